@@ -1,0 +1,1 @@
+"""Views, cameras, depth, normals, points and their alignment: pure functions on torch tensors."""

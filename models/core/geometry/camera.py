@@ -1,0 +1,165 @@
+"""Pinhole cameras: intrinsics, projection, poses, and ComfyUI's camera packet.
+
+Camera frame: OpenCV (x right, y down, z forward). Pixel centres lie at +0.5, so a picture spans [0, width] x [0, height].
+World frame: right-handed, y up. ``world_to_cam`` maps world points to the camera frame: ``p_cam = R p_world + t``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# OpenCV (y down, z forward) <-> glTF and three.js (y up, looks down -z); its own inverse.
+FLIP_Y_Z = (1.0, -1.0, -1.0)
+
+
+def intrinsics_from_fov(fov_degrees_horizontal: float | Tensor, width: int, height: int) -> Tensor:
+    """Intrinsics of a centred camera with square pixels: a number gives ``3 3``, a tensor of shape ``b`` gives ``b 3 3``."""
+    fov = torch.as_tensor(fov_degrees_horizontal, dtype=torch.float32)
+    if not bool(((fov > 0) & (fov < 180)).all()):
+        raise ValueError(f"A horizontal field of view of {fov.tolist()} degrees arrived, wanted more than 0 and less than 180.")
+    if width < 1 or height < 1:
+        raise ValueError(f"A picture of {width} x {height} pixels has no camera: width and height must be at least 1.")
+    focal = 0.5 * width / torch.tan(torch.deg2rad(fov) / 2)
+    zero, one = torch.zeros_like(focal), torch.ones_like(focal)
+    rows = [focal, zero, one * (width / 2), zero, focal, one * (height / 2), zero, zero, one]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def fov_from_intrinsics(intrinsics: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Full horizontal and vertical angle in degrees, each ``...``, of ``... 3 3``; right for off-centre principal points too."""
+    left, right = intrinsics[..., 0, 2], width - intrinsics[..., 0, 2]
+    top, bottom = intrinsics[..., 1, 2], height - intrinsics[..., 1, 2]
+    focal_x, focal_y = intrinsics[..., 0, 0], intrinsics[..., 1, 1]
+    horizontal = torch.atan2(left, focal_x) + torch.atan2(right, focal_x)
+    vertical = torch.atan2(top, focal_y) + torch.atan2(bottom, focal_y)
+    return torch.rad2deg(horizontal), torch.rad2deg(vertical)
+
+
+def pixel_centres(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
+    """The centre (x, y) of each pixel: ``h w 2`` float32, the first one (0.5, 0.5)."""
+    y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
+    x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def _per_camera(matrix: Tensor, points: Tensor) -> Tensor:
+    """Give ``b n m`` the singleton axes that broadcast it over the points ``b ... 3``; ``n m`` serves any points."""
+    if matrix.ndim == 2:
+        return matrix
+    return matrix.reshape(matrix.shape[:1] + (1,) * (points.ndim - 2) + matrix.shape[1:])
+
+
+def project(points_cam: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """Camera points ``b ... 3`` by ``b 3 3`` (or ``... 3`` by ``3 3``) to pixels ``b ... 2`` and z-depth ``b ...``.
+
+    Only points with z > 0 lie before the camera; the pixels of the others mean nothing, and the caller masks them by the depth.
+    """
+    matrix = _per_camera(intrinsics, points_cam)
+    homogeneous = (matrix @ points_cam.unsqueeze(-1)).squeeze(-1)
+    return homogeneous[..., :2] / homogeneous[..., 2:], points_cam[..., 2]
+
+
+def unproject(pixels: Tensor, depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Pixels ``b ... 2`` at z-depth ``b ...`` by ``b 3 3`` (or without b) to camera points ``b ... 3``."""
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
+    matrix = _per_camera(torch.linalg.inv(intrinsics), homogeneous)
+    return (matrix @ homogeneous.unsqueeze(-1)).squeeze(-1) * depth.unsqueeze(-1)
+
+
+def transform_points(points: Tensor, pose: Tensor) -> Tensor:
+    """Rigidly move points ``b ... 3`` by ``b 4 4`` (or ``... 3`` by ``4 4``)."""
+    rotation, shift = _per_camera(pose[..., :3, :3], points), pose[..., :3, 3]
+    if shift.ndim == 2:
+        shift = shift.reshape(shift.shape[:1] + (1,) * (points.ndim - 2) + (3,))
+    return (rotation @ points.unsqueeze(-1)).squeeze(-1) + shift
+
+
+def invert_pose(pose: Tensor) -> Tensor:
+    """The inverse of a rigid ``... 4 4``: world_to_cam <-> cam_to_world."""
+    rotation = pose[..., :3, :3].transpose(-1, -2)
+    inverse = torch.zeros_like(pose)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3:] = -rotation @ pose[..., :3, 3:]
+    inverse[..., 3, 3] = 1
+    return inverse
+
+
+def look_at(eye: Tensor | tuple[float, ...], target: Tensor | tuple[float, ...]) -> Tensor:
+    """World_to_cam ``... 4 4`` (OpenCV) of an upright camera at ``eye``, looking at ``target``, both ``... 3`` in a y-up world.
+
+    Looking straight up or down leaves "upright" open: the top of the picture is then -z looking down, +z looking up.
+    """
+    eye, target = torch.as_tensor(eye, dtype=torch.float32), torch.as_tensor(target, dtype=torch.float32)
+    eye, target = torch.broadcast_tensors(eye, target)
+    distance = (target - eye).norm(dim=-1, keepdim=True)
+    if not bool((distance > 0).all()):
+        raise ValueError("The camera stands on the point it looks at; move the eye or the target.")
+    forward = (target - eye) / distance
+    upright, on_the_pole = torch.zeros_like(forward), torch.zeros_like(forward)
+    upright[..., 1] = 1
+    on_the_pole[..., 2] = torch.sign(forward[..., 1])
+    right = torch.linalg.cross(forward, upright)
+    right = torch.where(right.norm(dim=-1, keepdim=True) > 1e-6, right, torch.linalg.cross(forward, on_the_pole))
+    right = right / right.norm(dim=-1, keepdim=True)
+    rotation = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-2)
+    pose = torch.zeros(eye.shape[:-1] + (4, 4), device=eye.device)
+    pose[..., :3, :3] = rotation
+    pose[..., :3, 3:] = -rotation @ eye.unsqueeze(-1)
+    pose[..., 3, 3] = 1
+    return pose
+
+
+def upright_world(world_to_cam: Tensor) -> Tensor:
+    """Restate a pose ``... 4 4`` given in an OpenCV world (y down, as VGGT's and DA3's) for the same world turned y up."""
+    return world_to_cam * torch.tensor([*FLIP_Y_Z, 1.0], dtype=world_to_cam.dtype, device=world_to_cam.device)
+
+
+def _xyz(vector: Tensor) -> dict[str, float]:
+    return dict(zip("xyz", vector.tolist(), strict=True))
+
+
+def camera_info(
+    intrinsics: Tensor,
+    width: int,
+    height: int,
+    world_to_cam: Tensor | None = None,
+    *,
+    target_distance: float = 1.0,
+    near: float = 0.01,
+    far: float = 1000.0,
+) -> dict[str, Any]:
+    """One camera as ComfyUI's LOAD3D_CAMERA: right-handed, y up, looks down -z; fov is vertical, in degrees.
+
+    ``intrinsics`` is ``3 3``, ``world_to_cam`` ``4 4`` of a y-up world; without it the camera stands in the origin of its
+    own frame in glTF axes, where our PLY files of one view lie. The packet has no principal point: an off-centre one is
+    shown centred, with the same focal length. ``target_distance`` is where the viewer's orbit has its centre.
+    """
+    from scipy.spatial.transform import Rotation
+
+    if intrinsics.shape != (3, 3) or (world_to_cam is not None and world_to_cam.shape != (4, 4)):
+        pose = None if world_to_cam is None else tuple(world_to_cam.shape)
+        raise ValueError(
+            f"Intrinsics {tuple(intrinsics.shape)} and pose {pose} arrived, wanted one camera, (3, 3) and (4, 4): pick one of the batch."
+        )
+    flip = torch.tensor(FLIP_Y_Z, dtype=torch.float64)
+    own_frame = torch.diag(torch.cat([flip, flip.new_ones(1)]))
+    pose = own_frame if world_to_cam is None else world_to_cam.detach().to("cpu", torch.float64)
+    cam_to_world = invert_pose(pose)
+    position, forward = cam_to_world[:3, 3], cam_to_world[:3, 2]
+    quaternion = Rotation.from_matrix((cam_to_world[:3, :3] * flip).numpy()).as_quat(canonical=True)
+    focal_x, focal_y = float(intrinsics[0, 0]), float(intrinsics[1, 1])
+    return {
+        "position": _xyz(position),
+        "target": _xyz(position + target_distance * forward),
+        "zoom": 1.0,
+        "cameraType": "perspective",
+        "quaternion": dict(zip("xyzw", quaternion.tolist(), strict=True)),
+        "fov": math.degrees(2 * math.atan(height / (2 * focal_y))),
+        "aspect": (width / focal_x) / (height / focal_y),
+        "near": float(near),
+        "far": float(far),
+    }

@@ -1,0 +1,217 @@
+"""View: what is known of the geometry behind one batch of pictures. Every depth the pack takes or makes travels as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Units = Literal["metric", "relative"]
+Spacing = Literal["disparity", "depth"]
+
+# axes after the batch that are fixed, per optional field; None stands for the depth map's own height and width
+_TAILS = {"image": (None, None, 3), "normals": (None, None, 3), "confidence": (None, None), "intrinsics": (3, 3), "world_to_cam": (4, 4)}
+
+
+@dataclass(frozen=True)
+class View:
+    """A batch of depth maps with what belongs to them. Build it with :meth:`from_depth`, which counts and masks bad pixels.
+
+    Nothing inside is normalised. Where ``mask`` is False the depth is exactly 0 and means nothing.
+    """
+
+    depth: Tensor  # b h w float32, z-depth, larger = farther, > 0 where valid
+    units: Units  # "metric" is metres, "relative" is up to one unknown scale per picture
+    mask: Tensor  # b h w bool, True = valid
+    image: Tensor | None = None  # b h w 3 in [0, 1]
+    normals: Tensor | None = None  # b h w 3, unit length, camera frame OpenCV, facing the camera
+    confidence: Tensor | None = None  # b h w, larger = surer
+    intrinsics: Tensor | None = None  # b 3 3 in pixels of this map, pixel centres at +0.5
+    world_to_cam: Tensor | None = None  # b 4 4, OpenCV camera, y-up world
+
+    def __post_init__(self) -> None:
+        if self.units not in get_args(Units):
+            raise ValueError(f"Depth units {self.units!r} arrived, wanted one of {get_args(Units)}; state what the numbers are.")
+        if self.depth.ndim != 3 or self.depth.dtype != torch.float32 or self.mask.dtype != torch.bool:
+            raise ValueError(
+                f"A depth {tuple(self.depth.shape)} of {self.depth.dtype} with a mask of {self.mask.dtype} arrived, wanted "
+                "(batch, height, width) of torch.float32 with torch.bool; View.from_depth converts."
+            )
+        if self.depth.numel() == 0:
+            raise ValueError(f"An empty depth map {tuple(self.depth.shape)} arrived, wanted at least one pixel.")
+        if self.mask.shape != self.depth.shape:
+            raise ValueError(f"The mask {tuple(self.mask.shape)} must have the shape of the depth map, {tuple(self.depth.shape)}.")
+        for name in _TAILS:
+            self._check_shape(name)
+        if not torch.equal(self.mask, is_valid(self.depth)) or bool((self.depth[~self.mask] != 0).any()):
+            raise ValueError("Depth and mask disagree: valid depth is finite and above 0, the rest is 0; View.from_depth sees to both.")
+
+    def _check_shape(self, name: str) -> None:
+        tensor = getattr(self, name)
+        if tensor is None:
+            return
+        batch, *size = self.depth.shape
+        wanted = (batch, *size, *_TAILS[name][2:]) if _TAILS[name][0] is None else (batch, *_TAILS[name])
+        if tuple(tensor.shape) != wanted:
+            raise ValueError(f"The {name} {tuple(tensor.shape)} does not fit a depth map {tuple(self.depth.shape)}, wanted {wanted}.")
+
+    @classmethod
+    def from_depth(cls, depth: Tensor, *, units: Units, mask: Tensor | None = None, **others: Tensor | None) -> View:
+        """Make a View of any depth: ``h w``, ``b h w`` or ``b 1 h w``, any number type, numpy arrays too.
+
+        NaN, infinite, zero and negative pixels, and those the given ``mask`` (True = valid) leaves out, become invalid:
+        masked and set to 0, never filled in. :func:`explain_invalid` words their count; a wholly invalid map is allowed
+        here and refused by :meth:`require_valid`. Inputs without a batch axis get one; a batch of 1 is repeated to the
+        others' batch, and two different batches are refused. ``others`` are the optional fields.
+        """
+        unknown = set(others) - set(_TAILS)
+        if unknown:
+            raise TypeError(f"View has no field {sorted(unknown)}; it knows {sorted(_TAILS)}.")
+        depth = torch.as_tensor(depth).to(torch.float32)
+        if depth.ndim == 4 and depth.shape[1] == 1:
+            depth = depth[:, 0]
+        batched = {"depth": _with_batch(depth, 3, "depth")}
+        if mask is not None:
+            batched["mask"] = _with_batch(torch.as_tensor(mask).to(torch.bool), 3, "mask")
+        for name, tensor in others.items():
+            if tensor is not None:
+                batched[name] = _with_batch(torch.as_tensor(tensor), len(_TAILS[name]) + 1, name)
+        batched = _same_batch(batched)
+        depth = batched.pop("depth")
+        valid = is_valid(depth)
+        given = batched.pop("mask", valid)
+        if given.shape != depth.shape:
+            raise ValueError(f"The mask {tuple(given.shape)} must have the shape of the depth map, {tuple(depth.shape)}.")
+        valid = valid & given
+        return cls(depth=torch.where(valid, depth, torch.zeros_like(depth)), units=units, mask=valid, **batched)
+
+    def __len__(self) -> int:
+        return self.depth.shape[0]
+
+    def __getitem__(self, index: int) -> View:
+        """One picture of the batch, as a View with batch 1."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Picture {index} was asked of a batch of {len(self)}.")
+        index %= len(self)
+        return self._map(lambda tensor: tensor[index : index + 1])
+
+    def to(self, device: torch.device | str) -> View:
+        """The same View with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change) -> View:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if isinstance(getattr(self, field.name), Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+    @property
+    def invalid_counts(self) -> tuple[int, ...]:
+        """Number of invalid pixels of each picture."""
+        return tuple((~self.mask).sum(dim=(1, 2)).tolist())
+
+    def require_valid(self) -> View:
+        """Return self, or raise ValueError naming the first picture without a single valid pixel."""
+        pixels = self.depth[0].numel()
+        for index, count in enumerate(self.invalid_counts):
+            if count == pixels:
+                raise ValueError(
+                    f"Depth map {index} of {len(self)} has no valid pixel (finite and above 0) among {pixels}; "
+                    "check the file or the mask, and that depth, not disparity or an inverted picture, was given."
+                )
+        return self
+
+    def describe(self) -> str:
+        """One line: size, unit, direction, range of the valid pixels, number of the invalid ones."""
+        batch, height, width = self.depth.shape
+        unit = "metres" if self.units == "metric" else "relative units"
+        invalid, pixels = sum(self.invalid_counts), self.depth.numel()
+        if invalid == pixels:
+            span = "no valid pixel"
+        else:
+            valid = self.depth[self.mask]
+            span = f"{float(valid.min()):.4g} to {float(valid.max()):.4g} {unit}"
+        return f"depth {batch} x {height} x {width}, {span}, larger = farther, {invalid} of {pixels} pixels invalid ({invalid / pixels:.1%})"
+
+    def to_control_image(
+        self, *, spacing: Spacing = "disparity", near_percentile: float = 1.0, far_percentile: float = 99.0, invalid_grey: float = 0.0
+    ) -> Tensor:
+        """A grey IMAGE ``b h w 3`` in [0, 1] for depth ControlNets: near is white, far is black.
+
+        Each picture is stretched on its own between two percentiles of its valid depth (0 = nearest pixel, 100 = farthest):
+        what is nearer than ``near_percentile`` is white, what is farther than ``far_percentile`` black. In between grey runs
+        linearly in ``spacing``: "disparity" (1 / depth, what MiDaS and most ControlNets were trained on) or "depth".
+        A picture of constant depth becomes mid grey. Invalid pixels get ``invalid_grey``: black by default, because nearly
+        all of them are sky, which lies beyond the farthest pixel. The scale is lost: use the exports to keep it.
+        """
+        if spacing not in get_args(Spacing):
+            raise ValueError(f"Spacing {spacing!r} arrived, wanted one of {get_args(Spacing)}.")
+        if not 0 <= near_percentile < far_percentile <= 100:
+            raise ValueError(f"Percentiles {near_percentile} (near) and {far_percentile} (far) must rise between 0 and 100.")
+        grey = torch.full_like(self.depth, invalid_grey)
+        for index in range(len(self)):
+            valid = self.mask[index]
+            if bool(valid.any()):
+                grey[index][valid] = _near_white(self.depth[index][valid], spacing, near_percentile, far_percentile)
+        return grey.unsqueeze(-1).repeat(1, 1, 1, 3)
+
+
+def is_valid(depth: Tensor) -> Tensor:
+    """True where a depth is finite and above 0."""
+    return torch.isfinite(depth) & (depth > 0)
+
+
+def explain_invalid(depth: Tensor, mask: Tensor | None = None) -> str | None:
+    """One sentence counting the bad pixels of a raw depth by kind, or None if every pixel is good."""
+    kinds = {
+        "NaN": torch.isnan(depth),
+        "infinite": torch.isinf(depth),
+        "zero or negative": torch.isfinite(depth) & (depth <= 0),
+    }
+    if mask is not None:
+        kinds["masked out"] = is_valid(depth) & ~mask.to(torch.bool)
+    counts = {kind: int(which.sum()) for kind, which in kinds.items()}
+    invalid = sum(counts.values())
+    if invalid == 0:
+        return None
+    listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return f"{invalid} of {depth.numel()} depth pixels ({invalid / depth.numel():.1%}) are invalid and left out: {listed}."
+
+
+def percentile(values: Tensor, percent: float) -> Tensor:
+    """Percentile of a flat, non-empty tensor with linear interpolation; torch.quantile stops at 16 million elements."""
+    place = (values.numel() - 1) * percent / 100
+    below = int(place)
+    low = values.kthvalue(below + 1).values
+    high = values.kthvalue(min(below + 2, values.numel())).values
+    return low + (high - low) * (place - below)
+
+
+def _near_white(depth: Tensor, spacing: Spacing, near_percentile: float, far_percentile: float) -> Tensor:
+    """Valid depths ``n`` to grey ``n``: 1 at the near percentile, 0 at the far one."""
+    near, far = percentile(depth, near_percentile), percentile(depth, far_percentile)
+    if not bool(far > near):
+        return torch.full_like(depth, 0.5)
+    depth = depth.clamp(near, far)
+    if spacing == "disparity":
+        depth, near, far = 1 / depth, 1 / near, 1 / far
+    return ((depth - far) / (near - far)).clamp(0, 1)
+
+
+def _with_batch(tensor: Tensor, ndim: int, name: str) -> Tensor:
+    """Give an unbatched tensor its batch axis; refuse every other number of axes."""
+    if tensor.ndim == ndim - 1:
+        return tensor.unsqueeze(0)
+    if tensor.ndim != ndim:
+        raise ValueError(f"A {name} of shape {tuple(tensor.shape)} arrived, wanted {ndim} axes with the batch first, or {ndim - 1} without.")
+    return tensor
+
+
+def _same_batch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Repeat batches of 1 to the largest batch; refuse two different ones by name."""
+    largest = max(tensors, key=lambda name: tensors[name].shape[0])
+    batch = tensors[largest].shape[0]
+    for name, tensor in tensors.items():
+        if tensor.shape[0] not in (1, batch):
+            raise ValueError(f"{batch} of {largest} and {tensor.shape[0]} of {name} arrived: give equally many, or one for all.")
+    return {name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in tensors.items()}
