@@ -1,0 +1,61 @@
+"""What tests of numbers share: one tolerance per dtype, a comparison that says where it failed, and poisoned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# (relative, absolute), for values of order one after a few hundred operations.
+TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-7, 1e-9),
+    torch.float32: (1e-4, 1e-5),
+    torch.bfloat16: (2e-2, 2e-2),
+    torch.float16: (2e-3, 2e-3),
+}
+
+
+def assert_close(actual: Tensor, expected: Tensor, *, dtype: torch.dtype | None = None, atol: float | None = None) -> None:
+    """Compare in float64 with the tolerance of `dtype` (the coarser of the two by default) or with `atol` alone.
+
+    Shapes must be equal. NaN equals nothing, so a value that nobody wrote into a poisoned buffer fails here.
+    """
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    rtol, absolute = TOLERANCES[dtype] if dtype else max(tolerance_of(actual), tolerance_of(expected))
+    if atol is not None:
+        rtol, absolute = 0.0, atol
+    got, want = actual.detach().double().cpu(), expected.detach().double().cpu()
+    good = (got - want).abs() <= absolute + rtol * want.abs()
+    if bool(good.all()):
+        return
+    where = tuple(int(i) for i in (~good).nonzero()[0])
+    raise AssertionError(
+        f"{int((~good).sum())} of {good.numel()} values differ by more than atol {absolute:g} + rtol {rtol:g}; "
+        f"first at {where}: {float(got[where]):.8g}, expected {float(want[where]):.8g}; largest error {float((got - want).abs().max()):.3g}"
+    )
+
+
+def tolerance_of(tensor: Tensor) -> tuple[float, float]:
+    """The table's entry for a tensor's dtype; integers and booleans compare exactly."""
+    return TOLERANCES[tensor.dtype] if tensor.is_floating_point() else (0.0, 0.0)
+
+
+def nan_filled(*shape: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Tensor:
+    """A buffer in which every value that is read before it is written shows."""
+    return torch.full(shape, float("nan"), dtype=dtype, device=device)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside, every fresh floating-point buffer of torch is full of NaN."""
+    deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
