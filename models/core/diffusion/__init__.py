@@ -1,0 +1,1 @@
+"""Time, noise and guidance: functions of numbers, no network."""

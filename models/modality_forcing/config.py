@@ -1,0 +1,131 @@
+"""Sizes and constants of Modality Forcing networks, checked at birth. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+Mode = Literal["joint", "image_to_depth", "depth_to_image"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+OTHER_NAMES = {"num_triple_blocks": "num_double_blocks"}  # the paper's word for a double block with a third stream
+WHOLE_NUMBERS = (
+    "in_channels", "depth_channels", "context_in_dim", "hidden_size", "num_heads",
+    "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "time_embed_dim",
+)  # fmt: skip
+MAY_BE_ZERO = ("num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks")
+
+
+@dataclass(frozen=True)
+class ModalityForcingConfig:
+    """Everything that fixes the shapes and the arithmetic of one network. Defaults: klein_9b, the released one."""
+
+    in_channels: int = 128  # RGB latent channels; one token per latent pixel
+    depth_channels: int = 256  # depth_patch^2: depth lives in pixel space
+    context_in_dim: int = 12288
+    hidden_size: int = 4096
+    num_heads: int = 32
+    num_double_blocks: int = 8
+    num_single_blocks: int = 24
+    num_depth_decoder_blocks: int = 4
+    axes_dim: tuple[int, ...] = (32, 32, 32, 32)  # rotary channels of (modality, row, column, text index)
+    theta: float = 2000
+    mlp_ratio: float = 3.0
+    depth_patch: int = 16  # image pixels per token, each way, in both streams
+    time_embed_dim: int = 256
+    time_max_period: float = 10000
+    time_factor: float = 1000.0
+    shift_mu: float = 1.1
+    shift_sigma: float = 1.0
+    x0_t_min: float = 0.05  # the released sampler's floor under t_depth
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
+        for name in WHOLE_NUMBERS:
+            value, least = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}, but it must be a whole number of at least {least}.")
+        self._check_heads()
+        if self.depth_channels != self.depth_patch**2:
+            raise ValueError(
+                f"depth_channels is {self.depth_channels}, but patches of {self.depth_patch} x {self.depth_patch} pixels "
+                f"need {self.depth_patch**2}."
+            )
+        if self.time_embed_dim % 2:
+            raise ValueError(f"time_embed_dim is {self.time_embed_dim}, but half cosines and half sines need an even number.")
+        if not self.mlp_ratio > 0 or (self.hidden_size * self.mlp_ratio) % 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} times hidden_size {self.hidden_size} must be a whole positive number.")
+        for name in ("theta", "time_max_period", "time_factor", "shift_sigma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be positive.")
+
+    def _check_heads(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} cannot be shared by {self.num_heads} heads; it must be a multiple.")
+        if len(self.axes_dim) != 4 or any(dim % 2 or dim < 0 for dim in self.axes_dim) or sum(self.axes_dim) != self.head_dim:
+            raise ValueError(
+                f"axes_dim is {self.axes_dim}, but it must be four even numbers that add up to the head width "
+                f"{self.head_dim} (hidden_size / num_heads)."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_hidden(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict of JSON values; `from_json` restores an equal config."""
+        return asdict(self) | {"axes_dim": list(self.axes_dim)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModalityForcingConfig:
+        """From a plain dict. Missing keys take the released values; an unknown key is refused by name."""
+        values = {OTHER_NAMES.get(key, key): value for key, value in values.items()}
+        unknown = sorted(set(values) - cls.known())
+        if unknown:
+            raise ValueError(f"The network config has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(cls.known()))}.")
+        return cls(**values)
+
+    @classmethod
+    def from_metadata(cls, values: Mapping[str, Any]) -> ModalityForcingConfig:
+        """From somebody else's file description: as `from_json`, but keys that are not ours (a name, a note) are left alone."""
+        return cls.from_json({key: value for key, value in values.items() if OTHER_NAMES.get(key, key) in cls.known()})
+
+    @classmethod
+    def known(cls) -> set[str]:
+        return {field.name for field in fields(cls)}
+
+
+KLEIN_9B = ModalityForcingConfig()
+
+PRESETS: Mapping[str, ModalityForcingConfig] = MappingProxyType(
+    {
+        "klein_9b": KLEIN_9B,
+        "klein_4b": replace(
+            KLEIN_9B, context_in_dim=7680, hidden_size=3072, num_heads=24, num_double_blocks=5, num_single_blocks=20
+        ),
+        "tiny": replace(
+            KLEIN_9B, in_channels=32, context_in_dim=128, hidden_size=192, num_heads=6, axes_dim=(8, 8, 8, 8),
+            num_double_blocks=2, num_single_blocks=5, num_depth_decoder_blocks=1,
+        ),
+    }
+)  # fmt: skip
+
+
+def find_preset(name: str) -> ModalityForcingConfig:
+    """The preset of that name; a ValueError names the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset named {name!r}; known presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def check_mode(mode: str) -> Mode:
+    """`mode`, if it is one; a ValueError names the known ones."""
+    if mode not in MODES:
+        raise ValueError(f"There is no mode named {mode!r}; known modes are {', '.join(MODES)}.")
+    return mode  # type: ignore[return-value]

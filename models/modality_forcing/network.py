@@ -1,0 +1,311 @@
+"""The Modality Forcing network: FLUX.2 with a third, depth, stream. Tensors in, tensors out.
+
+Parameter names are the released ones without their `dit.` prefix. No biases; layer norms have no parameters.
+Letters: b batch, n tokens, h heads, d head width, c channels; `h w` only beside c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.layers.attention import Attend, attend
+from ..core.layers.modulation import (
+    Modulation,
+    ModulationProjection,
+    TimeEmbedder,
+    modulate,
+    stack_modulation,
+    timestep_embedding,
+)
+from ..core.layers.positions import RotaryTable, apply_rotary, grid_positions, rotary_table, text_positions
+from .config import ModalityForcingConfig
+
+STREAMS = ("txt", "img", "depth")  # the order in every joint attention
+
+
+class ModalityForcing(nn.Module):
+    """Noisy image latent and noisy depth, each with its own time -> image velocity and clean depth."""
+
+    def __init__(self, config: ModalityForcingConfig, *, operations=torch.nn, device=None, dtype=None):
+        super().__init__()
+        self.config = config
+        made = {"operations": operations, "device": device, "dtype": dtype}
+        linear = {"bias": False, "device": device, "dtype": dtype}
+        width = config.hidden_size
+
+        self.img_in = operations.Linear(config.in_channels, width, **linear)
+        self.txt_in = operations.Linear(config.context_in_dim, width, **linear)
+        self.depth_in = operations.Linear(config.depth_channels, width, **linear)
+        self.time_in = TimeEmbedder(config.time_embed_dim, width, **made)
+        self.time_in_depth = TimeEmbedder(config.time_embed_dim, width, **made)
+        self.time_in_depth_to_img = TimeEmbedder(config.time_embed_dim, width, **made)
+        self.time_in_rgb_to_depth = TimeEmbedder(config.time_embed_dim, width, **made)
+        self.cross_alpha_img = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+        self.cross_alpha_depth = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+
+        self.double_stream_modulation_img = ModulationProjection(width, 2, **made)
+        self.double_stream_modulation_txt = ModulationProjection(width, 2, **made)
+        self.double_stream_modulation_depth = ModulationProjection(width, 2, **made)
+        self.single_stream_modulation = ModulationProjection(width, 1, **made)
+        self.single_stream_modulation_depth = ModulationProjection(width, 1, **made)
+        self.depth_decoder_modulation = ModulationProjection(width, 1, **made)
+
+        self.double_blocks = nn.ModuleList(TripleStreamBlock(config, **made) for _ in range(config.num_double_blocks))
+        self.single_blocks = nn.ModuleList(SingleStreamBlock(config, **made) for _ in range(config.num_single_blocks))
+        self.depth_decoder_blocks = nn.ModuleList(SingleStreamBlock(config, **made) for _ in range(config.num_depth_decoder_blocks))
+
+        self.final_layer = FinalLayer(width, config.in_channels, **made)
+        # float32 whatever the body is: a bfloat16 head shows as bands in the depth
+        self.depth_final_layer = FinalLayer(width, config.depth_channels, **made | {"dtype": dtype and torch.float32})
+
+    def forward(
+        self,
+        img: Tensor,
+        depth: Tensor,
+        context: Tensor,
+        t_rgb: Tensor,
+        t_depth: Tensor,
+        *,
+        attend: Attend = attend,
+        time_dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """img b c h w (latent), depth b 1 p*h p*w (network space), context b n c, times (b,) -> (velocity of img, clean depth).
+
+        The body computes in img's dtype; the depth comes back in float32. `time_dtype` is the precision of the time
+        embedding, by default the body's as in the release.
+        """
+        grid, tokens = img.shape[-2:], img.shape[-2] * img.shape[-1]
+        self.check_inputs(img, depth, context)
+        img_vec, depth_vec = self.time_vectors(t_rgb, t_depth, img.dtype, time_dtype or img.dtype)
+        table = self.rotary(context.shape[1], grid, depth=True, device=img.device)
+
+        streams = {
+            "txt": self.txt_in(context.to(img.dtype)),
+            "img": self.img_in(latent_to_tokens(img)),
+            "depth": self.depth_in(depth_to_tokens(depth.to(img.dtype), self.config.depth_patch)),
+        }
+        streams = self.run_double_blocks(streams, img_vec, depth_vec, table, attend)
+
+        (image_rows,), (depth_rows,) = self.single_stream_modulation(img_vec), self.single_stream_modulation_depth(depth_vec)
+        rows = stack_modulation([(image_rows, context.shape[1] + tokens), (depth_rows, tokens)])
+        x = torch.cat([streams[name] for name in STREAMS], dim=1)
+        for block in self.single_blocks:
+            x = block(x, rows, table, attend)
+
+        _, img_x, depth_x = x.split((context.shape[1], tokens, tokens), dim=1)
+        (decoder_rows,) = self.depth_decoder_modulation(depth_vec)
+        depth_table = (table[0][-tokens:], table[1][-tokens:])
+        for block in self.depth_decoder_blocks:
+            depth_x = block(depth_x, decoder_rows, depth_table, attend)
+
+        velocity = tokens_to_latent(self.final_layer(img_x, img_vec), grid)
+        x0 = self.depth_final_layer(depth_x.float(), depth_vec.float())
+        return velocity, tokens_to_depth(x0, grid, self.config.depth_patch)
+
+    def forward_image(
+        self, img: Tensor, context: Tensor, t_rgb: Tensor, *, attend: Attend = attend, time_dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The text-to-image network inside: no depth tokens, no depth time. Shapes as in `forward`; returns the velocity."""
+        grid, text = img.shape[-2:], context.shape[1]
+        vec = self.time_in(self.embed_time(t_rgb, img.dtype, time_dtype or img.dtype))
+        table = self.rotary(text, grid, depth=False, device=img.device)
+        streams = {"txt": self.txt_in(context.to(img.dtype)), "img": self.img_in(latent_to_tokens(img))}
+        streams = self.run_double_blocks(streams, vec, None, table, attend)
+        (rows,) = self.single_stream_modulation(vec)
+        x = torch.cat([streams["txt"], streams["img"]], dim=1)
+        for block in self.single_blocks:
+            x = block(x, rows, table, attend)
+        return tokens_to_latent(self.final_layer(x[:, text:], vec), grid)
+
+    def time_vectors(self, t_rgb: Tensor, t_depth: Tensor, dtype: torch.dtype, time_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Each stream's time vector (b, c): its own time, plus alpha times the other stream's."""
+        rgb, depth = self.embed_time(t_rgb, dtype, time_dtype), self.embed_time(t_depth, dtype, time_dtype)
+        img_vec = self.time_in(rgb) + self.cross_alpha_img.to(rgb) * self.time_in_depth_to_img(depth)
+        depth_vec = self.time_in_depth(depth) + self.cross_alpha_depth.to(rgb) * self.time_in_rgb_to_depth(rgb)
+        return img_vec, depth_vec
+
+    def embed_time(self, t: Tensor, dtype: torch.dtype, time_dtype: torch.dtype) -> Tensor:
+        c = self.config
+        made = {"dtype": time_dtype, "max_period": c.time_max_period, "time_factor": c.time_factor}
+        return timestep_embedding(t, c.time_embed_dim, **made).to(dtype)
+
+    def rotary(self, text: int, grid: tuple[int, int], *, depth: bool, device: torch.device) -> RotaryTable:
+        ids = [text_positions(text, device=device), grid_positions(*grid, device=device)]
+        if depth:
+            ids.append(grid_positions(*grid, modality=1, device=device))
+        return rotary_table(torch.cat(ids), self.config.axes_dim, self.config.theta)
+
+    def run_double_blocks(
+        self, streams: dict[str, Tensor], img_vec: Tensor, depth_vec: Tensor | None, table: RotaryTable, attend: Attend
+    ) -> dict[str, Tensor]:
+        """All double blocks over the streams given; text rows are modulated by the image's time."""
+        mods = {"txt": self.double_stream_modulation_txt(img_vec), "img": self.double_stream_modulation_img(img_vec)}
+        if depth_vec is not None:
+            mods["depth"] = self.double_stream_modulation_depth(depth_vec)
+        for block in self.double_blocks:
+            streams = block(streams, mods, table, attend)
+        return streams
+
+    def check_inputs(self, img: Tensor, depth: Tensor, context: Tensor) -> None:
+        c, (b, _, h, w) = self.config, img.shape
+        want = ((b, c.in_channels, h, w), (b, 1, h * c.depth_patch, w * c.depth_patch), (b, context.shape[1], c.context_in_dim))
+        got = tuple(tuple(x.shape) for x in (img, depth, context))
+        if got != want:
+            raise ValueError(f"Image latent, depth and context have shapes {got}, but this network needs {want}.")
+
+
+class TripleStreamBlock(nn.Module):
+    """A FLUX.2 double block with a third stream: separate weights per stream, one attention over all tokens."""
+
+    def __init__(self, config: ModalityForcingConfig, *, operations=torch.nn, device=None, dtype=None):
+        super().__init__()
+        made = {"operations": operations, "device": device, "dtype": dtype}
+        for name in STREAMS:
+            self.add_module(f"{name}_attn", StreamAttention(config.hidden_size, config.num_heads, **made))
+            self.add_module(f"{name}_mlp", gated_mlp(config.hidden_size, config.mlp_hidden, **made))
+
+    def forward(
+        self, streams: dict[str, Tensor], mods: Mapping[str, tuple[Modulation, ...]], table: RotaryTable, attend: Attend
+    ) -> dict[str, Tensor]:
+        attns = [getattr(self, f"{name}_attn") for name in streams]
+        heads = [attn.heads(modulate(x, *mods[name][0][:2])) for attn, (name, x) in zip(attns, streams.items(), strict=True)]
+        q, k, v = (torch.cat(parts, dim=1) for parts in zip(*heads, strict=True))
+        mixed = attend_heads(q, k, v, table, attend).split([x.shape[1] for x in streams.values()], dim=1)
+
+        out = {}
+        for attn, rows, (name, x) in zip(attns, mixed, streams.items(), strict=True):
+            first, second = mods[name]
+            x = torch.addcmul(x, first.gate, attn.proj(rows))
+            out[name] = torch.addcmul(x, second.gate, getattr(self, f"{name}_mlp")(modulate(x, second.shift, second.scale)))
+        return out
+
+
+class SingleStreamBlock(nn.Module):
+    """Attention and gated MLP side by side from one norm: x += gate * linear2([attention | mlp])."""
+
+    def __init__(self, config: ModalityForcingConfig, *, operations=torch.nn, device=None, dtype=None):
+        super().__init__()
+        width, linear = config.hidden_size, {"bias": False, "device": device, "dtype": dtype}
+        self.num_heads = config.num_heads
+        self.linear1 = operations.Linear(width, 3 * width + 2 * config.mlp_hidden, **linear)
+        self.linear2 = operations.Linear(width + config.mlp_hidden, width, **linear)
+        self.norm = QKNorm(config.head_dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, mod: Modulation, table: RotaryTable, attend: Attend) -> Tensor:
+        width = x.shape[-1]
+        joint = self.linear1(modulate(x, mod.shift, mod.scale))
+        q, k, v = split_heads(joint[..., : 3 * width], self.num_heads)
+        mixed = attend_heads(*self.norm(q, k), v, table, attend)
+        return torch.addcmul(x, mod.gate, self.linear2(torch.cat((mixed, gate_silu(joint[..., 3 * width :])), dim=-1)))
+
+
+class StreamAttention(nn.Module):
+    """The weights one stream brings to the joint attention."""
+
+    def __init__(self, hidden_size: int, num_heads: int, *, operations=torch.nn, device=None, dtype=None):
+        super().__init__()
+        linear = {"bias": False, "device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.qkv = operations.Linear(hidden_size, 3 * hidden_size, **linear)
+        self.norm = QKNorm(hidden_size // num_heads, device=device, dtype=dtype)
+        self.proj = operations.Linear(hidden_size, hidden_size, **linear)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x 'b n c' -> normalised q, k and plain v, each 'b n h d'."""
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
+        return *self.norm(q, k), v
+
+
+class QKNorm(nn.Module):
+    """RMS norms of queries and keys over the head width."""
+
+    def __init__(self, dim: int, *, device=None, dtype=None):
+        super().__init__()
+        self.query_norm = RMSScale(dim, device=device, dtype=dtype)
+        self.key_norm = RMSScale(dim, device=device, dtype=dtype)
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_norm(q), self.key_norm(k)
+
+
+class RMSScale(nn.Module):
+    """x / rms(x) in float32, back to x's dtype, times a learned scale."""
+
+    def __init__(self, dim: int, *, device=None, dtype=None):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype) * self.scale.to(x)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection out of the network (shift first, then scale)."""
+
+    def __init__(self, hidden_size: int, out_channels: int, *, operations=torch.nn, device=None, dtype=None):
+        super().__init__()
+        linear = {"bias": False, "device": device, "dtype": dtype}
+        self.linear = operations.Linear(hidden_size, out_channels, **linear)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(hidden_size, 2 * hidden_size, **linear))
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
+        return self.linear(modulate(x, shift, 1 + scale))
+
+
+class GatedSiLU(nn.Module):
+    """[gate | value] -> SiLU(gate) * value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gate_silu(x)
+
+
+def gated_mlp(hidden_size: int, mlp_hidden: int, *, operations=torch.nn, device=None, dtype=None) -> nn.Sequential:
+    linear = {"bias": False, "device": device, "dtype": dtype}
+    return nn.Sequential(
+        operations.Linear(hidden_size, 2 * mlp_hidden, **linear), GatedSiLU(), operations.Linear(mlp_hidden, hidden_size, **linear)
+    )
+
+
+def gate_silu(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """'b n (3 h d)' -> q, k, v, each 'b n h d'."""
+    return qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
+
+
+def attend_heads(q: Tensor, k: Tensor, v: Tensor, table: RotaryTable, attend: Attend) -> Tensor:
+    """Rotary positions, then attention: q, k, v 'b n h d' -> 'b n (h d)'."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return attend(apply_rotary(q, table), apply_rotary(k, table), v)
+
+
+def latent_to_tokens(latent: Tensor) -> Tensor:
+    """'b c h w' -> 'b (h w) c'."""
+    return latent.flatten(2).transpose(1, 2)
+
+
+def tokens_to_latent(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """'b (h w) c' -> 'b c h w'."""
+    return tokens.transpose(1, 2).unflatten(-1, grid)
+
+
+def depth_to_tokens(depth: Tensor, patch: int) -> Tensor:
+    """'b 1 (h p) (w q)' -> 'b (h w) (p q)': one token per patch, its pixels row by row."""
+    b, _, height, width = depth.shape
+    patches = depth.reshape(b, height // patch, patch, width // patch, patch)
+    return patches.transpose(2, 3).reshape(b, -1, patch * patch)
+
+
+def tokens_to_depth(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Inverse of `depth_to_tokens`."""
+    (b, _, _), (rows, columns) = tokens.shape, grid
+    patches = tokens.reshape(b, rows, columns, patch, patch).transpose(2, 3)
+    return patches.reshape(b, 1, rows * patch, columns * patch)
