@@ -1,7 +1,9 @@
-"""Names the checkout `spatialweave`, keeps its root off sys.path, and says which tests could not run and why."""
+"""Names the checkout `spatialweave`, keeps its root off sys.path, reads its import graph, and says which tests could not run."""
 
+import ast
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,6 +41,64 @@ def pytest_terminal_summary(terminalreporter):
     skipped = [report for report in terminalreporter.stats.get("skipped", ()) if NO_COMFYUI in str(report.longrepr)]
     if skipped:
         terminalreporter.write_sep("!", f"{len(skipped)} tests marked comfyui did not run: {NO_COMFYUI}", red=True)
+
+
+class Pack:
+    """The pack as text: its files, and which module imports which. Paths are relative to the root, with forward slashes."""
+
+    def __init__(self, root):
+        self.root = root
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True, text=True
+        )
+        self.files = sorted(name for name in listed.stdout.split("\0") if name and (root / name).is_file())
+        self.code = [name for name in self.files if name.endswith(".py") and not name.startswith("tests/")]
+
+    def text(self, name):
+        return (self.root / name).read_text(encoding="utf-8")
+
+    def tree(self, name):
+        return ast.parse(self.text(name), filename=name)
+
+    def imports(self, name):
+        """(node, module) of every import in a file: ours as a path ("models/core/view.py"), others' as a dotted name."""
+        for node in ast.walk(self.tree(name)):
+            if isinstance(node, ast.Import):
+                yield from ((node, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node, node.module
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((node, found) for found in self._relative(name, node))
+
+    def _relative(self, name, node):
+        folder = (self.root / name).parent
+        for _ in range(node.level - 1):
+            folder = folder.parent
+        base = folder.joinpath(*node.module.split(".")) if node.module else folder
+        for alias in node.names:
+            for path in (base / f"{alias.name}.py", base / alias.name / "__init__.py", base.with_suffix(".py"), base / "__init__.py"):
+                if path.is_file():
+                    yield path.relative_to(self.root).as_posix()
+                    break
+            else:
+                raise AssertionError(f"{name}:{node.lineno} imports {alias.name} from {base}, which is not there")
+
+    def closure(self, start):
+        """Every file of ours that importing `start` can reach, package files on the way included."""
+        seen, todo = set(), [start]
+        while todo:
+            name = todo.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            todo += [module for _, module in self.imports(name) if module.endswith(".py")]
+            todo += [init for folder in Path(name).parents if (self.root / (init := (folder / "__init__.py").as_posix())).is_file()]
+        return seen
+
+
+@pytest.fixture(scope="session")
+def pack():
+    return Pack(ROOT)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Everything that computes, without ComfyUI: core, then one folder per system."""

@@ -1,0 +1,1 @@
+"""What several systems share; the parts import each other only as the architecture test allows."""

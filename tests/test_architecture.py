@@ -1,0 +1,197 @@
+"""The house rules that a machine can read: who may import whom, what is small, what nobody writes."""
+
+import ast
+import re
+import sys
+from pathlib import PurePosixPath
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+SYSTEMS = ("modality_forcing", "intrinsic_ldm", "spatial_diff", "spatial_fusion", "joyai_edit")
+CORE = "models/core/"
+# inside a folder everything may import its neighbours; this is what it may import besides
+ALLOWED = {
+    "kernels/": (),
+    CORE + "layers/": ("kernels/",),
+    CORE + "diffusion/": (),
+    CORE + "geometry/": (),
+    CORE + "export/": (CORE + "geometry/",),
+    CORE + "evaluation/": (CORE + "geometry/",),
+    CORE + "training/": (CORE,),
+    CORE: (),
+    "models/vggt/": (CORE, "kernels/"),
+    "models/world/": (CORE,),
+    "models/demo/": (CORE, "models/world/"),
+    **{f"models/{system}/": (CORE, "kernels/", "models/vggt/", "models/demo/") for system in SYSTEMS},
+    "models/": ("models/",),
+    "nodes/": ("models/",),
+    "workflows/": (),
+    "": ("nodes/",),
+}
+# the files that every system with a network has, and what of ours they may see
+SYSTEM_FILES = {
+    "config.py": (),
+    "network.py": ("config.py", CORE + "layers/", "kernels/"),
+    "weights.py": ("config.py", "network.py", CORE + "weights.py"),
+    "sampling.py": ("config.py", CORE + "diffusion/"),
+    "training.py": ("config.py", "network.py", "sampling.py", "weights.py", CORE),
+}
+HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
+LONG_FILES = {"models/modality_forcing/network.py": "one network, one file, read top down"}
+STANDARD_NAMES = sys.stdlib_module_names - {"__future__"}
+VAGUE_NAMES = {"utils", "helpers", "misc", "common", "types", "io"}
+
+
+def test_the_tree_was_found(pack):
+    assert {"__init__.py", "nodes/__init__.py", "models/modality_forcing/network.py"} <= set(pack.code)
+
+
+def test_imports_point_down(pack):
+    wrong = []
+    for name in pack.code:
+        home = next(prefix for prefix in ALLOWED if name.startswith(prefix))
+        for node, module in pack.imports(name):
+            package_file = module.endswith("__init__.py") and home.startswith(module.removesuffix("__init__.py"))
+            if module.endswith(".py") and not package_file and not module.startswith((home or "__init__", *ALLOWED[home])):
+                wrong.append(f"{name}:{node.lineno} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_system_files_see_only_what_their_job_needs(pack):
+    wrong = []
+    for name in pack.code:
+        path = PurePosixPath(name)
+        if path.parent.name not in SYSTEMS or path.name not in SYSTEM_FILES:
+            continue
+        home = path.parent.as_posix() + "/"
+        allowed = tuple(entry if "/" in entry else home + entry for entry in SYSTEM_FILES[path.name])
+        ours = [(node, module) for node, module in pack.imports(name) if module.endswith(".py")]
+        wrong += [f"{name}:{node.lineno} imports {module}" for node, module in ours if not module.startswith(allowed or ("-",))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_comfyui_is_visible_only_in_nodes(pack):
+    wrong = []
+    for name in pack.code:
+        for node, module in pack.imports(name):
+            in_nodes, in_host = name.startswith("nodes/"), name.startswith("nodes/host")
+            if (HOST.match(module) and not in_host) or (module.split(".")[0] == "comfy_api" and not in_nodes):
+                wrong.append(f"{name}:{node.lineno} imports {module}")
+            if module.split(".")[0] in ("nodes", "comfy_extras"):
+                wrong.append(f"{name}:{node.lineno} imports {module}, which is no API of ComfyUI")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_everything_else_imported_is_declared_or_standard(pack):
+    project = tomllib.loads(pack.text("pyproject.toml"))["project"]
+    known = {name.lower().replace("pillow", "pil") for name in project["dependencies"]} | sys.stdlib_module_names
+    extra = {"models/core/training/": {"accelerate"}, "nodes/": {"comfy_api"}, "kernels/": {"triton"}, "kernels/dispatch.py": {"comfy_kitchen"}}
+    wrong = []
+    for name in pack.code:
+        more = set().union(*(names for prefix, names in extra.items() if name.startswith(prefix)))
+        for node, module in pack.imports(name):
+            top = module.split(".")[0].lower()
+            if not module.endswith(".py") and top not in known | more and not (name.startswith("nodes/host") and HOST.match(module)):
+                wrong.append(f"{name}:{node.lineno} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("pattern", [r"models/[^/]+/config\.py", r"workflows/run\.py"])
+def test_some_files_are_free_of_torch(pack, pattern):
+    names = [name for name in pack.code if re.fullmatch(pattern, name)]
+    assert names
+    for name in names:
+        reached = {module.split(".")[0] for file in pack.closure(name) for _, module in pack.imports(file) if not module.endswith(".py")}
+        assert reached <= sys.stdlib_module_names, f"{name} reaches {sorted(reached - sys.stdlib_module_names)}"
+
+
+def test_the_door_imports_nothing_but_logging(pack):
+    top = [node for node in pack.tree("__init__.py").body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(node) for node in top] == ["import logging"]
+
+
+def test_files_are_short(pack):
+    lines = {name: pack.text(name).count("\n") for name in pack.code}
+    too_long = {name: count for name, count in lines.items() if count > (500 if name in LONG_FILES else 300)}
+    assert not too_long
+    assert not [name for name in LONG_FILES if name in lines and lines[name] <= 300], "no longer long: take it off the list"
+
+
+def functions(tree):
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_functions_are_short(pack):
+    limits = {"execute": 20, "define_schema": 60}
+    wrong = []
+    for name in pack.code:
+        for node in functions(pack.tree(name)):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = node.end_lineno - body[0].lineno + 1 if body else 0
+            if length > limits.get(node.name, 40):
+                wrong.append(f"{name}:{node.lineno} {node.name} has {length} lines")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_module_says_what_it_is(pack):
+    assert not [name for name in pack.code if pack.text(name).strip() and not ast.get_docstring(pack.tree(name))]
+
+
+def test_file_names_say_what_is_inside(pack):
+    stems = {name: PurePosixPath(name).stem for name in pack.code}
+    assert not [name for name, stem in stems.items() if stem in STANDARD_NAMES | VAGUE_NAMES]
+
+
+def test_no_test_folder_is_a_package(pack):
+    assert not [name for name in pack.files if name.startswith("tests/") and name.endswith("__init__.py")]
+
+
+# A third-party lint for ComfyUI packs rejects these anywhere in a .py file; write `operations.Linear` and take a device.
+LAYERS = "Linear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d LayerNorm GroupNorm Embedding".split()
+FORBIDDEN = {
+    **{f"nn.{layer}": rf"\bnn\.{layer}\(" for layer in LAYERS},
+    "a hidden device move": r"\.cuda\(|\.to\(\s*[\"']cuda",
+    "autocast": r"torch\.autocast|amp\.autocast",
+    "an evaluation-mode call that scanners flag; write train(False)": r"\.eval\(",
+    "a code evaluator": r"(?<![\w.])(eval|exec)\(",
+    "unpickling": r"torch\.load\(|\bpickle\b",
+    "emptying the cache": r"cuda\.empty_cache",
+    "unfinished work": r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError",
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_nobody_writes(pack, what):
+    pattern = re.compile(FORBIDDEN[what])
+    wrong = []
+    for name in (name for name in pack.files if name.endswith(".py") and name != "tests/test_architecture.py"):
+        lines = enumerate(pack.text(name).splitlines(), 1)
+        wrong += [f"{name}:{number} {line.strip()}" for number, line in lines if not line.lstrip().startswith("#") and pattern.search(line)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_pack_changes_no_interpreter_state(pack):
+    pattern = re.compile(r"sys\.(path|modules)\b|logging\.basicConfig|warnings\.(simple)?filter|set_default_dtype|set_default_device")
+    code = [name for name in pack.code if name != "workflows/run.py"]
+    assert not [name for name in code if pattern.search(pack.text(name))]
+
+
+def test_loggers_have_fixed_names(pack):
+    """`__name__` is a file path inside ComfyUI."""
+    for name in pack.code:
+        calls = [node for node in ast.walk(pack.tree(name)) if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger")]
+        for call in calls:
+            (argument,) = call.args
+            assert isinstance(argument, ast.Constant) and str(argument.value).startswith("spatialweave"), f"{name}:{call.lineno}"
+
+
+def test_python_files_can_be_read_on_windows(pack):
+    for name in pack.files:
+        assert name.isascii()
+        if name.endswith(".py"):
+            pack.text(name).encode("cp1252")
