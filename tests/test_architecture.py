@@ -42,6 +42,12 @@ SYSTEM_FILES = {
     "training.py": ("config.py", "network.py", "sampling.py", "weights.py", CORE),
 }
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
+EXTRA_IMPORTS = {
+    "models/core/training/": {"accelerate"},
+    "nodes/": {"comfy_api"},
+    "kernels/": {"triton"},
+    "kernels/dispatch.py": {"comfy_kitchen"},
+}
 LONG_FILES = {"models/modality_forcing/network.py": "one network, one file, read top down"}
 STANDARD_NAMES = sys.stdlib_module_names - {"__future__"}
 VAGUE_NAMES = {"utils", "helpers", "misc", "common", "types", "io"}
@@ -90,10 +96,9 @@ def test_comfyui_is_visible_only_in_nodes(pack):
 def test_everything_else_imported_is_declared_or_standard(pack):
     project = tomllib.loads(pack.text("pyproject.toml"))["project"]
     known = {name.lower().replace("pillow", "pil") for name in project["dependencies"]} | sys.stdlib_module_names
-    extra = {"models/core/training/": {"accelerate"}, "nodes/": {"comfy_api"}, "kernels/": {"triton"}, "kernels/dispatch.py": {"comfy_kitchen"}}
     wrong = []
     for name in pack.code:
-        more = set().union(*(names for prefix, names in extra.items() if name.startswith(prefix)))
+        more = set().union(*(names for prefix, names in EXTRA_IMPORTS.items() if name.startswith(prefix)))
         for node, module in pack.imports(name):
             top = module.split(".")[0].lower()
             if not module.endswith(".py") and top not in known | more and not (name.startswith("nodes/host") and HOST.match(module)):

@@ -1,0 +1,142 @@
+"""The pack as users get it: imported under ComfyUI's path-like name, and as the registry's archive."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import PurePosixPath
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+LOAD_AS_COMFYUI_DOES = """
+import importlib.util, json, sys, time
+path = sys.argv[1]
+name = path.replace(".", "_x_")
+before = set(sys.modules)
+began = time.perf_counter()
+spec = importlib.util.spec_from_file_location(name, path + "/__init__.py")
+module = importlib.util.module_from_spec(spec)
+sys.modules[name] = module
+spec.loader.exec_module(module)
+print(json.dumps({
+    "seconds": time.perf_counter() - began,
+    "loaded": sorted(set(sys.modules) - before),
+    "names": sorted(vars(module)),
+    "version": module.__version__,
+    "web": module.WEB_DIRECTORY,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def door(root, tmp_path_factory):
+    """What loading the pack's root did in a fresh process, without ComfyUI."""
+    empty = tmp_path_factory.mktemp("elsewhere")
+    call = [sys.executable, "-I", "-c", LOAD_AS_COMFYUI_DOES, str(root)]
+    return json.loads(subprocess.run(call, cwd=empty, capture_output=True, check=True, text=True).stdout)
+
+
+def test_importing_the_pack_costs_nothing(door):
+    assert door["seconds"] < 0.05
+    heavy = {"torch", "numpy", "safetensors", "PIL", "scipy", "comfy", "asyncio"}
+    assert not heavy & {name.split(".")[0] for name in door["loaded"]}
+
+
+def test_the_pack_has_one_form_of_registration(door):
+    assert "comfy_entrypoint" in door["names"]
+    assert "NODE_CLASS_MAPPINGS" not in door["names"], "an attribute of that name, even empty, hides the entrypoint"
+
+
+def test_version_is_said_once_and_the_web_folder_is_there(door, root, pack):
+    assert door["version"] == tomllib.loads(pack.text("pyproject.toml"))["project"]["version"]
+    assert (root / door["web"] / "docs").is_dir()
+    assert not [name for name in pack.files if name.startswith("web/") and name.endswith(".js")]
+
+
+def test_the_entrypoint_passes_a_failure_on(root):
+    """Without ComfyUI the nodes cannot be loaded; the reason is logged with its traceback, and raised."""
+    script = LOAD_AS_COMFYUI_DOES + "import asyncio; asyncio.run(module.comfy_entrypoint())"
+    done = subprocess.run([sys.executable, "-I", "-c", script, str(root)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "SpatialWeave could not load its nodes" in done.stderr
+    assert "No module named 'comfy_api'" in done.stderr.splitlines()[-1]
+
+
+def test_metadata_is_what_the_registry_accepts(pack):
+    data = tomllib.loads(pack.text("pyproject.toml"))
+    project, comfy = data["project"], data["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9-]{0,98}", project["name"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    assert project["license"] == {"file": "LICENSE"} and "Apache License" in pack.text("LICENSE")
+    assert re.fullmatch(r"(>=|<=|==|>|<|~=)\d+\.\d+\.\d+", comfy["requires-comfyui"])
+    assert comfy["PublisherId"] and comfy["DisplayName"] == "SpatialWeave"
+    assert project["urls"]["Repository"].startswith("https://")
+
+
+def test_installing_changes_no_environment(pack, request):
+    """Bare names only, and each is something that ComfyUI's own requirements bring."""
+    names = tomllib.loads(pack.text("pyproject.toml"))["project"]["dependencies"]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names)
+    assert set(names) <= {"torch", "numpy", "scipy", "einops", "safetensors", "Pillow", "tqdm"}
+    assert not {"install.py", "prestartup_script.py", "requirements.txt"} & set(pack.files)
+
+
+@pytest.mark.comfyui
+def test_comfyui_brings_every_dependency(pack, comfyui):
+    brought = {re.split(r"[^\w-]", line)[0].lower() for line in (comfyui / "requirements.txt").read_text().splitlines()}
+    assert {name.lower() for name in tomllib.loads(pack.text("pyproject.toml"))["project"]["dependencies"]} <= brought
+
+
+@pytest.fixture(scope="module")
+def archive(pack, root):
+    """The registry's archive: tracked files (here also those about to be) that .comfyignore does not name."""
+    ask = ["git", "ls-files", "-z", "--cached", "--others", "--ignored", "--exclude-from=.comfyignore"]
+    ignored = set(subprocess.run(ask, cwd=root, capture_output=True, check=True, text=True).stdout.split("\0"))
+    return [name for name in pack.files if name not in ignored]
+
+
+def is_data_of_the_nodes(name):
+    """Files that no import reaches but that run time reads: help, translations, graphs, weights beside their code."""
+    patterns = ("pyproject.toml", "LICENSE", "README.md", "web/docs/*.md", "web/docs/*/*.md", "locales/*/*.json")
+    patterns += ("workflows/*.json", "workflows/*.jpg", "models/*/tiny*.safetensors", "models/demo/*.json")
+    return any(PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def test_the_archive_holds_what_run_time_needs_and_nothing_else(pack, archive):
+    needed = pack.closure("__init__.py") | {name for name in pack.files if is_data_of_the_nodes(name)}
+    assert set(archive) - needed == set(), "in the archive but not reachable from a node: add it to .comfyignore"
+    assert needed - set(archive) == set(), "needed by a node but hidden by .comfyignore"
+
+
+# Each of these flags a version in the registry's scanner, at its lowest level too.
+FLAGGED = {
+    "code evaluators": r"(?<!\w)(eval|exec|compile|__import__)\(",
+    "dynamic imports": r"importlib|\.import_module",
+    "processes": r"\bsubprocess\b|os\.(system|popen|exec)|shutil\.which",
+    "network": r"\b(requests|urllib|http\.client|httpx|aiohttp|socket|ftplib|websocket)\b|\.connect\(",
+    "encoded code": r"\b(base64|marshal|pickle|zlib\.decompress|codecs\.decode)\b",
+    "installers": r"\bpip\b|setup\.py|ensurepip",
+}
+
+
+@pytest.mark.parametrize("what", FLAGGED)
+def test_the_archive_has_nothing_a_scanner_flags(pack, archive, what):
+    pattern = re.compile(FLAGGED[what])
+    hits = []
+    for name in archive:
+        if name.endswith((".py", ".js")):
+            lines = enumerate(pack.text(name).splitlines(), 1)
+            hits += [f"{name}:{number} {line.strip()}" for number, line in lines if pattern.search(line)]
+    assert not hits, "\n".join(hits)
+
+
+def test_the_archive_is_small_and_of_known_kinds(root, archive):
+    kinds = {PurePosixPath(name).suffix for name in archive}
+    assert kinds <= {".py", ".toml", ".md", ".json", ".jpg", ".safetensors", ""}
+    assert [name for name in archive if not PurePosixPath(name).suffix] == ["LICENSE"]
+    assert sum((root / name).stat().st_size for name in archive) < 25e6
