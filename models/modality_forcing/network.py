@@ -191,16 +191,16 @@ class SingleStreamBlock(nn.Module):
         super().__init__()
         width, linear = config.hidden_size, {"bias": False, "device": device, "dtype": dtype}
         self.num_heads = config.num_heads
-        self.linear1 = operations.Linear(width, 3 * width + 2 * config.mlp_hidden, **linear)
+        self.widths = (3 * width, 2 * config.mlp_hidden)
+        self.linear1 = operations.Linear(width, sum(self.widths), **linear)
         self.linear2 = operations.Linear(width + config.mlp_hidden, width, **linear)
         self.norm = QKNorm(config.head_dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, mod: Modulation, table: RotaryTable, attend: Attend) -> Tensor:
-        width = x.shape[-1]
-        joint = self.linear1(modulate(x, mod.shift, mod.scale))
-        q, k, v = split_heads(joint[..., : 3 * width], self.num_heads)
+        qkv, mlp = self.linear1(modulate(x, mod.shift, mod.scale)).split(self.widths, dim=-1)
+        q, k, v = split_heads(qkv, self.num_heads)
         mixed = attend_heads(*self.norm(q, k), v, table, attend)
-        return torch.addcmul(x, mod.gate, self.linear2(torch.cat((mixed, gate_silu(joint[..., 3 * width :])), dim=-1)))
+        return torch.addcmul(x, mod.gate, self.linear2(torch.cat((mixed, gate_silu(mlp)), dim=-1)))
 
 
 class StreamAttention(nn.Module):
