@@ -131,7 +131,8 @@ class View:
         else:
             valid = self.depth[self.mask]
             span = f"{float(valid.min()):.4g} to {float(valid.max()):.4g} {unit}"
-        return f"depth {batch} x {height} x {width}, {span}, larger = farther, {invalid} of {pixels} pixels invalid ({invalid / pixels:.1%})"
+        holes = f"{invalid} of {pixels} pixels invalid ({invalid / pixels:.1%})"
+        return f"depth {batch} x {height} x {width}, {span}, larger = farther, {holes}"
 
     def to_control_image(
         self, *, spacing: Spacing = "disparity", near_percentile: float = 1.0, far_percentile: float = 99.0, invalid_grey: float = 0.0
@@ -203,7 +204,7 @@ def _with_batch(tensor: Tensor, ndim: int, name: str) -> Tensor:
     if tensor.ndim == ndim - 1:
         return tensor.unsqueeze(0)
     if tensor.ndim != ndim:
-        raise ValueError(f"A {name} of shape {tuple(tensor.shape)} arrived, wanted {ndim} axes with the batch first, or {ndim - 1} without.")
+        raise ValueError(f"The {name} has shape {tuple(tensor.shape)}, wanted {ndim} axes with the batch first, or {ndim - 1} without.")
     return tensor
 
 

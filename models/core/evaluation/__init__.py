@@ -1,0 +1,1 @@
+"""How near a depth or a normal map comes to the truth."""

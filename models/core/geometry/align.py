@@ -1,0 +1,118 @@
+"""Fit a predicted depth to a target before they are compared: one scale, or scale and shift, for each picture.
+
+``pred`` and ``target`` are ``b ...`` in any one quantity (depth, or disparity), ``mask`` is bool, True where both count.
+All sums run in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .view import percentile
+
+ScaleMethod = Literal["median", "least_squares", "l1"]
+AffineMethod = Literal["least_squares", "l1"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """``aligned = scale * pred + shift``, one of each per picture."""
+
+    scale: Tensor  # b, float64
+    shift: Tensor  # b, float64
+
+    def apply(self, pred: Tensor) -> Tensor:
+        """The aligned prediction ``b ...`` in the dtype of ``pred``."""
+        shape = (-1,) + (1,) * (pred.ndim - 1)
+        return (pred.double() * self.scale.reshape(shape) + self.shift.reshape(shape)).to(pred.dtype)
+
+
+def align_scale(pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMethod = "median") -> Alignment:
+    """The scale of each picture, shift 0.
+
+    "median" is median(target) / median(pred), the custom in depth papers; "least_squares" minimises the squared error;
+    "l1" the absolute error, exactly, and is the one that outliers move least.
+    """
+    if method not in get_args(ScaleMethod):
+        raise ValueError(f"Scale method {method!r} arrived, wanted one of {get_args(ScaleMethod)}.")
+    fit = {"median": _median_scale, "least_squares": _least_squares_scale, "l1": _l1_scale}[method]
+    scale = torch.stack([fit(p, t) for p, t in _pixels(pred, target, mask)])
+    return Alignment(scale, torch.zeros_like(scale))
+
+
+def align_scale_shift(pred: Tensor, target: Tensor, mask: Tensor, *, method: AffineMethod = "least_squares") -> Alignment:
+    """Scale and shift of each picture, by least squares or by absolute error ("l1", robust, iteratively reweighted).
+
+    A constant prediction carries no shift: it gets the scale that meets the target's mean.
+    """
+    if method not in get_args(AffineMethod):
+        raise ValueError(f"Scale and shift method {method!r} arrived, wanted one of {get_args(AffineMethod)}.")
+    fit = {"least_squares": _affine, "l1": _l1_affine}[method]
+    fits = [fit(p, t) for p, t in _pixels(pred, target, mask)]
+    return Alignment(torch.stack([scale for scale, _ in fits]), torch.stack([shift for _, shift in fits]))
+
+
+def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The valid pixels of each picture, flat and float64."""
+    if not pred.shape == target.shape == mask.shape:
+        shapes = tuple(pred.shape), tuple(target.shape), tuple(mask.shape)
+        raise ValueError(f"Prediction, target and mask have shapes {shapes}, wanted three equal ones.")
+    pairs = [(p[m].double(), t[m].double()) for p, t, m in zip(pred, target, mask, strict=True)]
+    for index, (p, t) in enumerate(pairs):
+        if p.numel() == 0:
+            raise ValueError(f"Picture {index} of {len(pairs)} has no valid pixel to align by; leave it out or mend its mask.")
+        if not bool(torch.isfinite(p).all() and torch.isfinite(t).all()):
+            raise ValueError(f"Picture {index} of {len(pairs)} holds NaN or infinity inside its mask; mask these pixels.")
+        if not bool(p.any()):
+            raise ValueError(f"The prediction of picture {index} is zero in every valid pixel: no scale can fit it.")
+    return pairs
+
+
+def _median_scale(pred: Tensor, target: Tensor) -> Tensor:
+    median = percentile(pred, 50)
+    if float(median) == 0:
+        raise ValueError("The prediction's median is zero, so the median gives no scale; use method 'least_squares' or 'l1'.")
+    return percentile(target, 50) / median
+
+
+def _least_squares_scale(pred: Tensor, target: Tensor) -> Tensor:
+    return (pred * target).sum() / (pred * pred).sum()
+
+
+def _l1_scale(pred: Tensor, target: Tensor) -> Tensor:
+    """argmin of sum |s p - t| = sum |p| |s - t / p|: the median of t / p weighted by |p|."""
+    pred, target = pred[pred != 0], target[pred != 0]
+    ratio, order = (target / pred).sort()
+    weight = pred.abs()[order].cumsum(0)
+    return ratio[torch.searchsorted(weight, weight[-1] / 2)]
+
+
+def _affine(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weighted least squares of scale and shift, in the centred form that keeps its digits."""
+    weight = torch.ones_like(pred) if weight is None else weight
+    weight = weight / weight.sum()
+    mean_pred, mean_target = (weight * pred).sum(), (weight * target).sum()
+    spread = pred - mean_pred
+    variance = (weight * spread * spread).sum()
+    if float(variance) <= 1e-24 * float(mean_pred) ** 2:
+        return mean_target / mean_pred, torch.zeros_like(mean_pred)
+    scale = (weight * spread * (target - mean_target)).sum() / variance
+    return scale, mean_target - scale * mean_pred
+
+
+def _l1_affine(pred: Tensor, target: Tensor, *, steps: int = 100) -> tuple[Tensor, Tensor]:
+    """Iteratively reweighted least squares; the floor of the residual, 1e-6 of the target's size, bounds the weights."""
+    scale, shift = _affine(pred, target)
+    floor = 1e-6 * target.abs().mean().clamp_min(torch.finfo(target.dtype).tiny)
+    for _ in range(steps):
+        residual = (scale * pred + shift - target).abs()
+        new_scale, new_shift = _affine(pred, target, 1 / residual.clamp_min(floor))
+        settled = (new_scale - scale).abs() <= 1e-9 * scale.abs() and (new_shift - shift).abs() <= 1e-3 * floor
+        scale, shift = new_scale, new_shift
+        if settled:
+            break
+    return scale, shift

@@ -1,0 +1,60 @@
+"""Normals of a depth map, and normals as a picture. Camera frame OpenCV; a normal faces the camera, so its z is negative."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .camera import pixel_centres, unproject
+from .view import is_valid
+
+NormalStyle = Literal["opengl", "directx"]
+
+
+def normals_from_depth(depth: Tensor, intrinsics: Tensor, mask: Tensor | None = None, *, edge_rtol: float = 0.04) -> Tensor:
+    """Unit normals ``b h w 3`` of z-depth ``b h w`` seen through ``b 3 3``; zero where no two directions can be measured.
+
+    Differences of neighbouring points span the surface. Where the depth bends by more than ``edge_rtol`` of itself between
+    the two sides of a pixel, an edge runs there, and the flatter side alone counts, so that no surface is spanned across
+    the edge. Exact on planes, second order elsewhere; kornia's depth_to_normals is Sobel only and rounds edges off.
+    """
+    mask = is_valid(depth) if mask is None else mask & is_valid(depth)
+    depth = torch.where(mask, depth, torch.ones_like(depth))
+    height, width = depth.shape[-2:]
+    points = unproject(pixel_centres(height, width, device=depth.device).expand(*depth.shape, 2), depth, intrinsics)
+    along_x, has_x = _difference(points, mask, 2, edge_rtol)
+    along_y, has_y = _difference(points, mask, 1, edge_rtol)
+    # y times x, not x times y: with y down this one points back at the camera
+    normals = torch.linalg.cross(along_y, along_x)
+    length = normals.norm(dim=-1, keepdim=True)
+    measured = (mask & has_x & has_y).unsqueeze(-1) & (length > 0)
+    return torch.where(measured, normals / length.clamp_min(torch.finfo(length.dtype).tiny), torch.zeros_like(normals))
+
+
+def _difference(points: Tensor, mask: Tensor, axis: int, edge_rtol: float) -> tuple[Tensor, Tensor]:
+    """The step ``b h w 3`` of the surface along one axis, central where smooth, and where ``b h w`` there is one."""
+    step, both = points.diff(dim=axis), mask.narrow(axis, 1, mask.shape[axis] - 1) & mask.narrow(axis, 0, mask.shape[axis] - 1)
+    none, no = torch.zeros_like(points.narrow(axis, 0, 1)), torch.zeros_like(mask.narrow(axis, 0, 1))
+    ahead, has_ahead = torch.cat([step, none], axis), torch.cat([both, no], axis)
+    behind, has_behind = torch.cat([none, step], axis), torch.cat([no, both], axis)
+    bend = (ahead[..., 2] - behind[..., 2]).abs()
+    smooth = has_ahead & has_behind & (bend <= edge_rtol * points[..., 2])
+    flatter_ahead = ahead[..., 2].abs() <= behind[..., 2].abs()
+    take_ahead = has_ahead & (flatter_ahead | ~has_behind)
+    one_sided = torch.where(take_ahead.unsqueeze(-1), ahead, behind)
+    return torch.where(smooth.unsqueeze(-1), (ahead + behind) / 2, one_sided), has_ahead | has_behind
+
+
+def normals_to_image(normals: Tensor, style: NormalStyle = "opengl") -> Tensor:
+    """Normals ``... 3`` as the usual picture ``... 3`` in [0, 1]: right is red, towards the viewer is blue.
+
+    Up is green in "opengl" (Blender, ControlNet), down is green in "directx". A zero normal is black, which no unit normal is.
+    """
+    if style not in get_args(NormalStyle):
+        raise ValueError(f"Normal map style {style!r} arrived, wanted one of {get_args(NormalStyle)}.")
+    green = -1.0 if style == "opengl" else 1.0
+    colours = 0.5 + 0.5 * normals * torch.tensor([1.0, green, -1.0], dtype=normals.dtype, device=normals.device)
+    known = (normals != 0).any(dim=-1, keepdim=True)
+    return torch.where(known, colours.clamp(0, 1), torch.zeros_like(colours))

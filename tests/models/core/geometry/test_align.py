@@ -1,0 +1,104 @@
+"""Alignment against numpy, SciPy's optimisers and planted truths."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog, minimize_scalar
+
+from spatialweave.models.core.geometry.align import align_scale, align_scale_shift
+
+
+def data(outliers=False):
+    random = torch.Generator().manual_seed(3)
+    pred = torch.rand(2, 6, 8, generator=random) * 4 + 1
+    target = torch.stack([2.5 * pred[0] + 0.7, 0.4 * pred[1] - 0.1]) + 0.01 * torch.randn(2, 6, 8, generator=random)
+    mask = torch.rand(2, 6, 8, generator=random) > 0.3
+    target = torch.where(mask, target, torch.full_like(target, float("nan")))
+    if outliers:
+        target[:, 0, :3] = torch.where(mask[:, 0, :3], torch.tensor(100.0), target[:, 0, :3])
+    return pred, target, mask
+
+
+def flat(pred, target, mask, index):
+    return pred[index][mask[index]].double().numpy(), target[index][mask[index]].double().numpy()
+
+
+def test_scale_by_medians_and_least_squares_equals_numpy():
+    pred, target, mask = data()
+    for index in range(2):
+        p, t = flat(pred, target, mask, index)
+        assert float(align_scale(pred, target, mask).scale[index]) == pytest.approx(np.median(t) / np.median(p))
+        fit = np.linalg.lstsq(p[:, None], t, rcond=None)[0][0]
+        assert float(align_scale(pred, target, mask, method="least_squares").scale[index]) == pytest.approx(fit)
+
+
+def test_scale_l1_is_the_minimum():
+    pred, target, mask = data(outliers=True)
+    scale = align_scale(pred, target, mask, method="l1").scale
+    for index in range(2):
+        p, t = flat(pred, target, mask, index)
+        best = minimize_scalar(lambda s, p=p, t=t: np.abs(s * p - t).sum(), bounds=(0, 20), method="bounded", options={"xatol": 1e-10})
+        assert np.abs(float(scale[index]) * p - t).sum() <= best.fun * (1 + 1e-9)
+
+
+def test_scale_shift_least_squares_equals_numpy():
+    pred, target, mask = data()
+    found = align_scale_shift(pred, target, mask)
+    for index in range(2):
+        p, t = flat(pred, target, mask, index)
+        assert (float(found.scale[index]), float(found.shift[index])) == pytest.approx(tuple(np.polyfit(p, t, 1)))
+
+
+def test_scale_shift_l1_reaches_the_linear_programs_minimum():
+    pred, target, mask = data(outliers=True)
+    found = align_scale_shift(pred, target, mask, method="l1")
+    for index in range(2):
+        p, t = flat(pred, target, mask, index)
+        n = len(p)
+        above = np.column_stack([np.stack([p, np.ones(n)], 1), -np.eye(n)])
+        below = np.column_stack([-np.stack([p, np.ones(n)], 1), -np.eye(n)])
+        cost = np.concatenate([[0, 0], np.ones(n)])
+        free = [(None, None)] * 2 + [(0, None)] * n
+        best = linprog(cost, np.vstack([above, below]), np.concatenate([t, -t]), bounds=free).fun
+        assert np.abs(float(found.scale[index]) * p + float(found.shift[index]) - t).sum() <= best * (1 + 1e-4)
+    assert found.scale.tolist() == pytest.approx([2.5, 0.4], rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["least_squares", "l1"])
+def test_exact_affine_relation_is_found(method):
+    pred = torch.linspace(1, 3, 24, dtype=torch.float64).reshape(1, 4, 6)
+    found = align_scale_shift(pred, 3 * pred - 1.25, torch.ones(1, 4, 6, dtype=torch.bool), method=method)
+    assert (float(found.scale), float(found.shift)) == pytest.approx((3, -1.25))
+    torch.testing.assert_close(found.apply(pred), 3 * pred - 1.25)
+
+
+def test_apply_keeps_the_dtype_and_the_batch():
+    pred, target, mask = data()
+    found = align_scale(pred, target, mask)
+    aligned = found.apply(pred)
+    assert aligned.dtype == torch.float32
+    torch.testing.assert_close(aligned[1], (pred[1].double() * found.scale[1]).float())
+
+
+def test_constant_prediction_gets_a_scale_alone():
+    target = torch.tensor([[1.0, 2.0, 6.0]])
+    found = align_scale_shift(torch.full((1, 3), 2.0), target, torch.ones(1, 3, dtype=torch.bool))
+    assert (float(found.scale), float(found.shift)) == pytest.approx((1.5, 0))
+
+
+def test_bad_input_is_worded():
+    pred, yes = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="Picture 1 of 2 has no valid pixel to align"):
+        align_scale(pred, pred, torch.tensor([[True], [False]]).expand(2, 3))
+    with pytest.raises(ValueError, match="holds NaN or infinity inside its mask"):
+        align_scale(pred * float("nan"), pred, yes)
+    with pytest.raises(ValueError, match="wanted three equal ones"):
+        align_scale_shift(pred, pred[:1], yes)
+    with pytest.raises(ValueError, match="picture 0 is zero in every valid pixel"):
+        align_scale(pred * 0, pred, yes)
+    with pytest.raises(ValueError, match="median is zero"):
+        align_scale(torch.tensor([[0.0, 0, 1]]), pred[:1], yes[:1])
+    with pytest.raises(ValueError, match="Scale method 'mean'"):
+        align_scale(pred, pred, yes, method="mean")
+    with pytest.raises(ValueError, match="Scale and shift method 'median'"):
+        align_scale_shift(pred, pred, yes, method="median")
