@@ -1,0 +1,1 @@
+"""Arrays to files that other programs read, one format each; no writer squeezes a depth to 0-1 or bends it by a curve."""

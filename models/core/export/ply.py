@@ -1,0 +1,80 @@
+"""PLY: a coloured point cloud, binary little endian, float positions and normals, 8-bit colours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry.camera import FLIP_Y_Z
+from .files import write_file
+
+Axes = Literal["gltf", "opencv"]
+
+_AXES_COMMENT = {"gltf": "axes: x right, y up, looks down -z (glTF)", "opencv": "axes: x right, y down, z forward (OpenCV)"}
+
+
+def encode_ply(
+    points: Tensor,
+    colours: Tensor | None = None,
+    normals: Tensor | None = None,
+    *,
+    axes: Axes = "gltf",
+    comments: Sequence[str] = (),
+) -> bytes:
+    """Points ``n 3`` in OpenCV axes, colours ``n 3`` in [0, 1], normals ``n 3``, as the bytes of a PLY.
+
+    "gltf" turns points and normals y up, -z forward, as Blender's importer, ComfyUI's viewer and camera_info expect;
+    "opencv" writes them as they are. Which of the two stands in a comment, after which ``comments`` follow.
+    """
+    if axes not in get_args(Axes):
+        raise ValueError(f"Axes {axes!r} arrived, wanted one of {get_args(Axes)}.")
+    if any(not line.isascii() or "\n" in line for line in comments):
+        raise ValueError("A PLY comment must be one line of ASCII text.")
+    columns = _columns(points, colours, normals, np.array(FLIP_Y_Z) if axes == "gltf" else np.ones(3))
+    records = np.empty(len(points), dtype=[(name, kind) for name, kind, _ in columns])
+    for name, _, values in columns:
+        records[name] = values
+    words = {"<f4": "float", "u1": "uchar"}
+    header = ["ply", "format binary_little_endian 1.0", f"comment {_AXES_COMMENT[axes]}"]
+    header += [f"comment {line}" for line in comments]
+    header += [f"element vertex {len(points)}"] + [f"property {words[kind]} {name}" for name, kind, _ in columns]
+    return ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + records.tobytes()
+
+
+def write_ply(
+    path: str | os.PathLike,
+    points: Tensor,
+    colours: Tensor | None = None,
+    normals: Tensor | None = None,
+    *,
+    axes: Axes = "gltf",
+    comments: Sequence[str] = (),
+) -> Path:
+    """Write a point cloud; see :func:`encode_ply`."""
+    return write_file(path, encode_ply(points, colours, normals, axes=axes, comments=comments))
+
+
+def _columns(points: Tensor, colours: Tensor | None, normals: Tensor | None, flip: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+    """Name, kind and values of each vertex property, checked."""
+    if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
+        raise ValueError(f"Points of shape {tuple(points.shape)} arrived, wanted (n, 3) with at least one point; is every pixel masked?")
+    for name, values in (("colours", colours), ("normals", normals)):
+        if values is not None and values.shape != points.shape:
+            raise ValueError(f"{len(points)} points and {name} of shape {tuple(values.shape)} arrived, wanted one row of 3 for each point.")
+    if not bool(torch.isfinite(points).all()):
+        raise ValueError(f"{int((~torch.isfinite(points).all(dim=1)).sum())} of {len(points)} points are NaN or infinite; mask them first.")
+    places = points.detach().cpu().double().numpy() * flip
+    columns = [(name, "<f4", places[:, axis]) for axis, name in enumerate("xyz")]
+    if normals is not None:
+        directions = normals.detach().cpu().double().numpy() * flip
+        columns += [(name, "<f4", directions[:, axis]) for axis, name in enumerate(("nx", "ny", "nz"))]
+    if colours is not None:
+        levels = (colours.detach().cpu().double().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        columns += [(name, "u1", levels[:, axis]) for axis, name in enumerate(("red", "green", "blue"))]
+    return columns

@@ -1,0 +1,63 @@
+"""Writing whole files: folders are made, failures are one sentence, nothing half-written stays."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from spatialweave.models.core.export.files import ExportError, write_file
+
+
+def test_folders_are_made_and_the_file_replaced(tmp_path):
+    path = tmp_path / "a" / "b" / "c.bin"
+    assert write_file(path, b"one") == path
+    write_file(str(path), b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(path.parent) == ["c.bin"]
+
+
+def test_a_file_in_the_way_of_the_folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "x.png", tmp_path / "file" / "deeper" / "x.png"):
+        with pytest.raises(ExportError, match="Cannot write .*x.png: a part of this path is a file, not a folder; choose another folder.$"):
+            write_file(path, b"data")
+
+
+def test_a_folder_of_that_name(tmp_path):
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(ExportError, match="a folder has this name") as caught:
+        write_file(tmp_path / "x.png", b"data")
+    assert str(caught.value).startswith("Cannot write")
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+def test_a_name_too_long(tmp_path):
+    with pytest.raises(ExportError, match="name is too long"):
+        write_file(tmp_path / ("x" * 300), b"data")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")
+def test_full_disk_leaves_the_older_file(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"older")
+    (tmp_path / "x.png.part").symlink_to("/dev/full")
+    with pytest.raises(ExportError, match="the disk is full; free some space"):
+        write_file(path, b"data")
+    assert path.read_bytes() == b"older"
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX limits the size of a process's files")
+def test_a_write_that_stops_in_the_middle_leaves_nothing(tmp_path):
+    """The kernel itself cuts the file after 1000 bytes, in a process of its own."""
+    script = (
+        "import resource, sys\n"
+        "from spatialweave.models.core.export.files import ExportError, write_file\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    write_file(sys.argv[1], b'x' * 5000)\nexcept ExportError as error:\n    sys.exit(str(error))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x.bin")], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 1
+    assert "the file would be larger than this system allows" in ran.stderr
+    assert os.listdir(tmp_path) == []

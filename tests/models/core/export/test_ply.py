@@ -1,0 +1,63 @@
+"""PLY against plyfile and trimesh."""
+
+import numpy as np
+import plyfile
+import pytest
+import torch
+import trimesh
+
+from spatialweave.models.core.export.ply import encode_ply, write_ply
+
+POINTS = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.5, 6.0], [0.0, 0.0, 1e-3]])
+COLOURS = torch.tensor([[1.0, 0.0, 0.5], [0.25, 2.0, -1.0], [0.0, 0.0, 0.0]])
+NORMALS = torch.tensor([[0.0, 0.6, -0.8], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
+FLIP = np.array([1, -1, -1], np.float32)
+
+
+@pytest.mark.parametrize(("axes", "flip"), [("gltf", FLIP), ("opencv", np.ones(3))])
+def test_plyfile_reads_what_was_written(tmp_path, axes, flip):
+    write_ply(tmp_path / "p.ply", POINTS, COLOURS, NORMALS, axes=axes, comments=["units: metric"])
+    data = plyfile.PlyData.read(tmp_path / "p.ply")
+    assert not data.text and data.byte_order == "<"
+    vertex = data["vertex"]
+    np.testing.assert_array_equal(np.stack([vertex["x"], vertex["y"], vertex["z"]], 1), POINTS.numpy() * flip)
+    np.testing.assert_array_equal(np.stack([vertex["nx"], vertex["ny"], vertex["nz"]], 1), NORMALS.numpy() * flip)
+    levels = np.stack([vertex["red"], vertex["green"], vertex["blue"]], 1)
+    assert levels.dtype == np.uint8 and levels.tolist() == [[255, 0, 128], [64, 255, 0], [0, 0, 0]]
+    assert data.comments[0].startswith("axes: ") and ("glTF" in data.comments[0]) == (axes == "gltf")
+    assert data.comments[1] == "units: metric"
+
+
+def test_trimesh_sees_a_coloured_cloud(tmp_path):
+    path = write_ply(tmp_path / "p.ply", POINTS, COLOURS)
+    cloud = trimesh.load(path)
+    assert isinstance(cloud, trimesh.PointCloud)
+    np.testing.assert_allclose(cloud.vertices, POINTS.numpy() * FLIP)
+    assert cloud.colors[0].tolist()[:3] == [255, 0, 128]
+
+
+def test_points_alone():
+    header = encode_ply(POINTS).split(b"end_header\n")[0].decode()
+    assert "element vertex 3" in header and "red" not in header and "nx" not in header
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((POINTS[:0],), r"Points of shape \(0, 3\) arrived, wanted \(n, 3\) with at least one point"),
+        ((POINTS[None],), r"Points of shape \(1, 3, 3\)"),
+        ((POINTS, COLOURS[:2]), r"3 points and colours of shape \(2, 3\)"),
+        ((POINTS, None, NORMALS[:, :2]), r"3 points and normals of shape \(3, 2\)"),
+        ((POINTS * float("nan"),), "3 of 3 points are NaN or infinite"),
+    ],
+)
+def test_bad_clouds_are_worded(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        encode_ply(*arguments)
+
+
+def test_bad_axes_and_comments_are_worded():
+    with pytest.raises(ValueError, match="Axes 'blender' arrived"):
+        encode_ply(POINTS, axes="blender")
+    with pytest.raises(ValueError, match="one line of ASCII"):
+        encode_ply(POINTS, comments=["two\nlines"])

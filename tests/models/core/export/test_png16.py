@@ -1,0 +1,117 @@
+"""16-bit PNG: read back by ourselves, by imageio and from files of others."""
+
+import json
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spatialweave.models.core.export.png16 import read_png16, write_png16
+from spatialweave.models.core.geometry.view import View
+
+
+def a_view(units="metric"):
+    depth = torch.rand(1, 17, 23, generator=torch.Generator().manual_seed(0)) * 80 + 0.3
+    depth[0, 3, 4], depth[0, 5, 6] = float("inf"), 0
+    return View.from_depth(depth, units=units, intrinsics=torch.eye(3))
+
+
+@pytest.mark.parametrize("units", ["metric", "relative"])
+@pytest.mark.parametrize("scale", [None, 0.002])
+def test_reread_equals_written_within_half_a_step(tmp_path, units, scale):
+    view = a_view(units)
+    write_png16(tmp_path / "d.png", view, scale=scale)
+    back = read_png16(tmp_path / "d.png")
+    step = scale or float(view.depth[view.mask].max() - view.depth[view.mask].min()) / 65534
+    assert back.units == units
+    assert torch.equal(back.mask, view.mask)
+    assert float((back.depth - view.depth).abs().max()) <= step / 2 * 1.001 + 1e-5
+
+
+def test_others_can_follow_the_metadata(tmp_path):
+    """imageio for the pixels, Pillow for the text, the standard library for the JSON."""
+    view = a_view()
+    write_png16(tmp_path / "d.png", view)
+    values = imageio.imread(tmp_path / "d.png")
+    assert values.dtype == np.uint16 and values.shape == (17, 23)
+    assert (values[3, 4], values[5, 6]) == (0, 0)
+    assert values.max() == 65535 and values[values > 0].min() == 1
+    text = Image.open(tmp_path / "d.png").text
+    facts = json.loads((tmp_path / "d.json").read_text())
+    assert text["depth_units"] == facts["depth_units"] == "metric"
+    assert text["depth_direction"] == facts["depth_direction"] == "larger = farther"
+    depth = values * float(text["depth_scale"]) + float(text["depth_offset"])
+    np.testing.assert_allclose(depth[values > 0], view.depth[view.mask].numpy(), atol=facts["depth_scale"] / 2 * 1.001)
+    assert facts["depth_min"] == float(view.depth[view.mask].min()) and facts["depth_max"] == float(view.depth.max())
+    assert facts["depth_scale"] == float(text["depth_scale"]) and facts["depth_invalid"] == 0 and facts["invalid_pixels"] == 2
+    assert facts["intrinsics"] == torch.eye(3).tolist()
+
+
+def test_a_whole_scale_writes_millimetres(tmp_path):
+    write_png16(tmp_path / "d.png", View.from_depth(torch.tensor([[1.5, 0.0002, 20.0]]), units="metric"), scale=0.001)
+    assert imageio.imread(tmp_path / "d.png").tolist() == [[1500, 1, 20000]]
+
+
+def test_constant_depth_survives(tmp_path):
+    write_png16(tmp_path / "d.png", View.from_depth(torch.full((4, 4), 3.25), units="relative"))
+    assert bool((read_png16(tmp_path / "d.png").depth == 3.25).all())
+
+
+def test_json_serves_when_the_text_was_dropped(tmp_path):
+    view = a_view()
+    write_png16(tmp_path / "d.png", view)
+    imageio.imwrite(tmp_path / "d.png", imageio.imread(tmp_path / "d.png"))
+    assert read_png16(tmp_path / "d.png").units == "metric"
+    (tmp_path / "d.json").write_text("{")
+    with pytest.raises(ValueError, match="d.json is not JSON"):
+        read_png16(tmp_path / "d.png")
+
+
+def test_files_of_others_need_scale_and_units(tmp_path):
+    path = tmp_path / "kinect.png"
+    imageio.imwrite(path, np.array([[0, 1000], [2500, 65535]], np.uint16))
+    with pytest.raises(ValueError, match="kinect.png does not say its scale: pass scale and units"):
+        read_png16(path)
+    with pytest.raises(ValueError, match="does not say what its numbers are"):
+        read_png16(path, scale=0.001)
+    view = read_png16(path, scale=0.001, units="metric")
+    assert view.mask.tolist() == [[[False, True], [True, True]]]
+    torch.testing.assert_close(view.depth, torch.tensor([[[0, 1.0], [2.5, 65.535]]]))
+
+
+def test_arguments_override_the_file(tmp_path):
+    write_png16(tmp_path / "d.png", View.from_depth(torch.tensor([[1.0, 2.0]]), units="relative"), scale=0.5)
+    view = read_png16(tmp_path / "d.png", scale=1.0, offset=10.0, units="metric")
+    assert view.depth.tolist() == [[[12.0, 14.0]]] and view.units == "metric"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_other_pictures_are_named(tmp_path, mode):
+    Image.new(mode, (4, 4)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=f"x.png is a PNG picture of mode {mode}, wanted a 16-bit grey PNG"):
+        read_png16(tmp_path / "x.png")
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="x.png is no picture, or a damaged one"):
+        read_png16(tmp_path / "x.png")
+    write_png16(tmp_path / "y.png", a_view())
+    whole = (tmp_path / "y.png").read_bytes()
+    (tmp_path / "y.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="y.png is no picture, or a damaged one"):
+        read_png16(tmp_path / "y.png")
+    with pytest.raises(FileNotFoundError):
+        read_png16(tmp_path / "absent.png")
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Depths up to 100 do not fit into 16 bits at a scale of 0.001 \(at most 65.535\)"):
+        write_png16(tmp_path / "d.png", View.from_depth(torch.full((2, 2), 100.0), units="metric"), scale=0.001)
+    with pytest.raises(ValueError, match="A batch of 2 depth maps arrived for a file that holds one"):
+        write_png16(tmp_path / "d.png", View.from_depth(torch.ones(2, 2, 2), units="metric"))
+    with pytest.raises(ValueError, match="has no valid pixel"):
+        write_png16(tmp_path / "d.png", View.from_depth(torch.zeros(2, 2), units="metric"))
+    assert not list(tmp_path.iterdir())
