@@ -1,4 +1,4 @@
-"""NPZ: numpy reads it without pickle, and it comes back bit for bit."""
+"""NPZ: numpy reads it as plain arrays, and it comes back bit for bit."""
 
 from dataclasses import fields
 
