@@ -1,0 +1,55 @@
+"""Depth as a network sees it: unit mean per picture, then the mip-NeRF 360 contraction into (0, 2). Pure functions.
+
+Raw depth is z-depth in any unit, larger = farther; the scale is lost on the way in and cannot come back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .view import is_valid as valid_depth
+
+Z_MAX = 1.99  # decodes to 100 times the mean; at 2 the inverse is infinite, above it negative
+
+
+def contract(r: Tensor) -> Tensor:
+    """r where |r| <= 1, else sign(r) (2 - 1/|r|): all numbers into (-2, 2)."""
+    return torch.where(r.abs() <= 1, r, r.sign() * (2 - 1 / r.abs().clamp(min=1)))
+
+
+def uncontract(z: Tensor, *, z_max: float | None = Z_MAX) -> Tensor:
+    """Inverse of `contract`: z where |z| <= 1, else z / (2|z| - z^2), with z first held at most `z_max`.
+
+    `z_max=None` is the released form, which explodes near 2 and turns negative above.
+    """
+    if z_max is not None:
+        z = z.clamp(max=z_max)
+    size = z.abs().clamp(min=1)
+    return torch.where(z.abs() <= 1, z, z / (2 * size - size**2))
+
+
+def unit_mean(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide each picture 'b ...' by the mean of its valid pixels: (depth / mean, mean (b,)). Invalid pixels become 0.
+
+    `mask` is True where a pixel counts. A picture without a valid pixel comes back as zeros with the mean 1e-12.
+    """
+    depth = torch.where(mask, depth, torch.zeros_like(depth))
+    total, count = depth.flatten(1).sum(dim=1), mask.flatten(1).sum(dim=1)
+    mean = (total / count.clamp(min=1)).clamp(min=1e-12)
+    return depth / mean.reshape(-1, *[1] * (depth.ndim - 1)), mean
+
+
+def encode_depth(depth: Tensor, mask: Tensor | None = None, fill: Tensor | None = None) -> Tensor:
+    """Raw depth 'b 1 h w' -> network space. NaN, infinite, zero and negative pixels, and those outside `mask`, do not count.
+
+    Their place takes `fill` (network space, same shape; unit Gaussian noise is what the network was trained with), else 0.
+    """
+    valid = valid_depth(depth) if mask is None else valid_depth(depth) & mask
+    net = contract(unit_mean(depth, valid)[0])
+    return net if fill is None else torch.where(valid, net, fill)
+
+
+def decode_depth(net: Tensor, *, z_max: float | None = Z_MAX) -> Tensor:
+    """Network space -> depth of about unit mean. Zero and negative values stay so: they are invalid, and a View masks them."""
+    return uncontract(net, z_max=z_max)

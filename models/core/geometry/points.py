@@ -1,0 +1,96 @@
+"""Depth maps to points: pixels to camera space, depth edges, coloured clouds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .camera import intrinsics_from_fov, pixel_centres, unproject
+from .view import View
+
+MAX_OUTLIER_POINTS = 200_000  # outlier removal compares every pair of points
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """The points of one picture, in row-major pixel order. OpenCV camera frame: x right, y down, z forward."""
+
+    points: Tensor  # n 3
+    colours: Tensor | None  # n 3 in [0, 1]
+    normals: Tensor | None  # n 3
+    pixels: Tensor  # n 2 int64: row, column
+
+    def centred(self) -> PointCloud:
+        """The same cloud around its median on each axis."""
+        middle = self.points.median(dim=0).values if len(self.points) else 0
+        return PointCloud(self.points - middle, self.colours, self.normals, self.pixels)
+
+
+def depth_to_points(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """z-depth 'b h w' and intrinsics 'b 3 3' (pixels of this map) -> points 'b h w 3' through the pixel centres, OpenCV frame."""
+    centres = pixel_centres(*depth.shape[-2:], device=depth.device)
+    return unproject(centres.expand(*depth.shape, 2), depth, intrinsics)
+
+
+def depth_edges(depth: Tensor, rtol: float) -> Tensor:
+    """True where the depth 'b h w' varies by more than rtol times itself within 3 x 3 pixels. Holes (0) have edges round them."""
+    spread = F.max_pool2d(depth, 3, stride=1, padding=1) + F.max_pool2d(-depth, 3, stride=1, padding=1)
+    return spread > rtol * depth.clamp(min=1e-6)
+
+
+def view_to_point_cloud(
+    view: View,
+    *,
+    fov_degrees: float | None = None,
+    edge_rtol: float = 0.04,
+    max_points: int = 1_200_000,
+    remove_outliers: bool = False,
+    seed: int = 0,
+) -> tuple[PointCloud, ...]:
+    """One cloud per picture: valid pixels away from depth edges, at most `max_points` of them (a seeded random choice).
+
+    `fov_degrees` is the horizontal field of view, needed when the view has no intrinsics. `edge_rtol=0` keeps the edges.
+    """
+    points = depth_to_points(view.depth, find_intrinsics(view, fov_degrees))
+    keep = view.mask & ~depth_edges(view.depth, edge_rtol) if edge_rtol > 0 else view.mask
+    clouds = []
+    for i in range(len(view)):
+        pixels = keep[i].nonzero()
+        if remove_outliers:
+            pixels = pixels[~find_outliers(points[i][keep[i]])]
+        if len(pixels) > max_points:
+            chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))[:max_points]
+            pixels = pixels[chosen.sort().values.to(pixels.device)]
+        row, column = pixels.unbind(-1)
+        parts = (x if x is None else x[i, row, column] for x in (points, view.image, view.normals))
+        clouds.append(PointCloud(*parts, pixels))
+    return tuple(clouds)
+
+
+def find_intrinsics(view: View, fov_degrees: float | None) -> Tensor:
+    """The view's own intrinsics 'b 3 3', or those of a centred camera with this field of view."""
+    if view.intrinsics is not None:
+        return view.intrinsics
+    if fov_degrees is None:
+        raise ValueError("The view has no camera, so its points have no place; give fov_degrees (65 is usual) or set its intrinsics.")
+    height, width = view.depth.shape[-2:]
+    return intrinsics_from_fov(fov_degrees, width, height).to(view.depth.device).expand(len(view), 3, 3)
+
+
+def find_outliers(points: Tensor, *, neighbours: int = 5, deviations: float = 1.0) -> Tensor:
+    """True (n,) where the mean distance to the nearest `neighbours` lies this many standard deviations above the average."""
+    count = len(points)
+    if count > MAX_OUTLIER_POINTS:
+        raise ValueError(f"Outlier removal of {count} points compares too many pairs; use at most {MAX_OUTLIER_POINTS} points.")
+    if count <= neighbours:
+        return torch.zeros(count, dtype=torch.bool, device=points.device)
+    rows = max(1, 2**24 // count)
+    # the nearest point of all is the point itself; squared differences, because the matrix form of cdist loses small distances
+    mean = torch.cat([
+        torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist").topk(neighbours + 1, largest=False).values[:, 1:].mean(dim=1)
+        for part in points.split(rows)
+    ])  # fmt: skip
+    return mean > mean.mean() + deviations * mean.std(correction=0)
