@@ -111,7 +111,7 @@ PRESETS: Mapping[str, ModalityForcingConfig] = MappingProxyType(
         ),
         "tiny": replace(
             KLEIN_9B, in_channels=32, context_in_dim=128, hidden_size=192, num_heads=6, axes_dim=(8, 8, 8, 8),
-            num_double_blocks=2, num_single_blocks=5, num_depth_decoder_blocks=1,
+            num_double_blocks=1, num_single_blocks=5, num_depth_decoder_blocks=1,
         ),
     }
 )  # fmt: skip
