@@ -1,0 +1,94 @@
+"""A training state on disk: a folder of safetensors and one JSON file. Written whole or not at all, found by a pointer.
+
+    OUTPUT/latest.json            {"checkpoint": "step-00003000"}
+    OUTPUT/step-00003000/         model.safetensors  ema.safetensors  optimizer.safetensors  state.json
+
+There is no random state to keep: every draw of a run is a function of (seed, step, slice), see `loop.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+POINTER = "latest.json"
+STATE = "state.json"
+
+
+def save_checkpoint(root: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int) -> Path:
+    """Write `<group>.safetensors` for each group and state.json, move the pointer, drop all but the last `keep`. Returns the folder."""
+    folder = root / f"step-{step:08d}"
+    part = folder.with_suffix(".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, tensors in groups.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part / f"{name}.safetensors")
+        write_json(part / STATE, {"step": step, **state})
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.replace(folder)
+        write_json(root / POINTER, {"checkpoint": folder.name})
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(f"The checkpoint {folder} could not be written: {error}. Free some space or choose another output folder.") from error
+    for old in sorted(p for p in root.glob("step-????????") if p.name < folder.name)[: -(keep - 1) or None]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def find_latest(root: Path) -> Path | None:
+    """The folder the pointer names, or None where no checkpoint was ever written."""
+    pointer = root / POINTER
+    if not pointer.is_file():
+        return None
+    folder = root / str(read_json(pointer).get("checkpoint"))
+    if not (folder / STATE).is_file():
+        raise ValueError(f"{pointer} names the checkpoint {folder.name}, but that folder holds no {STATE}; name one that does.")
+    return folder
+
+
+def load_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The named groups of tensors, on the CPU, and the state."""
+    groups = {}
+    for name in names:
+        try:
+            groups[name] = load_file(folder / f"{name}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{folder / name}.safetensors is damaged or missing ({error}); use an older checkpoint.") from error
+    return groups, read_json(folder / STATE)
+
+
+def load_model(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Strictly: a missing, unknown or differently shaped tensor is named."""
+    own = model.state_dict()
+    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    faults = {"missing": missing, "unknown": unknown, "of another shape": shapes}
+    if any(faults.values()):
+        says = [f"{len(group)} {what} (first {group[0]})" for what, group in faults.items() if group]
+        raise ValueError(f"{source} does not fit this model: {', '.join(says)}; model and preset must be those of the run that wrote it.")
+    model.load_state_dict(dict(tensors))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or missing ({error}); use an older checkpoint.") from error
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Through a neighbour and a rename: readers see the old file or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,205 @@
+"""Training data on disk: a folder with one manifest line per sample, and the order in which a run reads it.
+
+A dataset folder holds `manifest.jsonl`, one JSON object per sample, and the files the lines name, relative to the folder. A line is
+either a row of a shard or a set of loose files; one manifest may mix both. Every other key is metadata and stays in `entry(index)`.
+
+    {"shard": "shard-00000.safetensors", "row": 17, "caption": "a red ball", ...}
+        Each tensor of a shard has the samples as its first axis. `image` is uint8 (n, H, W, 3); `depth` is float16 or float32 (n, H, W)
+        metres along z, where inf, nan and values <= 0 mean "not known"; `mask` (optional) is bool or uint8 (n, H, W), 0 = do not use.
+        Any further tensor, such as a precomputed `latent` (n, c, h, w) or `context` (n, tokens, c), is handed on under its name.
+    {"image": "images/0.png", "depth": "depth/0.png", "depth_scale": 0.001, "mask": "mask/0.png", "caption": "a red ball", ...}
+        `image`: any picture Pillow opens. `depth`: a 16-bit grey PNG, metres = value * depth_scale, 0 = not known; or an .npy or .npz
+        file (array `depth`, or the only one) in metres. `mask` (optional): a grey picture, 0 = do not use.
+
+A sample is a dict: image uint8 H W 3; depth float32 H W with 0 where it is not known; mask bool H W, True = known; caption str;
+and whatever further tensors its shard holds. Readers open files late and drop the handles when copied: safe under spawn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+MANIFEST = "manifest.jsonl"
+
+
+class FolderDataset(torch.utils.data.Dataset):
+    """The samples of one dataset folder. `size` (height, width) scales to cover and crops the middle; `keys` leaves out other tensors."""
+
+    def __init__(self, folder: str | Path, *, size: Sequence[int] | None = None, keys: Sequence[str] | None = None):
+        self.folder, self.size, self.keys = Path(folder), tuple(size) if size else None, tuple(keys) if keys else None
+        self.entries = read_manifest(self.folder)
+        self._shards: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_shards": {}}
+
+    def entry(self, index: int) -> Mapping[str, Any]:
+        """The manifest's line."""
+        return self.entries[index]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        entry = self.entries[index]
+        try:
+            raw = self._read_row(entry) if "shard" in entry else self._read_files(entry)
+        except (OSError, KeyError, IndexError, ValueError, SafetensorError) as error:
+            raise ValueError(f"Sample {index} (line {index + 1} of {self.folder / MANIFEST}) cannot be read: {error}.") from error
+        if "depth" in raw:
+            raw |= clean_depth(raw["depth"], raw.get("mask"))
+        if self.size:
+            raw = fit(raw, self.size, index)
+        return {**raw, "caption": str(entry.get("caption", ""))}
+
+    def _wants(self, key: str) -> bool:
+        return self.keys is None or key in self.keys
+
+    def _read_row(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+        name, row = entry["shard"], int(entry["row"])
+        if name not in self._shards:
+            self._shards[name] = safe_open(self.folder / name, framework="pt")
+        shard = self._shards[name]
+        return {key: shard.get_slice(key)[row] for key in shard.keys() if self._wants(key)}
+
+    def _read_files(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+        raw = {}
+        if "image" in entry and self._wants("image"):
+            with Image.open(self.folder / entry["image"]) as image:
+                raw["image"] = torch.from_numpy(np.array(image.convert("RGB")))
+        if "depth" in entry and self._wants("depth"):
+            raw["depth"] = read_depth(self.folder / entry["depth"], entry.get("depth_scale"))
+        if "mask" in entry and self._wants("depth"):
+            with Image.open(self.folder / entry["mask"]) as image:
+                raw["mask"] = torch.from_numpy(np.array(image.convert("L"))) > 0
+        return raw
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """Every line of the folder's manifest, each checked to name its files and its shards to exist."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a dataset folder: it has no {MANIFEST}.")
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"Line {number} of {path} is not JSON: {error}.") from error
+        if not isinstance(entry, dict) or not ({"shard", "row"} <= entry.keys() or {"image", "depth"} & entry.keys()):
+            raise ValueError(f'Line {number} of {path} names no sample; it needs "shard" and "row", or "image" and "depth" files.')
+        entries.append(entry)
+    if not entries:
+        raise ValueError(f"{path} is empty; a dataset needs at least one sample.")
+    lost = sorted(name for name in {e["shard"] for e in entries if "shard" in e} if not (folder / name).is_file())
+    if lost:
+        raise ValueError(f"{path} names shards that are not there: {', '.join(lost)}.")
+    return entries
+
+
+def read_depth(path: Path, scale: float | None) -> Tensor:
+    """A loose depth file as float32 H W metres."""
+    if path.suffix in (".npy", ".npz"):
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.ndarray):
+            loaded = loaded["depth" if "depth" in loaded else loaded.files[0]]
+        return torch.from_numpy(loaded.astype(np.float32).squeeze())
+    if scale is None:
+        raise ValueError(f'{path.name} holds whole numbers, and the line has no "depth_scale" to turn them into metres')
+    with Image.open(path) as image:
+        values = np.array(image)
+    if values.ndim != 2:
+        raise ValueError(f"{path.name} is a colour picture, but depth is one grey channel of 16 bits")
+    return torch.from_numpy(values.astype(np.float32) * scale)
+
+
+def clean_depth(depth: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Depth with 0 where it is not known, and the mask of where it is."""
+    depth = depth.float()
+    known = torch.isfinite(depth) & (depth > 0)
+    if mask is not None:
+        known &= mask.bool()
+    return {"depth": torch.where(known, depth, 0.0), "mask": known}
+
+
+def fit(sample: dict[str, Tensor], size: tuple[int, int], index: int) -> dict[str, Tensor]:
+    """Scale every map of a sample to cover `size` and crop the middle: pictures smoothly, depth and mask by the nearest pixel."""
+    foreign = sorted(set(sample) - {"image", "depth", "mask"})
+    if foreign:
+        raise ValueError(f"Sample {index} holds {', '.join(foreign)}, which cannot be resized; leave size out, or those with keys.")
+    return {key: fit_map(value, size, smooth=key == "image") for key, value in sample.items()}
+
+
+def fit_map(value: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
+    height, width = value.shape[:2]
+    if (height, width) == size:
+        return value
+    scale = max(size[0] / height, size[1] / width)
+    covering = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    planes = value[..., None] if value.ndim == 2 else value
+    planes = planes.permute(2, 0, 1)[None].float()
+    how = {"mode": "bilinear", "antialias": True} if smooth else {"mode": "nearest-exact"}
+    planes = F.interpolate(planes, covering, **how)[0].permute(1, 2, 0)
+    planes = planes.round().clamp(0, 255) if value.dtype == torch.uint8 else planes
+    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+    return planes[top : top + size[0], left : left + size[1]].to(value.dtype).reshape(*size, *value.shape[2:])
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples to a batch: tensors stacked, strings listed. Samples of different sizes or keys are refused."""
+    first = samples[0]
+    for sample in samples:
+        if sample.keys() != first.keys() or describe(sample) != describe(first):
+            raise ValueError(f"A batch mixes {describe(first)} with {describe(sample)}; set data.size to bring all samples to one size.")
+    columns = {key: [sample[key] for sample in samples] for key in first}
+    return {key: torch.stack(values) if isinstance(values[0], Tensor) else values for key, values in columns.items()}
+
+
+def describe(sample: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {tuple(value.shape)}" for key, value in sample.items() if isinstance(value, Tensor)) or "no tensors"
+
+
+class OrderedBatches:
+    """Which samples each slice takes: epoch after epoch of a shuffle that is a function of (seed, epoch), without end.
+
+    Step s takes the `batch` samples from position s * batch on, cut into `slices` equal parts; process p of n takes parts p, p + n, ...
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, *, first_step: int = 0, slices: int = 1, processes: int = 1, process: int = 0):
+        if count < 1:
+            raise ValueError("The dataset is empty; training needs at least one sample.")
+        self.count, self.batch, self.seed, self.first_step = count, batch, seed, first_step
+        self.slices, self.processes, self.process = slices, processes, process
+        self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step, part = self.first_step, self.batch // self.slices
+        while True:
+            for number in range(self.process, self.slices, self.processes):
+                start = step * self.batch + number * part
+                yield [self.sample(position) for position in range(start, start + part)]
+            step += 1
+
+    def __len__(self) -> int:
+        """Batches of one epoch, rounded up; the iterator itself goes on."""
+        return math.ceil(self.count / self.batch) * self.slices // self.processes
+
+    def sample(self, position: int) -> int:
+        epoch, offset = divmod(position, self.count)
+        if self._shuffled[0] != epoch:
+            order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._shuffled = epoch, torch.randperm(self.count, generator=order)
+        return int(self._shuffled[1][offset])

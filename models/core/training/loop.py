@@ -1,0 +1,353 @@
+"""The training loop: accumulate, clip, average, log, save, resume. It receives a model and a loss and knows no system.
+
+One optimiser step takes `batch_size` samples, cut into `accumulate * processes` equal slices. Which samples they are is a function of
+(seed, epoch), what is drawn for a slice is a function of (seed, step, slice). So a resumed run continues bit for bit, and two
+processes do what one process does with twice the micro-batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from tqdm import tqdm
+
+from .checkpoint import find_latest, load_checkpoint, load_model, read_json, save_checkpoint, write_json
+from .data import OrderedBatches, collate
+from .optimizer import (
+    AveragedWeights,
+    choose_trainable,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from .plot import plot_log
+from .recipe import CHANGEABLE, Recipe, learning_rate
+
+log = logging.getLogger("spatialweave.training")
+
+Batch = Mapping[str, Any]
+Loss = Callable[[nn.Module, Batch, Generator], tuple[Tensor, Mapping[str, Tensor]]]
+Ending = Literal["finished", "time", "interrupted"]
+LOG = "log.jsonl"
+PLOT_EVERY = 10  # log lines
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a system hands to the loop."""
+
+    model: nn.Module  # everything that trains, and is saved
+    loss: Loss  # loss(model, batch, generator) -> (scalar, named scalars); generator is on the CPU
+    dataset: Any  # len() and [index] -> dict of tensors and strings
+    collate: Callable[[list], Batch] = collate
+    companions: tuple[nn.Module, ...] = ()  # networks the loss uses and nobody trains: moved to the device, not saved
+    export: Callable[[Path, Mapping[str, Tensor]], None] | None = None  # (output folder, averaged state): writes what ships
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    ending: Ending
+    step: int
+    checkpoint: Path
+    loss: float  # mean over the last logged steps
+
+
+Builder = Callable[[Recipe], Task]
+
+
+def run_recipe(
+    recipe: Recipe | str | Path,
+    builders: Mapping[str, Builder],
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+) -> Outcome:
+    """Train what the recipe says. `builders` maps each system's name to the function that makes its Task."""
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.read(recipe)
+    if output:
+        recipe = replace(recipe, output=str(output))
+    if not recipe.output:
+        raise ValueError("The recipe names no output folder; add output to it, or give --output.")
+    if recipe.system not in builders:
+        raise ValueError(f"The recipe is for the system {recipe.system!r}, which has no trainer here; there are {', '.join(builders)}.")
+    latest = check_output(Path(recipe.output), recipe, resume)  # before anything slow
+    return train(recipe, builders[recipe.system](recipe), latest=latest, on_log=on_log)
+
+
+def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: Callable[[dict[str, float]], None] | None = None) -> Outcome:
+    """Train `task` into the recipe's output folder, from the checkpoint `latest` if there is one."""
+    run = Run(recipe, task)
+    if latest:
+        run.load(latest)
+    try:
+        with graceful_stop() as asked:
+            return run.go(asked, on_log)
+    finally:
+        run.accelerator.free_memory()
+
+
+class Run:
+    """One process's part of a training run."""
+
+    def __init__(self, recipe: Recipe, task: Task):
+        self.recipe, self.task, self.output = recipe, task, Path(recipe.output)
+        self.accelerator = make_accelerator(recipe)
+        self.slices = recipe.accumulate * self.accelerator.num_processes
+        if recipe.batch_size % self.slices:
+            raise ValueError(
+                f"A batch of {recipe.batch_size} cannot be cut into {self.slices} equal slices (accumulate {recipe.accumulate} times "
+                f"{self.accelerator.num_processes} processes); make batch_size a multiple."
+            )
+        self.parameters = choose_trainable(task.model, recipe.freeze)
+        optimizer = make_optimizer(self.parameters, recipe)
+        self.model, self.optimizer = self.accelerator.prepare(LossModule(task.model, task.loss), optimizer)
+        for companion in task.companions:
+            companion.to(self.accelerator.device)
+        self.average = AveragedWeights(self.parameters, recipe.ema if self.accelerator.is_main_process else 0.0)
+        self.step = 0
+        self.meter = Meter(self.accelerator)
+
+    @property
+    def plain_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer
+
+    def go(self, asked: Callable[[], bool], on_log: Callable[[dict[str, float]], None] | None) -> Outcome:
+        recipe, start, ending = self.recipe, time.monotonic(), "finished"
+        batches = iter(self.loader())
+        first, main = self.step, self.accelerator.is_main_process
+        bar = tqdm(total=recipe.steps, initial=self.step, desc="training", unit="step", dynamic_ncols=True, disable=None if main else True)
+        with bar:
+            while self.step < recipe.steps:
+                self.train_step(batches)
+                bar.update()
+                self.step += 1
+                if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+                    record = self.write_log((time.monotonic() - start) / (self.step - first))
+                    bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
+                    if on_log and main:
+                        on_log(record)
+                ending = self.find_ending(asked(), time.monotonic() - start)
+                if ending != "finished":
+                    break
+                if self.step % recipe.save_every == 0 and self.step < recipe.steps:
+                    self.save()
+        return Outcome(ending, self.step, self.save(), self.meter.last)
+
+    def train_step(self, batches) -> None:
+        """One optimiser step over this process's slices of the batch."""
+        recipe, accelerator = self.recipe, self.accelerator
+        set_learning_rate(self.plain_optimizer, learning_rate(recipe, self.step))
+        for micro in range(recipe.accumulate):
+            batch = move(next(batches), accelerator.device)
+            generator = seed_slice(recipe.seed, self.step, micro * accelerator.num_processes + accelerator.process_index)
+            waits = micro + 1 < recipe.accumulate
+            with accelerator.no_sync(self.model) if waits else nullcontext():
+                loss, logs = self.model(batch, generator)
+                accelerator.backward(loss / recipe.accumulate)
+            self.meter.add({"loss": loss, **logs})
+        if recipe.clip:
+            self.meter.add({"grad_norm": accelerator.clip_grad_norm_(self.parameters.values(), recipe.clip)})
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.step)
+
+    def loader(self) -> torch.utils.data.DataLoader:
+        order = OrderedBatches(
+            len(self.task.dataset), self.recipe.batch_size, self.recipe.seed,
+            first_step=self.step, slices=self.slices, processes=self.accelerator.num_processes, process=self.accelerator.process_index,
+        )  # fmt: skip
+        workers = self.recipe.workers
+        return torch.utils.data.DataLoader(
+            self.task.dataset, batch_sampler=order, collate_fn=self.task.collate, num_workers=workers,
+            multiprocessing_context="spawn" if workers else None, pin_memory=self.accelerator.device.type == "cuda",
+        )  # fmt: skip
+
+    def find_ending(self, asked: bool, seconds: float) -> Ending:
+        """The same on every process: one that was asked to stop, or is out of time, stops them all."""
+        late = bool(self.recipe.max_minutes) and seconds > 60 * self.recipe.max_minutes
+        flags = torch.tensor([float(asked), float(late)], device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            flags = self.accelerator.reduce(flags, reduction="sum")
+        asked, late = (bool(flag) for flag in flags)
+        return "interrupted" if asked else "time" if late else "finished"
+
+    def write_log(self, seconds_per_step: float) -> dict[str, float]:
+        values = self.meter.take(self.step)
+        lr = learning_rate(self.recipe, self.step - 1)
+        record = {"step": self.step, **values, "lr": lr, "seconds_per_step": round(seconds_per_step, 4)}
+        if self.accelerator.is_main_process:
+            with (self.output / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            if (self.step // self.recipe.log_every) % PLOT_EVERY == 0 or self.step == self.recipe.steps:
+                plot_log(self.output / LOG, self.output / "loss.png")
+        return record
+
+    def save(self) -> Path:
+        """A checkpoint and the exported weights, by the main process. A run whose loss is not finite saves nothing over a good state."""
+        self.meter.check(self.step)
+        self.accelerator.wait_for_everyone()
+        folder = self.output / f"step-{self.step:08d}"
+        if self.accelerator.is_main_process:
+            groups = {
+                "model": self.task.model.state_dict(),
+                "ema": self.average.tensors,
+                "optimizer": optimizer_tensors(self.plain_optimizer, self.parameters),
+            }
+            state = {"samples": self.step * self.recipe.batch_size, "recipe": self.recipe.to_json()}
+            folder = save_checkpoint(self.output, self.step, groups, state, keep=self.recipe.keep)
+            if self.task.export:
+                self.task.export(self.output, self.average.state(self.task.model))
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def load(self, folder: Path) -> None:
+        groups, state = load_checkpoint(folder, ("model", "ema", "optimizer"))
+        load_model(self.task.model, groups["model"], folder)
+        self.average.load(groups["ema"] if self.accelerator.is_main_process else {})
+        load_optimizer_tensors(self.plain_optimizer, self.parameters, groups["optimizer"])
+        self.step = state["step"]
+        if self.accelerator.is_main_process:
+            cut_log(self.output / LOG, self.step)
+        self.accelerator.wait_for_everyone()
+        log.info("resumed %s at step %d", folder, self.step)
+
+
+class LossModule(nn.Module):
+    """Model and loss as one forward, because that is what accelerate wraps for precision and for several processes."""
+
+    def __init__(self, model: nn.Module, loss: Loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch, generator: Generator):
+        return self.loss(self.model, batch, generator)
+
+
+class Meter:
+    """Means of what the loss reports between two log lines, summed on the device so that no step waits for the numbers."""
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.last = math.nan
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = torch.as_tensor(value, device=self.accelerator.device).detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self, step: int) -> dict[str, float]:
+        """Means over steps, micro-batches and processes; starts anew."""
+        means = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])
+        values = dict(zip(self.sums, self.accelerator.reduce(means, reduction="mean").tolist()))
+        self.check(step)
+        self.sums, self.counts, self.last = {}, {}, values["loss"]
+        return values
+
+    def check(self, step: int) -> None:
+        if "loss" in self.sums and not bool(torch.isfinite(self.accelerator.reduce(self.sums["loss"], reduction="sum"))):
+            raise FloatingPointError(
+                f"The loss is no longer finite near step {step}; lower lr or clip harder. The last checkpoint is still good."
+            )
+
+
+def make_accelerator(recipe: Recipe):
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError as error:
+        raise ImportError('Training needs accelerate, which is not installed: pip install "spatialweave[train]".') from error
+    # a stage that leaves some parameters out, like text to image without the depth stream, must not wait for their gradients
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused])
+
+
+def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
+    """Make the folder, refuse to overwrite a run, and find the checkpoint to resume from."""
+    latest = find_latest(output)
+    if latest and not resume:
+        raise ValueError(f"{output} already holds a run at {latest.name}; resume it, or choose another output folder.")
+    if resume and not latest:
+        raise ValueError(f"{output} holds no checkpoint to resume from; leave resume out to start.")
+    if latest:
+        check_same_recipe(read_json(latest / "state.json").get("recipe", {}), recipe.to_json(), latest)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "recipe.json", recipe.to_json())
+    except OSError as error:
+        raise OSError(f"The output folder {output} cannot be written ({error.strerror or error}); choose another.") from error
+    return latest
+
+
+def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], latest: Path) -> None:
+    changed = [key for key in now if key not in CHANGEABLE and before.get(key) != now[key]]
+    if changed:
+        named = ", ".join(f"{key} (was {before.get(key)!r}, is {now[key]!r})" for key in changed)
+        raise ValueError(f"The recipe changed since {latest.name}: {named}; a resumed run may only change {', '.join(CHANGEABLE)}.")
+
+
+def seed_slice(seed: int, step: int, part: int) -> Generator:
+    """The generator of one slice of one step; torch's own generators are set alike, for dropout and the like."""
+    digest = hashlib.blake2b(f"slice/{seed}/{step}/{part}".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "big") >> 1
+    torch.manual_seed(number)
+    return Generator().manual_seed(number)
+
+
+@contextmanager
+def graceful_stop():
+    """Inside, Ctrl-C or SIGTERM asks the loop to save and end; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number, frame) -> None:
+        asked.set()
+        restore()
+
+    for number in signals:
+        signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        restore()
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint, so that no step stands there twice."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """Every tensor of a batch, however nested in dicts, to the device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return {key: move(value, device) for key, value in batch.items()} if isinstance(batch, Mapping) else batch

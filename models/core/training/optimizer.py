@@ -1,0 +1,101 @@
+"""What trains and how: parameter groups of AdamW, learning rate factors, averaged weights, optimiser state by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from .recipe import Recipe
+
+Parameters = dict[str, nn.Parameter]
+
+
+def matches(name: str, prefix: str) -> bool:
+    """Whether a parameter name begins with `prefix`, in which * stands for anything: double_blocks.*.img_"""
+    return fnmatchcase(name, prefix + "*")
+
+
+def choose_trainable(model: nn.Module, freeze: Iterable[str]) -> Parameters:
+    """Freeze by prefix and return the rest by name. A prefix that fits nothing is refused: it would freeze nothing silently."""
+    freeze, names = tuple(freeze), [name for name, _ in model.named_parameters()]
+    check_prefixes(freeze, names, "freeze")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(matches(name, prefix) for prefix in freeze))
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError(f"The recipe freezes {', '.join(freeze)}, which is every parameter; nothing would train.")
+    return trainable
+
+
+def check_prefixes(prefixes: Iterable[str], names: Iterable[str], key: str) -> None:
+    names = list(names)
+    for prefix in prefixes:
+        if not any(matches(name, prefix) for name in names):
+            known = ", ".join(sorted({name.split(".")[0] for name in names}))
+            raise ValueError(f"The recipe's {key} names {prefix!r}, but no parameter begins so; names begin with {known}.")
+
+
+def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with one group per (learning rate factor, weight decay). Fused: one pass over the weights, also on CPUs."""
+    check_prefixes(recipe.lr_scale, parameters, "lr_scale")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        fitting = [prefix for prefix in recipe.lr_scale if matches(name, prefix)]
+        scale = recipe.lr_scale[max(fitting, key=len)] if fitting else 1.0
+        decay = recipe.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    listed = [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
+    return torch.optim.AdamW(listed, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor]:
+    """The optimiser's state as `<parameter>|<quantity>` -> tensor; parameters that never had a gradient have none."""
+    return {
+        f"{name}|{quantity}": value
+        for name, parameter in parameters.items()
+        for quantity, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`."""
+    for key, value in tensors.items():
+        name, quantity = key.rsplit("|", 1)
+        if name not in parameters:
+            raise ValueError(f"The checkpoint has optimiser state for {name!r}, which does not train here; freeze must stay as it was.")
+        optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device)
+
+
+class AveragedWeights:
+    """Exponential moving average of the trainable weights in float32, with a warm-up: early steps forget the start quickly."""
+
+    def __init__(self, parameters: Parameters, decay: float):
+        self.decay = decay
+        self.parameters = parameters
+        self.tensors = {name: p.detach().clone().float() for name, p in parameters.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After optimiser step 0, 1, ...: average += (1 - decay) * (weights - average)."""
+        if not self.tensors:
+            return
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        current = [p.detach().float() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.tensors.values()), current, weight)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, value in tensors.items():
+            self.tensors[name].copy_(value)
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's whole state with averaged in place of trained weights, each in the dtype the model has."""
+        state = {name: value.detach() for name, value in model.state_dict().items()}
+        return state | {name: value.to(state[name].dtype) for name, value in self.tensors.items()}

@@ -1,0 +1,148 @@
+"""Recipe: everything that decides a training run, as a frozen dataclass and as JSON. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["no", "bf16"]
+
+# What a resumed run may change: when it stops and what it writes, never what it computes before that.
+CHANGEABLE = ("steps", "max_minutes", "save_every", "keep", "log_every", "workers", "output")
+
+_LEAST = {"seed": 0, "steps": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "save_every": 1, "keep": 1, "log_every": 1, "workers": 0}
+_SHARES = ("decay", "final_lr", "ema")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. `model`, `data` and `loss` belong to the system, which checks them; the rest is checked here."""
+
+    system: str
+    steps: int
+    preset: str = "tiny"
+    seed: int = 0
+    batch_size: int = 32  # samples of one optimiser step, over all processes and micro-batches
+    accumulate: int = 1  # micro-batches a process cuts its part of the batch into
+    lr: float = 1e-4
+    lr_scale: Mapping[str, float] = field(default_factory=dict)  # parameter name prefix -> factor on lr; the longest prefix counts
+    freeze: tuple[str, ...] = ()  # parameter name prefixes that do not train
+    warmup: int = 0  # steps of linear rise from 0
+    schedule: Schedule = "constant"
+    decay: float = 0.0  # "constant" only: the last share of the steps, in which lr falls linearly to final_lr
+    final_lr: float = 0.0  # lr at the end of "cosine" or of the decay, as a share of lr
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0  # on matrices; vectors and scalars never decay
+    clip: float = 1.0  # largest gradient norm; 0 does not clip
+    ema: float = 0.999  # decay of the averaged weights; 0 keeps the last weights themselves
+    mixed_precision: Precision = "no"
+    workers: int = 0  # data processes
+    max_minutes: float = 0.0  # stop and save after this long; 0 has no limit
+    save_every: int = 1000
+    keep: int = 2  # checkpoints that stay
+    log_every: int = 20
+    model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("freeze", "betas"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("system", "preset", "output"):
+            self._check(name, isinstance(getattr(self, name), str), "a string")
+        self._check("system", bool(self.system), "the name of a system")
+        for name, least in _LEAST.items():
+            self._check(name, _is_whole(getattr(self, name)) and getattr(self, name) >= least, f"a whole number of at least {least}")
+        self._check("lr", _is_number(self.lr) and self.lr > 0, "a number above 0")
+        for name in ("weight_decay", "clip", "max_minutes"):
+            self._check(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number of at least 0")
+        for name in _SHARES:
+            self._check(name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
+        self._check("ema", self.ema < 1, "below 1, or the average would never move")
+        self._check("betas", len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        for name, options in (("schedule", get_args(Schedule)), ("mixed_precision", get_args(Precision))):
+            self._check(name, getattr(self, name) in options, f"one of {', '.join(options)}")
+        self._check_tables()
+        self._check_sums()
+
+    def _check_tables(self) -> None:
+        for name in ("lr_scale", "model", "data", "loss"):
+            self._check(name, isinstance(getattr(self, name), Mapping), "a JSON object")
+        scales = self.lr_scale.values()
+        self._check("lr_scale", all(_is_number(s) and s > 0 for s in scales), "prefixes with factors above 0 (freeze is for 0)")
+        listed = isinstance(self.freeze, tuple) and all(isinstance(prefix, str) and prefix for prefix in self.freeze)
+        self._check("freeze", listed, "a list of name prefixes")
+
+    def _check_sums(self) -> None:
+        self._check("batch_size", self.batch_size % self.accumulate == 0, f"a multiple of accumulate, {self.accumulate}")
+        self._check("warmup", self.warmup <= self.steps, f"at most the {self.steps} steps of the run")
+        self._check("decay", self.schedule == "constant" or self.decay == 0, 'left out when schedule is "cosine", which falls by itself')
+
+    def _check(self, name: str, fine: bool, wanted: str) -> None:
+        if not fine:
+            raise ValueError(f"The recipe's {name} is {getattr(self, name)!r}, but it must be {wanted}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict of JSON values; `from_json` restores an equal recipe."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """From a plain dict; an unknown or missing key is refused by name."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A recipe is a JSON object, but a {type(values).__name__} arrived.")
+        check_keys(values, [f.name for f in fields(cls)], "recipe")
+        missing = [name for name in ("system", "steps") if name not in values]
+        if missing:
+            raise ValueError(f"The recipe lacks {' and '.join(missing)}; every recipe names its system and its number of steps.")
+        return cls(**values)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """From a JSON file; what is wrong with the file is said with its name."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
+        except ValueError as error:
+            raise ValueError(f"The recipe {path} is not JSON: {error}.") from error
+        return cls.from_json(values)
+
+
+def check_keys(values: Mapping[str, Any], known: list[str], what: str) -> None:
+    """Refuse keys that nobody would read, each with its nearest known neighbour."""
+    unknown = [key for key in values if key not in known]
+    if not unknown:
+        return
+    near = {key: difflib.get_close_matches(str(key), known, 1, 0.5) for key in unknown}
+    named = ", ".join(f"{key!r} (did you mean {near[key][0]!r}?)" if near[key] else repr(key) for key in unknown)
+    raise ValueError(f"The {what} has unknown keys: {named}; known are {', '.join(known)}.")
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The learning rate of step 0, 1, ... before the factors of `lr_scale`: warm-up, then the schedule, by steps alone."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / (recipe.warmup + 1)
+    if recipe.schedule == "cosine":
+        done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+        fall = 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
+    else:
+        length = recipe.decay * recipe.steps
+        fall = 1.0 if length == 0 else min(1.0, max(0.0, (recipe.steps - step) / length))
+    return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * fall)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
