@@ -117,6 +117,39 @@ PRESETS: Mapping[str, ModalityForcingConfig] = MappingProxyType(
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a run uses where the caller says nothing."""
+
+    steps: int
+    guidance: float = 1.0
+    log2_alpha: float | None = None  # None is the diagonal: both streams at the same time
+
+
+@dataclass(frozen=True)
+class PipelineDefaults:
+    """Per preset: the side of a square picture in pixels, and the settings of each kind of run."""
+
+    size: int
+    joint: SamplingDefaults
+    image_to_depth: SamplingDefaults
+    depth_to_image: SamplingDefaults
+    kept_depth: SamplingDefaults  # joint, with depth that the run must keep: depth first, as the paper's trajectory
+
+
+RELEASED_DEFAULTS = PipelineDefaults(
+    size=512,
+    joint=SamplingDefaults(50, 4.0, 5.0),
+    image_to_depth=SamplingDefaults(50),
+    depth_to_image=SamplingDefaults(50, 4.0),
+    kept_depth=SamplingDefaults(50, 4.0, -5.0),
+)
+
+DEFAULTS: Mapping[str, PipelineDefaults] = MappingProxyType(
+    {"klein_9b": RELEASED_DEFAULTS, "klein_4b": RELEASED_DEFAULTS, "tiny": replace(RELEASED_DEFAULTS, size=128)}
+)
+
+
 def find_preset(name: str) -> ModalityForcingConfig:
     """The preset of that name; a ValueError names the known ones."""
     if name not in PRESETS:

@@ -25,8 +25,10 @@ class PointCloud:
 
     def centred(self) -> PointCloud:
         """The same cloud around its median on each axis."""
-        middle = self.points.median(dim=0).values if len(self.points) else 0
-        return PointCloud(self.points - middle, self.colours, self.normals, self.pixels)
+        if not len(self.points):
+            return self
+        low, high = self.points.median(dim=0).values, -(-self.points).median(dim=0).values  # torch's median is the lower of two
+        return PointCloud(self.points - (low + high) / 2, self.colours, self.normals, self.pixels)
 
 
 def depth_to_points(depth: Tensor, intrinsics: Tensor) -> Tensor:

@@ -1,0 +1,225 @@
+"""Pictures and words in, a picture and its depth out: the three modes in plain torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.geometry.depth import Z_MAX, decode_depth, encode_depth
+from ..core.geometry.view import View, explain_invalid
+from ..core.pictures import Pictures
+from ..core.protocols import ImageCodec, OnStep, TextEncoder
+from ..core.weights import fill_module, read_header, read_tensors
+from .config import DEFAULTS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
+from .network import ModalityForcing
+from .request import (
+    Request,
+    check_floor,
+    check_seed,
+    check_streams,
+    choose_settings,
+    count_steps,
+    crop_to,
+    find_size,
+    match_batches,
+    pad_size,
+    pad_to,
+    read_depth,
+    read_image,
+)
+from .sampling import PartialDepth, draw_noise, make_schedule, sample
+from .weights import load_network
+
+HERE = Path(__file__).parent
+TINY_NETWORK = HERE / "tiny.safetensors"
+TINY_CODEC, TINY_TEXT = HERE.parent / "demo" / "codec.safetensors", HERE.parent / "demo" / "text.safetensors"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One batch. The two network tensors are of the padded size, so that they fit together and can be fed on."""
+
+    image: Tensor  # b h w 3 in [0, 1]
+    view: View
+    rgb_latent: Tensor  # b c h w
+    depth_net: Tensor  # b 1 H W, network space
+    notes: tuple[str, ...]  # a sentence for everything that was not as given or asked
+    seed: int
+    seconds: float
+    alpha: Tensor | None = None  # b h w, of the given picture
+
+
+class ModalityForcingPipeline:
+    """A network with the image codec and the text encoder it was trained with.
+
+    `explain_prompt` says in a sentence what of a prompt the text encoder cannot read, or None.
+    """
+
+    def __init__(
+        self,
+        network: ModalityForcing,
+        config: ModalityForcingConfig,
+        image_codec: ImageCodec,
+        text_encoder: TextEncoder,
+        *,
+        defaults: PipelineDefaults = RELEASED_DEFAULTS,
+        explain_prompt: Callable[[str], str | None] | None = None,
+    ):
+        self.network, self.config = network.train(False), config
+        self.image_codec, self.text_encoder = image_codec, text_encoder
+        self.defaults, self.explain_prompt = defaults, explain_prompt
+
+    @classmethod
+    def from_preset(cls, name: str = "tiny", *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
+        """The pipeline whose weights lie beside this code. ValueError names the known presets, or what else to do."""
+        find_preset(name)
+        if name != "tiny":
+            raise ValueError(
+                f"The weights of {name} are not in this pack, only those of tiny are; load them with load_network and build "
+                "ModalityForcingPipeline with FLUX.2's autoencoder and text encoder, or use the nodes in ComfyUI."
+            )
+        from ..demo.codec import TinyCodec  # late: this pipeline serves any codec, and only this preset needs the demo's
+        from ..demo.text import TinyTextEncoder, explain_prompt
+
+        network, config = load_network(TINY_NETWORK, dtype=dtype, device=device)
+        parts = []
+        for module, path in ((TinyCodec(device="meta"), TINY_CODEC), (TinyTextEncoder(config.context_in_dim, device="meta"), TINY_TEXT)):
+            read_header(path)
+            parts.append(fill_module(module, read_tensors(path), what=str(path), device=device).train(False))
+        return cls(network, config, *parts, defaults=DEFAULTS[name], explain_prompt=explain_prompt)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        mode: Mode = "joint",
+        image: Any = None,
+        depth: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        log2_alpha: float | None = None,
+        seed: int = 0,
+        refine: bool = False,
+        batch_size: int = 1,
+        x0_t_min: float = 0.0,
+        on_step: OnStep | None = None,
+    ) -> Result:
+        """Sample a batch. What is None takes the preset's default.
+
+        joint makes both streams from the prompt; given a `depth`, its valid pixels are kept and the rest is made to fit.
+        image_to_depth needs `image`, depth_to_image needs `depth` (a View, or z-depth, larger = farther; NaN, infinite, zero and
+        negative pixels are missing, and filled by the network's own means). Pictures: see `read_pictures`.
+        height and width: joint's size; in the other modes the given picture or depth is resized to it first, and else keeps its own.
+        `log2_alpha` (joint): > 0 image first, 0 both at once, < 0 depth first. `refine` (joint): depth again, from the finished image.
+        `x0_t_min` = 0.05 repeats the released sampler. Errors are ValueErrors of one sentence.
+        """
+        started, notes, asked = time.perf_counter(), [], (height, width)
+        check_streams(check_mode(mode), image, depth, refine)
+        pictures = None if image is None else read_image(image, asked, notes)
+        view = None if depth is None else read_depth(depth, asked, notes)
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        size = find_size(pictures, view, asked, self.defaults.size)
+        defaults = self.defaults.kept_depth if mode == "joint" and view is not None else getattr(self.defaults, mode)
+        request = Request(
+            mode=mode,
+            prompts=prompts,
+            batch=match_batches(prompts, pictures, view, batch_size),
+            size=size,
+            padded=pad_size(size, self.config.depth_patch, notes),
+            settings=choose_settings(defaults, mode, steps, guidance, log2_alpha=log2_alpha, notes=notes),
+            seed=check_seed(seed),
+            x0_t_min=check_floor(x0_t_min),
+            refine=refine,
+        )
+        self.note_unknown_words(prompts, notes)
+        rgb, net = self.run(request, pictures, view, on_step)
+        made = self.decode_image(rgb, request) if pictures is None else pictures.rgb.expand(request.batch, -1, -1, -1)
+        view = self.finish_view(view if mode == "depth_to_image" else None, net, made, request, notes)
+        alpha = None if pictures is None or pictures.alpha is None else pictures.alpha.expand(request.batch, -1, -1)
+        return Result(made, view, rgb, net, tuple(notes), seed, time.perf_counter() - started, alpha)
+
+    def run(self, request: Request, pictures: Pictures | None, view: View | None, on_step: OnStep | None) -> tuple[Tensor, Tensor]:
+        """The sampling run, or two with refine: clean RGB latent and network-space depth."""
+        patch, (height, width) = self.config.depth_patch, request.padded
+        rgb_shape = (request.batch, self.config.in_channels, height // patch, width // patch)
+        rgb, net = (x.to(self.device) for x in draw_noise(request.seed, rgb_shape, (request.batch, 1, height, width)))
+        kept = None
+        if view is not None:
+            encoded, mask = self.encode_view(view, request)
+            if request.mode == "depth_to_image":
+                net = torch.where(mask, encoded, net)  # missing pixels stay noise, as in training
+            else:
+                kept = PartialDepth(encoded, net, mask)
+        if pictures is not None:
+            rgb = self.encode_image(pictures, request)
+
+        settings, shift = request.settings, {"mu": self.config.shift_mu, "sigma": self.config.shift_sigma}
+        schedule = make_schedule(request.mode, settings.steps, log2_alpha=settings.log2_alpha, **shift)
+        total = settings.steps * (2 if request.refine else 1)
+        fixed = {"context": self.encode_text(request.prompts), "x0_t_min": request.x0_t_min, "partial_depth": kept}
+        guided = {}
+        if settings.guidance > 1 and any(request.prompts):  # among empty prompts alone there is nothing to move away from
+            guided = {"null_context": self.encode_text([""]), "guidance": settings.guidance}
+        rgb, depth = sample(self.call_network, rgb, net, schedule, **fixed, **guided, on_step=count_steps(on_step, 0, total))
+        if request.refine:
+            schedule = make_schedule("image_to_depth", settings.steps, **shift)
+            rgb, depth = sample(self.call_network, rgb, net, schedule, **fixed, on_step=count_steps(on_step, settings.steps, total))
+        return rgb, depth
+
+    def call_network(self, rgb: Tensor, depth: Tensor, context: Tensor, t_rgb: Tensor, t_depth: Tensor) -> tuple[Tensor, Tensor]:
+        """The state is float32; the network runs in its own precision."""
+        dtype = self.network.img_in.weight.dtype
+        velocity, x0 = self.network(rgb.to(dtype), depth.to(dtype), context, t_rgb, t_depth)
+        return velocity.float(), x0.float()
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.img_in.weight.device
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        return self.text_encoder.encode(list(prompts)).to(self.device, torch.float32)
+
+    def encode_image(self, pictures: Pictures, request: Request) -> Tensor:
+        """Given pictures -> clean latent b c h w, edges repeated up to the padded size."""
+        image = pad_to(pictures.rgb.movedim(-1, 1) * 2 - 1, request.padded)
+        return self.image_codec.encode(image.to(self.device)).float().expand(request.batch, -1, -1, -1)
+
+    def decode_image(self, latent: Tensor, request: Request) -> Tensor:
+        """Latent -> pictures b h w 3 in [0, 1] of the size asked for."""
+        image = self.image_codec.decode(latent).float() * 0.5 + 0.5
+        return crop_to(image.clamp(0, 1), request.size).movedim(1, -1).cpu()
+
+    def encode_view(self, view: View, request: Request) -> tuple[Tensor, Tensor]:
+        """Given depth -> network space and valid mask, both b 1 H W of the padded size."""
+        net = pad_to(encode_depth(view.depth[:, None], view.mask[:, None]), request.padded)
+        mask = pad_to(view.mask[:, None].float(), request.padded) > 0
+        return tuple(x.to(self.device).expand(request.batch, -1, -1, -1) for x in (net, mask))
+
+    def finish_view(self, given: View | None, net: Tensor, image: Tensor, request: Request, notes: list[str]) -> View:
+        """The depth of the result: the given one with its units, or the one made, in relative units of about unit mean."""
+        if given is not None:
+            cameras = {"intrinsics": given.intrinsics, "world_to_cam": given.world_to_cam}
+            return View.from_depth(given.depth, units=given.units, mask=given.mask, image=image, **cameras)
+        net = crop_to(net, request.size).cpu()
+        depth = decode_depth(net)
+        far = int((net > Z_MAX).sum())
+        if far:
+            limit = f"{1 / (2 - Z_MAX):.0f} times the mean"
+            notes.append(f"{far} of {net.numel()} depth pixels lie beyond {limit} and were set to that distance.")
+        holes = explain_invalid(depth)
+        if holes:
+            notes.append(holes)
+        return View.from_depth(depth, units="relative", image=image)
+
+    def note_unknown_words(self, prompts: Sequence[str], notes: list[str]) -> None:
+        if self.explain_prompt is not None:
+            notes.extend(filter(None, (self.explain_prompt(prompt) for prompt in dict.fromkeys(prompts))))

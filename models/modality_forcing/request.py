@@ -1,0 +1,182 @@
+"""What one call of the pipeline asks for: inputs read, sizes and batches matched, settings chosen. Every fault is one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.geometry.view import View, explain_invalid
+from ..core.pictures import Pictures, as_tensor, read_pictures
+from ..core.protocols import OnStep
+from .config import Mode, SamplingDefaults
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call, checked."""
+
+    mode: Mode
+    prompts: tuple[str, ...]
+    batch: int
+    size: Size  # as asked
+    padded: Size  # as sampled: multiples of the patch
+    settings: SamplingDefaults
+    seed: int
+    x0_t_min: float
+    refine: bool
+
+
+def check_streams(mode: Mode, image: Any, depth: Any, refine: bool) -> None:
+    """Each mode takes what it does not make; ValueError otherwise."""
+    needs = {"image_to_depth": ("an image", image), "depth_to_image": ("a depth", depth)}
+    if mode in needs and needs[mode][1] is None:
+        raise ValueError(f"Mode {mode} needs {needs[mode][0]}, and none was given.")
+    if mode == "joint" and image is not None:
+        raise ValueError("Mode joint makes the image, but one was given; use image_to_depth for the depth of a given image.")
+    if mode == "image_to_depth" and depth is not None:
+        raise ValueError("Mode image_to_depth makes the depth, but one was given; give the image alone.")
+    if mode == "depth_to_image" and image is not None:
+        raise ValueError("Mode depth_to_image makes the image, but one was given; give the depth alone.")
+    if refine and mode != "joint":
+        raise ValueError(f"Refine makes a joint run's depth again from its image; it does nothing in {mode}, so leave it off.")
+
+
+def read_image(source: Any, size: tuple[int | None, int | None], notes: list[str]) -> Pictures:
+    """The given pictures, resized by area averaging where a size is asked for."""
+    pictures = read_pictures(source)
+    notes.extend(pictures.notes)
+    rgb, alpha = pictures.rgb.cpu(), None if pictures.alpha is None else pictures.alpha.cpu()
+    own, wanted = find_target(rgb.shape[1:3], size)
+    if own != wanted:
+        notes.append(f"The image was resized from {own[0]} x {own[1]} to {wanted[0]} x {wanted[1]} (height x width).")
+        rgb = F.interpolate(rgb.movedim(-1, 1), wanted, mode="area").movedim(1, -1)
+        alpha = None if alpha is None else F.interpolate(alpha[:, None], wanted, mode="area")[:, 0]
+    return Pictures(rgb, alpha)
+
+
+def read_depth(source: Any, size: tuple[int | None, int | None], notes: list[str]) -> View:
+    """The given depth as a View with something valid in every map, resized to the nearest pixel where a size is asked for."""
+    if isinstance(source, View):
+        view = source.to("cpu")
+        holes = sum(view.invalid_counts)
+        notes.extend([f"{holes} of {view.mask.numel()} depth pixels are invalid and left out."] if holes else [])
+    else:
+        depth = as_tensor(source)
+        if depth.ndim >= 3 and depth.shape[-1] == 1:
+            depth = depth[..., 0]
+        if depth.ndim >= 3 and depth.shape[-1] in (3, 4) and min(depth.shape[-3:-1]) > 4:
+            raise ValueError(f"A depth of shape {tuple(depth.shape)} arrived: that is a colour picture; wanted one value per pixel.")
+        view = View.from_depth(depth.cpu(), units="relative")
+        notes.extend(filter(None, [explain_invalid(depth.to(torch.float32))]))
+    own, wanted = find_target(view.depth.shape[1:], size)
+    if own != wanted:
+        notes.append(f"The depth was resized from {own[0]} x {own[1]} to {wanted[0]} x {wanted[1]} (height x width).")
+        view = resize_view(view, wanted)
+    return view.require_valid()
+
+
+def find_target(own: Sequence[int], size: tuple[int | None, int | None]) -> tuple[Size, Size]:
+    """(own size, wanted size): a None in `size` keeps the own."""
+    own = (int(own[0]), int(own[1]))
+    return own, tuple(given or kept for given, kept in zip(size, own, strict=True))
+
+
+def resize_depth(depth: Tensor, size: Size) -> Tensor:
+    """'b 1 h w' to another size by the nearest pixel, which mixes no depths across an edge."""
+    return F.interpolate(depth, size, mode="nearest")
+
+
+def resize_view(view: View, size: Size) -> View:
+    """Depth, mask and camera at another size; what else the view holds is left behind."""
+    intrinsics = view.intrinsics
+    if intrinsics is not None:
+        height, width = view.depth.shape[1:]
+        intrinsics = intrinsics * torch.tensor([size[1] / width, size[0] / height, 1.0])[:, None]
+    depth, mask = (resize_depth(x[:, None].float(), size)[:, 0] for x in (view.depth, view.mask))
+    return View.from_depth(depth, units=view.units, mask=mask > 0, intrinsics=intrinsics, world_to_cam=view.world_to_cam)
+
+
+def match_batches(prompts: Sequence[str], pictures: Pictures | None, view: View | None, batch_size: int) -> int:
+    """How many results: counts of 1 serve all, other counts must agree."""
+    counts = {"prompts": len(prompts), "batch_size": batch_size}
+    counts |= {} if pictures is None else {"images": len(pictures.rgb)}
+    counts |= {} if view is None else {"depth maps": len(view)}
+    if not isinstance(batch_size, int) or min(counts.values()) < 1:
+        raise ValueError(f"Counts {counts} were given; each must be a whole number of at least 1.")
+    several = {name: count for name, count in counts.items() if count > 1}
+    if len(set(several.values())) > 1:
+        said = " and ".join(f"{count} ({name})" for name, count in several.items())
+        raise ValueError(f"The batch does not match: {said}; give equally many, or one for all.")
+    return max(counts.values())
+
+
+def find_size(pictures: Pictures | None, view: View | None, size: tuple[int | None, int | None], default: int) -> Size:
+    """Height and width of the result: those of the given stream, else those asked for, else the default."""
+    for side in size:
+        if side is not None and (not isinstance(side, int) or side < 1):
+            raise ValueError(f"A size of {size[0]} x {size[1]} was asked for; height and width must be whole numbers of at least 1.")
+    if pictures is not None:
+        return tuple(pictures.rgb.shape[1:3])
+    if view is not None:
+        return tuple(view.depth.shape[1:])
+    return size[0] or default, size[1] or default
+
+
+def pad_size(size: Size, patch: int, notes: list[str]) -> Size:
+    """The next multiples of the patch; a note if these are others."""
+    padded = tuple(math.ceil(side / patch) * patch for side in size)
+    if padded != size:
+        notes.append(
+            f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at {padded[0]} x {padded[1]}, "
+            "given edges repeated, and the result cropped back."
+        )
+    return padded
+
+
+def pad_to(x: Tensor, size: Size) -> Tensor:
+    """'b c h w' up to a size, by repeating the last row and column."""
+    return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), mode="replicate")
+
+
+def crop_to(x: Tensor, size: Size) -> Tensor:
+    """The first rows and columns of 'b c h w'."""
+    return x[..., : size[0], : size[1]]
+
+
+def choose_settings(
+    defaults: SamplingDefaults, mode: Mode, steps: int | None, guidance: float | None, *, log2_alpha: float | None, notes: list[str]
+) -> SamplingDefaults:
+    """The defaults, with what the caller gave in their place."""
+    if guidance is not None and not math.isfinite(guidance):
+        raise ValueError(f"Guidance is {guidance!r}; it must be a finite number, and acts above 1.")
+    if log2_alpha is not None and mode != "joint":
+        notes.append(f"log2_alpha orders the two streams of a joint run; it has no effect in {mode}.")
+    given = {"steps": steps, "guidance": guidance, "log2_alpha": log2_alpha}
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def check_seed(seed: int) -> int:
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"The seed is {seed!r}; it must be a whole number from 0 to 2^64 - 1.")
+    return seed
+
+
+def check_floor(x0_t_min: float) -> float:
+    if not 0 <= x0_t_min < 1:
+        raise ValueError(f"x0_t_min is {x0_t_min!r}; it must be from 0 (exact) to below 1, and is 0.05 in the released sampler.")
+    return x0_t_min
+
+
+def count_steps(on_step: OnStep | None, done: int, total: int) -> OnStep | None:
+    """`on_step` for one of several runs: its steps counted on from `done`, out of `total`."""
+    if on_step is None:
+        return None
+    return lambda step, steps, rgb_x0, depth_x0: on_step(done + step, total, rgb_x0, depth_x0)

@@ -1,0 +1,165 @@
+"""Weights files of Modality Forcing networks: released key names, which configuration a file has, what a wrong file is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.weights import Header, WeightsError, check_fit, describe, fill_module, read_header, read_tensors, write_tensors
+from .config import PRESETS, ModalityForcingConfig
+from .network import ModalityForcing
+
+PREFIX = "dit."  # of the released file
+OTHER_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
+KIND = "Modality Forcing network"
+MARKERS = ("depth_in.weight", "double_stream_modulation_depth.lin.weight", "depth_final_layer.linear.weight")
+FLUX2_MARKER = "double_stream_modulation_img.lin.weight"
+FIRST_VARIANT = ("cross_alpha_img", "cross_alpha_depth")  # what the first published variant has not
+QUANTISED = (".comfy_quant", ".scale_weight", ".weight_scale", "scaled_fp8")
+BODY_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.bfloat16}  # float16 overflows in this network
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load_network(
+    path_or_state: str | os.PathLike | Mapping[str, Tensor],
+    *,
+    config: ModalityForcingConfig | None = None,
+    operations=torch.nn,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> tuple[ModalityForcing, ModalityForcingConfig]:
+    """A network and its configuration from a safetensors file, or from a state dict whose tensors it then uses.
+
+    The configuration is the one given, else the file's own, else read off the shapes. `dtype=None` keeps the file's precision;
+    the depth head is float32 always. WeightsError says in one sentence what a wrong file is.
+    """
+    given = path_or_state if isinstance(path_or_state, Mapping) else None
+    what = str(path_or_state) if given is None else "The state dict"
+    header = read_header(path_or_state) if given is None else describe_state(given)
+    prefix = find_prefix(header, what)
+    config = config or find_config(header, prefix, what)
+    dtype = dtype or BODY_DTYPES.get(header.dtypes[prefix + "img_in.weight"], torch.bfloat16)
+    network = ModalityForcing(config, operations=operations, device="meta", dtype=dtype)
+    shapes = {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}
+    check_fit({name: tuple(value.shape) for name, value in network.state_dict().items()}, shapes, f"{what}, a {KIND},")
+    state = read_tensors(path_or_state) if given is None else given
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return fill_module(network, state, what=what, device=device), config
+
+
+def describe_state(state: Mapping[str, Tensor]) -> Header:
+    """A state dict as if it were a file."""
+    names = {dtype: name for name, dtype in BODY_DTYPES.items()}
+    return Header({name: tuple(v.shape) for name, v in state.items()}, {}, {name: names.get(v.dtype, "") for name, v in state.items()})
+
+
+def save_network(
+    path: str | os.PathLike,
+    network: ModalityForcing,
+    config: ModalityForcingConfig,
+    extra_metadata: Mapping[str, str] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a network under the released key names, its configuration in the metadata. `dtype` converts, e.g. to bfloat16."""
+    state = {PREFIX + name: value.to(dtype or value.dtype) for name, value in network.state_dict().items()}
+    return write_tensors(path, state, {"config": json.dumps(config.to_json()), **(extra_metadata or {})}, kind=KIND)
+
+
+def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[str, Tensor]:
+    """The image and text half from a plain FLUX.2 klein file, under our names: what training of a depth stream starts from."""
+    header = read_header(path)
+    prefixes = [prefix for prefix in (*OTHER_PREFIXES, PREFIX) if prefix + FLUX2_MARKER in header.shapes]
+    if not prefixes:
+        raise WeightsError(f"{path} is {describe(header)}; a FLUX.2 klein base network is wanted here.")
+    renamed = {name: _base_name(name, prefixes[0]) for name in header.shapes}
+    kept = {name: ours for name, ours in renamed.items() if is_image_text(ours)}
+    wanted = {name: shape for name, shape in network_shapes(config).items() if is_image_text(name)}
+    check_fit(wanted, {ours: header.shapes[name] for name, ours in kept.items()}, f"{path}, a FLUX.2 network,")
+    tensors = read_tensors(path)
+    return {ours: tensors[name] for name, ours in kept.items()}
+
+
+def _base_name(name: str, prefix: str) -> str:
+    """FLUX.2 files call the scale of an RMS norm `scale` or `weight`."""
+    name = name.removeprefix(prefix)
+    return name.removesuffix("weight") + "scale" if name.endswith(("query_norm.weight", "key_norm.weight")) else name
+
+
+def is_image_text(name: str) -> bool:
+    """True for the parameters that plain FLUX.2 has too; `name` without prefix."""
+    return not (name.startswith(("depth_", "cross_alpha_", "time_in_")) or ".depth_" in name or "modulation_depth." in name)
+
+
+def network_shapes(config: ModalityForcingConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter's name and shape, without memory for any."""
+    return {name: tuple(value.shape) for name, value in ModalityForcing(config, device="meta").state_dict().items()}
+
+
+def find_preset_name(config: ModalityForcingConfig) -> str | None:
+    """The preset with this configuration, if there is one."""
+    return next((name for name, preset in PRESETS.items() if preset == config), None)
+
+
+def find_prefix(header: Header, what: str) -> str:
+    """What stands before the released names in this file; WeightsError if it is no Modality Forcing network."""
+    for prefix in (PREFIX, *OTHER_PREFIXES):
+        if all(prefix + name in header.shapes for name in MARKERS):
+            break
+    else:
+        raise WeightsError(f"{what} is {describe(header)}; a {KIND} is wanted here (keys {PREFIX}{MARKERS[0]} and others).")
+    if any(name.endswith(QUANTISED) for name in header.shapes):
+        raise WeightsError(f"{what} is a quantised {KIND}; load it through ComfyUI, or use the unquantised file.")
+    if prefix + FIRST_VARIANT[0] not in header.shapes:
+        raise WeightsError(
+            f"{what} is a {KIND} of the first variant, in which the streams do not know each other's time; "
+            "the published second variant (flux_rgbd_9b_v2) is wanted here."
+        )
+    return prefix
+
+
+def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig:
+    """The configuration a file states in its metadata, else the one its shapes give."""
+    try:
+        stated = header.metadata.get("config")
+        if stated is not None:
+            return ModalityForcingConfig.from_json(json.loads(stated))
+        return config_from_shapes({name.removeprefix(prefix): shape for name, shape in header.shapes.items()})
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise WeightsError(f"{what} is a damaged {KIND}: its sizes do not make a network ({error}).") from error
+
+
+def config_from_shapes(shapes: Shapes) -> ModalityForcingConfig:
+    """Sizes from tensor shapes (names without prefix). The four rotary axes are taken as equal, and constants as released."""
+    hidden, in_channels = shapes["img_in.weight"]
+    depth_channels = shapes["depth_in.weight"][1]
+    counts = {
+        field: len({name.split(".")[1] for name in shapes if name.startswith(f"{group}.")})
+        for group, field in (
+            ("double_blocks", "num_double_blocks"),
+            ("single_blocks", "num_single_blocks"),
+            ("depth_decoder_blocks", "num_depth_decoder_blocks"),
+        )
+    }
+    head = next(shape[0] for name, shape in shapes.items() if name.endswith("query_norm.scale"))
+    mlp = next((shape[1] - hidden for name, shape in shapes.items() if name.endswith("linear2.weight")), 3 * hidden)
+    return replace(
+        PRESETS["klein_9b"],
+        in_channels=in_channels,
+        depth_channels=depth_channels,
+        depth_patch=math.isqrt(depth_channels),
+        context_in_dim=shapes["txt_in.weight"][1],
+        hidden_size=hidden,
+        num_heads=hidden // head,
+        axes_dim=(head // 4,) * 4,
+        mlp_ratio=mlp / hidden,
+        time_embed_dim=shapes["time_in.in_layer.weight"][1],
+        **counts,
+    )
