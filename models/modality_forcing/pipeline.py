@@ -15,7 +15,6 @@ from ..core.geometry.depth import Z_MAX, decode_depth, encode_depth
 from ..core.geometry.view import View, explain_invalid
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
-from ..core.weights import fill_module, read_header, read_tensors
 from .config import DEFAULTS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
 from .network import ModalityForcing
 from .request import (
@@ -36,9 +35,7 @@ from .request import (
 from .sampling import PartialDepth, draw_noise, make_schedule, sample
 from .weights import load_network
 
-HERE = Path(__file__).parent
-TINY_NETWORK = HERE / "tiny.safetensors"
-TINY_CODEC, TINY_TEXT = HERE.parent / "demo" / "codec.safetensors", HERE.parent / "demo" / "text.safetensors"
+TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
 
 
 @dataclass(frozen=True)
@@ -84,15 +81,13 @@ class ModalityForcingPipeline:
                 f"The weights of {name} are not in this pack, only those of tiny are; load them with load_network and build "
                 "ModalityForcingPipeline with FLUX.2's autoencoder and text encoder, or use the nodes in ComfyUI."
             )
-        from ..demo.codec import TinyCodec  # late: this pipeline serves any codec, and only this preset needs the demo's
-        from ..demo.text import TinyTextEncoder, explain_prompt
+        # late: the pipeline serves any codec and encoder, and only this preset needs the demo's
+        from ..demo.text import explain_prompt
+        from ..demo.weights import load_codec, load_text_encoder
 
         network, config = load_network(TINY_NETWORK, dtype=dtype, device=device)
-        parts = []
-        for module, path in ((TinyCodec(device="meta"), TINY_CODEC), (TinyTextEncoder(config.context_in_dim, device="meta"), TINY_TEXT)):
-            read_header(path)
-            parts.append(fill_module(module, read_tensors(path), what=str(path), device=device).train(False))
-        return cls(network, config, *parts, defaults=DEFAULTS[name], explain_prompt=explain_prompt)
+        codec, text = load_codec(device=device).train(False), load_text_encoder(device=device).train(False)
+        return cls(network, config, codec, text, defaults=DEFAULTS[name], explain_prompt=explain_prompt)
 
     @torch.no_grad()
     def __call__(

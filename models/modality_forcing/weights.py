@@ -23,7 +23,7 @@ MARKERS = ("depth_in.weight", "double_stream_modulation_depth.lin.weight", "dept
 FLUX2_MARKER = "double_stream_modulation_img.lin.weight"
 FIRST_VARIANT = ("cross_alpha_img", "cross_alpha_depth")  # what the first published variant has not
 QUANTISED = (".comfy_quant", ".scale_weight", ".weight_scale", "scaled_fp8")
-BODY_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.bfloat16}  # float16 overflows in this network
+BODY_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}  # float16 overflows in this network
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -37,8 +37,9 @@ def load_network(
 ) -> tuple[ModalityForcing, ModalityForcingConfig]:
     """A network and its configuration from a safetensors file, or from a state dict whose tensors it then uses.
 
-    The configuration is the one given, else the file's own, else read off the shapes. `dtype=None` keeps the file's precision;
-    the depth head is float32 always. WeightsError says in one sentence what a wrong file is.
+    The configuration is the one given, else the file's own, else read off the shapes. `dtype=None` keeps the file's precision
+    (float32 for float16, in which this network overflows); the depth head is float32 always. WeightsError says in one sentence
+    what a wrong file is.
     """
     given = path_or_state if isinstance(path_or_state, Mapping) else None
     what = str(path_or_state) if given is None else "The state dict"
@@ -56,7 +57,7 @@ def load_network(
 
 def describe_state(state: Mapping[str, Tensor]) -> Header:
     """A state dict as if it were a file."""
-    names = {dtype: name for name, dtype in BODY_DTYPES.items()}
+    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
     return Header({name: tuple(v.shape) for name, v in state.items()}, {}, {name: names.get(v.dtype, "") for name, v in state.items()})
 
 

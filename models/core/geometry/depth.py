@@ -51,5 +51,8 @@ def encode_depth(depth: Tensor, mask: Tensor | None = None, fill: Tensor | None 
 
 
 def decode_depth(net: Tensor, *, z_max: float | None = Z_MAX) -> Tensor:
-    """Network space -> depth of about unit mean. Zero and negative values stay so: they are invalid, and a View masks them."""
-    return uncontract(net, z_max=z_max)
+    """Network space -> depth of about unit mean, at most that of `z_max`. Values at or below 0 become 0, an invalid depth.
+
+    `z_max=None` is the released form, which holds nothing back: below -2 it makes positive depths of them again.
+    """
+    return uncontract(net, z_max=None) if z_max is None else uncontract(net.clamp(min=0), z_max=z_max)
