@@ -1,0 +1,264 @@
+"""The paper's loss: two streams with a noise level each, image velocity and velocity-weighted clean depth, distillation.
+
+Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. Every draw comes from the generator given,
+on the CPU, so a loss is a function of (model, batch, generator state) on any machine.
+
+A batch has: latent b c h w; depth_net b 1 H W (contracted depth of unit mean) and mask b 1 H W, True = known; and either tokens
+b n (or b k n: k captions each, of which one is drawn) with empty_tokens n, or context b n c with empty_context n c.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..core.geometry.depth import contract, uncontract, unit_mean
+from ..core.training.recipe import check_keys
+from .network import ModalityForcing
+
+Kind = Literal["modality_forcing", "text_to_image"]
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The `loss` part of a recipe. Defaults: the paper's; where it is silent, see the comments."""
+
+    kind: Kind = "modality_forcing"  # "text_to_image" trains the image half alone
+    joint: float = 0.6  # shares of the modes; the three add up to 1
+    image_to_depth: float = 0.2
+    depth_to_image: float = 0.2
+    shift_mu: float = 1.1  # of both logit-normals
+    shift_sigma: float = 1.0
+    t_min: float = 0.05  # floor under t in the depth weight 1/t^2; the released sampler has the same
+    rgb_weight: float = 1.0
+    depth_weight: float = 1.0
+    distill_high: float = 1.0  # weight of the distillation at t_depth = 1 (values: not published, a third party's)
+    distill_low: float = 0.1  # and at t_depth = 0
+    caption_dropout: float = 0.1
+    sparse: float = 0.1  # share of pictures that lose known depth pixels, so that sparse depth is nothing new (not published)
+    sparse_keep: tuple[float, float] = (0.002, 0.5)  # those keep this share, drawn evenly in its logarithm
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparse_keep", tuple(self.sparse_keep))
+        self._check("kind", self.kind in get_args(Kind), f"one of {', '.join(get_args(Kind))}")
+        shares = (self.joint, self.image_to_depth, self.depth_to_image)
+        if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise ValueError(f"The loss's joint, image_to_depth and depth_to_image are {shares}, but they must be shares that add up to 1.")
+        self._check("shift_sigma", 0 < self.shift_sigma <= math.sqrt(2), "above 0 and at most sqrt(2): beyond it the density has two modes")
+        for name in ("t_min", "rgb_weight", "depth_weight", "distill_high", "distill_low"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("t_min", self.t_min > 0, "above 0: the depth weight is 1/t^2")
+        for name in ("caption_dropout", "sparse"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        keep = self.sparse_keep
+        self._check("sparse_keep", len(keep) == 2 and 0 < keep[0] <= keep[1] <= 1, "two rising shares above 0, at most 1")
+
+    def _check(self, name: str, fine: bool, wanted: str) -> None:
+        if not fine:
+            raise ValueError(f"The loss's {name} is {getattr(self, name)!r}, but it must be {wanted}.")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LossSettings:
+        """From a recipe's `loss`; an unknown key is refused by name."""
+        check_keys(values, [f.name for f in fields(cls)], "recipe's loss")
+        return cls(**values)
+
+
+class TrainedModel(nn.Module):
+    """What trains together: the network, and the text encoder where it is ours (a tiny one), else contexts are computed beforehand."""
+
+    def __init__(self, network: ModalityForcing, text_encoder: nn.Module | None = None):
+        super().__init__()
+        self.network, self.text_encoder = network, text_encoder
+
+    def context(self, words: Tensor) -> Tensor:
+        """Rows of context b n c from drawn word numbers, or the context itself."""
+        return self.text_encoder(words) if self.text_encoder is not None else words
+
+
+def loss(
+    model: TrainedModel, batch: Batch, generator: Generator, *, settings: LossSettings, teacher: TrainedModel | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scalar loss and its parts. `teacher` is a frozen text-to-image network: the velocity of the image stays near its own."""
+    words = draw_words(batch, generator, settings.caption_dropout)
+    if settings.kind == "text_to_image":
+        return image_loss(model, batch, words, generator, settings)
+
+    latent, device = batch["latent"], batch["latent"].device
+    t_rgb, t_depth = (t.to(device) for t in draw_times(len(latent), generator, settings))
+    known, target = drop_depth(batch["depth_net"], batch["mask"], generator, settings)
+    rgb_noise, depth_noise = draw_like(latent, generator), draw_like(target, generator)
+    rgb_t = mix(latent, rgb_noise, t_rgb)
+    # where depth is missing, noise stands for it: unit Gaussian at every t, as at inference
+    depth_t = torch.where(known, mix(target, depth_noise, t_depth), depth_noise)
+
+    context = model.context(words)
+    velocity, x0 = model.network(rgb_t, depth_t, context, t_rgb, t_depth)
+    parts = {
+        "rgb": settings.rgb_weight * velocity_loss(velocity, rgb_noise - latent, t_rgb > 0),
+        "depth": settings.depth_weight * depth_loss(x0, target, known, t_depth, settings.t_min),
+    }
+    if teacher is not None:
+        with torch.no_grad():
+            wanted = teacher.network.forward_image(rgb_t, teacher.context(words), t_rgb)
+        weight = settings.distill_high * t_depth + settings.distill_low * (1 - t_depth)
+        parts["distill"] = velocity_loss(velocity, wanted, t_rgb > 0, weight)
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+
+
+def image_loss(
+    model: TrainedModel, batch: Batch, words: Tensor, generator: Generator, settings: LossSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The text-to-image network alone, no depth tokens: what the depth stream later starts from."""
+    latent = batch["latent"]
+    t = draw_logit_normal(uniform(len(latent), generator), settings.shift_mu, settings.shift_sigma).to(latent.device)
+    noise = draw_like(latent, generator)
+    velocity = model.network.forward_image(mix(latent, noise, t), model.context(words), t)
+    value = settings.rgb_weight * velocity_loss(velocity, noise - latent, t > 0)
+    return value, {"rgb": value.detach()}
+
+
+def velocity_loss(velocity: Tensor, wanted: Tensor, counts: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Mean square over the pictures that count; a clean stream has nothing to learn."""
+    return mean_over((velocity.float() - wanted).square().flatten(1).mean(dim=1) * weight, counts)
+
+
+def depth_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor, t_min: float) -> Tensor:
+    """||(g - x_t)/t - v||^2 over known pixels, written as ((g - x0)/t)^2: the same, without the difference of near numbers."""
+    error = (x0.float() - target) / t.clamp(min=t_min)[:, None, None, None]
+    count = known.flatten(1).sum(dim=1)
+    square = torch.where(known, error, 0.0).square().flatten(1).sum(dim=1) / count.clamp(min=1)
+    return mean_over(square, (t > 0) & (count > 0))
+
+
+def mean_over(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the values (b,) that count; 0 with a gradient of 0 where none does."""
+    return torch.where(counts, values, 0.0).sum() / counts.sum().clamp(min=1)
+
+
+def mix(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    t = t[:, None, None, None]
+    return (1 - t) * x0 + t * noise
+
+
+def draw_words(batch: Batch, generator: Generator, dropout: float) -> Tensor:
+    """Each picture's word numbers or context, one caption of several, some replaced by those of the empty prompt."""
+    key = "tokens" if "tokens" in batch else "context"
+    words = batch[key]
+    if words.ndim == (3 if key == "tokens" else 4):
+        choice = (uniform(len(words), generator) * words.shape[1]).long()
+        words = words[torch.arange(len(words)), choice.to(words.device)]
+    empty = batch.get(f"empty_{key}")
+    dropped = uniform(len(words), generator) < dropout
+    if not dropout:
+        return words
+    if empty is None:
+        raise ValueError(f"caption_dropout is {dropout}, but the batch has no empty_{key} to put in a caption's place; set it to 0.")
+    dropped = dropped.to(words.device).reshape(-1, *[1] * (words.ndim - 1))
+    return torch.where(dropped, empty.to(words), words)
+
+
+def draw_times(count: int, generator: Generator, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """(t_rgb, t_depth), each (b,) float32: drawn independently, or one of them 0 in the conditional modes."""
+    mode, rgb, depth = (uniform(count, generator) for _ in range(3))
+    t_rgb = draw_logit_normal(rgb, settings.shift_mu, settings.shift_sigma)
+    t_depth = draw_plateau(depth, settings.shift_mu, settings.shift_sigma)
+    image_given = (mode >= settings.joint) & (mode < settings.joint + settings.image_to_depth)
+    depth_given = mode >= settings.joint + settings.image_to_depth
+    return t_rgb.masked_fill(image_given, 0.0), t_depth.masked_fill(depth_given, 0.0)
+
+
+def draw_logit_normal(u: Tensor, mu: float, sigma: float) -> Tensor:
+    """Logit-normal noise levels from uniform numbers, by the inverse of the distribution function."""
+    return torch.sigmoid(mu + sigma * torch.special.ndtri(u)).float()
+
+
+def draw_plateau(u: Tensor, mu: float, sigma: float) -> Tensor:
+    """Plateau logit-normal from uniform numbers: the logit-normal density up to its mode, from there on its value at the mode."""
+    mode, density, below, total = plateau(mu, sigma)
+    mass = u * total
+    rising = torch.sigmoid(mu + sigma * torch.special.ndtri(mass.clamp(max=below)))
+    return torch.where(mass < below, rising, mode + (mass - below) / density).float()
+
+
+def plateau(mu: float, sigma: float) -> tuple[float, float, float, float]:
+    """(mode t*, density there, mass below it, total mass before normalising) of the logit-normal; t* solves
+    logit(t) - mu - sigma^2 (2t - 1) = 0, which has one root for sigma^2 <= 2."""
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        mode = (low + high) / 2
+        if math.log(mode / (1 - mode)) - mu - sigma**2 * (2 * mode - 1) < 0:
+            low = mode
+        else:
+            high = mode
+    z = (math.log(mode / (1 - mode)) - mu) / sigma
+    density = math.exp(-z * z / 2) / (sigma * math.sqrt(2 * math.pi) * mode * (1 - mode))
+    below = 0.5 * (1 + math.erf(z / math.sqrt(2)))
+    return mode, density, below, below + (1 - mode) * density
+
+
+def drop_depth(net: Tensor, mask: Tensor, generator: Generator, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """(known, target): some pictures keep few depth pixels, and the unit mean of those, as sparse depth would have."""
+    chosen, share = uniform(len(net), generator) < settings.sparse, uniform(len(net), generator)
+    if not chosen.any():
+        return mask, net
+    low, high = (math.log(s) for s in settings.sparse_keep)
+    keep = torch.exp(low + (high - low) * share).where(chosen, torch.ones_like(share))
+    known = mask & (torch.rand(net.shape, generator=generator) < keep[:, None, None, None].float()).to(mask.device)
+    finite = known & (net < 2)  # 2 is infinitely far, at any scale
+    scaled = contract(unit_mean(uncontract(net, z_max=None), finite)[0])
+    changed = chosen.to(net.device)[:, None, None, None] & finite
+    return known, torch.where(changed, scaled, net)
+
+
+def uniform(count: int, generator: Generator) -> Tensor:
+    """Numbers in (0, 1), float64: never 0, where an inverse distribution function is infinite."""
+    return torch.rand(count, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+
+
+def draw_like(x: Tensor, generator: Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator).to(x.device)
+
+
+def init_weights(network: ModalityForcing, generator: Generator) -> None:
+    """Weights of a network that starts from nothing: every block the identity, both outputs 0."""
+    for name, parameter in network.named_parameters():
+        init_parameter(name, parameter, generator)
+
+
+@torch.no_grad()
+def init_parameter(name: str, parameter: Tensor, generator: Generator) -> None:
+    if name.endswith("norm.scale"):
+        parameter.fill_(1.0)
+    elif parameter.ndim < 2 or "modulation" in name or name.startswith(("final_layer.", "depth_final_layer.")):
+        parameter.zero_()
+    else:
+        drawn = torch.empty(parameter.shape)
+        nn.init.trunc_normal_(drawn, std=parameter.shape[1] ** -0.5, a=-2, b=2, generator=generator)
+        parameter.copy_(drawn)
+
+
+@torch.no_grad()
+def init_from_text_to_image(network: ModalityForcing, base: Mapping[str, Tensor], generator: Generator) -> None:
+    """The paper's start: image and text halves from `base` (our names), the depth stream of every double block a copy of the image's,
+    and so the modulations; depth tokens, depth times, decoder, head and cross embedders new, cross alphas 0."""
+    state = network.state_dict()
+    unknown = sorted(set(base) - set(state))
+    if unknown:
+        raise ValueError(f"The text-to-image weights have {len(unknown)} tensors that this network lacks, the first {unknown[0]}.")
+    for name, own in state.items():
+        source = name if name in base else name.replace(".depth_", ".img_").replace("modulation_depth.", "modulation_img.")
+        source = source.replace("single_stream_modulation_img.", "single_stream_modulation.")
+        if source in base:
+            own.copy_(base[source])
+        else:
+            init_parameter(name, own, generator)
+
+
+LossFunction = Callable[[TrainedModel, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]

@@ -1,0 +1,144 @@
+"""From a recipe to what the training loop takes: network and its start, teacher, data, loss, export."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..core.geometry.depth import encode_depth
+from ..core.training.data import FolderDataset
+from ..core.training.loop import Task
+from ..core.training.recipe import Recipe, check_keys
+from ..core.weights import fill_module, read_tensors, write_tensors
+from .config import ModalityForcingConfig, find_preset
+from .network import ModalityForcing
+from .training import LossSettings, TrainedModel, init_from_text_to_image, init_weights, loss
+from .weights import load_network, read_base, save_network
+
+NETWORK_FILE, TEXT_FILE = "network.safetensors", "text.safetensors"  # what a run ships, in its output folder
+EMPTY_CONTEXT = "empty_context.safetensors"  # of a dataset folder with precomputed contexts: `context` n c, the encoding of ""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The `model` part of a recipe. Without `base` and `weights` the network starts from nothing."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)  # changes to the preset
+    base: str = ""  # text-to-image weights that the network starts from, and the teacher's
+    weights: str = ""  # or whole Modality Forcing weights to go on from
+    text: str = ""  # weights of a text encoder that trains along
+    distill: bool = False  # stay near the frozen `base`
+    compile: bool = False  # torch.compile: minutes at the start, then faster steps
+
+    def __post_init__(self) -> None:
+        if self.base and self.weights:
+            raise ValueError("The recipe's model names both base and weights; a network starts from one of them.")
+        if self.distill and not self.base:
+            raise ValueError("The recipe's model wants distill, but names no base; the teacher is the base, frozen.")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelSettings:
+        check_keys(values, [f.name for f in fields(cls)], "recipe's model")
+        return cls(**values)
+
+
+def build(recipe: Recipe, *, dataset: Any = None, text_encoder: nn.Module | None = None, empty_tokens: Tensor | None = None) -> Task:
+    """The Task of a recipe. A text encoder given here trains along and reads the dataset's `tokens`, of which `empty_tokens` n is
+    the empty prompt; without one, samples bring their `context`. Without a dataset, the folder named in the recipe is read."""
+    settings, start = LossSettings.from_json(recipe.loss), ModelSettings.from_json(recipe.model)
+    config = replace(find_preset(recipe.preset), **check_config(start.config))
+    generator = Generator().manual_seed(recipe.seed)
+    dataset, extra = (dataset, {}) if dataset is not None else open_folder(recipe.data, settings)
+    if text_encoder is not None:
+        if start.text:
+            fill_module(text_encoder, read_tensors(start.text), what=start.text)
+        extra["empty_tokens"] = empty_tokens
+    check_sample(dataset[0], text_encoder is not None, settings)
+    model = TrainedModel(start_network(config, start, generator), text_encoder)
+    teacher = make_teacher(model, start) if start.distill else None
+    if start.compile:
+        model.network.compile()
+    return Task(
+        model=model,
+        loss=partial(training_loss, settings=settings, teacher=teacher, extra=extra),
+        dataset=dataset,
+        companions=(teacher,) if teacher else (),
+        export=partial(export, config=config, trained=settings.kind),
+    )
+
+
+def check_config(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    check_keys(changes, sorted(ModalityForcingConfig.known()), "recipe's model.config")
+    return changes
+
+
+def start_network(config: ModalityForcingConfig, start: ModelSettings, generator: Generator) -> ModalityForcing:
+    """In float32, which is what optimisers can add small steps to."""
+    if start.weights:
+        return load_network(start.weights, config=config, dtype=torch.float32)[0]
+    network = ModalityForcing(config)
+    if start.base:
+        init_from_text_to_image(network, read_base(start.base, config), generator)
+    else:
+        init_weights(network, generator)
+    return network
+
+
+def make_teacher(model: TrainedModel, start: ModelSettings) -> TrainedModel:
+    """The model as it starts: its image half is the base."""
+    teacher = copy.deepcopy(model).requires_grad_(False)
+    return teacher.train(False)
+
+
+def open_folder(data: Mapping[str, Any], settings: LossSettings) -> tuple[FolderDataset, dict[str, Tensor]]:
+    """A dataset folder whose shards hold `latent`, `context` and, for depth, `depth`; with the empty prompt's context beside them."""
+    check_keys(data, ["folder"], "recipe's data")
+    if not data.get("folder"):
+        raise ValueError("The recipe's data names no folder; give it the folder of a dataset.")
+    dataset = FolderDataset(data["folder"], keys=("latent", "context", "depth", "mask"))
+    empty = Path(data["folder"]) / EMPTY_CONTEXT
+    if not settings.caption_dropout:
+        return dataset, {}
+    if not empty.is_file():
+        raise ValueError(f"{data['folder']} has no {EMPTY_CONTEXT}, which caption_dropout needs; write it, or set caption_dropout to 0.")
+    return dataset, {"empty_context": read_tensors(empty)["context"]}
+
+
+def check_sample(sample: Mapping[str, Any], has_text_encoder: bool, settings: LossSettings) -> None:
+    wanted = ["latent", "tokens" if has_text_encoder else "context"]
+    if settings.kind == "modality_forcing" and "depth_net" not in sample:
+        wanted.append("depth")
+    missing = [key for key in wanted if key not in sample]
+    if missing:
+        raise ValueError(
+            f"The dataset's samples lack {', '.join(missing)} and have {', '.join(sample)}; this loss needs {', '.join(wanted)}."
+        )
+
+
+def training_loss(model, batch, generator, *, settings: LossSettings, teacher: TrainedModel | None, extra: Mapping[str, Tensor]):
+    """The loss of a batch as the dataset makes it: depth in metres is brought to network space here."""
+    if "depth" in batch and "depth_net" not in batch:
+        mask = batch["mask"][:, None]
+        batch = {**batch, "depth_net": encode_depth(batch["depth"][:, None], mask), "mask": mask}
+    device = batch["latent"].device
+    batch = {**batch, "latent": batch["latent"].float(), **{name: value.to(device) for name, value in extra.items()}}
+    return loss(model, batch, generator, settings=settings, teacher=teacher)
+
+
+def export(folder: Path, state: Mapping[str, Tensor], *, config: ModalityForcingConfig, trained: str) -> None:
+    """The averaged weights under the released names, and the text encoder's where one trains along."""
+    parts = {
+        part: {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+        for part in ("network", "text_encoder")
+    }
+    network = fill_module(ModalityForcing(config, device="meta"), parts["network"], what="The training state")
+    save_network(folder / NETWORK_FILE, network, config, {"trained": trained})
+    if parts["text_encoder"]:
+        write_tensors(folder / TEXT_FILE, parts["text_encoder"], {}, kind="text encoder")
