@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .geometry import PreviewDepth
+from .loaders import LoadModalityForcing
+from .modality_forcing import DecodeJointLatent, EmptyJointLatent, ModalityOrder
+
 
 class Extension(ComfyExtension):
     """The explicit list: nothing is found by scanning."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        return [LoadModalityForcing, EmptyJointLatent, ModalityOrder, DecodeJointLatent, PreviewDepth]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tensors this small, threads on a busy machine only wait for each other
+
 NAME, ROOT = "spatialweave", Path(__file__).resolve().parents[1]
 
 # `nodes`, `models` and `kernels` are also names of other people's packages: our root must never be importable from.

@@ -2,7 +2,7 @@
 
 The main stream is at noise level sigma. The second is at t, with t / (1 - t) = alpha * sigma / (1 - sigma), alpha = 2^log2_alpha:
 
-    t = alpha sigma / (1 + (alpha - 1) sigma)
+    t = alpha sigma / (1 + (alpha - 1) sigma)     flow.warp_time
     x = (1 - t) x0 + t eps                        what the network sees
     u = x sigma / t = (1 - sigma) x0 / alpha + sigma eps
 
@@ -12,14 +12,9 @@ steps u rightly too, noise and guidance included, and alpha * u is x0 at the end
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-
-def second_time(sigma: Tensor, log2_alpha: float) -> Tensor:
-    """t of the second stream at the main stream's sigma, any shape; 0 -> 0 and 1 -> 1."""
-    alpha = 2.0**log2_alpha
-    return alpha * sigma / (1 + (alpha - 1) * sigma)
+from .flow import match_dims
 
 
 def to_carried(x0: Tensor, log2_alpha: float) -> Tensor:
@@ -35,14 +30,9 @@ def from_carried(carried: Tensor, log2_alpha: float) -> Tensor:
 def release(carried: Tensor, sigma: Tensor, log2_alpha: float) -> Tensor:
     """What the network sees of u (b ...): the second stream at its own t. sigma (b,); 0 means that the stream is clean."""
     alpha = 2.0**log2_alpha
-    return carried * _rows(alpha / (1 + (alpha - 1) * sigma), carried)
+    return carried * match_dims(alpha / (1 + (alpha - 1) * sigma), carried)
 
 
 def carried_velocity(carried: Tensor, x0: Tensor, sigma: Tensor, log2_alpha: float) -> Tensor:
     """The velocity of u (b ...) towards a prediction x0: u - sigma * velocity is exactly x0 / alpha. sigma (b,) above 0."""
-    return (carried - to_carried(x0, log2_alpha)) / _rows(sigma, carried)
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    """(b,) as (b 1 1 ...), in float32."""
-    return values.to(torch.float32).reshape(-1, *[1] * (like.ndim - 1))
+    return (carried - to_carried(x0, log2_alpha)) / match_dims(sigma, carried)

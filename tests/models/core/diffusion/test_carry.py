@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.core.diffusion.carry import carried_velocity, from_carried, release, second_time, to_carried
+from spatialweave.models.core.diffusion.carry import carried_velocity, from_carried, release, to_carried
+from spatialweave.models.core.diffusion.flow import warp_time
 
 SIGMAS = torch.tensor([1.0, 0.87, 0.6, 0.33, 0.1, 0.02, 0.0])
 ORDERS = [-6.0, -1.0, 0.0, 1.0, 5.0]
@@ -19,7 +20,7 @@ def toy_network(main, second, sigma, t):
 
 def two_stream_euler(main, second, log2_alpha):
     """Each stream with its own time, x0 form for the second: the definition, without carrying."""
-    t = second_time(SIGMAS.double(), log2_alpha)
+    t = warp_time(SIGMAS.double(), log2_alpha)
     for i in range(len(SIGMAS) - 1):
         here, there = SIGMAS[i].double().expand(2), SIGMAS[i + 1].double()
         velocity, x0 = toy_network(main, second, here, t[i].expand(2))
@@ -34,7 +35,7 @@ def carried_euler(main, second, log2_alpha):
     for i in range(len(SIGMAS) - 1):
         sigma, following = SIGMAS[i].expand(2), SIGMAS[i + 1]
         seen = release(carried, sigma, log2_alpha)
-        velocity, x0 = toy_network(main, seen, sigma, second_time(sigma, log2_alpha))
+        velocity, x0 = toy_network(main, seen, sigma, warp_time(sigma, log2_alpha))
         streams = []
         for x, v in ((main, velocity), (carried, carried_velocity(carried, x0, sigma, log2_alpha))):
             denoised = x - sigma.reshape(-1, 1, 1) * v
@@ -55,7 +56,7 @@ def test_carried_euler_equals_two_stream_euler(log2_alpha):
 def test_carried_latent_is_a_flow_latent_of_the_main_sigma(log2_alpha):
     x0, eps = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1)).double()
     for sigma in SIGMAS[:-1].double():
-        t = second_time(sigma, log2_alpha)
+        t = warp_time(sigma, log2_alpha)
         assert torch.isclose(t / (1 - t), 2**log2_alpha * sigma / (1 - sigma)) or sigma == 1
         carried = (1 - sigma) * to_carried(x0, log2_alpha) + sigma * eps
         assert_close(release(carried, sigma.expand(4), log2_alpha), (1 - t) * x0 + t * eps)
@@ -69,6 +70,6 @@ def test_a_clean_stream_comes_out_bit_equal(log2_alpha):
     assert torch.equal(release(to_carried(x0, log2_alpha), torch.zeros(1), log2_alpha), x0)
 
 
-def test_second_time_keeps_the_ends_and_orders_the_streams():
-    assert second_time(torch.tensor([0.0, 1.0]), 5.0).tolist() == [0.0, 1.0]
-    assert (second_time(SIGMAS[1:-1], 5.0) > SIGMAS[1:-1]).all() and (second_time(SIGMAS[1:-1], -5.0) < SIGMAS[1:-1]).all()
+def test_warped_time_keeps_the_ends_and_orders_the_streams():
+    assert warp_time(torch.tensor([0.0, 1.0]), 5.0).tolist() == [0.0, 1.0]
+    assert (warp_time(SIGMAS[1:-1], 5.0) > SIGMAS[1:-1]).all() and (warp_time(SIGMAS[1:-1], -5.0) < SIGMAS[1:-1]).all()

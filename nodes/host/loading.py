@@ -1,0 +1,75 @@
+"""Weights files to core objects: which file is asked for, what it is, how core should hold it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.utils
+import folder_paths
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ...models.core.weights import check_fit, read_header, read_tensors
+from ...models.modality_forcing.weights import find_config, find_prefix, network_shapes
+from .joint_model import JointConfig, keep_given
+from .tiny_clip import tiny_clip
+from .tiny_vae import TinyVAE
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+TINY_NETWORK = MODELS / "modality_forcing" / "tiny.safetensors"
+TINY_TEXT, TINY_CODEC = MODELS / "demo" / "text.safetensors", MODELS / "demo" / "codec.safetensors"
+
+TINY = "tiny (shipped with the pack)"
+FOLDER = "diffusion_models"
+SMALL = 100_000_000  # parameters below which half precision saves nothing worth its error
+NOT_IN_FILE = "A Modality Forcing file holds no {what}: load it with {node}, {where}."
+
+
+def list_models() -> list[str]:
+    """What the loader offers: the shipped model, then core's diffusion_models folders."""
+    return [TINY, *folder_paths.get_filename_list(FOLDER)]
+
+
+def load_modality_forcing(name: str) -> tuple:
+    """(MODEL, CLIP, VAE). Files of users hold a network only; wiring their CLIP or VAE output says which node has it."""
+    if name != TINY:
+        clip = NOT_IN_FILE.format(what="text encoder", node="Load CLIP", where="type flux2, the Qwen3 encoder of its FLUX.2 base")
+        vae = NOT_IN_FILE.format(what="VAE", node="Load VAE", where="flux2-vae.safetensors")
+        return load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name)), ExecutionBlocker(clip), ExecutionBlocker(vae)
+    return load_joint_model(str(TINY_NETWORK)), tiny_clip(read_tensors(TINY_TEXT)), TinyVAE(read_tensors(TINY_CODEC))
+
+
+def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL from a safetensors file. A file that is something else is refused, and called by its name, before it is read."""
+    header = read_header(path)
+    prefix = find_prefix(header, path)
+    network = find_config(header, prefix, path)
+    check_fit(network_shapes(network), {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}, path)
+    state = comfy.utils.load_torch_file(path, safe_load=True)
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
+
+    config = JointConfig(network)
+    load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    set_precision(config, state, load_device)
+    model = config.get_model(state)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=offload_device)
+    model.to(offload_device)
+    model.load_model_weights(state, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_joint_model, (path,))
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "spatialweave", keep_given)
+    return patcher
+
+
+def set_precision(config: JointConfig, state: dict, device: torch.device) -> None:
+    """Core's choice of precision for this device, and float32 for a small network."""
+    values = comfy.utils.calculate_parameters(state)
+    if values < SMALL:
+        config.supported_inference_dtypes = [torch.float32]
+    choices = config.supported_inference_dtypes
+    weights = comfy.utils.weight_dtype(state)
+    dtype = comfy.model_management.unet_dtype(model_params=values, supported_dtypes=choices, weight_dtype=weights)
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, choices))

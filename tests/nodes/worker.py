@@ -1,0 +1,74 @@
+"""A real ComfyUI in a process of its own, with the pack loaded the way ComfyUI loads it, that calls functions by name.
+
+    python worker.py COMFYUI PACK      then one JSON line per call on stdin, one JSON line per answer on stdout
+
+A call is {"file": "inside_sampling.py", "function": "name", "kwargs": {...}}; an answer {"value": ...} or {"error": text}.
+The files called find the pack's modules through `ours`.
+"""
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def start(comfyui, pack):
+    """Import ComfyUI, on the CPU, and the pack through ComfyUI's own loader."""
+    os.chdir(comfyui)
+    sys.path.insert(0, str(comfyui))
+    from comfy.cli_args import args
+
+    args.cpu = True
+    import torch
+
+    torch.set_num_threads(1)
+    import nodes
+
+    loaded = asyncio.run(nodes.load_custom_node(str(pack), module_parent="custom_nodes"))
+    return {"loaded": loaded, "nodes": sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("SpatialWeave_"))}
+
+
+def ours(dotted):
+    """A module of the pack, under the name ComfyUI gave it."""
+    return importlib.import_module(f"{sys.argv[2].replace('.', '_x_')}.{dotted}")
+
+
+def load_file(name):
+    key = f"spatialweave_tests_{Path(name).stem}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, HERE / name)
+        sys.modules[key] = module = importlib.util.module_from_spec(spec)
+        module.ours = ours
+        spec.loader.exec_module(module)
+    return sys.modules[key]
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else prints goes to the log
+    sys.stdin.reconfigure(encoding="utf-8")
+    reply = {"value": start(sys.argv[1], sys.argv[2])}
+    while True:
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        call = json.loads(line)
+        try:
+            import torch
+
+            with torch.inference_mode():  # as ComfyUI's executor runs nodes
+                reply = {"value": getattr(load_file(call["file"]), call["function"])(**call["kwargs"])}
+        except Exception:  # noqa: BLE001 - the caller gets it, whatever it is
+            reply = {"error": traceback.format_exc()}
+
+
+if __name__ == "__main__":
+    main()
