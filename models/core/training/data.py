@@ -18,7 +18,6 @@ and whatever further tensors its shard holds. Readers open files late and drop t
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,10 +191,6 @@ class OrderedBatches:
                 start = step * self.batch + number * part
                 yield [self.sample(position) for position in range(start, start + part)]
             step += 1
-
-    def __len__(self) -> int:
-        """Batches of one epoch, rounded up; the iterator itself goes on."""
-        return math.ceil(self.count / self.batch) * self.slices // self.processes
 
     def sample(self, position: int) -> int:
         epoch, offset = divmod(position, self.count)

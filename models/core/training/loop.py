@@ -8,14 +8,10 @@ processes do what one process does with twice the micro-batches.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +20,9 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint import find_latest, load_checkpoint, load_model, read_json, save_checkpoint, write_json
+from .checkpoint import STATE, find_latest, load_checkpoint, load_model, read_json, save_checkpoint, write_json
 from .data import OrderedBatches, collate
+from .interrupt import graceful_stop, leave_interrupt_to_parent
 from .optimizer import (
     AveragedWeights,
     choose_trainable,
@@ -34,16 +31,15 @@ from .optimizer import (
     optimizer_tensors,
     set_learning_rate,
 )
-from .plot import plot_log
+from .progress import Log, Meter
 from .recipe import CHANGEABLE, Recipe, learning_rate
 
 log = logging.getLogger("spatialweave.training")
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch, Generator], tuple[Tensor, Mapping[str, Tensor]]]
+OnLog = Callable[[dict[str, float]], None]
 Ending = Literal["finished", "time", "interrupted"]
-LOG = "log.jsonl"
-PLOT_EVERY = 10  # log lines
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,12 @@ def run_recipe(
     *,
     output: str | Path | None = None,
     resume: bool = False,
-    on_log: Callable[[dict[str, float]], None] | None = None,
+    on_log: OnLog | None = None,
 ) -> Outcome:
-    """Train what the recipe says. `builders` maps each system's name to the function that makes its Task."""
+    """Train what the recipe says. `builders` maps each system's name to the function that makes its Task.
+
+    `on_log` hears every log line; it may raise KeyboardInterrupt, which stops the run as Ctrl-C does: saved, and to be resumed.
+    """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.read(recipe)
     if output:
@@ -88,73 +87,68 @@ def run_recipe(
         raise ValueError("The recipe names no output folder; add output to it, or give --output.")
     if recipe.system not in builders:
         raise ValueError(f"The recipe is for the system {recipe.system!r}, which has no trainer here; there are {', '.join(builders)}.")
-    latest = check_output(Path(recipe.output), recipe, resume)  # before anything slow
+    latest = find_start(Path(recipe.output), recipe, resume)  # before anything slow
     return train(recipe, builders[recipe.system](recipe), latest=latest, on_log=on_log)
 
 
-def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: Callable[[dict[str, float]], None] | None = None) -> Outcome:
+def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnLog | None = None) -> Outcome:
     """Train `task` into the recipe's output folder, from the checkpoint `latest` if there is one."""
-    run = Run(recipe, task)
-    if latest:
-        run.load(latest)
+    accelerator = make_accelerator(recipe)
     try:
+        run = Run(recipe, task, accelerator)
+        if latest:
+            run.load(latest)
         with graceful_stop() as asked:
             return run.go(asked, on_log)
     finally:
-        run.accelerator.free_memory()
+        accelerator.free_memory()
+        accelerator.state._reset_state()  # else the next run of this process could not choose another precision
 
 
 class Run:
     """One process's part of a training run."""
 
-    def __init__(self, recipe: Recipe, task: Task):
-        self.recipe, self.task, self.output = recipe, task, Path(recipe.output)
-        self.accelerator = make_accelerator(recipe)
-        self.slices = recipe.accumulate * self.accelerator.num_processes
+    def __init__(self, recipe: Recipe, task: Task, accelerator):
+        self.recipe, self.task, self.accelerator, self.output = recipe, task, accelerator, Path(recipe.output)
+        self.slices = recipe.accumulate * accelerator.num_processes
         if recipe.batch_size % self.slices:
             raise ValueError(
                 f"A batch of {recipe.batch_size} cannot be cut into {self.slices} equal slices (accumulate {recipe.accumulate} times "
-                f"{self.accelerator.num_processes} processes); make batch_size a multiple."
+                f"{accelerator.num_processes} processes); make batch_size a multiple."
             )
         self.parameters = choose_trainable(task.model, recipe.freeze)
         optimizer = make_optimizer(self.parameters, recipe)
-        self.model, self.optimizer = self.accelerator.prepare(LossModule(task.model, task.loss), optimizer)
+        self.model, self.optimizer = accelerator.prepare(LossModule(task.model, task.loss), optimizer)
         for companion in task.companions:
-            companion.to(self.accelerator.device)
-        self.average = AveragedWeights(self.parameters, recipe.ema if self.accelerator.is_main_process else 0.0)
-        self.step = 0
-        self.meter = Meter(self.accelerator)
+            companion.to(accelerator.device)
+        self.average = AveragedWeights(self.parameters, recipe.ema if accelerator.is_main_process else 0.0)
+        self.step, self.meter, self.log = 0, Meter(accelerator), Log(self.output)
+        if accelerator.is_main_process:
+            write_json(self.output / "recipe.json", recipe.to_json())
 
-    @property
-    def plain_optimizer(self) -> torch.optim.Optimizer:
-        return self.optimizer.optimizer
-
-    def go(self, asked: Callable[[], bool], on_log: Callable[[dict[str, float]], None] | None) -> Outcome:
-        recipe, start, ending = self.recipe, time.monotonic(), "finished"
+    def go(self, asked: Callable[[], bool], on_log: OnLog | None) -> Outcome:
+        recipe, start, first, ending = self.recipe, time.monotonic(), self.step, "finished"
         batches = iter(self.loader())
-        first, main = self.step, self.accelerator.is_main_process
-        bar = tqdm(total=recipe.steps, initial=self.step, desc="training", unit="step", dynamic_ncols=True, disable=None if main else True)
-        with bar:
-            while self.step < recipe.steps:
+        hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
+        with tqdm(total=recipe.steps, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=hidden) as bar:
+            while self.step < recipe.steps and ending == "finished":
                 self.train_step(batches)
-                bar.update()
                 self.step += 1
+                stopped, seconds = asked(), time.monotonic() - start
                 if self.step % recipe.log_every == 0 or self.step == recipe.steps:
-                    record = self.write_log((time.monotonic() - start) / (self.step - first))
+                    record = self.write_log(seconds / (self.step - first))
                     bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
-                    if on_log and main:
-                        on_log(record)
-                ending = self.find_ending(asked(), time.monotonic() - start)
-                if ending != "finished":
-                    break
-                if self.step % recipe.save_every == 0 and self.step < recipe.steps:
+                    stopped = stopped or self.tell(on_log, record)
+                bar.update()
+                ending = self.find_ending(stopped, seconds)
+                if self.step % recipe.save_every == 0 and self.step < recipe.steps and ending == "finished":
                     self.save()
         return Outcome(ending, self.step, self.save(), self.meter.last)
 
     def train_step(self, batches) -> None:
         """One optimiser step over this process's slices of the batch."""
         recipe, accelerator = self.recipe, self.accelerator
-        set_learning_rate(self.plain_optimizer, learning_rate(recipe, self.step))
+        set_learning_rate(self.optimizer.optimizer, learning_rate(recipe, self.step))
         for micro in range(recipe.accumulate):
             batch = move(next(batches), accelerator.device)
             generator = seed_slice(recipe.seed, self.step, micro * accelerator.num_processes + accelerator.process_index)
@@ -170,46 +164,50 @@ class Run:
         self.average.update(self.step)
 
     def loader(self) -> torch.utils.data.DataLoader:
+        accelerator, workers = self.accelerator, self.recipe.workers
         order = OrderedBatches(
             len(self.task.dataset), self.recipe.batch_size, self.recipe.seed,
-            first_step=self.step, slices=self.slices, processes=self.accelerator.num_processes, process=self.accelerator.process_index,
+            first_step=self.step, slices=self.slices, processes=accelerator.num_processes, process=accelerator.process_index,
         )  # fmt: skip
-        workers = self.recipe.workers
         return torch.utils.data.DataLoader(
             self.task.dataset, batch_sampler=order, collate_fn=self.task.collate, num_workers=workers,
-            multiprocessing_context="spawn" if workers else None, pin_memory=self.accelerator.device.type == "cuda",
+            multiprocessing_context="spawn" if workers else None, worker_init_fn=leave_interrupt_to_parent,
+            pin_memory=accelerator.device.type == "cuda",
         )  # fmt: skip
 
-    def find_ending(self, asked: bool, seconds: float) -> Ending:
+    def find_ending(self, stopped: bool, seconds: float) -> Ending:
         """The same on every process: one that was asked to stop, or is out of time, stops them all."""
         late = bool(self.recipe.max_minutes) and seconds > 60 * self.recipe.max_minutes
-        flags = torch.tensor([float(asked), float(late)], device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
-            flags = self.accelerator.reduce(flags, reduction="sum")
-        asked, late = (bool(flag) for flag in flags)
-        return "interrupted" if asked else "time" if late else "finished"
+            flags = torch.tensor([float(stopped), float(late)], device=self.accelerator.device)
+            stopped, late = (bool(flag) for flag in self.accelerator.reduce(flags, reduction="sum"))
+        return "interrupted" if stopped else "time" if late else "finished"
 
     def write_log(self, seconds_per_step: float) -> dict[str, float]:
-        values = self.meter.take(self.step)
         lr = learning_rate(self.recipe, self.step - 1)
-        record = {"step": self.step, **values, "lr": lr, "seconds_per_step": round(seconds_per_step, 4)}
+        record = {"step": self.step, **self.meter.take(self.step), "lr": lr, "seconds_per_step": round(seconds_per_step, 4)}
         if self.accelerator.is_main_process:
-            with (self.output / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            if (self.step // self.recipe.log_every) % PLOT_EVERY == 0 or self.step == self.recipe.steps:
-                plot_log(self.output / LOG, self.output / "loss.png")
+            self.log.write(record, last=self.step == self.recipe.steps)
         return record
 
+    def tell(self, on_log: OnLog | None, record: dict[str, float]) -> bool:
+        """True if the listener wants the run to stop."""
+        try:
+            if on_log and self.accelerator.is_main_process:
+                on_log(record)
+        except KeyboardInterrupt:
+            return True
+        return False
+
     def save(self) -> Path:
-        """A checkpoint and the exported weights, by the main process. A run whose loss is not finite saves nothing over a good state."""
+        """A checkpoint and the exported weights, by the main process; never of a state whose loss was not finite."""
         self.meter.check(self.step)
-        self.accelerator.wait_for_everyone()
         folder = self.output / f"step-{self.step:08d}"
         if self.accelerator.is_main_process:
             groups = {
                 "model": self.task.model.state_dict(),
                 "ema": self.average.tensors,
-                "optimizer": optimizer_tensors(self.plain_optimizer, self.parameters),
+                "optimizer": optimizer_tensors(self.optimizer.optimizer, self.parameters),
             }
             state = {"samples": self.step * self.recipe.batch_size, "recipe": self.recipe.to_json()}
             folder = save_checkpoint(self.output, self.step, groups, state, keep=self.recipe.keep)
@@ -221,11 +219,11 @@ class Run:
     def load(self, folder: Path) -> None:
         groups, state = load_checkpoint(folder, ("model", "ema", "optimizer"))
         load_model(self.task.model, groups["model"], folder)
-        self.average.load(groups["ema"] if self.accelerator.is_main_process else {})
-        load_optimizer_tensors(self.plain_optimizer, self.parameters, groups["optimizer"])
+        load_optimizer_tensors(self.optimizer.optimizer, self.parameters, groups["optimizer"])
         self.step = state["step"]
         if self.accelerator.is_main_process:
-            cut_log(self.output / LOG, self.step)
+            self.average.load(groups["ema"])
+            self.log.cut(self.step)
         self.accelerator.wait_for_everyone()
         log.info("resumed %s at step %d", folder, self.step)
 
@@ -241,37 +239,8 @@ class LossModule(nn.Module):
         return self.loss(self.model, batch, generator)
 
 
-class Meter:
-    """Means of what the loss reports between two log lines, summed on the device so that no step waits for the numbers."""
-
-    def __init__(self, accelerator):
-        self.accelerator = accelerator
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.last = math.nan
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            value = torch.as_tensor(value, device=self.accelerator.device).detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def take(self, step: int) -> dict[str, float]:
-        """Means over steps, micro-batches and processes; starts anew."""
-        means = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])
-        values = dict(zip(self.sums, self.accelerator.reduce(means, reduction="mean").tolist()))
-        self.check(step)
-        self.sums, self.counts, self.last = {}, {}, values["loss"]
-        return values
-
-    def check(self, step: int) -> None:
-        if "loss" in self.sums and not bool(torch.isfinite(self.accelerator.reduce(self.sums["loss"], reduction="sum"))):
-            raise FloatingPointError(
-                f"The loss is no longer finite near step {step}; lower lr or clip harder. The last checkpoint is still good."
-            )
-
-
 def make_accelerator(recipe: Recipe):
+    """Device and processes as `accelerate launch` or `accelerate config` say; without them, the one GPU or the CPU."""
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
@@ -281,20 +250,19 @@ def make_accelerator(recipe: Recipe):
     return Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused])
 
 
-def check_output(output: Path, recipe: Recipe, resume: bool) -> Path | None:
-    """Make the folder, refuse to overwrite a run, and find the checkpoint to resume from."""
+def find_start(output: Path, recipe: Recipe, resume: bool) -> Path | None:
+    """The checkpoint to resume from, None for a new run. Another run is not overwritten, and not continued as something else."""
     latest = find_latest(output)
     if latest and not resume:
         raise ValueError(f"{output} already holds a run at {latest.name}; resume it, or choose another output folder.")
     if resume and not latest:
         raise ValueError(f"{output} holds no checkpoint to resume from; leave resume out to start.")
     if latest:
-        check_same_recipe(read_json(latest / "state.json").get("recipe", {}), recipe.to_json(), latest)
+        check_same_recipe(read_json(latest / STATE).get("recipe", {}), recipe.to_json(), latest)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_json(output / "recipe.json", recipe.to_json())
     except OSError as error:
-        raise OSError(f"The output folder {output} cannot be written ({error.strerror or error}); choose another.") from error
+        raise OSError(f"The output folder {output} cannot be made ({error.strerror or error}); choose another.") from error
     return latest
 
 
@@ -311,39 +279,6 @@ def seed_slice(seed: int, step: int, part: int) -> Generator:
     number = int.from_bytes(digest, "big") >> 1
     torch.manual_seed(number)
     return Generator().manual_seed(number)
-
-
-@contextmanager
-def graceful_stop():
-    """Inside, Ctrl-C or SIGTERM asks the loop to save and end; a second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(number, frame) -> None:
-        asked.set()
-        restore()
-
-    for number in signals:
-        signal.signal(number, ask)
-    try:
-        yield asked.is_set
-    finally:
-        restore()
-
-
-def cut_log(path: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint, so that no step stands there twice."""
-    if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def move(batch: Any, device: torch.device) -> Any:
