@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -120,8 +121,10 @@ def write_tensors(path: str | os.PathLike, state: Mapping[str, Tensor], metadata
         save_file(tensors, part, metadata={KIND: kind, **metadata})
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"Cannot write {path}: {error}; free some space or choose another folder.") from error
+        with contextlib.suppress(OSError):
+            part.unlink()
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"Cannot write {path}: {reason}; free some space or choose another folder.") from error
     return path
 
 
