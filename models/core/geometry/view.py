@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Units = Literal["metric", "relative"]
-Spacing = Literal["disparity", "depth"]
+Spacing = Literal["disparity", "log", "depth"]
 
 # axes after the batch that are fixed, per optional field; None stands for the depth map's own height and width
 _TAILS = {"image": (None, None, 3), "normals": (None, None, 3), "confidence": (None, None), "intrinsics": (3, 3), "world_to_cam": (4, 4)}
@@ -141,7 +141,8 @@ class View:
 
         Each picture is stretched on its own between two percentiles of its valid depth (0 = nearest pixel, 100 = farthest):
         what is nearer than ``near_percentile`` is white, what is farther than ``far_percentile`` black. In between grey runs
-        linearly in ``spacing``: "disparity" (1 / depth, what MiDaS and most ControlNets were trained on) or "depth".
+        linearly in ``spacing``: "disparity" (1 / depth, what MiDaS and most ControlNets were trained on), "depth", or between
+        the two "log", where equal ratios of depth look equal.
         A picture of constant depth becomes mid grey. Invalid pixels get ``invalid_grey``: black by default, because nearly
         all of them are sky, which lies beyond the farthest pixel. The scale is lost: use the exports to keep it.
         """
@@ -196,6 +197,8 @@ def _near_white(depth: Tensor, spacing: Spacing, near_percentile: float, far_per
     depth = depth.clamp(near, far)
     if spacing == "disparity":
         depth, near, far = 1 / depth, 1 / near, 1 / far
+    elif spacing == "log":
+        depth, near, far = depth.log(), near.log(), far.log()
     return ((depth - far) / (near - far)).clamp(0, 1)
 
 

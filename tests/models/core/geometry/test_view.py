@@ -133,6 +133,8 @@ def test_control_image_is_white_near_black_far():
     by_disparity = view.to_control_image(near_percentile=0, far_percentile=100)
     assert by_disparity.shape == (1, 1, 4, 3)
     torch.testing.assert_close(by_disparity[0, 0, :, 0], torch.tensor([1, (1 / 2 - 1 / 4) / (1 - 1 / 4), 0, 0]))
+    by_log = view.to_control_image(spacing="log", near_percentile=0, far_percentile=100)
+    torch.testing.assert_close(by_log[0, 0, :, 0], torch.tensor([1, 0.5, 0, 0]))
     by_depth = view.to_control_image(spacing="depth", near_percentile=0, far_percentile=100, invalid_grey=0.25)
     torch.testing.assert_close(by_depth[0, 0, :, 1], torch.tensor([1, 2 / 3, 0, 0.25]))
 
@@ -153,7 +155,7 @@ def test_control_image_of_constant_or_empty_depth():
 
 def test_control_image_refuses_bad_arguments():
     view = View.from_depth(torch.ones(2, 2), units="metric")
-    with pytest.raises(ValueError, match="Spacing 'log'"):
-        view.to_control_image(spacing="log")
+    with pytest.raises(ValueError, match="Spacing 'inverse'"):
+        view.to_control_image(spacing="inverse")
     with pytest.raises(ValueError, match=r"Percentiles 90 \(near\) and 10 \(far\) must rise"):
         view.to_control_image(near_percentile=90, far_percentile=10)
