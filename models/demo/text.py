@@ -48,3 +48,16 @@ def explain_unknown(text: str) -> list[tuple[str, str | None]]:
 def dropped_words(text: str) -> list[str]:
     """Words beyond the encoder's length, which the model does not see."""
     return normalise_words(text)[TOKENS:]
+
+
+def explain_prompt(text: str) -> str | None:
+    """A sentence about the words the encoder cannot read or has no place for; None when there are none."""
+    said = []
+    unknown = explain_unknown(text)
+    if unknown:
+        named = ", ".join(f"'{word}' (nearest: '{near}')" if near else f"'{word}'" for word, near in unknown)
+        said.append(f"The tiny model does not know {named}; it knows {', '.join(VOCABULARY)}.")
+    beyond = dropped_words(text)
+    if beyond:
+        said.append(f"The tiny model reads {TOKENS} words; it did not see '{' '.join(beyond)}'.")
+    return " ".join(said) or None

@@ -1,0 +1,141 @@
+"""The console door: `spatialweave COMMAND`. Parses words, calls one function each; every command imports its own tools late."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DEMO_PROMPT = "a red ball to the left of a blue box"
+INTERRUPTED = 130  # the shell's number for Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0 when all of it was done. A refusal is one sentence on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        sys.stderr.write(f"spatialweave {options.command}: {_sentence(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"spatialweave {options.command}: stopped; what was already written stays.\n")
+        return INTERRUPTED
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}; choose a file or folder that can be used."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="spatialweave", description="Images that know their geometry.", formatter_class=_Formatter)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary, add in _COMMANDS:
+        command = commands.add_parser(name, help=summary.splitlines()[0], description=summary, formatter_class=_Formatter)
+        add(command)
+    return parser
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", nargs="?", default=DEMO_PROMPT, help="what to show: plain solids, in rooms or outdoors")
+    command.add_argument("--output", type=Path, default=Path("spatialweave-demo"), help="folder for the files")
+    command.add_argument("--image", type=Path, help="a picture: its depth is inferred instead (image to depth)")
+    command.add_argument("--depth", type=Path, help="a depth map (16-bit PNG, EXR or NPZ): a picture is made for it (depth to image)")
+    command.add_argument("--size", default="128x128", metavar="WxH", help="pixels of the result")
+    command.add_argument("--seed", type=int, default=0, help="same seed, same result")
+    command.add_argument("--steps", type=int, help="sampling steps; by default the tiny model's own choice for the mode")
+    command.add_argument("--guidance", type=float, help="how strongly the prompt steers; 1 is off")
+    command.add_argument("--log2-alpha", type=float, help="which modality first: above 0 the image, below 0 the depth")
+    command.add_argument("--weights", type=Path, help="a Modality Forcing tiny weights file other than the shipped one")
+    command.set_defaults(run=_run_demo)
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    from .demo.demo import DemoRequest, parse_size, run_demo
+
+    width, height = parse_size(options.size)
+    request = DemoRequest(
+        prompt=options.prompt, output=options.output, image=options.image, depth=options.depth, width=width, height=height,
+        seed=options.seed, steps=options.steps, guidance=options.guidance, log2_alpha=options.log2_alpha, weights=options.weights,
+    )  # fmt: skip
+    for line in run_demo(request):
+        _say(line)
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", type=Path, help="a recipe: JSON that decides the whole run; see the recipes/ folders")
+    command.add_argument("--output", type=Path, help="folder for checkpoints, log and weights; overrides the recipe's")
+    command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder, bit for bit")
+    command.set_defaults(run=_run_train)
+
+
+def _run_train(options: argparse.Namespace) -> None:
+    from .core.training.loop import run_recipe
+    from .trainers import BUILDERS
+
+    outcome = run_recipe(options.recipe, BUILDERS, output=options.output, resume=options.resume)
+    _say(f"{outcome.ending} at step {outcome.step}, loss {outcome.loss:.4f}: {outcome.checkpoint}")
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("system", choices=["modality_forcing"], help="what to evaluate")
+    command.add_argument("--preset", default="tiny", help="the weights: a shipped preset")
+    command.add_argument("--weights", type=Path, help="a weights file instead of the shipped one")
+    command.add_argument("--json", type=Path, help="write the figures here, too")
+    command.add_argument("--seed", type=int, default=0, help="seed of the sampling noise; the held-out scenes never change")
+    command.add_argument("--n", type=int, default=128, help="held-out scenes a figure is measured on")
+    command.set_defaults(run=_run_evaluate)
+
+
+def _run_evaluate(options: argparse.Namespace) -> None:
+    from .evaluation import evaluate_modality_forcing, write_figures
+
+    figures = evaluate_modality_forcing(options.preset, weights=options.weights, seed=options.seed, count=options.n)
+    for name, value in figures.items():
+        _say(f"{name:32s} {value}")
+    if options.json:
+        write_figures(options.json, figures)
+
+
+def _add_world(command: argparse.ArgumentParser) -> None:
+    command.add_argument("output", type=Path, help="folder for the dataset; an unfinished one is completed")
+    command.add_argument("--scenes", type=int, default=1000, help="how many")
+    command.add_argument("--size", type=int, default=128, help="pixels a side")
+    command.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
+    command.add_argument("--split", choices=["train", "test"], default="train", help="scenes of the two never meet")
+    command.add_argument("--kind", choices=["scenes", "edits"], default="scenes", help="pictures, or pairs before and after an instruction")
+    command.add_argument("--layout", choices=["shards", "files"], default="shards", help="safetensors shards, or loose PNG files")
+    command.add_argument("--workers", type=int, default=1, help="processes that render")
+    command.set_defaults(run=_run_world)
+
+
+def _run_world(options: argparse.Namespace) -> None:
+    from .world.dataset import export_dataset
+
+    summary = export_dataset(
+        options.output, count=options.scenes, size=options.size, seed=options.seed, split=options.split, kind=options.kind,
+        layout=options.layout, workers=options.workers,
+    )  # fmt: skip
+    _say(str(summary))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+_COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
+    ("demo", "Make an image and its depth with the tiny model that ships in the pack, and write them in every format.", _add_demo),
+    ("train", "Train a network by a recipe.", _add_train),
+    ("evaluate", "Measure a model on the held-out scenes of the procedural world.", _add_evaluate),
+    ("world", "Write a dataset of the procedural world: pictures with exact depth, normals, segments, lines and captions.", _add_world),
+)

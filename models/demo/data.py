@@ -1,0 +1,101 @@
+"""Samples of the procedural world as the tiny networks take them: held in memory, each also in a mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.geometry.depth import contract, unit_mean
+from ..core.training.data import FolderDataset
+from ..world.captions import mirror_caption
+from .codec import TinyCodec
+from .text import tokenize
+
+SKY_CODE = 2.0  # contraction maps infinite depth to 2: sky is not missing in this world, it is infinitely far
+
+
+def open_world(data: Mapping[str, Any]) -> FolderDataset:
+    """The dataset folder of a recipe; if it is not there, the sentence says which command makes it."""
+    folder = Path(str(data.get("folder", "")))
+    if not (folder / "manifest.jsonl").is_file():
+        raise ValueError(
+            f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world {folder} "
+            f"--scenes {data.get('scenes', 24000)} --size {data.get('size', 128)} --workers 2"
+        )
+    return FolderDataset(folder)
+
+
+class WorldPictures(torch.utils.data.Dataset):
+    """Images only, for the codec: sample 2 i is picture i, 2 i + 1 the same in a mirror. image 3 H W in [-1, 1]."""
+
+    def __init__(self, source: FolderDataset):
+        self.images = torch.stack([source[i]["image"] for i in range(len(source))])
+
+    def __len__(self) -> int:
+        return 2 * len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = self.images[index // 2].permute(2, 0, 1).float() / 127.5 - 1
+        return {"image": image.flip(-1) if index % 2 else image}
+
+
+class WorldLatents(torch.utils.data.Dataset):
+    """What Modality Forcing trains on, mirrored as above.
+
+    latent c h w of the codec; depth_net 1 H W, contracted unit-mean depth with sky at SKY_CODE; mask 1 H W, all True: nothing of
+    this world is missing; tokens k n, one row of word numbers for each caption of the scene.
+    """
+
+    def __init__(self, source: FolderDataset, codec: TinyCodec, *, batch: int = 64):
+        self.tokens, self.depth, latents = [], [], ([], [])
+        for start in range(0, len(source), batch):
+            rows = range(start, min(start + batch, len(source)))
+            samples = [source[i] for i in rows]
+            image = torch.stack([sample["image"] for sample in samples]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            for mirrored, kept in enumerate(latents):
+                kept.append(encode(codec, image.flip(-1) if mirrored else image).half())
+            self.depth.append(code_depth(torch.stack([s["depth"] for s in samples]), torch.stack([s["mask"] for s in samples])).half())
+            self.tokens += [caption_tokens(source.entry(i)) for i in rows]
+        self.depth = torch.cat(self.depth)
+        self.latents = tuple(torch.cat(kept) for kept in latents)
+
+    def __len__(self) -> int:
+        return 2 * len(self.depth)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        scene, mirrored = divmod(index, 2)
+        depth = self.depth[scene][None].float()
+        depth = depth.flip(-1) if mirrored else depth
+        return {
+            "latent": self.latents[mirrored][scene].float(),
+            "depth_net": depth,
+            "mask": torch.ones_like(depth, dtype=torch.bool),
+            "tokens": self.tokens[scene][mirrored],
+        }
+
+
+@torch.no_grad()
+def encode(codec: TinyCodec, image: Tensor) -> Tensor:
+    return codec.encode(image.to(next(codec.parameters()).device)).cpu()
+
+
+def code_depth(depth: Tensor, known: Tensor) -> Tensor:
+    """Network depth b H W of metric depth b H W; what is not known in this world is sky."""
+    scaled, _ = unit_mean(depth[:, None], known[:, None])
+    return torch.where(known, contract(scaled[:, 0]), torch.full_like(depth, SKY_CODE))
+
+
+def caption_tokens(entry: Mapping[str, Any]) -> Tensor:
+    """Word numbers 2 k n: every caption of a scene, as it is and as the mirror needs it."""
+    captions: Sequence[str] = entry.get("captions") or [entry["caption"]]
+    return torch.stack([tokenize(list(captions)), tokenize([mirror_caption(text) for text in captions])])
+
+
+def is_sky(net: Tensor) -> Tensor:
+    """Whether a network depth is nearer to SKY_CODE than to the farthest ground: above contract(8), 8 times the mean depth."""
+    return net > 2 - 1 / 8
+

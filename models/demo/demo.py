@@ -1,0 +1,148 @@
+"""The demo: one sampling run of the tiny model, written in every format. Each file is on disk before the next is begun."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.export.exr import read_exr, write_exr
+from ..core.export.files import write_file
+from ..core.export.npz import read_npz, write_npz
+from ..core.export.ply import write_ply
+from ..core.export.png16 import read_png16, write_png16
+from ..core.export.webp import to_uint8, write_webp
+from ..core.geometry.points import view_to_point_cloud
+from ..core.geometry.view import View
+from ..modality_forcing.config import Mode
+from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
+from .orbit import ASSUMED_FOV, render_orbit
+from .pictures import contact_sheet
+
+DEPTH_READERS = {".png": read_png16, ".exr": read_exr, ".npz": read_npz}
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """What to make. At most one of `image` and `depth`; with neither, both streams are made from the prompt."""
+
+    prompt: str
+    output: Path
+    image: Path | None = None
+    depth: Path | None = None
+    width: int = 128
+    height: int = 128
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    log2_alpha: float | None = None
+    weights: Path | None = None
+
+    @property
+    def mode(self) -> Mode:
+        if self.image and self.depth:
+            raise ValueError("Both --image and --depth were given; give the one to start from, the other is made.")
+        return "image_to_depth" if self.image else "depth_to_image" if self.depth else "joint"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'WxH' in pixels."""
+    found = re.fullmatch(r"(\d+)[x,](\d+)", text.strip().lower())
+    width, height = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (16 <= width <= 1024 and 16 <= height <= 1024):
+        raise ValueError(f"The size '{text}' was asked for; wanted WIDTHxHEIGHT with sides from 16 to 1024 pixels, such as 128x128.")
+    return width, height
+
+
+def run_demo(request: DemoRequest) -> Iterator[str]:
+    """Sample, then write; yields one line per note and per file."""
+    mode = request.mode  # first: a refusal must come before any folder is made
+    given = {"image": open_image(request.image)} if request.image else {"depth": open_depth(request.depth)} if request.depth else {}
+    pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
+    make_folder(request.output)
+    result = sample(pipeline, request, mode, given)
+    yield from (f"note: {note}" for note in result.notes)
+    yield result.view.describe()
+    yield from write_all(request, result)
+
+
+def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, mode: Mode, given: dict) -> Result:
+    size = {"width": request.width, "height": request.height} if mode == "joint" else {}
+    with tqdm(desc=mode.replace("_", " "), unit="step") as bar:
+
+        def on_step(step: int, steps: int, rgb_x0, depth_x0) -> None:
+            bar.total = steps
+            bar.update()
+
+        prompt = "" if mode == "image_to_depth" else request.prompt
+        return pipeline(
+            prompt, mode=mode, seed=request.seed, steps=request.steps, guidance=request.guidance, log2_alpha=request.log2_alpha,
+            on_step=on_step, **size, **given,
+        )  # fmt: skip
+
+
+def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
+    """image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp, sheet.png, run.json."""
+    started, folder, view = time.perf_counter(), request.output, result.view
+    yield f"wrote {write_file(folder / 'image.png', encode_png(result.image[0]))}"
+    yield f"wrote {write_png16(folder / 'depth.png', view)}"
+    yield f"wrote {write_exr(folder / 'depth.exr', view)}"
+    yield f"wrote {write_npz(folder / 'depth.npz', view)}"
+    (cloud,) = view_to_point_cloud(view, fov_degrees=None if view.intrinsics is not None else ASSUMED_FOV)
+    lines = [f"depth is {view.units}; horizontal field of view {ASSUMED_FOV:.0f} degrees assumed"]
+    yield f"wrote {write_ply(folder / 'points.ply', cloud.points, cloud.colours, cloud.normals, comments=lines)}"
+    orbit = render_orbit(view)
+    yield f"wrote {write_webp(folder / 'orbit.webp', orbit.frames)}"
+    facts = [f"seed {result.seed}", f"sampled in {result.seconds:.1f} s", "SpatialWeave: Modality Forcing, tiny preset"]
+    sheet = contact_sheet(view, orbit, caption=describe_run(request), facts=facts)
+    yield f"wrote {write_file(folder / 'sheet.png', encode_png(sheet))}"
+    record = {
+        "prompt": request.prompt, "mode": request.mode, "seed": result.seed, "notes": list(result.notes), "units": view.units,
+        "sampling_seconds": round(result.seconds, 2), "writing_seconds": round(time.perf_counter() - started, 2),
+    }  # fmt: skip
+    yield f"wrote {write_file(folder / 'run.json', (json.dumps(record, indent=2) + chr(10)).encode())}"
+
+
+def describe_run(request: DemoRequest) -> str:
+    if request.mode == "joint":
+        return request.prompt or "(empty prompt)"
+    return f"{request.mode.replace('_', ' ')}: {(request.image or request.depth).name}"
+
+
+def encode_png(image: Tensor) -> bytes:
+    """h w 3 in [0, 1] as the bytes of an 8-bit PNG."""
+    data = io.BytesIO()
+    Image.fromarray(to_uint8(image).numpy()).save(data, "PNG")
+    return data.getvalue()
+
+
+def open_image(path: Path):
+    """A picture file, whatever its channels and bits."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}); give a PNG, JPEG, WebP or TIFF file.") from error
+    return image
+
+
+def open_depth(path: Path) -> View:
+    """A depth file by its ending."""
+    if path.suffix.lower() not in DEPTH_READERS:
+        raise ValueError(f"{path} ends in '{path.suffix}'; a depth map is read from {', '.join(DEPTH_READERS)}.")
+    return DEPTH_READERS[path.suffix.lower()](path)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"The output folder {folder} cannot be made ({error.strerror}); choose another with --output.") from error

@@ -1,0 +1,58 @@
+"""Which recipe trains what: one builder per `system` of a recipe. Here, and only here, systems meet the world they train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from .core.training.loop import Builder, Task
+from .core.training.recipe import Recipe, check_keys
+from .demo.codec import TinyCodec
+from .demo.data import WorldLatents, WorldPictures, open_world
+from .demo.text import TinyTextEncoder, tokenize
+from .demo.training import CodecLoss, codec_loss
+from .demo.weights import load_codec, save_part
+from .modality_forcing import training_task
+from .world import scorer_task
+
+WORLD_KEYS = ["folder", "scenes", "size", "codec"]
+
+
+def build_codec(recipe: Recipe) -> Task:
+    """The tiny image codec, on pictures of the world."""
+    check_keys(recipe.data, WORLD_KEYS, "recipe's data")
+    generator = Generator().manual_seed(recipe.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        model = TinyCodec()
+    settings = CodecLoss(**recipe.loss)
+    return Task(model, partial(codec_loss, settings=settings), WorldPictures(open_world(recipe.data)), export=export_codec)
+
+
+def export_codec(folder: Path, state: Mapping[str, Tensor]) -> None:
+    codec = TinyCodec(device="meta")
+    codec.load_state_dict(dict(state), assign=True)
+    save_part(folder / "codec.safetensors", codec, "tiny image codec")
+
+
+def build_tiny_modality_forcing(recipe: Recipe) -> Task:
+    """Network and text encoder together, on latents of the world's pictures. `data.codec` names a codec other than the shipped one."""
+    check_keys(recipe.data, WORLD_KEYS, "recipe's data")
+    codec = load_codec(recipe.data["codec"]) if recipe.data.get("codec") else load_codec()
+    dataset = WorldLatents(open_world(recipe.data), codec.train(False))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        text_encoder = TinyTextEncoder()
+    return training_task.build(recipe, dataset=dataset, text_encoder=text_encoder, empty_tokens=tokenize([""])[0])
+
+
+BUILDERS: Mapping[str, Builder] = {
+    "modality_forcing": training_task.build,
+    "tiny_modality_forcing": build_tiny_modality_forcing,
+    "tiny_codec": build_codec,
+    "world_scorer": scorer_task.build,
+}
