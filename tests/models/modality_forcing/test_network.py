@@ -1,18 +1,13 @@
-"""The network: counts of the published sizes, what each output depends on, precision, and ComfyUI's own FLUX.2 as the truth."""
+"""The network: counts of the published sizes, what each output depends on, precision."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from spatialweave.kernels.testing import assert_close
 from spatialweave.models.core.layers.attention import attend
-from spatialweave.models.modality_forcing.config import PRESETS, ModalityForcingConfig
+from spatialweave.models.modality_forcing.config import PRESETS
 from spatialweave.models.modality_forcing.network import ModalityForcing, depth_to_tokens, tokens_to_depth
 from spatialweave.models.modality_forcing.weights import is_image_text, network_shapes
 
@@ -150,51 +145,3 @@ def test_wrong_shapes_are_shown_beside_the_right_ones(make_network, make_inputs)
     ):
         with pytest.raises(ValueError, match=r"but this network needs \(\(2, 12, 2, 3\), \(2, 1, 8, 12\), \(2, 5, 10\)\)"):
             make_network()(*inputs, *times)
-
-
-# --- ComfyUI's FLUX.2 ----------------------------------------------------------------------------------------------------
-
-
-def run_inside_comfyui(comfyui, request, *files):
-    """Run inside_flux.py with ComfyUI importable; returns what it prints, as JSON."""
-    script = Path(__file__).with_name("inside_flux.py")
-    command = [sys.executable, str(script), str(comfyui), *map(str, files)]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.comfyui
-def test_without_depth_the_network_is_comfyuis_flux2(comfyui, tmp_path, make_network, make_inputs):
-    blocks = {"num_double_blocks": 2, "num_single_blocks": 2, "num_depth_decoder_blocks": 1}
-    config = ModalityForcingConfig(context_in_dim=24, hidden_size=256, num_heads=2, **blocks)
-    network, (img, _, context, t_rgb, _) = make_network(config), make_inputs(config, grid=(3, 5), text=7)
-    weights, inputs, output = (tmp_path / f"{name}.safetensors" for name in ("weights", "inputs", "output"))
-    save_file({name: value for name, value in network.state_dict().items() if is_image_text(name)}, weights)
-    save_file({"img": img, "context": context, "t": t_rgb}, inputs)
-    detected = run_inside_comfyui(comfyui, {}, weights, inputs, output)
-    assert detected["image_model"] == "flux2" and detected["unused"] == []
-    with torch.no_grad():
-        velocity = network.forward_image(img, context, t_rgb)
-    # core's rotary angles are float64, ours float32
-    assert_close(velocity, load_file(output)["velocity"], atol=1e-4)
-
-
-@pytest.mark.comfyui
-def test_comfyui_detects_our_bases_as_the_flux2_they_are(comfyui):
-    presets = {name: PRESETS[name] for name in ("klein_9b", "klein_4b")}
-    shapes = {name: {key: shape for key, shape in network_shapes(c).items() if is_image_text(key)} for name, c in presets.items()}
-    answer = run_inside_comfyui(comfyui, shapes)
-    for name, config in presets.items():
-        found = answer[name]
-        assert found["class"] == "Flux2" and found["image_model"] == "flux2"
-        assert found["hidden_size"] == config.hidden_size and found["num_heads"] == config.num_heads
-        assert found["depth"] == config.num_double_blocks and found["depth_single_blocks"] == config.num_single_blocks
-        assert found["in_channels"] == config.in_channels and found["out_channels"] == config.in_channels
-        assert found["context_in_dim"] == config.context_in_dim and found["mlp_ratio"] == config.mlp_ratio
-        assert tuple(found["axes_dim"]) == config.axes_dim and found["theta"] == config.theta
-    # three layers of the text encoder side by side
-    assert answer["text_widths"] == {
-        "klein_4b": PRESETS["klein_4b"].context_in_dim // 3,
-        "klein_9b": PRESETS["klein_9b"].context_in_dim // 3,
-    }
