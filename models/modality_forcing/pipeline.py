@@ -212,7 +212,7 @@ class ModalityForcingPipeline:
             notes.append(f"{far} of {net.numel()} depth pixels lie beyond {limit} and were set to that distance.")
         holes = explain_invalid(depth)
         if holes:
-            notes.append(holes)
+            notes.append(f"Of the depth made, {holes}")
         return View.from_depth(depth, units="relative", image=image)
 
     def note_unknown_words(self, prompts: Sequence[str], notes: list[str]) -> None:
