@@ -240,7 +240,11 @@ class LossModule(nn.Module):
 
 
 def make_accelerator(recipe: Recipe):
-    """Device and processes as `accelerate launch` or `accelerate config` say; without them, the one GPU or the CPU."""
+    """Device and processes as `accelerate launch` or torchrun say; without them, the one GPU or the CPU.
+
+    Several GPUs: `accelerate launch --no_python --num_processes 2 spatialweave train ...`; several CPU processes:
+    `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 --no-python spatialweave train ...`.
+    """
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
