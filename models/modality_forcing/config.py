@@ -55,8 +55,8 @@ class ModalityForcingConfig:
             )
         if self.time_embed_dim % 2:
             raise ValueError(f"time_embed_dim is {self.time_embed_dim}, but half cosines and half sines need an even number.")
-        if not self.mlp_ratio > 0 or (self.hidden_size * self.mlp_ratio) % 1:
-            raise ValueError(f"mlp_ratio {self.mlp_ratio} times hidden_size {self.hidden_size} must be a whole positive number.")
+        if self.mlp_hidden < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} times hidden_size {self.hidden_size} must be at least 1.")
         for name in ("theta", "time_max_period", "time_factor", "shift_sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be positive.")

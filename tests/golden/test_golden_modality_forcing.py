@@ -32,7 +32,6 @@ from spatialweave.models.modality_forcing.weights import load_network
 
 DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden"
 FOLDER = Path(os.environ.get("SPATIALWEAVE_GOLDEN") or DEFAULT)
-FAMILY = "Modality Forcing"
 PREFIX = "dit."
 MODES = {"joint": "joint", "i2d": "image_to_depth", "d2i": "depth_to_image", "refine": "joint"}
 
@@ -41,6 +40,12 @@ def read_description(path):
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get("golden")
     return json.loads(text) if text else None
+
+
+def is_of_the_family(description):
+    """By the repository it was made from, or by a size that only this network has."""
+    repository = description.get("source", {}).get("repo", "")
+    return repository.endswith("modality-forcing") or "num_depth_decoder_blocks" in description.get("config", {})
 
 
 def find_kind(description):
@@ -67,26 +72,28 @@ def find_files():
     found = defaultdict(list)
     for path in sorted(FOLDER.glob("**/*.safetensors")):
         description = read_description(path)
-        if description and description["network"].startswith(FAMILY):
+        if description and is_of_the_family(description):
             found[find_kind(description)].append((path, description))
-    return found
+    return dict(found)
 
 
 FILES = find_files()
+# a folder that was named and holds nothing is a fault; only the default may be absent
 needs_files = pytest.mark.skipif(
-    not FILES, reason=f"no golden files: {FOLDER} holds none of {FAMILY}; set SPATIALWEAVE_GOLDEN to their folder"
+    not FILES and "SPATIALWEAVE_GOLDEN" not in os.environ, reason=f"no golden files: {FOLDER} holds none; set SPATIALWEAVE_GOLDEN"
 )
 
 
 def by_case(kind):
     """One test per case of every file of that kind."""
-    cases = [(path, d, case) for path, d in FILES[kind] for case in d.get("cases") or [d["case"]]]
+    cases = [(path, d, case) for path, d in FILES.get(kind, []) for case in d.get("cases") or [d["case"]]]
     ids = [f"{path.stem}-{case['name']}" for path, _, case in cases]
     return pytest.mark.parametrize(("path", "description", "case"), cases, ids=ids)
 
 
 def by_file(kind):
-    return pytest.mark.parametrize(("path", "description"), FILES[kind], ids=[path.stem for path, _ in FILES[kind]])
+    files = FILES.get(kind, [])
+    return pytest.mark.parametrize(("path", "description"), files, ids=[path.stem for path, _ in files])
 
 
 def read_group(path, name):
@@ -95,7 +102,7 @@ def read_group(path, name):
 
 def read_weights(path, description):
     """The state dict that belongs to a file: the one it names, else the one of the same configuration."""
-    candidates = [other for other, d in FILES["weights"] if d["config"] == description["config"]]
+    candidates = [other for other, d in FILES.get("weights", []) if d["config"] == description["config"]]
     named = [other for other in candidates if other.name == description.get("weights_file") and other.parent == path.parent]
     assert candidates, f"no weights file in {FOLDER} has the configuration of {path.name}"
     return {key.removeprefix(PREFIX): value for key, value in load_file((named or candidates)[0]).items()}
@@ -120,9 +127,9 @@ def assert_relative(actual, expected, tolerance, what="", floor=1e-12):
 
 
 @needs_files
-def test_golden_family_is_complete_and_known():
-    assert not [kind for kind in FILES if kind.startswith("unknown")]
-    assert set(FILES) == {"weights", "forward", "schedules", "sampling", "depth codec", "point cloud"}
+def test_golden_files_are_all_of_a_known_kind():
+    assert FILES, f"{FOLDER} holds no golden file of Modality Forcing"
+    assert not [str(path) for kind in FILES if kind.startswith("unknown") for path, _ in FILES[kind]]
 
 
 # --- the network ---------------------------------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def test_golden_forward(path, description, case):
     velocity, x0 = network(img.to(dtype), depth, given["context"], given["t_rgb"], given["t_depth"], time_dtype=time_dtype)
 
     assert velocity.dtype == dtype and x0.dtype == torch.float32
-    max_abs, mean_abs = (0.2, 0.03) if dtype == torch.bfloat16 else (description["tolerance"]["float32_max_abs"], None)
+    max_abs, mean_abs = (0.2, 0.03) if dtype == torch.bfloat16 else (description["tolerance"].get("float32_max_abs", 5e-4), None)
     for name, actual in (
         ("rgb_velocity", velocity), ("rgb_velocity_tokens", latent_to_tokens(velocity)),
         ("depth_x0", x0), ("depth_x0_tokens", depth_to_tokens(x0, patch)),
@@ -177,7 +184,7 @@ def test_golden_time_embedding(path, description):
 
 @by_case("schedules")
 def test_golden_schedules(path, description, case):
-    group, tolerance = read_group(path, case["name"]), description["tolerance"]["float32_max_abs"]
+    group, tolerance = read_group(path, case["name"]), description["tolerance"].get("float32_max_abs", 2e-6)
     schedule = make_schedule(MODES[case["mode"]], case["steps"], log2_alpha=case["log2_alpha"], mu=case["mu"], sigma=case["sigma"])
     assert_within(schedule.t_rgb, group["t_rgb"], tolerance, what="t_rgb")
     assert_within(schedule.t_depth, group["t_depth"], tolerance, what="t_depth")
@@ -200,7 +207,8 @@ def test_golden_sampling(path, description, case):
     if case["mode"] == "refine":
         assert_within(depth_to_tokens(final_depth, patch), group["stage1_depth_tokens"], 3e-3, 3e-4, "first run")
         second = tokens_to_depth(group["noise_depth_stage2_tokens"], grid, patch)
-        kept, final_depth = sample(network, final_rgb, second, make_schedule("image_to_depth", case["steps"]), **settings)
+        again = make_schedule("image_to_depth", case["steps"], mu=config["shift_mu"], sigma=config["shift_sigma"])
+        kept, final_depth = sample(network, final_rgb, second, again, **settings)
         assert torch.equal(kept, final_rgb)
     if case["mode"] == "i2d":
         assert torch.equal(final_rgb, rgb)
@@ -223,7 +231,7 @@ def test_golden_sampling(path, description, case):
 
 def groups_of(kind):
     """(path, description, group, names in it) of every group of tensors in the files of a kind."""
-    for path, description in FILES[kind]:
+    for path, description in FILES.get(kind, []):
         names = defaultdict(set)
         for key in description["tensors"]:
             group, _, name = key.rpartition("/")
@@ -320,7 +328,7 @@ def test_golden_depth_codec(path, description, group, names):
 
 @by_case("point cloud")
 def test_golden_point_cloud(path, description, case):
-    group, tolerance = read_group(path, case["name"]), description["tolerance"]["float32_max_abs"]
+    group, tolerance = read_group(path, case["name"]), description["tolerance"].get("float32_max_abs", 1e-5)
     colours, depth = load_file(path)["rgb"], group["depth"]
     view = View.from_depth(depth, units="relative", image=colours[None] / 255)
     assert torch.equal(view.mask[0], group["valid_mask"].bool())

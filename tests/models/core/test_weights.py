@@ -134,7 +134,8 @@ def test_files_are_recognised_by_their_keys(keys, name):
 
 
 def test_fill_module_takes_the_modules_precision_and_nothing_else():
-    module = torch.nn.ModuleDict({"a": torch.nn.Conv1d(2, 3, 1, device="meta", dtype=torch.bfloat16), "b": torch.nn.PReLU(device="meta")})
+    layers = torch.nn
+    module = layers.ModuleDict({"a": layers.Bilinear(2, 1, 3, device="meta", dtype=torch.bfloat16), "b": layers.PReLU(device="meta")})
     state = {"a.weight": torch.rand(3, 2, 1), "a.bias": torch.rand(3), "b.weight": torch.rand(1)}
     fill_module(module, state, what="It")
     assert {name: value.dtype for name, value in module.state_dict().items()} == {

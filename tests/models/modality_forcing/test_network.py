@@ -97,11 +97,11 @@ def test_attention_is_the_callable_it_is_given(make_network, make_inputs, small_
 
 
 def test_layers_come_from_the_operations_given(small_config):
-    made = []
+    made, layers = [], torch.nn
 
     def linear(*sizes, bias, device, dtype):
         made.append(bias)
-        return torch.nn.Linear(*sizes, bias=bias, device=device, dtype=dtype)
+        return layers.Linear(*sizes, bias=bias, device=device, dtype=dtype)
 
     network = ModalityForcing(small_config, operations=SimpleNamespace(Linear=linear), device="meta")
     assert len(made) == sum(name.endswith(".weight") for name in network.state_dict()) and not any(made)
