@@ -62,9 +62,13 @@ class Pack:
     def tree(self, name):
         return ast.parse(self.text(name), filename=name)
 
-    def imports(self, name):
-        """(node, module) of every import in a file: ours as a path ("models/core/view.py"), others' as a dotted name."""
-        for node in ast.walk(self.tree(name)):
+    def imports(self, name, *, late=True):
+        """(node, module) of every import in a file: ours as a path ("models/core/view.py"), others' as a dotted name.
+
+        `late=False` leaves out what does not run when the file is imported.
+        """
+        tree = self.tree(name)
+        for node in ast.walk(tree) if late else tree.body:
             if isinstance(node, ast.Import):
                 yield from ((node, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -85,15 +89,21 @@ class Pack:
             else:
                 raise AssertionError(f"{name}:{node.lineno} imports {alias.name} from {base}, which is not there")
 
-    def closure(self, start):
-        """Every file of ours that importing `start` can reach, package files on the way included."""
+    def archive(self):
+        """The registry's archive: tracked files (here also those about to be) that .comfyignore does not name."""
+        ask = ["git", "ls-files", "-z", "--cached", "--others", "--ignored", "--exclude-from=.comfyignore"]
+        ignored = set(subprocess.run(ask, cwd=self.root, capture_output=True, check=True, text=True).stdout.split("\0"))
+        return [name for name in self.files if name not in ignored]
+
+    def closure(self, start, *, late=True):
+        """Every file of ours that `start` can reach (`late=False`: that importing it runs), package files on the way included."""
         seen, todo = set(), [start]
         while todo:
             name = todo.pop()
             if name in seen:
                 continue
             seen.add(name)
-            todo += [module for _, module in self.imports(name) if module.endswith(".py")]
+            todo += [module for _, module in self.imports(name, late=late) if module.endswith(".py")]
             todo += [init for folder in Path(name).parents if (self.root / (init := (folder / "__init__.py").as_posix())).is_file()]
         return seen
 

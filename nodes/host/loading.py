@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -12,15 +10,13 @@ import folder_paths
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...models.core.weights import check_fit, read_header, read_tensors
+from ...models.core.weights import check_fit, read_header
+from ...models.demo.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
+from ...models.modality_forcing.pipeline import TINY_NETWORK
 from ...models.modality_forcing.weights import find_config, find_prefix, network_shapes
 from .joint_model import JointConfig, keep_given
 from .tiny_clip import tiny_clip
 from .tiny_vae import TinyVAE
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
-TINY_NETWORK = MODELS / "modality_forcing" / "tiny.safetensors"
-TINY_TEXT, TINY_CODEC = MODELS / "demo" / "text.safetensors", MODELS / "demo" / "codec.safetensors"
 
 TINY = "tiny (shipped with the pack)"
 FOLDER = "diffusion_models"
@@ -39,7 +35,8 @@ def load_modality_forcing(name: str) -> tuple:
         clip = NOT_IN_FILE.format(what="text encoder", node="Load CLIP", where="type flux2, the Qwen3 encoder of its FLUX.2 base")
         vae = NOT_IN_FILE.format(what="VAE", node="Load VAE", where="flux2-vae.safetensors")
         return load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name)), ExecutionBlocker(clip), ExecutionBlocker(vae)
-    return load_joint_model(str(TINY_NETWORK)), tiny_clip(read_tensors(TINY_TEXT)), TinyVAE(read_tensors(TINY_CODEC))
+    clip, vae = tiny_clip(load_text_encoder(TEXT_FILE).state_dict()), TinyVAE(load_codec(CODEC_FILE).state_dict())
+    return load_joint_model(str(TINY_NETWORK)), clip, vae
 
 
 def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -48,8 +45,7 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
     prefix = find_prefix(header, path)
     network = find_config(header, prefix, path)
     check_fit(network_shapes(network), {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}, path)
-    state = comfy.utils.load_torch_file(path, safe_load=True)
-    state = {name.removeprefix(prefix): value for name, value in state.items()}
+    state = {name.removeprefix(prefix): value for name, value in comfy.utils.load_torch_file(path, safe_load=True).items()}
 
     config = JointConfig(network)
     load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
@@ -58,7 +54,7 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
     model.to(offload_device)
-    model.load_model_weights(state, "", assign=patcher.is_dynamic())
+    model.load_model_weights(in_precision(state, config), "", assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_joint_model, (path,))
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "spatialweave", keep_given)
     return patcher
@@ -73,3 +69,12 @@ def set_precision(config: JointConfig, state: dict, device: torch.device) -> Non
     weights = comfy.utils.weight_dtype(state)
     dtype = comfy.model_management.unet_dtype(model_params=values, supported_dtypes=choices, weight_dtype=weights)
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, choices))
+
+
+def in_precision(state: dict[str, torch.Tensor], config: JointConfig) -> dict[str, torch.Tensor]:
+    """The tensors as core will hold them: the depth head in float32 always, and a small network in float32 whole.
+
+    Core may use a file's tensors as they are, without copying them into the model's own.
+    """
+    small = config.supported_inference_dtypes == [torch.float32]
+    return {name: value.float() if small or name.startswith("depth_final_layer.") else value for name, value in state.items()}

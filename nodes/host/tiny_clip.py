@@ -10,7 +10,7 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor
 
-from ...models.demo.text import TinyTextEncoder, dropped_words, explain_unknown, tokenize
+from ...models.demo.text import TinyTextEncoder, explain_prompt, tokenize
 
 logger = logging.getLogger("spatialweave.text")
 
@@ -62,14 +62,3 @@ def tiny_clip(state: dict[str, Tensor]) -> comfy.sd.CLIP:
     values = sum(tensor.numel() for tensor in state.values())
     return comfy.sd.CLIP(target, parameters=values, state_dict=[state], model_options={"dtype": torch.float32})
 
-
-def explain_prompt(text: str) -> str | None:
-    """One sentence about the words the tiny encoder cannot read, or None."""
-    parts = [f'"{word}" (nearest: "{near}")' if near else f'"{word}"' for word, near in explain_unknown(text)]
-    sentences = []
-    if parts:
-        sentences.append(f"The tiny model never saw {', '.join(parts)}; it reads them as one unknown word.")
-    dropped = dropped_words(text)
-    if dropped:
-        sentences.append(f'The tiny model stops reading before "{" ".join(dropped)}".')
-    return " ".join(sentences) or None

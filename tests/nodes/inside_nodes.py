@@ -56,8 +56,7 @@ def _rebuild(model):
 def text_and_image():
     """Stock CLIPTextEncode, VAEEncode, VAEDecode and the tiled decode on the tiny objects."""
     _, clip, vae = _load()
-    encoder = ours("models.demo.text").TinyTextEncoder()
-    encoder.load_state_dict(ours("models.core.weights").read_tensors(ours("nodes.host.loading").TINY_TEXT))
+    encoder = ours("models.demo.weights").load_text_encoder(ours("nodes.host.loading").TEXT_FILE)
     prompt = "a red ball to the left of a blue box"
     context = core.CLIPTextEncode().encode(clip, prompt)[0][0][0]
     pixels = torch.rand(2, 64, 48, 3, generator=torch.Generator().manual_seed(0))

@@ -36,7 +36,7 @@ def start(weights):
     """Load everything once; `weights` is a folder with the tiny files, where the pack has none of its own."""
     loading = ours("nodes.host.loading")
     if weights:
-        for name in ("TINY_NETWORK", "TINY_TEXT", "TINY_CODEC"):
+        for name in ("TINY_NETWORK", "TEXT_FILE", "CODEC_FILE"):
             setattr(loading, name, Path(weights) / getattr(loading, name).name)
     _rig.append(Rig())
 

@@ -1,0 +1,48 @@
+"""One real ComfyUI server for all workflow tests, with the pack as the registry would deliver it."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def runner(root):
+    """workflows/run.py as a module."""
+    spec = importlib.util.spec_from_file_location("spatialweave_workflow_runner", root / "workflows" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def installed(pack, root, tmp_path_factory):
+    """A ComfyUI base directory with the registry's archive in custom_nodes; random tiny weights where none are shipped yet."""
+    base = tmp_path_factory.mktemp("base")
+    target = base / "custom_nodes" / "spatialweave"
+    for name in pack.archive():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, target / name)
+    if not (target / "models/modality_forcing/tiny.safetensors").is_file():
+        weights = tmp_path_factory.mktemp("weights")
+        subprocess.run([sys.executable, str(root / "tests/nodes/make_weights.py"), str(weights)], check=True)
+        shutil.copyfile(weights / "tiny.safetensors", target / "models/modality_forcing/tiny.safetensors")
+        for name in ("codec", "text"):
+            shutil.copyfile(weights / f"{name}.safetensors", target / f"models/demo/{name}.safetensors")
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, runner, installed):
+    """(a running ComfyUI, its log file)."""
+    log = installed / "log.txt"
+    options = ["--cpu", "--base-directory", str(installed), "--disable-api-nodes"]
+    server, process = runner.start_comfyui(comfyui, *options, log=log.open("wb"))
+    try:
+        server.wait_until_up(process, 240)
+        yield server, log
+    finally:
+        process.kill()
+        process.wait()
