@@ -15,14 +15,20 @@ from .scene import COLORS, SHAPES, Scene, SceneObject, apparent_circle
 
 RelationKind = Literal["left of", "right of", "in front of", "behind"]
 OPPOSITE: dict[str, RelationKind] = {"left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of"}
-_RELATION_WORDS: dict[str, str] = {"left of": "to the left of", "right of": "to the right of", "in front of": "in front of", "behind": "behind"}
+RELATION_WORDS: dict[str, str] = {
+    "left of": "to the left of", "right of": "to the right of", "in front of": "in front of", "behind": "behind",
+}  # fmt: skip
 _PLACES = {
     "wooden": "on a wooden floor", "checkered": "on a checkered floor", "tiled": "on a tiled floor", "plain": "in a room",
     "grass": "on grass", "sand": "on sand", "paved": "on paving stones",
 }
 _SYNONYMS = {"sphere": "ball", "cube": "box", "block": "box", "balls": "ball", "spheres": "ball", "boxes": "box", "cubes": "box",
              "cylinders": "cylinder", "cones": "cone", "teal": "cyan", "turquoise": "cyan", "violet": "purple", "big": "large",
-             "tiny": "small", "little": "small", "an": "a", "floors": "floor", "tiles": "tiled", "wood": "wooden", "checkerboard": "checkered"}
+             "tiny": "small", "little": "small", "an": "a", "floors": "floor", "tiles": "tiled", "wood": "wooden",
+             "checkerboard": "checkered"}
+_CHAINS = {
+    "from left to right": "left of", "from right to left": "right of", "from front to back": "in front of", "from back to front": "behind",
+}  # fmt: skip
 _SIDE_MARGIN = 0.16  # of half a picture: nearer than this, left and right are not said
 _DEPTH_MARGIN = 0.55  # metres between centres before in front and behind are said
 
@@ -87,7 +93,7 @@ def _two(scene: Scene, order: list[int], phrases: list[str], rng: random.Random)
     kinds = true_relations(scene, order[0], order[1])
     if not kinds or rng.random() < 0.12:
         return f"{phrases[0]} and {phrases[1]}" if rng.random() < 0.5 else f"{phrases[0]} next to {phrases[1]}"
-    return f"{phrases[0]} {_RELATION_WORDS[rng.choice(kinds)]} {phrases[1]}"
+    return f"{phrases[0]} {RELATION_WORDS[rng.choice(kinds)]} {phrases[1]}"
 
 
 def _many(scene: Scene, order: list[int], phrases: list[str], rng: random.Random) -> str:
@@ -100,7 +106,7 @@ def _many(scene: Scene, order: list[int], phrases: list[str], rng: random.Random
             return f"{_list([text[i] for i in chain])} {words}"
     kinds = true_relations(scene, order[0], order[1])
     if kinds:
-        pair = f"{phrases[0]} {_RELATION_WORDS[rng.choice(kinds)]} {phrases[1]}"
+        pair = f"{phrases[0]} {RELATION_WORDS[rng.choice(kinds)]} {phrases[1]}"
         return " and ".join([pair, *phrases[2:]])
     return _list(phrases)
 
@@ -160,13 +166,12 @@ def parse_caption(text: str) -> Description:
 
 def _relations(phrases: list[Phrase], gaps: list[list[str]]) -> list[Relation]:
     tail = " ".join(gaps[-1]) if phrases else ""
-    chained = {"from left to right": "left of", "from right to left": "right of", "from front to back": "in front of", "from back to front": "behind"}
-    for words, kind in chained.items():
+    for words, kind in _CHAINS.items():
         if words in tail:
             return [Relation(kind, i, i + 1) for i in range(len(phrases) - 1)]
     found = []
     for i, gap in enumerate(gaps[1:-1]):
-        for kind, words in _RELATION_WORDS.items():
+        for kind, words in RELATION_WORDS.items():
             if words.replace("to the ", "") in " ".join(gap):
                 found.append(Relation(kind, i, i + 1))
     return found
