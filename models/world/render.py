@@ -46,7 +46,9 @@ def render(scenes: list[Scene], height: int, width: int, *, samples: int = 2, de
     if not scenes:
         raise ValueError("render needs at least one scene; it was given none.")
     if min(height, width) < 8 or samples < 1:
-        raise ValueError(f"render makes pictures of at least 8 x 8 pixels with 1 sample or more; asked for {width} x {height} with {samples}.")
+        raise ValueError(
+            f"render makes pictures of at least 8 x 8 pixels with 1 sample or more; asked for {width} x {height} with {samples}."
+        )
     chunk = max(1, _CHUNK_RAYS // (height * width * samples * samples))
     parts = [_render_chunk(scenes[i : i + chunk], height, width, samples, device) for i in range(0, len(scenes), chunk)]
     return Frames(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Frames)))

@@ -1,6 +1,7 @@
 """Scenes as data: what stands where, of which colour, lit and seen how. No torch, no pixels.
 
-World frame: right-handed, y up, the ground is y = 0, cameras look roughly along -z; lengths in metres. A scene is a pure function of (seed, index, split).
+World frame: right-handed, y up, the ground is y = 0, cameras look roughly along -z; lengths in metres. A scene is a pure function of
+(seed, index, split).
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ WALLS = ("plain", "striped", "brick")
 FAR_METRES = 24.0  # the ground fades into haze here; farther is sky, which has no depth
 
 _FLOOR_PAIRS: dict[str, tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...]] = {
-    "wooden": (((0.62, 0.45, 0.31), (0.50, 0.35, 0.23)), ((0.72, 0.58, 0.44), (0.62, 0.48, 0.35)), ((0.44, 0.34, 0.27), (0.36, 0.27, 0.21))),
-    "checkered": (((0.88, 0.87, 0.84), (0.30, 0.30, 0.32)), ((0.85, 0.80, 0.72), (0.50, 0.44, 0.40)), ((0.82, 0.85, 0.88), (0.42, 0.47, 0.53))),
+    "wooden": (
+        ((0.62, 0.45, 0.31), (0.50, 0.35, 0.23)), ((0.72, 0.58, 0.44), (0.62, 0.48, 0.35)), ((0.44, 0.34, 0.27), (0.36, 0.27, 0.21)),
+    ),
+    "checkered": (
+        ((0.88, 0.87, 0.84), (0.30, 0.30, 0.32)), ((0.85, 0.80, 0.72), (0.50, 0.44, 0.40)), ((0.82, 0.85, 0.88), (0.42, 0.47, 0.53)),
+    ),
     "tiled": (((0.78, 0.76, 0.73), (0.55, 0.53, 0.51)), ((0.66, 0.69, 0.71), (0.46, 0.48, 0.50)), ((0.80, 0.72, 0.64), (0.60, 0.53, 0.46))),
     "plain": (((0.70, 0.68, 0.65), (0.66, 0.64, 0.61)), ((0.58, 0.60, 0.63), (0.54, 0.56, 0.59)), ((0.76, 0.72, 0.66), (0.72, 0.68, 0.62))),
     "grass": (((0.42, 0.50, 0.28), (0.31, 0.40, 0.22)), ((0.50, 0.54, 0.32), (0.40, 0.44, 0.25))),

@@ -92,7 +92,8 @@ def _environment(world: World, scene: Tensor, direction: Tensor) -> Tensor:
 def _sky_table(world: World) -> tuple[Tensor, Tensor]:
     """(horizon, zenith) in linear light, b 3 each."""
     def pair(scene: Scene):
-        return (scene.surroundings.wall_color,) * 2 if scene.surroundings.indoors else (scene.surroundings.sky[1], scene.surroundings.sky[0])
+        place = scene.surroundings
+        return (place.wall_color,) * 2 if place.indoors else (place.sky[1], place.sky[0])
 
     table = torch.tensor([pair(scene) for scene in world.scenes], device=world.center.device) ** _GAMMA
     return table[:, 0], table[:, 1]
