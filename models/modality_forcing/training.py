@@ -10,7 +10,7 @@ b n (or b k n: k captions each, of which one is drawn) with empty_tokens n, or c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -259,6 +259,3 @@ def init_from_text_to_image(network: ModalityForcing, base: Mapping[str, Tensor]
             own.copy_(base[source])
         else:
             init_parameter(name, own, generator)
-
-
-LossFunction = Callable[[TrainedModel, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]

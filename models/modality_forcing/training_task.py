@@ -35,7 +35,6 @@ class ModelSettings:
     weights: str = ""  # or whole Modality Forcing weights to go on from
     text: str = ""  # weights of a text encoder that trains along
     distill: bool = False  # stay near the frozen `base`
-    compile: bool = False  # torch.compile: minutes at the start, then faster steps
 
     def __post_init__(self) -> None:
         if self.base and self.weights:
@@ -62,9 +61,7 @@ def build(recipe: Recipe, *, dataset: Any = None, text_encoder: nn.Module | None
         extra["empty_tokens"] = empty_tokens
     check_sample(dataset[0], text_encoder is not None, settings)
     model = TrainedModel(start_network(config, start, generator), text_encoder)
-    teacher = make_teacher(model, start) if start.distill else None
-    if start.compile:
-        model.network.compile()
+    teacher = make_teacher(model) if start.distill else None
     return Task(
         model=model,
         loss=partial(training_loss, settings=settings, teacher=teacher, extra=extra),
@@ -91,7 +88,7 @@ def start_network(config: ModalityForcingConfig, start: ModelSettings, generator
     return network
 
 
-def make_teacher(model: TrainedModel, start: ModelSettings) -> TrainedModel:
+def make_teacher(model: TrainedModel) -> TrainedModel:
     """The model as it starts: its image half is the base."""
     teacher = copy.deepcopy(model).requires_grad_(False)
     return teacher.train(False)
