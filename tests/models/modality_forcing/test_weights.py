@@ -72,7 +72,13 @@ def test_any_prefix_and_no_metadata(tmp_path, make_network, prefix):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_shapes_tell_the_preset(name):
+def test_shapes_tell_the_sizes_of_every_preset(name):
+    shapes = network_shapes(PRESETS[name])
+    assert network_shapes(config_from_shapes(shapes)) == shapes
+
+
+@pytest.mark.parametrize("name", ["klein_9b", "klein_4b"])
+def test_shapes_tell_the_published_presets(name):
     config = config_from_shapes(network_shapes(PRESETS[name]))
     assert config == PRESETS[name] and find_preset_name(config) == name
     assert find_preset_name(PLAIN) is None
