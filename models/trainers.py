@@ -54,5 +54,5 @@ BUILDERS: Mapping[str, Builder] = {
     "modality_forcing": training_task.build,
     "tiny_modality_forcing": build_tiny_modality_forcing,
     "tiny_codec": build_codec,
-    "world_scorer": scorer_task.build,
+    "scorer": scorer_task.build,
 }

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.geometry.depth import contract, unit_mean
+from ..core.geometry.depth import encode_depth
 from ..core.training.data import FolderDataset
 from ..world.captions import mirror_caption
 from .codec import TinyCodec
 from .text import tokenize
-
-SKY_CODE = 2.0  # contraction maps infinite depth to 2: sky is not missing in this world, it is infinitely far
 
 
 def open_world(data: Mapping[str, Any]) -> FolderDataset:
@@ -46,7 +44,7 @@ class WorldPictures(torch.utils.data.Dataset):
 class WorldLatents(torch.utils.data.Dataset):
     """What Modality Forcing trains on, mirrored as above.
 
-    latent c h w of the codec; depth_net 1 H W, contracted unit-mean depth with sky at SKY_CODE; mask 1 H W, all True: nothing of
+    latent c h w of the codec; depth_net 1 H W, contracted unit-mean depth with sky at 2; mask 1 H W, all True: nothing of
     this world is missing; tokens k n, one row of word numbers for each caption of the scene.
     """
 
@@ -84,18 +82,12 @@ def encode(codec: TinyCodec, image: Tensor) -> Tensor:
 
 
 def code_depth(depth: Tensor, known: Tensor) -> Tensor:
-    """Network depth b H W of metric depth b H W; what is not known in this world is sky."""
-    scaled, _ = unit_mean(depth[:, None], known[:, None])
-    return torch.where(known, contract(scaled[:, 0]), torch.full_like(depth, SKY_CODE))
+    """Network depth b H W of metric depth b H W; what is not known in this world is sky: not missing, but infinitely far."""
+    return encode_depth(depth[:, None], known[:, None], sky=~known[:, None])[:, 0]
 
 
 def caption_tokens(entry: Mapping[str, Any]) -> Tensor:
     """Word numbers 2 k n: every caption of a scene, as it is and as the mirror needs it."""
     captions: Sequence[str] = entry.get("captions") or [entry["caption"]]
     return torch.stack([tokenize(list(captions)), tokenize([mirror_caption(text) for text in captions])])
-
-
-def is_sky(net: Tensor) -> Tensor:
-    """Whether a network depth is nearer to SKY_CODE than to the farthest ground: above contract(8), 8 times the mean depth."""
-    return net > 2 - 1 / 8
 

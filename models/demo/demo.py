@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import time
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from ..core.export.exr import read_exr, write_exr
@@ -19,7 +17,8 @@ from ..core.export.files import write_file
 from ..core.export.npz import read_npz, write_npz
 from ..core.export.ply import write_ply
 from ..core.export.png16 import read_png16, write_png16
-from ..core.export.webp import to_uint8, write_webp
+from ..core.export.png8 import write_png8
+from ..core.export.webp import write_webp
 from ..core.geometry.points import view_to_point_cloud
 from ..core.geometry.view import View
 from ..modality_forcing.config import Mode
@@ -92,7 +91,7 @@ def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, mode: Mode, 
 def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
     """image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp, sheet.png, run.json."""
     started, folder, view = time.perf_counter(), request.output, result.view
-    yield f"wrote {write_file(folder / 'image.png', encode_png(result.image[0]))}"
+    yield f"wrote {write_png8(folder / 'image.png', result.image[0])}"
     yield f"wrote {write_png16(folder / 'depth.png', view)}"
     yield f"wrote {write_exr(folder / 'depth.exr', view)}"
     yield f"wrote {write_npz(folder / 'depth.npz', view)}"
@@ -103,7 +102,7 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
     yield f"wrote {write_webp(folder / 'orbit.webp', orbit.frames)}"
     facts = [f"seed {result.seed}", f"sampled in {result.seconds:.1f} s", "SpatialWeave: Modality Forcing, tiny preset"]
     sheet = contact_sheet(view, orbit, caption=describe_run(request), facts=facts)
-    yield f"wrote {write_file(folder / 'sheet.png', encode_png(sheet))}"
+    yield f"wrote {write_png8(folder / 'sheet.png', sheet)}"
     record = {
         "prompt": request.prompt, "mode": request.mode, "seed": result.seed, "notes": list(result.notes), "units": view.units,
         "sampling_seconds": round(result.seconds, 2), "writing_seconds": round(time.perf_counter() - started, 2),
@@ -115,13 +114,6 @@ def describe_run(request: DemoRequest) -> str:
     if request.mode == "joint":
         return request.prompt or "(empty prompt)"
     return f"{request.mode.replace('_', ' ')}: {(request.image or request.depth).name}"
-
-
-def encode_png(image: Tensor) -> bytes:
-    """h w 3 in [0, 1] as the bytes of an 8-bit PNG."""
-    data = io.BytesIO()
-    Image.fromarray(to_uint8(image).numpy()).save(data, "PNG")
-    return data.getvalue()
 
 
 def open_image(path: Path):

@@ -40,6 +40,7 @@ class ModalityForcingConfig:
     shift_mu: float = 1.1
     shift_sigma: float = 1.0
     x0_t_min: float = 0.05  # the released sampler's floor under t_depth
+    infinite_sky: bool = False  # trained with sky as infinite depth, which contracts to 2; else sky is missing, like any hole
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
@@ -111,7 +112,7 @@ PRESETS: Mapping[str, ModalityForcingConfig] = MappingProxyType(
         ),
         "tiny": replace(
             KLEIN_9B, in_channels=32, context_in_dim=128, hidden_size=192, num_heads=6, axes_dim=(8, 8, 8, 8),
-            num_double_blocks=1, num_single_blocks=5, num_depth_decoder_blocks=1,
+            num_double_blocks=1, num_single_blocks=5, num_depth_decoder_blocks=1, infinite_sky=True,
         ),
     }
 )  # fmt: skip

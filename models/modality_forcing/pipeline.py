@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ..core.geometry.depth import Z_MAX, decode_depth, encode_depth
 from ..core.geometry.view import View, explain_invalid
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
-from .config import DEFAULTS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
+from .config import DEFAULTS, PRESETS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
 from .network import ModalityForcing
 from .request import (
     Request,
@@ -73,8 +74,18 @@ class ModalityForcingPipeline:
         self.defaults, self.explain_prompt = defaults, explain_prompt
 
     @classmethod
-    def from_preset(cls, name: str = "tiny", *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
-        """The pipeline whose weights lie beside this code. ValueError names the known presets, or what else to do."""
+    def from_preset(
+        cls,
+        name: str = "tiny",
+        *,
+        weights: str | os.PathLike | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        """The pipeline whose weights lie beside this code, or one with other `weights` of that preset's network.
+
+        ValueError names the known presets, or what else to do.
+        """
         find_preset(name)
         if name != "tiny":
             raise ValueError(
@@ -85,7 +96,7 @@ class ModalityForcingPipeline:
         from ..demo.text import explain_prompt
         from ..demo.weights import load_codec, load_text_encoder
 
-        network, config = load_network(TINY_NETWORK, dtype=dtype, device=device)
+        network, config = load_network(weights or TINY_NETWORK, config=PRESETS[name], dtype=dtype, device=device)
         codec, text = load_codec(device=device).train(False), load_text_encoder(device=device).train(False)
         return cls(network, config, codec, text, defaults=DEFAULTS[name], explain_prompt=explain_prompt)
 
@@ -195,22 +206,29 @@ class ModalityForcingPipeline:
 
     def encode_view(self, view: View, request: Request) -> tuple[Tensor, Tensor]:
         """Given depth -> network space and valid mask, both b 1 H W of the padded size."""
-        net = pad_to(encode_depth(view.depth[:, None], view.mask[:, None]), request.padded)
-        mask = pad_to(view.mask[:, None].float(), request.padded) > 0
+        known, sky = view.mask[:, None], None
+        if self.config.infinite_sky and view.sky is not None:
+            sky = view.sky[:, None]
+            known = known | sky
+        net = pad_to(encode_depth(view.depth[:, None], view.mask[:, None], sky=sky), request.padded)
+        mask = pad_to(known.float(), request.padded) > 0
         return tuple(x.to(self.device).expand(request.batch, -1, -1, -1) for x in (net, mask))
 
     def finish_view(self, given: View | None, net: Tensor, image: Tensor, request: Request, notes: list[str]) -> View:
         """The depth of the result: the given one with its units, or the one made, in relative units of about unit mean."""
         if given is not None:
-            cameras = {"intrinsics": given.intrinsics, "world_to_cam": given.world_to_cam}
+            cameras = {"sky": given.sky, "intrinsics": given.intrinsics, "world_to_cam": given.world_to_cam}
             return View.from_depth(given.depth, units=given.units, mask=given.mask, image=image, **cameras)
         net = crop_to(net, request.size).cpu()
-        depth = decode_depth(net)
-        far = int((net > Z_MAX).sum())
+        depth = decode_depth(net, infinite_sky=self.config.infinite_sky)
+        far = int((torch.isfinite(depth) & (net > Z_MAX)).sum())
         if far:
             limit = f"{1 / (2 - Z_MAX):.0f} times the mean"
             notes.append(f"{far} of {net.numel()} depth pixels lie beyond {limit} and were set to that distance.")
-        holes = explain_invalid(depth)
+        sky = int(torch.isinf(depth).sum())
+        if sky:
+            notes.append(f"{sky} of {net.numel()} depth pixels are sky: infinitely far, and masked.")
+        holes = explain_invalid(torch.where(torch.isinf(depth), torch.ones_like(depth), depth))
         if holes:
             notes.append(f"Of the depth made, {holes}")
         return View.from_depth(depth, units="relative", image=image)

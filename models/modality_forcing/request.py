@@ -100,8 +100,10 @@ def resize_view(view: View, size: Size) -> View:
     if intrinsics is not None:
         height, width = view.depth.shape[1:]
         intrinsics = intrinsics * torch.tensor([size[1] / width, size[0] / height, 1.0])[:, None]
-    depth, mask = (resize_depth(x[:, None].float(), size)[:, 0] for x in (view.depth, view.mask))
-    return View.from_depth(depth, units=view.units, mask=mask > 0, intrinsics=intrinsics, world_to_cam=view.world_to_cam)
+    sky = torch.zeros_like(view.mask) if view.sky is None else view.sky
+    depth, mask, sky = (resize_depth(x[:, None].float(), size)[:, 0] for x in (view.depth, view.mask, sky))
+    sky = None if view.sky is None else sky > 0
+    return View.from_depth(depth, units=view.units, mask=mask > 0, sky=sky, intrinsics=intrinsics, world_to_cam=view.world_to_cam)
 
 
 def match_batches(prompts: Sequence[str], pictures: Pictures | None, view: View | None, batch_size: int) -> int:

@@ -12,6 +12,7 @@ from ...models.core.geometry.view import View
 from .joint_model import JointModel
 
 SIZE = "spatialweave_size"  # (height, width) asked for, where it was padded to whole patches
+SKY = "spatialweave_infinite_sky"  # whether the model means sky by the farthest depth
 
 
 def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
@@ -24,7 +25,7 @@ def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
     device = comfy.model_management.intermediate_device()
     image = torch.zeros(batch_size, config.in_channels, rows, columns, device=device)
     depth = torch.zeros(batch_size, 1, rows * config.depth_patch, columns * config.depth_patch, device=device)
-    return {"samples": comfy.nested_tensor.NestedTensor((image, depth)), SIZE: (height, width)}
+    return {"samples": comfy.nested_tensor.NestedTensor((image, depth)), SIZE: (height, width), SKY: config.infinite_sky}
 
 
 def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def decode_joint_latent(latent: dict, vae) -> tuple[Tensor, View]:
     check_vae(vae, image, depth.shape[-2] // image.shape[-2])
     height, width = latent.get(SIZE, depth.shape[-2:])
     pictures = vae.decode(image)[:, :height, :width, :3]
-    depth = decode_depth(depth.float()).to(pictures.device)[..., :height, :width]
+    depth = decode_depth(depth.float(), infinite_sky=latent.get(SKY, False)).to(pictures.device)[..., :height, :width]
     return pictures, View.from_depth(depth, units="relative", image=pictures.float())
 
 

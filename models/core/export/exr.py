@@ -8,6 +8,7 @@ requirements, and serves the tests as the independent reader. Format: openexr.co
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zlib
@@ -76,12 +77,13 @@ def decode_exr(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None = None) -> Path:
-    """Write the depth of a View with batch 1 as channel Z, 0 where invalid, units and direction as attributes.
+    """Write the depth of a View with batch 1 as channel Z, 0 where invalid, infinite where sky, units and direction as attributes.
 
     ``rgb_linear`` ``h w 3`` is written to R, G, B as it is; pass ``srgb_to_linear(view.image[0])`` for an ordinary picture.
     """
     view = one_picture(view)
-    channels = {"Z": view.depth[0].detach().cpu().numpy()}
+    depth = view.depth[0] if view.sky is None else view.depth[0].masked_fill(view.sky[0], math.inf)
+    channels = {"Z": depth.detach().cpu().numpy()}
     if rgb_linear is not None:
         if rgb_linear.shape != (*view.depth.shape[1:], 3):
             wanted = (*view.depth.shape[1:], 3)

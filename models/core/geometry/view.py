@@ -12,7 +12,10 @@ Units = Literal["metric", "relative"]
 Spacing = Literal["disparity", "log", "depth"]
 
 # axes after the batch that are fixed, per optional field; None stands for the depth map's own height and width
-_TAILS = {"image": (None, None, 3), "normals": (None, None, 3), "confidence": (None, None), "intrinsics": (3, 3), "world_to_cam": (4, 4)}
+_TAILS = {
+    "image": (None, None, 3), "normals": (None, None, 3), "confidence": (None, None), "sky": (None, None), "intrinsics": (3, 3),
+    "world_to_cam": (4, 4),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class View:
     image: Tensor | None = None  # b h w 3 in [0, 1]
     normals: Tensor | None = None  # b h w 3, unit length, camera frame OpenCV, facing the camera
     confidence: Tensor | None = None  # b h w, larger = surer
+    sky: Tensor | None = None  # b h w bool: invalid because it is known to be infinitely far, not because it is missing
     intrinsics: Tensor | None = None  # b 3 3 in pixels of this map, pixel centres at +0.5
     world_to_cam: Tensor | None = None  # b 4 4, OpenCV camera, y-up world
 
@@ -47,6 +51,8 @@ class View:
             self._check_shape(name)
         if not torch.equal(self.mask, is_valid(self.depth)) or bool((self.depth[~self.mask] != 0).any()):
             raise ValueError("Depth and mask disagree: valid depth is finite and above 0, the rest is 0; View.from_depth sees to both.")
+        if self.sky is not None and (self.sky.dtype != torch.bool or bool((self.sky & self.mask).any())):
+            raise ValueError("Sky and mask disagree: sky is a bool map of invalid pixels; View.from_depth sees to both.")
 
     def _check_shape(self, name: str) -> None:
         tensor = getattr(self, name)
@@ -62,7 +68,7 @@ class View:
         """Make a View of any depth: ``h w``, ``b h w`` or ``b 1 h w``, any number type, numpy arrays too.
 
         NaN, infinite, zero and negative pixels, and those the given ``mask`` (True = valid) leaves out, become invalid:
-        masked and set to 0, never filled in. :func:`explain_invalid` words their count; a wholly invalid map is allowed
+        masked and set to 0, never filled in; those at +infinity are ``sky`` as well, unless a ``sky`` is given. :func:`explain_invalid` words their count; a wholly invalid map is allowed
         here and refused by :meth:`require_valid`. Inputs without a batch axis get one; a batch of 1 is repeated to the
         others' batch, and two different batches are refused. ``others`` are the optional fields.
         """
@@ -85,6 +91,9 @@ class View:
         if given.shape != depth.shape:
             raise ValueError(f"The mask {tuple(given.shape)} must have the shape of the depth map, {tuple(depth.shape)}.")
         valid = valid & given
+        far = depth == torch.inf
+        if "sky" in batched or bool(far.any()):
+            batched["sky"] = batched.get("sky", far).to(torch.bool) & ~valid
         return cls(depth=torch.where(valid, depth, torch.zeros_like(depth)), units=units, mask=valid, **batched)
 
     def __len__(self) -> int:

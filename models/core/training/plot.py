@@ -19,6 +19,8 @@ def plot_log(log: Path, target: Path) -> None:
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     curves = {name: [(r["step"], r[name]) for r in records if r.get(name, 0) > 0] for name in records[-1] if name not in SKIP}
     curves = {name: points for name, points in curves.items() if points}
+    if len(curves) == 2:  # one part: the same curve as the whole
+        del curves["loss"]
     image = Image.new("RGB", SIZE, PAPER)
     if curves:
         draw_curves(ImageDraw.Draw(image), curves)
@@ -40,25 +42,32 @@ def draw_curves(draw: ImageDraw.ImageDraw, curves: dict[str, list[tuple[float, f
         y = place((0, value))[1]
         draw.line((LEFT, y, SIZE[0] - RIGHT, y), fill=GRID)
         draw.text((LEFT - 8, y), f"{value:g}", fill=INK, anchor="rm")
+    draw.rectangle((LEFT, TOP, SIZE[0] - RIGHT, SIZE[1] - BOTTOM), outline=GRID)
     for i in range(6):
         x = place((last * i / 5, values[0]))[0]
         draw.text((x, SIZE[1] - BOTTOM + 8), f"{last * i / 5:.0f}", fill=INK, anchor="mt")
     draw.text((SIZE[0] / 2, SIZE[1] - 6), "step", fill=INK, anchor="mb")
     for i, (name, points) in enumerate(curves.items()):
         color = COLORS[i % len(COLORS)]
-        draw.line([place(p) for p in points], fill=tuple((c + 3 * 255) // 4 for c in color), width=1)
+        draw.line([place(p) for p in points], fill=tuple((c + 2 * 255) // 3 for c in color), width=1)
         draw.line([place(p) for p in smooth(points)], fill=color, width=2)
-        draw.text((LEFT + 8 + 140 * i, TOP / 2), f"{name} {smooth(points)[-1][1]:.4g}", fill=color, anchor="lm")
+        draw.text((LEFT + 140 * i, TOP / 2), f"{name} {smooth(points)[-1][1]:.4g}", fill=color, anchor="lm")
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round values between 10^low and 10^high: 1, 2 and 5 times powers of ten."""
+    """Round values between 10^low and 10^high: 1, 2 and 5 times powers of ten, or even steps where the range is narrow."""
+    if high - low < 0.8:
+        width = (10**high - 10**low) / 5
+        power = 10 ** math.floor(math.log10(width))
+        step = power * min((1, 2, 5, 10), key=lambda m: abs(m * power - width))
+        return [round(i * step, 12) for i in range(math.ceil(10**low / step), math.floor(10**high / step) + 1)]
     found = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     return [value for value in found if low <= math.log10(value) <= high]
 
 
-def smooth(points: list[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:
-    """Exponential mean, without the pull towards its start."""
+def smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Exponential mean over about a fortieth of the curve, without the pull towards its start."""
+    weight = 1 - 1 / max(1.0, len(points) / 40)
     total, mean, out = 0.0, 0.0, []
     for step, value in points:
         total, mean = weight * total + 1, weight * mean + value

@@ -1,0 +1,52 @@
+"""Sky: depth that is not missing but infinite, through the View, the codec and the files."""
+
+import numpy as np
+import OpenEXR
+import pytest
+import torch
+
+from spatialweave.models.core.export.exr import read_exr, write_exr
+from spatialweave.models.core.export.npz import read_npz, write_npz
+from spatialweave.models.core.geometry.depth import decode_depth, encode_depth
+from spatialweave.models.core.geometry.view import View
+
+DEPTH = torch.tensor([[[1.0, 3.0, torch.inf], [torch.nan, 0.0, 2.0]]])
+SKY = torch.tensor([[[False, False, True], [False, False, False]]])
+
+
+def test_sky_is_what_is_infinite_and_is_not_valid():
+    view = View.from_depth(DEPTH, units="metric")
+    assert torch.equal(view.sky, SKY)
+    assert not (view.sky & view.mask).any()
+    assert torch.equal(view[0].sky, SKY)
+
+
+def test_sky_is_absent_where_nothing_is_infinite():
+    assert View.from_depth(torch.ones(1, 2, 2), units="metric").sky is None
+
+
+def test_sky_on_valid_pixels_is_refused():
+    view = View.from_depth(DEPTH, units="metric")
+    with pytest.raises(ValueError, match="Sky and mask disagree"):
+        View(view.depth, "metric", view.mask, sky=torch.ones_like(view.mask))
+
+
+def test_sky_encodes_to_two_and_does_not_move_the_mean():
+    view = View.from_depth(DEPTH, units="metric")
+    net = encode_depth(view.depth[:, None], view.mask[:, None], sky=view.sky[:, None])[:, 0]
+    assert torch.allclose(net[view.mask], torch.tensor([0.5, 2 - 1 / 1.5, 1.0]))  # depths 1, 3, 2 over their mean, 2
+    assert (net[SKY] == 2).all()
+
+
+def test_sky_decodes_to_infinity_only_when_the_network_means_it():
+    net = torch.tensor([0.5, 1.86, 1.88, 2.0, 2.3])
+    assert torch.isinf(decode_depth(net, infinite_sky=True)).tolist() == [False, False, True, True, True]
+    assert torch.isfinite(decode_depth(net)).all()
+
+
+def test_sky_survives_exr_and_npz(tmp_path):
+    view = View.from_depth(DEPTH, units="metric")
+    with OpenEXR.File(str(write_exr(tmp_path / "d.exr", view))) as file:
+        assert np.array_equal(np.isinf(file.channels()["Z"].pixels), SKY[0].numpy())
+    for read in (read_exr(tmp_path / "d.exr"), read_npz(write_npz(tmp_path / "d.npz", view))):
+        assert torch.equal(read.sky, SKY) and torch.equal(read.mask, view.mask) and torch.equal(read.depth, view.depth)
