@@ -21,9 +21,9 @@ def build_toy(recipe):
     from spatialweave.models.core.training.loop import Task
 
     class Toy(nn.Module):
-        def __init__(self):
+        def __init__(self, operations=nn):
             super().__init__()
-            self.body, self.head, self.unused = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(2, 2)
+            self.body, self.head, self.unused = operations.Linear(8, 16), operations.Linear(16, 8), operations.Linear(2, 2)
             self.drop = nn.Dropout(0.1)
             self.register_buffer("scale", torch.tensor(2.0))
 

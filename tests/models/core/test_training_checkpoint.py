@@ -51,7 +51,8 @@ def test_damaged_checkpoints_are_said_in_a_sentence(tmp_path):
 
 
 def test_weights_of_another_model_are_named():
-    model = torch.nn.Linear(2, 3)
+    model = torch.nn.Module()
+    model.weight, model.bias = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 2), (3,)))
     with pytest.raises(
         ValueError,
         match=r"here does not fit this model: 1 missing \(first bias\), 1 unknown \(first b\), 1 of another shape \(first weight\)",
