@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..models.core.geometry.picture import picture_depth
-from .sockets import View
+from ..models.demo.depth_preview import explain_depth, picture_depth
+from .sockets import View, stack_pictures
 
 
 class PreviewDepth(io.ComfyNode):
@@ -17,16 +17,16 @@ class PreviewDepth(io.ComfyNode):
             node_id="SpatialWeave_PreviewDepth",
             display_name="Preview Depth",
             category="SpatialWeave/Geometry",
-            description="Shows a depth with its unit, direction and range, and hands it on as a picture: in colours, or near-white "
-            "for ControlNets.",
+            description="Shows a depth beside its picture, with unit, direction and range, and hands it on as a picture: in colours, or "
+            "near-white for ControlNets.",
             search_aliases=["depth map", "show depth", "colour depth", "depth controlnet", "disparity", "view"],
             is_output_node=True,
             inputs=[
                 View.Input("view", tooltip="A depth, from Decode Joint Latent."),
                 io.Combo.Input(
                     "style", options=["colour", "control"], default="colour",
-                    tooltip="colour: yellow is near, blue is far, linear in depth. control: white is near, black is far, linear in "
-                    "disparity, as MiDaS and most depth ControlNets expect.",
+                    tooltip="colour: bright is near, dark is far, in equal steps of ratio. control: white is near, black is far, in "
+                    "steps of disparity, as MiDaS and most depth ControlNets expect.",
                 ),
                 io.Float.Input(
                     "near_percentile", default=0.0, min=0.0, max=49.0, step=0.5, advanced=True,
@@ -48,5 +48,6 @@ class PreviewDepth(io.ComfyNode):
 
     @classmethod
     def execute(cls, view, style, near_percentile, far_percentile) -> io.NodeOutput:
-        plain, with_legend = picture_depth(view, style, near_percentile=near_percentile, far_percentile=far_percentile)
-        return io.NodeOutput(plain, view.describe(), ui=ui.PreviewImage(with_legend, cls=cls))
+        shown = picture_depth(view, style, near_percentile=near_percentile, far_percentile=far_percentile)
+        pictures = stack_pictures(picture.image for picture in shown)
+        return io.NodeOutput(pictures, view.describe(), ui=ui.PreviewImage(explain_depth(view, shown, style), cls=cls))

@@ -100,7 +100,7 @@ def archive(pack):
 def is_data_of_the_nodes(name):
     """Files that no import reaches but that run time reads: help, translations, graphs, weights beside their code."""
     patterns = ("pyproject.toml", "LICENSE", "README.md", "web/docs/*.md", "web/docs/*/*.md", "locales/*/*.json")
-    patterns += ("workflows/*.json", "workflows/*.jpg", "models/*/*.safetensors")
+    patterns += ("workflows/*.json", "workflows/*.jpg", "models/modality_forcing/*.safetensors", "models/demo/*.safetensors")
     return any(PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 

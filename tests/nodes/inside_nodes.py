@@ -85,13 +85,15 @@ def decode(height, width, batch=1):
     image, depth = latent["samples"].unbind()
     ramp = torch.linspace(-0.2, 2.2, depth[0].numel()).reshape(depth.shape[1:]).expand(depth.shape)
     pictures, view = _run("DecodeJointLatent", latent | {"samples": NestedTensor((image, ramp))}, vae)
-    want = ours("models.core.geometry.depth").decode_depth(ramp)[:, 0, :height, :width]
+    sky = model.model.model_config.network.infinite_sky
+    want = ours("models.core.geometry.depth").decode_depth(ramp, infinite_sky=sky)[:, 0, :height, :width]
+    want = torch.where(want.isfinite(), want, torch.zeros(()))
     return {
         "picture": list(pictures.shape),
         "depth": list(view.depth.shape),
         "range": [float(pictures.min()), float(pictures.max())],
         "units": view.units,
-        "exact": bool(torch.equal(view.depth, torch.where(want > 0, want, torch.zeros(())))),
+        "exact": bool(torch.equal(view.depth, want)),
         "invalid": sum(view.invalid_counts),
         "latent": [list(part.shape) for part in (image, depth)],
     }

@@ -110,7 +110,7 @@ def test_preview_says_unit_direction_and_range(nodes):
     assert result["text"] == "depth 1 x 30 x 40, 1 to 5 metres, larger = farther, 1 of 1200 pixels invalid (0.1%)"
     assert result["near"] == [1, 1, 1] and result["far"] == [0, 0, 0]
     coloured = nodes("preview", style="colour")
-    assert sum(coloured["near"]) > 2 and sum(coloured["far"]) < 0.7 and coloured["hole"] == pytest.approx([0.45, 0.47, 0.5])
+    assert sum(coloured["near"]) > 2.3 and sum(coloured["far"]) < 0.5 and 0.6 < sum(coloured["hole"]) < 1
     assert coloured["shown"][0]["type"] == "temp"
 
 
