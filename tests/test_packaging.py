@@ -63,7 +63,7 @@ def test_the_entrypoint_passes_a_failure_on(root):
     script = LOAD_AS_COMFYUI_DOES + "import asyncio; asyncio.run(module.comfy_entrypoint())"
     done = subprocess.run([sys.executable, "-I", "-c", script, str(root)], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "SpatialWeave could not load its nodes" in done.stderr
+    assert "SpatialWeave could not load its nodes; it needs ComfyUI 0.33.0 or newer." in done.stderr
     assert "No module named 'comfy_api'" in done.stderr.splitlines()[-1]
 
 
@@ -74,6 +74,7 @@ def test_metadata_is_what_the_registry_accepts(pack):
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
     assert project["license"] == {"file": "LICENSE"} and "Apache License" in pack.text("LICENSE")
     assert re.fullmatch(r"(>=|<=|==|>|<|~=)\d+\.\d+\.\d+", comfy["requires-comfyui"])
+    assert f"{comfy['requires-comfyui'].removeprefix('>=')} or newer" in pack.text("__init__.py")
     assert comfy["PublisherId"] and comfy["DisplayName"] == "SpatialWeave"
     assert project["urls"]["Repository"].startswith("https://")
 

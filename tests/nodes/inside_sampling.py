@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import comfy.samplers
+import comfy.sd
 import torch
 from comfy.nested_tensor import NestedTensor
 
@@ -136,6 +137,19 @@ def patched_shift(patch):
         (model,) = ModelSamplingFlux().patch(r.model, 1.1, 1.1, 64, 64)
     latent = r.latent()
     return difference(ksample(model, latent)["samples"].unbind(), ksample(r.model, latent)["samples"].unbind())
+
+
+def lora(strength):
+    """How far a LoRA, under core's own key names, moves the result; and that the model without it is as before."""
+    r = rig()
+    down, up = torch.randn(2, 4, 192, generator=torch.Generator().manual_seed(1)).mul(0.2)
+    width = r.config.hidden_size
+    names = "diffusion_model.double_blocks.0.img_attn.proj"
+    state = {f"{names}.lora_down.weight": down[:, :width], f"{names}.lora_up.weight": up[:, :width].T.contiguous()}
+    before = ksample(r.model, r.latent())["samples"].unbind()
+    patched, _ = comfy.sd.load_lora_for_models(r.model, None, state, strength, 0)
+    moved = difference(ksample(patched, r.latent())["samples"].unbind(), before)
+    return {"moved": moved, "restored": difference(ksample(r.model, r.latent())["samples"].unbind(), before)}
 
 
 def bfloat16_depth(log2_alpha):

@@ -66,6 +66,11 @@ def test_cores_shift_patches_keep_the_times_right(sampling, patch):
     assert sampling("patched_shift", patch=patch) < 1e-4
 
 
+def test_core_loras_reach_the_network_and_leave_it(sampling):
+    assert sampling("lora", strength=1.0)["moved"] > 1e-3
+    assert sampling("lora", strength=0.0) == {"moved": 0.0, "restored": 0.0}
+
+
 def test_precision_of_the_carried_depth_does_not_depend_on_the_network(sampling):
     """In bfloat16 the depth must not inherit the rounding of the latent it is carried in."""
     assert sampling("bfloat16_depth", log2_alpha=5.0) < 0.05

@@ -3,7 +3,9 @@
     python worker.py COMFYUI PACK      then one JSON line per call on stdin, one JSON line per answer on stdout
 
 A call is {"file": "inside_sampling.py", "function": "name", "kwargs": {...}}; an answer {"value": ...} or {"error": text}.
-The files called find the pack's modules through `ours`.
+The files called find the pack's modules through `ours`. The first line it prints, unasked, has the seconds that loading the pack took:
+
+    python worker.py ~/comfy/ComfyUI . < /dev/null
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -30,8 +33,12 @@ def start(comfyui, pack):
     torch.set_num_threads(1)
     import nodes
 
+    # ComfyUI loads its own extra nodes first: what those import is not the pack's time
+    asyncio.run(nodes.load_custom_node(os.path.join(comfyui, "comfy_extras", "nodes_custom_sampler.py"), module_parent="comfy_extras"))
+    began = time.perf_counter()
     loaded = asyncio.run(nodes.load_custom_node(str(pack), module_parent="custom_nodes"))
-    return {"loaded": loaded, "nodes": sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("SpatialWeave_"))}
+    seconds = round(time.perf_counter() - began, 3)
+    return {"loaded": loaded, "seconds": seconds, "nodes": sorted(name for name in nodes.NODE_CLASS_MAPPINGS if "SpatialWeave_" in name)}
 
 
 def ours(dotted):
@@ -53,7 +60,8 @@ def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to the log
     sys.stdin.reconfigure(encoding="utf-8")
-    reply = {"value": start(sys.argv[1], sys.argv[2])}
+    comfyui, sys.argv[2] = (os.path.abspath(place) for place in sys.argv[1:3])
+    reply = {"value": start(comfyui, sys.argv[2])}
     while True:
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
