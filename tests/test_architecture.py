@@ -107,6 +107,20 @@ def test_everything_else_imported_is_declared_or_standard(pack):
     assert not wrong, "\n".join(wrong)
 
 
+def test_everything_the_tests_import_is_in_the_test_extra(pack):
+    project = tomllib.loads(pack.text("pyproject.toml"))["project"]
+    declared = {*project["dependencies"], *project["optional-dependencies"]["test"], *project["optional-dependencies"]["train"]}
+    known = {name.lower().replace("pillow", "pil") for name in declared} | sys.stdlib_module_names | {"spatialweave", "tomli"}
+    wrong = []
+    for name in (name for name in pack.files if name.startswith("tests/") and name.endswith(".py")):
+        in_comfyui = PurePosixPath(name).name.startswith(("inside_", "worker"))
+        for node, module in pack.imports(name):
+            top = module.split(".")[0]
+            if not (module.endswith(".py") or top.lower() in known or (in_comfyui and top in ("comfy_extras", "nodes")) or HOST.match(module)):
+                wrong.append(f"{name}:{node.lineno} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("pattern", [r"models/[^/]+/config\.py", r"workflows/run\.py"])
 def test_some_files_are_free_of_torch(pack, pattern):
     names = [name for name in pack.code if re.fullmatch(pattern, name)]
