@@ -1,8 +1,10 @@
 """Names the checkout `spatialweave`, keeps its root off sys.path, reads its import graph, and says which tests could not run."""
 
 import ast
+import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,19 +22,31 @@ if NAME not in sys.modules and importlib.util.find_spec(NAME) is None:
     sys.modules[NAME] = _module = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_module)
 
-NO_COMFYUI = "no ComfyUI was found (set COMFYUI_PATH to a checkout whose requirements are installed here)"
-
 
 def find_comfyui():
-    """The ComfyUI folder the marked tests run in, or None."""
-    for place in (os.environ.get("COMFYUI_PATH"), Path.home() / "comfy" / "ComfyUI"):
-        if place and (Path(place) / "main.py").is_file():
-            return Path(place).resolve()
-    return None
+    """(the ComfyUI folder the marked tests run in or None, why there is none)."""
+    place = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
+    if not (place / "main.py").is_file():
+        return None, f"no ComfyUI was found at {place}; set COMFYUI_PATH to a checkout whose requirements are installed here"
+    missing = missing_requirements(place / "requirements.txt")
+    if missing:
+        return None, f"{place} needs {', '.join(missing)}, not installed here; pip install -r {place / 'requirements.txt'}"
+    return place.resolve(), ""
+
+
+def missing_requirements(file):
+    """Names of what ComfyUI cannot start without and this Python does not have."""
+    essential = file.read_text(encoding="utf-8").split("#non essential")[0]
+    names = [re.split(r"[^\w.-]", line.strip())[0] for line in essential.splitlines() if line.strip() and not line.startswith("#")]
+    present = {re.sub(r"[-_.]+", "-", str(found.metadata["Name"])).lower() for found in importlib.metadata.distributions()}
+    return [name for name in names if re.sub(r"[-_.]+", "-", name).lower() not in present]
+
+
+COMFYUI, NO_COMFYUI = find_comfyui()
 
 
 def pytest_collection_modifyitems(items):
-    if find_comfyui() is not None:
+    if COMFYUI is not None:
         return
     for item in items:
         if item.get_closest_marker("comfyui"):
@@ -40,7 +54,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if NO_COMFYUI in str(report.longrepr)]
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if NO_COMFYUI and NO_COMFYUI in str(report.longrepr)]
     if skipped:
         terminalreporter.write_sep("!", f"{len(skipped)} tests marked comfyui did not run: {NO_COMFYUI}", red=True)
 
@@ -122,7 +136,6 @@ def root():
 @pytest.fixture(scope="session")
 def comfyui():
     """A real ComfyUI's folder."""
-    place = find_comfyui()
-    if place is None:
+    if COMFYUI is None:
         pytest.skip(NO_COMFYUI)
-    return place
+    return COMFYUI
