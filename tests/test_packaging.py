@@ -87,6 +87,12 @@ def test_installing_changes_no_environment(pack, request):
     assert not {"install.py", "prestartup_script.py", "requirements.txt"} & set(pack.files)
 
 
+def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
+    readme = pack.text("README.md")
+    assert "pip install -e . && spatialweave demo" in readme and 'pip install -e ".[test]" && pytest' in readme
+    assert 'pip install --quiet -e ".[test]" && pytest' in pack.text(".ci/run")
+
+
 @pytest.mark.comfyui
 def test_comfyui_brings_every_dependency(pack, comfyui):
     brought = {re.split(r"[^\w-]", line)[0].lower() for line in (comfyui / "requirements.txt").read_text().splitlines()}

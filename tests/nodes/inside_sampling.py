@@ -139,6 +139,33 @@ def patched_shift(patch):
     return difference(ksample(model, latent)["samples"].unbind(), ksample(r.model, latent)["samples"].unbind())
 
 
+def released_layout(path):
+    """A file in the released form (bfloat16, `dit.` names, no metadata) over FLUX.2's latent: loaded, and sampled with any context."""
+    from dataclasses import replace
+
+    from safetensors.torch import save_file
+
+    config = replace(rig().config, in_channels=128, context_in_dim=96, infinite_sky=False)
+    torch.manual_seed(0)
+    network = ours("models.modality_forcing.network").ModalityForcing(config)
+    for value in network.parameters():
+        torch.nn.init.normal_(value, std=0.5 * value.shape[-1] ** -0.5)
+    network = network.to(torch.bfloat16)
+    save_file({f"dit.{name}": value for name, value in network.state_dict().items()}, path)
+    model = ours("nodes.host.loading").load_joint_model(path)
+    latent = ours("nodes.host.joint_latent").empty_joint_latent(model, 48, 64, 1)
+    context = torch.randn(1, 10, 96)
+    (out,) = core.KSampler().sample(model, 7, 3, 1.0, "euler", "simple", [[context, {}]], [[context, {}]], latent)
+    sampling, shapes = ours("models.modality_forcing.sampling"), [part.shape for part in latent["samples"].unbind()]
+    schedule = sampling.make_schedule("joint", 3)
+    want = sampling.sample(network.float(), *sampling.draw_noise(7, *shapes), schedule, context=context)
+    return {
+        "difference": difference(out["samples"].unbind(), want),
+        "format": type(model.model.latent_format).__name__,
+        "shapes": [list(shape) for shape in shapes],
+    }
+
+
 def lora(strength):
     """How far a LoRA, under core's own key names, moves the result; and that the model without it is as before."""
     r = rig()

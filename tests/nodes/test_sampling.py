@@ -71,6 +71,12 @@ def test_core_loras_reach_the_network_and_leave_it(sampling):
     assert sampling("lora", strength=0.0) == {"moved": 0.0, "restored": 0.0}
 
 
+def test_a_file_in_the_released_form_is_hosted(sampling, tmp_path):
+    result = sampling("released_layout", path=str(tmp_path / "model.safetensors"))
+    assert result["difference"] < 1e-4
+    assert result["format"] == "Flux2" and result["shapes"] == [[1, 128, 4, 3], [1, 1, 64, 48]]
+
+
 def test_precision_of_the_carried_depth_does_not_depend_on_the_network(sampling):
     """In bfloat16 the depth must not inherit the rounding of the latent it is carried in."""
     assert sampling("bfloat16_depth", log2_alpha=5.0) < 0.05
