@@ -76,6 +76,7 @@ class JointModel(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs):
         shapes = kwargs.get("latent_shapes")
         check_latent(shapes, self.model_config.network)
+        check_context(kwargs.get("cross_attn"), self.model_config.network)
         conds = super().extra_conds(**kwargs)
         conds["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         conds["log2_alpha"] = comfy.conds.CONDConstant(self.log2_alpha)
@@ -156,6 +157,16 @@ def check_latent(shapes, network: ModalityForcingConfig) -> None:
     wanted = (image[0], 1, image[2] * patch, image[3] * patch)
     if depth != wanted:
         raise ValueError(f"An image latent {image} arrived with a depth {depth}, but that image needs a depth {wanted}: {remedy}.")
+
+
+def check_context(context: Tensor | None, network: ModalityForcingConfig) -> None:
+    """Refuse the prompt of another model's text encoder."""
+    width = None if context is None else context.shape[-1]
+    if width != network.context_in_dim:
+        raise ValueError(
+            f"A prompt of width {width} arrived, but this model reads {network.context_in_dim}: encode it with the CLIP of Load "
+            "Modality Forcing for the tiny model, with the Qwen3 encoder of its FLUX.2 base (Load CLIP, type flux2) for a file."
+        )
 
 
 def noisy_streams(mask: Tensor, shapes) -> Tensor:

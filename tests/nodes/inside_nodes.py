@@ -127,6 +127,7 @@ def refused(case):
         "batches of different size": lambda: _run("DecodeJointLatent", _nested((4, 32, 4, 4), (3, 1, 64, 64)), vae),
         "depth of another picture": lambda: _run("DecodeJointLatent", _nested((1, 32, 4, 4), (1, 1, 64, 48)), vae),
         "wrong VAE": lambda: _run("DecodeJointLatent", _nested((1, 128, 4, 4), (1, 1, 64, 64)), vae),
+        "prompt of another model": lambda: _sample_with(model, [[torch.zeros(1, 77, 768), {}]], _nested((1, 32, 4, 4), (1, 1, 64, 64))),
         "order of another model": lambda: _run("ModalityOrder", _other_model(), 2.0),
         "empty latent of another model": lambda: _run("EmptyJointLatent", _other_model(), 64, 64, 1),
         "clip layers": lambda: core.CLIPTextEncode().encode(core.CLIPSetLastLayer().set_last_layer(clip, -2)[0], "a red ball"),
@@ -173,7 +174,10 @@ def _nested(*shapes):
 
 
 def _sample(model, clip, latent):
-    (prompt,) = core.CLIPTextEncode().encode(clip, "a red ball")
+    return _sample_with(model, core.CLIPTextEncode().encode(clip, "a red ball")[0], latent)
+
+
+def _sample_with(model, prompt, latent):
     return core.KSampler().sample(model, 0, 1, 1.0, "euler", "simple", prompt, prompt, latent)
 
 

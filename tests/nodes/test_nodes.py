@@ -125,6 +125,7 @@ REFUSALS = {
     "batches of different size": ["4 images and 3 depth maps", "equally many"],
     "depth of another picture": ["(1, 1, 64, 48)", "does not cover the same picture"],
     "wrong VAE": ["VAE with 32 channels at 1/16", "has 128 at 1/16", "flux2-vae"],
+    "prompt of another model": ["A prompt of width 768", "reads 128", "Load Modality Forcing"],
     "order of another model": ["A SDXL model arrived", "Load Modality Forcing"],
     "empty latent of another model": ["A SDXL model arrived", "Load Modality Forcing"],
     "clip layers": ["CLIP Set Last Layer", "no layers"],
