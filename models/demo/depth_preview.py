@@ -25,9 +25,9 @@ def picture_depth(view: View, style: Style, *, near_percentile: float = 0.0, far
     "colour": bright is near, dark is far, in equal steps of ratio. "control": white is near, black is far, in steps of
     disparity, for depth ControlNets. ValueError if a map has no valid pixel.
     """
-    ends = {"near_percentile": near_percentile, "far_percentile": far_percentile}
+    picture = _control if style == "control" else colour_depth
     views = [view[index] for index in range(len(view.require_valid()))]
-    return [colour_depth(one, **ends) if style == "colour" else _control(one, **ends) for one in views]
+    return [picture(one, near_percentile=near_percentile, far_percentile=far_percentile) for one in views]
 
 
 def _control(view: View, *, near_percentile: float, far_percentile: float) -> DepthPicture:

@@ -100,7 +100,8 @@ def test_the_browser_finds_help_templates_and_translations(server, root, name):
     api, _ = server
     assert name in api.get_json("/workflow_templates")["spatialweave"]
     node = "SpatialWeave_LoadModalityForcing"
-    assert api.get(f"/extensions/spatialweave/docs/{node}/zh.md").decode().startswith("# ")
+    for page in (f"{node}.md", f"{node}/zh.md"):
+        assert api.get(f"/extensions/spatialweave/docs/{page}").decode().startswith("# ")
     assert api.get_json("/i18n")["zh"]["nodeDefs"][node]["display_name"]
 
 
