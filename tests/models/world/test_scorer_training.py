@@ -103,7 +103,7 @@ def test_one_batch_can_be_learned_by_heart(batch):
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        losses.append(float(value))
+        losses.append(float(value.detach()))
     assert set(parts) == {"shape", "color", "size", "offset", "log_depth", "floor"}
     assert sum(losses[-5:]) < 0.3 * sum(losses[:5]), losses
 
