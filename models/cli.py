@@ -56,7 +56,7 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="sampling steps; by default the tiny model's own choice for the mode")
     command.add_argument("--guidance", type=float, help="how strongly the prompt steers; 1 is off")
     command.add_argument("--log2-alpha", type=float, help="which modality first: above 0 the image, below 0 the depth")
-    command.add_argument("--weights", type=Path, help="a Modality Forcing tiny weights file other than the shipped one")
+    command.add_argument("--weights", type=Path, help="other weights of the tiny network: a file, or a training run's folder")
     command.set_defaults(run=_run_demo)
 
 
@@ -90,7 +90,7 @@ def _run_train(options: argparse.Namespace) -> None:
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("system", choices=["modality_forcing"], help="what to evaluate")
     command.add_argument("--preset", default="tiny", help="the weights: a shipped preset")
-    command.add_argument("--weights", type=Path, help="a weights file instead of the shipped one")
+    command.add_argument("--weights", type=Path, help="other weights: a file, or a training run's folder")
     command.add_argument("--json", type=Path, help="write the figures here, too")
     command.add_argument("--seed", type=int, default=0, help="seed of the sampling noise; the held-out scenes never change")
     command.add_argument("--n", type=int, default=128, help="held-out scenes a figure is measured on")

@@ -82,9 +82,8 @@ class ModalityForcingPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        """The pipeline whose weights lie beside this code, or one with other `weights` of that preset's network.
-
-        ValueError names the known presets, or what else to do.
+        """The pipeline whose weights lie beside this code, or with other `weights`: a network file, or the output folder of a
+        training run, which holds a text encoder as well. ValueError names the known presets, or what else to do.
         """
         find_preset(name)
         if name != "tiny":
@@ -94,10 +93,13 @@ class ModalityForcingPipeline:
             )
         # late: the pipeline serves any codec and encoder, and only this preset needs the demo's
         from ..demo.text import explain_prompt
-        from ..demo.weights import load_codec, load_text_encoder
+        from ..demo.weights import TEXT_FILE, load_codec, load_text_encoder
 
-        network, config = load_network(weights or TINY_NETWORK, config=PRESETS[name], dtype=dtype, device=device)
-        codec, text = load_codec(device=device).train(False), load_text_encoder(device=device).train(False)
+        run = Path(weights) if weights and Path(weights).is_dir() else None
+        file = run / "network.safetensors" if run else weights or TINY_NETWORK
+        network, config = load_network(file, config=PRESETS[name], dtype=dtype, device=device)
+        text_file = run / "text.safetensors" if run else TEXT_FILE
+        codec, text = load_codec(device=device).train(False), load_text_encoder(text_file, device=device).train(False)
         return cls(network, config, codec, text, defaults=DEFAULTS[name], explain_prompt=explain_prompt)
 
     @torch.no_grad()

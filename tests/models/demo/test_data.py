@@ -1,0 +1,90 @@
+"""What the tiny networks train on: the same scenes as the renderer's, mirrored with their words, sky at 2."""
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spatialweave.models.core.training.data import FolderDataset
+from spatialweave.models.demo.codec import TinyCodec
+from spatialweave.models.demo.data import WorldLatents, WorldPictures, open_world
+from spatialweave.models.demo.text import TOKENS, explain_prompt, tokenize
+from spatialweave.models.world.captions import VOCABULARY, caption
+from spatialweave.models.world.render import render
+from spatialweave.models.world.scene import sample_scenes
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(folder with four scenes, their frames)."""
+    folder = tmp_path_factory.mktemp("world")
+    scenes = sample_scenes(5, 4)
+    frames = render(scenes, 32, 32, samples=1)
+    save_file({"image": (frames.image * 255).round().byte(), "depth": frames.depth}, folder / "shard-00000.safetensors")
+    lines = []
+    for row, scene in enumerate(scenes):
+        captions = [caption(scene, random.Random(k)) for k in range(3)]
+        lines.append(json.dumps({"shard": "shard-00000.safetensors", "row": row, "caption": captions[0], "captions": captions}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder, frames
+
+
+def test_pictures_come_as_they_are_and_mirrored(world):
+    folder, frames = world
+    pictures = WorldPictures(FolderDataset(folder))
+    assert len(pictures) == 8
+    exact = frames.image[2].permute(2, 0, 1) * 2 - 1
+    assert (pictures[4]["image"] - exact).abs().max() < 1 / 127
+    assert torch.equal(pictures[5]["image"], pictures[4]["image"].flip(-1))
+
+
+def test_latents_are_the_codecs_and_depth_is_contracted_with_sky_at_two(world):
+    folder, frames = world
+    codec = TinyCodec().train(False)
+    samples = WorldLatents(FolderDataset(folder), codec, batch=3)
+    for scene in range(4):
+        sample, mirrored = samples[2 * scene], samples[2 * scene + 1]
+        image = ((frames.image[scene] * 255).round() / 127.5 - 1).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            assert torch.allclose(sample["latent"], codec.encode(image)[0], atol=2e-3)
+            assert torch.allclose(mirrored["latent"], codec.encode(image.flip(-1))[0], atol=2e-3)
+        depth = frames.depth[scene].double()
+        sky = torch.isinf(depth)
+        ratio = depth / depth[~sky].mean()
+        exact = torch.where(sky, 2.0, torch.where(ratio <= 1, ratio, 2 - 1 / ratio))
+        assert (sample["depth_net"][0].double() - exact).abs().max() < 1e-3  # float16
+        assert torch.equal(mirrored["depth_net"], sample["depth_net"].flip(-1))
+        assert sample["mask"].all()
+
+
+def test_mirrored_captions_swap_left_and_right(world):
+    folder, _ = world
+    samples = WorldLatents(FolderDataset(folder), TinyCodec().train(False))
+    left, right = (VOCABULARY.index(word) + 2 for word in ("left", "right"))
+    for scene in range(4):
+        plain, mirrored = samples[2 * scene]["tokens"], samples[2 * scene + 1]["tokens"]
+        assert plain.shape == (3, TOKENS)
+        swapped = torch.where(plain == left, right, torch.where(plain == right, left, plain))
+        assert torch.equal(mirrored, swapped)
+
+
+def test_a_missing_folder_names_the_command_that_makes_it(tmp_path):
+    with pytest.raises(ValueError, match="spatialweave world .*nothing --scenes 12 --size 64"):
+        open_world({"folder": str(tmp_path / "nothing"), "scenes": 12, "size": 64})
+
+
+def test_words_are_numbered_padded_and_cut():
+    ids = tokenize(["", "a red ball", "a " * 40])
+    assert ids.shape == (3, TOKENS)
+    assert (ids[0] == 0).all()
+    assert (ids[1, :3] > 1).all() and (ids[1, 3:] == 0).all()
+    assert (ids[2] > 1).all()
+    assert torch.equal(tokenize(["A RED sphere!"]), tokenize(["a red ball"]))
+
+
+def test_prompt_faults_are_said_in_words():
+    assert explain_prompt("a red ball") is None
+    assert "'bleu' (nearest: 'blue')" in explain_prompt("a bleu ball")
+    assert "did not see 'ball'" in explain_prompt("a " * TOKENS + "ball")

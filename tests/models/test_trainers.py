@@ -1,0 +1,53 @@
+"""The recipes that ship, and the builders that they name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import spatialweave
+from spatialweave.models.core.training.loop import run_recipe
+from spatialweave.models.core.training.recipe import Recipe
+from spatialweave.models.demo.weights import load_codec
+from spatialweave.models.trainers import BUILDERS
+from spatialweave.models.world.dataset import export_dataset
+
+ROOT = Path(spatialweave.__file__).parent
+RECIPES = sorted(ROOT.glob("models/*/recipes/*.json"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_valid_and_has_a_builder(path):
+    assert Recipe.read(path).system in BUILDERS
+
+
+def shorten(name, tmp_path, **changes):
+    values = json.loads(next(path for path in RECIPES if path.stem == name).read_text())
+    data = values["data"] | {"folder": str(tmp_path / "world")}
+    return Recipe.from_json(values | {"data": data, "steps": 2, "warmup": 0, "batch_size": 4, "output": str(tmp_path / name)} | changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trainers")
+    export_dataset(folder / "world", count=6, size=32, seed=0, split="train")
+    return folder
+
+
+def test_codec_recipe_trains_and_writes_a_codec_that_loads(folder):
+    run_recipe(shorten("codec", folder, mixed_precision="no"), BUILDERS)
+    codec = load_codec(folder / "codec" / "codec.safetensors")
+    assert codec.decode(codec.encode(torch.zeros(1, 3, 32, 32))).shape == (1, 3, 32, 32)
+    assert (codec.latent_std != 1).any()
+
+
+def test_tiny_recipes_follow_one_another(folder):
+    """Text to image first; then both streams, from its weights."""
+    run_recipe(shorten("tiny_text_to_image", folder), BUILDERS)
+    made = folder / "tiny_text_to_image"
+    second = shorten("tiny", folder)
+    model = dict(second.model) | {"base": str(made / "network.safetensors"), "text": str(made / "text.safetensors")}
+    outcome = run_recipe(shorten("tiny", folder, model=model), BUILDERS)
+    assert outcome.ending == "finished"
+    assert {"network.safetensors", "text.safetensors"} <= {path.name for path in (folder / "tiny").iterdir()}
