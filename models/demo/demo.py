@@ -16,8 +16,8 @@ from ..core.export.exr import read_exr, write_exr
 from ..core.export.files import write_file
 from ..core.export.npz import read_npz, write_npz
 from ..core.export.ply import write_ply
-from ..core.export.png16 import read_png16, write_png16
 from ..core.export.png8 import write_png8
+from ..core.export.png16 import read_png16, write_png16
 from ..core.export.webp import write_webp
 from ..core.geometry.points import view_to_point_cloud
 from ..core.geometry.view import View

@@ -68,9 +68,10 @@ class View:
         """Make a View of any depth: ``h w``, ``b h w`` or ``b 1 h w``, any number type, numpy arrays too.
 
         NaN, infinite, zero and negative pixels, and those the given ``mask`` (True = valid) leaves out, become invalid:
-        masked and set to 0, never filled in; those at +infinity are ``sky`` as well, unless a ``sky`` is given. :func:`explain_invalid` words their count; a wholly invalid map is allowed
-        here and refused by :meth:`require_valid`. Inputs without a batch axis get one; a batch of 1 is repeated to the
-        others' batch, and two different batches are refused. ``others`` are the optional fields.
+        masked and set to 0, never filled in; those at +infinity are ``sky`` as well, unless a ``sky`` is given.
+        :func:`explain_invalid` words their count; a wholly invalid map is allowed here and refused by :meth:`require_valid`.
+        Inputs without a batch axis get one; a batch of 1 is repeated to the others' batch, and two different batches are
+        refused. ``others`` are the optional fields.
         """
         unknown = set(others) - set(_TAILS)
         if unknown:
