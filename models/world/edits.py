@@ -114,16 +114,9 @@ def is_sound(edit: Edit) -> bool:
 
 def is_well_seen(scene: Scene, index: int) -> bool:
     """Whether nothing nearer covers more than a rim of the object; stricter than `is_placeable`."""
-    x, y, depth, radius = _apparent_disc(scene, index)
-    others = (_apparent_disc(scene, i) for i in range(len(scene.objects)) if i != index)
+    x, y, depth, radius = apparent_circle(scene.objects[index], scene.camera)
+    others = (apparent_circle(scene.objects[i], scene.camera) for i in range(len(scene.objects)) if i != index)
     return all(other[2] > depth or math.hypot(x - other[0], y - other[1]) > 0.9 * (radius + other[3]) for other in others)
-
-
-def _apparent_disc(scene: Scene, index: int) -> tuple[float, float, float, float]:
-    """`apparent_circle` with a radius that holds the corners of boxes."""
-    item = scene.objects[index]
-    x, y, depth, radius = apparent_circle(item, scene.camera)
-    return x, y, depth, radius * max(item.footprint, item.extents[1]) / max(item.extents)
 
 
 def _stands_inside(scene: Scene, item: SceneObject) -> bool:

@@ -166,7 +166,7 @@ def _sample_scene(rng: random.Random, max_objects: int) -> Scene:
 def _sample_surroundings(rng: random.Random) -> Surroundings:
     indoors = rng.random() < 0.6
     floor = rng.choice(ROOM_FLOORS if indoors else GROUNDS)
-    room = (rng.uniform(3.0, 4.6), rng.uniform(2.4, 4.5), 8.5, rng.uniform(2.8, 3.8)) if indoors else None
+    room = (rng.uniform(3.0, 4.6), rng.uniform(3.0, 4.6), 8.5, rng.uniform(2.8, 3.8)) if indoors else None
     return Surroundings(
         floor=floor,
         floor_colors=rng.choice(_FLOOR_PAIRS[floor]),
@@ -240,12 +240,13 @@ def is_placeable(candidate: SceneObject, others: list[SceneObject] | tuple[Scene
 
 
 def apparent_circle(item: SceneObject, camera: SceneCamera) -> tuple[float, float, float, float]:
-    """Where a square picture shows the object: (x, y, depth, radius), x and y in [-1, 1] with y down, depth in metres."""
+    """Where a square picture shows the object: (x, y, depth, radius of a disc around it), x and y in [-1, 1], y down,
+    depth in metres."""
     right, down, forward = camera_axes(camera)
     offset = [c - p for c, p in zip(item.center, camera.position, strict=True)]
     x, y, depth = (sum(a * b for a, b in zip(axis, offset, strict=True)) for axis in (right, down, forward))
     scale = 1.0 / (max(depth, 1e-3) * math.tan(math.radians(camera.fov) / 2))
-    return x * scale, y * scale, depth, max(item.extents[0], item.extents[1], item.extents[2]) * scale
+    return x * scale, y * scale, depth, max(item.footprint, item.extents[1]) * scale
 
 
 def camera_axes(camera: SceneCamera) -> tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]:
