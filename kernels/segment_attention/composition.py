@@ -1,0 +1,224 @@
+"""Segment attention composed of ordinary attention calls: the way on CPU, MPS and wherever our kernel does not run.
+
+Zero weights cost nothing; one weight for streams that lie side by side in memory is one call on a view; other weights are calls merged by
+their log-sum-exp, or, where no backend returns one, a bias in the queries' dtype (cuDNN reads a float32 mask as half precision).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .plan import Group, Piece, is_arithmetic, is_view, make_plan
+from .reference import segment_attention_reference
+from .segments import Segments
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A host's own attention: call(q, k, v, *, scale[, bias]) with 'b h n d' tensors -> 'b h n d'.
+
+    `takes_bias`: it adds a bias (b, h or 1, 1, keys) in q's dtype to the scores. `returns_lse`: it returns (o, lse 'b h n') instead of o.
+    Without either it serves only calls whose weights are all 0 or equal; the rest runs on torch's attention.
+    """
+
+    call: Callable[..., Tensor | tuple[Tensor, Tensor]]
+    takes_bias: bool = False
+    returns_lse: bool = False
+
+
+def compose(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor, *, scale: float, need_lse: bool, inner: Inner | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """As `segment_attention_reference`; o lies in memory as (B, N, H, D). Weights on the CPU are known and spare calls."""
+    if need_lse and not returns_lse(q):
+        out, lse = segment_attention_reference(q, k, v, segments, log_weight, scale=scale)
+        return out.transpose(1, 2).contiguous().transpose(1, 2), lse
+    k, v = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (k, v))
+    run = _Run(q, k, v, segments, log_weight, scale, need_lse, inner)
+    groups = plan_of(q, k, v, segments, log_weight)
+    if len(groups) == len(segments.queries) == 1 and len(groups[0].pieces) == 1 and is_arithmetic(groups[0].rows, 1):
+        return run.whole(groups[0])
+    return run.grouped(groups)
+
+
+def plan_of(q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor) -> tuple[Group, ...]:
+    known = None
+    if log_weight.device.type == "cpu" and q.device.type != "meta":
+        values = log_weight.expand(q.shape[0], *log_weight.shape[1:]).permute(0, 2, 3, 1).tolist()
+        known = tuple(tuple(tuple(tuple(heads) for heads in source) for source in segment) for segment in values)
+    joinable = all(tensor.stride(0) == tensor.shape[2] * tensor.stride(2) for tensor in (k, v))
+    return make_plan(segments, q.shape[0], k.shape[2], known, joinable, q.stride(0) == q.shape[2] * q.stride(2))
+
+
+def returns_lse(q: Tensor) -> bool:
+    """Whether torch has an attention with log-sum-exp for this tensor."""
+    if q.device.type == "cpu":
+        return True
+    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[3] % 8 == 0
+
+
+def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Torch's attention and its natural log-sum-exp, (b, h, n)."""
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)
+    flash = q.dtype != torch.float32 and q.shape[3] <= 256 and torch.backends.cuda.is_flash_attention_available()
+    if flash and torch.cuda.get_device_capability(q.device) >= (8, 0):
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)[:2]
+    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, False, scale=scale)[:2]
+    return out, lse[..., : q.shape[2]]  # padded to a multiple of 32
+
+
+@dataclass(frozen=True)
+class _Run:
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    segments: Segments
+    log_weight: Tensor
+    scale: float
+    need_lse: bool
+    inner: Inner | None
+
+    def whole(self, group: Group) -> tuple[Tensor, Tensor | None]:
+        """One call is all: its output is ours, without a copy if it lies in memory as promised."""
+        (b, h, n, d), (piece,) = self.q.shape, group.pieces
+        out, lse = self.call(self.queries(group), self.keys(self.k, piece), self.keys(self.v, piece), self.need_lse)
+        weight = self.log_weight[:, :, 0, piece.slots[0], None].to(self.q.device)
+        if lse is not None:
+            lse = lse.unflatten(2, (group.fold, n)).transpose(1, 2).reshape(b, h, n) + weight
+        out = self.hidden(out.transpose(1, 2).reshape(b, n, h, d).transpose(1, 2), weight)
+        return out.transpose(1, 2).contiguous().transpose(1, 2), lse
+
+    def grouped(self, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor | None]:
+        b, h, n, d = self.q.shape
+        out = torch.empty(b, n, h, d, dtype=self.q.dtype, device=self.q.device).transpose(1, 2)
+        lse = self.log_weight.new_empty(b, h, n, device=self.q.device) if self.need_lse else None
+        for group in groups:
+            result, result_lse = self.one(group)
+            _put(out, result, group, self.segments)
+            if lse is not None and result_lse is not None:
+                _put(lse[..., None], result_lse[..., None], group, self.segments)
+        return out, lse
+
+    def one(self, group: Group) -> tuple[Tensor, Tensor | None]:
+        q = self.queries(group)
+        if not group.pieces:
+            return torch.zeros_like(q), q.new_full(q.shape[:3], -math.inf, dtype=self.log_weight.dtype)
+        if len(group.pieces) == 1:
+            piece = group.pieces[0]
+            out, lse = self.call(q, self.keys(self.k, piece), self.keys(self.v, piece), self.need_lse)
+            return self.hidden(out, self.weight(group, piece)), None if lse is None else lse + self.weight(group, piece)
+        wants_bias = self.inner is not None and self.inner.takes_bias and not self.inner.returns_lse
+        if not self.need_lse and (wants_bias or not returns_lse(q)):
+            return self.biased(q, group), None
+        return self.merged(q, group)
+
+    def merged(self, q: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        out, lse = None, None
+        for piece in group.pieces:
+            more, more_lse = self.call(q, self.keys(self.k, piece), self.keys(self.v, piece), True)
+            more_lse = more_lse + self.weight(group, piece)
+            if out is None or lse is None:
+                out, lse = more, more_lse
+                continue
+            share = torch.where(more_lse == -math.inf, 0.0, torch.sigmoid(more_lse - lse))[..., None]
+            exact = out.dtype if out.dtype in (torch.float32, torch.float64) else torch.float32
+            out = torch.lerp(out.to(exact), more.to(exact), share.to(exact)).to(q.dtype)
+            lse = torch.logaddexp(lse, more_lse)
+        return self.hidden(out, lse), lse
+
+    def hidden(self, out: Tensor, visible: Tensor) -> Tensor:
+        """Zeros where `visible` (1 or b, 1 or h, 1 or n) is -inf, which only a weight of zero makes it."""
+        known = self.log_weight.device.type == "cpu"
+        if known and not (bool((self.log_weight == -math.inf).any()) and bool((visible == -math.inf).any())):
+            return out
+        return out.masked_fill((visible == -math.inf).to(out.device)[..., None], 0.0)
+
+    def biased(self, q: Tensor, group: Group) -> Tensor:
+        """The weights as a bias in the queries' dtype, over copied keys."""
+        keys, values = (torch.cat([self.keys(tensor, piece) for piece in group.pieces], 2) for tensor in (self.k, self.v))
+        bias = torch.cat([self.weight(group, piece)[..., None].expand(-1, -1, -1, piece.length) for piece in group.pieces], 3)
+        bias = bias.expand(len(group.rows), -1, -1, -1).to(q.dtype)
+        unseen = (bias == -math.inf).all(3, keepdim=True)
+        bias = bias.masked_fill(unseen, 0.0)
+        if self.inner is not None and self.inner.takes_bias:
+            out = self.inner.call(q, keys, values, scale=self.scale, bias=bias)
+        else:
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias.expand(-1, -1, q.shape[2], -1), scale=self.scale)
+        return out.masked_fill(unseen, 0.0)
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, need_lse: bool) -> tuple[Tensor, Tensor | None]:
+        if self.inner is not None and (self.inner.returns_lse or not need_lse):
+            given = self.inner.call(q, k, v, scale=self.scale)
+            return given if self.inner.returns_lse else (given, None)
+        if need_lse:
+            return attend_with_lse(q, k, v, scale=self.scale)
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale), None
+
+    def weight(self, group: Group, piece: Piece) -> Tensor:
+        """The piece's log weight for each batch entry of the group, (1 or g, 1 or h, 1)."""
+        weight = self.log_weight[:, :, group.segment, piece.slots[0]]
+        rows = weight if weight.shape[0] == 1 else _take(weight, group.rows)
+        return rows.to(self.q.device, non_blocking=True)[..., None]
+
+    def queries(self, group: Group) -> Tensor:
+        return _queries(self.q, group, self.segments)
+
+    def keys(self, tensor: Tensor, piece: Piece) -> Tensor:
+        if not is_arithmetic(piece.rows):
+            return _take(tensor, piece.rows)[:, :, piece.start : piece.start + piece.length]
+        step = piece.rows[1] - piece.rows[0] if len(piece.rows) > 1 else 0
+        row, head, key, _ = tensor.stride()
+        offset = tensor.storage_offset() + piece.rows[0] * row + piece.start * key
+        shape = (len(piece.rows), tensor.shape[1], piece.length, tensor.shape[3])
+        return tensor.as_strided(shape, (step * row, head, key, 1), offset)
+
+
+def _take(tensor: Tensor, rows: tuple[int, ...]) -> Tensor:
+    if is_arithmetic(rows, 1):
+        step = rows[1] - rows[0] if len(rows) > 1 else 1
+        return tensor[rows[0] : rows[-1] + 1 : step]
+    return tensor[torch.tensor(rows, device=tensor.device)]
+
+
+def _queries(tensor: Tensor, group: Group, segments: Segments) -> Tensor:
+    start, stop = segments.query_ranges()[group.segment]
+    if group.fold == 1:
+        return _take(tensor[:, :, start:stop], group.rows)
+    step = group.rows[1] - group.rows[0] if len(group.rows) > 1 else 0
+    row, *rest = tensor.stride()
+    shape = (len(group.rows), tensor.shape[1], group.fold * tensor.shape[2], tensor.shape[3])
+    return tensor.as_strided(shape, (step * row, *rest), tensor.storage_offset() + group.rows[0] * row)
+
+
+def _put(whole: Tensor, part: Tensor, group: Group, segments: Segments) -> None:
+    start, stop = segments.query_ranges()[group.segment]
+    if group.fold > 1:
+        for index, row in enumerate(group.rows):
+            entry = part[index].unflatten(1, (group.fold, whole.shape[2])).transpose(0, 1)
+            whole[row : row + group.fold].copy_(entry)
+    elif is_arithmetic(group.rows, 1):
+        _take(whole, group.rows)[:, :, start:stop].copy_(part)
+    else:
+        whole[:, :, start:stop].index_copy_(0, torch.tensor(group.rows, device=whole.device), part)
+
+
+def explain(groups: tuple[Group, ...], inner: Inner | None, *, lse: bool) -> list[str]:
+    """One sentence per group: what is called, and whether the host's own attention serves it. `lse`: torch's returns one here."""
+    able = inner is not None and (inner.returns_lse or inner.takes_bias)
+    merges = inner.returns_lse or (lse and not inner.takes_bias) if inner is not None else lse
+    lines = []
+    for group in groups:
+        where = "views" if is_view(group) else "gathered rows"
+        several = f"{len(group.pieces)} calls merged by log-sum-exp" if merges else "one call with a bias over copied keys"
+        how = several if len(group.pieces) > 1 else ("no call", "one call")[len(group.pieces)]
+        who = "the host's attention" if inner is not None and (able or len(group.pieces) < 2) else "torch's attention"
+        lack = " (the host's returns no log-sum-exp and takes no bias)" if inner is not None and not able and len(group.pieces) > 1 else ""
+        lines.append(f"segment {group.segment}, {len(group.rows) * group.fold} rows: {how} on {where}, {who}{lack}")
+    return lines

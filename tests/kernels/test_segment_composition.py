@@ -1,0 +1,166 @@
+"""The composition against the reference: values, which calls it makes, no copies where views serve, and the host's own attention."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from spatialweave.kernels.segment_attention import composition
+from spatialweave.kernels.segment_attention.cases import CASES, NEVER
+from spatialweave.kernels.segment_attention.composition import Inner, compose, explain, plan_of
+from spatialweave.kernels.segment_attention.reference import segment_attention_reference
+from spatialweave.kernels.segment_attention.segments import Segments, full_weight
+from spatialweave.kernels.testing import assert_close, poisoned_memory
+
+
+def exact(q, k, v, segments, weight, scale):
+    return segment_attention_reference(q.double(), k.double(), v.double(), segments, weight.double(), scale=scale)
+
+
+def seeded(case, dtype=torch.float32):
+    return case.tensors(torch.Generator().manual_seed(len(case.name)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_composition_is_the_reference(case, dtype):
+    q, k, v = seeded(case, dtype)
+    weight = full_weight(case.log_weight(), q, case.segments)
+    with poisoned_memory():
+        out, lse = compose(q, k, v, case.segments, weight, scale=0.2, need_lse=True)
+        alone, none = compose(q, k, v, case.segments, weight, scale=0.2, need_lse=False)
+    want, want_lse = exact(q, k, v, case.segments, weight, 0.2)
+    assert out.dtype == dtype and out.transpose(1, 2).is_contiguous() and alone.transpose(1, 2).is_contiguous() and none is None
+    assert_close(out, want, dtype=dtype)
+    assert_close(alone, want, dtype=dtype)
+    seen = want_lse > -math.inf
+    assert bool((lse > -math.inf).eq(seen).all())
+    assert_close(lse[seen], want_lse[seen], dtype=dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_bias_path_is_the_reference(case, monkeypatch):
+    """What MPS runs: no backend with a log-sum-exp."""
+    monkeypatch.setattr(composition, "returns_lse", lambda q: False)
+    q, k, v = seeded(case, torch.bfloat16)
+    seen = []
+    plain = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **o: (seen.append(o.get("attn_mask")), plain(*a, **o))[1])
+    weight = full_weight(case.log_weight(), q, case.segments)
+    out, _ = compose(q, k, v, case.segments, weight, scale=0.2, need_lse=False)
+    assert_close(out, exact(q, k, v, case.segments, weight, 0.2)[0], dtype=torch.bfloat16)
+    assert all(mask.dtype == torch.bfloat16 for mask in seen if mask is not None)
+    assert_close(compose(q, k, v, case.segments, weight, scale=0.2, need_lse=True)[0], out, dtype=torch.bfloat16)
+
+
+def rows(count, length=32, width=16, seed=1):
+    packed = torch.randn(count, length, 3, 2, width, generator=torch.Generator().manual_seed(seed))
+    return [part.transpose(1, 2) for part in packed.unbind(2)]
+
+
+def calls(monkeypatch, q, k, v, segments, weight, need_lse=False):
+    """Every (q, k) an attention was called with."""
+    made = []
+    sdpa, with_lse = F.scaled_dot_product_attention, composition.attend_with_lse
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **o: (made.append((q, k)), sdpa(q, k, v, **o))[1])
+    monkeypatch.setattr(composition, "attend_with_lse", lambda q, k, v, **o: (made.append((q, k)), with_lse(q, k, v, **o))[1])
+    compose(q, k, v, segments, full_weight(weight, q, segments), scale=0.2, need_lse=need_lse)
+    return made
+
+
+def is_inside(view, tensor):
+    return view.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+def test_weight_zero_is_one_call_on_the_tensors_themselves(monkeypatch):
+    q, k, v = rows(4)
+    ((seen_q, seen_k),) = calls(monkeypatch, q, k, v, Segments.coupled(32, (1, 0, 3, 2)), [[0.0, NEVER]])
+    assert seen_q.data_ptr() == q.data_ptr() and seen_k.data_ptr() == k.data_ptr() and seen_k.shape == k.shape
+
+
+def test_weight_one_on_pairs_is_one_call_on_a_view(monkeypatch):
+    q, k, v = rows(4)
+    ((seen_q, seen_k),) = calls(monkeypatch, q, k, v, Segments.coupled(32, (1, 0, 3, 2)), None)
+    assert seen_q.shape == seen_k.shape == (2, 2, 64, 16) and is_inside(seen_q, q) and is_inside(seen_k, k)
+
+
+def test_joint_sequence_of_weight_one_is_one_call_a_segment(monkeypatch):
+    q, k, v = rows(2)
+    made = calls(monkeypatch, q, k, v, Segments.joint((8, 24)), None)
+    assert [tuple(seen.shape) for seen, _ in made] == [(2, 2, 8, 16), (2, 2, 24, 16)]
+    assert all(seen_k.data_ptr() == k.data_ptr() for _, seen_k in made)
+
+
+@pytest.mark.parametrize("partner", [(1, 0, 3, 2), (2, 3, 0, 1)], ids=["pairs", "halves"])
+def test_mixed_weights_copy_no_keys(monkeypatch, partner):
+    q, k, v = rows(4)
+    made = calls(monkeypatch, q, k, v, Segments.coupled(32, partner), [[[0.0, -0.5]]] * 4)
+    assert len(made) == 4 and all(is_inside(seen_q, q) and is_inside(seen_k, k) for seen_q, seen_k in made)
+
+
+def test_half_of_the_rows_at_zero_cost_no_second_call(monkeypatch):
+    q, k, v = rows(4)
+    weights = [[[0.0, NEVER]], [[0.0, -1.0]]] * 2
+    made = calls(monkeypatch, q, k, v, Segments.coupled(32, (1, 0, 3, 2)), weights)
+    assert sum(seen_q.shape[0] for seen_q, _ in made) == 2 + 2 * 2
+
+
+def test_weights_on_a_device_are_all_called(monkeypatch):
+    """No value is read: every source is a call, and a zero weight still is one."""
+    q, k, v = rows(2)
+    segments = Segments.coupled(32, (1, 0))
+    known = full_weight([[0.0, NEVER]], q, segments)
+    groups = composition.make_plan(segments, 2, 32, None, True, True)
+    monkeypatch.setattr(composition, "plan_of", lambda *a: groups)
+    out, lse = compose(q, k, v, segments, known, scale=0.2, need_lse=True)
+    want, want_lse = exact(q, k, v, segments, known, 0.2)
+    assert [len(group.pieces) for group in groups] == [2, 2]
+    assert_close(out, want, dtype=torch.float32)
+    assert_close(lse, want_lse, dtype=torch.float32)
+
+
+class Recorder:
+    """A host's attention that also counts."""
+
+    def __init__(self, lse=False):
+        self.lse, self.biases, self.count = lse, [], 0
+
+    def __call__(self, q, k, v, *, scale, bias=None):
+        self.count += 1
+        self.biases.append(bias)
+        scores = q @ k.transpose(2, 3) * scale + (0 if bias is None else bias)
+        out = scores.softmax(-1) @ v
+        return (out, scores.logsumexp(-1)) if self.lse else out
+
+
+HOSTS = {"plain": {}, "bias": {"takes_bias": True}, "lse": {"returns_lse": True}}
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_hosts_attention_gives_the_same(case, kind):
+    q, k, v = seeded(case, torch.float64)
+    recorder = Recorder(lse=kind == "lse")
+    weight = full_weight(case.log_weight(), q, case.segments)
+    inner = Inner(recorder, **HOSTS[kind])
+    out, _ = compose(q, k, v, case.segments, weight, scale=0.2, need_lse=False, inner=inner)
+    assert_close(out, exact(q, k, v, case.segments, weight, 0.2)[0])
+    groups = plan_of(q, k, v, case.segments, weight)
+    able = [len(group.pieces) for group in groups if group.pieces and (kind != "plain" or len(group.pieces) == 1)]
+    assert recorder.count == (sum(able) if kind == "lse" else len(able))
+    assert kind == "bias" or recorder.biases == [None] * recorder.count
+
+
+def test_the_plan_says_what_the_host_cannot_serve():
+    q, k, v = rows(4)
+    segments = Segments.coupled(32, (1, 0, 3, 2))
+    weight = full_weight([[[0.0, -1.0]], [[0.0, NEVER]]] * 2, q, segments)
+    groups = plan_of(q, k, v, segments, weight)
+    mixed, zero = explain(groups, Inner(Recorder()), lse=True)
+    assert mixed == (
+        "segment 0, 2 rows: 2 calls merged by log-sum-exp on views, torch's attention (the host's returns no log-sum-exp and takes no bias)"
+    )
+    assert zero == "segment 0, 2 rows: one call on views, the host's attention"
+    assert "one call with a bias over copied keys on views, the host's" in explain(groups, Inner(Recorder(), takes_bias=True), lse=True)[0]
+    assert "one call with a bias over copied keys on views, torch's" in explain(groups, None, lse=False)[0]
