@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,6 +22,7 @@ from .network import ModalityForcing
 from .training import LossSettings, TrainedModel, init_from_text_to_image, init_weights, loss
 from .weights import load_network, read_base, save_network
 
+ShipType = Literal["float32", "float16"]
 NETWORK_FILE, TEXT_FILE = "network.safetensors", "text.safetensors"  # what a run ships, in its output folder
 EMPTY_CONTEXT = "empty_context.safetensors"  # of a dataset folder with precomputed contexts: `context` n c, the encoding of ""
 
@@ -35,12 +36,15 @@ class ModelSettings:
     weights: str = ""  # or whole Modality Forcing weights to go on from
     text: str = ""  # weights of a text encoder that trains along
     distill: bool = False  # stay near the frozen `base`
+    ship: ShipType = "float32"  # precision of the weights files a run writes; its checkpoints are float32
 
     def __post_init__(self) -> None:
         if self.base and self.weights:
             raise ValueError("The recipe's model names both base and weights; a network starts from one of them.")
         if self.distill and not self.base:
             raise ValueError("The recipe's model wants distill, but names no base; the teacher is the base, frozen.")
+        if self.ship not in get_args(ShipType):
+            raise ValueError(f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(ShipType))}.")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelSettings:
@@ -67,7 +71,7 @@ def build(recipe: Recipe, *, dataset: Any = None, text_encoder: nn.Module | None
         loss=partial(training_loss, settings=settings, teacher=teacher, extra=extra),
         dataset=dataset,
         companions=(teacher,) if teacher else (),
-        export=partial(export, config=config, trained=settings.kind),
+        export=partial(export, config=config, trained=settings.kind, dtype=getattr(torch, start.ship)),
     )
 
 
@@ -129,13 +133,16 @@ def training_loss(model, batch, generator, *, settings: LossSettings, teacher: T
     return loss(model, batch, generator, settings=settings, teacher=teacher)
 
 
-def export(folder: Path, state: Mapping[str, Tensor], *, config: ModalityForcingConfig, trained: str) -> None:
+def export(
+    folder: Path, state: Mapping[str, Tensor], *, config: ModalityForcingConfig, trained: str, dtype: torch.dtype = torch.float32
+) -> None:
     """The averaged weights under the released names, and the text encoder's where one trains along."""
     parts = {
         part: {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
         for part in ("network", "text_encoder")
     }
     network = fill_module(ModalityForcing(config, device="meta"), parts["network"], what="The training state")
-    save_network(folder / NETWORK_FILE, network, config, {"trained": trained})
+    save_network(folder / NETWORK_FILE, network, config, {"trained": trained}, dtype=dtype)
     if parts["text_encoder"]:
-        write_tensors(folder / TEXT_FILE, parts["text_encoder"], {}, kind="text encoder")
+        text = {name: value.to(dtype) for name, value in parts["text_encoder"].items()}
+        write_tensors(folder / TEXT_FILE, text, {}, kind="text encoder")

@@ -9,6 +9,7 @@ import torch
 import spatialweave
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
+from spatialweave.models.core.weights import read_header
 from spatialweave.models.demo.weights import load_codec
 from spatialweave.models.trainers import BUILDERS
 from spatialweave.models.world.dataset import export_dataset
@@ -50,4 +51,11 @@ def test_tiny_recipes_follow_one_another(folder):
     model = dict(second.model) | {"base": str(made / "network.safetensors"), "text": str(made / "text.safetensors")}
     outcome = run_recipe(shorten("tiny", folder, model=model), BUILDERS)
     assert outcome.ending == "finished"
-    assert {"network.safetensors", "text.safetensors"} <= {path.name for path in (folder / "tiny").iterdir()}
+    for name in ("network.safetensors", "text.safetensors"):  # what ships is half as large as what trains
+        assert set(read_header(folder / "tiny" / name).dtypes.values()) == {"F16"}
+        assert set(read_header(made / name).dtypes.values()) == {"F32"}
+
+
+def test_an_unknown_shipping_precision_is_refused(folder):
+    with pytest.raises(ValueError, match="'int3'; it is one of float32, float16"):
+        run_recipe(shorten("tiny_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")), BUILDERS)
