@@ -1,1 +1,6 @@
-"""Our public ops, one line each; none yet: every forward pass runs on torch's own attention."""
+"""Our public ops, one line each."""
+
+from .dispatch import use_backend
+from .segment_attention import Inner, Segments, Source, cross_domain_attention, segment_attention
+
+__all__ = ["Inner", "Segments", "Source", "cross_domain_attention", "segment_attention", "use_backend"]

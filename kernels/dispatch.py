@@ -1,0 +1,85 @@
+"""Which backend runs an op: by declared limits, forced by a context or an environment variable, with a reason for each refusal.
+
+    with use_backend("composition"): ...          SPATIALWEAVE_KERNELS=triton spatialweave bench kernels
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+VARIABLE = "SPATIALWEAVE_KERNELS"
+BACKENDS = ("triton", "composition", "reference")  # in the order of preference
+_forced: ContextVar[str | None] = ContextVar("spatialweave_kernels", default=None)
+_log = logging.getLogger("spatialweave.kernels")
+
+
+class BackendUnavailableError(RuntimeError):
+    """A forced backend cannot take the call; the sentence says why."""
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Inside, every op runs on this backend or refuses."""
+    token = _forced.set(_known(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced_backend() -> str | None:
+    """What the context, else the environment, asks for; None leaves the choice to the limits."""
+    given = _forced.get()
+    if given is not None:
+        return given
+    variable = os.environ.get(VARIABLE, "")
+    return _known(variable, VARIABLE) if variable and variable != "auto" else None
+
+
+def _known(name: str, origin: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{origin} got {name!r}; give one of {', '.join(BACKENDS)}.")
+    return name
+
+
+@dataclass
+class Trust:
+    """What is known of a kernel on this machine, by variant: proven by its self-check, or failed for good with a reason."""
+
+    proven: set = field(default_factory=set)
+    failed: dict = field(default_factory=dict)
+
+    def reason(self, key: object) -> str | None:
+        return self.failed.get(key)
+
+    def launch(self, key: object, check: Callable[[], str | None], run: Callable[[], object]) -> tuple[bool, object]:
+        """(True, result), or (False, None) after a failure, which is logged once and remembered; later calls never try again."""
+        if key in self.failed:
+            return False, None
+        try:
+            if key not in self.proven:
+                wrong = check()
+                if wrong:
+                    raise ArithmeticError(wrong)
+            result = run()
+        except Exception as error:  # noqa: BLE001 - a compiler, a linker and a driver raise anything; the composition is right without them
+            self.failed[key] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            _log.warning("a kernel is not used on this machine (%s): %s; torch's attention runs instead", key, self.failed[key])
+            return False, None
+        self.proven.add(key)
+        return True, result
+
+
+def choose(reasons: dict[str, str | None]) -> str:
+    """The first backend without a reason against it; a forced one or an error. `reasons` by name, None for able."""
+    forced = forced_backend()
+    if forced is None:
+        return next(name for name in BACKENDS if reasons[name] is None)
+    if reasons[forced] is not None:
+        raise BackendUnavailableError(f"The backend {forced!r} is forced, but {reasons[forced]}; choose another or none.")
+    return forced

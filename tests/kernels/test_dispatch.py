@@ -1,0 +1,150 @@
+"""Backends: forced by a context and by the environment, refused with reasons, tried once, and never trusted unchecked."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from spatialweave.kernels import Segments, segment_attention, use_backend
+from spatialweave.kernels.dispatch import VARIABLE, BackendUnavailableError, Trust, choose, forced_backend
+from spatialweave.kernels.segment_attention import launch, op
+
+ABLE = {"triton": None, "composition": None, "reference": None}
+
+
+def test_the_first_able_backend_is_taken():
+    assert choose(ABLE) == "triton"
+    assert choose(ABLE | {"triton": "no"}) == "composition"
+
+
+def test_a_context_and_the_environment_force(monkeypatch):
+    with use_backend("reference"):
+        assert choose(ABLE) == "reference"
+        with use_backend("composition"):
+            assert forced_backend() == "composition"
+        assert forced_backend() == "reference"
+    monkeypatch.setenv(VARIABLE, "reference")
+    assert forced_backend() == "reference"
+    with use_backend("composition"):
+        assert forced_backend() == "composition", "the context is nearer"
+    monkeypatch.setenv(VARIABLE, "auto")
+    assert forced_backend() is None
+
+
+def test_unknown_names_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="use_backend got 'cuda'; give one of triton, composition, reference"), use_backend("cuda"):
+        pass
+    monkeypatch.setenv(VARIABLE, "fast")
+    with pytest.raises(ValueError, match="SPATIALWEAVE_KERNELS got 'fast'"):
+        forced_backend()
+
+
+def tensors(width=16, dtype=torch.float16, rows=2):
+    return [torch.randn(rows, 2, 8, width).to(dtype) for _ in range(3)]
+
+
+def test_a_forced_backend_that_cannot_says_why():
+    with use_backend("triton"), pytest.raises(BackendUnavailableError, match="'triton' is forced, but the kernel needs a CUDA device"):
+        segment_attention(*tensors(), Segments.coupled(8, (1, 0)))
+
+
+REASONS = {
+    "takes float16 and bfloat16, got float32": lambda: tensors(dtype=torch.float32),
+    "head widths of 16 to 160 in steps of 8, got 12": lambda: tensors(12),
+    "head widths of 16 to 160 in steps of 8, got 168": lambda: tensors(168),
+    "width of q to lie together in memory, its stride is 8": lambda: [tensor.mT.contiguous().mT for tensor in tensors()],
+    r"needs k aligned to 16 bytes, its strides are \(256, 128, 16, 1\)": lambda: [
+        tensors()[0], *(torch.zeros(513).half()[1:].view(2, 2, 8, 16) for _ in range(2))
+    ],
+    "needs a CUDA device, the tensors are on cpu": tensors,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", REASONS)
+def test_the_kernel_says_what_it_does_not_take(sentence):
+    with pytest.raises(AssertionError, match=sentence):
+        raise AssertionError(launch.call_reason(*REASONS[sentence]()))
+
+
+class Cuda:
+    """What a machine says of itself."""
+
+    type, capability = "cuda", (8, 6)
+
+
+@pytest.mark.parametrize("capability, reason", [((7, 5), "compute capability 7.5 has no tensor cores"), ((8, 6), None), ((12, 0), None)])
+def test_old_machines_are_refused(monkeypatch, capability, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(launch, "triton_reason", lambda: None)
+    found = launch.machine_reason(Cuda())
+    assert found is None if reason is None else reason in found
+
+
+def test_rocm_and_a_missing_triton_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "triton cannot be imported" in launch.machine_reason(Cuda())
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert launch.machine_reason(Cuda()) == "the kernel was never run on ROCm"
+
+
+def able(monkeypatch, capability=(8, 6)):
+    monkeypatch.setattr(launch, "machine_reason", lambda device: None)
+    monkeypatch.setattr(launch, "capability_of", lambda q: capability)
+    monkeypatch.setattr(launch, "TRUST", Trust())
+
+
+@pytest.mark.parametrize("weight, width, capability, reason", [
+    (-0.5, 64, (9, 0), None), (-0.5, 128, (8, 0), None), (-0.5, 128, (9, 0), "behind torch's attention"),
+    (0.0, 64, (9, 0), "one ordinary attention call"), (float("-inf"), 64, (8, 6), "one ordinary attention call"),
+])  # fmt: skip
+def test_calls_that_torch_serves_better_are_left_to_it(monkeypatch, weight, width, capability, reason):
+    able(monkeypatch, capability)
+    q, k, v = (tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in tensors(width))
+    segments = Segments.coupled(8, (1, 0))
+    given = (q, k, v, segments, torch.tensor([[[[0.0, weight]]]]))
+    found = op.backend_reasons(*given)["triton"]
+    assert found is None if reason is None else reason in found
+    with use_backend("triton"):
+        assert op.backend_reasons(*given)["triton"] is None
+
+
+def test_a_kernel_that_fails_is_dropped_for_good_with_one_line(monkeypatch, caplog):
+    able(monkeypatch)
+    tries = []
+
+    def broken(*given, **named):
+        tries.append(1)
+        raise OSError("ptxas is not there")
+
+    monkeypatch.setattr(launch, "forward", broken)
+    given = (*tensors(), Segments.coupled(8, (1, 0)), [[0.0, -0.5]])
+    with caplog.at_level(logging.WARNING, logger="spatialweave.kernels"):
+        first, second = segment_attention(*given), segment_attention(*given)
+    assert torch.equal(first, second) and len(tries) == 1 and len(caplog.records) == 1
+    assert "OSError: ptxas is not there; torch's attention runs instead" in caplog.text
+    with use_backend("triton"), pytest.raises(BackendUnavailableError, match="ptxas is not there"):
+        segment_attention(*given)
+    monkeypatch.setattr(launch, "TRUST", Trust())
+    with use_backend("triton"), pytest.raises(BackendUnavailableError, match="but it failed: OSError: ptxas"):
+        segment_attention(*given)
+
+
+def test_a_kernel_with_wrong_numbers_is_never_used(monkeypatch, caplog):
+    able(monkeypatch)
+    monkeypatch.setattr(launch, "forward", lambda q, *given, need_lse, **named: (torch.zeros_like(q), q.new_zeros(q.shape[:3])))
+    given = (*tensors(), Segments.coupled(8, (1, 0)), [[0.0, -0.5]])
+    ours = segment_attention(*given)
+    assert "its self-check is off by" in caplog.text
+    with use_backend("composition"):
+        assert torch.equal(ours, segment_attention(*given))
+
+
+def test_triton_is_not_imported_before_it_is_needed():
+    code = (
+        "import sys, torch, spatialweave.kernels as K; t = torch.randn(2, 2, 8, 16);"
+        "K.cross_domain_attention(t, t, t, 0.5); sys.exit(len({'triton', 'torch._dynamo'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
