@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, ViewToMask, ViewToMoge
 from .geometry import PreviewDepth
 from .loaders import LoadModalityForcing
 from .modality_forcing import DecodeJointLatent, EmptyJointLatent, ModalityOrder
@@ -13,4 +14,6 @@ class Extension(ComfyExtension):
     """The explicit list: nothing is found by scanning."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadModalityForcing, EmptyJointLatent, ModalityOrder, DecodeJointLatent, PreviewDepth]
+        generate = [LoadModalityForcing, EmptyJointLatent, ModalityOrder, DecodeJointLatent]
+        convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
+        return [*generate, PreviewDepth, *convert]

@@ -9,8 +9,32 @@ from comfy_api.latest import io
 from torch import Tensor
 
 View = io.Custom("SPATIALWEAVE_VIEW")  # models/core/geometry/view.py: depth with its unit, mask and camera
+MogeGeometry = io.Custom("MOGE_GEOMETRY")  # core's, converted by models/core/geometry/packets.py
+Da3Geometry = io.Custom("DA3_GEOMETRY")
 
 
 def stack_pictures(pictures: Iterable[Tensor]) -> Tensor:
     """Pictures h w 3 in [0, 1] as an IMAGE, b h w 3."""
     return torch.stack(list(pictures))
+
+
+def index_input() -> io.Int.Input:
+    """Which picture of a batch, for nodes that make one thing of one picture."""
+    return io.Int.Input("index", default=0, min=0, max=4095, tooltip="Which picture of the batch, counted from 0.")
+
+
+def fov_input() -> io.Float.Input:
+    """The camera of a view that has none."""
+    return io.Float.Input(
+        "fov_degrees", default=65.0, min=1.0, max=170.0, step=0.5,
+        tooltip="Horizontal field of view in degrees. Used only when the VIEW has no camera of its own.",
+    )  # fmt: skip
+
+
+def units_input() -> io.Combo.Input:
+    """Asked for, because no packet or picture says it and no range of values gives it away."""
+    return io.Combo.Input(
+        "units", options=["relative", "metric"], default="relative",
+        tooltip="metric: the numbers are metres. relative: they are right up to one unknown scale. The source does not say, so you do: "
+        "MoGe 2 and later and DA3 Metric are metric; MoGe 1 and the other DA3 models are relative.",
+    )  # fmt: skip

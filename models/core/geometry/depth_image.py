@@ -1,0 +1,83 @@
+"""Depth that comes as a picture: the caller says what its values mean, because no picture does."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .camera import intrinsics_from_fov
+from .view import Units, View, explain_invalid
+
+# how grey values stand for depth: as numbers, or between the depths `near` and `far`
+Meaning = Literal["depth as it is", "white is far", "white is near", "white is near, disparity"]
+
+
+def view_from_image(
+    image: Tensor,
+    *,
+    meaning: Meaning,
+    units: Units,
+    near: float = 1.0,
+    far: float = 10.0,
+    mask: Tensor | None = None,
+    picture: Tensor | None = None,
+    fov_degrees: float | None = None,
+) -> tuple[View, str | None]:
+    """The View of a grey depth picture ``b h w c`` (c = 1, 3, or 4 with alpha), and one sentence on its invalid pixels or None.
+
+    "depth as it is" takes the values for depths, above 1 too. "white is far" and "white is near" run from 0 to 1 in equal
+    steps of depth between ``near`` and ``far``; "white is near, disparity" in equal steps of 1 / depth, and only there may
+    ``far`` be infinite: black is sky then. Transparent pixels, and those outside ``mask`` ``b h w`` (True = valid), are invalid.
+    ``picture`` ``b h w 3`` goes along; ``fov_degrees`` is the horizontal field of view, None if unknown.
+    """
+    if meaning not in get_args(Meaning):
+        raise ValueError(f"The meaning {meaning!r} arrived, wanted one of {get_args(Meaning)}.")
+    grey, opaque = _grey(image)
+    depth = grey if meaning == "depth as it is" else _scaled(grey, meaning, near, far)
+    valid = opaque if mask is None else _and(opaque, mask)
+    others = {"image": None if picture is None else picture[..., :3].float()}
+    if fov_degrees is not None:
+        height, width = depth.shape[-2:]
+        others["intrinsics"] = intrinsics_from_fov(fov_degrees, width, height)
+    view = View.from_depth(depth, units=units, mask=valid, **others)
+    return view, explain_invalid(depth.expand_as(view.depth), None if valid is None else valid.expand_as(view.mask))
+
+
+def _grey(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The one channel ``b h w`` of a grey picture, and where it is opaque."""
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"A depth picture of shape {tuple(image.shape)} arrived, wanted (batch, height, width, 1, 3 or 4 channels).")
+    image = image.float()
+    colours = image[..., :3]
+    finite = colours.isfinite().all(dim=-1)
+    # a few steps of 8 bits: compressed grey is not exactly grey
+    if bool(((colours.amax(-1) - colours.amin(-1))[finite] > 2.5 / 255).any()):
+        raise ValueError("A coloured picture arrived, wanted a grey one: a colour scale does not give its depths back.")
+    return image[..., 0], image[..., 3] > 0 if image.shape[-1] == 4 else None
+
+
+def _scaled(grey: Tensor, meaning: Meaning, near: float, far: float) -> Tensor:
+    if not 0 <= near < far:
+        raise ValueError(f"The depths {near:g} (near) and {far:g} (far) arrived: near must be 0 or more, and far beyond it.")
+    if meaning == "white is near, disparity":
+        if near == 0:
+            raise ValueError("The depth 0 (near) arrived: disparity at depth 0 is infinite, so near must be above 0.")
+        return 1 / torch.lerp(torch.tensor(1 / far), torch.tensor(1 / near), grey)
+    if math.isinf(far):
+        raise ValueError("The depth inf (far) arrived: equal steps never reach it; only disparity can end at infinity.")
+    return torch.lerp(*(torch.tensor(end) for end in ((near, far) if meaning == "white is far" else (far, near))), grey)
+
+
+def _and(opaque: Tensor | None, mask: Tensor) -> Tensor:
+    """Both masks; one of a batch of 1 serves the whole batch."""
+    mask = mask > 0.5 if mask.dtype != torch.bool else mask
+    if mask.ndim == 2:
+        mask = mask.unsqueeze(0)
+    if opaque is None:
+        return mask
+    if opaque.shape[1:] != mask.shape[1:] or (len(opaque) != len(mask) and 1 not in (len(opaque), len(mask))):
+        raise ValueError(f"A mask {tuple(mask.shape)} arrived for a depth picture {tuple(opaque.shape)}: give one each, or one for all.")
+    return opaque & mask

@@ -1,0 +1,91 @@
+"""Depth pictures: the values mean what the caller says, and nothing else."""
+
+import math
+
+import pytest
+import torch
+
+from spatialweave.kernels.testing import assert_close
+from spatialweave.models.core.geometry.depth_image import view_from_image
+from spatialweave.models.core.geometry.view import View
+
+
+def grey(*values):
+    return torch.tensor(values).reshape(1, 1, -1, 1).expand(1, 1, len(values), 3)
+
+
+@pytest.mark.parametrize(
+    ("meaning", "wanted"),
+    [
+        ("depth as it is", [0.25, 0.5, 1.0]),
+        ("white is far", [3.5, 5.0, 8.0]),
+        ("white is near", [6.5, 5.0, 2.0]),
+        ("white is near, disparity", [1 / (0.125 + 0.375 / 4), 1 / 0.3125, 2.0]),
+    ],
+)
+def test_each_meaning(meaning, wanted):
+    view, notice = view_from_image(grey(0.25, 0.5, 1.0), meaning=meaning, units="metric", near=2.0, far=8.0)
+    assert_close(view.depth[0, 0], torch.tensor(wanted))
+    assert notice is None and view.units == "metric" and view.intrinsics is None
+
+
+def test_a_control_image_comes_back_between_its_ends():
+    depth = torch.linspace(2, 8, 12).reshape(1, 3, 4)
+    image = View.from_depth(depth, units="relative").to_control_image(near_percentile=0, far_percentile=100)
+    view, _ = view_from_image(image, meaning="white is near, disparity", units="relative", near=2.0, far=8.0)
+    assert_close(view.depth, depth, atol=1e-5)
+
+
+def test_black_disparity_at_infinity_is_sky():
+    view, notice = view_from_image(grey(0.0, 1.0), meaning="white is near, disparity", units="metric", near=1.0, far=math.inf)
+    assert view.sky.tolist() == [[[True, False]]] and notice.startswith("1 of 2 depth pixels (50.0%)")
+
+
+def test_metres_above_one_are_kept():
+    view, _ = view_from_image(grey(12.5, 0.5), meaning="depth as it is", units="metric")
+    assert view.depth.tolist() == [[[12.5, 0.5]]]
+
+
+def test_bad_pixels_are_masked_and_counted():
+    view, notice = view_from_image(grey(float("nan"), float("inf"), 0.0, 2.0), meaning="depth as it is", units="metric")
+    assert view.mask.tolist() == [[[False, False, False, True]]]
+    assert notice == "3 of 4 depth pixels (75.0%) are invalid and left out: 1 NaN, 1 infinite, 1 zero or negative."
+
+
+def test_rgba_uses_its_transparency_and_one_channel_is_enough():
+    rgba = torch.cat([grey(0.5, 0.5), torch.tensor([[[[1.0], [0.0]]]])], dim=-1)
+    view, notice = view_from_image(rgba, meaning="depth as it is", units="relative")
+    assert view.mask.tolist() == [[[True, False]]] and "1 masked out" in notice
+    one, _ = view_from_image(rgba[..., :1], meaning="depth as it is", units="relative")
+    assert one.mask.all()
+
+
+def test_mask_and_alpha_both_count_and_one_serves_the_batch():
+    rgba = torch.cat([grey(0.5, 0.5, 0.5), torch.tensor([[[[1.0], [0.0], [1.0]]]])], dim=-1).expand(2, 1, 3, 4)
+    view, _ = view_from_image(rgba, meaning="depth as it is", units="relative", mask=torch.tensor([[0.0, 1.0, 1.0]]))
+    assert view.mask.tolist() == [[[False, False, True]]] * 2
+
+
+def test_picture_and_field_of_view_go_along():
+    picture = torch.rand(1, 1, 2, 4)
+    view, _ = view_from_image(grey(0.5, 1.0), meaning="depth as it is", units="metric", picture=picture, fov_degrees=90.0)
+    assert torch.equal(view.image, picture[..., :3]) and view.intrinsics[0, 0, 0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"meaning": "bright"}, r"The meaning 'bright' arrived, wanted one of"),
+        ({"image": torch.zeros(1, 2, 2, 2)}, r"shape \(1, 2, 2, 2\) arrived, wanted .* 1, 3 or 4 channels"),
+        ({"image": torch.rand(1, 4, 4, 3)}, "A coloured picture arrived"),
+        ({"near": 3.0, "far": 2.0}, r"near must be 0 or more, and far beyond it"),
+        ({"meaning": "white is near, disparity", "near": 0.0}, "near must be above 0"),
+        ({"far": math.inf}, "only disparity can end at infinity"),
+        ({"image": torch.ones(4, 1, 2, 4), "mask": torch.ones(3, 1, 2)}, r"A mask \(3, 1, 2\) arrived for a depth picture \(4, 1, 2\)"),
+        ({"image": torch.ones(4, 1, 2, 3), "picture": torch.ones(3, 1, 2, 3)}, "4 of depth and 3 of image arrived"),
+    ],
+)
+def test_what_is_refused(change, sentence):
+    arguments = {"image": grey(0.5, 1.0), "meaning": "white is far", "units": "metric"} | change
+    with pytest.raises(ValueError, match=sentence):
+        view_from_image(**arguments)

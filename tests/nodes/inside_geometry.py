@@ -1,0 +1,102 @@
+"""Called by worker.py inside ComfyUI: views through our nodes and through core's own depth and 3D nodes."""
+
+import torch
+
+import nodes as core
+
+ours = ours  # noqa: F821, PLW0127 - set by worker.py
+
+
+def run(node, **inputs):
+    return core.NODE_CLASS_MAPPINGS[f"SpatialWeave_{node}"].EXECUTE_NORMALIZED(**inputs).result
+
+
+def scene(height=23, width=37, batch=1, camera=True):
+    """A floor and a box before it, with a NaN pixel and a row of sky; everything odd in size."""
+    x = torch.linspace(0, 1, width).expand(batch, height, width)
+    depth = (2 + x).clone()
+    depth[:, height // 2 :, : width // 3] = 1.25
+    depth[:, -1, -1] = float("nan")
+    depth[:, 0] = float("inf")
+    others = {"image": torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(0))}
+    if camera:
+        others["intrinsics"] = ours("models.core.geometry.camera").intrinsics_from_fov(60.0, width, height)
+    return ours("models.core.geometry.view").View.from_depth(depth, units="metric", **others)
+
+
+def sentence(call):
+    """The words of the error that a call ends with."""
+    try:
+        call()
+    except (ValueError, IndexError, OSError) as error:
+        return str(error)
+    return None
+
+
+def packets():
+    """Core's MoGe and DA3 nodes on our packets, and our views of them."""
+    from comfy_extras import nodes_depth_anything_3 as da3
+    from comfy_extras import nodes_moge as moge
+
+    view = scene()
+    (packet,) = run("ViewToMoge", view=view, fov_degrees=65.0)
+    fov, focal = moge.MoGeGeometryToFOV.execute(packet, "horizontal", "degrees").result
+    (mesh,) = moge.MoGePointMapToMesh.execute(packet, 0, 1, 0.04, True).result
+    (shown,) = moge.MoGeRender.execute(packet, "depth").result
+    (again,) = run("ViewFromMoge", moge_geometry=packet, units="metric")
+    (da3_packet,) = run("ViewToDa3", view=view)
+    (da3_mesh,) = da3.DA3GeometryToMesh.execute(da3_packet, 0, 1, 0.04, 0.1, True, True).result
+    (raw,) = da3.DA3Render.execute(da3_packet, {"output": "depth", "normalization": "raw", "apply_sky_clip": False}).result
+    (da3_again,) = run("ViewFromDa3", da3_geometry=da3_packet, units="metric")
+    (from_raw, text) = run("ViewFromImage", image=raw, values="depth as it is", units="metric", near=1.0, far=10.0, fov_degrees=0.0)
+    return {
+        "fov": fov,
+        "mesh_z": [float(mesh.vertices[..., 2].min()), float(mesh.vertices[..., 2].max())],
+        "da3_mesh_z": [float(da3_mesh.vertices[..., 2].min()), float(da3_mesh.vertices[..., 2].max())],
+        "render": list(shown.shape),
+        "moge_equal": bool(torch.equal(again.depth, view.depth) and torch.equal(again.sky, view.sky)),
+        "da3_equal": bool(torch.equal(da3_again.depth, view.depth) and torch.equal(da3_again.sky, view.sky)),
+        "raw_equal": bool(torch.equal(from_raw.depth[view.mask], view.depth[view.mask])),
+        "text": text,
+    }
+
+
+def rgba():
+    """RGBA and one-channel depth pictures, and an RGBA picture beside them."""
+    grey = torch.linspace(0.1, 1, 15).reshape(1, 3, 5, 1)
+    alpha = torch.ones(1, 3, 5, 1)
+    alpha[0, 0, 0] = 0
+    options = {"values": "depth as it is", "units": "metric", "near": 1.0, "far": 10.0, "fov_degrees": 0.0}
+    picture = torch.rand(1, 3, 5, 4)
+    view, text = run("ViewFromImage", image=torch.cat([grey, grey, grey, alpha], -1), picture=picture, **options)
+    single, _ = run("ViewFromImage", image=grey, **options)
+    valid, sky = run("ViewToMask", view=view)
+    return {
+        "picture": list(view.image.shape),
+        "text": text,
+        "valid": valid[0].tolist(),
+        "sky": float(sky.sum()),
+        "single": bool(torch.equal(single.depth, grey[..., 0])),
+    }
+
+
+def bad_depth(kind):
+    """A depth picture of bad numbers: what becomes of it."""
+    picture = torch.ones(1, 3, 5, 3)
+    if kind == "all zero":
+        picture = picture * 0
+    if kind == "holes":
+        picture[0, 0, 0], picture[0, 0, 1], picture[0, 0, 2] = float("nan"), float("inf"), -1.0
+    options = {"values": "depth as it is", "units": "relative", "near": 1.0, "far": 10.0, "fov_degrees": 0.0}
+    made = []
+    refusal = sentence(lambda: made.append(run("ViewFromImage", image=picture, **options)))
+    return {"refusal": refusal, "text": made[0][1] if made else None}
+
+
+def batches():
+    """Four depths with three pictures, and with one."""
+    options = {"values": "depth as it is", "units": "relative", "near": 1.0, "far": 10.0, "fov_degrees": 0.0}
+    depth = torch.ones(4, 3, 5, 3)
+    refusal = sentence(lambda: run("ViewFromImage", image=depth, picture=torch.ones(3, 3, 5, 3), **options))
+    (view, _) = run("ViewFromImage", image=depth, picture=torch.ones(1, 3, 5, 3), **options)
+    return {"refusal": refusal, "broadcast": list(view.image.shape)}
