@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, ViewToMask, ViewToMoge
 from .geometry import PreviewDepth
+from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent
 from .loaders import LoadModalityForcing
 from .modality_forcing import DecodeJointLatent, EmptyJointLatent, ModalityOrder
 
@@ -14,6 +15,7 @@ class Extension(ComfyExtension):
     """The explicit list: nothing is found by scanning."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        generate = [LoadModalityForcing, EmptyJointLatent, ModalityOrder, DecodeJointLatent]
+        generate = [LoadModalityForcing, EmptyJointLatent, ImageToDepthLatent, DepthToImageLatent, MaskedJointLatent]
+        generate += [ModalityOrder, DecodeJointLatent]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         return [*generate, PreviewDepth, *convert]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.geometry.depth import Z_MAX, decode_depth, encode_depth
+from ..core.geometry.depth import Z_MAX, decode_depth
 from ..core.geometry.view import View, explain_invalid
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
@@ -26,6 +26,7 @@ from .request import (
     choose_settings,
     count_steps,
     crop_to,
+    encode_view,
     find_size,
     match_batches,
     pad_size,
@@ -208,12 +209,7 @@ class ModalityForcingPipeline:
 
     def encode_view(self, view: View, request: Request) -> tuple[Tensor, Tensor]:
         """Given depth -> network space and valid mask, both b 1 H W of the padded size."""
-        known, sky = view.mask[:, None], None
-        if self.config.infinite_sky and view.sky is not None:
-            sky = view.sky[:, None]
-            known = known | sky
-        net = pad_to(encode_depth(view.depth[:, None], view.mask[:, None], sky=sky), request.padded)
-        mask = pad_to(known.float(), request.padded) > 0
+        net, mask = encode_view(view, request.padded, infinite_sky=self.config.infinite_sky)
         return tuple(x.to(self.device).expand(request.batch, -1, -1, -1) for x in (net, mask))
 
     def finish_view(self, given: View | None, net: Tensor, image: Tensor, request: Request, notes: list[str]) -> View:

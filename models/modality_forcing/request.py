@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.geometry.depth import encode_depth
 from ..core.geometry.view import View, explain_invalid
 from ..core.pictures import Pictures, as_tensor, read_pictures
 from ..core.protocols import OnStep
@@ -113,6 +114,11 @@ def match_batches(prompts: Sequence[str], pictures: Pictures | None, view: View 
     counts |= {} if view is None else {"depth maps": len(view)}
     if not isinstance(batch_size, int) or min(counts.values()) < 1:
         raise ValueError(f"Counts {counts} were given; each must be a whole number of at least 1.")
+    return match_counts(counts)
+
+
+def match_counts(counts: Mapping[str, int]) -> int:
+    """The largest of some named batches; a ValueError names two that are neither 1 nor equal."""
     several = {name: count for name, count in counts.items() if count > 1}
     if len(set(several.values())) > 1:
         said = " and ".join(f"{count} ({name})" for name, count in several.items())
@@ -146,6 +152,16 @@ def pad_size(size: Size, patch: int, notes: list[str]) -> Size:
 def pad_to(x: Tensor, size: Size) -> Tensor:
     """'b c h w' up to a size, by repeating the last row and column."""
     return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), mode="replicate")
+
+
+def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, Tensor]:
+    """Depth in network space and where it is known, both b 1 H W of the padded size. Sky counts as known where a network has it."""
+    known, sky = view.mask[:, None], None
+    if infinite_sky and view.sky is not None:
+        sky = view.sky[:, None]
+        known = known | sky
+    net = pad_to(encode_depth(view.depth[:, None], view.mask[:, None], sky=sky), size)
+    return net, pad_to(known.float(), size) > 0
 
 
 def crop_to(x: Tensor, size: Size) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...models.core.geometry.depth import decode_depth
 from ...models.core.geometry.view import View
-from .joint_model import JointModel
+from .joint_model import network_config
 
 SIZE = "spatialweave_size"  # (height, width) asked for, where it was padded to whole patches
 SKY = "spatialweave_infinite_sky"  # whether the model means sky by the farthest depth
@@ -17,10 +17,7 @@ SKY = "spatialweave_infinite_sky"  # whether the model means sky by the farthest
 
 def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
     """A LATENT of zeros for `model`: image b c h w and depth b 1 H W, padded up to whole patches; decoding cuts back."""
-    if not isinstance(model.model, JointModel):
-        kind = type(model.model).__name__
-        raise ValueError(f"A {kind} model arrived, but only a joint model takes a joint latent: load one with Load Modality Forcing.")
-    config = model.model.model_config.network
+    config = network_config(model, "takes a joint latent")
     rows, columns = -(-height // config.depth_patch), -(-width // config.depth_patch)
     device = comfy.model_management.intermediate_device()
     image = torch.zeros(batch_size, config.in_channels, rows, columns, device=device)

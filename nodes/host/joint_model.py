@@ -87,7 +87,7 @@ class JointModel(comfy.model_base.BaseModel):
 
     def process_timestep(self, timestep: Tensor, *, x: Tensor, latent_shapes, log2_alpha: float, noisy: Tensor | None = None, **kwargs):
         sigma = timestep / getattr(self.model_sampling, "multiplier", 1.0)  # core's SD3 sampling patch counts to 1000
-        image, depth = (sigma, sigma) if noisy is None else (sigma * noisy.float()).unbind(1)
+        image, depth = (sigma, sigma) if noisy is None else (sigma.unsqueeze(1) * noisy.float()).unbind(1)
         carried = comfy.utils.unpack_latents(x, latent_shapes)[1].float()
         return JointTimes(image, warp_time(depth, log2_alpha), release(carried, depth, log2_alpha), carried, sigma)
 
@@ -181,18 +181,28 @@ def noisy_per_value(mask: Tensor, shapes) -> Tensor:
 
 
 def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
-    """An OUTER_SAMPLE wrapper: values whose mask is 0 come back as they came, where core's blend would round them."""
-    samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+    """An OUTER_SAMPLE wrapper: values whose mask is 0 come back as they came, where core's blend would round them.
+
+    NaN means missing: the network sees this run's own noise there, as it did in training, and a given NaN comes back as NaN.
+    """
+    whole = torch.where(latent_image.isnan(), noise.to(latent_image), latent_image)
+    samples = executor(noise, whole, sampler, sigmas, denoise_mask, *args, **kwargs)
     if denoise_mask is None:
         return samples
     return torch.where(denoise_mask.to(samples.device) == 0, latent_image.to(samples), samples)
 
 
-def with_order(model: comfy.model_patcher.ModelPatcher, log2_alpha: float) -> comfy.model_patcher.ModelPatcher:
-    """A clone whose depth is at odds 2^log2_alpha times the image's; other models are refused."""
+def network_config(model: comfy.model_patcher.ModelPatcher, purpose: str) -> ModalityForcingConfig:
+    """The network behind a MODEL; other models are refused, with what only a joint model does."""
     if not isinstance(model.model, JointModel):
         kind = type(model.model).__name__
-        raise ValueError(f"A {kind} model arrived, but only a joint model has an order: load one with Load Modality Forcing.")
+        raise ValueError(f"A {kind} model arrived, but only a joint model {purpose}: load one with Load Modality Forcing.")
+    return model.model.model_config.network
+
+
+def with_order(model: comfy.model_patcher.ModelPatcher, log2_alpha: float) -> comfy.model_patcher.ModelPatcher:
+    """A clone whose depth is at odds 2^log2_alpha times the image's; other models are refused."""
+    network_config(model, "has an order")
     ordered = model.clone()
     ordered.add_object_patch("log2_alpha", float(log2_alpha))
     return ordered

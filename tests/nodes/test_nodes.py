@@ -7,6 +7,7 @@ import pytest
 pytestmark = pytest.mark.comfyui
 FILE = "inside_nodes.py"
 IDS = ["LoadModalityForcing", "EmptyJointLatent", "ModalityOrder", "DecodeJointLatent", "PreviewDepth"]
+IDS += ["ImageToDepthLatent", "DepthToImageLatent", "MaskedJointLatent"]
 IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa3", "ViewToDa3"]
 
 

@@ -1,0 +1,129 @@
+"""Joint latents of which something is given: the image, the depth, or parts of either. The rest is sampled.
+
+A noise mask per stream says what is given (0) and what is sampled (1). A stream that is wholly given has time 0 for the network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import comfy.model_management
+import comfy.nested_tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...models.core.geometry.view import View
+from ...models.modality_forcing.config import ModalityForcingConfig
+from ...models.modality_forcing.request import Size, encode_view, match_counts, pad_size, pad_to, read_depth, read_image
+from .joint_latent import SIZE, SKY, check_vae
+from .joint_model import network_config
+
+KEEP_SIZE = (None, None)
+
+
+class Stream(NamedTuple):
+    """One stream of a joint latent."""
+
+    values: Tensor  # b c h w
+    noisy: Tensor  # b 1 h w in [0, 1]: 0 given, 1 sampled
+
+
+def image_to_depth_latent(model, vae, image: Tensor) -> dict:
+    """The image given, its depth sampled."""
+    config, rgb = network_config(model, "takes a joint latent"), read_image(image, KEEP_SIZE, []).rgb
+    padded = pad_size(rgb.shape[1:3], config.depth_patch, [])
+    given = give_image(rgb, None, vae, config, padded)
+    return join_streams(given, empty_depth(padded), config, rgb.shape[1:3])
+
+
+def depth_to_image_latent(model, view: View) -> dict:
+    """The depth given, the image sampled. Missing depth is NaN, for which the host puts the run's own noise."""
+    config, view = network_config(model, "takes a joint latent"), read_depth(view, KEEP_SIZE, [])
+    size = view.depth.shape[1:]
+    padded = pad_size(size, config.depth_patch, [])
+    net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
+    given = Stream(torch.where(known, net, math.nan), torch.zeros_like(net))
+    return join_streams(empty_image(padded, config), given, config, size)
+
+
+def masked_joint_latent(
+    model, vae=None, image: Tensor | None = None, image_mask: Tensor | None = None, *, view: View | None = None, depth_mask=None
+) -> dict:
+    """What is given and not masked is kept, the rest is sampled: masked parts, missing depth, a stream that is not given."""
+    config = network_config(model, "takes a joint latent")
+    check_parts(vae, image, image_mask, view, depth_mask)
+    rgb = None if image is None else read_image(image, KEEP_SIZE, []).rgb
+    view = None if view is None else read_depth(view, KEEP_SIZE, [])
+    size = find_common_size(rgb, view)
+    padded = pad_size(size, config.depth_patch, [])
+    first = empty_image(padded, config) if rgb is None else give_image(rgb, image_mask, vae, config, padded)
+    second = empty_depth(padded) if view is None else give_depth(view, depth_mask, config, padded)
+    if not bool(first.noisy.any()) and not bool(second.noisy.any()):
+        raise ValueError("Image and depth are both given whole, which leaves nothing to sample: mask a part of one, or leave one off.")
+    return join_streams(first, second, config, size)
+
+
+def check_parts(vae, image, image_mask, view, depth_mask) -> None:
+    """Refuse inputs that would do nothing, or that need another one."""
+    if image is None and view is None:
+        raise ValueError("Neither an image nor a view arrived, so nothing is given: wire one, or use Empty Joint Latent to sample both.")
+    if image is not None and vae is None:
+        raise ValueError("An image arrived without a VAE to encode it: wire the VAE of Load Modality Forcing, or flux2-vae for a file.")
+    for name, mask, owner, given in (("image_mask", image_mask, "image", image), ("depth_mask", depth_mask, "view", view)):
+        if mask is not None and given is None:
+            raise ValueError(f"A mask arrived at {name} without the {owner} it masks: wire the {owner}, or take the mask off.")
+
+
+def find_common_size(rgb: Tensor | None, view: View | None) -> Size:
+    """Height and width of the given streams, which must agree."""
+    sizes = [tuple(part.shape[1:3]) for part in (rgb, None if view is None else view.depth) if part is not None]
+    if len(set(sizes)) > 1:
+        (a, b), (c, d) = sizes
+        raise ValueError(f"An image of {a} x {b} and a view of {c} x {d} arrived (height x width): scale the image to the view's size.")
+    return sizes[0]
+
+
+def give_image(rgb: Tensor, mask: Tensor | None, vae, config: ModalityForcingConfig, padded: Size) -> Stream:
+    """Pictures b h w 3 as a latent, edges repeated; a latent cell is sampled as much as the most masked pixel in it."""
+    rows, columns = (side // config.depth_patch for side in padded)
+    check_vae(vae, torch.empty(1, config.in_channels, rows, columns), config.depth_patch)
+    values = vae.encode(pad_to(rgb.movedim(-1, 1), padded).movedim(1, -1)).float()
+    noisy = spread_mask(mask, rgb.shape[1:3], padded)
+    return Stream(values, F.max_pool2d(noisy, config.depth_patch))
+
+
+def give_depth(view: View, mask: Tensor | None, config: ModalityForcingConfig, padded: Size) -> Stream:
+    """A view in network space; what it misses is sampled, whatever the mask says."""
+    net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
+    noisy = spread_mask(mask, view.depth.shape[1:], padded)
+    return Stream(net, torch.maximum(noisy, (~known).float()))
+
+
+def spread_mask(mask: Tensor | None, size: Size, padded: Size) -> Tensor:
+    """A MASK (b h w, or h w) as b 1 H W of the padded size; one of another size is stretched, none is all 0."""
+    if mask is None:
+        return torch.zeros(1, 1, *padded)
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
+    return pad_to(mask if mask.shape[-2:] == tuple(size) else F.interpolate(mask, tuple(size), mode="nearest-exact"), padded)
+
+
+def empty_image(padded: Size, config: ModalityForcingConfig) -> Stream:
+    rows, columns = (side // config.depth_patch for side in padded)
+    return Stream(torch.zeros(1, config.in_channels, rows, columns), torch.ones(1, 1, rows, columns))
+
+
+def empty_depth(padded: Size) -> Stream:
+    return Stream(torch.zeros(1, 1, *padded), torch.ones(1, 1, *padded))
+
+
+def join_streams(image: Stream, depth: Stream, config: ModalityForcingConfig, size: Size) -> dict:
+    """The LATENT of both, one of a batch of 1 repeated for the others."""
+    counts = {"images": image.values, "image masks": image.noisy, "depth maps": depth.values, "depth masks": depth.noisy}
+    batch = match_counts({name: len(part) for name, part in counts.items()})
+    device = comfy.model_management.intermediate_device()
+    streams = [tuple(part.to(device).expand(batch, -1, -1, -1).contiguous() for part in stream) for stream in (image, depth)]
+    values, noisy = zip(*streams, strict=True)
+    nested = comfy.nested_tensor.NestedTensor
+    return {"samples": nested(values), "noise_mask": nested(noisy), SIZE: tuple(size), SKY: config.infinite_sky}

@@ -1,0 +1,69 @@
+"""Given and partly given streams: our nodes with core's KSampler against the plain pipeline, same files, same seed."""
+
+import pytest
+
+pytestmark = pytest.mark.comfyui
+FILE = "inside_modes.py"
+
+
+@pytest.fixture(scope="module")
+def modes(inside, tiny_weights):
+    inside("inside_sampling.py", "start", weights=tiny_weights)
+    return lambda function, **kwargs: inside(FILE, function, **kwargs)
+
+
+CASES = {
+    "image to depth": {"mode": "image_to_depth"},
+    "image to depth, guided, batch, alpha channel": {"mode": "image_to_depth", "batch": 2, "channels": 4, "cfg": 3.0},
+    "image to depth, odd size": {"mode": "image_to_depth", "size": [50, 70]},
+    "depth to image": {"mode": "depth_to_image"},
+    "depth to image, holes, guided, batch": {"mode": "depth_to_image", "holes": True, "batch": 2, "cfg": 3.0},
+    "depth to image, sky and holes, odd size": {"mode": "depth_to_image", "holes": True, "sky": True, "size": [50, 70]},
+    "depth to image under an order": {"mode": "depth_to_image", "holes": True, "log2_alpha": 5.0},
+    "partial depth": {"mode": "joint", "holes": True, "sky": True},
+    "partial depth, depth first, odd size": {"mode": "joint", "holes": True, "log2_alpha": -5.0, "size": [50, 70], "cfg": 2.0},
+    "partial depth, image first": {"mode": "joint", "holes": True, "log2_alpha": 5.0},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nodes_and_ksampler_give_what_the_pipeline_gives(modes, case):
+    asked = CASES[case]
+    result = modes("agreement", **asked)
+    assert max(result["latent"], result["image"], result["depth"]) < 1e-4
+    assert result["size"] > 0.1, "a comparison of zeros would prove nothing"
+    assert result["kept"] == [True, True], "what was given must come back bit for bit"
+    height, width = asked.get("size", [64, 48])
+    assert result["shapes"] == [[asked.get("batch", 1), height, width, 3], [asked.get("batch", 1), height, width]]
+    assert result["missing"] or asked["mode"] != "depth_to_image"
+
+
+def test_masks_of_each_stream_say_what_is_sampled(modes):
+    result = modes("inpainted")
+    assert result["image_kept"] == result["depth_kept"] == 0
+    assert min(result["image_moved"], result["depth_moved"]) > 0.05
+
+
+def test_one_of_a_batch_serves_all(modes):
+    assert modes("batches") == [[[3, 32, 4, 3], [3, 1, 64, 48]], [[2, 32, 4, 3], [2, 1, 64, 48]]]
+
+
+REFUSALS = {
+    "another model": ["A SDXL model arrived", "Load Modality Forcing"],
+    "no valid depth": ["no valid pixel"],
+    "nothing given": ["Neither an image nor a view", "Empty Joint Latent"],
+    "all given": ["both given whole", "mask a part"],
+    "image without VAE": ["without a VAE", "flux2-vae"],
+    "mask without image": ["at image_mask without the image"],
+    "mask without view": ["at depth_mask without the view"],
+    "two sizes": ["An image of 80 x 48 and a view of 64 x 48", "scale the image"],
+    "two batches": ["2 (images) and 3 (depth maps)", "one for all"],
+    "another VAE": ["VAE with 4 channels at 1/8", "flux2-vae"],
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_wrong_parts_are_refused_in_one_sentence(modes, case):
+    sentence = modes("refused", case=case)
+    assert sentence and sentence.count(". ") == 0 and "\n" not in sentence
+    assert not [part for part in REFUSALS[case] if part not in sentence], sentence
