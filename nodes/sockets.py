@@ -38,3 +38,20 @@ def units_input() -> io.Combo.Input:
         tooltip="metric: the numbers are metres. relative: they are right up to one unknown scale. The source does not say, so you do: "
         "MoGe 2 and later and DA3 Metric are metric; MoGe 1 and the other DA3 models are relative.",
     )  # fmt: skip
+
+
+def frame_input() -> io.Combo.Input:
+    """Where the things made of a view stand; cloud, mesh and camera of one frame fit together."""
+    return io.Combo.Input(
+        "frame", options=["camera", "world"], default="camera", advanced=True,
+        tooltip="camera: the camera stands in the origin and looks down -z, y up. world: as the VIEW's pose says, so that several views "
+        "fit together. Use the same for cloud, mesh and camera.",
+    )  # fmt: skip
+
+
+def edge_input() -> io.Float.Input:
+    """Where surfaces end."""
+    return io.Float.Input(
+        "edge_threshold", default=0.04, min=0.0, max=1.0, step=0.01, round=0.001,
+        tooltip="Where depth jumps by more than this share of itself from pixel to pixel, an edge runs and the surface ends. 0: no edges.",
+    )  # fmt: skip

@@ -100,3 +100,52 @@ def batches():
     refusal = sentence(lambda: run("ViewFromImage", image=depth, picture=torch.ones(3, 3, 5, 3), **options))
     (view, _) = run("ViewFromImage", image=depth, picture=torch.ones(1, 3, 5, 3), **options)
     return {"refusal": refusal, "broadcast": list(view.image.shape)}
+
+
+def world_scene():
+    """The same scene from a camera that stands in a world."""
+    from dataclasses import replace
+
+    pose = ours("models.core.geometry.camera").look_at((1.0, 2.0, 3.0), (0.0, 0.0, 0.0))
+    return replace(scene(), world_to_cam=pose.unsqueeze(0))
+
+
+def into_space(folder, frame):
+    """Cloud, mesh and camera through core's savers and previews into files of `folder`; what our nodes said beside them."""
+    import folder_paths
+    from comfy_extras import nodes_load_3d as load_3d
+    from comfy_extras import nodes_save_3d as save_3d
+
+    folder_paths.set_output_directory(folder)
+    folder_paths.set_temp_directory(folder)
+    view = world_scene()
+    options = {"index": 0, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": frame}
+    cloud, holes = run("PointCloud", view=view, max_points=1200000, **options)
+    (mesh,) = run("DepthMesh", view=view, stride=1, **options)
+    camera, fov_x, fov_y = run("ViewCamera", view=view, index=0, fov_degrees=65.0, frame=frame)
+    save_3d.SavePointCloud.execute(cloud, {}, 640, 480, "cloud", camera_info=camera)
+    save_3d.SaveGLB.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(mesh, "mesh")
+    shown = load_3d.PreviewPointCloud.execute(cloud, {}, 640, 480, camera_info=camera)
+    (file_3d,) = save_3d.MeshToFile3D.execute(mesh).result
+    load_3d.Preview3D.execute(file_3d, camera_info=camera)
+    return {
+        "camera": camera,
+        "shown_camera": shown.result[2] == camera,
+        "fov": [fov_x, fov_y],
+        "holes": float(holes.sum()),
+        "pixels": holes.numel(),
+        "depth": view.depth[0].tolist(),
+        "image": view.image[0].tolist(),
+    }
+
+
+def space_refusals():
+    flat = {"index": 0, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": "camera"}
+    points = {"max_points": 10, **flat}
+    rough = ours("models.core.geometry.view").View.from_depth(torch.tensor([[1.0, 9.0], [9.0, 1.0]]), units="metric")
+    return {
+        "index": sentence(lambda: run("PointCloud", view=scene(batch=2), **{**points, "index": 2})),
+        "frame": sentence(lambda: run("PointCloud", view=scene(), **{**points, "frame": "world"})),
+        "no points": sentence(lambda: run("PointCloud", view=rough, **points)),
+        "no triangles": sentence(lambda: run("DepthMesh", view=rough, stride=1, **flat)),
+    }

@@ -1,6 +1,10 @@
 """The depth contract in a real ComfyUI: into core's own depth and 3D nodes and back, and the first-hour scenarios about depth."""
 
+import numpy as np
+import plyfile
 import pytest
+import trimesh
+from scipy.spatial.transform import Rotation
 
 pytestmark = pytest.mark.comfyui
 FILE = "inside_geometry.py"
@@ -37,3 +41,46 @@ def test_scenario_6_batches_of_different_size_are_refused_and_one_serves_all(geo
     result = geometry("batches")
     assert result["refusal"] == "4 of depth and 3 of image arrived: give equally many, or one for all."
     assert result["broadcast"] == [4, 3, 5, 3]
+
+
+@pytest.mark.parametrize("frame", ["camera", "world"])
+def test_scenario_12_cloud_mesh_and_camera_open_upright_and_to_scale(geometry, tmp_path, frame):
+    """Core writes them; plyfile and trimesh read them; projected by the camera packet, each point falls on its own pixel."""
+    result = geometry("into_space", folder=str(tmp_path), frame=frame)
+    assert result["shown_camera"] and result["fov"][0] == pytest.approx(60, abs=1e-3)
+    depth, image = np.array(result["depth"]), np.array(result["image"])
+
+    vertex = plyfile.PlyData.read(next(tmp_path.glob("cloud_00001*.ply")))["vertex"]
+    points = np.stack([vertex[name] for name in "xyz"], axis=1)
+    colours = np.stack([vertex[name] for name in ("red", "green", "blue")], axis=1)
+    assert len(points) + result["holes"] == result["pixels"] and len(points) > 500
+    column, row, z = seen_by(result["camera"], points, *depth.shape)
+    np.testing.assert_allclose([column % 1, row % 1], 0.5, atol=1e-3)
+    pixel = row.astype(int), column.astype(int)
+    np.testing.assert_allclose(z, depth[pixel], rtol=1e-5)
+    np.testing.assert_allclose(colours / 255, image[pixel], atol=0.51 / 255)
+
+    (surface,) = trimesh.load(next(tmp_path.glob("mesh_00001*.glb"))).geometry.values()
+    column, row, z = seen_by(result["camera"], np.asarray(surface.vertices), *depth.shape)
+    np.testing.assert_allclose(z, depth[row.astype(int), column.astype(int)], rtol=1e-5)
+    # trimesh turns v round: its origin is the lower left corner
+    np.testing.assert_allclose(surface.visual.uv, np.stack([column / depth.shape[1], 1 - row / depth.shape[0]], axis=1), atol=1e-4)
+    assert surface.visual.material.baseColorTexture.size == (37, 23)
+    eye = np.array([result["camera"]["position"][axis] for axis in "xyz"])
+    assert (np.einsum("ij,ij->i", surface.face_normals, eye - surface.triangles_center) > 0).all()
+
+
+def seen_by(camera, points, height, width):
+    """Pixel column, row and depth of points, as three.js would draw them: the camera looks down -z, fov is vertical."""
+    turn = Rotation.from_quat([camera["quaternion"][axis] for axis in "xyzw"])
+    x, y, z = turn.inv().apply(points - np.array([camera["position"][axis] for axis in "xyz"])).T
+    top = np.tan(np.radians(camera["fov"]) / 2)
+    return (1 + x / -z / (top * camera["aspect"])) * width / 2, (1 - y / -z / top) * height / 2, -z
+
+
+def test_what_cannot_be_put_in_space_is_refused_in_one_sentence(geometry):
+    refusals = geometry("space_refusals")
+    wanted = {"index": "Picture 2 was asked of a batch of 2", "frame": "choose the frame 'camera'"}
+    wanted |= {"no points": "raise the edge threshold", "no triangles": "raise the edge threshold"}
+    for case, part in wanted.items():
+        assert part in refusals[case] and refusals[case].count(". ") == 0, case

@@ -9,6 +9,7 @@ FILE = "inside_nodes.py"
 IDS = ["LoadModalityForcing", "EmptyJointLatent", "ModalityOrder", "DecodeJointLatent", "PreviewDepth"]
 IDS += ["ImageToDepthLatent", "DepthToImageLatent", "MaskedJointLatent"]
 IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa3", "ViewToDa3"]
+IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry.camera import FLIP_Y_Z
+from ..geometry.camera import FLIP_Y_Z, transform_points
+from ..geometry.points import PointCloud
 from .files import write_file
 
 Axes = Literal["gltf", "opencv"]
@@ -58,6 +59,15 @@ def write_ply(
 ) -> Path:
     """Write a point cloud; see :func:`encode_ply`."""
     return write_file(path, encode_ply(points, colours, normals, axes=axes, comments=comments))
+
+
+def encode_point_cloud(cloud: PointCloud, camera_to_viewer: Tensor, *, comments: Sequence[str] = ()) -> bytes:
+    """A cloud as the bytes of a PLY in glTF axes, moved there by the pose ``4 4`` (geometry.points.viewer_pose)."""
+    if len(cloud.points) == 0:
+        raise ValueError("No point is left: every pixel is invalid or lies on a depth edge; raise the edge threshold, or set it to 0.")
+    back = cloud.points.new_tensor(FLIP_Y_Z)  # the writer turns OpenCV axes itself; a change of signs is exact
+    normals = None if cloud.normals is None else cloud.normals @ camera_to_viewer[:3, :3].T * back
+    return encode_ply(transform_points(cloud.points, camera_to_viewer) * back, cloud.colours, normals, comments=comments)
 
 
 def _columns(points: Tensor, colours: Tensor | None, normals: Tensor | None, flip: np.ndarray) -> list[tuple[str, str, np.ndarray]]:

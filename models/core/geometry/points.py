@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .camera import intrinsics_from_fov, pixel_centres, unproject
+from .camera import FLIP_Y_Z, camera_info, intrinsics_from_fov, invert_pose, pixel_centres, unproject
 from .view import View
+
+Frame = Literal["camera", "world"]
 
 MAX_OUTLIER_POINTS = 200_000  # outlier removal compares every pair of points
 
@@ -43,6 +46,11 @@ def depth_edges(depth: Tensor, rtol: float) -> Tensor:
     return spread > rtol * depth.clamp(min=1e-6)
 
 
+def solid_pixels(view: View, edge_rtol: float) -> Tensor:
+    """True (b h w) where there is a depth, and no depth edge within 3 x 3 pixels; `edge_rtol=0` keeps the edges."""
+    return view.mask & ~depth_edges(view.depth, edge_rtol) if edge_rtol > 0 else view.mask
+
+
 def view_to_point_cloud(
     view: View,
     *,
@@ -57,7 +65,7 @@ def view_to_point_cloud(
     `fov_degrees` is the horizontal field of view, needed when the view has no intrinsics. `edge_rtol=0` keeps the edges.
     """
     points = depth_to_points(view.depth, find_intrinsics(view, fov_degrees))
-    keep = view.mask & ~depth_edges(view.depth, edge_rtol) if edge_rtol > 0 else view.mask
+    keep = solid_pixels(view, edge_rtol)
     clouds = []
     for i in range(len(view)):
         pixels = keep[i].nonzero()
@@ -80,6 +88,27 @@ def find_intrinsics(view: View, fov_degrees: float | None) -> Tensor:
         raise ValueError("The view has no camera, so its points have no place; give fov_degrees (65 is usual) or set its intrinsics.")
     height, width = view.depth.shape[-2:]
     return intrinsics_from_fov(fov_degrees, width, height).to(view.depth.device).expand(len(view), 3, 3)
+
+
+def viewer_pose(view: View, frame: Frame) -> Tensor:
+    """Poses 'b 4 4' from the camera to the axes of glTF, Blender and ComfyUI's viewer (y up): the camera's own frame, or its world."""
+    if frame == "world":
+        if view.world_to_cam is None:
+            raise ValueError("The view has no pose, so its place in the world is not known; choose the frame 'camera'.")
+        return invert_pose(view.world_to_cam)
+    return torch.diag(torch.tensor([*FLIP_Y_Z, 1.0], device=view.depth.device)).expand(len(view), 4, 4)
+
+
+def view_camera(view: View, *, fov_degrees: float | None = None, frame: Frame = "camera") -> dict[str, Any]:
+    """ComfyUI's LOAD3D_CAMERA of a View with batch 1: it orbits the median depth, and clips well before and behind all of it."""
+    viewer_pose(view, frame)
+    height, width = view.depth.shape[-2:]
+    depth = view.require_valid().depth[view.mask]
+    pose = view.world_to_cam[0] if frame == "world" else None
+    intrinsics, middle = find_intrinsics(view, fov_degrees)[0], float(depth.median())
+    return camera_info(
+        intrinsics, width, height, pose, target_distance=middle, near=float(depth.min()) / 10, far=float(depth.max()) * 10
+    )  # fmt: skip
 
 
 def find_outliers(points: Tensor, *, neighbours: int = 5, deviations: float = 1.0) -> Tensor:

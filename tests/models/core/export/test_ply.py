@@ -6,7 +6,10 @@ import pytest
 import torch
 import trimesh
 
-from spatialweave.models.core.export.ply import encode_ply, write_ply
+from spatialweave.models.core.export.ply import encode_ply, encode_point_cloud, write_ply
+from spatialweave.models.core.geometry.camera import intrinsics_from_fov, look_at
+from spatialweave.models.core.geometry.points import view_to_point_cloud, viewer_pose
+from spatialweave.models.core.geometry.view import View
 
 POINTS = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.5, 6.0], [0.0, 0.0, 1e-3]])
 COLOURS = torch.tensor([[1.0, 0.0, 0.5], [0.25, 2.0, -1.0], [0.0, 0.0, 0.0]])
@@ -61,3 +64,25 @@ def test_bad_axes_and_comments_are_worded():
         encode_ply(POINTS, axes="blender")
     with pytest.raises(ValueError, match="one line of ASCII"):
         encode_ply(POINTS, comments=["two\nlines"])
+
+
+def test_a_cloud_is_moved_to_its_place_in_the_world(tmp_path):
+    """A camera 5 m from the world's origin looks at it, from above."""
+    pose = look_at((0.0, 3.0, 4.0), (0.0, 0.0, 0.0))
+    depth = torch.full((1, 1, 1), 5.0)
+    normals = torch.tensor([[[[0.0, 0.0, -1.0]]]])
+    view = View.from_depth(depth, units="metric", intrinsics=intrinsics_from_fov(60.0, 1, 1), normals=normals, world_to_cam=pose)
+    (cloud,) = view_to_point_cloud(view, edge_rtol=0)
+    (tmp_path / "p.ply").write_bytes(encode_point_cloud(cloud, viewer_pose(view, "world")[0]))
+    vertex = plyfile.PlyData.read(tmp_path / "p.ply")["vertex"]
+    np.testing.assert_allclose([vertex[name][0] for name in ("x", "y", "z")], [0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose([vertex[name][0] for name in ("nx", "ny", "nz")], [0, 0.6, 0.8], atol=1e-6)
+    own = encode_point_cloud(cloud, viewer_pose(view, "camera")[0])
+    assert np.frombuffer(own.split(b"end_header\n")[1], "<f4", 6).tolist() == [0, 0, -5, 0, 0, 1]
+
+
+def test_an_empty_cloud_names_the_edge_threshold():
+    view = View.from_depth(torch.zeros(1, 2, 2), units="metric")
+    (cloud,) = view_to_point_cloud(view, fov_degrees=60.0)
+    with pytest.raises(ValueError, match=r"^No point is left.*raise the edge threshold, or set it to 0\.$"):
+        encode_point_cloud(cloud, torch.eye(4))
