@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, ViewToMask, ViewToMoge
+from .depth_files import LoadDepth, SaveDepth
 from .export import DepthMesh, PointCloud, ViewCamera
 from .geometry import PreviewDepth
 from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent
@@ -19,5 +20,5 @@ class Extension(ComfyExtension):
         generate = [LoadModalityForcing, EmptyJointLatent, ImageToDepthLatent, DepthToImageLatent, MaskedJointLatent]
         generate += [ModalityOrder, DecodeJointLatent]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
-        export = [PointCloud, DepthMesh, ViewCamera]
+        export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         return [*generate, PreviewDepth, *convert, *export]

@@ -149,3 +149,48 @@ def space_refusals():
         "no points": sentence(lambda: run("PointCloud", view=rough, **points)),
         "no triangles": sentence(lambda: run("DepthMesh", view=rough, stride=1, **flat)),
     }
+
+
+def save_and_load(folder, kind, scale=0.0, batch=1):
+    """Save twice into an output folder, load the first file back through the input folder."""
+    import folder_paths
+
+    folder_paths.set_output_directory(folder)
+    folder_paths.set_input_directory(folder)
+    view = scene(batch=batch)
+    node = core.NODE_CLASS_MAPPINGS["SpatialWeave_SaveDepth"]
+    options = {"format": kind, "png_scale": scale, "exr_picture": True}
+    first, second = (node.EXECUTE_NORMALIZED(view=view, filename_prefix="d %width%", **options).ui for _ in range(2))
+    name = first["images" if kind == "png" else "files"][0]["filename"]
+    loader = core.NODE_CLASS_MAPPINGS["SpatialWeave_LoadDepth"]
+    again, text = run("LoadDepth", file=name, units="as the file says", png_scale=0.0, exr_channel="")
+    other, _ = run("LoadDepth", file=f"{name} [output]", units="relative", png_scale=0.0, exr_channel="")
+    return {
+        "names": [[file["filename"] for file in shown["images" if kind == "png" else "files"]] for shown in (first, second)],
+        "said": first["text"][0],
+        "listed": name in loader.GET_SCHEMA().inputs[0].options or name in ours("nodes.host.folders").list_depth_files(),
+        "valid": loader.validate_inputs(file=name),
+        "fingerprint": loader.fingerprint_inputs(file=name, units="metric"),
+        "units": [again.units, other.units],
+        "error": float((again.depth[0] - view.depth[0]).abs().max()),
+        "mask": bool(torch.equal(again.mask[0], view.mask[0])),
+        "batch": len(again),
+        "text": text,
+        "depth": view.depth[0].tolist(),
+    }
+
+
+def file_refusals(folder):
+    import folder_paths
+
+    folder_paths.set_output_directory(folder)
+    folder_paths.set_input_directory(folder)
+    save = {"filename_prefix": "d", "format": "png", "png_scale": 0.0, "exr_picture": True}
+    empty = ours("models.core.geometry.view").View.from_depth(torch.zeros(1, 2, 2), units="metric")
+    loader = core.NODE_CLASS_MAPPINGS["SpatialWeave_LoadDepth"]
+    return {
+        "outside": sentence(lambda: run("SaveDepth", view=scene(), **{**save, "filename_prefix": "../../d"})),
+        "nothing valid": sentence(lambda: run("SaveDepth", view=empty, **save)),
+        "too deep": sentence(lambda: run("SaveDepth", view=scene(), **{**save, "png_scale": 1e-6})),
+        "not there": loader.validate_inputs(file="../secret.npz"),
+    }

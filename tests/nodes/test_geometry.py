@@ -1,6 +1,8 @@
 """The depth contract in a real ComfyUI: into core's own depth and 3D nodes and back, and the first-hour scenarios about depth."""
 
+import imageio.v3 as imageio
 import numpy as np
+import OpenEXR
 import plyfile
 import pytest
 import trimesh
@@ -84,3 +86,38 @@ def test_what_cannot_be_put_in_space_is_refused_in_one_sentence(geometry):
     wanted |= {"no points": "raise the edge threshold", "no triangles": "raise the edge threshold"}
     for case, part in wanted.items():
         assert part in refusals[case] and refusals[case].count(". ") == 0, case
+
+
+@pytest.mark.parametrize(("kind", "scale", "step"), [("png", 0.0, 3e-5), ("png", 0.001, 0.00051), ("exr", 0.0, 0), ("npz", 0.0, 0)])
+def test_scenario_12_a_saved_depth_is_the_depth_loaded(geometry, tmp_path, kind, scale, step):
+    result = geometry("save_and_load", folder=str(tmp_path), kind=kind, scale=scale)
+    assert result["names"] == [[f"d 37_00001_.{kind}"], [f"d 37_00002_.{kind}"]]
+    assert result["listed"] and result["valid"] is True and result["units"] == ["metric", "relative"]
+    assert result["error"] <= step and result["mask"]
+    assert result["said"].startswith(result["text"].split(",")[0]) and result["names"][0][0] in result["said"]
+
+
+def test_other_programs_read_the_saved_depth(geometry, tmp_path):
+    depth = np.array(geometry("save_and_load", folder=str(tmp_path), kind="png", scale=0.001)["depth"])
+    np.testing.assert_allclose(imageio.imread(tmp_path / "d 37_00001_.png") / 1000, depth, atol=0.00051)
+    geometry("save_and_load", folder=str(tmp_path), kind="exr")
+    (path, *_) = sorted(tmp_path.glob("*.exr"))
+    with OpenEXR.File(str(path), separate_channels=True) as file:
+        z = file.channels()["Z"].pixels
+    np.testing.assert_array_equal(np.where(np.isinf(z), 0, z), depth.astype(np.float32))
+    assert np.isinf(z[0]).all()
+
+
+def test_every_picture_of_a_batch_is_saved(geometry, tmp_path):
+    result = geometry("save_and_load", folder=str(tmp_path), kind="exr", batch=3)
+    assert result["names"] == [[f"d 37_{number:05}_.exr" for number in numbers] for numbers in ((1, 2, 3), (4, 5, 6))]
+    assert geometry("save_and_load", folder=str(tmp_path), kind="npz", batch=3)["batch"] == 3
+
+
+def test_files_that_cannot_be_are_refused_in_one_sentence(geometry, tmp_path):
+    refusals = geometry("file_refusals", folder=str(tmp_path))
+    wanted = {"outside": "leads out of the output folder", "nothing valid": "no valid pixel", "too deep": "larger scale"}
+    wanted |= {"not there": "There is no file '../secret.npz' in the input folder"}
+    for case, part in wanted.items():
+        assert part in refusals[case] and "\n" not in refusals[case], case
+    assert not list(tmp_path.iterdir())

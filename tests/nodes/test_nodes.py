@@ -10,6 +10,7 @@ IDS = ["LoadModalityForcing", "EmptyJointLatent", "ModalityOrder", "DecodeJointL
 IDS += ["ImageToDepthLatent", "DepthToImageLatent", "MaskedJointLatent"]
 IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa3", "ViewToDa3"]
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
+IDS += ["SaveDepth", "LoadDepth"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,47 @@
+"""One door to the depth formats: the name's ending says which, the writers and readers beside this file do the rest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from ..geometry.view import Units, View
+from .exr import read_exr, srgb_to_linear, write_exr
+from .npz import read_npz, write_npz
+from .png16 import read_png16, write_png16
+
+Format = Literal["png", "exr", "npz"]
+SUFFIXES = (".png", ".exr", ".npz")
+
+
+def write_depth(path: str | os.PathLike, view: View, *, scale: float | None = None, picture: bool = True) -> Path:
+    """Write a View by the ending of ``path``: NPZ takes any batch and everything in it, PNG and EXR the depth of one picture.
+
+    ``scale`` is the depth of one of the PNG's 65535 steps, None to fill them; ``picture`` puts the view's picture into the
+    EXR's R, G and B, in linear light.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    if suffix == ".npz":
+        return write_npz(path, view)
+    if suffix == ".png":
+        return write_png16(path, view, scale=scale)
+    shown = picture and view.image is not None and len(view) == 1
+    return write_exr(path, view, rgb_linear=srgb_to_linear(view.image[0]) if shown else None)
+
+
+def read_depth(path: str | os.PathLike, *, units: Units | None = None, scale: float | None = None, channel: str | None = None) -> View:
+    """Read a depth by the ending of ``path``. What the file does not say of its unit, a PNG's scale or an EXR's channel is asked for."""
+    path = Path(path)
+    suffix = _suffix(path)
+    if suffix == ".npz":
+        return read_npz(path, units=units)
+    return read_png16(path, scale=scale, units=units) if suffix == ".png" else read_exr(path, units=units, channel=channel)
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path.name} is no depth file by its name, wanted one that ends in {', '.join(SUFFIXES)}.")
+    return suffix

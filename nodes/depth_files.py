@@ -1,0 +1,102 @@
+"""Files of depth: out of and into ComfyUI without loss of unit, direction or holes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..models.core.export.depth_files import read_depth
+from .host.folders import input_file, is_input_file, list_depth_files, save_depth
+from .sockets import View
+
+AS_FILE = "as the file says"
+
+
+class SaveDepth(io.ComfyNode):
+    """For Blender, Nuke, numpy."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_SaveDepth",
+            display_name="Save Depth",
+            category="SpatialWeave/Export",
+            description="Saves a depth to the output folder as numbers that stay numbers: 16-bit PNG, linear float EXR, or NPZ.",
+            search_aliases=["save depth", "export depth", "exr", "16 bit png", "npz", "depth map", "blender", "z channel"],
+            is_output_node=True,
+            inputs=[
+                View.Input("view", tooltip="The depth, with all that belongs to it."),
+                io.String.Input(
+                    "filename_prefix", default="depth/SpatialWeave",
+                    tooltip="Folder and name in the output folder, a counter follows. %width%, %year% and the like are filled in.",
+                ),
+                io.Combo.Input(
+                    "format", options=["exr", "png", "npz"], default="exr",
+                    tooltip="exr: 32-bit float in the channel Z, sky infinite, holes 0. png: 16-bit grey, 0 is invalid, scale and unit "
+                    "in its text and in a JSON beside it. npz: all of the VIEW, batch included.",
+                ),
+                io.Float.Input(
+                    "png_scale", default=0.0, min=0.0, max=1000.0, step=0.001, round=0.000001, advanced=True,
+                    tooltip="The depth of one step of the PNG: 0.001 writes metres as millimetres. 0: the depth's range fills the steps.",
+                ),
+                io.Boolean.Input(
+                    "exr_picture", default=True, advanced=True,
+                    tooltip="Put the VIEW's picture into the EXR's R, G and B, in linear light.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, view, filename_prefix, format, png_scale, exr_picture) -> io.NodeOutput:
+        view = view.require_valid()
+        files = save_depth(view, filename_prefix, format, scale=png_scale or None, picture=exr_picture)
+        names = ", ".join("/".join(filter(None, (file["subfolder"], file["filename"]))) for file in files)
+        shown = {"images": files} if format == "png" else {"files": files}
+        return io.NodeOutput(ui={**shown, "text": (f"{view.describe()}\n{names}",)})
+
+
+class LoadDepth(io.ComfyNode):
+    """Back from Save Depth, or from elsewhere."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_LoadDepth",
+            display_name="Load Depth",
+            category="SpatialWeave/Export",
+            description="Loads a depth from the input folder: 16-bit PNG, EXR or NPZ. Files of Save Depth say what they are.",
+            search_aliases=["load depth", "import depth", "exr", "16 bit png", "npz", "depth map", "open depth"],
+            inputs=[
+                io.Combo.Input("file", options=list_depth_files(), tooltip="A .png, .exr or .npz in ComfyUI's input folder."),
+                io.Combo.Input(
+                    "units", options=[AS_FILE, "metric", "relative"], default=AS_FILE,
+                    tooltip="What the numbers are, for files that do not say it: metres, or right up to one unknown scale.",
+                ),
+                io.Float.Input(
+                    "png_scale", default=0.0, min=0.0, max=1000.0, step=0.001, round=0.000001, advanced=True,
+                    tooltip="The depth of one step of a PNG that does not say it: 0.001 for millimetres. 0: as the file says.",
+                ),
+                io.String.Input(
+                    "exr_channel", default="", advanced=True,
+                    tooltip="The channel of an EXR that holds the depth. Empty: Z, or the only one there is.",
+                ),
+            ],
+            outputs=[
+                View.Output("view", display_name="VIEW", tooltip="The depth with its unit."),
+                io.String.Output("text", display_name="STRING", tooltip="Size, range, unit, direction and invalid pixels, in one line."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, file, units, png_scale, exr_channel) -> io.NodeOutput:
+        stated = None if units == AS_FILE else units
+        view = read_depth(input_file(file), units=stated, scale=png_scale or None, channel=exr_channel or None)
+        return io.NodeOutput(view, view.require_valid().describe())
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        return is_input_file(file) or f"There is no file {file!r} in the input folder; put it there, or choose another."
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **_) -> str:
+        status = input_file(file).stat()
+        return f"{status.st_mtime_ns} {status.st_size}"
