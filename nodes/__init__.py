@@ -9,6 +9,7 @@ from .depth_files import LoadDepth, SaveDepth
 from .export import DepthMesh, PointCloud, ViewCamera
 from .geometry import PreviewDepth
 from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent
+from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
 from .loaders import LoadModalityForcing
 from .modality_forcing import DecodeJointLatent, EmptyJointLatent, ModalityOrder
 
@@ -18,7 +19,7 @@ class Extension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         generate = [LoadModalityForcing, EmptyJointLatent, ImageToDepthLatent, DepthToImageLatent, MaskedJointLatent]
-        generate += [ModalityOrder, DecodeJointLatent]
+        generate += [ModalityOrder, DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         return [*generate, PreviewDepth, *convert, *export]

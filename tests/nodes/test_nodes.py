@@ -8,6 +8,7 @@ pytestmark = pytest.mark.comfyui
 FILE = "inside_nodes.py"
 IDS = ["LoadModalityForcing", "EmptyJointLatent", "ModalityOrder", "DecodeJointLatent", "PreviewDepth"]
 IDS += ["ImageToDepthLatent", "DepthToImageLatent", "MaskedJointLatent"]
+IDS += ["SplitJointLatent", "JoinJointLatent", "SaveJointLatent", "LoadJointLatent"]
 IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa3", "ViewToDa3"]
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 IDS += ["SaveDepth", "LoadDepth"]

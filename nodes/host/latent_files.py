@@ -1,0 +1,105 @@
+"""Joint latents taken apart and joined, and as safetensors files in core's folders. Every bit is kept, NaN (missing depth) too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import comfy.cli_args
+import comfy.nested_tensor
+import folder_paths
+import torch
+
+from ...models.core.weights import KIND, WeightsError, describe, read_header, read_tensors, write_tensors
+from .joint_latent import SIZE, SKY, split_joint_latent
+
+SUFFIX = ".joint.safetensors"
+FILE_KIND = "joint latent"
+SAVED_IN = "latents"  # the folder of Save Joint Latent's default prefix
+MASKS = "noise_mask"
+STREAMS = ("image", "depth")
+
+
+def split_streams(latent: dict) -> tuple[dict, dict]:
+    """The image and the depth, each as a plain LATENT with its own mask."""
+    rest = {key: value for key, value in latent.items() if key != MASKS}
+    parts = [rest | {"samples": stream} for stream in split_joint_latent(latent)]
+    masks = latent.get(MASKS)
+    if getattr(masks, "is_nested", False):
+        parts = [part | {MASKS: mask} for part, mask in zip(parts, masks.unbind(), strict=True)]
+    return parts[0], parts[1]
+
+
+def join_latents(image: dict, depth: dict) -> dict:
+    """One joint LATENT of two plain ones; one of a batch of 1 is repeated. A stream without a mask is sampled wholly."""
+    for name, latent in (("image_latent", image), ("depth_latent", depth)):
+        if getattr(latent["samples"], "is_nested", False):
+            raise ValueError(f"A joint latent arrived at {name}: take it apart with Split Joint Latent and wire the part that is meant.")
+    streams = [image["samples"], depth["samples"]]
+    batch = max(len(stream) for stream in streams)
+    streams = [stream.expand(batch, *stream.shape[1:]) if len(stream) == 1 else stream for stream in streams]
+    joined = image | depth | {"samples": comfy.nested_tensor.NestedTensor(streams)}
+    shown, covered = (stream.shape[-2:] for stream in split_joint_latent(joined))
+    if SIZE in joined and not fits(joined[SIZE], covered, covered[0] // shown[0]):
+        del joined[SIZE]  # a stale one: both streams were scaled on their own
+    masks = [latent.get(MASKS) for latent in (image, depth)]
+    joined.pop(MASKS, None)
+    if any(mask is not None for mask in masks):
+        sampled = [torch.ones(1, 1, *stream.shape[-2:], device=stream.device) for stream in streams]
+        masks = [one if mask is None else mask for mask, one in zip(masks, sampled, strict=True)]
+        joined[MASKS] = comfy.nested_tensor.NestedTensor(masks)
+    return joined
+
+
+def fits(size, padded, patch: int) -> bool:
+    """Whether a picture of `size` is padded to `padded` in whole patches."""
+    return all(-(-side // patch) * patch == full for side, full in zip(size, padded, strict=True))
+
+
+def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_pnginfo=None) -> dict:
+    """Write a numbered file into core's output folder; what the interface is told about it. The graph goes with it unless
+    ComfyUI was started with --disable-metadata.
+    """
+    streams = dict(zip(STREAMS, split_joint_latent(latent), strict=True))
+    masks = latent.get(MASKS)
+    if getattr(masks, "is_nested", False):
+        streams |= {f"{name}_mask": mask for name, mask in zip(STREAMS, masks.unbind(), strict=True)}
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+    file = f"{name}_{counter:05}_{SUFFIX}"
+    notes = {key: latent[key] for key in (SIZE, SKY) if key in latent}
+    if not comfy.cli_args.args.disable_metadata:
+        notes |= {"prompt": prompt} | (extra_pnginfo or {})
+    metadata = {key: json.dumps(value) for key, value in notes.items() if value is not None}
+    write_tensors(Path(folder) / file, streams, metadata, kind=FILE_KIND)
+    return {"latents": [{"filename": file, "subfolder": subfolder, "type": "output"}]}
+
+
+def list_joint_latents() -> list[str]:
+    """What can be loaded: files in core's input folder, its output folder, and the folder of saved latents in that."""
+    output = folder_paths.get_output_directory()
+    forms = {folder_paths.get_input_directory(): "{}", output: "{} [output]", os.path.join(output, SAVED_IN): SAVED_IN + "/{} [output]"}
+    folders = [folder for folder in forms if os.path.isdir(folder)]
+    return [forms[folder].format(name) for folder in folders for name in sorted(os.listdir(folder)) if name.endswith(SUFFIX)]
+
+
+def load_joint_latent(file: str) -> dict:
+    """A LATENT as it was saved; WeightsError says what another file is."""
+    path = folder_paths.get_annotated_filepath(file)
+    header = read_header(path)
+    if header.metadata.get(KIND) != FILE_KIND or not set(STREAMS) <= set(header.shapes):
+        raise WeightsError(f"{path} holds {describe(header)}, wanted a joint latent: write one with Save Joint Latent.")
+    tensors = read_tensors(path)
+    nested = comfy.nested_tensor.NestedTensor
+    latent = {"samples": nested([tensors[name] for name in STREAMS])}
+    if all(f"{name}_mask" in tensors for name in STREAMS):
+        latent[MASKS] = nested([tensors[f"{name}_mask"] for name in STREAMS])
+    latent |= {key: json.loads(header.metadata[key]) for key in (SIZE, SKY) if key in header.metadata}
+    split_joint_latent(latent)
+    return latent
+
+
+def hash_joint_latent(file: str) -> str:
+    """Changes when the file does."""
+    return hashlib.sha256(Path(folder_paths.get_annotated_filepath(file)).read_bytes()).hexdigest()
