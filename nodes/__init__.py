@@ -6,8 +6,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, ViewToMask, ViewToMoge
 from .depth_files import LoadDepth, SaveDepth
+from .evaluate import CompareViews
 from .export import DepthMesh, PointCloud, ViewCamera
-from .geometry import PreviewDepth
+from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth
 from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent
 from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
 from .loaders import LoadModalityForcing
@@ -22,4 +23,5 @@ class Extension(ComfyExtension):
         generate += [ModalityOrder, DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
-        return [*generate, PreviewDepth, *convert, *export]
+        measure = [AlignDepth, NormalsFromDepth, CompareViews]
+        return [*generate, PreviewDepth, *convert, *export, *measure]

@@ -1,11 +1,13 @@
-"""Looking at geometry."""
+"""Looking at geometry, and working on it."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..models.core.geometry.align import align_view
+from ..models.core.geometry.normals import normals_to_image, view_with_normals
 from ..models.demo.depth_preview import explain_depth, picture_depth
-from .sockets import View, stack_pictures
+from .sockets import View, edge_input, fit_options, fov_input, quantity_input, stack_pictures
 
 
 class PreviewDepth(io.ComfyNode):
@@ -51,3 +53,68 @@ class PreviewDepth(io.ComfyNode):
         shown = picture_depth(view, style, near_percentile=near_percentile, far_percentile=far_percentile)
         pictures = stack_pictures(picture.image for picture in shown)
         return io.NodeOutput(pictures, view.describe(), ui=ui.PreviewImage(explain_depth(view, shown, style), cls=cls))
+
+
+class AlignDepth(io.ComfyNode):
+    """Into the scale of another depth."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_AlignDepth",
+            display_name="Align Depth",
+            category="SpatialWeave/Geometry",
+            description="Fits a depth to a reference by scale, or scale and shift, and gives it the reference's unit.",
+            search_aliases=["align depth", "scale and shift", "metric depth", "match depth", "fit depth", "depth scale"],
+            inputs=[
+                View.Input("view", tooltip="The depth to fit."),
+                View.Input("reference", tooltip="The depth to fit it to, of the same size; it may be sparse."),
+                io.Combo.Input(
+                    "method", options=fit_options(), default="scale",
+                    tooltip="scale: the medians agree. scale and shift: least squares. robust: by absolute error, for outliers.",
+                ),
+                quantity_input(),
+            ],
+            outputs=[
+                View.Output("view", display_name="VIEW", tooltip="The fitted depth in the reference's unit."),
+                io.String.Output("text", display_name="STRING", tooltip="Scale and shift of each picture, and what the depth is now."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, view, reference, method, quantity) -> io.NodeOutput:
+        aligned, found = align_view(view.require_valid(), reference.require_valid(), method, quantity)
+        return io.NodeOutput(aligned, f"{found.describe()}\n{aligned.require_valid().describe()}")
+
+
+class NormalsFromDepth(io.ComfyNode):
+    """Which way surfaces face."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_NormalsFromDepth",
+            display_name="Normals from Depth",
+            category="SpatialWeave/Geometry",
+            description="Measures the surface normals of a depth: as a normal map for ControlNets and 3D programs, and in the VIEW.",
+            search_aliases=["normal map", "normals", "depth to normal", "normal controlnet", "bump", "opengl", "directx"],
+            inputs=[
+                View.Input("view", tooltip="The depth."),
+                io.Combo.Input(
+                    "style", options=["opengl", "directx"], default="opengl",
+                    tooltip="opengl: green is up, for Blender, Unity, ControlNets. directx: green is down, for Unreal. Red is right, blue "
+                    "faces the viewer in both.",
+                ),
+                fov_input(),
+                edge_input(),
+            ],
+            outputs=[
+                io.Image.Output("image", display_name="IMAGE", tooltip="The normal map; black where no normal can be measured."),
+                View.Output("view", display_name="VIEW", tooltip="The same VIEW with these normals."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, view, style, fov_degrees, edge_threshold) -> io.NodeOutput:
+        view = view_with_normals(view.require_valid(), fov_degrees=fov_degrees, edge_rtol=edge_threshold)
+        return io.NodeOutput(normals_to_image(view.normals, style), view)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import get_args
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
+
+from ..models.core.geometry.align import Fit
 
 View = io.Custom("SPATIALWEAVE_VIEW")  # models/core/geometry/view.py: depth with its unit, mask and camera
 MogeGeometry = io.Custom("MOGE_GEOMETRY")  # core's, converted by models/core/geometry/packets.py
@@ -54,4 +57,17 @@ def edge_input() -> io.Float.Input:
     return io.Float.Input(
         "edge_threshold", default=0.04, min=0.0, max=1.0, step=0.01, round=0.001,
         tooltip="Where depth jumps by more than this share of itself from pixel to pixel, an edge runs and the surface ends. 0: no edges.",
+    )  # fmt: skip
+
+
+def fit_options() -> list[str]:
+    """The ways of fitting one depth to another."""
+    return list(get_args(Fit))
+
+
+def quantity_input() -> io.Combo.Input:
+    """In which quantity two depths are fitted."""
+    return io.Combo.Input(
+        "quantity", options=["depth", "disparity"], default="depth", advanced=True,
+        tooltip="What is fitted: depth, or 1 / depth, which weighs near things more.",
     )  # fmt: skip

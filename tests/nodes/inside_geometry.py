@@ -194,3 +194,31 @@ def file_refusals(folder):
         "too deep": sentence(lambda: run("SaveDepth", view=scene(), **{**save, "png_scale": 1e-6})),
         "not there": loader.validate_inputs(file="../secret.npz"),
     }
+
+
+def judged():
+    """A depth in relative units beside the truth: compared, aligned, compared again; normals of a floor that rises."""
+    import math
+
+    view_type, camera = ours("models.core.geometry.view").View, ours("models.core.geometry.camera")
+    truth = scene()
+    view = view_type.from_depth(truth.depth / 4 + 0.1, units="relative", mask=truth.mask)
+    options = {"quantity": "depth", "fov_degrees": 65.0}
+    compare = core.NODE_CLASS_MAPPINGS["SpatialWeave_CompareViews"].EXECUTE_NORMALIZED
+    before = compare(view=view, reference=truth, alignment="scale", **options)
+    aligned, text = run("AlignDepth", view=view, reference=truth, method="scale and shift", quantity="depth")
+    after = compare(view=aligned, reference=truth, alignment="none", **options)
+    intrinsics = camera.intrinsics_from_fov(60.0, 40, 30)
+    y = (torch.arange(30) + 0.5 - 15) / intrinsics[1, 1]
+    floor = (2 / (1 + y * math.tan(math.radians(30)))).reshape(1, 30, 1).expand(1, 30, 40)  # nearer below: it faces up
+    rising = view_type.from_depth(floor, units="metric", intrinsics=intrinsics)
+    maps = [run("NormalsFromDepth", view=rising, style=style, fov_degrees=65.0, edge_threshold=0.04)[0] for style in ("opengl", "directx")]
+    return {
+        "before": before.result[:7],
+        "after": after.result[:7],
+        "shown": after.ui.as_dict()["text"][0] == after.result[7],
+        "text": text,
+        "normals": [one[0, 15, 20].tolist() for one in maps],
+        "refusal": sentence(lambda: compare(view=view, reference=truth, alignment="none", **options)),
+        "size": sentence(lambda: run("AlignDepth", view=view, reference=rising, method="scale", quantity="depth")),
+    }

@@ -121,3 +121,13 @@ def test_files_that_cannot_be_are_refused_in_one_sentence(geometry, tmp_path):
     for case, part in wanted.items():
         assert part in refusals[case] and "\n" not in refusals[case], case
     assert not list(tmp_path.iterdir())
+
+
+def test_depths_are_compared_aligned_and_given_normals(geometry):
+    result = geometry("judged")
+    assert result["before"][0] > 0.01 and max(result["after"][0], result["after"][4]) < 1e-5
+    assert result["after"][1:4] == [1, 1, 1] and result["after"][6] < 0.1 and result["shown"]
+    assert result["text"].startswith("picture 0: scale 4, shift -0.4") and "metres" in result["text"]
+    up, down = result["normals"]  # 30 degrees: half of green's range, the other way in DirectX
+    np.testing.assert_allclose([up, down], [[0.5, 0.75, 0.933], [0.5, 0.25, 0.933]], atol=2e-3)
+    assert result["refusal"].endswith("choose an alignment.") and "wanted the same size" in result["size"]

@@ -12,6 +12,7 @@ IDS += ["SplitJointLatent", "JoinJointLatent", "SaveJointLatent", "LoadJointLate
 IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa3", "ViewToDa3"]
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 IDS += ["SaveDepth", "LoadDepth"]
+IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
 
 
 @pytest.fixture(scope="module")

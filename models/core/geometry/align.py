@@ -12,10 +12,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .view import percentile
+from .view import View, percentile
 
 ScaleMethod = Literal["median", "least_squares", "l1"]
 AffineMethod = Literal["least_squares", "l1"]
+Fit = Literal["scale", "scale, robust", "scale and shift", "scale and shift, robust"]
+Quantity = Literal["depth", "disparity"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Alignment:
         """The aligned prediction ``b ...`` in the dtype of ``pred``."""
         shape = (-1,) + (1,) * (pred.ndim - 1)
         return (pred.double() * self.scale.reshape(shape) + self.shift.reshape(shape)).to(pred.dtype)
+
+    def describe(self) -> str:
+        """Scale and shift of each picture, a line each."""
+        pairs = zip(self.scale.tolist(), self.shift.tolist(), strict=True)
+        return "\n".join(f"picture {index}: scale {scale:.6g}, shift {shift:.6g}" for index, (scale, shift) in enumerate(pairs))
 
 
 def align_scale(pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMethod = "median") -> Alignment:
@@ -54,6 +61,57 @@ def align_scale_shift(pred: Tensor, target: Tensor, mask: Tensor, *, method: Aff
     fit = {"least_squares": _affine, "l1": _l1_affine}[method]
     fits = [fit(p, t) for p, t in _pixels(pred, target, mask)]
     return Alignment(torch.stack([scale for scale, _ in fits]), torch.stack([shift for _, shift in fits]))
+
+
+def align_depth(depth: Tensor, target: Tensor, mask: Tensor, fit: Fit, quantity: Quantity = "depth") -> tuple[Tensor, Alignment]:
+    """Depth ``b h w`` fitted to a target where ``mask`` is True, by median or least squares, or robustly by absolute error.
+
+    In "disparity" 1 / depth is fitted to 1 / target, which weighs near things more and is what a network of disparity needs.
+    The fit holds for all pixels; those it drives to 0, below, or beyond infinity come back as 0 or less, or infinite.
+    """
+    if fit not in get_args(Fit) or quantity not in get_args(Quantity):
+        raise ValueError(f"The fit {fit!r} of {quantity!r} arrived, wanted one of {get_args(Fit)} of one of {get_args(Quantity)}.")
+    depth, target = depth.double(), target.double()
+    if quantity == "disparity":
+        depth, target = 1 / depth, 1 / target
+    ends = (torch.where(mask, values, torch.zeros_like(values)) for values in (depth, target))
+    if fit.startswith("scale and shift"):
+        found = align_scale_shift(*ends, mask, method="l1" if fit.endswith("robust") else "least_squares")
+    else:
+        found = align_scale(*ends, mask, method="l1" if fit.endswith("robust") else "median")
+    aligned = found.apply(depth)
+    return (1 / aligned.clamp_min(0) if quantity == "disparity" else aligned).float(), found
+
+
+def match_views(view: View, reference: View) -> tuple[Tensor, Tensor, Tensor]:
+    """Depth, true depth and their common mask, ``b h w``; one of a batch of 1 serves the whole batch."""
+    if view.depth.shape[1:] != reference.depth.shape[1:]:
+        sizes = tuple(f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in (view.depth, reference.depth))
+        raise ValueError(f"A depth of {sizes[0]} and a reference of {sizes[1]} pixels arrived, wanted the same size; resize first.")
+    if len(view) != len(reference) and 1 not in (len(view), len(reference)):
+        raise ValueError(f"{len(view)} depth maps and {len(reference)} references arrived: give equally many, or one for all.")
+    depth, target = torch.broadcast_tensors(view.depth, reference.depth.to(view.depth.device))
+    return depth, target, view.mask & reference.mask.to(view.mask.device)
+
+
+def align_view(view: View, reference: View, fit: Fit, quantity: Quantity = "depth") -> tuple[View, Alignment]:
+    """The View in the scale and unit of a reference, and what was fitted.
+
+    Pixels that the fit drives to 0, below, or beyond infinity become invalid. A pose keeps its place in the scaled world.
+    A shift, or a scale of disparity with one, bends surfaces: pose and normals do not survive it.
+    """
+    depth, target, mask = match_views(view, reference)
+    aligned, found = align_depth(depth, target, mask, fit, quantity)
+    aligned = aligned.masked_fill(~view.mask | aligned.isinf(), 0)
+    others = {name: getattr(view, name) for name in ("image", "confidence", "sky", "intrinsics")}
+    if not bool(found.shift.any()):
+        others |= {"normals": view.normals, "world_to_cam": view.world_to_cam}
+        if view.world_to_cam is not None:
+            scale = found.scale if quantity == "depth" else 1 / found.scale
+            pose = view.world_to_cam.expand(len(scale), 4, 4).clone()
+            pose[:, :3, 3] *= scale.unsqueeze(-1).to(pose)
+            others["world_to_cam"] = pose
+    return View.from_depth(aligned, units=reference.units, **others), found
 
 
 def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .camera import pixel_centres, unproject
-from .view import is_valid
+from .points import find_intrinsics
+from .view import View, is_valid
 
 NormalStyle = Literal["opengl", "directx"]
 
@@ -31,6 +34,12 @@ def normals_from_depth(depth: Tensor, intrinsics: Tensor, mask: Tensor | None = 
     length = normals.norm(dim=-1, keepdim=True)
     measured = (mask & has_x & has_y).unsqueeze(-1) & (length > 0)
     return torch.where(measured, normals / length.clamp_min(torch.finfo(length.dtype).tiny), torch.zeros_like(normals))
+
+
+def view_with_normals(view: View, *, fov_degrees: float | None = None, edge_rtol: float = 0.04) -> View:
+    """The View with normals measured from its depth, through its own camera or one of ``fov_degrees``; 0 knows no edges."""
+    normals = normals_from_depth(view.depth, find_intrinsics(view, fov_degrees), view.mask, edge_rtol=edge_rtol or math.inf)
+    return replace(view, normals=normals)
 
 
 def _difference(points: Tensor, mask: Tensor, axis: int, edge_rtol: float) -> tuple[Tensor, Tensor]:
