@@ -1,4 +1,4 @@
-"""The Triton kernels of segment attention: forward, dQ with d log w, dK with dV. Importing this file needs triton.
+"""The Triton forward kernel of segment attention, and what the backward kernels share with it. Importing this file needs triton.
 
 A program owns one tile of one query segment (or of keys) of one row and head. A device table names its sources; their log weight is
 constant over a tile, so in base 2 it rides in the subtraction of the running maximum, and tiles of a source of weight zero are not visited.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Trust
+from .backward import segment_attention_backward
 from .composition import compose
+from .reference import segment_attention_reference
 from .segments import Segments
 
 TRUST = Trust()
@@ -28,12 +31,29 @@ class Config:
 
 
 def config(kernel: str, capability: tuple[int, int] | None, width: int) -> Config:
-    """For "forward"; capability None is an AMD card."""
+    """For "forward", "query_gradient" or "key_gradient"; capability None is an AMD card."""
+    if kernel != "forward":
+        return _backward_config(kernel, capability, width)
     if capability is None:
         return Config(64, 64, 4, 1) if width < 128 else Config(64, 32, 4, 1)
     if width > 128:
         return Config(128, 64, 8, 2) if capability[0] == 9 else Config(64, 32, 4, 3)
     return Config(128, 128, 8, 2) if capability[0] == 9 else Config(128, 64, 8, 2)
+
+
+def _backward_config(kernel: str, capability: tuple[int, int] | None, width: int) -> Config:
+    if capability is None:
+        if kernel == "query_gradient":
+            return Config(32, 32, 4, 1) if width <= 128 else Config(32, 16, 4, 1)
+        return Config(16, 32, 4, 1) if width <= 80 else Config(16, 32, 8, 1)
+    hopper = capability[0] == 9
+    if kernel == "query_gradient":
+        if capability == (8, 0) and width == 64:
+            return Config(64, 64, 4, 2)  # the larger tile spills there alone
+        return Config(128, 64, 8, 2) if width <= (128 if hopper else 80) else Config(128 if width <= 128 else 64, 32, 8, 2)
+    if width <= 128:
+        return Config(64, 128, 8, 2) if width <= 80 else Config(32, 64, 4, 2)
+    return Config(32 if hopper else 16, 64, 8, 2)
 
 
 def split_width(width: int) -> tuple[int, int]:
@@ -71,8 +91,8 @@ def triton_reason() -> str | None:
     return None
 
 
-def call_reason(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the kernels do not take these tensors, or None."""
+def call_reason(q: Tensor, k: Tensor, v: Tensor, direction: str = "forward") -> str | None:
+    """Why the kernels of a direction, "forward" or "backward", do not take these tensors, or None."""
     width = q.shape[3]
     exact = torch.float32 if interprets() else torch.bfloat16  # the interpreter's bfloat16 products are wrong
     if q.dtype not in (torch.float16, exact):
@@ -82,13 +102,14 @@ def call_reason(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.stride(3) != 1:
             return f"the kernel needs the head width of {name} to lie together in memory, its stride is {tensor.stride(3)}"
-        if tensor.data_ptr() % 16 or any(tensor.stride(axis) % 8 for axis in range(3)):
+        if not is_aligned(tensor):
             return f"the kernel needs {name} aligned to 16 bytes, its strides are {tuple(tensor.stride())}"
-    return machine_reason(q.device) or TRUST.reason(variant(q))
+    return machine_reason(q.device) or TRUST.reason(variant(q, direction))
 
 
-def variant(q: Tensor) -> tuple[str, str, int]:
-    return str(q.device), str(q.dtype).removeprefix("torch."), q.shape[3]
+def variant(q: Tensor, direction: str = "forward") -> tuple[str, str, str, int]:
+    """What is proven or failed as one."""
+    return direction, str(q.device), str(q.dtype).removeprefix("torch."), q.shape[3]
 
 
 @lru_cache(maxsize=256)
@@ -142,12 +163,94 @@ def forward(
     return out, lse
 
 
+def backward(
+    grads: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor, Tensor, Tensor], outputs: tuple[Tensor, Tensor], segments: Segments,
+    *, scale: float, need_weight: bool = True, tiles: tuple[Config, Config] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `segment_attention_backward`, in two launches. Without `need_weight` d log_weight is zeros."""
+    from .kernel_backward import key_gradient_kernel, query_gradient_kernel
+
+    q, k, v, log_weight = inputs
+    (b, h, n, d), (r, _, m, _), (d1, d2) = q.shape, k.shape, split_width(q.shape[3])
+    out, lse, dlse = rows_together(outputs[0]), outputs[1], grads[1].contiguous()
+    do = grads[0] if is_aligned(grads[0]) else rows_together(grads[0].contiguous())
+    by_query, by_key = tiles or (config(name, capability_of(q), d) for name in ("query_gradient", "key_gradient"))
+    dq, dk, dv = (torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) for tensor in (q, k, v))
+    table, count = tile_table(segments.queries, by_query.queries, q.device), -(-m // by_key.keys)
+    sources, slots = source_table(segments, b, q.device), len(segments.sources)
+    delta, dw = torch.empty_like(lse), torch.empty(len(table), b, h, slots, dtype=torch.float32, device=q.device)
+    weight, *weight_strides = device_weight(log_weight, q.device)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    widths = {"T": slots, "D": d, "D1": d1, "D2": d2}
+    with torch.cuda.device_of(q):
+        query_gradient_kernel[(len(table) * b * h,)](
+            q, k, v, out, do, dq, lse, dlse, delta, dw, weight, table, sources, *strides, *dq.stride()[:3], *do.stride()[:3],
+            *weight_strides, len(table), n, h, b, scale, **widths, BM=by_query.queries, BN=by_query.keys, DW=need_weight,
+            EVEN=all(source.length % by_query.keys == 0 for source in segments.sources),
+            num_warps=by_query.warps, num_stages=by_query.stages,
+        )  # fmt: skip
+        key_gradient_kernel[(count * r * h,)](
+            q, k, v, do, dk, dv, lse, delta, weight, range_table(segments, q.device), sources, *strides, *dk.stride()[:3], *do.stride()[:3],
+            *weight_strides, count, n, h, b, r, m, scale, **widths, S=len(segments.queries), BM=by_key.queries, BN=by_key.keys,
+            EVEN=is_even(segments, by_key), num_warps=by_key.warps, num_stages=by_key.stages,
+        )  # fmt: skip
+    return dq, dk, dv, weight_gradient(dw, log_weight, segments, by_query) if need_weight else torch.zeros_like(log_weight)
+
+
+def weight_gradient(parts: Tensor, log_weight: Tensor, segments: Segments, tile: Config) -> Tensor:
+    """Parts of every tile (tiles, B, H, T) -> as log_weight, summed in one fixed order."""
+    counts = [-(-length // tile.queries) for length in segments.queries]
+    whole = torch.stack([part.sum(0) for part in parts.split(counts)], dim=2)
+    for axis in (0, 1):
+        whole = whole.sum(axis, keepdim=True) if log_weight.shape[axis] == 1 else whole
+    return whole.to(log_weight.device, log_weight.dtype)
+
+
+def is_even(segments: Segments, tile: Config) -> bool:
+    """Whether tiles of keys lie wholly in a source or wholly outside, and segments hold whole tiles of queries."""
+    keys = all(source.start % tile.keys == 0 and source.length % tile.keys == 0 for source in segments.sources)
+    return keys and all(length % tile.queries == 0 for length in segments.queries)
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    whole = tensor.data_ptr() % 16 == 0 and all(tensor.stride(axis) % 8 == 0 for axis in range(3))
+    return whole and tensor.stride(3) == 1
+
+
+def rows_together(tensor: Tensor) -> Tensor:
+    """In memory as (B, N, H, D)."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@lru_cache(maxsize=256)
+def range_table(segments: Segments, device: torch.device) -> Tensor:
+    """(S, 2) int32: first and last-plus-one query of each segment."""
+    return torch.tensor(segments.query_ranges(), dtype=torch.int32, device=device)
+
+
 def self_check(q: Tensor) -> str | None:
-    """The kernel against torch's attention on 64 tokens of a variant, before it is trusted; what is wrong, or None."""
-    generator = torch.Generator().manual_seed(0)
-    made = [torch.randn(2, 64, 2, q.shape[3], generator=generator).to(q.device, q.dtype).transpose(1, 2) for _ in range(3)]
-    segments, weight = Segments.coupled(64, (1, 0)), torch.tensor([[[[0.0, -0.7]]], [[[0.0, 0.0]]]])
+    """The forward kernel against torch's attention on 64 tokens of a variant, before it is trusted; what is wrong, or None."""
+    *made, segments, weight = _sample(q)
     ours, _ = forward(*made, segments, weight, scale=0.2, need_lse=True)
     theirs, _ = compose(*made, segments, weight, scale=0.2, need_lse=False)
-    error = float((ours.float() - theirs.float()).abs().max())
-    return None if error < 0.02 else f"its self-check is off by {error:.3g}"
+    return _compare([ours], [theirs])
+
+
+def backward_self_check(q: Tensor) -> str | None:
+    """The backward kernels against the formulas in torch, likewise."""
+    *made, segments, weight = _sample(q)
+    outputs = segment_attention_reference(*made, segments, weight, scale=0.2)
+    given = ((made[0].roll(1, 2), torch.zeros_like(outputs[1])), (*made, weight), outputs, segments)
+    return _compare(backward(*given, scale=0.2), segment_attention_backward(*given, scale=0.2))
+
+
+def _sample(q: Tensor) -> tuple[Tensor, Tensor, Tensor, Segments, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    made = (torch.randn(2, 64, 2, q.shape[3], generator=generator).to(q.device, q.dtype).transpose(1, 2) for _ in range(3))
+    return *made, Segments.coupled(64, (1, 0)), torch.tensor([[[[0.0, -0.7]]], [[[0.0, 0.0]]]])
+
+
+def _compare(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str | None:
+    """Half precision differs by parts in a thousand; an error of a kernel by much more."""
+    errors = [float((one.float() - other.float()).norm() / other.float().norm()) for one, other in zip(ours, theirs)]
+    return None if all(error < 0.02 for error in errors) else f"its self-check is off by {max(errors):.3g}"

@@ -150,16 +150,24 @@ def _(q, k, v, log_weight, queries, starts, lengths, rows, scale, need_lse):
 
 @torch.library.custom_op(
     "spatialweave::segment_attention_backward", mutates_args=(),
-    schema=f"(Tensor grad, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor log_weight, Tensor out, Tensor lse, {SHAPE})"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor log_weight, Tensor out, Tensor lse, {SHAPE}"
+    ", bool need_weight) -> (Tensor, Tensor, Tensor, Tensor)",
 )  # fmt: skip
-def _backward(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale):
-    segments = _unflatten(queries, starts, lengths, rows)
-    return segment_attention_backward((grad, grad_lse), (q, k, v, log_weight), (out, lse), segments, scale=scale)
+def _backward(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale, need_weight):
+    given = ((grad, grad_lse), (q, k, v, log_weight), (out, lse), _unflatten(queries, starts, lengths, rows))
+    if forced_backend() in (None, "triton") and launch.call_reason(q, k, v, "backward") is None:
+        ran, result = launch.TRUST.launch(
+            launch.variant(q, "backward"),
+            lambda: launch.backward_self_check(q),
+            lambda: launch.backward(*given, scale=scale, need_weight=need_weight),
+        )
+        if ran:
+            return result
+    return segment_attention_backward(*given, scale=scale)
 
 
 @_backward.register_fake
-def _(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale):
+def _(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale, need_weight):
     return tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v, log_weight))
 
 
@@ -173,7 +181,7 @@ def _differentiate(ctx, grad, grad_lse):
     *inputs, out, lse = ctx.saved_tensors
     if not ctx.need_lse:
         raise RuntimeError("The gradient of segment attention needs its log-sum-exp; call segment_attention, not the operator, to train.")
-    return *_backward(grad, grad_lse, *inputs, out, lse, *ctx.shape), *(None,) * 6
+    return *_backward(grad, grad_lse, *inputs, out, lse, *ctx.shape, ctx.needs_input_grad[3]), *(None,) * 6
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

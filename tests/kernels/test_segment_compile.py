@@ -12,9 +12,10 @@ pytest.importorskip("triton", reason="triton exists for Linux and Windows machin
 WORKER = Path(__file__).with_name("worker_compile.py")
 NVIDIA, AMD = ("80", "86", "89", "90", "120"), ("gfx942", "gfx1201")
 WIDTHS = (40, 64, 72, 80, 128, 160)
-KERNELS = ("forward",)
+KERNELS = ("forward", "query_gradient", "key_gradient")
 VARIANTS = [f"{name}-{target}-{width}-fp16" for name in KERNELS for target in NVIDIA + AMD for width in WIDTHS]
 VARIANTS += [f"{name}-{target}-64-bf16" for name in KERNELS for target in NVIDIA + AMD]
+VARIANTS.remove("key_gradient-gfx1201-160-fp16")  # it spills at every tile size; ROCm is off, and on that card training stops at 128
 # instructions of the inner loop for each score, for the widths that most models have; measured by the compiler, not on a card
 PER_SCORE = {"forward-90-64-fp16": 7.6, "forward-86-64-fp16": 11.2, "forward-80-64-fp16": 11.2, "forward-120-64-fp16": 11.6}
 

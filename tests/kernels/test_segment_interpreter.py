@@ -12,6 +12,8 @@ from spatialweave.kernels.segment_attention.cases import CASES
 pytest.importorskip("triton", reason="triton exists for Linux and Windows machines with a GPU; its tests run where torch brings it")
 LIMIT = {"float32": 1e-6, "float16": 6e-4}
 WORKER = Path(__file__).with_name("worker_interpreter.py")
+TRAINED = ["halves-mixed", "partner-not-mutual", "one-token", "joint-three-streams", "more-keys", "sees-nothing", "other-rows"]
+TRAINED = [f"{name}-float32" for name in [*TRAINED, "other-tiles", "even"]] + ["halves-mixed-float16"]
 HALF = ["pairs-mixed-float16", "halves-mixed-float16"]
 
 
@@ -33,6 +35,20 @@ def test_the_kernel_is_the_reference(forward, name):
     assert found["unseen"] and found["same"] and found["layout"]
 
 
-def test_the_op_checks_the_kernel_and_runs_it():
+@pytest.fixture(scope="module")
+def backward():
+    return results("backward")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_gradients_are_the_formulas(backward, name):
+    found, limit = backward[name], LIMIT[name.rsplit("-", 1)[1]]
+    assert max(found[of] for of in ("q", "k", "v")) < limit
+    assert found["weight"] < max(limit, 5e-6), "a sum of thousands of float32 terms of both signs"
+    assert found["zero"] and found["same"]
+
+
+def test_the_op_checks_the_kernels_and_runs_them():
     found = results("op")["op-float16"]
-    assert found["out"] < 6e-4 and found["proven"] == 1
+    assert found["out"] < 6e-4 and found["op_grad"] < 2e-3
+    assert found["proven"] == ["backward", "forward"] and not found["failed"]

@@ -103,7 +103,7 @@ def test_opcheck(need_lse):
     torch.library.opcheck(torch.ops.spatialweave.segment_attention.default, given)
     if need_lse:
         out, lse = torch.ops.spatialweave.segment_attention(*(t.detach() if isinstance(t, torch.Tensor) else t for t in given))
-        more = (out, lse, *(tensor.detach() for tensor in given[:4]), out, lse, *given[4:-1])
+        more = (out, lse, *(tensor.detach() for tensor in given[:4]), out, lse, *given[4:-1], True)
         torch.library.opcheck(torch.ops.spatialweave.segment_attention_backward.default, more)
 
 

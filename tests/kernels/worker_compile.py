@@ -15,20 +15,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spatialweave.kernels.segment_attention import kernel, launch
+from spatialweave.kernels.segment_attention import kernel, kernel_backward, launch
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes a block may have
+COUNTS = {*kernel.UNSPECIALISED, "key_rows", "n_keys"}
 KIND = {"fp16": "*fp16", "bf16": "*bf16"}
 
 
 def source(name, target, width, dtype):
     """(ASTSource, Config): the arguments as a launch on 16-byte aligned tensors specialises them, all sources a multiple of the tile."""
-    function = getattr(kernel, f"{name}_kernel")
+    function = getattr(kernel if name == "forward" else kernel_backward, f"{name}_kernel")
     capability = divmod(target, 10) if isinstance(target, int) else None
     config = launch.config(name, capability, width)
     d1, d2 = launch.split_width(width)
-    constants = {"T": 2, "S": 1, "D": width, "D1": d1, "D2": d2, "BM": config.queries, "BN": config.keys, "EVEN": True, "LSE": True}
+    constants = {"T": 2, "S": 1, "D": width, "D1": d1, "D2": d2, "BM": config.queries, "BN": config.keys, "EVEN": True}
+    constants |= {"LSE": True, "DW": True}
     signature, aligned = {}, {}
     for index, argument in enumerate(function.arg_names):
         if argument in constants:
@@ -42,13 +44,13 @@ def source(name, target, width, dtype):
 
 
 def kind(argument, dtype):
-    if argument in ("lse", "weight", "delta", "dw"):
+    if argument in ("lse", "dlse", "weight", "delta", "dw"):
         return "*fp32"
     if argument in ("tiles", "sources", "segments"):
         return "*i32"
     if argument == "scale":
         return "fp32"
-    return "i32" if argument.startswith("s_") or argument in kernel.UNSPECIALISED else KIND[dtype]
+    return "i32" if argument.startswith("s_") or argument in COUNTS else KIND[dtype]
 
 
 def compiled(name, target, width, dtype):

@@ -14,6 +14,7 @@ import triton.runtime.interpreter as interpreter
 
 from spatialweave.kernels import segment_attention, use_backend
 from spatialweave.kernels.segment_attention import launch
+from spatialweave.kernels.segment_attention.backward import segment_attention_backward
 from spatialweave.kernels.segment_attention.cases import CASES
 from spatialweave.kernels.segment_attention.reference import segment_attention_reference
 from spatialweave.kernels.segment_attention.segments import Segments, full_weight
@@ -52,6 +53,28 @@ def forward(case, dtype, tile):
     }  # fmt: skip
 
 
+def backward(case, dtype, tiles):
+    q, k, v = case.tensors(torch.Generator().manual_seed(len(case.name)), dtype)
+    weight = full_weight(case.log_weight(), q, case.segments)
+    out, lse = segment_attention_reference(q, k, v, case.segments, weight, scale=0.2)
+    generator = torch.Generator().manual_seed(1)
+    grads = tuple(torch.randn(shape, generator=generator).to(kind) for shape, kind in ((q.shape, dtype), (q.shape[:3], torch.float32)))
+    with poisoned_memory():
+        first, again = (
+            launch.backward(grads, (q, k, v, weight), (out, lse), case.segments, scale=0.2, tiles=tiles, need_weight=need)
+            for need in (True, False)
+        )
+    exact = [tuple(tensor.double() for tensor in given) for given in (grads, (q, k, v, weight), (out, lse))]
+    want = segment_attention_backward(*exact, case.segments, scale=0.2)
+    return {
+        **{name: error(one, other) for name, one, other in zip(("q", "k", "v"), first, want)},
+        "weight": float((first[3] - want[3]).norm() / (want[3].norm() + 1)),
+        "zero": bool((first[3][weight == float("-inf")] == 0).all()),
+        "same": all(torch.equal(one, other) for one, other in zip(first[:3], again[:3])),
+    }  # fmt: skip
+
+
+TRAINED = ("halves-mixed", "partner-not-mutual", "one-token", "joint-three-streams", "more-keys", "sees-nothing", "other-rows")
 HALF = ("pairs-mixed", "halves-mixed")  # in float16, too
 
 
@@ -63,6 +86,14 @@ def main(part):
             if case.name in HALF:
                 yield f"{case.name}-float16", forward(case, torch.float16, small)
         yield "one-tile-float32", forward(CASES[0], torch.float32, launch.Config(64, 64, 4, 1))
+    if part == "backward":
+        cases = {case.name: case for case in CASES}
+        for name in TRAINED:
+            yield f"{name}-float32", backward(cases[name], torch.float32, (small, small))
+        yield "halves-mixed-float16", backward(cases["halves-mixed"], torch.float16, (small, small))
+        uneven = (launch.Config(16, 64, 4, 1), launch.Config(64, 16, 4, 1))
+        yield "other-tiles-float32", backward(cases["halves-mixed"], torch.float32, uneven)
+        yield "even-float32", backward(cases["pairs-ildm-bnhd"], torch.float32, (small, launch.Config(64, 64, 4, 1)))
     if part == "op":
         yield "op-float16", through_the_op()
 
@@ -74,7 +105,16 @@ def through_the_op():
     with use_backend("triton"):
         ours = segment_attention(q, k, v, **given)
     with use_backend("reference"):
-        return {"out": error(ours, segment_attention(q, k, v, **given)), "proven": len(launch.TRUST.proven)}
+        theirs = segment_attention(q, k, v, **given)
+        found = {"out": error(ours, theirs), "op_grad": error(*(gradient(name, q, k, v, given) for name in ("triton", "reference")))}
+        return found | {"proven": sorted(key[0] for key in launch.TRUST.proven), "failed": list(launch.TRUST.failed.values())}
+
+
+def gradient(name, q, k, v, given):
+    """Of q, k and v in one, through the registered operator."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v)]
+    with use_backend(name):
+        return torch.cat(torch.autograd.grad(segment_attention(*leaves, **given).square().sum(), leaves))
 
 
 if __name__ == "__main__":
