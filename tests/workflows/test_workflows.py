@@ -16,13 +16,17 @@ def read(root, name, api=False):
     return json.loads((root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module", params=["joint_image_depth"])
+JOINT = "joint_image_depth"
+GRAPHS = [JOINT, "image_to_depth", "depth_to_image"]
+
+
+@pytest.fixture(scope="module", params=GRAPHS)
 def name(request):
     return request.param
 
 
-def test_every_graph_is_tested_and_has_its_twin(root, name):
-    assert graphs(root) == [name]
+def test_every_graph_is_tested_and_has_its_twin(root):
+    assert graphs(root) == sorted(GRAPHS)
     assert sorted(path.stem for path in (root / "workflows/api").glob("*.json")) == graphs(root)
 
 
@@ -81,6 +85,17 @@ def test_settings_are_those_of_the_demo(root):
     assert latent["width"] == latent["height"] == defaults.size
 
 
+@pytest.mark.parametrize("mode", ["image_to_depth", "depth_to_image"])
+def test_settings_of_a_mode_are_those_of_the_pipeline(root, mode):
+    from spatialweave.models.modality_forcing.config import DEFAULTS
+
+    nodes = read(root, mode, api=True).values()
+    sampler = [node["inputs"] for node in nodes if node["class_type"] == "KSampler"][-1]
+    wanted = getattr(DEFAULTS["tiny"], mode)
+    assert (sampler["steps"], sampler["cfg"]) == (wanted.steps, wanted.guidance)
+    assert (sampler["sampler_name"], sampler["scheduler"], sampler["denoise"]) == ("euler", "simple", 1.0)
+
+
 @pytest.mark.comfyui
 def test_graph_uses_nodes_that_are_there(server, root, name):
     known = server[0].get_json("/object_info")
@@ -105,50 +120,88 @@ def test_the_browser_finds_help_templates_and_translations(server, root, name):
     assert api.get_json("/i18n")["zh"]["nodeDefs"][node]["display_name"]
 
 
-@pytest.mark.comfyui
-def test_workflow_runs_and_gives_the_pair_of_the_pipeline(server, runner, root, installed, tmp_path, name):
-    """The pictures of the run equal those of the plain pipeline with the same weights and settings, to a rounding step."""
-    np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
-    twin = runner.change_inputs(read(root, name, api=True), ["6.steps=8", "5.width=64", "5.height=48"])
-    paths = server[0].collect(server[0].wait(server[0].queue(twin), 300), tmp_path)
-    assert sorted(path.name[:2] for path in paths) == ["8_", "9_"]
+@pytest.fixture
+def run_graph(server, runner, root, tmp_path):
+    """Run a shipped graph with other values: the pictures it saved, by the number of their node."""
+    image = pytest.importorskip("PIL.Image")
 
-    expected = plain_run(installed / "custom_nodes" / "spatialweave", twin)
-    saved = np.asarray(image.open(next(path for path in paths if path.name.startswith("8_"))), dtype=float)
-    assert saved.shape == (48, 64, 3)
-    assert np.abs(saved - expected.image[0].numpy() * 255).max() <= 1.01
-    assert image.open(next(path for path in paths if path.name.startswith("9_"))).width >= 64
+    def run(name, *changes):
+        twin = runner.change_inputs(read(root, name, api=True), list(changes))
+        paths = server[0].collect(server[0].wait(server[0].queue(twin), 300), tmp_path)
+        return twin, {int(path.name.split("_")[0]): image.open(path) for path in paths}
+
+    return run
 
 
-def plain_run(folder, twin):
-    """`ModalityForcingPipeline` with the installed pack's weights and the graph's settings."""
+@pytest.fixture
+def pipeline(installed):
+    """`ModalityForcingPipeline` with the installed pack's weights."""
+    import torch
+
     from spatialweave.models.demo.weights import load_codec, load_text_encoder
     from spatialweave.models.modality_forcing.pipeline import ModalityForcingPipeline
     from spatialweave.models.modality_forcing.weights import load_network
 
-    network, config = load_network(folder / "models/modality_forcing/tiny.safetensors", dtype=__import__("torch").float32)
-    codec = load_codec(folder / "models/demo/codec.safetensors")
-    pipeline = ModalityForcingPipeline(network, config, codec, load_text_encoder(folder / "models/demo/text.safetensors"))
-    inputs = {node["class_type"]: node["inputs"] for key, node in twin.items() if key != "4"}
-    sampler, latent = inputs["KSampler"], inputs["SpatialWeave_EmptyJointLatent"]
-    return pipeline(
-        inputs["CLIPTextEncode"]["text"], height=latent["height"], width=latent["width"], seed=sampler["seed"], steps=sampler["steps"],
-        guidance=sampler["cfg"], log2_alpha=inputs["SpatialWeave_ModalityOrder"]["log2_alpha"],
-    )  # fmt: skip
+    folder = installed / "custom_nodes" / "spatialweave" / "models"
+    network, config = load_network(folder / "modality_forcing/tiny.safetensors", dtype=torch.float32)
+    text = load_text_encoder(folder / "demo/text.safetensors")
+    return ModalityForcingPipeline(network, config, load_codec(folder / "demo/codec.safetensors"), text)
+
+
+def rounding_steps(picture, wanted):
+    """Largest difference of an 8-bit picture and one in [0, 1], in steps of 1/255."""
+    np = pytest.importorskip("numpy")
+    picture = np.asarray(picture, dtype=float)
+    assert picture.shape == wanted.shape
+    return np.abs(picture - wanted.numpy() * 255).max()
 
 
 @pytest.mark.comfyui
-def test_a_failing_run_says_which_node_and_why(server, runner, root, name):
+def test_joint_graph_gives_the_pair_of_the_pipeline(run_graph, pipeline):
+    """The pictures of the run equal those of the plain pipeline with the same weights and settings, to a rounding step."""
+    twin, saved = run_graph(JOINT, "6.steps=8", "5.width=64", "5.height=48")
+    assert sorted(saved) == [8, 9] and saved[9].width >= 64
+    settings = {"seed": 7, "steps": 8, "guidance": twin["6"]["inputs"]["cfg"], "log2_alpha": twin["2"]["inputs"]["log2_alpha"]}
+    expected = pipeline(twin["3"]["inputs"]["text"], height=48, width=64, **settings)
+    assert rounding_steps(saved[8], expected.image[0]) <= 1.01
+
+
+@pytest.mark.comfyui
+def test_image_to_depth_graph_gives_the_depth_of_the_pipeline(run_graph, pipeline, installed):
+    """Of a picture in ComfyUI's input folder, shown for ControlNets."""
+    np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
+    given = image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    (installed / "input").mkdir(exist_ok=True)
+    given.save(installed / "input" / "example.png")
+    _, saved = run_graph("image_to_depth", "6.steps=4", "3.width=64", "3.height=48")
+    assert sorted(saved) == [8, 9, 10]
+    expected = pipeline("", mode="image_to_depth", image=given, seed=7, steps=4, guidance=1.0)
+    assert rounding_steps(saved[9], expected.view.to_control_image(near_percentile=0, far_percentile=100)[0]) <= 1.01
+
+
+@pytest.mark.comfyui
+def test_depth_to_image_graph_gives_the_image_of_the_pipeline(run_graph, pipeline):
+    """A first run makes the depth, a second an image for it."""
+    twin, saved = run_graph("depth_to_image", "5.steps=3", "9.steps=3", "3.width=64", "3.height=48")
+    assert sorted(saved) == [11, 12, 13]
+    settings = {"steps": 3, "guidance": twin["9"]["inputs"]["cfg"]}
+    first = pipeline(twin["2"]["inputs"]["text"], height=48, width=64, log2_alpha=0.0, seed=7, **settings)
+    second = pipeline(twin["8"]["inputs"]["text"], mode="depth_to_image", depth=first.view, seed=8, **settings)
+    assert rounding_steps(saved[13], second.image[0]) <= 1.01
+
+
+@pytest.mark.comfyui
+def test_a_failing_run_says_which_node_and_why(server, runner, root):
     """A plain latent into the joint model: our sentence reaches the user through ComfyUI's error box."""
-    graph = read(root, name, api=True)
+    graph = read(root, JOINT, api=True)
     graph["5"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     with pytest.raises(runner.RunError, match=r"node 6 \(KSampler\): .*A plain latent .* arrived, but this model samples an image"):
         server[0].wait(server[0].queue(graph), 120)
 
 
 @pytest.mark.comfyui
-def test_a_graph_with_a_wrong_value_is_refused_before_it_runs(server, runner, root, name):
-    graph = read(root, name, api=True)
+def test_a_graph_with_a_wrong_value_is_refused_before_it_runs(server, runner, root):
+    graph = read(root, JOINT, api=True)
     graph["1"]["inputs"]["model_name"] = "no_such_file.safetensors"
     with pytest.raises(runner.RunError, match=r"node 1 \(SpatialWeave_LoadModalityForcing\).*no_such_file"):
         server[0].queue(graph)
