@@ -8,7 +8,7 @@ from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, Vie
 from .depth_files import LoadDepth, SaveDepth
 from .evaluate import CompareViews
 from .export import DepthMesh, PointCloud, ViewCamera
-from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth
+from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
 from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent
 from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
 from .loaders import LoadModalityForcing
@@ -23,5 +23,5 @@ class Extension(ComfyExtension):
         generate += [ModalityOrder, DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
-        measure = [AlignDepth, NormalsFromDepth, CompareViews]
+        measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
         return [*generate, PreviewDepth, *convert, *export, *measure]

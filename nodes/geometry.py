@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..models.core.geometry.align import align_view
 from ..models.core.geometry.normals import normals_to_image, view_with_normals
+from ..models.core.geometry.stereo import stereo_pair
 from ..models.demo.depth_preview import explain_depth, picture_depth
 from .sockets import View, edge_input, fit_options, fov_input, quantity_input, stack_pictures
 
@@ -118,3 +119,41 @@ class NormalsFromDepth(io.ComfyNode):
     def execute(cls, view, style, fov_degrees, edge_threshold) -> io.NodeOutput:
         view = view_with_normals(view.require_valid(), fov_degrees=fov_degrees, edge_rtol=edge_threshold)
         return io.NodeOutput(normals_to_image(view.normals, style), view)
+
+
+class StereoPair(io.ComfyNode):
+    """One picture for two eyes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_StereoPair",
+            display_name="Stereo Pair from Depth",
+            category="SpatialWeave/Geometry",
+            description="A picture moved sideways by its depth: what the left and the right eye see, with masks of what the photo lacks.",
+            search_aliases=["stereo", "parallax", "3d photo", "side by side", "anaglyph", "vr", "disparity warp", "depthflow"],
+            inputs=[
+                View.Input("view", tooltip="A depth with its picture; sky may be infinite."),
+                io.Float.Input(
+                    "parallax", default=3.0, min=0.0, max=30.0, step=0.1, round=0.001,
+                    tooltip="Shift between the eyes from infinity to the nearest depth, in percent of the width. 2 to 4 are comfortable.",
+                ),
+                io.Float.Input(
+                    "screen", default=0.5, min=0.0, max=1.0, step=0.01, round=0.001,
+                    tooltip="What appears in the plane of the screen. 0: infinity, all stands out. 1: the nearest depth, all lies behind. "
+                    "In between in equal steps of 1 / depth.",
+                ),
+                edge_input(),
+            ],
+            outputs=[
+                io.Image.Output("left", display_name="left", tooltip="What the left eye sees; black in the holes."),
+                io.Image.Output("right", display_name="right", tooltip="What the right eye sees; black in the holes."),
+                io.Mask.Output("left_holes", display_name="left_holes", tooltip="White where the left picture is not known."),
+                io.Mask.Output("right_holes", display_name="right_holes", tooltip="White where the right picture is not known."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, view, parallax, screen, edge_threshold) -> io.NodeOutput:
+        left, right = stereo_pair(view, parallax=parallax, screen=screen, edge_rtol=edge_threshold)
+        return io.NodeOutput(left.image, right.image, left.holes.float(), right.holes.float())

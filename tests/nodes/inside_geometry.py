@@ -222,3 +222,30 @@ def judged():
         "refusal": sentence(lambda: compare(view=view, reference=truth, alignment="none", **options)),
         "size": sentence(lambda: run("AlignDepth", view=view, reference=rising, method="scale", quantity="depth")),
     }
+
+
+def stereo(height, width):
+    """A pair of any size: its shapes, and which columns of a box stay known."""
+    view = scene(height, width)
+    out = run("StereoPair", view=view, parallax=4.0, screen=0.5, edge_threshold=0.04)
+    bare = ours("models.core.geometry.view").View.from_depth(view.depth, units="metric")
+    return {
+        "shapes": [list(part.shape) for part in out],
+        "holes": [float(part.mean()) for part in out[2:]],
+        "refusal": sentence(lambda: run("StereoPair", view=bare, parallax=4.0, screen=0.5, edge_threshold=0.04)),
+    }
+
+
+def odd_size(height, width):
+    """Every node that makes pictures or masks keeps the size to the pixel."""
+    view = scene(height, width)
+    pictures = [
+        *run("StereoPair", view=view, parallax=4.0, screen=0.5, edge_threshold=0.04),
+        *run("ViewToMask", view=view),
+        run("NormalsFromDepth", view=view, style="opengl", fov_degrees=65.0, edge_threshold=0.04)[0],
+        run("PointCloud", view=view, index=0, fov_degrees=65.0, edge_threshold=0.0, max_points=10, frame="camera")[1],
+        core.NODE_CLASS_MAPPINGS["SpatialWeave_PreviewDepth"]
+        .EXECUTE_NORMALIZED(view=view, style="control", near_percentile=0.0, far_percentile=100.0)
+        .result[0],
+    ]
+    return sorted({tuple(picture.shape[1:3]) for picture in pictures})

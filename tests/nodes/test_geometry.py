@@ -131,3 +131,14 @@ def test_depths_are_compared_aligned_and_given_normals(geometry):
     up, down = result["normals"]  # 30 degrees: half of green's range, the other way in DirectX
     np.testing.assert_allclose([up, down], [[0.5, 0.75, 0.933], [0.5, 0.25, 0.933]], atol=2e-3)
     assert result["refusal"].endswith("choose an alignment.") and "wanted the same size" in result["size"]
+
+
+@pytest.mark.parametrize("size", [(517, 1023), (3, 300), (2, 2)])
+def test_scenario_2_odd_wide_and_tiny_sizes_are_kept(geometry, size):
+    assert geometry("odd_size", height=size[0], width=size[1]) == [list(size)]
+
+
+def test_a_stereo_pair_comes_with_its_holes(geometry):
+    result = geometry("stereo", height=23, width=37)
+    assert result["shapes"] == [[1, 23, 37, 3]] * 2 + [[1, 23, 37]] * 2
+    assert all(0 < share < 0.2 for share in result["holes"]) and "has no picture" in result["refusal"]

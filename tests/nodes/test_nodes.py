@@ -13,6 +13,7 @@ IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 IDS += ["SaveDepth", "LoadDepth"]
 IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
+IDS += ["StereoPair"]
 
 
 @pytest.fixture(scope="module")
