@@ -129,6 +129,41 @@ def _run_world(options: argparse.Namespace) -> None:
     _say(str(summary))
 
 
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.add_argument("what", choices=["kernels"], help="what to measure: the attention op against what one would write instead")
+    command.add_argument("--json", type=Path, help="write the times here, too")
+    command.add_argument("--plot", type=Path, help="write a picture of the ratios here (PNG)")
+    command.add_argument("--device", help="cuda, cuda:1 or cpu; by default a GPU where there is one")
+    command.add_argument("--rounds", type=int, default=12, help="runs of each rival in each half; the medians of both halves are shown")
+    command.add_argument("--shape", action="append", help="only this shape, by its name in the table; may be repeated")
+    command.set_defaults(run=_run_bench)
+
+
+def _run_bench(options: argparse.Namespace) -> None:
+    from ..kernels.bench import SHAPES, as_lines, bench, write_record
+
+    found = bench(options.device, rounds=options.rounds, shapes=tuple(options.shape or SHAPES))
+    for line in as_lines(found):
+        _say(line)
+    if options.json:
+        write_record(options.json, found)
+    if options.plot:
+        from ..kernels.bench_plot import draw
+
+        draw(found).save(options.plot, format="PNG")
+
+
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(options: argparse.Namespace) -> None:
+    from ..kernels.doctor import report
+
+    for line in report():
+        _say(line)
+
+
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
@@ -138,4 +173,6 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("train", "Train a network by a recipe.", _add_train),
     ("evaluate", "Measure a model on the held-out scenes of the procedural world.", _add_evaluate),
     ("world", "Write a dataset of the procedural world: pictures with exact depth, normals, segments, lines and captions.", _add_world),
+    ("bench", "Time the attention op against its rivals on this machine, after checking its numbers.", _add_bench),
+    ("doctor", "Say which backends of the attention op run on this machine, and why others do not.", _add_doctor),
 )

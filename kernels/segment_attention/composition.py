@@ -100,13 +100,15 @@ class _Run:
         out = torch.empty(b, n, h, d, dtype=self.q.dtype, device=self.q.device).transpose(1, 2)
         lse = self.log_weight.new_empty(b, h, n, device=self.q.device) if self.need_lse else None
         for group in groups:
-            result, result_lse = self.one(group)
-            _put(out, result, group, self.segments)
+            place = _place(out, group, self.segments)
+            result, result_lse = self.one(group, place)
+            if result is not place:
+                _put(out, result, group, self.segments)
             if lse is not None and result_lse is not None:
                 _put(lse[..., None], result_lse[..., None], group, self.segments)
         return out, lse
 
-    def one(self, group: Group) -> tuple[Tensor, Tensor | None]:
+    def one(self, group: Group, place: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         q = self.queries(group)
         if not group.pieces:
             return torch.zeros_like(q), q.new_full(q.shape[:3], -math.inf, dtype=self.log_weight.dtype)
@@ -117,9 +119,10 @@ class _Run:
         wants_bias = self.inner is not None and self.inner.takes_bias and not self.inner.returns_lse
         if not self.need_lse and (wants_bias or not returns_lse(q)):
             return self.biased(q, group), None
-        return self.merged(q, group)
+        return self.merged(q, group, place)
 
-    def merged(self, q: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    def merged(self, q: Tensor, group: Group, place: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The last merge writes to `place`, where there is one and the dtype allows it."""
         out, lse = None, None
         for piece in group.pieces:
             more, more_lse = self.call(q, self.keys(self.k, piece), self.keys(self.v, piece), True)
@@ -129,7 +132,8 @@ class _Run:
                 continue
             share = torch.where(more_lse == -math.inf, 0.0, torch.sigmoid(more_lse - lse))[..., None]
             exact = out.dtype if out.dtype in (torch.float32, torch.float64) else torch.float32
-            out = torch.lerp(out.to(exact), more.to(exact), share.to(exact)).to(q.dtype)
+            into = place if piece is group.pieces[-1] and exact == q.dtype else None
+            out = torch.lerp(out.to(exact), more.to(exact), share.to(exact), out=into).to(q.dtype)
             lse = torch.logaddexp(lse, more_lse)
         return self.hidden(out, lse), lse
 
@@ -197,14 +201,22 @@ def _queries(tensor: Tensor, group: Group, segments: Segments) -> Tensor:
     return tensor.as_strided(shape, (step * row, *rest), tensor.storage_offset() + group.rows[0] * row)
 
 
+def _place(whole: Tensor, group: Group, segments: Segments) -> Tensor | None:
+    """Where the group's output lies, if that is a view."""
+    if group.fold > 1 or not is_arithmetic(group.rows, 1):
+        return None
+    start, stop = segments.query_ranges()[group.segment]
+    return _take(whole, group.rows)[:, :, start:stop]
+
+
 def _put(whole: Tensor, part: Tensor, group: Group, segments: Segments) -> None:
     start, stop = segments.query_ranges()[group.segment]
     if group.fold > 1:
         for index, row in enumerate(group.rows):
             entry = part[index].unflatten(1, (group.fold, whole.shape[2])).transpose(0, 1)
             whole[row : row + group.fold].copy_(entry)
-    elif is_arithmetic(group.rows, 1):
-        _take(whole, group.rows)[:, :, start:stop].copy_(part)
+    elif (place := _place(whole, group, segments)) is not None:
+        place.copy_(part)
     else:
         whole[:, :, start:stop].index_copy_(0, torch.tensor(group.rows, device=whole.device), part)
 

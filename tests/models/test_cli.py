@@ -8,7 +8,7 @@ import pytest
 
 from spatialweave.models import cli
 
-COMMANDS = ("demo", "train", "evaluate", "world")
+COMMANDS = ("demo", "train", "evaluate", "world", "bench", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
