@@ -42,12 +42,12 @@ def test_demo_depth_is_the_same_in_every_format(made):
     facts = json.loads((folder / "depth.json").read_text())
     archive = np.load(folder / "depth.npz")
     exact, valid = archive["depth"].squeeze(), archive["mask"].squeeze().astype(bool)
-    png = imageio.imread(folder / "depth.png").astype(np.float64) * facts["scale"] + facts.get("offset", 0.0)
+    png = imageio.imread(folder / "depth.png").astype(np.float64) * facts["depth_scale"] + facts["depth_offset"]
     with OpenEXR.File(str(folder / "depth.exr")) as file:
         exr = file.channels()["Z"].pixels
     assert valid.any()
     assert np.array_equal(exr[valid], exact[valid])
-    assert np.abs(png[valid] - exact[valid]).max() <= facts["scale"]
+    assert np.abs(png[valid] - exact[valid]).max() <= facts["depth_scale"]
 
 
 def test_demo_points_lie_before_the_camera_at_the_depth_written(made):
@@ -137,8 +137,8 @@ def test_demo_refuses_in_one_sentence(arguments, said, tmp_path, monkeypatch, ca
     assert cli.main(["demo", *arguments]) == 1
     error = capsys.readouterr().err.strip()
     assert said in error
-    assert error.count("\n") == 0 or "it/s" in error
-    assert error.splitlines()[-1].startswith("spatialweave demo: ")
+    assert error.splitlines()[-1].startswith("spatialweave demo: ")  # before it at most the progress bar
+    assert "Traceback" not in error
 
 
 def test_demo_calls_a_foreign_weights_file_by_name(tmp_path, capsys):
