@@ -26,6 +26,7 @@ from ...models.core.diffusion.carry import carried_velocity, from_carried, relea
 from ...models.core.diffusion.flow import warp_time
 from ...models.modality_forcing.config import ModalityForcingConfig
 from ...models.modality_forcing.network import ModalityForcing
+from .refused_samplers import check_sampler
 
 # Divisible by every step count to 10 and by 12, 14, 15, 16, 18, 20, 24, 25, 28, 30, 36, 40, 50: core's scheduler "simple"
 # picks table rows, and is then exactly the published schedule.
@@ -184,7 +185,9 @@ def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None
     """An OUTER_SAMPLE wrapper: values whose mask is 0 come back as they came, where core's blend would round them.
 
     NaN means missing: the network sees this run's own noise there, as it did in training, and a given NaN comes back as NaN.
+    A sampler that cannot serve is refused.
     """
+    check_sampler(sampler)
     whole = torch.where(latent_image.isnan(), noise.to(latent_image), latent_image)
     samples = executor(noise, whole, sampler, sigmas, denoise_mask, *args, **kwargs)
     if denoise_mask is None:
