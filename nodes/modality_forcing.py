@@ -49,7 +49,7 @@ class ModalityOrder(io.ComfyNode):
             node_id="SpatialWeave_ModalityOrder",
             display_name="Modality Order",
             category="SpatialWeave/Modality Forcing",
-            description="Which comes first while sampling, the image or its depth. Works with every core sampler and scheduler.",
+            description="Which comes first while sampling, the image or its depth. Works with core's samplers and schedulers.",
             search_aliases=["log2_alpha", "depth first", "image first", "schedule", "rgbd"],
             inputs=[
                 io.Model.Input("model", tooltip="A joint model, from Load Modality Forcing."),
