@@ -40,11 +40,20 @@ def compose(
         out, lse = segment_attention_reference(q, k, v, segments, log_weight, scale=scale)
         return out.transpose(1, 2).contiguous().transpose(1, 2), lse
     k, v = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (k, v))
+    segments, log_weight = _united(segments, log_weight)
     run = _Run(q, k, v, segments, log_weight, scale, need_lse, inner)
     groups = plan_of(q, k, v, segments, log_weight)
     if len(groups) == len(segments.queries) == 1 and len(groups[0].pieces) == 1 and is_arithmetic(groups[0].rows, 1):
         return run.whole(groups[0])
     return run.grouped(groups)
+
+
+def _united(segments: Segments, log_weight: Tensor) -> tuple[Segments, Tensor]:
+    """Query segments of the same weights, where these are known, are one segment."""
+    first = log_weight[:, :, :1]
+    if len(segments.queries) == 1 or log_weight.device.type != "cpu" or not torch.equal(first.expand_as(log_weight), log_weight):
+        return segments, log_weight
+    return Segments((sum(segments.queries),), segments.sources), first
 
 
 def plan_of(q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor) -> tuple[Group, ...]:
