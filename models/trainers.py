@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from .core.training.loop import Builder, Task
 from .core.training.recipe import Recipe, check_keys
@@ -19,15 +20,15 @@ from .demo.weights import load_codec, save_part
 from .modality_forcing import training_task
 from .world import scorer_task
 
-WORLD_KEYS = ["folder", "scenes", "size", "codec"]
+WORLD_KEYS = ["folder", "scenes", "size"]
 
 
 def build_codec(recipe: Recipe) -> Task:
     """The tiny image codec, on pictures of the world."""
     check_keys(recipe.data, WORLD_KEYS, "recipe's data")
-    generator = Generator().manual_seed(recipe.seed)
+    check_keys(recipe.loss, [field.name for field in fields(CodecLoss)], "recipe's loss")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        torch.manual_seed(recipe.seed)
         model = TinyCodec()
     settings = CodecLoss(**recipe.loss)
     return Task(model, partial(codec_loss, settings=settings), WorldPictures(open_world(recipe.data)), export=export_codec)
@@ -41,7 +42,7 @@ def export_codec(folder: Path, state: Mapping[str, Tensor]) -> None:
 
 def build_tiny_modality_forcing(recipe: Recipe) -> Task:
     """Network and text encoder together, on latents of the world's pictures. `data.codec` names a codec other than the shipped one."""
-    check_keys(recipe.data, WORLD_KEYS, "recipe's data")
+    check_keys(recipe.data, [*WORLD_KEYS, "codec"], "recipe's data")
     codec = load_codec(recipe.data["codec"]) if recipe.data.get("codec") else load_codec()
     dataset = WorldLatents(open_world(recipe.data), codec.train(False))
     with torch.random.fork_rng(devices=[]):

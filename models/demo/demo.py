@@ -12,21 +12,19 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..core.export.exr import read_exr, write_exr
+from ..core.export.depth_files import read_depth
+from ..core.export.exr import write_exr
 from ..core.export.files import write_file
-from ..core.export.npz import read_npz, write_npz
+from ..core.export.npz import write_npz
 from ..core.export.ply import write_ply
 from ..core.export.png8 import write_png8
-from ..core.export.png16 import read_png16, write_png16
+from ..core.export.png16 import write_png16
 from ..core.export.webp import write_webp
 from ..core.geometry.points import view_to_point_cloud
-from ..core.geometry.view import View
 from ..modality_forcing.config import Mode
 from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
 from .orbit import ASSUMED_FOV, render_orbit
 from .pictures import contact_sheet
-
-DEPTH_READERS = {".png": read_png16, ".exr": read_exr, ".npz": read_npz}
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def run_demo(request: DemoRequest) -> Iterator[str]:
     """Sample, then write; yields one line per note and per file."""
     mode = request.mode  # first: a refusal must come before any folder is made
-    given = {"image": open_image(request.image)} if request.image else {"depth": open_depth(request.depth)} if request.depth else {}
+    given = {"image": open_image(request.image)} if request.image else {"depth": read_depth(request.depth)} if request.depth else {}
     pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
     make_folder(request.output)
     result = sample(pipeline, request, mode, given)
@@ -95,8 +93,9 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
     yield f"wrote {write_png16(folder / 'depth.png', view)}"
     yield f"wrote {write_exr(folder / 'depth.exr', view)}"
     yield f"wrote {write_npz(folder / 'depth.npz', view)}"
-    (cloud,) = view_to_point_cloud(view, fov_degrees=None if view.intrinsics is not None else ASSUMED_FOV)
-    lines = [f"depth is {view.units}; horizontal field of view {ASSUMED_FOV:.0f} degrees assumed"]
+    assumed = None if view.intrinsics is not None else ASSUMED_FOV
+    (cloud,) = view_to_point_cloud(view, fov_degrees=assumed)
+    lines = [f"depth is {view.units}; " + (f"horizontal field of view {assumed:.0f} degrees assumed" if assumed else "camera as given")]
     yield f"wrote {write_ply(folder / 'points.ply', cloud.points, cloud.colours, cloud.normals, comments=lines)}"
     orbit = render_orbit(view)
     yield f"wrote {write_webp(folder / 'orbit.webp', orbit.frames)}"
@@ -124,13 +123,6 @@ def open_image(path: Path):
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}); give a PNG, JPEG, WebP or TIFF file.") from error
     return image
-
-
-def open_depth(path: Path) -> View:
-    """A depth file by its ending."""
-    if path.suffix.lower() not in DEPTH_READERS:
-        raise ValueError(f"{path} ends in '{path.suffix}'; a depth map is read from {', '.join(DEPTH_READERS)}.")
-    return DEPTH_READERS[path.suffix.lower()](path)
 
 
 def make_folder(folder: Path) -> None:
