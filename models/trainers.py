@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .core.training.alignment import Aligner
 from .core.training.loop import Builder, Task
 from .core.training.recipe import Recipe, check_keys
-from .demo.codec import TinyCodec
-from .demo.data import WorldLatents, WorldPictures, open_world
+from .demo.codec import STRIDE, TinyCodec
+from .demo.data import CELL, CELL_CLASSES, WorldLatents, WorldPictures, open_world
 from .demo.text import TinyTextEncoder, tokenize
-from .demo.training import CodecLoss, codec_loss
+from .demo.training import CodecLoss, TrainedCodec, codec_loss
 from .demo.weights import load_codec, save_part
 from .modality_forcing import training_task
 from .world import scorer_task
@@ -29,14 +30,15 @@ def build_codec(recipe: Recipe) -> Task:
     check_keys(recipe.loss, [field.name for field in fields(CodecLoss)], "recipe's loss")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = TinyCodec()
+        codec = TinyCodec()
+        model = TrainedCodec(codec, Aligner(codec.config.latent_channels, CELL_CLASSES, STRIDE // CELL))
     settings = CodecLoss(**recipe.loss)
     return Task(model, partial(codec_loss, settings=settings), WorldPictures(open_world(recipe.data)), export=export_codec)
 
 
 def export_codec(folder: Path, state: Mapping[str, Tensor]) -> None:
     codec = TinyCodec(device="meta")
-    codec.load_state_dict(dict(state), assign=True)
+    codec.load_state_dict({name.removeprefix("codec."): value for name, value in state.items() if name.startswith("codec.")}, assign=True)
     save_part(folder / "codec.safetensors", codec, "tiny image codec")
 
 
@@ -48,7 +50,8 @@ def build_tiny_modality_forcing(recipe: Recipe) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = TinyTextEncoder()
-    return training_task.build(recipe, dataset=dataset, text_encoder=text_encoder, empty_tokens=tokenize([""])[0])
+    given = {"text_encoder": text_encoder, "empty_tokens": tokenize([""])[0], "classes": CELL_CLASSES}
+    return training_task.build(recipe, dataset=dataset, **given)
 
 
 BUILDERS: Mapping[str, Builder] = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.geometry.depth import encode_depth
 from ..core.training.data import FolderDataset
 from ..world.captions import mirror_caption
+from ..world.scene import COLORS, SHAPES
 from .codec import TinyCodec
 from .text import tokenize
 
@@ -27,29 +28,40 @@ def open_world(data: Mapping[str, Any]) -> FolderDataset:
     return FolderDataset(folder)
 
 
+# What a spot of a picture shows, as numbers: its shape (surroundings, sky, then SHAPES) and its colour (COLORS; of objects only).
+CELL = 4  # pixels to a side
+CELL_CLASSES = (2 + len(SHAPES), len(COLORS))
+
+
 class WorldPictures(torch.utils.data.Dataset):
-    """Images only, for the codec: sample 2 i is picture i, 2 i + 1 the same in a mirror. image 3 H W in [-1, 1]."""
+    """For the codec: sample 2 i is picture i, 2 i + 1 the same in a mirror. image 3 H W in [-1, 1]; cells as in `WorldLatents`."""
 
     def __init__(self, source: FolderDataset):
-        self.images = torch.stack([source[i]["image"] for i in range(len(source))])
+        images, self.cells = [], []
+        for i in range(len(source)):
+            sample = source[i]
+            images.append(sample["image"])
+            self.cells.append(count_cells(sample["segmentation"], source.entry(i)["objects"]))
+        self.images = torch.stack(images)
 
     def __len__(self) -> int:
         return 2 * len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image = self.images[index // 2].permute(2, 0, 1).float() / 127.5 - 1
-        return {"image": image.flip(-1) if index % 2 else image}
+        image, cells = self.images[index // 2].permute(2, 0, 1).float() / 127.5 - 1, self.cells[index // 2]
+        return {"image": image.flip(-1), "cells": cells.flip(-1)} if index % 2 else {"image": image, "cells": cells}
 
 
 class WorldLatents(torch.utils.data.Dataset):
     """What Modality Forcing trains on, mirrored as above.
 
     latent c h w of the codec; depth_net 1 H W, contracted unit-mean depth with sky at 2; mask 1 H W, all True: nothing of
-    this world is missing; tokens k n, one row of word numbers for each caption of the scene.
+    this world is missing; tokens k n, one row of word numbers for each caption of the scene; cells 2 H/4 W/4, shape and colour
+    numbers as CELL_CLASSES counts them.
     """
 
     def __init__(self, source: FolderDataset, codec: TinyCodec, *, batch: int = 64):
-        self.tokens, self.depth, latents = [], [], ([], [])
+        self.tokens, self.cells, self.depth, latents = [], [], [], ([], [])
         for start in range(0, len(source), batch):
             rows = range(start, min(start + batch, len(source)))
             samples = [source[i] for i in rows]
@@ -58,6 +70,7 @@ class WorldLatents(torch.utils.data.Dataset):
                 kept.append(encode(codec, image.flip(-1) if mirrored else image).half())
             self.depth.append(code_depth(torch.stack([s["depth"] for s in samples]), torch.stack([s["mask"] for s in samples])).half())
             self.tokens += [caption_tokens(source.entry(i)) for i in rows]
+            self.cells += [count_cells(sample["segmentation"], source.entry(i)["objects"]) for i, sample in zip(rows, samples, strict=True)]
         self.depth = torch.cat(self.depth)
         self.latents = tuple(torch.cat(kept) for kept in latents)
 
@@ -73,6 +86,7 @@ class WorldLatents(torch.utils.data.Dataset):
             "depth_net": depth,
             "mask": torch.ones_like(depth, dtype=torch.bool),
             "tokens": self.tokens[scene][mirrored],
+            "cells": self.cells[scene].flip(-1) if mirrored else self.cells[scene],
         }
 
 
@@ -84,6 +98,15 @@ def encode(codec: TinyCodec, image: Tensor) -> Tensor:
 def code_depth(depth: Tensor, known: Tensor) -> Tensor:
     """Network depth b H W of metric depth b H W; what is not known in this world is sky: not missing, but infinitely far."""
     return encode_depth(depth[:, None], known[:, None], sky=~known[:, None])[:, 0]
+
+
+def count_cells(segmentation: Tensor, objects: Sequence[str]) -> Tensor:
+    """Class numbers 2 H/4 W/4 int8 of a segmentation H W (-1 sky, 0 surroundings, i + 1 object i), read near each cell's middle."""
+    number = segmentation[CELL // 2 :: CELL, CELL // 2 :: CELL].long() + 1  # 0 sky, 1 surroundings, 2 + i object i
+    colors, shapes = zip(*((list(COLORS).index(c), SHAPES.index(s)) for c, s in map(str.split, objects)), strict=True)
+    shape = torch.tensor([1, 0, *(2 + s for s in shapes)])[number]
+    color = torch.tensor([-1, -1, *colors])[number]
+    return torch.stack((shape, color)).to(torch.int8)
 
 
 def caption_tokens(entry: Mapping[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training the tiny codec: reconstruction with sharp edges, from a latent that tolerates noise."""
+"""Training the tiny codec: reconstruction with sharp edges, from a latent that tolerates noise and says what it shows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from ..core.training.alignment import Aligner
 from .codec import TinyCodec
 
 
@@ -18,14 +19,24 @@ class CodecLoss:
     edges: float = 1.0
     coarse: float = 0.5
     noise: float = 0.35
+    align: float = 0.02  # cross-entropy of what each spot shows, read from the latent
     momentum: float = 0.02  # of the running latent statistics
 
 
+class TrainedCodec(nn.Module):
+    """What trains together: the codec, and what reads its latents."""
+
+    def __init__(self, codec: TinyCodec, aligner: Aligner):
+        super().__init__()
+        self.codec, self.aligner = codec, aligner
+
+
 def codec_loss(
-    model: TinyCodec, batch: Mapping[str, Tensor], generator: Generator, settings: CodecLoss
+    trained: TrainedCodec, batch: Mapping[str, Tensor], generator: Generator, settings: CodecLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """batch["image"] b 3 H W in [-1, 1]. As with a batch norm, training normalises by the batch and keeps running statistics."""
-    image = batch["image"]
+    """batch: image b 3 H W in [-1, 1], cells as the aligner takes them. As with a batch norm, training normalises by the batch and
+    keeps running statistics."""
+    model, image = trained.codec, batch["image"]
     raw = model.encoder(image).float()
     mean, std = raw.mean((0, 2, 3)), raw.var((0, 2, 3), unbiased=False).add(1e-6).sqrt()
     with torch.no_grad():
@@ -39,8 +50,10 @@ def codec_loss(
     pixel = (picture - image).abs().mean()
     edges = _edge_distance(picture, image)
     coarse = (_shrink(picture) - _shrink(image)).abs().mean()
-    loss = pixel + settings.edges * edges + settings.coarse * coarse
-    return loss, {"pixel": pixel.detach(), "edges": edges.detach(), "psnr": _psnr(picture, image)}
+    align = trained.aligner(noisy.flatten(2).transpose(1, 2), batch["cells"])
+    loss = pixel + settings.edges * edges + settings.coarse * coarse + settings.align * align
+    logs = {"pixel": pixel, "edges": edges, "align": align, "psnr": _psnr(picture, image)}
+    return loss, {name: value.detach() for name, value in logs.items()}
 
 
 def _edge_distance(a: Tensor, b: Tensor) -> Tensor:

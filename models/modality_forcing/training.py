@@ -4,13 +4,15 @@ Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps 
 on the CPU, so a loss is a function of (model, batch, generator state) on any machine.
 
 A batch has: latent b c h w; depth_net b 1 H W (contracted depth of unit mean) and mask b 1 H W, True = known; and either tokens
-b n (or b k n: k captions each, of which one is drawn) with empty_tokens n, or context b n c with empty_context n c.
+b n (or b k n: k captions each, of which one is drawn) with empty_tokens n, or context b n c with empty_context n c. For alignment
+also cells b k s*h s*w: k kinds of class numbers on a grid s times finer than the latent's, -1 where a kind says nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -18,6 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..core.geometry.depth import contract, uncontract, unit_mean
+from ..core.training.alignment import Aligner
 from ..core.training.recipe import check_keys
 from .network import ModalityForcing
 
@@ -43,6 +46,8 @@ class LossSettings:
     caption_dropout: float = 0.1
     sparse: float = 0.1  # share of pictures that lose known depth pixels, so that sparse depth is nothing new (not published)
     sparse_keep: tuple[float, float] = (0.002, 0.5)  # those keep this share, drawn evenly in its logarithm
+    align: float = 0.0  # weight of the alignment loss (ours, see Aligner), for data that knows what each spot shows
+    align_block: int = 1  # number of the single block whose image rows it reads
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparse_keep", tuple(self.sparse_keep))
@@ -51,7 +56,7 @@ class LossSettings:
         if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise ValueError(f"The loss's joint, image_to_depth and depth_to_image are {shares}, but they must be shares that add up to 1.")
         self._check("shift_sigma", 0 < self.shift_sigma <= math.sqrt(2), "above 0 and at most sqrt(2): beyond it the density has two modes")
-        for name in ("t_min", "rgb_weight", "depth_weight", "distill_high", "distill_low"):
+        for name in ("t_min", "rgb_weight", "depth_weight", "distill_high", "distill_low", "align", "align_block"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("t_min", self.t_min > 0, "above 0: the depth weight is 1/t^2")
         for name in ("caption_dropout", "sparse"):
@@ -73,13 +78,35 @@ class LossSettings:
 class TrainedModel(nn.Module):
     """What trains together: the network, and the text encoder where it is ours (a tiny one), else contexts are computed beforehand."""
 
-    def __init__(self, network: ModalityForcing, text_encoder: nn.Module | None = None):
+    def __init__(self, network: ModalityForcing, text_encoder: nn.Module | None = None, aligner: Aligner | None = None):
         super().__init__()
-        self.network, self.text_encoder = network, text_encoder
+        self.network, self.text_encoder, self.aligner = network, text_encoder, aligner
 
     def context(self, words: Tensor) -> Tensor:
         """Rows of context b n c from drawn word numbers, or the context itself."""
         return self.text_encoder(words) if self.text_encoder is not None else words
+
+
+@contextmanager
+def listen(model: TrainedModel, block: int) -> Iterator[list[Tensor]]:
+    """While open, the rows that single block number `block` gives are kept in the list; nothing where nobody aligns."""
+    heard: list[Tensor] = []
+    if model.aligner is None:
+        yield heard
+        return
+    handle = model.network.single_blocks[block].register_forward_hook(lambda module, given, rows: heard.append(rows))
+    try:
+        yield heard
+    finally:
+        handle.remove()
+
+
+def align_loss(model: TrainedModel, batch: Batch, heard: list[Tensor], context: Tensor, settings: LossSettings) -> dict[str, Tensor]:
+    """The alignment's part of the loss, if there is one."""
+    if not heard:
+        return {}
+    text, (height, width) = context.shape[1], batch["latent"].shape[-2:]
+    return {"align": settings.align * model.aligner(heard[0][:, text : text + height * width], batch["cells"])}
 
 
 def loss(
@@ -99,17 +126,19 @@ def loss(
     depth_t = torch.where(known, mix(target, depth_noise, t_depth), depth_noise)
 
     context = model.context(words)
-    velocity, x0 = model.network(rgb_t, depth_t, context, t_rgb, t_depth)
+    with listen(model, settings.align_block) as heard:
+        velocity, x0 = model.network(rgb_t, depth_t, context, t_rgb, t_depth)
     parts = {
         "rgb": settings.rgb_weight * velocity_loss(velocity, rgb_noise - latent, t_rgb > 0),
         "depth": settings.depth_weight * depth_loss(x0, target, known, t_depth, settings.t_min),
+        **align_loss(model, batch, heard, context, settings),
     }
     if teacher is not None:
         with torch.no_grad():
             wanted = teacher.network.forward_image(rgb_t, teacher.context(words), t_rgb)
         weight = settings.distill_high * t_depth + settings.distill_low * (1 - t_depth)
         parts["distill"] = velocity_loss(velocity, wanted, t_rgb > 0, weight)
-    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+    return sum_parts(parts)
 
 
 def image_loss(
@@ -119,9 +148,15 @@ def image_loss(
     latent = batch["latent"]
     t = draw_logit_normal(uniform(len(latent), generator), settings.shift_mu, settings.shift_sigma).to(latent.device)
     noise = draw_like(latent, generator)
-    velocity = model.network.forward_image(mix(latent, noise, t), model.context(words), t)
+    context = model.context(words)
+    with listen(model, settings.align_block) as heard:
+        velocity = model.network.forward_image(mix(latent, noise, t), context, t)
     value = settings.rgb_weight * velocity_loss(velocity, noise - latent, t > 0)
-    return value, {"rgb": value.detach()}
+    return sum_parts({"rgb": value, **align_loss(model, batch, heard, context, settings)})
+
+
+def sum_parts(parts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
 
 
 def velocity_loss(velocity: Tensor, wanted: Tensor, counts: Tensor, weight: Tensor | float = 1.0) -> Tensor:

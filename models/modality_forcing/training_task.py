@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..core.geometry.depth import encode_depth
+from ..core.training.alignment import Aligner
 from ..core.training.data import FolderDataset
 from ..core.training.loop import Task
 from ..core.training.recipe import Recipe, check_keys
@@ -52,9 +53,17 @@ class ModelSettings:
         return cls(**values)
 
 
-def build(recipe: Recipe, *, dataset: Any = None, text_encoder: nn.Module | None = None, empty_tokens: Tensor | None = None) -> Task:
+def build(
+    recipe: Recipe,
+    *,
+    dataset: Any = None,
+    text_encoder: nn.Module | None = None,
+    empty_tokens: Tensor | None = None,
+    classes: Sequence[int] = (),
+) -> Task:
     """The Task of a recipe. A text encoder given here trains along and reads the dataset's `tokens`, of which `empty_tokens` n is
-    the empty prompt; without one, samples bring their `context`. Without a dataset, the folder named in the recipe is read."""
+    the empty prompt; without one, samples bring their `context`. Without a dataset, the folder named in the recipe is read.
+    `classes`: how many numbers each kind of the samples' `cells` has, for the alignment loss."""
     settings, start = LossSettings.from_json(recipe.loss), ModelSettings.from_json(recipe.model)
     config = replace(find_preset(recipe.preset), **check_config(start.config))
     generator = Generator().manual_seed(recipe.seed)
@@ -63,8 +72,10 @@ def build(recipe: Recipe, *, dataset: Any = None, text_encoder: nn.Module | None
         if start.text:
             fill_module(text_encoder, read_tensors(start.text), what=start.text)
         extra["empty_tokens"] = empty_tokens
-    check_sample(dataset[0], text_encoder is not None, settings)
-    model = TrainedModel(start_network(config, start, generator), text_encoder)
+    sample = dataset[0]
+    check_sample(sample, text_encoder is not None, settings)
+    aligner = make_aligner(config, classes, sample, settings, recipe.seed) if settings.align else None
+    model = TrainedModel(start_network(config, start, generator), text_encoder, aligner)
     teacher = make_teacher(model) if start.distill else None
     return Task(
         model=model,
@@ -73,6 +84,19 @@ def build(recipe: Recipe, *, dataset: Any = None, text_encoder: nn.Module | None
         companions=(teacher,) if teacher else (),
         export=partial(export, config=config, trained=settings.kind, dtype=getattr(torch, start.ship)),
     )
+
+
+def make_aligner(
+    config: ModalityForcingConfig, classes: Sequence[int], sample: Mapping[str, Any], settings: LossSettings, seed: int
+) -> Aligner:
+    if not classes or "cells" not in sample:
+        raise ValueError("The recipe's loss wants align, but this dataset does not say what each spot shows; leave align out.")
+    if settings.align_block >= config.num_single_blocks:
+        last = config.num_single_blocks - 1
+        raise ValueError(f"The loss's align_block is {settings.align_block}, but the network's single blocks end at {last}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Aligner(config.hidden_size, classes, sample["cells"].shape[-1] // sample["latent"].shape[-1])
 
 
 def check_config(changes: Mapping[str, Any]) -> Mapping[str, Any]:

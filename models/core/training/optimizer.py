@@ -1,4 +1,4 @@
-"""What trains and how: parameter groups of AdamW, learning rate factors, averaged weights, optimiser state by parameter name."""
+"""What trains and how: parameter groups of AdamW and Muon, learning rate factors, averaged weights, optimiser state by name."""
 
 from __future__ import annotations
 
@@ -38,17 +38,46 @@ def check_prefixes(prefixes: Iterable[str], names: Iterable[str], key: str) -> N
             raise ValueError(f"The recipe's {key} names {prefix!r}, but no parameter begins so; names begin with {known}.")
 
 
-def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with one group per (learning rate factor, weight decay). Fused: one pass over the weights, also on CPUs."""
+def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, one group per (learning rate factor, weight decay), fused: one pass over the weights, also on CPUs. With Muon where
+    the recipe says so."""
     check_prefixes(recipe.lr_scale, parameters, "lr_scale")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    check_prefixes(recipe.muon, parameters, "muon")
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         fitting = [prefix for prefix in recipe.lr_scale if matches(name, prefix)]
         scale = recipe.lr_scale[max(fitting, key=len)] if fitting else 1.0
         decay = recipe.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((scale, decay), []).append(parameter)
-    listed = [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
-    return torch.optim.AdamW(listed, lr=recipe.lr, betas=recipe.betas, fused=True)
+        turned = parameter.ndim == 2 and any(matches(name, prefix) for prefix in recipe.muon)
+        groups.setdefault((turned, scale, decay), []).append(parameter)
+    adamw, muon = (
+        [{"params": params, "scale": scale, "weight_decay": decay} for (turned, scale, decay), params in groups.items() if turned == wanted]
+        for wanted in (False, True)
+    )
+    settings = {"lr": recipe.lr, "betas": recipe.betas, "fused": True}
+    return MuonAdamW(muon, adamw, **settings) if muon else torch.optim.AdamW(adamw, **settings)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """torch's Muon (Jordan et al. 2024) for some matrices and AdamW for all else, as one optimiser with one learning rate: Muon's
+    updates are scaled to AdamW's usual size (Liu et al. 2025, "Muon is scalable for LLM training")."""
+
+    def __init__(self, muon: list[dict], adamw: list[dict], *, lr: float, **settings):
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"The recipe has muon, which torch {torch.__version__} lacks; leave it out, or take torch 2.9 or later.")
+        parts = [torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw")]
+        parts += [torch.optim.AdamW(adamw, lr=lr, **settings)] if adamw else []
+        super().__init__([{**group, "part": i} for i, part in enumerate(parts) for group in part.param_groups], {})
+        self.parts = parts
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("MuonAdamW takes no closure.")
+        for i, part in enumerate(self.parts):
+            # groups and state live here, where a checkpoint is loaded and accelerate looks; the parts only compute
+            part.param_groups, part.state = [group for group in self.param_groups if group["part"] == i], self.state
+            part.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -33,6 +33,7 @@ class Recipe:
     lr: float = 1e-4
     lr_scale: Mapping[str, float] = field(default_factory=dict)  # parameter name prefix -> factor on lr; the longest prefix counts
     freeze: tuple[str, ...] = ()  # parameter name prefixes that do not train
+    muon: tuple[str, ...] = ()  # prefixes of the parameters whose matrices torch's Muon trains; AdamW has all else
     warmup: int = 0  # steps of linear rise from 0
     schedule: Schedule = "constant"
     decay: float = 0.0  # "constant" only: the last share of the steps, in which lr falls linearly to final_lr
@@ -53,7 +54,7 @@ class Recipe:
     output: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("freeze", "betas"):
+        for name in ("freeze", "muon", "betas"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("system", "preset", "output"):
@@ -78,8 +79,10 @@ class Recipe:
             self._check(name, isinstance(getattr(self, name), Mapping), "a JSON object")
         scales = self.lr_scale.values()
         self._check("lr_scale", all(_is_number(s) and s > 0 for s in scales), "prefixes with factors above 0 (freeze is for 0)")
-        listed = isinstance(self.freeze, tuple) and all(isinstance(prefix, str) and prefix for prefix in self.freeze)
-        self._check("freeze", listed, "a list of name prefixes")
+        for name in ("freeze", "muon"):
+            value = getattr(self, name)
+            listed = isinstance(value, tuple) and all(isinstance(prefix, str) and prefix for prefix in value)
+            self._check(name, listed, "a list of name prefixes")
 
     def _check_sums(self) -> None:
         self._check("batch_size", self.batch_size % self.accumulate == 0, f"a multiple of accumulate, {self.accumulate}")

@@ -30,6 +30,7 @@ _spec = importlib.util.spec_from_file_location("inside_training", SCRIPT)
 inside_training = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(inside_training)
 build_toy = inside_training.build_toy
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 
 
 def run(recipe, output, **options) -> Outcome:
@@ -140,9 +141,47 @@ def test_frozen_parameters_stay_and_factors_scale_the_first_step(tmp_path):
     assert moved["head.weight"] == pytest.approx(5e-3, rel=1e-3) and moved["head.bias"] == pytest.approx(2.5e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("key", ["freeze", "lr_scale"])
+@needs_muon
+def test_muon_takes_the_named_matrices_and_adamw_all_else(tmp_path):
+    """Against torch's own two optimisers, each over its share, on the same gradients."""
+    recipe = replace(RECIPE, muon=("body",), clip=0.0, accumulate=1)
+    task = build_toy(recipe)
+    model, named = task.model, dict(task.model.named_parameters())
+    muon = torch.optim.Muon([named["body.weight"]], weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+    rest = [{"params": [p], "weight_decay": recipe.weight_decay * (p.ndim > 1)} for name, p in named.items() if name != "body.weight"]
+    adamw = torch.optim.AdamW(rest, betas=recipe.betas)
+    order = iter(OrderedBatches(len(task.dataset), recipe.batch_size, recipe.seed, slices=1))
+    for step in range(recipe.steps):
+        batch = collate([task.dataset[i] for i in next(order)])
+        task.loss(model, batch, seed_slice(recipe.seed, step, 0))[0].backward()
+        for optimizer in (muon, adamw):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step)
+            optimizer.step()
+            optimizer.zero_grad()
+    got = tensors(run(recipe, tmp_path))
+    for name, value in model.state_dict().items():
+        assert_close(got["model"][name], value)
+    assert {key.split("|")[1] for key in got["optimizer"] if key.startswith("body.weight|")} == {"momentum_buffer"}
+
+
+@needs_muon
+def test_resumed_muon_run_is_bit_exact(tmp_path):
+    recipe = replace(RECIPE, muon=("body", "head"))
+    straight = run(recipe, tmp_path / "straight")
+    run(replace(recipe, steps=3), tmp_path / "halves")
+    assert_same(tensors(run(recipe, tmp_path / "halves", resume=True)), tensors(straight))
+
+
+def test_muon_that_torch_lacks_is_said(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match="lacks; leave it out, or take torch 2.9"):
+        run(replace(RECIPE, muon=("body",)), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["freeze", "lr_scale", "muon"])
 def test_prefixes_that_fit_nothing_are_refused(tmp_path, key):
-    value = ("nose",) if key == "freeze" else {"nose": 2.0}
+    value = {"nose": 2.0} if key == "lr_scale" else ("nose",)
     with pytest.raises(
         ValueError, match=f"The recipe's {key} names 'nose', but no parameter begins so; names begin with body, head, unused"
     ):

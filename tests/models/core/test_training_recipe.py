@@ -37,6 +37,7 @@ def test_recipe_survives_json():
         ("mixed_precision", "fp16", "one of no, bf16"),
         ("lr_scale", {"head": 0}, "freeze is for 0"),
         ("freeze", "head", "a list of name prefixes"),
+        ("muon", [""], "a list of name prefixes"),
         ("data", "folder", "a JSON object"),
         ("accumulate", 3, "a whole number"),
         ("warmup", 11, "at most the 10 steps"),

@@ -13,7 +13,7 @@ from spatialweave.models.demo.data import WorldLatents, WorldPictures, open_worl
 from spatialweave.models.demo.text import TOKENS, explain_prompt, tokenize
 from spatialweave.models.world.captions import VOCABULARY, caption
 from spatialweave.models.world.render import render
-from spatialweave.models.world.scene import sample_scenes
+from spatialweave.models.world.scene import COLORS, SHAPES, sample_scenes
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,13 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     scenes = sample_scenes(5, 4)
     frames = render(scenes, 32, 32, samples=1)
-    save_file({"image": (frames.image * 255).round().byte(), "depth": frames.depth}, folder / "shard-00000.safetensors")
+    tensors = {"image": (frames.image * 255).round().byte(), "depth": frames.depth, "segmentation": frames.segmentation.to(torch.int16)}
+    save_file(tensors, folder / "shard-00000.safetensors")
     lines = []
     for row, scene in enumerate(scenes):
         captions = [caption(scene, random.Random(k)) for k in range(3)]
-        lines.append(json.dumps({"shard": "shard-00000.safetensors", "row": row, "caption": captions[0], "captions": captions}))
+        words = {"caption": captions[0], "captions": captions, "objects": [item.name for item in scene.objects]}
+        lines.append(json.dumps({"shard": "shard-00000.safetensors", "row": row, **words}))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return folder, frames
 
@@ -57,6 +59,25 @@ def test_latents_are_the_codecs_and_depth_is_contracted_with_sky_at_two(world):
         assert (sample["depth_net"][0].double() - exact).abs().max() < 1e-3  # float16
         assert torch.equal(mirrored["depth_net"], sample["depth_net"].flip(-1))
         assert sample["mask"].all()
+
+
+def test_cells_say_what_the_middle_of_each_shows(world):
+    folder, frames = world
+    scenes = sample_scenes(5, 4)
+    pictures, latents = WorldPictures(FolderDataset(folder)), WorldLatents(FolderDataset(folder), TinyCodec().train(False))
+    for i, scene in enumerate(scenes):
+        cells = pictures[2 * i]["cells"]
+        assert cells.shape == (2, 8, 8) and torch.equal(cells, latents[2 * i]["cells"])
+        for y in range(8):
+            for x in range(8):
+                shown, (shape, color) = int(frames.segmentation[i, 4 * y + 2, 4 * x + 2]), cells[:, y, x].tolist()
+                if shown < 1:
+                    assert (shape, color) == (1 if shown < 0 else 0, -1)
+                else:
+                    item = scene.objects[shown - 1]
+                    assert f"{list(COLORS)[color]} {SHAPES[shape - 2]}" == item.name
+        for samples in (pictures, latents):
+            assert torch.equal(samples[2 * i + 1]["cells"], cells.flip(-1))
 
 
 def test_mirrored_captions_swap_left_and_right(world):

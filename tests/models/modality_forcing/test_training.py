@@ -180,6 +180,35 @@ def test_text_to_image_stage_uses_no_depth():
     assert empty.float().mean().item() == pytest.approx(0.25, abs=0.04)
 
 
+@pytest.mark.parametrize("kind", ["text_to_image", "modality_forcing"])
+def test_alignment_reads_the_image_rows_of_its_block(kind):
+    config = replace(MINI, num_single_blocks=2)
+    torch.manual_seed(0)
+    network = ModalityForcing(config)
+    training.init_weights(network, seeded())
+    rows = {}
+
+    class Listener(torch.nn.Module):
+        def forward(self, given, cells):
+            rows["given"], rows["cells"] = given, cells
+            return given.sum()
+
+    model = TrainedModel(network, aligner=Listener())
+    batch = make_batch() | {"cells": torch.zeros(4, 2, 4, 4, dtype=torch.int8)}
+    outputs = []
+    network.single_blocks[1].register_forward_hook(lambda module, given, x: outputs.append(x))
+    settings = LossSettings(kind=kind, align=0.25, align_block=1)
+    value, parts = training.loss(model, batch, seeded(), settings=settings)
+    text = batch["context"].shape[1]
+    assert torch.equal(rows["given"], outputs[0][:, text : text + 4]) and rows["cells"] is batch["cells"]
+    assert_close(parts["align"], 0.25 * rows["given"].detach().sum())
+    assert_close(value.detach(), sum(parts.values()))
+    assert not network.single_blocks[1]._forward_hooks.keys() - {next(iter(network.single_blocks[1]._forward_hooks))}
+
+    alone, _ = training.loss(TrainedModel(network), batch, seeded(), settings=settings)
+    assert_close(alone.detach(), value.detach() - parts["align"])
+
+
 def test_one_of_several_captions_is_drawn():
     tokens = torch.arange(3)[None, :, None].expand(3000, 3, 2)
     words = training.draw_words({"tokens": tokens, "empty_tokens": torch.tensor([9, 9])}, seeded(), 0.1)
