@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ..core.training.alignment import Aligner
 from .codec import TinyCodec
+from .discriminator import PatchDiscriminator, adversarial_losses
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,20 @@ class CodecLoss:
 
     edges: float = 1.0
     coarse: float = 0.5
-    noise: float = 0.35
+    noise: float = 0.15
     align: float = 0.02  # cross-entropy of what each spot shows, read from the latent
-    momentum: float = 0.02  # of the running latent statistics
+    momentum: float = 0.02  # of the running latent statistics; 0 keeps them, for a decoder that trains on a finished encoder's latents
+    adversarial: float = 0.0  # of pictures that a discriminator, training along, takes for rendered ones
+    smooth: float = 10.0  # holds the discriminator's slope down: see `adversarial_losses`
+    smooth_noise: float = 0.05
 
 
 class TrainedCodec(nn.Module):
-    """What trains together: the codec, and what reads its latents."""
+    """What trains together: the codec, what reads its latents, and what judges its pictures."""
 
-    def __init__(self, codec: TinyCodec, aligner: Aligner):
+    def __init__(self, codec: TinyCodec, aligner: Aligner, discriminator: PatchDiscriminator | None = None):
         super().__init__()
-        self.codec, self.aligner = codec, aligner
+        self.codec, self.aligner, self.discriminator = codec, aligner, discriminator
 
 
 def codec_loss(
@@ -38,22 +42,35 @@ def codec_loss(
     keeps running statistics."""
     model, image = trained.codec, batch["image"]
     raw = model.encoder(image).float()
-    mean, std = raw.mean((0, 2, 3)), raw.var((0, 2, 3), unbiased=False).add(1e-6).sqrt()
-    with torch.no_grad():
-        model.latent_mean.lerp_(mean, settings.momentum)
-        model.latent_std.lerp_(std, settings.momentum)
-    latent = (raw - mean[:, None, None]) / std[:, None, None]
+    mean, std = _statistics(model, raw, settings.momentum)
+    latent = (raw - mean) / std
     strength = settings.noise * torch.rand(len(image), 1, 1, 1, generator=generator)
     noise = torch.randn(latent.shape, generator=generator)
     noisy = latent + (strength * noise).to(latent)
-    picture = model.decoder(noisy * std[:, None, None] + mean[:, None, None]).float()
-    pixel = (picture - image).abs().mean()
-    edges = _edge_distance(picture, image)
-    coarse = (_shrink(picture) - _shrink(image)).abs().mean()
-    align = trained.aligner(noisy.flatten(2).transpose(1, 2), batch["cells"])
-    loss = pixel + settings.edges * edges + settings.coarse * coarse + settings.align * align
-    logs = {"pixel": pixel, "edges": edges, "align": align, "psnr": _psnr(picture, image)}
-    return loss, {name: value.detach() for name, value in logs.items()}
+    picture = model.decoder(noisy * std + mean).float()
+    parts = {
+        "pixel": (picture - image).abs().mean(),
+        "edges": settings.edges * _edge_distance(picture, image),
+        "coarse": settings.coarse * (_shrink(picture) - _shrink(image)).abs().mean(),
+        "align": settings.align * trained.aligner(noisy.flatten(2).transpose(1, 2), batch["cells"]),
+    }
+    if trained.discriminator is not None:
+        shake = settings.smooth_noise * torch.randn(image.shape, generator=generator).to(image)
+        against = adversarial_losses(trained.discriminator, picture, image, shake, settings.smooth)
+        parts |= {"fool": settings.adversarial * against["fool"], "tell": against["tell"]}
+    logs = {name: value.detach() for name, value in parts.items()}
+    return sum(parts.values()), {**logs, "psnr": _psnr(picture, image)}
+
+
+def _statistics(model: TinyCodec, raw: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, 1 c 1 1: the batch's, which the running ones follow, or those kept."""
+    if not momentum:
+        return model.latent_mean[None, :, None, None], model.latent_std[None, :, None, None]
+    mean, std = raw.mean((0, 2, 3)), raw.var((0, 2, 3), unbiased=False).add(1e-6).sqrt()
+    with torch.no_grad():
+        model.latent_mean.lerp_(mean, momentum)
+        model.latent_std.lerp_(std, momentum)
+    return mean[None, :, None, None], std[None, :, None, None]
 
 
 def _edge_distance(a: Tensor, b: Tensor) -> Tensor:
