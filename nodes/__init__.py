@@ -9,10 +9,10 @@ from .depth_files import LoadDepth, SaveDepth
 from .evaluate import CompareViews
 from .export import DepthMesh, PointCloud, ViewCamera
 from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
-from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent
+from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent, RefineDepthLatent
 from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
 from .loaders import LoadModalityForcing
-from .modality_forcing import DecodeJointLatent, EmptyJointLatent, ModalityOrder
+from .modality_forcing import DecodeJointLatent, EmptyJointLatent, GuidancePerStream, ModalityOrder
 
 
 class Extension(ComfyExtension):
@@ -20,7 +20,8 @@ class Extension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         generate = [LoadModalityForcing, EmptyJointLatent, ImageToDepthLatent, DepthToImageLatent, MaskedJointLatent]
-        generate += [ModalityOrder, DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
+        generate += [RefineDepthLatent, ModalityOrder, GuidancePerStream]
+        generate += [DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]

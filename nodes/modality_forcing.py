@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .host.guidance import with_depth_guidance
 from .host.joint_latent import decode_joint_latent, empty_joint_latent
 from .host.joint_model import with_order
 from .sockets import View
@@ -65,6 +66,33 @@ class ModalityOrder(io.ComfyNode):
     @classmethod
     def execute(cls, model, log2_alpha) -> io.NodeOutput:
         return io.NodeOutput(with_order(model, log2_alpha))
+
+
+class GuidancePerStream(io.ComfyNode):
+    """Classifier-free guidance of the depth apart from the image's."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_GuidancePerStream",
+            display_name="Guidance per Stream",
+            category="SpatialWeave/Modality Forcing",
+            description="Guides the depth by a strength of its own; the cfg of the KSampler then guides the image alone.",
+            search_aliases=["cfg per modality", "dual cfg", "depth cfg", "guidance scale", "rgbd"],
+            inputs=[
+                io.Model.Input("model", tooltip="A joint model, from Load Modality Forcing."),
+                io.Float.Input(
+                    "depth_cfg", default=1.0, min=0.0, max=30.0, step=0.1, round=0.01,
+                    tooltip="How strongly the prompt leads the depth. 1: no guidance. Above 1: away from the negative prompt. The cfg of "
+                    "the sampler does the same for the image.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", display_name="MODEL", tooltip="The same model with its depth guided so.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, depth_cfg) -> io.NodeOutput:
+        return io.NodeOutput(with_depth_guidance(model, depth_cfg))
 
 
 class DecodeJointLatent(io.ComfyNode):

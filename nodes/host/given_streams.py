@@ -17,7 +17,7 @@ from torch import Tensor
 from ...models.core.geometry.view import View
 from ...models.modality_forcing.config import ModalityForcingConfig
 from ...models.modality_forcing.request import Size, encode_view, match_counts, pad_size, pad_to, read_depth, read_image
-from .joint_latent import SIZE, SKY, check_vae
+from .joint_latent import SIZE, SKY, check_vae, split_joint_latent
 from .joint_model import network_config
 
 KEEP_SIZE = (None, None)
@@ -46,6 +46,13 @@ def depth_to_image_latent(model, view: View) -> dict:
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
     given = Stream(torch.where(known, net, math.nan), torch.zeros_like(net))
     return join_streams(empty_image(padded, config), given, config, size)
+
+
+def refine_depth_latent(latent: dict) -> dict:
+    """The image of a joint latent given, its depth sampled; masks of the first run are done with."""
+    image, depth = split_joint_latent(latent)
+    masks = (torch.zeros_like(image[:, :1]), torch.ones_like(depth))
+    return latent | {"noise_mask": comfy.nested_tensor.NestedTensor(masks)}
 
 
 def masked_joint_latent(

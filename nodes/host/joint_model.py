@@ -26,7 +26,9 @@ from ...models.core.diffusion.carry import carried_velocity, from_carried, relea
 from ...models.core.diffusion.flow import warp_time
 from ...models.modality_forcing.config import ModalityForcingConfig
 from ...models.modality_forcing.network import ModalityForcing
-from .refused_samplers import check_sampler
+from .previews import with_pair_preview
+from .refused_attachments import check_conditioning, check_patches
+from .refused_samplers import check_sampler, check_sigmas
 
 # Divisible by every step count to 10 and by 12, 14, 15, 16, 18, 20, 24, 25, 28, 30, 36, 40, 50: core's scheduler "simple"
 # picks table rows, and is then exactly the published schedule.
@@ -46,12 +48,13 @@ class JointTimes(NamedTuple):
 class HostedNetwork(ModalityForcing):
     """The network in the form core calls: streams in a list, times from `JointModel.process_timestep`."""
 
-    def __init__(self, *, config: ModalityForcingConfig, operations, device=None, dtype=None):
+    def __init__(self, *, config: ModalityForcingConfig, operations, device=None, dtype=None, **described):
         super().__init__(config, operations=operations, device=device, dtype=dtype)
         self.dtype = dtype
 
     def forward(self, x: list[Tensor], timestep: JointTimes, context: Tensor, transformer_options: dict, log2_alpha: float, **kwargs):
         """The velocities of both streams as the sampler carries them."""
+        check_patches(transformer_options)
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timestep, context, transformer_options, log2_alpha=log2_alpha, **kwargs)
@@ -65,22 +68,28 @@ class HostedNetwork(ModalityForcing):
         return [velocity, carried_velocity(times.carried_depth, x0, times.sigma, log2_alpha)]
 
 
-class JointModel(comfy.model_base.BaseModel):
-    """Core's view of the model. `log2_alpha` is the order of the streams: above 0 the image resolves first, below it the depth."""
+class JointModel(comfy.model_base.Flux):
+    """Core's view of the model: a Flux with one more stream, by which core finds the layers that a FLUX.2 LoRA means.
+
+    `log2_alpha` is the order of the streams: above 0 the image resolves first, below it the depth.
+    """
 
     log2_alpha = 0.0
 
     def __init__(self, model_config: JointConfig, device=None):
-        super().__init__(model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=HostedNetwork)
+        super().__init__(model_config, device=device, unet_model=HostedNetwork)
         self.model_sampling.set_parameters(shift=model_config.network.shift_mu, timesteps=SCHEDULE_ROWS)
 
     def extra_conds(self, **kwargs):
-        shapes = kwargs.get("latent_shapes")
+        """What the network reads. Not Flux's own: its reference images and guidance are nothing to this network."""
+        shapes, context = kwargs.get("latent_shapes"), kwargs.get("cross_attn")
         check_latent(shapes, self.model_config.network)
-        check_context(kwargs.get("cross_attn"), self.model_config.network)
-        conds = super().extra_conds(**kwargs)
-        conds["latent_shapes"] = comfy.conds.CONDConstant(shapes)
-        conds["log2_alpha"] = comfy.conds.CONDConstant(self.log2_alpha)
+        check_context(context, self.model_config.network)
+        conds = {
+            "c_crossattn": comfy.conds.CONDRegular(context),  # prompts of unequal length run apart; repeating one would change it
+            "latent_shapes": comfy.conds.CONDConstant(shapes),
+            "log2_alpha": comfy.conds.CONDConstant(self.log2_alpha),
+        }
         mask = kwargs.get("denoise_mask")
         if mask is not None:
             conds["noisy"] = comfy.conds.CONDRegular(noisy_streams(mask, shapes))
@@ -125,7 +134,8 @@ class JointConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.bfloat16, torch.float32]  # float16 overflows in the released network
 
     def __init__(self, network: ModalityForcingConfig):
-        super().__init__({"config": network})
+        sizes = {"depth": network.num_double_blocks, "depth_single_blocks": network.num_single_blocks, "hidden_size": network.hidden_size}
+        super().__init__({"config": network, **sizes})  # sizes as core calls them, for its table of LoRA keys
         self.network = network
         self.latent_format = latent_format(network)
         self.sampling_settings = {"shift": network.shift_mu}
@@ -139,10 +149,10 @@ class JointConfig(comfy.supported_models_base.BASE):
 def latent_format(network: ModalityForcingConfig) -> comfy.latent_formats.LatentFormat:
     """FLUX.2's latent where the network uses it, else a plain one of the same stride."""
     if network.in_channels == comfy.latent_formats.Flux2.latent_channels:
-        return comfy.latent_formats.Flux2()
+        return with_pair_preview(comfy.latent_formats.Flux2())
     plain = comfy.latent_formats.LatentFormat()
     plain.latent_channels, plain.spacial_downscale_ratio = network.in_channels, network.depth_patch
-    return plain
+    return with_pair_preview(plain)
 
 
 def check_latent(shapes, network: ModalityForcingConfig) -> None:
@@ -185,9 +195,11 @@ def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None
     """An OUTER_SAMPLE wrapper: values whose mask is 0 come back as they came, where core's blend would round them.
 
     NaN means missing: the network sees this run's own noise there, as it did in training, and a given NaN comes back as NaN.
-    A sampler that cannot serve is refused.
+    A sampler that cannot serve is refused, and so is what the network cannot read in a prompt.
     """
     check_sampler(sampler)
+    check_sigmas(sigmas)
+    check_conditioning(executor.class_obj.conds)
     whole = torch.where(latent_image.isnan(), noise.to(latent_image), latent_image)
     samples = executor(noise, whole, sampler, sigmas, denoise_mask, *args, **kwargs)
     if denoise_mask is None:

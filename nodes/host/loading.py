@@ -11,10 +11,12 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...models.core.weights import check_fit, read_header
+from ...models.demo.codec_colours import fit_colours
 from ...models.demo.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
 from ...models.modality_forcing.pipeline import TINY_NETWORK
 from ...models.modality_forcing.weights import find_config, find_prefix, network_shapes
 from .joint_model import JointConfig, keep_given
+from .previews import note_depth, set_image_colours
 from .tiny_clip import tiny_clip
 from .tiny_vae import TinyVAE
 
@@ -36,7 +38,15 @@ def load_modality_forcing(name: str) -> tuple:
         vae = NOT_IN_FILE.format(what="VAE", node="Load VAE", where="flux2-vae.safetensors")
         return load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name)), ExecutionBlocker(clip), ExecutionBlocker(vae)
     clip, vae = tiny_clip(load_text_encoder(TEXT_FILE).state_dict()), TinyVAE(load_codec(CODEC_FILE).state_dict())
-    return load_joint_model(str(TINY_NETWORK)), clip, vae
+    return load_tiny_model(), clip, vae
+
+
+def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The shipped network, with the shipped codec's colours for its previews."""
+    patcher = load_joint_model(str(TINY_NETWORK), disable_dynamic)
+    set_image_colours(patcher, *fit_colours(load_codec(CODEC_FILE)))
+    patcher.cached_patcher_init = (load_tiny_model, ())
+    return patcher
 
 
 def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -56,7 +66,8 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
     model.to(offload_device)
     model.load_model_weights(in_precision(state, config), "", assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_joint_model, (path,))
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "spatialweave", keep_given)
+    for wrapper in (keep_given, note_depth):
+        patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "spatialweave", wrapper)
     return patcher
 
 

@@ -58,3 +58,90 @@ def test_a_sampler_that_cannot_serve_is_refused_by_name_with_the_reason(inside_m
     sentence = inside_matrix("refused", name=name)
     assert sentence.startswith(f"The sampler {name} ") and REFUSED[name] in sentence and "choose euler" in sentence
     assert sentence.count(". ") == 0
+
+
+REFUSED_NODES = {
+    "SamplerDPMAdaptative": "leaves that noise",
+    "SamplerLCMUpscale": "rows and columns",
+    "SamplerARVideo": "rows and columns",
+    "VOIDSampler": "another kind of model",
+}
+DETERMINISTIC_NODES = {"KSamplerSelect", "SamplerEulerCFGpp", "SamplerLMS"}
+
+
+@pytest.fixture(scope="module")
+def sampler_nodes(inside_matrix):
+    return inside_matrix("makers", kind="SAMPLER")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_sampler_node_serves_every_mode_through_sampler_custom_advanced(inside_matrix, sampler_nodes, mode):
+    """The bounds of the KSampler matrix above; whatever node ComfyUI adds is measured too."""
+    name, log2_alpha = MODES[mode]
+    names = [node for node in sampler_nodes if node not in REFUSED_NODES]
+    assert len(names) >= 13
+    result = inside_matrix("by_sampler_node", mode=name, log2_alpha=log2_alpha, names=names, steps=60)
+    assert not [node for node, seen in result.items() if not (seen["finite"] and seen["given"])]
+    assert all(seen["mean"] < 0.05 for seen in result.values()), result
+    assert all(result[node]["distance"] < 0.06 for node in DETERMINISTIC_NODES), result
+    assert all(0.15 < deviation < 0.4 for seen in result.values() for deviation in seen["deviation"]), result
+
+
+@pytest.mark.parametrize("name", REFUSED_NODES)
+def test_a_sampler_node_that_cannot_serve_is_refused_with_the_reason(inside_matrix, sampler_nodes, name):
+    assert name in sampler_nodes
+    sentence = inside_matrix("refused_node", name=name)
+    assert REFUSED_NODES[name] in sentence and "choose euler" in sentence and sentence.count(". ") == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cores_guiders_serve(inside_matrix, mode):
+    """The stand-in answers every prompt alike, so each guider must end where plain euler ends."""
+    name, log2_alpha = MODES[mode]
+    names = ["BasicGuider", "CFGGuider", "DualCFGGuider"]
+    result = inside_matrix("by_guider", mode=name, log2_alpha=log2_alpha, names=names, steps=60)
+    assert all(seen["finite"] and seen["given"] and seen["distance"] < 0.06 for seen in result.values()), result
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_scheduler_serves_every_mode(inside_matrix, mode):
+    """euler at 40 steps, deviation 0.3."""
+    name, log2_alpha = MODES[mode]
+    result = inside_matrix("by_scheduler", mode=name, log2_alpha=log2_alpha, steps=40)
+    assert set(result) >= set("simple beta sgm_uniform karras exponential normal ddim_uniform linear_quadratic kl_optimal".split())
+    assert not [scheduler for scheduler, seen in result.items() if not (seen["finite"] and seen["given"])]
+    assert max(seen["distance"] for seen in result.values()) < 0.1, result
+    assert all(0.98 < seen["first"] <= 1 and seen["last"] == 0 for seen in result.values()), result
+
+
+def test_more_steps_come_closer_under_every_scheduler(inside_matrix):
+    few, many = (inside_matrix("by_scheduler", mode="image_to_depth", log2_alpha=0.0, steps=steps) for steps in (12, 48))
+    assert not [name for name in few if many[name]["distance"] > few[name]["distance"] / 2]
+
+
+CHOSEN = {  # what the defaults leave open, or what a user would set
+    "ManualSigmas": {"sigmas": "1.0, 0.97, 0.93, 0.88, 0.82, 0.75, 0.67, 0.58, 0.48, 0.38, 0.28, 0.19, 0.12, 0.06, 0.03, 0.0"},
+    "KarrasScheduler": {"sigma_max": 1.0, "sigma_min": 0.002},
+    "ExponentialScheduler": {"sigma_max": 1.0, "sigma_min": 0.002},
+    "PolyexponentialScheduler": {"sigma_max": 1.0, "sigma_min": 0.002},
+}
+OTHER_KINDS = ["AlignYourStepsScheduler", "GITSScheduler", "LaplaceScheduler", "SDTurboScheduler", "VPScheduler"]
+
+
+def test_every_sigmas_node_serves_or_is_refused_with_the_reason(inside_matrix):
+    result = inside_matrix("by_sigmas_node", names=inside_matrix("makers", kind="SIGMAS"), chosen=CHOSEN)
+    refused = {name: seen for name, seen in result.items() if isinstance(seen, str)}
+    assert sorted(refused) == OTHER_KINDS
+    assert all("at most 1" in sentence and "Basic Scheduler" in sentence and sentence.count(". ") == 0 for sentence in refused.values())
+    served = {name: seen for name, seen in result.items() if name not in refused}
+    assert all(seen["finite"] and seen["given"] and seen["distance"] < 0.25 for seen in served.values()), served
+
+
+def test_defaults_of_other_models_schedules_are_refused(inside_matrix):
+    result = inside_matrix("by_sigmas_node", names=["KarrasScheduler"], chosen={})
+    assert "begin at a noise level of 14.61" in result["KarrasScheduler"] and "sigma_max to 1" in result["KarrasScheduler"]
+
+
+def test_a_run_cut_in_two_gives_the_whole_run(inside_matrix):
+    """SplitSigmas with DisableNoise, and two KSampler (Advanced)."""
+    assert max(inside_matrix("in_two_parts", log2_alpha=3.0)) < 1e-4

@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.comfyui
 FILE = "inside_nodes.py"
 IDS = ["LoadModalityForcing", "EmptyJointLatent", "ModalityOrder", "DecodeJointLatent", "PreviewDepth"]
-IDS += ["ImageToDepthLatent", "DepthToImageLatent", "MaskedJointLatent"]
+IDS += ["ImageToDepthLatent", "DepthToImageLatent", "MaskedJointLatent", "RefineDepthLatent", "GuidancePerStream"]
 IDS += ["SplitJointLatent", "JoinJointLatent", "SaveJointLatent", "LoadJointLatent"]
 IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa3", "ViewToDa3"]
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]

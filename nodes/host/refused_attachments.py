@@ -1,0 +1,37 @@
+"""What core's nodes can attach to a prompt or a model, and a joint network has no place for: refused by name.
+
+Core drops what a network does not read without a word; a picture that looks right then hides that a node did nothing.
+"""
+
+from __future__ import annotations
+
+ONE_PROMPT = "a nested latent has no such place: give each prompt for the whole picture"
+REASONS = {
+    "control": "A ControlNet arrived with the prompt, but none is made for this network: give the depth itself, with Depth to Image Latent",
+    "reference_latents": "Reference images arrived with the prompt, which this network was not trained to read: take them off, or keep "
+    "a picture with Masked Joint Latent",
+    "concat_latent_image": "The conditioning of an inpainting model arrived, but this network needs none: use Masked Joint Latent",
+    "area": f"An area arrived with the prompt, but {ONE_PROMPT}",
+    "mask": f"A mask arrived with the prompt, but {ONE_PROMPT}",
+    "gligen": f"GLIGEN boxes arrived with the prompt, but {ONE_PROMPT}",
+}
+
+
+def check_conditioning(conds: dict[str, list[dict]]) -> None:
+    """Look at every prompt of a run, positive and negative."""
+    for prompts in conds.values():
+        for prompt in prompts or ():
+            for key, reason in REASONS.items():
+                if prompt.get(key) is not None:
+                    raise ValueError(f"{reason}.")
+
+
+def check_patches(options: dict) -> None:
+    """Look at the places inside a network that other nodes want to change (ModelPatcher.set_model_*_patch and *_replace)."""
+    wanted = [*options.get("patches", ()), *(name for places in options.get("patches_replace", {}).values() for name in places)]
+    if wanted:
+        place = wanted[0] if isinstance(wanted[0], str) else " ".join(str(part) for part in wanted[0])
+        raise ValueError(
+            f"A node before this one patches {place!r} inside the model, a place that a joint network does not have: take that node out "
+            "of the model's line (IP-Adapter, FreeU, PAG and the like are made for other networks)."
+        )

@@ -1,0 +1,91 @@
+"""What a joint model composes with, one case for each row of the README's table; the table is read here, so that it cannot drift."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.comfyui
+FILE = "inside_compose.py"
+WORKS = {
+    "guidance": "guidance",
+    "guidance per stream": "guidance_per_stream",
+    "other guidance": "other_guiders",
+    "prompts": "prompts",
+    "batch": "batch",
+    "inpainting": "inpainting",
+    "LoRA": "loras",
+    "shift": "sampling_patches",
+    "attention": "attentions",
+    "tiled VAE": "tiled_vae",
+    "latent nodes": "plain_latent_nodes",
+}
+REFUSED = {
+    "ControlNet": ["A ControlNet arrived", "Depth to Image Latent"],
+    "reference images": ["Reference images arrived", "take them off"],
+    "areas": ["An area arrived", "whole picture"],
+    "masked prompts": ["A mask arrived", "whole picture"],
+    "inpainting conditioning": ["inpainting model arrived", "Masked Joint Latent"],
+    "IP-Adapter": ["patches 'input 4'", "take that node out"],
+    "FreeU": ["patches 'output_block_patch'", "take that node out"],
+    "PAG": ["patches 'middle 0'", "take that node out"],
+}
+
+
+@pytest.fixture(scope="module")
+def compose(inside, tiny_weights):
+    inside("inside_sampling.py", "start", weights=tiny_weights)
+    inside("inside_matrix.py", "offered")  # what inside_compose.py takes from the two
+    inside("inside_modes.py", "batches")
+    return lambda function, **kwargs: inside(FILE, function, **kwargs)
+
+
+@pytest.mark.parametrize("case", WORKS)
+def test_works(compose, case, tmp_path):
+    more = {"folder": str(tmp_path)} if case == "LoRA" else {}
+    claims = compose(WORKS[case], **more)
+    assert claims and all(claims.values()), claims
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_is_refused(compose, case):
+    sentence = compose("refused", case=case)
+    assert sentence and sentence.count(". ") == 0
+    assert not [part for part in REFUSED[case] if part not in sentence], sentence
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_torch_compile(compose, backend):
+    claims = compose("compiled", backend=backend)
+    assert claims and all(claims.values()), claims
+
+
+@pytest.mark.parametrize("name", ["sage", "flash", "xformers"])
+def test_attention_of_other_packages(compose, name):
+    if name not in compose("registered"):
+        pytest.skip(f"{name} attention is not installed here, or ComfyUI was not started with it")
+    assert compose("attention_on_a_gpu", name=name) == {name: True}
+
+
+def table(root):
+    """The README's rows: (what with, yes or no, the tests named)."""
+    text = (root / "README.md").read_text(encoding="utf-8").split("## What it composes with")[1].split("\n## ")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [(what, answer, re.findall(r"`([^`]+)`", tests)) for what, answer, tests in cells[2:]]
+
+
+def test_the_table_names_tests_that_are_there(root):
+    """`file::function` and `file::function[case]`, below tests/."""
+    for what, _, tests in table(root):
+        assert tests, f"{what}: no test is named"
+        for test in tests:
+            file, function, case = re.fullmatch(r"([\w/]+\.py)::(\w+)(?:\[(.+)\])?", test).groups()
+            source = (root / "tests" / file).read_text(encoding="utf-8")
+            assert f"def {function}(" in source and (case is None or f'"{case}"' in source), f"{what}: there is no {test}"
+
+
+def test_every_case_has_its_cell_and_the_cell_says_what_it_shows(root):
+    rows = {test: answer for _, answer, tests in table(root) for test in tests}
+    here = "nodes/test_compose.py::"
+    wanted = {f"{here}test_works[{case}]": "yes" for case in WORKS} | {f"{here}test_is_refused[{case}]": "refused" for case in REFUSED}
+    assert {test: rows[test].split(":")[0].split(",")[0] for test in wanted if test in rows} == wanted, "the table and the cases differ"
+    assert all(answer.split(":")[0].split(",")[0] in ("yes", "no", "refused") for answer in rows.values())
