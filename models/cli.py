@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 DEMO_PROMPT = "a red ball to the left of a blue box"
+WEIGHT_FORMATS = ["bf16", "fp8", "int8", "nvfp4"]
 INTERRUPTED = 130  # the shell's number for Ctrl-C
 
 
@@ -164,6 +165,41 @@ def _run_doctor(options: argparse.Namespace) -> None:
         _say(line)
 
 
+def _add_convert(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=Path, help="a Modality Forcing network in bfloat16, float16 or float32")
+    command.add_argument("target", type=Path, help="the file to write; it must not exist")
+    command.add_argument("--format", choices=WEIGHT_FORMATS, required=True, help="precision of the blocks; the depth head stays float32")
+    command.set_defaults(run=_run_convert)
+
+
+def _run_convert(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .modality_forcing.conversion import convert_network
+
+    with tqdm(unit="B", unit_scale=True, desc=options.format, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        written = convert_network(options.source, options.target, options.format, show)
+    _say(f"{written}: {written.stat().st_size:,} bytes, from {options.source.stat().st_size:,}")
+
+
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", nargs="?", choices=["list", "verify", "download"], default="list", help="what to do")
+    command.add_argument("name", nargs="?", help="one file by its name in the list; by default all, but a download names one")
+    command.add_argument("--models", type=Path, action="append", help="ComfyUI's models folder; may be repeated, downloads go to the first")
+    command.set_defaults(run=_run_weights)
+
+
+def _run_weights(options: argparse.Namespace) -> None:
+    from .published import run
+
+    run(options.action, options.name, options.models or [], _say)
+
+
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
@@ -174,5 +210,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("evaluate", "Measure a model on the held-out scenes of the procedural world.", _add_evaluate),
     ("world", "Write a dataset of the procedural world: pictures with exact depth, normals, segments, lines and captions.", _add_world),
     ("bench", "Time the attention op against its rivals on this machine, after checking its numbers.", _add_bench),
+    ("convert", "Write a Modality Forcing network in fewer bits, for ComfyUI: in a few hundred megabytes of memory.", _add_convert),
+    ("weights", "List published weights with size, SHA-256, licence, folder; verify what is there; fetch one when told to.", _add_weights),
     ("doctor", "Say which backends of the attention op run on this machine, and why others do not.", _add_doctor),
 )

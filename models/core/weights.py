@@ -7,7 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -62,6 +62,7 @@ class Header:
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
     dtypes: Mapping[str, str]  # in the format's words: F32, BF16, F8_E4M3 ...
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # first byte in the file, and the one after the last
 
 
 def read_header(path: str | os.PathLike) -> Header:
@@ -85,13 +86,14 @@ def read_header(path: str | os.PathLike) -> Header:
         metadata = header.pop("__metadata__", {})
         shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
         dtypes = {name: str(entry["dtype"]) for name, entry in header.items()}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        places = {name: tuple(8 + length + offset for offset in entry["data_offsets"]) for name, entry in header.items()}
+        end = max((stop for _, stop in places.values()), default=8 + length)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged or not a safetensors file: its header cannot be read; fetch it again.") from error
     if end != size:
         fault = "cut off" if size < end else "damaged"
         raise WeightsError(f"{path} is {fault}: it has {size:,} bytes where its header promises {end:,}; fetch it again.")
-    return Header(shapes, metadata, dtypes)
+    return Header(shapes, metadata, dtypes, places)
 
 
 def _refuse_foreign(path: Path, start: bytes, size: int) -> None:

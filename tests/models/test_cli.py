@@ -8,7 +8,7 @@ import pytest
 
 from spatialweave.models import cli
 
-COMMANDS = ("demo", "train", "evaluate", "world", "bench", "doctor")
+COMMANDS = ("demo", "train", "evaluate", "world", "bench", "convert", "weights", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,54 @@
+"""Fetch one published file, because somebody asked for it. All that speaks to a network is huggingface_hub, which ComfyUI brings."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from .registry import PublishedFile, hash_file, write_record
+from .weights import WeightsError
+
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # the hub's own; it decides what counts as set
+STAGING = ".spatialweave-download"  # beside the target, on its disk; what is in it is resumed
+
+
+def download(file: PublishedFile, models: Path) -> Path:
+    """The file in its folder below `models`, fetched if it is not there, and only then. Its hash is checked before it gets its name.
+
+    WeightsError if what came is not the published file; OSError, in one sentence, if nothing could be fetched.
+    """
+    target = models / file.folder / file.name
+    if target.is_file():
+        return target
+    hub = _hub()
+    if hub.constants.HF_HUB_OFFLINE:
+        said = next((name for name in OFFLINE if os.environ.get(name)), OFFLINE[0])
+        raise OSError(f"{said} is set, so nothing is fetched; unset it, or put the file there yourself: {file.line}")
+    staging = target.parent / STAGING
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        stated = hub.get_hf_file_metadata(hub.hf_hub_url(file.repository, file.file)).etag
+        came = Path(hub.hf_hub_download(file.repository, file.file, local_dir=staging))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{file.name} could not be fetched ({reason}); try again, or put it there yourself: {file.line}") from error
+    wanted = file.sha256 or (stated if re.fullmatch("[0-9a-f]{64}", stated or "") else None)
+    found = hash_file(came)
+    if wanted not in (None, found):
+        shutil.rmtree(staging, ignore_errors=True)
+        raise WeightsError(f"{file.url} sent a file with the SHA-256 {found}, wanted {wanted}; it was thrown away.")
+    os.replace(came, target)
+    if file.sha256 is None:
+        write_record(target, found)
+    shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _hub():
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError("Downloads need huggingface_hub, which ComfyUI's requirements bring; pip install huggingface_hub.") from error
+    return huggingface_hub
