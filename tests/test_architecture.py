@@ -45,6 +45,7 @@ SYSTEM_FILES = {
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
 EXTRA_IMPORTS = {
     "models/core/training/": {"accelerate"},
+    "models/core/download.py": {"huggingface_hub"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},
