@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..models.core.export.depth_files import read_depth
-from .host.folders import input_file, is_input_file, list_depth_files, save_depth
+from .host.folders import graph_notes, input_file, is_input_file, list_depth_files, save_depth
 from .sockets import View
 
 AS_FILE = "as the file says"
@@ -20,7 +20,8 @@ class SaveDepth(io.ComfyNode):
             node_id="SpatialWeave_SaveDepth",
             display_name="Save Depth",
             category="SpatialWeave/Export",
-            description="Saves a depth to the output folder as numbers that stay numbers: 16-bit PNG, linear float EXR, or NPZ.",
+            description="Saves a depth to the output folder as numbers that stay numbers: 16-bit PNG, linear float EXR, or NPZ. Unit, "
+            "camera and the graph are written into the file.",
             search_aliases=["save depth", "export depth", "exr", "16 bit png", "npz", "depth map", "blender", "z channel"],
             is_output_node=True,
             inputs=[
@@ -48,7 +49,8 @@ class SaveDepth(io.ComfyNode):
     @classmethod
     def execute(cls, view, filename_prefix, format, png_scale, exr_picture) -> io.NodeOutput:
         view = view.require_valid()
-        files = save_depth(view, filename_prefix, format, scale=png_scale or None, picture=exr_picture)
+        notes = graph_notes(cls.hidden)
+        files = save_depth(view, filename_prefix, format, scale=png_scale or None, picture=exr_picture, notes=notes)
         names = ", ".join("/".join(filter(None, (file["subfolder"], file["filename"]))) for file in files)
         shown = {"images": files} if format == "png" else {"files": files}
         return io.NodeOutput(ui={**shown, "text": (f"{view.describe()}\n{names}",)})
@@ -66,7 +68,11 @@ class LoadDepth(io.ComfyNode):
             description="Loads a depth from the input folder: 16-bit PNG, EXR or NPZ. Files of Save Depth say what they are.",
             search_aliases=["load depth", "import depth", "exr", "16 bit png", "npz", "depth map", "open depth"],
             inputs=[
-                io.Combo.Input("file", options=list_depth_files(), tooltip="A .png, .exr or .npz in ComfyUI's input folder."),
+                io.Combo.Input(
+                    "file", options=list_depth_files(), upload=io.UploadType.image,
+                    tooltip="A .png, .exr or .npz in ComfyUI's input folder. The upload button takes what the browser counts as a "
+                    "picture, a 16-bit PNG for one; put EXR and NPZ into the folder by hand.",
+                ),
                 io.Combo.Input(
                     "units", options=[AS_FILE, "metric", "relative"], default=AS_FILE,
                     tooltip="What the numbers are, for files that do not say it: metres, or right up to one unknown scale.",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import comfy.cli_args
 import folder_paths
 
 from ...models.core.export.depth_files import SUFFIXES, write_depth
@@ -26,10 +29,18 @@ def is_input_file(name: str) -> bool:
     return folder_paths.exists_annotated_filepath(name)
 
 
-def save_depth(view: View, prefix: str, kind: str, *, scale: float | None, picture: bool) -> list[dict[str, str]]:
+def graph_notes(hidden) -> dict[str, str]:
+    """The graph as core's savers put it into files, by name; nothing if ComfyUI was started with --disable-metadata."""
+    if comfy.cli_args.args.disable_metadata or not hidden:
+        return {}
+    graph = {"prompt": hidden.prompt} | (hidden.extra_pnginfo or {})
+    return {name: json.dumps(value) for name, value in graph.items() if value is not None}
+
+
+def save_depth(view: View, prefix: str, kind: str, *, scale: float | None, picture: bool, notes: Mapping[str, str]) -> list[dict[str, str]]:
     """Write a View into the output folder, counting on as core's savers do; the files as core's history lists them.
 
-    A PNG or EXR holds one picture, an NPZ the batch. ValueError if the prefix leads out of the folder.
+    A PNG or EXR holds one picture, an NPZ the batch; all hold ``notes``. ValueError if the prefix leads out of the folder.
     """
     output = folder_paths.get_output_directory()
     if not folder_paths.is_within_directory(output, os.path.join(output, os.path.dirname(os.path.normpath(prefix)))):
@@ -38,8 +49,8 @@ def save_depth(view: View, prefix: str, kind: str, *, scale: float | None, pictu
     folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
     parts = [view] if kind == "npz" else [view[index] for index in range(len(view))]
     files = []
-    for number, part in enumerate(parts, counter):
-        name = f"{stem}_{number:05}_.{kind}"
-        write_depth(os.path.join(folder, name), part, scale=scale, picture=picture)
+    for index, part in enumerate(parts):
+        name = f"{stem.replace('%batch_num%', str(index))}_{counter + index:05}_.{kind}"
+        write_depth(os.path.join(folder, name), part, scale=scale, picture=picture, notes=notes)
         files.append({"filename": name, "subfolder": subfolder, "type": "output"})
     return files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -15,20 +16,27 @@ Format = Literal["png", "exr", "npz"]
 SUFFIXES = (".png", ".exr", ".npz")
 
 
-def write_depth(path: str | os.PathLike, view: View, *, scale: float | None = None, picture: bool = True) -> Path:
+def write_depth(
+    path: str | os.PathLike,
+    view: View,
+    *,
+    scale: float | None = None,
+    picture: bool = True,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
     """Write a View by the ending of ``path``: NPZ takes any batch and everything in it, PNG and EXR the depth of one picture.
 
     ``scale`` is the depth of one of the PNG's 65535 steps, None to fill them; ``picture`` puts the view's picture into the
-    EXR's R, G and B, in linear light.
+    EXR's R, G and B, in linear light. ``notes`` are texts that travel in the file, as core's savers' "prompt" and "workflow".
     """
     path = Path(path)
     suffix = _suffix(path)
     if suffix == ".npz":
-        return write_npz(path, view)
+        return write_npz(path, view, notes=notes)
     if suffix == ".png":
-        return write_png16(path, view, scale=scale)
+        return write_png16(path, view, scale=scale, notes=notes)
     shown = picture and view.image is not None and len(view) == 1
-    return write_exr(path, view, rgb_linear=srgb_to_linear(view.image[0]) if shown else None)
+    return write_exr(path, view, rgb_linear=srgb_to_linear(view.image[0]) if shown else None, notes=notes)
 
 
 def read_depth(path: str | os.PathLike, *, units: Units | None = None, scale: float | None = None, channel: str | None = None) -> View:

@@ -20,11 +20,12 @@ import numpy as np
 from torch import Tensor
 
 from ..geometry.view import Units, View
-from .files import one_picture, to_view, write_file
+from .files import camera_from_text, camera_to_text, one_picture, to_view, write_file
 
 _MAGIC = 20000630
 _PIXELS = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
 _NONE, _ZIPS, _ZIP = 0, 2, 3
+_LONGEST_NAME = 31
 _ROWS = {_NONE: 1, _ZIPS: 1, _ZIP: 16}
 _UNREAD_FLAGS = {0x200: "tiled", 0x800: "deep", 0x1000: "multi-part"}
 
@@ -55,9 +56,9 @@ def encode_exr(channels: Mapping[str, np.ndarray], attributes: Mapping[str, str 
     ]
     for name, value in (attributes or {}).items():
         header.append((name, "string", value.encode()) if isinstance(value, str) else (name, "float", struct.pack("<f", value)))
-    # long names (> 31 bytes) would need a flag in the version field
-    if any(len(name) > 31 for name in (*planes, *(attributes or {}))):
-        raise ValueError("EXR channel and attribute names hold at most 31 characters.")
+    # longer names would need a flag in the version field
+    if any(len(name) > _LONGEST_NAME for name in (*planes, *(attributes or {}))):
+        raise ValueError(f"EXR channel and attribute names hold at most {_LONGEST_NAME} characters.")
     head = struct.pack("<2I", _MAGIC, 2) + b"".join(_attribute(*entry) for entry in header) + b"\0"
     stack = np.stack(list(planes.values()), axis=1)  # h c w: a scanline holds one channel after the other
     blocks = []
@@ -76,10 +77,11 @@ def decode_exr(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(f"This EXR is damaged or cut short ({error}).") from error
 
 
-def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None = None) -> Path:
+def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None = None, notes: Mapping[str, str] | None = None) -> Path:
     """Write the depth of a View with batch 1 as channel Z, 0 where invalid, infinite where sky, units and direction as attributes.
 
-    ``rgb_linear`` ``h w 3`` is written to R, G, B as it is; pass ``srgb_to_linear(view.image[0])`` for an ordinary picture.
+    ``rgb_linear`` ``h w 3`` is written to R, G, B as it is; pass ``srgb_to_linear(view.image[0])`` for an ordinary picture. The
+    camera and ``notes`` become text attributes.
     """
     view = one_picture(view)
     depth = view.depth[0] if view.sky is None else view.depth[0].masked_fill(view.sky[0], math.inf)
@@ -90,7 +92,8 @@ def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None 
             raise ValueError(f"RGB of shape {tuple(rgb_linear.shape)} does not fit the depth map, wanted {wanted}.")
         channels |= {name: rgb_linear[..., index].detach().cpu().numpy() for index, name in enumerate("RGB")}
     attributes = {"depthUnits": view.units, "depthDirection": "larger = farther", "depthInvalid": 0.0}
-    return write_file(path, encode_exr(channels, attributes))
+    short = {name: text for name, text in (notes or {}).items() if len(name) <= _LONGEST_NAME}
+    return write_file(path, encode_exr(channels, {**short, **attributes, **camera_to_text(view)}))
 
 
 def read_exr(path: str | os.PathLike, *, units: Units | None = None, channel: str | None = None) -> View:
@@ -102,7 +105,7 @@ def read_exr(path: str | os.PathLike, *, units: Units | None = None, channel: st
     channel = channel or ("Z" if "Z" in channels else next(iter(channels)) if len(channels) == 1 else None)
     if channel not in channels:
         raise ValueError(f"{path} holds the channels {sorted(channels)}; pass the one with the depth as channel=.")
-    return to_view(channels[channel], units=units or attributes.get("depthUnits"), path=path)
+    return to_view(channels[channel], units=units or attributes.get("depthUnits"), path=path, **camera_from_text(attributes, path))
 
 
 def _attribute(name: str, kind: str, value: bytes) -> bytes:

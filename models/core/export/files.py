@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +26,9 @@ _REASONS = {
     errno.EISDIR: "a folder has this name; choose another name",
     errno.ENAMETOOLONG: "the name is too long for this disk; choose a shorter one",
 }
+
+
+CAMERA = "intrinsics"  # pixels of the depth map, row by row
 
 
 class ExportError(OSError):
@@ -56,6 +62,25 @@ def one_picture(view: View) -> View:
     if len(view) != 1:
         raise ValueError(f"A batch of {len(view)} depth maps arrived for a file that holds one; write view[0], view[1] ... one by one.")
     return view.require_valid()
+
+
+def camera_to_text(view: View) -> dict[str, str]:
+    """The intrinsics of a View of batch 1 as JSON under their name, or nothing if it has none."""
+    return {} if view.intrinsics is None else {CAMERA: json.dumps(view.intrinsics[0].tolist())}
+
+
+def camera_from_text(found: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """What :func:`camera_to_text` wrote, or a JSON file's list, as ``intrinsics`` ``1 3 3`` for :func:`to_view`; {} if there is none."""
+    value = found.get(CAMERA)
+    if value is None:
+        return {}
+    try:
+        matrix = torch.tensor(json.loads(value) if isinstance(value, str) else value, dtype=torch.float32)
+        return {CAMERA: matrix.reshape(1, 3, 3)}
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} holds a camera that is no 3 x 3 of numbers; remove its entry {CAMERA!r}, or write the file anew."
+        ) from error
 
 
 def to_view(depth, *, units: str | None, path: str | os.PathLike, **others) -> View:

@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,18 +17,19 @@ from ..geometry.view import Units, View
 from .files import to_view, write_file
 
 
-def encode_npz(view: View) -> bytes:
-    """The bytes of a compressed NPZ with ``units`` as text and each present tensor of the View."""
+def encode_npz(view: View, notes: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a compressed NPZ with ``units`` as text, each present tensor of the View, and ``notes`` as texts."""
     tensors = {field.name: getattr(view, field.name) for field in fields(view) if field.name != "units"}
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
+    texts = {name: np.array(text) for name, text in (notes or {}).items() if name not in arrays}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, units=np.array(view.units), direction=np.array("larger = farther"), **arrays)
+    np.savez_compressed(buffer, units=np.array(view.units), direction=np.array("larger = farther"), **texts, **arrays)
     return buffer.getvalue()
 
 
-def write_npz(path: str | os.PathLike, view: View) -> Path:
+def write_npz(path: str | os.PathLike, view: View, *, notes: Mapping[str, str] | None = None) -> Path:
     """Write a View of any batch size; :func:`read_npz` gives it back bit for bit."""
-    return write_file(path, encode_npz(view.require_valid()))
+    return write_file(path, encode_npz(view.require_valid(), notes))
 
 
 def read_npz(path: str | os.PathLike, *, units: Units | None = None) -> View:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from ..geometry.view import Units, View
-from .files import one_picture, to_view, write_file
+from .files import camera_from_text, camera_to_text, one_picture, to_view, write_file
 
 _TOP = 65535
 _KEYS = {"depth_units": str, "depth_scale": float, "depth_offset": float}
@@ -57,8 +58,11 @@ def encode_png16(values: np.ndarray, text: dict[str, str] | None = None) -> byte
     return buffer.getvalue()
 
 
-def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = None) -> Path:
-    """Write the depth of a View with batch 1, and the same facts as JSON under the name with .json; see :func:`quantise`."""
+def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = None, notes: Mapping[str, str] | None = None) -> Path:
+    """Write the depth of a View with batch 1, and the same facts as JSON under the name with .json; see :func:`quantise`.
+
+    ``notes`` go into the PNG's text, beside the facts.
+    """
     path, view = Path(path), one_picture(view)
     depth, mask = view.depth[0], view.mask[0]
     values, scale, offset = quantise(depth, mask, scale)
@@ -71,6 +75,7 @@ def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = No
         "depth_formula": "depth = value * depth_scale + depth_offset",
     }
     text = {key: value if isinstance(value, str) else repr(value) for key, value in facts.items()}
+    text = {**(notes or {}), **text, **camera_to_text(view)}
     valid = depth[mask]
     facts |= {
         "depth_min": float(valid.min()),
@@ -88,20 +93,21 @@ def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = No
 def read_png16(path: str | os.PathLike, *, scale: float | None = None, offset: float = 0.0, units: Units | None = None) -> View:
     """Read a 16-bit grey PNG as a View; value 0 is invalid.
 
-    Scale, offset and units come from the file's text or, when another program dropped that, from the JSON beside it.
+    Scale, offset, units and camera come from the file's text or, when another program dropped that, from the JSON beside it.
     A file of other origin says neither: pass ``scale`` and ``units`` (and ``offset``), which also override the file's own.
     ValueError tells what is missing; FileNotFoundError and the like are the system's.
     """
     path = Path(path)
     values, text = _load(path)
-    facts = _facts(text) or _facts(_sidecar(path))
+    found = text if _facts(text) else _sidecar(path)
+    facts = _facts(found)
     if scale is None:
         if facts is None:
             raise ValueError(f"{path} does not say its scale: pass scale and units, as scale=0.001, units='metric' for millimetres.")
         scale, offset = facts["depth_scale"], facts["depth_offset"]
     units = units or (facts["depth_units"] if facts else None)
     depth = np.where(values > 0, values.astype(np.float64) * scale + offset, 0.0)
-    return to_view(depth, units=units, path=path)
+    return to_view(depth, units=units, path=path, **camera_from_text(found, path))
 
 
 def _load(path: Path) -> tuple[np.ndarray, dict[str, str]]:

@@ -1,10 +1,14 @@
 """The door to the depth formats, against the readers of other people."""
 
+import json
+from dataclasses import replace
+
 import imageio.v3 as imageio
 import numpy as np
 import OpenEXR
 import pytest
 import torch
+from PIL import Image
 
 from spatialweave.models.core.export.depth_files import read_depth, write_depth
 from spatialweave.models.core.geometry.view import View
@@ -52,3 +56,42 @@ def test_other_files_are_refused(tmp_path):
     for call in (lambda: read_depth(tmp_path / "a.jpg"), lambda: write_depth(tmp_path / "a.jpg", make())):
         with pytest.raises(ValueError, match=r"^a\.jpg is no depth file by its name, wanted one that ends in \.png, \.exr, \.npz\.$"):
             call()
+
+
+CAMERA = torch.tensor([[[81.5, 0.0, 3.5], [0.0, 80.25, 2.1], [0.0, 0.0, 1.0]]])
+NOTES = {"prompt": '{"1": "\\u7ea2"}', "workflow": "{}"}
+
+
+def made_by_a_graph(tmp_path, name):
+    return write_depth(tmp_path / name, replace(make(), intrinsics=CAMERA), notes=NOTES)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.exr", "a.npz"])
+def test_the_camera_comes_back(tmp_path, name):
+    assert torch.equal(read_depth(made_by_a_graph(tmp_path, name)).intrinsics, CAMERA)
+    assert read_depth(write_depth(tmp_path / name, make())).intrinsics is None
+
+
+def test_notes_lie_where_other_programs_look(tmp_path):
+    with Image.open(made_by_a_graph(tmp_path, "a.png")) as picture:
+        text = picture.text
+    with OpenEXR.File(str(made_by_a_graph(tmp_path, "a.exr")), separate_channels=True) as file:
+        header = dict(file.header())
+    with np.load(made_by_a_graph(tmp_path, "a.npz")) as arrays:
+        texts = {name: str(arrays[name]) for name in NOTES}
+    for found in (text, header, texts):
+        assert {name: found[name] for name in NOTES} == NOTES
+    assert header["depthUnits"] == text["depth_units"] == "metric" and json.loads(header["intrinsics"]) == CAMERA[0].tolist()
+
+
+def test_a_note_takes_no_name_that_is_taken_or_too_long(tmp_path):
+    notes = {"depth_units": "feet", "depthUnits": "feet", "depth": "feet", "x" * 40: "long"}
+    for name in ("a.png", "a.exr", "a.npz"):
+        assert read_depth(write_depth(tmp_path / name, make(), notes=notes)).units == "metric"
+
+
+def test_a_broken_camera_is_named(tmp_path):
+    path = made_by_a_graph(tmp_path, "a.exr")
+    path.write_bytes(path.read_bytes().replace(b"[[81.5", b"[[81,5"))
+    with pytest.raises(ValueError, match="a.exr holds a camera that is no 3 x 3 of numbers"):
+        read_depth(path)
