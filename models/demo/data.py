@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..core.geometry.depth import encode_depth
-from ..core.training.data import FolderDataset
+from ..core.training.data import MANIFEST, FolderDataset
+from ..core.weights import read_tensors, write_tensors
 from ..world.captions import mirror_caption
 from ..world.scene import COLORS, SHAPES
 from .codec import TinyCodec
@@ -61,18 +64,15 @@ class WorldLatents(torch.utils.data.Dataset):
     """
 
     def __init__(self, source: FolderDataset, codec: TinyCodec, *, batch: int = 64):
-        self.tokens, self.cells, self.depth, latents = [], [], [], ([], [])
-        for start in range(0, len(source), batch):
-            rows = range(start, min(start + batch, len(source)))
-            samples = [source[i] for i in rows]
-            image = torch.stack([sample["image"] for sample in samples]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            for mirrored, kept in enumerate(latents):
-                kept.append(encode(codec, image.flip(-1) if mirrored else image).half())
-            self.depth.append(code_depth(torch.stack([s["depth"] for s in samples]), torch.stack([s["mask"] for s in samples])).half())
-            self.tokens += [caption_tokens(source.entry(i)) for i in rows]
-            self.cells += [count_cells(sample["segmentation"], source.entry(i)["objects"]) for i, sample in zip(rows, samples, strict=True)]
-        self.depth = torch.cat(self.depth)
-        self.latents = tuple(torch.cat(kept) for kept in latents)
+        """Encoding all pictures takes minutes, so the result stays in the dataset's folder, named after the codec and the manifest."""
+        cache = Path(source.folder) / f"latents-{fingerprint(codec, Path(source.folder) / MANIFEST)}.safetensors"
+        if cache.is_file():
+            tensors = read_tensors(cache)
+        else:
+            tensors = encode_world(source, codec, batch)
+            write_tensors(cache, tensors, {}, kind="latents of the world")
+        self.tokens, self.cells, self.depth = (tensors[key] for key in ("tokens", "cells", "depth"))
+        self.latents = (tensors["latent"], tensors["mirrored_latent"])
 
     def __len__(self) -> int:
         return 2 * len(self.depth)
@@ -88,6 +88,29 @@ class WorldLatents(torch.utils.data.Dataset):
             "tokens": self.tokens[scene][mirrored],
             "cells": self.cells[scene].flip(-1) if mirrored else self.cells[scene],
         }
+
+
+def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[str, Tensor]:
+    """What `WorldLatents` holds of a whole dataset, the scenes as first axis."""
+    parts: dict[str, list[Tensor]] = {"latent": [], "mirrored_latent": [], "depth": [], "tokens": [], "cells": []}
+    for start in tqdm(range(0, len(source), batch), desc="encoding", unit="batch", disable=None):
+        rows = range(start, min(start + batch, len(source)))
+        samples, entries = [source[i] for i in rows], [source.entry(i) for i in rows]
+        image = torch.stack([sample["image"] for sample in samples]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        parts["latent"].append(encode(codec, image).half())
+        parts["mirrored_latent"].append(encode(codec, image.flip(-1)).half())
+        parts["depth"].append(code_depth(torch.stack([s["depth"] for s in samples]), torch.stack([s["mask"] for s in samples])).half())
+        parts["tokens"].append(torch.stack([caption_tokens(entry) for entry in entries]))
+        parts["cells"].append(torch.stack([count_cells(s["segmentation"], e["objects"]) for s, e in zip(samples, entries, strict=True)]))
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def fingerprint(codec: TinyCodec, manifest: Path) -> str:
+    """A number of the codec's weights and a dataset's manifest, and of nothing else."""
+    digest = hashlib.sha256(manifest.read_bytes())
+    for name, value in codec.state_dict().items():
+        digest.update(name.encode() + value.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -130,18 +130,18 @@ class Run:
         recipe, start, first, ending = self.recipe, time.monotonic(), self.step, "finished"
         batches = iter(self.loader())
         hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
-        with tqdm(total=recipe.steps, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=hidden) as bar:
-            while self.step < recipe.steps and ending == "finished":
+        with tqdm(total=recipe.last_step, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=hidden) as bar:
+            while self.step < recipe.last_step and ending == "finished":
                 self.train_step(batches)
                 self.step += 1
                 stopped, seconds = asked(), time.monotonic() - start
-                if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+                if self.step % recipe.log_every == 0 or self.step == recipe.last_step:
                     record = self.write_log(seconds / (self.step - first))
                     bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
                     stopped = stopped or self.tell(on_log, record)
                 bar.update()
                 ending = self.find_ending(stopped, seconds)
-                if self.step % recipe.save_every == 0 and self.step < recipe.steps and ending == "finished":
+                if self.step % recipe.save_every == 0 and self.step < recipe.last_step and ending == "finished":
                     self.save()
         return Outcome(ending, self.step, self.save(), self.meter.last)
 
@@ -187,7 +187,7 @@ class Run:
         lr = learning_rate(self.recipe, self.step - 1)
         record = {"step": self.step, **self.meter.take(self.step), "lr": lr, "seconds_per_step": round(seconds_per_step, 4)}
         if self.accelerator.is_main_process:
-            self.log.write(record, last=self.step == self.recipe.steps)
+            self.log.write(record, last=self.step == self.recipe.last_step)
         return record
 
     def tell(self, on_log: OnLog | None, record: dict[str, float]) -> bool:

@@ -14,9 +14,12 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["no", "bf16"]
 
 # What a resumed run may change: when it stops and what it writes, never what it computes before that.
-CHANGEABLE = ("steps", "max_minutes", "save_every", "keep", "log_every", "workers", "output")
+CHANGEABLE = ("steps", "stop", "max_minutes", "save_every", "keep", "log_every", "workers", "output")
 
-_LEAST = {"seed": 0, "steps": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "save_every": 1, "keep": 1, "log_every": 1, "workers": 0}
+_LEAST = {
+    "seed": 0, "steps": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "stop": 0,
+    "save_every": 1, "keep": 1, "log_every": 1, "workers": 0,
+}  # fmt: skip
 _SHARES = ("decay", "final_lr", "ema")
 
 
@@ -44,6 +47,7 @@ class Recipe:
     ema: float = 0.999  # decay of the averaged weights; 0 keeps the last weights themselves
     mixed_precision: Precision = "no"
     workers: int = 0  # data processes
+    stop: int = 0  # end after this step, on a learning rate made for all `steps`: the start of another stage; 0 goes through all
     max_minutes: float = 0.0  # stop and save after this long; 0 has no limit
     save_every: int = 1000
     keep: int = 2  # checkpoints that stay
@@ -87,11 +91,16 @@ class Recipe:
     def _check_sums(self) -> None:
         self._check("batch_size", self.batch_size % self.accumulate == 0, f"a multiple of accumulate, {self.accumulate}")
         self._check("warmup", self.warmup <= self.steps, f"at most the {self.steps} steps of the run")
+        self._check("stop", self.stop <= self.steps, f"at most the {self.steps} steps of the run")
         self._check("decay", self.schedule == "constant" or self.decay == 0, 'left out when schedule is "cosine", which falls by itself')
 
     def _check(self, name: str, fine: bool, wanted: str) -> None:
         if not fine:
             raise ValueError(f"The recipe's {name} is {getattr(self, name)!r}, but it must be {wanted}.")
+
+    @property
+    def last_step(self) -> int:
+        return self.stop or self.steps
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict of JSON values; `from_json` restores an equal recipe."""

@@ -141,6 +141,14 @@ def test_frozen_parameters_stay_and_factors_scale_the_first_step(tmp_path):
     assert moved["head.weight"] == pytest.approx(5e-3, rel=1e-3) and moved["head.bias"] == pytest.approx(2.5e-3, rel=1e-3)
 
 
+def test_stopped_run_is_the_start_of_the_whole_one(tmp_path):
+    recipe = replace(RECIPE, schedule="cosine", save_every=4, keep=9)
+    stopped = run(replace(recipe, stop=4), tmp_path / "stopped")
+    assert (stopped.ending, stopped.step) == ("finished", 4)
+    whole = run(recipe, tmp_path / "whole")
+    assert_same(tensors(stopped), tensors(replace(whole, checkpoint=tmp_path / "whole" / "step-00000004")))
+
+
 @needs_muon
 def test_muon_takes_the_named_matrices_and_adamw_all_else(tmp_path):
     """Against torch's own two optimisers, each over its share, on the same gradients."""

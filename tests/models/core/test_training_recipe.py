@@ -38,6 +38,7 @@ def test_recipe_survives_json():
         ("lr_scale", {"head": 0}, "freeze is for 0"),
         ("freeze", "head", "a list of name prefixes"),
         ("muon", [""], "a list of name prefixes"),
+        ("stop", 11, "at most the 10 steps"),
         ("data", "folder", "a JSON object"),
         ("accumulate", 3, "a whole number"),
         ("warmup", 11, "at most the 10 steps"),

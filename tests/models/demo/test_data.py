@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -78,6 +79,27 @@ def test_cells_say_what_the_middle_of_each_shows(world):
                     assert f"{list(COLORS)[color]} {SHAPES[shape - 2]}" == item.name
         for samples in (pictures, latents):
             assert torch.equal(samples[2 * i + 1]["cells"], cells.flip(-1))
+
+
+def test_latents_are_kept_beside_the_dataset_until_codec_or_manifest_change(world, tmp_path):
+    folder = shutil.copytree(world[0], tmp_path / "world", ignore=shutil.ignore_patterns("latents-*"))
+    torch.manual_seed(0)
+    codec = TinyCodec().train(False)
+    first = WorldLatents(FolderDataset(folder), codec)
+    (kept,) = folder.glob("latents-*")
+    written = kept.stat().st_mtime_ns
+    again = WorldLatents(FolderDataset(folder), codec)
+    assert kept.stat().st_mtime_ns == written
+    for i in range(len(first)):
+        assert all(torch.equal(value, again[i][key]) for key, value in first[i].items())
+
+    with torch.no_grad():
+        codec.encoder[1].weight.add_(0.01)
+    assert not torch.equal(WorldLatents(FolderDataset(folder), codec)[0]["latent"], first[0]["latent"])
+    lines = (folder / "manifest.jsonl").read_text().splitlines()
+    (folder / "manifest.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    WorldLatents(FolderDataset(folder), codec)
+    assert len(list(folder.glob("latents-*"))) == 3
 
 
 def test_mirrored_captions_swap_left_and_right(world):
