@@ -4,8 +4,12 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +35,26 @@ def installed(pack, root, tmp_path_factory):
         shutil.copyfile(weights / "tiny.safetensors", target / "models/modality_forcing/tiny.safetensors")
         for name in ("codec", "text"):
             shutil.copyfile(weights / f"{name}.safetensors", target / f"models/demo/{name}.safetensors")
+    shutil.copyfile(HERE / "small_klein.py", base / "custom_nodes" / "small_klein.py")
+    write_small_network(base / "models" / "diffusion_models" / "flux_rgbd_9b_v2.safetensors")
     return base
+
+
+def write_small_network(path):
+    """A network in the released form (bfloat16, `dit.` names, no metadata), for FLUX.2's latent and the prompts of small_klein.py."""
+    import torch
+    from safetensors.torch import save_file
+
+    from spatialweave.models.modality_forcing.config import PRESETS
+    from spatialweave.models.modality_forcing.network import ModalityForcing
+
+    config = replace(PRESETS["tiny"], in_channels=128, context_in_dim=96, infinite_sky=False)
+    torch.manual_seed(0)
+    network = ModalityForcing(config)
+    for value in network.parameters():
+        torch.nn.init.normal_(value, std=0.5 * value.shape[-1] ** -0.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({f"dit.{name}": value for name, value in network.to(torch.bfloat16).state_dict().items()}, path)
 
 
 @pytest.fixture(scope="session")
