@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.loading import TINY, list_models, load_modality_forcing
+from .host.loading import TINY, find_fault, list_models, load_modality_forcing
 
 
 class LoadModalityForcing(io.ComfyNode):
@@ -31,6 +31,10 @@ class LoadModalityForcing(io.ComfyNode):
                 io.Vae.Output("vae", display_name="VAE", tooltip="The tiny model's image codec; for a file use Load VAE, flux2-vae."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, model_name) -> bool | str:
+        return True if model_name is None else find_fault(model_name) or True
 
     @classmethod
     def execute(cls, model_name) -> io.NodeOutput:

@@ -41,6 +41,8 @@ KNOWN_KEYS = (
     ("a Depth Anything 3 estimator", ("backbone.", "head.scratch.")),
     ("a FLUX.2 image autoencoder (VAE)", ("decoder.conv_in.weight", "bn.running_mean")),
     ("an image autoencoder (VAE)", ("decoder.conv_in.weight",)),
+    ("the encoder half of a FLUX.2 autoencoder; load the whole one (VAE)", ("down.0.", "bn.running_mean")),
+    ("the decoder half of a FLUX.2 autoencoder; load the whole one (VAE)", ("up.0.", "bn.running_mean")),
     ("a language model, used as a text encoder", ("layers.0.self_attn.q_proj.weight",)),
     ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
     ("a CLIP model", ("text_model.encoder.layers.0.",)),

@@ -15,6 +15,7 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_patcher
 import comfy.nested_tensor
+import comfy.ops
 import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
@@ -25,9 +26,9 @@ from torch import Tensor
 from ...models.core.diffusion.carry import carried_velocity, from_carried, release, to_carried
 from ...models.core.diffusion.flow import warp_time
 from ...models.modality_forcing.config import ModalityForcingConfig
-from ...models.modality_forcing.network import ModalityForcing
+from ...models.modality_forcing.network import FinalLayer, ModalityForcing
 from .previews import with_pair_preview
-from .refused_attachments import check_conditioning, check_patches
+from .refused_attachments import check_conditioning, check_patches, check_unconditional
 from .refused_samplers import check_sampler, check_sigmas
 
 # Divisible by every step count to 10 and by 12, 14, 15, 16, 18, 20, 24, 25, 28, 30, 36, 40, 50: core's scheduler "simple"
@@ -50,6 +51,9 @@ class HostedNetwork(ModalityForcing):
 
     def __init__(self, *, config: ModalityForcingConfig, operations, device=None, dtype=None, **described):
         super().__init__(config, operations=operations, device=device, dtype=dtype)
+        # core's layers for quantised files know one precision for all others; the head keeps float32
+        made = {"operations": comfy.ops.manual_cast, "device": device, "dtype": torch.float32}
+        self.depth_final_layer = FinalLayer(config.hidden_size, config.depth_channels, **made)
         self.dtype = dtype
 
     def forward(self, x: list[Tensor], timestep: JointTimes, context: Tensor, transformer_options: dict, log2_alpha: float, **kwargs):
@@ -200,6 +204,7 @@ def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None
     check_sampler(sampler)
     check_sigmas(sigmas)
     check_conditioning(executor.class_obj.conds)
+    check_unconditional(executor.class_obj)
     whole = torch.where(latent_image.isnan(), noise.to(latent_image), latent_image)
     samples = executor(noise, whole, sampler, sigmas, denoise_mask, *args, **kwargs)
     if denoise_mask is None:

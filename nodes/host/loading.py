@@ -10,11 +10,14 @@ import folder_paths
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...models.core.weights import check_fit, read_header
+from ...models.core.quantised_header import plain_header
+from ...models.core.registry import PublishedFile
+from ...models.core.weights import WeightsError, check_fit, read_header
 from ...models.demo.codec_colours import fit_colours
 from ...models.demo.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
 from ...models.modality_forcing.pipeline import TINY_NETWORK
-from ...models.modality_forcing.weights import find_config, find_prefix, network_shapes
+from ...models.modality_forcing.released import NETWORK, TEXT_ENCODERS, VAE, released_files
+from ...models.modality_forcing.weights import DEPTH_HEAD, find_config, find_prefix, network_shapes
 from .joint_model import JointConfig, keep_given
 from .previews import note_depth, set_image_colours
 from .tiny_clip import tiny_clip
@@ -23,7 +26,7 @@ from .tiny_vae import TinyVAE
 TINY = "tiny (shipped with the pack)"
 FOLDER = "diffusion_models"
 SMALL = 100_000_000  # parameters below which half precision saves nothing worth its error
-NOT_IN_FILE = "A Modality Forcing file holds no {what}: load it with {node}, {where}."
+NOT_IN_FILE = "A Modality Forcing file holds no {what}: load it with {node}: {where}."
 
 
 def list_models() -> list[str]:
@@ -31,14 +34,38 @@ def list_models() -> list[str]:
     return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
+def find_fault(name: str) -> str | None:
+    """What is wrong with a choice of the loader, in one sentence with the way to mend it; None if it is there to be loaded."""
+    if name in list_models():
+        return None
+    published = {file.name: file for file in released_files()}
+    wanted = published.get(name, published[NETWORK])
+    other = "" if name in published else "the published network is "
+    return f"{name} is not in ComfyUI's models/{FOLDER}: {other}{wanted.line} (`spatialweave weights download {wanted.name}` fetches it)."
+
+
 def load_modality_forcing(name: str) -> tuple:
-    """(MODEL, CLIP, VAE). Files of users hold a network only; wiring their CLIP or VAE output says which node has it."""
-    if name != TINY:
-        clip = NOT_IN_FILE.format(what="text encoder", node="Load CLIP", where="type flux2, the Qwen3 encoder of its FLUX.2 base")
-        vae = NOT_IN_FILE.format(what="VAE", node="Load VAE", where="flux2-vae.safetensors")
-        return load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name)), ExecutionBlocker(clip), ExecutionBlocker(vae)
-    clip, vae = tiny_clip(load_text_encoder(TEXT_FILE).state_dict()), TinyVAE(load_codec(CODEC_FILE).state_dict())
-    return load_tiny_model(), clip, vae
+    """(MODEL, CLIP, VAE). Files of users hold a network only; wiring their CLIP or VAE output says which node and file has it."""
+    if name == TINY:
+        clip, vae = tiny_clip(load_text_encoder(TEXT_FILE).state_dict()), TinyVAE(load_codec(CODEC_FILE).state_dict())
+        return load_tiny_model(), clip, vae
+    fault = find_fault(name)
+    if fault:
+        raise WeightsError(fault)
+    published = {file.name: file for file in released_files()}
+    try:
+        model = load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name))
+    except WeightsError as error:
+        raise WeightsError(f"{str(error).removesuffix('.')}; the published network is {published[NETWORK].line}.") from error
+    return model, *map(ExecutionBlocker, missing_parts(model.model.model_config.network.context_in_dim, published))
+
+
+def missing_parts(width: int, published: dict[str, PublishedFile]) -> tuple[str, str]:
+    """Where the text encoder and the VAE of a network are that reads prompts of this width: what their empty sockets say."""
+    encoder = published.get(TEXT_ENCODERS.get(width, ""))
+    line = encoder.line if encoder else f"the encoder it was trained with, whose prompts have the width {width}"
+    clip = NOT_IN_FILE.format(what="text encoder", node="Load CLIP, type flux2", where=line)
+    return clip, NOT_IN_FILE.format(what="VAE", node="Load VAE", where=published[VAE].line)
 
 
 def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -50,21 +77,28 @@ def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelP
 
 
 def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL from a safetensors file. A file that is something else is refused, and called by its name, before it is read."""
-    header = read_header(path)
+    """A MODEL from a safetensors file, quantised in one of core's formats or not.
+
+    A file that is something else is refused, and called by its name, before it is read.
+    """
+    header = plain_header(path, read_header(path))
     prefix = find_prefix(header, path)
     network = find_config(header, prefix, path)
     check_fit(network_shapes(network), {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}, path)
-    state = {name.removeprefix(prefix): value for name, value in comfy.utils.load_torch_file(path, safe_load=True).items()}
+    state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    state, _ = comfy.utils.convert_old_quants(state, prefix, metadata=metadata)  # core's one form: a description beside each layer
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
 
     config = JointConfig(network)
+    config.quant_config = comfy.utils.detect_layer_quantization(state, "")
     load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     set_precision(config, state, load_device)
     model = config.get_model(state)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
-    model.to(offload_device)
-    model.load_model_weights(in_precision(state, config), "", assign=patcher.is_dynamic())
+    if not comfy.model_management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.diffusion_model.load_state_dict(in_precision(state, config), strict=True, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_joint_model, (path,))
     for wrapper in (keep_given, note_depth):
         patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "spatialweave", wrapper)
@@ -72,20 +106,25 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
 
 
 def set_precision(config: JointConfig, state: dict, device: torch.device) -> None:
-    """Core's choice of precision for this device, and float32 for a small network."""
+    """Core's choice of precision for this device, and float32 for a small network. A quantised file leaves the choice to the device."""
     values = comfy.utils.calculate_parameters(state)
     if values < SMALL:
         config.supported_inference_dtypes = [torch.float32]
     choices = config.supported_inference_dtypes
-    weights = comfy.utils.weight_dtype(state)
+    weights = None if config.quant_config else comfy.utils.weight_dtype(state)
     dtype = comfy.model_management.unet_dtype(model_params=values, supported_dtypes=choices, weight_dtype=weights)
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, choices))
+    cast = comfy.model_management.unet_manual_cast(None if config.quant_config else dtype, device, choices)
+    config.set_inference_dtype(dtype, cast)
 
 
 def in_precision(state: dict[str, torch.Tensor], config: JointConfig) -> dict[str, torch.Tensor]:
     """The tensors as core will hold them: the depth head in float32 always, and a small network in float32 whole.
 
-    Core may use a file's tensors as they are, without copying them into the model's own.
+    Core may use a file's tensors as they are, without copying them into the model's own. A quantised layer is left as it is.
     """
     small = config.supported_inference_dtypes == [torch.float32]
-    return {name: value.float() if small or name.startswith("depth_final_layer.") else value for name, value in state.items()}
+    quantised = tuple(name.removesuffix("comfy_quant") for name in state if name.endswith(".comfy_quant"))
+    return {
+        name: value.float() if (small or name.startswith(DEPTH_HEAD)) and not name.startswith(quantised) else value
+        for name, value in state.items()
+    }

@@ -26,6 +26,22 @@ def check_conditioning(conds: dict[str, list[dict]]) -> None:
                     raise ValueError(f"{reason}.")
 
 
+def check_unconditional(guider) -> None:
+    """Refuse zeros in a prompt's place: no text is what the network was trained with, and zeros it has never seen.
+
+    Where nothing is guided, at cfg 1, the negative prompt is not read, and its zeros do no harm.
+    """
+    width = guider.model_patcher.model.model_config.network.context_in_dim
+    unread = getattr(guider, "cfg", None) == 1 and not guider.model_options.get("disable_cfg1_optimization")
+    for kind, prompts in guider.conds.items():
+        values = [prompt.get("cross_attn") for prompt in prompts or () if not (kind == "negative" and unread)]
+        if any(value is not None and value.shape[-1] == width and not value.any() for value in values):
+            raise ValueError(
+                f"All zeros arrived as the {kind} prompt (Conditioning Zero Out makes them), but this network's unconditional is the "
+                "encoding of an empty text: use CLIP Text Encode with nothing in it."
+            )
+
+
 def check_patches(options: dict) -> None:
     """Look at the places inside a network that other nodes want to change (ModelPatcher.set_model_*_patch and *_replace)."""
     wanted = [*options.get("patches", ()), *(name for places in options.get("patches_replace", {}).values() for name in places)]
