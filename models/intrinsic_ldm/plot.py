@@ -1,0 +1,72 @@
+"""A picture of w over the steps of a run and the layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..core.diffusion.ddpm import ddpm_to_sigma
+from .layers import Layer, Reading
+from .schedules import Schedule
+
+LEFT, TOP, RIGHT, BOTTOM = 70, 34, 66, 40  # pixels around the field of cells
+FIELD = 560, 320
+PAPER, INK, QUIET = (255, 255, 255), (30, 30, 36), (120, 120, 130)
+LOW, HIGH = np.array([236, 238, 244]), np.array([178, 58, 18])  # w = 0, w = the greatest
+
+
+def weight_table(schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float]) -> np.ndarray:
+    """w as (layers, times), the layers in the order in which they run."""
+    return np.array([[schedule.weight(layer.number(reading), t) for t in times] for layer in layers])
+
+
+def plot_weights(schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float], *, steps: bool) -> np.ndarray:
+    """The table as a picture H W 3, uint8: time from left (noise) to right (clean), layers from top (first to run) to bottom.
+
+    `steps`: the times are the steps of one run, each as wide as the others; else they are DDPM times in equal distances.
+    """
+    table = weight_table(schedule, layers, reading, times)
+    top = max(1.0, float(table.max()))
+    cells = LOW + (HIGH - LOW) * (table / top)[..., None]
+    field = Image.fromarray(cells.round().astype(np.uint8)).resize(FIELD, Image.Resampling.NEAREST)
+    picture = Image.new("RGB", (LEFT + FIELD[0] + RIGHT, TOP + FIELD[1] + BOTTOM), PAPER)
+    picture.paste(field, (LEFT, TOP))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((LEFT - 1, TOP - 1, LEFT + FIELD[0], TOP + FIELD[1]), outline=QUIET)
+    pen.text((LEFT, 10), "w, the weight of intrinsic keys for image queries", fill=INK)
+    _mark_times(pen, times, steps)
+    _mark_layers(pen, [layer.number(reading) for layer in layers], reading)
+    _mark_scale(picture, pen, top)
+    return np.asarray(picture)
+
+
+def _mark_times(pen: ImageDraw.ImageDraw, times: Sequence[float], steps: bool) -> None:
+    count = len(times)
+    for index in sorted({round(part * (count - 1) / 5) for part in range(6)}):
+        x = LEFT + FIELD[0] * (index + 0.5) / count
+        label = f"step {index + 1}\nt {times[index]:.0f}" if steps else f"t {times[index]:.0f}\nsigma {ddpm_to_sigma(times[index]):.3g}"
+        pen.line((x, TOP + FIELD[1], x, TOP + FIELD[1] + 4), fill=QUIET)
+        pen.text((x - 22, TOP + FIELD[1] + 7), label, fill=INK, spacing=1)
+
+
+def _mark_layers(pen: ImageDraw.ImageDraw, numbers: Sequence[int], reading: Reading) -> None:
+    """A number beside each run of layers that share it, as far as there is room."""
+    pen.text((6, TOP - 16), "stage" if reading == "stages" else "block", fill=INK)
+    height, drawn, start = FIELD[1] / len(numbers), -99.0, 0
+    for index, number in enumerate(numbers):
+        if index + 1 < len(numbers) and numbers[index + 1] == number:
+            continue
+        y = TOP + height * (start + index + 1) / 2
+        if y - drawn >= 11:
+            pen.text((LEFT - 26, y - 6), str(number), fill=INK)
+            drawn = y
+        start = index + 1
+
+
+def _mark_scale(picture: Image.Image, pen: ImageDraw.ImageDraw, top: float) -> None:
+    ramp = LOW + (HIGH - LOW) * np.linspace(1, 0, FIELD[1])[:, None, None]
+    picture.paste(Image.fromarray(ramp.round().astype(np.uint8)).resize((14, FIELD[1])), (LEFT + FIELD[0] + 14, TOP))
+    for value in (0.0, top / 2, top):
+        pen.text((LEFT + FIELD[0] + 32, TOP + FIELD[1] * (1 - value / top) - 6), f"{value:.3g}", fill=INK)

@@ -1,0 +1,53 @@
+"""Which rows of a batch are images and which are their intrinsic maps."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Stream = Literal["image", "intrinsic"]
+BOTH: tuple[Stream, ...] = ("image", "intrinsic")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of prompts' parts ("chunks"), in each of them `batch` rows for every stream, image first: row (chunk, stream, b).
+
+    A chunk is one prompt on one area of the picture, known by a key that is the same in every call of a step; CFG has two of them or more.
+    An image and its intrinsic maps are partners within a chunk, so a conditional row never meets an unconditional one.
+    """
+
+    chunks: tuple[Hashable, ...]
+    batch: int
+    streams: tuple[Stream, ...] = BOTH
+
+    @property
+    def count(self) -> int:
+        return len(self.chunks) * len(self.streams) * self.batch
+
+    def check(self, count: int) -> None:
+        if count != self.count:
+            raise ValueError(
+                f"{count} rows arrived in one call of the model, but {len(self.chunks)} prompts of {self.batch} pictures with "
+                f"{' and '.join(self.streams)} are {self.count}: a node in the model's line regroups the batch; take it out."
+            )
+
+    def grid(self, tensor: Tensor) -> Tensor:
+        """(rows, ...) as a view (chunks, streams, batch, ...)."""
+        return tensor.unflatten(0, (len(self.chunks), len(self.streams), self.batch))
+
+    def select(self, tensor: Tensor, stream: Stream) -> Tensor:
+        """The rows of one stream as a view (chunks, batch, ...), to read or to add to."""
+        return self.grid(tensor)[:, self.streams.index(stream)]
+
+    def partners(self) -> list[int]:
+        """For each row the row of the other stream."""
+        return [
+            (chunk * 2 + 1 - stream) * self.batch + index
+            for chunk in range(len(self.chunks))
+            for stream in range(2)
+            for index in range(self.batch)
+        ]

@@ -1,0 +1,158 @@
+"""How strongly an image query sees the intrinsic keys: w(l, t), equations 2 and 3 of the paper. Pure functions of numbers.
+
+t is DDPM time, 0 (clean) to 999 (noise); other noise levels are converted at equal signal-to-noise ratio (core/diffusion/ddpm.py).
+l is the number of a layer, of which there are two readings, see layers.py. w acts at sampling only; training has w = 1 throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """w for a layer and a time, and the most it will be from there on."""
+
+    def weight(self, layer: int, t: float) -> float:
+        """w(l, t), at least 0."""
+
+    def ceiling(self, t: float) -> float:
+        """The greatest w of any layer at t or at any later, less noisy time."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Equation 2: 1 in the layers L from t = tau on down to the end, else 0. The paper's L = 3..7 and tau = 900 are for SD2.1."""
+
+    layers: frozenset[int]
+    tau: float = 900.0
+
+    def __post_init__(self):
+        check_number("tau", self.tau, 0, 1000)
+
+    def weight(self, layer: int, t: float) -> float:
+        return 1.0 if layer in self.layers and t <= self.tau else 0.0
+
+    def ceiling(self, t: float) -> float:
+        return 1.0 if self.layers else 0.0
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Equation 3: alpha exp(-(t - tau)^2 / sigma^2), the same in every layer; there is no 1/2 in the exponent."""
+
+    alpha: float = 1.0
+    tau: float = 800.0
+    sigma: float = 100.0
+
+    def __post_init__(self):
+        check_number("alpha", self.alpha, 0, 100)
+        check_number("tau", self.tau, 0, 1000)
+        check_number("sigma", self.sigma, 1e-3, 10000)
+
+    def weight(self, layer: int, t: float) -> float:
+        return self.alpha * math.exp(-(((t - self.tau) / self.sigma) ** 2))
+
+    def ceiling(self, t: float) -> float:
+        return self.weight(0, min(t, self.tau))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same everywhere: 1 is plain concatenation as in training (GeoWizard's attention), 0 leaves the image to itself."""
+
+    value: float = 1.0
+
+    def __post_init__(self):
+        check_number("weight", self.value, 0, 100)
+
+    def weight(self, layer: int, t: float) -> float:
+        return self.value
+
+    def ceiling(self, t: float) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A user's own: straight lines between points (t, w) of rising t, held beyond both ends, the same in every layer."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self):
+        if not self.points:
+            raise ValueError('The curve has no points; give some as "t: w", for example 1000: 0, 800: 1, 500: 0.')
+        for t, w in self.points:
+            check_number("t of a curve's point", t, 0, 1000)
+            check_number("w of a curve's point", w, 0, 100)
+        times = [t for t, _ in self.points]
+        if len(set(times)) < len(times):
+            raise ValueError(f"The curve has two points at t = {max(t for t in times if times.count(t) > 1):g}; leave one of them out.")
+        object.__setattr__(self, "points", tuple(sorted(self.points)))
+
+    def weight(self, layer: int, t: float) -> float:
+        if t <= self.points[0][0]:
+            return self.points[0][1]
+        for (low, w_low), (high, w_high) in zip(self.points, self.points[1:]):
+            if t <= high:
+                return w_low + (w_high - w_low) * (t - low) / (high - low)
+        return self.points[-1][1]
+
+    def ceiling(self, t: float) -> float:
+        return max([self.weight(0, t), *(w for at, w in self.points if at <= t)])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Another schedule with its weights below `threshold` made 0: there the image is the base model's, and may go on alone."""
+
+    schedule: Schedule
+    threshold: float = 0.0
+
+    def __post_init__(self):
+        check_number("cut_below", self.threshold, 0, 1)
+
+    def weight(self, layer: int, t: float) -> float:
+        return self._cut(self.schedule.weight(layer, t))
+
+    def ceiling(self, t: float) -> float:
+        return self._cut(self.schedule.ceiling(t))
+
+    def _cut(self, w: float) -> float:
+        return w if w >= self.threshold else 0.0
+
+
+def read_curve(text: str) -> Curve:
+    """ "1000: 0, 800: 1, 500: 0" as a Curve; commas, semicolons or line ends between the points."""
+    points = []
+    for part in filter(None, (piece.strip() for piece in text.replace(";", ",").replace("\n", ",").split(","))):
+        try:
+            t, w = (float(number) for number in part.split(":"))
+        except ValueError:
+            raise ValueError(f'The curve has {part!r}; give each point as "t: w", for example 1000: 0, 800: 1, 500: 0.') from None
+        points.append((t, w))
+    return Curve(tuple(points))
+
+
+def read_layers(text: str) -> frozenset[int]:
+    """ "3-7" or "1, 4-6" as a set of numbers."""
+    numbers: set[int] = set()
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        first, _, last = part.partition("-")
+        try:
+            low, high = int(first), int(last or first)
+        except ValueError:
+            raise ValueError(f'The layers have {part!r}; give numbers and ranges, for example "3-7" or "1, 4-6".') from None
+        if high < low or high - low > 1000:
+            raise ValueError(f"The layers have the range {part!r}; give the lower number first, at most a thousand apart.")
+        numbers.update(range(low, high + 1))
+    return frozenset(numbers)
+
+
+def check_number(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN too
+        raise ValueError(f"The schedule's {name} is {value}; give a number from {low:g} to {high:g}.")
+
+
+OFF = Constant(0.0)
