@@ -10,6 +10,7 @@ from .evaluate import CompareViews
 from .export import DepthMesh, PointCloud, ViewCamera
 from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
 from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent, RefineDepthLatent
+from .intrinsic import IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent
 from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
 from .loaders import LoadModalityForcing
 from .modality_forcing import DecodeJointLatent, EmptyJointLatent, GuidancePerStream, ModalityOrder
@@ -22,7 +23,8 @@ class Extension(ComfyExtension):
         generate = [LoadModalityForcing, EmptyJointLatent, ImageToDepthLatent, DepthToImageLatent, MaskedJointLatent]
         generate += [RefineDepthLatent, ModalityOrder, GuidancePerStream]
         generate += [DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
+        intrinsics = [IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
-        return [*generate, PreviewDepth, *convert, *export, *measure]
+        return [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure]

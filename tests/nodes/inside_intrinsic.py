@@ -386,3 +386,72 @@ def node(schedule="gaussian", kind="sd21", steps=None):
         sigmas=sigmas,
     )  # fmt: skip
     return {"model": type(out.result[0]).__name__, "ui": len(out.ui.as_dict()["images"])}
+
+
+def small_diffusers(kind):
+    """A diffusers model of our small core model's shape, with its weights."""
+    import comfy.utils
+    import diffusers
+
+    made = model(kind).model
+    if kind == "pixart":
+        other = diffusers.PixArtTransformer2DModel(
+            num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=6, cross_attention_dim=48,
+            caption_channels=24, sample_size=64, use_additional_conditions=False, interpolation_scale=1,
+        )  # fmt: skip
+        names = comfy.utils.pixart_to_diffusers(dict(PIXART))
+    else:
+        other = diffusers.UNet2DConditionModel(
+            block_out_channels=(64, 128, 128, 128), attention_head_dim=(1, 2, 2, 2), layers_per_block=2, cross_attention_dim=24,
+            use_linear_projection=True, sample_size=8,
+        )  # fmt: skip
+        names = comfy.utils.unet_to_diffusers(made.model_config.unet_config)
+    theirs, ours_ = other.state_dict(), made.diffusion_model.state_dict()
+    filled = {}
+    for name in theirs:
+        found = names[name]
+        filled[name] = ours_[found] if isinstance(found, str) else ours_[found[0]].narrow(*found[1])
+        filled[name] = filled[name].reshape(theirs[name].shape)
+    other.load_state_dict(filled, strict=True)
+    return other.eval()
+
+
+def agreement_with_diffusers(kind="sd21", schedule="gaussian", steps=4, cfg=3.0):
+    """A guided run in ComfyUI and one of a diffusers model with our processors: the same weights, LoRA, noise and sampler."""
+    try:
+        import diffusers  # noqa: F401
+    except ImportError:
+        return None
+    from comfy.k_diffusion.sampling import sample_euler
+
+    plain, file = model(kind), lora(kind)
+    patched = coupled(plain, schedule, cut=0.0)
+    got = torch.cat(sample(patched, joined(patched), steps=steps, cfg=cfg).unbind())
+
+    other = small_diffusers(kind)
+    reader, processors = ours("models.intrinsic_ldm.lora"), ours("models.intrinsic_ldm.processors")
+    tensors = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", file))
+    low_rank = reader.read_lora(tensors, processors.projections(other), base=kind, name=file)
+    coupling, layers = processors.couple(other, low_rank)
+    coupling.rows = ours("models.intrinsic_ldm.rows").Rows(("cond", "uncond"), 1)
+    base = ours("nodes.host.intrinsic_layers").Base(plain)
+    chosen, reading = ours("nodes.host.intrinsic_model").read_schedule(SCHEDULES[schedule], base)
+    time = ours("models.core.diffusion.ddpm").sigma_to_ddpm
+    noise_levels = plain.model.model_sampling
+    context = torch.cat([prompt(1)[0][0]] * 2 + [prompt(2)[0][0]] * 2)
+
+    def denoise(x, sigma, **kwargs):
+        coupling.weights = {layer.block: chosen.weight(layer.number(reading), time(float(sigma[0]))) for layer in layers}
+        rows = torch.cat([noise_levels.calculate_input(sigma, x)] * 2)
+        t = noise_levels.timestep(sigma).repeat(2)
+        eps = other(rows, encoder_hidden_states=context, timestep=t, return_dict=False)[0][:, :4]
+        cond, uncond = noise_levels.calculate_denoised(sigma.repeat(2), eps, torch.cat([x] * 2)).chunk(2)
+        return uncond + (cond - uncond) * cfg
+
+    sigmas = comfy.samplers.calculate_sigmas(noise_levels, "normal", steps)
+    noise = comfy.sample.prepare_noise(empty(kind=kind)["samples"], 5)
+    started = noise_levels.noise_scaling(sigmas[:1], noise, torch.zeros_like(noise), True)
+    want = plain.model.process_latent_out(sample_euler(denoise, torch.cat([started] * 2), sigmas, disable=True))
+    names = [layer.name for layer in layers] == [layer.name for layer in base.layers]
+    numbers = [(layer.stage, layer.block) for layer in layers] == [(layer.stage, layer.block) for layer in base.layers]
+    return {"gap": gap(got, want), "size": float(want.abs().mean()), "names": names, "numbers": numbers}

@@ -130,3 +130,13 @@ def test_wrong_input_is_refused_in_one_sentence(intrinsic, case):
 @pytest.mark.parametrize("schedule, steps", [("gaussian", None), ("drop", 20), ("off", None)])
 def test_the_node_gives_a_model_and_a_plot(intrinsic, schedule, steps):
     assert intrinsic("node", schedule=schedule, steps=steps) == {"model": "ModelPatcher", "ui": 1}
+
+
+@pytest.mark.parametrize("kind", ["sd21", "pixart"])
+@pytest.mark.parametrize("schedule", ["gaussian", "drop"])
+def test_diffusers_with_our_processors_agrees(intrinsic, kind, schedule):
+    result = intrinsic("agreement_with_diffusers", kind=kind, schedule=schedule)
+    if result is None:
+        pytest.skip("diffusers is not installed, so its processors were NOT tested: pip install -e .[train]")
+    assert result["gap"] < 1e-4 and result["size"] > 0.1
+    assert result["names"] and result["numbers"], "both hosts must count layers alike"

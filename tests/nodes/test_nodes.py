@@ -14,6 +14,7 @@ IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 IDS += ["SaveDepth", "LoadDepth"]
 IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
 IDS += ["StereoPair"]
+IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
 
 
 @pytest.fixture(scope="module")
