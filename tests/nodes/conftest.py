@@ -1,6 +1,7 @@
 """One ComfyUI process for all tests of the nodes: starting it takes seconds."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ HERE = Path(__file__).resolve().parent
 class Worker:
     """tests/nodes/worker.py, spoken to in JSON lines."""
 
-    def __init__(self, comfyui, root, log):
+    def __init__(self, comfyui, root, log, **environment):
         self.log = log
         call = [sys.executable, str(HERE / "worker.py"), str(comfyui), str(root)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log.open("wb"), "encoding": "utf-8"}
+        pipes["env"] = os.environ | environment
         self.process = subprocess.Popen(call, **pipes)
         self.started = self.answer()
 
@@ -46,6 +48,20 @@ def worker(comfyui, root, tmp_path_factory):
     worker = Worker(comfyui, root, tmp_path_factory.mktemp("comfyui") / "log.txt")
     yield worker
     worker.close()
+
+
+@pytest.fixture
+def worker_with(comfyui, root, tmp_path):
+    """Start another ComfyUI, with these environment variables, for one test."""
+    started = []
+
+    def start(**environment):
+        started.append(Worker(comfyui, root, tmp_path / "log.txt", **environment))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.close()
 
 
 @pytest.fixture(scope="session")

@@ -158,9 +158,10 @@ def save_and_load(folder, kind, scale=0.0, batch=1):
     folder_paths.set_output_directory(folder)
     folder_paths.set_input_directory(folder)
     view = scene(batch=batch)
-    node = core.NODE_CLASS_MAPPINGS["SpatialWeave_SaveDepth"]
+    node = core.NODE_CLASS_MAPPINGS["SpatialWeave_SaveDepth"].PREPARE_CLASS_CLONE(None)
+    node.hidden = type("Hidden", (), {"prompt": {"1": {"class_type": "Any"}}, "extra_pnginfo": {"workflow": {"nodes": []}}})
     options = {"format": kind, "png_scale": scale, "exr_picture": True}
-    first, second = (node.EXECUTE_NORMALIZED(view=view, filename_prefix="d %width%", **options).ui for _ in range(2))
+    first, second = (node.execute(view=view, filename_prefix="d %width%", **options).ui for _ in range(2))
     name = first["images" if kind == "png" else "files"][0]["filename"]
     loader = core.NODE_CLASS_MAPPINGS["SpatialWeave_LoadDepth"]
     again, text = run("LoadDepth", file=name, units="as the file says", png_scale=0.0, exr_channel="")
@@ -174,10 +175,27 @@ def save_and_load(folder, kind, scale=0.0, batch=1):
         "units": [again.units, other.units],
         "error": float((again.depth[0] - view.depth[0]).abs().max()),
         "mask": bool(torch.equal(again.mask[0], view.mask[0])),
+        "camera": bool(torch.equal(again.intrinsics, view.intrinsics)),
         "batch": len(again),
         "text": text,
         "depth": view.depth[0].tolist(),
     }
+
+
+def saved_without_metadata(folder):
+    """As ComfyUI started with --disable-metadata saves, and a name with the number in the batch."""
+    import folder_paths
+    from comfy.cli_args import args
+
+    folder_paths.set_output_directory(folder)
+    node = core.NODE_CLASS_MAPPINGS["SpatialWeave_SaveDepth"].PREPARE_CLASS_CLONE(None)
+    node.hidden = type("Hidden", (), {"prompt": {"1": {}}, "extra_pnginfo": {"workflow": {}}})
+    args.disable_metadata = True
+    try:
+        shown = node.execute(view=scene(batch=2), filename_prefix="b%batch_num%", format="png", png_scale=0.0, exr_picture=True).ui
+    finally:
+        args.disable_metadata = False
+    return [file["filename"] for file in shown["images"]]
 
 
 def file_refusals(folder):
