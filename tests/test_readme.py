@@ -17,7 +17,8 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("comfy", "com
 def test_the_python_example_does_the_three_jobs_without_comfyui(pack, tmp_path):
     if "models/modality_forcing/tiny.safetensors" not in pack.files:
         pytest.skip("this checkout has no tiny weights, so the README's example did not run")
-    (block,) = re.findall(r"^```python\n(.*?)^```", pack.text("README.md"), flags=re.MULTILINE | re.DOTALL)
+    (section,) = re.findall(r"^## In Python\n(.*?)^## ", pack.text("README.md"), flags=re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-c", f"import sys\n{block}{THREE_JOBS}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

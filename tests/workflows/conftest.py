@@ -64,7 +64,7 @@ def server(comfyui, runner, installed):
     options = ["--cpu", "--base-directory", str(installed), "--disable-api-nodes"]
     server, process = runner.start_comfyui(comfyui, *options, log=log.open("wb"))
     try:
-        server.wait_until_up(process, 240)
+        server.wait_until_up(process, 900)
         yield server, log
     finally:
         process.kill()
