@@ -1,6 +1,7 @@
 """`spatialweave bench kernels`: the attention op against what one would write instead, interleaved in one run, after its checks.
 
-Times are medians; a rival whose numbers are wrong has none. Shapes are those of I-LDM's backbones and of a joint sequence.
+Times are medians; a rival whose numbers are wrong has none. Shapes are those of I-LDM's backbones and of a joint sequence. On a GPU every
+rival is timed twice: as it is called, launches included, and replayed from a CUDA graph, which leaves them out.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 
 from .dispatch import use_backend
+from .rivals import Call, beside, flex, two_calls
 from .segment_attention import segment_attention
 from .segment_attention.cases import CASES
-from .segment_attention.composition import attend_with_lse
 from .segment_attention.reference import bias_row, segment_attention_reference
 from .segment_attention.segments import Segments, full_weight
 
@@ -37,7 +39,9 @@ SETS = 4  # of inputs, in turn, so that a cache does not hold them
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds: the median, and the medians of the two halves of the run. `floor` is the part of the time the products alone need."""
+    """Milliseconds: the median, and the medians of the two halves of the run. `floor`: what the machine needs at least. `mode`: "eager" or
+    "graph". `kernel`: the name under which most of the time is spent, so that one sees which attention torch chose.
+    """
 
     shape: str
     size: tuple[int, int, int, int]
@@ -46,9 +50,27 @@ class Timing:
     median: float
     spread: tuple[float, float]
     floor: float
+    mode: str
+    kernel: str
 
 
-Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+@dataclass(frozen=True)
+class Rates:
+    """What the machine does in a second, here and now: operations of a large matrix product, bytes read and written, exponentials.
+
+    `exponentials` is None where the clock of a GPU is unknown.
+    """
+
+    operations: float
+    bytes: float
+    exponentials: float | None
+
+    def floor(self, size: tuple[int, int, int, int], keys: float, width: int) -> float:
+        """Milliseconds for b, h, n, d with so many keys a query and bytes a value: the slowest of products, copies and exponentials."""
+        b, h, n, d = size
+        scores = b * h * n * keys
+        least = [4 * scores * d / self.operations, 4 * b * h * n * d * width / self.bytes]
+        return 1e3 * max(least + ([scores / self.exponentials] if self.exponentials else []))
 
 
 def verify(device: torch.device, dtype: torch.dtype) -> None:
@@ -79,42 +101,87 @@ def bench(device: str | torch.device | None = None, *, rounds: int = 12, shapes:
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     with torch.inference_mode():
         verify(place, dtype)
-        rate = product_rate(place, dtype)
+        rates = measure_rates(place, dtype)
         found = []
         for name in shapes:
             for weight in ("mixed", "one") if name.startswith("klein") else WEIGHTS:
-                found += _bench_shape(name, weight, place, dtype, rounds, rate)
+                found += _bench_shape(name, weight, place, dtype, rounds, rates)
     return found
 
 
-def _bench_shape(name: str, weight: str, place: torch.device, dtype: torch.dtype, rounds: int, rate: float) -> list[Timing]:
+def _bench_shape(name: str, weight: str, place: torch.device, dtype: torch.dtype, rounds: int, rates: Rates) -> list[Timing]:
     b, h, n, d = SHAPES[name]
     n = min(n, math.isqrt(CPU_SCORES) // 64 * 64 // 2) if place.type == "cpu" else n
     segments, log_weight = problem(b, n, weight)
-    made = (torch.randn(b, n, 3, h, d, dtype=dtype, device=place).transpose(1, 3).unbind(2) for _ in range(SETS))
-    inputs = [tuple(part for part in qkv) for qkv in made]
-    few = Segments((16,), segments.sources) if len(segments.queries) == 1 else None
-    calls: dict[str, Call] = {}
-    for rival, call in rivals(segments, log_weight, place).items():
+    inputs = [torch.randn(b, n, 3, h, d, dtype=dtype, device=place).transpose(1, 3).unbind(2) for _ in range(SETS)]
+    keys = n * (1 if weight == "zero" else 1.5 if weight == "half zero" else 1 if len(segments.queries) > 1 else 2)
+    floor = rates.floor((b, h, n, d), keys, dtype.itemsize)
+    found = []
+    for mode in ("eager", "graph") if place.type == "cuda" else ("eager",):
+        calls = right_ones(rivals(segments, log_weight, place, mode), inputs[0], segments, log_weight)
+        kernels = {rival: busiest(call, inputs[0]) for rival, call in calls.items()}
+        turns = {rival: turned for rival, call in calls.items() if (turned := in_turn(call, inputs, mode))}
+        halves = [_interleaved(turns, place, rounds) for _ in range(2)]
+        for rival in turns:
+            first, second = (half[rival] for half in halves)
+            spread = (statistics.median(first), statistics.median(second))
+            timing = (statistics.median(first + second), spread, floor, mode, kernels[rival])
+            found.append(Timing(name, (b, h, n, d), weight, rival, *timing))
+    return found
+
+
+def right_ones(calls: dict[str, Call], given: Sequence[Tensor], segments: Segments, log_weight: list) -> dict[str, Call]:
+    """Those that run here and whose first 16 queries of every segment are right. Raises FloatingPointError if ours is not one."""
+    found = {}
+    q, k, v = (tensor.double().cpu() for tensor in given)
+    full = full_weight(log_weight, q, segments).double()
+    for rival, call in calls.items():
         try:
-            got = call(*inputs[0])
-            if few is not None and rival != "one stream":
-                q, k, v = (tensor.double().cpu() for tensor in inputs[0])
-                full = full_weight(log_weight, q, segments).double()
-                check(rival, got[:, :, :16].cpu(), segment_attention_reference(q[:, :, :16], k, v, few, full, scale=d**-0.5)[0])
+            got = call(*given)
+            for number, (start, stop) in enumerate(segments.query_ranges() if rival != "one stream" else []):
+                at = slice(start, min(start + 16, stop))
+                few = Segments((at.stop - start,), segments.sources)
+                want, _ = segment_attention_reference(q[:, :, at], k, v, few, full[:, :, number : number + 1], scale=q.shape[3] ** -0.5)
+                check(rival, got[:, :, at].cpu(), want)
         except (RuntimeError, FloatingPointError):
             if rival == "ours":
                 raise
             continue  # a rival that cannot run here, or is wrong, has no time
-        calls[rival] = call
-    halves = [_interleaved(calls, inputs, place, rounds) for _ in range(2)]
-    keys = n * (1 if weight == "zero" else 1.5 if weight == "half zero" else 1 if len(segments.queries) > 1 else 2)
-    floor = 4e3 * b * h * n * keys * d / rate
-    return [
-        Timing(name, (b, h, n, d), weight, rival, statistics.median(halves[0][rival] + halves[1][rival]),
-               (statistics.median(halves[0][rival]), statistics.median(halves[1][rival])), floor)
-        for rival in calls
-    ]  # fmt: skip
+        found[rival] = call
+    return found
+
+
+def busiest(call: Call, given: Sequence[Tensor]) -> str:
+    """The kernel, or on a CPU the operator, that takes most of a call's time."""
+    cuda = given[0].device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
+        call(*given)
+    spent = "self_device_time_total" if cuda else "self_cpu_time_total"
+    return max(seen.key_averages(), key=lambda event: getattr(event, spent)).key
+
+
+def in_turn(call: Call, inputs: list, mode: str) -> list[Callable[[], object]]:
+    """One call for each set of inputs; as replays, or none of a call that a CUDA graph does not hold."""
+    plain = [lambda given=given: call(*given) for given in inputs]
+    if mode == "eager":
+        return plain
+    try:
+        return [captured(one) for one in plain]
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return []
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def problem(rows: int, tokens: int, weight: str) -> tuple[Segments, list]:
@@ -129,23 +196,27 @@ def problem(rows: int, tokens: int, weight: str) -> tuple[Segments, list]:
     return Segments.coupled(tokens, tuple(row ^ 1 for row in range(rows))), logs
 
 
-def rivals(segments: Segments, log_weight: list, place: torch.device) -> dict[str, Call]:
+def rivals(segments: Segments, log_weight: list, place: torch.device, mode: str = "eager") -> dict[str, Call]:
+    """In a graph our weights are on the device, as nothing on the host can be read there."""
+    ours_weight = torch.tensor(log_weight, device=place) if mode == "graph" else log_weight
+
     def ours(q, k, v):
-        return segment_attention(q, k, v, segments, log_weight)
+        return segment_attention(q, k, v, segments, ours_weight)
 
     def forced(name):
         def call(q, k, v):
             with use_backend(name):
-                return segment_attention(q, k, v, segments, log_weight)
+                return ours(q, k, v)
 
         return call
 
+    bias: dict[torch.dtype, Tensor] = {}
+
     def masked(q, k, v):
         """Copies of the sources side by side, and a mask in the queries' dtype."""
-        sources = [(list(rows), slice(s.start, s.start + s.length)) for rows, s in zip(segments.rows(q.shape[0]), segments.sources)]
-        keys, values = (torch.cat([tensor[rows, :, at] for rows, at in sources], 2) for tensor in (k, v))
-        bias = bias_row(q, segments, full_weight(log_weight, q, segments)).to(q.dtype)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+        if q.dtype not in bias:
+            bias[q.dtype] = bias_row(q, segments, full_weight(log_weight, q, segments)).to(q.dtype)
+        return F.scaled_dot_product_attention(q, beside(k, segments), beside(v, segments), attn_mask=bias[q.dtype])
 
     def masked_by(backend):
         def call(q, k, v):
@@ -156,50 +227,20 @@ def rivals(segments: Segments, log_weight: list, place: torch.device) -> dict[st
 
     found: dict[str, Call] = {"ours": ours, "concat and mask": masked, "one stream": F.scaled_dot_product_attention}
     if len(segments.queries) == 1:
-        found["two calls, gather, merge"] = two_calls(segments, log_weight)
+        found["two calls, gather, merge"] = two_calls(segments, log_weight, place)
     if place.type == "cuda":
         found |= {f"concat and mask, {b.name.lower()}": masked_by(b) for b in (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)}
-        found |= {"flex attention": flex(segments, log_weight)} if len(segments.queries) == 1 else {}
+        found |= {"flex attention": flex(segments, log_weight, place)}
+        found |= {"flex attention, max-autotune": flex(segments, log_weight, place, tuning="max-autotune-no-cudagraphs")}
         found |= {"ours, triton": forced("triton"), "ours, composition": forced("composition")}
     return found
 
 
-def two_calls(segments: Segments, log_weight: list) -> Call:
-    """What one writes first: attention to the own row, attention to the gathered partner, and a merge."""
-
-    def call(q, k, v):
-        rows = torch.tensor(segments.rows(q.shape[0])[1], device=q.device)
-        shift = torch.tensor(log_weight, device=q.device)[:, :, 1, None]
-        own, own_lse = attend_with_lse(q, k, v, scale=q.shape[3] ** -0.5)
-        other, other_lse = attend_with_lse(q, k[rows], v[rows], scale=q.shape[3] ** -0.5)
-        share = torch.sigmoid(other_lse + shift - own_lse)[..., None].to(q.dtype)
-        return own + (other - own) * share
-
-    return call
-
-
-def flex(segments: Segments, log_weight: list) -> Call:
-    """FlexAttention, compiled, over copied keys with a score modification."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    compiled = torch.compile(flex_attention)
-
-    def call(q, k, v):
-        rows = torch.tensor(segments.rows(q.shape[0])[1], device=q.device)
-        weights = torch.tensor(log_weight, device=q.device)[:, 0]
-        own = k.shape[2]
-        keys, values = torch.cat([k, k[rows]], 2), torch.cat([v, v[rows]], 2)
-        return compiled(q, keys, values, score_mod=lambda score, b, h, m, n: score + weights[b, (n >= own).int()])
-
-    return call
-
-
-def _interleaved(calls: dict[str, Call], inputs: list, place: torch.device, rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {rival: [] for rival in calls}
+def _interleaved(turns: dict[str, list], place: torch.device, rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {rival: [] for rival in turns}
     for turn in range(rounds + 1):
-        given = inputs[turn % len(inputs)]
-        for rival, call in calls.items():
-            elapsed = _time(lambda call=call, given=given: call(*given), place)
+        for rival, calls in turns.items():
+            elapsed = _time(calls[turn % len(calls)], place)
             if turn:  # the first warms up
                 times[rival].append(elapsed)
     return times
@@ -219,21 +260,35 @@ def _time(call: Callable[[], object], place: torch.device) -> float:
     return start.elapsed_time(stop)
 
 
-def product_rate(place: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product here and now."""
-    side = 8192 if place.type == "cuda" else 1024
-    a = torch.randn(side, side, dtype=dtype, device=place)
-    return 2e3 * side**3 / statistics.median(_time(lambda: a @ a, place) for _ in range(8))
+def measure_rates(place: torch.device, dtype: torch.dtype) -> Rates:
+    """Of a large matrix product and a large copy; exponentials on a CPU from a vector that its cache holds, on a GPU 16 a clock and
+    multiprocessor, which is what all since sm_80 do.
+    """
+    cuda = place.type == "cuda"
+    side, long = (8192, 1 << 28) if cuda else (1024, 1 << 24)
+    a, flat, row = torch.randn(side, side, dtype=dtype, device=place), torch.zeros(long, device=place), torch.randn(1 << 16)
+    into = torch.empty_like(flat)
+    product, copy = (statistics.median(_time(call, place) for _ in range(8)) for call in (lambda: a @ a, lambda: into.copy_(flat)))
+    if cuda:
+        card = torch.cuda.get_device_properties(place)
+        exponentials = 16e3 * card.multi_processor_count * getattr(card, "clock_rate", 0) or None  # kilohertz
+    else:
+        exponentials = 1e3 * row.numel() / statistics.median(_time(row.exp, place) for _ in range(8))
+    return Rates(2e3 * side**3 / product, 8e3 * long / copy, exponentials)
 
 
 def as_lines(found: list[Timing]) -> list[str]:
-    """A table: milliseconds, the rival's time over ours, the floor's share."""
-    ours = {(t.shape, t.weight): t.median for t in found if t.rival == "ours"}
-    lines = [f"{'shape':14s} {'b h n d':>16s} {'weight':9s} {'rival':34s} {'ms':>9s} {'halves':>19s} {'over ours':>9s} {'of floor':>8s}"]
+    """A table: milliseconds, the rival's time over ours in the same mode (of ours by its own call, where a graph does not hold it), the
+    floor's share, the kernel that took most of it.
+    """
+    ours = {(t.shape, t.weight, t.mode): t.median for t in found if t.rival == "ours"}
+    row = "{:14s} {:>16s} {:9s} {:5s} {:34s} {:>9s} {:>19s} {:>9s} {:>8s} {}".format
+    lines = [row("shape", "b h n d", "weight", "mode", "rival", "ms", "halves", "over ours", "of floor", "kernel")]
     for t in found:
         size, halves = " ".join(map(str, t.size)), f"{t.spread[0]:.2f} {t.spread[1]:.2f}"
-        ratio, share = t.median / ours[t.shape, t.weight], t.floor / t.median
-        lines.append(f"{t.shape:14s} {size:>16s} {t.weight:9s} {t.rival:34s} {t.median:9.2f} {halves:>19s} {ratio:9.2f} {share:8.2f}")
+        ratio = t.median / ours.get((t.shape, t.weight, t.mode), ours[t.shape, t.weight, "eager"])
+        numbers = (f"{t.median:.2f}", halves, f"{ratio:.2f}", f"{t.floor / t.median:.2f}")
+        lines.append(row(t.shape, size, t.weight, t.mode, t.rival, *numbers, t.kernel[:60]))
     return lines
 
 

@@ -1,6 +1,6 @@
 """Which backend runs an op: by declared limits, forced by a context or an environment variable, with a reason for each refusal.
 
-    with use_backend("composition"): ...          SPATIALWEAVE_KERNELS=triton spatialweave bench kernels
+with use_backend("composition"): ...          SPATIALWEAVE_KERNELS=triton spatialweave bench kernels
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""What tests of numbers share: one tolerance per dtype, a comparison that says where it failed, and poisoned memory."""
+"""What tests of numbers share: one tolerance per dtype, a comparison that says where it failed, poisoned and guarded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+BAND, MARK = 4096, -3072.0  # values before and after a guarded buffer, which keeps its alignment; a number that every dtype holds exactly
 
 # (relative, absolute), for values of order one after a few hundred operations.
 TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
@@ -59,3 +62,26 @@ def poisoned_memory() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+class GuardedMemory(TorchFunctionMode):
+    """Inside, every floating-point buffer of torch.empty and torch.empty_like is full of NaN and lies between two bands of marks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffers: list[Tensor] = []
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        made = func(*args, **(kwargs or {}))
+        if func not in (torch.empty, torch.empty_like) or not made.is_floating_point() or made.numel() == 0:
+            return made
+        if 1 + sum((size - 1) * step for size, step in zip(made.shape, made.stride())) != made.numel():
+            raise ValueError(f"A guarded buffer has shape {tuple(made.shape)} and strides {made.stride()}; only dense ones can be guarded.")
+        whole = torch.full((made.numel() + 2 * BAND,), MARK, dtype=made.dtype, device=made.device)
+        whole[BAND:-BAND] = float("nan")
+        self.buffers.append(whole)
+        return whole.as_strided(made.shape, made.stride(), BAND)
+
+    def is_intact(self) -> bool:
+        """Whether there were buffers, and nobody wrote beside them."""
+        return bool(self.buffers) and all(bool((band == MARK).all()) for whole in self.buffers for band in (whole[:BAND], whole[-BAND:]))

@@ -16,7 +16,10 @@ NEVER = -math.inf
 
 @dataclass(frozen=True)
 class Case:
-    """Fresh random tensors of a shape. `rows` is B; `key_rows` and `keys` default to the queries' own numbers."""
+    """Fresh random tensors of a shape. `rows` is B; `key_rows` and `keys` default to the queries' own numbers.
+
+    `loud` multiplies queries and keys; `flat` names rows whose keys are all the first one.
+    """
 
     name: str
     segments: Segments
@@ -27,9 +30,17 @@ class Case:
     key_rows: int | None = None
     keys: int | None = None
     layout: str = "BHND"
+    loud: float = 1.0
+    flat: tuple[int, ...] = ()
 
     def tensors(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v; "packed" is (B, N, 3, H, D) storage as a fused projection leaves it, "BNHD" is ComfyUI's (B, N, H * D)."""
+        q, k, v = self._random(generator, dtype)
+        for row in self.flat:
+            k[row] = k[row, :, :1].clone()
+        return q.mul_(self.loud), k.mul_(self.loud), v
+
+    def _random(self, generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         queries = sum(self.segments.queries)
         key_rows, keys = self.key_rows or self.rows, self.keys or queries
         if self.layout == "packed":
@@ -76,4 +87,14 @@ CASES = (
     Case("more-keys", Segments((20,), (Source(0, 37), Source(30, 33))), ((0.0, 0.5),), keys=70, width=128, heads=2),
     Case("sees-nothing", Segments((9, 8), (Source(0, 17),)), ((NEVER,), (0.3,)), width=16),
     Case("other-rows", Segments((15,), (Source(2, 11, (2, 0)), Source(0, 30, (1, 1)))), ((0.2, -1.0),), key_rows=3, keys=30, width=160),
+)
+EXTREME = (  # exact numbers are harder here: errors grow with the logits, and gradients cancel
+    coupled("large-logits", 40, _pair, (0.4, 1.0, 0.0, 1e-6), width=16, loud=5.0),  # up to 80 and more
+    coupled("equal-keys", 33, _pair, (0.3, 1.0), width=24, layout="BNHD", flat=(0, 1)),
+    coupled("one-row-of-equal-keys", 33, _pair, (0.3, 1.0), width=24, layout="packed", flat=(1,)),
+)
+LONG = (
+    coupled("long-1000", 1000, _pair, (0.4, 1.0), width=16, heads=1),
+    coupled("long-1023", 1023, _pair, (0.3, 0.0), width=40, heads=1, layout="packed"),
+    Case("long-4097", Segments.joint((1000, 3097)), ((0.0, -0.5), (0.3, 0.0)), width=16, rows=1, heads=1),
 )

@@ -1,7 +1,8 @@
 """Segment attention composed of ordinary attention calls: the way on CPU, MPS and wherever our kernel does not run.
 
 Zero weights cost nothing; one weight for streams that lie side by side in memory is one call on a view; other weights are calls merged by
-their log-sum-exp, or, where no backend returns one, a bias in the queries' dtype (cuDNN reads a float32 mask as half precision).
+their log-sum-exp, or, where no backend returns one, a bias in the queries' dtype (cuDNN reads a float32 mask as half precision). On a CPU
+short segments of one sequence are one call with a bias, too: torch's attention there takes tiles of 256 queries from 768 on, of 64 below.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plan import Group, Piece, is_arithmetic, is_view, make_plan
-from .reference import segment_attention_reference
+from .plan import Group, Piece, is_arithmetic, is_view, make_plan, own_range, parts
+from .reference import bias_row, segment_attention_reference
 from .segments import Segments
+
+FULL_TILES = 768  # queries
+MOST_BIAS = 1 << 24  # values: 64 MB of float32
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ def compose(
     segments, log_weight = _united(segments, log_weight)
     run = _Run(q, k, v, segments, log_weight, scale, need_lse, inner)
     groups = plan_of(q, k, v, segments, log_weight)
-    if len(groups) == len(segments.queries) == 1 and len(groups[0].pieces) == 1 and is_arithmetic(groups[0].rows, 1):
+    if len(groups) == len(segments.queries) == 1 and groups[0].pieces and is_arithmetic(groups[0].rows, 1):
         return run.whole(groups[0])
-    return run.grouped(groups)
+    keys = own_range(segments, q.shape[0]) if inner is None and run.is_short(groups) else None
+    return run.in_one(*keys) if keys else run.grouped(groups)
 
 
 def _united(segments: Segments, log_weight: Tensor) -> tuple[Segments, Tensor]:
@@ -95,29 +100,25 @@ class _Run:
     inner: Inner | None
 
     def whole(self, group: Group) -> tuple[Tensor, Tensor | None]:
-        """One call is all: its output is ours, without a copy if it lies in memory as promised."""
-        (b, h, n, d), (piece,) = self.q.shape, group.pieces
-        out, lse = self.call(self.queries(group), self.keys(self.k, piece), self.keys(self.v, piece), self.need_lse)
-        weight = self.log_weight[:, :, 0, piece.slots[0], None].to(self.q.device)
-        if lse is not None:
-            lse = lse.unflatten(2, (group.fold, n)).transpose(1, 2).reshape(b, h, n) + weight
-        out = self.hidden(out.transpose(1, 2).reshape(b, n, h, d).transpose(1, 2), weight)
-        return out.transpose(1, 2).contiguous().transpose(1, 2), lse
+        """The group is all: its output is ours, without a copy if it lies in memory as promised."""
+        (b, h, n, d), (out, lse) = self.q.shape, self.one(group)
+        if lse is not None and self.need_lse:
+            lse = lse.unflatten(2, (group.fold, n)).transpose(1, 2).reshape(b, h, n)
+        out = out.transpose(1, 2).reshape(b, n, h, d).transpose(1, 2)
+        return out.transpose(1, 2).contiguous().transpose(1, 2), lse if self.need_lse else None
 
     def grouped(self, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor | None]:
         b, h, n, d = self.q.shape
         out = torch.empty(b, n, h, d, dtype=self.q.dtype, device=self.q.device).transpose(1, 2)
         lse = self.log_weight.new_empty(b, h, n, device=self.q.device) if self.need_lse else None
         for group in groups:
-            place = _place(out, group, self.segments)
-            result, result_lse = self.one(group, place)
-            if result is not place:
-                _put(out, result, group, self.segments)
+            result, result_lse = self.one(group)
+            _put(out, result, group, self.segments)
             if lse is not None and result_lse is not None:
                 _put(lse[..., None], result_lse[..., None], group, self.segments)
         return out, lse
 
-    def one(self, group: Group, place: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def one(self, group: Group) -> tuple[Tensor, Tensor | None]:
         q = self.queries(group)
         if not group.pieces:
             return torch.zeros_like(q), q.new_full(q.shape[:3], -math.inf, dtype=self.log_weight.dtype)
@@ -128,23 +129,49 @@ class _Run:
         wants_bias = self.inner is not None and self.inner.takes_bias and not self.inner.returns_lse
         if not self.need_lse and (wants_bias or not returns_lse(q)):
             return self.biased(q, group), None
-        return self.merged(q, group, place)
+        return self.merged(q, group)
 
-    def merged(self, q: Tensor, group: Group, place: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The last merge writes to `place`, where there is one and the dtype allows it."""
-        out, lse = None, None
-        for piece in group.pieces:
-            more, more_lse = self.call(q, self.keys(self.k, piece), self.keys(self.v, piece), True)
-            more_lse = more_lse + self.weight(group, piece)
-            if out is None or lse is None:
-                out, lse = more, more_lse
-                continue
-            share = torch.where(more_lse == -math.inf, 0.0, torch.sigmoid(more_lse - lse))[..., None]
-            exact = out.dtype if out.dtype in (torch.float32, torch.float64) else torch.float32
-            into = place if piece is group.pieces[-1] and exact == q.dtype else None
-            out = torch.lerp(out.to(exact), more.to(exact), share.to(exact), out=into).to(q.dtype)
-            lse = torch.logaddexp(lse, more_lse)
+    def merged(self, q: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        """The others are merged into the output of a piece that one view serves, in place."""
+        first, *others = sorted(group.pieces, key=lambda piece: not is_arithmetic(piece.rows))
+        out, lse = self.call(q, self.keys(self.k, first), self.keys(self.v, first), True)
+        out, lse = out if self.inner is None else out.clone(), lse + self.weight(group, first)
+        exact = out.dtype if out.dtype in (torch.float32, torch.float64) else torch.float32
+        for part in (part for piece in others for part in parts(group, piece)):
+            piece, at = part.pieces[0], tuple(group.rows.index(row) for row in part.rows)
+            asked = q if len(at) == len(group.rows) else self.queries(part)
+            more, more_lse = self.call(asked, self.keys(self.k, piece), self.keys(self.v, piece), True)
+            more_lse = more_lse + self.weight(part, piece)
+            to, to_lse = _take(out, at), _take(lse, at)
+            share = torch.where(more_lse == -math.inf, 0.0, torch.sigmoid(more_lse - to_lse))[..., None].to(exact)
+            if exact == out.dtype:
+                to.lerp_(more, share)
+            else:
+                to.copy_(torch.lerp(to.to(exact), more.to(exact), share))
+            to_lse.copy_(torch.logaddexp(to_lse, more_lse))
         return self.hidden(out, lse), lse
+
+    def is_short(self, groups: tuple[Group, ...]) -> bool:
+        """Whether calls of few queries would be merged, on a CPU, and one call with a bias is small enough. Half precision is not: its
+        bias would round."""
+        q, (rows, heads, *_) = self.q, self.log_weight.shape
+        short = any(len(group.pieces) > 1 and self.segments.queries[group.segment] < FULL_TILES for group in groups)
+        small = rows * heads * q.shape[2] * sum(source.length for source in self.segments.sources) <= MOST_BIAS
+        return short and small and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+
+    def in_one(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """All segments in one call on a view of the keys, with the weights as a bias."""
+        order = sorted(range(len(self.segments.sources)), key=lambda slot: self.segments.sources[slot].start)
+        segments = Segments(self.segments.queries, tuple(self.segments.sources[slot] for slot in order))
+        unseen = (self.log_weight == -math.inf).all(3, keepdim=True)
+        bias = bias_row(self.q, segments, self.log_weight[..., order].masked_fill(unseen, 0.0)).to(self.q.dtype)
+        keys, values = self.k[:, :, start:stop], self.v[:, :, start:stop]
+        call = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = call(self.q, keys, values, 0.0, False, attn_mask=bias, scale=self.scale)
+        if bool(unseen.any()):
+            rows = unseen.repeat_interleave(torch.tensor(segments.queries), dim=2)
+            out, lse = out.masked_fill_(rows, 0.0), lse.masked_fill_(rows[..., 0], -math.inf)
+        return out, lse if self.need_lse else None
 
     def hidden(self, out: Tensor, visible: Tensor) -> Tensor:
         """Zeros where `visible` (1 or b, 1 or h, 1 or n) is -inf, which only a weight of zero makes it."""
@@ -236,8 +263,10 @@ def explain(groups: tuple[Group, ...], inner: Inner | None, *, lse: bool) -> lis
     merges = inner.returns_lse or (lse and not inner.takes_bias) if inner is not None else lse
     lines = []
     for group in groups:
-        where = "views" if is_view(group) else "gathered rows"
-        several = f"{len(group.pieces)} calls merged by log-sum-exp" if merges else "one call with a bias over copied keys"
+        views = is_arithmetic(group.rows, 1) and all(is_view(part) for piece in group.pieces for part in parts(group, piece))
+        where = "views" if views else "gathered rows"
+        count = sum(len(parts(group, piece)) for piece in group.pieces)
+        several = f"{count} calls merged by log-sum-exp" if merges else "one call with a bias over copied keys"
         how = several if len(group.pieces) > 1 else ("no call", "one call")[len(group.pieces)]
         who = "the host's attention" if inner is not None and (able or len(group.pieces) < 2) else "torch's attention"
         lack = " (the host's returns no log-sum-exp and takes no bias)" if inner is not None and not able and len(group.pieces) > 1 else ""

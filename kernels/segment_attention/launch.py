@@ -35,10 +35,12 @@ def config(kernel: str, capability: tuple[int, int] | None, width: int) -> Confi
     if kernel != "forward":
         return _backward_config(kernel, capability, width)
     if capability is None:
-        return Config(64, 64, 4, 1) if width < 128 else Config(64, 32, 4, 1)
-    if width > 128:
-        return Config(128, 64, 8, 2) if capability[0] == 9 else Config(64, 32, 4, 3)
-    return Config(128, 128, 8, 2) if capability[0] == 9 else Config(128, 64, 8, 2)
+        return Config(64, 64, 4, 1) if width < 128 else Config(64, 32, 4, 1) if width == 128 else Config(128, 32, 8, 1)
+    if capability[0] == 9:
+        return Config(128, 128, 8, 2) if width <= 80 else Config(128, 64, 8, 3 if width <= 128 else 2)
+    if capability[0] >= 12 and width > 80:
+        return Config(128, 32, 8, 3)
+    return Config(128, 64, 8, 2) if width <= 128 else Config(64, 32, 4, 3)
 
 
 def _backward_config(kernel: str, capability: tuple[int, int] | None, width: int) -> Config:
@@ -51,8 +53,10 @@ def _backward_config(kernel: str, capability: tuple[int, int] | None, width: int
         if capability == (8, 0) and width == 64:
             return Config(64, 64, 4, 2)  # the larger tile spills there alone
         return Config(128, 64, 8, 2) if width <= (128 if hopper else 80) else Config(128 if width <= 128 else 64, 32, 8, 2)
+    if width <= 80:
+        return Config(32 if capability[0] >= 12 else 64, 128, 8, 2)
     if width <= 128:
-        return Config(64, 128, 8, 2) if width <= 80 else Config(32, 64, 4, 2)
+        return Config(32, 64, 4, 2)
     return Config(32 if hopper else 16, 64, 8, 2)
 
 
@@ -82,6 +86,13 @@ def machine_reason(device: torch.device) -> str | None:
     return triton_reason()
 
 
+def is_rdna(device: torch.device) -> bool:
+    """AMD's cards of 32 lanes with matrix instructions."""
+    if not torch.version.hip or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_properties(device).gcnArchName.startswith(("gfx11", "gfx12"))
+
+
 def triton_reason() -> str | None:
     """Why triton cannot be imported, or None. Imports it."""
     try:
@@ -99,6 +110,8 @@ def call_reason(q: Tensor, k: Tensor, v: Tensor, direction: str = "forward") -> 
         return f"the kernel takes float16 and {str(exact).removeprefix('torch.')}, got {str(q.dtype).removeprefix('torch.')}"
     if width % 8 or not 16 <= width <= WIDEST:
         return f"the kernel takes head widths of 16 to {WIDEST} in steps of 8, got {width}"
+    if direction == "backward" and width > 128 and is_rdna(q.device):
+        return f"the gradient kernels take head widths of 16 to 128 on AMD's gfx11 and gfx12, whose registers hold no more, got {width}"
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.stride(3) != 1:
             return f"the kernel needs the head width of {name} to lie together in memory, its stride is {tensor.stride(3)}"
@@ -158,7 +171,7 @@ def forward(
             q, k, v, out, lse if lse is not None else out, weight, tiles, source_table(segments, b, q.device),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *weight_strides, len(tiles), n, h, b, scale,
             T=len(segments.sources), D=d, D1=d1, D2=d2, BM=tile.queries, BN=tile.keys, EVEN=even, LSE=need_lse,
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
         )  # fmt: skip
     return out, lse
 
@@ -187,12 +200,12 @@ def backward(
             q, k, v, out, do, dq, lse, dlse, delta, dw, weight, table, sources, *strides, *dq.stride()[:3], *do.stride()[:3],
             *weight_strides, len(table), n, h, b, scale, **widths, BM=by_query.queries, BN=by_query.keys, DW=need_weight,
             EVEN=all(source.length % by_query.keys == 0 for source in segments.sources),
-            num_warps=by_query.warps, num_stages=by_query.stages,
+            num_warps=by_query.warps, num_stages=by_query.stages, enable_fp_fusion=True,
         )  # fmt: skip
         key_gradient_kernel[(count * r * h,)](
             q, k, v, do, dk, dv, lse, delta, weight, range_table(segments, q.device), sources, *strides, *dk.stride()[:3], *do.stride()[:3],
             *weight_strides, count, n, h, b, r, m, scale, **widths, S=len(segments.queries), BM=by_key.queries, BN=by_key.keys,
-            EVEN=is_even(segments, by_key), num_warps=by_key.warps, num_stages=by_key.stages,
+            EVEN=is_even(segments, by_key), num_warps=by_key.warps, num_stages=by_key.stages, enable_fp_fusion=True,
         )  # fmt: skip
     return dq, dk, dv, weight_gradient(dw, log_weight, segments, by_query) if need_weight else torch.zeros_like(log_weight)
 

@@ -40,22 +40,28 @@ class Group:
 def make_plan(segments: Segments, batch: int, keys: int, weights: Weights | None, joinable: bool, foldable: bool) -> tuple[Group, ...]:
     """The calls. `weights` None: known only to the device, so every source is a call. `joinable`: rows of k, v follow each other in memory.
 
-    `foldable`: the same of q. Rows with every weight -inf get a group without pieces.
+    `foldable`: the same of q. Rows with every weight -inf get a group without pieces. Rows are together that see the same sources, and the
+    same of them at equal weights, whatever these are.
     """
     groups: list[Group] = []
     for segment in range(len(segments.queries)):
-        seen: dict[tuple, list[int]] = {}
+        seen: dict[tuple[int, ...], list[int]] = {}
         for row in range(batch):
-            seen.setdefault(weights[row][segment] if weights is not None else (), []).append(row)
-        for signature, rows in seen.items():
-            active = [slot for slot in range(len(segments.sources)) if weights is None or max(signature[slot]) > -math.inf]
-            keyed = {slot: signature[slot] if weights is not None else slot for slot in active}
+            alike = _alike(weights[row][segment]) if weights is not None else tuple(range(len(segments.sources)))
+            seen.setdefault(alike, []).append(row)
+        for alike, rows in seen.items():
+            keyed = {slot: first for slot, first in enumerate(alike) if first >= 0}
             group = _join(segments, segment, rows, keyed, keys) if joinable else None
-            if group is not None and foldable and len(segments.queries) == 1:
-                group = _fold(group)
+            if group is not None and foldable and weights is not None and len(segments.queries) == 1:
+                group = _fold(group, [weights[row][segment] for row in rows])
             split = _split(group) if group is not None else None
-            groups += split or _split_or_gather(_separate(segments, segment, rows, active))
+            groups += split or _split_or_gather(_separate(segments, segment, rows, list(keyed)))
     return tuple(groups)
+
+
+def _alike(weights: tuple) -> tuple[int, ...]:
+    """For each source the first of equal weight, -1 for one that no head sees."""
+    return tuple(-1 if max(weight) == -math.inf else weights.index(weight) for weight in weights)
 
 
 def is_arithmetic(numbers: Sequence[int], least_step: int = 0) -> bool:
@@ -98,9 +104,9 @@ def _side_by_side(pieces: Sequence[Piece], keys: int) -> Piece | None:
     return Piece(slots, tuple(start // keys for start in starts), starts[0] % keys, sum(piece.length for piece in pieces))
 
 
-def _fold(group: Group) -> Group:
-    """Adjacent rows that read the same keys become one longer sequence of queries."""
-    same = [tuple(piece.rows[index] for piece in group.pieces) for index in range(len(group.rows))]
+def _fold(group: Group, weights: Sequence[tuple]) -> Group:
+    """Adjacent rows that read the same keys at the same weights become one longer sequence of queries."""
+    same = [(weights[index], *(piece.rows[index] for piece in group.pieces)) for index in range(len(group.rows))]
     for fold in range(len(group.rows), 1, -1):
         if len(group.rows) % fold:
             continue
@@ -120,11 +126,20 @@ def is_view(group: Group) -> bool:
     return is_arithmetic(group.rows, 1) and all(is_arithmetic(piece.rows) for piece in group.pieces)
 
 
+def parts(group: Group, piece: Piece) -> list[Group]:
+    """The calls of one piece: its keys are views, or all gathered where that would take too many calls."""
+    alone = Group(group.segment, group.rows, (piece,), group.fold)
+    return _split(alone) or [alone]
+
+
 def _split(group: Group) -> list[Group] | None:
-    """The group as few groups that views serve, or None."""
+    """The group as few groups that views serve, or None. With a piece whose rows one view serves, the others may take several calls."""
     count = len(group.rows)
     if is_view(group):
         return [group]
+    if len(group.pieces) > 1 and is_arithmetic(group.rows, 1) and any(is_arithmetic(piece.rows) for piece in group.pieces):
+        if all(is_view(part) for piece in group.pieces for part in parts(group, piece)):
+            return [group]
     orders = (list(range(count)), [*range(0, count, 2), *range(1, count, 2)])
     best = min((_runs(group, order) for order in orders), key=len)
     return best if len(best) <= MOST_RUNS else None
@@ -138,6 +153,14 @@ def _runs(group: Group, order: Sequence[int]) -> list[Group]:
         else:
             runs.append([index])
     return [_pick(group, run) for run in runs]
+
+
+def own_range(segments: Segments, batch: int) -> tuple[int, int] | None:
+    """First and last-plus-one key, where the sources are one range of every row's own keys, none twice."""
+    if any(source.rows not in (None, tuple(range(batch))) for source in segments.sources):
+        return None
+    ranges = sorted((source.start, source.start + source.length) for source in segments.sources)
+    return (ranges[0][0], ranges[-1][1]) if all(stop == start for (_, stop), (start, _) in zip(ranges, ranges[1:])) else None
 
 
 def _split_or_gather(group: Group) -> list[Group]:

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +89,30 @@ def test_rocm_and_a_missing_triton_are_refused(monkeypatch):
     assert "triton cannot be imported" in launch.machine_reason(Cuda())
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert launch.machine_reason(Cuda()) == "the kernel was never run on ROCm"
+
+
+def test_the_gradient_that_spills_on_gfx12_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    q = torch.zeros(1, 1, 16, 160, dtype=torch.float16)
+    refusal = "head widths of 16 to 128 on AMD's gfx11 and gfx12"
+    for arch, direction, sentence in (("gfx1201", "backward", refusal), ("gfx1201", "forward", None), ("gfx942", "backward", None)):
+        card = SimpleNamespace(gcnArchName=f"{arch}:sramecc+")
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        monkeypatch.setattr(launch, "machine_reason", lambda device: None)
+        found = launch.call_reason(*[OnCuda(q)] * 3, direction)
+        assert found is None if sentence is None else sentence in found
+
+
+class OnCuda:
+    """A tensor that says it lies on a card."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def __getattr__(self, name):
+        return getattr(self._tensor, name)
 
 
 def able(monkeypatch, capability=(8, 6)):

@@ -4,20 +4,27 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="triton exists for Linux and Windows machines with a GPU; its tests run where torch brings it")
+triton = pytest.importorskip("triton", reason="triton exists for Linux and Windows machines with a GPU; torch brings it there")
 WORKER = Path(__file__).with_name("worker_compile.py")
 NVIDIA, AMD = ("80", "86", "89", "90", "120"), ("gfx942", "gfx1201")
 WIDTHS = (40, 64, 72, 80, 128, 160)
 KERNELS = ("forward", "query_gradient", "key_gradient")
 VARIANTS = [f"{name}-{target}-{width}-fp16" for name in KERNELS for target in NVIDIA + AMD for width in WIDTHS]
 VARIANTS += [f"{name}-{target}-64-bf16" for name in KERNELS for target in NVIDIA + AMD]
-VARIANTS.remove("key_gradient-gfx1201-160-fp16")  # it spills at every tile size; ROCm is off, and on that card training stops at 128
-# instructions of the inner loop for each score, for the widths that most models have; measured by the compiler, not on a card
-PER_SCORE = {"forward-90-64-fp16": 7.6, "forward-86-64-fp16": 11.2, "forward-80-64-fp16": 11.2, "forward-120-64-fp16": 11.6}
+VARIANTS.remove("key_gradient-gfx1201-160-fp16")  # refused by name there: see test_dispatch.py
+# Instructions of the inner loop for each score, for the width that most models have: what the compiler of a Triton version made, plus 5 %.
+# Not timed on a card. These, and the other numbers that its register allocator decides, hold for the versions named here and no other.
+PER_SCORE = {
+    "3.6": {"forward-90-64-fp16": 7.5, "forward-86-64-fp16": 11.2, "forward-80-64-fp16": 11.2, "forward-120-64-fp16": 11.6},
+    "3.9": {"forward-90-64-fp16": 7.8, "forward-86-64-fp16": 11.2, "forward-80-64-fp16": 11.2, "forward-120-64-fp16": 11.2},
+}
+HERE = ".".join(triton.__version__.split(".")[:2])
+UNMEASURED = f"Triton {HERE} was not measured ({', '.join(PER_SCORE)} were): its stack, registers, loop lengths and seconds are not judged"
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +37,30 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_compiled_kernel_passes_the_gates(built, name):
+def test_the_compiled_kernel_is_sound(built, name):
+    """By any Triton."""
     found, target = built[name], name.split("-")[1]
     assert found["tensor"] > 0, "no tensor-core instructions"
-    assert found["stack"] <= 64 and found.get("spills", 0) == 0 and found.get("loop_spills", 0) == 0
+    assert found.get("spills", 0) == 0 and found.get("loop_spills", 0) == 0
     assert found["shared"] <= found["limit"]
-    assert found["seconds"] <= 3, "seconds of processor time to compile a variant"
     if target in NVIDIA:
-        assert found["loop"] > 0 and found["registers"] <= 255
+        assert found["loop"] > 0
     if target == "90":
         assert found["warpgroup"] == found["tensor"] and 2 * found["waits"] <= found["warpgroup"], "serialised matrix products"
 
 
-@pytest.mark.parametrize("name", PER_SCORE)
-def test_the_inner_loop_is_short(built, name):
-    assert built[name]["loop"] / built[name]["scores"] <= PER_SCORE[name]
+@pytest.fixture(scope="module")
+def limits():
+    if HERE not in PER_SCORE:
+        warnings.warn(UNMEASURED, stacklevel=1)
+        pytest.skip(UNMEASURED)
+    return PER_SCORE[HERE]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_compiled_kernel_keeps_its_numbers(built, limits, name):
+    found = built[name]
+    assert found["stack"] <= 64 and found.get("registers", 0) <= 255
+    assert found["seconds"] <= 3, "seconds of processor time to compile a variant"
+    if name in limits:
+        assert found["loop"] / found["scores"] <= limits[name]

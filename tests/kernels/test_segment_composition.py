@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from spatialweave.kernels.segment_attention import composition
-from spatialweave.kernels.segment_attention.cases import CASES, NEVER
+from spatialweave.kernels.segment_attention.cases import CASES, EXTREME, LONG, NEVER
 from spatialweave.kernels.segment_attention.composition import Inner, compose, explain, plan_of
+from spatialweave.kernels.segment_attention.plan import parts
 from spatialweave.kernels.segment_attention.reference import segment_attention_reference
-from spatialweave.kernels.segment_attention.segments import Segments, full_weight
+from spatialweave.kernels.segment_attention.segments import Segments, Source, full_weight
 from spatialweave.kernels.testing import assert_close, poisoned_memory
 
 
@@ -23,7 +24,7 @@ def seeded(case, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + EXTREME, ids=lambda case: case.name)
 def test_composition_is_the_reference(case, dtype):
     q, k, v = seeded(case, dtype)
     weight = full_weight(case.log_weight(), q, case.segments)
@@ -39,7 +40,17 @@ def test_composition_is_the_reference(case, dtype):
     assert_close(lse[seen], want_lse[seen], dtype=dtype)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
+def test_long_sequences(case):
+    q, k, v = seeded(case)
+    weight = full_weight(case.log_weight(), q, case.segments)
+    out, lse = compose(q, k, v, case.segments, weight, scale=0.2, need_lse=True)
+    want, want_lse = exact(q, k, v, case.segments, weight, 0.2)
+    assert_close(out, want, dtype=torch.float32)
+    assert_close(lse, want_lse, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("case", CASES + EXTREME, ids=lambda case: case.name)
 def test_the_bias_path_is_the_reference(case, monkeypatch):
     """What MPS runs: no backend with a log-sum-exp."""
     monkeypatch.setattr(composition, "returns_lse", lambda q: False)
@@ -102,7 +113,60 @@ def test_a_joint_sequence_is_one_call_for_each_segment_that_sees_one_weight(monk
 def test_mixed_weights_copy_no_keys(monkeypatch, partner):
     q, k, v = rows(4)
     made = calls(monkeypatch, q, k, v, Segments.coupled(32, partner), [[[0.0, -0.5]]] * 4)
-    assert len(made) == 4 and all(is_inside(seen_q, q) and is_inside(seen_k, k) for seen_q, seen_k in made)
+    assert len(made) == 3 and all(is_inside(seen_q, q) and is_inside(seen_k, k) for seen_q, seen_k in made)
+    assert made[0][0].data_ptr() == q.data_ptr() and made[0][1].shape == k.shape, "all rows' own streams in one call"
+
+
+def test_every_row_at_its_own_weight_takes_no_more_calls(monkeypatch):
+    q, k, v = rows(4)
+    assert len(calls(monkeypatch, q, k, v, Segments.coupled(32, (1, 0, 3, 2)), [[[0.0, -w]] for w in (0.1, 0.2, 0.3, 0.4)])) == 3
+
+
+def test_the_merge_needs_no_buffer_beside_the_outputs_of_the_calls(monkeypatch):
+    """The output of the first call is the answer."""
+    made = []
+    plain = composition.attend_with_lse
+    monkeypatch.setattr(composition, "attend_with_lse", lambda *a, **o: (made.append(plain(*a, **o)), made[-1])[1])
+    q, k, v = rows(4)
+    segments = Segments.coupled(32, (1, 0, 3, 2))
+    out, _ = compose(q, k, v, segments, full_weight([[0.0, -0.5]], q, segments), scale=0.2, need_lse=False)
+    assert is_inside(out, made[0][0])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["host", "device"])
+def test_rows_that_read_the_same_keys_keep_their_own_weights(monkeypatch, known):
+    """They could be one longer sequence of queries, but for their weights."""
+    q, k, v = rows(2)
+    segments = Segments((32,), (Source(0, 20, (1, 1)), Source(20, 12, (1, 1))))
+    weight = full_weight([[[0.0, -2.0]], [[0.5, 1.0]]], q, segments)
+    if not known:
+        monkeypatch.setattr(composition, "plan_of", lambda *a: composition.make_plan(segments, 2, 32, None, True, True))
+    out, lse = compose(q, k, v, segments, weight, scale=0.2, need_lse=True)
+    want, want_lse = exact(q, k, v, segments, weight, 0.2)
+    assert_close(out, want, dtype=torch.float32)
+    assert_close(lse, want_lse, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("most", [0, composition.MOST_BIAS], ids=["merged", "one call"])
+@pytest.mark.parametrize("need_lse", [False, True], ids=["plain", "lse"])
+def test_short_segments_are_one_call_with_a_bias_on_views(monkeypatch, most, need_lse):
+    monkeypatch.setattr(composition, "MOST_BIAS", most)
+    merges = []
+    plain = composition.attend_with_lse
+    monkeypatch.setattr(composition, "attend_with_lse", lambda *a, **o: (merges.append(1), plain(*a, **o))[1])
+    q, k, v = rows(2)
+    segments = Segments((10, 22), (Source(14, 18), Source(0, 14)))
+    for log_weight in ([[0.0, -0.5], [NEVER, NEVER]], [[[0.1, -0.5], [0.3, NEVER]], [[0.2, 0.4], [-1.0, 0.0]]]):
+        weight = full_weight(log_weight, q, segments)
+        out, lse = compose(q, k, v, segments, weight, scale=0.2, need_lse=need_lse)
+        want, want_lse = exact(q, k, v, segments, weight, 0.2)
+        assert_close(out, want, dtype=torch.float32)
+        assert out.transpose(1, 2).is_contiguous()
+        if lse is not None:
+            seen = want_lse > -math.inf
+            assert bool((lse > -math.inf).eq(seen).all())
+            assert_close(lse[seen], want_lse[seen], dtype=torch.float32)
+    assert bool(merges) == (most == 0)
 
 
 def test_half_of_the_rows_at_zero_cost_no_second_call(monkeypatch):
@@ -121,7 +185,7 @@ def test_weights_on_a_device_are_all_called(monkeypatch):
     monkeypatch.setattr(composition, "plan_of", lambda *a: groups)
     out, lse = compose(q, k, v, segments, known, scale=0.2, need_lse=True)
     want, want_lse = exact(q, k, v, segments, known, 0.2)
-    assert [len(group.pieces) for group in groups] == [2, 2]
+    assert [len(group.pieces) for group in groups] == [2]
     assert_close(out, want, dtype=torch.float32)
     assert_close(lse, want_lse, dtype=torch.float32)
 
@@ -155,7 +219,11 @@ def test_the_hosts_attention_gives_the_same(case, kind):
     groups = plan_of(q, k, v, case.segments, weight)
     if case.name == "joint-all-one":
         groups = groups[:1]  # its segments see the same weights: one call
-    able = [len(group.pieces) for group in groups if group.pieces and (kind != "plain" or len(group.pieces) == 1)]
+    able = [
+        sum(len(parts(group, piece)) for piece in group.pieces)
+        for group in groups
+        if group.pieces and (kind != "plain" or len(group.pieces) == 1)
+    ]
     assert recorder.count == (sum(able) if kind == "lse" else len(able))
     assert kind == "bias" or recorder.biases == [None] * recorder.count
 

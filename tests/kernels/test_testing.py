@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spatialweave.kernels.testing import TOLERANCES, assert_close, nan_filled, poisoned_memory
+from spatialweave.kernels.testing import BAND, TOLERANCES, GuardedMemory, assert_close, nan_filled, poisoned_memory
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -34,3 +34,20 @@ def test_poisoned_memory_fills_and_restores():
     with poisoned_memory():
         assert torch.empty(4, 3).isnan().all()
     assert torch.are_deterministic_algorithms_enabled() == before
+
+
+@pytest.mark.parametrize("beside", [None, -1, 12, -BAND, 11 + BAND])
+def test_guarded_memory_is_poisoned_and_sees_a_write_beside_it(beside):
+    with GuardedMemory() as memory:
+        made = [torch.empty(4, 3, dtype=torch.bfloat16), torch.empty_like(torch.ones(3, 4).T)]
+        assert torch.empty(3, dtype=torch.int32).numel() == 3
+    assert [tuple(tensor.stride()) for tensor in made] == [(3, 1), (1, 4)] and all(bool(tensor.isnan().all()) for tensor in made)
+    if beside is not None:
+        made[0].as_strided((1,), (1,), BAND + beside).fill_(1.0)
+    assert len(memory.buffers) == 2 and memory.is_intact() == (beside is None)
+
+
+def test_memory_that_nobody_took_is_not_intact():
+    with GuardedMemory() as memory:
+        pass
+    assert not memory.is_intact()

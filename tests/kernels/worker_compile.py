@@ -57,7 +57,7 @@ def compiled(name, target, width, dtype):
     made, config = source(name, target, width, dtype)
     where = GPUTarget("cuda", target, 32) if isinstance(target, int) else GPUTarget("hip", target, 64 if target == "gfx942" else 32)
     began = sum(os.times()[:4])
-    binary = triton.compile(made, target=where, options={"num_warps": config.warps, "num_stages": config.stages})
+    binary = triton.compile(made, target=where, options={"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True})
     found = {"seconds": round(sum(os.times()[:4]) - began, 2), "shared": binary.metadata.shared}
     found["scores"] = config.queries * config.keys // (32 * config.warps)  # of a thread in one tile
     return found | (read_cubin(binary.asm["cubin"], target) if isinstance(target, int) else read_amdgcn(binary.asm["amdgcn"]))
