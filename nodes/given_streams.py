@@ -70,8 +70,8 @@ class RefineDepthLatent(io.ComfyNode):
             node_id="SpatialWeave_RefineDepthLatent",
             display_name="Refine Depth Latent",
             category="SpatialWeave/Modality Forcing",
-            description="Takes the result of a joint run and gives its image: a second KSampler, at cfg 1 with an empty prompt, then makes "
-            "the depth anew from the finished picture, sharper than the first. The image's latent is kept bit for bit.",
+            description="Takes the result of a joint run and gives its image: a second KSampler, at cfg 1, then makes the depth anew from "
+            "the finished picture. The image's latent is kept bit for bit.",
             search_aliases=["refine depth", "second pass", "sharpen depth", "hires depth", "rgbd"],
             inputs=[io.Latent.Input("samples", tooltip="A joint latent, from the KSampler of the first run.")],
             outputs=[

@@ -3,6 +3,7 @@
 import sys
 
 import torch
+from comfy.nested_tensor import NestedTensor
 
 import nodes as core
 
@@ -22,13 +23,15 @@ def picture(batch=1, height=64, width=48, channels=3):
     return seeded(batch, height, width, channels)
 
 
-def view(batch=1, height=64, width=48, holes=False, sky=False):
-    """A depth with a ramp, and where asked a hole at the left and sky above."""
+def view(batch=1, height=64, width=48, holes=False, sky=False, sparse=False):
+    """A depth with a ramp, and where asked a hole at the left, sky above, or one pixel in twenty and no more, as of a lidar."""
     depth = (1 + torch.linspace(0, 3, width) + seeded(batch, height, width)) * 7
     if sky:
         depth[:, : height // 4] = torch.inf
     if holes:
         depth[:, height // 2 :, : width // 3] = 0
+    if sparse:
+        depth[seeded(batch, height, width) > 0.05] = 0
     return ours("models.core.geometry.view").View.from_depth(depth, units="metric")
 
 
@@ -43,10 +46,10 @@ def same_bits(got, want):
     return got.shape == want.shape and bool(torch.equal(got.nan_to_num(nan=-77.0), want.nan_to_num(nan=-77.0)))
 
 
-def agreement(mode, *, batch=1, size=(64, 48), channels=3, holes=False, sky=False, cfg=1.0, sampler="euler", log2_alpha=None):
+def agreement(mode, *, batch=1, size=(64, 48), channels=3, holes=False, sky=False, sparse=False, cfg=1.0, sampler="euler", log2_alpha=None):
     """The nodes and KSampler, and the pipeline with the same seed: how far apart, and whether what was given came back."""
     r = sampling.rig()
-    given = {"image": picture(batch, *size, channels)} if mode == "image_to_depth" else {"depth": view(batch, *size, holes, sky)}
+    given = {"image": picture(batch, *size, channels)} if mode == "image_to_depth" else {"depth": view(batch, *size, holes, sky, sparse)}
     if mode == "image_to_depth":
         (latent,) = run("ImageToDepthLatent", r.model, r.vae, given["image"])
     elif mode == "depth_to_image":
@@ -69,6 +72,26 @@ def agreement(mode, *, batch=1, size=(64, 48), channels=3, holes=False, sky=Fals
         "depth": float(((depth.depth - want.view.depth) / (1 + want.view.depth)).abs().max()) if mode != "depth_to_image" else 0.0,
         "kept": kept,
         "missing": bool(torch.equal(depth.mask, want.view.mask)),
+        "shapes": [list(image.shape), list(depth.depth.shape)],
+    }
+
+
+def refined(log2_alpha=5.0, size=(50, 70), cfg=2.0):
+    """A joint run and a second one on its image, against the pipeline's refine."""
+    r = sampling.rig()
+    (empty,) = run("EmptyJointLatent", r.model, size[1], size[0], 1)
+    first = sampling.ksample(run("ModalityOrder", r.model, log2_alpha)[0], empty, cfg=cfg)
+    masked = first | {"noise_mask": NestedTensor([torch.ones_like(part) for part in first["samples"].unbind()])}
+    seconds = [sampling.ksample(r.model, run("RefineDepthLatent", latent)[0]) for latent in (first, masked)]
+    image, depth = run("DecodeJointLatent", seconds[0], r.vae)
+    settings = {"steps": 4, "guidance": cfg, "seed": 7, "log2_alpha": log2_alpha}
+    want = pipeline()(sampling.PROMPT, height=size[0], width=size[1], refine=True, **settings)
+    (rgb, net), (_, before) = seconds[0]["samples"].unbind(), first["samples"].unbind()
+    return {
+        "difference": sampling.difference([rgb, net], [want.rgb_latent, want.depth_net]),
+        "kept": same_bits(rgb, first["samples"].unbind()[0]),
+        "moved": float((net - before).abs().mean()),
+        "masks_do_not_matter": sampling.difference(seconds[1]["samples"].unbind(), [rgb, net]),
         "shapes": [list(image.shape), list(depth.depth.shape)],
     }
 

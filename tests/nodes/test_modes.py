@@ -22,6 +22,9 @@ CASES = {
     "depth to image under an order": {"mode": "depth_to_image", "holes": True, "log2_alpha": 5.0},
     "partial depth": {"mode": "joint", "holes": True, "sky": True},
     "partial depth, depth first, odd size": {"mode": "joint", "holes": True, "log2_alpha": -5.0, "size": [50, 70], "cfg": 2.0},
+    "partial depth, the whole depth before the image": {"mode": "joint", "holes": True, "log2_alpha": -14.0},
+    "sparse depth, to be completed": {"mode": "joint", "sparse": True, "log2_alpha": -5.0, "batch": 2},
+    "sparse depth, for an image": {"mode": "depth_to_image", "sparse": True},
     "partial depth, image first": {"mode": "joint", "holes": True, "log2_alpha": 5.0},
 }
 
@@ -36,6 +39,14 @@ def test_nodes_and_ksampler_give_what_the_pipeline_gives(modes, case):
     height, width = asked.get("size", [64, 48])
     assert result["shapes"] == [[asked.get("batch", 1), height, width, 3], [asked.get("batch", 1), height, width]]
     assert result["missing"] or asked["mode"] != "depth_to_image"
+
+
+def test_a_depth_refined_from_the_finished_picture_is_that_of_the_pipeline(modes):
+    """The second run; masks left over from the first do not reach it."""
+    result = modes("refined")
+    assert max(result["difference"], result["masks_do_not_matter"]) < 1e-4
+    assert result["kept"] and result["moved"] > 1e-3
+    assert result["shapes"] == [[1, 50, 70, 3], [1, 50, 70]]
 
 
 def test_masks_of_each_stream_say_what_is_sampled(modes):

@@ -20,7 +20,7 @@ def read(root, name, api=False):
 
 
 JOINT = "joint_image_depth"
-GRAPHS = [JOINT, "image_to_depth", "depth_to_image", "depth_to_blender", "rgbd_inpaint", "joint_klein_9b"]
+GRAPHS = [JOINT, "image_to_depth", "depth_to_image", "depth_to_blender", "rgbd_inpaint", "joint_klein_9b", "refine_depth"]
 
 
 @pytest.fixture(scope="module", params=GRAPHS)
@@ -99,6 +99,14 @@ def test_settings_of_a_mode_are_those_of_the_pipeline(root, mode):
     assert (sampler["sampler_name"], sampler["scheduler"], sampler["denoise"]) == ("euler", "simple", 1.0)
 
 
+def test_settings_of_the_refining_run_are_those_of_the_pipeline(root):
+    """As `refine`: the same prompt, seed and steps, without guidance and without an order."""
+    first, second = (read(root, "refine_depth", api=True)[node]["inputs"] for node in ("6", "12"))
+    changed = {name: second[name] for name in first if first[name] != second[name]}
+    assert changed == {"model": ["1", 0], "cfg": 1.0, "latent_image": ["11", 0]}
+    assert {**first, **read(root, JOINT, api=True)["6"]["inputs"]} == first
+
+
 @pytest.mark.comfyui
 def test_graph_uses_nodes_that_are_there(server, root, name):
     known = server[0].get_json("/object_info")
@@ -169,13 +177,19 @@ def test_joint_graph_gives_the_pair_of_the_pipeline(run_graph, pipeline):
     assert rounding_steps(saved[8], expected.image[0]) <= 1.01
 
 
-@pytest.mark.comfyui
-def test_image_to_depth_graph_gives_the_depth_of_the_pipeline(run_graph, pipeline, installed):
-    """Of a picture in ComfyUI's input folder, shown for ControlNets."""
+@pytest.fixture
+def given(installed):
+    """The picture that lies in the input folder of every new ComfyUI, by its name; here noise."""
     np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
-    given = image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    picture = image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     (installed / "input").mkdir(exist_ok=True)
-    given.save(installed / "input" / "example.png")
+    picture.save(installed / "input" / "example.png")
+    return picture
+
+
+@pytest.mark.comfyui
+def test_image_to_depth_graph_gives_the_depth_of_the_pipeline(run_graph, pipeline, given):
+    """Of a picture in ComfyUI's input folder, shown for ControlNets."""
     _, saved = run_graph("image_to_depth", "6.steps=4", "3.width=64", "3.height=48")
     assert sorted(saved) == [8, 9, 10]
     expected = pipeline("", mode="image_to_depth", image=given, seed=7, steps=4, guidance=1.0)
@@ -305,8 +319,8 @@ def test_comfy_cli_finds_no_fault_in_the_pack(root):
 
 
 @pytest.mark.comfyui
-def test_comfy_cli_finds_no_fault_in_a_workflow(server, root, name, tmp_path):
-    """Offline, against what a ComfyUI with this pack says of its nodes."""
+def test_comfy_cli_finds_no_fault_in_a_workflow(server, root, name, given, tmp_path):
+    """Offline, against what a ComfyUI with this pack, its files and the picture `given` says of its nodes."""
     known = tmp_path / "object_info.json"
     known.write_bytes(server[0].get("/object_info"))
     file = root / "workflows" / "api" / f"{name}.json"

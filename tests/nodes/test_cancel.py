@@ -1,0 +1,45 @@
+"""Cancel at every step and in every phase: it stops there, and patches, memory and the next run are as if nobody had pressed it."""
+
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.comfyui
+FILE = "inside_cancel.py"
+
+
+@pytest.fixture(scope="module")
+def cancel(inside, tiny_weights):
+    inside("inside_sampling.py", "start", weights=tiny_weights)
+    inside("inside_matrix.py", "offered")  # what inside_compose.py and inside_cancel.py take from the others
+    inside("inside_modes.py", "batches")
+    inside("inside_compose.py", "registered")
+    return lambda function, **kwargs: inside(FILE, function, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["plain", "LoRA, order and guidance"])
+def test_cancel_at_every_step_leaves_the_next_run_as_it_was(cancel, kind):
+    """In every call of the network, and at twelve places between the first check of the run and its last."""
+    seen = cancel("step_by_step", kind=kind)
+    assert seen["calls"] == 3 and seen["checks"] > 100
+    assert all(seen["cancelled"]), "Cancel was not heard"
+    assert all(seen["same"]), "the next run differs"
+    assert seen["grown"] <= 0, "bytes of tensors that were not there before the first Cancel"
+    assert seen["state"] == [] and seen["plain"]
+
+
+def test_cancel_stops_the_work_around_the_sampling(cancel):
+    seen = cancel("phases")
+    assert seen.pop("grown") <= 0, "bytes of tensors that were not there before the first Cancel"
+    assert len(seen) == 6
+    assert all(phase["checks"] and phase["stopped"] and phase["same"] for phase in seen.values()), seen
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
+def test_two_hundred_runs_leave_memory_flat(cancel):
+    """Between the fortieth run and the two hundredth. tests/workflows/test_endurance.py does the same through a server's queue."""
+    sizes = cancel("many_runs", count=200, marks=[40, 120, 200])
+    resident, tensors = ([sizes[mark][index] for mark in ("40", "120", "200")] for index in (0, 1))
+    assert tensors[2] <= tensors[0], f"bytes of live tensors: {tensors}"
+    assert resident[2] - resident[0] < 4_000_000, f"bytes in memory: {resident}"
