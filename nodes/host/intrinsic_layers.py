@@ -44,9 +44,8 @@ class Base:
         """The module of a projection, and which third of its output it is where q, k and v are one module."""
         if self.is_unet:
             return f"{layer.place[0]}.attn1.{part}", None
-        return ("blocks.{}.attn.proj".format(*layer.place), None) if part == "to_out.0" else (
-            "blocks.{}.attn.qkv".format(*layer.place), PARTS.index(part),
-        )  # fmt: skip
+        attn = f"blocks.{layer.place[0]}.attn"
+        return (f"{attn}.proj", None) if part == "to_out.0" else (f"{attn}.qkv", PARTS.index(part))
 
 
 def unet_layers(network: unets.UNetModel, config: dict) -> list[Layer]:

@@ -379,7 +379,7 @@ def nested(*tensors):
 
 def node(schedule="gaussian", kind="sd21", steps=None):
     """The node itself: the kind of what it gives out, and its picture."""
-    found = core.NODE_CLASS_MAPPINGS["SpatialWeave_IntrinsicCoGeneration"]
+    found = core.NODE_CLASS_MAPPINGS["SpatialWeave_IntrinsicCoGeneration"].PREPARE_CLASS_CLONE({"hidden_inputs": {"UNIQUE_ID": "7"}})
     sigmas = None if steps is None else torch.linspace(14.6, 0, steps + 1)
     out = found.EXECUTE_NORMALIZED(
         model=model(kind), lora_name=lora(kind), schedule=SCHEDULES[schedule], cut_below=0.001, keep_maps=True, share_image_loras=False,
@@ -455,3 +455,18 @@ def agreement_with_diffusers(kind="sd21", schedule="gaussian", steps=4, cfg=3.0)
     names = [layer.name for layer in layers] == [layer.name for layer in base.layers]
     numbers = [(layer.stage, layer.block) for layer in layers] == [(layer.stage, layer.block) for layer in base.layers]
     return {"gap": gap(got, want), "size": float(want.abs().mean()), "names": names, "numbers": numbers}
+
+
+def published_layers(kind):
+    """How many self-attention layers each stage of the published model has; built without weights."""
+    import comfy.ldm.modules.diffusionmodules.openaimodel as unets
+    import comfy.ops
+
+    config = unet_config(kind) | {"model_channels": 320, "num_head_channels": 64, "context_dim": 1024 if kind == "sd21" else 2048}
+    config |= {"channel_mult": [1, 2, 4, 4]} if kind == "sd21" else {"channel_mult": [1, 2, 4], "transformer_depth_middle": 10}
+    if kind == "sdxl":
+        config |= {"transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10]}
+    network = unets.UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
+    layers = ours("nodes.host.intrinsic_layers").unet_layers(network, config)
+    stages = [layer.stage for layer in layers]
+    return {"stages": {str(stage): stages.count(stage) for stage in sorted(set(stages))}, "names": [layers[0].name, layers[-1].name]}

@@ -140,3 +140,12 @@ def test_diffusers_with_our_processors_agrees(intrinsic, kind, schedule):
         pytest.skip("diffusers is not installed, so its processors were NOT tested: pip install -e .[train]")
     assert result["gap"] < 1e-4 and result["size"] > 0.1
     assert result["names"] and result["numbers"], "both hosts must count layers alike"
+
+
+@pytest.mark.parametrize("kind, stages, last", [
+    ("sd21", {"1": 2, "2": 2, "3": 2, "5": 1, "7": 3, "8": 3, "9": 3}, "up_blocks.3.attentions.2.transformer_blocks.0.attn1"),
+    ("sdxl", {"2": 4, "3": 20, "4": 10, "5": 30, "6": 6}, "up_blocks.1.attentions.2.transformer_blocks.1.attn1"),
+])  # fmt: skip
+def test_published_models_have_their_layers_in_the_right_stages(intrinsic, kind, stages, last):
+    result = intrinsic("published_layers", kind=kind)
+    assert result["stages"] == stages and result["names"][1] == last

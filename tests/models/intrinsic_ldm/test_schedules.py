@@ -60,7 +60,7 @@ def test_ceiling_is_the_most_that_is_still_to_come(schedule):
 
 def test_cut_makes_small_weights_nothing():
     cut = Cut(Gaussian(), 0.1)
-    assert [cut.weight(0, t) > 0 for t in (951, 950, 800, 650, 640)] == [False, True, True, True, False]
+    assert [cut.weight(0, t) > 0 for t in (953, 951, 800, 650, 647)] == [False, True, True, True, False]
     assert cut.ceiling(640) == 0 < cut.ceiling(660)
 
 
