@@ -1,6 +1,6 @@
 """What hosting costs: a sampling step through KSampler and our MODEL, against the same network and steps as plain torch modules.
 
-    python tests/benchmarks/hosting.py COMFYUI PACK [--rounds 7]
+    python tests/benchmarks/worker_hosting.py COMFYUI PACK [--rounds 7]
 
 Both run in one process, on one thread of the CPU, turn by turn; a step's time is that of a long run less that of a short one, by the
 number of steps between, so that loading and set-up count for neither. Processor seconds, which other work on the machine does not
@@ -100,6 +100,7 @@ def main():
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             sys.stdout.write(measure(Rig(ours, case, folder), options.rounds) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
