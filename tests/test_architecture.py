@@ -108,6 +108,9 @@ def test_everything_else_imported_is_declared_or_standard(pack):
     assert not wrong, "\n".join(wrong)
 
 
+COMFYUI = {"comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes"}
+
+
 def test_everything_the_tests_import_is_in_the_test_extra(pack):
     project = tomllib.loads(pack.text("pyproject.toml"))["project"]
     declared = {*project["dependencies"], *project["optional-dependencies"]["test"], *project["optional-dependencies"]["train"]}
@@ -115,7 +118,7 @@ def test_everything_the_tests_import_is_in_the_test_extra(pack):
     wrong = []
     for name in (name for name in pack.files if name.startswith("tests/") and name.endswith(".py")):
         in_comfyui = PurePosixPath(name).name.startswith(("inside_", "worker"))
-        allowed = known | ({"comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes"} if in_comfyui else set())
+        allowed = known | (COMFYUI if in_comfyui else set())
         allowed |= {"triton"} if name.startswith("tests/kernels/") else set()  # torch brings it where it exists; they skip elsewhere
         foreign = [(node, module) for node, module in pack.imports(name) if not module.endswith(".py")]
         wrong += [f"{name}:{node.lineno} imports {module}" for node, module in foreign if module.split(".")[0].lower() not in allowed]

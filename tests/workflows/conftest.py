@@ -35,13 +35,13 @@ def installed(pack, root, tmp_path_factory):
         shutil.copyfile(weights / "tiny.safetensors", target / "models/modality_forcing/tiny.safetensors")
         for name in ("codec", "text"):
             shutil.copyfile(weights / f"{name}.safetensors", target / f"models/demo/{name}.safetensors")
-    shutil.copyfile(HERE / "small_klein.py", base / "custom_nodes" / "small_klein.py")
+    shutil.copyfile(HERE / "inside_small_klein.py", base / "custom_nodes" / "inside_small_klein.py")
     write_small_network(base / "models" / "diffusion_models" / "flux_rgbd_9b_v2.safetensors")
     return base
 
 
 def write_small_network(path):
-    """A network in the released form (bfloat16, `dit.` names, no metadata), for FLUX.2's latent and the prompts of small_klein.py."""
+    """A network in the released form (bfloat16, `dit.` names, no metadata), for FLUX.2's latent and the prompts of inside_small_klein.py."""
     import torch
     from safetensors.torch import save_file
 
