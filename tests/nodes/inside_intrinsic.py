@@ -56,7 +56,7 @@ def model(kind="sd21"):
         for parameter in made.diffusion_model.parameters():
             width = max(1, parameter.numel() // max(1, len(parameter)))
             parameter.data = torch.randn(parameter.shape, generator=generator) * (0.8 / width**0.5 if parameter.dim() > 1 else 0.3)
-        made.eval().requires_grad_(False)
+        made.train(False).requires_grad_(False)
         KEEP[kind] = comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
     return KEEP[kind]
 
@@ -344,7 +344,7 @@ def refused(case):
         sample(again, joined(again), steps=1)
 
     def flux():
-        network = types.SimpleNamespace(diffusion_model=torch.nn.Linear(1, 1), model_config=comfy.supported_models.Flux({}))
+        network = types.SimpleNamespace(diffusion_model=torch.nn.Identity(), model_config=comfy.supported_models.Flux({}))
         return coupled(types.SimpleNamespace(model=network), file="any")
 
     cases = {
@@ -413,7 +413,7 @@ def small_diffusers(kind):
         filled[name] = ours_[found] if isinstance(found, str) else ours_[found[0]].narrow(*found[1])
         filled[name] = filled[name].reshape(theirs[name].shape)
     other.load_state_dict(filled, strict=True)
-    return other.eval()
+    return other.train(False)
 
 
 def agreement_with_diffusers(kind="sd21", schedule="gaussian", steps=4, cfg=3.0):
