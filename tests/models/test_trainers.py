@@ -26,7 +26,8 @@ def test_recipe_is_valid_and_has_a_builder(path):
 def shorten(name, tmp_path, **changes):
     values = json.loads(next(path for path in RECIPES if path.stem == name).read_text())
     data = values["data"] | {"folder": str(tmp_path / "world")}
-    return Recipe.from_json(values | {"data": data, "steps": 2, "warmup": 0, "batch_size": 4, "output": str(tmp_path / name)} | changes)
+    short = {"data": data, "steps": 2, "stop": 0, "warmup": 0, "batch_size": 4, "output": str(tmp_path / name)}
+    return Recipe.from_json(values | short | changes)
 
 
 @pytest.fixture(scope="module")
