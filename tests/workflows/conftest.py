@@ -41,7 +41,7 @@ def installed(pack, root, tmp_path_factory):
 
 
 def write_small_network(path):
-    """A network in the released form (bfloat16, `dit.` names, no metadata), for FLUX.2's latent and the prompts of inside_small_klein.py."""
+    """A network in the released form (bfloat16, `dit.` names, no metadata), for FLUX.2's latent and inside_small_klein.py's prompts."""
     import torch
     from safetensors.torch import save_file
 
