@@ -171,7 +171,8 @@ class _Run:
         if bool(unseen.any()):
             rows = unseen.repeat_interleave(torch.tensor(segments.queries), dim=2)
             out, lse = out.masked_fill_(rows, 0.0), lse.masked_fill_(rows[..., 0], -math.inf)
-        return out, lse if self.need_lse else None
+        # from which torch on its output lies as q does, and not as promised, differs between versions
+        return out.transpose(1, 2).contiguous().transpose(1, 2), lse if self.need_lse else None
 
     def hidden(self, out: Tensor, visible: Tensor) -> Tensor:
         """Zeros where `visible` (1 or b, 1 or h, 1 or n) is -inf, which only a weight of zero makes it."""
