@@ -46,9 +46,9 @@ def is_cancelled(work, check=None):
 
 
 def live_bytes():
-    """Of every tensor there is, each storage once."""
+    """Of every tensor with memory there is, each storage once; the compiler's own fake ones have none."""
     gc.collect()
-    found = [value for value in gc.get_objects() if isinstance(value, torch.Tensor)]
+    found = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
     return sum({store.data_ptr(): store.nbytes() for store in (value.untyped_storage() for value in found)}.values())
 
 
