@@ -253,13 +253,19 @@ def test_rgbd_inpaint_graph_changes_the_window_alone(run_graph, server, runner, 
     assert sorted(saved) == [15, 16, 17]
     pair = [np.asarray(saved[node].convert("RGB"), dtype=float) for node in (15, 16)]  # picture, depth and legend
     twin = read(root, "rgbd_inpaint", api=True)
-    twin["18"] = {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "before"}}
+    # what is kept has been encoded once more, so that is what it is compared with
+    loader = next(key for key, node in twin.items() if node["class_type"] == "SpatialWeave_LoadModalityForcing")
+    twin["20"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["6", 0], "vae": [loader, 2]}}
+    twin["19"] = {"class_type": "VAEDecode", "inputs": {"samples": ["20", 0], "vae": [loader, 2]}}
+    twin["18"] = {"class_type": "SaveImage", "inputs": {"images": ["19", 0], "filename_prefix": "before"}}
     twin = runner.change_inputs(twin, ["5.steps=3", "13.steps=3"])
     paths = server[0].collect(server[0].wait(server[0].queue(twin), 300), tmp_path)
     before = np.asarray(image.open(next(path for path in paths if path.name.startswith("18_"))), dtype=float)
     after = np.asarray(saved[17], dtype=float)
     change = np.abs(before - after).mean(axis=-1)
-    assert change.shape == (128, 128) and change[:, :32].mean() < 0.5 < 2 < change[24:120, 56:].mean()
+    kept, made = change[:, :32].mean(), change[24:120, 56:].mean()
+    # of the kept part only a trace moves: the codec's group norms see the whole picture
+    assert change.shape == (128, 128) and made > 2 and kept < 0.05 * made, (kept, made)
     assert pair[0].shape == pair[1].shape and np.abs(pair[0] - pair[1]).mean() > 0
 
 
