@@ -15,7 +15,6 @@ from .core.training.loop import Builder, Task
 from .core.training.recipe import Recipe, check_keys
 from .demo.codec import STRIDE, TinyCodec
 from .demo.data import CELL, CELL_CLASSES, WorldLatents, WorldPictures, open_world
-from .demo.discriminator import PatchDiscriminator
 from .demo.text import TinyTextEncoder, tokenize
 from .demo.training import CodecLoss, TrainedCodec, codec_loss
 from .demo.weights import load_codec, save_part
@@ -26,19 +25,14 @@ WORLD_KEYS = ["folder", "scenes", "size"]
 
 
 def build_codec(recipe: Recipe) -> Task:
-    """The tiny image codec, on pictures of the world. `model.weights`: a codec to go on from."""
+    """The tiny image codec, on pictures of the world."""
     check_keys(recipe.data, WORLD_KEYS, "recipe's data")
-    check_keys(recipe.model, ["weights"], "recipe's model")
     check_keys(recipe.loss, [field.name for field in fields(CodecLoss)], "recipe's loss")
-    settings = CodecLoss(**recipe.loss)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         codec = TinyCodec()
-        aligner = Aligner(codec.config.latent_channels, CELL_CLASSES, STRIDE // CELL)
-        discriminator = PatchDiscriminator() if settings.adversarial else None
-    if recipe.model.get("weights"):
-        codec = load_codec(recipe.model["weights"])
-    model = TrainedCodec(codec, aligner, discriminator)
+        model = TrainedCodec(codec, Aligner(codec.config.latent_channels, CELL_CLASSES, STRIDE // CELL))
+    settings = CodecLoss(**recipe.loss)
     return Task(model, partial(codec_loss, settings=settings), WorldPictures(open_world(recipe.data)), export=export_codec)
 
 

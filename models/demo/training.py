@@ -10,7 +10,6 @@ from torch import Generator, Tensor, nn
 
 from ..core.training.alignment import Aligner
 from .codec import TinyCodec
-from .discriminator import PatchDiscriminator, adversarial_losses
 
 
 @dataclass(frozen=True)
@@ -21,18 +20,15 @@ class CodecLoss:
     coarse: float = 0.5
     noise: float = 0.15
     align: float = 0.02  # cross-entropy of what each spot shows, read from the latent
-    momentum: float = 0.02  # of the running latent statistics; 0 keeps them, for a decoder that trains on a finished encoder's latents
-    adversarial: float = 0.0  # of pictures that a discriminator, training along, takes for rendered ones
-    smooth: float = 10.0  # holds the discriminator's slope down: see `adversarial_losses`
-    smooth_noise: float = 0.05
+    momentum: float = 0.02  # of the running latent statistics
 
 
 class TrainedCodec(nn.Module):
-    """What trains together: the codec, what reads its latents, and what judges its pictures."""
+    """What trains together: the codec, and what reads its latents."""
 
-    def __init__(self, codec: TinyCodec, aligner: Aligner, discriminator: PatchDiscriminator | None = None):
+    def __init__(self, codec: TinyCodec, aligner: Aligner):
         super().__init__()
-        self.codec, self.aligner, self.discriminator = codec, aligner, discriminator
+        self.codec, self.aligner = codec, aligner
 
 
 def codec_loss(
@@ -42,7 +38,10 @@ def codec_loss(
     keeps running statistics."""
     model, image = trained.codec, batch["image"]
     raw = model.encoder(image).float()
-    mean, std = _statistics(model, raw, settings.momentum)
+    mean, std = raw.mean((0, 2, 3), keepdim=True), raw.var((0, 2, 3), unbiased=False, keepdim=True).add(1e-6).sqrt()
+    with torch.no_grad():
+        model.latent_mean.lerp_(mean.flatten(), settings.momentum)
+        model.latent_std.lerp_(std.flatten(), settings.momentum)
     latent = (raw - mean) / std
     strength = settings.noise * torch.rand(len(image), 1, 1, 1, generator=generator)
     noise = torch.randn(latent.shape, generator=generator)
@@ -54,23 +53,8 @@ def codec_loss(
         "coarse": settings.coarse * (_shrink(picture) - _shrink(image)).abs().mean(),
         "align": settings.align * trained.aligner(noisy.flatten(2).transpose(1, 2), batch["cells"]),
     }
-    if trained.discriminator is not None:
-        shake = settings.smooth_noise * torch.randn(image.shape, generator=generator).to(image)
-        against = adversarial_losses(trained.discriminator, picture, image, shake, settings.smooth)
-        parts |= {"fool": settings.adversarial * against["fool"], "tell": against["tell"]}
     logs = {name: value.detach() for name, value in parts.items()}
     return sum(parts.values()), {**logs, "psnr": _psnr(picture, image)}
-
-
-def _statistics(model: TinyCodec, raw: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel, 1 c 1 1: the batch's, which the running ones follow, or those kept."""
-    if not momentum:
-        return model.latent_mean[None, :, None, None], model.latent_std[None, :, None, None]
-    mean, std = raw.mean((0, 2, 3)), raw.var((0, 2, 3), unbiased=False).add(1e-6).sqrt()
-    with torch.no_grad():
-        model.latent_mean.lerp_(mean, momentum)
-        model.latent_std.lerp_(std, momentum)
-    return mean[None, :, None, None], std[None, :, None, None]
 
 
 def _edge_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ also cells b k s*h s*w: k kinds of class numbers on a grid s times finer than th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ class LossSettings:
     t_min: float = 0.05  # floor under t in the depth weight 1/t^2; the released sampler has the same
     rgb_weight: float = 1.0
     depth_weight: float = 1.0
+    depth_gradient: float = 0.0  # weight of the depth's gradient matching (ours, see gradient_loss): against seams between patches
     distill_high: float = 1.0  # weight of the distillation at t_depth = 1 (values: not published, a third party's)
     distill_low: float = 0.1  # and at t_depth = 0
     caption_dropout: float = 0.1
@@ -56,7 +58,7 @@ class LossSettings:
         if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise ValueError(f"The loss's joint, image_to_depth and depth_to_image are {shares}, but they must be shares that add up to 1.")
         self._check("shift_sigma", 0 < self.shift_sigma <= math.sqrt(2), "above 0 and at most sqrt(2): beyond it the density has two modes")
-        for name in ("t_min", "rgb_weight", "depth_weight", "distill_high", "distill_low", "align", "align_block"):
+        for name in ("t_min", "rgb_weight", "depth_weight", "depth_gradient", "distill_high", "distill_low", "align", "align_block"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("t_min", self.t_min > 0, "above 0: the depth weight is 1/t^2")
         for name in ("caption_dropout", "sparse"):
@@ -133,6 +135,8 @@ def loss(
         "depth": settings.depth_weight * depth_loss(x0, target, known, t_depth, settings.t_min),
         **align_loss(model, batch, heard, context, settings),
     }
+    if settings.depth_gradient:
+        parts["gradient"] = settings.depth_gradient * gradient_loss(x0, target, known, t_depth)
     if teacher is not None:
         with torch.no_grad():
             wanted = teacher.network.forward_image(rgb_t, teacher.context(words), t_rgb)
@@ -170,6 +174,26 @@ def depth_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor, t_min: floa
     count = known.flatten(1).sum(dim=1)
     square = torch.where(known, error, 0.0).square().flatten(1).sum(dim=1) / count.clamp(min=1)
     return mean_over(square, (t > 0) & (count > 0))
+
+
+GRADIENT_STEPS = (1, 2, 4, 8)  # pixels between the two ends; 8 is half a patch
+
+
+def gradient_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor) -> Tensor:
+    """Mean |d(x0 - target)| over known neighbours to the right and below, summed over GRADIENT_STEPS.
+
+    The gradient matching of monocular depth (Li & Snavely 2018, MegaDepth, equation 4), in network space and without its
+    logarithm. A network that draws patches has no other reason to make two of them meet.
+    """
+    error, total = torch.where(known, x0.float() - target, 0.0), 0.0
+    for step, dim in itertools.product(GRADIENT_STEPS, (-1, -2)):
+        length = error.shape[dim] - step
+        both = known.narrow(dim, 0, length) & known.narrow(dim, step, length)
+        change = (error.narrow(dim, step, length) - error.narrow(dim, 0, length)).abs()
+        count = both.flatten(1).sum(dim=1)
+        mean = torch.where(both, change, 0.0).flatten(1).sum(dim=1) / count.clamp(min=1)
+        total = total + mean_over(mean, (t > 0) & (count > 0))
+    return total
 
 
 def mean_over(values: Tensor, counts: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from .intrinsic_hooks import Change
 from .intrinsic_layers import PARTS, Base
 from .intrinsic_run import run_coupled
 from .intrinsic_settings import KEY, Settings
+from .nested_masks import MASKS, nest_masks, take_apart
 
 FOLDER = "loras"
-MASK = "noise_mask"
 
 
 def list_loras() -> list[str]:
@@ -105,24 +105,15 @@ def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
     if counts[0] != counts[1] and 1 not in counts:
         raise ValueError(f"{counts[0]} images and {counts[1]} sets of maps arrived: give equally many, or one for all.")
     streams = [stream.expand(max(counts), -1, -1, -1).clone() for stream in streams]
-    joined = {key: value for key, value in image.items() if key != MASK} | {"samples": comfy.nested_tensor.NestedTensor(streams)}
-    masks = [None if latent is None else latent.get(MASK) for latent in (image, maps)]
-    if any(mask is not None for mask in masks):
-        whole = torch.ones(1, 1, *streams[0].shape[2:])
-        joined[MASK] = comfy.nested_tensor.NestedTensor([whole if mask is None else mask for mask in masks])
-    return joined
+    joined = {key: value for key, value in image.items() if key != MASKS} | {"samples": comfy.nested_tensor.NestedTensor(streams)}
+    return joined | nest_masks((image, maps), streams)
 
 
-def split_intrinsic(latent: dict) -> tuple[dict, dict]:
+def split_intrinsic(latent: dict) -> list[dict]:
     """The image's and the maps' latents of a joint one, each with its own mask."""
     samples = latent["samples"]
     shapes = [tuple(stream.shape) for stream in samples.unbind()] if getattr(samples, "is_nested", False) else [tuple(samples.shape)]
     if len(shapes) != 2 or shapes[0] != shapes[1]:
         listed = " and ".join(map(str, shapes))
         raise ValueError(f"A latent {listed} arrived, which is no image with its maps: wire one of Join Intrinsic Latent, sampled.")
-    rest = {key: value for key, value in latent.items() if key != MASK}
-    parts = [rest | {"samples": stream} for stream in samples.unbind()]
-    masks = latent.get(MASK)
-    if getattr(masks, "is_nested", False):
-        parts = [part | {MASK: mask} for part, mask in zip(parts, masks.unbind(), strict=True)]
-    return parts[0], parts[1]
+    return take_apart(latent, samples.unbind())

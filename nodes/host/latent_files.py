@@ -10,26 +10,20 @@ from pathlib import Path
 import comfy.cli_args
 import comfy.nested_tensor
 import folder_paths
-import torch
 
 from ...models.core.weights import KIND, WeightsError, describe, read_header, read_tensors, write_tensors
 from .joint_latent import SIZE, SKY, split_joint_latent
+from .nested_masks import MASKS, nest_masks, take_apart
 
 SUFFIX = ".joint.safetensors"
 FILE_KIND = "joint latent"
 SAVED_IN = "latents"  # the folder of Save Joint Latent's default prefix
-MASKS = "noise_mask"
 STREAMS = ("image", "depth")
 
 
-def split_streams(latent: dict) -> tuple[dict, dict]:
+def split_streams(latent: dict) -> list[dict]:
     """The image and the depth, each as a plain LATENT with its own mask."""
-    rest = {key: value for key, value in latent.items() if key != MASKS}
-    parts = [rest | {"samples": stream} for stream in split_joint_latent(latent)]
-    masks = latent.get(MASKS)
-    if getattr(masks, "is_nested", False):
-        parts = [part | {MASKS: mask} for part, mask in zip(parts, masks.unbind(), strict=True)]
-    return parts[0], parts[1]
+    return take_apart(latent, split_joint_latent(latent))
 
 
 def join_latents(image: dict, depth: dict) -> dict:
@@ -44,13 +38,8 @@ def join_latents(image: dict, depth: dict) -> dict:
     shown, covered = (stream.shape[-2:] for stream in split_joint_latent(joined))
     if SIZE in joined and not fits(joined[SIZE], covered, covered[0] // shown[0]):
         del joined[SIZE]  # a stale one: both streams were scaled on their own
-    masks = [latent.get(MASKS) for latent in (image, depth)]
     joined.pop(MASKS, None)
-    if any(mask is not None for mask in masks):
-        sampled = [torch.ones(1, 1, *stream.shape[-2:], device=stream.device) for stream in streams]
-        masks = [one if mask is None else mask for mask, one in zip(masks, sampled, strict=True)]
-        joined[MASKS] = comfy.nested_tensor.NestedTensor(masks)
-    return joined
+    return joined | nest_masks((image, depth), streams)
 
 
 def fits(size, padded, patch: int) -> bool:

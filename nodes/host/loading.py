@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -11,7 +13,7 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...models.core.quantised_header import plain_header
-from ...models.core.registry import PublishedFile
+from ...models.core.registry import PublishedFile, find_published
 from ...models.core.weights import WeightsError, check_fit, read_header
 from ...models.demo.codec_colours import fit_colours
 from ...models.demo.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
@@ -52,20 +54,22 @@ def load_modality_forcing(name: str) -> tuple:
     fault = find_fault(name)
     if fault:
         raise WeightsError(fault)
-    published = {file.name: file for file in released_files()}
+    published = released_files()
+    line = find_published(published, NETWORK).line
     try:
         model = load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name))
     except WeightsError as error:
-        raise WeightsError(f"{str(error).removesuffix('.')}; the published network is {published[NETWORK].line}.") from error
+        raise WeightsError(f"{str(error).removesuffix('.')}; the published network is {line}.") from error
     return model, *map(ExecutionBlocker, missing_parts(model.model.model_config.network.context_in_dim, published))
 
 
-def missing_parts(width: int, published: dict[str, PublishedFile]) -> tuple[str, str]:
+def missing_parts(width: int, published: Sequence[PublishedFile]) -> tuple[str, str]:
     """Where the text encoder and the VAE of a network are that reads prompts of this width: what their empty sockets say."""
-    encoder = published.get(TEXT_ENCODERS.get(width, ""))
-    line = encoder.line if encoder else f"the encoder it was trained with, whose prompts have the width {width}"
+    line = f"the encoder it was trained with, whose prompts have the width {width}"
+    if width in TEXT_ENCODERS:
+        line = find_published(published, TEXT_ENCODERS[width]).line
     clip = NOT_IN_FILE.format(what="text encoder", node="Load CLIP, type flux2", where=line)
-    return clip, NOT_IN_FILE.format(what="VAE", node="Load VAE", where=published[VAE].line)
+    return clip, NOT_IN_FILE.format(what="VAE", node="Load VAE", where=find_published(published, VAE).line)
 
 
 def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -20,19 +20,11 @@ ours = ours  # noqa: F821, PLW0127 - set by worker.py
 sampling, modes, geometry, matrix = (
     sys.modules.get(f"spatialweave_tests_inside_{name}") for name in ("sampling", "modes", "geometry", "matrix")
 )  # loaded before, by the tests that share them
+sentence = geometry and geometry.sentence
 
 
 def run(node, *values, **named):
     return core.NODE_CLASS_MAPPINGS[f"SpatialWeave_{node}"].execute(*values, **named).result
-
-
-def sentence(call):
-    """The words of the error that a call ends with."""
-    try:
-        call()
-    except (ValueError, IndexError, OSError) as error:
-        return str(error)
-    return None
 
 
 def finite(streams):

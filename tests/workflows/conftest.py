@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,11 +62,25 @@ def write_small_network(path):
 def server(comfyui, runner, installed):
     """(a running ComfyUI, its log file)."""
     log = installed / "log.txt"
+    with running(comfyui, runner, installed, log) as (server, _):
+        yield server, log
+
+
+@pytest.fixture(scope="module")
+def lasting(comfyui, runner, installed):
+    """(a ComfyUI of its own, its process)."""
+    with running(comfyui, runner, installed, installed / "lasting.txt") as started:
+        yield started
+
+
+@contextmanager
+def running(comfyui, runner, installed, log):
+    """(a ComfyUI with the installed pack, its process), stopped at the end."""
     options = ["--cpu", "--base-directory", str(installed), "--disable-api-nodes"]
     server, process = runner.start_comfyui(comfyui, *options, log=log.open("wb"))
     try:
         server.wait_until_up(process, 900)
-        yield server, log
+        yield server, process
     finally:
         process.kill()
         process.wait()

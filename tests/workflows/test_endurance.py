@@ -14,19 +14,6 @@ SMALL = ["5.width=32", "5.height=32", "6.steps=1", "6.cfg=1.0"]
 
 
 @pytest.fixture(scope="module")
-def lasting(comfyui, runner, installed):
-    """(a ComfyUI of its own, its process)."""
-    options = ["--cpu", "--base-directory", str(installed), "--disable-api-nodes"]
-    server, process = runner.start_comfyui(comfyui, *options, log=(installed / "lasting.txt").open("wb"))
-    try:
-        server.wait_until_up(process, 600)
-        yield server, process
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
 def graph(runner, root):
     """The shipped joint workflow, small, with a seed."""
     whole = json.loads((root / "workflows/api/joint_image_depth.json").read_text(encoding="utf-8"))

@@ -103,6 +103,43 @@ def test_depth_loss_has_a_floor_under_t_and_ignores_unknown_pixels():
     assert training.depth_loss(x0, target, torch.zeros_like(known), torch.tensor([0.5]), 0.05).item() == 0
 
 
+def test_gradient_loss_of_a_slope_and_of_a_seam():
+    """Closed forms: steps of 1, 2, 4 and 8 pixels add up to 15 slopes, and a seam is seen by as many pairs as a step is long."""
+    target = torch.randn(1, 1, 32, 32, generator=seeded())
+    everywhere, t = torch.ones_like(target, dtype=torch.bool), torch.tensor([0.5])
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    slope = target + 7 + 0.25 * columns - 0.5 * rows
+    assert training.gradient_loss(slope, target, everywhere, t).item() == pytest.approx(15 * 0.75, rel=1e-4)
+    seam = target + (columns >= 16)
+    assert training.gradient_loss(seam, target, everywhere, t).item() == pytest.approx(sum(s / (32 - s) for s in (1, 2, 4, 8)), rel=1e-4)
+
+
+def test_gradient_loss_knows_nothing_of_unknown_pixels_and_clean_streams():
+    generator = seeded()
+    x0, target = torch.randn(2, 1, 2, 16, 16, generator=generator)
+    known = torch.rand(1, 1, 16, 16, generator=generator) < 0.5
+    half = torch.tensor([0.5])
+    wild = torch.where(known, target, float("nan"))
+    x0.requires_grad_()
+    first = training.gradient_loss(x0[:1], wild, known, half)
+    first.backward()
+    assert first.item() == training.gradient_loss(x0[:1], target, known, half).item() > 0
+    assert torch.equal(x0.grad[:1] != 0, known & (x0.grad[:1] != 0)) and x0.grad.isfinite().all()
+    both = torch.cat([known, torch.zeros_like(known)])  # nothing is known of the second picture, so the first decides
+    assert_close(training.gradient_loss(x0, target.expand(2, -1, -1, -1), both, half.expand(2)), first)
+    assert training.gradient_loss(x0[:1], target, known, torch.zeros(1)).item() == 0
+
+
+def test_gradient_loss_is_asked_for():
+    network = ModalityForcing(MINI)
+    training.init_weights(network, seeded())
+    model, batch = TrainedModel(network), make_batch()
+    without, parts = training.loss(model, batch, seeded(), settings=LossSettings())
+    value, more = training.loss(model, batch, seeded(), settings=LossSettings(depth_gradient=0.5))
+    assert set(more) - set(parts) == {"gradient"} and more["gradient"] > 0
+    assert_close(value.detach(), without.detach() + more["gradient"])
+
+
 def test_velocity_loss_leaves_clean_pictures_out():
     velocity, wanted = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]], [[[100.0, 100.0]]]])
     assert training.velocity_loss(velocity, wanted, torch.tensor([True, False])).item() == 5
@@ -235,6 +272,7 @@ def test_loss_is_a_function_of_its_generator():
         ({"joint": 0.7}, "must be shares that add up to 1"),
         ({"shift_sigma": 2.0}, "shift_sigma is 2.0.*two modes"),
         ({"t_min": 0}, "t_min is 0.*above 0"),
+        ({"depth_gradient": -1}, "depth_gradient is -1.*at least 0"),
         ({"rgb_weight": -1}, "rgb_weight is -1.*at least 0"),
         ({"sparse": 1.5}, "sparse is 1.5.*from 0 to 1"),
         ({"sparse_keep": [0.5, 0.1]}, "sparse_keep is .*two rising shares"),

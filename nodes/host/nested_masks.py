@@ -1,0 +1,29 @@
+"""The masks of a joint LATENT and of the plain ones it is made of: one for each stream, in core's key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import comfy.nested_tensor
+import torch
+from torch import Tensor
+
+MASKS = "noise_mask"
+
+
+def nest_masks(parts: Iterable[dict | None], streams: Sequence[Tensor]) -> dict:
+    """The mask entry of a joint LATENT of these streams, each b c h w: {} if no part has a mask; a part without one is sampled wholly."""
+    masks = [None if part is None else part.get(MASKS) for part in parts]
+    if all(mask is None for mask in masks):
+        return {}
+    whole = [torch.ones(1, 1, *stream.shape[-2:], device=stream.device) for stream in streams]
+    return {MASKS: comfy.nested_tensor.NestedTensor([one if mask is None else mask for mask, one in zip(masks, whole, strict=True)])}
+
+
+def take_apart(latent: dict, streams: Sequence[Tensor]) -> list[dict]:
+    """A plain LATENT for each stream of a joint one, with its own mask and all else that the joint one carries."""
+    rest = {key: value for key, value in latent.items() if key != MASKS}
+    parts, masks = [rest | {"samples": stream} for stream in streams], latent.get(MASKS)
+    if getattr(masks, "is_nested", False):
+        parts = [part | {MASKS: mask} for part, mask in zip(parts, masks.unbind(), strict=True)]
+    return parts
