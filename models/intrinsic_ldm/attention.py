@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...kernels.segment_attention import Inner, cross_domain_attention
 from .rows import Rows
 
 Plain = Callable[[Tensor, Tensor, Tensor], Tensor]  # a host's own attention
+Inside = Callable[..., Tensor]  # the same inside a coupled call: (q, k, v, *, scale[, bias]) in 'b h n d', as our op's Inner says
 
 
 @dataclass
@@ -44,10 +44,10 @@ class Coupling:
     weights: dict[Hashable, float] = field(default_factory=dict)
     kept: Kept | None = None
 
-    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, *, heads: int, plain: Plain, inner: Inner | None = None) -> Tensor:
+    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, *, heads: int, plain: Plain, inner: Inside | None = None) -> Tensor:
         """q, k, v (rows, tokens, heads * width) of one layer, after the projections; the output has q's form.
 
-        `plain` is the host's own attention and serves calls of one stream; `inner` the same inside the coupled call, see the op.
+        `plain` is the host's own attention and serves calls of one stream; `inner`, if given, is the same inside the coupled call.
         """
         rows = self.rows
         rows.check(q.shape[0])
@@ -61,8 +61,12 @@ class Coupling:
         return attend_domains(q, k, v, rows, self.weights[layer], heads=heads, inner=inner)
 
 
-def attend_domains(q: Tensor, k: Tensor, v: Tensor, rows: Rows, weight: float, *, heads: int, inner: Inner | None = None) -> Tensor:
+def attend_domains(q: Tensor, k: Tensor, v: Tensor, rows: Rows, weight: float, *, heads: int, inner: Inside | None = None) -> Tensor:
     """Equation 4 for a batch that holds both streams: q, k, v (rows, tokens, heads * width), `weight` w of this layer and step."""
+    # late: registering the op takes a quarter of the time in which the whole pack loads
+    from ...kernels.segment_attention import Inner, cross_domain_attention
+
     weights = torch.ones(rows.count)
     rows.select(weights, "image").fill_(weight)
+    inner = Inner(inner, takes_bias=True) if inner else None
     return cross_domain_attention(q, k, v, weights, partner=rows.partners(), heads=heads, inner=inner)

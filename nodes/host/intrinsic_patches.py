@@ -8,7 +8,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
 from torch import Tensor
 
-from ...models.intrinsic_ldm.attention import Coupling, Inner
+from ...models.intrinsic_ldm.attention import Coupling, Inside
 from ...models.intrinsic_ldm.rows import Rows
 
 OVERRIDE = "optimized_attention_override"
@@ -28,7 +28,7 @@ def unet_attention(layer: int, coupling: Coupling) -> Callable:
     return attend
 
 
-def host_attention(heads: int, precision, options: dict) -> Inner | None:
+def host_attention(heads: int, precision, options: dict) -> Inside | None:
     """An attention that another pack has put into the model, for our op to call; None where there is none, and the op is faster."""
     if OVERRIDE not in options:
         return None
@@ -41,7 +41,7 @@ def host_attention(heads: int, precision, options: dict) -> Inner | None:
             return optimized_attention(q, k, v, heads, **named)
         return optimized_attention_masked(q, k, v, heads, mask=bias.expand(*bias.shape[:2], q.shape[2], bias.shape[3]), **named)
 
-    return Inner(call, takes_bias=True)
+    return call
 
 
 def pixart_attention(module, layer: int, coupling: Coupling, options: Callable[[], dict]) -> Callable:

@@ -30,8 +30,13 @@ def declared(nodes):
 
 def test_comfyui_lists_every_node(worker, declared):
     assert worker.started["value"]["loaded"]
-    assert worker.started["value"]["seconds"] < 0.3
     assert sorted(declared) == sorted(f"SpatialWeave_{name}" for name in IDS)
+
+
+def test_loading_the_pack_is_next_to_nothing_beside_comfyui_itself(worker):
+    """In processor seconds of one process; .04 where it was measured, see docs/performance.md."""
+    seconds = worker.started["value"]["processor_seconds"]
+    assert seconds["pack"] < 0.08 * seconds["comfyui"], seconds
 
 
 def test_every_word_a_user_needs_is_there(declared):

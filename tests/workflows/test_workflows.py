@@ -115,11 +115,10 @@ def test_graph_uses_nodes_that_are_there(server, root, name):
 
 
 @pytest.mark.comfyui
-def test_the_pack_loads_in_under_a_third_of_a_second(server):
-    """ComfyUI's own measurement, in its start-up log."""
+def test_the_pack_loads_without_a_fault(server):
+    """As ComfyUI's own start-up log has it."""
     line = re.search(r"([\d.]+) seconds( \(IMPORT FAILED\))?: .*custom_nodes.spatialweave", server[1].read_text(errors="replace"))
     assert line and not line.group(2), server[1].read_text(errors="replace")[-2000:]
-    assert float(line.group(1)) < 0.3
 
 
 @pytest.mark.comfyui
