@@ -1,5 +1,6 @@
 """The README's own code: what a reader copies must run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -28,3 +29,27 @@ def test_every_workflow_and_its_way_in_is_named(pack, root):
     for graph in (root / "workflows").glob("*.json"):
         assert f"`{graph.stem}`" in readme
     assert "comfy run --workflow workflows/api/" in readme and "python workflows/run.py workflows/api/" in readme
+
+
+FIGURES = {  # in the README's order; True: the higher the better
+    "image_to_depth.absrel": False,
+    "image_to_depth.delta1": True,
+    "joint.absrel": False,
+    "depth_to_image.absrel": False,
+    "caption.agreement": True,
+    "scorer.accuracy": True,
+}
+
+
+def test_the_figures_are_those_that_were_evaluated_and_a_missed_goal_is_in_bold(pack):
+    """docs/evaluation.json is what `spatialweave evaluate` wrote."""
+    evaluated = json.loads(pack.text("docs/evaluation.json"))
+    (section,) = re.findall(r"^## How good is the tiny model\n(.*?)^## ", pack.text("README.md"), flags=re.MULTILINE | re.DOTALL)
+    assert f"--n {evaluated['scenes']} " in section
+    rows = re.findall(r"\| (\**)([\d.]+)\** \| ([\d.]+) \|$", section, flags=re.MULTILINE)
+    assert len(rows) == len(FIGURES)
+    for (bold, shown, goal), (name, rising) in zip(rows, FIGURES.items(), strict=True):
+        value = evaluated[name]
+        assert float(shown) == pytest.approx(value, abs=0.00051), name
+        missed = value < float(goal) if rising else value > float(goal)
+        assert bool(bold) == missed, name
