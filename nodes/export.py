@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 from comfy_api.latest import Types, io
+from torch import Tensor
 
 from ..models.core.export.ply import encode_point_cloud
 from ..models.core.geometry.camera import fov_from_intrinsics, transform_points
 from ..models.core.geometry.mesh import view_to_mesh
-from ..models.core.geometry.points import find_intrinsics, solid_pixels, view_camera, view_to_point_cloud, viewer_pose
+from ..models.core.geometry.points import (
+    find_intrinsics,
+    point_cloud_camera,
+    solid_pixels,
+    view_camera,
+    view_to_point_cloud,
+    viewer_pose,
+)
+from .host.progress import each_picture
 from .sockets import View, edge_input, fov_input, frame_input, index_input
 
 
@@ -38,15 +48,21 @@ class PointCloud(io.ComfyNode):
             outputs=[
                 io.File3DPointCloudAny.Output("model_3d", display_name="point_cloud", tooltip="A PLY, in metres if the depth is metric."),
                 io.Mask.Output("holes", display_name="holes", tooltip="White where no point stands: invalid pixels, sky and depth edges."),
+                io.Load3DCamera.Output(
+                    "camera_info", display_name="camera_info",
+                    tooltip="The VIEW's camera for Preview Point Cloud, which centres every cloud and shows it one unit in radius.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, view, index, fov_degrees, edge_threshold, max_points, frame) -> io.NodeOutput:
         view = view[index].require_valid()
-        (cloud,) = view_to_point_cloud(view, fov_degrees=fov_degrees, edge_rtol=edge_threshold, max_points=max_points)
-        data = encode_point_cloud(cloud, viewer_pose(view, frame)[0], comments=[f"units: {view.units}"])
-        return io.NodeOutput(Types.File3D(BytesIO(data), "ply"), (~solid_pixels(view, edge_threshold)).float())
+        for one in each_picture([view]):
+            (cloud,) = view_to_point_cloud(one, fov_degrees=fov_degrees, edge_rtol=edge_threshold, max_points=max_points)
+            data = encode_point_cloud(cloud, viewer_pose(view, frame)[0], comments=[f"units: {view.units}"])
+        camera = point_cloud_camera(view, cloud, fov_degrees=fov_degrees, frame=frame)
+        return io.NodeOutput(Types.File3D(BytesIO(data), "ply"), (~solid_pixels(view, edge_threshold)).float(), camera)
 
 
 class DepthMesh(io.ComfyNode):
@@ -70,17 +86,32 @@ class DepthMesh(io.ComfyNode):
                     tooltip="1: a vertex for every pixel. 2: for every second one, a quarter of the triangles. And so on.",
                 ),
                 frame_input(),
+                io.Combo.Input(
+                    "shading", options=["unlit", "lit"], default="unlit", optional=True,
+                    tooltip="unlit: the picture's own colours, whatever lights stand in the scene. lit: the picture is the colour of the "
+                    "surface, and lights fall on it once more.",
+                ),
             ],
             outputs=[io.Mesh.Output("mesh", display_name="MESH", tooltip="One mesh, in metres if the depth is metric.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, view, index, fov_degrees, edge_threshold, stride, frame) -> io.NodeOutput:
+    def execute(cls, view, index, fov_degrees, edge_threshold, stride, frame, shading="unlit") -> io.NodeOutput:
         view = view[index].require_valid()
-        (mesh,) = view_to_mesh(view, fov_degrees=fov_degrees, edge_rtol=edge_threshold, stride=stride)
+        for one in each_picture([view]):
+            (mesh,) = view_to_mesh(one, fov_degrees=fov_degrees, edge_rtol=edge_threshold, stride=stride)
         vertices = transform_points(mesh.require_faces().vertices, viewer_pose(view, frame)[0])
         parts = (part.unsqueeze(0) for part in (vertices, mesh.faces, mesh.uvs))
-        return io.NodeOutput(Types.MESH(*parts, texture=view.image))
+        return io.NodeOutput(Types.MESH(*parts, texture=view.image, **glow(view.image if shading == "unlit" else None)))
+
+
+def glow(image: Tensor | None) -> dict[str, Any]:
+    """The part of a MESH that shows its texture ``1 h w 3`` as it is: a surface that throws back no light and shines by itself.
+
+    glTF says the same by KHR_materials_unlit, but core's writer does so for coloured vertices only.
+    """
+    black = {"base_color_factor": [0.0, 0.0, 0.0, 1.0], "metallic_factor": 1.0, "roughness_factor": 1.0}
+    return {} if image is None else {"emissive": image, "material": black}
 
 
 class ViewCamera(io.ComfyNode):
@@ -101,11 +132,14 @@ class ViewCamera(io.ComfyNode):
                 frame_input(),
             ],
             outputs=[
-                io.Load3DCamera.Output("camera_info", display_name="camera_info", tooltip="For Preview Point Cloud and Preview 3D."),
+                io.Load3DCamera.Output(
+                    "camera_info", display_name="camera_info",
+                    tooltip="For Preview 3D, which shows meshes as they are. Preview Point Cloud needs that of Point Cloud from Depth.",
+                ),
                 io.Float.Output("fov_x", display_name="fov_x", tooltip="Horizontal field of view in degrees."),
                 io.Float.Output("fov_y", display_name="fov_y", tooltip="Vertical field of view in degrees."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, view, index, fov_degrees, frame) -> io.NodeOutput:

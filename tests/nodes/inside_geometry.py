@@ -120,7 +120,7 @@ def into_space(folder, frame):
     folder_paths.set_temp_directory(folder)
     view = world_scene()
     options = {"index": 0, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": frame}
-    cloud, holes = run("PointCloud", view=view, max_points=1200000, **options)
+    cloud, holes, _ = run("PointCloud", view=view, max_points=1200000, **options)
     (mesh,) = run("DepthMesh", view=view, stride=1, **options)
     camera, fov_x, fov_y = run("ViewCamera", view=view, index=0, fov_degrees=65.0, frame=frame)
     save_3d.SavePointCloud.execute(cloud, {}, 640, 480, "cloud", camera_info=camera)
@@ -137,6 +137,29 @@ def into_space(folder, frame):
         "depth": view.depth[0].tolist(),
         "image": view.image[0].tolist(),
     }
+
+
+def cloud_camera():
+    """The camera that Point Cloud from Depth makes for core's viewer of point clouds, and the points it is for."""
+    view = world_scene()
+    options = {"index": 0, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": "camera"}
+    cloud, _, camera = run("PointCloud", view=view, max_points=1200000, **options)
+    (points,) = ours("models.core.geometry.points").view_to_point_cloud(view)
+    return {"camera": camera, "ply": cloud.get_bytes().hex(), "pixels": points.pixels.tolist(), "size": view.depth[0].shape}
+
+
+def mesh_file(path, shading, picture=True):
+    """A mesh through core's writer into a GLB, and the picture it shows."""
+    from comfy_extras import nodes_save_3d as save_3d
+
+    view = scene()
+    if not picture:
+        view = ours("models.core.geometry.view").View.from_depth(view.depth, units="metric")
+    given = {"index": 0, "fov_degrees": 65.0, "edge_threshold": 0.04, "stride": 1, "frame": "camera"}
+    (mesh,) = run("DepthMesh", view=view, **given, **shading)
+    (file_3d,) = save_3d.MeshToFile3D.execute(mesh).result
+    file_3d.save_to(path)
+    return view.image[0].tolist() if picture else None
 
 
 def space_refusals():

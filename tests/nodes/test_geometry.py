@@ -1,11 +1,15 @@
 """The depth contract in a real ComfyUI: into core's own depth and 3D nodes and back, and files."""
 
+import io
 import json
+import struct
 
 import imageio.v3 as imageio
 import numpy as np
 import OpenEXR
+import plyfile
 import pytest
+import trimesh
 from PIL import Image
 
 pytestmark = pytest.mark.comfyui
@@ -84,3 +88,66 @@ def test_a_stereo_pair_comes_with_its_holes(geometry):
     result = geometry("stereo", height=23, width=37)
     assert result["shapes"] == [[1, 23, 37, 3]] * 2 + [[1, 23, 37]] * 2
     assert all(0 < share < 0.2 for share in result["holes"]) and "has no picture" in result["refusal"]
+
+
+def test_cores_viewer_of_point_clouds_shows_the_picture(geometry):
+    """It centres the bounding box, scales the farthest point to 1 and draws from position to target; fov is the user's to set there."""
+    result = geometry("cloud_camera")
+    vertex = plyfile.PlyData.read(io.BytesIO(bytes.fromhex(result["ply"])))["vertex"]
+    points = np.stack([vertex[name] for name in "xyz"], axis=1).astype(float)
+    points -= (points.max(0) + points.min(0)) / 2
+    points /= np.linalg.norm(points, axis=1).max()
+    camera, (height, width) = result["camera"], result["size"]
+    eye, target = (np.array([camera[name][axis] for axis in "xyz"]) for name in ("position", "target"))
+    np.testing.assert_allclose((target - eye)[:2], 0, atol=1e-7)  # straight along -z, as the frame "camera" says
+    x, y, z = (points - eye).T
+    assert (target - eye)[2] < 0 and (z < 0).all()
+    top = np.tan(np.radians(camera["fov"]) / 2)
+    seen = np.stack([(1 - y / -z / top) * height / 2, (1 + x / -z / (top * camera["aspect"])) * width / 2], axis=1)
+    np.testing.assert_allclose(seen, np.array(result["pixels"]) + 0.5, atol=2e-3)
+
+
+def read_glb(path):
+    """The JSON of a GLB and its binary chunk, checked as far as Khronos's rules on containers and bounds go."""
+    data = path.read_bytes()
+    magic, version, length = struct.unpack_from("<4sII", data)
+    assert (magic, version, length) == (b"glTF", 2, len(data))
+    size, kind = struct.unpack_from("<I4s", data, 12)
+    gltf, rest = json.loads(data[20 : 20 + size]), 20 + size
+    length, binary = struct.unpack_from("<I4s", data, rest)
+    assert (kind, binary, size % 4, length % 4) == (b"JSON", b"BIN\0", 0, 0)
+    chunk = data[rest + 8 :]
+    assert len(chunk) == length == gltf["buffers"][0]["byteLength"]
+    assert all(part["byteOffset"] % 4 == 0 and part["byteOffset"] + part["byteLength"] <= length for part in gltf["bufferViews"])
+    return gltf, chunk
+
+
+def glb_picture(gltf, chunk, reference):
+    part = gltf["bufferViews"][gltf["images"][gltf["textures"][reference["index"]]["source"]]["bufferView"]]
+    with Image.open(io.BytesIO(chunk[part["byteOffset"] : part["byteOffset"] + part["byteLength"]])) as picture:
+        return np.asarray(picture)
+
+
+@pytest.mark.parametrize("shading", [{}, {"shading": "unlit"}, {"shading": "lit"}], ids=["as saved before", "unlit", "lit"])
+def test_a_mesh_carries_its_picture(geometry, tmp_path, shading):
+    """Unlit: light of its own on a surface that throws back none, so that no lamp of any viewer washes the picture out."""
+    image = np.array(geometry("mesh_file", path=str(tmp_path / "mesh.glb"), shading=shading))
+    gltf, chunk = read_glb(tmp_path / "mesh.glb")
+    (primitive,) = gltf["meshes"][0]["primitives"]
+    material, position = gltf["materials"][primitive["material"]], gltf["accessors"][primitive["attributes"]["POSITION"]]
+    base = material["pbrMetallicRoughness"]
+    np.testing.assert_allclose(glb_picture(gltf, chunk, base["baseColorTexture"]) / 255, image, atol=1.001 / 255)
+    if shading == {"shading": "lit"}:
+        assert base["baseColorFactor"] == [1, 1, 1, 1] and base["metallicFactor"] == 0 and "emissiveTexture" not in material
+    else:
+        assert base["baseColorFactor"] == [0, 0, 0, 1] and base["metallicFactor"] == 1 and material["emissiveFactor"] == [1, 1, 1]
+        np.testing.assert_allclose(glb_picture(gltf, chunk, material["emissiveTexture"]) / 255, image, atol=1.001 / 255)
+    (surface,) = trimesh.load(tmp_path / "mesh.glb").geometry.values()
+    assert surface.bounds.tolist() == [position["min"], position["max"]] and position["type"] == "VEC3"
+    assert surface.visual.material.baseColorTexture.size == (37, 23) and len(surface.visual.uv) == position["count"]
+
+
+def test_a_mesh_without_a_picture_is_not_black(geometry, tmp_path):
+    geometry("mesh_file", path=str(tmp_path / "mesh.glb"), shading={"shading": "unlit"}, picture=False)
+    gltf, _ = read_glb(tmp_path / "mesh.glb")
+    assert min(gltf["materials"][0]["pbrMetallicRoughness"]["baseColorFactor"]) > 0.1 and "images" not in gltf

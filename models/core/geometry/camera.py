@@ -163,3 +163,10 @@ def camera_info(
         "near": float(near),
         "far": float(far),
     }
+
+
+def resize_camera(info: dict[str, Any], middle: Tensor, unit: float) -> dict[str, Any]:
+    """A LOAD3D_CAMERA for the same scene with ``middle`` ``3`` as its origin and ``unit`` as its measure: it sees the same."""
+    places = {name: torch.tensor([info[name][axis] for axis in "xyz"], dtype=torch.float64) for name in ("position", "target")}
+    moved = {name: _xyz((place - middle.detach().cpu().double()) / unit) for name, place in places.items()}
+    return {**info, **moved, "near": info["near"] / unit, "far": info["far"] / unit}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .camera import FLIP_Y_Z, camera_info, intrinsics_from_fov, invert_pose, pixel_centres, unproject
+from .camera import FLIP_Y_Z, camera_info, intrinsics_from_fov, invert_pose, pixel_centres, resize_camera, transform_points, unproject
 from .view import View
 
 Frame = Literal["camera", "world"]
@@ -109,6 +109,18 @@ def view_camera(view: View, *, fov_degrees: float | None = None, frame: Frame = 
     return camera_info(
         intrinsics, width, height, pose, target_distance=middle, near=float(depth.min()) / 10, far=float(depth.max()) * 10
     )  # fmt: skip
+
+
+def point_cloud_camera(view: View, cloud: PointCloud, *, fov_degrees: float | None = None, frame: Frame = "camera") -> dict[str, Any]:
+    """The LOAD3D_CAMERA of a View with batch 1 for ComfyUI's point cloud viewer, which shows clouds in a place and size of its own.
+
+    There the middle of the cloud's bounding box is the origin and its farthest point has the distance 1 (frontend 1.49,
+    PointCloudModelAdapter), while the camera stays where it is put. Meshes are shown as they are: view_camera is theirs.
+    """
+    points = transform_points(cloud.points, viewer_pose(view, frame)[0])
+    middle = (points.amin(dim=0) + points.amax(dim=0)) / 2
+    radius = float((points - middle).norm(dim=1).max()) or 1.0  # a single point is not scaled
+    return resize_camera(view_camera(view, fov_degrees=fov_degrees, frame=frame), middle, radius)
 
 
 def find_outliers(points: Tensor, *, neighbours: int = 5, deviations: float = 1.0) -> Tensor:

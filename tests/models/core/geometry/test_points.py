@@ -5,8 +5,16 @@ import torch
 
 from spatialweave.kernels.testing import assert_close
 from spatialweave.models.core.geometry import points as module
-from spatialweave.models.core.geometry.camera import intrinsics_from_fov
-from spatialweave.models.core.geometry.points import depth_edges, depth_to_points, find_outliers, view_to_point_cloud
+from spatialweave.models.core.geometry.camera import intrinsics_from_fov, look_at, project, transform_points
+from spatialweave.models.core.geometry.points import (
+    depth_edges,
+    depth_to_points,
+    find_outliers,
+    point_cloud_camera,
+    view_camera,
+    view_to_point_cloud,
+    viewer_pose,
+)
 from spatialweave.models.core.geometry.view import View
 
 
@@ -89,3 +97,38 @@ def test_outlier_removal_refuses_what_would_take_hours(monkeypatch):
     monkeypatch.setattr(module, "MAX_OUTLIER_POINTS", 10)
     with pytest.raises(ValueError, match="Outlier removal of 11 points .* at most 10"):
         find_outliers(torch.zeros(11, 3))
+
+
+def rough_view(**others):
+    depth = torch.rand(1, 9, 14, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    return View.from_depth(depth, units="metric", intrinsics=intrinsics_from_fov(70.0, 14, 9), **others)
+
+
+def places(info):
+    return [torch.tensor([info[name][axis] for axis in "xyz"], dtype=torch.float64) for name in ("position", "target")]
+
+
+@pytest.mark.parametrize("frame", ["camera", "world"])
+def test_the_point_cloud_viewer_sees_each_point_in_its_pixel(frame):
+    """It makes the sphere round the bounding box's middle the unit sphere; seen by the camera made for that, nothing has moved."""
+    pose = look_at((1.0, 2.0, 3.0), (0.3, 0.2, 0.1)).unsqueeze(0)
+    view = rough_view(world_to_cam=pose)
+    (cloud,) = view_to_point_cloud(view, edge_rtol=0)
+    info, true = point_cloud_camera(view, cloud, frame=frame), view_camera(view, frame=frame)
+    shown = transform_points(cloud.points, viewer_pose(view, frame)[0]).double()
+    shown = shown - (shown.amax(0) + shown.amin(0)) / 2
+    shown = shown / shown.norm(dim=1).max()
+    eye, target = places(info)
+    pixels, depth = project(transform_points(shown, look_at(eye, target).double()), view.intrinsics[0].double())
+    assert_close(pixels.float(), cloud.pixels.flip(-1) + 0.5, atol=2e-3)
+    ratio = depth / view.depth.flatten()
+    assert_close(ratio, ratio[:1].expand_as(ratio), atol=1e-4 * float(ratio[0]))
+    assert info["near"] == pytest.approx(true["near"] * float(ratio[0])) and info["far"] == pytest.approx(true["far"] * float(ratio[0]))
+    assert {name: info[name] for name in ("fov", "aspect", "zoom")} == {name: true[name] for name in ("fov", "aspect", "zoom")}
+
+
+def test_a_cloud_of_one_point_keeps_its_size():
+    view = View.from_depth(torch.full((1, 1, 1), 2.0), units="metric", intrinsics=intrinsics_from_fov(60.0, 1, 1))
+    (cloud,) = view_to_point_cloud(view, edge_rtol=0)
+    info = point_cloud_camera(view, cloud)
+    assert info["position"] == {"x": 0, "y": 0, "z": 2} and info["target"] == {"x": 0, "y": 0, "z": 0}
