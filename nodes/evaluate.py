@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..models.core.evaluation.compare import compare_views
+from .host.progress import each_picture
 from .sockets import View, fit_options, fov_input, quantity_input
 
 
@@ -45,7 +46,7 @@ class CompareViews(io.ComfyNode):
 
     @classmethod
     def execute(cls, view, reference, alignment, quantity, fov_degrees) -> io.NodeOutput:
-        found = compare_views(view, reference, alignment=alignment, quantity=quantity, fov_degrees=fov_degrees)
+        found = compare_views(view, reference, alignment=alignment, quantity=quantity, fov_degrees=fov_degrees, each=each_picture)
         names = ("absrel", "delta1", "delta2", "delta3", "rmse", "silog", "normal_angle")
         text = found.describe()
         return io.NodeOutput(*(found.scores[name] for name in names), text, ui=ui.PreviewText(text))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from comfy_api.latest import io, ui
 
 from ..models.core.geometry.align import align_view
 from ..models.core.geometry.normals import normals_to_image, view_with_normals
 from ..models.core.geometry.stereo import stereo_pair
 from ..models.demo.depth_preview import explain_depth, picture_depth
+from .host.progress import each_picture
 from .sockets import View, edge_input, fit_options, fov_input, quantity_input, stack_pictures
 
 
@@ -51,9 +55,12 @@ class PreviewDepth(io.ComfyNode):
 
     @classmethod
     def execute(cls, view, style, near_percentile, far_percentile) -> io.NodeOutput:
-        shown = picture_depth(view, style, near_percentile=near_percentile, far_percentile=far_percentile)
-        pictures = stack_pictures(picture.image for picture in shown)
-        return io.NodeOutput(pictures, view.describe(), ui=ui.PreviewImage(explain_depth(view, shown, style), cls=cls))
+        pictures, sheets = [], []
+        for one in each_picture(list(view.require_valid())):
+            shown = picture_depth(one, style, near_percentile=near_percentile, far_percentile=far_percentile)
+            pictures += [picture.image for picture in shown]
+            sheets.append(explain_depth(one, shown, style))
+        return io.NodeOutput(stack_pictures(pictures), view.describe(), ui=ui.PreviewImage(torch.cat(sheets), cls=cls))
 
 
 class AlignDepth(io.ComfyNode):
@@ -84,7 +91,7 @@ class AlignDepth(io.ComfyNode):
 
     @classmethod
     def execute(cls, view, reference, method, quantity) -> io.NodeOutput:
-        aligned, found = align_view(view.require_valid(), reference.require_valid(), method, quantity)
+        aligned, found = align_view(view.require_valid(), reference.require_valid(), method, quantity, each=each_picture)
         return io.NodeOutput(aligned, f"{found.describe()}\n{aligned.require_valid().describe()}")
 
 
@@ -117,8 +124,9 @@ class NormalsFromDepth(io.ComfyNode):
 
     @classmethod
     def execute(cls, view, style, fov_degrees, edge_threshold) -> io.NodeOutput:
-        view = view_with_normals(view.require_valid(), fov_degrees=fov_degrees, edge_rtol=edge_threshold)
-        return io.NodeOutput(normals_to_image(view.normals, style), view)
+        options = {"fov_degrees": fov_degrees, "edge_rtol": edge_threshold}
+        normals = torch.cat([view_with_normals(one, **options).normals for one in each_picture(list(view.require_valid()))])
+        return io.NodeOutput(normals_to_image(normals, style), replace(view, normals=normals))
 
 
 class StereoPair(io.ComfyNode):
@@ -155,5 +163,9 @@ class StereoPair(io.ComfyNode):
 
     @classmethod
     def execute(cls, view, parallax, screen, edge_threshold) -> io.NodeOutput:
-        left, right = stereo_pair(view, parallax=parallax, screen=screen, edge_rtol=edge_threshold)
-        return io.NodeOutput(left.image, right.image, left.holes.float(), right.holes.float())
+        options = {"parallax": parallax, "screen": screen, "edge_rtol": edge_threshold}
+        pairs = [stereo_pair(one, **options) for one in each_picture(list(view.require_valid()))]
+        eyes = list(zip(*pairs))
+        pictures = [torch.cat([one.image for one in eye]) for eye in eyes]
+        holes = [torch.cat([one.holes for one in eye]).float() for eye in eyes]
+        return io.NodeOutput(*pictures, *holes)

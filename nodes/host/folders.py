@@ -12,6 +12,7 @@ import folder_paths
 
 from ...models.core.export.depth_files import SUFFIXES, write_depth
 from ...models.core.geometry.view import View
+from .progress import each_picture
 
 
 def list_depth_files() -> list[str]:
@@ -49,7 +50,7 @@ def save_depth(view: View, prefix: str, kind: str, *, scale: float | None, pictu
     folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
     parts = [view] if kind == "npz" else [view[index] for index in range(len(view))]
     files = []
-    for index, part in enumerate(parts):
+    for index, part in enumerate(each_picture(parts)):
         name = f"{stem.replace('%batch_num%', str(index))}_{counter + index:05}_.{kind}"
         write_depth(os.path.join(folder, name), part, scale=scale, picture=picture, notes=notes)
         files.append({"filename": name, "subfolder": subfolder, "type": "output"})

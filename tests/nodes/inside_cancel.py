@@ -8,6 +8,7 @@ import sys
 import comfy.model_management as management
 import comfy.patcher_extension
 import comfy.sd
+import comfy.utils
 import torch
 
 import nodes as core
@@ -139,6 +140,72 @@ def phases():
         out[name] = {"checks": seen[0], "stopped": all(stopped), "same": all(torch.equal(a, b) for a, b in zip(work(), want))}
     del want
     return out | {"grown": live_bytes() - memory}
+
+
+@contextlib.contextmanager
+def shown_bar():
+    """What the progress bar is told meanwhile: (done, of how many)."""
+    seen, before = [], comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((int(value), total)))
+    try:
+        yield seen
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+
+
+def plain(value):
+    """What a node gave, in a form that can be compared."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if hasattr(value, "get_bytes"):
+        return value.get_bytes()
+    found = getattr(value, "depth", getattr(value, "vertices", None))  # of a View, of a MESH
+    return repr(value) if found is None else (found.tolist(), plain(getattr(value, "normals", None)))
+
+
+def pictures(folder):
+    """Cancel before each of three pictures, in every node that works on one picture after the other; and what its bar showed."""
+    import folder_paths
+
+    geometry = sys.modules["spatialweave_tests_inside_geometry"]
+    folder_paths.set_output_directory(folder)
+    folder_paths.set_temp_directory(folder)
+    view, cloud = geometry.scene(batch=3), {"index": 1, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": "camera"}
+    other = geometry.scene()
+    save = {"view": view, "filename_prefix": "saved", "png_scale": 0.0, "exr_picture": True}
+    percent = {"near_percentile": 0.0, "far_percentile": 100.0}
+    cases = {
+        "PreviewDepth": {"view": view, "style": "colour", **percent},
+        "NormalsFromDepth": {"view": view, "style": "opengl", "fov_degrees": 65.0, "edge_threshold": 0.04},
+        "StereoPair": {"view": view, "parallax": 4.0, "screen": 0.5, "edge_threshold": 0.04},
+        "AlignDepth": {"view": view, "reference": other, "method": "scale and shift, robust", "quantity": "depth"},
+        "CompareViews": {"view": view, "reference": other, "alignment": "scale", "quantity": "depth", "fov_degrees": 65.0},
+        "SaveDepth png": {**save, "format": "png"},
+        "SaveDepth exr": {**save, "format": "exr"},
+        "SaveDepth npz": {**save, "format": "npz"},
+        "PointCloud": {"view": view, "max_points": 1200000, **cloud},
+        "DepthMesh": {"view": view, "stride": 1, **cloud},
+    }
+    return {name: between_pictures(name.split()[0], inputs, folder) for name, inputs in cases.items()}
+
+
+def between_pictures(node, inputs, folder):
+    made = core.NODE_CLASS_MAPPINGS[f"SpatialWeave_{node}"].PREPARE_CLASS_CLONE(None)
+
+    def work():
+        return [plain(value) for value in made.EXECUTE_NORMALIZED(**inputs).result or ()]
+
+    def files():
+        return len([name for name in os.listdir(folder) if name.startswith("saved")])
+
+    with pressed_at(None) as seen, shown_bar() as bar:
+        want = work()
+    stopped, left = [], []
+    for check in range(seen[0]):
+        before = files()
+        stopped.append(is_cancelled(work, check))
+        left.append(files() - before)
+    return {"checks": seen[0], "bar": bar, "stopped": stopped, "files": left, "same": work() == want}
 
 
 def many_runs(count, marks):

@@ -35,6 +35,20 @@ def test_cancel_stops_the_work_around_the_sampling(cancel):
     assert all(phase["checks"] and phase["stopped"] and phase["same"] for phase in seen.values()), seen
 
 
+def test_cancel_stops_between_two_pictures(cancel, inside, tmp_path):
+    """In every node that works on pictures one after the other: the bar counts them, and what is written is written whole."""
+    inside("inside_geometry.py", "batches")
+    seen = cancel("pictures", folder=str(tmp_path))
+    single = {"SaveDepth npz", "PointCloud", "DepthMesh"}
+    for name, node in seen.items():
+        count = 1 if name in single else 3
+        assert node["checks"] == (6 if name == "CompareViews" else count), f"{name}: one check before each picture"  # scale, then normals
+        assert all(node["stopped"]) and node["same"] and node["bar"][-1] == [count, count], f"{name}: {node}"
+    assert seen["SaveDepth exr"]["files"] == [0, 1, 2]
+    assert seen["SaveDepth png"]["files"] == [0, 2, 4], "each PNG with its JSON"
+    assert not list(tmp_path.glob("*.part"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
 def test_two_hundred_runs_leave_memory_flat(cancel):

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..geometry.align import Fit, Quantity, align_depth, match_views
+from ..geometry.align import Each, Fit, Quantity, align_depth, match_views
 from ..geometry.normals import normals_from_depth
 from ..geometry.points import find_intrinsics
 from ..geometry.view import View
@@ -43,7 +43,13 @@ class Comparison:
 
 
 def compare_views(
-    view: View, reference: View, *, alignment: Alignment = "none", quantity: Quantity = "depth", fov_degrees: float | None = None
+    view: View,
+    reference: View,
+    *,
+    alignment: Alignment = "none",
+    quantity: Quantity = "depth",
+    fov_degrees: float | None = None,
+    each: Each = iter,
 ) -> Comparison:
     """Score a View against the truth, over the pixels valid in both; "none" leaves the scale alone, and wants one unit.
 
@@ -59,25 +65,37 @@ def compare_views(
     for index, one in enumerate(mask):
         if not bool(one.any()):
             raise ValueError(f"Picture {index} of {len(mask)} has no pixel that is valid in both; check that they show the same.")
-    aligned = depth if alignment == "none" else align_depth(depth, target, mask, alignment, quantity)[0]
+    aligned = depth if alignment == "none" else align_depth(depth, target, mask, alignment, quantity, each=each)[0]
     low, high = float(target[mask].min()) / 1000, float(target[mask].max()) * 1000
     held = mask & ((aligned < low) | (aligned > high)) if alignment != "none" else torch.zeros_like(mask)
     aligned = torch.where(held, aligned.clamp(low, high), aligned)
-    scores = score_depth(aligned, target, mask) | {"normal_angle": _angle(view, reference, aligned, target, mask, fov_degrees)}
+    pred, true = _normals(view, reference, aligned, target, mask, fov_degrees=fov_degrees, each=each)
+    scores = score_depth(aligned, target, mask) | {"normal_angle": _angle(pred, true, mask)}
     words = alignment if alignment == "none" else f"{alignment}, in {quantity}"
     return Comparison(scores, words, int(mask.sum()), mask.numel(), int(held.sum()), reference.units)
 
 
-def _angle(view: View, reference: View, depth: Tensor, target: Tensor, mask: Tensor, fov_degrees: float | None) -> float:
-    """Mean angle of the normals in degrees, NaN if no picture has any, or no camera is known."""
+def _normals(
+    view: View, reference: View, depth: Tensor, target: Tensor, mask: Tensor, *, fov_degrees: float | None, each: Each
+) -> tuple[Tensor, Tensor]:
+    """Normals ``b h w 3`` of both sides; zero, as where none can be measured, if no camera is known."""
     if view.normals is not None and reference.normals is not None:
-        pred, true = torch.broadcast_tensors(view.normals, reference.normals)
-    else:
-        camera = reference if reference.intrinsics is not None else view
-        if camera.intrinsics is None and fov_degrees is None:
-            return math.nan
-        intrinsics = find_intrinsics(camera, fov_degrees).expand(len(depth), 3, 3)
-        pred, true = (normals_from_depth(values, intrinsics, mask) for values in (depth, target))
+        return tuple(torch.broadcast_tensors(view.normals, reference.normals))
+    camera = reference if reference.intrinsics is not None else view
+    if camera.intrinsics is None and fov_degrees is None:
+        none = torch.zeros((*depth.shape, 3), device=depth.device)
+        return none, none
+    parts = zip(depth, target, find_intrinsics(camera, fov_degrees).expand(len(depth), 3, 3), mask, strict=True)
+    pairs = []
+    for parts_of_one in each(list(parts)):
+        one, truth, intrinsics, known = (part.unsqueeze(0) for part in parts_of_one)
+        pairs.append([normals_from_depth(values, intrinsics, known) for values in (one, truth)])
+    pred, true = zip(*pairs, strict=True)
+    return torch.cat(pred), torch.cat(true)
+
+
+def _angle(pred: Tensor, true: Tensor, mask: Tensor) -> float:
+    """Mean angle of the normals in degrees, NaN if no picture has any."""
     known = mask & (pred != 0).any(-1) & (true != 0).any(-1)
     has_some = known.flatten(1).any(1)
     return normal_angle(pred[has_some], true[has_some], known[has_some]) if bool(has_some.any()) else math.nan

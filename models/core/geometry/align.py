@@ -6,6 +6,7 @@ All sums run in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ ScaleMethod = Literal["median", "least_squares", "l1"]
 AffineMethod = Literal["least_squares", "l1"]
 Fit = Literal["scale", "scale, robust", "scale and shift", "scale and shift, robust"]
 Quantity = Literal["depth", "disparity"]
+Each = Callable[[list], Iterable]  # runs a loop over pictures: a host shows how far it is, and ends it between two of them
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Alignment:
         return "\n".join(f"picture {index}: scale {scale:.6g}, shift {shift:.6g}" for index, (scale, shift) in enumerate(pairs))
 
 
-def align_scale(pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMethod = "median") -> Alignment:
+def align_scale(pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMethod = "median", each: Each = iter) -> Alignment:
     """The scale of each picture, shift 0.
 
     "median" is median(target) / median(pred), the custom in depth papers; "least_squares" minimises the squared error;
@@ -47,11 +49,13 @@ def align_scale(pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMeth
     if method not in get_args(ScaleMethod):
         raise ValueError(f"Scale method {method!r} arrived, wanted one of {get_args(ScaleMethod)}.")
     fit = {"median": _median_scale, "least_squares": _least_squares_scale, "l1": _l1_scale}[method]
-    scale = torch.stack([fit(p, t) for p, t in _pixels(pred, target, mask)])
+    scale = torch.stack([fit(p, t) for p, t in each(_pixels(pred, target, mask))])
     return Alignment(scale, torch.zeros_like(scale))
 
 
-def align_scale_shift(pred: Tensor, target: Tensor, mask: Tensor, *, method: AffineMethod = "least_squares") -> Alignment:
+def align_scale_shift(
+    pred: Tensor, target: Tensor, mask: Tensor, *, method: AffineMethod = "least_squares", each: Each = iter
+) -> Alignment:
     """Scale and shift of each picture, by least squares or by absolute error ("l1", robust, iteratively reweighted).
 
     A constant prediction carries no shift: it gets the scale that meets the target's mean.
@@ -59,11 +63,13 @@ def align_scale_shift(pred: Tensor, target: Tensor, mask: Tensor, *, method: Aff
     if method not in get_args(AffineMethod):
         raise ValueError(f"Scale and shift method {method!r} arrived, wanted one of {get_args(AffineMethod)}.")
     fit = {"least_squares": _affine, "l1": _l1_affine}[method]
-    fits = [fit(p, t) for p, t in _pixels(pred, target, mask)]
+    fits = [fit(p, t) for p, t in each(_pixels(pred, target, mask))]
     return Alignment(torch.stack([scale for scale, _ in fits]), torch.stack([shift for _, shift in fits]))
 
 
-def align_depth(depth: Tensor, target: Tensor, mask: Tensor, fit: Fit, quantity: Quantity = "depth") -> tuple[Tensor, Alignment]:
+def align_depth(
+    depth: Tensor, target: Tensor, mask: Tensor, fit: Fit, quantity: Quantity = "depth", *, each: Each = iter
+) -> tuple[Tensor, Alignment]:
     """Depth ``b h w`` fitted to a target where ``mask`` is True, by median or least squares, or robustly by absolute error.
 
     In "disparity" 1 / depth is fitted to 1 / target, which weighs near things more and is what a network of disparity needs.
@@ -76,9 +82,9 @@ def align_depth(depth: Tensor, target: Tensor, mask: Tensor, fit: Fit, quantity:
         depth, target = 1 / depth, 1 / target
     ends = (torch.where(mask, values, torch.zeros_like(values)) for values in (depth, target))
     if fit.startswith("scale and shift"):
-        found = align_scale_shift(*ends, mask, method="l1" if fit.endswith("robust") else "least_squares")
+        found = align_scale_shift(*ends, mask, method="l1" if fit.endswith("robust") else "least_squares", each=each)
     else:
-        found = align_scale(*ends, mask, method="l1" if fit.endswith("robust") else "median")
+        found = align_scale(*ends, mask, method="l1" if fit.endswith("robust") else "median", each=each)
     aligned = found.apply(depth)
     return (1 / aligned.clamp_min(0) if quantity == "disparity" else aligned).float(), found
 
@@ -94,14 +100,14 @@ def match_views(view: View, reference: View) -> tuple[Tensor, Tensor, Tensor]:
     return depth, target, view.mask & reference.mask.to(view.mask.device)
 
 
-def align_view(view: View, reference: View, fit: Fit, quantity: Quantity = "depth") -> tuple[View, Alignment]:
+def align_view(view: View, reference: View, fit: Fit, quantity: Quantity = "depth", *, each: Each = iter) -> tuple[View, Alignment]:
     """The View in the scale and unit of a reference, and what was fitted.
 
     Pixels that the fit drives to 0, below, or beyond infinity become invalid. A pose keeps its place in the scaled world.
     A shift, or a scale of disparity with one, bends surfaces: pose and normals do not survive it.
     """
     depth, target, mask = match_views(view, reference)
-    aligned, found = align_depth(depth, target, mask, fit, quantity)
+    aligned, found = align_depth(depth, target, mask, fit, quantity, each=each)
     aligned = aligned.masked_fill(~view.mask | aligned.isinf(), 0)
     others = {name: getattr(view, name) for name in ("image", "confidence", "sky", "intrinsics")}
     if not bool(found.shift.any()):
