@@ -3,7 +3,7 @@
 import logging
 
 __version__ = "0.1.0"
-NEEDS_COMFYUI = "0.33.0 or newer"
+NEEDS_COMFYUI = "0.33.0"
 
 WEB_DIRECTORY = "./web"
 
@@ -12,7 +12,25 @@ async def comfy_entrypoint():
     """Give ComfyUI our nodes; imported late so that `import spatialweave` costs nothing and needs no ComfyUI."""
     try:
         from .nodes import Extension
-    except Exception:  # ComfyUI logs a failure here as one line, without a traceback
-        logging.getLogger("spatialweave").exception(f"SpatialWeave could not load its nodes; it needs ComfyUI {NEEDS_COMFYUI}.")
+    except Exception as error:  # ComfyUI logs what is raised here as one line, without a traceback
+        found = _find_comfyui()
+        if found and _read_version(found) < _read_version(NEEDS_COMFYUI):
+            notice = f"SpatialWeave {__version__} needs ComfyUI {NEEDS_COMFYUI} or newer, and this is {found}; update ComfyUI."
+            raise ImportError(notice) from error
+        logging.getLogger("spatialweave").exception("SpatialWeave could not load its nodes:")
         raise
     return Extension()
+
+
+def _find_comfyui() -> str:
+    """The version of the ComfyUI around us; empty if there is none that says so."""
+    try:
+        from comfyui_version import __version__ as found
+    except ImportError:
+        return ""
+    return found
+
+
+def _read_version(text: str) -> list[int]:
+    """'0.33.0' as numbers that compare; what is no number counts as 0, so that '0.33.0-rc1' is no older than '0.33.0'."""
+    return [int(part) if part.isdigit() else 0 for part in text.split(".")]

@@ -44,6 +44,7 @@ SYSTEM_FILES = {
 }
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
 EXTRA_IMPORTS = {
+    "__init__.py": {"comfyui_version"},
     "models/core/training/": {"accelerate"},
     "models/core/download.py": {"huggingface_hub"},
     "nodes/": {"comfy_api"},

@@ -58,13 +58,36 @@ def test_version_is_said_once_and_the_web_folder_is_there(door, root, pack):
     assert not [name for name in pack.files if name.startswith("web/") and name.endswith(".js")]
 
 
-def test_the_entrypoint_passes_a_failure_on(root):
-    """Without ComfyUI the nodes cannot be loaded; the reason is logged with its traceback, and raised."""
-    script = LOAD_AS_COMFYUI_DOES + "import asyncio; asyncio.run(module.comfy_entrypoint())"
+ENTER_AS_COMFYUI_DOES = """
+import asyncio
+try:
+    asyncio.run(module.comfy_entrypoint())
+except Exception as error:
+    print(f"Error while calling comfy_entrypoint: {error}")
+"""
+
+
+def enter(root, folder, version):
+    """(what ComfyUI's one line says, what is logged besides) where the nodes cannot be loaded: here nothing but its version is there."""
+    if version is not None:
+        (folder / "comfyui_version.py").write_text(f"__version__ = {version!r}\n")
+    script = f"import sys; sys.path.insert(0, {str(folder)!r})" + LOAD_AS_COMFYUI_DOES + ENTER_AS_COMFYUI_DOES
     done = subprocess.run([sys.executable, "-I", "-c", script, str(root)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "SpatialWeave could not load its nodes; it needs ComfyUI 0.33.0 or newer." in done.stderr
-    assert "No module named 'comfy_api'" in done.stderr.splitlines()[-1]
+    return done.stdout.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize("version", ["0.32.9", "0.9", "0.3.68-rc2"])
+def test_an_older_comfyui_gets_a_notice_with_both_versions_and_no_trace(root, door, tmp_path, version):
+    line, log = enter(root, tmp_path, version)
+    said = f"SpatialWeave {door['version']} needs ComfyUI 0.33.0 or newer, and this is {version}; update ComfyUI."
+    assert line.endswith(f": {said}") and log == ""
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.33.0-rc1", "0.100.0", "1.0", None])
+def test_any_other_failure_is_logged_with_its_trace_and_not_blamed_on_the_version(root, tmp_path, version):
+    line, log = enter(root, tmp_path, version)
+    assert line.endswith(": No module named 'comfy_api'")
+    assert log.startswith("SpatialWeave could not load its nodes:") and "Traceback" in log and "newer" not in log
 
 
 def test_metadata_is_what_the_registry_accepts(pack):
@@ -74,7 +97,7 @@ def test_metadata_is_what_the_registry_accepts(pack):
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
     assert project["license"] == {"file": "LICENSE"} and "Apache License" in pack.text("LICENSE")
     assert re.fullmatch(r"(>=|<=|==|>|<|~=)\d+\.\d+\.\d+", comfy["requires-comfyui"])
-    assert f"{comfy['requires-comfyui'].removeprefix('>=')} or newer" in pack.text("__init__.py")
+    assert f'\nNEEDS_COMFYUI = "{comfy["requires-comfyui"].removeprefix(">=")}"\n' in pack.text("__init__.py")
     assert comfy["PublisherId"] and comfy["DisplayName"] == "SpatialWeave"
     assert project["urls"]["Repository"].startswith("https://")
 
