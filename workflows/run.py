@@ -2,7 +2,7 @@
 """Runs a workflow in API form without a browser: joins a running ComfyUI or starts one, queues, waits, collects the files.
 
     python workflows/run.py workflows/api/joint_image_depth.json --comfyui ~/comfy/ComfyUI --cpu --output pictures
-    python workflows/run.py workflows/api/joint_image_depth.json --server http://127.0.0.1:8188 --set 3.seed=7 --set 5.text="a green cone"
+    python workflows/run.py workflows/api/joint_image_depth.json --server http://127.0.0.1:8188 --set 6.seed=7 --set 3.text="a green cone"
 
 Standard library only. Exit status: 0 when every node ran, 1 when the run failed, 2 when the question made no sense.
 """
@@ -25,18 +25,36 @@ from pathlib import Path
 class RunError(RuntimeError):
     """A run that failed; the message says which node, and why."""
 
+    status = 1
+
+
+class QuestionError(RunError):
+    """What was asked for makes no sense, so nothing was run."""
+
+    status = 2
+
 
 class Server:
     """A ComfyUI over HTTP."""
 
     def __init__(self, url: str):
-        self.url = url.rstrip("/")
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is no number
+            usable = False
+        if not usable:
+            raise QuestionError(f"{url!r} is no address of a server; wanted one such as http://127.0.0.1:8188.")
 
     def get(self, path: str) -> bytes:
         return urllib.request.urlopen(self.url + path, timeout=60).read()
 
     def get_json(self, path: str):
-        return json.loads(self.get(path))
+        try:
+            return json.loads(self.get(path))
+        except ValueError as error:
+            raise RunError(f"{self.url}{path} sent something else than JSON; is that a ComfyUI?") from error
 
     def wait_until_up(self, process: subprocess.Popen | None, seconds: float) -> None:
         """Return when the server answers; RunError when its process ends first or the time is over."""
@@ -58,7 +76,9 @@ class Server:
         try:
             return json.loads(urllib.request.urlopen(request, timeout=60).read())["prompt_id"]
         except urllib.error.HTTPError as error:
-            raise RunError(explain_refusal(graph, json.loads(error.read()))) from error
+            raise RunError(explain_refusal(graph, error.read(), f"{error.code} {error.reason}")) from error
+        except (ValueError, KeyError) as error:
+            raise RunError(f"{self.url}/prompt sent something else than a run's number; is that a ComfyUI?") from error
 
     def wait(self, run: str, seconds: float) -> dict:
         """The outputs by node id, when the run has ended; RunError with the failing node's message."""
@@ -85,9 +105,14 @@ class Server:
         return paths
 
 
-def explain_refusal(graph: dict, answer: dict) -> str:
-    """One line for each complaint of ComfyUI's validation."""
-    lines = [answer.get("error", {}).get("message", "The graph was refused.")]
+def explain_refusal(graph: dict, body: bytes, status: str) -> str:
+    """One line for each complaint of ComfyUI's validation; what is not from ComfyUI, such as a proxy's page, is quoted."""
+    try:
+        answer = json.loads(body)
+        lines = [answer["error"]["message"]]
+    except (ValueError, KeyError, TypeError):
+        said = " ".join(body.decode(errors="replace").split())
+        return f"The graph was refused with HTTP status {status}" + (f": {said[:300]}" if said else ".")
     for node, fault in (answer.get("node_errors") or {}).items():
         kind = graph.get(node, {}).get("class_type", "?")
         lines += [f"node {node} ({kind}): {error['message']} {error.get('details', '')}".rstrip() for error in fault["errors"]]
@@ -104,6 +129,8 @@ def explain_failure(messages: list) -> str:
 
 def start_comfyui(folder: Path, *options: str, log) -> tuple[Server, subprocess.Popen]:
     """Start ComfyUI on a free port of this machine with this Python; the caller ends the process."""
+    if not (folder / "main.py").is_file():
+        raise QuestionError(f"{folder} is no ComfyUI: it has no main.py.")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -114,20 +141,30 @@ def start_comfyui(folder: Path, *options: str, log) -> tuple[Server, subprocess.
 
 def read_graph(path: Path) -> dict:
     """A workflow in API form; the form the browser saves is refused by name."""
-    graph = json.loads(path.read_text(encoding="utf-8"))
-    if "nodes" in graph:
-        raise RunError(f"{path} is a workflow as the browser shows it; this runner takes the API form, see {path.parent / 'api'}.")
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise QuestionError(f"{path} cannot be read ({error.strerror}); give a workflow in API form.") from error
+    except ValueError as error:
+        raise QuestionError(f"{path} is not JSON ({error}); give a workflow in API form.") from error
+    if isinstance(graph, dict) and "nodes" in graph:
+        raise QuestionError(f"{path} is a workflow as the browser shows it; this runner takes the API form, see {path.parent / 'api'}.")
+    nodes = graph.values() if isinstance(graph, dict) else [None]
+    if not all(isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes):
+        raise QuestionError(f"{path} is no workflow in API form: nodes by number, each with class_type and inputs.")
     return graph
 
 
 def change_inputs(graph: dict, changes: list[str]) -> dict:
     """Apply NODE.INPUT=VALUE; a value that reads as JSON is taken as such, anything else as text."""
     for change in changes:
-        place, _, value = change.partition("=")
+        place, given, value = change.partition("=")
         node, _, name = place.partition(".")
+        if not given:
+            raise QuestionError(f"{change!r} was to be set; wanted NODE.INPUT=VALUE.")
         if node not in graph or name not in graph[node]["inputs"]:
             known = ", ".join(f"{key}.{name}" for key, entry in graph.items() for name in entry["inputs"])
-            raise RunError(f"There is no input {place!r} to set; this graph has {known}.")
+            raise QuestionError(f"There is no input {place!r} to set; this graph has {known}.")
         try:
             graph[node]["inputs"][name] = json.loads(value)
         except json.JSONDecodeError:
@@ -149,12 +186,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--server", default="http://127.0.0.1:8188", help="a running ComfyUI (default: %(default)s)")
     where.add_argument("--comfyui", type=Path, help="start the ComfyUI in this folder, with this Python, and end it afterwards")
-    parser.add_argument("--cpu", action="store_true", help="start it without a graphics card")
+    parser.add_argument("--cpu", action="store_true", help="with --comfyui: start it without a graphics card")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the files made (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change an input; may be repeated")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for the run (default: %(default)s)")
     parser.add_argument("--start-timeout", type=float, default=180, help="seconds for ComfyUI to start (default: %(default)s)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.cpu and not options.comfyui:
+        parser.error("--cpu is for a ComfyUI that is started here: add --comfyui FOLDER; a running one keeps its device")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,9 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
             server, process = start_comfyui(options.comfyui, *flags, log=sys.stderr)
         for path in run(graph, server, process, options):
             print(path)
-    except (RunError, OSError, json.JSONDecodeError) as error:
+    except (RunError, OSError) as error:
         print(error, file=sys.stderr)
-        return 1
+        return getattr(error, "status", 1)
     finally:
         if process is not None:
             process.terminate()

@@ -342,17 +342,3 @@ def test_comfy_cli_runs_a_workflow(server, root, tmp_path):
     host, port = server[0].url.removeprefix("http://").split(":")
     status, said = comfy("--no-json", "run", "--workflow", str(tmp_path / "graph.json"), "--host", host, "--port", port, "--wait")
     assert status == 0, said
-
-
-def test_runner_refuses_the_browsers_form_and_unknown_inputs(runner, root, capsys):
-    assert runner.main([str(root / "workflows/joint_image_depth.json")]) == 1
-    assert "API form" in capsys.readouterr().err
-    twin = str(root / "workflows/api/joint_image_depth.json")
-    assert runner.main([twin, "--set", "6.sead=3"]) == 1
-    assert "6.seed" in capsys.readouterr().err
-
-
-def test_runner_says_that_no_server_answers(runner, root, capsys):
-    twin = str(root / "workflows/api/joint_image_depth.json")
-    assert runner.main([twin, "--server", "http://127.0.0.1:9", "--start-timeout", "0.5"]) == 1
-    assert "No ComfyUI answered at http://127.0.0.1:9" in capsys.readouterr().err
