@@ -30,8 +30,9 @@ def run(action: str, name: str | None, models: Sequence[Path], say: Callable[[st
     elif name is None:
         raise WeightsError(f"Which one? `spatialweave weights download NAME`, NAME being one of {', '.join(f.name for f in files)}.")
     else:
+        place = find_on_disk(chosen[0], _need(folders))
         say(chosen[0].line)
-        say(f"in place: {download(chosen[0], _need(folders)[0])}")
+        say(f"there already: {place}" if place else f"in place: {download(chosen[0], folders[0])}")
 
 
 def default_models() -> list[Path]:

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from .registry import PublishedFile, hash_file, write_record
+from .registry import PublishedFile, find_on_disk, hash_file, write_record
 from .weights import WeightsError
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # the hub's own; it decides what counts as set
@@ -15,13 +15,14 @@ STAGING = ".spatialweave-download"  # beside the target, on its disk; what is in
 
 
 def download(file: PublishedFile, models: Path) -> Path:
-    """The file in its folder below `models`, fetched if it is not there, and only then. Its hash is checked before it gets its name.
+    """The file in its folder of `models` or below it, fetched if it is in neither. Its hash is checked before it gets its name.
 
     WeightsError if what came is not the published file; OSError, in one sentence, if nothing could be fetched.
     """
+    there = find_on_disk(file, [models])
+    if there:
+        return there
     target = models / file.folder / file.name
-    if target.is_file():
-        return target
     hub = _hub()
     if hub.constants.HF_HUB_OFFLINE:
         said = next((name for name in OFFLINE if os.environ.get(name)), OFFLINE[0])

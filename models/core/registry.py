@@ -63,12 +63,14 @@ def find_published(files: Sequence[PublishedFile], name: str) -> PublishedFile:
 
 
 def find_on_disk(file: PublishedFile, folders: Sequence[Path]) -> Path | None:
-    """The file in one of several models folders, at its place or in a folder below it."""
+    """The file in one of several models folders, at its place or in a folder below it; hidden ones hold unfinished downloads."""
     for folder in folders:
         place = folder / file.folder / file.name
         if place.is_file():
             return place
-        below = sorted((folder / file.folder).glob(f"**/{file.name}"))
+        home = folder / file.folder
+        found = sorted(path for path in home.glob(f"**/{file.name}") if path.is_file())
+        below = [path for path in found if not any(part.startswith(".") for part in path.relative_to(home).parts)]
         if below:
             return below[0]
     return None

@@ -93,6 +93,9 @@ def test_a_file_comes_under_its_name_and_is_never_asked_for_again(hub, tmp_path)
     assert sorted(entry.name for entry in path.parent.iterdir()) == [FILE.name], "nothing of the download is left"
     asked = len(hub.asked)
     assert asked and download(FILE, tmp_path) == path and len(hub.asked) == asked
+    (tmp_path / "vae" / "flux2").mkdir()
+    moved = path.rename(tmp_path / "vae" / "flux2" / FILE.name)
+    assert download(FILE, tmp_path) == moved and len(hub.asked) == asked
 
 
 def test_a_file_whose_hash_nobody_published_is_checked_with_the_hubs_and_remembered(hub, tmp_path):
@@ -109,6 +112,16 @@ def test_another_file_than_the_published_is_thrown_away(hub, tmp_path):
     with pytest.raises(WeightsError, match=f"SHA-256 {DIGEST}, wanted 0000.*; it was thrown away"):
         download(replace(FILE, sha256="0" * 64), tmp_path)
     assert not list((tmp_path / "vae").iterdir())
+
+
+def test_what_came_but_was_not_yet_checked_is_not_taken_for_the_file(hub, tmp_path):
+    """It lies in the staging folder under its published name, which for most files is the name in ComfyUI's folder too."""
+    same = replace(FILE, name="part.safetensors")
+    waiting = tmp_path / "vae" / STAGING / same.file
+    waiting.parent.mkdir(parents=True)
+    waiting.write_bytes(b"half")
+    assert download(same, tmp_path) == tmp_path / "vae" / same.name
+    assert (tmp_path / "vae" / same.name).read_bytes() == CONTENT
 
 
 def test_a_broken_download_goes_on_where_it_was(hub, tmp_path):

@@ -78,6 +78,9 @@ def test_a_file_is_found_at_its_place_or_below(models, tmp_path):
     (models / "vae" / "flux2").mkdir()
     below = place.rename(models / "vae" / "flux2" / FILE.name)
     assert find_on_disk(FILE, [models]) == below and find_on_disk(FILE, []) is None
+    (models / "vae" / ".unfinished").mkdir()
+    below.rename(models / "vae" / ".unfinished" / FILE.name)
+    assert find_on_disk(FILE, [models]) is None
     with pytest.raises(WeightsError, match="No published file is named 'x'; known are part.safetensors"):
         find_published([FILE], "x")
 
@@ -127,6 +130,15 @@ def test_verify_fails_when_a_file_is_bad(registered, capsys):
     place.write_bytes(place.read_bytes()[:-1] + b"\x01")
     assert cli.main([*call[:2], FILE.name, *call[2:]]) == 1
     assert "has the SHA-256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["vae/flux2", "other/vae"])
+def test_nothing_is_fetched_that_lies_in_a_subfolder_or_another_models_folder(registered, tmp_path, monkeypatch, capsys, place):
+    monkeypatch.setattr(published, "download", lambda file, models: pytest.fail(f"{file.name} was fetched again"))
+    (tmp_path / place).mkdir(parents=True)
+    there = (registered / "vae" / FILE.name).rename(tmp_path / place / FILE.name)
+    assert cli.main(["weights", "download", FILE.name, "--models", str(registered), "--models", str(tmp_path / "other")]) == 0
+    assert f"there already: {there}" in capsys.readouterr().out
 
 
 def test_a_command_without_what_it_needs_says_so(registered, capsys, monkeypatch):
