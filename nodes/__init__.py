@@ -11,6 +11,7 @@ from .export import DepthMesh, PointCloud, ViewCamera
 from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
 from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent, RefineDepthLatent
 from .intrinsic import IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent
+from .intrinsic_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
 from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
 from .loaders import LoadModalityForcing
 from .modality_forcing import DecodeJointLatent, EmptyJointLatent, GuidancePerStream, ModalityOrder
@@ -24,6 +25,7 @@ class Extension(ComfyExtension):
         generate += [RefineDepthLatent, ModalityOrder, GuidancePerStream]
         generate += [DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
         intrinsics = [IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent]
+        intrinsics += [LoadIntrinsicVae, EncodeIntrinsics, DecodeIntrinsics]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]

@@ -7,10 +7,13 @@ same thing in the same place gets the same colour in every picture; where two wo
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = (0.0, 1 / 3, 2 / 3, 1.0)
 COLOURS = len(LEVELS) ** 3 - 1  # without black
+UNSURE = -1
+REACH = 8  # pixels that a cluster spreads over the blurred border around it
 PLACES = 16  # a centre's place is told to a sixteenth of the picture's sides
 
 
@@ -56,15 +59,50 @@ def assign_colours(picture: Tensor, numbers: list[int]) -> dict[int, int]:
 def decode_segments(colours: Tensor, *, smallest: float = 0.001) -> tuple[Tensor, list[list[int]]]:
     """Colours (b, h, w, 3) near those of `encode_segments` to ids (b, h, w), 0 being none, and the ids that each picture has.
 
-    An id is a colour's number, so it stays the same from picture to picture. Colours on less than `smallest` of a picture, as they appear
-    along blurred borders, are background.
+    An id is a colour's number, so it stays the same from picture to picture. The colours of the grid are the clusters: a pixel belongs to
+    the nearest. Colours that fill less than `smallest` of a picture, as those do that stand along blurred borders or in specks, are none;
+    their pixels go to the neighbouring cluster whose colour is nearest, or, farther than REACH from any, to the background.
     """
+    ids = nearest_colours(colours)
+    highest, lowest = (sign * F.max_pool2d(sign * ids[:, None].float(), 3, 1, 1)[:, 0] for sign in (1, -1))
+    filled = highest == lowest  # a pixel like all its neighbours: a border is too thin to have one
+    for picture, inner, shown in zip(ids, filled, colours):
+        kept = torch.bincount(picture[inner], minlength=COLOURS + 1) >= smallest * picture.numel()
+        kept[0] = True
+        picture.copy_(spread_clusters(torch.where(kept[picture], picture, UNSURE), shown))
+    return ids, [[number for number in picture.unique().tolist() if number] for picture in ids]
+
+
+def nearest_colours(colours: Tensor) -> Tensor:
+    """The number (...) of the grid's colour nearest to each of (..., 3); a colour that is no number is black."""
+    red, green, blue = (colours.nan_to_num(0, 0, 0).clamp(0, 1) * (len(LEVELS) - 1)).round().long().unbind(-1)
+    return (red * len(LEVELS) + green) * len(LEVELS) + blue
+
+
+def spread_clusters(ids: Tensor, colours: Tensor) -> Tensor:
+    """Ids (h, w) whose UNSURE pixels take that of the neighbours' ids whose colour is nearest to their own (h, w, 3)."""
     table = palette(colours.device).to(colours.dtype)
-    ids = torch.cdist(colours.flatten(1, 2), table.expand(len(colours), -1, -1)).argmin(dim=2).view(colours.shape[:3])
-    present = []
-    for picture in ids:
-        numbers, counts = picture.unique(return_counts=True)
-        small = numbers[counts < smallest * picture.numel()]
-        picture[torch.isin(picture, small)] = 0
-        present.append([number for number in picture.unique().tolist() if number])
-    return ids, present
+    for _ in range(REACH):
+        unsure = ids == UNSURE
+        if not bool(unsure.any()):
+            break
+        padded = F.pad(ids, (1, 1, 1, 1), value=UNSURE)
+        around = torch.stack([window[unsure] for row in padded.unfold(0, 3, 1).unfold(1, 3, 1).unbind(2) for window in row.unbind(2)])
+        distance = (table[around.clamp(min=0)] - colours[unsure]).square().sum(-1)  # 9 n
+        nearest = distance.masked_fill(around == UNSURE, torch.inf).argmin(dim=0, keepdim=True)
+        ids = ids.masked_scatter(unsure, around.gather(0, nearest))
+    return torch.where(ids == UNSURE, 0, ids)
+
+
+def masks_to_ids(masks: Tensor) -> Tensor:
+    """Masks (n, h, w) of one picture, above a half being inside, to (h, w) numbered from 1; where they overlap the smaller is seen."""
+    inside = masks > 0.5
+    ids = torch.zeros(masks.shape[-2:], dtype=torch.long, device=masks.device)
+    for index in inside.sum(dim=(1, 2)).argsort(descending=True, stable=True).tolist():
+        ids[inside[index]] = index + 1
+    return ids
+
+
+def ids_to_masks(ids: Tensor, numbers: list[int]) -> Tensor:
+    """A mask (n, h, w) of 0 and 1 for each number in (h, w); one black mask if there are none."""
+    return torch.stack([ids == number for number in numbers or [-1]]).float()

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAPS = {"depth": 1, "normals": 3, "segmentation": 3, "line": 1}
-CHANNELS = sum(MAPS.values())
+from .config import CHANNELS, MAPS
+
 MISSING = 0.0  # what an absent map reads; training zeroes each map with DROP for the network to know it
 DROP = 0.1
 FIRST, LAST = "encoder.conv_in", "decoder.conv_out"
@@ -50,6 +50,8 @@ def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
 
 def split_maps(stacked: Tensor) -> dict[str, Tensor]:
     """(b, 8, h, w) as one view for each map."""
+    if stacked.dim() != 4 or stacked.shape[1] != CHANNELS:
+        raise ValueError(f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes them.")
     return {name: stacked[:, channels] for name, channels in map_slices().items()}
 
 

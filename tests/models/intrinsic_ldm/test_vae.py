@@ -5,16 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from spatialweave.models.intrinsic_ldm import segments
-from spatialweave.models.intrinsic_ldm.vae import (
-    CHANNELS,
-    MAPS,
-    drop_maps,
-    latent_scale,
-    split_maps,
-    stack_maps,
-    vae_losses,
-    widen_state,
-)
+from spatialweave.models.intrinsic_ldm.config import CHANNELS, MAPS
+from spatialweave.models.intrinsic_ldm.vae import drop_maps, latent_scale, split_maps, stack_maps, vae_losses, widen_state
 
 
 def seeded(*shape):

@@ -1,0 +1,65 @@
+"""What the intrinsic VAE codes, and the base autoencoder it is a widened copy of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+MAPS = {"depth": 1, "normals": 3, "segmentation": 3, "line": 1}  # channels of each, in the order in which they are stacked
+CHANNELS = sum(MAPS.values())
+SD_SCALE = 0.18215  # what SD1, SD2.1 and PixArt-alpha multiply their latents by; SDXL: 0.13025
+GROUPS = 32  # of every group norm, in core and in diffusers
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """A KL autoencoder of latent diffusion, as core and diffusers both build it. The defaults are SD2.1's, SDXL's and PixArt's."""
+
+    width: int = 128  # channels at full size
+    multiples: tuple[int, ...] = (1, 2, 4, 4)  # of the width, from full size down; each step but the last halves the sides
+    blocks: int = 2  # in each step going down; one more going up
+    latent_channels: int = 4
+    base_scale: float = SD_SCALE  # what the base model multiplies latents by before it samples them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multiples", tuple(self.multiples))
+        if self.width < 1 or self.blocks < 1 or self.latent_channels < 1 or not self.multiples or min(self.multiples) < 1:
+            raise ValueError(f"{self} arrived: width, blocks, latent channels and each multiple must be 1 or more.")
+        if any(self.width * multiple % GROUPS for multiple in self.multiples):
+            raise ValueError(f"A width {self.width} by {self.multiples} arrived: each must be divisible by the {GROUPS} of a group norm.")
+        if not self.base_scale > 0:
+            raise ValueError(f"The base scale {self.base_scale} arrived: it must be above 0, as SD's {SD_SCALE}.")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a side to one of the latent's."""
+        return 2 ** (len(self.multiples) - 1)
+
+    def for_diffusers(self) -> dict:
+        """The arguments of diffusers' AutoencoderKL."""
+        levels = len(self.multiples)
+        return {
+            "in_channels": CHANNELS, "out_channels": CHANNELS, "latent_channels": self.latent_channels, "layers_per_block": self.blocks,
+            "block_out_channels": [self.width * multiple for multiple in self.multiples],
+            "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "norm_num_groups": GROUPS,
+        }  # fmt: skip
+
+    def for_core(self) -> dict:
+        """The arguments of ComfyUI's AutoencoderKL."""
+        network = {
+            "double_z": True, "z_channels": self.latent_channels, "resolution": 256, "in_channels": CHANNELS, "out_ch": CHANNELS,
+            "ch": self.width, "ch_mult": list(self.multiples), "num_res_blocks": self.blocks, "attn_resolutions": [], "dropout": 0.0,
+        }  # fmt: skip
+        return {"ddconfig": network, "embed_dim": self.latent_channels}
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> VaeConfig:
+        """Raises ValueError for anything but what `to_json` writes."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{text[:80]!r} arrived for the settings of an intrinsic VAE ({error}); save the file again.") from error

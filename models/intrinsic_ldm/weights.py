@@ -1,0 +1,155 @@
+"""Files of intrinsic VAEs: which one a file is, under core's (LDM's) tensor names or diffusers', and its latents' scale."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.weights import Header, WeightsError, describe, read_header, read_tensors, write_tensors
+from .config import CHANNELS, VaeConfig
+
+KIND = "intrinsic VAE"
+CONFIG = "config"  # metadata: VaeConfig as JSON
+LATENT_SCALE = "latent_scale"  # metadata: what the raw latents are multiplied by to have unit spread, as `vae.latent_scale` measures it
+WANTED = f"wanted an intrinsic VAE, with {CHANNELS} channels in and out, as our trainer makes one of the base model's own"
+FIRST, LAST, CODE = "encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight"
+
+# (core's words, diffusers' words); the sides' steps and blocks are numbered apart
+PAIRS = (
+    (".mid.block_1.", ".mid_block.resnets.0."),
+    (".mid.block_2.", ".mid_block.resnets.1."),
+    (".mid.attn_1.norm.", ".mid_block.attentions.0.group_norm."),
+    (".mid.attn_1.q.", ".mid_block.attentions.0.to_q."),
+    (".mid.attn_1.k.", ".mid_block.attentions.0.to_k."),
+    (".mid.attn_1.v.", ".mid_block.attentions.0.to_v."),
+    (".mid.attn_1.proj_out.", ".mid_block.attentions.0.to_out.0."),
+    (".nin_shortcut.", ".conv_shortcut."),
+    (".norm_out.", ".conv_norm_out."),
+)
+OLD_PAIRS = tuple(  # diffusers' words before 0.18
+    (f".mid.attn_1.{ours}.", f".mid_block.attentions.0.{theirs}.")
+    for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "proj_attn"))
+)
+STEP = re.compile(r"^(encoder|decoder)\.(down|up)\.(\d+)\.(?:block\.(\d+)\.|(?:downsample|upsample)\.)")
+DIFFUSERS_STEP = re.compile(r"^(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(?:resnets\.(\d+)\.|(?:downsamplers|upsamplers)\.0\.)")
+
+
+@dataclass(frozen=True)
+class IntrinsicVae:
+    """A file: its tensors under core's names, what they build, and the factor that gives its latents unit spread."""
+
+    state: Mapping[str, Tensor]
+    config: VaeConfig
+    latent_scale: float
+
+    @property
+    def ratio(self) -> float:
+        """Raw latents times this are in the base model's own units: the base's scale then gives them unit spread."""
+        return self.latent_scale / self.config.base_scale
+
+
+def save_intrinsic_vae(path: str | os.PathLike, state: Mapping[str, Tensor], config: VaeConfig, *, latent_scale: float) -> Path:
+    """Write weights under the names that they have, core's or diffusers', with what `load_intrinsic_vae` reads."""
+    metadata = {CONFIG: config.to_json(), LATENT_SCALE: repr(float(latent_scale))}
+    return write_tensors(path, state, metadata, kind=KIND)
+
+
+def load_intrinsic_vae(path: str | os.PathLike) -> IntrinsicVae:
+    """A file of either naming. Without metadata its layout is read off the shapes, and its scale is taken for the base's own.
+
+    WeightsError says in one sentence what a wrong file is.
+    """
+    header = read_header(path)
+    config = find_config(header, str(path))
+    text = header.metadata.get(LATENT_SCALE, repr(config.base_scale))
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise WeightsError(f"{path} gives its {LATENT_SCALE} as {text!r}, wanted a number above 0; save the file again.")
+    return IntrinsicVae(to_core_names(read_tensors(path)), config, scale)
+
+
+def find_config(header: Header, what: str) -> VaeConfig:
+    """The file's own settings, else those that its shapes tell; WeightsError for anything but an intrinsic VAE."""
+    levels = count_levels(header.shapes)
+    shapes = {core_name(name, levels): shape for name, shape in header.shapes.items()}
+    if not {FIRST, LAST, CODE} <= set(shapes) or any(len(shapes[name]) != 4 for name in (FIRST, LAST, CODE)):
+        raise WeightsError(f"{what} is {describe(header)}; {WANTED}.")
+    (width, into, *_), (out, *_) = shapes[FIRST], shapes[LAST]
+    if (into, out) != (CHANNELS, CHANNELS):
+        raise WeightsError(f"{what} is {describe(header)} with {into} channels in and {out} out; {WANTED}.")
+    try:
+        if CONFIG in header.metadata:
+            return VaeConfig.from_json(header.metadata[CONFIG])
+        multiples = tuple(shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in range(levels))
+        blocks = sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in shapes)
+        return VaeConfig(width, multiples, blocks, shapes[CODE][0])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{what} looks like an autoencoder of another make ({error}); {WANTED}.") from error
+
+
+def count_levels(names: Iterable[str]) -> int:
+    """How many sizes the encoder works at."""
+    found = [STEP.match(name) or DIFFUSERS_STEP.match(name) for name in names]
+    return 1 + max((int(match[3]) for match in found if match and match[1] == "encoder"), default=-1)
+
+
+def core_name(name: str, levels: int) -> str:
+    """Core's name of a tensor that has diffusers' or core's own. The decoder's steps are numbered the other way round."""
+    step = DIFFUSERS_STEP.match(name)
+    if step:
+        side, way, number, block = step.groups()
+        place = f"block.{block}" if block else f"{way}sample"
+        name = f"{side}.{way}.{_turn_number(side, number, levels)}.{place}.{name[step.end() :]}"
+    for ours, theirs in PAIRS + OLD_PAIRS:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def diffusers_name(name: str, levels: int) -> str:
+    """The reverse of `core_name`."""
+    step = STEP.match(name)
+    if step:
+        side, way, number, block = step.groups()
+        place = f"resnets.{block}" if block else f"{way}samplers.0"
+        name = f"{side}.{way}_blocks.{_turn_number(side, number, levels)}.{place}.{name[step.end() :]}"
+    for ours, theirs in PAIRS:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _turn_number(side: str, number: str, levels: int) -> int:
+    return int(number) if side == "encoder" else levels - 1 - int(number)
+
+
+def to_core_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of either naming as core's AutoencoderKL has them; its attention projects by 1 x 1 convolutions."""
+    levels = count_levels(state)
+    named = {core_name(name, levels): value for name, value in state.items()}
+    return {name: value[:, :, None, None] if ".attn_1." in name and value.dim() == 2 else value for name, value in named.items()}
+
+
+def to_diffusers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Core's weights as diffusers' AutoencoderKL has them; its attention projects by linear layers."""
+    levels = count_levels(state)
+    named = {diffusers_name(name, levels): value for name, value in state.items()}
+    return {name: value[:, :, 0, 0] if ".attentions.0." in name and value.dim() == 4 else value for name, value in named.items()}
+
+
+def fold_scale(state: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor]:
+    """Weights under core's names whose latents are `ratio` times as large, and which decode those to the same maps."""
+    folded = dict(state)
+    for part, shift in (("weight", 0.0), ("bias", 2 * math.log(ratio))):
+        mean, log_variance = state[f"quant_conv.{part}"].float().chunk(2)
+        folded[f"quant_conv.{part}"] = torch.cat([mean * ratio, log_variance + shift])
+    folded[CODE] = state[CODE].float() / ratio
+    return folded

@@ -1,0 +1,140 @@
+"""The intrinsic VAE as a core VAE: in core's memory manager and with core's tiling, but for maps instead of a picture."""
+
+from __future__ import annotations
+
+import comfy.ldm.models.autoencoder
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from ...models.core.weights import check_fit
+from ...models.intrinsic_ldm.config import CHANNELS
+from ...models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intrinsic_vae
+from .intrinsic_model import split_intrinsic
+
+FOLDER = "vae"
+SD_WIDTH = 128  # of the autoencoders that core's estimates of memory are for
+SMALLEST_TILE = 64
+NO_PICTURE = "An intrinsic VAE arrived, which {does} maps and no picture: use {node} for maps, the base model's VAE for the picture."
+
+
+class IntrinsicVAE(comfy.sd.VAE):
+    """Core's encode, decode and tiling around an autoencoder of 8 channels. Its latents are in the units of the base model's own.
+
+    Core's nodes for pictures call `encode` and `decode`, which refuse; ours call `encode_maps` and `decode_maps`.
+    """
+
+    def __init__(self, file: IntrinsicVae):
+        config, dtype = file.config, comfy.model_management.vae_dtype()  # float32 unless ComfyUI was started with another
+        super().__init__(sd=fold_scale(file.state, file.ratio), config={"params": config.for_core()}, dtype=dtype)
+        self.latent_channels, self.output_channels = config.latent_channels, CHANNELS
+        self.upscale_ratio = self.downscale_ratio = config.stride
+        self.working_dtypes = [torch.float32]  # bfloat16 would tell 1 / depth in steps of 1/256
+        self.process_input = lambda maps: maps
+        self.process_output = lambda maps: maps.clamp_(-1, 1)
+        share, encode, decode = config.width / SD_WIDTH, self.memory_used_encode, self.memory_used_decode
+        self.memory_used_encode = lambda shape, dtype: share * encode(shape, dtype)
+        self.memory_used_decode = lambda shape, dtype: share * decode(shape, dtype) * config.stride**2 / 64
+
+    def encode(self, pixel_samples):
+        raise ValueError(NO_PICTURE.format(does="encodes", node="Encode Intrinsics"))
+
+    def decode(self, samples_in, vae_options=None):
+        raise ValueError(NO_PICTURE.format(does="decodes", node="Decode Intrinsics"))
+
+    def encode_tiled(self, pixel_samples, *args, **kwargs):
+        self.encode(pixel_samples)
+
+    def decode_tiled(self, samples, *args, **kwargs):
+        self.decode(samples)
+
+    def encode_maps(self, maps: Tensor, tile: int = 0) -> Tensor:
+        """(b, 8, H, W) in [-1, 1] to latents b c h w, cropped to whole latents as core's VAE Encode crops; `tile` is in pixels, 0 none."""
+        maps = maps.movedim(1, -1)
+        if not tile:
+            return super().encode(maps)
+        return super().encode_tiled(maps, tile_x=tile, tile_y=tile, overlap=tile // 4)
+
+    def decode_maps(self, latents: Tensor, tile: int = 0) -> Tensor:
+        """Latents b c h w to (b, 8, H, W) in [-1, 1]; `tile` is in pixels, 0 none unless memory runs out."""
+        if not tile:
+            return super().decode(latents).movedim(-1, 1)
+        side = tile // self.upscale_ratio
+        return super().decode_tiled(latents, tile_x=side, tile_y=side, overlap=side // 4).movedim(-1, 1)
+
+    def decode_tiled_(self, samples, tile_x=64, tile_y=64, overlap=16):
+        """Core's own counts on three channels."""
+
+        def decode(tile: Tensor) -> Tensor:
+            return self.first_stage_model.decode(tile.to(self.device, self.vae_dtype)).to(self.vae_output_dtype())
+
+        steps = samples.shape[0] * comfy.utils.get_tiled_scale_steps(samples.shape[3], samples.shape[2], tile_x, tile_y, overlap)
+        maps = comfy.utils.tiled_scale(
+            samples, decode, tile_x, tile_y, overlap, upscale_amount=self.upscale_ratio, out_channels=self.output_channels,
+            output_device=self.output_device, pbar=comfy.utils.ProgressBar(steps),
+        )  # fmt: skip
+        return self.process_output(maps)
+
+
+def list_vaes() -> list[str]:
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def load_vae(name: str) -> IntrinsicVAE:
+    """A file of models/vae; WeightsError says what another file is."""
+    return open_vae(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def open_vae(path: str) -> IntrinsicVAE:
+    file = load_intrinsic_vae(path)
+    with torch.device("meta"):
+        wanted = comfy.ldm.models.autoencoder.AutoencoderKL(**file.config.for_core()).state_dict()
+    shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (wanted, file.state))
+    check_fit(*shapes, f"{path}, an intrinsic VAE,")
+    vae = IntrinsicVAE(file)
+    vae.patcher.cached_patcher_init = (open_patcher, (path,))
+    return vae
+
+
+def open_patcher(path: str, disable_dynamic: bool = False):
+    """The patcher alone, as core builds one anew for another device."""
+    return open_vae(path).patcher
+
+
+def encode_maps(vae, maps: Tensor, tile: int) -> dict:
+    """The LATENT of (b, 8, H, W)."""
+    check_vae(vae)
+    check_tile(tile)
+    stride = vae.downscale_ratio
+    if min(maps.shape[2:]) < stride:
+        raise ValueError("Maps of {} x {} arrived, wanted sides of at least {stride} pixels.".format(*maps.shape[2:], stride=stride))
+    return {"samples": vae.encode_maps(maps, tile)}
+
+
+def decode_maps(vae, latent: dict, tile: int) -> Tensor:
+    """The maps (b, 8, H, W) of a LATENT of maps, or of a joint one, which holds an image and its maps."""
+    check_vae(vae)
+    check_tile(tile)
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        samples = split_intrinsic(latent)[1]["samples"]
+    if samples.dim() != 4 or samples.shape[1] != vae.latent_channels:
+        raise ValueError(
+            f"A latent {tuple(samples.shape)} arrived, but this intrinsic VAE decodes (batch, {vae.latent_channels}, h, w): wire the "
+            "maps_latent of Split Intrinsic Latent."
+        )
+    return vae.decode_maps(samples, tile)
+
+
+def check_vae(vae) -> None:
+    if not isinstance(vae, IntrinsicVAE):
+        channels = getattr(vae, "output_channels", "other")
+        raise ValueError(f"A VAE of {channels} channels arrived, wanted an intrinsic one of {CHANNELS}: use that of Load Intrinsic VAE.")
+
+
+def check_tile(tile: int) -> None:
+    if 0 < tile < SMALLEST_TILE:
+        raise ValueError(f"A tile size of {tile} arrived, wanted 0 for none, or at least {SMALLEST_TILE} pixels.")

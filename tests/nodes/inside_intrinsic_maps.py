@@ -1,0 +1,284 @@
+"""Called by worker.py inside ComfyUI: small random intrinsic VAEs of core's own class, loaded, encoding, decoding and refusing."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import comfy.ldm.models.autoencoder
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy.nested_tensor import NestedTensor
+from safetensors.torch import save_file
+
+import nodes as core
+
+ours = ours  # noqa: F821, PLW0127 - set by worker.py
+KEEP = {}
+SMALL = {"width": 32, "multiples": [1, 2, 2], "blocks": 1, "latent_channels": 4}
+OF_SD = {"width": 32, "multiples": [1, 1, 2, 2], "blocks": 1, "latent_channels": 4}  # 8 pixels to a latent's
+
+
+def config(**settings):
+    return ours("models.intrinsic_ldm.config").VaeConfig(**(SMALL | settings))
+
+
+def random_state(chosen, channels=8):
+    """Weights of core's AutoencoderKL, the same every time."""
+    arguments = chosen.for_core()
+    arguments["ddconfig"] |= {"in_channels": channels, "out_ch": channels}
+    network = comfy.ldm.models.autoencoder.AutoencoderKL(**arguments)
+    generator, state = torch.Generator().manual_seed(7), {}
+    for name, value in network.state_dict().items():
+        fan = max(1, value.numel() // max(1, len(value)))
+        noise = torch.randn(value.shape, generator=generator)
+        state[name] = noise / fan**0.5 if value.dim() > 1 else noise * 0.1 + ("norm" in name and name.endswith("weight"))
+    return state
+
+
+def folder():
+    """A folder of VAEs of our own."""
+    if "folder" not in KEEP:
+        KEEP["folder"] = tempfile.mkdtemp()
+        folder_paths.add_model_folder_path("vae", KEEP["folder"])
+    return Path(KEEP["folder"])
+
+
+def write(state, name, metadata=None):
+    save_file({key: value.contiguous() for key, value in state.items()}, folder() / name, metadata=metadata)
+    folder_paths.filename_list_cache.clear()
+    return name
+
+
+def saved(settings=SMALL, *, naming="core", latent_scale=0.5, dtype=torch.float32, name=None):
+    """A file of a random intrinsic VAE as training writes it, loaded through the node."""
+    weights = ours("models.intrinsic_ldm.weights")
+    name = name or f"{naming}_{settings['width']}_{len(settings['multiples'])}_{latent_scale}.safetensors"
+    chosen = config(**settings)
+    state = {key: value.to(dtype) for key, value in random_state(chosen).items()}
+    state = weights.to_diffusers_names(state) if naming == "diffusers" else state
+    weights.save_intrinsic_vae(folder() / name, state, chosen, latent_scale=latent_scale)
+    folder_paths.filename_list_cache.clear()
+    return run("LoadIntrinsicVae", vae_name=name)[0]
+
+
+def run(node, **values):
+    return core.NODE_CLASS_MAPPINGS[f"SpatialWeave_{node}"].execute(**values).result
+
+
+def encode(vae, normal_style="opengl", tile_size=0, **maps):
+    return run("EncodeIntrinsics", vae=vae, normal_style=normal_style, tile_size=tile_size, **maps)
+
+
+def decode(vae, samples, *, near=1.0, far=10.0, index=0, normal_style="opengl", tile_size=0, **more):
+    numbers = {"near": near, "far": far, "index": index, "normal_style": normal_style, "tile_size": tile_size}
+    return run("DecodeIntrinsics", samples=samples, vae=vae, **numbers, **more)
+
+
+def pictures(batch=2, height=32, width=48):
+    """Every map of a few pictures, as the sockets carry them."""
+    generator = torch.Generator().manual_seed(5)
+    view = ours("models.core.geometry.view").View.from_depth(1 + torch.rand(batch, height, width, generator=generator), units="metric")
+    towards = torch.rand(batch, height, width, 3, generator=generator) - torch.tensor([0.5, 0.5, 1.6])
+    normals = torch.nn.functional.normalize(towards, dim=-1)
+    masks = torch.zeros(2, height, width)
+    masks[0, 4:20, 4:20], masks[1, 8:30, 24:44] = 1, 1
+    line = (torch.rand(batch, height, width, generator=generator) > 0.9).float()
+    normals = ours("models.core.geometry.normals").normals_to_image(normals)
+    return {"depth": view, "normals": normals, "segmentation": masks, "line": line}
+
+
+def gap(a, b):
+    return float((a - b).abs().max())
+
+
+def hosted():
+    """What kind of object the loader gives, and what core's constructor sets that it lacks."""
+    import comfy.model_patcher
+
+    vae = saved()
+    state = vae.get_sd()
+    want = random_state(config())
+    changed = sorted(name for name in want if not torch.equal(want[name], state[name]))
+    return {
+        "vae": isinstance(vae, comfy.sd.VAE), "patcher": isinstance(vae.patcher, comfy.model_patcher.ModelPatcher),
+        "lacks": sorted(set(vars(comfy.sd.VAE(sd={}))) - set(vars(vae))), "names": sorted(state) == sorted(want), "changed": changed,
+        "stride": [vae.spacial_compression_encode(), vae.spacial_compression_decode()], "channels": vae.latent_channels,
+        "dtype": str(vae.vae_dtype), "size": vae.model_size() > 0,
+        "again": isinstance(vae.patcher.cached_patcher_init[0](*vae.patcher.cached_patcher_init[1]), comfy.model_patcher.ModelPatcher),
+    }  # fmt: skip
+
+
+def against_the_network(latent_scale=0.5, base_scale=0.13025):
+    """The nodes against the network itself: what goes in, what comes out, and the latents' units."""
+    vae = saved(SMALL | {"base_scale": base_scale}, latent_scale=latent_scale, name="units.safetensors")
+    network = comfy.ldm.models.autoencoder.AutoencoderKL(**config().for_core()).train(False)
+    network.load_state_dict(random_state(config()))
+    maps, pipeline = pictures(), ours("models.intrinsic_ldm.pipeline")
+    latent, text = encode(vae, **maps)
+    raw = network.encode(pipeline.encode_pictures(**maps)[0])
+    found = decode(vae, latent, near=2.0, far=9.0)
+    want = pipeline.decode_pictures(network.decode(raw).clamp(-1, 1), near=2.0, far=9.0)
+    wanted = (want.view.depth, want.normals, want.segmentation, want.masks(0), want.line)
+    return {
+        "latent": gap(latent["samples"] * base_scale, raw * latent_scale) / float((raw * latent_scale).std()),
+        "maps": max(gap(a, b) for a, b in zip((found[0].depth, *found[1:5]), wanted, strict=True)),
+        "shapes": [list(value.shape) for value in (latent["samples"], found[0].depth, *found[1:5])],
+        "texts": [text, found[5]], "units": found[0].units, "normals": list(found[0].normals.shape),
+    }  # fmt: skip
+
+
+def agreement_with_diffusers(settings=SMALL):
+    """Core's network from a file in diffusers' names, against diffusers' own with the same weights."""
+    try:
+        import diffusers
+    except ImportError:
+        return None
+    vae = saved(settings, naming="diffusers", latent_scale=0.18215)
+    chosen, weights = config(**settings), ours("models.intrinsic_ldm.weights")
+    other = diffusers.AutoencoderKL(**chosen.for_diffusers()).train(False)
+    other.load_state_dict(weights.to_diffusers_names(random_state(chosen)), strict=True)
+    maps = torch.rand(2, 8, 64, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    latents = vae.encode_maps(maps)
+    want = other.encode(maps).latent_dist.mode()
+    decoded = other.decode(want).sample
+    return {
+        "encoded": gap(latents, want), "decoded": gap(vae.decode_maps(latents), decoded.clamp(-1, 1)), "size": float(want.std()),
+        "inside": float((decoded.abs() < 1).float().mean()),
+    }  # fmt: skip
+
+
+def tiles():
+    """Tiles as large as the picture change nothing; smaller ones, and those that core takes when memory runs out, keep the shapes."""
+    vae, maps = saved(), pictures(1, 128, 192)
+    stacked = ours("models.intrinsic_ldm.pipeline").encode_pictures(**maps)[0]
+    whole = vae.encode_maps(stacked)
+    shown = vae.decode_maps(whole)
+    small = decode(vae, encode(vae, tile_size=64, **maps)[0], tile_size=64)
+    plain, calls = vae.first_stage_model.decode, []
+
+    def short_of_memory(latents, **options):
+        calls.append(tuple(latents.shape))
+        if len(calls) == 1:
+            raise torch.cuda.OutOfMemoryError("no memory left")
+        return plain(latents, **options)
+
+    vae.first_stage_model.decode = short_of_memory
+    try:
+        fallen_back = vae.decode_maps(whole)
+    finally:
+        del vae.first_stage_model.decode
+    return {
+        "encoded": gap(vae.encode_maps(stacked, 512), whole), "decoded": gap(vae.decode_maps(whole, 512), shown),
+        "small": [list(small[0].depth.shape), list(small[1].shape)], "finite": bool(small[1].isfinite().all()),
+        "fallen back": gap(fallen_back, shown), "calls": len(calls),
+    }  # fmt: skip
+
+
+def any_file(naming="core", dtype="float32", settings=OF_SD, metadata=True):
+    """A file of other naming, precision or without metadata loads to the same VAE."""
+    chosen, weights = config(**settings), ours("models.intrinsic_ldm.weights")
+    want = saved(settings, latent_scale=0.18215)
+    state = {name: value.to(getattr(torch, dtype)) for name, value in random_state(chosen).items()}
+    state = weights.to_diffusers_names(state) if naming == "diffusers" else state
+    name = f"any_{naming}_{dtype}_{metadata}.safetensors"
+    if metadata:
+        weights.save_intrinsic_vae(folder() / name, state, chosen, latent_scale=0.18215)
+        folder_paths.filename_list_cache.clear()
+    else:
+        write(state, name)
+    (vae,) = run("LoadIntrinsicVae", vae_name=name)
+    maps = torch.rand(1, 8, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    one, other = vae.encode_maps(maps), want.encode_maps(maps)
+    return {"gap": gap(one, other) / float(other.std()), "stride": vae.downscale_ratio}
+
+
+def saved_by_core():
+    """Core's Save VAE writes no metadata of ours; the latents' units are kept all the same."""
+    from comfy_extras.nodes_model_merging import VAESave
+
+    vae, place = saved(latent_scale=0.7), Path(tempfile.mkdtemp())
+    saver = VAESave()
+    saver.output_dir = str(place)
+    saver.save(vae, "copy")
+    (file,) = place.glob("*.safetensors")
+    again = ours("nodes.host.intrinsic_vae").open_vae(str(file))
+    maps = torch.rand(1, 8, 16, 16) * 2 - 1
+    latents = vae.encode_maps(maps)
+    return max(gap(again.encode_maps(maps), latents), gap(again.decode_maps(latents), vae.decode_maps(latents)))
+
+
+def odd_size():
+    """Cropped as core crops a picture for its own VAE, so that both latents cover the same pixels."""
+    vae, maps = saved(OF_SD), pictures(1, 75, 53)
+    maps = {"normals": maps["normals"], "line": maps["line"]}
+    whole = encode(vae, **maps)[0]["samples"]
+    cut = encode(vae, **{name: value[:, 1:73, 2:50] for name, value in maps.items()})[0]["samples"]
+    return {"shape": list(whole.shape), "gap": gap(cut, whole)}
+
+
+def graph(kind="sd21"):
+    """Encode, join, sample, split, decode, and the nodes that users wire next."""
+    sampling = sys.modules["spatialweave_tests_inside_intrinsic"]
+    vae, plain = saved(OF_SD), sampling.model(kind)
+    coupled = sampling.coupled(plain, "half")
+    maps_latent, _ = encode(vae, **pictures(1, 64, 64))
+    image = {"samples": torch.zeros(1, 4, 8, 8)}
+    latent = run("JoinIntrinsicLatent", model=coupled, image_latent=image, maps_latent=maps_latent)[0]
+    joint = {"samples": sampling.sample(coupled, latent, steps=2)}
+    parts = run("SplitIntrinsicLatent", samples=joint)
+    picture = torch.rand(1, 64, 64, 3)
+    found = decode(vae, parts[1], picture=picture)
+    straight = decode(vae, joint, picture=picture)
+    view, normals, _, masks, line, _ = found
+    inverted = core.NODE_CLASS_MAPPINGS["ImageInvert"]().invert(line)[0] if "ImageInvert" in core.NODE_CLASS_MAPPINGS else 1 - line
+    return {
+        "straight": max(gap(view.depth, straight[0].depth), gap(normals, straight[1]), gap(masks, straight[3])),
+        "shapes": [list(value.shape) for value in (view.depth, view.image, normals, line, inverted)],
+        "masks": [masks.dim(), list(masks.shape[1:])], "unit": sorted(set(masks.unique().tolist()) | {0.0, 1.0}),
+        "control": list(view.to_control_image().shape),
+    }  # fmt: skip
+
+
+def noted(count):
+    """What Encode Intrinsics says of many masks and missing maps."""
+    masks = torch.eye(count).repeat_interleave(count * 2, 1).reshape(count, -1, count)
+    return encode(saved(), segmentation=masks)[1]
+
+
+def refused(case):
+    """The sentence with which a wrong input is refused."""
+    vae, maps = saved(), pictures()
+    picture_vae = comfy.sd.VAE.__new__(comfy.sd.VAE)
+    picture_vae.output_channels = 3
+    good = {"samples": torch.zeros(1, 4, 8, 8)}
+    view = ours("models.core.geometry.view").View
+    short = {name: value for name, value in random_state(config()).items() if not name.startswith("decoder.mid")}
+    cases = {
+        "no map": lambda: encode(vae),
+        "sizes": lambda: encode(vae, **(maps | {"line": torch.zeros(2, 32, 40)})),
+        "batches": lambda: encode(vae, **(maps | {"line": torch.zeros(3, 32, 48)})),
+        "tiny maps": lambda: encode(vae, line=torch.zeros(1, 2, 8)),
+        "no depth": lambda: encode(vae, depth=view.from_depth(torch.zeros(1, 8, 8), units="metric")),
+        "picture's VAE to encode": lambda: encode(picture_vae, **maps),
+        "picture's VAE to decode": lambda: decode(picture_vae, good),
+        "tile": lambda: encode(vae, tile_size=32, **maps),
+        "latent of another base": lambda: decode(vae, {"samples": torch.zeros(1, 16, 8, 8)}),
+        "three streams": lambda: decode(vae, {"samples": NestedTensor([torch.zeros(1, 4, 8, 8)] * 3)}),
+        "index": lambda: decode(vae, good, index=1),
+        "ends": lambda: decode(vae, good, near=5.0, far=2.0),
+        "picture of another size": lambda: decode(vae, good, picture=torch.zeros(1, 8, 8, 3)),
+        "core's VAE Encode": lambda: core.VAEEncode().encode(vae, torch.zeros(1, 32, 32, 3)),
+        "core's VAE Decode": lambda: core.VAEDecode().decode(vae, good),
+        "core's tiled VAE Encode": lambda: core.VAEEncodeTiled().encode(vae, torch.zeros(1, 32, 32, 3), 512, 64),
+        "core's tiled VAE Decode": lambda: core.VAEDecodeTiled().decode(vae, good, 512),
+        "file of a picture's VAE": lambda: run("LoadIntrinsicVae", vae_name=write(random_state(config(), channels=3), "rgb.safetensors")),
+        "file of a LoRA": lambda: run("LoadIntrinsicVae", vae_name=write({"lora_down.weight": torch.zeros(2)}, "lora.safetensors")),
+        "file that lacks a part": lambda: run("LoadIntrinsicVae", vae_name=write(short, "short.safetensors")),
+    }
+    try:
+        cases[case]()
+    except ValueError as error:
+        return str(error)
+    return None
