@@ -29,7 +29,7 @@ def test_no_command_is_a_usage_error(capsys):
 
 def test_help_needs_no_torch():
     code = "import sys; from spatialweave.models import cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0
 
 
 def test_train_refuses_an_unknown_key_by_name(tmp_path, capsys):

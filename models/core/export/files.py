@@ -27,6 +27,7 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long for this disk; choose a shorter one",
 }
 
+_LONGEST_NAME = 250  # characters; disks take 255, and a partial file's name is five longer
 
 CAMERA = "intrinsics"  # pixels of the depth map, row by row
 
@@ -52,9 +53,17 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
                 part.unlink()
             raise
     except OSError as error:
-        reason = _REASONS.get(error.errno, error.strerror or str(error))
-        raise ExportError(error.errno, f"Cannot write {path}: {reason}.") from error
+        number = _find_cause(error, path)
+        reason = _REASONS.get(number, error.strerror or str(error))
+        raise ExportError(number, f"Cannot write {path}: {reason}.") from error
     return path
+
+
+def _find_cause(error: OSError, path: Path) -> int | None:
+    """The system's number of what went wrong; Windows calls a folder in the way "access denied" and a long name "not found"."""
+    if os.path.isdir(path):
+        return errno.EISDIR
+    return errno.ENAMETOOLONG if len(path.name) > _LONGEST_NAME else error.errno
 
 
 def one_picture(view: View) -> View:

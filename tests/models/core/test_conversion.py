@@ -162,6 +162,6 @@ def big_files(tmp_path_factory):
 def test_memory_does_not_grow_with_the_tensor(big_files, tmp_path, form):
     """Asked for: a peak below 1.5 times the largest tensor and a constant. The file is read in blocks: most of it is the constant."""
     script = Path(__file__).with_name("inside_conversion.py")
-    call = [sys.executable, "-P", str(script), str(big_files / "small.safetensors"), str(big_files / "large.safetensors"), form]
+    call = [sys.executable, "-I", str(script), str(big_files / "small.safetensors"), str(big_files / "large.safetensors"), form]
     rise = int(subprocess.run([*call, str(tmp_path)], capture_output=True, check=True, text=True).stdout)
     assert rise < 0.5 * LARGEST * 2

@@ -42,7 +42,7 @@ def test_a_failed_write_leaves_the_old_file_and_says_why(good, tmp_path):
     with pytest.raises(OSError, match=r"Cannot write .*free some space or choose another folder\.$"):
         write_tensors(blocked / "new.safetensors", STATE, {}, kind="x")
     with pytest.raises(OSError, match="Cannot write"):
-        write_tensors("/dev/full/never.safetensors", STATE, {}, kind="x")
+        write_tensors(blocked / "deeper" / "new.safetensors", STATE, {}, kind="x")
     good.with_name("good.safetensors.part").mkdir()  # the partial file cannot be made
     with pytest.raises(OSError, match="Cannot write"):
         write_tensors(good, {"other": torch.zeros(1)}, {}, kind="x")

@@ -1,8 +1,10 @@
 """Writing whole files: folders are made, failures are one sentence, nothing half-written stays."""
 
+import errno
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -35,6 +37,16 @@ def test_a_folder_of_that_name(tmp_path):
 def test_a_name_too_long(tmp_path):
     with pytest.raises(ExportError, match="name is too long"):
         write_file(tmp_path / ("x" * 300), b"data")
+
+
+def test_windows_vaguer_numbers_get_the_same_words(tmp_path, monkeypatch):
+    """There a folder in the way is "access denied", and a long name "not found"."""
+    (tmp_path / "x.png").mkdir()
+    for name, number, said in (("x.png", errno.EACCES, "a folder has this name"), ("x" * 251, errno.ENOENT, "name is too long")):
+        with monkeypatch.context() as patch, pytest.raises(ExportError, match=said):
+            patch.setattr(os, "replace", Mock(side_effect=OSError(number, "said by the system")))
+            write_file(tmp_path / name, b"data")
+    assert os.listdir(tmp_path) == ["x.png"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")
