@@ -14,7 +14,8 @@ from .depth_colours import DepthPicture, colour_depth, map_colours
 
 Style = Literal["colour", "control"]
 
-PANEL = 320  # narrower pictures are enlarged by a whole factor, so that the legend has room and a pixel stays a pixel
+PANEL = 320  # narrower pictures are enlarged by a whole factor, so that the legend has room and a pixel stays a pixel;
+TALLEST = 4 * PANEL  # but not beyond this height: a narrow strip stands in the middle of its panel instead
 PAPER, INK, MUTED = (22, 23, 27), (236, 236, 238), (148, 153, 163)
 GAP, MARGIN, LINE, LEGEND = 8, 12, 15, 74
 
@@ -43,14 +44,15 @@ def explain_depth(view: View, shown: list[DepthPicture], style: Style) -> Tensor
 
 
 def _sheet(view: View, shown: DepthPicture, style: Style) -> Tensor:
-    factor = max(1, -(-PANEL // shown.image.shape[1]))
+    rows, columns = shown.image.shape[:2]
+    factor = max(1, min(-(-PANEL // columns), TALLEST // rows))
     panels = [_enlarge(shown.image, factor, Image.Resampling.NEAREST)]
     if view.image is not None:
         panels.insert(0, _enlarge(view.image[0], factor, Image.Resampling.BICUBIC))
-    width, height = panels[0].size
+    width, height = max(panels[0].width, PANEL), panels[0].height
     sheet = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height + LEGEND), PAPER)
     for index, panel in enumerate(panels):
-        sheet.paste(panel, (index * (width + GAP), 0))
+        sheet.paste(panel, (index * (width + GAP) + (width - panel.width) // 2, 0))
     _legend(sheet, view, shown, style, (sheet.width - width + MARGIN, height + MARGIN), width - 2 * MARGIN)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)
 

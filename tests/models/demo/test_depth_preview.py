@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spatialweave.models.core.geometry.view import View
-from spatialweave.models.demo.depth_preview import GAP, LEGEND, explain_depth, picture_depth
+from spatialweave.models.demo.depth_preview import GAP, LEGEND, PANEL, explain_depth, picture_depth
 
 
 def ramp(batch=1, image=None):
@@ -44,6 +44,18 @@ def test_sheets_hold_picture_depth_and_legend(style):
     legend = sheets[0, 30 * factor :, 40 * factor + GAP :]
     assert float(legend.max()) > 0.8 and legend.mean(dim=-1).unique().numel() > 50, "a bar and letters"
     assert torch.equal(sheets[0, 30 * factor :], sheets[1, 30 * factor :])
+
+
+@pytest.mark.parametrize(("size", "factor"), [((2048, 16), 1), ((200, 20), 6), ((1, 1), 320), ((16, 2048), 1)])
+def test_a_narrow_strip_stays_within_bounds_and_stands_in_the_middle(size, factor):
+    """16 pixels wide and 2048 high would be 40,960 rows, were it enlarged to the panel's width."""
+    view = View.from_depth(torch.linspace(1, 16, size[0] * size[1]).reshape(1, *size), units="metric")
+    (shown,) = picture_depth(view, "colour")
+    (sheet,) = explain_depth(view, [shown], "colour")
+    rows, columns = size[0] * factor, size[1] * factor
+    assert sheet.shape == (rows + LEGEND, max(columns, PANEL), 3)
+    left = (sheet.shape[1] - columns) // 2
+    assert (sheet[:rows:factor, left : left + columns : factor] - shown.image).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_a_view_without_a_picture_has_one_panel():
