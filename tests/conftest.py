@@ -54,9 +54,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if NO_COMFYUI and NO_COMFYUI in str(report.longrepr)]
-    if skipped:
-        terminalreporter.write_sep("!", f"{len(skipped)} tests marked comfyui did not run: {NO_COMFYUI}", red=True)
+    for which, reason in (("marked comfyui", NO_COMFYUI), ("of comfy-cli", "comfy-cli is not installed here")):
+        skipped = [report for report in terminalreporter.stats.get("skipped", ()) if reason and reason in str(report.longrepr)]
+        if skipped:
+            terminalreporter.write_sep("!", f"{len(skipped)} tests {which} did not run: {reason}", red=True)
 
 
 class Pack:

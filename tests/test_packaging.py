@@ -124,6 +124,13 @@ def test_the_tests_can_be_read_and_end_on_windows(pack):
     assert not [name for name in tests if re.search(r"\bos\.kill(?=\()", pack.text(name))]
 
 
+def test_the_check_gives_comfy_cli_an_environment_of_its_own(pack):
+    """Its requirements must not decide which versions the tests run with; without it they skip, and the closing lines count them."""
+    check = pack.text(".ci/run")
+    assert '"$bin/python" -m pip install --quiet comfy-cli; then' in check and "export COMFY_CLI=$bin/comfy" in check
+    assert "COMFY_CLI" in pack.text("tests/workflows/test_workflows.py") and "comfy-cli" not in pack.text("pyproject.toml")
+
+
 @pytest.mark.comfyui
 def test_comfyui_brings_every_dependency(pack, comfyui):
     brought = {re.split(r"[^\w-]", line)[0].lower() for line in (comfyui / "requirements.txt").read_text().splitlines()}
