@@ -6,6 +6,8 @@ same thing in the same place gets the same colour in every picture; where two wo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,32 +30,38 @@ def encode_segments(ids: Tensor) -> tuple[Tensor, list[int]]:
 
     The largest 63 masks get one; those that are left out are background.
     """
-    colours, left_out = torch.zeros(*ids.shape, 3, device=ids.device), []
-    table = palette(ids.device)
-    for picture, out in zip(ids, colours):
-        numbers, counts = picture[picture > 0].unique(return_counts=True)
-        largest = numbers[counts.argsort(descending=True, stable=True)][:COLOURS]
-        left_out.append(len(numbers) - len(largest))
-        for colour, number in assign_colours(picture, sorted(largest.tolist())).items():
-            out[picture == number] = table[colour]
-    return colours, left_out
+    coloured, left_out = torch.zeros_like(ids, dtype=torch.long), []
+    for picture, out in zip(ids, coloured):
+        numbers, which, counts = picture.unique(return_inverse=True, return_counts=True)
+        masks = [index for index in counts.argsort(descending=True, stable=True).tolist() if numbers[index] > 0]
+        left_out.append(max(0, len(masks) - COLOURS))
+        centres = find_centres(which, counts).tolist()
+        taken = assign_colours({index: tuple(centres[index]) for index in masks[:COLOURS]})
+        colour_of = torch.tensor([taken.get(index, 0) for index in range(len(numbers))], device=ids.device)
+        out.copy_(colour_of[which])
+    return palette(ids.device)[coloured], left_out
 
 
-def assign_colours(picture: Tensor, numbers: list[int]) -> dict[int, int]:
-    """Colour by mask number turned round: {colour: number}; masks are served from the top left to the bottom right."""
-    height, width = picture.shape
-    centres = {}
-    for number in numbers:
-        rows, columns = (picture == number).nonzero(as_tuple=True)
-        centres[number] = (float(rows.float().mean()) / height, float(columns.float().mean()) / width)
-    taken: dict[int, int] = {}
-    for number, (y, x) in sorted(centres.items(), key=lambda item: (item[1], item[0])):
+def find_centres(which: Tensor, counts: Tensor) -> Tensor:
+    """The centres (n, 2), row and column in [0, 1), of the n regions that (h, w) numbers from 0, of `counts` (n,) pixels each."""
+    height, width = which.shape
+    rows = torch.arange(height, dtype=torch.float64, device=which.device)[:, None].expand(height, width)
+    columns = torch.arange(width, dtype=torch.float64, device=which.device).expand(height, width)
+    # sums of whole numbers are exact, so a centre that lies on the border of two places is always counted to the same
+    sums = [torch.bincount(which.flatten(), weights=place.flatten(), minlength=len(counts)) for place in (rows, columns)]
+    return torch.stack(sums, dim=1) / counts[:, None] / counts.new_tensor([height, width])
+
+
+def assign_colours(centres: Mapping[int, tuple[float, float]]) -> dict[int, int]:
+    """A colour for each mask, {mask: colour}, from its centre's row and column; served from the top left to the bottom right."""
+    colours: dict[int, int] = {}
+    for mask, (y, x) in sorted(centres.items(), key=lambda item: (item[1], item[0])):
         place = int(y * PLACES) * PLACES + int(x * PLACES)
         colour = place * 37 % COLOURS + 1  # 37 shares no factor with 63: neighbours in place are far apart in colour
-        while colour in taken:
+        while colour in colours.values():
             colour = colour % COLOURS + 1
-        taken[colour] = number
-    return taken
+        colours[mask] = colour
+    return colours
 
 
 def decode_segments(colours: Tensor, *, smallest: float = 0.001) -> tuple[Tensor, list[list[int]]]:

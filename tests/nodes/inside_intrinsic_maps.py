@@ -149,6 +149,30 @@ def agreement_with_diffusers(settings=SMALL):
     }  # fmt: skip
 
 
+def widened(naming):
+    """First weights made of a base's, through a file and the loader, against the base itself."""
+    chosen, weights = config(), ours("models.intrinsic_ldm.weights")
+    arguments = chosen.for_core()
+    arguments["ddconfig"] |= {"in_channels": 3, "out_ch": 3}
+    base = comfy.ldm.models.autoencoder.AutoencoderKL(**arguments).train(False)
+    state = random_state(chosen, channels=3)
+    base.load_state_dict(state)
+    state = weights.to_diffusers_names(state) if naming == "diffusers" else state
+    state = ours("models.intrinsic_ldm.vae").widen_state(state)
+    (vae,) = run("LoadIntrinsicVae", vae_name=write(state, f"widened_{naming}.safetensors"))
+    generator = torch.Generator().manual_seed(9)
+    latents, grey = torch.randn(1, 4, 6, 8, generator=generator), torch.rand(1, 1, 32, 24, generator=generator) * 2 - 1
+    maps, picture = ours("models.intrinsic_ldm.vae").split_maps(vae.decode_maps(latents)), base.decode(latents)
+    # grey in every channel meets the base's filters twice and their mean twice, by four: 2/3 of what grey meets in the base
+    code, want = vae.encode_maps(grey.expand(-1, 8, -1, -1)), base.encode(grey.expand(-1, 3, -1, -1) * 2 / 3)
+    shown = picture.clamp(-1, 1)
+    return {
+        "colours": max(gap(maps[name], shown) for name in ("normals", "segmentation")),
+        "grey": max(gap(maps[name], picture.mean(1, keepdim=True).clamp(-1, 1)) for name in ("depth", "line")),
+        "encoded": gap(code, want), "spread": [float(shown.std()), float(want.std())],
+    }  # fmt: skip
+
+
 def tiles():
     """Tiles as large as the picture change nothing; smaller ones, and those that core takes when memory runs out, keep the shapes."""
     vae, maps = saved(), pictures(1, 128, 192)

@@ -37,6 +37,12 @@ def test_diffusers_with_the_same_weights_agrees(maps, multiples):
     assert result["size"] > 0.05 and result["inside"] > 0.3
 
 
+@pytest.mark.parametrize("naming", ["core", "diffusers"])
+def test_widened_weights_are_the_bases_picture_in_every_map(maps, naming):
+    result = maps("widened", naming=naming)
+    assert max(result["colours"], result["grey"], result["encoded"]) < 1e-4 and min(result["spread"]) > 0.05
+
+
 def test_tiles_and_what_core_does_when_memory_runs_out(maps):
     result = maps("tiles")
     assert result["encoded"] < 1e-5 and result["decoded"] < 1e-5, "one tile is the whole picture"
