@@ -18,6 +18,7 @@ from .demo.data import CELL, CELL_CLASSES, WorldLatents, WorldPictures, open_wor
 from .demo.text import TinyTextEncoder, tokenize
 from .demo.training import CodecLoss, TrainedCodec, codec_loss
 from .demo.weights import load_codec, save_part
+from .intrinsic_ldm import training_lora, training_vae
 from .modality_forcing import training_task
 from .world import scorer_task
 
@@ -58,5 +59,7 @@ BUILDERS: Mapping[str, Builder] = {
     "modality_forcing": training_task.build,
     "tiny_modality_forcing": build_tiny_modality_forcing,
     "tiny_codec": build_codec,
+    "intrinsic_vae": training_vae.build,
+    "intrinsic_lora": training_lora.build,
     "scorer": scorer_task.build,
 }

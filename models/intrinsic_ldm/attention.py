@@ -55,6 +55,8 @@ class Coupling:
             if self.kept is not None:
                 self.kept.put(layer, rows, k, v)
             return plain(q, k, v)
+        if rows.streams == ("intrinsic",) and self.kept is None:
+            return plain(q, k, v)  # maps that know of no image: the paper's ablation of training without the image domain
         if rows.streams == ("intrinsic",):
             image_k, image_v = self.kept.take(layer, rows)
             return plain(q, torch.cat([image_k, k], dim=1), torch.cat([image_v, v], dim=1))

@@ -85,17 +85,29 @@ def _spread(colours: Tensor, dim: int) -> Tensor:
 
 def vae_losses(
     out: Tensor, target: Tensor, mean: Tensor, log_variance: Tensor, perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *, present: Tensor | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Each map's L1, the normals' 1 - cosine, the posterior's divergence by 1e-6, and a perceptual distance of views of three channels."""
-    losses, outs, targets = {}, split_maps(out), split_maps(target)
+    """Each map's L1, the normals' 1 - cosine, the posterior's divergence by 1e-6, and a perceptual distance of views of three channels.
+
+    `present` (b, 4) is False where the target lacks a map, which then does not count; `perceptual` gives (b,). Pixels without a normal
+    have no angle.
+    """
+    present = torch.ones(len(out), len(MAPS), dtype=torch.bool, device=out.device) if present is None else present
+    losses, outs, targets, has = {}, split_maps(out), split_maps(target), dict(zip(MAPS, present.unbind(1)))
     for name in MAPS:
-        losses[name] = (outs[name] - targets[name]).abs().mean()
-    losses["normals_angle"] = (1 - F.cosine_similarity(outs["normals"], targets["normals"], dim=1)).mean()
+        losses[name] = _mean_where((outs[name] - targets[name]).abs().flatten(1).mean(dim=1), has[name])
+    known = (targets["normals"] != MISSING).any(dim=1) & has["normals"][:, None, None]
+    losses["normals_angle"] = _mean_where(1 - F.cosine_similarity(outs["normals"], targets["normals"], dim=1), known)
     losses["divergence"] = 1e-6 * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
     if perceptual is not None:
-        views = [(outs[name].expand(-1, 3, -1, -1), targets[name].expand(-1, 3, -1, -1)) for name in MAPS]
-        losses["perceptual"] = sum(perceptual(a, b).mean() for a, b in views) / len(views)
+        views = {name: (outs[name].expand(-1, 3, -1, -1), targets[name].expand(-1, 3, -1, -1)) for name in MAPS}
+        losses["perceptual"] = sum(_mean_where(perceptual(*views[name]), has[name]) for name in MAPS) / len(MAPS)
     return losses
+
+
+def _mean_where(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the values that count; 0 with a gradient of 0 where none does."""
+    return torch.where(counts, values, 0.0).sum() / counts.sum().clamp(min=1)
 
 
 def latent_scale(latents: Tensor) -> float:

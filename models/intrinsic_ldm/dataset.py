@@ -1,0 +1,126 @@
+"""The dataset folder of I-LDM: pictures with their depth, normals, segmentation and line art, any of which may be missing.
+
+The folder is one of `core.training.data`: `manifest.jsonl` and shards or loose files. Besides image, depth and mask it may hold
+
+    in shards  normals int8 or float n H W 3, camera frame OpenCV, int8 = 127 times the unit normal, 0 = not known; segmentation whole
+               numbers n H W, 0 = no mask, -1 = sky; line n H W, 0 paper to 1 line, whatever the type.
+    in files   "normals": a normal map in OpenGL's colours, black = not known; "segmentation": a grey PNG, 0 = no mask, and in one of 8
+               bits 255 = sky; "line": a grey picture, white on black.
+
+`spatialweave world --normals` writes it with exact maps, `spatialweave intrinsics build` from pictures with estimators in ComfyUI.
+Depth may be in any unit, larger = farther; where it is not known but the segmentation says sky, it is as far as can be. A map is missing
+for a sample whose entry has none, and a depth or normals without a known pixel is missing too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.training.data import MANIFEST, FolderDataset, fit_map
+from .config import MAPS
+from .maps import encode_depth, encode_line, encode_normals, encode_segmentation, normals_from_image
+from .vae import stack_maps
+
+INTEGER_NORMAL = 127  # of an int8 component that is 1
+SKY, SKY_LABEL = -1, 255  # in the segmentation of a shard, and of an 8-bit picture
+FORM = {"depth": 2, "normals": 3, "segmentation": 2, "line": 2}  # axes of each raw map
+
+
+class IntrinsicSamples(torch.utils.data.Dataset):
+    """A folder's samples: maps 8 h w in [-1, 1] as `stack_maps` lays them, present (4,) bool in the order of MAPS, and, where `image` is
+    True, image 3 h w in [-1, 1] with its caption.
+
+    `size` (height, width) scales each to cover and crops the middle; without it they stay as they are.
+    """
+
+    def __init__(self, folder: str | Path, *, size: Sequence[int] | None = None, image: bool = False):
+        self.folder, self.size, self.image = Path(folder), tuple(size) if size else None, image
+        self.source = FolderDataset(self.folder, keys=("depth", "mask", *MAPS, *(["image"] if image else [])))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def entry(self, index: int) -> Mapping[str, Any]:
+        """The manifest's line."""
+        return self.source.entry(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raw = self.source[index]
+        try:
+            raw |= read_loose(self.folder, self.source.entry(index))
+            maps, present = encode_sample({name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw})
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"Sample {index} (line {index + 1} of {self.folder / MANIFEST}) cannot be used: {error}") from error
+        sample = {"maps": maps, "present": present}
+        if not self.image:
+            return sample
+        if "image" not in raw:
+            raise ValueError(f"Sample {index} (line {index + 1} of {self.folder / MANIFEST}) has no image; this step needs one of each.")
+        image = self._fit("image", raw["image"]).permute(2, 0, 1).float() / 127.5 - 1
+        if image.shape[1:] != maps.shape[1:]:
+            sizes = f"an image of {tuple(image.shape[1:])} with maps of {tuple(maps.shape[1:])} pixels"
+            raise ValueError(f"Sample {index} of {self.folder} has {sizes}; set size to bring them to one.")
+        return {**sample, "image": image, "caption": raw["caption"]}
+
+    def _fit(self, name: str, value: Tensor) -> Tensor:
+        if name == "line":
+            value = value.float()  # or grey could not stand between the two numbers of exact lines
+        return fit_map(value, self.size, smooth=name in ("image", "line")) if self.size else value
+
+
+def read_loose(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The maps of a line whose files the trainer's reader does not know, as a shard has them."""
+    found: dict[str, Tensor] = {}
+    for name in ("normals", "segmentation", "line"):
+        if isinstance(entry.get(name), str) and "shard" not in entry:
+            with Image.open(folder / entry[name]) as picture:
+                found[name] = READERS[name](picture)
+    return found
+
+
+def read_normals(picture: Image.Image) -> Tensor:
+    colours = torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255
+    return normals_from_image(colours[None])[0].movedim(0, -1)
+
+
+def read_segmentation(picture: Image.Image) -> Tensor:
+    ids = np.array(picture)
+    if ids.ndim != 2:
+        raise ValueError(f"a segmentation of {picture.mode} colours arrived, wanted one grey channel of mask numbers.")
+    wide = torch.from_numpy(ids.astype(np.int32))
+    return wide.masked_fill(wide == SKY_LABEL, SKY) if ids.dtype == np.uint8 else wide
+
+
+def read_line(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture.convert("L"))).float() / 255
+
+
+READERS = {"normals": read_normals, "segmentation": read_segmentation, "line": read_line}
+
+
+def encode_sample(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Raw maps of one picture (depth h w, mask h w, normals h w 3, segmentation h w, line h w) to maps 8 h w and which are present."""
+    for name, axes in FORM.items():
+        if name in raw and raw[name].ndim != axes:
+            raise ValueError(f"{name} of shape {tuple(raw[name].shape)} arrived, wanted {axes} axes.")
+    maps: dict[str, Tensor] = {}
+    if "depth" in raw and raw.get("mask", raw["depth"]).any():
+        known = raw["mask"] if "mask" in raw else raw["depth"] > 0
+        sky = raw["segmentation"] == SKY if "segmentation" in raw else torch.zeros_like(known)
+        maps["depth"] = encode_depth(raw["depth"].float()[None, None], known[None, None], sky=sky[None, None])
+    if "normals" in raw and raw["normals"].any():
+        normals = raw["normals"]
+        unit = normals.float() / (1 if normals.is_floating_point() else INTEGER_NORMAL)
+        maps["normals"] = encode_normals(unit.movedim(-1, 0)[None])
+    if "segmentation" in raw:
+        maps["segmentation"] = encode_segmentation(raw["segmentation"].long().clamp(min=0)[None])[0]
+    if "line" in raw:
+        maps["line"] = encode_line(raw["line"].float()[None, None])
+    return stack_maps(maps)[0], torch.tensor([name in maps for name in MAPS])

@@ -1,0 +1,172 @@
+"""Dataset folders with intrinsic maps: both layouts, what is missing, sizes; and folders written by several processes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from spatialweave.models.intrinsic_ldm import dataset_shards
+from spatialweave.models.intrinsic_ldm.dataset import IntrinsicSamples
+from spatialweave.models.intrinsic_ldm.vae import map_slices, split_maps
+from spatialweave.models.world.dataset import export_dataset
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    for layout in ("shards", "files"):
+        export_dataset(folder / layout, count=3, size=32, seed=1, layout=layout, normals=True, depth_type="float32")
+    return folder
+
+
+def copy_folder(source, target):
+    shutil.copytree(source, target)
+    return target
+
+
+def test_both_layouts_of_the_world_give_the_same_maps(world):
+    shards, files = (IntrinsicSamples(world / layout, image=True) for layout in ("shards", "files"))
+    assert len(shards) == len(files) == 3
+    for index in range(3):
+        one, two = shards[index], files[index]
+        assert one["maps"].shape == (8, 32, 32) and one["present"].tolist() == two["present"].tolist() == [True] * 4
+        assert one["caption"] == two["caption"] != "" and torch.equal(one["image"], two["image"])
+        assert one["maps"].abs().max() <= 1.001
+        (a, b) = (split_maps(sample["maps"][None]) for sample in (one, two))
+        assert torch.equal(a["line"], b["line"]) and torch.equal(a["segmentation"], b["segmentation"])
+        torch.testing.assert_close(a["depth"], b["depth"], atol=0.01, rtol=0)  # half a millimetre a step
+        torch.testing.assert_close(a["normals"], b["normals"], atol=0.02, rtol=0)  # 8 bits a component
+
+
+def test_maps_are_those_of_the_scene(world):
+    """Line is 1 where the shard's is, the surroundings are black, nearer is greater, normals of a picture's normal map."""
+    raw = load_file(world / "shards" / "shard-00000.safetensors")
+    for index in range(3):
+        maps = {name: part[0] for name, part in split_maps(IntrinsicSamples(world / "shards")[index]["maps"][None]).items()}
+        assert torch.equal(maps["line"][0], raw["line"][index].float() * 2 - 1)
+        assert torch.equal((maps["segmentation"] == -1).all(0), raw["segmentation"][index] <= 0)
+        known = raw["depth"][index].isfinite()
+        near, far = raw["depth"][index][known].min(), raw["depth"][index][known].max()
+        assert maps["depth"][0][raw["depth"][index] == near].mean() == 1 and maps["depth"][0][raw["depth"][index] == far].mean() == -1
+        assert (maps["depth"][0][raw["segmentation"][index] == -1] == -1).all(), "sky is as far as can be"
+        normals = raw["normals"][index].float().movedim(-1, 0) / 127
+        torch.testing.assert_close(maps["normals"], normals * torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1))
+
+
+def test_missing_maps_are_known_to_be_missing(world, tmp_path):
+    folder = copy_folder(world / "files", tmp_path / "files")
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    del lines[0]["normals"], lines[1]["depth"], lines[2]["segmentation"], lines[2]["line"]
+    Image.new("RGB", (32, 32)).save(folder / "normals" / "000001.png")  # black all over: no normal is known
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    samples = IntrinsicSamples(folder)
+    assert [samples[index]["present"].tolist() for index in range(3)] == [
+        [True, False, True, True], [False, False, True, True], [True, True, False, False],
+    ]  # fmt: skip
+    for index in range(3):
+        for (name, part), present in zip(map_slices().items(), samples[index]["present"].tolist()):
+            assert present or not samples[index]["maps"][part].any(), name
+
+
+def test_maps_are_scaled_together(world):
+    small, whole = IntrinsicSamples(world / "shards", size=(16, 24), image=True), IntrinsicSamples(world / "shards", image=True)
+    sample = small[0]
+    assert sample["maps"].shape == (8, 16, 24) and sample["image"].shape == (3, 16, 24)
+    steps = (sample["maps"][map_slices()["segmentation"]] + 1) * 1.5
+    torch.testing.assert_close(steps, steps.round())  # no colour between two masks
+    assert len(steps.flatten(1).unique(dim=1).T) <= len(whole[0]["maps"][map_slices()["segmentation"]].flatten(1).unique(dim=1).T)
+
+
+def test_ids_of_sixteen_bits_are_kept(tmp_path):
+    ids = torch.zeros(8, 8, dtype=torch.int32)
+    ids[:4], ids[4:, :4] = 255, 3000
+    Image.fromarray(ids.to(torch.uint16).numpy()).save(tmp_path / "ids.png")
+    Image.new("L", (8, 8), 200).save(tmp_path / "line.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    line = {"image": "image.png", "segmentation": "ids.png", "line": "line.png", "caption": "x"}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(line))
+    maps = split_maps(IntrinsicSamples(tmp_path)[0]["maps"][None])
+    assert len(maps["segmentation"][0].flatten(1).T.unique(dim=0)) == 3
+    assert float(maps["line"].mean()) == pytest.approx(200 / 127.5 - 1)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda line: line.update(segmentation=line["image"]), "a segmentation of RGB colours"),
+    (lambda line: line.update(line="gone.png"), "gone.png"),
+    (lambda line: [line.pop(name) for name in ("depth", "normals", "segmentation", "line")], "No map arrived"),
+])  # fmt: skip
+def test_a_sample_that_cannot_be_used_is_named(world, tmp_path, spoil, words):
+    folder = copy_folder(world / "files", tmp_path / "files")
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    spoil(lines[1])
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"Sample 1 \(line 2 of ") as error:
+        IntrinsicSamples(folder)[1]
+    assert words in str(error.value)
+
+
+def write_numbers(folder, log=None):
+    def write(name, rows, state):
+        if log is not None:
+            log.append(rows)
+        save_file({"x": torch.tensor(list(rows))}, folder / f"{name}.safetensors")
+        return [{"shard": f"{name}.safetensors", "row": row} for row in range(len(rows))]
+
+    return write
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    """numbers(**changes) -> a summary; the shards that were written are in numbers.log."""
+    pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
+    folder, log = tmp_path / "numbers", []
+
+    def run(write=None, **changes):
+        settings = {"count": 10, "shard_size": 4, "what": "test"} | changes
+        folder.mkdir(exist_ok=True) if folder.exists() else None
+        return dataset_shards.write_folder(folder, settings.pop("facts", {"a": 1}), write=write or write_numbers(folder, log), **settings)
+
+    run.log, run.folder = log, folder
+    return run
+
+
+def test_an_interrupted_folder_is_completed_and_a_finished_one_is_left(numbers):
+    def stops(name, rows, state):
+        if rows.start == 8:
+            raise KeyboardInterrupt
+        return write_numbers(numbers.folder)(name, rows, state)
+
+    with pytest.raises(KeyboardInterrupt):
+        numbers(stops)
+    assert not (numbers.folder / "manifest.jsonl").exists()
+    assert str(numbers()).endswith("10 samples, 2 of them written in this process.")
+    assert numbers.log == [range(8, 10)]
+    lines = [json.loads(line) for line in (numbers.folder / "manifest.jsonl").read_text().splitlines()]
+    assert [load_file(numbers.folder / line["shard"])["x"][line["row"]].item() for line in lines] == list(range(10))
+    assert not list(numbers.folder.glob("shard-*.jsonl"))
+    assert numbers().written == 0 and numbers.log == [range(8, 10)]
+
+
+def test_another_run_is_not_mixed_into_a_folder(numbers, tmp_path):
+    numbers()
+    with pytest.raises(ValueError, match="was begun with a 1, not 2; give the same settings"):
+        numbers(facts={"a": 2})
+    with pytest.raises(ValueError, match="count 10, not 11"):
+        numbers(count=11)
+    (numbers.folder / "dataset.json").write_text("[")
+    with pytest.raises(ValueError, match="does not say what its folder holds"):
+        numbers()
+    (numbers.folder / "dataset.json").unlink()
+    with pytest.raises(ValueError, match="holds other files and no dataset.json"):
+        numbers()
+
+
+def test_processes_that_do_not_see_each_other_do_not_start(numbers, monkeypatch):
+    """Each would be the first, and write every shard."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState._prepare_backend", lambda *args, **kwargs: (None, "NO"))
+    with pytest.raises(ValueError, match="2 processes were started, but accelerate sees 1"):
+        numbers()
