@@ -48,11 +48,13 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def _add_demo(command: argparse.ArgumentParser) -> None:
-    command.add_argument("prompt", nargs="?", default=DEMO_PROMPT, help="what to show: plain solids, in rooms or outdoors")
+    usual = f"by default '{DEMO_PROMPT}', and nothing where a stream is given"
+    command.add_argument("prompt", nargs="?", help=f"what to show: plain solids, in rooms or outdoors; {usual}")
     command.add_argument("--output", type=Path, default=Path("spatialweave-demo"), help="folder for the files")
     command.add_argument("--image", type=Path, help="a picture: its depth is inferred instead (image to depth)")
     command.add_argument("--depth", type=Path, help="a depth map (16-bit PNG, EXR or NPZ): a picture is made for it (depth to image)")
-    command.add_argument("--size", default="128x128", metavar="WxH", help="pixels of the result")
+    command.add_argument("--channel", help="of an EXR, the one with the depth; by default Z, or the only one there is")
+    command.add_argument("--size", metavar="WxH", help="pixels of the result; by default 128x128, or as given, at most 128 a side")
     command.add_argument("--seed", type=int, default=0, help="same seed, same result")
     command.add_argument("--steps", type=int, help="sampling steps; by default the tiny model's own choice for the mode")
     command.add_argument("--guidance", type=float, help="how strongly the prompt steers; 1 is off")
@@ -64,10 +66,13 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
 def _run_demo(options: argparse.Namespace) -> None:
     from .demo.demo import DemoRequest, parse_size, run_demo
 
-    width, height = parse_size(options.size)
+    prompt = options.prompt
+    if prompt is None:
+        prompt = "" if options.image or options.depth else DEMO_PROMPT
     request = DemoRequest(
-        prompt=options.prompt, output=options.output, image=options.image, depth=options.depth, width=width, height=height,
-        seed=options.seed, steps=options.steps, guidance=options.guidance, log2_alpha=options.log2_alpha, weights=options.weights,
+        prompt=prompt, output=options.output, image=options.image, depth=options.depth, channel=options.channel,
+        size=None if options.size is None else parse_size(options.size), seed=options.seed, steps=options.steps,
+        guidance=options.guidance, log2_alpha=options.log2_alpha, weights=options.weights,
     )  # fmt: skip
     for line in run_demo(request):
         _say(line)

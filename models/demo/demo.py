@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from ..core.export.depth_files import read_depth
 from ..core.export.exr import write_exr
-from ..core.export.files import write_file
+from ..core.export.files import UnstatedError, write_file
 from ..core.export.npz import write_npz
 from ..core.export.ply import write_ply
 from ..core.export.png8 import write_png8
 from ..core.export.png16 import write_png16
 from ..core.export.webp import write_webp
 from ..core.geometry.points import view_to_point_cloud
-from ..modality_forcing.config import Mode
+from ..core.geometry.view import View
+from ..modality_forcing.config import DEFAULTS, Mode
 from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
 from .orbit import ASSUMED_FOV, render_orbit
 from .pictures import contact_sheet
+
+SIDE = DEFAULTS["tiny"].size  # pixels: what the tiny model was trained at
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class DemoRequest:
     output: Path
     image: Path | None = None
     depth: Path | None = None
-    width: int = 128
-    height: int = 128
+    channel: str | None = None  # of an EXR: the one with the depth
+    size: tuple[int, int] | None = None  # width, height; None: see `choose_size`
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
@@ -61,28 +65,46 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def run_demo(request: DemoRequest) -> Iterator[str]:
     """Sample, then write; yields one line per note and per file."""
-    mode = request.mode  # first: a refusal must come before any folder is made
-    given = {"image": open_image(request.image)} if request.image else {"depth": read_depth(request.depth)} if request.depth else {}
+    notes: list[str] = []
+    given = read_given(request, notes)  # first: a refusal must come before any folder is made
+    size = choose_size(request.size, given, notes)
     pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
     make_folder(request.output)
-    result = sample(pipeline, request, mode, given)
+    result = sample(pipeline, request, size, given)
+    result = replace(result, notes=(*notes, *result.notes))
     yield from (f"note: {note}" for note in result.notes)
     yield result.view.describe()
     yield from write_all(request, result)
 
 
-def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, mode: Mode, given: dict) -> Result:
-    size = {"width": request.width, "height": request.height} if mode == "joint" else {}
-    with tqdm(desc=mode.replace("_", " "), unit="step") as bar:
+def read_given(request: DemoRequest, notes: list[str]) -> dict[str, Any]:
+    """The stream to start from, under the pipeline's name for it; nothing in joint mode."""
+    if request.mode == "joint":
+        return {}
+    return {"image": open_image(request.image)} if request.image else {"depth": open_depth(request.depth, request.channel, notes)}
+
+
+def choose_size(asked: tuple[int, int] | None, given: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
+    """(width, height): as asked; else the given stream's own, brought down to what the tiny model was trained at; else that square."""
+    if asked or not given:
+        return asked or (SIDE, SIDE)
+    width, height = given["image"].size if "image" in given else reversed(given["depth"].depth.shape[1:])
+    longest = max(width, height)
+    if longest > SIDE:
+        notes.append(f"The longer side was brought from {longest} to {SIDE} pixels, as the tiny model is used to; --size asks for another.")
+    return tuple(max(1, round(side * min(1, SIDE / longest))) for side in (width, height))
+
+
+def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[int, int], given: Mapping[str, Any]) -> Result:
+    with tqdm(desc=request.mode.replace("_", " "), unit="step") as bar:
 
         def on_step(step: int, steps: int, rgb_x0, depth_x0) -> None:
             bar.total = steps
             bar.update()
 
-        prompt = "" if mode == "image_to_depth" else request.prompt
         return pipeline(
-            prompt, mode=mode, seed=request.seed, steps=request.steps, guidance=request.guidance, log2_alpha=request.log2_alpha,
-            on_step=on_step, **size, **given,
+            request.prompt, mode=request.mode, width=size[0], height=size[1], seed=request.seed, steps=request.steps,
+            guidance=request.guidance, log2_alpha=request.log2_alpha, on_step=on_step, **given,
         )  # fmt: skip
 
 
@@ -112,7 +134,8 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
 def describe_run(request: DemoRequest) -> str:
     if request.mode == "joint":
         return request.prompt or "(empty prompt)"
-    return f"{request.mode.replace('_', ' ')}: {(request.image or request.depth).name}"
+    source = f"{request.mode.replace('_', ' ')}: {(request.image or request.depth).name}"
+    return f"{source}, {request.prompt}" if request.prompt else source
 
 
 def open_image(path: Path):
@@ -120,9 +143,18 @@ def open_image(path: Path):
     try:
         image = Image.open(path)
         image.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}); give a PNG, JPEG, WebP or TIFF file.") from error
     return image
+
+
+def open_depth(path: Path, channel: str | None, notes: list[str]) -> View:
+    """A depth file. One that does not say its unit is relative, and a PNG's scale then does not matter: the network sees ratios alone."""
+    try:
+        return read_depth(path, channel=channel)
+    except UnstatedError:
+        notes.append(f"{path.name} does not say its scale or unit: its values were taken for depth, larger = farther, in relative units.")
+        return read_depth(path, channel=channel, scale=1.0, units="relative")
 
 
 def make_folder(folder: Path) -> None:

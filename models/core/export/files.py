@@ -39,6 +39,10 @@ class ExportError(OSError):
         return self.strerror
 
 
+class UnstatedError(ValueError):
+    """A file does not say what its numbers are, nor did the caller."""
+
+
 def write_file(path: str | os.PathLike, data: bytes) -> Path:
     """Write ``data`` whole to ``path``, making its folders; on failure raise ExportError and leave an older file as it was."""
     path = Path(path)
@@ -95,5 +99,5 @@ def camera_from_text(found: Mapping[str, Any], path: str | os.PathLike) -> dict[
 def to_view(depth, *, units: str | None, path: str | os.PathLike, **others) -> View:
     """What a reader found as a View; ``units`` None means that neither file nor caller named them."""
     if units is None:
-        raise ValueError(f"{path} does not say what its numbers are: pass units='metric' (metres) or units='relative'.")
+        raise UnstatedError(f"{path} does not say what its numbers are: pass units='metric' (metres) or units='relative'.")
     return View.from_depth(torch.as_tensor(depth), units=units, **others)

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from ..geometry.view import Units, View
-from .files import camera_from_text, camera_to_text, one_picture, to_view, write_file
+from .files import UnstatedError, camera_from_text, camera_to_text, one_picture, to_view, write_file
 
 _TOP = 65535
 _KEYS = {"depth_units": str, "depth_scale": float, "depth_offset": float}
@@ -103,7 +103,7 @@ def read_png16(path: str | os.PathLike, *, scale: float | None = None, offset: f
     facts = _facts(found)
     if scale is None:
         if facts is None:
-            raise ValueError(f"{path} does not say its scale: pass scale and units, as scale=0.001, units='metric' for millimetres.")
+            raise UnstatedError(f"{path} does not say its scale: pass scale and units, as scale=0.001, units='metric' for millimetres.")
         scale, offset = facts["depth_scale"], facts["depth_offset"]
     units = units or (facts["depth_units"] if facts else None)
     depth = np.where(values > 0, values.astype(np.float64) * scale + offset, 0.0)

@@ -13,6 +13,7 @@ import trimesh
 from PIL import Image
 
 from spatialweave.models import cli
+from spatialweave.models.core.export.exr import encode_exr
 
 FAST = ["--steps", "2"]
 
@@ -119,6 +120,62 @@ def test_demo_makes_a_picture_for_a_depth_with_holes(made, tmp_path, capsys):
 def test_demo_constant_depth_works(tmp_path):
     np.savez(tmp_path / "in.npz", depth=np.full((32, 32), 3.0, np.float32), units="metric")
     assert cli.main(["demo", "", "--depth", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out"), *FAST]) == 0
+
+
+def test_demo_size_serves_a_given_picture_and_a_given_depth(tmp_path, capsys):
+    imageio.imwrite(tmp_path / "in.png", np.zeros((48, 80, 3), np.uint8))
+    assert cli.main(["demo", "--image", str(tmp_path / "in.png"), "--size", "40x24", "--output", str(tmp_path / "a"), *FAST]) == 0
+    assert imageio.imread(tmp_path / "a/depth.png").shape == (24, 40)
+    assert "resized from 48 x 80 to 24 x 40" in capsys.readouterr().out
+    np.savez(tmp_path / "in.npz", depth=np.full((48, 80), 3.0, np.float32), units="metric")
+    assert cli.main(["demo", "--depth", str(tmp_path / "in.npz"), "--size", "40x24", "--output", str(tmp_path / "b"), *FAST]) == 0
+    assert Image.open(tmp_path / "b/image.png").size == (40, 24)
+
+
+def test_demo_brings_a_large_picture_down_to_what_the_tiny_model_takes(tmp_path, capsys):
+    """A photograph of 12 megapixels would be 47,000 tokens a stream."""
+    imageio.imwrite(tmp_path / "in.png", np.zeros((300, 700, 3), np.uint8))
+    assert cli.main(["demo", "--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert imageio.imread(tmp_path / "out/depth.png").shape == (55, 128)
+    said = capsys.readouterr().out
+    assert "note: The longer side was brought from 700 to 128 pixels" in said and "--size" in said
+    assert json.loads((tmp_path / "out/run.json").read_text())["notes"][0].startswith("The longer side")
+
+
+def test_demo_passes_the_prompt_on_beside_a_given_picture(tmp_path, capsys):
+    imageio.imwrite(tmp_path / "in.png", np.zeros((32, 32, 3), np.uint8))
+    given = ["--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), *FAST]
+    assert cli.main(["demo", "a gren cone", *given]) == 0
+    assert "'gren' (nearest: 'green')" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/run.json").read_text())["prompt"] == "a gren cone"
+    assert cli.main(["demo", *given]) == 0
+    assert json.loads((tmp_path / "out/run.json").read_text())["prompt"] == "", "the prompt of the joint demo describes another picture"
+
+
+@pytest.mark.parametrize("name", ["foreign.png", "foreign.exr", "foreign.npz"])
+def test_demo_takes_a_depth_that_does_not_say_its_unit(tmp_path, capsys, name):
+    values = np.tile(np.linspace(900, 4000, 48), (32, 1))
+    if name.endswith("png"):
+        imageio.imwrite(tmp_path / name, values.astype(np.uint16))
+    elif name.endswith("npz"):
+        np.savez(tmp_path / name, depth=values)
+    else:
+        (tmp_path / name).write_bytes(encode_exr({"Z": values, "R": values}))
+    assert cli.main(["demo", "--depth", str(tmp_path / name), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert f"note: {name} does not say its scale or unit" in capsys.readouterr().out
+    made = np.load(tmp_path / "out/depth.npz")
+    assert str(made["units"]) == "relative"
+    assert np.allclose(made["depth"].squeeze(), values, atol=1)
+
+
+def test_demo_reads_the_channel_of_an_exr_that_it_is_told(tmp_path, capsys):
+    planes = {"ViewLayer.Depth.V": np.full((32, 32), 2.0), "ViewLayer.Mist.V": np.full((32, 32), 7.0)}
+    (tmp_path / "in.exr").write_bytes(encode_exr(planes))
+    given = ["demo", "--depth", str(tmp_path / "in.exr"), "--output", str(tmp_path / "out"), *FAST]
+    assert cli.main(given) == 1
+    assert "ViewLayer.Depth.V" in capsys.readouterr().err
+    assert cli.main([*given, "--channel", "ViewLayer.Depth.V"]) == 0
+    assert (np.load(tmp_path / "out/depth.npz")["depth"] == 2).all()
 
 
 @pytest.mark.parametrize(
