@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .cli_help import Formatter, epilog
+
 DEMO_PROMPT = "a red ball to the left of a blue box"
 WEIGHT_FORMATS = ["bf16", "fp8", "int8", "nvfp4"]
 INTERRUPTED = 130  # the shell's number for Ctrl-C
@@ -35,16 +37,12 @@ def _sentence(error: Exception) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="spatialweave", description="Images that know their geometry.", formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(prog="spatialweave", description="Images that know their geometry.", formatter_class=Formatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary, add in _COMMANDS:
-        command = commands.add_parser(name, help=summary.splitlines()[0], description=summary, formatter_class=_Formatter)
+        command = commands.add_parser(name, help=summary, description=summary, epilog=epilog(name), formatter_class=Formatter)
         add(command)
     return parser
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
 
 
 def _add_demo(command: argparse.ArgumentParser) -> None:
@@ -79,7 +77,7 @@ def _run_demo(options: argparse.Namespace) -> None:
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", type=Path, help="a recipe: JSON that decides the whole run; see the recipes/ folders")
+    command.add_argument("recipe", type=Path, help="a recipe: JSON that decides the whole run, one of those below or your own")
     command.add_argument("--output", type=Path, help="folder for checkpoints, log and weights; overrides the recipe's")
     command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder, bit for bit")
     command.set_defaults(run=_run_train)

@@ -1,24 +1,71 @@
 """The console door: help that reads, exit codes, sentences."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from spatialweave.models import cli
+from spatialweave.models.cli_help import EXAMPLES
 
-COMMANDS = ("demo", "train", "evaluate", "world", "bench", "convert", "weights", "doctor")
+
+def list_parsers(parser, words=()):
+    """(words of a command, its parser), with the actions of commands that have some."""
+    for group in parser._subparsers._group_actions if parser._subparsers else ():
+        for name, child in group.choices.items():
+            yield (*words, name), child
+            yield from list_parsers(child, (*words, name))
+
+
+PARSERS = dict(list_parsers(cli.build_parser()))
+COMMANDS = [words[0] for words in PARSERS if len(words) == 1]
+
+
+def read_help(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_commands_are_those_that_the_readme_and_the_changelog_name():
+    assert {"demo", "train", "evaluate", "world", "bench", "convert", "weights", "doctor"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", PARSERS, ids=" ".join)
+def test_help_explains_every_option(words, capsys):
+    assert all(action.help or action.choices for action in PARSERS[words]._actions), "an option without a word of help"
+    assert f"spatialweave {' '.join(words)} " in read_help(words, capsys)
+
+
+@pytest.mark.parametrize("words", PARSERS, ids=" ".join)
+def test_help_names_defaults_where_there_are_any(words, capsys):
+    said = " ".join(read_help(words, capsys).split())
+    assert "None" not in said and "(default: False)" not in said and "(default: [])" not in said
+
+
+def test_help_says_what_happens_without_an_option(capsys):
+    said = " ".join(read_help(("world",), capsys).split())
+    assert "pixels a side (default: 128)" in said and "another seed, other scenes (default: 0)" in said
+    assert "what to do (default: list)" in " ".join(read_help(("weights",), capsys).split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_explains_every_option(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, "--help"])
-    assert ended.value.code == 0
-    parser = cli.build_parser()._subparsers._group_actions[0].choices[command]
-    assert all(action.help for action in parser._actions), "an option without a word of help"
-    assert command in capsys.readouterr().out
+def test_help_ends_with_examples_that_can_be_typed(command, capsys):
+    said = read_help((command,), capsys)
+    for example in EXAMPLES[command]:
+        assert example in said
+        program, *arguments = shlex.split(example)
+        assert program == "spatialweave" and cli.build_parser().parse_args(arguments).command == command
+
+
+def test_help_of_train_names_every_recipe_and_where_it_lies(capsys, root):
+    said = read_help(("train",), capsys)
+    recipes = [path.relative_to(root).as_posix() for path in (root / "models").glob("*/recipes/*.json")]
+    assert recipes and str(root) in said and not [name for name in recipes if f"  {name}\n" not in said]
+    assert not [example for example in EXAMPLES["train"] if not (root / shlex.split(example)[2]).is_file()]
 
 
 def test_no_command_is_a_usage_error(capsys):
