@@ -1,5 +1,7 @@
 """Every sampler core offers, in every mode, against data whose exact flow is known: where noise e ends is mean + deviation * e."""
 
+import re
+
 import pytest
 
 pytestmark = pytest.mark.comfyui
@@ -58,6 +60,18 @@ def test_a_sampler_that_cannot_serve_is_refused_by_name_with_the_reason(inside_m
     sentence = inside_matrix("refused", name=name)
     assert sentence.startswith(f"The sampler {name} ") and REFUSED[name] in sentence and "choose euler" in sentence
     assert sentence.count(". ") == 0
+
+
+@pytest.mark.parametrize("place", ["SpatialWeave_LoadModalityForcing.md", "SpatialWeave_LoadModalityForcing/zh.md"])
+def test_the_help_page_names_the_samplers_that_are_refused(root, place):
+    page = (root / "web/docs" / place).read_text(encoding="utf-8")
+    assert not [name for name in REFUSED if f"`{name}`" not in page]
+
+
+def test_nothing_a_user_reads_promises_every_sampler(root):
+    promises = re.compile(r"(all|every|any)( of)? core('s)? samplers?(?! but)\b|所有(核心)?采样器|所有核心", re.IGNORECASE)
+    files = [*(root / "web/docs").rglob("*.md"), *(root / "locales").rglob("*.json"), *(root / "workflows").rglob("*.json")]
+    assert not [str(path) for path in (*files, root / "README.md") if promises.search(path.read_text(encoding="utf-8"))]
 
 
 REFUSED_NODES = {
