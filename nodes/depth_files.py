@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from comfy_api.latest import io
 
 from ..models.core.export.depth_files import read_depth
@@ -85,6 +87,11 @@ class LoadDepth(io.ComfyNode):
                     "exr_channel", default="", advanced=True,
                     tooltip="The channel of an EXR that holds the depth. Empty: Z, or the only one there is.",
                 ),
+                io.Float.Input(
+                    "background_at", default=0.0, min=0.0, max=1e12, step=0.1, round=0.0001, optional=True, advanced=True,
+                    tooltip="From this depth on all is background, infinitely far, as sky. Blender's Z pass writes 10000000000 where "
+                    "nothing is. 0: nothing is background but what the file says is.",
+                ),
             ],
             outputs=[
                 View.Output("view", display_name="VIEW", tooltip="The depth with its unit."),
@@ -93,16 +100,24 @@ class LoadDepth(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, file, units, png_scale, exr_channel) -> io.NodeOutput:
+    def execute(cls, file, units, png_scale, exr_channel, background_at=0.0) -> io.NodeOutput:
+        fault = cls.validate_inputs(file)  # a name that came through a link is seen here for the first time
+        if fault is not True:
+            raise ValueError(fault)
         stated = None if units == AS_FILE else units
-        view = read_depth(input_file(file), units=stated, scale=png_scale or None, channel=exr_channel or None)
+        said = {"scale": png_scale or None, "channel": exr_channel or None, "background": background_at or None}
+        view = read_depth(input_file(file), units=stated, **said)
         return io.NodeOutput(view, view.require_valid().describe())
 
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
-        return is_input_file(file) or f"There is no file {file!r} in the input folder; put it there, or choose another."
+        if file is None or is_input_file(file):  # None: it comes through a link, and is not known before the run
+            return True
+        return f"There is no file {file!r} in the input folder; put it there, or choose another."
 
     @classmethod
-    def fingerprint_inputs(cls, file, **_) -> str:
+    def fingerprint_inputs(cls, file, **_) -> str | float:
+        if file is None:
+            return math.nan  # equal to nothing: read anew in every run
         status = input_file(file).stat()
         return f"{status.st_mtime_ns} {status.st_size}"

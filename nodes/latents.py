@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from comfy_api.latest import io
 
 from .host.latent_files import hash_joint_latent, join_latents, list_joint_latents, load_joint_latent, save_joint_latent, split_streams
@@ -107,8 +109,8 @@ class LoadJointLatent(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, file) -> str:
-        return hash_joint_latent(file)
+    def fingerprint_inputs(cls, file) -> str | float:
+        return math.nan if file is None else hash_joint_latent(file)  # None: it comes through a link; NaN: read anew in every run
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:

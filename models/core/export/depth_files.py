@@ -39,13 +39,27 @@ def write_depth(
     return write_exr(path, view, rgb_linear=srgb_to_linear(view.image[0]) if shown else None, notes=notes)
 
 
-def read_depth(path: str | os.PathLike, *, units: Units | None = None, scale: float | None = None, channel: str | None = None) -> View:
-    """Read a depth by the ending of ``path``. What the file does not say of its unit, a PNG's scale or an EXR's channel is asked for."""
+def read_depth(
+    path: str | os.PathLike,
+    *,
+    units: Units | None = None,
+    scale: float | None = None,
+    channel: str | None = None,
+    background: float | None = None,
+) -> View:
+    """Read a depth by the ending of ``path``. What the file does not say of its unit, a PNG's scale or an EXR's channel is asked for.
+
+    From the depth ``background`` on all is sky, for programs that write a number where nothing is: Blender's Z pass 1e10.
+    """
     path = Path(path)
     suffix = _suffix(path)
     if suffix == ".npz":
-        return read_npz(path, units=units)
-    return read_png16(path, scale=scale, units=units) if suffix == ".png" else read_exr(path, units=units, channel=channel)
+        view = read_npz(path, units=units)
+    elif suffix == ".png":
+        view = read_png16(path, scale=scale, units=units)
+    else:
+        view = read_exr(path, units=units, channel=channel)
+    return view if background is None else view.with_sky_from(background)
 
 
 def _suffix(path: Path) -> str:

@@ -111,6 +111,14 @@ class View:
         """The same View with every tensor on ``device``."""
         return self._map(lambda tensor: tensor.to(device))
 
+    def with_sky_from(self, depth: float) -> View:
+        """The same View with all that lies at this depth or beyond as sky."""
+        if not depth > 0:
+            raise ValueError(f"The depth {depth:g} arrived as the beginning of the sky, wanted one above 0.")
+        far = self.mask & (self.depth >= depth)
+        sky = far if self.sky is None else far | self.sky
+        return replace(self, depth=self.depth.masked_fill(far, 0), mask=self.mask & ~far, sky=sky)
+
     def _map(self, change) -> View:
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if isinstance(getattr(self, field.name), Tensor)}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})

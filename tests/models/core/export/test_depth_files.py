@@ -52,6 +52,20 @@ def test_a_scale_and_unit_given_go_before_the_files(tmp_path):
     assert read_depth(write_depth(tmp_path / "a.exr", make()), channel="R").depth.max() <= 1
 
 
+def test_the_background_of_another_program_is_sky_where_it_is_said_to_be(tmp_path):
+    """Blender's Z pass: 1e10 where nothing is, which spoils every mean if it is taken for a distance."""
+    z = np.full((4, 6), 2.5, np.float32)
+    z[:2] = 1e10
+    with OpenEXR.File({"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}, {"Z": z}) as file:
+        file.write(str(tmp_path / "blender.exr"))
+    as_it_is = read_depth(tmp_path / "blender.exr", units="metric")
+    assert as_it_is.sky is None and float(as_it_is.depth.max()) == 1e10
+    view = read_depth(tmp_path / "blender.exr", units="metric", background=1e10)
+    assert view.sky[0].tolist() == [[True] * 6] * 2 + [[False] * 6] * 2 and float(view.depth.max()) == 2.5
+    for name in ("a.png", "a.npz"):
+        assert bool(read_depth(write_depth(tmp_path / name, make()), background=2.0).sky.any())
+
+
 def test_other_files_are_refused(tmp_path):
     for call in (lambda: read_depth(tmp_path / "a.jpg"), lambda: write_depth(tmp_path / "a.jpg", make())):
         with pytest.raises(ValueError, match=r"^a\.jpg is no depth file by its name, wanted one that ends in \.png, \.exr, \.npz\.$"):

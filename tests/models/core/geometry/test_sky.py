@@ -31,6 +31,18 @@ def test_sky_on_valid_pixels_is_refused():
         View(view.depth, "metric", view.mask, sky=torch.ones_like(view.mask))
 
 
+def test_sky_begins_where_it_is_said_to():
+    """What another program writes for nothing becomes sky; what is missing stays missing, and sky that was known stays sky."""
+    raw = torch.tensor([[[1.0, 3.0, 1e10], [torch.nan, torch.inf, 2.0]]])
+    view = View.from_depth(raw, units="metric").with_sky_from(1e10)
+    assert view.sky.tolist() == [[[False, False, True], [False, True, False]]]
+    assert view.mask.tolist() == [[[True, True, False], [False, False, True]]] and float(view.depth.max()) == 3
+    assert View.from_depth(torch.ones(1, 2, 2), units="metric").with_sky_from(1e10).sky.any().item() is False
+    for depth in (0.0, -1.0, torch.nan):
+        with pytest.raises(ValueError, match="as the beginning of the sky, wanted one above 0"):
+            view.with_sky_from(depth)
+
+
 def test_sky_encodes_to_two_and_does_not_move_the_mean():
     view = View.from_depth(DEPTH, units="metric")
     net = encode_depth(view.depth[:, None], view.mask[:, None], sky=view.sky[:, None])[:, 0]

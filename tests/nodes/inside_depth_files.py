@@ -1,0 +1,69 @@
+"""Called by worker.py inside ComfyUI: depth files of other programs, and names of files that come through a link."""
+
+import asyncio
+import json
+import math
+import os
+from pathlib import Path
+
+import folder_paths
+import torch
+
+import nodes as core
+
+ours = ours  # noqa: F821, PLW0127 - set by worker.py
+WIDGETS = {"units": "as the file says", "png_scale": 0.0, "exr_channel": ""}
+
+
+def node(name):
+    return core.NODE_CLASS_MAPPINGS[f"SpatialWeave_{name}"]
+
+
+def checked(graph):
+    """What ComfyUI's own check has against a graph in API form, or None; core's switch is loaded for it."""
+    import execution
+
+    extras = os.path.join(folder_paths.base_path, "comfy_extras")
+    for name in ("nodes_logic.py", "nodes_primitive.py"):
+        assert asyncio.run(core.load_custom_node(os.path.join(extras, name), module_parent="comfy_extras")), name
+    good, error, _, node_errors = asyncio.run(execution.validate_prompt("checked", graph, None))
+    return None if good else json.dumps([error, node_errors], default=str)
+
+
+def linked_file(name):
+    """The name of a file behind a link that fits any socket, core's switch: what core's check says, and what it asks for the cache."""
+    graph = {
+        "1": {"class_type": "PrimitiveString", "inputs": {"value": "depth.exr"}},
+        "2": {"class_type": "ComfySwitchNode", "inputs": {"switch": False, "on_false": ["1", 0], "on_true": ["1", 0]}},
+        "3": {"class_type": f"SpatialWeave_{name}", "inputs": {"file": ["2", 0]}},
+    }
+    if name == "LoadDepth":
+        graph["3"]["inputs"] |= WIDGETS
+        shown = {"style": "colour", "near_percentile": 0.0, "far_percentile": 100.0}
+        graph["4"] = {"class_type": "SpatialWeave_PreviewDepth", "inputs": {"view": ["3", 0], **shown}}
+    else:
+        graph["4"] = {"class_type": "SpatialWeave_SaveJointLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "x"}}
+    return {"check": checked(graph), "anew": math.isnan(node(name).fingerprint_inputs(file=None))}
+
+
+def z_pass(folder):
+    """An EXR as Blender writes it, loaded without and with its background stated."""
+    folder_paths.set_input_directory(folder)
+    depth = torch.linspace(2, 6, 48).repeat(32, 1)
+    depth[:16] = 1e10
+    data = ours("models.core.export.exr").encode_exr({"Z": depth.numpy()})
+    Path(folder, "z.exr").write_bytes(data)
+    said = {**WIDGETS, "units": "metric"}
+    as_it_is = node("LoadDepth").EXECUTE_NORMALIZED(file="z.exr", **said).result
+    stated = node("LoadDepth").EXECUTE_NORMALIZED(file="z.exr", **said, background_at=1e10).result
+    return {"as it is": as_it_is[1], "stated": stated[1], "sky": int(stated[0].sky.sum())}
+
+
+def missing_file(folder):
+    """The sentence of a run whose link brought the name of a file that is not there."""
+    folder_paths.set_input_directory(folder)
+    try:
+        node("LoadDepth").EXECUTE_NORMALIZED(file="gone.exr", **WIDGETS)
+    except ValueError as error:
+        return str(error)
+    return None
