@@ -122,7 +122,8 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     except (OSError, SyntaxError, struct.error) as error:  # what Pillow raises, depending on the place of the damage
         raise ValueError(f"{path} is no picture, or a damaged one; wanted a 16-bit grey PNG.") from error
     if kind != "PNG" or not mode.startswith("I"):
-        raise ValueError(f"{path} is a {kind} picture of mode {mode}, wanted a 16-bit grey PNG; 8 bits are too few for a depth.")
+        remedy = "load a depth of 8 bits as a picture, and say what white means in View from Depth Image (view_from_image)"
+        raise ValueError(f"{path} is a {kind} picture of mode {mode}, wanted a 16-bit grey PNG: {remedy}.")
     return values.astype(np.uint16), text
 
 
