@@ -45,18 +45,19 @@ def test_codec_recipe_trains_and_writes_a_codec_that_loads(folder):
 
 
 def test_tiny_recipes_follow_one_another(folder):
-    """Text to image first; then both streams, from its weights."""
-    run_recipe(shorten("tiny_text_to_image", folder), BUILDERS)
-    made = folder / "tiny_text_to_image"
-    second = shorten("tiny", folder)
-    model = dict(second.model) | {"base": str(made / "network.safetensors"), "text": str(made / "text.safetensors")}
-    outcome = run_recipe(shorten("tiny", folder, model=model), BUILDERS)
-    assert outcome.ending == "finished"
-    for name in ("network.safetensors", "text.safetensors"):  # what ships is half as large as what trains
-        assert set(read_header(folder / "tiny" / name).dtypes.values()) == {"F16"}
-        assert set(read_header(made / name).dtypes.values()) == {"F32"}
+    """Each of the four stages goes on from the weights of the one before, as its recipe says."""
+    stages = [path.stem for path in RECIPES if path.stem.startswith("tiny_")]
+    assert len(stages) == 4
+    for number, stage in enumerate(stages, start=1):
+        whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
+        model = {key: value.replace("runs/", f"{folder}/") for key, value in whole["model"].items()}
+        outcome = run_recipe(shorten(stage, folder, model=model, output=whole["output"].replace("runs/", f"{folder}/")), BUILDERS)
+        assert outcome.ending == "finished"
+        for name in ("network.safetensors", "text.safetensors"):  # what ships is half as large as what trains
+            kind = {"F16"} if number in (2, 4) else {"F32"}
+            assert set(read_header(folder / f"tiny_{number}" / name).dtypes.values()) == kind
 
 
 def test_an_unknown_shipping_precision_is_refused(folder):
     with pytest.raises(ValueError, match="'int3'; it is one of float32, float16"):
-        run_recipe(shorten("tiny_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")), BUILDERS)
+        run_recipe(shorten("tiny_1_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")), BUILDERS)
