@@ -39,6 +39,15 @@ class Alignment:
         pairs = zip(self.scale.tolist(), self.shift.tolist(), strict=True)
         return "\n".join(f"picture {index}: scale {scale:.6g}, shift {shift:.6g}" for index, (scale, shift) in enumerate(pairs))
 
+    def check_direction(self) -> None:
+        """Raise ValueError naming the first picture that the fit turns around: its near things become far."""
+        for index, scale in enumerate(self.scale.tolist()):
+            if not scale > 0:
+                raise ValueError(
+                    f"The best fit of picture {index} has the scale {scale:.4g}, which makes near things far, or all things equally "
+                    "far: check that disparity was not taken for depth and that both show the same scene, or fit the scale alone."
+                )
+
 
 def align_scale(pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMethod = "median", each: Each = iter) -> Alignment:
     """The scale of each picture, shift 0.
@@ -92,8 +101,11 @@ def align_depth(
 def match_views(view: View, reference: View) -> tuple[Tensor, Tensor, Tensor]:
     """Depth, true depth and their common mask, ``b h w``; one of a batch of 1 serves the whole batch."""
     if view.depth.shape[1:] != reference.depth.shape[1:]:
-        sizes = tuple(f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in (view.depth, reference.depth))
-        raise ValueError(f"A depth of {sizes[0]} and a reference of {sizes[1]} pixels arrived, wanted the same size; resize first.")
+        own, wanted = (f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in (view.depth, reference.depth))
+        raise ValueError(
+            f"A depth of {own} and a reference of {wanted} pixels arrived, wanted the same size: scale the picture to {wanted} with "
+            "Upscale Image before its depth is made, or make both depths from one picture."
+        )
     if len(view) != len(reference) and 1 not in (len(view), len(reference)):
         raise ValueError(f"{len(view)} depth maps and {len(reference)} references arrived: give equally many, or one for all.")
     depth, target = torch.broadcast_tensors(view.depth, reference.depth.to(view.depth.device))
@@ -104,10 +116,12 @@ def align_view(view: View, reference: View, fit: Fit, quantity: Quantity = "dept
     """The View in the scale and unit of a reference, and what was fitted.
 
     Pixels that the fit drives to 0, below, or beyond infinity become invalid. A pose keeps its place in the scaled world.
-    A shift, or a scale of disparity with one, bends surfaces: pose and normals do not survive it.
+    A shift, or a scale of disparity with one, bends surfaces: pose and normals do not survive it. A scale of 0 or below is
+    refused: it is no depth of this scene that comes out.
     """
     depth, target, mask = match_views(view, reference)
     aligned, found = align_depth(depth, target, mask, fit, quantity, each=each)
+    found.check_direction()
     aligned = aligned.masked_fill(~view.mask | aligned.isinf(), 0)
     others = {name: getattr(view, name) for name in ("image", "confidence", "sky", "intrinsics")}
     if not bool(found.shift.any()):

@@ -16,6 +16,7 @@ _TAILS = {
     "image": (None, None, 3), "normals": (None, None, 3), "confidence": (None, None), "sky": (None, None), "intrinsics": (3, 3),
     "world_to_cam": (4, 4),
 }  # fmt: skip
+_SAME_SIZE = "bring the pictures to one size, with Upscale Image or Resize Image/Mask, before they meet"  # a View keeps its own
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class View:
         batch, *size = self.depth.shape
         wanted = (batch, *size, *_TAILS[name][2:]) if _TAILS[name][0] is None else (batch, *_TAILS[name])
         if tuple(tensor.shape) != wanted:
-            raise ValueError(f"The {name} {tuple(tensor.shape)} does not fit a depth map {tuple(self.depth.shape)}, wanted {wanted}.")
+            remedy = f": {_SAME_SIZE}" if _TAILS[name][0] is None and list(tensor.shape[1:3]) != size else ""
+            raise ValueError(
+                f"The {name} {tuple(tensor.shape)} does not fit a depth map {tuple(self.depth.shape)}, wanted {wanted}{remedy}."
+            )
 
     @classmethod
     def from_depth(cls, depth: Tensor, *, units: Units, mask: Tensor | None = None, **others: Tensor | None) -> View:
@@ -90,7 +94,7 @@ class View:
         valid = is_valid(depth)
         given = batched.pop("mask", valid)
         if given.shape != depth.shape:
-            raise ValueError(f"The mask {tuple(given.shape)} must have the shape of the depth map, {tuple(depth.shape)}.")
+            raise ValueError(f"The mask {tuple(given.shape)} must have the shape of the depth map, {tuple(depth.shape)}: {_SAME_SIZE}.")
         valid = valid & given
         far = depth == torch.inf
         if "sky" in batched or bool(far.any()):
@@ -103,13 +107,9 @@ class View:
     def __getitem__(self, index: int) -> View:
         """One picture of the batch, as a View with batch 1."""
         if not -len(self) <= index < len(self):
-            raise IndexError(f"Picture {index} was asked of a batch of {len(self)}.")
+            raise IndexError(f"Picture {index} was asked of a batch of {len(self)}: choose an index below that, counted from 0.")
         index %= len(self)
         return self._map(lambda tensor: tensor[index : index + 1])
-
-    def to(self, device: torch.device | str) -> View:
-        """The same View with every tensor on ``device``."""
-        return self._map(lambda tensor: tensor.to(device))
 
     def with_sky_from(self, depth: float) -> View:
         """The same View with all that lies at this depth or beyond as sky."""
@@ -118,6 +118,10 @@ class View:
         far = self.mask & (self.depth >= depth)
         sky = far if self.sky is None else far | self.sky
         return replace(self, depth=self.depth.masked_fill(far, 0), mask=self.mask & ~far, sky=sky)
+
+    def to(self, device: torch.device | str) -> View:
+        """The same View with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, change) -> View:
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if isinstance(getattr(self, field.name), Tensor)}

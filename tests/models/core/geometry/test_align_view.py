@@ -64,6 +64,17 @@ def test_depth_driven_to_zero_or_beyond_infinity_becomes_invalid():
     assert align_depth(depth, target, mask, "scale and shift", "disparity")[0][0, 0, 2] == torch.inf
 
 
+@pytest.mark.parametrize("fit", ["scale and shift", "scale and shift, robust"])
+@pytest.mark.parametrize("quantity", ["depth", "disparity"])
+def test_a_fit_that_makes_near_things_far_is_refused(fit, quantity):
+    """As when disparity is taken for depth; a scale alone is positive, and goes through."""
+    reference = truth()
+    turned = View.from_depth(torch.stack([reference.depth[0], 1 / reference.depth[1]]), units="relative")
+    with pytest.raises(ValueError, match="The best fit of picture 1 has the scale -.*, which makes near things far, .*: check that"):
+        align_view(turned, reference, fit, quantity)
+    assert bool(align_view(turned, reference, "scale", quantity)[1].scale.gt(0).all())
+
+
 def test_one_reference_serves_a_batch():
     reference = truth()
     aligned, _ = align_view(View.from_depth(truth().depth[:1].repeat(3, 1, 1) * 2, units="relative"), reference[0], "scale")
@@ -75,7 +86,7 @@ def test_what_is_refused():
     for call, sentence in (
         (lambda: align_view(other, reference, "scale"), "3 depth maps and 2 references arrived: give equally many, or one for all"),
         (lambda: align_view(reference, reference, "shift"), "The fit 'shift' of 'depth' arrived"),
-        (lambda: align_view(View.from_depth(torch.ones(1, 2, 2), units="metric"), reference, "scale"), "wanted the same size"),
+        (lambda: align_view(View.from_depth(torch.ones(1, 2, 2), units="metric"), reference, "scale"), "scale the picture to 8 x 6"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call()

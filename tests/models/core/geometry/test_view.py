@@ -57,11 +57,11 @@ def test_batch_mismatch_names_both_counts():
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"image": torch.zeros(1, 2, 2, 4)}, r"image \(1, 2, 2, 4\) does not fit .* wanted \(1, 2, 2, 3\)"),
-        ({"image": torch.zeros(1, 5, 2, 3)}, r"image \(1, 5, 2, 3\) does not fit"),
+        ({"image": torch.zeros(1, 2, 2, 4)}, r"image \(1, 2, 2, 4\) does not fit .* wanted \(1, 2, 2, 3\)\.$"),
+        ({"image": torch.zeros(1, 5, 2, 3)}, r"image \(1, 5, 2, 3\) does not fit .*: bring the pictures to one size, with Upscale Image"),
         ({"normals": torch.zeros(2, 3)}, r"normals has shape \(2, 3\), wanted 4 axes"),
-        ({"intrinsics": torch.eye(4)}, r"intrinsics \(1, 4, 4\) does not fit"),
-        ({"mask": torch.ones(3, 2)}, r"mask \(1, 3, 2\) must have the shape"),
+        ({"intrinsics": torch.eye(4)}, r"intrinsics \(1, 4, 4\) does not fit .* wanted \(1, 3, 3\)\.$"),
+        ({"mask": torch.ones(3, 2)}, r"mask \(1, 3, 2\) must have the shape .*: bring the pictures to one size"),
     ],
 )
 def test_misfits_are_named(others, message):
@@ -98,7 +98,7 @@ def test_indexing_takes_one_picture_of_every_field():
     assert view[1].depth.shape == (1, 2, 3)
     assert view[0].units == "metric"
     assert [len(one) for one in view] == [1, 1]
-    with pytest.raises(IndexError, match="Picture 2 was asked of a batch of 2"):
+    with pytest.raises(IndexError, match="Picture 2 was asked of a batch of 2: choose an index below that"):
         view[2]
 
 
