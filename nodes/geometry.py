@@ -47,20 +47,28 @@ class PreviewDepth(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "image", display_name="IMAGE",
-                    tooltip="The picture without the legend, of the depth's own size. The scale is lost: keep the VIEW for measuring.",
+                    tooltip="The picture in that style without the legend, of the depth's own size. The scale is lost: keep the VIEW for "
+                    "measuring.",
                 ),
                 io.String.Output("text", display_name="STRING", tooltip="Size, range, unit, direction and invalid pixels, in one line."),
+                io.Image.Output(
+                    "control", display_name="control (near white)",
+                    tooltip="For depth ControlNets, whatever style is shown: white is near, black is far, between the same percentiles.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, view, style, near_percentile, far_percentile) -> io.NodeOutput:
-        pictures, sheets = [], []
+        ends = {"near_percentile": near_percentile, "far_percentile": far_percentile}
+        pictures, controls, sheets = [], [], []
         for one in each_picture(list(view.require_valid())):
-            shown = picture_depth(one, style, near_percentile=near_percentile, far_percentile=far_percentile)
+            shown = picture_depth(one, style, **ends)
             pictures += [picture.image for picture in shown]
+            controls += [picture.image for picture in picture_depth(one, "control", **ends)]
             sheets.append(explain_depth(one, shown, style))
-        return io.NodeOutput(stack_pictures(pictures), view.describe(), ui=ui.PreviewImage(torch.cat(sheets), cls=cls))
+        preview = ui.PreviewImage(torch.cat(sheets), cls=cls)
+        return io.NodeOutput(stack_pictures(pictures), view.describe(), stack_pictures(controls), ui=preview)
 
 
 class AlignDepth(io.ComfyNode):

@@ -25,7 +25,7 @@ def declarations():
             "description": schema.description,
             "aliases": schema.search_aliases,
             "inputs": {put.id: {"type": put.io_type, "tooltip": put.tooltip} for put in schema.inputs},
-            "outputs": [{"id": put.id, "type": put.io_type, "tooltip": put.tooltip} for put in schema.outputs],
+            "outputs": [{"id": put.id, "name": put.display_name, "type": put.io_type, "tooltip": put.tooltip} for put in schema.outputs],
             "execute": [parameter for parameter in inspect.signature(node.execute).parameters],
         }
     return out
@@ -103,9 +103,10 @@ def preview(style):
     """The Preview Depth node on a ramp with a hole."""
     view = ours("models.core.geometry.view").View.from_depth(_ramp(), units="metric")
     out = our_nodes()["SpatialWeave_PreviewDepth"].EXECUTE_NORMALIZED(view=view, style=style, near_percentile=0.0, far_percentile=100.0)
-    picture, text = out.result
+    picture, text, control = out.result
     places = {"near": (5, 0), "far": (5, -1), "hole": (0, 0)}
-    return {"text": text, "shown": out.ui.as_dict()["images"], **{name: picture[0, y, x].tolist() for name, (y, x) in places.items()}}
+    seen = {name: picture[0, y, x].tolist() for name, (y, x) in places.items()}
+    return {"text": text, "shown": out.ui.as_dict()["images"], "control": [control[0, 5, x].tolist() for x in (0, -1)], **seen}
 
 
 def _ramp():

@@ -130,6 +130,14 @@ def test_preview_says_unit_direction_and_range(nodes):
     assert coloured["shown"][0]["type"] == "temp"
 
 
+@pytest.mark.parametrize("style", ["control", "colour"])
+def test_a_controlnets_picture_is_near_white_whatever_is_shown(nodes, declared, style):
+    """An output of its own, whose name says what it is: colours into a ControlNet would be wrong without a word."""
+    assert nodes("preview", style=style)["control"] == [[1, 1, 1], [0, 0, 0]]
+    (output,) = [put for put in declared["SpatialWeave_PreviewDepth"]["outputs"] if put["name"] == "control (near white)"]
+    assert output["type"] == "IMAGE"
+
+
 REFUSALS = {
     "plain latent into the model": ["A plain latent (1, ", "an image and its depth together", "Empty Joint Latent"],
     "three streams": ["3 streams arrived", "Empty Joint Latent"],
