@@ -101,7 +101,7 @@ class LoadJointLatent(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file", options=list_joint_latents(),
-                    tooltip="A .joint.safetensors file in ComfyUI's input folder, its output folder, or latents in that. Other files are "
+                    tooltip="A .joint.safetensors file in ComfyUI's input folder, or anywhere in its output folder. Other files are "
                     "refused by name.",
                 )
             ],

@@ -24,11 +24,11 @@ class EmptyJointLatent(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The joint model that will sample it: it fixes the number of channels and the patch."),
                 io.Int.Input(
-                    "width", default=128, min=16, max=4096, step=16,
+                    "width", default=128, min=16, max=4096, step=1,
                     tooltip="Width in pixels. Padded inside to whole patches of 16; you get the width you asked for.",
                 ),
                 io.Int.Input(
-                    "height", default=128, min=16, max=4096, step=16,
+                    "height", default=128, min=16, max=4096, step=1,
                     tooltip="Height in pixels. Padded inside to whole patches of 16; you get the height you asked for.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pairs of image and depth to make."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.cli_args
@@ -17,7 +18,6 @@ from .nested_masks import MASKS, nest_masks, take_apart
 
 SUFFIX = ".joint.safetensors"
 FILE_KIND = "joint latent"
-SAVED_IN = "latents"  # the folder of Save Joint Latent's default prefix
 STREAMS = ("image", "depth")
 
 
@@ -36,15 +36,20 @@ def join_latents(image: dict, depth: dict) -> dict:
     streams = [stream.expand(batch, *stream.shape[1:]) if len(stream) == 1 else stream for stream in streams]
     joined = image | depth | {"samples": comfy.nested_tensor.NestedTensor(streams)}
     shown, covered = (stream.shape[-2:] for stream in split_joint_latent(joined))
-    if SIZE in joined and not fits(joined[SIZE], covered, covered[0] // shown[0]):
-        del joined[SIZE]  # a stale one: both streams were scaled on their own
+    size = scale_size(joined.pop(SIZE), covered, covered[0] // shown[0]) if SIZE in joined else None
     joined.pop(MASKS, None)
-    return joined | nest_masks((image, depth), streams)
+    return joined | ({SIZE: size} if size else {}) | nest_masks((image, depth), streams)
 
 
-def fits(size, padded, patch: int) -> bool:
-    """Whether a picture of `size` is padded to `padded` in whole patches."""
-    return all(-(-side // patch) * patch == full for side, full in zip(size, padded, strict=True))
+def scale_size(size: Sequence[int], padded: Sequence[int], patch: int) -> tuple[int, int] | None:
+    """The (height, width) of a picture of `size` that was padded to whole patches and then scaled to `padded`, padding and all.
+
+    None if its sides were not scaled alike: what became of the padding is then not known.
+    """
+    height, width = (-(-side // patch) * patch for side in size)
+    if height * padded[1] != width * padded[0]:
+        return None
+    return size[0] * padded[0] // height, size[1] * padded[1] // width
 
 
 def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_pnginfo=None) -> dict:
@@ -66,11 +71,11 @@ def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_png
 
 
 def list_joint_latents() -> list[str]:
-    """What can be loaded: files in core's input folder, its output folder, and the folder of saved latents in that."""
-    output = folder_paths.get_output_directory()
-    forms = {folder_paths.get_input_directory(): "{}", output: "{} [output]", os.path.join(output, SAVED_IN): SAVED_IN + "/{} [output]"}
-    folders = [folder for folder in forms if os.path.isdir(folder)]
-    return [forms[folder].format(name) for folder in folders for name in sorted(os.listdir(folder)) if name.endswith(SUFFIX)]
+    """What can be loaded: files in core's input folder, and in its output folder as deep as a prefix can put them."""
+    given, output = folder_paths.get_input_directory(), Path(folder_paths.get_output_directory())
+    loose = [name for name in os.listdir(given) if name.endswith(SUFFIX)] if os.path.isdir(given) else []
+    saved = [Path(folder, name) for folder, _, names in os.walk(output) for name in names if name.endswith(SUFFIX)]
+    return sorted(loose) + sorted(f"{path.relative_to(output).as_posix()} [output]" for path in saved)
 
 
 def load_joint_latent(file: str) -> dict:

@@ -27,7 +27,7 @@ def masked(batch=1):
     View = ours("models.core.geometry.view").View
     depth = 1 + torch.rand(batch, 50, 40, generator=torch.Generator().manual_seed(2))
     depth[:, :9, :9] = 0
-    (latent,) = run("DepthToImageLatent", sampling.rig().model, View.from_depth(depth, units="metric"))
+    latent, *_ = run("DepthToImageLatent", sampling.rig().model, View.from_depth(depth, units="metric"))
     return latent
 
 
@@ -49,16 +49,29 @@ def taken_apart():
     return {"same": same(latent, again), "pixels": list(pixels.shape), "flipped": list(flipped.shape)}
 
 
-def joined(case):
-    """Shapes, size and masks after joining parts that were made or changed by core."""
+def join(case):
+    """A joint latent of parts that were made or changed by core."""
     image, depth = run("SplitJointLatent", masked())
     if case == "batch of one":
         image = image | {"samples": torch.cat([image["samples"]] * 3)}
     if case == "scaled":
         image, depth = (core.LatentUpscaleBy().upscale(part, "nearest-exact", 2.0)[0] for part in (image, depth))
+    if case == "stretched":
+        image, depth = (part | {"samples": part["samples"].repeat_interleave(2, dim=-1)} for part in (image, depth))
     if case == "encoded":
         image = core.VAEEncode().encode(sampling.rig().vae, torch.rand(1, 64, 48, 3))[0]
-    (latent,) = run("JoinJointLatent", image, depth)
+    return run("JoinJointLatent", image, depth)[0]
+
+
+def decoded_size(case):
+    """What Decode Joint Latent makes of it: the picture's shape and the depth's."""
+    picture, view = run("DecodeJointLatent", join(case), sampling.rig().vae)
+    return [list(picture.shape), list(view.depth.shape)]
+
+
+def joined(case):
+    """Shapes, size and masks after joining."""
+    latent = join(case)
     return {
         "shapes": [list(part.shape) for part in latent["samples"].unbind()],
         "size": list(latent.get("spatialweave_size", ())),
@@ -93,6 +106,26 @@ def saved_and_loaded(folder):
         "prints": [len(value) for value in prints],
         "samples": all(bool(part.nan_to_num().isfinite().all()) for part in out),
     }
+
+
+def saved_deep(folder):
+    """Saved under prefixes with and without folders; what is listed, and whether each comes back."""
+    folder_paths.set_output_directory(f"{folder}/output")
+    folder_paths.set_input_directory(f"{folder}/input")
+    save, latent = saver(), masked()
+    for prefix in ("top", "a/b/joint"):
+        save.execute(latent, prefix)
+    Path(folder, "input").mkdir()
+    for name in ("given.joint.safetensors", "given.safetensors"):
+        Path(folder, "input", name).write_bytes(b"")
+    listed = ours("nodes.host.latent_files").list_joint_latents()
+    return {"listed": listed, "same": [same(latent, run("LoadJointLatent", name)[0]) for name in listed if name.endswith("[output]")]}
+
+
+def steps_of_the_size():
+    """Of the widgets of Empty Joint Latent."""
+    inputs = node("EmptyJointLatent").INPUT_TYPES()["required"]
+    return {name: inputs[name][1]["step"] for name in ("width", "height")}
 
 
 def refused(case, folder):

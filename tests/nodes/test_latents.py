@@ -25,9 +25,16 @@ def test_joining_takes_masks_sizes_and_batches_along(latents):
     assert latents("joined", case="encoded") == {"shapes": [[1, 32, 4, 3], [1, 1, 64, 48]], "size": [50, 40], "masks": [1, 0]}
 
 
-def test_a_size_that_no_longer_holds_is_dropped(latents):
+def test_a_size_is_scaled_with_the_latents_and_no_padding_shows(latents):
     result = latents("joined", case="scaled")
-    assert result["shapes"] == [[1, 32, 8, 6], [1, 1, 128, 96]] and result["size"] == []
+    assert result["shapes"] == [[1, 32, 8, 6], [1, 1, 128, 96]] and result["size"] == [100, 80]
+    assert latents("decoded_size", case="scaled") == [[1, 100, 80, 3], [1, 100, 80]]
+
+
+def test_a_size_that_no_longer_holds_is_dropped(latents):
+    result = latents("joined", case="stretched")
+    assert result["shapes"] == [[1, 32, 4, 6], [1, 1, 64, 96]] and result["size"] == []
+    assert latents("decoded_size", case="stretched") == [[1, 64, 96, 3], [1, 64, 96]]
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(latents, tmp_path):
@@ -39,6 +46,22 @@ def test_what_is_saved_is_loaded_bit_for_bit(latents, tmp_path):
     assert json.loads(result["metadata"]["spatialweave_size"]) == [50, 40]
     assert json.loads(result["metadata"]["workflow"]) == {"nodes": []} and json.loads(result["metadata"]["prompt"])
     assert result["prints"] == [64, 64]
+
+
+def test_whatever_was_saved_can_be_chosen(latents, tmp_path):
+    """Save Joint Latent's prefix may name any folder in the output folder."""
+    result = latents("saved_deep", folder=str(tmp_path))
+    assert result["listed"] == [
+        "given.joint.safetensors",
+        "a/b/joint_00001_.joint.safetensors [output]",
+        "top_00001_.joint.safetensors [output]",
+    ]
+    assert result["same"] == [True, True]
+
+
+def test_any_size_can_be_asked_for_in_the_browser(latents):
+    """It rounds what is typed to the step; the padding to whole patches is ours."""
+    assert latents("steps_of_the_size") == {"width": 1, "height": 1}
 
 
 REFUSALS = {
