@@ -14,13 +14,14 @@ from .core.training.alignment import Aligner
 from .core.training.loop import Builder, Task
 from .core.training.recipe import Recipe, check_keys
 from .demo.codec import STRIDE, TinyCodec
-from .demo.data import CELL, CELL_CLASSES, WorldLatents, WorldPictures, open_world
+from .demo.data import CELL, CELL_CLASSES, WorldLatents, WorldPictures
 from .demo.text import TinyTextEncoder, tokenize
 from .demo.training import CodecLoss, TrainedCodec, codec_loss
 from .demo.weights import load_codec, save_part
 from .intrinsic_ldm import training_lora, training_vae
 from .modality_forcing import training_task
 from .world import scorer_task
+from .world.dataset import open_world
 
 WORLD_KEYS = ["folder", "scenes", "size"]
 

@@ -19,18 +19,6 @@ from ..world.scene import COLORS, SHAPES
 from .codec import TinyCodec
 from .text import tokenize
 
-
-def open_world(data: Mapping[str, Any]) -> FolderDataset:
-    """The dataset folder of a recipe; if it is not there, the sentence says which command makes it."""
-    folder = Path(str(data.get("folder", "")))
-    if not (folder / "manifest.jsonl").is_file():
-        raise ValueError(
-            f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world {folder} "
-            f"--scenes {data.get('scenes', 24000)} --size {data.get('size', 128)} --workers 2"
-        )
-    return FolderDataset(folder)
-
-
 # What a spot of a picture shows, as numbers: its shape (surroundings, sky, then SHAPES) and its colour (COLORS; of objects only).
 CELL = 4  # pixels to a side
 CELL_CLASSES = (2 + len(SHAPES), len(COLORS))

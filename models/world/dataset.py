@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -33,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 from ..core.export.files import write_file
+from ..core.training.data import MANIFEST, FolderDataset
 from .captions import caption
 from .dataset_layout import write_pictures, write_tensors
 from .edits import Edit, sample_edits
@@ -44,7 +45,7 @@ Layout = Literal["shards", "files"]
 DepthType = Literal["float16", "float32"]
 FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
 CAPTIONS = 4
-DATASET, MANIFEST = "dataset.json", "manifest.jsonl"
+DATASET = "dataset.json"
 _RENDER_BATCH = 50
 _CONVENTIONS = {
     "camera": "OpenCV: x right, y down, z forward; pixel centres at +0.5; world_to_cam maps world points (y up, metres) to it",
@@ -124,6 +125,17 @@ def export_dataset(folder: str | Path, count: int, *, size: int | tuple[int, int
     for path in folder.glob("shard-?????.jsonl"):
         path.unlink()
     return Summary(folder, count, rendered, time.perf_counter() - started)
+
+
+def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None) -> FolderDataset:
+    """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it."""
+    folder = Path(str(data.get("folder", "")))
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(
+            f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world {folder} "
+            f"--scenes {data.get('scenes', 24000)} --size {data.get('size', 128)} --workers 2"
+        )
+    return FolderDataset(folder, keys=keys)
 
 
 def _run_jobs(folder: Path, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]) -> Iterator[int]:
@@ -232,14 +244,3 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _join(lines: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
-
-
-def measure_speed(count: int = 50, *, height: int = 128, width: int = 128, samples: int = 2, device: str = "cpu") -> float:
-    """Scenes a second, sampled and rendered with all ground truth, on as many threads as torch has; the first batch is not counted."""
-    if count < 1:
-        raise ValueError(f"The speed is measured over at least 1 scene; asked for {count}.")
-    render(sample_scenes(1, min(count, 8)), height, width, samples=samples, device=device)
-    started = time.perf_counter()
-    frames = render(sample_scenes(0, count), height, width, samples=samples, device=device)
-    float(frames.image.sum())  # waits for a GPU
-    return count / (time.perf_counter() - started)

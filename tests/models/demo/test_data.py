@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from spatialweave.models.core.training.data import FolderDataset
 from spatialweave.models.demo.codec import TinyCodec
-from spatialweave.models.demo.data import WorldLatents, WorldPictures, open_world
+from spatialweave.models.demo.data import WorldLatents, WorldPictures
 from spatialweave.models.demo.text import TOKENS, explain_prompt, tokenize
 from spatialweave.models.world.captions import VOCABULARY, caption
+from spatialweave.models.world.dataset import open_world
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import COLORS, SHAPES, sample_scenes
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from spatialweave.models.world.dataset import measure_speed
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import COLORS, sample_scenes, with_objects
 
@@ -132,9 +131,3 @@ def test_impossible_requests_are_refused():
         render([], 32, 32)
     with pytest.raises(ValueError, match="pictures of at least 8 x 8 pixels with 1 sample or more; asked for 4 x 32 with 1."):
         render(sample_scenes(0, 1), 32, 4, samples=1)
-
-
-def test_speed_is_measured():
-    assert measure_speed(4, height=16, width=16, samples=1) > 0
-    with pytest.raises(ValueError, match="at least 1 scene; asked for 0"):
-        measure_speed(0)
