@@ -14,7 +14,6 @@ from ..core.diffusion.guidance import guide_streams
 from .config import Mode, check_mode
 
 NetworkCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-OnStep = Callable[[int, int, Tensor, Tensor], None]
 LOG2_ALPHA_MAX = 20  # beyond it float32 times of one stream collapse onto 0 or 1
 
 
@@ -75,7 +74,7 @@ def sample(
     null_context: Tensor | None = None,
     guidance: float = 1.0,
     x0_t_min: float = 0.0,
-    on_step: OnStep | None = None,
+    on_step: Callable[[int, int, Tensor, Tensor], None] | None = None,
     partial_depth: PartialDepth | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the schedule with Euler steps: noise, or a given clean stream, in; clean RGB latent and network-space depth out.

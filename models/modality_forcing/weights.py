@@ -106,11 +106,6 @@ def network_shapes(config: ModalityForcingConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in ModalityForcing(config, device="meta").state_dict().items()}
 
 
-def find_preset_name(config: ModalityForcingConfig) -> str | None:
-    """The preset with this configuration, if there is one."""
-    return next((name for name, preset in PRESETS.items() if preset == config), None)
-
-
 def find_prefix(header: Header, what: str) -> str:
     """What stands before the released names in this file; WeightsError if it is no Modality Forcing network."""
     for prefix in (PREFIX, *OTHER_PREFIXES):

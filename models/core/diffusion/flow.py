@@ -25,19 +25,9 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * x0 + t * noise
 
 
-def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
-    """What a velocity network learns, at any time."""
-    return noise - x0
-
-
 def velocity_to_x0(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """The clean data that x at time t and this velocity point to."""
     return x - match_dims(t, x) * velocity
-
-
-def x0_to_velocity(x: Tensor, x0: Tensor, t: Tensor, t_min: float = 0.0) -> Tensor:
-    """The velocity of x at time t when the clean data are x0; the time is divided by, not below `t_min`."""
-    return (x - x0) / match_dims(t, x).clamp(min=t_min)
 
 
 def step_velocity(x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
