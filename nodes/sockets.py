@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.core.geometry.align import Fit
+from ..models.core.geometry.camera import ASSUMED_FOV
 
 View = io.Custom("SPATIALWEAVE_VIEW")  # models/core/geometry/view.py: depth with its unit, mask and camera
 MogeGeometry = io.Custom("MOGE_GEOMETRY")  # core's, converted by models/core/geometry/packets.py
@@ -29,7 +30,7 @@ def index_input() -> io.Int.Input:
 def fov_input() -> io.Float.Input:
     """The camera of a view that has none."""
     return io.Float.Input(
-        "fov_degrees", default=65.0, min=1.0, max=170.0, step=0.5,
+        "fov_degrees", default=ASSUMED_FOV, min=1.0, max=170.0, step=0.5,
         tooltip="Horizontal field of view in degrees. Used only when the VIEW has no camera of its own.",
     )  # fmt: skip
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Degrees across where nobody knows them: as Modality Forcing's published point clouds assume.
+ASSUMED_FOV = 65.0
 # OpenCV (y down, z forward) <-> glTF and three.js (y up, looks down -z); its own inverse.
 FLIP_Y_Z = (1.0, -1.0, -1.0)
 

@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .camera import FLIP_Y_Z, camera_info, intrinsics_from_fov, invert_pose, pixel_centres, resize_camera, transform_points, unproject
+from .camera import (
+    ASSUMED_FOV,
+    FLIP_Y_Z,
+    camera_info,
+    intrinsics_from_fov,
+    invert_pose,
+    pixel_centres,
+    resize_camera,
+    transform_points,
+    unproject,
+)
 from .view import View
 
 Frame = Literal["camera", "world"]
@@ -85,7 +95,9 @@ def find_intrinsics(view: View, fov_degrees: float | None) -> Tensor:
     if view.intrinsics is not None:
         return view.intrinsics
     if fov_degrees is None:
-        raise ValueError("The view has no camera, so its points have no place; give fov_degrees (65 is usual) or set its intrinsics.")
+        raise ValueError(
+            f"The view has no camera, so its points have no place; give fov_degrees ({ASSUMED_FOV:g} is usual) or set its intrinsics."
+        )
     height, width = view.depth.shape[-2:]
     return intrinsics_from_fov(fov_degrees, width, height).to(view.depth.device).expand(len(view), 3, 3)
 
