@@ -119,6 +119,7 @@ def _add_world(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", choices=["train", "test"], default="train", help="scenes of the two never meet")
     command.add_argument("--kind", choices=["scenes", "edits"], default="scenes", help="pictures, or pairs before and after an instruction")
     command.add_argument("--layout", choices=["shards", "files"], default="shards", help="safetensors shards, or loose PNG files")
+    command.add_argument("--normals", action="store_true", help="normals, too")
     command.add_argument("--workers", type=int, default=1, help="processes that render")
     command.set_defaults(run=_run_world)
 
@@ -128,9 +129,62 @@ def _run_world(options: argparse.Namespace) -> None:
 
     summary = export_dataset(
         options.output, count=options.scenes, size=options.size, seed=options.seed, split=options.split, kind=options.kind,
-        layout=options.layout, workers=options.workers,
+        layout=options.layout, normals=options.normals, workers=options.workers,
     )  # fmt: skip
     _say(str(summary))
+
+
+def _add_intrinsics(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    looks = {"formatter_class": command.formatter_class}
+    build = actions.add_parser("build", help="estimate the maps of plain pictures with a running ComfyUI", **looks)
+    build.add_argument("source", type=Path, help="folder with pictures; a .txt of the same name is a picture's caption")
+    build.add_argument("output", type=Path, help="folder for the dataset; an unfinished one is completed")
+    build.add_argument("--server", action="append", help="a ComfyUI's address, by default http://127.0.0.1:8188; may be repeated")
+    build.add_argument("--workflow", type=Path, help="in API form; by default workflows/api/build_intrinsic_dataset.json of the pack")
+    build.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change its inputs; may be repeated")
+    build.add_argument("--size", default="512x512", metavar="WxH", help="pixels; pictures are scaled to cover and cropped")
+    build.add_argument("--timeout", type=float, default=600, help="seconds that a picture may take")
+    build.set_defaults(run=_run_build)
+    encode = actions.add_parser("encode", help="latents and prompts of a dataset folder, for training an intrinsic LoRA", **looks)
+    encode.add_argument("source", type=Path, help="dataset folder with images, captions and maps")
+    encode.add_argument("output", type=Path, help="folder for the latents; an unfinished one is completed")
+    encode.add_argument("--base", type=Path, required=True, help="folder of the base model in diffusers' form: SD2.1, SDXL or PixArt")
+    encode.add_argument("--vae", type=Path, required=True, help="the intrinsic VAE's file")
+    encode.add_argument("--size", metavar="WxH", help="pixels; larger pictures are scaled to cover and cropped; by default as they are")
+    encode.add_argument("--batch", type=int, default=4, help="pictures encoded at once")
+    encode.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the text encoders")
+    encode.set_defaults(run=_run_encode)
+
+
+def _run_build(options: argparse.Namespace) -> None:
+    from .intrinsic_ldm.dataset_build import WORKFLOW, build_dataset
+
+    summary = build_dataset(
+        options.source, options.output, servers=options.server or ["http://127.0.0.1:8188"], size=_read_size(options.size),
+        workflow=options.workflow or WORKFLOW, changes=options.set, timeout=options.timeout,
+    )  # fmt: skip
+    _say(str(summary))
+
+
+def _run_encode(options: argparse.Namespace) -> None:
+    from .intrinsic_ldm.dataset_encode import encode_dataset
+
+    summary = encode_dataset(
+        options.source, options.output, base=options.base, vae=options.vae, size=_read_size(options.size), batch=options.batch,
+        precision=options.precision,
+    )  # fmt: skip
+    _say(str(summary))
+
+
+def _read_size(text: str | None) -> tuple[int, int] | None:
+    """WxH as (height, width)."""
+    from .demo.demo import parse_size
+
+    if text is None:
+        return None
+    width, height = parse_size(text)
+    return height, width
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:
@@ -212,6 +266,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("train", "Train a network by a recipe.", _add_train),
     ("evaluate", "Measure a model on the held-out scenes of the procedural world.", _add_evaluate),
     ("world", "Write a dataset of the procedural world: pictures with exact depth, normals, segments, lines and captions.", _add_world),
+    ("intrinsics", "Prepare datasets for I-LDM: pictures with depth, normals, segments and lines; their latents.", _add_intrinsics),
     ("bench", "Time the attention op against its rivals on this machine, after checking its numbers.", _add_bench),
     ("convert", "Write a Modality Forcing network in fewer bits, for ComfyUI: in a few hundred megabytes of memory.", _add_convert),
     ("weights", "List published weights with size, SHA-256, licence, folder; verify what is there; fetch one when told to.", _add_weights),

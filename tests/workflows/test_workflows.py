@@ -21,6 +21,7 @@ def read(root, name, api=False):
 
 JOINT = "joint_image_depth"
 GRAPHS = [JOINT, "image_to_depth", "depth_to_image", "depth_to_blender", "rgbd_inpaint", "joint_klein_9b", "refine_depth"]
+GRAPHS += ["build_intrinsic_dataset"]
 
 
 @pytest.fixture(scope="module", params=GRAPHS)

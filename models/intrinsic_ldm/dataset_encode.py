@@ -1,0 +1,139 @@
+"""Latents and prompts of a dataset folder, computed once before an intrinsic LoRA trains on them: `spatialweave intrinsics encode`.
+
+    OUTPUT/shard-00000.safetensors       latent, intrinsic_latent float16 n c h w, means of the posteriors at unit spread; context float16
+                                         n tokens c; for SDXL pooled float16 n c; for PixArt context_mask uint8 n tokens, 1 = a word
+    OUTPUT/empty_context.safetensors     the same parts of the prompt "", without a first axis
+    OUTPUT/manifest.jsonl                {"shard", "row", "index" of the source, "caption"}
+
+The text encoders and the image's autoencoder are the base's own, run by diffusers; the maps' autoencoder is a file of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..core.export.files import write_file
+from ..core.weights import fill_module
+from .dataset import IntrinsicSamples
+from .dataset_shards import Summary, write_folder
+from .training_bases import find_family, find_part, find_variant, import_diffusers, read_json
+from .training_lora import EMPTY_PROMPT
+from .training_vae import make_autoencoder
+from .weights import load_intrinsic_vae, to_diffusers_names
+
+FORMAT, VERSION = "spatialweave-intrinsic-latents", 1
+LARGEST = torch.finfo(torch.float16).max
+
+
+class Encoder:
+    """The frozen parts of a base, and an intrinsic VAE, on one device."""
+
+    def __init__(self, base: Path, vae: Path, device: torch.device, dtype: torch.dtype):
+        self.family, self.device = find_family(base), device
+        intrinsic = load_intrinsic_vae(vae)
+        self.intrinsic_scale = intrinsic.latent_scale
+        self.intrinsic = fill_module(
+            make_autoencoder(intrinsic.config, "meta"), to_diffusers_names(intrinsic.state), what=str(vae), device=device
+        ).train(False)  # fmt: skip
+        self.text, self.image = load_frozen_parts(base, dtype)
+        self.text.to(device)
+        self.image.to(device)
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Everything that a shard holds of these samples, on the CPU."""
+        images, maps = (torch.stack([sample[key] for sample in samples]).to(self.device) for key in ("image", "maps"))
+        config = self.image.config
+        latent = (self.image.encode(images).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
+        coded = self.intrinsic.encode(maps).latent_dist.mode() * self.intrinsic_scale
+        return {"latent": as_half(latent), "intrinsic_latent": as_half(coded), **self.encode_prompts([s["caption"] for s in samples])}
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """What the base reads of each prompt, by the names in `CONDITIONS`."""
+        settings = {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        if self.family == "pixart":
+            context, mask, *_ = self.text.encode_prompt(prompts, **settings)
+            return {"context": as_half(context), "context_mask": mask.to("cpu", torch.uint8)}
+        context, _, *pooled = self.text.encode_prompt(prompts, **settings)
+        return {"context": as_half(context), **({"pooled": as_half(pooled[0])} if self.family == "sdxl" else {})}
+
+
+def as_half(x: Tensor) -> Tensor:
+    """float16 on the CPU; ValueError for what it cannot hold."""
+    if not bool((x.abs() < LARGEST).all()):
+        raise ValueError("An encoder gave numbers that are infinite or too large for float16; use --precision float32.")
+    return x.to("cpu", torch.float16)
+
+
+def load_frozen_parts(base: Path, dtype: torch.dtype):
+    """(a pipeline that holds the text encoders alone, the image's autoencoder in float32) of a base's folder."""
+    diffusers = import_diffusers()
+    index = read_json(base / "model_index.json")
+    absent: dict[str, Any] = {find_part(find_family(base)): None, "vae": None}
+    if "safety_checker" in index:
+        absent |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    local = {"local_files_only": True, "use_safetensors": True}
+    try:
+        text = diffusers.DiffusionPipeline.from_pretrained(
+            base, **absent, **local, torch_dtype=dtype, variant=find_variant(base / "text_encoder")
+        )  # fmt: skip
+        image = diffusers.AutoencoderKL.from_pretrained(base, subfolder="vae", **local, variant=find_variant(base / "vae"))
+    except (OSError, RuntimeError, TypeError, ImportError) as error:
+        raise ValueError(
+            f"The text encoders or the VAE in {base} cannot be loaded: {error} Fetch the folder again, with its .safetensors files."
+        ) from error
+    return text, image.requires_grad_(False).train(False)
+
+
+def encode_dataset(
+    source: str | Path, output: str | Path, *, base: str | Path, vae: str | Path, size: Sequence[int] | None = None,
+    batch: int = 4, shard_size: int = 256, precision: str = "float32",
+) -> Summary:  # fmt: skip
+    """Encode a dataset folder for one base and one intrinsic VAE. `size` (height, width); `precision` is the text encoders'."""
+    source, output, base, vae = (Path(path) for path in (source, output, base, vae))
+    samples = IntrinsicSamples(source, size=size, image=True)
+    if not vae.is_file():
+        raise ValueError(f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote.")
+    facts = {
+        "format": FORMAT, "version": VERSION, "source": source.name, "family": find_family(base), "base": base.name,
+        "vae_sha256": hashlib.sha256(vae.read_bytes()).hexdigest(), "size": list(size) if size else None, "precision": precision,
+    }  # fmt: skip
+    made: list[Encoder] = []  # when the first shard needs it: a finished folder needs none
+
+    def write(name: str, rows: range, state) -> list[dict[str, Any]]:
+        if not made:
+            made.append(Encoder(base, vae, state.device, getattr(torch, precision)))
+        (encoder,) = made
+        parts = [encoder.encode(read_batch(samples, rows[start : start + batch])) for start in range(0, len(rows), batch)]
+        tensors = {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
+        write_file(output / f"{name}.safetensors", save(tensors))
+        if rows.start == 0:
+            empty = encoder.encode_prompts([""])
+            write_file(output / EMPTY_PROMPT, save({key: part[0].contiguous() for key, part in empty.items()}))
+        captions = [str(samples.entry(index).get("caption", "")) for index in rows]
+        return [
+            {"shard": f"{name}.safetensors", "row": row, "index": index, "caption": caption}
+            for row, (index, caption) in enumerate(zip(rows, captions, strict=True))
+        ]
+
+    return write_folder(output, facts, count=len(samples), shard_size=shard_size, write=write, what="encode", gpu=True)
+
+
+def read_batch(samples: IntrinsicSamples, rows: range) -> list[dict[str, Any]]:
+    found = [samples[index] for index in rows]
+    first = found[0]["image"].shape
+    for index, sample in zip(rows, found, strict=True):
+        if sample["image"].shape != first:
+            raise ValueError(
+                f"Sample {index} of {samples.folder} is {tuple(sample['image'].shape[1:])} pixels high and wide, others are "
+                f"{tuple(first[1:])}; give --size to bring them to one."
+            )
+    return found

@@ -1,0 +1,165 @@
+"""Encoded folders: latents and prompts against diffusers' own calls, the three families, two processes, and training on the result."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spatialweave.models.core.training.loop import run_recipe
+from spatialweave.models.core.training.recipe import Recipe
+from spatialweave.models.intrinsic_ldm import training_lora, training_vae
+from spatialweave.models.intrinsic_ldm.config import VaeConfig
+from spatialweave.models.intrinsic_ldm.dataset import IntrinsicSamples
+from spatialweave.models.intrinsic_ldm.dataset_encode import encode_dataset, load_frozen_parts
+from spatialweave.models.intrinsic_ldm.weights import save_intrinsic_vae
+from spatialweave.models.world.dataset import export_dataset
+
+pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
+diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
+transformers = pytest.importorskip("transformers", reason="ComfyUI's text encoders are not installed")
+TINY = VaeConfig(width=32, multiples=(1, 1, 1, 2), blocks=1)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def small_clip(width, projected=False):
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    config = transformers.CLIPTextConfig(
+        hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, vocab_size=60, max_position_embeddings=77,
+        projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return kind(config)
+
+
+def clip_words():
+    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    return transformers.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+def small_t5(width):
+    config = transformers.T5Config(vocab_size=40, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    return transformers.T5EncoderModel(config), transformers.T5Tokenizer(vocab=words, extra_ids=0)
+
+
+@pytest.fixture
+def write_pipeline(write_base, tmp_path):
+    """write_pipeline(family) -> a folder as published, with everything in it random and small."""
+
+    def write(family):
+        folder = write_base(tmp_path / family, family)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(8)
+            vae = diffusers.AutoencoderKL(**TINY.for_diffusers() | {"in_channels": 3, "out_channels": 3}, scaling_factor=0.5)
+            if family == "pixart":
+                encoder, tokenizer = small_t5(24)
+                parts = {"text_encoder": encoder, "tokenizer": tokenizer}
+            elif family == "sdxl":
+                parts = {
+                    "text_encoder": small_clip(8), "tokenizer": clip_words(), "text_encoder_2": small_clip(16, projected=True),
+                    "tokenizer_2": clip_words(),
+                }  # fmt: skip
+            else:
+                parts = {"text_encoder": small_clip(24), "tokenizer": clip_words()}
+        for name, part in {**parts, "vae": vae}.items():
+            part.save_pretrained(folder / name)
+        index = {name: (type(part).__module__.split(".")[0], type(part).__name__) for name, part in {**parts, "vae": vae}.items()}
+        network = ("transformer", "PixArtTransformer2DModel") if family == "pixart" else ("unet", "UNet2DConditionModel")
+        kind = {"sd21": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "pixart": "PixArtAlphaPipeline"}[family]
+        index |= {"_class_name": kind, network[0]: ("diffusers", network[1]), "scheduler": ("diffusers", "DDPMScheduler")}
+        if family == "sd21":
+            index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        (folder / "model_index.json").write_text(json.dumps(index))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of the world, and an intrinsic VAE of random weights."""
+    folder = tmp_path_factory.mktemp("made")
+    export_dataset(folder / "world", count=5, size=64, seed=1, normals=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        model = training_vae.make_autoencoder(TINY)
+    save_intrinsic_vae(folder / "vae.safetensors", model.state_dict(), TINY, latent_scale=3.0)
+    return folder, model
+
+
+@pytest.mark.parametrize("family", ["sd21", "sdxl", "pixart"])
+def test_encoded_samples_are_diffusers_own_and_train(made, write_pipeline, tmp_path, family):
+    folder, model = made
+    base = write_pipeline(family)
+    summary = encode_dataset(folder / "world", tmp_path / "out", base=base, vae=folder / "vae.safetensors", shard_size=3, batch=2)
+    assert (summary.count, summary.written) == (5, 5)
+    tensors = [load_file(tmp_path / "out" / f"shard-0000{number}.safetensors") for number in (0, 1)]
+    found = {name: torch.cat([part[name] for part in tensors]).float() for name in tensors[0]}
+    sample = IntrinsicSamples(folder / "world", image=True)[4]
+    with torch.no_grad():
+        maps = model.encode(sample["maps"][None]).latent_dist.mean * 3.0
+        text, vae = load_frozen_parts(base, torch.float32)
+        latent = vae.encode(sample["image"][None]).latent_dist.mean * 0.5
+        said = text.encode_prompt([sample["caption"]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    torch.testing.assert_close(found["intrinsic_latent"][4:], maps, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found["latent"][4:], latent, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found["context"][4:], said[0], atol=2e-3, rtol=2e-3)
+    if family == "sdxl":
+        torch.testing.assert_close(found["pooled"][4:], said[2], atol=2e-3, rtol=2e-3)
+    if family == "pixart":
+        assert torch.equal(found["context_mask"][4:], said[1].float()) and 0 < found["context_mask"].mean() < 1
+    empty = load_file(tmp_path / "out" / training_lora.EMPTY_PROMPT)
+    assert empty.keys() == set(found) - {"latent", "intrinsic_latent"} and empty["context"].shape == found["context"].shape[1:]
+
+    recipe = Recipe(
+        system="intrinsic_lora", preset=family, steps=1, batch_size=2, model={"base": str(base), "rank": 2},
+        data={"folder": str(tmp_path / "out")}, output=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert run_recipe(recipe, {"intrinsic_lora": training_lora.build}).ending == "finished"
+
+
+def test_two_processes_share_the_work_and_write_the_same(made, write_pipeline, tmp_path):
+    """As torchrun starts them."""
+    folder, _ = made
+    base = write_pipeline("sd21")
+    settings = {"base": base, "vae": folder / "vae.safetensors", "batch": 1, "shard_size": 2}
+    encode_dataset(folder / "world", tmp_path / "one", **settings)
+    script = tmp_path / "encode.py"
+    script.write_text(
+        "from spatialweave.models.intrinsic_ldm.dataset_encode import encode_dataset\n"
+        f"print(encode_dataset({str(folder / 'world')!r}, {str(tmp_path / 'two')!r}, base={str(base)!r}, "
+        f"vae={str(folder / 'vae.safetensors')!r}, batch=1, shard_size=2))\n"
+    )
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(call, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(re.findall(r"5 samples, (\d) of them written in this process, 2 processes at work", done.stdout)) == ["1", "4"]
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_what_cannot_be_encoded_is_refused(made, write_pipeline, tmp_path):
+    folder, _ = made
+    base = write_pipeline("sd21")
+    given = {"base": base, "vae": folder / "vae.safetensors"}
+    for changes, words in (
+        ({"vae": tmp_path / "gone.safetensors"}, "is no file; give --vae"),
+        ({"base": tmp_path}, "neither unet/config.json nor transformer/config.json"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            encode_dataset(folder / "world", tmp_path / "out", **given | changes)
+    with pytest.raises(ValueError, match="is not a dataset folder"):
+        encode_dataset(tmp_path, tmp_path / "out", **given)
+    encode_dataset(folder / "world", tmp_path / "out", **given)
+    with pytest.raises(ValueError, match=r"was begun with size None, not \[32, 32\]"):
+        encode_dataset(folder / "world", tmp_path / "out", **given, size=(32, 32))
+    (base / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="text encoders or the VAE in .* cannot be loaded"):
+        encode_dataset(folder / "world", tmp_path / "other", **given)
