@@ -43,7 +43,8 @@ def find_fault(name: str) -> str | None:
     published = {file.name: file for file in released_files()}
     wanted = published.get(name, published[NETWORK])
     other = "" if name in published else "the published network is "
-    return f"{name} is not in ComfyUI's models/{FOLDER}: {other}{wanted.line} (`spatialweave weights download {wanted.name}` fetches it)."
+    clone = f"in an installed clone of the repository `spatialweave weights download {wanted.name}` fetches it"
+    return f"{name} is not in ComfyUI's models/{FOLDER}: {other}{wanted.line} ({clone})."
 
 
 def load_modality_forcing(name: str) -> tuple:
