@@ -206,19 +206,3 @@ def between_pictures(node, inputs, folder):
         stopped.append(is_cancelled(work, check))
         left.append(files() - before)
     return {"checks": seen[0], "bar": bar, "stopped": stopped, "files": left, "same": work() == want}
-
-
-def many_runs(count, marks):
-    """Small runs with a seed each, decoded and shown; at the marks (numbers of runs) bytes in memory and bytes of live tensors."""
-    r, sizes = sampling.rig(), {}
-    page = os.sysconf("SC_PAGE_SIZE")
-    for seed in range(1, count + 1):
-        model = modes.run("ModalityOrder", r.model, 3.0)[0]
-        latent = modes.run("EmptyJointLatent", model, *SIZE, 1)[0]
-        image, view = modes.run("DecodeJointLatent", sampling.ksample(model, latent, steps=1, seed=seed), r.vae)
-        assert bool(image.isfinite().all()) and len(view) == 1
-        if seed in marks:
-            tensors = live_bytes()
-            with open("/proc/self/statm", encoding="ascii") as file:
-                sizes[seed] = [int(file.read().split()[1]) * page, tensors]
-    return sizes

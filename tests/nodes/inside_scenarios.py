@@ -1,9 +1,7 @@
 """Called by worker.py inside ComfyUI: what a user does in the first hour, where no other inside_*.py does it yet."""
 
 import asyncio
-import gc
 import json
-import os
 import socket
 import sys
 from pathlib import Path
@@ -135,25 +133,6 @@ def missing_weights(name):
     finally:
         socket.socket.connect = connect
     return {"before": before, "during": during, "asked": asked}
-
-
-def resident_bytes():
-    """Memory of this process, where the system tells it."""
-    place = Path("/proc/self/statm")
-    return int(place.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if place.is_file() else None
-
-
-def many_runs(count, warm):
-    """Tensors alive and memory held after some runs of one step, and after many more."""
-    r, out = sampling.rig(), []
-    for number in range(count + warm):
-        streams = sampling.ksample(r.model, r.latent(1, 32, 32), steps=1, seed=number)
-        run("DecodeJointLatent", streams, r.vae)
-        if number + 1 in (warm, warm + count):
-            del streams
-            gc.collect()
-            out.append([sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()), resident_bytes()])
-    return out
 
 
 def memory_asked():
