@@ -191,10 +191,18 @@ def given(installed):
 @pytest.mark.comfyui
 def test_image_to_depth_graph_gives_the_depth_of_the_pipeline(run_graph, pipeline, given):
     """Of a picture in ComfyUI's input folder, shown for ControlNets."""
-    _, saved = run_graph("image_to_depth", "6.steps=4", "3.width=64", "3.height=48")
+    _, saved = run_graph("image_to_depth", "6.steps=4", "3.largest_size=64")
     assert sorted(saved) == [8, 9, 10]
     expected = pipeline("", mode="image_to_depth", image=given, seed=7, steps=4, guidance=1.0)
     assert rounding_steps(saved[9], expected.view.to_control_image(near_percentile=0, far_percentile=100)[0]) <= 1.01
+
+
+@pytest.mark.comfyui
+def test_image_to_depth_graph_keeps_the_whole_picture(run_graph, given, installed):
+    """Of any proportions: nothing is cropped, and the depth has those of the picture, padded inside and cut back."""
+    given.resize((100, 37)).save(installed / "input" / "wide.png")
+    _, saved = run_graph("image_to_depth", "2.image=wide.png", "6.steps=1", "3.largest_size=64")
+    assert saved[9].size == (64, 24)
 
 
 @pytest.mark.comfyui
