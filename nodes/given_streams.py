@@ -5,7 +5,24 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.given_streams import depth_to_image_latent, image_to_depth_latent, masked_joint_latent, refine_depth_latent
+from .host.notes import tell
 from .sockets import View
+
+
+def notes_output() -> io.String.Output:
+    """What was done to the inputs; it stands under the node and in the log as well."""
+    return io.String.Output(
+        "notes", display_name="STRING",
+        tooltip="What was done to the inputs: padding, clamped colours, alpha, missing depth with count and percent.",
+    )  # fmt: skip
+
+
+def transparent_output() -> io.Mask.Output:
+    """The alpha of a picture, which the model does not see."""
+    return io.Mask.Output(
+        "transparent", display_name="MASK",
+        tooltip="The picture's alpha as core has it: white where it is transparent, black all over without an alpha.",
+    )  # fmt: skip
 
 
 class ImageToDepthLatent(io.ComfyNode):
@@ -23,14 +40,20 @@ class ImageToDepthLatent(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The joint model that will sample it."),
                 io.Vae.Input("vae", tooltip="The VAE of the image stream: the tiny model's own, or flux2-vae for models on FLUX.2."),
-                io.Image.Input("image", tooltip="The picture, of any size. An alpha channel is left out."),
+                io.Image.Input("image", tooltip="The picture, of any size. The colours of an RGBA picture are used as they are."),
             ],
-            outputs=[io.Latent.Output("latent", display_name="LATENT", tooltip="The image given, its depth to be sampled.")],
+            outputs=[
+                io.Latent.Output("latent", display_name="LATENT", tooltip="The image given, its depth to be sampled."),
+                transparent_output(),
+                notes_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, vae, image) -> io.NodeOutput:
-        return io.NodeOutput(image_to_depth_latent(model, vae, image))
+        given = image_to_depth_latent(model, vae, image)
+        return io.NodeOutput(given.latent, given.transparent, tell(given.notes, cls.hidden))
 
 
 class DepthToImageLatent(io.ComfyNode):
@@ -53,12 +76,17 @@ class DepthToImageLatent(io.ComfyNode):
                     "model; to have them filled in, use Masked Joint Latent.",
                 ),
             ],
-            outputs=[io.Latent.Output("latent", display_name="LATENT", tooltip="The depth given, the image to be sampled.")],
+            outputs=[
+                io.Latent.Output("latent", display_name="LATENT", tooltip="The depth given, the image to be sampled."),
+                notes_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, view) -> io.NodeOutput:
-        return io.NodeOutput(depth_to_image_latent(model, view))
+        given = depth_to_image_latent(model, view)
+        return io.NodeOutput(given.latent, tell(given.notes, cls.hidden))
 
 
 class RefineDepthLatent(io.ComfyNode):
@@ -118,9 +146,15 @@ class MaskedJointLatent(io.ComfyNode):
                     tooltip="White is sampled anew, black is kept. Not wired: all depth that the VIEW has is kept.",
                 ),
             ],
-            outputs=[io.Latent.Output("latent", display_name="LATENT", tooltip="Both streams, each with its own noise mask.")],
+            outputs=[
+                io.Latent.Output("latent", display_name="LATENT", tooltip="Both streams, each with its own noise mask."),
+                transparent_output(),
+                notes_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, vae=None, image=None, image_mask=None, view=None, depth_mask=None) -> io.NodeOutput:
-        return io.NodeOutput(masked_joint_latent(model, vae, image, image_mask, view=view, depth_mask=depth_mask))
+        given = masked_joint_latent(model, vae, image, image_mask, view=view, depth_mask=depth_mask)
+        return io.NodeOutput(given.latent, given.transparent, tell(given.notes, cls.hidden))

@@ -67,8 +67,8 @@ def read_depth(source: Any, size: tuple[int | None, int | None], notes: list[str
     """The given depth as a View with something valid in every map, resized to the nearest pixel where a size is asked for."""
     if isinstance(source, View):
         view = source.to("cpu")
-        holes = sum(view.invalid_counts)
-        notes.extend([f"{holes} of {view.mask.numel()} depth pixels are invalid and left out."] if holes else [])
+        holes, pixels = sum(view.invalid_counts), view.mask.numel()
+        notes.extend([f"{holes} of {pixels} depth pixels ({holes / pixels:.1%}) are invalid and left out."] if holes else [])
     else:
         depth = as_tensor(source)
         if depth.ndim >= 3 and depth.shape[-1] == 1:

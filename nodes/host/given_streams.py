@@ -15,12 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.core.geometry.view import View
+from ...models.core.pictures import Pictures
 from ...models.modality_forcing.config import ModalityForcingConfig
 from ...models.modality_forcing.request import Size, encode_view, match_counts, pad_size, pad_to, read_depth, read_image
 from .joint_latent import SIZE, SKY, check_vae, split_joint_latent
 from .joint_model import network_config
 
 KEEP_SIZE = (None, None)
+
+
+class Given(NamedTuple):
+    """What a node makes of given streams."""
+
+    latent: dict
+    notes: list[str]  # what was done to the inputs, a sentence each
+    transparent: Tensor | None = None  # b h w, as core has it: 1 where the picture is transparent, 0 where it has no alpha
 
 
 class Stream(NamedTuple):
@@ -30,22 +39,25 @@ class Stream(NamedTuple):
     noisy: Tensor  # b 1 h w in [0, 1]: 0 given, 1 sampled
 
 
-def image_to_depth_latent(model, vae, image: Tensor) -> dict:
+def image_to_depth_latent(model, vae, image: Tensor) -> Given:
     """The image given, its depth sampled."""
-    config, rgb = network_config(model, "takes a joint latent"), read_image(image, KEEP_SIZE, []).rgb
-    padded = pad_size(rgb.shape[1:3], config.depth_patch, [])
-    given = give_image(rgb, None, vae, config, padded)
-    return join_streams(given, empty_depth(padded), config, rgb.shape[1:3])
+    notes: list[str] = []
+    config, pictures = network_config(model, "takes a joint latent"), read_image(image, KEEP_SIZE, notes)
+    size = pictures.rgb.shape[1:3]
+    padded = pad_size(size, config.depth_patch, notes)
+    given = give_image(pictures.rgb, torch.zeros(1, 1, *padded), vae, config, padded)
+    return Given(join_streams(given, empty_depth(padded), config, size), notes, transparent_parts(pictures))
 
 
-def depth_to_image_latent(model, view: View) -> dict:
+def depth_to_image_latent(model, view: View) -> Given:
     """The depth given, the image sampled. Missing depth is NaN, for which the host puts the run's own noise."""
-    config, view = network_config(model, "takes a joint latent"), read_depth(view, KEEP_SIZE, [])
+    notes: list[str] = []
+    config, view = network_config(model, "takes a joint latent"), read_depth(view, KEEP_SIZE, notes)
     size = view.depth.shape[1:]
-    padded = pad_size(size, config.depth_patch, [])
+    padded = pad_size(size, config.depth_patch, notes)
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
     given = Stream(torch.where(known, net, math.nan), torch.zeros_like(net))
-    return join_streams(empty_image(padded, config), given, config, size)
+    return Given(join_streams(empty_image(padded, config), given, config, size), notes)
 
 
 def refine_depth_latent(latent: dict) -> dict:
@@ -57,19 +69,29 @@ def refine_depth_latent(latent: dict) -> dict:
 
 def masked_joint_latent(
     model, vae=None, image: Tensor | None = None, image_mask: Tensor | None = None, *, view: View | None = None, depth_mask=None
-) -> dict:
+) -> Given:
     """What is given and not masked is kept, the rest is sampled: masked parts, missing depth, a stream that is not given."""
+    notes: list[str] = []
     config = network_config(model, "takes a joint latent")
     check_parts(vae, image, image_mask, view, depth_mask)
-    rgb = None if image is None else read_image(image, KEEP_SIZE, []).rgb
-    view = None if view is None else read_depth(view, KEEP_SIZE, [])
-    size = find_common_size(rgb, view)
-    padded = pad_size(size, config.depth_patch, [])
-    first = empty_image(padded, config) if rgb is None else give_image(rgb, image_mask, vae, config, padded)
-    second = empty_depth(padded) if view is None else give_depth(view, depth_mask, config, padded)
+    pictures = None if image is None else read_image(image, KEEP_SIZE, notes)
+    view = None if view is None else read_depth(view, KEEP_SIZE, notes)
+    size = find_common_size(pictures, view)
+    padded = pad_size(size, config.depth_patch, notes)
+    first, second = empty_image(padded, config), empty_depth(padded)
+    if pictures is not None:
+        first = give_image(pictures.rgb, spread_mask(image_mask, "image_mask", size, padded, notes=notes), vae, config, padded)
+    if view is not None:
+        second = give_depth(view, spread_mask(depth_mask, "depth_mask", size, padded, notes=notes), config, padded)
     if not bool(first.noisy.any()) and not bool(second.noisy.any()):
         raise ValueError("Image and depth are both given whole, which leaves nothing to sample: mask a part of one, or leave one off.")
-    return join_streams(first, second, config, size)
+    transparent = torch.zeros(1, *size) if pictures is None else transparent_parts(pictures)
+    return Given(join_streams(first, second, config, size), notes, transparent)
+
+
+def transparent_parts(pictures: Pictures) -> Tensor:
+    """The alpha of pictures as a MASK of core: b h w, 1 where nothing covers what is behind."""
+    return torch.zeros(pictures.rgb.shape[:3]) if pictures.alpha is None else 1 - pictures.alpha
 
 
 def check_parts(vae, image, image_mask, view, depth_mask) -> None:
@@ -83,37 +105,40 @@ def check_parts(vae, image, image_mask, view, depth_mask) -> None:
             raise ValueError(f"A mask arrived at {name} without the {owner} it masks: wire the {owner}, or take the mask off.")
 
 
-def find_common_size(rgb: Tensor | None, view: View | None) -> Size:
+def find_common_size(pictures: Pictures | None, view: View | None) -> Size:
     """Height and width of the given streams, which must agree."""
-    sizes = [tuple(part.shape[1:3]) for part in (rgb, None if view is None else view.depth) if part is not None]
+    sizes = [tuple(pictures.rgb.shape[1:3])] if pictures is not None else []
+    sizes += [tuple(view.depth.shape[1:])] if view is not None else []
     if len(set(sizes)) > 1:
         (a, b), (c, d) = sizes
         raise ValueError(f"An image of {a} x {b} and a view of {c} x {d} arrived (height x width): scale the image to the view's size.")
     return sizes[0]
 
 
-def give_image(rgb: Tensor, mask: Tensor | None, vae, config: ModalityForcingConfig, padded: Size) -> Stream:
-    """Pictures b h w 3 as a latent, edges repeated; a latent cell is sampled as much as the most masked pixel in it."""
+def give_image(rgb: Tensor, noisy: Tensor, vae, config: ModalityForcingConfig, padded: Size) -> Stream:
+    """Pictures b h w 3 as a latent, edges repeated; a latent cell is sampled as much as the most masked pixel in it (b 1 H W)."""
     rows, columns = (side // config.depth_patch for side in padded)
     check_vae(vae, torch.empty(1, config.in_channels, rows, columns), config.depth_patch)
     values = vae.encode(pad_to(rgb.movedim(-1, 1), padded).movedim(1, -1)).float()
-    noisy = spread_mask(mask, rgb.shape[1:3], padded)
     return Stream(values, F.max_pool2d(noisy, config.depth_patch))
 
 
-def give_depth(view: View, mask: Tensor | None, config: ModalityForcingConfig, padded: Size) -> Stream:
-    """A view in network space; what it misses is sampled, whatever the mask says."""
+def give_depth(view: View, noisy: Tensor, config: ModalityForcingConfig, padded: Size) -> Stream:
+    """A view in network space; what it misses is sampled, whatever the mask (b 1 H W) says."""
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
-    noisy = spread_mask(mask, view.depth.shape[1:], padded)
     return Stream(net, torch.maximum(noisy, (~known).float()))
 
 
-def spread_mask(mask: Tensor | None, size: Size, padded: Size) -> Tensor:
+def spread_mask(mask: Tensor | None, name: str, size: Size, padded: Size, *, notes: list[str]) -> Tensor:
     """A MASK (b h w, or h w) as b 1 H W of the padded size; one of another size is stretched, none is all 0."""
     if mask is None:
         return torch.zeros(1, 1, *padded)
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
-    return pad_to(mask if mask.shape[-2:] == tuple(size) else F.interpolate(mask, tuple(size), mode="nearest-exact"), padded)
+    own = tuple(mask.shape[-2:])
+    if own != tuple(size):
+        notes.append(f"The {name} of {own[0]} x {own[1]} was stretched to {size[0]} x {size[1]} (height x width).")
+        mask = F.interpolate(mask, tuple(size), mode="nearest-exact")
+    return pad_to(mask, padded)
 
 
 def empty_image(padded: Size, config: ModalityForcingConfig) -> Stream:

@@ -51,11 +51,11 @@ def agreement(mode, *, batch=1, size=(64, 48), channels=3, holes=False, sky=Fals
     r = sampling.rig()
     given = {"image": picture(batch, *size, channels)} if mode == "image_to_depth" else {"depth": view(batch, *size, holes, sky, sparse)}
     if mode == "image_to_depth":
-        (latent,) = run("ImageToDepthLatent", r.model, r.vae, given["image"])
+        latent, *_ = run("ImageToDepthLatent", r.model, r.vae, given["image"])
     elif mode == "depth_to_image":
-        (latent,) = run("DepthToImageLatent", r.model, given["depth"])
+        latent, *_ = run("DepthToImageLatent", r.model, given["depth"])
     else:
-        (latent,) = run("MaskedJointLatent", r.model, view=given["depth"])
+        latent, *_ = run("MaskedJointLatent", r.model, view=given["depth"])
     model = r.model if log2_alpha is None else run("ModalityOrder", r.model, log2_alpha)[0]
     out = sampling.ksample(model, latent, cfg=cfg, sampler=sampler)
     image, depth = run("DecodeJointLatent", out, r.vae)
@@ -102,7 +102,7 @@ def inpainted():
     right, lower = torch.zeros(1, 64, 48), torch.zeros(32, 24)
     right[..., 32:], lower[16:] = 1, 1
     parts = {"image": picture(), "image_mask": right, "view": view(), "depth_mask": lower}
-    (latent,) = run("MaskedJointLatent", r.model, r.vae, **parts)
+    latent, *_ = run("MaskedJointLatent", r.model, r.vae, **parts)
     (image, depth), out = latent["samples"].unbind(), sampling.ksample(r.model, latent)["samples"].unbind()
     moved = [(a - b).abs() for a, b in zip(out, (image, depth))]
     return {
@@ -117,8 +117,8 @@ def batches():
     """One view for the masks of three, one image for two views."""
     r = sampling.rig()
     masks = torch.ones(3, 64, 48)
-    (first,) = run("MaskedJointLatent", r.model, r.vae, image=picture(), image_mask=masks)
-    (second,) = run("MaskedJointLatent", r.model, r.vae, image=picture(), view=view(2, holes=True))
+    first, *_ = run("MaskedJointLatent", r.model, r.vae, image=picture(), image_mask=masks)
+    second, *_ = run("MaskedJointLatent", r.model, r.vae, image=picture(), view=view(2, holes=True))
     return [[list(part.shape) for part in latent["samples"].unbind()] for latent in (first, second)]
 
 

@@ -288,7 +288,7 @@ def test_depth_may_be_an_array_a_16_bit_picture_or_a_view_with_holes(pipeline):
     assert all(torch.equal(result.image, results[0].image) for result in results)
     assert torch.equal(results[0].view.depth[0], torch.from_numpy(depth.astype(np.float32)))
     view = View.from_depth(torch.ones(1, 8, 8), units="metric", mask=torch.eye(8, dtype=torch.bool)[None])
-    assert "56 of 64 depth pixels are invalid and left out." in pipeline(mode="depth_to_image", depth=view).notes
+    assert "56 of 64 depth pixels (87.5%) are invalid and left out." in pipeline(mode="depth_to_image", depth=view).notes
 
 
 def test_depth_the_network_makes_too_far_or_behind_is_reported(make_oracle):

@@ -1,0 +1,24 @@
+"""What a node did to its inputs: said once, under the node in the browser and in ComfyUI's log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+logger = logging.getLogger("spatialweave.inputs")
+NOTHING = "Taken as it came."
+
+
+def tell(notes: Sequence[str], hidden) -> str:
+    """The notes as one text, a line each; `hidden` is the node's own, with its id. A run without notes takes the last run's away."""
+    text = "\n".join(notes) or NOTHING
+    if notes:
+        logger.info(text)
+    node = getattr(hidden, "unique_id", None)
+    if node:
+        from server import PromptServer  # late: it is the whole web server, and importing this pack must cost nothing
+
+        server = getattr(PromptServer, "instance", None)
+        if server:
+            server.send_progress_text(text, node)
+    return text
