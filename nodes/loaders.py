@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .host.klein_parts import find_parts
 from .host.loading import TINY, find_fault, list_models, load_modality_forcing
 
 
@@ -16,19 +17,29 @@ class LoadModalityForcing(io.ComfyNode):
             node_id="SpatialWeave_LoadModalityForcing",
             display_name="Load Modality Forcing",
             category="SpatialWeave/Loaders",
-            description="Loads a joint model of image and depth: the tiny one that ships with the pack, with its text encoder and VAE, "
-            "or a Modality Forcing file from models/diffusion_models.",
+            description="Loads a joint model of image and depth with its text encoder and VAE: the tiny one that ships with the pack, or a "
+            "Modality Forcing file from models/diffusion_models.",
             search_aliases=["joint image depth", "rgbd", "depth model", "flux_rgbd", "modality forcing", "text to depth"],
             inputs=[
                 io.Combo.Input(
                     "model_name", options=list_models(), default=TINY,
                     tooltip="The tiny model needs no download. A file is recognised by its contents; any other model is refused by name.",
-                )
+                ),
+                io.Boolean.Input(
+                    "with_clip_and_vae", default=True, optional=True, advanced=True,
+                    tooltip="Off: the model alone, for graphs with a Load CLIP and a Load VAE of their own, which read the same files "
+                    "once more.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="A core model of a nested latent: wire it to a KSampler."),
-                io.Clip.Output("clip", display_name="CLIP", tooltip="The tiny model's text encoder; for a file use Load CLIP, type flux2."),
-                io.Vae.Output("vae", display_name="VAE", tooltip="The tiny model's image codec; for a file use Load VAE, flux2-vae."),
+                io.Clip.Output(
+                    "clip", display_name="CLIP",
+                    tooltip="The tiny model's text encoder; for a file the Qwen3 encoder of its base, if models/text_encoders has it.",
+                ),
+                io.Vae.Output(
+                    "vae", display_name="VAE", tooltip="The tiny model's image codec; for a file flux2-vae, if models/vae has it.",
+                ),
             ],
         )  # fmt: skip
 
@@ -37,5 +48,10 @@ class LoadModalityForcing(io.ComfyNode):
         return True if model_name is None else find_fault(model_name) or True
 
     @classmethod
-    def execute(cls, model_name) -> io.NodeOutput:
-        return io.NodeOutput(*load_modality_forcing(model_name))
+    def fingerprint_inputs(cls, **inputs) -> list[str]:
+        """An encoder or VAE that was fetched since the last run counts."""
+        return find_parts()
+
+    @classmethod
+    def execute(cls, model_name, with_clip_and_vae=True) -> io.NodeOutput:
+        return io.NodeOutput(*load_modality_forcing(model_name, with_clip_and_vae))

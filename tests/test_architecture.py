@@ -112,7 +112,7 @@ def test_everything_else_imported_is_declared_or_standard(pack):
     assert not wrong, "\n".join(wrong)
 
 
-COMFYUI = {"comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes"}
+COMFYUI = {"comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
 
 
 def test_everything_the_tests_import_is_in_the_test_extra(pack):

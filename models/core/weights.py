@@ -33,12 +33,14 @@ KNOWN_KEYS = (
     ("a Modality Forcing network", ("depth_in.weight", "double_stream_modulation_depth.lin.weight")),
     ("a FLUX.2 text-to-image network without a depth stream", ("double_stream_modulation_img.lin.weight",)),
     ("a FLUX network in diffusers' naming", ("single_transformer_blocks.0.",)),
+    ("a HunyuanVideo network", ("txt_in.individual_token_refiner.", "double_blocks.0.img_mod.lin.weight")),
     ("a FLUX.1 network", ("double_blocks.0.img_mod.lin.weight",)),
     ("a Chroma network", ("distilled_guidance_layer.",)),
     ("a VGGT geometry encoder", ("aggregator.frame_blocks.0.",)),
     ("a MoGe geometry estimator", ("encoder.backbone.", "points_head.")),
     ("a Depth Anything estimator", ("pretrained.blocks.0.", "depth_head.")),
     ("a Depth Anything 3 estimator", ("backbone.", "head.scratch.")),
+    ("a Stable Diffusion checkpoint", ("diffusion_model.input_blocks.0.",)),
     ("a FLUX.2 image autoencoder (VAE)", ("decoder.conv_in.weight", "bn.running_mean")),
     ("an image autoencoder (VAE)", ("decoder.conv_in.weight",)),
     ("the encoder half of a FLUX.2 autoencoder; load the whole one (VAE)", ("down.0.", "bn.running_mean")),
@@ -46,7 +48,6 @@ KNOWN_KEYS = (
     ("a language model, used as a text encoder", ("layers.0.self_attn.q_proj.weight",)),
     ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
     ("a CLIP model", ("text_model.encoder.layers.0.",)),
-    ("a Stable Diffusion checkpoint", ("diffusion_model.input_blocks.0.",)),
     ("a Stable Diffusion network in diffusers' naming", ("down_blocks.0.", "up_blocks.0.")),
     ("SpatialWeave's tiny image codec", ("latent_mean", "latent_std")),
     ("SpatialWeave's tiny text encoder", ("words.weight", "places.weight")),
@@ -142,10 +143,16 @@ def describe(header: Header) -> str:
 def describe_keys(names: Iterable[str]) -> str:
     """What a set of tensor names is, in a few words."""
     names = list(names)
-    for what, parts in KNOWN_KEYS:
-        if all(any(part in name for name in names) for part in parts):
-            return what
+    known = name_keys(names)
+    if known is not None:
+        return known
     return f"a file of an unknown kind with {len(names)} tensors" + (f", the first named {min(names)}" if names else "")
+
+
+def name_keys(names: Iterable[str]) -> str | None:
+    """The entry of KNOWN_KEYS that a set of tensor names fits."""
+    names = list(names)
+    return next((what for what, parts in KNOWN_KEYS if all(any(part in name for name in names) for part in parts)), None)
 
 
 def fill_module(module: nn.Module, state: Mapping[str, Tensor], *, what: str, device: str | torch.device = "cpu") -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def load_network(
     header = read_header(path_or_state) if given is None else describe_state(given)
     prefix = find_prefix(header, what)
     config = config or find_config(header, prefix, what)
-    dtype = dtype or BODY_DTYPES.get(header.dtypes[prefix + "img_in.weight"], torch.bfloat16)
+    dtype = dtype or BODY_DTYPES.get(header.dtypes.get(prefix + "img_in.weight", ""), torch.bfloat16)
     network = ModalityForcing(config, operations=operations, device="meta", dtype=dtype)
     shapes = {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}
     check_fit({name: tuple(value.shape) for name, value in network.state_dict().items()}, shapes, f"{what}, a {KIND},")
@@ -106,8 +106,8 @@ def network_shapes(config: ModalityForcingConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in ModalityForcing(config, device="meta").state_dict().items()}
 
 
-def find_prefix(header: Header, what: str) -> str:
-    """What stands before the released names in this file; WeightsError if it is no Modality Forcing network."""
+def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = describe) -> str:
+    """What stands before the released names in this file; WeightsError if it is no Modality Forcing network, with what it is."""
     for prefix in (PREFIX, *OTHER_PREFIXES):
         if all(prefix + name in header.shapes for name in MARKERS):
             break

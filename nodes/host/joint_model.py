@@ -27,8 +27,10 @@ from ...models.core.diffusion.carry import carried_velocity, from_carried, relea
 from ...models.core.diffusion.flow import warp_time
 from ...models.modality_forcing.config import ModalityForcingConfig
 from ...models.modality_forcing.network import FinalLayer, ModalityForcing
+from .memory import explain_full_memory
 from .previews import with_pair_preview
-from .refused_attachments import check_conditioning, check_patches, check_unconditional
+from .refused_attachments import check_conditioning, check_options, check_patches, check_unconditional
+from .refused_loras import check_loras
 from .refused_samplers import check_sampler, check_sigmas
 
 # Divisible by every step count to 10 and by 12, 14, 15, 16, 18, 20, 24, 25, 28, 30, 36, 40, 50: core's scheduler "simple"
@@ -199,17 +201,27 @@ def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None
     """An OUTER_SAMPLE wrapper: values whose mask is 0 come back as they came, where core's blend would round them.
 
     NaN means missing: the network sees this run's own noise there, as it did in training, and a given NaN comes back as NaN.
-    A sampler that cannot serve is refused, and so is what the network cannot read in a prompt.
+    What cannot serve is refused before any weight is moved; a run that is too large for the memory says what to change.
     """
     check_sampler(sampler)
     check_sigmas(sigmas)
-    check_conditioning(executor.class_obj.conds)
-    check_unconditional(executor.class_obj)
+    shapes = kwargs.get("latent_shapes") or [latent_image.shape]
+    check_attachments(executor.class_obj, denoise_mask, shapes)
     whole = torch.where(latent_image.isnan(), noise.to(latent_image), latent_image)
-    samples = executor(noise, whole, sampler, sigmas, denoise_mask, *args, **kwargs)
+    with explain_full_memory(executor.class_obj.model_patcher, shapes):
+        samples = executor(noise, whole, sampler, sigmas, denoise_mask, *args, **kwargs)
     if denoise_mask is None:
         return samples
     return torch.where(denoise_mask.to(samples.device) == 0, latent_image.to(samples), samples)
+
+
+def check_attachments(guider, denoise_mask: Tensor | None, shapes) -> None:
+    """Refuse what other nodes attached to the prompts or the model and the network would not read."""
+    check_conditioning(guider.conds)
+    check_unconditional(guider)
+    given = denoise_mask is not None and len(shapes) == 2 and not bool(noisy_streams(denoise_mask, shapes)[:, 0].any())
+    check_options(guider.model_options, image_given=given)
+    check_loras(guider.model_patcher, guider.model_patcher.model.model_config.network)
 
 
 def network_config(model: comfy.model_patcher.ModelPatcher, purpose: str) -> ModalityForcingConfig:

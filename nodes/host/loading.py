@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -13,14 +11,17 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...models.core.quantised_header import plain_header
-from ...models.core.registry import PublishedFile, find_published
+from ...models.core.registry import find_published
 from ...models.core.weights import WeightsError, check_fit, read_header
 from ...models.demo.codec_colours import fit_colours
 from ...models.demo.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
 from ...models.modality_forcing.pipeline import TINY_NETWORK
-from ...models.modality_forcing.released import NETWORK, TEXT_ENCODERS, VAE, released_files
+from ...models.modality_forcing.released import NETWORK, released_files
 from ...models.modality_forcing.weights import DEPTH_HEAD, find_config, find_prefix, network_shapes
+from .file_kinds import describe_file
 from .joint_model import JointConfig, keep_given
+from .klein_parts import load_parts
+from .memory import report_need
 from .previews import note_depth, set_image_colours
 from .tiny_clip import tiny_clip
 from .tiny_vae import TinyVAE
@@ -28,7 +29,7 @@ from .tiny_vae import TinyVAE
 TINY = "tiny (shipped with the pack)"
 FOLDER = "diffusion_models"
 SMALL = 100_000_000  # parameters below which half precision saves nothing worth its error
-NOT_IN_FILE = "A Modality Forcing file holds no {what}: load it with {node}: {where}."
+TURNED_OFF = (ExecutionBlocker("with_clip_and_vae is off in Load Modality Forcing: turn it on, or wire Load CLIP and Load VAE."),) * 2
 
 
 def list_models() -> list[str]:
@@ -47,30 +48,19 @@ def find_fault(name: str) -> str | None:
     return f"{name} is not in ComfyUI's models/{FOLDER}: {other}{wanted.line} ({clone})."
 
 
-def load_modality_forcing(name: str) -> tuple:
-    """(MODEL, CLIP, VAE). Files of users hold a network only; wiring their CLIP or VAE output says which node and file has it."""
+def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
+    """(MODEL, CLIP, VAE). A user's file holds a network only: its text encoder and VAE are read from core's folders, where they are."""
     if name == TINY:
-        clip, vae = tiny_clip(load_text_encoder(TEXT_FILE).state_dict()), TinyVAE(load_codec(CODEC_FILE).state_dict())
-        return load_tiny_model(), clip, vae
+        return load_tiny_model(), *(load_tiny_parts() if with_clip_and_vae else TURNED_OFF)
     fault = find_fault(name)
     if fault:
         raise WeightsError(fault)
-    published = released_files()
-    line = find_published(published, NETWORK).line
+    line = find_published(released_files(), NETWORK).line
     try:
         model = load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name))
     except WeightsError as error:
         raise WeightsError(f"{str(error).removesuffix('.')}; the published network is {line}.") from error
-    return model, *map(ExecutionBlocker, missing_parts(model.model.model_config.network.context_in_dim, published))
-
-
-def missing_parts(width: int, published: Sequence[PublishedFile]) -> tuple[str, str]:
-    """Where the text encoder and the VAE of a network are that reads prompts of this width: what their empty sockets say."""
-    line = f"the encoder it was trained with, whose prompts have the width {width}"
-    if width in TEXT_ENCODERS:
-        line = find_published(published, TEXT_ENCODERS[width]).line
-    clip = NOT_IN_FILE.format(what="text encoder", node="Load CLIP, type flux2", where=line)
-    return clip, NOT_IN_FILE.format(what="VAE", node="Load VAE", where=find_published(published, VAE).line)
+    return model, *(load_parts(model.model.model_config.network.context_in_dim) if with_clip_and_vae else TURNED_OFF)
 
 
 def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -81,15 +71,21 @@ def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelP
     return patcher
 
 
+def load_tiny_parts() -> tuple:
+    """(CLIP, VAE) that ship with the pack."""
+    return tiny_clip(load_text_encoder(TEXT_FILE).state_dict()), TinyVAE(load_codec(CODEC_FILE).state_dict())
+
+
 def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """A MODEL from a safetensors file, quantised in one of core's formats or not.
 
     A file that is something else is refused, and called by its name, before it is read.
     """
     header = plain_header(path, read_header(path))
-    prefix = find_prefix(header, path)
+    prefix = find_prefix(header, path, describe_file)
     network = find_config(header, prefix, path)
     check_fit(network_shapes(network), {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}, path)
+    report_need(path)
     state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     state, _ = comfy.utils.convert_old_quants(state, prefix, metadata=metadata)  # core's one form: a description beside each layer
     state = {name.removeprefix(prefix): value for name, value in state.items()}

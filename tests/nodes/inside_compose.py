@@ -8,6 +8,7 @@ from pathlib import Path
 
 import comfy.controlnet
 import comfy.ldm.modules.attention as attention
+import comfy.patcher_extension
 import folder_paths
 import torch
 from comfy.nested_tensor import NestedTensor
@@ -19,6 +20,7 @@ ours = ours  # noqa: F821, PLW0127 - set by worker.py
 sampling = sys.modules["spatialweave_tests_inside_sampling"]  # holds the models; their `start` was called before
 matrix, modes = (sys.modules[f"spatialweave_tests_inside_{name}"] for name in ("matrix", "modes"))
 CLOSE = 1e-4
+WINDOWS = (16, 4, "standard_static", 1, False, "pyramid", 0, False)  # length, overlap, schedule, stride, loop, fusion, dimension, noise
 
 
 def run(model=None, latent=None, **settings):
@@ -86,7 +88,7 @@ def guidance_per_stream():
 
 def other_guiders():
     """Core's guiders and guidance nodes on the network itself."""
-    matrix.load_extras("perpneg", "apg", "tcfg", "mahiro", "model_advanced", "cfg")
+    matrix.load_extras("perpneg", "apg", "tcfg", "mahiro", "model_advanced", "cfg", "eps")
     r, plain = sampling.rig(), run(cfg=3.0)
     case = matrix.Case(r.model, r.latent(), [], None)
     dual = matrix.advanced(case, guider="DualCFGGuider", steps=4)["samples"].unbind()
@@ -94,7 +96,8 @@ def other_guiders():
     sigmas, noise = node("BasicScheduler", r.model, "simple", 4, 1.0)[0], node("RandomNoise", 7)[0]
     euler = node("KSamplerSelect", "euler")[0]
     (perp, _) = node("SamplerCustomAdvanced", noise, perpendicular, euler, sigmas, r.latent())
-    changed = {name: run(patch(name, r.model), cfg=3.0) for name in ("RescaleCFG", "APG", "TCFG", "Mahiro", "CFGNorm", "CFGZeroStar")}
+    names = ("RescaleCFG", "APG", "TCFG", "Mahiro", "CFGNorm", "CFGZeroStar", "Epsilon Scaling", "TemporalScoreRescaling")
+    changed = {name: run(patch(name, r.model), cfg=3.0) for name in names}
     return {
         "DualCFGGuider": finite(dual),
         "PerpNegGuider": finite(perp["samples"].unbind()),
@@ -102,13 +105,51 @@ def other_guiders():
     }
 
 
+SETTINGS = {
+    "APG": {"eta": 0.5, "norm_threshold": 5.0, "momentum": 0.0},
+    "CFGNorm": {"strength": 1.0},
+    "Epsilon Scaling": {"scaling_factor": 1.05},
+    "TemporalScoreRescaling": {"tsr_k": 0.9, "tsr_sigma": 1.0},
+}
+
+
 def patch(name, model):
     made = core.NODE_CLASS_MAPPINGS[name]
     if name == "RescaleCFG":
         return made().patch(model, 0.7)[0]
-    return made.execute(
-        model, **{"APG": {"eta": 0.5, "norm_threshold": 5.0, "momentum": 0.0}, "CFGNorm": {"strength": 1.0}}.get(name, {})
-    ).result[0]
+    return made.execute(model, **SETTINGS.get(name, {})).result[0]
+
+
+def skipped_steps():
+    """EasyCache and LazyCache: at a threshold of 0 every step is computed, above it some are not, and what is given is kept."""
+    matrix.load_extras("easycache")
+    r, steps = sampling.rig(), 20
+    plain, out = run(steps=steps), {}
+    given = {"EasyCache": modes.run("DepthToImageLatent", r.model, modes.view())[0]}
+    given["LazyCache"] = modes.run("ImageToDepthLatent", r.model, r.vae, modes.picture())[0]
+    for name, latent in given.items():
+        calls = []
+        every, some = (counted(node(name, r.model, threshold, 0.15, 0.95, False)[0], calls) for threshold in (0.0, 1.0))
+        out[f"{name}, threshold 0: as without"] = close(run(every, steps=steps), plain) and len(calls) == steps
+        calls.clear()
+        out[f"{name}: fewer calls"] = finite(run(some, steps=steps)) and len(calls) < steps
+        got, clean, noisy = run(some, latent, steps=steps), latent["samples"].unbind(), latent["noise_mask"].unbind()
+        out[f"{name}: what is given is kept"] = finite(got) and all(
+            torch.equal(a, b) for a, b, m in zip(got, clean, noisy) if not bool(m.any())
+        )
+    return out
+
+
+def counted(model, calls):
+    """A clone that notes every call of the network itself."""
+
+    def count(executor, *args, **kwargs):
+        calls.append(1)
+        return executor(*args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "counted", count)
+    return model
 
 
 def prompts():
@@ -175,7 +216,7 @@ def inpainting():
     mask = torch.zeros(1, 64, 48)
     mask[..., 24:] = torch.linspace(0.1, 1, 24)
     parts = {"image": modes.picture(), "image_mask": mask, "view": modes.view(), "depth_mask": mask}
-    (latent,) = modes.run("MaskedJointLatent", r.model, r.vae, **parts)
+    latent, *_ = modes.run("MaskedJointLatent", r.model, r.vae, **parts)
     given, noisy = latent["samples"].unbind(), latent["noise_mask"].unbind()
     model = node("DifferentialDiffusion", r.model)[0]
 
@@ -259,7 +300,7 @@ class Delta:
 
 def with_lora(state, node_class, folder):
     """Core's own loader node on a file; the model it gives."""
-    path = Path(folder) / f"{node_class}.safetensors"
+    path = Path(folder) / f"{node_class} of {Path(folder).name}.safetensors"  # of one name ComfyUI would find the first folder's
     save_file(state, path)
     folder_paths.add_model_folder_path("loras", str(folder))
     made = core.NODE_CLASS_MAPPINGS[node_class]()
@@ -350,9 +391,29 @@ def refused(case):
         model.set_model_output_block_patch(lambda *args: args)
         return run(model)
 
-    def perturbed():
-        matrix.load_extras("pag")
-        return run(node("PerturbedAttentionGuidance", r.model, 3.0)[0], cfg=2.0)
+    def through(extra, name, *values):
+        """A run through a node of core's that changes the model."""
+
+        def sample():
+            matrix.load_extras(extra)
+            made = core.NODE_CLASS_MAPPINGS[name]
+            model, *_ = made().patch(r.model, *values) if hasattr(made, "patch") else node(name, r.model, *values)
+            return run(model, cfg=2.0)
+
+        return sample
+
+    def given_image():
+        matrix.load_extras("easycache")
+        latent = modes.run("ImageToDepthLatent", r.model, r.vae, modes.picture())[0]
+        return run(node("EasyCache", r.model, 0.2, 0.15, 0.95, False)[0], latent)
+
+    def guided():
+        matrix.load_extras("flux")
+        return run_with(node("FluxGuidance", r.positive, 3.5)[0])
+
+    def sharpened():
+        matrix.load_extras("latent")
+        return run(node("LatentApplyOperationCFG", r.model, node("LatentOperationSharpen", 9, 1.0, 0.1)[0])[0], cfg=2.0)
 
     cases = {
         "ControlNet": prompted(control=comfy.controlnet.ControlBase()),
@@ -364,7 +425,16 @@ def refused(case):
         ),
         "IP-Adapter": replaced,
         "FreeU": patched,
-        "PAG": perturbed,
+        "PAG": through("pag", "PerturbedAttentionGuidance", 3.0),
+        "NAG": through("nag", "NAGuidance", 5.0, 0.5, 1.5),
+        "skipped layers": through("slg", "SkipLayerGuidanceDiT", 3.0, 0.0, 1.0, "0", "", 0.0),
+        "FreSca": through("fresca", "FreSca", 1.0, 1.25, 20),
+        "latent operations": sharpened,
+        "guidance of videos": through("video_model", "VideoLinearCFGGuidance", 1.0),
+        "context windows": through("context_windows", "ContextWindowsManual", *WINDOWS),
+        "EasyCache on a given image": given_image,
+        "guidance value": guided,
+        "CLIP Vision": prompted(unclip_conditioning=[{}]),
     }
     try:
         cases[case]()

@@ -1,6 +1,8 @@
 """Called by worker.py inside ComfyUI: files of users in every precision through core's loader, core's text encoder, what is missing."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import comfy.model_management
 import comfy.nested_tensor
@@ -175,3 +177,47 @@ def state_names(path):
     state = load(path).model.diffusion_model.state_dict()
     marks = {name: json.loads(bytes(value.tolist())) for name, value in state.items() if name.endswith(".comfy_quant")}
     return {name.removesuffix(".comfy_quant"): mark for name, mark in marks.items()}
+
+
+def small_klein(folder, parts):
+    """A network's file before and after its encoder and VAE lie in core's folders; `parts` is a file that writes small ones there."""
+    from dataclasses import replace
+
+    import folder_paths
+    from safetensors.torch import save_file
+
+    for name in ("diffusion_models", "text_encoders", "vae"):
+        (Path(folder) / name).mkdir()
+        folder_paths.add_model_folder_path(name, str(Path(folder) / name), is_default=True)
+    config = replace(ours("models.modality_forcing.config").PRESETS["tiny"], in_channels=128, context_in_dim=96, infinite_sky=False)
+    torch.manual_seed(0)
+    network = ours("models.modality_forcing.network").ModalityForcing(config)
+    for value in network.parameters():
+        torch.nn.init.normal_(value, std=0.5 * value.shape[-1] ** -0.5)
+    file, state = "small_klein.safetensors", network.to(torch.bfloat16).state_dict()
+    save_file({f"dit.{name}": value for name, value in state.items()}, f"{folder}/diffusion_models/{file}")
+    encoder, codec = "qwen_3_8b_fp8mixed.safetensors", "flux2-vae.safetensors"
+    ours("models.modality_forcing.released").TEXT_ENCODERS[96] = encoder
+
+    node = core.NODE_CLASS_MAPPINGS[LOADER]
+    before, known = node.execute(file).result[1:], node.fingerprint_inputs(model_name=file)
+    spec = importlib.util.spec_from_file_location("small_parts", parts)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    model, clip, vae = node.execute(file).result
+    off = node.execute(file, False).result[1:]
+
+    own_clip, own_vae = core.CLIPLoader().load_clip(encoder, "flux2")[0], core.VAELoader().load_vae(codec)[0]
+    positive, wanted = (core.CLIPTextEncode().encode(each, "a red ball")[0] for each in (clip, own_clip))
+    latent = ours("nodes.host.joint_latent").empty_joint_latent(model, 48, 32, 1)
+    (made,) = core.KSampler().sample(model, 0, 2, 1.0, "euler", "simple", positive, positive, latent)
+    pictures, view = core.NODE_CLASS_MAPPINGS["SpatialWeave_DecodeJointLatent"].execute(made, vae).result
+    again, _ = core.NODE_CLASS_MAPPINGS["SpatialWeave_DecodeJointLatent"].execute(made, own_vae).result
+    return {
+        "before": [socket.message for socket in before],
+        "found": [known, [Path(place).name for place in node.fingerprint_inputs(model_name=file)]],
+        "same prompt": bool(torch.equal(positive[0][0], wanted[0][0])) and bool(positive[0][0].any()),
+        "same picture": bool(torch.equal(pictures, again)) and bool(pictures.isfinite().all()),
+        "sizes": [list(pictures.shape), list(view.depth.shape)],
+        "rebuilt": all(part.patcher.cached_patcher_init for part in (clip, vae)),
+        "off": [socket.message for socket in off],
+    }

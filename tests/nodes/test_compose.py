@@ -15,6 +15,7 @@ WORKS = {
     "inpainting": "inpainting",
     "LoRA": "loras",
     "shift": "sampling_patches",
+    "skipped steps": "skipped_steps",
     "attention": "attentions",
     "tiled VAE": "tiled_vae",
     "latent nodes": "plain_latent_nodes",
@@ -28,6 +29,15 @@ REFUSED = {
     "IP-Adapter": ["patches 'input 4'", "take that node out"],
     "FreeU": ["patches 'output_block_patch'", "take that node out"],
     "PAG": ["patches 'middle 0'", "take that node out"],
+    "NAG": ["patches 'attn1_output_patch'", "take that node out"],
+    "skipped layers": ["patches 'double_block 0'", "take that node out"],
+    "FreSca": ["FreSca works on the rows and columns", "take that node out"],
+    "latent operations": ["LatentApplyOperationCFG works on the rows and columns", "take that node out"],
+    "guidance of videos": ["VideoLinearCFGGuidance counts the frames", "take that node out"],
+    "context windows": ["Context Windows cuts a video", "take that node out"],
+    "EasyCache on a given image": ["EasyCache measures how much the image changes", "use LazyCache"],
+    "guidance value": ["A guidance value arrived", "use the cfg of the KSampler"],
+    "CLIP Vision": ["CLIP Vision saw", "take that node out"],
 }
 
 

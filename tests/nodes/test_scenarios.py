@@ -4,6 +4,7 @@ What a scenario asks beyond what the pack has today is named in the docstring of
 """
 
 import json
+import re
 
 import numpy as np
 import plyfile
@@ -26,6 +27,7 @@ def loaded(inside, tiny_weights):
     inside("inside_modes.py", "batches")
     inside("inside_geometry.py", "batches")
     inside("inside_matrix.py", "offered")
+    inside("inside_compose.py", "registered")
     return inside
 
 
@@ -42,10 +44,37 @@ def test_scenario_01_rgba_and_one_channel_are_accepted_as_depth(geometry):
 
 
 def test_scenario_01_rgba_and_one_channel_are_accepted_as_given_picture(hour):
-    """RGB is used; ComfyUI's own Load Image hands the alpha on as a MASK, so none of our nodes repeats it."""
+    """RGB is used, the alpha goes on as a MASK of core's kind, and one notice says so."""
     result = hour("given_pictures")
     assert max(result["rgba"], result["grey"]) < 1e-5
     assert result["core"][0] == [1, 64, 48, 3] and result["core"][1] < 1 / 255
+    assert result["as core's mask"] < 1 / 255 and result["masks"] == [[1, 64, 48], False, True]
+    notes = result["notes"]
+    assert notes["rgb"] == notes["grey as rgb"] == "Taken as it came."
+    alpha = "The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask."
+    assert notes["rgba"] == notes["masked rgba"] == alpha
+    assert notes["grey"] == "The picture is grey: its one channel was used for red, green and blue."
+
+
+def test_scenarios_01_02_04_each_notice_is_given_once_in_the_log_and_as_text(hour):
+    result = hour("notes")
+    pad = (
+        "37 x 103 (height x width) is not a multiple of 16: it was sampled at 48 x 112, given edges repeated, and the result cropped back."
+    )
+    colours = [
+        "1 picture values are NaN or infinite and were set to 0.",
+        "2 picture values lie outside [0, 1] and were clamped.",
+        "The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask.",
+    ]
+    holes = "70 of 3811 depth pixels (1.8%) are invalid and left out."
+    stretched = "The image_mask of 20 x 30 was stretched to 37 x 103 (height x width)."
+    wanted = {"image": [*colours, pad], "depth": [holes, pad], "both": [*colours, holes, pad, stretched]}
+    assert {name: text.splitlines() for name, text in result["said"].items()} == wanted
+    assert result["heard"] == {name: ["INFO: " + "\n".join(lines)] for name, lines in wanted.items()}
+
+
+def test_scenarios_01_02_04_the_text_stands_under_the_node_and_the_next_run_replaces_it(hour):
+    assert hour("shown_under_the_node") == [["7", "One.\nTwo."], ["7", "Taken as it came."]]
 
 
 @pytest.mark.parametrize("size", [(517, 1023), (3, 300), (2, 2)])
@@ -66,22 +95,45 @@ def test_scenario_02_a_given_picture_or_depth_of_odd_size_comes_back_in_it(loade
 
 
 WRONG_FILES = {
-    "double_stream_modulation_img.lin.weight": ["FLUX.2 text-to-image network", "Modality Forcing network is wanted"],
-    "encoder.backbone.blocks.0.attn.qkv.weight": ["wanted"],
-    "input_blocks.0.0.weight": ["wanted"],
+    "double_stream_modulation_img.lin.weight": "is a FLUX.2 text-to-image network without a depth stream",
+    "encoder.backbone.blocks.0.attn.qkv.weight, points_head.output.weight": "is a MoGe geometry estimator",
+    "model.diffusion_model.input_blocks.0.0.weight, first_stage_model.decoder.conv_in.weight": "is a Stable Diffusion checkpoint",
 }
 
 
-@pytest.mark.parametrize("key", WRONG_FILES)
-def test_scenario_03_a_wrong_checkpoint_is_called_by_name_and_never_run(loaded, tmp_path, key):
-    """A klein 4B LoRA on 9B is core's to notice: it logs the shapes and leaves those layers out. Not covered."""
+@pytest.mark.parametrize("keys", WRONG_FILES)
+def test_scenario_03_a_wrong_checkpoint_is_called_by_name_and_never_run(loaded, tmp_path, keys):
     import torch
     from safetensors.torch import save_file
 
-    save_file({key: torch.zeros(2, 2)}, tmp_path / "given.safetensors")
-    said = loaded("inside_nodes.py", "refused_file", path=str(tmp_path))
-    assert said and "given.safetensors" in said and not [part for part in WRONG_FILES[key] if part not in said], said
+    name = f"{tmp_path.name}.safetensors"  # a name of its own: ComfyUI opens the first it finds
+    save_file({key: torch.zeros(2, 2) for key in keys.split(", ")}, tmp_path / name)
+    said = loaded("inside_nodes.py", "refused_file", path=str(tmp_path), name=name)
+    assert said and name in said and WRONG_FILES[keys] in said and "Modality Forcing network is wanted" in said, said
     assert "https://" in said, "it says where to get the right one"
+
+
+def test_scenario_03_a_network_of_another_kind_is_called_what_comfyui_calls_it(loaded, hour, tmp_path):
+    hour("small_wan", path=str(tmp_path / "wan.safetensors"))
+    said = loaded("inside_nodes.py", "refused_file", path=str(tmp_path), name="wan.safetensors")
+    assert "wan.safetensors is a network that ComfyUI knows as WAN21_T2V; a Modality Forcing network is wanted here" in said, said
+
+
+def test_scenario_03_the_networks_of_today_are_known(hour):
+    """Built by core's own classes at their published sizes, on the meta device."""
+    known = {"Wan": "WAN21_T2V", "Qwen-Image": "QwenImage", "Z-Image": "ZImage", "SD3": "SD3", "LTX": "LTXV", "SDXL": "SDXL"}
+    wanted = {name: f"a network that ComfyUI knows as {kind}" for name, kind in known.items()}
+    assert hour("kinds_of_files") == wanted | {"Hunyuan": "a HunyuanVideo network"}
+
+
+@pytest.mark.parametrize("naming", ["own names", "kohya", "diffusers", "LoKr"])
+def test_scenario_03_a_lora_of_another_width_is_refused_by_name(hour, tmp_path, naming):
+    """As a klein 4B LoRA on the 9B model, of which core logs the shapes and leaves those layers out."""
+    result = hour("lora_of_another_width", naming=naming, folder=str(tmp_path))
+    half, whole = result["widths"]
+    said = result["said"]
+    assert said and f"A LoRA for a network of width {half} arrived, but this one has the width {whole}" in said, said
+    assert "take that LoRA out" in said and "\n" not in said and result["same"]
 
 
 @pytest.mark.parametrize("case", ["wrong VAE", "prompt of another model", "order of another model", "plain latent into the model"])
@@ -156,10 +208,32 @@ def test_scenario_09_cancel_at_any_step_leaves_nothing_behind(loaded):
     assert seen["state"] == [] and seen["plain"]
 
 
+def test_scenario_07_the_loader_says_what_it_needs_before_it_reads_the_weights(hour):
+    enough, short = hour("need", free=8e9), hour("need", free=1e6)
+    (line,) = enough["heard"]
+    assert re.fullmatch(r"INFO: tiny.safetensors: 0\.\d\d GB of weights; 8\.00 GB free on cpu\.", line) and enough["first"] == "said"
+    assert len(short["heard"]) == 2 and short["heard"][1].startswith("WARNING: tiny.safetensors is larger than the free memory")
+    assert "fp8 or nvfp4" in short["heard"][1]
+
+
 def test_scenario_10_core_is_told_what_a_step_needs(hour):
-    """Core moves weights out of the way by this figure. Measured tiers of cards, and the message of a full one, are not covered."""
+    """Core moves weights out of the way by this figure. Measured tiers of cards are not covered."""
     small, middle, large = hour("memory_asked")
     assert 0 < small < middle < large
+
+
+@pytest.mark.parametrize("kind", ["card", "processor"])
+def test_scenario_10_a_full_memory_names_the_three_settings_to_change(hour, kind):
+    """Core still knows the fault, by which it unloads its models; the next run gives the same bits."""
+    result = hour("full_memory", kind=kind)
+    said = result["said"]
+    assert "3 x 48 x 64 (batch x height x width)" in said and "GB of weights" in said and "\n" not in said
+    assert all(part in said for part in ("make the picture smaller", "set the batch size to 1", "fp8 or nvfp4")), said
+    assert result["known"] and result["same"]
+
+
+def test_scenario_10_another_fault_is_left_as_it_is(hour):
+    assert hour("another_fault") == "something else"
 
 
 def test_scenario_11_the_preview_says_unit_direction_and_range(loaded):
@@ -225,7 +299,7 @@ def graphs(root):
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "workflows" / "api").glob("*.json"))}
 
 
-EXTRAS = ["custom_sampler", "mask", "save_3d", "load_3d", "preview_any"]
+EXTRAS = ["custom_sampler", "mask", "save_3d", "load_3d", "preview_any", "canny", "images", "moge", "sam3"]
 NOT_THERE = {"value_not_in_list", "custom_validation_failed"}  # a file of weights or pictures that this machine does not have
 
 

@@ -124,6 +124,18 @@ def test_a_file_of_the_user_says_where_its_encoder_and_vae_are(inside, source):
     assert "Load VAE" in vae and lines["flux2-vae.safetensors"] in vae
 
 
+def test_a_file_brings_its_encoder_and_vae_through_cores_loaders_where_they_are(worker_with, root, tmp_path):
+    """One widget away from the tiny model, whose CLIP and VAE sockets are wired: small files under the names of the big ones."""
+    parts = root / "tests" / "workflows" / "inside_small_klein.py"
+    result = worker_with().call(FILE, "small_klein", folder=str(tmp_path), parts=str(parts))
+    clip, vae = result["before"]
+    assert "qwen_3_8b_fp8mixed.safetensors" in clip and "https://" in clip and "flux2-vae.safetensors" in vae and "https://" in vae
+    assert result["found"] == [[], ["qwen_3_8b_fp8mixed.safetensors", "flux2-vae.safetensors"]], "what was fetched is found in the next run"
+    assert result["same prompt"] and result["same picture"] and result["rebuilt"]
+    assert result["sizes"] == [[1, 32, 48, 3], [1, 32, 48]]
+    assert all("with_clip_and_vae is off" in said and "Load CLIP and Load VAE" in said for said in result["off"])
+
+
 WRONG = {
     "klein": ({"double_stream_modulation_img.lin.weight": (2, 2)}, "is a FLUX.2 text-to-image network without a depth stream"),
     "diffusers": ({"single_transformer_blocks.0.attn.to_q.weight": (2, 2)}, "is a FLUX network in diffusers' naming"),

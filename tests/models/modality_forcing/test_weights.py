@@ -127,6 +127,10 @@ def test_damaged_networks_are_named(saved, tmp_path, make_network):
     write_tensors(tmp_path / "gone.safetensors", state, read_header(path).metadata, kind="Modality Forcing network")
     with pytest.raises(WeightsError, match=r"1 tensors missing \(first: single_blocks.1.linear2.weight\)"):
         load_network(tmp_path / "gone.safetensors")
+    headless = {name: value for name, value in load_file(path).items() if name != "dit.img_in.weight"}  # what says the precision
+    write_tensors(tmp_path / "headless.safetensors", headless, read_header(path).metadata, kind="Modality Forcing network")
+    with pytest.raises(WeightsError, match=r"1 tensors missing \(first: img_in.weight\)"):
+        load_network(tmp_path / "headless.safetensors")
     state["dit.single_blocks.1.linear2.weight"] = gone[1:]
     with pytest.raises(WeightsError, match="of another shape .first: single_blocks.1.linear2.weight is .47, 144., wanted .48, 144."):
         load_network(state, config=network.config)
