@@ -9,22 +9,20 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from .dispatch import use_backend
-from .rivals import Call, beside, flex, two_calls
-from .segment_attention import segment_attention
-from .segment_attention.cases import CASES
-from .segment_attention.reference import bias_row, segment_attention_reference
+from .bench_checks import check, verify
+from .bench_goals import judge
+from .bench_rates import Rates, describe_machine, measure_rates, time_once
+from .rivals import FLEX, ONE_STREAM, Call, flex, rivals
+from .segment_attention.reference import segment_attention_reference
 from .segment_attention.segments import Segments, full_weight
 
 SHAPES = {
@@ -35,6 +33,8 @@ SHAPES = {
 WEIGHTS = {"zero": 0.0, "mixed": 0.4, "one": 1.0, "half zero": None}
 CPU_SCORES = 3 << 20  # of a head and row: longer sequences are cut to what a CPU does in a second or so
 SETS = 4  # of inputs, in turn, so that a cache does not hold them
+ROUNDS = {"cuda": 25}  # of each half
+FEW_ROUNDS = 12  # elsewhere
 
 
 @dataclass(frozen=True)
@@ -55,100 +55,94 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What the machine does in a second, here and now: operations of a large matrix product, bytes read and written, exponentials.
+class Run:
+    """`absent`: a sentence for every rival that has no time, with the reason."""
 
-    `exponentials` is None where the clock of a GPU is unknown.
-    """
-
-    operations: float
-    bytes: float
-    exponentials: float | None
-
-    def floor(self, size: tuple[int, int, int, int], keys: float, width: int) -> float:
-        """Milliseconds for b, h, n, d with so many keys a query and bytes a value: the slowest of products, copies and exponentials."""
-        b, h, n, d = size
-        scores = b * h * n * keys
-        least = [4 * scores * d / self.operations, 4 * b * h * n * d * width / self.bytes]
-        return 1e3 * max(least + ([scores / self.exponentials] if self.exponentials else []))
+    machine: dict[str, object]
+    rates: Rates
+    times: list[Timing]
+    absent: list[str]
 
 
-def verify(device: torch.device, dtype: torch.dtype) -> None:
-    """The op's cases on this device against the reference in float64. Raises FloatingPointError; then no time is worth having."""
-    for case in CASES:
-        q, k, v = case.tensors(torch.Generator().manual_seed(1), dtype)
-        weight = full_weight(case.log_weight(), q, case.segments)
-        want, _ = segment_attention_reference(q.double(), k.double(), v.double(), case.segments, weight.double(), scale=0.2)
-        got = segment_attention(*(tensor.to(device) for tensor in (q, k, v)), case.segments, weight, scale=0.2)
-        check(f"case {case.name}", got.cpu(), want)
-
-
-def check(name: str, got: Tensor, want: Tensor) -> None:
-    error = float((got.double() - want).norm() / want.norm())
-    limit = {torch.float32: 1e-5, torch.float16: 2e-3}.get(got.dtype, 1e-2)
-    if not error <= limit:
-        raise FloatingPointError(f"{name} is off by {error:.3g}, {limit:g} is allowed; no time is reported.")
-
-
-def bench(device: str | torch.device | None = None, *, rounds: int = 12, shapes: tuple[str, ...] = tuple(SHAPES)) -> list[Timing]:
-    """All rivals of all shapes and weights. rounds: each rival's runs in each half."""
+def bench(device: str | torch.device | None = None, *, rounds: int | None = None, shapes: tuple[str, ...] = tuple(SHAPES)) -> Run:
+    """All rivals of all shapes and weights. rounds: each rival's runs in each half; by default 25 on a GPU, 12 elsewhere."""
     unknown = set(shapes) - set(SHAPES)
     if unknown:
         raise ValueError(f"There is no shape {sorted(unknown)[0]!r}; choose from {', '.join(SHAPES)}.")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type not in ("cuda", "cpu"):
+        raise ValueError(f"The bench got the device {place}; it times on cuda or cpu.")
+    rounds = ROUNDS.get(place.type, FEW_ROUNDS) if rounds is None else rounds
     if rounds < 1:
         raise ValueError(f"The bench got {rounds} rounds; run at least 1.")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+    verify(place, dtype)
     with torch.inference_mode():
-        verify(place, dtype)
-        rates = measure_rates(place, dtype)
-        found = []
+        run = Run(describe_machine(place), measure_rates(place, dtype), [], [])
         for name in shapes:
-            for weight in ("mixed", "one") if name.startswith("klein") else WEIGHTS:
-                found += _bench_shape(name, weight, place, dtype, rounds, rates)
-    return found
+            _bench_shape(name, run, place, dtype, rounds)
+    return run
 
 
-def _bench_shape(name: str, weight: str, place: torch.device, dtype: torch.dtype, rounds: int, rates: Rates) -> list[Timing]:
+def _bench_shape(name: str, run: Run, place: torch.device, dtype: torch.dtype, rounds: int) -> None:
     b, h, n, d = SHAPES[name]
     n = min(n, math.isqrt(CPU_SCORES) // 64 * 64 // 2) if place.type == "cpu" else n
-    segments, log_weight = problem(b, n, weight)
     inputs = [torch.randn(b, n, 3, h, d, dtype=dtype, device=place).transpose(1, 3).unbind(2) for _ in range(SETS)]
-    keys = n * (1 if weight == "zero" else 1.5 if weight == "half zero" else 1 if len(segments.queries) > 1 else 2)
-    floor = rates.floor((b, h, n, d), keys, dtype.itemsize)
-    found = []
-    for mode in ("eager", "graph") if place.type == "cuda" else ("eager",):
-        calls = right_ones(rivals(segments, log_weight, place, mode), inputs[0], segments, log_weight)
-        kernels = {rival: busiest(call, inputs[0]) for rival, call in calls.items()}
-        turns = {rival: turned for rival, call in calls.items() if (turned := in_turn(call, inputs, mode))}
-        halves = [_interleaved(turns, place, rounds) for _ in range(2)]
-        for rival in turns:
-            first, second = (half[rival] for half in halves)
-            spread = (statistics.median(first), statistics.median(second))
-            timing = (statistics.median(first + second), spread, floor, mode, kernels[rival])
-            found.append(Timing(name, (b, h, n, d), weight, rival, *timing))
+    fused, table = None, None
+    for weight in (weight for weight in WEIGHTS if b > 1 or weight != "half zero"):
+        segments, log_weight = problem(b, n, weight)
+        floor = run.rates.floor((b, h, n, d), seen_keys(segments, log_weight), dtype.itemsize)
+        wanted = few_wanted(inputs[0], segments, log_weight)
+        if place.type == "cuda":
+            table = torch.tensor(log_weight, device=place) if table is None else table.copy_(torch.tensor(log_weight))
+            fused = fused or compiled(segments, table)
+        kernels: dict[str, str] = {}
+        for mode in ("eager", "graph") if place.type == "cuda" else ("eager",):
+            calls, wrong = right_ones(rivals(segments, log_weight, place, mode) | (fused or {}), inputs[0], wanted)
+            run.absent.extend(f"{name}, weight {weight}, {mode}: {reason}" for reason in wrong)
+            kernels = kernels or {rival: busiest(call, inputs[0]) for rival, call in calls.items()}
+            turns = {rival: turned for rival, call in calls.items() if (turned := in_turn(call, inputs, mode))}
+            halves = [_interleaved(turns, place, rounds) for _ in range(2)]
+            for rival in turns:
+                first, second = (half[rival] for half in halves)
+                spread = (statistics.median(first), statistics.median(second))
+                timing = (statistics.median(first + second), spread, floor, mode, kernels.get(rival, ""))
+                run.times.append(Timing(name, (b, h, n, d), weight, rival, *timing))
+
+
+def compiled(segments: Segments, table: Tensor) -> dict[str, Call]:
+    """FlexAttention is compiled once for a shape, whatever the weights in the table."""
+    torch.compiler.reset()
+    return {FLEX: flex(segments, table), f"{FLEX}, max-autotune": flex(segments, table, tuning="max-autotune-no-cudagraphs")}
+
+
+def few_wanted(given: Sequence[Tensor], segments: Segments, log_weight: list) -> list[tuple[slice, Tensor]]:
+    """What the first 16 queries of every segment must give, in float64."""
+    q, k, v = (tensor.double().cpu() for tensor in given)
+    full, found = full_weight(log_weight, q, segments).double(), []
+    for number, (start, stop) in enumerate(segments.query_ranges()):
+        at = slice(start, min(start + 16, stop))
+        few = Segments((at.stop - start,), segments.sources)
+        weight = full[:, :, number : number + 1]
+        found.append((at, segment_attention_reference(q[:, :, at], k, v, few, weight, scale=q.shape[3] ** -0.5)[0]))
     return found
 
 
-def right_ones(calls: dict[str, Call], given: Sequence[Tensor], segments: Segments, log_weight: list) -> dict[str, Call]:
-    """Those that run here and whose first 16 queries of every segment are right. Raises FloatingPointError if ours is not one."""
-    found = {}
-    q, k, v = (tensor.double().cpu() for tensor in given)
-    full = full_weight(log_weight, q, segments).double()
+def right_ones(calls: dict[str, Call], given: Sequence[Tensor], wanted: list[tuple[slice, Tensor]]) -> tuple[dict[str, Call], list[str]]:
+    """Those that run here and are right, and a sentence for each of the others. Raises what ours raises."""
+    found, wrong = {}, []
     for rival, call in calls.items():
         try:
             got = call(*given)
-            for number, (start, stop) in enumerate(segments.query_ranges() if rival != "one stream" else []):
-                at = slice(start, min(start + 16, stop))
-                few = Segments((at.stop - start,), segments.sources)
-                want, _ = segment_attention_reference(q[:, :, at], k, v, few, full[:, :, number : number + 1], scale=q.shape[3] ** -0.5)
+            for at, want in wanted if rival != ONE_STREAM else ():
                 check(rival, got[:, :, at].cpu(), want)
-        except (RuntimeError, FloatingPointError):
+        except Exception as error:  # noqa: BLE001 - what others' code raises on some machine is no reason to lose the run
             if rival == "ours":
                 raise
-            continue  # a rival that cannot run here, or is wrong, has no time
+            wrong.append(f"{rival} has no time: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+            continue
         found[rival] = call
-    return found
+    return found, wrong
 
 
 def busiest(call: Call, given: Sequence[Tensor]) -> str:
@@ -156,8 +150,9 @@ def busiest(call: Call, given: Sequence[Tensor]) -> str:
     cuda = given[0].device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
         call(*given)
-    spent = "self_device_time_total" if cuda else "self_cpu_time_total"
-    return max(seen.key_averages(), key=lambda event: getattr(event, spent)).key
+    spent, where = ("self_device_time_total", DeviceType.CUDA) if cuda else ("self_cpu_time_total", DeviceType.CPU)
+    events = [event for event in seen.key_averages() if event.device_type == where]
+    return max(events, key=lambda event: getattr(event, spent)).key
 
 
 def in_turn(call: Call, inputs: list, mode: str) -> list[Callable[[], object]]:
@@ -185,115 +180,53 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def problem(rows: int, tokens: int, weight: str) -> tuple[Segments, list]:
-    """Pairs of streams; or, for one row, text, image and depth in a joint sequence."""
+    """Pairs of streams; or, for one row, text, image and depth in a joint sequence, where image and depth see each other at the weight."""
     if rows == 1:
         text = min(512, tokens // 16)
         image = (tokens - text) // 2
-        other = math.log(0.4) if weight == "mixed" else 0.0
+        other = math.log(WEIGHTS[weight]) if WEIGHTS[weight] else -math.inf
         return Segments.joint((text, image, tokens - text - image)), [[0.0, 0.0, 0.0], [0.0, 0.0, other], [0.0, other, 0.0]]
     values = [WEIGHTS[weight]] * rows if WEIGHTS[weight] is not None else [0.0, 0.4] * (rows // 2)
     logs = [[[0.0, math.log(value) if value else -math.inf]] for value in values]
     return Segments.coupled(tokens, tuple(row ^ 1 for row in range(rows))), logs
 
 
-def rivals(segments: Segments, log_weight: list, place: torch.device, mode: str = "eager") -> dict[str, Call]:
-    """In a graph our weights are on the device, as nothing on the host can be read there."""
-    ours_weight = torch.tensor(log_weight, device=place) if mode == "graph" else log_weight
-
-    def ours(q, k, v):
-        return segment_attention(q, k, v, segments, ours_weight)
-
-    def forced(name):
-        def call(q, k, v):
-            with use_backend(name):
-                return ours(q, k, v)
-
-        return call
-
-    bias: dict[torch.dtype, Tensor] = {}
-
-    def masked(q, k, v):
-        """Copies of the sources side by side, and a mask in the queries' dtype."""
-        if q.dtype not in bias:
-            bias[q.dtype] = bias_row(q, segments, full_weight(log_weight, q, segments)).to(q.dtype)
-        return F.scaled_dot_product_attention(q, beside(k, segments), beside(v, segments), attn_mask=bias[q.dtype])
-
-    def masked_by(backend):
-        def call(q, k, v):
-            with sdpa_kernel(backend):
-                return masked(q, k, v)
-
-        return call
-
-    found: dict[str, Call] = {"ours": ours, "concat and mask": masked, "one stream": F.scaled_dot_product_attention}
-    if len(segments.queries) == 1:
-        found["two calls, gather, merge"] = two_calls(segments, log_weight, place)
-    if place.type == "cuda":
-        found |= {f"concat and mask, {b.name.lower()}": masked_by(b) for b in (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)}
-        found |= {"flex attention": flex(segments, log_weight, place)}
-        found |= {"flex attention, max-autotune": flex(segments, log_weight, place, tuning="max-autotune-no-cudagraphs")}
-        found |= {"ours, triton": forced("triton"), "ours, composition": forced("composition")}
-    return found
+def seen_keys(segments: Segments, log_weight: list) -> float:
+    """Of a query, on average over rows and segments."""
+    weight = torch.tensor(log_weight)
+    lengths = torch.tensor([float(source.length) for source in segments.sources])
+    by_segment = ((weight > -math.inf) * lengths).sum(-1).reshape(-1, len(segments.queries)).mean(0)
+    return float((by_segment * torch.tensor(segments.queries)).sum() / sum(segments.queries))
 
 
 def _interleaved(turns: dict[str, list], place: torch.device, rounds: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {rival: [] for rival in turns}
     for turn in range(rounds + 1):
         for rival, calls in turns.items():
-            elapsed = _time(calls[turn % len(calls)], place)
+            elapsed = time_once(calls[turn % len(calls)], place)
             if turn:  # the first warms up
                 times[rival].append(elapsed)
     return times
 
 
-def _time(call: Callable[[], object], place: torch.device) -> float:
-    """Milliseconds."""
-    if place.type != "cuda":
-        began = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - began)
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    call()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop)
-
-
-def measure_rates(place: torch.device, dtype: torch.dtype) -> Rates:
-    """Of a large matrix product and a large copy; exponentials on a CPU from a vector that its cache holds, on a GPU 16 a clock and
-    multiprocessor, which is what all since sm_80 do.
+def as_lines(run: Run) -> list[str]:
+    """The machine; a table of milliseconds, the rival's time over ours in the same mode (of ours by its own call, where a graph does not
+    hold it), the floor's share, the kernel that took most of it; what has no time; the goals.
     """
-    cuda = place.type == "cuda"
-    side, long = (8192, 1 << 28) if cuda else (1024, 1 << 24)
-    a, flat, row = torch.randn(side, side, dtype=dtype, device=place), torch.zeros(long, device=place), torch.randn(1 << 16)
-    into = torch.empty_like(flat)
-    product, copy = (statistics.median(_time(call, place) for _ in range(8)) for call in (lambda: a @ a, lambda: into.copy_(flat)))
-    if cuda:
-        card = torch.cuda.get_device_properties(place)
-        exponentials = 16e3 * card.multi_processor_count * getattr(card, "clock_rate", 0) or None  # kilohertz
-    else:
-        exponentials = 1e3 * row.numel() / statistics.median(_time(row.exp, place) for _ in range(8))
-    return Rates(2e3 * side**3 / product, 8e3 * long / copy, exponentials)
-
-
-def as_lines(found: list[Timing]) -> list[str]:
-    """A table: milliseconds, the rival's time over ours in the same mode (of ours by its own call, where a graph does not hold it), the
-    floor's share, the kernel that took most of it.
-    """
-    ours = {(t.shape, t.weight, t.mode): t.median for t in found if t.rival == "ours"}
+    ours = {(t.shape, t.weight, t.mode): t.median for t in run.times if t.rival == "ours"}
+    rates = f"{run.rates.operations / 1e12:.3g} Tflop/s, {run.rates.bytes / 1e9:.3g} GB/s"
+    lines = [", ".join(f"{name} {value}" for name, value in run.machine.items() if value is not None) + f"; measured {rates}"]
     row = "{:14s} {:>16s} {:9s} {:5s} {:34s} {:>9s} {:>19s} {:>9s} {:>8s} {}".format
-    lines = [row("shape", "b h n d", "weight", "mode", "rival", "ms", "halves", "over ours", "of floor", "kernel")]
-    for t in found:
+    lines.append(row("shape", "b h n d", "weight", "mode", "rival", "ms", "halves", "over ours", "of floor", "kernel"))
+    for t in run.times:
         size, halves = " ".join(map(str, t.size)), f"{t.spread[0]:.2f} {t.spread[1]:.2f}"
         ratio = t.median / ours.get((t.shape, t.weight, t.mode), ours[t.shape, t.weight, "eager"])
         numbers = (f"{t.median:.2f}", halves, f"{ratio:.2f}", f"{t.floor / t.median:.2f}")
         lines.append(row(t.shape, size, t.weight, t.mode, t.rival, *numbers, t.kernel[:60]))
-    return lines
+    return [*lines, *run.absent, *(str(verdict) for verdict in judge(run.times))]
 
 
-def write_record(path: Path, found: list[Timing]) -> None:
-    """JSON: the machine beside the times."""
-    on = {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "threads": torch.get_num_threads()}
-    versions = {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()}
-    path.write_text(json.dumps({**on, **versions, "times": [asdict(timing) for timing in found]}, indent=1) + "\n", encoding="utf-8")
+def write_record(path: Path, run: Run) -> None:
+    """JSON: the machine, its rates, the times, what has none, the goals."""
+    found = asdict(run) | {"goals": [asdict(verdict) for verdict in judge(run.times)]}
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

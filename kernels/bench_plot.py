@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
-from .bench import Timing
+from .bench import Run
 
 ROW, LEFT, WIDTH, MOST = 16, 460, 480, 4.0  # pixels; the scale ends at four times our time
 INK, LINE, FASTER, SLOWER = (30, 30, 34), (120, 120, 128), (70, 130, 180), (205, 110, 60)
 
 
-def draw(found: list[Timing]) -> Image.Image:
+def draw(run: Run) -> Image.Image:
     """RGB; one bar a rival, cut at the end of the scale, with the number beside it."""
-    ours = {(timing.shape, timing.weight, timing.mode): timing.median for timing in found if timing.rival == "ours"}
-    bars = [timing for timing in found if timing.rival != "ours"]
+    ours = {(timing.shape, timing.weight, timing.mode): timing.median for timing in run.times if timing.rival == "ours"}
+    bars = [timing for timing in run.times if timing.rival != "ours"]
     image = Image.new("RGB", (LEFT + WIDTH + 70, ROW * (len(bars) + 2)), "white")
     pen = ImageDraw.Draw(image)
     pen.text((8, 4), "time of each rival over ours (medians of one run)", fill=INK)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+import torch
+
 VARIABLE = "SPATIALWEAVE_KERNELS"
 BACKENDS = ("triton", "composition", "reference")  # in the order of preference
 _forced: ContextVar[str | None] = ContextVar("spatialweave_kernels", default=None)
@@ -57,9 +59,17 @@ class Trust:
     def reason(self, key: object) -> str | None:
         return self.failed.get(key)
 
+    def refusal(self, key: object) -> str:
+        """Why `launch` did not."""
+        failed = self.reason(key)
+        return f"it failed: {failed}" if failed else "its self-check cannot run while a CUDA graph is captured: call it once before"
+
     def launch(self, key: object, check: Callable[[], str | None], run: Callable[[], object]) -> tuple[bool, object]:
-        """(True, result), or (False, None) after a failure, which is logged once and remembered; later calls never try again."""
-        if key in self.failed:
+        """(True, result), or (False, None) after a failure, which is logged once and remembered; later calls never try again.
+
+        Memory that ran out, and what a CUDA graph under capture forbids, are raised: no failures of the kernel. Unproven ones wait there.
+        """
+        if key in self.failed or (key not in self.proven and is_capturing()):
             return False, None
         try:
             if key not in self.proven:
@@ -67,7 +77,11 @@ class Trust:
                 if wrong:
                     raise ArithmeticError(wrong)
             result = run()
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 - a compiler, a linker and a driver raise anything; the composition is right without them
+            if is_capturing():
+                raise
             self.failed[key] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             _log.warning("a kernel is not used on this machine (%s): %s; torch's attention runs instead", key, self.failed[key])
             return False, None
@@ -81,5 +95,14 @@ def choose(reasons: dict[str, str | None]) -> str:
     if forced is None:
         return next(name for name in BACKENDS if reasons[name] is None)
     if reasons[forced] is not None:
-        raise BackendUnavailableError(f"The backend {forced!r} is forced, but {reasons[forced]}; choose another or none.")
+        raise refused(forced, reasons[forced])
     return forced
+
+
+def refused(forced: str, reason: str) -> BackendUnavailableError:
+    return BackendUnavailableError(f"The backend {forced!r} is forced, but {reason}; choose another or none.")
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured, in which nothing can be read back, or copied from the host for the first time."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

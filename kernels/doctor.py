@@ -20,7 +20,7 @@ def examine() -> list[dict[str, str]]:
             if reason is None:
                 launch.TRUST.launch(launch.variant(q, direction), lambda check=check, q=q: check(q), lambda: None)
                 reason = launch.TRUST.reason(launch.variant(q, direction))
-            rows.append(_row(device, "triton", direction, reason is None, reason or "its self-check passed"))
+            rows.append(_row(device, "triton", direction, reason is None, reason or f"its self-check passed; {launch.LIMITS}"))
         rows.append(_row(device, "composition", "forward", True, f"weights other than 0 and 1 by {_merge(q)}"))
         rows.append(_row(device, "composition", "backward", True, "recomputed in torch"))
         rows.append(_row(device, "reference", "both", True, "plain torch, for checking"))

@@ -33,24 +33,28 @@ class Case:
     loud: float = 1.0
     flat: tuple[int, ...] = ()
 
-    def tensors(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(
+        self, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v; "packed" is (B, N, 3, H, D) storage as a fused projection leaves it, "BNHD" is ComfyUI's (B, N, H * D)."""
-        q, k, v = self._random(generator, dtype)
+        q, k, v = self._random(generator, dtype, device)
         for row in self.flat:
             k[row] = k[row, :, :1].clone()
         return q.mul_(self.loud), k.mul_(self.loud), v
 
-    def _random(self, generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def _random(self, generator: torch.Generator, dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        def made(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
         queries = sum(self.segments.queries)
         key_rows, keys = self.key_rows or self.rows, self.keys or queries
         if self.layout == "packed":
-            qkv = torch.randn(self.rows, queries, 3, self.heads, self.width, generator=generator, dtype=torch.float64).to(dtype)
+            qkv = made(self.rows, queries, 3, self.heads, self.width)
             return tuple(part.transpose(1, 2) for part in qkv.unbind(2))  # type: ignore[return-value]
         shapes = ((self.rows, queries), (key_rows, keys), (key_rows, keys))
         if self.layout == "BNHD":
-            made = [torch.randn(b, n, self.heads, self.width, generator=generator, dtype=torch.float64).to(dtype) for b, n in shapes]
-            return tuple(part.transpose(1, 2) for part in made)  # type: ignore[return-value]
-        return tuple(torch.randn(b, self.heads, n, self.width, generator=generator, dtype=torch.float64).to(dtype) for b, n in shapes)
+            return tuple(made(b, n, self.heads, self.width).transpose(1, 2) for b, n in shapes)  # type: ignore[return-value]
+        return tuple(made(b, self.heads, n, self.width) for b, n in shapes)  # type: ignore[return-value]
 
     def log_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor(self.weights, dtype=dtype)
@@ -81,6 +85,8 @@ CASES = (
     coupled("halves-mixed", 31, lambda row: (row + 2) % 4, (0.5, 0.5, 2.0, 1.0), width=72, heads=1),
     coupled("partner-not-mutual", 17, lambda row: 0, (0.3, 0.0, 0.7), width=80, layout="packed"),
     coupled("one-token", 1, _pair, (0.5, 1.0), width=40),
+    coupled("one-short-of-a-tile", 63, _pair, (0.6, 1.0), width=72, heads=1, layout="BNHD"),
+    coupled("one-short-of-two-tiles", 127, _pair, (0.0, 0.7), width=80, heads=1, layout="packed"),
     Case("joint-three-streams", Segments.joint((7, 40, 33)), THREE, width=64, layout="packed"),
     Case("joint-all-one", Segments.joint((16, 64, 20)), ((0.0,) * 3,) * 3, width=32, layout="BNHD"),
     Case("by-head", Segments.coupled(45, (1, 0)), BY_HEAD, width=48),

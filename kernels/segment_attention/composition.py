@@ -7,20 +7,24 @@ short segments of one sequence are one call with a bias, too: torch's attention 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .log_sum_exp import attend_with_lse, returns_lse
 from .plan import Group, Piece, is_arithmetic, is_view, make_plan, own_range, parts
 from .reference import bias_row, segment_attention_reference
-from .segments import Segments
+from .segments import Segments, on_device
 
 FULL_TILES = 768  # queries
 MOST_BIAS = 1 << 24  # values: 64 MB of float32
+_log = logging.getLogger("spatialweave.kernels")
 
 
 @dataclass(frozen=True)
@@ -28,25 +32,31 @@ class Inner:
     """A host's own attention: call(q, k, v, *, scale[, bias]) with 'b h n d' tensors -> 'b h n d'.
 
     `takes_bias`: it adds a bias (b, h or 1, 1, keys) in q's dtype to the scores. `returns_lse`: it returns (o, lse 'b h n') instead of o.
-    Without either it serves only calls whose weights are all 0 or equal; the rest runs on torch's attention.
+    Without either it serves only calls whose weights are all 0 or equal; the rest runs on torch's attention, and the log says so once.
     """
 
     call: Callable[..., Tensor | tuple[Tensor, Tensor]]
     takes_bias: bool = False
     returns_lse: bool = False
 
+    def serves(self, group: Group, need_lse: bool) -> bool:
+        return not group.pieces or self.returns_lse or (not need_lse and (len(group.pieces) == 1 or self.takes_bias))
+
 
 def compose(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor, *, scale: float, need_lse: bool, inner: Inner | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """As `segment_attention_reference`; o lies in memory as (B, N, H, D). Weights on the CPU are known and spare calls."""
-    if need_lse and not returns_lse(q):
-        out, lse = segment_attention_reference(q, k, v, segments, log_weight, scale=scale)
-        return out.transpose(1, 2).contiguous().transpose(1, 2), lse
     k, v = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (k, v))
     segments, log_weight = _united(segments, log_weight)
-    run = _Run(q, k, v, segments, log_weight, scale, need_lse, inner)
     groups = plan_of(q, k, v, segments, log_weight)
+    if inner is not None:
+        for line in explain(groups, inner, lse=returns_lse(q), need_lse=need_lse, only_unserved=True):
+            _tell(line)
+    run = _Run(q, k, v, segments, log_weight, scale, need_lse, inner)
+    if need_lse and not run.can_merge():
+        out, lse = segment_attention_reference(q, k, v, segments, log_weight, scale=scale)
+        return out.transpose(1, 2).contiguous().transpose(1, 2), lse
     if len(groups) == len(segments.queries) == 1 and groups[0].pieces and is_arithmetic(groups[0].rows, 1):
         return run.whole(groups[0])
     keys = own_range(segments, q.shape[0]) if inner is None and run.is_short(groups) else None
@@ -62,30 +72,14 @@ def _united(segments: Segments, log_weight: Tensor) -> tuple[Segments, Tensor]:
 
 
 def plan_of(q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor) -> tuple[Group, ...]:
+    """Weights known to the host are numbered as they come, as a plan depends on which are equal: one is made for all steps of a sampler."""
     known = None
     if log_weight.device.type == "cpu" and q.device.type != "meta":
-        values = log_weight.expand(q.shape[0], *log_weight.shape[1:]).permute(0, 2, 3, 1).tolist()
-        known = tuple(tuple(tuple(tuple(heads) for heads in source) for source in segment) for segment in values)
+        number = {-math.inf: -math.inf}
+        rows = log_weight.expand(q.shape[0], *log_weight.shape[1:]).permute(0, 2, 3, 1).tolist()
+        known = tuple(tuple(tuple(tuple(number.setdefault(w, len(number)) for w in of) for of in seen) for seen in row) for row in rows)
     joinable = all(tensor.stride(0) == tensor.shape[2] * tensor.stride(2) for tensor in (k, v))
     return make_plan(segments, q.shape[0], k.shape[2], known, joinable, q.stride(0) == q.shape[2] * q.stride(2))
-
-
-def returns_lse(q: Tensor) -> bool:
-    """Whether torch has an attention with log-sum-exp for this tensor."""
-    if q.device.type == "cpu":
-        return True
-    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[3] % 8 == 0
-
-
-def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Torch's attention and its natural log-sum-exp, (b, h, n)."""
-    if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)
-    flash = q.dtype != torch.float32 and q.shape[3] <= 256 and torch.backends.cuda.is_flash_attention_available()
-    if flash and torch.cuda.get_device_capability(q.device) >= (8, 0):
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)[:2]
-    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, False, scale=scale)[:2]
-    return out, lse[..., : q.shape[2]]  # padded to a multiple of 32
 
 
 @dataclass(frozen=True)
@@ -125,11 +119,14 @@ class _Run:
         if len(group.pieces) == 1:
             piece = group.pieces[0]
             out, lse = self.call(q, self.keys(self.k, piece), self.keys(self.v, piece), self.need_lse)
-            return self.hidden(out, self.weight(group, piece)), None if lse is None else lse + self.weight(group, piece)
+            return self.hidden(out, group), None if lse is None else lse + self.weight(group, piece)
         wants_bias = self.inner is not None and self.inner.takes_bias and not self.inner.returns_lse
-        if not self.need_lse and (wants_bias or not returns_lse(q)):
+        if not self.need_lse and (wants_bias or not self.can_merge()):
             return self.biased(q, group), None
         return self.merged(q, group)
+
+    def can_merge(self) -> bool:
+        return returns_lse(self.q) or (self.inner is not None and self.inner.returns_lse)
 
     def merged(self, q: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """The others are merged into the output of a piece that one view serves, in place."""
@@ -149,7 +146,7 @@ class _Run:
             else:
                 to.copy_(torch.lerp(to.to(exact), more.to(exact), share))
             to_lse.copy_(torch.logaddexp(to_lse, more_lse))
-        return self.hidden(out, lse), lse
+        return self.hidden(out, group), lse
 
     def is_short(self, groups: tuple[Group, ...]) -> bool:
         """Whether calls of few queries would be merged, on a CPU, and one call with a bias is small enough. Half precision is not: its
@@ -174,12 +171,15 @@ class _Run:
         # from which torch on its output lies as q does, and not as promised, differs between versions
         return out.transpose(1, 2).contiguous().transpose(1, 2), lse if self.need_lse else None
 
-    def hidden(self, out: Tensor, visible: Tensor) -> Tensor:
-        """Zeros where `visible` (1 or b, 1 or h, 1 or n) is -inf, which only a weight of zero makes it."""
+    def hidden(self, out: Tensor, group: Group) -> Tensor:
+        """Zeros for heads that see none of the group's sources; a row of which no head does is in no group. The host waits for nothing."""
         known = self.log_weight.device.type == "cpu"
-        if known and not (bool((self.log_weight == -math.inf).any()) and bool((visible == -math.inf).any())):
+        if known and self.log_weight.shape[1] == 1:
             return out
-        return out.masked_fill((visible == -math.inf).to(out.device)[..., None], 0.0)
+        unseen = torch.stack([self.weight_here(group, piece) for piece in group.pieces]).eq(-math.inf).all(0)
+        if known and not bool(unseen.any()):
+            return out
+        return out.masked_fill(unseen.to(out.device, non_blocking=True)[..., None], 0.0)
 
     def biased(self, q: Tensor, group: Group) -> Tensor:
         """The weights as a bias in the queries' dtype, over copied keys."""
@@ -204,9 +204,12 @@ class _Run:
 
     def weight(self, group: Group, piece: Piece) -> Tensor:
         """The piece's log weight for each batch entry of the group, (1 or g, 1 or h, 1)."""
+        return on_device(self.weight_here(group, piece), self.q.device)
+
+    def weight_here(self, group: Group, piece: Piece) -> Tensor:
+        """Where the weights are."""
         weight = self.log_weight[:, :, group.segment, piece.slots[0]]
-        rows = weight if weight.shape[0] == 1 else _take(weight, group.rows)
-        return rows.to(self.q.device, non_blocking=True)[..., None]
+        return (weight if weight.shape[0] == 1 else _take(weight, group.rows))[..., None]
 
     def queries(self, group: Group) -> Tensor:
         return _queries(self.q, group, self.segments)
@@ -258,18 +261,29 @@ def _put(whole: Tensor, part: Tensor, group: Group, segments: Segments) -> None:
         whole[:, :, start:stop].index_copy_(0, torch.tensor(group.rows, device=whole.device), part)
 
 
-def explain(groups: tuple[Group, ...], inner: Inner | None, *, lse: bool) -> list[str]:
-    """One sentence per group: what is called, and whether the host's own attention serves it. `lse`: torch's returns one here."""
-    able = inner is not None and (inner.returns_lse or inner.takes_bias)
-    merges = inner.returns_lse or (lse and not inner.takes_bias) if inner is not None else lse
+@lru_cache(maxsize=256)
+def _tell(line: str) -> None:
+    """Once: what a host's attention does not serve."""
+    _log.warning("%s", line)
+
+
+def explain(groups: tuple[Group, ...], inner: Inner | None, *, lse: bool, need_lse: bool = False, only_unserved: bool = False) -> list[str]:
+    """One sentence per group: what is called, and whether the host's own attention serves it. `lse`: torch's returns one here.
+
+    `need_lse`: the call asks for one. `only_unserved`: of the groups that run on torch's attention although the host gave its own.
+    """
     lines = []
     for group in groups:
+        served = inner is None or inner.serves(group, need_lse)
+        if served and only_unserved:
+            continue
+        merges = inner.returns_lse if inner is not None and served else lse
         views = is_arithmetic(group.rows, 1) and all(is_view(part) for piece in group.pieces for part in parts(group, piece))
         where = "views" if views else "gathered rows"
         count = sum(len(parts(group, piece)) for piece in group.pieces)
         several = f"{count} calls merged by log-sum-exp" if merges else "one call with a bias over copied keys"
         how = several if len(group.pieces) > 1 else ("no call", "one call")[len(group.pieces)]
-        who = "the host's attention" if inner is not None and (able or len(group.pieces) < 2) else "torch's attention"
-        lack = " (the host's returns no log-sum-exp and takes no bias)" if inner is not None and not able and len(group.pieces) > 1 else ""
+        who = "the host's attention" if inner is not None and served else "torch's attention"
+        lack = "" if served else f" (the host's returns no log-sum-exp{'' if need_lse else ' and takes no bias'})"
         lines.append(f"segment {group.segment}, {len(group.rows) * group.fold} rows: {how} on {where}, {who}{lack}")
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from ..dispatch import Trust
 from .backward import segment_attention_backward
 from .composition import compose
 from .reference import segment_attention_reference
-from .segments import Segments
+from .segments import Segments, on_device
 
 TRUST = Trust()
 WIDEST = 160
+HOPPER_WIDTH = 96  # from here on the compiled code for sm_90 is behind torch's attention
+LIMITS = f"float16 and bfloat16, head widths of 16 to {WIDEST} in steps of 8, on sm_90 under {HOPPER_WIDTH} unless forced"
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,13 @@ def is_rdna(device: torch.device) -> bool:
     return torch.cuda.get_device_properties(device).gcnArchName.startswith(("gfx11", "gfx12"))
 
 
+@cache
 def triton_reason() -> str | None:
-    """Why triton cannot be imported, or None. Imports it."""
+    """Why triton cannot be imported, or None. Imports it, and tries once: looking for what is not there takes a while."""
     try:
         import triton  # noqa: F401
-    except (ImportError, OSError) as error:
-        return f"triton cannot be imported ({error})"
+    except Exception as error:  # noqa: BLE001 - a half installed one raises anything
+        return f"triton cannot be imported ({type(error).__name__}: {error})"
     return None
 
 
@@ -125,7 +128,8 @@ def variant(q: Tensor, direction: str = "forward") -> tuple[str, str, str, int]:
     return direction, str(q.device), str(q.dtype).removeprefix("torch."), q.shape[3]
 
 
-@lru_cache(maxsize=256)
+# The tables of a few hundred bytes are never freed: a captured CUDA graph reads them as long as it lives.
+@cache
 def tile_table(queries: tuple[int, ...], size: int, device: torch.device) -> Tensor:
     """(tiles, 3) int32: segment, first and last-plus-one query."""
     tiles, stop = [], 0
@@ -135,7 +139,7 @@ def tile_table(queries: tuple[int, ...], size: int, device: torch.device) -> Ten
     return torch.tensor(tiles, dtype=torch.int32, device=device)
 
 
-@lru_cache(maxsize=256)
+@cache
 def source_table(segments: Segments, batch: int, device: torch.device) -> Tensor:
     """(T, B, 3) int32: row, first and last-plus-one key."""
     rows = segments.rows(batch)
@@ -145,7 +149,7 @@ def source_table(segments: Segments, batch: int, device: torch.device) -> Tensor
 
 def device_weight(log_weight: Tensor, device: torch.device) -> tuple[Tensor, int, int]:
     """Contiguous float32 on the device, and the strides of its rows and heads (0 where one serves all)."""
-    weight = log_weight.to(device, torch.float32, non_blocking=True).contiguous()
+    weight = on_device(log_weight, device).to(torch.float32).contiguous()
     return weight, *(weight.stride(axis) if weight.shape[axis] > 1 else 0 for axis in (0, 1))
 
 
@@ -235,7 +239,7 @@ def rows_together(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-@lru_cache(maxsize=256)
+@cache
 def range_table(segments: Segments, device: torch.device) -> Tensor:
     """(S, 2) int32: first and last-plus-one query of each segment."""
     return torch.tensor(segments.query_ranges(), dtype=torch.int32, device=device)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..dispatch import BackendUnavailableError, choose, forced_backend
+from ..dispatch import choose, forced_backend, refused
 from . import launch
 from .backward import segment_attention_backward
 from .composition import Inner, compose, plan_of
@@ -16,6 +17,7 @@ from .reference import segment_attention_reference
 from .segments import Segments, Source, check_scale, check_segments, check_tensors, check_values, full_weight, partner_rows
 
 Weight = Tensor | Sequence | float | None
+NO_INNER = "an inner attention is given, which only the composition calls"
 
 
 def segment_attention(
@@ -41,10 +43,12 @@ def segment_attention(
         if grads:
             raise ValueError("The inner attention was given with tensors that require gradients; leave it out in training, or use no_grad.")
         check_values(weight)
+        choose({"triton": NO_INNER, "composition": None, "reference": NO_INNER})
         out, lse = compose(q, k, v, segments, weight, scale=scale, need_lse=return_lse, inner=inner)
+    elif type(q) is Tensor and not grads and not torch.compiler.is_compiling():
+        out, lse = _compute(q, k, v, weight, segments, scale, return_lse)  # torch's own door is slow
     else:
-        call = _compute if type(q) is Tensor and not grads and not torch.compiler.is_compiling() else _forward  # torch's own door is slow
-        out, lse = call(q, k, v, weight, *_flatten(segments, q.shape[0]), scale, return_lse or grads)
+        out, lse = _forward(q, k, v, weight, *_flatten(segments, q.shape[0]), scale, return_lse or grads)
     out = out.transpose(1, 2).flatten(2) if heads is not None else out
     return (out, lse) if return_lse else out
 
@@ -58,8 +62,12 @@ def cross_domain_attention(
     weight: one number, (B,) or (B, H) numbers, at least 0; partner: "pairs" (0-1, 2-3), "halves" (b, b + B/2) or a row for each row.
     0 is plain attention to the own row, 1 attention to both rows' tokens alike. q, k, v, heads, scale, inner: as `segment_attention`.
     """
+    if q.dim() != (3 if heads is not None else 4):
+        raise ValueError(
+            f"Cross-domain attention got q {tuple(q.shape)}; give (rows, heads, tokens, width), or (rows, tokens, all) with heads."
+        )
     check_rows = q.shape[0]
-    weight = torch.as_tensor(weight, dtype=torch.float32) if not isinstance(weight, Tensor) else weight
+    weight = torch.as_tensor(weight, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)  # a logarithm in half would round
     if weight.requires_grad:
         raise ValueError("The weight requires gradients, which log w lacks at 0; learn log w with segment_attention instead.")
     if weight.dim() > 2 or (weight.dim() > 0 and weight.shape[0] not in (1, check_rows)):
@@ -85,8 +93,8 @@ def backend_reasons(q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_wei
         groups = plan_of(q, k, v, segments, log_weight)
         if all(len(group.pieces) < 2 and is_view(group) for group in groups) and log_weight.device.type == "cpu":
             reason = "every query segment is one ordinary attention call on views"
-        elif launch.capability_of(q)[0] == 9 and q.shape[3] >= 96:
-            reason = "on sm_90 its compiled code is behind torch's attention from head width 96 on"
+        elif launch.capability_of(q)[0] == 9 and q.shape[3] >= launch.HOPPER_WIDTH:
+            reason = f"on sm_90 its compiled code is behind torch's attention from head width {launch.HOPPER_WIDTH} on"
     return {"triton": reason, "composition": None, "reference": None}
 
 
@@ -105,9 +113,8 @@ def _unflatten(queries: Sequence[int], starts: Sequence[int], lengths: Sequence[
 SHAPE = "int[] queries, int[] starts, int[] lengths, int[] rows, float scale"
 
 
-def _compute(q, k, v, log_weight, queries, starts, lengths, rows, scale, need_lse):
+def _compute(q, k, v, log_weight, segments, scale, need_lse):
     """On the backend that dispatch chooses."""
-    segments = _unflatten(queries, starts, lengths, rows)
     check_values(log_weight)
     name = choose(backend_reasons(q, k, v, segments, log_weight))
     run = {"composition": compose, "reference": _reference, "triton": _triton}[name]
@@ -115,10 +122,12 @@ def _compute(q, k, v, log_weight, queries, starts, lengths, rows, scale, need_ls
     return out, lse.to(_lse_dtype(q)).contiguous() if lse is not None and need_lse else q.new_empty(0, dtype=_lse_dtype(q))
 
 
-_forward = torch.library.custom_op(
-    "spatialweave::segment_attention", _compute, mutates_args=(),
+@torch.library.custom_op(
+    "spatialweave::segment_attention", mutates_args=(),
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor log_weight, {SHAPE}, bool need_lse) -> (Tensor, Tensor)",
 )  # fmt: skip
+def _forward(q, k, v, log_weight, queries, starts, lengths, rows, scale, need_lse):
+    return _compute(q, k, v, log_weight, _unflatten(queries, starts, lengths, rows), scale, need_lse)
 
 
 def _reference(q, k, v, segments, log_weight, *, scale, need_lse):
@@ -134,7 +143,7 @@ def _triton(q, k, v, segments, log_weight, *, scale, need_lse):
     if ran:
         return result
     if forced_backend() == "triton":
-        raise BackendUnavailableError(f"The backend 'triton' is forced, but it failed: {launch.TRUST.reason(key)}; choose another or none.")
+        raise refused("triton", launch.TRUST.refusal(key))
     return compose(q, k, v, segments, log_weight, scale=scale, need_lse=need_lse)
 
 
@@ -151,37 +160,42 @@ def _(q, k, v, log_weight, queries, starts, lengths, rows, scale, need_lse):
 @torch.library.custom_op(
     "spatialweave::segment_attention_backward", mutates_args=(),
     schema=f"(Tensor grad, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor log_weight, Tensor out, Tensor lse, {SHAPE}"
-    ", bool need_weight) -> (Tensor, Tensor, Tensor, Tensor)",
+    ", bool need_weight, str forced) -> (Tensor, Tensor, Tensor, Tensor)",
 )  # fmt: skip
-def _backward(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale, need_weight):
+def _backward(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale, need_weight, forced):
+    """forced: the forward's backend, or "": autograd calls from a thread of its own, where a context of ours is not seen."""
     given = ((grad, grad_lse), (q, k, v, log_weight), (out, lse), _unflatten(queries, starts, lengths, rows))
-    if forced_backend() in (None, "triton") and launch.call_reason(q, k, v, "backward") is None:
-        ran, result = launch.TRUST.launch(
-            launch.variant(q, "backward"),
-            lambda: launch.backward_self_check(q),
-            lambda: launch.backward(*given, scale=scale, need_weight=need_weight),
-        )
-        if ran:
-            return result
+    name = forced or forced_backend()
+    if name in (None, "triton"):
+        reason = launch.call_reason(q, k, v, "backward")
+        if reason is None:
+            key = launch.variant(q, "backward")
+            run = partial(launch.backward, *given, scale=scale, need_weight=need_weight)
+            ran, result = launch.TRUST.launch(key, lambda: launch.backward_self_check(q), run)
+            if ran:
+                return result
+            reason = launch.TRUST.refusal(key)
+        if name == "triton":
+            raise refused(name, f"for the gradients {reason}")
     return segment_attention_backward(*given, scale=scale)
 
 
 @_backward.register_fake
-def _(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale, need_weight):
+def _(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale, need_weight, forced):
     return tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v, log_weight))
 
 
 def _keep(ctx, inputs, output) -> None:
     *tensors, queries, starts, lengths, rows, scale, need_lse = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.shape, ctx.need_lse = (queries, starts, lengths, rows, scale), need_lse
+    ctx.shape, ctx.need_lse, ctx.forced = (queries, starts, lengths, rows, scale), need_lse, forced_backend() or ""
 
 
 def _differentiate(ctx, grad, grad_lse):
     *inputs, out, lse = ctx.saved_tensors
     if not ctx.need_lse:
         raise RuntimeError("The gradient of segment attention needs its log-sum-exp; call segment_attention, not the operator, to train.")
-    return *_backward(grad, grad_lse, *inputs, out, lse, *ctx.shape, ctx.needs_input_grad[3]), *(None,) * 6
+    return *_backward(grad, grad_lse, *inputs, out, lse, *ctx.shape, ctx.needs_input_grad[3], ctx.forced), *(None,) * 6
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

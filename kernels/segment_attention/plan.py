@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from .segments import Segments
 
-Weights = tuple  # nested (B)(S)(T): a tuple of one log weight per head, or of one for all heads
+Weights = tuple  # nested (B)(S)(T): a tuple of one number per head, or of one for all heads; equal for equal weights, -inf for weight zero
 MOST_RUNS = 3  # beyond this many calls on views, one call on gathered rows is cheaper
 
 

@@ -6,15 +6,28 @@ Letters: B rows of queries, R rows of keys, H heads, N queries, M keys, D head w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..dispatch import is_capturing
+
 MAX_SEGMENTS = 8
 MAX_SOURCES = 8
+NO_MASK = "a mask of single tokens is not taken, only whole segments are seen or not"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def whole_numbers(numbers: Iterable, name: str) -> tuple[int, ...]:
+    """As int. Raises TypeError for a fraction, which int() would cut."""
+    numbers = tuple(numbers)
+    try:
+        return tuple(operator.index(number) for number in numbers)
+    except TypeError:
+        raise TypeError(f"{name} are {numbers}; give whole numbers.") from None
 
 
 @dataclass(frozen=True)
@@ -26,10 +39,13 @@ class Source:
     rows: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        start, length = whole_numbers((self.start, self.length), "Start and length of a source")
+        object.__setattr__(self, "start", start)
+        object.__setattr__(self, "length", length)
         if self.start < 0 or self.length < 1:
             raise ValueError(f"A source got start {self.start} and length {self.length}; start at 0 or later and take at least one key.")
         if self.rows is not None:
-            object.__setattr__(self, "rows", tuple(int(row) for row in self.rows))
+            object.__setattr__(self, "rows", whole_numbers(self.rows, "The rows of a source"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Segments:
     sources: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "queries", tuple(int(length) for length in self.queries))
+        object.__setattr__(self, "queries", whole_numbers(self.queries, "The query lengths"))
         object.__setattr__(self, "sources", tuple(self.sources))
         for name, count, most in (("query segments", len(self.queries), MAX_SEGMENTS), ("sources", len(self.sources), MAX_SOURCES)):
             if not 1 <= count <= most:
@@ -78,7 +94,7 @@ def partner_rows(partner: str | Sequence[int] | Tensor, batch: int) -> tuple[int
         half = batch // 2
         return tuple(row ^ 1 for row in range(batch)) if partner == "pairs" else tuple((row + half) % batch for row in range(batch))
     rows = partner.tolist() if isinstance(partner, Tensor) else partner
-    return tuple(int(row) for row in rows)
+    return whole_numbers(rows if isinstance(rows, Iterable) else [rows], "The partner rows")
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -127,7 +143,7 @@ def full_weight(log_weight: Tensor | Sequence | float | None, q: Tensor, segment
         return torch.zeros(1, 1, *wanted[2:], dtype=dtype)
     weight = log_weight if isinstance(log_weight, Tensor) else torch.tensor(log_weight, dtype=dtype)
     if not weight.dtype.is_floating_point:
-        raise TypeError(f"The log weights are {weight.dtype}; give floating-point numbers.")
+        raise TypeError(f"The log weights are {weight.dtype}; give floating-point numbers, and -inf for what is not seen: {NO_MASK}.")
     if weight.device.type != "cpu" and weight.device != q.device:
         raise ValueError(f"The log weights are on {weight.device}, q is on {q.device}; put them there or on the CPU.")
     if weight.dim() == 3:
@@ -137,7 +153,7 @@ def full_weight(log_weight: Tensor | Sequence | float | None, q: Tensor, segment
         given = tuple(log_weight.shape) if isinstance(log_weight, Tensor) else tuple(weight.shape)
         raise ValueError(
             f"The log weights have shape {given}; with {wanted[0]} rows, {wanted[1]} heads, {wanted[2]} query segments and {wanted[3]} "
-            "sources give (segments, sources), (rows, segments, sources) or (rows, heads, segments, sources)."
+            f"sources give (segments, sources), (rows, segments, sources) or (rows, heads, segments, sources); {NO_MASK}."
         )
     return weight.expand(*weight.shape[:2], *wanted[2:]).to(dtype)
 
@@ -146,3 +162,10 @@ def check_values(weight: Tensor) -> None:
     """No NaN and no +inf among log weights whose values the host can read; a GPU's are not waited for, there NaN in is NaN out."""
     if weight.device.type == "cpu" and not bool((weight < math.inf).all()):
         raise ValueError("The log weights hold NaN or +inf; give finite numbers, or -inf for unseen keys (a weight is never negative).")
+
+
+def on_device(weight: Tensor, device: torch.device) -> Tensor:
+    """The log weights beside the queries. Raises RuntimeError while a CUDA graph is captured, whose replays would read the host's again."""
+    if weight.device != device and is_capturing():
+        raise RuntimeError(f"The log weights are on {weight.device} while a CUDA graph is captured on {device}; put them there before.")
+    return weight.to(device, non_blocking=True)

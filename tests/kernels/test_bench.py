@@ -1,4 +1,4 @@
-"""The benchmark reports after checks alone; the doctor names every backend with a reason."""
+"""The benchmark reports after checks alone, and judges itself by the goals; the doctor names every backend with a reason."""
 
 import json
 
@@ -6,23 +6,32 @@ import pytest
 import torch
 from PIL import Image
 
-from spatialweave.kernels import bench, doctor, rivals
+from spatialweave.kernels import bench, bench_checks, bench_goals, bench_rates, doctor, rivals, segment_attention
+from spatialweave.kernels.segment_attention.cases import CASES
 from spatialweave.models import cli
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(bench, "CPU_SCORES", 128**2 * 4)
-    monkeypatch.setattr(bench, "CASES", bench.CASES[:2])
+    monkeypatch.setattr(bench, "verify", lambda *given: bench_checks.verify(*given, cases=CASES[:2]))
 
 
 def test_bench_prints_writes_and_draws(small, tmp_path, capsys):
     record, plot = tmp_path / "b.json", tmp_path / "b.png"
     words = ["bench", "kernels", "--device", "cpu", "--rounds", "2", "--shape", "SDXL 1024 L2", "--shape", "klein-4B"]
     assert cli.main([*words, "--json", str(record), "--plot", str(plot)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    times = json.loads(record.read_text())["times"]
-    assert len(lines) == 1 + len(times) == 1 + 4 * 4 + 2 * 3
+    lines, found = capsys.readouterr().out.splitlines(), json.loads(record.read_text())
+    times = found["times"]
+    assert len(times) == 4 * 4 + 3 * 3 and not found["absent"]
+    assert lines[0].startswith("device cpu, threads ") and f"torch {torch.__version__}" in lines[0] and "Tflop/s" in lines[0]
+    assert len(lines) == 2 + len(times) + len(found["goals"])
+    assert [(one["shape"], one["rival"], one["weight"]) for one in found["goals"]] == [
+        ("SDXL 1024 L2", "one stream", "zero"), ("SDXL 1024 L2", "ours, no row at zero", "half zero"),
+        ("SDXL 1024 L2", "two calls, gather, merge", "mixed"), ("SDXL 1024 L2", "two calls, gather, merge", "one"),
+        ("klein-4B", "concat and mask", "mixed"),
+    ]  # fmt: skip
+    assert found["machine"]["device"] == "cpu" and found["rates"]["operations"] > 0
     assert {one["weight"] for one in times} == {"zero", "mixed", "one", "half zero"}
     assert all(one["median"] > 0 and one["floor"] > 0 and len(one["spread"]) == 2 and one["mode"] == "eager" for one in times)
     assert {one["kernel"] for one in times if one["rival"] == "one stream"} == {"aten::_scaled_dot_product_flash_attention_for_cpu"}
@@ -30,24 +39,77 @@ def test_bench_prints_writes_and_draws(small, tmp_path, capsys):
 
 
 def test_no_time_from_wrong_numbers(small, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "segment_attention", lambda q, *given, **named: torch.zeros_like(q))
+    monkeypatch.setattr(bench_checks, "segment_attention", lambda q, *given, **named: torch.zeros_like(q))
     assert cli.main(["bench", "kernels", "--device", "cpu", "--rounds", "1"]) == 1
-    assert "case pairs-mixed is off by 1, 1e-05 is allowed; no time is reported" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "case pairs-mixed, triton, seed " in said and "is off by 1, 1e-05 is allowed; no time is reported" in said
 
 
-def test_a_wrong_rival_has_no_time(small, monkeypatch):
-    monkeypatch.setattr(bench, "two_calls", lambda *given: lambda q, k, v: q * float("nan"))
-    found = bench.bench("cpu", rounds=1, shapes=("SDXL 1024 L2",))
-    assert {timing.rival for timing in found} == {"ours", "concat and mask", "one stream"}
+def test_no_time_from_wrong_gradients(monkeypatch):
+    def half_as_steep(q, k, v, *given, **named):
+        return segment_attention(q, k / 2 + k.detach() / 2, v, *given, **named)
+
+    monkeypatch.setattr(bench_checks, "segment_attention", half_as_steep)
+    with pytest.raises(FloatingPointError, match="case pairs-mixed, composition, seed .*, gradient of k is off by 0.5"):
+        bench_checks.verify(torch.device("cpu"), torch.float32, cases=CASES[:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_case_is_verified_in_both_directions(dtype):
+    """On a CPU by the composition alone; there are three extreme cases, whose gradients have no scale."""
+    assert bench_checks.verify(torch.device("cpu"), dtype) == 5 * len(CASES) + 3
+
+
+def test_a_wrong_rival_has_no_time_and_a_reason(small, monkeypatch):
+    monkeypatch.setattr(rivals, "two_calls", lambda *given: lambda q, k, v: q * float("nan"))
+    run = bench.bench("cpu", rounds=1, shapes=("SDXL 1024 L2",))
+    assert {timing.rival for timing in run.times} == {"ours", "concat and mask", "one stream"}
+    sentence = (
+        "SDXL 1024 L2, weight zero, eager: two calls, gather, merge has no time: FloatingPointError: two calls, gather, merge is off by nan"
+    )
+    assert len(run.absent) == 4 and run.absent[0].startswith(sentence) and run.absent[0] in bench.as_lines(run)
 
 
 def test_the_floor_is_the_slowest_of_products_copies_and_exponentials():
     size, keys = (2, 3, 100, 40), 200
     scores, values, fast, slow = 2 * 3 * 100 * 200, 4 * 2 * 3 * 100 * 40, 1e12, 1e3
     floors = {(slow, fast, fast): 160 * scores, (fast, slow, fast): 2 * values, (fast, fast, slow): scores}
-    for rates, least in floors.items():
-        assert bench.Rates(*rates).floor(size, keys, 2) == pytest.approx(least)
-    assert bench.Rates(slow, fast, None).floor(size, keys, 2) == pytest.approx(160 * scores)
+    for given, least in floors.items():
+        assert bench_rates.Rates(*given).floor(size, keys, 2) == pytest.approx(least)
+    assert bench_rates.Rates(slow, fast, None).floor(size, keys, 2) == pytest.approx(160 * scores)
+
+
+@pytest.mark.parametrize("rows, weight, keys", [
+    (4, "zero", 64), (4, "mixed", 128), (4, "half zero", 96), (1, "mixed", 64), (1, "zero", (4 * 64 + 30 * 34 + 30 * 34) / 64)
+])  # fmt: skip
+def test_the_floor_counts_the_keys_that_are_seen(rows, weight, keys):
+    assert bench.seen_keys(*bench.problem(rows, 64, weight)) == pytest.approx(keys)
+
+
+def medians(weight, mode="eager", size=(4, 10, 4096, 64), **times):
+    named = {name.replace("_", " "): time for name, time in times.items()}
+    return [bench.Timing("a shape", size, weight, rival, time, (time, time), 0.1, mode, "") for rival, time in named.items()]
+
+
+def test_the_goals_are_judged_by_ratios():
+    found = medians("zero", ours=1.0, one_stream=1.0) + medians("half zero", ours=1.5)
+    found += medians("mixed", ours=2.0, **{"ours, composition": 3.2, "two calls, gather, merge, cudnn": 2.8, "concat and mask": 2.0})
+    verdicts = {(one.rival, one.weight): one for one in bench_goals.judge(found)}
+    assert {of: round(one.ratio, 2) for of, one in verdicts.items()} == {
+        ("one stream", "zero"): 1.0, ("ours, no row at zero", "half zero"): 1.33, ("best composition", "mixed"): 1.4,
+        ("concat and mask", "mixed"): 1.0,
+    }  # fmt: skip
+    said = {of: str(one).rsplit(": ", 1)[1] for of, one in verdicts.items()}
+    assert list(said.values()) == ["the stretch", "the stretch", "NO", "yes"]
+    assert str(verdicts["concat and mask", "mixed"]).startswith(
+        "goal a shape, eager, weight mixed: concat and mask over ours 1.00, must 1.50, stretch 2.00"
+    )
+
+
+@pytest.mark.parametrize("size, must", [((4, 20, 1024, 64), 1.6), ((4, 8, 1024, 80), 1.4), ((4, 24, 4096, 128), 0.98)])
+def test_the_goal_over_the_best_composition_depends_on_the_shape(size, must):
+    found = medians("mixed", size=size, ours=1.0, **{"ours, composition": 1.0})
+    assert [one.must for one in bench_goals.judge(found) if one.rival == bench_goals.COMPOSED] == [must]
 
 
 @pytest.mark.parametrize("weight", ["half zero", "joint"])
@@ -58,8 +120,13 @@ def test_flex_attention_and_what_a_graph_replays_are_right(monkeypatch, weight):
     segments, log_weight = bench.problem(rows, 64, "mixed" if weight == "joint" else weight)
     q, k, v = torch.randn(rows, 64, 3, 2, 16, generator=torch.Generator().manual_seed(0)).transpose(1, 3).unbind(2)
     place = torch.device("cpu")
-    calls = bench.rivals(segments, log_weight, place, "graph") | {"flex": rivals.flex(segments, log_weight, place)}
-    assert set(bench.right_ones(calls, (q, k, v), segments, log_weight)) == set(calls) >= {"ours", "flex"}
+    table = torch.zeros(torch.tensor(log_weight).shape)
+    calls = bench.rivals(segments, log_weight, place, "graph") | {"flex": rivals.flex(segments, table)}
+    wanted = bench.few_wanted((q, k, v), segments, log_weight)
+    assert "flex" not in bench.right_ones(calls, (q, k, v), wanted)[0], "its weights are not yet in the table"
+    table.copy_(torch.tensor(log_weight))
+    found, wrong = bench.right_ones(calls, (q, k, v), wanted)
+    assert set(found) == set(calls) >= {"ours", "flex"} and not wrong
 
 
 def test_each_set_of_inputs_is_captured_once_and_what_cannot_be_has_no_replays(monkeypatch):
@@ -79,12 +146,14 @@ def test_each_set_of_inputs_is_captured_once_and_what_cannot_be_has_no_replays(m
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are replayed on a CUDA device")
 def test_bench_on_a_gpu_has_both_modes():
-    found = bench.bench("cuda", rounds=2, shapes=("SDXL 1024 L2",))
-    assert {timing.mode for timing in found if timing.rival == "ours"} == {"eager", "graph"}
+    run = bench.bench("cuda", rounds=2, shapes=("SDXL 1024 L2",))
+    assert {timing.mode for timing in run.times if timing.rival == "ours"} == {"eager", "graph"}
+    assert not [reason for reason in run.absent if reason.startswith(("flex", "concat", "two calls"))]
 
 
 def test_bench_refuses(capsys):
-    for given, sentence in ((["--shape", "huge"], "no shape 'huge'; choose from SD1.5 512"), (["--rounds", "0"], "got 0 rounds")):
+    refused = {"no shape 'huge'; choose from SD1.5 512": ["--shape", "huge"], "got 0 rounds": ["--rounds", "0"]}
+    for sentence, given in (refused | {"got the device meta; it times on cuda or cpu": ["--device", "meta"]}).items():
         assert cli.main(["bench", "kernels", *given]) == 1
         assert sentence in capsys.readouterr().err
 

@@ -3,14 +3,16 @@
 import logging
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from spatialweave.kernels import Segments, segment_attention, use_backend
+from spatialweave.kernels import Inner, Segments, dispatch, segment_attention, use_backend
 from spatialweave.kernels.dispatch import VARIABLE, BackendUnavailableError, Trust, choose, forced_backend
-from spatialweave.kernels.segment_attention import launch, op
+from spatialweave.kernels.segment_attention import launch, op, segments
+from spatialweave.kernels.segment_attention.reference import segment_attention_reference
 
 ABLE = {"triton": None, "composition": None, "reference": None}
 
@@ -86,7 +88,11 @@ def test_old_machines_are_refused(monkeypatch, capability, reason):
 def test_rocm_and_a_missing_triton_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "triton cannot be imported" in launch.machine_reason(Cuda())
+    launch.triton_reason.cache_clear()
+    try:
+        assert "triton cannot be imported (ModuleNotFoundError" in launch.machine_reason(Cuda())
+    finally:
+        launch.triton_reason.cache_clear()
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert launch.machine_reason(Cuda()) == "the kernel was never run on ROCm"
 
@@ -128,8 +134,7 @@ def able(monkeypatch, capability=(8, 6)):
 def test_calls_that_torch_serves_better_are_left_to_it(monkeypatch, weight, width, capability, reason):
     able(monkeypatch, capability)
     q, k, v = (tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in tensors(width))
-    segments = Segments.coupled(8, (1, 0))
-    given = (q, k, v, segments, torch.tensor([[[[0.0, weight]]]]))
+    given = (q, k, v, Segments.coupled(8, (1, 0)), torch.tensor([[[[0.0, weight]]]]))
     found = op.backend_reasons(*given)["triton"]
     assert found is None if reason is None else reason in found
     with use_backend("triton"):
@@ -165,6 +170,94 @@ def test_a_kernel_with_wrong_numbers_is_never_used(monkeypatch, caplog):
     assert "its self-check is off by" in caplog.text
     with use_backend("composition"):
         assert torch.equal(ours, segment_attention(*given))
+
+
+def failing(monkeypatch, error):
+    def broken(*given, **named):
+        raise error
+
+    able(monkeypatch)
+    monkeypatch.setattr(launch, "forward", broken)
+    return (*tensors(), Segments.coupled(8, (1, 0)), [[0.0, -0.5]])
+
+
+def test_memory_that_runs_out_is_not_the_kernels_fault(monkeypatch):
+    """The host frees some and calls again."""
+    given = failing(monkeypatch, torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        segment_attention(*given)
+    assert not launch.TRUST.failed
+
+
+def test_while_a_graph_is_captured_nothing_is_checked_and_nothing_given_up(monkeypatch):
+    given = failing(monkeypatch, RuntimeError("operation not permitted when stream is capturing"))
+    monkeypatch.setattr(dispatch, "is_capturing", lambda: True)
+    with use_backend("composition"):
+        want = segment_attention(*given)
+    assert torch.equal(segment_attention(*given), want) and not launch.TRUST.failed
+    with (
+        use_backend("triton"),
+        pytest.raises(BackendUnavailableError, match="cannot run while a CUDA graph is captured: call it once before"),
+    ):
+        segment_attention(*given)
+    launch.TRUST.proven.add(launch.variant(given[0]))
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        segment_attention(*given)
+    assert not launch.TRUST.failed
+
+
+def test_a_graph_takes_no_weights_of_the_host(monkeypatch):
+    """It would read their memory again at every replay, when it may be another's."""
+    weight, card = torch.zeros(1, 1, 1, 2), torch.device("meta")
+    assert segments.on_device(weight, card).device == card
+    monkeypatch.setattr(segments, "is_capturing", lambda: True)
+    assert segments.on_device(weight, weight.device) is weight
+    with pytest.raises(RuntimeError, match="The log weights are on cpu while a CUDA graph is captured on meta; put them there before"):
+        segments.on_device(weight, card)
+
+
+def test_the_gradients_run_on_what_the_forward_was_forced_to(monkeypatch):
+    """Autograd may call from another thread, after the context."""
+    able(monkeypatch)
+    monkeypatch.setattr(launch, "backward_self_check", lambda q: None)
+    seen = []
+    monkeypatch.setattr(
+        launch, "backward", lambda grads, inputs, *given, **named: (seen.append(1), tuple(map(torch.zeros_like, inputs)))[1]
+    )
+    for name, kernels in (("reference", 0), (None, 1)):
+        q, k, v = (tensor.requires_grad_() for tensor in tensors())
+        with use_backend(name) if name else nullcontext():
+            with monkeypatch.context() as patch:
+                patch.setattr(launch, "forward", as_reference)
+                patch.setattr(launch, "self_check", lambda q: None)
+                out = segment_attention(q, k, v, Segments.coupled(8, (1, 0)), [[0.0, -0.5]])
+        out.sum().backward()
+        assert len(seen) == kernels
+
+
+def as_reference(q, k, v, segments, weight, *, scale, need_lse):
+    return segment_attention_reference(q, k, v, segments, weight, scale=scale)
+
+
+def test_forced_gradients_that_cannot_run_say_why(monkeypatch):
+    able(monkeypatch)
+    monkeypatch.setattr(launch, "forward", as_reference)
+    monkeypatch.setattr(launch, "self_check", lambda q: None)
+    monkeypatch.setattr(launch, "backward_self_check", lambda q: "its self-check is off by 1")
+    q, k, v = (tensor.requires_grad_() for tensor in tensors())
+    with use_backend("triton"):
+        out = segment_attention(q, k, v, Segments.coupled(8, (1, 0)), [[0.0, -0.5]])
+    with pytest.raises(
+        BackendUnavailableError, match="'triton' is forced, but for the gradients it failed: ArithmeticError: its self-check"
+    ):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["triton", "reference"])
+def test_an_inner_attention_is_called_by_the_composition_alone(name):
+    given = (*tensors(), Segments.coupled(8, (1, 0)))
+    with use_backend(name), pytest.raises(BackendUnavailableError, match=f"'{name}' is forced, but an inner attention is given"):
+        segment_attention(*given, inner=Inner(torch.nn.functional.scaled_dot_product_attention))
 
 
 def test_triton_is_not_imported_before_it_is_needed():

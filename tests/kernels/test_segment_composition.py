@@ -1,12 +1,15 @@
 """The composition against the reference: values, which calls it makes, no copies where views serve, and the host's own attention."""
 
+import logging
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 
-from spatialweave.kernels.segment_attention import composition
+from spatialweave.kernels.dispatch import Trust
+from spatialweave.kernels.segment_attention import composition, log_sum_exp
 from spatialweave.kernels.segment_attention.cases import CASES, EXTREME, LONG, NEVER
 from spatialweave.kernels.segment_attention.composition import Inner, compose, explain, plan_of
 from spatialweave.kernels.segment_attention.plan import parts
@@ -169,6 +172,28 @@ def test_short_segments_are_one_call_with_a_bias_on_views(monkeypatch, most, nee
     assert bool(merges) == (most == 0)
 
 
+@pytest.mark.parametrize("weights", [[[0.0, NEVER]], [[[0.0, NEVER]], [[0.0, 0.0]]] * 2, None], ids=["zero", "half zero or one", "one"])
+def test_weights_that_need_no_arithmetic_are_not_carried_to_the_device(monkeypatch, weights):
+    """There the host would wait, or copy, for nothing."""
+
+    def refuse(*given):
+        raise AssertionError("a weight was asked for")
+
+    monkeypatch.setattr(composition._Run, "weight", refuse)
+    q, k, v = rows(4)
+    segments = Segments.coupled(32, (1, 0, 3, 2))
+    weight = full_weight(weights, q, segments)
+    out, _ = compose(q, k, v, segments, weight, scale=0.2, need_lse=False)
+    assert_close(out, exact(q, k, v, segments, weight, 0.2)[0], dtype=torch.float32)
+
+
+def test_one_plan_serves_all_weights_that_are_equal_in_the_same_places():
+    q, k, v = rows(4)
+    segments = Segments.coupled(32, (1, 0, 3, 2))
+    made = [plan_of(q, k, v, segments, full_weight([[[0.0, w]], [[0.0, 0.0]]] * 2, q, segments)) for w in (-0.5, -2.0, 0.0, NEVER)]
+    assert made[0] is made[1] and made[0] != made[2] != made[3] != made[0]
+
+
 def test_half_of_the_rows_at_zero_cost_no_second_call(monkeypatch):
     q, k, v = rows(4)
     weights = [[[0.0, NEVER]], [[0.0, -1.0]]] * 2
@@ -239,4 +264,80 @@ def test_the_plan_says_what_the_host_cannot_serve():
     )
     assert zero == "segment 0, 2 rows: one call on views, the host's attention"
     assert "one call with a bias over copied keys on views, the host's" in explain(groups, Inner(Recorder(), takes_bias=True), lse=True)[0]
+    assert "2 calls merged by log-sum-exp on views, the host's" in explain(groups, Inner(Recorder(), returns_lse=True), lse=False)[0]
+    asked = explain(groups, Inner(Recorder(), takes_bias=True), lse=True, need_lse=True)
+    assert all(line.endswith("torch's attention (the host's returns no log-sum-exp)") for line in asked)
     assert "one call with a bias over copied keys on views, torch's" in explain(groups, None, lse=False)[0]
+
+
+def test_what_the_host_cannot_serve_is_told_once(caplog):
+    composition._tell.cache_clear()
+    q, k, v = rows(2)
+    segments = Segments.coupled(32, (1, 0))
+    with caplog.at_level(logging.WARNING, logger="spatialweave.kernels"):
+        for weight in ([[0.0, NEVER]], [[0.0, -1.0]], [[0.0, -1.0]]):
+            compose(q, k, v, segments, full_weight(weight, q, segments), scale=0.2, need_lse=False, inner=Inner(Recorder()))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("segment 0, 2 rows: ") and line.endswith("(the host's returns no log-sum-exp and takes no bias)")
+
+
+@pytest.mark.parametrize("need_lse", [False, True], ids=["plain", "lse"])
+def test_a_host_with_a_log_sum_exp_is_used_where_torch_has_none(monkeypatch, need_lse):
+    monkeypatch.setattr(composition, "returns_lse", lambda q: False)
+    q, k, v = rows(2)
+    segments, recorder = Segments.coupled(32, (1, 0)), Recorder(lse=True)
+    weight = full_weight([[0.0, -1.0]], q, segments)
+    out, lse = compose(q, k, v, segments, weight, scale=0.2, need_lse=need_lse, inner=Inner(recorder, returns_lse=True))
+    want, want_lse = exact(q, k, v, segments, weight, 0.2)
+    assert recorder.count == 3 and recorder.biases == [None] * 3
+    assert_close(out, want, dtype=torch.float32)
+    if need_lse:
+        assert_close(lse, want_lse, dtype=torch.float32)
+
+
+class Card:
+    """A tensor on a card where torch would choose cuDNN."""
+
+    device = torch.device("cuda", 0)
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def __getattr__(self, name):
+        return getattr(self._tensor, name)
+
+
+@pytest.mark.parametrize("dtype, capability, width, has", [
+    (torch.float16, (7, 5), 64, True), (torch.bfloat16, (7, 5), 64, False), (torch.bfloat16, (8, 0), 40, True),
+    (torch.float32, (7, 5), 64, True), (torch.float64, (9, 0), 64, False), (torch.float16, (9, 0), 12, False),
+])  # fmt: skip
+def test_where_torch_has_a_log_sum_exp_on_a_card(monkeypatch, dtype, capability, width, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert log_sum_exp.returns_lse(Card(torch.zeros(1, 1, 2, width, dtype=dtype))) is has
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_cudnns_log_sum_exp_is_used_where_torch_chooses_it_and_it_is_right(monkeypatch, caplog, right):
+    q, k, v = rows(2)
+    monkeypatch.setattr(log_sum_exp, "CUDNN", Trust())
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *given, **named: SDPBackend.CUDNN_ATTENTION.value)
+    monkeypatch.setattr(log_sum_exp, "attend_by_cudnn", lambda *given, **named: ("cudnn", None))
+    monkeypatch.setattr(log_sum_exp, "attend_by_efficient", lambda *given, **named: ("efficient", None))
+    monkeypatch.setattr(log_sum_exp, "check_cudnn", lambda q: None if right else "off by 1")
+    assert [log_sum_exp.attend_with_lse(Card(q), k, v, scale=0.2)[0] for _ in range(2)] == ["cudnn" if right else "efficient"] * 2
+    assert ("off by 1; torch's attention runs instead" in caplog.text) == (not right) and len(caplog.records) == (not right)
+
+
+def test_cudnns_check_tells_right_from_wrong(monkeypatch):
+    q = rows(1)[0]
+    right = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def cudnn(q, k, v, *, scale):
+        return right(q, k, v, 0.0, False, scale=scale)
+
+    monkeypatch.setattr(log_sum_exp, "attend_by_cudnn", cudnn)
+    assert log_sum_exp.check_cudnn(q) is None
+    monkeypatch.setattr(
+        log_sum_exp, "attend_by_cudnn", lambda *given, scale: (lambda out, lse: (out, lse / math.log(2)))(*cudnn(*given, scale=scale))
+    )
+    assert log_sum_exp.check_cudnn(q).startswith("output and log-sum-exp are off by ")

@@ -104,7 +104,7 @@ def test_opcheck(need_lse):
     torch.library.opcheck(torch.ops.spatialweave.segment_attention.default, given)
     if need_lse:
         out, lse = torch.ops.spatialweave.segment_attention(*(t.detach() if isinstance(t, torch.Tensor) else t for t in given))
-        more = (out, lse, *(tensor.detach() for tensor in given[:4]), out, lse, *given[4:-1], True)
+        more = (out, lse, *(tensor.detach() for tensor in given[:4]), out, lse, *given[4:-1], True, "")
         torch.library.opcheck(torch.ops.spatialweave.segment_attention_backward.default, more)
 
 
@@ -163,8 +163,26 @@ REFUSED = {
     "The inner attention was given with tensors that require": lambda: segment_attention(*small(), PAIR, inner=Inner(plain)),
     "q on cpu, k on meta": lambda: segment_attention(X[0], X[1].to("meta"), X[2].to("meta"), PAIR),
     "Source 0 ends at key 40": lambda: segment_attention(*X, Segments((17,), (Source(0, 40),))),
+    "Cross-domain attention got q .2, 16.; give .rows, heads, tokens": lambda: cross_domain_attention(*(X[0][0, 0][:2],) * 3, 0.5),
+    "a mask of single tokens is not taken": lambda: segment_attention(*X, PAIR, torch.zeros(2, 3, 17, 34)),
     "The scale is 0": lambda: segment_attention(*X, PAIR, scale=0),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("given, sentence", [
+    (dict(log_weight=torch.ones(17, 34, dtype=torch.bool)), "The log weights are torch.bool; give .* a mask of single tokens"),
+    (dict(mask=torch.zeros(17, 34)), "mask"),
+])  # fmt: skip
+def test_masks_are_refused(given, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        segment_attention(*X, PAIR, **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_weight_in_any_precision_has_an_exact_logarithm(dtype):
+    """log 0.3 in bfloat16 would be off by some parts in a thousand."""
+    weight = torch.tensor([0.3, 0.7]).to(dtype)
+    assert torch.equal(cross_domain_attention(*X, weight), cross_domain_attention(*X, weight.float()))
 
 
 @pytest.mark.parametrize("sentence", REFUSED)

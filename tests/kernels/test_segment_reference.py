@@ -137,6 +137,11 @@ BAD_SEGMENTS = {
     "at least one query": lambda: Segments((3, 0), (Source(0, 1),)),
     '"pairs" needs an even number of rows, got 3': lambda: partner_rows("pairs", 3),
     "The partner is 'all'": lambda: partner_rows("all", 2),
+    r"The partner rows are \(1.0, 0.5\); give whole numbers": lambda: partner_rows(torch.tensor([1.0, 0.5]), 2),
+    "The partner rows are": lambda: partner_rows(torch.tensor(0.5), 1),
+    r"The rows of a source are \(0.5,\)": lambda: Source(0, 4, (0.5,)),
+    "Start and length of a source": lambda: Source(0, 4.5),
+    "The query lengths": lambda: Segments((2.5,), (Source(0, 1),)),
     "The scale is -1": lambda: check_scale(-1, 8),
     "The scale is nan": lambda: check_scale(math.nan, 8),
 }
@@ -144,7 +149,7 @@ BAD_SEGMENTS = {
 
 @pytest.mark.parametrize("sentence", BAD_SEGMENTS)
 def test_segments_refuse(sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         BAD_SEGMENTS[sentence]()
 
 
@@ -178,6 +183,7 @@ BAD_CALLS = {
     r"shape \(1, 4, 2, 1, 2\)": dict(weight=torch.zeros(1, 4, 2, 1, 2)),
     "log weights are torch.int64": dict(weight=torch.zeros(1, 2, dtype=torch.int64)),
     "log weights are on meta, q is on cpu": dict(weight=torch.zeros(1, 2, device="meta")),
+    r"\(1, 1, 9, 18\); .*a mask of single tokens is not taken": dict(weight=torch.zeros(1, 1, 9, 18)),
     "log weights hold NaN": dict(weight=torch.tensor([[0.0, -1.0]]).log()),
     "hold NaN or .inf": dict(weight=[[0.0, math.inf]]),
 }

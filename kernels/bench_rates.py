@@ -1,0 +1,93 @@
+"""The machine under the benchmark: what it is, what it does in a second here and now, and the least time that leaves for an attention."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine does in a second: operations of a large matrix product, bytes read and written, exponentials.
+
+    `exponentials` is None where the clock of a GPU is unknown.
+    """
+
+    operations: float
+    bytes: float
+    exponentials: float | None
+
+    def floor(self, size: tuple[int, int, int, int], keys: float, width: int) -> float:
+        """Milliseconds for b, h, n, d with so many keys a query and bytes a value: the slowest of products, copies and exponentials."""
+        b, h, n, d = size
+        scores = b * h * n * keys
+        least = [4 * scores * d / self.operations, 4 * b * h * n * d * width / self.bytes]
+        return 1e3 * max(least + ([scores / self.exponentials] if self.exponentials else []))
+
+
+def measure_rates(place: torch.device, dtype: torch.dtype) -> Rates:
+    """Of a large matrix product and a large copy; exponentials on a CPU from a vector that its cache holds, on a GPU 16 a clock and
+    multiprocessor, which is what all since sm_80 do.
+    """
+    cuda = place.type == "cuda"
+    side, long = (8192, 1 << 28) if cuda else (1024, 1 << 24)
+    a, flat, row = torch.randn(side, side, dtype=dtype, device=place), torch.zeros(long, device=place), torch.randn(1 << 16)
+    into = torch.empty_like(flat)
+    product, copy = (statistics.median(time_once(call, place) for _ in range(9)) for call in (lambda: a @ a, lambda: into.copy_(flat)))
+    if cuda:
+        card = torch.cuda.get_device_properties(place)
+        exponentials = 16e3 * card.multi_processor_count * getattr(card, "clock_rate", 0) or None  # kilohertz
+    else:
+        exponentials = 1e3 * row.numel() / statistics.median(time_once(row.exp, place) for _ in range(9))
+    return Rates(2e3 * side**3 / product, 8e3 * long / copy, exponentials)
+
+
+def time_once(call: Callable[[], object], place: torch.device) -> float:
+    """Milliseconds between two events on a GPU; elsewhere on one thread of the processor's, which other work does not lengthen."""
+    if place.type != "cuda":
+        clock = time.process_time if place.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+        began = clock()
+        call()
+        return 1e3 * (clock() - began)
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def describe_machine(place: torch.device) -> dict[str, object]:
+    """For the record: without these, times are of no use."""
+    gpu = place.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(place) if gpu else place.type,
+        "threads": torch.get_num_threads(),
+        "driver": driver_version() if gpu else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
+        "triton": triton_version(),
+    }
+
+
+def driver_version() -> str | None:
+    """NVIDIA's on Linux."""
+    found = re.search(r"Kernel Module\D*([\d.]+)", DRIVER.read_text(encoding="utf-8")) if DRIVER.is_file() else None
+    return found[1] if found else None
+
+
+def triton_version() -> str | None:
+    """Of what is installed, under either of its names; nothing is imported."""
+    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions(name="triton")}
+    installed |= {found.metadata["Name"]: found.version for found in importlib.metadata.distributions(name="triton-windows")}
+    return next(iter(installed.values()), None)
