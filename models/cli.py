@@ -57,6 +57,7 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="sampling steps; by default the tiny model's own choice for the mode")
     command.add_argument("--guidance", type=float, help="how strongly the prompt steers; 1 is off")
     command.add_argument("--log2-alpha", type=float, help="which modality first: above 0 the image, below 0 the depth")
+    command.add_argument("--refine", action="store_true", help="make the depth anew from the finished picture: sharper, twice the time")
     command.add_argument("--weights", type=Path, help="other weights of the tiny network: a file, or a training run's folder")
     command.set_defaults(run=_run_demo)
 
@@ -70,7 +71,7 @@ def _run_demo(options: argparse.Namespace) -> None:
     request = DemoRequest(
         prompt=prompt, output=options.output, image=options.image, depth=options.depth, channel=options.channel,
         size=None if options.size is None else parse_size(options.size), seed=options.seed, steps=options.steps,
-        guidance=options.guidance, log2_alpha=options.log2_alpha, weights=options.weights,
+        guidance=options.guidance, log2_alpha=options.log2_alpha, refine=options.refine, weights=options.weights,
     )  # fmt: skip
     for line in run_demo(request):
         _say(line)

@@ -45,6 +45,7 @@ class DemoRequest:
     steps: int | None = None
     guidance: float | None = None
     log2_alpha: float | None = None
+    refine: bool = False  # the depth again, from the finished picture; of joint runs
     weights: Path | None = None
 
     @property
@@ -104,7 +105,7 @@ def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[
 
         return pipeline(
             request.prompt, mode=request.mode, width=size[0], height=size[1], seed=request.seed, steps=request.steps,
-            guidance=request.guidance, log2_alpha=request.log2_alpha, on_step=on_step, **given,
+            guidance=request.guidance, log2_alpha=request.log2_alpha, refine=request.refine, on_step=on_step, **given,
         )  # fmt: skip
 
 
@@ -122,10 +123,13 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
     orbit = render_orbit(view)
     yield f"wrote {write_webp(folder / 'orbit.webp', orbit.frames)}"
     facts = [f"seed {result.seed}", f"sampled in {result.seconds:.1f} s", "SpatialWeave: Modality Forcing, tiny preset"]
+    if request.refine:
+        facts.insert(1, "depth refined")
     sheet = contact_sheet(view, orbit, caption=describe_run(request), facts=facts)
     yield f"wrote {write_png8(folder / 'sheet.png', sheet)}"
     record = {
-        "prompt": request.prompt, "mode": request.mode, "seed": result.seed, "notes": list(result.notes), "units": view.units,
+        "prompt": request.prompt, "mode": request.mode, "seed": result.seed, "refine": request.refine,
+        "notes": list(result.notes), "units": view.units,
         "sampling_seconds": round(result.seconds, 2), "writing_seconds": round(time.perf_counter() - started, 2),
     }  # fmt: skip
     yield f"wrote {write_file(folder / 'run.json', (json.dumps(record, indent=2) + chr(10)).encode())}"

@@ -75,6 +75,14 @@ def test_demo_same_seed_gives_the_same_files(made, tmp_path):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_demo_refines_the_depth_and_keeps_the_picture(made, tmp_path):
+    folder, _ = made
+    assert cli.main(["demo", "a red ball to the left of a blue box", "--refine", "--output", str(tmp_path), *FAST]) == 0
+    assert (tmp_path / "image.png").read_bytes() == (folder / "image.png").read_bytes()
+    assert (tmp_path / "depth.exr").read_bytes() != (folder / "depth.exr").read_bytes()
+    assert json.loads((tmp_path / "run.json").read_text())["refine"]
+
+
 def test_demo_empty_prompt_works(tmp_path):
     assert cli.main(["demo", "", "--output", str(tmp_path), *FAST]) == 0
     assert (tmp_path / "sheet.png").is_file()
