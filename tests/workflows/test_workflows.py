@@ -332,11 +332,22 @@ def test_comfy_cli_finds_no_fault_in_the_pack(root):
     assert status == 0 and "WARN" not in said.upper() and "error" not in said.lower(), said
 
 
+def with_offered_files(known, graph):
+    """What a server says of its nodes, had it the files that the graph offers to download."""
+    for node in graph["nodes"]:
+        for model in node["properties"].get("models", ()):
+            for kind, *more in (entry for group in known[node["type"]]["input"].values() for entry in group.values()):
+                options = kind if isinstance(kind, list) else more[0].get("options") if kind == "COMBO" else None
+                if options is not None:
+                    options.append(model["name"])
+    return known
+
+
 @pytest.mark.comfyui
 def test_comfy_cli_finds_no_fault_in_a_workflow(server, root, name, given, tmp_path):
     """Offline, against what a ComfyUI with this pack, its files and the picture `given` says of its nodes."""
     known = tmp_path / "object_info.json"
-    known.write_bytes(server[0].get("/object_info"))
+    known.write_text(json.dumps(with_offered_files(server[0].get_json("/object_info"), read(root, name))))
     file = root / "workflows" / "api" / f"{name}.json"
     status, said = comfy("--no-json", "workflow", "validate", "--workflow", str(file), "--input", str(known))
     assert status == 0, said
