@@ -13,7 +13,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "train": (
         "spatialweave train models/demo/recipes/codec.json",
-        "spatialweave train models/modality_forcing/recipes/tiny.json --resume",
+        "spatialweave train models/modality_forcing/recipes/tiny_1_text_to_image.json --resume",
     ),
     "evaluate": ("spatialweave evaluate modality_forcing --preset tiny --n 64 --json figures.json",),
     "world": (
