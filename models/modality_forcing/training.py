@@ -24,6 +24,7 @@ from ..core.geometry.depth import contract, uncontract, unit_mean
 from ..core.training.alignment import Aligner
 from ..core.training.recipe import check_keys
 from .network import ModalityForcing
+from .noise_levels import draw_logit_normal, draw_plateau, uniform
 
 Kind = Literal["modality_forcing", "text_to_image"]
 Batch = Mapping[str, Tensor]
@@ -233,35 +234,6 @@ def draw_times(count: int, generator: Generator, settings: LossSettings) -> tupl
     return t_rgb.masked_fill(image_given, 0.0), t_depth.masked_fill(depth_given, 0.0)
 
 
-def draw_logit_normal(u: Tensor, mu: float, sigma: float) -> Tensor:
-    """Logit-normal noise levels from uniform numbers, by the inverse of the distribution function."""
-    return torch.sigmoid(mu + sigma * torch.special.ndtri(u)).float()
-
-
-def draw_plateau(u: Tensor, mu: float, sigma: float) -> Tensor:
-    """Plateau logit-normal from uniform numbers: the logit-normal density up to its mode, from there on its value at the mode."""
-    mode, density, below, total = plateau(mu, sigma)
-    mass = u * total
-    rising = torch.sigmoid(mu + sigma * torch.special.ndtri(mass.clamp(max=below)))
-    return torch.where(mass < below, rising, mode + (mass - below) / density).float()
-
-
-def plateau(mu: float, sigma: float) -> tuple[float, float, float, float]:
-    """(mode t*, density there, mass below it, total mass before normalising) of the logit-normal; t* solves
-    logit(t) - mu - sigma^2 (2t - 1) = 0, which has one root for sigma^2 <= 2."""
-    low, high = 0.0, 1.0
-    for _ in range(200):
-        mode = (low + high) / 2
-        if math.log(mode / (1 - mode)) - mu - sigma**2 * (2 * mode - 1) < 0:
-            low = mode
-        else:
-            high = mode
-    z = (math.log(mode / (1 - mode)) - mu) / sigma
-    density = math.exp(-z * z / 2) / (sigma * math.sqrt(2 * math.pi) * mode * (1 - mode))
-    below = 0.5 * (1 + math.erf(z / math.sqrt(2)))
-    return mode, density, below, below + (1 - mode) * density
-
-
 def drop_depth(net: Tensor, mask: Tensor, generator: Generator, settings: LossSettings) -> tuple[Tensor, Tensor]:
     """(known, target): some pictures keep few depth pixels, and the unit mean of those, as sparse depth would have."""
     chosen, share = uniform(len(net), generator) < settings.sparse, uniform(len(net), generator)
@@ -274,11 +246,6 @@ def drop_depth(net: Tensor, mask: Tensor, generator: Generator, settings: LossSe
     scaled = contract(unit_mean(uncontract(net, z_max=None), finite)[0])
     changed = chosen.to(net.device)[:, None, None, None] & finite
     return known, torch.where(changed, scaled, net)
-
-
-def uniform(count: int, generator: Generator) -> Tensor:
-    """Numbers in (0, 1), float64: never 0, where an inverse distribution function is infinite."""
-    return torch.rand(count, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
 
 
 def draw_like(x: Tensor, generator: Generator) -> Tensor:

@@ -35,7 +35,7 @@ def test_comfyui_lists_every_node(worker, declared):
 
 
 def test_loading_the_pack_is_next_to_nothing_beside_comfyui_itself(worker):
-    """In processor seconds of one process; .04 where it was measured, see docs/performance.md."""
+    """In processor seconds of one process; .02 where it was measured, see docs/performance.md."""
     seconds = worker.started["value"]["processor_seconds"]
     assert seconds["pack"] < 0.08 * seconds["comfyui"], seconds
 
