@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.guidance import with_depth_guidance
-from .host.joint_latent import decode_joint_latent, empty_joint_latent
+from .host.joint_latent import decode_joint_latent, empty_joint_latent, explain_size
 from .host.joint_model import with_order
+from .host.notes import tell
 from .sockets import View
 
 
@@ -34,10 +35,12 @@ class EmptyJointLatent(io.ComfyNode):
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pairs of image and depth to make."),
             ],
             outputs=[io.Latent.Output("latent", display_name="LATENT", tooltip="Image and depth as one nested latent.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, width, height, batch_size) -> io.NodeOutput:
+        tell(explain_size(model, width, height), cls.hidden)
         return io.NodeOutput(empty_joint_latent(model, width, height, batch_size))
 
 

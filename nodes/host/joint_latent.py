@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...models.core.geometry.depth import decode_depth
 from ...models.core.geometry.view import View
+from ...models.modality_forcing.request import pad_size
 from .joint_model import network_config
 
 SIZE = "spatialweave_size"  # (height, width) asked for, where it was padded to whole patches
@@ -23,6 +24,13 @@ def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
     image = torch.zeros(batch_size, config.in_channels, rows, columns, device=device)
     depth = torch.zeros(batch_size, 1, rows * config.depth_patch, columns * config.depth_patch, device=device)
     return {"samples": comfy.nested_tensor.NestedTensor((image, depth)), SIZE: (height, width), SKY: config.infinite_sky}
+
+
+def explain_size(model, width: int, height: int) -> list[str]:
+    """What is padded, where a size is no multiple of the patch."""
+    notes: list[str] = []
+    pad_size((height, width), network_config(model, "takes a joint latent").depth_patch, notes)
+    return notes
 
 
 def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:

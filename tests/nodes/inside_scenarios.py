@@ -113,11 +113,12 @@ def shown_under_the_node():
 
 
 def asked_size(height, width):
-    """A joint run of a size: the sizes that come back."""
+    """A joint run of a size: the sizes that come back, and what is said of it."""
     r = sampling.rig()
-    (latent,) = run("EmptyJointLatent", r.model, width, height, 1)
-    pictures, view = run("DecodeJointLatent", sampling.ksample(r.model, latent, steps=1), r.vae)
-    return [list(pictures.shape[1:3]), list(view.depth.shape[1:])]
+    made = []
+    heard = logged("spatialweave.inputs", lambda: made.extend(run("EmptyJointLatent", r.model, width, height, 1)))
+    pictures, view = run("DecodeJointLatent", sampling.ksample(r.model, *made, steps=1), r.vae)
+    return [list(pictures.shape[1:3]), list(view.depth.shape[1:]), heard]
 
 
 def bad_depth_given(kind):

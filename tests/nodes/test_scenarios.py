@@ -84,8 +84,11 @@ def test_scenario_02_odd_wide_and_tiny_depths_keep_their_size(geometry, size):
 
 @pytest.mark.parametrize("size", [(37, 103), (16, 240), (3, 5)])
 def test_scenario_02_a_joint_run_gives_the_size_that_was_asked_for(hour, size):
-    """Padded inside to whole patches of 16 and cropped by Decode Joint Latent, so no un-crop is needed."""
-    assert hour("asked_size", height=size[0], width=size[1]) == [list(size)] * 2
+    """Padded inside to whole patches of 16, which is said, and cropped by Decode Joint Latent, so no un-crop is needed."""
+    *got, heard = hour("asked_size", height=size[0], width=size[1])
+    padded = [-(-side // 16) * 16 for side in size]
+    assert got == [list(size)] * 2
+    assert len(heard) == (padded != list(size)) and all(f"sampled at {padded[0]} x {padded[1]}" in line for line in heard)
 
 
 @pytest.mark.parametrize("mode", ["image_to_depth", "depth_to_image"])
