@@ -256,10 +256,13 @@ def graph(kind="sd21"):
     found = decode(vae, parts[1], picture=picture)
     straight = decode(vae, joint, picture=picture)
     view, normals, _, masks, line, _ = found
-    inverted = core.NODE_CLASS_MAPPINGS["ImageInvert"]().invert(line)[0] if "ImageInvert" in core.NODE_CLASS_MAPPINGS else 1 - line
+    held = core.SetLatentNoiseMask().set_mask(maps_latent, torch.zeros(1, 64, 64))[0]
+    latent = run("JoinIntrinsicLatent", model=coupled, image_latent=image, maps_latent=held)[0]
+    kept = run("SplitIntrinsicLatent", samples={"samples": sampling.sample(coupled, latent, steps=2)})
     return {
+        "held": gap(kept[1]["samples"], maps_latent["samples"]), "guided": gap(kept[0]["samples"], parts[0]["samples"]),
         "straight": max(gap(view.depth, straight[0].depth), gap(normals, straight[1]), gap(masks, straight[3])),
-        "shapes": [list(value.shape) for value in (view.depth, view.image, normals, line, inverted)],
+        "shapes": [list(value.shape) for value in (view.depth, view.image, normals, line, core.ImageInvert().invert(line)[0])],
         "masks": [masks.dim(), list(masks.shape[1:])], "unit": sorted(set(masks.unique().tolist()) | {0.0, 1.0}),
         "control": list(view.to_control_image().shape),
     }  # fmt: skip

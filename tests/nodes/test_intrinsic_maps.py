@@ -71,6 +71,7 @@ def test_a_whole_graph(maps):
     result = maps("graph")
     assert result["straight"] == 0, "a joint latent is taken apart on the way"
     assert result["shapes"] == [[1, 64, 64], *[[1, 64, 64, 3]] * 4] and result["control"] == [1, 64, 64, 3]
+    assert result["held"] < 1e-5 < 1e-3 < result["guided"], "maps under a noise mask stay, and the image reads them"
     assert result["masks"] == [3, [64, 64]] and result["unit"] == [0.0, 1.0]
 
 
@@ -96,7 +97,7 @@ REFUSALS = {
     "core's VAE Decode": ["decodes maps and no picture", "Decode Intrinsics"],
     "core's tiled VAE Encode": ["Encode Intrinsics"],
     "core's tiled VAE Decode": ["Decode Intrinsics"],
-    "file of a picture's VAE": ["rgb.safetensors", "an image autoencoder (VAE) with 3 channels in", "spatialweave train"],
+    "file of a picture's VAE": ["rgb.safetensors", "an image autoencoder (VAE) with 3 channels in", "8 channels"],
     "file of a LoRA": ["lora.safetensors", "a LoRA", "intrinsic VAE"],
     "file that lacks a part": ["short.safetensors", "tensors missing", "decoder.mid"],
 }
