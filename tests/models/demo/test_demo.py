@@ -58,7 +58,7 @@ def test_demo_points_lie_before_the_camera_at_the_depth_written(made):
     depth = np.load(folder / "depth.npz")["depth"]
     assert len(points) > 1000
     assert (points[:, 2] < 0).all()  # glTF: a camera looks down -z
-    assert np.isclose(-points[:, 2].max(), depth[depth > 0].min(), rtol=0.2)
+    assert np.isin((-points[:, 2]).astype(np.float32), depth).mean() > 0.999, "every point has the depth of a pixel; edges have none"
 
 
 def test_demo_orbit_is_an_animation_that_moves(made):
