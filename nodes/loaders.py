@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from comfy_api.latest import io
 
 from .host.klein_parts import find_parts
@@ -48,9 +50,9 @@ class LoadModalityForcing(io.ComfyNode):
         return True if model_name is None else find_fault(model_name) or True
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs) -> list[str]:
-        """An encoder or VAE that was fetched since the last run counts."""
-        return find_parts()
+    def fingerprint_inputs(cls, **inputs) -> str:
+        """An encoder or VAE that was fetched since the last run counts. A digest: core writes it into the files that users save and share."""
+        return hashlib.blake2b("\n".join(find_parts()).encode(), digest_size=8).hexdigest()
 
     @classmethod
     def execute(cls, model_name, with_clip_and_vae=True) -> io.NodeOutput:

@@ -40,7 +40,7 @@ SYSTEM_FILES = {
     "network.py": ("config.py", CORE + "layers/", "kernels/"),
     "weights.py": ("config.py", "network.py", CORE + "weights.py"),
     "sampling.py": ("config.py", CORE + "diffusion/"),
-    "training.py": ("config.py", "network.py", "sampling.py", "weights.py", CORE),
+    "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "training_noise.py", CORE),
 }
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
 EXTRA_IMPORTS = {

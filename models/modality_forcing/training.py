@@ -24,7 +24,7 @@ from ..core.geometry.depth import contract, uncontract, unit_mean
 from ..core.training.alignment import Aligner
 from ..core.training.recipe import check_keys
 from .network import ModalityForcing
-from .noise_levels import draw_logit_normal, draw_plateau, uniform
+from .training_noise import draw_logit_normal, draw_plateau, uniform
 
 Kind = Literal["modality_forcing", "text_to_image"]
 Batch = Mapping[str, Tensor]

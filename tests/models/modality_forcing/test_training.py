@@ -9,7 +9,7 @@ import torch
 from spatialweave.kernels.testing import assert_close
 from spatialweave.models.core.geometry.depth import decode_depth, encode_depth
 from spatialweave.models.core.training.loop import seed_slice
-from spatialweave.models.modality_forcing import noise_levels, training
+from spatialweave.models.modality_forcing import training, training_noise
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.training import LossSettings, TrainedModel
@@ -47,7 +47,7 @@ def make_batch(batch=4, grid=(2, 2), config=MINI, seed=0):
 
 
 def test_plateau_has_the_published_constants():
-    mode, density, below, total = noise_levels.plateau(1.1, 1.0)
+    mode, density, below, total = training_noise.plateau(1.1, 1.0)
     assert (round(mode, 4), round(density, 3), round(below, 4), round(total, 4)) == (0.8607, 2.566, 0.7647, 1.1220)
 
 
@@ -63,7 +63,7 @@ def test_drawn_times_follow_their_density(kind, mu, sigma):
     cumulative = torch.cumulative_trapezoid(density, grid)
     cumulative = torch.cat((torch.zeros(1, dtype=torch.float64), cumulative / cumulative[-1]))
     at = torch.linspace(1000, 399_000, 200).long()
-    draw = noise_levels.draw_plateau if kind == "plateau" else noise_levels.draw_logit_normal
+    draw = training_noise.draw_plateau if kind == "plateau" else training_noise.draw_logit_normal
     drawn = draw(cumulative[at].clamp(1e-12, 1 - 1e-12), mu, sigma)
     sure = (cumulative[at] > 1e-6) & (cumulative[at] < 1 - 1e-6)
     assert sure.sum() > 100
