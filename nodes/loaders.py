@@ -51,7 +51,7 @@ class LoadModalityForcing(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs) -> str:
-        """An encoder or VAE that was fetched since the last run counts. A digest: core writes it into the files that users save and share."""
+        """An encoder or VAE fetched since the last run counts. A digest, as core writes it into the files that users share."""
         return hashlib.blake2b("\n".join(find_parts()).encode(), digest_size=8).hexdigest()
 
     @classmethod
