@@ -15,7 +15,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-UNSPECIALISED = ["n_tiles", "n_queries", "heads", "batch"]  # their values must not make new variants
+UNSPECIALISED = ["n_tiles", "n_queries", "heads", "batch", "s_wb", "s_wh"]  # their values must not make new variants
 
 
 @triton.jit

@@ -16,6 +16,7 @@ WIDTHS = (40, 64, 72, 80, 128, 160)
 KERNELS = ("forward", "query_gradient", "key_gradient")
 VARIANTS = [f"{name}-{target}-{width}-fp16" for name in KERNELS for target in NVIDIA + AMD for width in WIDTHS]
 VARIANTS += [f"{name}-{target}-64-bf16" for name in KERNELS for target in NVIDIA + AMD]
+VARIANTS += [f"{name}-{target}-{width}-fp16-odd" for name in KERNELS for target in NVIDIA + AMD for width in (64, 128)]
 VARIANTS.remove("key_gradient-gfx1201-160-fp16")  # refused by name there: see test_dispatch.py
 # Instructions of the inner loop for each score, for the width that most models have: what the compiler of a Triton version made, plus 5 %.
 # Not timed on a card. These, and the other numbers that its register allocator decides, hold for the versions named here and no other.

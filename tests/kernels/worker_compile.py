@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for machines that are not here and reads what came out; one JSON line a variant, for every name given.
 
-A process of its own: it must not run in the interpreter's. Names are kernel-target-width-dtype.
+A process of its own: it must not run in the interpreter's. Names are kernel-target-width-dtype, and -odd for lengths that no tile divides.
 """
 
 import json
@@ -23,13 +23,13 @@ COUNTS = {*kernel.UNSPECIALISED, "key_rows", "n_keys"}
 KIND = {"fp16": "*fp16", "bf16": "*bf16"}
 
 
-def source(name, target, width, dtype):
-    """(ASTSource, Config): the arguments as a launch on 16-byte aligned tensors specialises them, all sources a multiple of the tile."""
+def source(name, target, width, dtype, even):
+    """(ASTSource, Config): the arguments as a launch on 16-byte aligned tensors specialises them. even: all sources hold whole tiles."""
     function = getattr(kernel if name == "forward" else kernel_backward, f"{name}_kernel")
     capability = divmod(target, 10) if isinstance(target, int) else None
     config = launch.config(name, capability, width)
     d1, d2 = launch.split_width(width)
-    constants = {"T": 2, "S": 1, "D": width, "D1": d1, "D2": d2, "BM": config.queries, "BN": config.keys, "EVEN": True}
+    constants = {"T": 2, "S": 1, "D": width, "D1": d1, "D2": d2, "BM": config.queries, "BN": config.keys, "EVEN": even}
     constants |= {"LSE": True, "DW": True}
     signature, aligned = {}, {}
     for index, argument in enumerate(function.arg_names):
@@ -37,7 +37,7 @@ def source(name, target, width, dtype):
             signature[argument] = "constexpr"
             continue
         signature[argument] = kind(argument, dtype)
-        if signature[argument].startswith("*") or argument.startswith("s_"):
+        if signature[argument].startswith("*") or (argument.startswith("s_") and argument not in COUNTS):
             aligned[(index,)] = [["tt.divisibility", 16]]
     used = {(index,): constants[argument] for index, argument in enumerate(function.arg_names) if argument in constants}
     return ASTSource(function, signature, used, aligned), config
@@ -53,8 +53,8 @@ def kind(argument, dtype):
     return "i32" if argument.startswith("s_") or argument in COUNTS else KIND[dtype]
 
 
-def compiled(name, target, width, dtype):
-    made, config = source(name, target, width, dtype)
+def compiled(name, target, width, dtype, even):
+    made, config = source(name, target, width, dtype, even)
     where = GPUTarget("cuda", target, 32) if isinstance(target, int) else GPUTarget("hip", target, 64 if target == "gfx942" else 32)
     began = sum(os.times()[:4])
     binary = triton.compile(made, target=where, options={"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True})
@@ -102,7 +102,7 @@ def read_amdgcn(text):
 
 if __name__ == "__main__":
     for variant in sys.argv[1:]:
-        kernel_name, machine, head, precision = variant.split("-")
-        result = compiled(kernel_name, int(machine) if machine.isdigit() else machine, int(head), precision)
+        kernel_name, machine, head, precision, *odd = variant.split("-")
+        result = compiled(kernel_name, int(machine) if machine.isdigit() else machine, int(head), precision, not odd)
         sys.stdout.write(json.dumps([variant, result]) + "\n")
         sys.stdout.flush()
