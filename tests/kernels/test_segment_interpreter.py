@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="triton exists for Linux and Windows machin
 LIMIT = {"float32": 1e-6, "float16": 6e-4}
 WORKER = Path(__file__).with_name("worker_interpreter.py")
 TRAINED = ["halves-mixed", "partner-not-mutual", "one-token", "joint-three-streams", "more-keys", "sees-nothing", "other-rows"]
+TRAINED += ["one-short-of-a-tile", "one-short-of-two-tiles"]
 TRAINED = [f"{name}-float32" for name in [*TRAINED, "other-tiles", "even"]] + ["halves-mixed-float16"]
 HALF = ["pairs-mixed-float16", "halves-mixed-float16"]
 HARD = [case.name for case in EXTREME]
@@ -64,7 +65,18 @@ def test_gradients_of_large_logits_and_equal_keys(backward, name):
     assert found["zero"] and found["same"] and found["bands"]
 
 
-def test_the_op_checks_the_kernels_and_runs_them():
-    found = results("op")["op-float16"]
+@pytest.fixture(scope="module")
+def op():
+    return results("op")
+
+
+def test_identities_of_the_kernel(op):
+    """Weight 0 is plain attention bit for bit, 1 is concatenation; for equal streams the weight does not matter, nor a common factor."""
+    found = op["identities-float32"]
+    assert found["zero"] and found["nan"] and max(found["one"], found["shift"], *found["twins"]) < 1e-6
+
+
+def test_the_op_checks_the_kernels_and_runs_them(op):
+    found = op["op-float16"]
     assert found["out"] < 6e-4 and found["op_grad"] < 2e-3
     assert found["proven"] == ["backward", "forward"] and not found["failed"]

@@ -17,7 +17,7 @@ from spatialweave.kernels.segment_attention import launch
 from spatialweave.kernels.segment_attention.backward import segment_attention_backward
 from spatialweave.kernels.segment_attention.cases import CASES, EXTREME, LONG
 from spatialweave.kernels.segment_attention.reference import segment_attention_reference
-from spatialweave.kernels.segment_attention.segments import Segments, full_weight
+from spatialweave.kernels.segment_attention.segments import Segments, Source, full_weight
 from spatialweave.kernels.testing import GuardedMemory
 
 torch.set_num_threads(1)
@@ -75,7 +75,17 @@ def backward(case, dtype, tiles):
     }  # fmt: skip
 
 
-TRAINED = ("halves-mixed", "partner-not-mutual", "one-token", "joint-three-streams", "more-keys", "sees-nothing", "other-rows")
+TRAINED = (
+    "halves-mixed",
+    "partner-not-mutual",
+    "one-token",
+    "one-short-of-a-tile",
+    "one-short-of-two-tiles",
+    "joint-three-streams",
+    "more-keys",
+    "sees-nothing",
+    "other-rows",
+)
 HALF = ("pairs-mixed", "halves-mixed")  # in float16, too
 
 
@@ -111,6 +121,26 @@ def all_backward():
 
 def op():
     yield "op-float16", through_the_op()
+    yield "identities-float32", identities()
+
+
+def identities():
+    """What holds whatever the numbers: bits where the same tiles are visited, else a relative error."""
+    made = torch.randn(3, 2, 50, 3, 40, generator=torch.Generator().manual_seed(4)).transpose(2, 3)
+
+    def run(q, k, v, segments, weight):
+        return launch.forward(q, k, v, segments, full_weight(weight, q, segments), scale=0.2, need_lse=False, tile=SMALL)[0]
+
+    (q, k, v), pair, own = made, Segments.coupled(50, (1, 0)), Segments((50,), (Source(0, 50),))
+    beside = [torch.cat([tensor, tensor.flip(0)], 2) for tensor in (k, v)]
+    alone, twins = run(q, k, v, own, None), [tensor[:1].expand(2, -1, -1, -1) for tensor in (k, v)]
+    return {
+        "zero": torch.equal(run(q, k, v, pair, [[0.0, float("-inf")]]), alone),
+        "one": error(run(q, k, v, pair, None), run(q, *beside, Segments((50,), (Source(0, 100),)), None)),
+        "twins": [error(run(q, *twins, pair, [[0.0, w]]), run(q, *twins, own, None)) for w in (-14.0, -0.5, 0.0, 3.0)],
+        "nan": bool(run(q, k, v, pair, [[0.0, float("nan")]]).isnan().all()),
+        "shift": error(run(q, k, v, pair, [[2.0, 1.5]]), run(q, k, v, pair, [[0.0, -0.5]])),
+    }
 
 
 def through_the_op():
