@@ -265,4 +265,4 @@ def test_triton_is_not_imported_before_it_is_needed():
         "import sys, torch, spatialweave.kernels as K; t = torch.randn(2, 2, 8, 16);"
         "K.cross_domain_attention(t, t, t, 0.5); sys.exit(len({'triton', 'torch._dynamo'} & {*sys.modules}))"
     )
-    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0

@@ -32,7 +32,7 @@ UNMEASURED = f"Triton {HERE} was not measured ({', '.join(PER_SCORE)} were): its
 def built(tmp_path_factory):
     cache = tmp_path_factory.mktemp("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-P", str(WORKER), *VARIANTS], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-I", str(WORKER), *VARIANTS], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(line) for line in done.stdout.splitlines())
 

@@ -21,7 +21,7 @@ LOOSER = {"float32": 4e-6, "float16": 6e-4}  # for these: a rounding of a logit 
 
 
 def results(part):
-    done = subprocess.run([sys.executable, "-P", str(WORKER), part], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", str(WORKER), part], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
