@@ -160,7 +160,7 @@ def on_this_machine():
     image, depth = sampling.ksample(r.model, r.latent(), steps=1)["samples"].unbind()
     _, view = run("DecodeJointLatent", {"samples": NestedTensor((image, depth))}, r.vae)
     options = {"index": 0, "fov_degrees": 65.0, "edge_threshold": 0.0, "max_points": 100, "frame": "camera"}
-    cloud, _ = run("PointCloud", geometry.scene(), **options)
+    cloud, *_ = run("PointCloud", geometry.scene(), **options)
     return {
         "finite": finite((image, depth)),
         "valid": bool(view.mask.any()),

@@ -214,7 +214,7 @@ def small_klein(folder, parts):
     again, _ = core.NODE_CLASS_MAPPINGS["SpatialWeave_DecodeJointLatent"].execute(made, own_vae).result
     return {
         "before": [socket.message for socket in before],
-        "found": [known, [Path(place).name for place in node.fingerprint_inputs(model_name=file)]],
+        "found": [known, node.fingerprint_inputs(model_name=file)],
         "same prompt": bool(torch.equal(positive[0][0], wanted[0][0])) and bool(positive[0][0].any()),
         "same picture": bool(torch.equal(pictures, again)) and bool(pictures.isfinite().all()),
         "sizes": [list(pictures.shape), list(view.depth.shape)],

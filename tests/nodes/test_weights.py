@@ -1,5 +1,7 @@
 """Files of users in a real ComfyUI: every precision through core's own layers, what is refused, and what a missing file's line says."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -130,7 +132,9 @@ def test_a_file_brings_its_encoder_and_vae_through_cores_loaders_where_they_are(
     result = worker_with().call(FILE, "small_klein", folder=str(tmp_path), parts=str(parts))
     clip, vae = result["before"]
     assert "qwen_3_8b_fp8mixed.safetensors" in clip and "https://" in clip and "flux2-vae.safetensors" in vae and "https://" in vae
-    assert result["found"] == [[], ["qwen_3_8b_fp8mixed.safetensors", "flux2-vae.safetensors"]], "what was fetched is found in the next run"
+    before, after = result["found"]
+    assert before != after, "what was fetched is found in the next run"
+    assert re.fullmatch("[0-9a-f]+", after), "users share what core writes into their files: no folder's name"
     assert result["same prompt"] and result["same picture"] and result["rebuilt"]
     assert result["sizes"] == [[1, 32, 48, 3], [1, 32, 48]]
     assert all("with_clip_and_vae is off" in said and "Load CLIP and Load VAE" in said for said in result["off"])

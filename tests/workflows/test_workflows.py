@@ -173,7 +173,8 @@ def test_joint_graph_gives_the_pair_of_the_pipeline(run_graph, pipeline):
     """The pictures of the run equal those of the plain pipeline with the same weights and settings, to a rounding step."""
     twin, saved = run_graph(JOINT, "6.steps=8", "5.width=64", "5.height=48")
     assert sorted(saved) == [8, 9] and saved[9].width >= 64
-    settings = {"seed": 7, "steps": 8, "guidance": twin["6"]["inputs"]["cfg"], "log2_alpha": twin["2"]["inputs"]["log2_alpha"]}
+    sampler = twin["6"]["inputs"]
+    settings = {"seed": sampler["seed"], "steps": 8, "guidance": sampler["cfg"], "log2_alpha": twin["2"]["inputs"]["log2_alpha"]}
     expected = pipeline(twin["3"]["inputs"]["text"], height=48, width=64, **settings)
     assert rounding_steps(saved[8], expected.image[0]) <= 1.01
 
@@ -210,9 +211,9 @@ def test_depth_to_image_graph_gives_the_image_of_the_pipeline(run_graph, pipelin
     """A first run makes the depth, a second an image for it."""
     twin, saved = run_graph("depth_to_image", "5.steps=3", "9.steps=3", "3.width=64", "3.height=48")
     assert sorted(saved) == [11, 12, 13]
-    settings = {"steps": 3, "guidance": twin["9"]["inputs"]["cfg"]}
-    first = pipeline(twin["2"]["inputs"]["text"], height=48, width=64, log2_alpha=0.0, seed=7, **settings)
-    second = pipeline(twin["8"]["inputs"]["text"], mode="depth_to_image", depth=first.view, seed=8, **settings)
+    settings = [{"steps": 3, "seed": twin[node]["inputs"]["seed"], "guidance": twin[node]["inputs"]["cfg"]} for node in ("5", "9")]
+    first = pipeline(twin["2"]["inputs"]["text"], height=48, width=64, log2_alpha=0.0, **settings[0])
+    second = pipeline(twin["8"]["inputs"]["text"], mode="depth_to_image", depth=first.view, **settings[1])
     assert rounding_steps(saved[13], second.image[0]) <= 1.01
 
 
@@ -239,7 +240,8 @@ def test_depth_to_blender_graph_gives_files_that_fit_together(run_files, pipelin
     import trimesh
 
     twin, files = run_files("depth_to_blender", "6.steps=3", "2.width=64", "2.height=48", "8.edge_threshold=0", "10.edge_threshold=0")
-    settings = {"seed": 7, "steps": 3, "guidance": twin["6"]["inputs"]["cfg"], "log2_alpha": twin["3"]["inputs"]["log2_alpha"]}
+    sampler = twin["6"]["inputs"]
+    settings = {"seed": sampler["seed"], "steps": 3, "guidance": sampler["cfg"], "log2_alpha": twin["3"]["inputs"]["log2_alpha"]}
     view = pipeline(twin["4"]["inputs"]["text"], height=48, width=64, **settings).view
     with OpenEXR.File(str(files[15]), separate_channels=True) as file:
         z, header = file.channels()["Z"].pixels, dict(file.header())
