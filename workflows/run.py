@@ -74,11 +74,15 @@ class Server:
         body = json.dumps({"prompt": graph, "client_id": uuid.uuid4().hex}).encode()
         request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         try:
-            return json.loads(urllib.request.urlopen(request, timeout=60).read())["prompt_id"]
+            answer = json.loads(urllib.request.urlopen(request, timeout=60).read())
+            run, faults = answer["prompt_id"], list_faults(graph, answer)
         except urllib.error.HTTPError as error:
             raise RunError(explain_refusal(graph, error.read(), f"{error.code} {error.reason}")) from error
         except (ValueError, KeyError) as error:
             raise RunError(f"{self.url}/prompt sent something else than a run's number; is that a ComfyUI?") from error
+        if faults:
+            raise RunError("\n".join(["ComfyUI runs only what is sound of this graph, so nothing was collected.", *faults]))
+        return run
 
     def wait(self, run: str, seconds: float) -> dict:
         """The outputs by node id, when the run has ended; RunError with the failing node's message."""
@@ -113,10 +117,16 @@ def explain_refusal(graph: dict, body: bytes, status: str) -> str:
     except (ValueError, KeyError, TypeError):
         said = " ".join(body.decode(errors="replace").split())
         return f"The graph was refused with HTTP status {status}" + (f": {said[:300]}" if said else ".")
+    return "\n".join([*lines, *list_faults(graph, answer)])
+
+
+def list_faults(graph: dict, answer: dict) -> list[str]:
+    """What ComfyUI's answer has against single nodes, a line each."""
+    lines = []
     for node, fault in (answer.get("node_errors") or {}).items():
         kind = graph.get(node, {}).get("class_type", "?")
         lines += [f"node {node} ({kind}): {error['message']} {error.get('details', '')}".rstrip() for error in fault["errors"]]
-    return "\n".join(lines)
+    return lines
 
 
 def explain_failure(messages: list) -> str:

@@ -119,3 +119,12 @@ def test_what_comfyui_has_against_a_graph_is_said_node_by_node(runner, twin, oth
     page = json.dumps({"error": {"message": "Prompt outputs failed validation"}, "node_errors": {"6": fault}})
     assert runner.main([twin, "--server", other_server(400, page)]) == 1
     assert capsys.readouterr().err == "Prompt outputs failed validation\nnode 6 (KSampler): Value not in list seed: 'x'\n"
+
+
+def test_a_graph_that_comfyui_takes_in_part_is_no_success(runner, twin, other_server, capsys):
+    """Of a graph with several outputs ComfyUI runs the sound ones, with status 200."""
+    fault = {"errors": [{"message": "Value not in list", "details": "ckpt_name"}]}
+    page = json.dumps({"prompt_id": "1", "number": 1, "node_errors": {"6": fault}})
+    assert runner.main([twin, "--server", other_server(200, page)]) == 1
+    complaint = "node 6 (KSampler): Value not in list ckpt_name"
+    assert capsys.readouterr().err == f"ComfyUI runs only what is sound of this graph, so nothing was collected.\n{complaint}\n"
