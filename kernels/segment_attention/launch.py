@@ -48,7 +48,7 @@ def config(kernel: str, capability: tuple[int, int] | None, width: int) -> Confi
 def _backward_config(kernel: str, capability: tuple[int, int] | None, width: int) -> Config:
     if capability is None:
         if kernel == "query_gradient":
-            return Config(32, 32, 4, 1) if width <= 128 else Config(32, 16, 4, 1)
+            return Config(32, 32, 4, 1) if width < 128 else Config(32, 16, 4, 1)
         return Config(16, 32, 4, 1) if width <= 80 else Config(16, 32, 8, 1)
     hopper = capability[0] == 9
     if kernel == "query_gradient":
