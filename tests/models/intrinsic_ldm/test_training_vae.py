@@ -235,7 +235,6 @@ def test_committed_recipes_are_valid(path):
     ({"loss": {"drop": 1.0}}, "from 0 to below 1"),
     ({"loss": {"depth": -1.0}}, "depth -1.0; give a factor of at least 0"),
     ({"loss": {"lpips": 1.0}}, "unknown keys: 'lpips'"),
-    ({"loss": {"perceptual_weights": "nowhere.safetensors"}}, "nowhere.safetensors"),
     ({"data": {}}, "names no folder"),
     ({"data": {"folder": "nowhere"}}, "is not a dataset folder"),
 ])  # fmt: skip
@@ -243,6 +242,12 @@ def test_a_recipe_that_cannot_work_is_refused(recipe, changes, words):
     with pytest.raises(ValueError, match=r"\S") as error:
         training_vae.build(recipe(**changes))
     assert words in str(error.value)
+
+
+def test_perceptual_weights_that_are_not_there_are_named(recipe):
+    pytest.importorskip("torchvision", reason="the perceptual distance is torchvision's network")
+    with pytest.raises(ValueError, match="nowhere.safetensors"):
+        training_vae.build(recipe(loss={"perceptual_weights": "nowhere.safetensors"}))
 
 
 def test_a_base_that_does_not_fit_is_refused(recipe, tmp_path, world):
