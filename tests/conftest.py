@@ -5,13 +5,19 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tensors this small, threads on a busy machine only wait for each other
+
+# inductor keeps what it compiled from run to run and tells our operators by name alone: tests compile what is here, not what once was
+COMPILED = tempfile.mkdtemp(prefix="spatialweave-compiled-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = COMPILED
 
 NAME, ROOT = "spatialweave", Path(__file__).resolve().parents[1]
 
@@ -51,6 +57,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("comfyui"):
             item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
+
+
+def pytest_unconfigure():
+    shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter):

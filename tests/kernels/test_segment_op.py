@@ -108,6 +108,21 @@ def test_opcheck(need_lse):
         torch.library.opcheck(torch.ops.spatialweave.segment_attention_backward.default, more)
 
 
+SIGNATURES = """
+spatialweave::segment_attention(Tensor q, Tensor k, Tensor v, Tensor log_weight, int[] queries, int[] starts, int[] lengths, int[] rows,
+    float scale, bool need_lse) -> (Tensor, Tensor)
+spatialweave::segment_attention_backward(Tensor grad, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor log_weight, Tensor out,
+    Tensor lse, int[] queries, int[] starts, int[] lengths, int[] rows, float scale, bool need_weight, str forced)
+    -> (Tensor, Tensor, Tensor, Tensor)
+"""
+
+
+def test_a_name_keeps_its_signature():
+    """What inductor compiled stays on a user's disk, and calls our operators by name: one whose signature changes takes a new name."""
+    operators = (torch.ops.spatialweave.segment_attention, torch.ops.spatialweave.segment_attention_backward)
+    assert " ".join(str(each.default._schema) for each in operators).split() == SIGNATURES.split()
+
+
 def test_compiles_into_one_graph_with_gradients():
     segments, weight = Segments.joint((7, 10)), torch.tensor([[0.0, -0.5], [NEVER, 0.3]], requires_grad=True)
 
