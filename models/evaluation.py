@@ -82,10 +82,10 @@ class Tally:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
-def held_out_batches(count: int, batch: int, size: int) -> Iterator[HeldOut]:
-    """The first `count` test scenes at `size` pixels a side."""
+def held_out_batches(count: int, batch: int, size: int, *, seed: int = HELD_OUT_SEED) -> Iterator[HeldOut]:
+    """The first `count` test scenes at `size` pixels a side; other seeds give others, to choose settings by."""
     for start in range(0, count, batch):
-        scenes = sample_scenes(HELD_OUT_SEED, min(batch, count - start), split="test", start=start)
+        scenes = sample_scenes(seed, min(batch, count - start), split="test", start=start)
         captions = [caption(scene, random.Random(f"evaluation/{start + i}")) for i, scene in enumerate(scenes)]
         yield HeldOut(scenes, render(scenes, size, size), captions)
 

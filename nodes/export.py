@@ -57,10 +57,9 @@ class PointCloud(io.ComfyNode):
 
     @classmethod
     def execute(cls, view, index, fov_degrees, edge_threshold, max_points, frame) -> io.NodeOutput:
-        view = view[index].require_valid()
-        for one in each_picture([view]):
-            (cloud,) = view_to_point_cloud(one, fov_degrees=fov_degrees, edge_rtol=edge_threshold, max_points=max_points)
-            data = encode_point_cloud(cloud, viewer_pose(view, frame)[0], comments=[f"units: {view.units}"])
+        (view,) = each_picture([view[index].require_valid()])
+        (cloud,) = view_to_point_cloud(view, fov_degrees=fov_degrees, edge_rtol=edge_threshold, max_points=max_points)
+        data = encode_point_cloud(cloud, viewer_pose(view, frame)[0], comments=[f"units: {view.units}"])
         camera = point_cloud_camera(view, cloud, fov_degrees=fov_degrees, frame=frame)
         return io.NodeOutput(Types.File3D(BytesIO(data), "ply"), (~solid_pixels(view, edge_threshold)).float(), camera)
 
@@ -97,9 +96,8 @@ class DepthMesh(io.ComfyNode):
 
     @classmethod
     def execute(cls, view, index, fov_degrees, edge_threshold, stride, frame, shading="unlit") -> io.NodeOutput:
-        view = view[index].require_valid()
-        for one in each_picture([view]):
-            (mesh,) = view_to_mesh(one, fov_degrees=fov_degrees, edge_rtol=edge_threshold, stride=stride)
+        (view,) = each_picture([view[index].require_valid()])
+        (mesh,) = view_to_mesh(view, fov_degrees=fov_degrees, edge_rtol=edge_threshold, stride=stride)
         vertices = transform_points(mesh.require_faces().vertices, viewer_pose(view, frame)[0])
         parts = (part.unsqueeze(0) for part in (vertices, mesh.faces, mesh.uvs))
         return io.NodeOutput(Types.MESH(*parts, texture=view.image, **glow(view.image if shading == "unlit" else None)))

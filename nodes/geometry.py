@@ -64,8 +64,9 @@ class PreviewDepth(io.ComfyNode):
         pictures, controls, sheets = [], [], []
         for one in each_picture(list(view.require_valid())):
             shown = picture_depth(one, style, **ends)
+            control = shown if style == "control" else picture_depth(one, "control", **ends)
             pictures += [picture.image for picture in shown]
-            controls += [picture.image for picture in picture_depth(one, "control", **ends)]
+            controls += [picture.image for picture in control]
             sheets.append(explain_depth(one, shown, style))
         preview = ui.PreviewImage(torch.cat(sheets), cls=cls)
         return io.NodeOutput(stack_pictures(pictures), view.describe(), stack_pictures(controls), ui=preview)

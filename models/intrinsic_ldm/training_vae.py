@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe, check_keys
-from ..core.weights import check_fit, fill_module, read_tensors
+from ..core.weights import fill_module, read_tensors
 from .config import GROUPS, VaeConfig
 from .dataset import IntrinsicSamples
 from .training_bases import import_diffusers, read_json
@@ -84,14 +84,12 @@ def build(recipe: Recipe) -> Task:
     dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))
     config, state = find_start(settings)
     check_size(dataset[0]["maps"], config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = make_autoencoder(config)
     if state is not None:
-        check_fit(
-            {k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: tuple(v.shape) for k, v in state.items()}, source(settings)
-        )
-        model.load_state_dict({name: value.float() for name, value in state.items()})
+        model = fill_module(make_autoencoder(config, "meta"), state, what=source(settings))
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = make_autoencoder(config)
     perceptual = load_perceptual(loss.perceptual_weights) if loss.perceptual_weights else None
     return Task(
         model=model,

@@ -20,9 +20,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
+from ..core.diffusion.flow import add_noise
 from ..core.geometry.depth import contract, uncontract, unit_mean
 from ..core.training.alignment import Aligner
 from ..core.training.recipe import check_keys
+from ..core.training.words import draw_words
 from .network import ModalityForcing
 from .training_noise import draw_logit_normal, draw_plateau, uniform
 
@@ -124,9 +126,9 @@ def loss(
     t_rgb, t_depth = (t.to(device) for t in draw_times(len(latent), generator, settings))
     known, target = drop_depth(batch["depth_net"], batch["mask"], generator, settings)
     rgb_noise, depth_noise = draw_like(latent, generator), draw_like(target, generator)
-    rgb_t = mix(latent, rgb_noise, t_rgb)
+    rgb_t = add_noise(latent, rgb_noise, t_rgb)
     # where depth is missing, noise stands for it: unit Gaussian at every t, as at inference
-    depth_t = torch.where(known, mix(target, depth_noise, t_depth), depth_noise)
+    depth_t = torch.where(known, add_noise(target, depth_noise, t_depth), depth_noise)
 
     context = model.context(words)
     with listen(model, settings.align_block) as heard:
@@ -155,7 +157,7 @@ def image_loss(
     noise = draw_like(latent, generator)
     context = model.context(words)
     with listen(model, settings.align_block) as heard:
-        velocity = model.network.forward_image(mix(latent, noise, t), context, t)
+        velocity = model.network.forward_image(add_noise(latent, noise, t), context, t)
     value = settings.rgb_weight * velocity_loss(velocity, noise - latent, t > 0)
     return sum_parts({"rgb": value, **align_loss(model, batch, heard, context, settings)})
 
@@ -181,8 +183,9 @@ GRADIENT_STEPS = (1, 2, 4, 8)  # pixels between the two ends; 8 is half a patch
 
 
 def gradient_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor) -> Tensor:
-    """Mean |d(x0 - target)| over known neighbours to the right and below, summed over GRADIENT_STEPS.
+    """Mean |d(x0 - target)| over known neighbours to the right and below, summed over GRADIENT_STEPS; a scalar.
 
+    x0, target and known (bool) are b 1 h w with sides above the longest step, t is (b,): pictures whose depth is given do not count.
     The gradient matching of monocular depth (Li & Snavely 2018, MegaDepth, equation 4), in network space and without its
     logarithm. A network that draws patches has no other reason to make two of them meet.
     """
@@ -200,28 +203,6 @@ def gradient_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor) -> Tenso
 def mean_over(values: Tensor, counts: Tensor) -> Tensor:
     """Mean of the values (b,) that count; 0 with a gradient of 0 where none does."""
     return torch.where(counts, values, 0.0).sum() / counts.sum().clamp(min=1)
-
-
-def mix(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    t = t[:, None, None, None]
-    return (1 - t) * x0 + t * noise
-
-
-def draw_words(batch: Batch, generator: Generator, dropout: float) -> Tensor:
-    """Each picture's word numbers or context, one caption of several, some replaced by those of the empty prompt."""
-    key = "tokens" if "tokens" in batch else "context"
-    words = batch[key]
-    if words.ndim == (3 if key == "tokens" else 4):
-        choice = (uniform(len(words), generator) * words.shape[1]).long()
-        words = words[torch.arange(len(words)), choice.to(words.device)]
-    empty = batch.get(f"empty_{key}")
-    dropped = uniform(len(words), generator) < dropout
-    if not dropout:
-        return words
-    if empty is None:
-        raise ValueError(f"caption_dropout is {dropout}, but the batch has no empty_{key} to put in a caption's place; set it to 0.")
-    dropped = dropped.to(words.device).reshape(-1, *[1] * (words.ndim - 1))
-    return torch.where(dropped, empty.to(words), words)
 
 
 def draw_times(count: int, generator: Generator, settings: LossSettings) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from .intrinsic_hooks import Change, image_lora_changes, install
 from .intrinsic_noise import SharedNoise
 from .intrinsic_patches import ImageControl, pixart_attention, prompt_attention_for, unet_attention, with_attention
 from .intrinsic_settings import KEY, Settings, check_latents, check_run
+from .notes import show
 
 log = logging.getLogger("spatialweave.intrinsics")
 Kinds = comfy.patcher_extension.WrappersMP
@@ -175,7 +176,7 @@ class Run:
             spans.setdefault(kind, []).append(ended - begun)
         text = self.settings.describe(spans, next((t for kind, _, t in self.clock if kind == "image alone"), None), steps)
         log.info(text)
-        self.settings.show(text)
+        show(text, self.settings.node_id)
 
 
 def ddpm_time(model, sigma: float) -> float:

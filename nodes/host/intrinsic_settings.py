@@ -49,16 +49,6 @@ class Settings:
         saved = (each - short) * len(alone)
         return f"{text}: {short:.3g} s a prediction instead of {each:.3g} s, {saved:.2f} s or {saved / (total + saved):.0%} saved."
 
-    def show(self, text: str) -> None:
-        """The text on the node, where a page is open on it."""
-        if self.node_id is None:
-            return
-        from server import PromptServer  # late: it is the whole web server, and importing this pack must cost nothing
-
-        server = getattr(PromptServer, "instance", None)
-        if server is not None:
-            server.send_progress_text(text, self.node_id)
-
 
 def check_latents(shapes, base: Base) -> None:
     """Refuse everything but two streams of one shape, in one sentence."""

@@ -72,10 +72,11 @@ def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_png
 
 def list_joint_latents() -> list[str]:
     """What can be loaded: files in core's input folder, and in its output folder as deep as a prefix can put them."""
-    given, output = folder_paths.get_input_directory(), Path(folder_paths.get_output_directory())
-    loose = [name for name in os.listdir(given) if name.endswith(SUFFIX)] if os.path.isdir(given) else []
-    saved = [Path(folder, name) for folder, _, names in os.walk(output) for name in names if name.endswith(SUFFIX)]
-    return sorted(loose) + sorted(f"{path.relative_to(output).as_posix()} [output]" for path in saved)
+    given = folder_paths.get_input_directory()
+    loose = os.listdir(given) if os.path.isdir(given) else []
+    saved, _ = folder_paths.recursive_search(folder_paths.get_output_directory())
+    names = sorted(loose) + sorted(f"{Path(name).as_posix()} [output]" for name in saved)
+    return [name for name in names if name.removesuffix(" [output]").endswith(SUFFIX)]
 
 
 def load_joint_latent(file: str) -> dict:

@@ -14,11 +14,16 @@ def tell(notes: Sequence[str], hidden) -> str:
     text = "\n".join(notes) or NOTHING
     if notes:
         logger.info(text)
-    node = getattr(hidden, "unique_id", None)
-    if node:
-        from server import PromptServer  # late: it is the whole web server, and importing this pack must cost nothing
-
-        server = getattr(PromptServer, "instance", None)
-        if server:
-            server.send_progress_text(text, node)
+    show(text, getattr(hidden, "unique_id", None))
     return text
+
+
+def show(text: str, node_id: str | None) -> None:
+    """The text under a node, where a page is open on it."""
+    if node_id is None:
+        return
+    from server import PromptServer  # late: it is the whole web server, and importing this pack must cost nothing
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_progress_text(text, node_id)

@@ -198,16 +198,16 @@ def batch_of(kind="sd21", schedule="half"):
 
 def early_stop(kind="sd21", schedule="gaussian", steps=8, cut=0.001):
     """Maps kept to the end against their pass stopped: images, maps, and what the node said of the run."""
-    said, run = [], ours("nodes.host.intrinsic_settings")
-    plain, show = model(kind), run.Settings.show
+    said, run = [], ours("nodes.host.intrinsic_run")
+    plain, show = model(kind), run.show
     try:
-        run.Settings.show = lambda self, text: said.append(text)
+        run.show = lambda text, node_id: said.append(text)
         outs = []
         for keep in (True, False):
             patched = coupled(plain, schedule, cut=cut, keep=keep)
             outs.append(sample(patched, joined(patched), steps=steps, scheduler="normal").unbind())
     finally:
-        run.Settings.show = show
+        run.show = show
     (image, maps), (alone, held) = outs
     return {"image": gap(image, alone), "maps": gap(maps, held), "said": said, "finite": bool(held.isfinite().all())}
 

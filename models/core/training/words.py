@@ -1,0 +1,25 @@
+"""Which words a picture trains with: one of its captions, or the empty prompt, for guidance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from .loop import Batch
+
+
+def draw_words(batch: Batch, generator: Generator, dropout: float) -> Tensor:
+    """Each picture's word numbers or context, one caption of several, some replaced by those of the empty prompt."""
+    key = "tokens" if "tokens" in batch else "context"
+    words = batch[key]
+    if words.ndim == (3 if key == "tokens" else 4):
+        choice = (torch.rand(len(words), generator=generator, dtype=torch.float64) * words.shape[1]).long()
+        words = words[torch.arange(len(words)), choice.to(words.device)]
+    empty = batch.get(f"empty_{key}")
+    dropped = torch.rand(len(words), generator=generator, dtype=torch.float64) < dropout
+    if not dropout:
+        return words
+    if empty is None:
+        raise ValueError(f"caption_dropout is {dropout}, but the batch has no empty_{key} to put in a caption's place; set it to 0.")
+    dropped = dropped.to(words.device).reshape(-1, *[1] * (words.ndim - 1))
+    return torch.where(dropped, empty.to(words), words)
