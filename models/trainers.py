@@ -18,7 +18,7 @@ from .demo.data import CELL, CELL_CLASSES, WorldLatents, WorldPictures
 from .demo.text import TinyTextEncoder, tokenize
 from .demo.training import CodecLoss, TrainedCodec, codec_loss
 from .demo.weights import load_codec, save_part
-from .intrinsic_ldm import training_lora, training_vae
+from .intrinsic_ldm import tiny, training_base, training_lora, training_vae
 from .modality_forcing import training_task
 from .world import scorer_task
 from .world.dataset import open_world
@@ -44,6 +44,26 @@ def export_codec(folder: Path, state: Mapping[str, Tensor]) -> None:
     save_part(folder / "codec.safetensors", codec, "tiny image codec")
 
 
+def build_tiny_image_vae(recipe: Recipe) -> Task:
+    """The autoencoder of the tiny I-LDM's base, on pictures of the world."""
+    check_keys(recipe.data, WORLD_KEYS, "recipe's data")
+    return training_base.build_image_vae(tiny.VAE, recipe, dataset=WorldPictures(open_world(recipe.data)), classes=CELL_CLASSES, cell=CELL)
+
+
+def build_tiny_base(recipe: Recipe) -> Task:
+    """The tiny I-LDM's base, UNet and text encoder together. `data.vae` is the folder of its autoencoder."""
+    check_keys(recipe.data, [*WORLD_KEYS, "vae"], "recipe's data")
+    folder = Path(recipe.data.get("vae", ""))
+    dataset = WorldLatents(open_world(recipe.data), training_base.FrozenVae(folder))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        text_encoder = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
+    return training_base.build_base(
+        recipe, unet=tiny.unet_for_diffusers(), noise=tiny.NOISE, prediction=tiny.PREDICTION, text_encoder=text_encoder,
+        empty_tokens=tokenize([""])[0], dataset=dataset, classes=CELL_CLASSES, vae_folder=folder,
+    )  # fmt: skip
+
+
 def build_tiny_modality_forcing(recipe: Recipe) -> Task:
     """Network and text encoder together, on latents of the world's pictures. `data.codec` names a codec other than the shipped one."""
     check_keys(recipe.data, [*WORLD_KEYS, "codec"], "recipe's data")
@@ -60,6 +80,8 @@ BUILDERS: Mapping[str, Builder] = {
     "modality_forcing": training_task.build,
     "tiny_modality_forcing": build_tiny_modality_forcing,
     "tiny_codec": build_codec,
+    "tiny_image_vae": build_tiny_image_vae,
+    "tiny_base": build_tiny_base,
     "intrinsic_vae": training_vae.build,
     "intrinsic_lora": training_lora.build,
     "scorer": scorer_task.build,

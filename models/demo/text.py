@@ -1,28 +1,57 @@
-"""The tiny text encoder: one vector a word, plus its place in the sentence. The DiT's text stream does the rest."""
+"""The tiny text encoder: one vector a word, plus its place in the sentence.
+
+A DiT's text stream does the rest. A UNet has none, and so gets an encoder with layers, in which the words read each other.
+"""
 
 from __future__ import annotations
 
 import difflib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.layers.attention import attend
 from ..world.captions import VOCABULARY, normalise_words
 
 TOKENS = 24  # the longest caption of the grammar has 23 words
 PAD, UNKNOWN = 0, 1
+HEAD_WIDTH = 32
+
+
+class TextLayer(nn.Module):
+    """Attention among the words, then each by itself, both added to what came: x b n d."""
+
+    def __init__(self, width: int, *, operations, **place):
+        super().__init__()
+        self.heads = width // HEAD_WIDTH
+        self.norm1, self.norm2 = (operations.LayerNorm(width, **place) for _ in range(2))
+        self.qkv, self.out = operations.Linear(width, 3 * width, **place), operations.Linear(width, width, **place)
+        self.wide, self.narrow = operations.Linear(width, 2 * width, **place), operations.Linear(2 * width, width, **place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(attend(q, k, v))
+        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
 
 
 class TinyTextEncoder(nn.Module):
     """`forward`: ids b n -> context b n d. Padding is a learned word, as in the published model, where all rows take part."""
 
-    def __init__(self, width: int = 128, *, operations=torch.nn, device=None, dtype=None):
+    def __init__(self, width: int = 128, layers: int = 0, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
-        self.words = operations.Embedding(len(VOCABULARY) + 2, width, device=device, dtype=dtype)
-        self.places = operations.Embedding(TOKENS, width, device=device, dtype=dtype)
+        place = {"device": device, "dtype": dtype}
+        self.words = operations.Embedding(len(VOCABULARY) + 2, width, **place)
+        self.places = operations.Embedding(TOKENS, width, **place)
+        self.layers = nn.ModuleList(TextLayer(width, operations=operations, **place) for _ in range(layers))
+        if layers:
+            self.norm = operations.LayerNorm(width, **place)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x) if self.layers else x
 
     def encode(self, texts: list[str]) -> Tensor:
         """Context b n d of prompts; the empty prompt is all padding."""

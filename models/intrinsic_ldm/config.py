@@ -35,20 +35,20 @@ class VaeConfig:
         """Pixels of a side to one of the latent's."""
         return 2 ** (len(self.multiples) - 1)
 
-    def for_diffusers(self) -> dict:
-        """The arguments of diffusers' AutoencoderKL."""
+    def for_diffusers(self, channels: int = CHANNELS) -> dict:
+        """The arguments of diffusers' AutoencoderKL; of the base's own, with 3 `channels`."""
         levels = len(self.multiples)
         return {
-            "in_channels": CHANNELS, "out_channels": CHANNELS, "latent_channels": self.latent_channels, "layers_per_block": self.blocks,
+            "in_channels": channels, "out_channels": channels, "latent_channels": self.latent_channels, "layers_per_block": self.blocks,
             "block_out_channels": [self.width * multiple for multiple in self.multiples],
             "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
             "norm_num_groups": GROUPS,
         }  # fmt: skip
 
-    def for_core(self) -> dict:
-        """The arguments of ComfyUI's AutoencoderKL."""
+    def for_core(self, channels: int = CHANNELS) -> dict:
+        """The arguments of ComfyUI's AutoencoderKL; of the base's own, with 3 `channels`."""
         network = {
-            "double_z": True, "z_channels": self.latent_channels, "resolution": 256, "in_channels": CHANNELS, "out_ch": CHANNELS,
+            "double_z": True, "z_channels": self.latent_channels, "resolution": 256, "in_channels": channels, "out_ch": channels,
             "ch": self.width, "ch_mult": list(self.multiples), "num_res_blocks": self.blocks, "attn_resolutions": [], "dropout": 0.0,
         }  # fmt: skip
         return {"ddconfig": network, "embed_dim": self.latent_channels}

@@ -1,0 +1,88 @@
+"""The tiny system: a latent diffusion model of SD2.1's make, small enough to train on a CPU and to ship, with its intrinsic parts.
+
+The networks are those of the big ones, a UNet and a KL autoencoder, as core and diffusers both build them. Only the text encoder is
+ours, because no CLIP is small: words, places, and a few layers in which they read each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..core.weights import KIND as KIND_KEY
+from ..core.weights import WeightsError, describe, read_header, read_tensors, write_tensors
+from .config import VaeConfig
+
+FAMILY = "sd21"  # of the bases that `training_bases` knows: a UNet that reads a prompt and nothing else
+NAME = "SpatialWeave tiny"
+SIZE = 128  # pixels of a side in training
+TEXT_WIDTH, TEXT_LAYERS = 64, 2
+VAE = VaeConfig(width=32, multiples=(1, 1, 1, 2), blocks=1, latent_channels=8, base_scale=1.0)
+WIDTHS = (64, 128)  # of the UNet at 1/8 and 1/16 of the picture
+HEADS = (2, 4)
+BLOCKS = 1
+# SD's own noise and SD2.1's target, so that every schedule of the paper reads the times as they are there
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+PREDICTION = "v_prediction"
+
+KIND = "tiny latent diffusion model"
+PARTS = ("unet", "vae", "text")  # of the base's file, in front of each name
+VAE_SCALE = "vae_scale"  # metadata
+BASE_FILE = Path(__file__).with_name("tiny_base.safetensors")
+VAE_FILE = Path(__file__).with_name("tiny_intrinsic_vae.safetensors")
+LORA_FILE = Path(__file__).with_name("tiny_intrinsic_lora.safetensors")
+
+
+def unet_for_diffusers() -> dict:
+    """The arguments of diffusers' UNet2DConditionModel."""
+    levels = len(WIDTHS)
+    return {
+        "in_channels": VAE.latent_channels, "out_channels": VAE.latent_channels, "block_out_channels": WIDTHS, "layers_per_block": BLOCKS,
+        "down_block_types": ("CrossAttnDownBlock2D",) * levels, "up_block_types": ("CrossAttnUpBlock2D",) * levels,
+        "cross_attention_dim": TEXT_WIDTH, "attention_head_dim": HEADS, "use_linear_projection": True,
+    }  # fmt: skip
+
+
+def unet_for_core() -> dict:
+    """The arguments of ComfyUI's UNetModel."""
+    levels = len(WIDTHS)
+    return {
+        "image_size": 32, "in_channels": VAE.latent_channels, "out_channels": VAE.latent_channels, "model_channels": WIDTHS[0],
+        "channel_mult": [width // WIDTHS[0] for width in WIDTHS], "num_res_blocks": [BLOCKS] * levels,
+        "transformer_depth": [1] * BLOCKS * levels, "transformer_depth_middle": 1, "transformer_depth_output": [1] * (BLOCKS + 1) * levels,
+        "num_head_channels": WIDTHS[0] // HEADS[0], "use_spatial_transformer": True, "use_linear_in_transformer": True,
+        "context_dim": TEXT_WIDTH, "legacy": False, "adm_in_channels": None, "use_temporal_attention": False,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TinyBase:
+    """The shipped base: weights under diffusers' names, and the factor that gives the autoencoder's latents unit spread."""
+
+    unet: Mapping[str, Tensor]
+    vae: Mapping[str, Tensor]
+    text: Mapping[str, Tensor]
+    vae_scale: float
+
+
+def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
+    """One file, in float16."""
+    tensors = {f"{part}.{name}": value.half() for part in PARTS for name, value in getattr(base, part).items()}
+    return write_tensors(path, tensors, {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}, kind=KIND)
+
+
+def load_base(path: str | os.PathLike = BASE_FILE) -> TinyBase:
+    """What `save_base` wrote, in float32; WeightsError says what another file is."""
+    header = read_header(path)
+    if header.metadata.get(KIND_KEY) != KIND or VAE_SCALE not in header.metadata:
+        raise WeightsError(f"{path} is {describe(header)}, not a {KIND}; use the file that ships with SpatialWeave.")
+    tensors = read_tensors(path)
+    parts = {
+        part: {name.removeprefix(f"{part}."): value.float() for name, value in tensors.items() if name.startswith(f"{part}.")}
+        for part in PARTS
+    }
+    return TinyBase(**parts, vae_scale=float(header.metadata[VAE_SCALE]))

@@ -1,0 +1,197 @@
+"""Training a small base of one's own: the image's autoencoder, then the UNet with its text encoder, on latents made beforehand.
+
+Who has SD2.1, SDXL or PixArt needs none of this. What a run ships is a folder in diffusers' form, from which the intrinsic VAE starts
+and beside which the LoRA trains, as they do with a published base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ..core.training.alignment import Aligner
+from ..core.training.loop import Batch, Task
+from ..core.training.recipe import Recipe, check_keys
+from ..core.training.words import draw_words
+from ..core.weights import write_tensors
+from .config import VaeConfig
+from .training_bases import Base, import_diffusers
+from .vae import latent_scale
+
+TEXT_FILE = "text.safetensors"  # of a base's folder whose text encoder is a tiny one
+
+
+@dataclass(frozen=True)
+class ImageVaeLoss:
+    """The `loss` part of the autoencoder's recipe."""
+
+    crop: int = 0  # pixels of a side that are trained on, anywhere in the picture; 0 takes it whole
+    edges: float = 1.0  # on differences of neighbouring pixels
+    divergence: float = 0.003  # on the posterior's divergence for each number of the latent
+    align: float = 0.02  # cross-entropy of what each spot shows, read from the latent
+
+    def __post_init__(self) -> None:
+        if self.crop < 0 or min(self.edges, self.divergence, self.align) < 0:
+            raise ValueError(f"The recipe's loss is {self}; give no number below 0.")
+
+
+class TrainedVae(nn.Module):
+    """What trains together: the autoencoder, and what reads its latents."""
+
+    def __init__(self, vae: nn.Module, aligner: Aligner):
+        super().__init__()
+        self.vae, self.aligner = vae, aligner
+
+
+def build_image_vae(config: VaeConfig, recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], cell: int) -> Task:
+    """`dataset` gives image 3 h w in [-1, 1] and cells k h/cell w/cell, numbers below `classes` of what each spot shows."""
+    check_keys(recipe.loss, [field.name for field in fields(ImageVaeLoss)], "recipe's loss")
+    settings = ImageVaeLoss(**recipe.loss)
+    if settings.crop % config.stride:
+        raise ValueError(f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))
+        model = TrainedVae(vae, Aligner(config.latent_channels, classes, config.stride // cell))
+    loss = partial(image_vae_loss, settings=settings, stride=config.stride)
+    return Task(model, loss, dataset, export=partial(export_image_vae, config=config, dataset=dataset))
+
+
+def image_vae_loss(
+    model: TrainedVae, batch: Batch, generator: Generator, *, settings: ImageVaeLoss, stride: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """batch: image b 3 h w in [-1, 1], cells. One draw from the posterior."""
+    image, cells = cut(batch["image"], batch["cells"], settings.crop, stride, generator)
+    posterior = model.vae.encode(image).latent_dist
+    mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+    latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(mean.device)
+    out = model.vae.decode(latent).sample.float()
+    parts = {
+        "pixel": (out - image).abs().mean(),
+        "edges": settings.edges * sum((out - image).diff(dim=dim).abs().mean() for dim in (2, 3)),
+        "divergence": settings.divergence * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
+        "align": settings.align * model.aligner(latent.flatten(2).transpose(1, 2), cells),
+    }
+    psnr = 10 * torch.log10(4 / (out.detach() - image).square().mean().clamp_min(1e-12))
+    return sum(parts.values()), {**{name: value.detach() for name, value in parts.items()}, "psnr": psnr}
+
+
+def cut(image: Tensor, cells: Tensor, crop: int, stride: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """One square of `crop` pixels out of each picture, where latents begin, and its cells."""
+    if not crop:
+        return image, cells
+    finer = image.shape[3] // cells.shape[3]  # pixels to a side of a cell
+    rows, columns = (torch.randint((size - crop) // stride + 1, (len(image),), generator=generator) * stride for size in image.shape[2:])
+    cut_out = []
+    for tensor, scale in ((image, 1), (cells, finer)):
+        side = crop // scale
+        corners = zip(tensor, (rows // scale).tolist(), (columns // scale).tolist(), strict=True)
+        cut_out.append(torch.stack([each[:, top : top + side, left : left + side] for each, top, left in corners]))
+    return cut_out[0], cut_out[1]
+
+
+def export_image_vae(folder: Path, state: Mapping[str, Tensor], *, config: VaeConfig, dataset: Any, measure: int = 64) -> None:
+    """A folder in diffusers' form, with the factor that gives its latents unit spread, measured on `measure` pictures."""
+    vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))
+    vae.load_state_dict({name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")})
+    with torch.no_grad():
+        picked = [dataset[i * len(dataset) // measure]["image"] for i in range(measure)]
+        vae.register_to_config(scaling_factor=latent_scale(vae.encode(torch.stack(picked)).latent_dist.mode()))
+    vae.save_pretrained(folder / "vae")
+
+
+class FrozenVae(nn.Module):
+    """An autoencoder's folder, as what makes latents of unit spread out of pictures; ValueError says what the folder lacks."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        try:
+            self.vae = import_diffusers().AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no autoencoder in diffusers' form ({error}); train the tiny one first.") from error
+        self.requires_grad_(False).train(False)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """b 3 H W in [-1, 1] to b c h w."""
+        return self.vae.encode(image).latent_dist.mode() * self.vae.config.scaling_factor
+
+
+@dataclass(frozen=True)
+class BaseLoss:
+    """The `loss` part of the UNet's recipe."""
+
+    caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
+    align: float = 0.5  # cross-entropy of what each spot shows, read from the middle of the UNet
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.caption_dropout <= 1 or self.align < 0:
+            raise ValueError(f"The recipe's loss is {self}; give caption_dropout from 0 to 1 and align of at least 0.")
+
+
+class TrainedBase(nn.Module):
+    """What trains together: the UNet, the text encoder, and what reads the UNet's middle."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner):
+        super().__init__()
+        self.unet, self.text_encoder, self.aligner = unet, text_encoder, aligner
+
+
+def build_base(
+    recipe: Recipe, *, unet: Mapping[str, Any], noise: Mapping[str, Any], prediction: str, text_encoder: nn.Module, empty_tokens: Tensor,
+    dataset: Any, classes: tuple[int, ...], vae_folder: Path,
+) -> Task:  # fmt: skip
+    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells; `unet` and `noise` are what diffusers'
+    UNet2DConditionModel and DDPMScheduler are made of. The autoencoder of `vae_folder` is put into the folder that ships."""
+    diffusers = import_diffusers()
+    check_keys(recipe.loss, [field.name for field in fields(BaseLoss)], "recipe's loss")
+    settings = BaseLoss(**recipe.loss)
+    sample = dataset[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = diffusers.UNet2DConditionModel(**unet)
+        smallest = sample["latent"].shape[-1] // 2 ** (len(unet["block_out_channels"]) - 1)
+        aligner = Aligner(unet["block_out_channels"][-1], classes, sample["cells"].shape[-1] // smallest)
+        model = TrainedBase(network, text_encoder, aligner)
+    scheduler = diffusers.DDPMScheduler(**noise, prediction_type=prediction, clip_sample=False)
+    loss = partial(base_loss, base=Base(network, "sd21", scheduler), empty=empty_tokens, settings=settings)
+    return Task(model, loss, dataset, export=partial(export_base, scheduler=scheduler, unet=unet, vae_folder=vae_folder))
+
+
+def base_loss(
+    model: TrainedBase, batch: Batch, generator: Generator, *, base: Base, empty: Tensor, settings: BaseLoss
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean square of what the UNet should have said at a time drawn evenly, on one caption of each picture."""
+    x0 = batch["latent"].float()
+    words = draw_words({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
+    t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
+    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    heard: list[Tensor] = []
+    listener = model.unet.mid_block.register_forward_hook(lambda module, given, out: heard.append(out))
+    try:
+        said = model.unet(base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False)[0].float()
+    finally:
+        listener.remove()
+    parts = {
+        "image": F.mse_loss(said, base.target(x0, noise, t)),
+        "align": settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"]),
+    }
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+
+
+def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, unet: Mapping[str, Any], vae_folder: Path) -> None:
+    """A whole base in diffusers' form, but for its text encoder, which is a file of ours."""
+    diffusers = import_diffusers()
+    network = diffusers.UNet2DConditionModel(**unet)
+    network.load_state_dict({name.removeprefix("unet."): value.float() for name, value in state.items() if name.startswith("unet.")})
+    network.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    diffusers.AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, use_safetensors=True).save_pretrained(folder / "vae")
+    words = {name.removeprefix("text_encoder."): value for name, value in state.items() if name.startswith("text_encoder.")}
+    write_tensors(folder / TEXT_FILE, words, {}, kind="tiny text encoder")
