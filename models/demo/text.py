@@ -6,6 +6,7 @@ A DiT's text stream does the rest. A UNet has none, and so gets an encoder with 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,12 @@ class TinyTextEncoder(nn.Module):
     def encode(self, texts: list[str]) -> Tensor:
         """Context b n d of prompts; the empty prompt is all padding."""
         return self(tokenize(texts).to(next(self.parameters()).device))
+
+
+def read_layout(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Width and number of layers of the encoder that has these weights."""
+    layers = [int(name.split(".")[1]) for name in state if name.startswith("layers.")]
+    return state["words.weight"].shape[1], 1 + max(layers, default=-1)
 
 
 def tokenize(texts: list[str]) -> Tensor:

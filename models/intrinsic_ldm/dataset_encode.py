@@ -5,7 +5,8 @@
     OUTPUT/empty_context.safetensors     the same parts of the prompt "", without a first axis
     OUTPUT/manifest.jsonl                {"shard", "row", "index" of the source, "caption"}
 
-The text encoders and the image's autoencoder are the base's own, run by diffusers; the maps' autoencoder is a file of ours.
+The text encoders and the image's autoencoder are the base's own, run by diffusers; the maps' autoencoder is a file of ours. A tiny base,
+made by `training_base`, has a text encoder of ours.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core.export.files import write_file
-from ..core.weights import fill_module
+from ..core.weights import fill_module, read_tensors
+from ..demo.text import TinyTextEncoder, read_layout
 from .dataset import IntrinsicSamples
 from .dataset_shards import Summary, write_folder
+from .tiny import TEXT_FILE
+from .training_base import FrozenVae
 from .training_bases import find_family, find_part, find_variant, import_diffusers, read_json
 from .training_lora import EMPTY_PROMPT
 from .training_vae import make_autoencoder
@@ -42,7 +46,8 @@ class Encoder:
         self.intrinsic = fill_module(
             make_autoencoder(intrinsic.config, "meta"), to_diffusers_names(intrinsic.state), what=str(vae), device=device
         ).train(False)  # fmt: skip
-        self.text, self.image = load_frozen_parts(base, dtype)
+        self.is_tiny = (base / TEXT_FILE).is_file()
+        self.text, self.image = load_tiny_parts(base) if self.is_tiny else load_frozen_parts(base, dtype)
         self.text.to(device)
         self.image.to(device)
 
@@ -58,6 +63,8 @@ class Encoder:
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """What the base reads of each prompt, by the names in `CONDITIONS`."""
+        if self.is_tiny:
+            return {"context": as_half(self.text.encode(prompts))}
         settings = {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         if self.family == "pixart":
             context, mask, *_ = self.text.encode_prompt(prompts, **settings)
@@ -71,6 +78,13 @@ def as_half(x: Tensor) -> Tensor:
     if not bool((x.abs() < LARGEST).all()):
         raise ValueError("An encoder gave numbers that are infinite or too large for float16; use --precision float32.")
     return x.to("cpu", torch.float16)
+
+
+def load_tiny_parts(base: Path):
+    """(the text encoder, the image's autoencoder) of a base that `training_base` made."""
+    state = read_tensors(base / TEXT_FILE)
+    text = fill_module(TinyTextEncoder(*read_layout(state), device="meta"), state, what=str(base / TEXT_FILE))
+    return text.train(False), FrozenVae(base / "vae").vae
 
 
 def load_frozen_parts(base: Path, dtype: torch.dtype):

@@ -6,6 +6,7 @@ ours, because no CLIP is small: words, places, and a few layers in which they re
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ BLOCKS = 1
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 PREDICTION = "v_prediction"
 
+TEXT_FILE = "text.safetensors"  # of a folder in diffusers' form whose text encoder is a tiny one
 KIND = "tiny latent diffusion model"
 PARTS = ("unet", "vae", "text")  # of the base's file, in front of each name
 VAE_SCALE = "vae_scale"  # metadata
@@ -73,6 +75,13 @@ def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
     """One file, in float16."""
     tensors = {f"{part}.{name}": value.half() for part in PARTS for name, value in getattr(base, part).items()}
     return write_tensors(path, tensors, {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}, kind=KIND)
+
+
+def read_folder(folder: Path) -> TinyBase:
+    """The base that a training run left in diffusers' form, its text encoder beside."""
+    unet, vae = (read_tensors(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae"))
+    scale = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["scaling_factor"]
+    return TinyBase(unet, vae, read_tensors(folder / TEXT_FILE), scale)
 
 
 def load_base(path: str | os.PathLike = BASE_FILE) -> TinyBase:

@@ -20,12 +20,11 @@ from ..core.training.alignment import Aligner
 from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe, check_keys
 from ..core.training.words import draw_words
-from ..core.weights import write_tensors
+from ..core.weights import fill_module, write_tensors
 from .config import VaeConfig
+from .tiny import BASE_FILE, TEXT_FILE, read_folder, save_base
 from .training_bases import Base, import_diffusers
 from .vae import latent_scale
-
-TEXT_FILE = "text.safetensors"  # of a base's folder whose text encoder is a tiny one
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,20 @@ class TrainedVae(nn.Module):
 
 
 def build_image_vae(config: VaeConfig, recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], cell: int) -> Task:
-    """`dataset` gives image 3 h w in [-1, 1] and cells k h/cell w/cell, numbers below `classes` of what each spot shows."""
+    """`dataset` gives image 3 h w in [-1, 1] and cells k h/cell w/cell, numbers below `classes` of what each spot shows.
+
+    The recipe's model may name `weights`, the folder of an autoencoder of the same layout to go on from.
+    """
     check_keys(recipe.loss, [field.name for field in fields(ImageVaeLoss)], "recipe's loss")
+    check_keys(recipe.model, ["weights"], "recipe's model")
     settings = ImageVaeLoss(**recipe.loss)
     if settings.crop % config.stride:
         raise ValueError(f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))
+        if recipe.model.get("weights"):
+            vae = fill_module(vae, FrozenVae(Path(recipe.model["weights"])).vae.state_dict(), what=recipe.model["weights"])
         model = TrainedVae(vae, Aligner(config.latent_channels, classes, config.stride // cell))
     loss = partial(image_vae_loss, settings=settings, stride=config.stride)
     return Task(model, loss, dataset, export=partial(export_image_vae, config=config, dataset=dataset))
@@ -186,7 +191,7 @@ def base_loss(
 
 
 def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, unet: Mapping[str, Any], vae_folder: Path) -> None:
-    """A whole base in diffusers' form, but for its text encoder, which is a file of ours."""
+    """A whole base in diffusers' form, but for its text encoder, which is a file of ours; and all of it as the one file that ships."""
     diffusers = import_diffusers()
     network = diffusers.UNet2DConditionModel(**unet)
     network.load_state_dict({name.removeprefix("unet."): value.float() for name, value in state.items() if name.startswith("unet.")})
@@ -195,3 +200,4 @@ def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, un
     diffusers.AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, use_safetensors=True).save_pretrained(folder / "vae")
     words = {name.removeprefix("text_encoder."): value for name, value in state.items() if name.startswith("text_encoder.")}
     write_tensors(folder / TEXT_FILE, words, {}, kind="tiny text encoder")
+    save_base(folder / BASE_FILE.name, read_folder(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.model_sampling
 import comfy.nested_tensor
 import comfy.patcher_extension
+import comfy.sample
 import comfy.utils
 import folder_paths
 import torch
@@ -14,24 +15,27 @@ from ...models.intrinsic_ldm.layers import Reading, check_layers, middle_layers
 from ...models.intrinsic_ldm.lora import read_lora
 from ...models.intrinsic_ldm.plot import plot_weights
 from ...models.intrinsic_ldm.schedules import OFF, Constant, Cut, Drop, Gaussian, Schedule, read_curve, read_layers
+from ...models.intrinsic_ldm.tiny import LORA_FILE as TINY_LORA
 from .intrinsic_hooks import Change
 from .intrinsic_layers import PARTS, Base
 from .intrinsic_run import run_coupled
 from .intrinsic_settings import KEY, Settings
+from .loading import TINY
 from .nested_masks import MASKS, nest_masks, take_apart
 
 FOLDER = "loras"
 
 
 def list_loras() -> list[str]:
-    return folder_paths.get_filename_list(FOLDER)
+    """The tiny model's, then core's loras folders."""
+    return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, keep_maps: bool, share_image_loras: bool, node_id=None):
     """(a clone of MODEL that samples joint latents, its settings). `schedule` is the node's choice with its numbers."""
     base = Base(model)
     chosen, reading = read_schedule(schedule, base)
-    path = folder_paths.get_full_path_or_raise(FOLDER, lora_name)
+    path = str(TINY_LORA) if lora_name == TINY else folder_paths.get_full_path_or_raise(FOLDER, lora_name)
     changes = lora_changes(model, base, path, lora_name)
     settings = Settings(base, Cut(chosen, cut_below), reading, changes, keep_maps, share_image_loras, node_id)
     coupled = model.clone()
@@ -95,6 +99,7 @@ def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
             raise ValueError(
                 f"A joint latent arrived at {name}: take it apart with Split Intrinsic Latent and wire the part that is meant."
             )
+        samples = comfy.sample.fix_empty_latent_channels(model, samples)  # what core's samplers do for a stream that comes alone
         if samples.dim() != 4 or samples.shape[1] != base.channels:
             raise ValueError(f"A latent {tuple(samples.shape)} arrived at {name}, but {base.name}'s is (batch, {base.channels}, h, w).")
         streams.append(samples)

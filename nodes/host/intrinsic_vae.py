@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ...models.core.weights import check_fit
 from ...models.intrinsic_ldm.config import CHANNELS
+from ...models.intrinsic_ldm.tiny import VAE_FILE as TINY_VAE
 from ...models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intrinsic_vae
 from .intrinsic_model import split_intrinsic
+from .loading import TINY
 
 FOLDER = "vae"
 SD_WIDTH = 128  # of the autoencoders that core's estimates of memory are for
@@ -80,12 +82,13 @@ class IntrinsicVAE(comfy.sd.VAE):
 
 
 def list_vaes() -> list[str]:
-    return folder_paths.get_filename_list(FOLDER)
+    """The tiny model's, then core's vae folders."""
+    return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def load_vae(name: str) -> IntrinsicVAE:
     """A file of models/vae; WeightsError says what another file is."""
-    return open_vae(folder_paths.get_full_path_or_raise(FOLDER, name))
+    return open_vae(str(TINY_VAE) if name == TINY else folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
 def open_vae(path: str) -> IntrinsicVAE:

@@ -10,7 +10,7 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor
 
-from ...models.demo.text import TinyTextEncoder, explain_prompt, tokenize
+from ...models.demo.text import TinyTextEncoder, explain_prompt, read_layout, tokenize
 
 logger = logging.getLogger("spatialweave.text")
 
@@ -35,7 +35,7 @@ class TinyCondModel(TinyTextEncoder):
     """What core asks of a text encoder. It has no layers to stop at, so the options of CLIP Set Last Layer are refused."""
 
     def __init__(self, *, dtype=None, device=None, model_options=None):
-        super().__init__(operations=comfy.ops.manual_cast, device=device, dtype=dtype)
+        super().__init__(*model_options["spatialweave_tiny"], operations=comfy.ops.manual_cast, device=device, dtype=dtype)
         self.dtypes = {dtype}
         self.device = device
 
@@ -60,5 +60,6 @@ def tiny_clip(state: dict[str, Tensor]) -> comfy.sd.CLIP:
     """A core CLIP around the tiny encoder's weights."""
     target = comfy.supported_models_base.ClipTarget(tokenizer=TinyTokenizer, clip=TinyCondModel)
     values = sum(tensor.numel() for tensor in state.values())
-    return comfy.sd.CLIP(target, parameters=values, state_dict=[state], model_options={"dtype": torch.float32})
+    options = {"dtype": torch.float32, "spatialweave_tiny": read_layout(state)}
+    return comfy.sd.CLIP(target, parameters=values, state_dict=[state], model_options=options)
 

@@ -11,6 +11,9 @@ from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.core.weights import read_header
 from spatialweave.models.demo.weights import load_codec
+from spatialweave.models.intrinsic_ldm import tiny
+from spatialweave.models.intrinsic_ldm.dataset_encode import encode_dataset
+from spatialweave.models.intrinsic_ldm.weights import load_intrinsic_vae
 from spatialweave.models.trainers import BUILDERS
 from spatialweave.models.world.dataset import export_dataset
 
@@ -44,9 +47,13 @@ def test_codec_recipe_trains_and_writes_a_codec_that_loads(folder):
     assert (codec.latent_std != 1).any()
 
 
+def tiny_stages(system):
+    return [path.stem for path in RECIPES if path.stem.startswith("tiny_") and system in path.parts]
+
+
 def test_tiny_recipes_follow_one_another(folder):
     """Each of the four stages goes on from the weights of the one before, as its recipe says."""
-    stages = [path.stem for path in RECIPES if path.stem.startswith("tiny_")]
+    stages = tiny_stages("modality_forcing")
     assert len(stages) == 4
     for number, stage in enumerate(stages, start=1):
         whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
@@ -56,6 +63,38 @@ def test_tiny_recipes_follow_one_another(folder):
         for name in ("network.safetensors", "text.safetensors"):  # what ships is half as large as what trains
             kind = {"F16"} if number in (2, 4) else {"F32"}
             assert set(read_header(folder / f"tiny_{number}" / name).dtypes.values()) == kind
+
+
+def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
+    """Autoencoder, base, the maps' autoencoder, LoRA: each from the folder of the one before; what ships can be loaded."""
+    pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
+    for name, normals in (("world", False), ("world_maps", True)):
+        export_dataset(tmp_path / name, count=6, size=64, seed=0, split="train", normals=normals)
+
+    def moved(values):
+        return {key: value.replace("runs/", f"{tmp_path}/").replace("data/", f"{tmp_path}/") for key, value in values.items()}
+
+    stages, ran = tiny_stages("intrinsic_ldm"), []
+    for stage in stages:
+        whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
+        ran.append(tmp_path / whole["output"].removeprefix("runs/"))
+        if whole["system"] == "intrinsic_lora":
+            vae = ran[-2] / tiny.VAE_FILE.name.removeprefix("tiny_")
+            encode_dataset(tmp_path / "world_maps", tmp_path / "world_maps_latents", base=tmp_path / "tiny_base", vae=vae)
+        model = whole.get("model", {})
+        words = {key: value for key, value in model.items() if isinstance(value, str)}
+        numbers = {key: value for key, value in whole["data"].items() if not isinstance(value, str)}
+        data = moved({key: value for key, value in whole["data"].items() if isinstance(value, str)})
+        changes = {"data": numbers | data, "model": model | moved(words), "output": str(ran[-1]), "warmup": 0, "batch_size": 4}
+        assert run_recipe(Recipe.from_json(whole | changes | {"steps": 2}), BUILDERS).ending == "finished"
+    assert [stage.split("_", 2)[2] for stage in stages] == ["image_vae", "image_vae", "base", "intrinsic_vae", "intrinsic_lora"]
+
+    base, files = tiny.load_base(ran[2] / tiny.BASE_FILE.name), [ran[2] / tiny.BASE_FILE.name]
+    assert {name: value.shape for name, value in base.vae.items()} == {n: v.shape for n, v in tiny.read_folder(ran[2]).vae.items()}
+    maps = load_intrinsic_vae(ran[3] / "intrinsic_vae.safetensors")
+    assert maps.config.base_scale == base.vae_scale and maps.config.multiples == tiny.VAE.multiples
+    files += [ran[3] / "intrinsic_vae.safetensors", ran[4] / "intrinsic_lora.safetensors"]
+    assert sum(file.stat().st_size for file in files) < 12e6, "all that ships of the tiny system"
 
 
 def test_an_unknown_shipping_precision_is_refused(folder):

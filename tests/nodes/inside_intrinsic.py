@@ -357,7 +357,7 @@ def refused(case):
         "plain model": lambda: pair.join_intrinsic(plain, empty(), None),
         "batches": lambda: pair.join_intrinsic(patched, empty(2), small),
         "sizes": lambda: pair.join_intrinsic(patched, empty(), {"samples": torch.zeros(1, 4, 8, 6)}),
-        "channels": lambda: pair.join_intrinsic(patched, {"samples": torch.zeros(1, 16, 8, 8)}, None),
+        "channels": lambda: pair.join_intrinsic(patched, {"samples": torch.ones(1, 16, 8, 8)}, None),
         "plain to split": lambda: pair.split_intrinsic(empty()),
         "attention taken": taken,
         "bypass": bypassed,
