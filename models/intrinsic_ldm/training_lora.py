@@ -212,7 +212,9 @@ def lora_loss(
 
     coupling.rows = Rows(("prompt",), count, streams)
     rows = torch.cat([base.add_noise(clean[stream], noise[stream], t) for stream in streams])
-    said = base.predict(rows, t.repeat(len(streams)), {name: torch.cat([part] * len(streams)) for name, part in prompt.items()})
+    # in float32 first: what is stored in float16 cannot be joined under bfloat16 autocast
+    repeated = {name: torch.cat([part.float()] * len(streams)) for name, part in prompt.items()}
+    said = base.predict(rows, t.repeat(len(streams)), repeated)
     parts = {
         stream: F.mse_loss(guess, base.target(clean[stream], noise[stream], t))
         for stream, guess in zip(streams, said.chunk(len(streams)), strict=True)

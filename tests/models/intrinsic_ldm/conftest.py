@@ -57,6 +57,10 @@ def write_base():
     return write
 
 
+def in_half(tensor):
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
 @pytest.fixture
 def write_latents():
     """write_latents(folder, family, rows) -> a dataset folder as `spatialweave intrinsics encode` makes it, of random numbers."""
@@ -74,8 +78,9 @@ def write_latents():
         if family.startswith("pixart"):
             tensors["context_mask"] = (torch.arange(WORDS) < torch.arange(rows)[:, None] % WORDS + 1).to(torch.uint8)
         empty = {name: value[0] * 0 + 1 for name, value in tensors.items() if not name.endswith("latent")}
-        save_file({name: value for name, value in tensors.items() if leave_out.get(name, True)}, folder / "shard-00000.safetensors")
-        save_file(empty, folder / "empty_context.safetensors")
+        kept = {name: in_half(value) for name, value in tensors.items() if leave_out.get(name, True)}
+        save_file(kept, folder / "shard-00000.safetensors")
+        save_file({name: in_half(value) for name, value in empty.items()}, folder / "empty_context.safetensors")
         lines = [json.dumps({"shard": "shard-00000.safetensors", "row": row, "caption": "x"}) for row in range(rows)]
         (folder / "manifest.jsonl").write_text("\n".join(lines))
         return folder
