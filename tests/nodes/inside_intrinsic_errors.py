@@ -1,0 +1,162 @@
+"""Called by worker.py inside ComfyUI: wrong inputs of the intrinsic nodes, and what of a refused run is left in the model."""
+
+import types
+from pathlib import Path
+
+import comfy.hooks
+import comfy.weight_adapter
+import folder_paths
+import torch
+from safetensors.torch import save_file
+
+import __main__ as worker
+
+ours = ours  # noqa: F821, PLW0127 - set by worker.py
+small = worker.load_file("inside_intrinsic.py")  # the small models and their LoRAs
+FIRST = "input_blocks.1.1.transformer_blocks.0"
+NAME = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_q"
+STYLE = {f"{NAME}.lora_down.weight": torch.ones(2, 64), f"{NAME}.lora_up.weight": torch.ones(64, 2)}  # an image LoRA in kohya's names
+
+
+def written(name, tensors):
+    """A file in a LoRA folder; its name for the node."""
+    small.lora()  # makes the folder
+    save_file(tensors, Path(small.KEEP["folder"]) / name)
+    folder_paths.filename_list_cache.clear()
+    return name
+
+
+def run(patcher, kind="sd21", **more):
+    """Two steps of an image with its maps."""
+    patched = small.coupled(patcher, **more)
+    return small.sample(patched, small.joined(patched), steps=2)
+
+
+def with_patch(key, patch):
+    clone = small.model().clone()
+    assert clone.add_patches({f"diffusion_model.{key}": patch}, 1.0) == [f"diffusion_model.{key}"]
+    return clone
+
+
+def dora():
+    width = small.model().model.diffusion_model.get_submodule(f"{FIRST}.attn2.to_q").in_features
+    weights = (torch.ones(64, 2), torch.ones(2, width), 2.0, None, torch.ones(64, 1), None)
+    run(with_patch(f"{FIRST}.attn2.to_q.weight", comfy.weight_adapter.LoRAAdapter(set(), weights)))
+
+
+def normed():
+    run(with_patch(f"{FIRST}.norm1.weight", ("diff", (torch.ones(64),))))
+
+
+def inpainting():
+    plain = small.model()
+    made = types.SimpleNamespace(
+        diffusion_model=plain.model.diffusion_model, model_config=plain.model.model_config, concat_keys=("mask", "masked_image")
+    )
+    return ours("nodes.host.intrinsic_layers").Base(types.SimpleNamespace(model=made))
+
+
+def scheduled():
+    """A prompt with a LoRA of its own, by core's hooks."""
+    patched = small.coupled(small.model())
+    hooked = small.prompt(1)
+    hooked[0][1]["hooks"] = comfy.hooks.create_hook_lora(STYLE, 1.0, 0.0)
+    small.sample(patched, small.joined(patched), positive=hooked, steps=1)
+
+
+def taken_in_pixart():
+    """Another node's work that core's samplers put into the network while it runs."""
+    plain = small.model("pixart")
+    attention = plain.model.diffusion_model.blocks[2].attn
+    attention.forward = attention.forward
+    try:
+        run(plain)
+    finally:
+        del attention.forward
+
+
+def regrouped():
+    """A node that gives the network one row after the other."""
+
+    def one_by_one(apply_model, args):
+        rows = zip(args["input"].split(1), args["timestep"].split(1), args["c"]["c_crossattn"].split(1))
+        return torch.cat([apply_model(x, t, **(args["c"] | {"c_crossattn": context})) for x, t, context in rows])
+
+    plain = small.model().clone()
+    plain.set_model_unet_function_wrapper(one_by_one)
+    run(plain)
+
+
+def settings(patcher):
+    (wrapper,) = patcher.get_wrappers("outer_sample", "spatialweave_intrinsics")
+    (found,) = [cell.cell_contents for cell in wrapper.__closure__]
+    return found
+
+
+def predicted(rows, **options):
+    """One step, asked for as core's samplers ask."""
+    hosted = ours("nodes.host.intrinsic_run")
+    hosted.Run(settings(small.coupled(small.model())), 1, []).predict(None, None, [], torch.zeros(rows, 4, 8, 8), torch.ones(rows), options)
+
+
+def plotted():
+    host, patched = ours("nodes.host.intrinsic_model"), small.coupled(small.model())
+    return host.plot(settings(patched), small.model(), torch.zeros(1))
+
+
+def scheduled_by(**choice):
+    return small.coupled(small.model(), choice)
+
+
+def wide():
+    patched = small.coupled(small.model())
+    small.sample(patched, {"samples": small.nested(torch.zeros(1, 16, 8, 8), torch.zeros(1, 16, 8, 8))}, steps=1)
+
+
+def joined_twice(at):
+    patched = small.coupled(small.model())
+    pair, plain = small.joined(patched), small.empty()
+    return ours("nodes.host.intrinsic_model").join_intrinsic(patched, *((pair, None) if at == "image" else (plain, pair)))
+
+
+def ordinary():
+    return written("style.safetensors", STYLE)
+
+
+CASES = {
+    "PixArt's LoRA on SD2.1": lambda: (small.model("pixart"), small.coupled(small.model(), file=small.lora("pixart"))),
+    "SD2.1's LoRA on PixArt": lambda: small.coupled(small.model("pixart"), file=small.lora("sd21")),
+    "an ordinary LoRA": lambda: small.coupled(small.model(), file=ordinary()),
+    "no LoRA": lambda: small.coupled(small.model(), file=written("vae.safetensors", {"decoder.conv_in.weight": torch.ones(4)})),
+    "an inpainting base": inpainting,
+    "a DoRA": dora,
+    "a LoRA of a norm": normed,
+    "hooks": scheduled,
+    "attention taken in PixArt": taken_in_pixart,
+    "rows one by one": regrouped,
+    "rows left out": lambda: predicted(1),
+    "several GPUs": lambda: predicted(2, multigpu_clones={}),
+    "channels of a pair": wide,
+    "a pair to join, as image": lambda: joined_twice("image"),
+    "a pair to join, as maps": lambda: joined_twice("maps"),
+    "layers that are no numbers": lambda: scheduled_by(schedule="drop", layers="middle", layer_reading="stages", tau=900.0),
+    "a block that is not there": lambda: scheduled_by(schedule="drop", layers="3-40", layer_reading="blocks", tau=900.0),
+    "a stage without attention": lambda: scheduled_by(schedule="drop", layers="4", layer_reading="stages", tau=900.0),
+    "a curve that is none": lambda: scheduled_by(schedule="curve", points="900 is 1"),
+    "no steps to plot": plotted,
+}
+
+
+def refused(case):
+    """The sentence, and how many hooks and replaced methods the refused run has left in the networks."""
+    kept = {kind: traces(kind) for kind in ("sd21", "pixart")}
+    try:
+        CASES[case]()
+        sentence = None
+    except ValueError as error:
+        sentence = str(error)
+    return {"sentence": sentence, "left": sum(traces(kind) - count for kind, count in kept.items())}
+
+
+def traces(kind):
+    return sum(len(part._forward_hooks) + ("forward" in vars(part)) for part in small.model(kind).model.diffusion_model.modules())

@@ -1,0 +1,38 @@
+"""Wrong inputs of intrinsic co-generation: each is refused in one sentence that says what to do, and leaves nothing in the model."""
+
+import pytest
+
+pytestmark = pytest.mark.comfyui
+FILE = "inside_intrinsic_errors.py"
+
+REFUSALS = {
+    "PixArt's LoRA on SD2.1": ["intrinsic_pixart.safetensors", "of SD20", "trained on this base"],
+    "SD2.1's LoRA on PixArt": ["intrinsic_sd21.safetensors", "of PixArtAlpha", "trained on this base"],
+    "an ordinary LoRA": ["style.safetensors", "no self-attention projection", "Load LoRA instead"],
+    "no LoRA": ["vae.safetensors", "decoder.conv_in.weight", "choose an intrinsic LoRA"],
+    "an inpainting base": ["An inpainting SD20", "load the plain base"],
+    "a DoRA": ["A DoRA changes", "use an ordinary LoRA", "share_image_loras"],
+    "a LoRA of a norm": ["norm1.weight", "LayerNorm", "take that LoRA out", "share_image_loras"],
+    "hooks": ["hooks", "Load LoRA instead", "share_image_loras"],
+    "attention taken in PixArt": ["PixArt's attention 2", "take it out"],
+    "rows one by one": ["1 rows arrived", "regroups the batch", "take it out"],
+    "rows left out": ["1 latents came to a step, wanted 2", "regroups"],
+    "several GPUs": ["Several GPUs", "take the multi-GPU node out"],
+    "channels of a pair": ["(1, 16, 8, 8) and (1, 16, 8, 8)", "4 channels", "Join Intrinsic Latent"],
+    "a pair to join, as image": ["joint latent arrived at image", "Split Intrinsic Latent"],
+    "a pair to join, as maps": ["joint latent arrived at maps", "Split Intrinsic Latent"],
+    "layers that are no numbers": ["'middle'", '"3-7"'],
+    "a block that is not there": ["layer 16", "read as blocks", "0 to 15"],
+    "a stage without attention": ["no layer with self-attention", "choose among these"],
+    "a curve that is none": ["'900 is 1'", "1000: 0"],
+    "no steps to plot": ["no steps", "scheduler node"],
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_wrong_input_is_refused_in_one_sentence_and_leaves_nothing(inside, case):
+    result = inside(FILE, "refused", case=case)
+    sentence = result["sentence"]
+    assert sentence and sentence.endswith(".") and sentence.count(". ") == 0 and "\n" not in sentence
+    assert not [part for part in REFUSALS[case] if part not in sentence], sentence
+    assert result["left"] == 0
