@@ -36,7 +36,8 @@ def installed(pack, root, tmp_path_factory):
         shutil.copyfile(weights / "tiny.safetensors", target / "models/modality_forcing/tiny.safetensors")
         for name in ("codec", "text"):
             shutil.copyfile(weights / f"{name}.safetensors", target / f"models/demo/{name}.safetensors")
-    shutil.copyfile(HERE / "inside_small_klein.py", base / "custom_nodes" / "inside_small_klein.py")
+    for name in ("inside_small_klein.py", "inside_small_bases.py"):
+        shutil.copyfile(HERE / name, base / "custom_nodes" / name)
     write_small_network(base / "models" / "diffusion_models" / "flux_rgbd_9b_v2.safetensors")
     return base
 
