@@ -1,0 +1,208 @@
+"""Sampling an image beside its maps: the base's own image bit for bit, equation 4 written out, guidance and schedulers apart."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from spatialweave.models.core.weights import WeightsError
+from spatialweave.models.demo.text import TinyTextEncoder
+from spatialweave.models.intrinsic_ldm import tiny
+from spatialweave.models.intrinsic_ldm.schedules import OFF, Constant, Curve, Drop, Gaussian
+from spatialweave.models.intrinsic_ldm.weights import save_intrinsic_vae
+
+diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
+from spatialweave.models.intrinsic_ldm.cogeneration import CoGeneration, draw_noise, make_scheduler  # noqa: E402
+from spatialweave.models.intrinsic_ldm.processors import projections  # noqa: E402
+
+SIZE = 32
+PROMPTS = ["a red ball", "a blue box behind a green cone"]
+SCHEDULERS = {
+    "ddim": make_scheduler,
+    "euler": lambda: diffusers.EulerDiscreteScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, timestep_spacing="trailing"),
+}
+
+
+def write_system(folder):
+    """base.safetensors, vae.safetensors, lora.safetensors of the tiny layout, with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        unet = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
+        image, maps = (diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(channels)) for channels in (3, 8))
+        text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
+        found = projections(unet)
+        lora = {}
+        for path, projection in found.items():
+            lora[f"unet.{path}.lora_A.weight"] = torch.randn(3, projection.inputs) * projection.inputs**-0.5
+            lora[f"unet.{path}.lora_B.weight"] = torch.randn(projection.outputs, 3) * 0.3
+    parts = (part.state_dict() for part in (unet, image, text))
+    tiny.save_base(folder / "base.safetensors", tiny.TinyBase(*parts, vae_scale=1.7))
+    save_intrinsic_vae(folder / "vae.safetensors", maps.state_dict(), tiny.VAE, latent_scale=0.6)
+    save_file(lora, folder / "lora.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    folder = write_system(tmp_path_factory.mktemp("tiny"))
+    return CoGeneration.from_files(*(folder / f"{part}.safetensors" for part in ("base", "vae", "lora")))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(UNet, autoencoder, text encoder, scale): the base as diffusers has it, nothing of ours in it."""
+    parts = tiny.load_base(write_system(tmp_path_factory.mktemp("base")) / "base.safetensors")
+    unet = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
+    vae = diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(3))
+    text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
+    for module, state in ((unet, parts.unet), (vae, parts.vae), (text, parts.text)):
+        module.load_state_dict(state)
+        module.train(False)
+    return unet, vae, text, parts.vae_scale
+
+
+@torch.no_grad()
+def sample_plainly(base, scheduler, steps, guidance, seed):
+    """The base's image as diffusers' own pipelines make one."""
+    unet, vae, text, scale = base
+    context = torch.cat([text.encode(PROMPTS), text.encode([""] * len(PROMPTS))])
+    scheduler.set_timesteps(steps)
+    x = draw_noise(seed, len(PROMPTS), SIZE) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        said = unet(scheduler.scale_model_input(torch.cat([x, x]), t), t, encoder_hidden_states=context).sample
+        prompted, empty = said.chunk(2)
+        x = scheduler.step(empty + guidance * (prompted - empty), t, x).prev_sample
+    return ((vae.decode(x / scale).sample.movedim(1, -1) + 1) / 2).clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_with_weight_zero_the_image_is_the_bases_bit_for_bit(system, base, name):
+    want = sample_plainly(base, SCHEDULERS[name](), 3, 4.0, seed=5)
+    given = {"steps": 3, "guidance": 4.0, "seed": 5, "size": SIZE}
+    alone = system(PROMPTS, maps=False, scheduler=SCHEDULERS[name](), **given)
+    beside = system(PROMPTS, schedule=OFF, scheduler=SCHEDULERS[name](), **given)
+    assert torch.equal(alone.image, want) and torch.equal(beside.image, want)
+    assert alone.maps is None and beside.maps.shape == (2, 8, SIZE, SIZE) and beside.maps.std() > 0
+
+
+def test_a_weight_moves_the_image_and_only_where_the_schedule_says(system):
+    given = {"steps": 3, "seed": 1, "size": SIZE}
+    off = system(PROMPTS, schedule=OFF, **given).image
+    times = make_scheduler()
+    times.set_timesteps(3)
+    late, early = (float(times.timesteps[i]) for i in (-1, 0))
+    moved = {
+        "everywhere": Constant(1.0), "Gaussian": Gaussian(), "some layers": Drop(frozenset({2, 3, 4})),
+        "the last step": Curve(((late, 1.0), (late + 1, 0.0))),
+    }  # fmt: skip
+    images = {name: system(PROMPTS, schedule=schedule, **given).image for name, schedule in moved.items()}
+    assert all(not torch.equal(image, off) for image in images.values())
+    assert torch.equal(system(PROMPTS, schedule=Drop(frozenset({3}), tau=late - 1), **given).image, off), "no step is below tau"
+    assert not torch.equal(system(PROMPTS, schedule=Curve(((early - 1, 0.0), (early, 1.0))), **given).image, off)
+
+
+class Equation4:
+    """A self-attention of a plain UNet in so many words, for rows (prompt, stream, picture); `delta` is the LoRA of each projection."""
+
+    def __init__(self, delta, weight, batch):
+        self.delta, self.weight, self.batch = delta, weight, batch
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        rows = hidden_states.unflatten(0, (-1, 2, self.batch))
+
+        def project(linear, part, x):
+            out = linear(x)
+            out[:, 1] += F.linear(x[:, 1], self.delta[part])
+            return out
+
+        q, k, v = (project(getattr(attn, part), part, rows) for part in ("to_q", "to_k", "to_v"))
+        width, out = q.shape[-1] // attn.heads, torch.empty_like(q)
+        for head in range(attn.heads):
+            part = slice(head * width, head * width + width)
+            keys, values = (torch.cat([x[:, 0, :, :, part], x[:, 1, :, :, part]], dim=2) for x in (k, v))
+            for stream, w in enumerate((self.weight, 1.0)):
+                scores = q[:, stream, :, :, part] @ keys.transpose(2, 3) / math.sqrt(width)
+                scores[..., scores.shape[-1] // 2 :] += math.log(w)
+                out[:, stream, :, :, part] = scores.softmax(dim=-1) @ values
+        return project(attn.to_out[0], "to_out.0", out).flatten(0, 2)
+
+
+@torch.no_grad()
+def test_one_step_is_equation_4_in_float64(system, base, tmp_path):
+    """Both streams from one noise, each guided by itself, one DDIM step written out."""
+    w, guidance, seed = 0.37, 3.0, 2
+    unet, vae, text, scale = base
+    exact = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers()).double()
+    exact.load_state_dict(unet.state_dict())
+    from safetensors.torch import load_file
+
+    lora = load_file(write_system(tmp_path) / "lora.safetensors")
+    processors = {}
+    for name, processor in exact.attn_processors.items():
+        path = name.removesuffix(".processor")
+        if path.endswith("attn1"):
+            parts = ("to_q", "to_k", "to_v", "to_out.0")
+            delta = {p: (lora[f"unet.{path}.{p}.lora_B.weight"].double() @ lora[f"unet.{path}.{p}.lora_A.weight"].double()) for p in parts}
+            processor = Equation4(delta, w, len(PROMPTS))
+        processors[name] = processor
+    exact.set_attn_processor(processors)
+    noise = draw_noise(seed, len(PROMPTS), SIZE).double()
+    context = torch.cat([text.encode(PROMPTS)] * 2 + [text.encode([""] * 2)] * 2).double()
+    (prompted, empty) = exact(torch.cat([noise] * 4), torch.tensor(999), encoder_hidden_states=context).sample.chunk(2)
+    v = empty + guidance * (prompted - empty)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    a = (1 - betas).cumprod(0)[999]
+    x0 = a.sqrt() * torch.cat([noise] * 2) - (1 - a).sqrt() * v  # one step from the noisiest time ends at the clean picture
+    image, maps = x0.chunk(2)
+    made = system(PROMPTS, schedule=Constant(w), steps=1, guidance=guidance, seed=seed, size=SIZE)
+    want = (vae.decode((image / scale).float()).sample.movedim(1, -1) + 1) / 2
+    assert (made.image - want.clamp(0, 1)).abs().max() < 1e-4
+    want = system.maps_vae.decode((maps / 0.6).float()).sample.clamp(-1, 1)
+    assert (made.maps - want).abs().max() < 1e-4
+
+
+def test_pictures_repeat_by_seed_and_are_their_own(system):
+    given = {"schedule": Gaussian(), "steps": 2, "size": SIZE}
+    pair = system(PROMPTS, seed=7, **given)
+    again = system(PROMPTS, seed=7, **given)
+    assert torch.equal(pair.image, again.image) and torch.equal(pair.maps, again.maps)
+    second = system(PROMPTS[1:], seed=8, **given)
+    assert torch.allclose(second.image, pair.image[1:], atol=1e-4) and torch.allclose(second.maps, pair.maps[1:], atol=1e-3)
+
+
+def test_guidance_of_one_reads_no_empty_prompt(system):
+    plain = system(PROMPTS, schedule=Constant(), steps=1, guidance=1.0, size=SIZE)
+    near = system(PROMPTS, schedule=Constant(), steps=1, guidance=1.0 + 1e-6, size=SIZE)
+    assert (plain.image - near.image).abs().max() < 1e-4 and (plain.maps - near.maps).abs().max() < 1e-4
+
+
+def test_steps_are_told_and_the_scheduler_is_left_alone(system):
+    told, scheduler = [], make_scheduler()
+    system(PROMPTS[:1], steps=3, size=SIZE, scheduler=scheduler, on_step=lambda done, steps: told.append((done, steps)))
+    assert told == [(1, 3), (2, 3), (3, 3)] and scheduler.num_inference_steps is None
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"steps": 0}, "0 steps arrived"),
+        ({"size": 40}, "a multiple of 16"),
+        ({"schedule": Drop(frozenset({9}))}, "names layer 9"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(system, change, said):
+    with pytest.raises(ValueError, match=said):
+        system(PROMPTS, **{"size": SIZE, "steps": 1, **change})
+
+
+def test_wrong_files_are_named(tmp_path):
+    write_system(tmp_path)
+    base, vae, lora = (tmp_path / f"{part}.safetensors" for part in ("base", "vae", "lora"))
+    with pytest.raises(WeightsError, match="not a tiny latent diffusion model"):
+        CoGeneration.from_files(vae, vae, lora)
+    with pytest.raises(WeightsError, match="wanted an intrinsic VAE"):
+        CoGeneration.from_files(base, lora, lora)
+    with pytest.raises(ValueError, match="belongs to no LoRA"):
+        CoGeneration.from_files(base, vae, vae)
