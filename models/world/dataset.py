@@ -131,9 +131,10 @@ def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None) ->
     """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it."""
     folder = Path(str(data.get("folder", "")))
     if not (folder / MANIFEST).is_file():
+        normals = " --normals" if "normals" in (keys or ()) else ""
         raise ValueError(
             f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world {folder} "
-            f"--scenes {data.get('scenes', 24000)} --size {data.get('size', 128)} --workers 2"
+            f"--scenes {data.get('scenes', 24000)} --size {data.get('size', 128)} --workers 2{normals}"
         )
     return FolderDataset(folder, keys=keys)
 

@@ -31,17 +31,17 @@ class ScorerNetwork(nn.Module):
         super().__init__()
         place = {"device": device, "dtype": dtype}
         half, quarter, eighth, sixteenth = WIDTHS
-        self.stem = _conv(3, half, 2, operations, place)
-        self.enter = _conv(half, quarter, 2, operations, place)
-        self.fine = _Residual(quarter, operations, place)
-        self.down = _conv(quarter, eighth, 2, operations, place)
-        self.middle = _Residual(eighth, operations, place)
-        self.down_again = _conv(eighth, sixteenth, 2, operations, place)
-        self.coarse = _Residual(sixteenth, operations, place)
+        self.stem = convolve(3, half, 2, operations, place)
+        self.enter = convolve(half, quarter, 2, operations, place)
+        self.fine = Residual(quarter, operations, place)
+        self.down = convolve(quarter, eighth, 2, operations, place)
+        self.middle = Residual(eighth, operations, place)
+        self.down_again = convolve(eighth, sixteenth, 2, operations, place)
+        self.coarse = Residual(sixteenth, operations, place)
         self.up = operations.Conv2d(sixteenth, eighth, 1, **place)
-        self.merge_middle = _conv(eighth, eighth, 1, operations, place)
+        self.merge_middle = convolve(eighth, eighth, 1, operations, place)
         self.up_again = operations.Conv2d(eighth, quarter, 1, **place)
-        self.merge_fine = _conv(quarter, quarter, 1, operations, place)
+        self.merge_fine = convolve(quarter, quarter, 1, operations, place)
         self.heads = operations.Conv2d(quarter, sum(HEADS.values()), 1, **place)
         self.floor = operations.Linear(sixteenth, len(FLOORS), **place)
 
@@ -49,26 +49,30 @@ class ScorerNetwork(nn.Module):
         fine = self.fine(self.enter(self.stem(image * 4 - 2)))
         middle = self.middle(self.down(fine))
         coarse = self.coarse(self.down_again(middle))
-        middle = self.merge_middle(middle + _double(self.up(coarse)))
-        fine = self.merge_fine(fine + _double(self.up_again(middle)))
+        middle = self.merge_middle(middle + double(self.up(coarse)))
+        fine = self.merge_fine(fine + double(self.up_again(middle)))
         parts = self.heads(fine).split(list(HEADS.values()), 1)
         return {**dict(zip(HEADS, parts, strict=True)), "floor": self.floor(coarse.mean((2, 3)))}
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """x b c h w plus two convolutions of it."""
+
     def __init__(self, width: int, operations, place: dict):
         super().__init__()
-        self.first = _conv(width, width, 1, operations, place)
-        self.second = _conv(width, width, 1, operations, place)
+        self.first = convolve(width, width, 1, operations, place)
+        self.second = convolve(width, width, 1, operations, place)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x))
 
 
-def _conv(inside: int, outside: int, stride: int, operations, place: dict) -> nn.Sequential:
+def convolve(inside: int, outside: int, stride: int, operations, place: dict) -> nn.Sequential:
+    """A 3 x 3 convolution, normalised in four groups of channels and bent."""
     norm = operations.GroupNorm(4, outside, **place)
     return nn.Sequential(operations.Conv2d(inside, outside, 3, stride, 1, bias=False, **place), norm, nn.SiLU())
 
 
-def _double(x: Tensor) -> Tensor:
+def double(x: Tensor) -> Tensor:
+    """Every pixel as two by two."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
