@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .cli_evaluate import add_evaluate
 from .cli_help import Formatter, epilog
 
 DEMO_PROMPT = "a red ball to the left of a blue box"
@@ -90,26 +91,6 @@ def _run_train(options: argparse.Namespace) -> None:
 
     outcome = run_recipe(options.recipe, BUILDERS, output=options.output, resume=options.resume)
     _say(f"{outcome.ending} at step {outcome.step}, loss {outcome.loss:.4f}: {outcome.checkpoint}")
-
-
-def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("system", choices=["modality_forcing"], help="what to evaluate")
-    command.add_argument("--preset", default="tiny", help="the weights: a shipped preset")
-    command.add_argument("--weights", type=Path, help="other weights: a file, or a training run's folder")
-    command.add_argument("--json", type=Path, help="write the figures here, too")
-    command.add_argument("--seed", type=int, default=0, help="seed of the sampling noise; the held-out scenes never change")
-    command.add_argument("--n", type=int, default=128, help="held-out scenes a figure is measured on")
-    command.set_defaults(run=_run_evaluate)
-
-
-def _run_evaluate(options: argparse.Namespace) -> None:
-    from .evaluation import evaluate_modality_forcing, write_figures
-
-    figures = evaluate_modality_forcing(options.preset, weights=options.weights, seed=options.seed, count=options.n)
-    for name, value in figures.items():
-        _say(f"{name:32s} {value}")
-    if options.json:
-        write_figures(options.json, figures)
 
 
 def _add_world(command: argparse.ArgumentParser) -> None:
@@ -265,7 +246,7 @@ def _say(line: str) -> None:
 _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
     ("demo", "Make an image and its depth with the tiny model that ships in the pack, and write them in every format.", _add_demo),
     ("train", "Train a network by a recipe.", _add_train),
-    ("evaluate", "Measure a model on the held-out scenes of the procedural world.", _add_evaluate),
+    ("evaluate", "Measure a model on the held-out scenes of the procedural world.", add_evaluate),
     ("world", "Write a dataset of the procedural world: pictures with exact depth, normals, segments, lines and captions.", _add_world),
     ("intrinsics", "Prepare datasets for I-LDM: pictures with depth, normals, segments and lines; their latents.", _add_intrinsics),
     ("bench", "Time the attention op against its rivals on this machine, after checking its numbers.", _add_bench),

@@ -15,7 +15,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave train models/demo/recipes/codec.json",
         "spatialweave train models/modality_forcing/recipes/tiny_1_text_to_image.json --resume",
     ),
-    "evaluate": ("spatialweave evaluate modality_forcing --preset tiny --n 64 --json figures.json",),
+    "evaluate": (
+        "spatialweave evaluate modality_forcing --preset tiny --n 64 --json figures.json",
+        "spatialweave evaluate intrinsic_ldm --json evidence.json --markdown docs/evidence.md",
+    ),
     "world": (
         "spatialweave world data/world --scenes 24000 --size 128 --workers 2",
         "spatialweave world data/moves --kind edits --layout files --scenes 100 --normals",

@@ -85,9 +85,14 @@ class Tally:
 def held_out_batches(count: int, batch: int, size: int, *, seed: int = HELD_OUT_SEED) -> Iterator[HeldOut]:
     """The first `count` test scenes at `size` pixels a side; other seeds give others, to choose settings by."""
     for start in range(0, count, batch):
-        scenes = sample_scenes(seed, min(batch, count - start), split="test", start=start)
-        captions = [caption(scene, random.Random(f"evaluation/{start + i}")) for i, scene in enumerate(scenes)]
+        scenes, captions = hold_out(start, min(batch, count - start), seed=seed)
         yield HeldOut(scenes, render(scenes, size, size), captions)
+
+
+def hold_out(start: int, count: int, *, seed: int = HELD_OUT_SEED) -> tuple[list[Scene], list[str]]:
+    """Test scenes from number `start` on, and the caption of each."""
+    scenes = sample_scenes(seed, count, split="test", start=start)
+    return scenes, [caption(scene, random.Random(f"evaluation/{start + i}")) for i, scene in enumerate(scenes)]
 
 
 def measure_image_to_depth(*, pipeline, held_out: HeldOut, tally: Tally, seed: int) -> None:

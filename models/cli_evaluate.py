@@ -1,0 +1,58 @@
+"""The command `spatialweave evaluate`: what may be asked of each system's evaluation, and what is done with its figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_evaluate(command: argparse.ArgumentParser) -> None:
+    systems = command.add_subparsers(dest="system", metavar="SYSTEM", required=True)
+    looks = {"formatter_class": command.formatter_class}
+    joint = systems.add_parser("modality_forcing", help="depth and captions of Modality Forcing", **looks)
+    joint.add_argument("--preset", default="tiny", help="the weights: a shipped preset")
+    joint.add_argument("--weights", type=Path, help="other weights: a file, or a training run's folder")
+    joint.add_argument("--json", type=Path, help="write the figures here, too")
+    joint.add_argument("--seed", type=int, default=0, help="seed of the sampling noise; the held-out scenes never change")
+    joint.add_argument("--n", type=int, default=128, help="held-out scenes a figure is measured on")
+    joint.set_defaults(run=_run_evaluate)
+    intrinsic = systems.add_parser("intrinsic_ldm", help="co-generated intrinsics: the weight schedules against the base alone", **looks)
+    intrinsic.add_argument("--json", type=Path, help="write the report here, too")
+    intrinsic.add_argument("--markdown", type=Path, help="write the report as a page here, too")
+    intrinsic.add_argument("--n", type=int, default=512, help="held-out captions")
+    intrinsic.add_argument("--seeds", type=int, default=3, help="pictures of each caption")
+    intrinsic.add_argument("--steps", type=int, default=25, help="sampling steps")
+    intrinsic.add_argument("--guidance", type=float, default=4.0, help="how strongly the prompt steers; 1 is off")
+    intrinsic.add_argument("--batch", type=int, default=16, help="pictures at a time")
+    intrinsic.add_argument("--lora", type=Path, help="another intrinsic LoRA than the one that ships")
+    intrinsic.add_argument("--ablation", type=Path, help="a LoRA trained without the image domain, to be measured beside it")
+    intrinsic.add_argument("--predictor", type=Path, help="other weights of the predictor that judges maps")
+    intrinsic.add_argument("--work", type=Path, default=Path("runs/evaluate_intrinsic_ldm"), help="folder for parts; a rerun goes on there")
+    intrinsic.add_argument("--device", default="cpu", help="where to sample: cpu, cuda")
+    intrinsic.set_defaults(run=_run_evaluate_intrinsic)
+
+
+def _run_evaluate(options: argparse.Namespace) -> None:
+    from .evaluation import evaluate_modality_forcing, write_figures
+
+    figures = evaluate_modality_forcing(options.preset, weights=options.weights, seed=options.seed, count=options.n)
+    sys.stdout.writelines(f"{name:32s} {value}\n" for name, value in figures.items())
+    if options.json:
+        write_figures(options.json, figures)
+
+
+def _run_evaluate_intrinsic(options: argparse.Namespace) -> None:
+    from .core.export.files import write_file
+    from .evaluation import write_figures
+    from .intrinsic_evaluation import Files, Plan, evaluate_intrinsic_ldm
+    from .intrinsic_evidence import as_lines, write_page
+
+    others = {name: getattr(options, name) for name in ("lora", "ablation", "predictor") if getattr(options, name)}
+    plan = Plan(options.n, options.seeds, options.steps, options.guidance, options.batch)
+    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=options.device)
+    sys.stdout.writelines(f"{line}\n" for line in as_lines(report))
+    if options.json:
+        write_figures(options.json, report)
+    if options.markdown:
+        write_file(options.markdown, write_page(report).encode())
