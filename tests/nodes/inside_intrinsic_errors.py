@@ -1,18 +1,18 @@
 """Called by worker.py inside ComfyUI: wrong inputs of the intrinsic nodes, and what of a refused run is left in the model."""
 
+import sys
 import types
 from pathlib import Path
 
 import comfy.hooks
+import comfy.model_detection
 import comfy.weight_adapter
 import folder_paths
 import torch
 from safetensors.torch import save_file
 
-import __main__ as worker
-
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-small = worker.load_file("inside_intrinsic.py")  # the small models and their LoRAs
+small = sys.modules["__main__"].load_file("inside_intrinsic.py")  # worker.py's: the small models and their LoRAs
 FIRST = "input_blocks.1.1.transformer_blocks.0"
 NAME = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_q"
 STYLE = {f"{NAME}.lora_down.weight": torch.ones(2, 64), f"{NAME}.lora_up.weight": torch.ones(64, 2)}  # an image LoRA in kohya's names
@@ -160,3 +160,11 @@ def refused(case):
 
 def traces(kind):
     return sum(len(part._forward_hooks) + ("forward" in vars(part)) for part in small.model(kind).model.diffusion_model.modules())
+
+
+def pixart_by_its_inputs():
+    """What core takes a PixArt for that reads the picture's size, as alpha's of 1024 pixels does, and for one that does not."""
+    state = {"t_block.1.weight": torch.ones(1), "blocks.0.attn.proj.weight": torch.ones(1)}
+    sized = state | {"ar_embedder.mlp.0.weight": torch.ones(1)}
+    found = [comfy.model_detection.model_config_from_unet(tensors, "") for tensors in (sized, state)]
+    return [[type(config).__name__, config.latent_format.scale_factor] for config in found]

@@ -36,3 +36,8 @@ def test_wrong_input_is_refused_in_one_sentence_and_leaves_nothing(inside, case)
     assert sentence and sentence.endswith(".") and sentence.count(". ") == 0 and "\n" not in sentence
     assert not [part for part in REFUSALS[case] if part not in sentence], sentence
     assert result["left"] == 0
+
+
+def test_core_takes_a_pixart_that_reads_no_size_for_sigma(inside):
+    """So the workflow names alpha's base of 1024 pixels: that of 512 would get SDXL's latents. When this fails, its note can go."""
+    assert inside(FILE, "pixart_by_its_inputs") == [["PixArtAlpha", 0.18215], ["PixArtSigma", 0.13025]]
