@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .cli_evaluate import add_evaluate
 from .cli_help import Formatter, epilog
+from .cli_intrinsics import add_intrinsics
 
 DEMO_PROMPT = "a red ball to the left of a blue box"
 WEIGHT_FORMATS = ["bf16", "fp8", "int8", "nvfp4"]
@@ -116,59 +117,6 @@ def _run_world(options: argparse.Namespace) -> None:
     _say(str(summary))
 
 
-def _add_intrinsics(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    looks = {"formatter_class": command.formatter_class}
-    build = actions.add_parser("build", help="estimate the maps of plain pictures with a running ComfyUI", **looks)
-    build.add_argument("source", type=Path, help="folder with pictures; a .txt of the same name is a picture's caption")
-    build.add_argument("output", type=Path, help="folder for the dataset; an unfinished one is completed")
-    build.add_argument("--server", action="append", help="a ComfyUI's address, by default http://127.0.0.1:8188; may be repeated")
-    build.add_argument("--workflow", type=Path, help="in API form; by default workflows/api/build_intrinsic_dataset.json of the pack")
-    build.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change its inputs; may be repeated")
-    build.add_argument("--size", default="512x512", metavar="WxH", help="pixels; pictures are scaled to cover and cropped")
-    build.add_argument("--timeout", type=float, default=600, help="seconds that a picture may take")
-    build.set_defaults(run=_run_build)
-    encode = actions.add_parser("encode", help="latents and prompts of a dataset folder, for training an intrinsic LoRA", **looks)
-    encode.add_argument("source", type=Path, help="dataset folder with images, captions and maps")
-    encode.add_argument("output", type=Path, help="folder for the latents; an unfinished one is completed")
-    encode.add_argument("--base", type=Path, required=True, help="folder of the base model in diffusers' form: SD2.1, SDXL or PixArt")
-    encode.add_argument("--vae", type=Path, required=True, help="the intrinsic VAE's file")
-    encode.add_argument("--size", metavar="WxH", help="pixels; larger pictures are scaled to cover and cropped; by default as they are")
-    encode.add_argument("--batch", type=int, default=4, help="pictures encoded at once")
-    encode.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the text encoders")
-    encode.set_defaults(run=_run_encode)
-
-
-def _run_build(options: argparse.Namespace) -> None:
-    from .intrinsic_ldm.dataset_build import WORKFLOW, build_dataset
-
-    summary = build_dataset(
-        options.source, options.output, servers=options.server or ["http://127.0.0.1:8188"], size=_read_size(options.size),
-        workflow=options.workflow or WORKFLOW, changes=options.set, timeout=options.timeout,
-    )  # fmt: skip
-    _say(str(summary))
-
-
-def _run_encode(options: argparse.Namespace) -> None:
-    from .intrinsic_ldm.dataset_encode import encode_dataset
-
-    summary = encode_dataset(
-        options.source, options.output, base=options.base, vae=options.vae, size=_read_size(options.size), batch=options.batch,
-        precision=options.precision,
-    )  # fmt: skip
-    _say(str(summary))
-
-
-def _read_size(text: str | None) -> tuple[int, int] | None:
-    """WxH as (height, width)."""
-    from .demo.demo import parse_size
-
-    if text is None:
-        return None
-    width, height = parse_size(text)
-    return height, width
-
-
 def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("what", choices=["kernels"], help="what to measure: the attention op against what one would write instead")
     command.add_argument("--json", type=Path, help="write the times here, too")
@@ -248,7 +196,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("train", "Train a network by a recipe.", _add_train),
     ("evaluate", "Measure a model on the held-out scenes of the procedural world.", add_evaluate),
     ("world", "Write a dataset of the procedural world: pictures with exact depth, normals, segments, lines and captions.", _add_world),
-    ("intrinsics", "Prepare datasets for I-LDM: pictures with depth, normals, segments and lines; their latents.", _add_intrinsics),
+    ("intrinsics", "Prepare datasets for I-LDM: pictures with depth, normals, segments and lines; their latents.", add_intrinsics),
     ("bench", "Time the attention op against its rivals on this machine, after checking its numbers.", _add_bench),
     ("convert", "Write a Modality Forcing network in fewer bits, for ComfyUI: in a few hundred megabytes of memory.", _add_convert),
     ("weights", "List published weights with size, SHA-256, licence, folder; verify what is there; fetch one when told to.", _add_weights),

@@ -26,6 +26,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "intrinsics": (
         "spatialweave intrinsics build photos data/intrinsics --size 512x512",
         "spatialweave intrinsics encode data/intrinsics data/latents --base sd21 --vae vae.safetensors",
+        'spatialweave intrinsics sample "a red ball to the left of a blue box" --schedule drop --seed 3',
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": ("spatialweave convert flux_rgbd_9b_v2.safetensors flux_rgbd_9b_v2_fp8.safetensors --format fp8",),

@@ -51,10 +51,7 @@ class IntrinsicCoGeneration(io.ComfyNode):
             search_aliases=["i-ldm", "intrinsics", "normals", "segmentation", "line art", "depth", "cross domain attention"],
             inputs=[
                 io.Model.Input("model", tooltip="SD2.1, SDXL or PixArt, with the image's own LoRAs, ControlNet, IPAdapter."),
-                io.Combo.Input(
-                    "lora_name", options=list_loras(),
-                    tooltip="The intrinsic LoRA for this base, the tiny one's or a file of models/loras; it acts on the maps only.",
-                ),
+                io.Combo.Input("lora_name", options=list_loras(), tooltip="The intrinsic LoRA for this base; it acts on the maps only."),
                 io.DynamicCombo.Input(
                     "schedule", options=schedules,
                     tooltip="How much the image looks at its maps, by step and layer. gaussian changes the composition, drop keeps it and "

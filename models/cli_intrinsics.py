@@ -1,0 +1,94 @@
+"""The command `spatialweave intrinsics`: datasets for I-LDM, their latents, and the tiny system on prompts of one's own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def add_intrinsics(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    looks = {"formatter_class": command.formatter_class}
+    _add_build(actions, looks)
+    _add_encode(actions, looks)
+    _add_sample(actions, looks)
+
+
+def _add_build(actions, looks: Mapping[str, Any]) -> None:
+    build = actions.add_parser("build", help="estimate the maps of plain pictures with a running ComfyUI", **looks)
+    build.add_argument("source", type=Path, help="folder with pictures; a .txt of the same name is a picture's caption")
+    build.add_argument("output", type=Path, help="folder for the dataset; an unfinished one is completed")
+    build.add_argument("--server", action="append", help="a ComfyUI's address, by default http://127.0.0.1:8188; may be repeated")
+    build.add_argument("--workflow", type=Path, help="in API form; by default workflows/api/build_intrinsic_dataset.json of the pack")
+    build.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change its inputs; may be repeated")
+    build.add_argument("--size", default="512x512", metavar="WxH", help="pixels; pictures are scaled to cover and cropped")
+    build.add_argument("--timeout", type=float, default=600, help="seconds that a picture may take")
+    build.set_defaults(run=_run_build)
+
+
+def _add_encode(actions, looks: Mapping[str, Any]) -> None:
+    encode = actions.add_parser("encode", help="latents and prompts of a dataset folder, for training an intrinsic LoRA", **looks)
+    encode.add_argument("source", type=Path, help="dataset folder with images, captions and maps")
+    encode.add_argument("output", type=Path, help="folder for the latents; an unfinished one is completed")
+    encode.add_argument("--base", type=Path, required=True, help="folder of the base model in diffusers' form: SD2.1, SDXL or PixArt")
+    encode.add_argument("--vae", type=Path, required=True, help="the intrinsic VAE's file")
+    encode.add_argument("--size", metavar="WxH", help="pixels; larger pictures are scaled to cover and cropped; by default as they are")
+    encode.add_argument("--batch", type=int, default=4, help="pictures encoded at once")
+    encode.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the text encoders")
+    encode.set_defaults(run=_run_encode)
+
+
+def _add_sample(actions, looks: Mapping[str, Any]) -> None:
+    show = actions.add_parser("sample", help="the tiny system on your prompts: images, their maps, and one page of all", **looks)
+    show.add_argument("prompt", nargs="+", help="what to show; each gives one row of the page")
+    show.add_argument("--output", type=Path, default=Path("spatialweave-intrinsics"), help="folder for the pictures")
+    show.add_argument("--schedule", choices=["gaussian", "drop", "constant", "off"], default="gaussian", help="how much the image sees")
+    show.add_argument("--seed", type=int, default=0, help="same seed, same result")
+    show.add_argument("--steps", type=int, default=25, help="sampling steps")
+    show.add_argument("--guidance", type=float, default=4.0, help="how strongly the prompt steers; 1 is off")
+    show.add_argument("--base", type=Path, help="another tiny base than the one that ships")
+    show.add_argument("--vae", type=Path, help="another intrinsic VAE for it")
+    show.add_argument("--lora", type=Path, help="another intrinsic LoRA for it")
+    show.set_defaults(run=_run_sample)
+
+
+def _run_sample(options: argparse.Namespace) -> None:
+    from .intrinsic_ldm.show import SampleRequest, sample
+
+    others = {name: getattr(options, name) for name in ("base", "vae", "lora") if getattr(options, name)}
+    settings = (options.schedule, options.seed, options.steps, options.guidance)
+    for line in sample(SampleRequest(options.prompt, options.output, *settings, **others)):
+        sys.stdout.write(f"{line}\n")
+
+
+def _run_build(options: argparse.Namespace) -> None:
+    from .intrinsic_ldm.dataset_build import WORKFLOW, build_dataset
+
+    summary = build_dataset(
+        options.source, options.output, servers=options.server or ["http://127.0.0.1:8188"], size=_read_size(options.size),
+        workflow=options.workflow or WORKFLOW, changes=options.set, timeout=options.timeout,
+    )  # fmt: skip
+    sys.stdout.write(f"{summary}\n")
+
+
+def _run_encode(options: argparse.Namespace) -> None:
+    from .intrinsic_ldm.dataset_encode import encode_dataset
+
+    summary = encode_dataset(
+        options.source, options.output, base=options.base, vae=options.vae, size=_read_size(options.size), batch=options.batch,
+        precision=options.precision,
+    )  # fmt: skip
+    sys.stdout.write(f"{summary}\n")
+
+
+def _read_size(text: str | None) -> tuple[int, int] | None:
+    """WxH as (height, width)."""
+    from .demo.demo import parse_size
+
+    if text is None:
+        return None
+    width, height = parse_size(text)
+    return height, width
