@@ -25,6 +25,8 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     intrinsic.add_argument("--steps", type=int, default=25, help="sampling steps")
     intrinsic.add_argument("--guidance", type=float, default=4.0, help="how strongly the prompt steers; 1 is off")
     intrinsic.add_argument("--batch", type=int, default=16, help="pictures at a time")
+    intrinsic.add_argument("--base", type=Path, help="another tiny base than the one that ships")
+    intrinsic.add_argument("--vae", type=Path, help="another intrinsic VAE than the one that ships")
     intrinsic.add_argument("--lora", type=Path, help="another intrinsic LoRA than the one that ships")
     intrinsic.add_argument("--ablation", type=Path, help="a LoRA trained without the image domain, to be measured beside it")
     intrinsic.add_argument("--predictor", type=Path, help="other weights of the predictor that judges maps")
@@ -48,7 +50,7 @@ def _run_evaluate_intrinsic(options: argparse.Namespace) -> None:
     from .intrinsic_evaluation import Files, Plan, evaluate_intrinsic_ldm
     from .intrinsic_evidence import as_lines, write_page
 
-    others = {name: getattr(options, name) for name in ("lora", "ablation", "predictor") if getattr(options, name)}
+    others = {name: getattr(options, name) for name in ("base", "vae", "lora", "ablation", "predictor") if getattr(options, name)}
     plan = Plan(options.n, options.seeds, options.steps, options.guidance, options.batch)
     report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=options.device)
     sys.stdout.writelines(f"{line}\n" for line in as_lines(report))

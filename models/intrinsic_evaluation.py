@@ -30,6 +30,7 @@ from .intrinsic_ldm import tiny
 from .intrinsic_ldm.cogeneration import GUIDANCE, STEPS, CoGeneration, Generated
 from .intrinsic_ldm.layers import READINGS, middle_layers
 from .intrinsic_ldm.schedules import Constant, Drop, Gaussian, Schedule
+from .intrinsic_ldm.training_bases import import_diffusers
 from .world import predictor, scorer
 from .world.predictor_evaluation import predictor_accuracy
 from .world.render import render
@@ -99,7 +100,7 @@ def evaluate_intrinsic_ldm(
     digests = files.digests()
     judge = Judge(scorer.Scorer.from_pretrained(files.scorer), predictor.Predictor.from_pretrained(files.predictor))
     methods = make_methods(plan, files, digests, device)
-    with tqdm(total=2 * plan.count + plan.count * plan.seeds * len(methods), desc="evaluating", unit="picture", disable=None) as bar:
+    with tqdm(total=2 * plan.count + plan.count * plan.seeds * len(methods), desc="evaluating", unit="picture") as bar:
         keep = partial(kept, work=work, judges={name: digests[name] for name in ("scorer", "predictor")}, plan=plan, bar=bar)
         rendered = measure_rendered(plan, judge, keep)
         found: dict[str, list[list[Figures]]] = {method.name: [[] for _ in range(plan.seeds)] for method in methods}
@@ -110,7 +111,7 @@ def evaluate_intrinsic_ldm(
                     found[method.name][seed].append(figures)
     reference = rendered[RENDERED]
     return {
-        "settings": asdict(plan) | {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()},
+        "settings": asdict(plan) | describe_machine(device),
         "weights": digests,
         "methods": {
             method.name: {"settings": dict(method.settings), "figures": summarise([join(parts) for parts in found[method.name]], reference)}
@@ -119,6 +120,12 @@ def evaluate_intrinsic_ldm(
         RENDERED: summarise([reference], rendered[OTHERS]),
         "judges": measure_judges(judge, plan, digests, work),
     }
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What the times depend on, and the last digits."""
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{torch.get_num_threads()} thread(s) of a CPU"
+    return {"device": name, "torch": torch.__version__, "diffusers": import_diffusers().__version__}
 
 
 def make_methods(plan: Plan, files: Files, digests: Mapping[str, str], device: str) -> list[Method]:

@@ -9,12 +9,9 @@ import torch
 
 from spatialweave.models import cli, intrinsic_evaluation
 from spatialweave.models.core.weights import write_tensors
-from spatialweave.models.demo.text import TinyTextEncoder
 from spatialweave.models.evaluation import hold_out
 from spatialweave.models.intrinsic_evidence import CLAIMS, NAMES, as_lines, conclude, say, write_page
 from spatialweave.models.intrinsic_judge import FAULTS, Judge, code_frames, count_wrong, read_codes
-from spatialweave.models.intrinsic_ldm import tiny
-from spatialweave.models.intrinsic_ldm.weights import save_intrinsic_vae
 from spatialweave.models.world.plausibility import examine
 from spatialweave.models.world.predictor_network import PredictorNetwork
 from spatialweave.models.world.render import render
@@ -80,28 +77,14 @@ def test_a_relation_counts_only_between_objects_that_are_there():
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(write_tiny, tmp_path_factory):
     """Small random weights of the whole system, a second LoRA, and a predictor that knows nothing."""
-    diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
-    from spatialweave.models.intrinsic_ldm.processors import projections
-
-    folder = tmp_path_factory.mktemp("weights")
+    folder, other = (write_tiny(tmp_path_factory.mktemp("weights"), seed) for seed in (1, 2))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        unet = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
-        image, maps = (diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(channels)) for channels in (3, 8))
-        text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
-        predictor = PredictorNetwork()
-        for name in ("lora", "ablation"):
-            parts = {}
-            for path, projection in projections(unet).items():
-                parts[f"unet.{path}.lora_A.weight"] = torch.randn(2, projection.inputs) * projection.inputs**-0.5
-                parts[f"unet.{path}.lora_B.weight"] = torch.randn(projection.outputs, 2)
-            write_tensors(folder / name, parts, {}, kind="intrinsic LoRA")
-    tiny.save_base(folder / "base", tiny.TinyBase(unet.state_dict(), image.state_dict(), text.state_dict(), 1.0))
-    save_intrinsic_vae(folder / "vae", maps.state_dict(), tiny.VAE, latent_scale=1.0)
-    write_tensors(folder / "predictor", predictor.state_dict(), {}, kind="world predictor")
-    return intrinsic_evaluation.Files(**{name: folder / name for name in ("base", "vae", "lora", "ablation", "predictor")})
+        write_tensors(folder / "predictor.safetensors", PredictorNetwork().state_dict(), {}, kind="world predictor")
+    found = {name: folder / f"{name}.safetensors" for name in ("base", "vae", "lora", "predictor")}
+    return intrinsic_evaluation.Files(**found, ablation=other / "lora.safetensors")
 
 
 PLAN = intrinsic_evaluation.Plan(count=3, seeds=2, steps=1, guidance=2.0, batch=2, size=32)
@@ -206,9 +189,12 @@ def made_up(values):
     methods = {name: {"settings": {}, "figures": {"violations": figure(each)}} for name, each in values.items()}
     predictor = {"hanging_found": 0.8, "broken_found": 0.9, "called_hanging": 0.01, "called_broken": 0.02}
     return {
-        "settings": {"count": 5, "seeds": 3, "steps": 25, "guidance": 4.0}, "weights": {"base": "abc"}, "methods": methods,
-        "rendered": {"violations": figure([0.1])}, "judges": {"predictor": predictor, "scorer": {"accuracy": 0.97}},
-    }  # fmt: skip
+        "settings": {"count": 5, "seeds": 3, "steps": 25, "guidance": 4.0, "device": "an abacus"},
+        "weights": {"base": "abc"},
+        "methods": methods,
+        "rendered": {"violations": figure([0.1])},
+        "judges": {"predictor": predictor, "scorer": {"accuracy": 0.97}},
+    }
 
 
 def test_the_page_says_the_opposite_when_the_figures_are_swapped():
@@ -224,10 +210,17 @@ def test_the_page_says_the_opposite_when_the_figures_are_swapped():
     assert "Not told apart" in one_seed
 
 
+def test_what_three_seeds_tell_apart_is_students_t():
+    """Differences 1, 2, 3: mean 2, standard error .577, 3.46 times it, where 4.30 are wanted; ten such seeds tell it."""
+    three = made_up({"gaussian": [0.0, 0.0, 0.0], "base": [1.0, 2.0, 3.0]})
+    assert "Not told apart" in conclude(three)[0]
+    assert "holds here" in conclude(made_up({"gaussian": [0.0] * 10, "base": [1.0, 2.0, 3.0, 2.0, 2.0, 1.0, 3.0, 2.0, 2.0, 2.0]}))[0]
+
+
 def test_the_page_has_a_row_for_each_method_and_no_claim_about_what_was_not_measured():
     report = made_up({"base": [2.0, 2.1, 2.2], "gaussian": [1.0, 1.1, 1.2]})
     page = write_page(report)
-    assert "| base | 2.100 ± 0.058" in page and "| rendered, exact maps | 0.100 |" in page and "`abc`" in page
+    assert "| base | 2.100 ± 0.058" in page and "| rendered, exact maps | 0.100 |" in page and "`abc`" in page and "an abacus" in page
     assert "Drop makes" not in page and "image domain in training" not in page
     assert any("violations" in line for line in as_lines(report))
 

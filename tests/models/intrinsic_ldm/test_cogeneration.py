@@ -5,17 +5,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
 from spatialweave.models.core.weights import WeightsError
 from spatialweave.models.demo.text import TinyTextEncoder
 from spatialweave.models.intrinsic_ldm import tiny
 from spatialweave.models.intrinsic_ldm.schedules import OFF, Constant, Curve, Drop, Gaussian
-from spatialweave.models.intrinsic_ldm.weights import save_intrinsic_vae
 
 diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
 from spatialweave.models.intrinsic_ldm.cogeneration import CoGeneration, draw_noise, make_scheduler  # noqa: E402
-from spatialweave.models.intrinsic_ldm.processors import projections  # noqa: E402
 
 SIZE = 32
 PROMPTS = ["a red ball", "a blue box behind a green cone"]
@@ -25,35 +23,20 @@ SCHEDULERS = {
 }
 
 
-def write_system(folder):
-    """base.safetensors, vae.safetensors, lora.safetensors of the tiny layout, with random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        unet = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
-        image, maps = (diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(channels)) for channels in (3, 8))
-        text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
-        found = projections(unet)
-        lora = {}
-        for path, projection in found.items():
-            lora[f"unet.{path}.lora_A.weight"] = torch.randn(3, projection.inputs) * projection.inputs**-0.5
-            lora[f"unet.{path}.lora_B.weight"] = torch.randn(projection.outputs, 3) * 0.3
-    parts = (part.state_dict() for part in (unet, image, text))
-    tiny.save_base(folder / "base.safetensors", tiny.TinyBase(*parts, vae_scale=1.7))
-    save_intrinsic_vae(folder / "vae.safetensors", maps.state_dict(), tiny.VAE, latent_scale=0.6)
-    save_file(lora, folder / "lora.safetensors")
-    return folder
+@pytest.fixture(scope="module")
+def folder(write_tiny, tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("tiny"), 4)
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory):
-    folder = write_system(tmp_path_factory.mktemp("tiny"))
+def system(folder):
     return CoGeneration.from_files(*(folder / f"{part}.safetensors" for part in ("base", "vae", "lora")))
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(folder):
     """(UNet, autoencoder, text encoder, scale): the base as diffusers has it, nothing of ours in it."""
-    parts = tiny.load_base(write_system(tmp_path_factory.mktemp("base")) / "base.safetensors")
+    parts = tiny.load_base(folder / "base.safetensors")
     unet = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
     vae = diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(3))
     text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
@@ -130,15 +113,13 @@ class Equation4:
 
 
 @torch.no_grad()
-def test_one_step_is_equation_4_in_float64(system, base, tmp_path):
+def test_one_step_is_equation_4_in_float64(system, base, folder):
     """Both streams from one noise, each guided by itself, one DDIM step written out."""
     w, guidance, seed = 0.37, 3.0, 2
     unet, vae, text, scale = base
     exact = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers()).double()
     exact.load_state_dict(unet.state_dict())
-    from safetensors.torch import load_file
-
-    lora = load_file(write_system(tmp_path) / "lora.safetensors")
+    lora = load_file(folder / "lora.safetensors")
     processors = {}
     for name, processor in exact.attn_processors.items():
         path = name.removesuffix(".processor")
@@ -197,9 +178,8 @@ def test_what_cannot_be_sampled_is_refused(system, change, said):
         system(PROMPTS, **{"size": SIZE, "steps": 1, **change})
 
 
-def test_wrong_files_are_named(tmp_path):
-    write_system(tmp_path)
-    base, vae, lora = (tmp_path / f"{part}.safetensors" for part in ("base", "vae", "lora"))
+def test_wrong_files_are_named(folder):
+    base, vae, lora = (folder / f"{part}.safetensors" for part in ("base", "vae", "lora"))
     with pytest.raises(WeightsError, match="not a tiny latent diffusion model"):
         CoGeneration.from_files(vae, vae, lora)
     with pytest.raises(WeightsError, match="wanted an intrinsic VAE"):
