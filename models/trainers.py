@@ -20,7 +20,7 @@ from .demo.training import CodecLoss, TrainedCodec, codec_loss
 from .demo.weights import load_codec, save_part
 from .intrinsic_ldm import tiny, training_base, training_lora, training_vae
 from .modality_forcing import training_task
-from .world import scorer_task
+from .world import predictor_task, scorer_task
 from .world.dataset import open_world
 
 WORLD_KEYS = ["folder", "scenes", "size"]
@@ -84,5 +84,6 @@ BUILDERS: Mapping[str, Builder] = {
     "tiny_base": build_tiny_base,
     "intrinsic_vae": training_vae.build,
     "intrinsic_lora": training_lora.build,
+    "predictor": predictor_task.build,
     "scorer": scorer_task.build,
 }

@@ -11,6 +11,7 @@ from ...models.intrinsic_ldm.layers import Layer
 from ...models.intrinsic_ldm.lora import Projection
 
 PARTS = ("to_q", "to_k", "to_v", "to_out.0")
+SD1_PROMPT = 768  # width of the prompts that SD1 reads
 
 
 class Base:
@@ -28,6 +29,7 @@ class Base:
         self.is_unet = isinstance(network, unets.UNetModel)
         self.layers: list[Layer] = unet_layers(network, model.model_config.unet_config) if self.is_unet else pixart_layers(network)
         self.channels = model.latent_format.latent_channels
+        self.family = find_family(self.is_unet, model.model_config.unet_config)
 
     def projections(self, network: nn.Module) -> dict[str, Projection]:
         """Every projection that an intrinsic LoRA may change, by diffusers' path."""
@@ -46,6 +48,15 @@ class Base:
             return f"{layer.place[0]}.attn1.{part}", None
         attn = f"blocks.{layer.place[0]}.attn"
         return (f"{attn}.proj", None) if part == "to_out.0" else (f"{attn}.qkv", PARTS.index(part))
+
+
+def find_family(is_unet: bool, config: dict) -> str:
+    """What the trainer calls this kind of base. SD1's layers are SD2.1's by name and width, but it reads other prompts."""
+    if not is_unet:
+        return "pixart"
+    if config.get("adm_in_channels") is not None:
+        return "sdxl"
+    return "sd15" if config.get("context_dim") == SD1_PROMPT else "sd21"
 
 
 def unet_layers(network: unets.UNetModel, config: dict) -> list[Layer]:

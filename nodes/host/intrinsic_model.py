@@ -46,6 +46,12 @@ def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, 
 def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
     """The LoRA of a file as changes of the network's modules."""
     tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    trained_on = (metadata or {}).get("base", base.family)
+    if trained_on != base.family:
+        raise ValueError(
+            f"The LoRA {name} was trained on a base of the family {trained_on}, but a {base.name} arrived, of the family {base.family}: "
+            "load such a base, or the LoRA made for this one."
+        )
     network = model.model.diffusion_model
     found = read_lora(tensors, base.projections(network), base=base.name, name=name, metadata=metadata)
     changes = []

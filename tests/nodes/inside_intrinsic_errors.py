@@ -9,7 +9,7 @@ import comfy.model_detection
 import comfy.weight_adapter
 import folder_paths
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
 small = sys.modules["__main__"].load_file("inside_intrinsic.py")  # worker.py's: the small models and their LoRAs
@@ -18,10 +18,10 @@ NAME = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_q"
 STYLE = {f"{NAME}.lora_down.weight": torch.ones(2, 64), f"{NAME}.lora_up.weight": torch.ones(64, 2)}  # an image LoRA in kohya's names
 
 
-def written(name, tensors):
+def written(name, tensors, metadata=None):
     """A file in a LoRA folder; its name for the node."""
     small.lora()  # makes the folder
-    save_file(tensors, Path(small.KEEP["folder"]) / name)
+    save_file(tensors, Path(small.KEEP["folder"]) / name, metadata=metadata)
     folder_paths.filename_list_cache.clear()
     return name
 
@@ -123,7 +123,14 @@ def ordinary():
     return written("style.safetensors", STYLE)
 
 
+def of_another_family():
+    """Names and widths of this base, and a file that says it was trained on SDXL."""
+    tensors = load_file(Path(small.KEEP["folder"]) / small.lora())
+    small.coupled(small.model(), file=written("xl.safetensors", tensors, {"base": "sdxl"}))
+
+
 CASES = {
+    "a LoRA that names another base": of_another_family,
     "PixArt's LoRA on SD2.1": lambda: (small.model("pixart"), small.coupled(small.model(), file=small.lora("pixart"))),
     "SD2.1's LoRA on PixArt": lambda: small.coupled(small.model("pixart"), file=small.lora("sd21")),
     "an ordinary LoRA": lambda: small.coupled(small.model(), file=ordinary()),

@@ -6,6 +6,7 @@ pytestmark = pytest.mark.comfyui
 FILE = "inside_intrinsic_errors.py"
 
 REFUSALS = {
+    "a LoRA that names another base": ["xl.safetensors", "family sdxl", "of the family sd21", "load such a base"],
     "PixArt's LoRA on SD2.1": ["intrinsic_pixart.safetensors", "of SD20", "trained on this base"],
     "SD2.1's LoRA on PixArt": ["intrinsic_sd21.safetensors", "of PixArtAlpha", "trained on this base"],
     "an ordinary LoRA": ["style.safetensors", "no self-attention projection", "Load LoRA instead"],
