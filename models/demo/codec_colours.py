@@ -14,7 +14,7 @@ PICTURES = 48
 DAMPING = 1e-3  # of the latents' own size: directions that these pictures never take stay out
 
 
-def random_pictures(count: int, seed: int, stride: int) -> Tensor:
+def random_pictures(count: int, seed: int, stride: int = STRIDE) -> Tensor:
     """Colours that change from patch to patch, and within them: count 3 H W in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     size = CELLS * stride
