@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from .intrinsic_ldm.config import GUIDANCE, STEPS
+
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
     systems = command.add_subparsers(dest="system", metavar="SYSTEM", required=True)
@@ -22,8 +24,8 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     intrinsic.add_argument("--markdown", type=Path, help="write the report as a page here, too")
     intrinsic.add_argument("--n", type=int, default=512, help="held-out captions")
     intrinsic.add_argument("--seeds", type=int, default=3, help="pictures of each caption")
-    intrinsic.add_argument("--steps", type=int, default=25, help="sampling steps")
-    intrinsic.add_argument("--guidance", type=float, default=4.0, help="how strongly the prompt steers; 1 is off")
+    intrinsic.add_argument("--steps", type=int, default=STEPS, help="sampling steps")
+    intrinsic.add_argument("--guidance", type=float, default=GUIDANCE, help="how strongly the prompt steers; 1 is off")
     intrinsic.add_argument("--batch", type=int, default=16, help="pictures at a time")
     intrinsic.add_argument("--base", type=Path, help="another tiny base than the one that ships")
     intrinsic.add_argument("--vae", type=Path, help="another intrinsic VAE than the one that ships")

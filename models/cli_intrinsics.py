@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .intrinsic_ldm.config import GUIDANCE, STEPS
+
 
 def add_intrinsics(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -47,8 +49,8 @@ def _add_sample(actions, looks: Mapping[str, Any]) -> None:
     show.add_argument("--output", type=Path, default=Path("spatialweave-intrinsics"), help="folder for the pictures")
     show.add_argument("--schedule", choices=["gaussian", "drop", "constant", "off"], default="gaussian", help="how much the image sees")
     show.add_argument("--seed", type=int, default=0, help="same seed, same result")
-    show.add_argument("--steps", type=int, default=25, help="sampling steps")
-    show.add_argument("--guidance", type=float, default=4.0, help="how strongly the prompt steers; 1 is off")
+    show.add_argument("--steps", type=int, default=STEPS, help="sampling steps")
+    show.add_argument("--guidance", type=float, default=GUIDANCE, help="how strongly the prompt steers; 1 is off")
     show.add_argument("--base", type=Path, help="another tiny base than the one that ships")
     show.add_argument("--vae", type=Path, help="another intrinsic VAE for it")
     show.add_argument("--lora", type=Path, help="another intrinsic LoRA for it")

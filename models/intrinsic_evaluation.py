@@ -27,8 +27,9 @@ from .core.weights import read_tensors, write_tensors
 from .evaluation import hold_out
 from .intrinsic_judge import Judge, code_frames
 from .intrinsic_ldm import tiny
-from .intrinsic_ldm.cogeneration import GUIDANCE, STEPS, CoGeneration, Generated
-from .intrinsic_ldm.layers import READINGS, middle_layers
+from .intrinsic_ldm.cogeneration import CoGeneration, Generated
+from .intrinsic_ldm.config import GUIDANCE, STEPS
+from .intrinsic_ldm.layers import Reading, middle_layers
 from .intrinsic_ldm.schedules import Constant, Drop, Gaussian, Schedule
 from .intrinsic_ldm.training_bases import import_diffusers
 from .world import predictor, scorer
@@ -37,7 +38,7 @@ from .world.render import render
 from .world.scorer_evaluation import scorer_accuracy
 from .world.scorer_features import LAYERS, frechet_distance
 
-READING = READINGS[1]  # "blocks", as the node counts layers unless told otherwise
+READING: Reading = "blocks"  # as the node counts layers where none are named
 APART = 1_000_003  # between the noise of one seed and the next; more than there are captions
 RENDERED, OTHERS = "rendered", "rendered_others"
 MOST_JUDGED = 256  # scenes on which the judges themselves are measured

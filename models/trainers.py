@@ -47,7 +47,7 @@ def export_codec(folder: Path, state: Mapping[str, Tensor]) -> None:
 def build_tiny_image_vae(recipe: Recipe) -> Task:
     """The autoencoder of the tiny I-LDM's base, on pictures of the world."""
     check_keys(recipe.data, WORLD_KEYS, "recipe's data")
-    return training_base.build_image_vae(tiny.VAE, recipe, dataset=WorldPictures(open_world(recipe.data)), classes=CELL_CLASSES, cell=CELL)
+    return training_base.build_image_vae(recipe, dataset=WorldPictures(open_world(recipe.data)), classes=CELL_CLASSES, cell=CELL)
 
 
 def build_tiny_base(recipe: Recipe) -> Task:
@@ -58,10 +58,8 @@ def build_tiny_base(recipe: Recipe) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
-    return training_base.build_base(
-        recipe, unet=tiny.unet_for_diffusers(), noise=tiny.NOISE, prediction=tiny.PREDICTION, text_encoder=text_encoder,
-        empty_tokens=tokenize([""])[0], dataset=dataset, classes=CELL_CLASSES, vae_folder=folder,
-    )  # fmt: skip
+    given = {"text_encoder": text_encoder, "empty_tokens": tokenize([""])[0], "classes": CELL_CLASSES}
+    return training_base.build_base(recipe, dataset=dataset, vae_folder=folder, **given)
 
 
 def build_tiny_modality_forcing(recipe: Recipe) -> Task:

@@ -49,15 +49,16 @@ def codec_loss(
     picture = model.decoder(noisy * std + mean).float()
     parts = {
         "pixel": (picture - image).abs().mean(),
-        "edges": settings.edges * _edge_distance(picture, image),
+        "edges": settings.edges * edge_distance(picture, image),
         "coarse": settings.coarse * (_shrink(picture) - _shrink(image)).abs().mean(),
         "align": settings.align * trained.aligner(noisy.flatten(2).transpose(1, 2), batch["cells"]),
     }
     logs = {name: value.detach() for name, value in parts.items()}
-    return sum(parts.values()), {**logs, "psnr": _psnr(picture, image)}
+    return sum(parts.values()), {**logs, "psnr": psnr(picture, image)}
 
 
-def _edge_distance(a: Tensor, b: Tensor) -> Tensor:
+def edge_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean difference of pictures b 3 h w in their steps to the right and below."""
     difference = a - b
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 
@@ -66,6 +67,6 @@ def _shrink(image: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(image, 4)
 
 
-def _psnr(a: Tensor, b: Tensor) -> Tensor:
+def psnr(a: Tensor, b: Tensor) -> Tensor:
     """In dB, for the range [-1, 1]."""
     return 10 * torch.log10(4 / (a.detach() - b).pow(2).mean().clamp_min(1e-12))

@@ -22,6 +22,7 @@ from ..core.weights import fill_module, read_header, read_tensors
 from ..demo.text import TinyTextEncoder
 from . import tiny
 from .attention import Kept
+from .config import GUIDANCE, STEPS
 from .layers import Layer, Reading, check_layers
 from .lora import LowRank, Projection, read_lora
 from .processors import couple, projections
@@ -31,7 +32,6 @@ from .schedules import OFF, Drop, Schedule
 from .training_bases import import_diffusers
 from .weights import IntrinsicVae, load_intrinsic_vae, to_diffusers_names
 
-STEPS, GUIDANCE = 25, 4.0
 PathLike = str | os.PathLike
 ReadLora = Callable[[Mapping[str, Projection]], dict[str, LowRank]]
 

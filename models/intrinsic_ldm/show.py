@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from ..core.export.png8 import write_png8
 from . import tiny
-from .cogeneration import GUIDANCE, STEPS, CoGeneration
+from .cogeneration import CoGeneration
+from .config import GUIDANCE, STEPS
 from .layers import middle_layers
 from .pipeline import decode_pictures
 from .schedules import OFF, Constant, Drop, Gaussian, Schedule

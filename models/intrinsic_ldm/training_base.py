@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..core.training.alignment import Aligner
+from ..core.training.alignment import Aligner, listen
 from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe, check_keys
 from ..core.training.words import draw_words
 from ..core.weights import fill_module, write_tensors
-from .config import VaeConfig
-from .tiny import BASE_FILE, TEXT_FILE, read_folder, save_base
+from ..demo.training import edge_distance, psnr
+from . import tiny
 from .training_bases import Base, import_diffusers
 from .vae import latent_scale
 
@@ -49,14 +49,14 @@ class TrainedVae(nn.Module):
         self.vae, self.aligner = vae, aligner
 
 
-def build_image_vae(config: VaeConfig, recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], cell: int) -> Task:
+def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], cell: int) -> Task:
     """`dataset` gives image 3 h w in [-1, 1] and cells k h/cell w/cell, numbers below `classes` of what each spot shows.
 
     The recipe's model may name `weights`, the folder of an autoencoder of the same layout to go on from.
     """
     check_keys(recipe.loss, [field.name for field in fields(ImageVaeLoss)], "recipe's loss")
     check_keys(recipe.model, ["weights"], "recipe's model")
-    settings = ImageVaeLoss(**recipe.loss)
+    settings, config = ImageVaeLoss(**recipe.loss), tiny.VAE
     if settings.crop % config.stride:
         raise ValueError(f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent.")
     with torch.random.fork_rng(devices=[]):
@@ -66,7 +66,7 @@ def build_image_vae(config: VaeConfig, recipe: Recipe, *, dataset: Any, classes:
             vae = fill_module(vae, FrozenVae(Path(recipe.model["weights"])).vae.state_dict(), what=recipe.model["weights"])
         model = TrainedVae(vae, Aligner(config.latent_channels, classes, config.stride // cell))
     loss = partial(image_vae_loss, settings=settings, stride=config.stride)
-    return Task(model, loss, dataset, export=partial(export_image_vae, config=config, dataset=dataset))
+    return Task(model, loss, dataset, export=partial(export_image_vae, dataset=dataset))
 
 
 def image_vae_loss(
@@ -80,12 +80,11 @@ def image_vae_loss(
     out = model.vae.decode(latent).sample.float()
     parts = {
         "pixel": (out - image).abs().mean(),
-        "edges": settings.edges * sum((out - image).diff(dim=dim).abs().mean() for dim in (2, 3)),
+        "edges": settings.edges * edge_distance(out, image),
         "divergence": settings.divergence * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
         "align": settings.align * model.aligner(latent.flatten(2).transpose(1, 2), cells),
     }
-    psnr = 10 * torch.log10(4 / (out.detach() - image).square().mean().clamp_min(1e-12))
-    return sum(parts.values()), {**{name: value.detach() for name, value in parts.items()}, "psnr": psnr}
+    return sum(parts.values()), {**{name: value.detach() for name, value in parts.items()}, "psnr": psnr(out, image)}
 
 
 def cut(image: Tensor, cells: Tensor, crop: int, stride: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -102,9 +101,9 @@ def cut(image: Tensor, cells: Tensor, crop: int, stride: int, generator: Generat
     return cut_out[0], cut_out[1]
 
 
-def export_image_vae(folder: Path, state: Mapping[str, Tensor], *, config: VaeConfig, dataset: Any, measure: int = 64) -> None:
+def export_image_vae(folder: Path, state: Mapping[str, Tensor], *, dataset: Any, measure: int = 64) -> None:
     """A folder in diffusers' form, with the factor that gives its latents unit spread, measured on `measure` pictures."""
-    vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))
+    vae = import_diffusers().AutoencoderKL(**tiny.VAE.for_diffusers(3))
     vae.load_state_dict({name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")})
     with torch.no_grad():
         picked = [dataset[i * len(dataset) // measure]["image"] for i in range(measure)]
@@ -149,24 +148,23 @@ class TrainedBase(nn.Module):
 
 
 def build_base(
-    recipe: Recipe, *, unet: Mapping[str, Any], noise: Mapping[str, Any], prediction: str, text_encoder: nn.Module, empty_tokens: Tensor,
-    dataset: Any, classes: tuple[int, ...], vae_folder: Path,
-) -> Task:  # fmt: skip
-    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells; `unet` and `noise` are what diffusers'
-    UNet2DConditionModel and DDPMScheduler are made of. The autoencoder of `vae_folder` is put into the folder that ships."""
+    recipe: Recipe, *, text_encoder: nn.Module, empty_tokens: Tensor, dataset: Any, classes: tuple[int, ...], vae_folder: Path
+) -> Task:
+    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells. The autoencoder of `vae_folder` is put
+    into the folder that ships."""
     diffusers = import_diffusers()
     check_keys(recipe.loss, [field.name for field in fields(BaseLoss)], "recipe's loss")
     settings = BaseLoss(**recipe.loss)
     sample = dataset[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = diffusers.UNet2DConditionModel(**unet)
-        smallest = sample["latent"].shape[-1] // 2 ** (len(unet["block_out_channels"]) - 1)
-        aligner = Aligner(unet["block_out_channels"][-1], classes, sample["cells"].shape[-1] // smallest)
+        network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
+        smallest = sample["latent"].shape[-1] // 2 ** (len(tiny.WIDTHS) - 1)
+        aligner = Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest)
         model = TrainedBase(network, text_encoder, aligner)
-    scheduler = diffusers.DDPMScheduler(**noise, prediction_type=prediction, clip_sample=False)
-    loss = partial(base_loss, base=Base(network, "sd21", scheduler), empty=empty_tokens, settings=settings)
-    return Task(model, loss, dataset, export=partial(export_base, scheduler=scheduler, unet=unet, vae_folder=vae_folder))
+    scheduler = diffusers.DDPMScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False)
+    loss = partial(base_loss, base=Base(network, tiny.FAMILY, scheduler), empty=empty_tokens, settings=settings)
+    return Task(model, loss, dataset, export=partial(export_base, scheduler=scheduler, vae_folder=vae_folder))
 
 
 def base_loss(
@@ -177,12 +175,8 @@ def base_loss(
     words = draw_words({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-    heard: list[Tensor] = []
-    listener = model.unet.mid_block.register_forward_hook(lambda module, given, out: heard.append(out))
-    try:
+    with listen(model.unet.mid_block) as heard:
         said = model.unet(base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False)[0].float()
-    finally:
-        listener.remove()
     parts = {
         "image": F.mse_loss(said, base.target(x0, noise, t)),
         "align": settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"]),
@@ -190,14 +184,14 @@ def base_loss(
     return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
 
 
-def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, unet: Mapping[str, Any], vae_folder: Path) -> None:
+def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, vae_folder: Path) -> None:
     """A whole base in diffusers' form, but for its text encoder, which is a file of ours; and all of it as the one file that ships."""
     diffusers = import_diffusers()
-    network = diffusers.UNet2DConditionModel(**unet)
+    network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
     network.load_state_dict({name.removeprefix("unet."): value.float() for name, value in state.items() if name.startswith("unet.")})
     network.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
     diffusers.AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, use_safetensors=True).save_pretrained(folder / "vae")
     words = {name.removeprefix("text_encoder."): value for name, value in state.items() if name.startswith("text_encoder.")}
-    write_tensors(folder / TEXT_FILE, words, {}, kind="tiny text encoder")
-    save_base(folder / BASE_FILE.name, read_folder(folder))
+    write_tensors(folder / tiny.TEXT_FILE, words, {}, kind="tiny text encoder")
+    tiny.save_base(folder / tiny.BASE_FILE.name, tiny.read_folder(folder))

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -22,7 +21,7 @@ from torch import Generator, Tensor, nn
 
 from ..core.diffusion.flow import add_noise
 from ..core.geometry.depth import contract, uncontract, unit_mean
-from ..core.training.alignment import Aligner
+from ..core.training.alignment import Aligner, listen
 from ..core.training.recipe import check_keys
 from ..core.training.words import draw_words
 from .network import ModalityForcing
@@ -91,19 +90,9 @@ class TrainedModel(nn.Module):
         """Rows of context b n c from drawn word numbers, or the context itself."""
         return self.text_encoder(words) if self.text_encoder is not None else words
 
-
-@contextmanager
-def listen(model: TrainedModel, block: int) -> Iterator[list[Tensor]]:
-    """While open, the rows that single block number `block` gives are kept in the list; nothing where nobody aligns."""
-    heard: list[Tensor] = []
-    if model.aligner is None:
-        yield heard
-        return
-    handle = model.network.single_blocks[block].register_forward_hook(lambda module, given, rows: heard.append(rows))
-    try:
-        yield heard
-    finally:
-        handle.remove()
+    def aligned_block(self, number: int) -> nn.Module | None:
+        """The single block whose rows the aligner reads; None where nobody aligns."""
+        return None if self.aligner is None else self.network.single_blocks[number]
 
 
 def align_loss(model: TrainedModel, batch: Batch, heard: list[Tensor], context: Tensor, settings: LossSettings) -> dict[str, Tensor]:
@@ -131,7 +120,7 @@ def loss(
     depth_t = torch.where(known, add_noise(target, depth_noise, t_depth), depth_noise)
 
     context = model.context(words)
-    with listen(model, settings.align_block) as heard:
+    with listen(model.aligned_block(settings.align_block)) as heard:
         velocity, x0 = model.network(rgb_t, depth_t, context, t_rgb, t_depth)
     parts = {
         "rgb": settings.rgb_weight * velocity_loss(velocity, rgb_noise - latent, t_rgb > 0),
@@ -156,7 +145,7 @@ def image_loss(
     t = draw_logit_normal(uniform(len(latent), generator), settings.shift_mu, settings.shift_sigma).to(latent.device)
     noise = draw_like(latent, generator)
     context = model.context(words)
-    with listen(model, settings.align_block) as heard:
+    with listen(model.aligned_block(settings.align_block)) as heard:
         velocity = model.network.forward_image(add_noise(latent, noise, t), context, t)
     value = settings.rgb_weight * velocity_loss(velocity, noise - latent, t > 0)
     return sum_parts({"rgb": value, **align_loss(model, batch, heard, context, settings)})

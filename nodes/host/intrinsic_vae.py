@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...models.core.weights import check_fit
-from ...models.intrinsic_ldm.config import CHANNELS
+from ...models.intrinsic_ldm.config import CHANNELS, VaeConfig
 from ...models.intrinsic_ldm.tiny import VAE_FILE as TINY_VAE
 from ...models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intrinsic_vae
 from .intrinsic_model import split_intrinsic
@@ -37,9 +37,7 @@ class IntrinsicVAE(comfy.sd.VAE):
         self.working_dtypes = [torch.float32]  # bfloat16 would tell 1 / depth in steps of 1/256
         self.process_input = lambda maps: maps
         self.process_output = lambda maps: maps.clamp_(-1, 1)
-        share, encode, decode = config.width / SD_WIDTH, self.memory_used_encode, self.memory_used_decode
-        self.memory_used_encode = lambda shape, dtype: share * encode(shape, dtype)
-        self.memory_used_decode = lambda shape, dtype: share * decode(shape, dtype) * config.stride**2 / 64
+        scale_memory(self, config)
 
     def encode(self, pixel_samples):
         raise ValueError(NO_PICTURE.format(does="encodes", node="Encode Intrinsics"))
@@ -79,6 +77,13 @@ class IntrinsicVAE(comfy.sd.VAE):
             output_device=self.output_device, pbar=comfy.utils.ProgressBar(steps),
         )  # fmt: skip
         return self.process_output(maps)
+
+
+def scale_memory(vae: comfy.sd.VAE, config: VaeConfig) -> None:
+    """Core's estimates of memory, brought from SD's autoencoder to one of another width and stride."""
+    share, encode, decode = config.width / SD_WIDTH, vae.memory_used_encode, vae.memory_used_decode
+    vae.memory_used_encode = lambda shape, dtype: share * encode(shape, dtype)
+    vae.memory_used_decode = lambda shape, dtype: share * decode(shape, dtype) * config.stride**2 / 64
 
 
 def list_vaes() -> list[str]:

@@ -92,17 +92,22 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
 
     config = JointConfig(network)
     config.quant_config = comfy.utils.detect_layer_quantization(state, "")
+    set_precision(config, state, comfy.model_management.get_torch_device())
+    patcher = host_model(config.get_model(state), in_precision(state, config), disable_dynamic)
+    patcher.cached_patcher_init = (load_joint_model, (path,))
+    for wrapper in (keep_given, note_depth):
+        patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "spatialweave", wrapper)
+    return patcher
+
+
+def host_model(model, state: dict[str, torch.Tensor], disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+    """One of core's models with its network's weights, in core's memory management."""
     load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    set_precision(config, state, load_device)
-    model = config.get_model(state)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    model.diffusion_model.load_state_dict(in_precision(state, config), strict=True, assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_joint_model, (path,))
-    for wrapper in (keep_given, note_depth):
-        patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "spatialweave", wrapper)
+    model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
     return patcher
 
 

@@ -17,8 +17,8 @@ from ...models.core.weights import check_fit
 from ...models.demo.codec_colours import fit_colours
 from ...models.intrinsic_ldm.tiny import BASE_FILE, VAE, TinyBase, load_base, unet_for_core
 from ...models.intrinsic_ldm.weights import to_core_names
-from .intrinsic_vae import SD_WIDTH
-from .loading import set_precision
+from .intrinsic_vae import scale_memory
+from .loading import host_model, set_precision
 from .tiny_clip import tiny_clip
 
 
@@ -47,9 +47,7 @@ class TinyAutoencoder(comfy.sd.VAE):
     def __init__(self, state: dict[str, Tensor]):
         super().__init__(sd=dict(state), config={"params": VAE.for_core(3)}, dtype=torch.float32)
         self.latent_channels = VAE.latent_channels
-        share, encode, decode = VAE.width / SD_WIDTH, self.memory_used_encode, self.memory_used_decode
-        self.memory_used_encode = lambda shape, dtype: share * encode(shape, dtype)
-        self.memory_used_decode = lambda shape, dtype: share * decode(shape, dtype)
+        scale_memory(self, VAE)
 
 
 class Colours:
@@ -75,22 +73,17 @@ def load_tiny_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPa
 
 def tiny_model(base: TinyBase, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """A core MODEL of the UNet, with colours for its previews."""
-    config, device = TinyDiffusion(unet_for_core()), comfy.model_management.get_torch_device()
+    config = TinyDiffusion(unet_for_core())
     names = comfy.utils.unet_to_diffusers(config.unet_config)
     state = {names.get(name, name): value for name, value in base.unet.items()}
-    set_precision(config, state, device)
+    set_precision(config, state, comfy.model_management.get_torch_device())
     config.latent_format.scale_factor = base.vae_scale
     factors, bias = fit_colours(encoder_of(base), stride=VAE.stride)
     config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = factors.tolist(), bias.tolist()
     model = config.get_model(state)
     wanted = {name: tuple(value.shape) for name, value in model.diffusion_model.state_dict().items()}
     check_fit(wanted, {name: tuple(value.shape) for name, value in state.items()}, f"{BASE_FILE}, the tiny UNet,")
-    offload = comfy.model_management.unet_offload_device()
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = kind(model, load_device=device, offload_device=offload)
-    if not comfy.model_management.is_device_cpu(offload):
-        model.to(offload)
-    model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
+    patcher = host_model(model, state, disable_dynamic)
     patcher.cached_patcher_init = (load_tiny_unet, ())
     return patcher
 

@@ -1,4 +1,4 @@
-"""The I-LDM graphs in a real ComfyUI: those of big bases on small random models of core's own classes, the tiny one as it is shipped."""
+"""The I-LDM graphs in a real ComfyUI: on small random models of core's own classes."""
 
 import json
 
@@ -6,11 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-TINY = "intrinsic_cogeneration"
 RECIPES = {"intrinsic_sd21": ("sd21", "vae"), "intrinsic_sdxl": ("sdxl", "vae_sdxl"), "intrinsic_pixart": ("pixart", "vae")}
 # name: pixels of a side; core's PixArt counts positions in units of 64 latent pixels, of which a picture needs half one at least
-SIDES = {TINY: 128, "intrinsic_sd21": 64, "intrinsic_sdxl": 64, "intrinsic_pixart": 320}
-TINY_FILE = "models/intrinsic_ldm/tiny_base.safetensors"
+SIDES = {"intrinsic_sd21": 64, "intrinsic_sdxl": 64, "intrinsic_pixart": 320}
 
 
 def read(root, name, api=True):
@@ -23,9 +21,7 @@ def of_kind(graph, kind):
 
 
 @pytest.fixture(params=SIDES)
-def name(request, root):
-    if request.param == TINY and not (root / TINY_FILE).is_file():
-        pytest.skip(f"NOT RUN: {TINY_FILE} is not in this checkout, so the workflow {TINY} was not executed; train and ship the tiny I-LDM")
+def name(request):
     return request.param
 
 
@@ -91,7 +87,7 @@ def test_graph_of_a_big_base_says_what_it_needs(root, base):
 
 def test_every_graph_has_the_papers_gaussian_weight_and_one_note_on_off(root):
     names = {path.stem for path in (root / "workflows").glob("intrinsic_*.json")}
-    assert {*RECIPES} <= names <= {*SIDES}
+    assert names == {*SIDES}
     for name in names:
         graph = read(root, name)
         inputs = graph[of_kind(graph, "SpatialWeave_IntrinsicCoGeneration")]["inputs"]

@@ -7,7 +7,8 @@ take the encoder's place: cross-entropy per kind of class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,3 +35,17 @@ class Aligner(nn.Module):
         parts = zip(logits.split(self.classes, dim=1), cells.long().unbind(1), strict=True)
         # a kind that no spot of the batch has must not make the mean 0/0
         return sum(F.cross_entropy(each, kind, ignore_index=-1, reduction="sum") / (kind >= 0).sum().clamp(min=1) for each, kind in parts)
+
+
+@contextmanager
+def listen(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """While open, what the module gives is kept in the list; nothing where there is no module."""
+    heard: list[Tensor] = []
+    if module is None:
+        yield heard
+        return
+    handle = module.register_forward_hook(lambda module, given, out: heard.append(out))
+    try:
+        yield heard
+    finally:
+        handle.remove()
