@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .intrinsic_ldm.config import GUIDANCE, STEPS
+from .intrinsic_ldm.config import GUIDANCE, PRECISIONS, STEPS
 
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     intrinsic.add_argument("--steps", type=int, default=STEPS, help="sampling steps")
     intrinsic.add_argument("--guidance", type=float, default=GUIDANCE, help="how strongly the prompt steers; 1 is off")
     intrinsic.add_argument("--batch", type=int, default=16, help="pictures at a time")
+    intrinsic.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the networks that make pictures")
     intrinsic.add_argument("--base", type=Path, help="another tiny base than the one that ships")
     intrinsic.add_argument("--vae", type=Path, help="another intrinsic VAE than the one that ships")
     intrinsic.add_argument("--lora", type=Path, help="another intrinsic LoRA than the one that ships")
@@ -53,7 +54,7 @@ def _run_evaluate_intrinsic(options: argparse.Namespace) -> None:
     from .intrinsic_evidence import as_lines, write_page
 
     others = {name: getattr(options, name) for name in ("base", "vae", "lora", "ablation", "predictor") if getattr(options, name)}
-    plan = Plan(options.n, options.seeds, options.steps, options.guidance, options.batch)
+    plan = Plan(options.n, options.seeds, options.steps, options.guidance, options.batch, precision=options.precision)
     report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=options.device)
     sys.stdout.writelines(f"{line}\n" for line in as_lines(report))
     if options.json:

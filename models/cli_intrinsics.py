@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .intrinsic_ldm.config import GUIDANCE, STEPS
+from .intrinsic_ldm.config import GUIDANCE, PRECISIONS, STEPS
 
 
 def add_intrinsics(command: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def _add_encode(actions, looks: Mapping[str, Any]) -> None:
     encode.add_argument("--vae", type=Path, required=True, help="the intrinsic VAE's file")
     encode.add_argument("--size", metavar="WxH", help="pixels; larger pictures are scaled to cover and cropped; by default as they are")
     encode.add_argument("--batch", type=int, default=4, help="pictures encoded at once")
-    encode.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the text encoders")
+    encode.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the text encoders")
     encode.set_defaults(run=_run_encode)
 
 

@@ -28,7 +28,7 @@ from .evaluation import hold_out
 from .intrinsic_judge import Judge, code_frames
 from .intrinsic_ldm import tiny
 from .intrinsic_ldm.cogeneration import CoGeneration, Generated
-from .intrinsic_ldm.config import GUIDANCE, STEPS
+from .intrinsic_ldm.config import GUIDANCE, PRECISIONS, STEPS
 from .intrinsic_ldm.layers import Reading, middle_layers
 from .intrinsic_ldm.schedules import Constant, Drop, Gaussian, Schedule
 from .intrinsic_ldm.training_bases import import_diffusers
@@ -56,10 +56,13 @@ class Plan:
     guidance: float = GUIDANCE
     batch: int = 16
     size: int = tiny.SIZE
+    precision: str = PRECISIONS[0]  # in which the networks make pictures; the judges stay with float32
 
     def __post_init__(self) -> None:
         if self.count < 2 or min(self.seeds, self.steps, self.batch) < 1:
             raise ValueError(f"{self} arrived; an evaluation needs at least 2 captions, and 1 seed, step and picture at a time.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"The precision {self.precision!r} arrived; it is one of {', '.join(PRECISIONS)}.")
 
     def parts(self, count: int) -> Iterator[tuple[int, int]]:
         """(first picture, how many) of each part of `count` pictures."""
@@ -131,7 +134,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 def make_methods(plan: Plan, files: Files, digests: Mapping[str, str], device: str) -> list[Method]:
     """The paper's ways, in the order of its table."""
-    open_files = partial(CoGeneration.from_files, files.base, files.vae, device=device)
+    open_files = partial(CoGeneration.from_files, files.base, files.vae, device=device, dtype=getattr(torch, plan.precision))
     ours = open_files(files.lora)
     drop = Drop(middle_layers(ours.layers, READING))
     methods = [
@@ -154,7 +157,8 @@ def make_method(
     steps = steps or plan.steps
     given = {"maps": maps, "steps": steps, "guidance": plan.guidance, "size": plan.size, "reading": READING}
     words = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in vars(schedule).items()} if schedule else {}
-    settings = {"steps": steps, "guidance": plan.guidance, "size": plan.size, "sampler": "DDIM", "noise": "seed and caption's number"}
+    settings = {"steps": steps, "guidance": plan.guidance, "size": plan.size, "sampler": "DDIM", "precision": plan.precision}
+    settings |= {"noise": "seed and caption's number"}
     if schedule is not None:
         settings |= {"schedule": type(schedule).__name__, "reading": READING, **words}
     settings["weights"] = {part: digests[part] for part in ("base", *(("vae", lora) if lora else ()))}

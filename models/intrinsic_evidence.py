@@ -49,7 +49,8 @@ CLAIMS = (
 )
 INTRODUCTION = (
     "What the tiny I-LDM does to the pictures of its own base: {count} held-out captions of the procedural world, {seeds} seeds, the same "
-    "noise for every method, {steps} DDIM steps (twice as many where said), guidance {guidance:g}. Mean and standard error over seeds."
+    "noise for every method, {steps} DDIM steps (twice as many where said), guidance {guidance:g}, networks in {precision}. Mean and "
+    "standard error over seeds."
 )
 MEANING = (
     "Violations are counted a picture, in five kinds: an object of the caption that is missing; a left or right, or a before or behind, "

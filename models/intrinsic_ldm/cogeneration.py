@@ -64,33 +64,38 @@ class Steering:
 class CoGeneration:
     """The base with its LoRA, both autoencoders and the text encoder."""
 
-    def __init__(self, base: tiny.TinyBase, intrinsic: IntrinsicVae, read: ReadLora):
-        """`read` gives the LoRA by its projections' names when it is told which projections there are."""
+    def __init__(self, base: tiny.TinyBase, intrinsic: IntrinsicVae, read: ReadLora, dtype: torch.dtype = torch.float32):
+        """`read` gives the LoRA by its projections' names when it is told which projections there are.
+
+        UNet and autoencoders compute in `dtype`, the text encoder, which runs once a prompt, in float32.
+        """
         diffusers = import_diffusers()
         with torch.device("meta"):
             unet = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
             image = diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(3))
             maps = diffusers.AutoencoderKL(**intrinsic.config.for_diffusers())
             text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
-        self.unet = freeze(unet, base.unet, "the tiny base's UNet")
-        self.image_vae, self.image_scale = freeze(image, base.vae, "the tiny base's autoencoder"), base.vae_scale
-        self.maps_vae, self.maps_scale = freeze(maps, to_diffusers_names(intrinsic.state), "the intrinsic VAE"), intrinsic.latent_scale
+        self.unet = freeze(unet, base.unet, "the tiny base's UNet", dtype)
+        self.image_vae, self.image_scale = freeze(image, base.vae, "the tiny base's autoencoder", dtype), base.vae_scale
+        self.maps_vae = freeze(maps, to_diffusers_names(intrinsic.state), "the intrinsic VAE", dtype)
+        self.maps_scale = intrinsic.latent_scale
         self.text = freeze(text, base.text, "the tiny base's text encoder")
         self.coupling, self.layers = couple(self.unet, read(projections(self.unet)))
 
     @classmethod
     def from_files(
-        cls, base: PathLike = tiny.BASE_FILE, vae: PathLike = tiny.VAE_FILE, lora: PathLike = tiny.LORA_FILE, *, device: str = "cpu"
-    ) -> CoGeneration:
-        """The shipped files, or others; WeightsError or ValueError says what a wrong one is."""
+        cls, base: PathLike = tiny.BASE_FILE, vae: PathLike = tiny.VAE_FILE, lora: PathLike = tiny.LORA_FILE, *, device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> CoGeneration:  # fmt: skip
+        """The shipped files, or others; WeightsError or ValueError says what a wrong one is. The networks compute in `dtype`."""
 
         def read(found: Mapping[str, Projection]) -> dict[str, LowRank]:
             metadata = read_header(lora).metadata
             parts = read_lora(read_tensors(lora), found, base=tiny.NAME, name=str(lora), metadata=metadata)
-            like = torch.empty(0, device=device)
+            like = torch.empty(0, device=device, dtype=dtype)
             return {name: part.to(like) for name, part in parts.items()}
 
-        return cls(tiny.load_base(base), load_intrinsic_vae(vae), read).to(device)
+        return cls(tiny.load_base(base), load_intrinsic_vae(vae), read, dtype).to(device)
 
     def to(self, device: str) -> CoGeneration:
         for module in (self.unet, self.image_vae, self.maps_vae, self.text):
@@ -118,8 +123,8 @@ class CoGeneration:
             lambda latents, t: self.predict(latents, t, steering), noise, scheduler or make_scheduler(),
             streams=BOTH if maps else ("image",), steps=steps, on_step=on_step,
         )  # fmt: skip
-        image = (self.image_vae.decode(latents["image"] / self.image_scale).sample.movedim(1, -1) + 1) / 2
-        stacked = self.maps_vae.decode(latents["intrinsic"] / self.maps_scale).sample.clamp(-1, 1).cpu() if maps else None
+        image = (decode(self.image_vae, latents["image"] / self.image_scale).movedim(1, -1) + 1) / 2
+        stacked = decode(self.maps_vae, latents["intrinsic"] / self.maps_scale).clamp(-1, 1).cpu() if maps else None
         return Generated(image.clamp(0, 1).cpu(), stacked)
 
     def check(self, prompts: Sequence[str], size: int, schedule: Schedule, reading: Reading) -> None:
@@ -145,13 +150,19 @@ class CoGeneration:
         rows = self.coupling.rows = Rows(chunks, batch, streams)
         x = torch.cat([latents[stream] for _ in chunks for stream in streams])
         context = torch.cat([steering.contexts[chunk] for chunk in chunks for _ in streams])
-        said = self.unet(x, t.to(x.device), encoder_hidden_states=context, return_dict=False)[0]
+        dtype = self.unet.dtype
+        said = self.unet(x.to(dtype), t.to(x.device), encoder_hidden_states=context.to(dtype), return_dict=False)[0].float()
         return {stream: steering.guide(rows.select(said, stream)) for stream in streams}
 
 
-def freeze(module: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module:
-    """The module with these weights in float32, to be used as it is."""
-    return fill_module(module, {name: value.float() for name, value in state.items()}, what=what).requires_grad_(False).train(False)
+def freeze(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The module with these weights, to be used as it is."""
+    return fill_module(module, {name: value.to(dtype) for name, value in state.items()}, what=what).requires_grad_(False).train(False)
+
+
+def decode(vae: nn.Module, latents: Tensor) -> Tensor:
+    """float32 b c H W of latents b c h w, whatever the autoencoder computes in."""
+    return vae.decode(latents.to(vae.dtype)).sample.float()
 
 
 def draw_noise(seed: int, count: int, size: int) -> Tensor:

@@ -9,6 +9,7 @@ MAPS = {"depth": 1, "normals": 3, "segmentation": 3, "line": 1}  # channels of e
 CHANNELS = sum(MAPS.values())
 SD_SCALE = 0.18215  # what SD1, SD2.1 and PixArt-alpha multiply their latents by; SDXL: 0.13025
 STEPS, GUIDANCE = 25, 4.0  # of the tiny system's sampling; the paper has 25 and 7.5 on SD2.1
+PRECISIONS = ("float32", "bfloat16")  # in which a system may compute where it can be chosen
 GROUPS = 32  # of every group norm, in core and in diffusers
 
 

@@ -59,6 +59,7 @@ class VaeLoss:
     normals: float = 1.0
     segmentation: float = 1.0
     line: float = 1.0
+    line_balance: float = 1.0  # how many pixels of paper one pixel of a line counts for
     normals_angle: float = 1.0
     divergence: float = 1.0  # besides the 1e-6 that it has already
     perceptual: float = 1.0
@@ -71,6 +72,8 @@ class VaeLoss:
             value = getattr(self, f.name)
             if isinstance(value, (int, float)) and value < 0:
                 raise ValueError(f"The recipe's loss has {f.name} {value}; give a factor of at least 0.")
+        if not self.line_balance:
+            raise ValueError("The recipe's loss has line_balance 0, which counts no line; give a number above 0, 1 for all pixels alike.")
 
 
 def build(recipe: Recipe) -> Task:
@@ -177,7 +180,7 @@ def vae_loss(
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
     drawn = torch.randn(mean.shape, generator=generator).to(mean.device)
     out = model.decode(mean + (0.5 * log_variance).exp() * drawn).sample.float()
-    parts = vae_losses(out, maps, mean, log_variance, perceptual, present=batch["present"])
+    parts = vae_losses(out, maps, mean, log_variance, perceptual, present=batch["present"], line_balance=settings.line_balance)
     parts = {name: getattr(settings, name) * value for name, value in parts.items()}
     return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
 

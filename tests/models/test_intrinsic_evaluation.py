@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,11 +145,11 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(report, files, tmp_pat
 def test_other_settings_take_no_parts_of_these(files, tmp_path):
     digests = {"base": "a", "vae": "b", "lora": "c"}
     names = set()
-    for changed in (PLAN, intrinsic_evaluation.Plan(count=3, seeds=2, steps=2, guidance=2.0, batch=2, size=32)):
+    for changed in (PLAN, replace(PLAN, steps=2), replace(PLAN, precision="bfloat16")):
         for lora in ("c", "d"):
             method = intrinsic_evaluation.make_method("x", print, changed, digests | {"lora": lora}, "lora")
             names.add(intrinsic_evaluation.fingerprint(method.settings, {}, changed.batch))
-    assert len(names) == 4
+    assert len(names) == 6
 
 
 def test_the_command_writes_both_files(files, report, tmp_path, capsys, monkeypatch):
@@ -163,14 +164,31 @@ def test_the_command_writes_both_files(files, report, tmp_path, capsys, monkeypa
 def test_the_commands_numbers_are_the_codes_own():
     options = cli.build_parser().parse_args(["evaluate", "intrinsic_ldm"])
     plan = intrinsic_evaluation.Plan()
-    assert (options.n, options.seeds, options.steps, options.guidance, options.batch) == (
-        plan.count, plan.seeds, plan.steps, plan.guidance, plan.batch,
+    assert (options.n, options.seeds, options.steps, options.guidance, options.batch, options.precision) == (
+        plan.count, plan.seeds, plan.steps, plan.guidance, plan.batch, plan.precision,
     )  # fmt: skip
 
 
 def test_a_missing_file_is_a_sentence(tmp_path, capsys):
     assert cli.main(["evaluate", "intrinsic_ldm", "--predictor", str(tmp_path / "none"), "--work", str(tmp_path)]) == 1
     assert "choose a file" in capsys.readouterr().err
+
+
+def test_the_networks_compute_in_the_plans_precision(files):
+    """bfloat16 has 8 bits: near to float32's pictures and not the same."""
+    pictures = {}
+    for precision in ("float32", "bfloat16"):
+        methods = intrinsic_evaluation.make_methods(replace(PLAN, precision=precision), files, files.digests(), "cpu")
+        (gaussian,) = (method for method in methods if method.name == "gaussian")
+        pictures[precision] = gaussian.make(["a red ball"], seed=3)
+    for kind in ("image", "maps"):
+        full, half = (getattr(made, kind) for made in pictures.values())
+        assert half.dtype == torch.float32 and 0 < (full - half).abs().mean() < 0.03 * full.std()
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="'float8' arrived"):
+        replace(PLAN, precision="float8")
 
 
 @pytest.mark.parametrize("change", [{"count": 1}, {"seeds": 0}, {"batch": 0}])

@@ -235,6 +235,7 @@ def test_committed_recipes_are_valid(path):
     ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors cannot be read"),
     ({"loss": {"drop": 1.0}}, "from 0 to below 1"),
     ({"loss": {"depth": -1.0}}, "depth -1.0; give a factor of at least 0"),
+    ({"loss": {"line_balance": 0.0}}, "line_balance 0, which counts no line"),
     ({"loss": {"lpips": 1.0}}, "unknown keys: 'lpips'"),
     ({"data": {}}, "names no folder"),
     ({"data": {"folder": "nowhere"}}, "is not a dataset folder"),

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from spatialweave.models.intrinsic_ldm import segments
 from spatialweave.models.intrinsic_ldm.config import CHANNELS, MAPS
-from spatialweave.models.intrinsic_ldm.vae import drop_maps, latent_scale, split_maps, stack_maps, vae_losses, widen_state
+from spatialweave.models.intrinsic_ldm.vae import drop_maps, latent_scale, map_slices, split_maps, stack_maps, vae_losses, widen_state
 
 
 def seeded(*shape):
@@ -67,6 +67,17 @@ def test_losses_are_zero_only_for_the_target_and_the_prior():
     losses = vae_losses(other, target, zero + 1, zero)
     assert losses["depth"] == losses["line"] == 0 < losses["normals_angle"]
     assert float(losses["divergence"]) == pytest.approx(1e-6 * 0.5 * 16)
+
+
+def test_a_pixel_of_a_line_may_count_for_many_of_the_paper():
+    """One pixel of 16 is a line: a blank page is wrong there by 2, a full one is right there alone."""
+    target = torch.full((1, CHANNELS, 4, 4), -1.0)
+    target[:, map_slices()["line"], 1, 2] = 1.0
+    zero = torch.zeros(1, 4, 2, 2)
+    for balance, blank, full in ((1.0, 2 / 16, 30 / 16), (15.0, 30 / 30, 30 / 30)):
+        found = [vae_losses(torch.full_like(target, value), target, zero, zero, line_balance=balance) for value in (-1.0, 1.0)]
+        assert [float(losses["line"]) for losses in found] == pytest.approx([blank, full])
+        assert [float(losses["depth"]) for losses in found] == [0.0, 2.0], "the other maps know no balance"
 
 
 def test_the_measured_scale_gives_unit_spread():
