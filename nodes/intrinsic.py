@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..models.intrinsic_ldm.layers import READINGS
+from .host.intrinsic_graph import check_samplers
 from .host.intrinsic_model import join_intrinsic, list_loras, plot, split_intrinsic, with_intrinsics
 
 CATEGORY = "SpatialWeave/Intrinsics"
@@ -79,7 +80,7 @@ class IntrinsicCoGeneration(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name, schedule, cut_below, keep_maps, share_image_loras, sigmas=None) -> io.NodeOutput:
         switches = {"cut_below": cut_below, "keep_maps": keep_maps, "share_image_loras": share_image_loras}
-        coupled, settings = with_intrinsics(model, lora_name, schedule, **switches, node_id=cls.hidden.unique_id)
+        coupled, settings = with_intrinsics(model, lora_name, schedule, **switches, node_id=getattr(cls.hidden, "unique_id", None))
         return io.NodeOutput(coupled, ui=ui.PreviewImage(plot(settings, model, sigmas), cls=cls))
 
 
@@ -100,10 +101,12 @@ class JoinIntrinsicLatent(io.ComfyNode):
                 io.Latent.Input("maps_latent", optional=True, tooltip="The maps' latent; empty: they are sampled from nothing."),
             ],
             outputs=[io.Latent.Output("latent", display_name="LATENT", tooltip="Both as one nested latent, for a KSampler.")],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, image_latent, maps_latent=None) -> io.NodeOutput:
+        check_samplers(cls.hidden)
         return io.NodeOutput(join_intrinsic(model, image_latent, maps_latent))
 
 

@@ -11,6 +11,8 @@ import folder_paths
 import torch
 from safetensors.torch import load_file, save_file
 
+import nodes as core
+
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
 small = sys.modules["__main__"].load_file("inside_intrinsic.py")  # worker.py's: the small models and their LoRAs
 FIRST = "input_blocks.1.1.transformer_blocks.0"
@@ -119,17 +121,49 @@ def joined_twice(at):
     return ours("nodes.host.intrinsic_model").join_intrinsic(patched, *((pair, None) if at == "image" else (plain, pair)))
 
 
+def wired(sampler, **more):
+    """A graph in API form: loader 1, co-generation 2, joint latent 3, and what samples it; its word on the joint latent."""
+    prompt = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd21.safetensors"}},
+        "2": {"class_type": "SpatialWeave_IntrinsicCoGeneration", "inputs": {"model": ["1", 0]}},
+        "3": {"class_type": "SpatialWeave_JoinIntrinsicLatent", "inputs": {"model": ["2", 0]}},
+        "8": {"class_type": "KSampler", "inputs": {"latent_image": ["3", 0], "seed": 3, **sampler}, "_meta": {"title": "My sampler"}},
+        **more,
+    }
+    hidden = type("Hidden", (), {"prompt": prompt, "unique_id": "3"})
+    return ours("nodes.host.intrinsic_graph").check_samplers(hidden)
+
+
+def sound_graphs():
+    """Graphs that are as they should be: with nodes between, through a guider, and a plain second pass over the image's part alone."""
+    lora = {"4": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["2", 0], "strength_model": 1.0}}}
+    guider = {"5": {"class_type": "CFGGuider", "inputs": {"model": ["2", 0], "cfg": 4.0}}}
+    split = {"6": {"class_type": "SpatialWeave_SplitIntrinsicLatent", "inputs": {"samples": ["8", 0]}}}
+    second = {"9": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "latent_image": ["6", 0]}}}
+    wired({"model": ["2", 0]})
+    wired({"model": ["4", 0]}, **lora)
+    wired({"guider": ["5", 0]}, **guider)
+    wired({"model": ["2", 0]}, **split, **second)
+    node = core.NODE_CLASS_MAPPINGS["SpatialWeave_JoinIntrinsicLatent"]  # called by a script, there is no graph
+    return list(node.execute(small.coupled(small.model()), small.empty()).result[0]["samples"].shape)
+
+
 def ordinary():
     return written("style.safetensors", STYLE)
 
 
 def of_another_family():
     """Names and widths of this base, and a file that says it was trained on SDXL."""
-    tensors = load_file(Path(small.KEEP["folder"]) / small.lora())
+    name = small.lora()  # makes the folder
+    tensors = load_file(Path(small.KEEP["folder"]) / name)
     small.coupled(small.model(), file=written("xl.safetensors", tensors, {"base": "sdxl"}))
 
 
 CASES = {
+    "a plain model samples the pair": lambda: wired({"model": ["1", 0]}),
+    "a plain guider samples the pair": lambda: wired(
+        {"guider": ["5", 0]}, **{"5": {"class_type": "CFGGuider", "inputs": {"model": ["1", 0]}}}
+    ),
     "a LoRA that names another base": of_another_family,
     "PixArt's LoRA on SD2.1": lambda: (small.model("pixart"), small.coupled(small.model(), file=small.lora("pixart"))),
     "SD2.1's LoRA on PixArt": lambda: small.coupled(small.model("pixart"), file=small.lora("sd21")),

@@ -20,6 +20,8 @@ REFUSALS = {
     "rows left out": ["1 latents came to a step, wanted 2", "regroups"],
     "several GPUs": ["Several GPUs", "take the multi-GPU node out"],
     "channels of a pair": ["(1, 16, 8, 8) and (1, 16, 8, 8)", "4 channels", "Join Intrinsic Latent"],
+    "a plain model samples the pair": ["My sampler (node 8)", "whose model is plain", "Intrinsic Co-Generation"],
+    "a plain guider samples the pair": ["My sampler (node 8)", "whose guider is plain", "Intrinsic Co-Generation"],
     "a pair to join, as image": ["joint latent arrived at image", "Split Intrinsic Latent"],
     "a pair to join, as maps": ["joint latent arrived at maps", "Split Intrinsic Latent"],
     "layers that are no numbers": ["'middle'", '"3-7"'],
@@ -37,6 +39,10 @@ def test_wrong_input_is_refused_in_one_sentence_and_leaves_nothing(inside, case)
     assert sentence and sentence.endswith(".") and sentence.count(". ") == 0 and "\n" not in sentence
     assert not [part for part in REFUSALS[case] if part not in sentence], sentence
     assert result["left"] == 0
+
+
+def test_a_graph_as_it_should_be_is_not_refused(inside):
+    assert inside(FILE, "sound_graphs") == [1, 4, 8, 8]
 
 
 def test_core_takes_a_pixart_that_reads_no_size_for_sigma(inside):
