@@ -28,6 +28,7 @@ from .weights import load_intrinsic_vae, save_intrinsic_vae, to_core_names, to_d
 Ship = Literal["float32", "float16", "bfloat16"]
 VAE_FILE = "intrinsic_vae.safetensors"  # what a run ships, in its output folder
 IN_CHECKPOINT = "first_stage_model."  # where whole checkpoints of latent diffusion keep their autoencoder
+BALANCES = ("line_balance", "segment_balance")  # of VaeLoss, as `vae_losses` names them
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class VaeLoss:
     segmentation: float = 1.0
     line: float = 1.0
     line_balance: float = 1.0  # how many pixels of paper one pixel of a line counts for
+    segment_balance: float = 1.0  # how many pixels of the ground one pixel of a segment counts for
     normals_angle: float = 1.0
     divergence: float = 1.0  # besides the 1e-6 that it has already
     perceptual: float = 1.0
@@ -72,8 +74,9 @@ class VaeLoss:
             value = getattr(self, f.name)
             if isinstance(value, (int, float)) and value < 0:
                 raise ValueError(f"The recipe's loss has {f.name} {value}; give a factor of at least 0.")
-        if not self.line_balance:
-            raise ValueError("The recipe's loss has line_balance 0, which counts no line; give a number above 0, 1 for all pixels alike.")
+        for name in BALANCES:
+            if not getattr(self, name):
+                raise ValueError(f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all pixels alike.")
 
 
 def build(recipe: Recipe) -> Task:
@@ -180,7 +183,8 @@ def vae_loss(
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
     drawn = torch.randn(mean.shape, generator=generator).to(mean.device)
     out = model.decode(mean + (0.5 * log_variance).exp() * drawn).sample.float()
-    parts = vae_losses(out, maps, mean, log_variance, perceptual, present=batch["present"], line_balance=settings.line_balance)
+    balances = {name: getattr(settings, name) for name in BALANCES}
+    parts = vae_losses(out, maps, mean, log_variance, perceptual, present=batch["present"], **balances)
     parts = {name: getattr(settings, name) * value for name, value in parts.items()}
     return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
 

@@ -85,18 +85,23 @@ def _spread(colours: Tensor, dim: int) -> Tensor:
 
 def vae_losses(
     out: Tensor, target: Tensor, mean: Tensor, log_variance: Tensor, perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-    *, present: Tensor | None = None, line_balance: float = 1.0,
+    *, present: Tensor | None = None, line_balance: float = 1.0, segment_balance: float = 1.0,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Each map's L1, the normals' 1 - cosine, the posterior's divergence by 1e-6, and a perceptual distance of views of three channels.
 
     `present` (b, 4) is False where the target lacks a map, which then does not count; `perceptual` gives (b,). Pixels without a normal
-    have no angle. A pixel of a line counts `line_balance` times one of the paper: lines cover so little of it that L1 alone is content
-    with none at all, which edge detectors meet in the same way (Xie and Tu, Holistically-Nested Edge Detection, 2015, equation 2).
+    have no angle. A pixel of a line counts `line_balance` times one of the paper, one of a segment `segment_balance` times one of the
+    ground: they cover so little that L1 alone is content with no line at all and with grey segments. Edge detectors meet that in the same
+    way (Xie and Tu, Holistically-Nested Edge Detection, 2015, equation 2).
     """
     present = torch.ones(len(out), len(MAPS), dtype=torch.bool, device=out.device) if present is None else present
     losses, outs, targets, has = {}, split_maps(out), split_maps(target), dict(zip(MAPS, present.unbind(1)))
     for name in MAPS:
-        counts = 1 + (line_balance - 1) * (targets[name] + 1) / 2 if name == "line" else torch.ones_like(targets[name])
+        counts = torch.ones_like(targets[name])
+        if name == "line":
+            counts = counts + (line_balance - 1) * (targets[name] + 1) / 2
+        elif name == "segmentation":
+            counts = counts + (segment_balance - 1) * (targets[name] > -1).any(dim=1, keepdim=True)
         errors = (outs[name] - targets[name]).abs() * counts
         losses[name] = _mean_where(errors.flatten(1).sum(dim=1) / counts.flatten(1).sum(dim=1), has[name])
     known = (targets["normals"] != MISSING).any(dim=1) & has["normals"][:, None, None]

@@ -66,7 +66,7 @@ def test_tiny_recipes_follow_one_another(folder):
 
 
 def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
-    """Autoencoder, base, the maps' autoencoder, LoRA: each from the folder of the one before; what ships can be loaded."""
+    """Autoencoder, base, the maps' autoencoder, LoRA, the autoencoders in two runs: each from the folder of the one before; what ships can be loaded."""
     pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
     for name, normals in (("world", False), ("world_maps", True)):
         export_dataset(tmp_path / name, count=6, size=64, seed=0, split="train", normals=normals)
@@ -79,7 +79,7 @@ def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
         whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
         ran.append(tmp_path / whole["output"].removeprefix("runs/"))
         if whole["system"] == "intrinsic_lora":
-            vae = ran[-2] / tiny.VAE_FILE.name.removeprefix("tiny_")
+            vae = ran[4] / tiny.VAE_FILE.name.removeprefix("tiny_")
             encode_dataset(tmp_path / "world_maps", tmp_path / "world_maps_latents", base=tmp_path / "tiny_base", vae=vae)
         model = whole.get("model", {})
         words = {key: value for key, value in model.items() if isinstance(value, str)}
@@ -87,13 +87,14 @@ def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
         data = moved({key: value for key, value in whole["data"].items() if isinstance(value, str)})
         changes = {"data": numbers | data, "model": model | moved(words), "output": str(ran[-1]), "warmup": 0, "batch_size": 4}
         assert run_recipe(Recipe.from_json(whole | changes | {"steps": 2}), BUILDERS).ending == "finished"
-    assert [stage.split("_", 2)[2] for stage in stages] == ["image_vae", "image_vae", "base", "intrinsic_vae", "intrinsic_lora"]
+    kinds = [stage.split("_", 2)[2] for stage in stages]
+    assert kinds == [*["image_vae"] * 2, "base", *["intrinsic_vae"] * 2, "intrinsic_lora"]
 
     base, files = tiny.load_base(ran[2] / tiny.BASE_FILE.name), [ran[2] / tiny.BASE_FILE.name]
     assert {name: value.shape for name, value in base.vae.items()} == {n: v.shape for n, v in tiny.read_folder(ran[2]).vae.items()}
-    maps = load_intrinsic_vae(ran[3] / "intrinsic_vae.safetensors")
+    maps = load_intrinsic_vae(ran[4] / "intrinsic_vae.safetensors")
     assert maps.config.base_scale == base.vae_scale and maps.config.multiples == tiny.VAE.multiples
-    files += [ran[3] / "intrinsic_vae.safetensors", ran[4] / "intrinsic_lora.safetensors"]
+    files += [ran[4] / "intrinsic_vae.safetensors", ran[5] / "intrinsic_lora.safetensors"]
     assert sum(file.stat().st_size for file in files) < 12e6, "all that ships of the tiny system"
 
 

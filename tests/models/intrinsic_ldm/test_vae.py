@@ -80,6 +80,19 @@ def test_a_pixel_of_a_line_may_count_for_many_of_the_paper():
         assert [float(losses["depth"]) for losses in found] == [0.0, 2.0], "the other maps know no balance"
 
 
+def test_a_pixel_of_a_segment_may_count_for_many_of_the_ground():
+    """One pixel of 16 is red: black is wrong there by 2 in one channel of three, red everywhere but there."""
+    target = torch.full((1, CHANNELS, 4, 4), -1.0)
+    reds = map_slices()["segmentation"].start
+    target[:, reds, 1, 2] = 1.0
+    red = torch.full_like(target, -1.0)
+    red[:, reds] = 1.0
+    zero = torch.zeros(1, 4, 2, 2)
+    for balance, black, all_red in ((1.0, 2 / 48, 30 / 48), (15.0, 30 / 90, 30 / 90)):
+        found = [vae_losses(out, target, zero, zero, segment_balance=balance) for out in (torch.full_like(target, -1.0), red)]
+        assert [float(losses["segmentation"]) for losses in found] == pytest.approx([black, all_red])
+
+
 def test_the_measured_scale_gives_unit_spread():
     latents = seeded(8, 4, 16, 16) * 5.3
     assert float((latents * latent_scale(latents)).std()) == pytest.approx(1, rel=1e-5)
