@@ -66,7 +66,7 @@ def test_tiny_recipes_follow_one_another(folder):
 
 
 def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
-    """Autoencoder, base, the maps' autoencoder, LoRA, the autoencoders in two runs: each from the folder of the one before; what ships can be loaded."""
+    """Autoencoder, base, the maps' autoencoder, LoRA: each goes on from the one before, and what ships can be loaded."""
     pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
     for name, normals in (("world", False), ("world_maps", True)):
         export_dataset(tmp_path / name, count=6, size=64, seed=0, split="train", normals=normals)
