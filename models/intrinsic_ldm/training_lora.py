@@ -31,6 +31,7 @@ from .rows import BOTH, Rows, Stream
 from .training_bases import CONDITIONS, FAMILIES, Base, load_base
 
 Domains = Literal["both", "intrinsic"]
+Noise = Literal["independent", "shared"]
 Names = Literal["peft", "kohya"]
 Precision = Literal["float32", "bfloat16"]
 Ship = Literal["float32", "float16", "bfloat16"]
@@ -50,8 +51,11 @@ class LoraSettings:
     checkpointing: bool = False  # compute the base's insides twice rather than keep them
     names: Names = "peft"  # whose words the shipped file speaks; both are read back
     ship: Ship = "float32"
+    ship_rank: int = 0  # of the shipped file: the strongest directions of each projection; 0 keeps all
 
     def __post_init__(self) -> None:
+        if not 0 <= self.ship_rank <= self.rank:
+            raise ValueError(f"The recipe's model ships rank {self.ship_rank} of a LoRA of rank {self.rank}; give 0 to {self.rank}.")
         if not self.base:
             raise ValueError("The recipe's model names no base; give it the folder of a diffusers pipeline, for example of SD2.1.")
         if self.rank < 1 or self.alpha < 0:
@@ -73,11 +77,13 @@ class LoraLoss:
 
     intrinsic_weight: float = 1.0  # lambda of equation 5
     domains: Domains = "both"  # "intrinsic": the maps alone, which do not see an image either; the paper's ablation
+    noise: Noise = "independent"  # as the paper trains; "shared": one noise for both domains, as they are sampled
     caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
 
     def __post_init__(self) -> None:
-        if self.domains not in get_args(Domains):
-            raise ValueError(f"The recipe's loss has domains {self.domains!r}; it is one of {', '.join(get_args(Domains))}.")
+        for name, options in (("domains", get_args(Domains)), ("noise", get_args(Noise))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"The recipe's loss has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}.")
         if self.intrinsic_weight <= 0 or not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"The recipe's loss has intrinsic_weight {self.intrinsic_weight} and caption_dropout {self.caption_dropout}; one must be "
@@ -200,7 +206,7 @@ def lora_loss(
     model: TrainedLora, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, settings: LoraLoss,
     empty: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Mean squares of what the base should have said of each domain: the same time for both, noises drawn apart.
+    """Mean squares of what the base should have said of each domain: the same time for both, noises drawn apart unless shared.
 
     `model` trains through `coupling`, which holds its layers inside the base.
     """
@@ -209,6 +215,8 @@ def lora_loss(
     prompt = draw_prompts(batch, CONDITIONS[base.family], empty, generator, settings.caption_dropout)
     t = torch.randint(base.steps, (count,), generator=generator).to(clean["image"].device)
     noise = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
+    if settings.noise == "shared":
+        noise["intrinsic"] = noise["image"]
 
     coupling.rows = Rows(("prompt",), count, streams)
     rows = torch.cat([base.add_noise(clean[stream], noise[stream], t) for stream in streams])
@@ -240,18 +248,26 @@ def draw_prompts(
 
 def export(folder: Path, state: Mapping[str, Tensor], *, paths: tuple[str, ...], part: str, family: str, settings: LoraSettings) -> None:
     """The averaged LoRA as one file, in PEFT's names or kohya's."""
-    dtype, tensors = getattr(torch, settings.ship), {}
+    dtype, rank, tensors = getattr(torch, settings.ship), settings.ship_rank or settings.rank, {}
     for path in paths:
-        down, up = (state[f"layers.{flat(path)}.{end}"].to(dtype) for end in ("down", "up"))
+        down, up = (state[f"layers.{flat(path)}.{end}"] for end in ("down", "up"))
+        down, up = (part.to(dtype) for part in (shorten(down, up, rank) if rank < settings.rank else (down, up)))
         if settings.names == "peft":
             tensors |= {f"{part}.{path}.lora_A.weight": down, f"{part}.{path}.lora_B.weight": up}
         else:
             name = f"lora_{part}_{flat(path)}"
-            alpha = torch.tensor(settings.scale * settings.rank)
+            alpha = torch.tensor(settings.scale * rank)
             tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
     metadata = {"base": family}
     if settings.names == "peft":
         targets = sorted({path.rpartition("attn1.")[2] for path in paths})
-        facts = {"r": settings.rank, "lora_alpha": settings.scale * settings.rank, "target_modules": targets}
+        facts = {"r": rank, "lora_alpha": settings.scale * rank, "target_modules": targets}
         metadata["lora_adapter_metadata"] = json.dumps({f"{part}.{name}": value for name, value in facts.items()})
     write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {family}")
+
+
+def shorten(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The matrices (rank, inputs) and (outputs, rank) whose product is nearest to `up @ down`: its greatest singular values."""
+    left, values, right = torch.linalg.svd(up.float() @ down.float(), full_matrices=False)
+    root = values[:rank].sqrt()
+    return (root[:, None] * right[:rank]).contiguous(), (left[:, :rank] * root).contiguous()

@@ -153,6 +153,20 @@ def test_loss_is_equation_5(small, family, prediction):
     assert float(value.detach()) == pytest.approx(wanted["image"] + 0.7 * wanted["intrinsic"], rel=2e-5)
 
 
+def test_domains_may_share_their_noise(small):
+    """Then the maps' noised latents differ from the image's by the clean ones alone, as where sampling starts."""
+    task, heard = build(small(loss={"noise": "shared"})), []
+    batch, base = read_batch(task), task.loss.keywords["base"]
+    base.network.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
+    task.loss(task.model, batch, torch.Generator().manual_seed(4))
+    _, t, noises = draw(batch, torch.Generator().manual_seed(4), 0.5, task.loss.keywords["empty"])
+    kept = base.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    apart = kept.sqrt() * (batch["latent"].float() - batch["intrinsic_latent"].float())
+    image, intrinsic = heard[0].chunk(2)
+    torch.testing.assert_close(image - intrinsic, apart, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(image, kept.sqrt() * batch["latent"].float() + (1 - kept).sqrt() * noises[0].float())
+
+
 def test_without_the_image_domain_the_maps_know_of_no_image(small):
     """The paper's ablation is the plain loss of a base whose matrices hold the LoRA."""
     task = build(small(loss={"domains": "intrinsic"}))
@@ -236,6 +250,22 @@ def test_the_shipped_lora_gives_the_trained_models_output(small, tmp_path, famil
     assert all(part.scale == 2 for part in lora.values())
 
 
+def test_a_shipped_lora_of_lower_rank_is_the_nearest_there_is(small, tmp_path):
+    """Eckart and Young: what is lost of a product is its smallest singular values, and no more."""
+    task = build(small(model={"ship_rank": 3}))
+    task.export(tmp_path, {name: value.detach() for name, value in task.model.state_dict().items()})
+    base, file = task.companions[0], tmp_path / training_lora.LORA_FILE
+    metadata = read_header(file).metadata
+    short = read_lora(read_tensors(file), projections(base), base="sd21", name=file.name, metadata=metadata)
+    lost = []
+    for path, part in short.items():
+        assert part.down.shape[0] == 3 and part.scale == 2
+        whole = task.model.parts[path].up.detach().double() @ task.model.parts[path].down.detach().double()
+        lost.append(float(torch.linalg.svdvals(whole)[3:].norm()))
+        assert float((part.up.double() @ part.down.double() - whole).norm()) == pytest.approx(lost[-1], rel=1e-3, abs=1e-6)
+    assert max(lost) > 1e-3, "a LoRA of rank 3 would prove nothing"
+
+
 def test_training_goes_on_from_a_shipped_lora(small, tmp_path):
     task = build(small())
     task.export(tmp_path, {name: value.detach() for name, value in task.model.state_dict().items()})
@@ -274,8 +304,9 @@ def test_committed_recipes_are_valid(path):
     recipe = Recipe.read(path)
     if recipe.system == "intrinsic_lora":
         settings, loss = training_lora.LoraSettings(**recipe.model), training_lora.LoraLoss(**recipe.loss)
-        rank = 8 if path.stem.startswith("tiny") else 32  # the paper's
-        assert recipe.preset in training_lora.FAMILIES and settings.rank == rank and settings.scale == 1 and loss.domains == "both"
+        assert recipe.preset in training_lora.FAMILIES and settings.rank == 32 and settings.scale == 1 and loss.domains == "both"
+        tiny = path.stem.startswith("tiny")  # and all others train as the paper says
+        assert (loss.noise, settings.ship_rank) == (("shared", 10) if tiny else ("independent", 0))
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -284,7 +315,9 @@ def test_committed_recipes_are_valid(path):
     ({"model": {"names": "a1111"}}, "'a1111'; it is one of peft, kohya"),
     ({"model": {"precision": "float16"}}, "one of float32, bfloat16"),
     ({"model": {"rnk": 4}}, "did you mean 'rank'"),
+    ({"model": {"ship_rank": 5}}, "ships rank 5 of a LoRA of rank 4"),
     ({"loss": {"domains": "image"}}, "one of both, intrinsic"),
+    ({"loss": {"noise": "same"}}, "one of independent, shared"),
     ({"loss": {"caption_dropout": 2}}, "from 0 to 1"),
     ({"preset": "sd3"}, "one of sd21, sdxl, pixart"),
     ({"preset": "pixart"}, "lacks context_mask"),
