@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .core.training.alignment import Aligner
+from .core.training.data import FolderDataset
 from .core.training.loop import Builder, Task
 from .core.training.recipe import Recipe, check_keys
 from .demo.codec import STRIDE, TinyCodec
-from .demo.data import CELL, CELL_CLASSES, WorldLatents, WorldPictures
+from .demo.data import CELL, CELL_CLASSES, PicturesAndMaps, WorldLatents, WorldPictures
 from .demo.text import TinyTextEncoder, tokenize
 from .demo.training import CodecLoss, TrainedCodec, codec_loss
 from .demo.weights import load_codec, save_part
@@ -24,6 +26,7 @@ from .world import predictor_task, scorer_task
 from .world.dataset import open_world
 
 WORLD_KEYS = ["folder", "scenes", "size"]
+MAPS_SHARE = 0.25  # enough to be learnt, and a few rounds of a dataset's maps to one of its pictures
 
 
 def build_codec(recipe: Recipe) -> Task:
@@ -51,10 +54,14 @@ def build_tiny_image_vae(recipe: Recipe) -> Task:
 
 
 def build_tiny_base(recipe: Recipe) -> Task:
-    """The tiny I-LDM's base, UNet and text encoder together. `data.vae` is the folder of its autoencoder."""
-    check_keys(recipe.data, [*WORLD_KEYS, "vae"], "recipe's data")
+    """The tiny I-LDM's base, UNet and text encoder together. `data.vae` is the folder of its autoencoder; `data.maps` one of encoded maps,
+    which then are `data.maps_share` of what it learns from."""
+    check_keys(recipe.data, [*WORLD_KEYS, "vae", "maps", "maps_share"], "recipe's data")
     folder = Path(recipe.data.get("vae", ""))
-    dataset = WorldLatents(open_world(recipe.data), training_base.FrozenVae(folder))
+    dataset: Any = WorldLatents(open_world(recipe.data), training_base.FrozenVae(folder))
+    if recipe.data.get("maps"):
+        maps = FolderDataset(recipe.data["maps"], keys=("intrinsic_latent",))
+        dataset = PicturesAndMaps(dataset, maps, recipe.data.get("maps_share", MAPS_SHARE))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)

@@ -17,7 +17,7 @@ from ..core.weights import read_tensors, write_tensors
 from ..world.captions import mirror_caption
 from ..world.scene import COLORS, SHAPES
 from .codec import TinyCodec
-from .text import tokenize
+from .text import PAD, tokenize
 
 # What a spot of a picture shows, as numbers: its shape (surroundings, sky, then SHAPES) and its colour (COLORS; of objects only).
 CELL = 4  # pixels to a side
@@ -76,6 +76,38 @@ class WorldLatents(torch.utils.data.Dataset):
             "tokens": self.tokens[scene][mirrored],
             "cells": self.cells[scene].flip(-1) if mirrored else self.cells[scene],
         }
+
+
+class PicturesAndMaps(torch.utils.data.Dataset):
+    """For a latent diffusion model: samples of `WorldLatents`, and among them latents of intrinsic maps, as pictures of another kind.
+
+    SD learnt from pictures among which were depth maps, normal maps and line drawings; the world renders none. `maps` is a folder that
+    `spatialweave intrinsics encode` wrote, `share` their part of all samples. latent, tokens and cells as above; maps is True for a map.
+    A map's words stand behind a padding word, so that no prompt asks for maps; its cells are not known (-1).
+    """
+
+    def __init__(self, pictures: WorldLatents, maps: FolderDataset, share: float):
+        if not 0 < share < 1:
+            raise ValueError(f"A share {share} of maps arrived; give one above 0 and below 1, or no maps at all.")
+        self.pictures, self.count = pictures, round(len(pictures) * share / (1 - share))
+        self.latents = torch.stack([maps[i]["intrinsic_latent"] for i in range(len(maps))])
+        words = tokenize([maps.entry(i)["caption"] for i in range(len(maps))])
+        self.tokens = torch.cat([torch.full_like(words[:, :1], PAD), words[:, :-1]], dim=1)
+        like = pictures[0]
+        if self.latents.shape[1:] != like["latent"].shape:
+            shapes = f"{tuple(self.latents.shape[1:])} and of pictures {tuple(like['latent'].shape)}"
+            raise ValueError(f"Latents of maps {shapes} arrived; encode the maps for this autoencoder's base, at the pictures' size.")
+        self.unknown, self.captions = torch.full_like(like["cells"], -1), len(like["tokens"])
+
+    def __len__(self) -> int:
+        return len(self.pictures) + self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if index < len(self.pictures):
+            return {name: self.pictures[index][name] for name in ("latent", "tokens", "cells")} | {"maps": torch.tensor(False)}
+        row = (index - len(self.pictures)) % len(self.latents)
+        tokens = self.tokens[row].expand(self.captions, -1)
+        return {"latent": self.latents[row].float(), "tokens": tokens, "cells": self.unknown, "maps": torch.tensor(True)}
 
 
 def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[str, Tensor]:

@@ -150,10 +150,11 @@ class TrainedBase(nn.Module):
 def build_base(
     recipe: Recipe, *, text_encoder: nn.Module, empty_tokens: Tensor, dataset: Any, classes: tuple[int, ...], vae_folder: Path
 ) -> Task:
-    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells. The autoencoder of `vae_folder` is put
-    into the folder that ships."""
+    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells, and maps, if maps are among its pictures.
+    `model.weights` is the folder of a base to go on from. The autoencoder of `vae_folder` is put into the folder that ships."""
     diffusers = import_diffusers()
     check_keys(recipe.loss, [field.name for field in fields(BaseLoss)], "recipe's loss")
+    check_keys(recipe.model, ["weights"], "recipe's model")
     settings = BaseLoss(**recipe.loss)
     sample = dataset[0]
     with torch.random.fork_rng(devices=[]):
@@ -162,6 +163,10 @@ def build_base(
         smallest = sample["latent"].shape[-1] // 2 ** (len(tiny.WIDTHS) - 1)
         aligner = Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest)
         model = TrainedBase(network, text_encoder, aligner)
+    if recipe.model.get("weights"):
+        given = tiny.read_folder(Path(recipe.model["weights"]))
+        for module, state in ((network, given.unet), (text_encoder, given.text)):
+            fill_module(module, {name: value.float() for name, value in state.items()}, what=f"The base {recipe.model['weights']}")
     scheduler = diffusers.DDPMScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False)
     loss = partial(base_loss, base=Base(network, tiny.FAMILY, scheduler), empty=empty_tokens, settings=settings)
     return Task(model, loss, dataset, export=partial(export_base, scheduler=scheduler, vae_folder=vae_folder))
@@ -173,6 +178,8 @@ def base_loss(
     """Mean square of what the UNet should have said at a time drawn evenly, on one caption of each picture."""
     x0 = batch["latent"].float()
     words = draw_words({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
+    if "maps" in batch:  # these keep their words, as without any a picture is meant
+        words = torch.where(batch["maps"][:, None], batch["tokens"][:, 0], words)
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     with listen(model.unet.mid_block) as heard:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import spatialweave
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.core.weights import read_header
+from spatialweave.models.demo.text import PAD, tokenize
 from spatialweave.models.demo.weights import load_codec
 from spatialweave.models.intrinsic_ldm import tiny
 from spatialweave.models.intrinsic_ldm.dataset_encode import encode_dataset
@@ -96,6 +98,40 @@ def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
     assert maps.config.base_scale == base.vae_scale and maps.config.multiples == tiny.VAE.multiples
     files += [ran[4] / "intrinsic_vae.safetensors", ran[5] / "intrinsic_lora.safetensors"]
     assert sum(file.stat().st_size for file in files) < 12e6, "all that ships of the tiny system"
+
+
+def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
+    """A share of the samples; a map keeps its words, behind a padding word that no prompt begins with. Then a run goes on from it."""
+    diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
+    export_dataset(tmp_path / "world", count=6, size=32, seed=0, split="train")
+    diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(3)).save_pretrained(tmp_path / "vae")
+    captions = ["a red ball", "a blue box on grass"]
+    rows = [{"shard": "0.safetensors", "row": i, "index": i, "caption": text} for i, text in enumerate(captions)]
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    latents = torch.randn(2, tiny.VAE.latent_channels, 4, 4, generator=torch.Generator().manual_seed(1))
+    save_file({"intrinsic_latent": latents.half()}, tmp_path / "maps" / "0.safetensors")
+    data = {"folder": str(tmp_path / "world"), "size": 32, "vae": str(tmp_path / "vae"), "maps": str(tmp_path / "maps"), "maps_share": 0.25}
+    recipe = {"system": "tiny_base", "steps": 2, "batch_size": 4, "warmup": 0, "data": data, "output": str(tmp_path / "one")}
+    recipe["loss"] = {"caption_dropout": 1.0}
+    task = BUILDERS["tiny_base"](Recipe.from_json(recipe))
+    samples = [task.dataset[i] for i in range(len(task.dataset))]
+    assert [bool(sample["maps"]) for sample in samples] == [False] * 12 + [True] * 4
+    assert torch.equal(samples[13]["latent"], latents[1].half().float()) and (samples[13]["cells"] == -1).all()
+    assert torch.equal(samples[13]["tokens"][0, 1:], tokenize(["a blue box on grass"])[0, :-1]) and samples[13]["tokens"][0, 0] == PAD
+    assert all(sample["tokens"][0, 0] != PAD for sample in samples[:12])
+
+    heard = []
+    task.model.text_encoder.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
+    task.loss(task.model, task.collate([samples[0], samples[12]]), torch.Generator().manual_seed(0))
+    assert (heard[0][0] == PAD).all() and torch.equal(heard[0][1], samples[12]["tokens"][0]), "every caption is dropped but a map's"
+
+    assert run_recipe(Recipe.from_json(recipe), BUILDERS).ending == "finished"
+    onward = recipe | {"model": {"weights": str(tmp_path / "one")}, "output": str(tmp_path / "two")}
+    task, made = BUILDERS["tiny_base"](Recipe.from_json(onward)), tiny.read_folder(tmp_path / "one")
+    assert all(torch.equal(value, made.unet[name].float()) for name, value in task.model.unet.state_dict().items())
+    assert all(torch.equal(value, made.text[name].float()) for name, value in task.model.text_encoder.state_dict().items())
+    assert all(parameter.requires_grad for parameter in task.model.parameters())
 
 
 def test_an_unknown_shipping_precision_is_refused(folder):
