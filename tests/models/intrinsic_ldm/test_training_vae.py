@@ -223,7 +223,7 @@ def test_committed_recipes_are_valid(path):
     if recipe.system == "intrinsic_vae":
         settings, loss = training_vae.VaeSettings(**recipe.model), training_vae.VaeLoss(**recipe.loss)
         side = 128 if path.stem.startswith("tiny") else 512
-        assert loss.drop == 0.1 and settings.base and recipe.data["size"] == [side, side]
+        assert loss.drop == 0.1 and (settings.base or settings.weights) and recipe.data["size"] == [side, side]
 
 
 @pytest.mark.parametrize("changes, words", [
