@@ -104,7 +104,8 @@ class PicturesAndMaps(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if index < len(self.pictures):
-            return {name: self.pictures[index][name] for name in ("latent", "tokens", "cells")} | {"maps": torch.tensor(False)}
+            sample = self.pictures[index]
+            return {name: sample[name] for name in ("latent", "tokens", "cells")} | {"maps": torch.tensor(False)}
         row = (index - len(self.pictures)) % len(self.latents)
         tokens = self.tokens[row].expand(self.captions, -1)
         return {"latent": self.latents[row].float(), "tokens": tokens, "cells": self.unknown, "maps": torch.tensor(True)}

@@ -5,13 +5,13 @@ A plain model cannot refuse a joint latent itself, as none of our code runs in i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from comfy_execution.graph_utils import is_link
 
 COUPLES = "SpatialWeave_IntrinsicCoGeneration"
 MODELS = ("model", "guider")  # inputs of core's samplers that a model comes through
-
-
 Graph = Mapping[str, Mapping[str, Any]]  # in API form
 
 
@@ -27,7 +27,8 @@ def check_samplers(hidden) -> None:
         if [hidden.unique_id, 0] not in inputs.values():
             continue
         for name in MODELS:
-            if name in inputs and key_of(inputs[name]) and COUPLES not in kinds_behind(prompt, key_of(inputs[name])):
+            link = inputs.get(name)
+            if is_link(link) and COUPLES not in kinds_behind(prompt, link[0]):
                 title = node.get("_meta", {}).get("title") or node["class_type"]
                 raise ValueError(
                     f"The joint latent goes into {title} (node {key}), whose {name} is plain: wire the MODEL of Intrinsic Co-Generation "
@@ -42,14 +43,5 @@ def kinds_behind(prompt: Graph, key: str) -> set[str]:
         key = waiting.pop()
         if key in prompt and key not in seen:
             seen.add(key)
-            waiting += links(prompt[key]["inputs"])
+            waiting += [value[0] for value in prompt[key]["inputs"].values() if is_link(value)]
     return {prompt[key]["class_type"] for key in seen}
-
-
-def links(inputs: Mapping[str, Any]) -> Iterator[str]:
-    return (found for value in inputs.values() if (found := key_of(value)))
-
-
-def key_of(value: Any) -> str | None:
-    """The node that a link comes from; None for a value."""
-    return str(value[0]) if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) else None
