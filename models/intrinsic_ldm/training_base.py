@@ -7,6 +7,7 @@ and beside which the LoRA trains, as they do with a published base.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..core.training.alignment import Aligner, listen
+from ..core.training.alignment import Aligner, PositionReader, listen
 from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe, check_keys
 from ..core.training.words import draw_words
@@ -133,18 +134,23 @@ class BaseLoss:
 
     caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
     align: float = 0.5  # cross-entropy of what each spot shows, read from the middle of the UNet
+    position: float = 0.0  # squared distance to where a spot is, read from the keys of each self-attention
 
     def __post_init__(self) -> None:
-        if not 0 <= self.caption_dropout <= 1 or self.align < 0:
-            raise ValueError(f"The recipe's loss is {self}; give caption_dropout from 0 to 1 and align of at least 0.")
+        if not 0 <= self.caption_dropout <= 1 or min(self.align, self.position) < 0:
+            raise ValueError(f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at least 0.")
 
 
 class TrainedBase(nn.Module):
-    """What trains together: the UNet, the text encoder, and what reads the UNet's middle."""
+    """What trains together: the UNet, the text encoder, and what reads the UNet's middle and the keys of its self-attention."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner):
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner, with_positions: bool):
         super().__init__()
         self.unet, self.text_encoder, self.aligner = unet, text_encoder, aligner
+        self.reader = PositionReader([keys.out_features for keys in self.keys()]) if with_positions else None
+
+    def keys(self) -> list[nn.Module]:
+        return [module for name, module in self.unet.named_modules() if name.endswith("attn1.to_k")]
 
 
 def build_base(
@@ -162,7 +168,7 @@ def build_base(
         network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
         smallest = sample["latent"].shape[-1] // 2 ** (len(tiny.WIDTHS) - 1)
         aligner = Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest)
-        model = TrainedBase(network, text_encoder, aligner)
+        model = TrainedBase(network, text_encoder, aligner, settings.position > 0)
     if recipe.model.get("weights"):
         given = tiny.read_folder(Path(recipe.model["weights"]))
         for module, state in ((network, given.unet), (text_encoder, given.text)):
@@ -182,12 +188,15 @@ def base_loss(
         words = torch.where(batch["maps"][:, None], batch["tokens"][:, 0], words)
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-    with listen(model.unet.mid_block) as heard:
+    with listen(model.unet.mid_block) as heard, ExitStack() as layers:
+        keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
         said = model.unet(base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False)[0].float()
     parts = {
         "image": F.mse_loss(said, base.target(x0, noise, t)),
         "align": settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"]),
     }
+    if model.reader:
+        parts["position"] = settings.position * model.reader([each for (each,) in keys], x0.shape[2:])
     return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
 
 

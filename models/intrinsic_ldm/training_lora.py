@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ..core.training.alignment import CODE
 from ..core.training.data import FolderDataset
 from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe, check_keys
@@ -29,6 +30,7 @@ from .lora import LowRank, Projection, read_lora
 from .processors import couple, projections
 from .rows import BOTH, Rows, Stream
 from .training_bases import CONDITIONS, FAMILIES, Base, load_base
+from .training_start import look_at_own_place
 
 Domains = Literal["both", "intrinsic"]
 Noise = Literal["independent", "shared"]
@@ -47,6 +49,7 @@ class LoraSettings:
     rank: int = 32
     alpha: float = 0.0  # the LoRA counts alpha / rank times; 0 is the rank, factor 1
     weights: str = ""  # an intrinsic LoRA to go on from, in place of one that does nothing yet
+    places: float = 0.0  # how far the logit of a query's own place in the image starts above the mean; 0 starts as nothing
     precision: Precision = "float32"  # of the frozen base
     checkpointing: bool = False  # compute the base's insides twice rather than keep them
     names: Names = "peft"  # whose words the shipped file speaks; both are read back
@@ -58,6 +61,11 @@ class LoraSettings:
             raise ValueError(f"The recipe's model ships rank {self.ship_rank} of a LoRA of rank {self.rank}; give 0 to {self.rank}.")
         if not self.base:
             raise ValueError("The recipe's model names no base; give it the folder of a diffusers pipeline, for example of SD2.1.")
+        if self.places and (self.weights or self.places < 0 or self.rank < CODE):
+            raise ValueError(
+                f"The recipe's model has places {self.places}, rank {self.rank} and weights {self.weights!r}; places starts a LoRA of rank "
+                f"{CODE} or more that goes on from none, and is above 0."
+            )
         if self.rank < 1 or self.alpha < 0:
             raise ValueError(
                 f"The recipe's model has rank {self.rank} and alpha {self.alpha}; give a rank of at least 1, alpha of at least 0."
@@ -159,6 +167,8 @@ def build(recipe: Recipe) -> Task:
         model.fill(given, settings.weights)
     coupling, layers = couple(base.network, model.parts)
     coupling.weights = dict.fromkeys((layer.block for layer in layers), 1.0)  # w = 1 throughout, as in the paper
+    if settings.places:
+        look_at_own_place(model.parts, layers, base, coupling, dataset, settings.places, Generator().manual_seed(recipe.seed))
     return Task(
         model=model,
         loss=partial(lora_loss, base=base, coupling=coupling, settings=loss, empty=empty),

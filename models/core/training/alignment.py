@@ -7,9 +7,11 @@ take the encoder's place: cross-entropy per kind of class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,14 +39,54 @@ class Aligner(nn.Module):
         return sum(F.cross_entropy(each, kind, ignore_index=-1, reduction="sum") / (kind >= 0).sum().clamp(min=1) for each, kind in parts)
 
 
+HALF_TURNS = (1, 2, 4, 8)  # of the waves that code a position, from one edge of the picture to the other
+CODE = 4 * len(HALF_TURNS)  # numbers of a code: a cosine and a sine of each wave, down and across
+
+
+class PositionReader(nn.Module):
+    """Reads where in the picture a spot is, by one linear map for each of several layers. Trains along and is never shipped.
+
+    The features of a deep network tell that unasked; one of a few layers has no use for it, and then nothing that is trained on it
+    later can find the same spot of another picture.
+    """
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, CODE) for width in widths)
+
+    def forward(self, features: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        """features: b (h w) c of each layer, for a picture of `shape` (h, w) or a whole fraction of it -> the mean squared distance to
+        `code_positions`; a reader that knows nothing is .5 off."""
+        off = []
+        for head, rows in zip(self.heads, features, strict=True):
+            wanted = code_positions(*find_grid(shape, rows.shape[1])).to(rows.device)
+            off.append(F.mse_loss(head(rows).float(), wanted.expand(len(rows), -1, -1)))
+        return torch.stack(off).mean()
+
+
+def find_grid(shape: Sequence[int], spots: int) -> tuple[int, ...]:
+    """(height, width) of so many spots, where a picture of `shape` was made smaller by a whole factor."""
+    smaller = round((math.prod(shape) / spots) ** 0.5)
+    return tuple(size // smaller for size in shape)
+
+
+def code_positions(height: int, width: int) -> Tensor:
+    """(height * width, CODE): cosines and sines of each spot's height and place in the row. The product of two spots' codes falls with
+    their distance, so that attention can look for it."""
+    turns = math.pi * torch.tensor(HALF_TURNS, dtype=torch.float32)
+    down, across = ((torch.arange(size) + 0.5).div(size)[:, None] * turns for size in (height, width))
+    angles = torch.cat([down[:, None].expand(-1, width, -1), across.expand(height, -1, -1)], dim=-1).flatten(0, 1)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
 @contextmanager
-def listen(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """While open, what the module gives is kept in the list; nothing where there is no module."""
+def listen(module: nn.Module | None, *, to_input: bool = False) -> Iterator[list[Tensor]]:
+    """While open, what the module gives is kept in the list, or its first input; nothing where there is no module."""
     heard: list[Tensor] = []
     if module is None:
         yield heard
         return
-    handle = module.register_forward_hook(lambda module, given, out: heard.append(out))
+    handle = module.register_forward_hook(lambda module, given, out: heard.append(given[0] if to_input else out))
     try:
         yield heard
     finally:

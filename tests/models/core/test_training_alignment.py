@@ -3,7 +3,7 @@
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.core.training.alignment import Aligner
+from spatialweave.models.core.training.alignment import HALF_TURNS, Aligner, PositionReader, code_positions
 
 
 def test_loss_is_the_mean_cross_entropy_of_each_kind_over_its_spots():
@@ -31,3 +31,26 @@ def test_a_kind_that_no_spot_has_adds_nothing():
     assert_close(loss, torch.tensor(2.0).log())
     loss.backward()
     assert torch.isfinite(aligner.head.weight.grad).all()
+
+
+def test_the_product_of_two_codes_tells_how_far_their_spots_are_apart():
+    """Against the sum of cosines that it is, and most for a spot with itself, in a picture that is no square."""
+    height, width = 4, 6
+    codes = code_positions(height, width).double()
+    turns = torch.pi * torch.tensor(HALF_TURNS, dtype=torch.float64)
+    rows, columns = (index.flatten().double() for index in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    apart = [(each[:, None] - each) / size for each, size in ((rows, height), (columns, width))]
+    wanted = sum((each[..., None] * turns).cos().sum(-1) for each in apart)
+    torch.testing.assert_close(codes @ codes.T, wanted, rtol=0, atol=1e-5)
+    assert torch.equal((codes @ codes.T).argmax(1), torch.arange(height * width))
+
+
+def test_a_position_is_read_from_features_of_every_size():
+    reader, sizes = PositionReader([16, 5]), ((8, 12), (4, 6))
+    features = [code_positions(*sizes[0]).expand(3, -1, -1), torch.zeros(3, 24, 5)]
+    with torch.no_grad():
+        for head, weight in zip(reader.heads, (torch.eye(16), torch.zeros(16, 5)), strict=True):
+            head.weight.copy_(weight)
+            head.bias.zero_()
+    # the first layer knows all, the second nothing: cosines and sines are 1/2 square on average
+    torch.testing.assert_close(reader(features, sizes[0]), torch.tensor(0.25))

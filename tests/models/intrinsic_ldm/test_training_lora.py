@@ -376,3 +376,36 @@ def test_latents_of_another_base_are_refused(small, tmp_path, write_latents):
     save_file(load_file(shard) | {"context": torch.zeros(6, 5, 7)}, shard)
     with pytest.raises(ValueError, match="prompts of width 7, but this sd21 base wants two alike of 4 channels and a width of 24"):
         training_lora.build(recipe)
+
+
+@pytest.mark.parametrize("family", ["sd21", "pixart"])
+def test_a_lora_may_start_at_its_own_place(small, family):
+    """What it adds to the logits, written out in float64: of a query with the key of its own place in the image `places` above the mean."""
+    task = training_lora.build(small(family, model={"places": 5.0, "rank": 20}))
+    network, samples = task.companions[0], [task.dataset[index] for index in range(len(task.dataset))]
+    count, generator = len(samples), torch.Generator().manual_seed(0)
+    times = torch.linspace(0, 999, count).long()[torch.randperm(count, generator=generator)]
+    noise = torch.randn(count, *samples[0]["latent"].shape, generator=generator)
+    base = load_base(small(family).model["base"], family)  # without processors of ours, each row alone
+    heard = {}
+    for path in task.model.paths:
+        if path.endswith("to_q"):
+            base.network.get_submodule(path).register_forward_hook(lambda module, given, out, path=path: heard.update({path: given[0]}))
+    clean = torch.cat([torch.stack([sample[key].float() for sample in samples]) for key in ("latent", "intrinsic_latent")])
+    prompt = {name: torch.stack([s[name].float() for s in samples]).repeat(2, 1, 1) for name in samples[0] if name == "context"}
+    prompt |= {name: torch.stack([s[name].float() for s in samples]).repeat(2, 1) for name in samples[0] if name == "context_mask"}
+    with torch.no_grad():
+        base.predict(base.add_noise(clean, noise.repeat(2, 1, 1, 1), times.repeat(2)), times.repeat(2), prompt)
+    for path, layer in task.model.parts.items():
+        if not path.endswith("to_q"):
+            assert not layer.up.any()
+            continue
+        attn = network.get_submodule(path.removesuffix(".to_q"))
+        image, maps = heard[path].double().chunk(2)
+        added = maps @ (layer.scale * layer.up.double() @ layer.down.double()).T
+        query, key = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (added, image @ attn.to_k.weight.double().T))
+        logits = query @ key.transpose(2, 3) / key.shape[-1] ** 0.5
+        above = logits.diagonal(dim1=2, dim2=3).mean() - logits.mean()
+        assert above.item() == pytest.approx(5.0, rel=1e-3)
+    with pytest.raises(ValueError, match="places starts a LoRA of rank 16 or more"):
+        training_lora.build(small(family, model={"places": 5.0, "rank": 8}))
