@@ -10,7 +10,7 @@ beforehand by `spatialweave intrinsics encode`. Every draw comes from the genera
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from .lora import LowRank, Projection, read_lora
 from .processors import couple, projections
 from .rows import BOTH, Rows, Stream
 from .training_bases import CONDITIONS, FAMILIES, Base, load_base
+from .training_ranks import holding, measure_inputs, shorten
 from .training_start import look_at_own_place
 
 Domains = Literal["both", "intrinsic"]
@@ -37,6 +38,7 @@ Noise = Literal["independent", "shared"]
 Names = Literal["peft", "kohya"]
 Precision = Literal["float32", "bfloat16"]
 Ship = Literal["float32", "float16", "bfloat16"]
+PARTS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of a self-attention
 LORA_FILE = "intrinsic_lora.safetensors"  # what a run ships, in its output folder
 EMPTY_PROMPT = "empty_context.safetensors"  # in the dataset folder: the same parts of the prompt "", without a first axis
 
@@ -54,11 +56,15 @@ class LoraSettings:
     checkpointing: bool = False  # compute the base's insides twice rather than keep them
     names: Names = "peft"  # whose words the shipped file speaks; both are read back
     ship: Ship = "float32"
-    ship_rank: int = 0  # of the shipped file: the strongest directions of each projection; 0 keeps all
+    ship_rank: int | Mapping[str, int] = 0  # of the shipped file, for all or by the projection's name; 0 or no name keeps all
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ship_rank <= self.rank:
-            raise ValueError(f"The recipe's model ships rank {self.ship_rank} of a LoRA of rank {self.rank}; give 0 to {self.rank}.")
+        ranks = self.ship_rank if isinstance(self.ship_rank, Mapping) else {"to_q": self.ship_rank}
+        if not set(ranks) <= set(PARTS) or not all(0 <= rank <= self.rank for rank in ranks.values()):
+            raise ValueError(
+                f"The recipe's model ships rank {self.ship_rank} of a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
+                f"each of {', '.join(PARTS)}."
+            )
         if not self.base:
             raise ValueError("The recipe's model names no base; give it the folder of a diffusers pipeline, for example of SD2.1.")
         if self.places and (self.weights or self.places < 0 or self.rank < CODE):
@@ -77,6 +83,11 @@ class LoraSettings:
     @property
     def scale(self) -> float:
         return (self.alpha or self.rank) / self.rank
+
+    def shipped_rank(self, path: str) -> int:
+        """Of the projection with this path."""
+        ranks = self.ship_rank if isinstance(self.ship_rank, Mapping) else dict.fromkeys(PARTS, self.ship_rank)
+        return next((rank for part, rank in ranks.items() if rank and path.endswith("." + part)), self.rank)
 
 
 @dataclass(frozen=True)
@@ -169,12 +180,13 @@ def build(recipe: Recipe) -> Task:
     coupling.weights = dict.fromkeys((layer.block for layer in layers), 1.0)  # w = 1 throughout, as in the paper
     if settings.places:
         look_at_own_place(model.parts, layers, base, coupling, dataset, settings.places, Generator().manual_seed(recipe.seed))
+    in_training = partial(lora_loss, base=base, coupling=coupling, settings=loss, empty=empty)
     return Task(
         model=model,
-        loss=partial(lora_loss, base=base, coupling=coupling, settings=loss, empty=empty),
+        loss=in_training,
         dataset=dataset,
         companions=(base.network,),
-        export=partial(export, paths=model.paths, part=base.part, family=base.family, settings=settings),
+        export=partial(export, model=model, base=base, dataset=dataset, settings=settings, loss=in_training),
     )
 
 
@@ -256,28 +268,31 @@ def draw_prompts(
     return prompt
 
 
-def export(folder: Path, state: Mapping[str, Tensor], *, paths: tuple[str, ...], part: str, family: str, settings: LoraSettings) -> None:
+def export(
+    folder: Path, state: Mapping[str, Tensor], *, model: TrainedLora, base: Base, dataset: FolderDataset, settings: LoraSettings,
+    loss: Callable[[TrainedLora, Batch, Generator], Any],
+) -> None:  # fmt: skip
     """The averaged LoRA as one file, in PEFT's names or kohya's."""
-    dtype, rank, tensors = getattr(torch, settings.ship), settings.ship_rank or settings.rank, {}
-    for path in paths:
+    dtype, tensors, ranks = getattr(torch, settings.ship), {}, {path: settings.shipped_rank(path) for path in model.paths}
+    shorter = [path for path, rank in ranks.items() if rank < settings.rank]
+    squares: dict[str, Tensor] = {}
+    if shorter:
+        with holding(model, state):
+            squares = measure_inputs(base.network, shorter, dataset, lambda batch, generator: loss(model, batch, generator))
+    for path, rank in ranks.items():
         down, up = (state[f"layers.{flat(path)}.{end}"] for end in ("down", "up"))
-        down, up = (part.to(dtype) for part in (shorten(down, up, rank) if rank < settings.rank else (down, up)))
+        down, up = (part.to(dtype) for part in (shorten(down, up, rank, squares[path]) if path in squares else (down, up)))
         if settings.names == "peft":
-            tensors |= {f"{part}.{path}.lora_A.weight": down, f"{part}.{path}.lora_B.weight": up}
+            tensors |= {f"{base.part}.{path}.lora_A.weight": down, f"{base.part}.{path}.lora_B.weight": up}
         else:
-            name = f"lora_{part}_{flat(path)}"
+            name = f"lora_{base.part}_{flat(path)}"
             alpha = torch.tensor(settings.scale * rank)
             tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
-    metadata = {"base": family}
+    metadata = {"base": base.family}
     if settings.names == "peft":
-        targets = sorted({path.rpartition("attn1.")[2] for path in paths})
-        facts = {"r": rank, "lora_alpha": settings.scale * rank, "target_modules": targets}
-        metadata["lora_adapter_metadata"] = json.dumps({f"{part}.{name}": value for name, value in facts.items()})
-    write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {family}")
-
-
-def shorten(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The matrices (rank, inputs) and (outputs, rank) whose product is nearest to `up @ down`: its greatest singular values."""
-    left, values, right = torch.linalg.svd(up.float() @ down.float(), full_matrices=False)
-    root = values[:rank].sqrt()
-    return (root[:, None] * right[:rank]).contiguous(), (left[:, :rank] * root).contiguous()
+        targets = sorted({path.rpartition("attn1.")[2] for path in ranks})
+        facts = {"r": settings.rank, "lora_alpha": settings.scale * settings.rank, "target_modules": targets}
+        facts["rank_pattern"] = {path: ranks[path] for path in shorter}
+        facts["alpha_pattern"] = {path: settings.scale * ranks[path] for path in shorter}
+        metadata["lora_adapter_metadata"] = json.dumps({f"{base.part}.{name}": value for name, value in facts.items() if value})
+    write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {base.family}")

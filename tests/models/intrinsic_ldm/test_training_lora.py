@@ -16,6 +16,7 @@ from spatialweave.models.intrinsic_ldm.lora import read_lora
 from spatialweave.models.intrinsic_ldm.processors import couple, projections
 from spatialweave.models.intrinsic_ldm.rows import Rows
 from spatialweave.models.intrinsic_ldm.training_bases import load_base
+from spatialweave.models.intrinsic_ldm.training_ranks import shorten
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 RECIPES = Path(training_lora.__file__).parent / "recipes"
@@ -250,20 +251,39 @@ def test_the_shipped_lora_gives_the_trained_models_output(small, tmp_path, famil
     assert all(part.scale == 2 for part in lora.values())
 
 
-def test_a_shipped_lora_of_lower_rank_is_the_nearest_there_is(small, tmp_path):
-    """Eckart and Young: what is lost of a product is its smallest singular values, and no more."""
-    task = build(small(model={"ship_rank": 3}))
-    task.export(tmp_path, {name: value.detach() for name, value in task.model.state_dict().items()})
-    base, file = task.companions[0], tmp_path / training_lora.LORA_FILE
+def test_a_shortened_product_is_the_nearest_for_its_inputs():
+    """Eckart and Young: of what a product says of all inputs, its smallest singular values are lost and no more; float64."""
+    generator = torch.Generator().manual_seed(0)
+    down, up, x = (torch.randn(*shape, generator=generator).double() for shape in ((6, 12), (9, 6), (50, 12)))
+    x[:, :4] *= 100  # what is long and what is heard are not the same
+    new_down, new_up = shorten(down, up, 3, x.T @ x / len(x))
+    said, wanted = (x @ (one @ two).double().T for one, two in ((new_up, new_down), (up, down)))
+    assert float((said - wanted).norm()) == pytest.approx(float(torch.linalg.svdvals(wanted)[3:].norm()), rel=1e-4)
+    torch.testing.assert_close(new_down.norm(dim=1), new_up.norm(dim=0))
+
+
+@pytest.mark.parametrize("domains", ["both", "intrinsic"])
+def test_a_shipped_lora_may_have_a_lower_rank(small, tmp_path, domains):
+    """Ranks and scale as the recipe says, cut by what each projection hears of the maps, and the run's own weights untouched."""
+    task = build(small(model={"ship_rank": {"to_q": 3, "to_v": 2}}, loss={"domains": domains}))
+    before = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
+    state, network = {name: 1.5 * value for name, value in before.items()}, task.companions[0]
+    path = next(path for path in task.model.paths if path.endswith("to_v"))
+    heard = []
+    network.get_submodule(path).register_forward_hook(lambda module, given, out: heard.append(given[0]))
+    task.export(tmp_path, state)
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    file = tmp_path / training_lora.LORA_FILE
     metadata = read_header(file).metadata
-    short = read_lora(read_tensors(file), projections(base), base="sd21", name=file.name, metadata=metadata)
-    lost = []
-    for path, part in short.items():
-        assert part.down.shape[0] == 3 and part.scale == 2
-        whole = task.model.parts[path].up.detach().double() @ task.model.parts[path].down.detach().double()
-        lost.append(float(torch.linalg.svdvals(whole)[3:].norm()))
-        assert float((part.up.double() @ part.down.double() - whole).norm()) == pytest.approx(lost[-1], rel=1e-3, abs=1e-6)
-    assert max(lost) > 1e-3, "a LoRA of rank 3 would prove nothing"
+    short = read_lora(read_tensors(file), projections(network), base="sd21", name=file.name, metadata=metadata)
+    assert {len(part.down) for name, part in short.items() if name.endswith("to_q")} == {3}
+    assert {len(part.down) for name, part in short.items() if name.endswith("to_k")} == {4}
+    assert {part.scale for part in short.values()} == {2.0}
+    x = torch.cat([each[-(len(each) // (2 if domains == "both" else 1)) :].flatten(0, 1) for each in heard]).double()
+    whole = state[f"layers.{training_lora.flat(path)}.up"].double() @ state[f"layers.{training_lora.flat(path)}.down"].double()
+    lost = torch.linalg.svdvals(x @ whole.T)[2:].norm()
+    assert float((x @ (short[path].up.double() @ short[path].down.double() - whole).T).norm()) == pytest.approx(float(lost), rel=1e-3)
+    assert lost > 1e-3, "a LoRA of rank 2 would prove nothing"
 
 
 def test_training_goes_on_from_a_shipped_lora(small, tmp_path):
@@ -306,7 +326,7 @@ def test_committed_recipes_are_valid(path):
         settings, loss = training_lora.LoraSettings(**recipe.model), training_lora.LoraLoss(**recipe.loss)
         assert recipe.preset in training_lora.FAMILIES and settings.rank == 32 and settings.scale == 1 and loss.domains == "both"
         tiny = path.stem.startswith("tiny")  # and all others train as the paper says
-        assert (loss.noise, settings.ship_rank) == (("shared", 10) if tiny else ("independent", 0))
+        assert (loss.noise == "shared") == bool(settings.places) == bool(settings.ship_rank) == tiny
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -316,6 +336,7 @@ def test_committed_recipes_are_valid(path):
     ({"model": {"precision": "float16"}}, "one of float32, bfloat16"),
     ({"model": {"rnk": 4}}, "did you mean 'rank'"),
     ({"model": {"ship_rank": 5}}, "ships rank 5 of a LoRA of rank 4"),
+    ({"model": {"ship_rank": {"to_x": 2}}}, "for each of to_q, to_k, to_v, to_out.0"),
     ({"loss": {"domains": "image"}}, "one of both, intrinsic"),
     ({"loss": {"noise": "same"}}, "one of independent, shared"),
     ({"loss": {"caption_dropout": 2}}, "from 0 to 1"),
