@@ -13,7 +13,7 @@ from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLa
 from .intrinsic import IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent
 from .intrinsic_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
 from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
-from .loaders import LoadModalityForcing
+from .loaders import LoadModalityForcing, LoadTinyDiffusion
 from .modality_forcing import DecodeJointLatent, EmptyJointLatent, GuidancePerStream, ModalityOrder
 
 
@@ -24,7 +24,7 @@ class Extension(ComfyExtension):
         generate = [LoadModalityForcing, EmptyJointLatent, ImageToDepthLatent, DepthToImageLatent, MaskedJointLatent]
         generate += [RefineDepthLatent, ModalityOrder, GuidancePerStream]
         generate += [DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
-        intrinsics = [IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent]
+        intrinsics = [LoadTinyDiffusion, IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent]
         intrinsics += [LoadIntrinsicVae, EncodeIntrinsics, DecodeIntrinsics]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]

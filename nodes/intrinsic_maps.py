@@ -41,12 +41,13 @@ class LoadIntrinsicVae(io.ComfyNode):
             display_name="Load Intrinsic VAE",
             category="SpatialWeave/Loaders",
             description="Loads the autoencoder that codes depth, normals, segmentation and line art into one latent of the base model's "
-            "shape, from models/vae.",
+            "shape: the tiny one that ships with the pack, or a file from models/vae.",
             search_aliases=["i-ldm", "intrinsic autoencoder", "vae loader", "maps vae", "depth normals vae"],
             inputs=[
                 io.Combo.Input(
                     "vae_name", options=list_vaes(),
-                    tooltip="An autoencoder of 8 channels, in core's or diffusers' names. Any other file is refused by name.",
+                    tooltip="The tiny model's, or an autoencoder of 8 channels, in core's or diffusers' names. Any other file is "
+                    "refused by name.",
                 )
             ],
             outputs=[io.Vae.Output("vae", display_name="VAE", tooltip="For Encode Intrinsics and Decode Intrinsics.")],

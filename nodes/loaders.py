@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from .host.klein_parts import find_parts
 from .host.loading import TINY, find_fault, list_models, load_modality_forcing
+from .host.tiny_diffusion import load_tiny_diffusion
 
 
 class LoadModalityForcing(io.ComfyNode):
@@ -57,3 +58,27 @@ class LoadModalityForcing(io.ComfyNode):
     @classmethod
     def execute(cls, model_name, with_clip_and_vae=True) -> io.NodeOutput:
         return io.NodeOutput(*load_modality_forcing(model_name, with_clip_and_vae))
+
+
+class LoadTinyDiffusion(io.ComfyNode):
+    """A base model for trying the intrinsics."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_LoadTinyDiffusion",
+            display_name="Load Tiny Diffusion",
+            category="SpatialWeave/Loaders",
+            description="Loads the tiny latent diffusion model that ships with the pack: SD2.1's kind of UNet, VAE and text encoder, for "
+            "pictures of 128 pixels with coloured solids. It stands where Load Checkpoint stands in a graph of SD2.1.",
+            search_aliases=["i-ldm", "tiny checkpoint", "test model", "sd21", "no download"],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="For a KSampler, or Intrinsic Co-Generation."),
+                io.Clip.Output("clip", display_name="CLIP", tooltip="Knows the words of the tiny world; others are named in the log."),
+                io.Vae.Output("vae", display_name="VAE", tooltip="For the image; Load Intrinsic VAE has the one for the maps."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_tiny_diffusion())

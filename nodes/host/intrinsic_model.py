@@ -27,8 +27,8 @@ FOLDER = "loras"
 
 
 def list_loras() -> list[str]:
-    """The tiny model's where it is, then core's loras folders."""
-    return [TINY] * TINY_LORA.is_file() + folder_paths.get_filename_list(FOLDER)
+    """The tiny model's, then core's loras folders."""
+    return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, keep_maps: bool, share_image_loras: bool, node_id=None):

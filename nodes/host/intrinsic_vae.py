@@ -87,8 +87,8 @@ def scale_memory(vae: comfy.sd.VAE, config: VaeConfig) -> None:
 
 
 def list_vaes() -> list[str]:
-    """The tiny model's where it is, then core's vae folders."""
-    return [TINY] * TINY_VAE.is_file() + folder_paths.get_filename_list(FOLDER)
+    """The tiny model's, then core's vae folders."""
+    return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def load_vae(name: str) -> IntrinsicVAE:

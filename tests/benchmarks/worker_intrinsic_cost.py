@@ -34,7 +34,7 @@ KINDS = {
     "gaussian, maps stopped": (GAUSSIAN, False),
 }
 SIDES = {"tiny": 16, "sd21": 32}  # latent pixels: 128 and 256 pixels of a picture
-RANKS = {"tiny": 8, "sd21": 32}  # of the LoRA, as the recipes have it
+RANKS = {"tiny": 10, "sd21": 32}  # of the LoRA, as the recipes have it
 # SD2.1's levels, blocks and heads of 64, at a fifth of its width
 SD21 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 2, 4, 4],

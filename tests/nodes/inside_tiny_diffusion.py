@@ -45,10 +45,14 @@ def base():
     return KEEP["base"]
 
 
+def run(node, **values):
+    return core.NODE_CLASS_MAPPINGS[f"SpatialWeave_{node}"].execute(**values).result
+
+
 def loaded():
     base()
     if "loaded" not in KEEP:
-        KEEP["loaded"] = ours("nodes.host.tiny_diffusion").load_tiny_diffusion()
+        KEEP["loaded"] = run("LoadTinyDiffusion")
     return KEEP["loaded"]
 
 
@@ -132,7 +136,7 @@ def wrong_file():
     hosted, kept = ours("nodes.host.tiny_diffusion"), base() and ours("nodes.host.tiny_diffusion").BASE_FILE
     try:
         hosted.BASE_FILE = ours("models.demo.weights").CODEC_FILE
-        hosted.load_tiny_diffusion()
+        run("LoadTinyDiffusion")
     except ValueError as error:
         return str(error)
     finally:

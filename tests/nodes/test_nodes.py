@@ -15,7 +15,7 @@ IDS += ["SaveDepth", "LoadDepth"]
 IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
 IDS += ["StereoPair"]
 IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
-IDS += ["LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
+IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The I-LDM graphs in a real ComfyUI: on small random models of core's own classes."""
+"""The I-LDM graphs in a real ComfyUI: those of big bases on small random models of core's own classes, the tiny one as it is shipped."""
 
 import json
 
@@ -6,9 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from spatialweave.models.intrinsic_ldm.config import GUIDANCE, STEPS
+
+TINY = "intrinsic_cogeneration"
 RECIPES = {"intrinsic_sd21": ("sd21", "vae"), "intrinsic_sdxl": ("sdxl", "vae_sdxl"), "intrinsic_pixart": ("pixart", "vae")}
 # name: pixels of a side; core's PixArt counts positions in units of 64 latent pixels, of which a picture needs half one at least
-SIDES = {"intrinsic_sd21": 64, "intrinsic_sdxl": 64, "intrinsic_pixart": 320}
+SIDES = {TINY: 128, "intrinsic_sd21": 64, "intrinsic_sdxl": 64, "intrinsic_pixart": 320}
 
 
 def read(root, name, api=True):
@@ -94,6 +97,7 @@ def test_every_graph_has_the_papers_gaussian_weight_and_one_note_on_off(root):
         chosen = [inputs[f"schedule{part}"] for part in ("", ".alpha", ".tau", ".sigma")]
         assert chosen == ["gaussian", 1.0, 800.0, 100.0]
         sampler = graph[of_kind(graph, "KSampler")]["inputs"]
-        assert (sampler["steps"], sampler["sampler_name"], sampler["scheduler"]) == (25, "euler", "normal")
+        assert (sampler["steps"], sampler["sampler_name"], sampler["scheduler"]) == (STEPS, "euler", "normal")
+        assert sampler["cfg"] == (GUIDANCE if name == TINY else 7.5), "the paper's, and what the tiny model's own commands take"
         (note,) = (node["widgets_values"][0] for node in read(root, name, api=False)["nodes"] if node["type"] == "MarkdownNote")
         assert "**off** (w = 0) gives the base model's image" in note

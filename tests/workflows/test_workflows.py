@@ -21,7 +21,7 @@ def read(root, name, api=False):
 
 JOINT = "joint_image_depth"
 GRAPHS = [JOINT, "image_to_depth", "depth_to_image", "depth_to_blender", "rgbd_inpaint", "joint_klein_9b", "refine_depth"]
-GRAPHS += ["build_intrinsic_dataset", "intrinsic_sd21", "intrinsic_sdxl", "intrinsic_pixart"]
+GRAPHS += ["build_intrinsic_dataset", "intrinsic_cogeneration", "intrinsic_sd21", "intrinsic_sdxl", "intrinsic_pixart"]
 
 
 @pytest.fixture(scope="module", params=GRAPHS)
