@@ -87,7 +87,9 @@ def write_page(report: Report) -> str:
             false_broken=said["called_broken"],
         )
     ]
-    lines += ["", "Command: `spatialweave evaluate intrinsic_ldm --json FILE --markdown FILE`. SHA-256 of the weights:", ""]
+    command = "spatialweave evaluate intrinsic_ldm --steps {steps} --guidance {guidance:g} --precision {precision}".format(**settings)
+    command += " --ablation FILE" * ("ablation" in report["weights"]) + " --json FILE --markdown FILE"
+    lines += ["", f"Command: `{command}`. SHA-256 of the weights:", ""]
     lines += [f"- {name}: `{digest}`" for name, digest in report["weights"].items()]
     return "\n".join(lines) + "\n"
 

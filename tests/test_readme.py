@@ -15,13 +15,28 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("comfy", "com
 """
 
 
+def read_examples(pack):
+    (section,) = re.findall(r"^## In Python\n(.*?)^## ", pack.text("README.md"), flags=re.MULTILINE | re.DOTALL)
+    joint, intrinsics = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    return joint, intrinsics
+
+
+def run(code, folder):
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_python_example_does_the_three_jobs_without_comfyui(pack, tmp_path):
     if "models/modality_forcing/tiny.safetensors" not in pack.files:
         pytest.skip("this checkout has no tiny weights, so the README's example did not run")
-    (section,) = re.findall(r"^## In Python\n(.*?)^## ", pack.text("README.md"), flags=re.MULTILINE | re.DOTALL)
-    (block,) = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", f"import sys\n{block}{THREE_JOBS}"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run(read_examples(pack)[0] + THREE_JOBS, tmp_path)
+
+
+def test_the_intrinsics_example_gives_an_image_and_its_four_maps(pack, tmp_path):
+    pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
+    code = read_examples(pack)[1].replace("decode_pictures(made.maps)", "maps = decode_pictures(made.maps)")
+    assert "maps = " in code
+    run(code + "assert made.image.shape == (1, 128, 128, 3) and maps.view.depth.shape == (1, 128, 128)", tmp_path)
 
 
 def test_every_workflow_and_its_way_in_is_named(pack, root):

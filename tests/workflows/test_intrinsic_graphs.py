@@ -98,6 +98,6 @@ def test_every_graph_has_the_papers_gaussian_weight_and_one_note_on_off(root):
         assert chosen == ["gaussian", 1.0, 800.0, 100.0]
         sampler = graph[of_kind(graph, "KSampler")]["inputs"]
         assert (sampler["steps"], sampler["sampler_name"], sampler["scheduler"]) == (STEPS, "euler", "normal")
-        assert sampler["cfg"] == (GUIDANCE if name == TINY else 7.5), "the paper's, and what the tiny model's own commands take"
+        assert sampler["cfg"] == {TINY: GUIDANCE, "intrinsic_pixart": 4.5}.get(name, 7.5), "the paper's, PixArt's own, the tiny commands'"
         (note,) = (node["widgets_values"][0] for node in read(root, name, api=False)["nodes"] if node["type"] == "MarkdownNote")
         assert "**off** (w = 0) gives the base model's image" in note

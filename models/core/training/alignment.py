@@ -50,9 +50,9 @@ class PositionReader(nn.Module):
     later can find the same spot of another picture.
     """
 
-    def __init__(self, widths: Sequence[int]):
+    def __init__(self, widths: Sequence[int], *, operations=nn):
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(width, CODE) for width in widths)
+        self.heads = nn.ModuleList(operations.Linear(width, CODE) for width in widths)
 
     def forward(self, features: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         """features: b (h w) c of each layer, for a picture of `shape` (h, w) or a whole fraction of it -> the mean squared distance to
