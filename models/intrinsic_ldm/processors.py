@@ -21,6 +21,7 @@ from .layers import Layer
 from .lora import LowRank, Projection, add_to_stream
 
 PLACE = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.")
+PARTS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of a self-attention
 ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 
 
@@ -29,7 +30,7 @@ class CrossDomainProcessor:
 
     def __init__(self, layer: Layer, coupling: Coupling, lora: Mapping[str, LowRank]):
         self.layer, self.coupling = layer, coupling
-        self.lora = {part: lora.get(f"{layer.name}.{part}") for part in ("to_q", "to_k", "to_v", "to_out.0")}
+        self.lora = {part: lora.get(f"{layer.name}.{part}") for part in PARTS}
 
     def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs) -> Tensor:
         if encoder_hidden_states is not None or attention_mask is not None or attn.group_norm is not None:
@@ -92,7 +93,7 @@ def projections(model: nn.Module) -> dict[str, Projection]:
     found = {}
     for layer in find_layers(model):
         attn = model.get_submodule(layer.name)
-        for part in ("to_q", "to_k", "to_v", "to_out.0"):
+        for part in PARTS:
             linear = attn.get_submodule(part)
             found[f"{layer.name}.{part}"] = Projection(linear.in_features, linear.out_features)
     return found

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ..core.training.alignment import Aligner, PositionReader, listen
+from ..core.training.data import pick
 from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe, check_keys
 from ..core.training.words import draw_words
 from ..core.weights import fill_module, write_tensors
 from ..demo.training import edge_distance, psnr
 from . import tiny
+from .processors import find_layers
 from .training_bases import Base, import_diffusers
 from .vae import latent_scale
 
@@ -107,7 +109,7 @@ def export_image_vae(folder: Path, state: Mapping[str, Tensor], *, dataset: Any,
     vae = import_diffusers().AutoencoderKL(**tiny.VAE.for_diffusers(3))
     vae.load_state_dict({name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")})
     with torch.no_grad():
-        picked = [dataset[i * len(dataset) // measure]["image"] for i in range(measure)]
+        picked = [sample["image"] for sample in pick(dataset, measure)]
         vae.register_to_config(scaling_factor=latent_scale(vae.encode(torch.stack(picked)).latent_dist.mode()))
     vae.save_pretrained(folder / "vae")
 
@@ -150,7 +152,7 @@ class TrainedBase(nn.Module):
         self.reader = PositionReader([keys.out_features for keys in self.keys()]) if with_positions else None
 
     def keys(self) -> list[nn.Module]:
-        return [module for name, module in self.unet.named_modules() if name.endswith("attn1.to_k")]
+        return [self.unet.get_submodule(f"{layer.name}.to_k") for layer in find_layers(self.unet)]
 
 
 def build_base(

@@ -27,7 +27,7 @@ from ..core.training.recipe import Recipe, check_keys
 from ..core.weights import read_header, read_tensors, write_tensors
 from .attention import Coupling
 from .lora import LowRank, Projection, read_lora
-from .processors import couple, projections
+from .processors import PARTS, couple, projections
 from .rows import BOTH, Rows, Stream
 from .training_bases import CONDITIONS, FAMILIES, Base, load_base
 from .training_ranks import holding, measure_inputs, shorten
@@ -38,7 +38,6 @@ Noise = Literal["independent", "shared"]
 Names = Literal["peft", "kohya"]
 Precision = Literal["float32", "bfloat16"]
 Ship = Literal["float32", "float16", "bfloat16"]
-PARTS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of a self-attention
 LORA_FILE = "intrinsic_lora.safetensors"  # what a run ships, in its output folder
 EMPTY_PROMPT = "empty_context.safetensors"  # in the dataset folder: the same parts of the prompt "", without a first axis
 
@@ -59,8 +58,7 @@ class LoraSettings:
     ship_rank: int | Mapping[str, int] = 0  # of the shipped file, for all or by the projection's name; 0 or no name keeps all
 
     def __post_init__(self) -> None:
-        ranks = self.ship_rank if isinstance(self.ship_rank, Mapping) else {"to_q": self.ship_rank}
-        if not set(ranks) <= set(PARTS) or not all(0 <= rank <= self.rank for rank in ranks.values()):
+        if not set(self.ship_ranks) <= set(PARTS) or not all(0 <= rank <= self.rank for rank in self.ship_ranks.values()):
             raise ValueError(
                 f"The recipe's model ships rank {self.ship_rank} of a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
                 f"each of {', '.join(PARTS)}."
@@ -84,10 +82,14 @@ class LoraSettings:
     def scale(self) -> float:
         return (self.alpha or self.rank) / self.rank
 
+    @property
+    def ship_ranks(self) -> Mapping[str, int]:
+        """`ship_rank` by the projection's name."""
+        return self.ship_rank if isinstance(self.ship_rank, Mapping) else dict.fromkeys(PARTS, self.ship_rank)
+
     def shipped_rank(self, path: str) -> int:
         """Of the projection with this path."""
-        ranks = self.ship_rank if isinstance(self.ship_rank, Mapping) else dict.fromkeys(PARTS, self.ship_rank)
-        return next((rank for part, rank in ranks.items() if rank and path.endswith("." + part)), self.rank)
+        return next((rank for part, rank in self.ship_ranks.items() if rank and path.endswith("." + part)), self.rank)
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ def export(
     squares: dict[str, Tensor] = {}
     if shorter:
         with holding(model, state):
-            squares = measure_inputs(base.network, shorter, dataset, lambda batch, generator: loss(model, batch, generator))
+            squares = measure_inputs(base.network, shorter, dataset, partial(loss, model))
     for path, rank in ranks.items():
         down, up = (state[f"layers.{flat(path)}.{end}"] for end in ("down", "up"))
         down, up = (part.to(dtype) for part in (shorten(down, up, rank, squares[path]) if path in squares else (down, up)))

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.data import default_collate
 
 from ..core.training.alignment import listen
+from ..core.training.data import collate, pick
 
 SAMPLES, AT_ONCE = 64, 4
 LEAST = 1e-8  # of the greatest: a variance below counts as this, for nothing was seen along it
@@ -25,21 +25,18 @@ def measure_inputs(
 ) -> dict[str, Tensor]:
     """The mean of x x^T, (d, d) in float64, over what each projection hears of the maps while `run` (batch, generator) has the network
     compute some pictures and then their maps, or the maps alone."""
-    count, device = min(SAMPLES, len(dataset)), next(network.parameters()).device
-    samples = [dataset[i * len(dataset) // count] for i in range(count)]
-    samples = [{name: value for name, value in sample.items() if isinstance(value, Tensor)} for sample in samples]
-    generator, squares, rows = Generator().manual_seed(0), dict.fromkeys(paths, torch.zeros(())), 0
-    for start in range(0, count, AT_ONCE):
-        batch = {name: value.to(device) for name, value in default_collate(samples[start : start + AT_ONCE]).items()}
+    samples, device = pick(dataset, SAMPLES), next(network.parameters()).device
+    generator, squares = Generator().manual_seed(0), dict.fromkeys(paths, torch.zeros(()))
+    for start in range(0, len(samples), AT_ONCE):
+        batch = collate(samples[start : start + AT_ONCE])
+        batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         with ExitStack() as stack:
             heard = {path: stack.enter_context(listen(network.get_submodule(path), to_input=True)) for path in paths}
             run(batch, generator)
-        size = len(batch["latent"])
-        rows += size
         for path, (given,) in heard.items():
-            maps = given[-size:].flatten(0, 1).double().cpu()
-            squares[path] = squares[path] + maps.T @ maps / (len(maps) / size)
-    return {path: each / rows for path, each in squares.items()}
+            maps = given[-len(batch["latent"]) :].double().cpu()
+            squares[path] = squares[path] + torch.einsum("bni,bnj->ij", maps, maps) / (maps.shape[1] * len(samples))
+    return squares
 
 
 @contextmanager

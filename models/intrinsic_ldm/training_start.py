@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..core.training.alignment import CODE, code_positions, find_grid, listen
+from ..core.training.data import pick
 from .attention import Coupling
 from .layers import Layer
 from .rows import Rows
@@ -74,8 +75,8 @@ def look_at_own_place(
 
     strength: how far the logit of the same place then stands above the mean, on average over heads and places.
     """
-    count = min(SAMPLES, len(dataset))
-    samples = [dataset[i * len(dataset) // count] for i in range(count)]
+    samples = pick(dataset, SAMPLES)
+    count = len(samples)
     times = torch.linspace(0, base.steps - 1, count).long()[torch.randperm(count, generator=generator)]
     noise = torch.randn(count, *samples[0]["latent"].shape, generator=generator)
     found = {layer.name: Places(base.network.get_submodule(layer.name)) for layer in layers}

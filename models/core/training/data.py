@@ -167,6 +167,12 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: torch.stack(values) if isinstance(values[0], Tensor) else values for key, values in columns.items()}
 
 
+def pick(dataset: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` samples, spread evenly over the dataset: what is measured on some stands for all."""
+    count = min(count, len(dataset))
+    return [dataset[i * len(dataset) // count] for i in range(count)]
+
+
 def describe(sample: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {tuple(value.shape)}" for key, value in sample.items() if isinstance(value, Tensor)) or "no tensors"
 
