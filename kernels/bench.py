@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from .bench_checks import check, verify
 from .bench_goals import judge
-from .bench_rates import Rates, describe_machine, measure_rates, time_once
+from .bench_rates import Rates, describe_machine, measure_rates
+from .bench_timing import busiest, in_turn, interleaved, sentence
 from .rivals import FLEX, ONE_STREAM, Call, flex, rivals
 from .segment_attention.reference import segment_attention_reference
 from .segment_attention.segments import Segments, full_weight
@@ -31,6 +30,7 @@ SHAPES = {
     "16k tokens": (2, 10, 16384, 64), "klein-4B": (1, 24, 8704, 128), "klein-9B": (1, 32, 8704, 128),
 }  # fmt: skip
 WEIGHTS = {"zero": 0.0, "mixed": 0.4, "one": 1.0, "half zero": None}
+TUNINGS = {"no": {}, "default": {FLEX: None}, "max-autotune": {FLEX: None, f"{FLEX}, max-autotune": "max-autotune-no-cudagraphs"}}
 CPU_SCORES = 3 << 20  # of a head and row: longer sequences are cut to what a CPU does in a second or so
 SETS = 4  # of inputs, in turn, so that a cache does not hold them
 ROUNDS = {"cuda": 25}  # of each half
@@ -64,62 +64,99 @@ class Run:
     absent: list[str]
 
 
-def bench(device: str | torch.device | None = None, *, rounds: int | None = None, shapes: tuple[str, ...] = tuple(SHAPES)) -> Run:
-    """All rivals of all shapes and weights. rounds: each rival's runs in each half; by default 25 on a GPU, 12 elsewhere."""
-    unknown = set(shapes) - set(SHAPES)
-    if unknown:
-        raise ValueError(f"There is no shape {sorted(unknown)[0]!r}; choose from {', '.join(SHAPES)}.")
+@dataclass(frozen=True)
+class Work:
+    """What is timed, and how long: at most `rounds` of each rival in each half, fewer where `seconds` do not hold them."""
+
+    place: torch.device
+    dtype: torch.dtype
+    rounds: int
+    seconds: float | None
+    weights: tuple[str, ...]
+    flex: str
+    after: Callable[[Run], None]
+
+
+def bench(
+    device: str | torch.device | None = None, *, rounds: int | None = None, seconds: float | None = None, shapes: Iterable[str] = SHAPES,
+    weights: Iterable[str] = WEIGHTS, flex: str = "max-autotune", after: Callable[[Run], None] = lambda run: None,
+) -> Run:  # fmt: skip
+    """All rivals of all shapes and weights. rounds: each rival's runs in each half; by default 25 on a GPU, 12 elsewhere.
+
+    seconds: for the rounds of one weight, mode and half; as many rounds as fit, but 3 at least. flex: "no" leaves FlexAttention out,
+    "default" compiles it once for a shape, "max-autotune" a second time with that. after: is given what there is after every weight.
+    A shape on which ours is wrong or fails has a sentence in `absent`; what it raised is raised after the others.
+    """
+    for kind, given, known in (("shape", shapes, SHAPES), ("weight", weights, WEIGHTS), ("way to compile FlexAttention", [flex], TUNINGS)):
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"There is no {kind} {unknown[0]!r}; choose from {', '.join(known)}.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type not in ("cuda", "cpu"):
         raise ValueError(f"The bench got the device {place}; it times on cuda or cpu.")
     rounds = ROUNDS.get(place.type, FEW_ROUNDS) if rounds is None else rounds
-    if rounds < 1:
-        raise ValueError(f"The bench got {rounds} rounds; run at least 1.")
+    if rounds < 1 or (seconds is not None and not seconds > 0):
+        raise ValueError(f"The bench got {rounds} rounds and {seconds} seconds; run at least 1, in more than 0.")
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     verify(place, dtype)
-    with torch.inference_mode():
-        run = Run(describe_machine(place), measure_rates(place, dtype), [], [])
-        for name in shapes:
-            _bench_shape(name, run, place, dtype, rounds)
+    run = Run(describe_machine(place), measure_rates(place, dtype), [], [])
+    work = Work(place, dtype, rounds, seconds, tuple(weights), flex, after)
+    failed = [error for name in shapes if (error := _try_shape(name, run, work)) is not None]
+    if failed:
+        raise failed[0]
     return run
 
 
-def _bench_shape(name: str, run: Run, place: torch.device, dtype: torch.dtype, rounds: int) -> None:
+def _try_shape(name: str, run: Run, work: Work) -> Exception | None:
+    try:
+        with torch.no_grad():
+            _bench_shape(name, run, work)
+    except Exception as error:  # noqa: BLE001 - raised after the other shapes, which are worth their times
+        run.absent.append(f"{name} ended early: {sentence(error)}")
+        work.after(run)
+        return error
+    return None
+
+
+def _bench_shape(name: str, run: Run, work: Work) -> None:
     b, h, n, d = SHAPES[name]
-    n = min(n, math.isqrt(CPU_SCORES) // 64 * 64 // 2) if place.type == "cpu" else n
-    inputs = [torch.randn(b, n, 3, h, d, dtype=dtype, device=place).transpose(1, 3).unbind(2) for _ in range(SETS)]
-    fused, table = None, None
-    for weight in (weight for weight in WEIGHTS if b > 1 or weight != "half zero"):
+    place, cuda = work.place, work.place.type == "cuda"
+    n = n if cuda else min(n, math.isqrt(CPU_SCORES) // 64 * 64 // 2)
+    inputs = [torch.randn(b, n, 3, h, d, dtype=work.dtype, device=place).transpose(1, 3).unbind(2) for _ in range(SETS)]
+    table, fused = None, None
+    for weight in (weight for weight in work.weights if b > 1 or weight != "half zero"):
         segments, log_weight = problem(b, n, weight)
-        floor = run.rates.floor((b, h, n, d), seen_keys(segments, log_weight), dtype.itemsize)
+        floor = run.rates.floor((b, h, n, d), seen_keys(segments, log_weight), work.dtype.itemsize)
         wanted = few_wanted(inputs[0], segments, log_weight)
-        if place.type == "cuda":
+        if cuda:
             table = torch.tensor(log_weight, device=place) if table is None else table.copy_(torch.tensor(log_weight))
-            fused = fused or compiled(segments, table)
+            fused = compiled(segments, table, work.flex) if fused is None else fused
         kernels: dict[str, str] = {}
-        for mode in ("eager", "graph") if place.type == "cuda" else ("eager",):
+        for mode in ("eager", "graph") if cuda else ("eager",):
             calls, wrong = right_ones(rivals(segments, log_weight, place, mode) | (fused or {}), inputs[0], wanted)
-            run.absent.extend(f"{name}, weight {weight}, {mode}: {reason}" for reason in wrong)
-            kernels = kernels or {rival: busiest(call, inputs[0]) for rival, call in calls.items()}
-            turns = {rival: turned for rival, call in calls.items() if (turned := in_turn(call, inputs, mode))}
-            halves = [_interleaved(turns, place, rounds) for _ in range(2)]
+            fused = {rival: call for rival, call in (fused or {}).items() if rival in calls}  # compiling what fails is not tried again
+            kernels = kernels or busiest(calls, inputs[0])
+            turns, unheld = in_turn(calls, inputs, mode)
+            run.absent.extend(f"{name}, weight {weight}, {mode}: {reason}" for reason in wrong + unheld)
+            held = 1 if mode == "eager" else SETS
+            halves = [interleaved(turns, place, work.rounds, work.seconds, held=held) for _ in range(2)]
             for rival in turns:
                 first, second = (half[rival] for half in halves)
                 spread = (statistics.median(first), statistics.median(second))
                 timing = (statistics.median(first + second), spread, floor, mode, kernels.get(rival, ""))
                 run.times.append(Timing(name, (b, h, n, d), weight, rival, *timing))
+        work.after(run)
 
 
-def compiled(segments: Segments, table: Tensor) -> dict[str, Call]:
+def compiled(segments: Segments, table: Tensor, how: str) -> dict[str, Call]:
     """FlexAttention is compiled once for a shape, whatever the weights in the table."""
     torch.compiler.reset()
-    return {FLEX: flex(segments, table), f"{FLEX}, max-autotune": flex(segments, table, tuning="max-autotune-no-cudagraphs")}
+    return {name: flex(segments, table, tuning=tuning) for name, tuning in TUNINGS[how].items()}
 
 
 def few_wanted(given: Sequence[Tensor], segments: Segments, log_weight: list) -> list[tuple[slice, Tensor]]:
-    """What the first 16 queries of every segment must give, in float64."""
-    q, k, v = (tensor.double().cpu() for tensor in given)
-    full, found = full_weight(log_weight, q, segments).double(), []
+    """What the first 16 queries of every segment must give, in float64, by the plain formula."""
+    q, k, v = (tensor.double() for tensor in given)
+    full, found = full_weight(log_weight, q, segments), []
     for number, (start, stop) in enumerate(segments.query_ranges()):
         at = slice(start, min(start + 16, stop))
         few = Segments((at.stop - start,), segments.sources)
@@ -135,48 +172,14 @@ def right_ones(calls: dict[str, Call], given: Sequence[Tensor], wanted: list[tup
         try:
             got = call(*given)
             for at, want in wanted if rival != ONE_STREAM else ():
-                check(rival, got[:, :, at].cpu(), want)
+                check(rival, got[:, :, at], want)
         except Exception as error:  # noqa: BLE001 - what others' code raises on some machine is no reason to lose the run
             if rival == "ours":
                 raise
-            wrong.append(f"{rival} has no time: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+            wrong.append(f"{rival} has no time: {sentence(error)}")
             continue
         found[rival] = call
     return found, wrong
-
-
-def busiest(call: Call, given: Sequence[Tensor]) -> str:
-    """The kernel, or on a CPU the operator, that takes most of a call's time."""
-    cuda = given[0].device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
-        call(*given)
-    spent, where = ("self_device_time_total", DeviceType.CUDA) if cuda else ("self_cpu_time_total", DeviceType.CPU)
-    events = [event for event in seen.key_averages() if event.device_type == where]
-    return max(events, key=lambda event: getattr(event, spent)).key
-
-
-def in_turn(call: Call, inputs: list, mode: str) -> list[Callable[[], object]]:
-    """One call for each set of inputs; as replays, or none of a call that a CUDA graph does not hold."""
-    plain = [lambda given=given: call(*given) for given in inputs]
-    if mode == "eager":
-        return plain
-    try:
-        return [captured(one) for one in plain]
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return []
-
-
-def captured(call: Callable[[], object]) -> Callable[[], object]:
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        call()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def problem(rows: int, tokens: int, weight: str) -> tuple[Segments, list]:
@@ -199,16 +202,6 @@ def seen_keys(segments: Segments, log_weight: list) -> float:
     return float((by_segment * torch.tensor(segments.queries)).sum() / sum(segments.queries))
 
 
-def _interleaved(turns: dict[str, list], place: torch.device, rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {rival: [] for rival in turns}
-    for turn in range(rounds + 1):
-        for rival, calls in turns.items():
-            elapsed = time_once(calls[turn % len(calls)], place)
-            if turn:  # the first warms up
-                times[rival].append(elapsed)
-    return times
-
-
 def as_lines(run: Run) -> list[str]:
     """The machine; a table of milliseconds, the rival's time over ours in the same mode (of ours by its own call, where a graph does not
     hold it), the floor's share, the kernel that took most of it; what has no time; the goals.
@@ -219,14 +212,16 @@ def as_lines(run: Run) -> list[str]:
     row = "{:14s} {:>16s} {:9s} {:5s} {:34s} {:>9s} {:>19s} {:>9s} {:>8s} {}".format
     lines.append(row("shape", "b h n d", "weight", "mode", "rival", "ms", "halves", "over ours", "of floor", "kernel"))
     for t in run.times:
-        size, halves = " ".join(map(str, t.size)), f"{t.spread[0]:.2f} {t.spread[1]:.2f}"
+        size, halves = " ".join(map(str, t.size)), f"{t.spread[0]:.3f} {t.spread[1]:.3f}"
         ratio = t.median / ours.get((t.shape, t.weight, t.mode), ours[t.shape, t.weight, "eager"])
-        numbers = (f"{t.median:.2f}", halves, f"{ratio:.2f}", f"{t.floor / t.median:.2f}")
+        numbers = (f"{t.median:.3f}", halves, f"{ratio:.2f}", f"{t.floor / t.median:.2f}")
         lines.append(row(t.shape, size, t.weight, t.mode, t.rival, *numbers, t.kernel[:60]))
     return [*lines, *run.absent, *(str(verdict) for verdict in judge(run.times))]
 
 
 def write_record(path: Path, run: Run) -> None:
-    """JSON: the machine, its rates, the times, what has none, the goals."""
+    """JSON: the machine, its rates, the times, what has none, the goals. Whoever reads it meanwhile finds the old one or the new one."""
     found = asdict(run) | {"goals": [asdict(verdict) for verdict in judge(run.times)]}
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -7,6 +7,7 @@ import torch
 from .dispatch import VARIABLE, forced_backend
 from .segment_attention import launch
 from .segment_attention.composition import attend_with_lse, returns_lse
+from .segment_attention.preference import LEFT_TO_TORCH
 
 
 def examine() -> list[dict[str, str]]:
@@ -20,7 +21,7 @@ def examine() -> list[dict[str, str]]:
             if reason is None:
                 launch.TRUST.launch(launch.variant(q, direction), lambda check=check, q=q: check(q), lambda: None)
                 reason = launch.TRUST.reason(launch.variant(q, direction))
-            rows.append(_row(device, "triton", direction, reason is None, reason or f"its self-check passed; {launch.LIMITS}"))
+            rows.append(_row(device, "triton", direction, reason is None, reason or f"its self-check passed; {_limits(device)}"))
         rows.append(_row(device, "composition", "forward", True, f"weights other than 0 and 1 by {_merge(q)}"))
         rows.append(_row(device, "composition", "backward", True, "recomputed in torch"))
         rows.append(_row(device, "reference", "both", True, "plain torch, for checking"))
@@ -43,6 +44,13 @@ def report() -> list[str]:
 
 def _row(device: torch.device, backend: str, direction: str, available: bool, why: str) -> dict[str, str]:
     return {"device": str(device), "backend": backend, "direction": direction, "available": "yes" if available else "no", "why": why}
+
+
+def _limits(device: torch.device) -> str:
+    """What the kernel takes, and what of it is left to torch on this device unless forced."""
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
+    left = [str(row) for row in LEFT_TO_TORCH if row.major == major]
+    return "; ".join([launch.LIMITS, *(f"unless forced torch's attention takes {row}" for row in left)])
 
 
 def _merge(q: torch.Tensor) -> str:

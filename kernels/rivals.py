@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -97,11 +98,15 @@ def flex(segments: Segments, table: Tensor, *, tuning: str | None = None) -> Cal
     """FlexAttention over copied keys, compiled once for a shape: `table`, the log weights (S, T) or (B, S, T) on the device, may be
     overwritten. tuning: a mode of torch.compile. Torch's fall-back to code that is not compiled, after several shapes, is an error.
     """
-    from torch.nn.attention.flex_attention import flex_attention
-
-    compiled = torch.compile(flex_attention, mode=tuning, dynamic=False, fullgraph=True)
     modified = by_border(segments, table) if len(segments.queries) == 1 else by_table(segments, table)
-    return lambda q, k, v: compiled(q, beside(k, segments), beside(v, segments), score_mod=modified)
+
+    @cache
+    def compiled() -> Callable[..., Tensor]:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return torch.compile(flex_attention, mode=tuning, dynamic=False, fullgraph=True)
+
+    return lambda q, k, v: compiled()(q, beside(k, segments), beside(v, segments), score_mod=modified)
 
 
 def by_border(segments: Segments, table: Tensor) -> Callable[..., Tensor]:

@@ -123,18 +123,27 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plot", type=Path, help="write a picture of the ratios here (PNG)")
     command.add_argument("--device", help="cuda, cuda:1 or cpu; by default a GPU where there is one")
     command.add_argument("--rounds", type=int, help="runs of each rival in each half of the run; by default 25 on a GPU, 12 elsewhere")
+    command.add_argument("--seconds", type=float, help="for the rounds of one weight, mode and half: as many as fit, at least 3")
     command.add_argument("--shape", action="append", help="only this shape, by its name in the table; may be repeated")
+    command.add_argument("--weight", action="append", help="only this weight: zero, mixed, one or 'half zero'; may be repeated")
+    flex = command.add_argument("--flex", choices=["no", "default", "max-autotune"], default="max-autotune")
+    flex.help = "FlexAttention on a GPU: not at all, compiled once for a shape, or a second time with max-autotune, which takes minutes"
     command.set_defaults(run=_run_bench)
 
 
 def _run_bench(options: argparse.Namespace) -> None:
-    from ..kernels.bench import SHAPES, as_lines, bench, write_record
+    from ..kernels.bench import SHAPES, WEIGHTS, Run, as_lines, bench, write_record
 
-    found = bench(options.device, rounds=options.rounds, shapes=tuple(options.shape or SHAPES))
+    def keep(run: Run) -> None:
+        if options.json:  # after every weight, so that a run that is stopped leaves what it has
+            write_record(options.json, run)
+
+    found = bench(
+        options.device, rounds=options.rounds, seconds=options.seconds, shapes=tuple(options.shape or SHAPES),
+        weights=tuple(options.weight or WEIGHTS), flex=options.flex, after=keep,
+    )  # fmt: skip
     for line in as_lines(found):
         _say(line)
-    if options.json:
-        write_record(options.json, found)
     if options.plot:
         from ..kernels.bench_plot import draw
 

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -176,10 +176,11 @@ class _Run:
         known = self.log_weight.device.type == "cpu"
         if known and self.log_weight.shape[1] == 1:
             return out
-        unseen = torch.stack([self.weight_here(group, piece) for piece in group.pieces]).eq(-math.inf).all(0)
+        unseen = torch.stack([self.weight_of(self.log_weight, group, piece) for piece in group.pieces]).eq(-math.inf).all(0)
         if known and not bool(unseen.any()):
             return out
-        return out.masked_fill(unseen.to(out.device, non_blocking=True)[..., None], 0.0)
+        fill = out.masked_fill_ if self.inner is None else out.masked_fill  # what a host returns may be its own
+        return fill(unseen.to(out.device, non_blocking=True)[..., None], 0.0)
 
     def biased(self, q: Tensor, group: Group) -> Tensor:
         """The weights as a bias in the queries' dtype, over copied keys."""
@@ -202,13 +203,18 @@ class _Run:
             return attend_with_lse(q, k, v, scale=self.scale)
         return F.scaled_dot_product_attention(q, k, v, scale=self.scale), None
 
+    @cached_property
+    def near_weight(self) -> Tensor:
+        """All of them beside the queries: one small copy a call."""
+        return on_device(self.log_weight, self.q.device)
+
     def weight(self, group: Group, piece: Piece) -> Tensor:
         """The piece's log weight for each batch entry of the group, (1 or g, 1 or h, 1)."""
-        return on_device(self.weight_here(group, piece), self.q.device)
+        return self.weight_of(self.near_weight, group, piece)
 
-    def weight_here(self, group: Group, piece: Piece) -> Tensor:
-        """Where the weights are."""
-        weight = self.log_weight[:, :, group.segment, piece.slots[0]]
+    @staticmethod
+    def weight_of(log_weight: Tensor, group: Group, piece: Piece) -> Tensor:
+        weight = log_weight[:, :, group.segment, piece.slots[0]]
         return (weight if weight.shape[0] == 1 else _take(weight, group.rows))[..., None]
 
     def queries(self, group: Group) -> Tensor:

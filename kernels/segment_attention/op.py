@@ -13,6 +13,7 @@ from . import launch
 from .backward import segment_attention_backward
 from .composition import Inner, compose, plan_of
 from .plan import is_view
+from .preference import preferred
 from .reference import segment_attention_reference
 from .segments import Segments, Source, check_scale, check_segments, check_tensors, check_values, full_weight, partner_rows
 
@@ -93,8 +94,8 @@ def backend_reasons(q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_wei
         groups = plan_of(q, k, v, segments, log_weight)
         if all(len(group.pieces) < 2 and is_view(group) for group in groups) and log_weight.device.type == "cpu":
             reason = "every query segment is one ordinary attention call on views"
-        elif launch.capability_of(q)[0] == 9 and q.shape[3] >= launch.HOPPER_WIDTH:
-            reason = f"on sm_90 its compiled code is behind torch's attention from head width {launch.HOPPER_WIDTH} on"
+        else:
+            reason = preferred(launch.capability_of(q), q.shape[3], q.shape[2], log_weight.device.type)
     return {"triton": reason, "composition": None, "reference": None}
 
 

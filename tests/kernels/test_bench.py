@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spatialweave.kernels import bench, bench_checks, bench_goals, bench_rates, doctor, rivals, segment_attention
+from spatialweave.kernels import bench, bench_checks, bench_goals, bench_rates, bench_timing, doctor, rivals, segment_attention
 from spatialweave.kernels.segment_attention.cases import CASES
 from spatialweave.models import cli
 
@@ -129,26 +129,73 @@ def test_flex_attention_and_what_a_graph_replays_are_right(monkeypatch, weight):
     assert set(found) == set(calls) >= {"ours", "flex"} and not wrong
 
 
-def test_each_set_of_inputs_is_captured_once_and_what_cannot_be_has_no_replays(monkeypatch):
-    inputs = [(1, 2, 3), (4, 5, 6)]
-    monkeypatch.setattr(bench, "captured", lambda call: lambda: ("replayed", call()))
-    assert [turn() for turn in bench.in_turn(lambda q, k, v: q + k + v, inputs, "graph")] == [("replayed", 6), ("replayed", 15)]
-    assert [turn() for turn in bench.in_turn(lambda q, k, v: q + k + v, inputs, "eager")] == [6, 15]
+def test_the_sets_of_inputs_are_captured_in_one_graph_and_what_cannot_be_has_a_reason(monkeypatch):
+    inputs, calls = [(1, 2, 3), (4, 5, 6)], {"sum": lambda q, k, v: q + k + v}
+    monkeypatch.setattr(bench_timing, "captured", lambda plain: lambda: ["replayed", *(call() for call in plain)])
+    found, unheld = bench_timing.in_turn(calls, inputs, "graph")
+    assert [turn() for turn in found["sum"]] == [["replayed", 6, 15]] and not unheld
+    assert [turn() for turn in bench_timing.in_turn(calls, inputs, "eager")[0]["sum"]] == [6, 15]
 
-    def refuse(call):
+    def refuse(plain):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(bench, "captured", refuse)
+    monkeypatch.setattr(bench_timing, "captured", refuse)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    assert bench.in_turn(lambda q, k, v: q, inputs, "graph") == []
+    reason = "sum has no replay: RuntimeError: operation not permitted when stream is capturing"
+    assert bench_timing.in_turn(calls, inputs, "graph") == ({}, [reason])
+
+
+@pytest.mark.parametrize("seconds, held, rounds", [(None, 1, 25), (0.05, 1, 5), (0.001, 1, 3), (9.0, 1, 25), (None, 4, 7), (0.05, 4, 5)])
+def test_rounds_are_those_that_fit_in_the_seconds_but_at_least_three(monkeypatch, seconds, held, rounds):
+    monkeypatch.setattr(bench_timing, "time_once", lambda call, place: call())
+    turns = {"a": [lambda: 8.0] * (4 // held), "b": [lambda: 2.0] * (4 // held)}
+    times = bench_timing.interleaved(turns, torch.device("cpu"), 25, seconds, held=held)
+    assert times == {"a": [8.0 / held] * rounds, "b": [2.0 / held] * rounds}
+    assert len(bench_timing.interleaved(turns, torch.device("cpu"), 2, 9.0)["a"]) == 2, "no more than asked for"
+
+
+def test_a_profiler_that_fails_costs_no_times(monkeypatch):
+    def broken(*given):
+        raise RuntimeError("CUPTI_ERROR_NOT_INITIALIZED")
+
+    monkeypatch.setattr(bench_timing, "profiled", broken)
+    assert bench_timing.busiest({"a": lambda q: q}, [torch.zeros(1)]) == {}
+
+
+def test_a_shape_on_which_ours_fails_costs_the_others_nothing(small, monkeypatch):
+    """Every weight's times are handed out as soon as they are there."""
+    real, seen = bench.few_wanted, []
+
+    def broken_at_width_72(given, *more):
+        if given[0].shape[3] == 72:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(given, *more)
+
+    def after(run):
+        seen.append((len(run.times), list(run.absent)))
+
+    monkeypatch.setattr(bench, "few_wanted", broken_at_width_72)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        bench.bench("cpu", rounds=1, shapes=("PixArt 1024", "SDXL 1024 L2"), weights=("mixed", "zero"), after=after)
+    assert seen == [(at, ["PixArt 1024 ended early: OutOfMemoryError: CUDA out of memory"]) for at in (0, 4, 8)]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are replayed on a CUDA device")
 def test_bench_on_a_gpu_has_both_modes():
-    run = bench.bench("cuda", rounds=2, shapes=("SDXL 1024 L2",))
+    run = bench.bench("cuda", rounds=2, shapes=("SDXL 1024 L2",), weights=("mixed",), flex="default")
     assert {timing.mode for timing in run.times if timing.rival == "ours"} == {"eager", "graph"}
     assert not [reason for reason in run.absent if reason.startswith(("flex", "concat", "two calls"))]
+
+
+@pytest.mark.parametrize("given, sentence", [
+    ({"weights": ("much",)}, "There is no weight 'much'; choose from zero, mixed, one, half zero"),
+    ({"flex": "yes"}, "There is no way to compile FlexAttention 'yes'; choose from no, default, max-autotune"),
+    ({"seconds": 0.0}, "got 12 rounds and 0.0 seconds; run at least 1, in more than 0"),
+])  # fmt: skip
+def test_bench_refuses_what_it_cannot_time(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        bench.bench("cpu", **given)
 
 
 def test_bench_refuses(capsys):

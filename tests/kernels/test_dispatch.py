@@ -11,7 +11,8 @@ import torch
 
 from spatialweave.kernels import Inner, Segments, dispatch, segment_attention, use_backend
 from spatialweave.kernels.dispatch import VARIABLE, BackendUnavailableError, Trust, choose, forced_backend
-from spatialweave.kernels.segment_attention import launch, op, segments
+from spatialweave.kernels.segment_attention import launch, op, preference, segments
+from spatialweave.kernels.segment_attention.preference import Row
 from spatialweave.kernels.segment_attention.reference import segment_attention_reference
 
 ABLE = {"triton": None, "composition": None, "reference": None}
@@ -128,7 +129,7 @@ def able(monkeypatch, capability=(8, 6)):
 
 
 @pytest.mark.parametrize("weight, width, capability, reason", [
-    (-0.5, 64, (9, 0), None), (-0.5, 128, (8, 0), None), (-0.5, 128, (9, 0), "behind torch's attention"),
+    (-0.5, 64, (9, 0), None), (-0.5, 128, (8, 0), None), (-0.5, 128, (9, 0), "torch's attention is preferred on sm_9x at head widths 96"),
     (0.0, 64, (9, 0), "one ordinary attention call"), (float("-inf"), 64, (8, 6), "one ordinary attention call"),
 ])  # fmt: skip
 def test_calls_that_torch_serves_better_are_left_to_it(monkeypatch, weight, width, capability, reason):
@@ -139,6 +140,17 @@ def test_calls_that_torch_serves_better_are_left_to_it(monkeypatch, weight, widt
     assert found is None if reason is None else reason in found
     with use_backend("triton"):
         assert op.backend_reasons(*given)["triton"] is None
+
+
+def test_the_table_of_preferences_holds_for_what_its_rows_say(monkeypatch):
+    rows = (Row(9, range(64, 65), "timed", queries=range(2048, 1 << 31), weights="cpu"), Row(12, range(96, 161), "timed"))
+    monkeypatch.setattr(preference, "LEFT_TO_TORCH", rows)
+    assert preference.preferred((9, 0), 64, 4096, "cpu") == (
+        "torch's attention is preferred on sm_9x at head widths 64 to 64, 2048 to 2147483647 queries, weights on the CPU (timed)"
+    )
+    others = [((8, 0), 64, 4096, "cpu"), ((9, 0), 72, 4096, "cpu"), ((9, 0), 64, 1024, "cpu"), ((9, 0), 64, 4096, "cuda")]
+    assert not any(preference.preferred(*given) for given in others)
+    assert preference.preferred((12, 0), 128, 1, "cuda") == "torch's attention is preferred on sm_12x at head widths 96 to 160 (timed)"
 
 
 def test_a_kernel_that_fails_is_dropped_for_good_with_one_line(monkeypatch, caplog):

@@ -27,8 +27,9 @@ def able():
     reason = launch.machine_reason(DEVICE)
     if reason is not None:
         pytest.skip(reason)
+    before = set(launch.TRUST.failed)
     yield
-    assert not launch.TRUST.failed
+    assert set(launch.TRUST.failed) == before
 
 
 def error(got, want):
@@ -39,10 +40,20 @@ def partner(row):
     return row ^ 1
 
 
+def reference(q, k, v, segments, weight, scale):
+    """In float64, for one segment of queries, some at a time: 4,097 of them would need gigabytes at once."""
+    exact, parts = [tensor.double() for tensor in (q, k, v)], []
+    for some in exact[0].split(1024, 2):
+        few = Segments((some.shape[2],), segments.sources)
+        parts.append(segment_attention_reference(some, *exact[1:], few, weight.double(), scale=scale))
+    return [torch.cat(each, 2) for each in zip(*parts)]
+
+
+@pytest.mark.parametrize("case", CASES + EXTREME, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_every_case_in_both_directions(dtype):
+def test_every_case_in_both_directions(dtype, case):
     """By the kernel and by the composition."""
-    assert bench_checks.verify(DEVICE, dtype) == 2 * (5 * len(CASES) + len(EXTREME))
+    assert bench_checks.verify(DEVICE, dtype, (case,)) == 2 * (1 if case in EXTREME else 5)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -53,9 +64,7 @@ def test_no_worse_than_the_composition(length, width, dtype):
     case = coupled("any", length, partner, (0.4, 1.0, 0.0, 1e-6), width=width, heads=3 if length < 1000 else 1, layout="packed")
     q, k, v = case.tensors(torch.Generator().manual_seed(length), dtype, DEVICE)
     weight = full_weight(case.log_weight(), q, case.segments)
-    want, want_lse = segment_attention_reference(
-        *(tensor.cpu().double() for tensor in (q, k, v)), case.segments, weight.double(), scale=0.2
-    )
+    want, want_lse = reference(q, k, v, case.segments, weight, 0.2)
     given = dict(segments=case.segments, log_weight=weight, scale=0.2, return_lse=True)
     with use_backend("composition"):
         theirs, _ = segment_attention(q, k, v, **given)

@@ -52,7 +52,9 @@ def backward():
 
 @pytest.mark.parametrize("name", TRAINED + [f"{case.name}-float32" for case in LONG])
 def test_the_gradients_are_the_formulas(backward, name):
-    found, limit = backward[name], LIMIT[name.rsplit("-", 1)[1]]
+    found = backward[name]
+    # how precise a gradient can be in this type depends on the order in which a processor adds: torch's own may be worse than the limit
+    limit = max(LIMIT[name.rsplit("-", 1)[1]], 1.2 * found["plain"])
     assert max(found[of] for of in ("q", "k", "v")) < limit
     assert found["weight"] < max(limit, 5e-6), "a sum of thousands of float32 terms of both signs"
     assert found["zero"] and found["same"] and found["bands"]

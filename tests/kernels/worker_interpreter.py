@@ -67,7 +67,9 @@ def backward(case, dtype, tiles):
         )
     exact = [tuple(tensor.double() for tensor in given) for given in (grads, (q, k, v, weight), (out, lse))]
     want = segment_attention_backward(*exact, case.segments, scale=0.2)
+    plain = segment_attention_backward(grads, (q, k, v, weight), (out, lse), case.segments, scale=0.2)
     return {
+        "plain": max(error(one, other) for one, other in zip(plain[:3], want[:3])),
         **{name: error(one, other) for name, one, other in zip(("q", "k", "v"), first, want)}, "bands": memory.is_intact(),
         "weight": float((first[3] - want[3]).norm() / (want[3].norm() + 1)),
         "zero": bool((first[3][weight == float("-inf")] == 0).all()),
