@@ -35,6 +35,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     intrinsic.add_argument("--predictor", type=Path, help="other weights of the predictor that judges maps")
     intrinsic.add_argument("--work", type=Path, default=Path("runs/evaluate_intrinsic_ldm"), help="folder for parts; a rerun goes on there")
     intrinsic.add_argument("--device", default="cpu", help="where to sample: cpu, cuda")
+    intrinsic.add_argument("--processes", type=int, default=1, help="that share the work; times then are of pictures made side by side")
     intrinsic.set_defaults(run=_run_evaluate_intrinsic)
 
 
@@ -55,7 +56,7 @@ def _run_evaluate_intrinsic(options: argparse.Namespace) -> None:
 
     others = {name: getattr(options, name) for name in ("base", "vae", "lora", "ablation", "predictor") if getattr(options, name)}
     plan = Plan(options.n, options.seeds, options.steps, options.guidance, options.batch, precision=options.precision)
-    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=options.device)
+    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=options.device, processes=options.processes)
     sys.stdout.writelines(f"{line}\n" for line in as_lines(report))
     if options.json:
         write_figures(options.json, report)

@@ -39,6 +39,7 @@ def _add_encode(actions, looks: Mapping[str, Any]) -> None:
     encode.add_argument("--vae", type=Path, required=True, help="the intrinsic VAE's file")
     encode.add_argument("--size", metavar="WxH", help="pixels; larger pictures are scaled to cover and cropped; by default as they are")
     encode.add_argument("--batch", type=int, default=4, help="pictures encoded at once")
+    encode.add_argument("--places", type=int, default=16, help="along a side, which masks' colours tell apart; few suit a small network")
     encode.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the text encoders")
     encode.set_defaults(run=_run_encode)
 
@@ -81,7 +82,7 @@ def _run_encode(options: argparse.Namespace) -> None:
 
     summary = encode_dataset(
         options.source, options.output, base=options.base, vae=options.vae, size=_read_size(options.size), batch=options.batch,
-        precision=options.precision,
+        precision=options.precision, places=options.places,
     )  # fmt: skip
     sys.stdout.write(f"{summary}\n")
 

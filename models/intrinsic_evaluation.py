@@ -13,8 +13,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,8 @@ RENDERED, OTHERS = "rendered", "rendered_others"
 MOST_JUDGED = 256  # scenes on which the judges themselves are measured
 
 Figures = dict[str, Tensor]  # by name, (pictures,), and features (pictures, channels) by the names of LAYERS
+Look = Callable[[int, int, int], Figures]  # (first picture, how many, seed)
+Part = tuple[int | None, int, int]  # (seed, or None for renderings, first picture, how many)
 
 
 @dataclass(frozen=True)
@@ -95,35 +100,93 @@ class Method:
     make: Callable[..., Generated]  # (captions, seed=)
 
 
+class Rig:
+    """Judges and methods, and the folder of what they found."""
+
+    def __init__(self, plan: Plan, files: Files, work: Path, device: str):
+        self.plan, self.work, self.digests = plan, work, files.digests()
+        self.judge = Judge(scorer.Scorer.from_pretrained(files.scorer), predictor.Predictor.from_pretrained(files.predictor))
+        self.methods = make_methods(plan, files, self.digests, device)
+
+    def keep(self, name: str, settings: Mapping[str, Any], seed: int, start: int, count: int, look: Look) -> Figures:
+        """What `look` (start, count, seed) finds, from the work folder if it was found before."""
+        judges = {name: self.digests[name] for name in ("scorer", "predictor")}
+        number = fingerprint(settings, judges, self.plan.batch)
+        path = self.work / f"{name}-{number}-seed{seed}-{start:05d}-{count}.safetensors"
+        if not path.is_file():
+            write_tensors(path, look(start, count, seed), {}, kind="part of an evaluation of I-LDM")
+        return read_tensors(path)
+
+    def rendered(self, start: int, count: int) -> dict[str, Figures]:
+        """Of the captions' own scenes, with their exact maps; and of as many others, which tell what distance chance makes."""
+        look, settings = partial(look_at_rendered, self.plan, self.judge), {"size": self.plan.size}
+        firsts = {RENDERED: 0, OTHERS: self.plan.count}
+        return {name: self.keep(name, settings, 0, first + start, count, look) for name, first in firsts.items()}
+
+    def generated(self, seed: int, start: int, count: int) -> dict[str, Figures]:
+        """Of every method's pictures, one method after the other."""
+        return {
+            method.name: self.keep(method.name, method.settings, seed, start, count, partial(measure, method, self.judge))
+            for method in self.methods
+        }
+
+    def measure(self, part: Part) -> dict[str, Figures]:
+        seed, start, count = part
+        return self.rendered(start, count) if seed is None else self.generated(seed, start, count)
+
+
 def evaluate_intrinsic_ldm(
-    plan: Plan | None = None, files: Files | None = None, *, work: str | Path, device: str = "cpu"
+    plan: Plan | None = None, files: Files | None = None, *, work: str | Path, device: str = "cpu", processes: int = 1
 ) -> dict[str, Any]:
     """The report: settings, digests of the weights, each method's figures with mean, standard error and value for each seed, the same
-    figures of rendered pictures, and how often the judges are right. `work` keeps what is done."""
+    figures of rendered pictures, and how often the judges are right. `work` keeps what is done, and `processes` share it."""
     plan, files, work = plan or Plan(), files or Files(), Path(work)
-    digests = files.digests()
-    judge = Judge(scorer.Scorer.from_pretrained(files.scorer), predictor.Predictor.from_pretrained(files.predictor))
-    methods = make_methods(plan, files, digests, device)
-    with tqdm(total=2 * plan.count + plan.count * plan.seeds * len(methods), desc="evaluating", unit="picture") as bar:
-        keep = partial(kept, work=work, judges={name: digests[name] for name in ("scorer", "predictor")}, plan=plan, bar=bar)
-        rendered = measure_rendered(plan, judge, keep)
-        found: dict[str, list[list[Figures]]] = {method.name: [[] for _ in range(plan.seeds)] for method in methods}
-        for seed in range(plan.seeds):
-            for start, count in plan.parts(plan.count):
-                for method in methods:
-                    figures = keep(method.name, method.settings, seed, start, count, partial(measure, method, judge))
-                    found[method.name][seed].append(figures)
-    reference = rendered[RENDERED]
+    parts: list[Part] = [(seed, *part) for seed in (None, *range(plan.seeds)) for part in plan.parts(plan.count)]
+    found: dict[str, dict[int | None, list[Figures]]] = {}
+    with tqdm(total=plan.count * (1 + plan.seeds), desc="evaluating", unit="picture") as bar:
+        if processes > 1:
+            share(plan, files, work, device, parts, processes, bar)
+        rig = Rig(plan, files, work, device)
+        for part in parts:
+            for name, figures in rig.measure(part).items():
+                found.setdefault(name, {}).setdefault(part[0], []).append(figures)
+            bar.update(part[2] if processes <= 1 else 0)
+    joined = {name: [join(each) for each in seeds.values()] for name, seeds in found.items()}
+    (reference,), (others,) = joined[RENDERED], joined[OTHERS]
     return {
-        "settings": asdict(plan) | describe_machine(device),
-        "weights": digests,
+        "settings": asdict(plan) | describe_machine(device) | {"processes": processes},
+        "weights": rig.digests,
         "methods": {
-            method.name: {"settings": dict(method.settings), "figures": summarise([join(parts) for parts in found[method.name]], reference)}
-            for method in methods
+            method.name: {"settings": dict(method.settings), "figures": summarise(joined[method.name], reference)} for method in rig.methods
         },
-        RENDERED: summarise([reference], rendered[OTHERS]),
-        "judges": measure_judges(judge, plan, digests, work),
+        RENDERED: summarise([reference], others),
+        "judges": measure_judges(rig.judge, plan, rig.digests, work),
     }
+
+
+def share(plan: Plan, files: Files, work: Path, device: str, parts: list[Part], processes: int, bar: tqdm) -> None:
+    """Have everything measured into the work folder. ChildProcessError where a process dies."""
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = {pool.submit(measure_part, plan, files, work, device, part): part for part in parts}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                bar.update(jobs[job][2])
+        except BrokenProcessPool as error:
+            raise ChildProcessError("A process of the evaluation died, often for want of memory; run again with fewer.") from error
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+def measure_part(plan: Plan, files: Files, work: Path, device: str, part: Part) -> None:
+    """One job of a process, whose rig stays from job to job."""
+    open_rig(plan, files, work, device).measure(part)
+
+
+@cache
+def open_rig(plan: Plan, files: Files, work: Path, device: str) -> Rig:
+    return Rig(plan, files, work, device)
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -175,32 +238,11 @@ def measure(method: Method, judge: Judge, start: int, count: int, seed: int) -> 
     return figures | {"seconds": torch.full((count,), seconds, dtype=torch.float64)}
 
 
-def measure_rendered(plan: Plan, judge: Judge, keep: Callable[..., Figures]) -> dict[str, Figures]:
-    """The captions' own scenes, rendered, with their exact maps; and as many other scenes, which tell what distance chance makes."""
-
-    def look(start: int, count: int, seed: int) -> Figures:
-        scenes, captions = hold_out(start, count)
-        frames = render(scenes, plan.size, plan.size)
-        return judge.measure(frames.image, captions, code_frames(frames))
-
-    settings = {"size": plan.size}
-    return {
-        name: join([keep(name, settings, 0, first + start, count, look) for start, count in plan.parts(plan.count)])
-        for name, first in ((RENDERED, 0), (OTHERS, plan.count))
-    }
-
-
-def kept(
-    name: str, settings: Mapping[str, Any], seed: int, start: int, count: int, look: Callable[[int, int, int], Figures], *, work: Path,
-    judges: Mapping[str, str], plan: Plan, bar: tqdm,
-) -> Figures:  # fmt: skip
-    """What `look` (start, count, seed) finds, from the work folder if it was found before."""
-    path = work / f"{name}-{fingerprint(settings, judges, plan.batch)}-seed{seed}-{start:05d}-{count}.safetensors"
-    if not path.is_file():
-        bar.set_postfix_str(name)
-        write_tensors(path, look(start, count, seed), {}, kind="part of an evaluation of I-LDM")
-    bar.update(count)
-    return read_tensors(path)
+def look_at_rendered(plan: Plan, judge: Judge, start: int, count: int, seed: int) -> Figures:
+    """Scenes of the test split, each with its own caption; `seed` is of no consequence."""
+    scenes, captions = hold_out(start, count)
+    frames = render(scenes, plan.size, plan.size)
+    return judge.measure(frames.image, captions, code_frames(frames))
 
 
 def fingerprint(*settings: Any) -> str:

@@ -59,7 +59,7 @@ MEANING = (
     "predictor reads off the picture. Frechet distances are to renderings of the captions' own scenes: content in the scorer's deepest "
     "layer, which tells what stands where; detail in its first, which tells colours and sharpness. The last columns compare each "
     "co-generated map with the predictor's reading of the same picture; depth after the scale and shift of its inverse that fit best. "
-    "Seconds are sampling and decoding on {device}, all methods in turns."
+    "Seconds are sampling and decoding on {device}, all methods in turns, {processes} process(es) side by side."
 )
 JUDGES = (
     "The judges err, too. On the rendered scenes, which have no violations, they count what the last row says; its maps are the exact "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .core.training.alignment import Aligner
 from .core.training.data import FolderDataset
-from .core.training.loop import Builder, Task
+from .core.training.loop import Builder, Task, find_device
 from .core.training.recipe import Recipe, check_keys
 from .demo.codec import STRIDE, TinyCodec
 from .demo.data import CELL, CELL_CLASSES, PicturesAndMaps, WorldLatents, WorldPictures
@@ -50,7 +50,8 @@ def export_codec(folder: Path, state: Mapping[str, Tensor]) -> None:
 def build_tiny_image_vae(recipe: Recipe) -> Task:
     """The autoencoder of the tiny I-LDM's base, on pictures of the world."""
     check_keys(recipe.data, WORLD_KEYS, "recipe's data")
-    return training_base.build_image_vae(recipe, dataset=WorldPictures(open_world(recipe.data)), classes=CELL_CLASSES, cell=CELL)
+    pictures = WorldPictures(open_world(recipe.data, keys=("image", "segmentation")))
+    return training_base.build_image_vae(recipe, dataset=pictures, classes=CELL_CLASSES, cell=CELL)
 
 
 def build_tiny_base(recipe: Recipe) -> Task:
@@ -58,7 +59,8 @@ def build_tiny_base(recipe: Recipe) -> Task:
     which then are `data.maps_share` of what it learns from."""
     check_keys(recipe.data, [*WORLD_KEYS, "vae", "maps", "maps_share"], "recipe's data")
     folder = Path(recipe.data.get("vae", ""))
-    dataset: Any = WorldLatents(open_world(recipe.data), training_base.FrozenVae(folder))
+    source = open_world(recipe.data, keys=("image", "depth", "segmentation"))
+    dataset: Any = WorldLatents(source, training_base.FrozenVae(folder).to(find_device()), depth=False)
     if recipe.data.get("maps"):
         maps = FolderDataset(recipe.data["maps"], keys=("intrinsic_latent",))
         dataset = PicturesAndMaps(dataset, maps, recipe.data.get("maps_share", MAPS_SHARE))
@@ -73,7 +75,7 @@ def build_tiny_modality_forcing(recipe: Recipe) -> Task:
     """Network and text encoder together, on latents of the world's pictures. `data.codec` names a codec other than the shipped one."""
     check_keys(recipe.data, [*WORLD_KEYS, "codec"], "recipe's data")
     codec = load_codec(recipe.data["codec"]) if recipe.data.get("codec") else load_codec()
-    dataset = WorldLatents(open_world(recipe.data), codec.train(False))
+    dataset = WorldLatents(open_world(recipe.data), codec.train(False).to(find_device()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = TinyTextEncoder()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.geometry.depth import encode_depth
-from ..core.training.data import MANIFEST, FolderDataset
+from ..core.training.data import MANIFEST, FolderDataset, read_many
 from ..core.weights import read_tensors, write_tensors
 from ..world.captions import mirror_caption
 from ..world.scene import COLORS, SHAPES
@@ -22,28 +22,44 @@ from .text import PAD, tokenize
 # What a spot of a picture shows, as numbers: its shape (surroundings, sky, then SHAPES) and its colour (COLORS; of objects only).
 CELL = 4  # pixels to a side
 CELL_CLASSES = (2 + len(SHAPES), len(COLORS))
+READ = 1024  # pictures read at once
 
 
-class WorldPictures(torch.utils.data.Dataset):
+class InMemory(torch.utils.data.Dataset):
+    """Heirs cut whole batches out of their tensors by `__getitems__`, for which a loader asks first; a sample is a batch of one."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+
+def mirror(x: Tensor, which: Tensor) -> Tensor:
+    """x (b, ...) with left and right exchanged in the rows that `which` (b,) names."""
+    return torch.where(which.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+
+
+class WorldPictures(InMemory):
     """For the codec: sample 2 i is picture i, 2 i + 1 the same in a mirror. image 3 H W in [-1, 1]; cells as in `WorldLatents`."""
 
     def __init__(self, source: FolderDataset):
-        images, self.cells = [], []
-        for i in range(len(source)):
-            sample = source[i]
-            images.append(sample["image"])
-            self.cells.append(count_cells(sample["segmentation"], source.entry(i)["objects"]))
-        self.images = torch.stack(images)
+        images, cells = [], []
+        for start in range(0, len(source), READ):
+            rows = range(start, min(start + READ, len(source)))
+            samples = read_many(source, rows)
+            images += [sample["image"] for sample in samples]
+            cells += [count_cells(sample["segmentation"], source.entry(i)["objects"]) for i, sample in zip(rows, samples, strict=True)]
+        self.images, self.cells = torch.stack(images), torch.stack(cells)
 
     def __len__(self) -> int:
         return 2 * len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, cells = self.images[index // 2].permute(2, 0, 1).float() / 127.5 - 1, self.cells[index // 2]
-        return {"image": image.flip(-1), "cells": cells.flip(-1)} if index % 2 else {"image": image, "cells": cells}
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = torch.as_tensor(indices)
+        scenes, mirrored = rows // 2, rows % 2 == 1
+        image = self.images[scenes].permute(0, 3, 1, 2).float() / 127.5 - 1
+        return {"image": mirror(image, mirrored), "cells": mirror(self.cells[scenes], mirrored)}
 
 
-class WorldLatents(torch.utils.data.Dataset):
+class WorldLatents(InMemory):
     """What Modality Forcing trains on, mirrored as above.
 
     latent c h w of the codec; depth_net 1 H W, contracted unit-mean depth with sky at 2; mask 1 H W, all True: nothing of
@@ -51,34 +67,36 @@ class WorldLatents(torch.utils.data.Dataset):
     numbers as CELL_CLASSES counts them.
     """
 
-    def __init__(self, source: FolderDataset, codec: TinyCodec, *, batch: int = 64):
-        """Encoding all pictures takes minutes, so the result stays in the dataset's folder, named after the codec and the manifest."""
+    def __init__(self, source: FolderDataset, codec: TinyCodec, *, batch: int = 64, depth: bool = True):
+        """Encoding all pictures takes minutes, so the result stays in the dataset's folder, named after the codec and the manifest.
+        Without `depth` samples have neither depth_net nor mask."""
         cache = Path(source.folder) / f"latents-{fingerprint(codec, Path(source.folder) / MANIFEST)}.safetensors"
         if cache.is_file():
             tensors = read_tensors(cache)
         else:
             tensors = encode_world(source, codec, batch)
             write_tensors(cache, tensors, {}, kind="latents of the world")
-        self.tokens, self.cells, self.depth = (tensors[key] for key in ("tokens", "cells", "depth"))
-        self.latents = (tensors["latent"], tensors["mirrored_latent"])
+        self.tokens, self.cells, self.depth = tensors["tokens"], tensors["cells"], tensors["depth"] if depth else None
+        self.latents = torch.stack((tensors["latent"], tensors["mirrored_latent"]), dim=1)
 
     def __len__(self) -> int:
-        return 2 * len(self.depth)
+        return 2 * len(self.tokens)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        scene, mirrored = divmod(index, 2)
-        depth = self.depth[scene][None].float()
-        depth = depth.flip(-1) if mirrored else depth
-        return {
-            "latent": self.latents[mirrored][scene].float(),
-            "depth_net": depth,
-            "mask": torch.ones_like(depth, dtype=torch.bool),
-            "tokens": self.tokens[scene][mirrored],
-            "cells": self.cells[scene].flip(-1) if mirrored else self.cells[scene],
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = torch.as_tensor(indices)
+        scenes, side = rows // 2, rows % 2
+        batch = {
+            "latent": self.latents[scenes, side].float(),
+            "tokens": self.tokens[scenes, side],
+            "cells": mirror(self.cells[scenes], side == 1),
         }
+        if self.depth is None:
+            return batch
+        depth = mirror(self.depth[scenes][:, None].float(), side == 1)
+        return batch | {"depth_net": depth, "mask": torch.ones_like(depth, dtype=torch.bool)}
 
 
-class PicturesAndMaps(torch.utils.data.Dataset):
+class PicturesAndMaps(InMemory):
     """For a latent diffusion model: samples of `WorldLatents`, and among them latents of intrinsic maps, as pictures of another kind.
 
     SD learnt from pictures among which were depth maps, normal maps and line drawings; the world renders none. `maps` is a folder that
@@ -90,25 +108,26 @@ class PicturesAndMaps(torch.utils.data.Dataset):
         if not 0 < share < 1:
             raise ValueError(f"A share {share} of maps arrived; give one above 0 and below 1, or no maps at all.")
         self.pictures, self.count = pictures, round(len(pictures) * share / (1 - share))
-        self.latents = torch.stack([maps[i]["intrinsic_latent"] for i in range(len(maps))])
+        self.latents = torch.stack([sample["intrinsic_latent"] for sample in read_many(maps, range(len(maps)))])
         words = tokenize([maps.entry(i)["caption"] for i in range(len(maps))])
         self.tokens = torch.cat([torch.full_like(words[:, :1], PAD), words[:, :-1]], dim=1)
         like = pictures[0]
         if self.latents.shape[1:] != like["latent"].shape:
             shapes = f"{tuple(self.latents.shape[1:])} and of pictures {tuple(like['latent'].shape)}"
             raise ValueError(f"Latents of maps {shapes} arrived; encode the maps for this autoencoder's base, at the pictures' size.")
-        self.unknown, self.captions = torch.full_like(like["cells"], -1), len(like["tokens"])
+        self.unknown = torch.full_like(like["cells"], -1)
 
     def __len__(self) -> int:
         return len(self.pictures) + self.count
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if index < len(self.pictures):
-            sample = self.pictures[index]
-            return {name: sample[name] for name in ("latent", "tokens", "cells")} | {"maps": torch.tensor(False)}
-        row = (index - len(self.pictures)) % len(self.latents)
-        tokens = self.tokens[row].expand(self.captions, -1)
-        return {"latent": self.latents[row].float(), "tokens": tokens, "cells": self.unknown, "maps": torch.tensor(True)}
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        numbers = torch.as_tensor(indices)
+        maps = numbers >= len(self.pictures)
+        rows = (numbers - len(self.pictures)) % len(self.latents)
+        of_maps = {"latent": self.latents[rows].float(), "tokens": self.tokens[rows][:, None], "cells": self.unknown}
+        of_pictures = self.pictures.__getitems__(torch.where(maps, 0, numbers).tolist())
+        chosen = {name: maps.view(-1, *[1] * (of_pictures[name].ndim - 1)) for name in of_maps}
+        return {name: torch.where(chosen[name], value, of_pictures[name]) for name, value in of_maps.items()} | {"maps": maps}
 
 
 def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[str, Tensor]:
@@ -116,7 +135,7 @@ def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[st
     parts: dict[str, list[Tensor]] = {"latent": [], "mirrored_latent": [], "depth": [], "tokens": [], "cells": []}
     for start in tqdm(range(0, len(source), batch), desc="encoding", unit="batch", disable=None):
         rows = range(start, min(start + batch, len(source)))
-        samples, entries = [source[i] for i in rows], [source.entry(i) for i in rows]
+        samples, entries = read_many(source, rows), [source.entry(i) for i in rows]
         image = torch.stack([sample["image"] for sample in samples]).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts["latent"].append(encode(codec, image).half())
         parts["mirrored_latent"].append(encode(codec, image.flip(-1)).half())
@@ -130,7 +149,7 @@ def fingerprint(codec: TinyCodec, manifest: Path) -> str:
     """A number of the codec's weights and a dataset's manifest, and of nothing else."""
     digest = hashlib.sha256(manifest.read_bytes())
     for name, value in codec.state_dict().items():
-        digest.update(name.encode() + value.float().contiguous().numpy().tobytes())
+        digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

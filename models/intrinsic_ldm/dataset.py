@@ -26,6 +26,7 @@ from torch import Tensor
 from ..core.training.data import MANIFEST, FolderDataset, fit_map
 from .config import MAPS
 from .maps import encode_depth, encode_line, encode_normals, encode_segmentation, normals_from_image
+from .segments import PLACES
 from .vae import stack_maps
 
 INTEGER_NORMAL = 127  # of an int8 component that is 1
@@ -37,11 +38,12 @@ class IntrinsicSamples(torch.utils.data.Dataset):
     """A folder's samples: maps 8 h w in [-1, 1] as `stack_maps` lays them, present (4,) bool in the order of MAPS, and, where `image` is
     True, image 3 h w in [-1, 1] with its caption.
 
-    `size` (height, width) scales each to cover and crops the middle; without it they stay as they are.
+    `size` (height, width) scales each to cover and crops the middle; without it they stay as they are. `places`: of the masks' colours, see
+    `encode_segments`.
     """
 
-    def __init__(self, folder: str | Path, *, size: Sequence[int] | None = None, image: bool = False):
-        self.folder, self.size, self.image = Path(folder), tuple(size) if size else None, image
+    def __init__(self, folder: str | Path, *, size: Sequence[int] | None = None, image: bool = False, places: int = PLACES):
+        self.folder, self.size, self.image, self.places = Path(folder), tuple(size) if size else None, image, places
         self.source = FolderDataset(self.folder, keys=("depth", "mask", *MAPS, *(["image"] if image else [])))
 
     def __len__(self) -> int:
@@ -55,7 +57,7 @@ class IntrinsicSamples(torch.utils.data.Dataset):
         raw = self.source[index]
         try:
             raw |= read_loose(self.folder, self.source.entry(index))
-            maps, present = encode_sample({name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw})
+            maps, present = encode_sample({name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw}, places=self.places)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"Sample {index} (line {index + 1} of {self.folder / MANIFEST}) cannot be used: {error}") from error
         sample = {"maps": maps, "present": present}
@@ -105,7 +107,7 @@ def read_line(picture: Image.Image) -> Tensor:
 READERS = {"normals": read_normals, "segmentation": read_segmentation, "line": read_line}
 
 
-def encode_sample(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[Tensor, Tensor]:
     """Raw maps of one picture (depth h w, mask h w, normals h w 3, segmentation h w, line h w) to maps 8 h w and which are present."""
     for name, axes in FORM.items():
         if name in raw and raw[name].ndim != axes:
@@ -120,7 +122,7 @@ def encode_sample(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         unit = normals.float() / (1 if normals.is_floating_point() else INTEGER_NORMAL)
         maps["normals"] = encode_normals(unit.movedim(-1, 0)[None])
     if "segmentation" in raw:
-        maps["segmentation"] = encode_segmentation(raw["segmentation"].long().clamp(min=0)[None])[0]
+        maps["segmentation"] = encode_segmentation(raw["segmentation"].long().clamp(min=0)[None], places=places)[0]
     if "line" in raw:
         maps["line"] = encode_line(raw["line"].float()[None, None])
     return stack_maps(maps)[0], torch.tensor([name in maps for name in MAPS])

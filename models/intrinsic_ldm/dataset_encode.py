@@ -21,10 +21,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core.export.files import write_file
+from ..core.training.data import read_many
 from ..core.weights import fill_module, read_tensors
 from ..demo.text import TinyTextEncoder, read_layout
 from .dataset import IntrinsicSamples
 from .dataset_shards import Summary, write_folder
+from .segments import PLACES
 from .tiny import TEXT_FILE
 from .training_base import FrozenVae
 from .training_bases import find_family, find_part, find_variant, import_diffusers, read_json
@@ -109,16 +111,20 @@ def load_frozen_parts(base: Path, dtype: torch.dtype):
 
 def encode_dataset(
     source: str | Path, output: str | Path, *, base: str | Path, vae: str | Path, size: Sequence[int] | None = None,
-    batch: int = 4, shard_size: int = 256, precision: str = "float32",
+    batch: int = 4, shard_size: int = 256, precision: str = "float32", places: int = PLACES,
 ) -> Summary:  # fmt: skip
-    """Encode a dataset folder for one base and one intrinsic VAE. `size` (height, width); `precision` is the text encoders'."""
+    """Encode a dataset folder for one base and one intrinsic VAE.
+
+    `size` (height, width); `precision` is the text encoders'; `places` of the masks' colours, see `encode_segments`.
+    """
     source, output, base, vae = (Path(path) for path in (source, output, base, vae))
-    samples = IntrinsicSamples(source, size=size, image=True)
+    samples = IntrinsicSamples(source, size=size, image=True, places=places)
     if not vae.is_file():
         raise ValueError(f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote.")
     facts = {
         "format": FORMAT, "version": VERSION, "source": source.name, "family": find_family(base), "base": base.name,
         "vae_sha256": hashlib.sha256(vae.read_bytes()).hexdigest(), "size": list(size) if size else None, "precision": precision,
+        "places": places,
     }  # fmt: skip
     made: list[Encoder] = []  # when the first shard needs it: a finished folder needs none
 
@@ -142,7 +148,7 @@ def encode_dataset(
 
 
 def read_batch(samples: IntrinsicSamples, rows: range) -> list[dict[str, Any]]:
-    found = [samples[index] for index in rows]
+    found = read_many(samples, rows)
     first = found[0]["image"].shape
     for index, sample in zip(rows, found, strict=True):
         if sample["image"].shape != first:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.geometry.view import is_valid, percentile
-from .segments import decode_segments, encode_segments
+from .segments import PLACES, decode_segments, encode_segments
 from .vae import MISSING
 
 LOW, HIGH = 2.0, 98.0  # percentiles of 1 / depth that -1 and +1 stand for
@@ -60,14 +60,15 @@ def decode_depth(code: Tensor, *, near: float | Tensor = NEAR, far: float | Tens
 def encode_normals(normals: Tensor) -> Tensor:
     """Unit normals (b, 3, h, w), camera frame OpenCV (x right, y down, z forward), to [-1, 1]: x right, y up, z towards the viewer.
 
-    So they look like the usual normal map. A zero normal, one that is not known, stays zero, which is MISSING.
+    So they look like the usual normal map. A zero normal, one that is not known, stays zero, which is MISSING; so does one that is no
+    number.
     """
-    return _turn(normals.float())
+    return _turn(torch.where(normals.isfinite().all(dim=1, keepdim=True), normals.float(), MISSING))
 
 
 def decode_normals(code: Tensor) -> Tensor:
-    """The reverse of `encode_normals`, brought to unit length; codes too short to point anywhere become zero."""
-    normals = _turn(code.float())
+    """The reverse of `encode_normals`, brought to unit length; codes too short to point anywhere, or no numbers, become zero."""
+    normals = _turn(torch.where(code.isfinite().all(dim=1, keepdim=True), code.float(), MISSING))
     length = normals.norm(dim=1, keepdim=True)
     return torch.where(length > SHORT, normals / length.clamp_min(SHORT), 0.0)
 
@@ -84,9 +85,9 @@ def normals_from_image(image: Tensor, *, directx: bool = False) -> Tensor:
     return torch.where(black, 0.0, decode_normals(code))
 
 
-def encode_segmentation(ids: Tensor) -> tuple[Tensor, list[int]]:
+def encode_segmentation(ids: Tensor, *, places: int = PLACES) -> tuple[Tensor, list[int]]:
     """Masks numbered in (b, h, w), 0 being none, to colours (b, 3, h, w) in [-1, 1], and how many masks of each found no colour."""
-    colours, left_out = encode_segments(ids)
+    colours, left_out = encode_segments(ids, places=places)
     return colours.movedim(-1, 1) * 2 - 1, left_out
 
 
@@ -96,8 +97,8 @@ def decode_segmentation(code: Tensor) -> tuple[Tensor, list[list[int]]]:
 
 
 def encode_line(line: Tensor) -> Tensor:
-    """Line art (b, 1, h, w) in [0, 1], 1 on the line and 0 on the paper (white on black), to [-1, 1]."""
-    return line.float().clamp(0, 1) * 2 - 1
+    """Line art (b, 1, h, w) in [0, 1], 1 on the line and 0 on the paper (white on black), to [-1, 1]; what is no number is MISSING."""
+    return torch.where(line.isfinite(), line.float().clamp(0, 1) * 2 - 1, MISSING)
 
 
 def decode_line(code: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ LEVELS = (0.0, 1 / 3, 2 / 3, 1.0)
 COLOURS = len(LEVELS) ** 3 - 1  # without black
 UNSURE = -1
 REACH = 8  # pixels that a cluster spreads over the blurred border around it
-PLACES = 16  # a centre's place is told to a sixteenth of the picture's sides
+PLACES = 16  # a centre's place is told to a sixteenth of the picture's sides, unless the caller knows better
 
 
 def palette(device=None) -> Tensor:
@@ -25,18 +25,21 @@ def palette(device=None) -> Tensor:
     return torch.cartesian_prod(levels, levels, levels)
 
 
-def encode_segments(ids: Tensor) -> tuple[Tensor, list[int]]:
+def encode_segments(ids: Tensor, *, places: int = PLACES) -> tuple[Tensor, list[int]]:
     """Masks numbered in (b, h, w), 0 being none, to colours (b, h, w, 3), and how many masks of each picture found no colour.
 
-    The largest 63 masks get one; those that are left out are background.
+    The largest 63 masks get one; those that are left out are background. `places` to a side decide how far a mask moves before its
+    colour changes: many tell crowded masks apart, few are what a small network can learn.
     """
+    if not 1 <= places <= PLACES:
+        raise ValueError(f"{places} places along a side arrived for the colours of masks; give 1 to {PLACES}.")
     coloured, left_out = torch.zeros_like(ids, dtype=torch.long), []
     for picture, out in zip(ids, coloured):
         numbers, which, counts = picture.unique(return_inverse=True, return_counts=True)
         masks = [index for index in counts.argsort(descending=True, stable=True).tolist() if numbers[index] > 0]
         left_out.append(max(0, len(masks) - COLOURS))
         centres = find_centres(which, counts).tolist()
-        taken = assign_colours({index: tuple(centres[index]) for index in masks[:COLOURS]})
+        taken = assign_colours({index: tuple(centres[index]) for index in masks[:COLOURS]}, places)
         colour_of = torch.tensor([taken.get(index, 0) for index in range(len(numbers))], device=ids.device)
         out.copy_(colour_of[which])
     return palette(ids.device)[coloured], left_out
@@ -52,11 +55,11 @@ def find_centres(which: Tensor, counts: Tensor) -> Tensor:
     return torch.stack(sums, dim=1) / counts[:, None] / counts.new_tensor([height, width])
 
 
-def assign_colours(centres: Mapping[int, tuple[float, float]]) -> dict[int, int]:
+def assign_colours(centres: Mapping[int, tuple[float, float]], places: int = PLACES) -> dict[int, int]:
     """A colour for each mask, {mask: colour}, from its centre's row and column; served from the top left to the bottom right."""
     colours: dict[int, int] = {}
     for mask, (y, x) in sorted(centres.items(), key=lambda item: (item[1], item[0])):
-        place = int(y * PLACES) * PLACES + int(x * PLACES)
+        place = int(y * places) * places + int(x * places)
         colour = place * 37 % COLOURS + 1  # 37 shares no factor with 63: neighbours in place are far apart in colour
         while colour in colours.values():
             colour = colour % COLOURS + 1

@@ -142,6 +142,12 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(report, files, tmp_pat
     assert once_more == again and not calls, "all was kept, times too"
 
 
+def test_two_processes_measure_what_one_does(report, files, tmp_path):
+    shared = untimed(intrinsic_evaluation.evaluate_intrinsic_ldm(PLAN, files, work=tmp_path, processes=2))
+    assert shared == untimed(report).replace('"processes": 1', '"processes": 2')
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2 * (2 + 2 * 6), "every part, once"
+
+
 def test_other_settings_take_no_parts_of_these(files, tmp_path):
     digests = {"base": "a", "vae": "b", "lora": "c"}
     names = set()
@@ -207,7 +213,7 @@ def made_up(values):
     methods = {name: {"settings": {}, "figures": {"violations": figure(each)}} for name, each in values.items()}
     predictor = {"hanging_found": 0.8, "broken_found": 0.9, "called_hanging": 0.01, "called_broken": 0.02}
     return {
-        "settings": {"count": 5, "seeds": 3, "steps": 25, "guidance": 4.0, "precision": "float32", "device": "an abacus"},
+        "settings": {"count": 5, "seeds": 3, "steps": 25, "guidance": 4.0, "precision": "float32", "device": "an abacus", "processes": 1},
         "weights": {"base": "abc"},
         "methods": methods,
         "rendered": {"violations": figure([0.1])},

@@ -18,7 +18,9 @@ and whatever further tensors its shard holds. Readers open files late and drop t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 MANIFEST = "manifest.jsonl"
+READERS = min(8, os.cpu_count() or 1)  # threads of one reading
 
 
 class FolderDataset(torch.utils.data.Dataset):
@@ -157,14 +160,25 @@ def fit_map(value: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
     return planes[top : top + size[0], left : left + size[1]].to(value.dtype).reshape(*size, *value.shape[2:])
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples to a batch: tensors stacked, strings listed. Samples of different sizes or keys are refused."""
+def collate(samples: list[dict[str, Any]] | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Samples to a batch: tensors stacked, strings listed. Samples of different sizes or keys are refused.
+
+    What a dataset's own `__getitems__` made is a batch already: one that lies in memory is cut out of it at once.
+    """
+    if isinstance(samples, Mapping):
+        return samples
     first = samples[0]
     for sample in samples:
         if sample.keys() != first.keys() or describe(sample) != describe(first):
             raise ValueError(f"A batch mixes {describe(first)} with {describe(sample)}; set data.size to bring all samples to one size.")
     columns = {key: [sample[key] for sample in samples] for key in first}
     return {key: torch.stack(values) if isinstance(values[0], Tensor) else values for key, values in columns.items()}
+
+
+def read_many(dataset: Any, indices: Sequence[int]) -> list[Any]:
+    """These samples, by several threads: decoding pictures and copying tensors do not hold Python's lock."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(dataset.__getitem__, indices))
 
 
 def pick(dataset: Sequence[Any], count: int) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -252,6 +253,12 @@ def make_accelerator(recipe: Recipe):
     # a stage that leaves some parameters out, like text to image without the depth stream, must not wait for their gradients
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused])
+
+
+def find_device() -> torch.device:
+    """Where a run of this process will train, for what is computed before it begins; as accelerate decides."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
+    return torch.device("cpu") if on_cpu else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def find_start(output: Path, recipe: Recipe, resume: bool) -> Path | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spatialweave.models.core.training.data import FolderDataset
+from spatialweave.models.core.training.data import FolderDataset, collate
 from spatialweave.models.demo.codec import TinyCodec
 from spatialweave.models.demo.data import WorldLatents, WorldPictures
 from spatialweave.models.demo.text import TOKENS, explain_prompt, tokenize
@@ -61,6 +61,19 @@ def test_latents_are_the_codecs_and_depth_is_contracted_with_sky_at_two(world):
         assert (sample["depth_net"][0].double() - exact).abs().max() < 1e-3  # float16
         assert torch.equal(mirrored["depth_net"], sample["depth_net"].flip(-1))
         assert sample["mask"].all()
+
+
+def test_a_batch_is_its_samples_side_by_side(world):
+    folder, _ = world
+    pictures = WorldPictures(FolderDataset(folder))
+    latents = WorldLatents(FolderDataset(folder), TinyCodec().train(False))
+    order = [5, 0, 3, 3, 6]
+    for samples in (pictures, latents):
+        batch = collate(samples.__getitems__(order))
+        each = collate([samples[index] for index in order])
+        assert batch.keys() == each.keys() and all(torch.equal(batch[name], each[name]) for name in each)
+    plain = WorldLatents(FolderDataset(folder), TinyCodec().train(False), depth=False)
+    assert plain[0].keys() == {"latent", "tokens", "cells"} and torch.equal(plain[3]["tokens"], latents[3]["tokens"])
 
 
 def test_cells_say_what_the_middle_of_each_shows(world):

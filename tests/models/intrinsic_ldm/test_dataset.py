@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.intrinsic_ldm import dataset_shards
 from spatialweave.models.intrinsic_ldm.dataset import IntrinsicSamples
+from spatialweave.models.intrinsic_ldm.maps import encode_segmentation
 from spatialweave.models.intrinsic_ldm.vae import map_slices, split_maps
 from spatialweave.models.world.dataset import export_dataset
 
@@ -170,3 +171,23 @@ def test_processes_that_do_not_see_each_other_do_not_start(numbers, monkeypatch)
     monkeypatch.setattr("accelerate.PartialState._prepare_backend", lambda *args, **kwargs: (None, "NO"))
     with pytest.raises(ValueError, match="2 processes were started, but accelerate sees 1"):
         numbers()
+
+
+def test_places_decide_how_far_a_mask_moves_before_its_colour_changes(tmp_path):
+    """A square of 8 pixels on 32, its centre at each of 24 columns: with 4 places one for each quarter, with 16 one for every second column."""
+
+    def colours(**options):
+        found = []
+        for left in range(24):
+            ids = torch.zeros(1, 32, 32, dtype=torch.long)
+            ids[:, 4:12, left : left + 8] = 1
+            picture = encode_segmentation(ids, **options)[0][0]
+            found.append(tuple(picture[:, 8, left + 4].tolist()))
+            assert (picture[:, ids[0] == 1] == picture[:, 8, left + 4, None]).all() and (picture[:, ids[0] == 0] == -1).all()
+        return found
+
+    assert len(set(colours(places=4))) == 4 and [len(set(colours(places=4)[start : start + 8])) for start in (5, 13)] == [1, 1]
+    assert len(set(colours())) == 13 and colours() == colours(places=16)
+    for places in (0, 17):
+        with pytest.raises(ValueError, match=f"{places} places along a side"):
+            colours(places=places)
