@@ -87,7 +87,8 @@ def write_page(report: Report) -> str:
             false_broken=said["called_broken"],
         )
     ]
-    command = "spatialweave evaluate intrinsic_ldm --steps {steps} --guidance {guidance:g} --precision {precision}".format(**settings)
+    command = "spatialweave evaluate intrinsic_ldm --n {count} --seeds {seeds} --steps {steps} --guidance {guidance:g} --batch {batch}"
+    command = (command + " --precision {precision} --processes {processes}").format(**settings)
     command += " --ablation FILE" * ("ablation" in report["weights"]) + " --json FILE --markdown FILE"
     lines += ["", f"Command: `{command}`. SHA-256 of the weights:", ""]
     lines += [f"- {name}: `{digest}`" for name, digest in report["weights"].items()]

@@ -213,7 +213,7 @@ def made_up(values):
     methods = {name: {"settings": {}, "figures": {"violations": figure(each)}} for name, each in values.items()}
     predictor = {"hanging_found": 0.8, "broken_found": 0.9, "called_hanging": 0.01, "called_broken": 0.02}
     return {
-        "settings": {"count": 5, "seeds": 3, "steps": 25, "guidance": 4.0, "precision": "float32", "device": "an abacus", "processes": 1},
+        "settings": {"count": 5, "seeds": 3, "steps": 25, "guidance": 4.0, "batch": 16, "precision": "float32", "device": "an abacus", "processes": 1},
         "weights": {"base": "abc"},
         "methods": methods,
         "rendered": {"violations": figure([0.1])},
@@ -247,6 +247,15 @@ def test_the_page_has_a_row_for_each_method_and_no_claim_about_what_was_not_meas
     assert "| base | 2.100 ± 0.058" in page and "| rendered, exact maps | 0.100 |" in page and "`abc`" in page and "an abacus" in page
     assert "Drop makes" not in page and "image domain in training" not in page
     assert any("violations" in line for line in as_lines(report))
+
+
+def test_the_published_page_is_that_of_its_figures_and_they_are_of_the_files_that_ship(root):
+    """All but the ablation's weights, which do not ship."""
+    report = json.loads((root / "docs" / "evidence.json").read_text(encoding="utf-8"))
+    assert (root / "docs" / "evidence.md").read_text(encoding="utf-8") == write_page(report)
+    assert report["settings"]["count"] >= 512 and report["settings"]["seeds"] >= 3
+    digests = intrinsic_evaluation.Files().digests()
+    assert {name: report["weights"][name] for name in digests} == digests
 
 
 @pytest.mark.parametrize(
