@@ -1,40 +1,46 @@
 """What co-generation costs: a sampling step of an image with its intrinsic maps, against the base model's own, through core's KSampler.
 
-    python tests/benchmarks/worker_intrinsic_cost.py COMFYUI PACK [--rounds 5] [--json FILE] [--models tiny sd21]
+    python tests/benchmarks/worker_intrinsic_cost.py COMFYUI PACK [--rounds 5] [--json FILE] [--models tiny sd21 sdxl] [--device cuda]
 
-Random weights, one thread of the CPU, cfg 7.5, 25 steps of euler. In every round each kind of run has its turn, in the other order every
-second time; a step's time is the processor time of the whole KSampler, set-up included, by its steps, and its ratio is to the base of the
-same round. Written are medians, the least and the greatest ratio, and the peak memory of one further run of each kind: how far the
-process's resident memory rises above where it stood (Linux; VmHWM, set back through /proc/self/clear_refs, after freed memory is returned).
+Random weights, cfg 7.5, 25 steps of euler. In every round each kind of run has its turn, in the other order every second time; a step's
+time is that of the whole KSampler, set-up included, by its steps, and its ratio is to the base of the same round. Written are medians,
+the least and the greatest ratio, and the peak memory of one further run of each kind.
+
+On the CPU: float32, one thread, processor time, and the bytes of the tensors that are alive at once, counted one by one. On a card:
+float16, the clock's time until the card is done, and how far the memory that tensors take on it rises; the weights are made there and
+stay there.
 
 No time is taken before these hold: with weight off the image is the base's, bit for bit, and stopping the maps does not change it.
 """
 
 import argparse
-import ctypes
+import contextlib
+import gc
 import importlib.util
 import json
 import statistics
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STEPS, CFG, SEED, WORDS = 25, 7.5, 7, 77
 GAUSSIAN = {"schedule": "gaussian", "alpha": 1.0, "tau": 800.0, "sigma": 100.0}
 DROP = {"schedule": "drop", "layers": "", "layer_reading": "stages", "tau": 900.0}
-# kind of run: (schedule, are the maps kept to the end), or None for the base model with so many images
+# kind of run: (schedule, are the maps kept to the end), or how many images the base model makes
 KINDS = {
-    "base": None,
-    "base, two images": None,
+    "base": 1,
+    "base, two images": 2,
     "all steps, w = 1": ({"schedule": "constant", "weight": 1.0}, True),
     "drop": (DROP, True),
     "gaussian": (GAUSSIAN, True),
     "gaussian, maps stopped": (GAUSSIAN, False),
 }
-SIDES = {"tiny": 16, "sd21": 32}  # latent pixels: 128 and 256 pixels of a picture
-RANKS = {"tiny": 10, "sd21": 32}  # of the LoRA, as the recipes have it
+SIDES = {"tiny": 16, "sd21": 32, "sdxl": 128}  # latent pixels: 128, 256 and 1024 pixels of a picture
+RANKS = {"tiny": 10, "sd21": 32, "sdxl": 32}  # of the LoRA, as the recipes have it
+POOLED = 1280  # width of the second prompt that SDXL reads, beside six sizes
 # SD2.1's levels, blocks and heads of 64, at a fifth of its width
 SD21 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 2, 4, 4],
@@ -42,10 +48,96 @@ SD21 = {
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "num_head_channels": 64, "use_spatial_transformer": True,
     "use_linear_in_transformer": True, "context_dim": 1024, "legacy": False, "adm_in_channels": None, "use_temporal_attention": False,
 }  # fmt: skip
+# SDXL as it is published
+SDXL = SD21 | {
+    "model_channels": 320, "channel_mult": [1, 2, 4], "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "context_dim": 2048,
+    "num_classes": "sequential", "adm_in_channels": 2816,
+}  # fmt: skip
 
 
-def start(comfyui, pack):
+class Processor:
+    """One thread of the CPU, and the memory of this process."""
+
+    name, dtype = "cpu", "float32"
+
+    def seconds(self, run):
+        began = time.process_time()
+        run()
+        return time.process_time() - began
+
+    def peak(self, run):
+        """MiB of the tensors that a run made and that were alive at once; what an operator keeps to itself is not seen."""
+        gc.collect()
+        with living_tensors() as seen:
+            run()
+        return seen["most"] / 2**20
+
+
+@contextlib.contextmanager
+def living_tensors():
+    """The bytes of the tensors made while open, as {"now", "most"}: exact, where resident memory is the allocator's."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen, known = {"now": 0, "most": 0}, {}
+
+    def freed(reference):
+        seen["now"] -= known.pop(reference)
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for tensor in torch.utils._pytree.tree_leaves(out):
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    reference = weakref.ref(storage, freed)
+                    if reference not in known and reference not in before:
+                        known[reference] = storage.nbytes()
+                        seen["now"] += storage.nbytes()
+                        seen["most"] = max(seen["most"], seen["now"])
+            return out
+
+    there = (each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
+    before = {weakref.ref(each.untyped_storage()) for each in there}
+    with Watch():
+        yield seen
+
+
+class Card:
+    """A CUDA device, and the memory that tensors take on it."""
+
+    dtype = "float16"
+
+    def __init__(self):
+        import torch
+
+        torch.backends.cudnn.deterministic = True  # else it may sum in another order each time, and equal runs differ in bits
+        self.cuda, self.name = torch.cuda, torch.cuda.get_device_name()
+
+    def seconds(self, run):
+        self.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        self.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def peak(self, run):
+        gc.collect()
+        self.cuda.reset_peak_memory_stats()
+        before = self.cuda.memory_allocated()
+        run()
+        return (self.cuda.max_memory_allocated() - before) / 2**20
+
+
+METERS = {"cpu": Processor, "cuda": Card}  # by torch's name of the device
+
+
+def start(comfyui, pack, device):
     """tests/nodes/worker.py, whose way into ComfyUI this is."""
+    if device == "cuda":  # core chooses when this is imported, before the worker asks it to stay on the CPU
+        sys.path.insert(0, comfyui)
+        import comfy.model_management  # noqa: F401
     spec = importlib.util.spec_from_file_location("spatialweave_worker", HERE.parent / "nodes" / "worker.py")
     worker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(worker)
@@ -54,18 +146,22 @@ def start(comfyui, pack):
     return worker.ours
 
 
-def random_model(sizes):
-    """A core MODEL of SD2.1's kind with random weights, from the arguments of core's UNetModel."""
-    import comfy.latent_formats
+def random_model(sizes, dtype):
+    """A core MODEL of SD2.1's or SDXL's kind with random weights, from the arguments of core's UNetModel."""
     import comfy.model_base
+    import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
     import torch
 
-    class Latent(comfy.latent_formats.SD15):
+    parent, predicted = comfy.supported_models.SD20, comfy.model_base.ModelType.V_PREDICTION
+    if sizes["adm_in_channels"]:
+        parent, predicted = comfy.supported_models.SDXL, comfy.model_base.ModelType.EPS
+
+    class Latent(parent.latent_format):
         latent_channels = sizes["in_channels"]
 
-    class Described(comfy.supported_models.SD20):
+    class Described(parent):
         unet_extra_config = {"num_heads": -1, "num_head_channels": sizes["num_head_channels"]}
         latent_format = Latent
 
@@ -73,15 +169,16 @@ def random_model(sizes):
             return False  # core counts channels, of which SD's latents have 4
 
         def model_type(self, state_dict, prefix=""):
-            return comfy.model_base.ModelType.V_PREDICTION
+            return predicted
 
-    made = Described(sizes | {"dtype": torch.float32}).get_model({}, device=torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
+    device = comfy.model_management.get_torch_device()
+    made = Described(sizes | {"dtype": dtype}).get_model({}, device=device)
+    generator = torch.Generator(device).manual_seed(0)
     for name, value in made.diffusion_model.named_parameters():
-        noise = torch.randn(value.shape, generator=generator)
-        value.data = noise * value[0].numel() ** -0.5 if value.ndim > 1 else noise * 0.1 + name.endswith("weight")
+        noise = torch.randn(value.shape, generator=generator, device=device)
+        value.data = (noise * value[0].numel() ** -0.5 if value.ndim > 1 else noise * 0.1 + name.endswith("weight")).to(dtype)
     made.train(False).requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
+    return comfy.model_patcher.ModelPatcher(made, device, device)
 
 
 def write_lora(ours, model, rank, folder, name):
@@ -102,100 +199,90 @@ def write_lora(ours, model, rank, folder, name):
 
 
 class Rig:
-    """One random model with prompts, and every kind of run on it."""
+    """One random model with prompts, and runs on it of every kind; a kind is a value of KINDS."""
 
-    def __init__(self, ours, name, side, steps, folder):
+    def __init__(self, ours, meter, name, options, folder):
         import torch
 
-        sizes = ours("models.intrinsic_ldm.tiny").unet_for_core() if name == "tiny" else SD21
-        self.ours, self.steps, self.model = ours, steps, random_model(sizes)
+        known = {"tiny": ours("models.intrinsic_ldm.tiny").unet_for_core(), "sd21": SD21, "sdxl": SDXL}
+        sizes, side = known[name] | options.sizes, options.side or SIDES[name]
+        self.ours, self.meter, self.model = ours, meter, random_model(sizes, getattr(torch, meter.dtype))
+        self.steps, self.short = options.steps, options.check_steps or options.steps
         self.lora = write_lora(ours, self.model, RANKS[name], folder, f"{name}.safetensors")
         generator = torch.Generator().manual_seed(2)
         self.prompts = [[[torch.randn(1, WORDS, sizes["context_dim"], generator=generator), {}]] for _ in range(2)]
+        if sizes["adm_in_channels"]:
+            for ((_, said),) in self.prompts:
+                said |= {"pooled_output": torch.randn(1, POOLED, generator=generator), "width": side * 8, "height": side * 8}
         self.latent = torch.zeros(1, sizes["in_channels"], side, side)
 
-    def run(self, kind):
-        """The image's latent after a run of this kind."""
-        if KINDS[kind] is None:
-            return self.sample(self.model, self.latent.expand(2 if "two" in kind else 1, -1, -1, -1).clone())[:1]
-        return self.coupled(*KINDS[kind])
-
-    def coupled(self, schedule, keep_maps):
-        host = self.ours("nodes.host.intrinsic_model")
+    def prepare(self, kind):
+        """(MODEL, latents) for KSampler."""
+        if isinstance(kind, int):
+            return self.model, self.latent.expand(kind, -1, -1, -1).clone()
+        host, (schedule, keep_maps) = self.ours("nodes.host.intrinsic_model"), kind
         settings = {"cut_below": 0.001, "keep_maps": keep_maps, "share_image_loras": False}
         model, _ = host.with_intrinsics(self.model, self.lora, schedule, **settings)
-        return self.sample(model, host.join_intrinsic(model, {"samples": self.latent}, None)["samples"]).unbind()[0]
+        return model, host.join_intrinsic(model, {"samples": self.latent}, None)["samples"]
 
-    def sample(self, model, samples):
+    def sample(self, steps, model, samples):
         import nodes as core
 
         positive, negative = self.prompts
-        given = (model, SEED, self.steps, CFG, "euler", "normal", positive, negative, {"samples": samples})
+        given = (model, SEED, steps, CFG, "euler", "normal", positive, negative, {"samples": samples})
         return core.KSampler().sample(*given)[0]["samples"]
+
+    def image(self, kind):
+        """The image's latent after a short run of this kind; of two images, the first's."""
+        out = self.sample(self.short, *self.prepare(kind))
+        return (out.unbind()[0] if out.is_nested else out)[:1]
 
     def check(self):
         """Raises AssertionError where a run is not what its time would be taken for. It warms up every kind."""
-        import torch
-
-        images = {kind: self.run(kind) for kind in KINDS}
+        images = {name: self.image(kind) for name, kind in KINDS.items()}
         if not all(bool(image.isfinite().all()) for image in images.values()):
             raise AssertionError("a run is not finite")
-        if not torch.equal(self.coupled({"schedule": "off"}, True), images["base"]):
-            raise AssertionError("with weight off the image is not the base's")
-        if not torch.equal(images["gaussian"], images["gaussian, maps stopped"]):
-            raise AssertionError("stopping the maps changes the image")
-        if torch.equal(images["gaussian"], images["base"]):
+        off, gaussian = self.image(({"schedule": "off"}, True)), images["gaussian"]
+        if gap := float((off - images["base"]).abs().max()):
+            raise AssertionError(f"with weight off the image is not the base's, but {gap:.3g} beside it")
+        if gap := float((gaussian - images["gaussian, maps stopped"]).abs().max()):
+            raise AssertionError(f"stopping the maps changes the image by {gap:.3g}")
+        if bool((gaussian == images["base"]).all()):
             raise AssertionError("the maps do not reach the image")
 
     def seconds(self, kind):
-        """Processor seconds of a step."""
-        began = time.process_time()
-        self.run(kind)
-        return (time.process_time() - began) / self.steps
+        """Of a step."""
+        given = self.prepare(kind)
+        return self.meter.seconds(lambda: self.sample(self.steps, *given)) / self.steps
 
     def peak(self, kind):
-        """MiB that resident memory rises in a run; None where the system does not say."""
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            before = resident("VmRSS")
-            self.run(kind)
-            return (resident("VmHWM") - before) / 1024
-        except (OSError, AttributeError):
-            return None
-
-
-def resident(field):
-    """A line of /proc/self/status, in KiB."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
-    return int(line.split()[1])
+        return self.meter.peak(lambda: self.image(kind))
 
 
 def measure(rig, rounds):
     """Figures by kind of run."""
     rig.check()
-    times = {kind: [] for kind in KINDS}
+    times = {name: [] for name in KINDS}
     for number in range(rounds):
-        for kind in reversed(KINDS) if number % 2 else KINDS:
-            times[kind].append(rig.seconds(kind))
+        for name in reversed(KINDS) if number % 2 else KINDS:
+            times[name].append(rig.seconds(KINDS[name]))
     found = {}
-    for kind, seconds in times.items():
+    for name, seconds in times.items():
         ratios = [own / base for own, base in zip(seconds, times["base"], strict=True)]
-        found[kind] = {
+        found[name] = {
             "ms_per_step": statistics.median(seconds) * 1e3, "ratio": statistics.median(ratios),
-            "least": min(ratios), "greatest": max(ratios), "peak_mib": rig.peak(kind),
+            "least": min(ratios), "greatest": max(ratios), "peak_mib": rig.peak(KINDS[name]),
         }  # fmt: skip
     return found
 
 
-def table(name, side, steps, found):
+def table(name, figure):
     """Markdown."""
-    lines = [f"{name}, latents of {side} x {side}, {steps} steps", "", "| | ms a step | by the base | least to greatest | peak MiB |"]
-    lines.append("|---|---|---|---|---|")
-    for kind, row in found.items():
-        peak = "not known" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        spread = f"{row['least']:.2f} to {row['greatest']:.2f}"
-        lines.append(f"| {kind} | {row['ms_per_step']:.1f} | {row['ratio']:.2f} | {spread} | {peak} |")
+    title = "{name}, latents of {side} x {side}, {steps} steps, {device}, {dtype}".format(name=name, **figure)
+    lines = [title, "", "| | ms a step | by the base | least to greatest | peak MiB |", "|---|---|---|---|---|"]
+    for kind, row in figure["kinds"].items():
+        figures = "{ms_per_step:.1f} | {ratio:.2f} | {least:.2f} to {greatest:.2f} | {peak_mib:.3g}".format(**row)
+        lines.append(f"| {kind} | {figures} |")
     return "\n".join([*lines, "", ""])
 
 
@@ -203,23 +290,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=lambda place: str(Path(place).resolve()), help="a ComfyUI folder")
     parser.add_argument("pack", type=lambda place: str(Path(place).resolve()), help="this pack's folder")
+    parser.add_argument("--device", choices=METERS, default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each kind")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--models", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--check-steps", type=int, help="steps of the runs that are only checked or weighed; as many without it")
+    parser.add_argument("--models", nargs="+", choices=SIDES, default=["tiny", "sd21"])
     parser.add_argument("--side", type=int, help="latent pixels of a side, for each model another: " + str(SIDES))
+    parser.add_argument("--sizes", type=json.loads, default={}, help="other arguments of the UNet, as JSON; the tests shrink SDXL so")
     parser.add_argument("--json", type=lambda place: Path(place).resolve(), help="write the figures here, too")
     options = parser.parse_args()
-    ours = start(options.comfyui, options.pack)
+    ours = start(options.comfyui, options.pack, options.device)
     import torch
 
-    figures = {}
+    meter, figures = METERS[options.device](), {}
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         for name in options.models:
-            side = options.side or SIDES[name]
-            found = measure(Rig(ours, name, side, options.steps, folder), options.rounds)
-            figures[name] = {"side": side, "steps": options.steps, "rounds": options.rounds, "kinds": found}
-            sys.stdout.write(table(name, side, options.steps, found))
-            sys.stdout.flush()
+            found = measure(Rig(ours, meter, name, options, folder), options.rounds)
+            figures[name] = {
+                "side": options.side or SIDES[name], "steps": options.steps, "rounds": options.rounds, "device": meter.name,
+                "dtype": meter.dtype, "torch": torch.__version__, "kinds": found,
+            }  # fmt: skip
+            sys.stdout.write(table(name, figures[name]))
     text = json.dumps(figures)
     sys.stdout.write(text + "\n")
     if options.json:
