@@ -58,7 +58,7 @@ def check_kinds(kinds):
     for row in kinds.values():
         assert row["ms_per_step"] > 0 and row["least"] <= row["ratio"] <= row["greatest"]
     peaks = {kind: row["peak_mib"] for kind, row in kinds.items()}
-    assert 0 < peaks["base"] < peaks["base, two images"] <= 2.2 * peaks["base"], "twice the rows, at most twice their tensors"
+    assert 1.8 * peaks["base"] < peaks["base, two images"] < 2.6 * peaks["base"], "twice the rows"
     assert all(peaks["base"] < peaks[kind] for kind in ("drop", "gaussian", "all steps, w = 1")), "at this size mostly the LoRA's own"
 
 
