@@ -1,7 +1,8 @@
 """Calls that are left to torch's attention although the kernel takes them. The only place to change when a card was timed.
 
-`spatialweave bench kernels` times "ours, triton" beside "ours, composition" for every shape, with the weights on the CPU (mode eager) and
-on the GPU (mode graph). Where the second is faster, a row belongs here; where it is not, none does. A forced backend asks nobody.
+`spatialweave bench kernels`, in an installed clone of the repository, times "ours, triton" beside "ours, composition" for every shape,
+with the weights on the CPU (mode eager) and on the GPU (mode graph). Where the second is faster, a row belongs here; where it is not,
+none does. A forced backend asks nobody.
 """
 
 from __future__ import annotations
