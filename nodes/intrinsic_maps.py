@@ -7,9 +7,11 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..models.core.geometry.normals import NormalStyle
+from ..models.intrinsic_ldm.given import read_beside, read_maps
 from ..models.intrinsic_ldm.maps import FAR, NEAR
-from ..models.intrinsic_ldm.pipeline import decode_pictures, encode_pictures
+from ..models.intrinsic_ldm.pipeline import decode_pictures
 from .host.intrinsic_vae import decode_maps, encode_maps, list_vaes, load_vae
+from .host.notes import tell
 from .sockets import View, index_input
 
 CATEGORY = "SpatialWeave/Intrinsics"
@@ -28,6 +30,14 @@ def tile_input() -> io.Int.Input:
     return io.Int.Input(
         "tile_size", default=0, min=0, max=4096, step=64, advanced=True,
         tooltip="0: the whole picture at once, in tiles only if memory runs out. Else the side of a tile in pixels, at least 64.",
+    )  # fmt: skip
+
+
+def transparent_output(of: str) -> io.Mask.Output:
+    """An alpha, which no map has."""
+    return io.Mask.Output(
+        "transparent", display_name="transparent",
+        tooltip=f"The alpha of {of} as core has it: white where it is transparent, black all over without an alpha.",
     )  # fmt: skip
 
 
@@ -88,15 +98,21 @@ class EncodeIntrinsics(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output("maps_latent", display_name="maps_latent", tooltip="The maps' latent, in the base model's units."),
-                io.String.Output("text", display_name="STRING", tooltip="Which maps were coded, which are missing, what found no place."),
+                io.String.Output(
+                    "text", display_name="STRING",
+                    tooltip="Which maps were coded, which are missing, what found no place, and what was done to the inputs.",
+                ),
+                transparent_output("the pictures at normals and line"),
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, vae, normal_style, tile_size, depth=None, normals=None, segmentation=None, line=None) -> io.NodeOutput:
-        given = {"depth": depth, "normals": normals, "segmentation": segmentation, "line": line}
-        maps, text = encode_pictures(**given, style=normal_style)
-        return io.NodeOutput(encode_maps(vae, maps, tile_size), text)
+        given = read_maps(depth=depth, normals=normals, segmentation=segmentation, line=line, style=normal_style)
+        latent = encode_maps(vae, given.stacked, tile_size, given.notes)
+        tell(given.notes, cls.hidden)
+        return io.NodeOutput(latent, "\n".join([given.coded, *given.notes]), given.transparent)
 
 
 class DecodeIntrinsics(io.ComfyNode):
@@ -133,13 +149,20 @@ class DecodeIntrinsics(io.ComfyNode):
                 io.Image.Output("segmentation", display_name="segmentation", tooltip="Each mask in its own colour; black is no mask."),
                 io.Mask.Output("masks", display_name="masks", tooltip="The masks of the picture at index, in the order of their ids."),
                 io.Image.Output("line", display_name="line", tooltip="Line art, white on black."),
-                io.String.Output("text", display_name="STRING", tooltip="What the depth is, and which ids the masks have."),
+                io.String.Output(
+                    "text", display_name="STRING", tooltip="What the depth is, which ids the masks have, and what was cut or changed.",
+                ),
+                transparent_output("the picture"),
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, samples, vae, near, far, index, normal_style, tile_size, picture=None) -> io.NodeOutput:
-        stacked = decode_maps(vae, samples, tile_size)
-        found = decode_pictures(stacked, near=near, far=far, style=normal_style, picture=picture)
-        masks = found.masks(index)
-        return io.NodeOutput(found.view, found.normals, found.segmentation, masks, found.line, found.describe(index))
+        notes: list[str] = []
+        stacked, padded = decode_maps(vae, samples, tile_size, notes)
+        beside = read_beside(picture, tuple(stacked.shape[2:]), padded, notes)
+        found = decode_pictures(stacked, near=near, far=far, style=normal_style, picture=beside.picture)
+        made = (found.view, found.normals, found.segmentation, found.masks(index), found.line)
+        tell(notes, cls.hidden)
+        return io.NodeOutput(*made, "\n".join([found.describe(index), *notes]), beside.transparent)

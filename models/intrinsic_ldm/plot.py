@@ -14,6 +14,7 @@ from .schedules import Schedule
 LEFT, TOP, RIGHT, BOTTOM = 70, 34, 66, 40  # pixels around the field of cells
 FIELD = 560, 320
 PAPER, INK, QUIET = (255, 255, 255), (30, 30, 36), (120, 120, 130)
+STOP, STOPPED = "w stays 0: the maps' pass may stop here", (24, 92, 160)
 LOW, HIGH = np.array([236, 238, 244]), np.array([178, 58, 18])  # w = 0, w = the greatest
 
 
@@ -22,10 +23,16 @@ def weight_table(schedule: Schedule, layers: Sequence[Layer], reading: Reading, 
     return np.array([[schedule.weight(layer.number(reading), t) for t in times] for layer in layers])
 
 
+def find_stop(schedule: Schedule, times: Sequence[float]) -> int | None:
+    """The first of the times from which on w stays 0 in every layer, where the maps' pass may stop; None if there is none."""
+    return next((index for index, t in enumerate(times) if schedule.ceiling(t) == 0), None)
+
+
 def plot_weights(schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float], *, steps: bool) -> np.ndarray:
     """The table as a picture H W 3, uint8: time from left (noise) to right (clean), layers from top (first to run) to bottom.
 
-    `steps`: the times are the steps of one run, each as wide as the others; else they are DDPM times in equal distances.
+    `steps`: the times are the steps of one run, each as wide as the others; else they are DDPM times in equal distances. A line stands
+    where w is 0 to the end, from which on the maps need no pass.
     """
     table = weight_table(schedule, layers, reading, times)
     top = max(1.0, float(table.max()))
@@ -35,8 +42,9 @@ def plot_weights(schedule: Schedule, layers: Sequence[Layer], reading: Reading, 
     picture.paste(field, (LEFT, TOP))
     pen = ImageDraw.Draw(picture)
     pen.rectangle((LEFT - 1, TOP - 1, LEFT + FIELD[0], TOP + FIELD[1]), outline=QUIET)
-    pen.text((LEFT, 10), "w, the weight of intrinsic keys for image queries", fill=INK)
+    pen.text((LEFT, 4), "w, the weight of intrinsic keys for image queries", fill=INK)
     _mark_times(pen, times, steps)
+    _mark_stop(pen, find_stop(schedule, times), len(times))
     _mark_layers(pen, [layer.number(reading) for layer in layers], reading)
     _mark_scale(picture, pen, top)
     return np.asarray(picture)
@@ -49,6 +57,15 @@ def _mark_times(pen: ImageDraw.ImageDraw, times: Sequence[float], steps: bool) -
         label = f"step {index + 1}\nt {times[index]:.0f}" if steps else f"t {times[index]:.0f}\nsigma {ddpm_to_sigma(times[index]):.3g}"
         pen.line((x, TOP + FIELD[1], x, TOP + FIELD[1] + 4), fill=QUIET)
         pen.text((x - 22, TOP + FIELD[1] + 7), label, fill=INK, spacing=1)
+
+
+def _mark_stop(pen: ImageDraw.ImageDraw, stop: int | None, count: int) -> None:
+    """A line between the last time with a weight and the first without."""
+    if stop is None:
+        return
+    x, width = LEFT + round(FIELD[0] * stop / count), pen.textlength(STOP)
+    pen.line((x, TOP - 4, x, TOP + FIELD[1] - 1), fill=STOPPED, width=2)
+    pen.text((min(max(LEFT, x - width / 2), LEFT + FIELD[0] - width), TOP - 15), STOP, fill=STOPPED)
 
 
 def _mark_layers(pen: ImageDraw.ImageDraw, numbers: Sequence[int], reading: Reading) -> None:

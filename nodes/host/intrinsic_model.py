@@ -20,6 +20,7 @@ from .intrinsic_hooks import Change
 from .intrinsic_layers import PARTS, Base
 from .intrinsic_run import run_coupled
 from .intrinsic_settings import KEY, Settings
+from .joint_latent import SIZE
 from .loading import TINY
 from .nested_masks import MASKS, nest_masks, take_apart
 
@@ -112,11 +113,15 @@ def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
     counts = [len(stream) for stream in streams]
     if streams[0].shape[2:] != streams[1].shape[2:]:
         sizes = " and ".join("{} x {}".format(*stream.shape[2:]) for stream in streams)
-        raise ValueError(f"Latents of {sizes} arrived, but an image and its maps are of one size: scale one to the other's.")
+        raise ValueError(
+            f"Latents of {sizes} (image and maps) arrived, but both are of one size: VAE Encode crops an odd size and Encode Intrinsics "
+            "pads it, so bring the picture to the padded size before VAE Encode, or give Empty Latent Image that size."
+        )
     if counts[0] != counts[1] and 1 not in counts:
         raise ValueError(f"{counts[0]} images and {counts[1]} sets of maps arrived: give equally many, or one for all.")
     streams = [stream.expand(max(counts), -1, -1, -1).clone() for stream in streams]
     joined = {key: value for key, value in image.items() if key != MASKS} | {"samples": comfy.nested_tensor.NestedTensor(streams)}
+    joined |= {SIZE: maps[SIZE]} if maps and SIZE in maps else {}  # what the maps had before they were padded, for Decode Intrinsics
     return joined | nest_masks((image, maps), streams)
 
 

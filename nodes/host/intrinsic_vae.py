@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import comfy.ldm.models.autoencoder
 import comfy.model_management
 import comfy.sd
@@ -12,10 +15,13 @@ from torch import Tensor
 
 from ...models.core.weights import check_fit
 from ...models.intrinsic_ldm.config import CHANNELS, VaeConfig
+from ...models.intrinsic_ldm.given import Size, cut_maps, pad_maps
 from ...models.intrinsic_ldm.tiny import VAE_FILE as TINY_VAE
 from ...models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intrinsic_vae
 from .intrinsic_model import split_intrinsic
+from .joint_latent import SIZE
 from .loading import TINY
+from .memory import GB, UNNAMED
 
 FOLDER = "vae"
 SD_WIDTH = 128  # of the autoencoders that core's estimates of memory are for
@@ -52,7 +58,7 @@ class IntrinsicVAE(comfy.sd.VAE):
         self.decode(samples)
 
     def encode_maps(self, maps: Tensor, tile: int = 0) -> Tensor:
-        """(b, 8, H, W) in [-1, 1] to latents b c h w, cropped to whole latents as core's VAE Encode crops; `tile` is in pixels, 0 none."""
+        """(b, 8, H, W) in [-1, 1], of whole latents, to latents b c h w; `tile` is in pixels, 0 none. Core crops what is left over."""
         maps = maps.movedim(1, -1)
         if not tile:
             return super().encode(maps)
@@ -112,18 +118,18 @@ def open_patcher(path: str, disable_dynamic: bool = False):
     return open_vae(path).patcher
 
 
-def encode_maps(vae, maps: Tensor, tile: int) -> dict:
-    """The LATENT of (b, 8, H, W)."""
+def encode_maps(vae, maps: Tensor, tile: int, notes: list[str]) -> dict:
+    """The LATENT of (b, 8, H, W), padded to whole latents; it remembers the size that arrived."""
     check_vae(vae)
     check_tile(tile)
-    stride = vae.downscale_ratio
-    if min(maps.shape[2:]) < stride:
-        raise ValueError("Maps of {} x {} arrived, wanted sides of at least {stride} pixels.".format(*maps.shape[2:], stride=stride))
-    return {"samples": vae.encode_maps(maps, tile)}
+    padded = pad_maps(maps, vae.downscale_ratio, notes)
+    size = {} if padded.shape == maps.shape else {SIZE: tuple(maps.shape[2:])}
+    with explain_full_memory(vae, len(maps), padded.shape[2:], "encode"):
+        return {"samples": vae.encode_maps(padded, tile)} | size
 
 
-def decode_maps(vae, latent: dict, tile: int) -> Tensor:
-    """The maps (b, 8, H, W) of a LATENT of maps, or of a joint one, which holds an image and its maps."""
+def decode_maps(vae, latent: dict, tile: int, notes: list[str]) -> tuple[Tensor, Size]:
+    """The maps (b, 8, h, w) of a LATENT of maps, or of a joint one, and the size that they had with the padding."""
     check_vae(vae)
     check_tile(tile)
     samples = latent["samples"]
@@ -134,7 +140,25 @@ def decode_maps(vae, latent: dict, tile: int) -> Tensor:
             f"A latent {tuple(samples.shape)} arrived, but this intrinsic VAE decodes (batch, {vae.latent_channels}, h, w): wire the "
             "maps_latent of Split Intrinsic Latent."
         )
-    return vae.decode_maps(samples, tile)
+    with explain_full_memory(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
+        whole = vae.decode_maps(samples, tile)
+    return cut_maps(whole, latent.get(SIZE), vae.upscale_ratio, notes), tuple(whole.shape[2:])
+
+
+@contextlib.contextmanager
+def explain_full_memory(vae, count: int, size, what: str) -> Iterator[None]:
+    """Memory that is full even for core's tiles, or for those asked for, becomes one sentence; core still knows the fault by its type."""
+    try:
+        yield
+    except Exception as error:
+        if not (comfy.model_management.is_oom(error) or any(words in str(error) for words in UNNAMED)):
+            raise
+        total = comfy.model_management.get_total_memory(vae.device) / GB
+        raise comfy.model_management.OOM_EXCEPTION(
+            f"The memory of {vae.device} ({total:.1f} GB) is too small to {what} the maps of {count} x {size[0]} x {size[1]} (batch x "
+            "height x width): give a tile_size of 256 or less, make the picture smaller, or give fewer at a time, with Latent From Batch "
+            "or Image From Batch."
+        ) from error
 
 
 def check_vae(vae) -> None:

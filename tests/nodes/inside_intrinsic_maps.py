@@ -1,10 +1,12 @@
 """Called by worker.py inside ComfyUI: small random intrinsic VAEs of core's own class, loaded, encoding, decoding and refusing."""
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
 
 import comfy.ldm.models.autoencoder
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -116,7 +118,7 @@ def against_the_network(latent_scale=0.5, base_scale=0.13025):
     network = comfy.ldm.models.autoencoder.AutoencoderKL(**config().for_core()).train(False)
     network.load_state_dict(random_state(config()))
     maps, pipeline = pictures(), ours("models.intrinsic_ldm.pipeline")
-    latent, text = encode(vae, **maps)
+    latent, text, _ = encode(vae, **maps)
     raw = network.encode(pipeline.encode_pictures(**maps)[0])
     found = decode(vae, latent, near=2.0, far=9.0)
     want = pipeline.decode_pictures(network.decode(raw).clamp(-1, 1), near=2.0, far=9.0)
@@ -200,6 +202,29 @@ def tiles():
     }  # fmt: skip
 
 
+def full_memory(fault):
+    """A VAE that finds no memory, not even for core's tiles: what encoding and decoding say, and whether core knows the fault."""
+    vae, latent = saved(OF_SD), {"samples": torch.zeros(2, 4, 4, 6)}
+    maps, network, management = pictures(2, 30, 48), vae.first_stage_model, comfy.model_management
+    words = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes."
+    faults = {"card": management.OOM_EXCEPTION("CUDA out of memory."), "processor": RuntimeError(words), "other": RuntimeError("else")}
+
+    def full(*args, **kwargs):
+        raise faults[fault]
+
+    said = []
+    network.encode = network.decode = full
+    try:
+        for work in (lambda: encode(vae, **maps), lambda: decode(vae, latent), lambda: encode(vae, tile_size=64, **maps)):
+            try:
+                work()
+            except Exception as raised:  # noqa: BLE001 - it is looked at
+                said.append([str(raised), management.is_oom(raised)])
+    finally:
+        del network.encode, network.decode
+    return said
+
+
 def any_file(naming="core", dtype="float32", settings=OF_SD, metadata=True):
     """A file of other naming, precision or without metadata loads to the same VAE."""
     chosen, weights = config(**settings), ours("models.intrinsic_ldm.weights")
@@ -233,13 +258,82 @@ def saved_by_core():
     return max(gap(again.encode_maps(maps), latents), gap(again.decode_maps(latents), vae.decode_maps(latents)))
 
 
-def odd_size():
-    """Cropped as core crops a picture for its own VAE, so that both latents cover the same pixels."""
-    vae, maps = saved(OF_SD), pictures(1, 75, 53)
-    maps = {"normals": maps["normals"], "line": maps["line"]}
-    whole = encode(vae, **maps)[0]["samples"]
-    cut = encode(vae, **{name: value[:, 1:73, 2:50] for name, value in maps.items()})[0]["samples"]
-    return {"shape": list(whole.shape), "gap": gap(cut, whole)}
+def odd_size(height, width):
+    """Padded to whole latents by repeating edges, given back in its own size: directly, as a joint latent, and beside a picture."""
+    vae, maps = saved(OF_SD), pictures(1, height, width)
+    stacked = ours("models.intrinsic_ldm.pipeline").encode_pictures(**maps)[0]
+    rows, columns = (torch.arange(-(-side // 8) * 8).clamp(max=side - 1) for side in (height, width))
+    latent, text, _ = encode(vae, **maps)
+    again = core.NODE_CLASS_MAPPINGS["LatentUpscaleBy"]().upscale(latent, "nearest-exact", 2.0)[0]
+    whole = [len(rows), len(columns)]
+    found = decode(vae, latent, picture=torch.rand(1, *whole, 3))
+    joint = decode(vae, {**latent, "samples": NestedTensor([latent["samples"]] * 2)})
+    own = decode(vae, latent, picture=torch.rand(1, height, width, 3))
+    return {
+        "latent": list(latent["samples"].shape[2:]), "edges": gap(latent["samples"], vae.encode_maps(stacked[:, :, rows][..., columns])),
+        "sizes": [list(made.shape[1:3]) for made in (found[0].depth, found[0].image, *found[1:5], joint[0].depth, own[0].image)],
+        "first": gap(found[0].depth, decode(vae, {"samples": latent["samples"]})[0].depth[:, :height, :width]),
+        "said": [text.splitlines()[1:], found[5].splitlines()[3:]], "scaled": list(decode(vae, again)[0].depth.shape[1:]),
+    }  # fmt: skip
+
+
+def broken(name):
+    """Pixels that are no numbers in one map: the latent against that of maps which lack those pixels, and what is said."""
+    vae, (view, pipeline) = saved(OF_SD), (ours("models.core.geometry.view").View, ours("models.intrinsic_ldm.pipeline"))
+    maps = pictures(1, 64, 64)
+    where = torch.zeros(64, 64, dtype=torch.bool)
+    where[30, 30], where[40, 7:9] = True, True
+    values = torch.where(torch.arange(64) == 30, torch.nan, torch.inf)
+    if name == "depth":
+        value = view.from_depth(torch.where(where, torch.nan, maps["depth"].depth), units="metric")
+    elif name == "normals":
+        value = torch.where(where[..., None], values[None, :, None], maps["normals"])
+    else:
+        value = torch.where(where, values, maps[name])
+    stacked = pipeline.encode_pictures(**{name: maps[name]})[0]
+    channels = ours("models.intrinsic_ldm.vae").map_slices()[name]
+    if name != "depth":  # whose percentiles move as well
+        stacked[:, channels] = torch.where(where, 0.0, stacked[:, channels])
+        want = vae.encode_maps(stacked)
+    else:
+        want = vae.encode_maps(pipeline.encode_pictures(depth=value)[0])
+    latent, text, _ = encode(vae, **{name: value})
+    return {"finite": bool(latent["samples"].isfinite().all()), "gap": gap(latent["samples"], want), "text": text}
+
+
+def channels():
+    """Normals and line art of one to four channels: latents against those of plain colours, the alpha, and what is said."""
+    vae, maps = saved(OF_SD), pictures(1, 32, 48)
+    generator = torch.Generator().manual_seed(2)
+    alphas = torch.rand(2, 1, 32, 48, 1, generator=generator)
+    drawing = torch.rand(1, 32, 48, 3, generator=generator)
+    given = {
+        "rgb": {"normals": maps["normals"], "line": drawing}, "rgba normals": {"normals": torch.cat([maps["normals"], alphas[0]], -1)},
+        "rgba both": {"normals": torch.cat([maps["normals"], alphas[0]], -1), "line": torch.cat([drawing, alphas[1]], -1)},
+        "mask": {"line": maps["line"]}, "one channel": {"line": maps["line"][..., None]},
+        "grey": {"line": maps["line"][..., None].expand(1, 32, 48, 3)}, "normals": {"normals": maps["normals"]},
+    }  # fmt: skip
+    made = {name: encode(vae, **values) for name, values in given.items()}
+    pairs = [("rgba normals", "normals"), ("rgba both", "rgb"), ("one channel", "mask"), ("grey", "mask")]
+    wanted = {"rgba normals": 1 - alphas[0, ..., 0], "rgba both": 1 - alphas.amin(0)[..., 0], "rgb": torch.zeros(1, 32, 48)}
+    return {
+        "latents": max(gap(made[one][0]["samples"], made[other][0]["samples"]) for one, other in pairs),
+        "alphas": max(gap(made[name][2], alpha) for name, alpha in wanted.items()),
+        "notes": {name: text.splitlines()[1:] for name, (_, text, _) in made.items() if text.count("\n")},
+    }
+
+
+def picture_beside(channels):
+    """A picture of any channels beside decoded maps: the VIEW's, the alpha as MASK, and what is said."""
+    vae, latent = saved(OF_SD), {"samples": torch.zeros(1, 4, 4, 6)}
+    picture = torch.rand(1, 32, 48, channels, generator=torch.Generator().manual_seed(6))
+    found = decode(vae, latent, picture=picture)
+    alpha = picture[..., 3] if channels == 4 else torch.ones(1, 32, 48)
+    shown = picture[..., :3] if channels > 2 else picture.expand(1, 32, 48, 3)
+    return {
+        "picture": gap(found[0].image, shown), "alpha": gap(1 - found[6], alpha), "said": found[5].splitlines()[3:],
+        "none": [list(decode(vae, latent)[6].shape), bool(decode(vae, latent)[6].any())],
+    }  # fmt: skip
 
 
 def graph(kind="sd21"):
@@ -247,7 +341,7 @@ def graph(kind="sd21"):
     sampling = sys.modules["spatialweave_tests_inside_intrinsic"]
     vae, plain = saved(OF_SD), sampling.model(kind)
     coupled = sampling.coupled(plain, "half")
-    maps_latent, _ = encode(vae, **pictures(1, 64, 64))
+    maps_latent, *_ = encode(vae, **pictures(1, 64, 64))
     image = {"samples": torch.zeros(1, 4, 8, 8)}
     latent = run("JoinIntrinsicLatent", model=coupled, image_latent=image, maps_latent=maps_latent)[0]
     joint = {"samples": sampling.sample(coupled, latent, steps=2)}
@@ -255,7 +349,7 @@ def graph(kind="sd21"):
     picture = torch.rand(1, 64, 64, 3)
     found = decode(vae, parts[1], picture=picture)
     straight = decode(vae, joint, picture=picture)
-    view, normals, _, masks, line, _ = found
+    view, normals, _, masks, line, *_ = found
     held = core.SetLatentNoiseMask().set_mask(maps_latent, torch.zeros(1, 64, 64))[0]
     latent = run("JoinIntrinsicLatent", model=coupled, image_latent=image, maps_latent=held)[0]
     kept = run("SplitIntrinsicLatent", samples={"samples": sampling.sample(coupled, latent, steps=2)})
@@ -266,6 +360,81 @@ def graph(kind="sd21"):
         "masks": [masks.dim(), list(masks.shape[1:])], "unit": sorted(set(masks.unique().tolist()) | {0.0, 1.0}),
         "control": list(view.to_control_image().shape),
     }  # fmt: skip
+
+
+def plotted(kind="sd21", steps=8):
+    """The node's picture for a run's sigmas and for flow times of the same noise; the run, and where it really left the maps out."""
+    from comfy_extras.nodes_custom_sampler import BasicScheduler
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    sampling, host = sys.modules["spatialweave_tests_inside_intrinsic"], ours("nodes.host.intrinsic_model")
+    plain, said, run_file = sampling.model(kind), [], ours("nodes.host.intrinsic_run")
+    switches = {"cut_below": 0.001, "keep_maps": False, "share_image_loras": False}
+    coupled, settings = host.with_intrinsics(plain, sampling.lora(kind), sampling.SCHEDULES["gaussian"], **switches)
+    (sigmas,) = BasicScheduler.execute(plain, "normal", steps, 1.0).result
+    flow = ModelSamplingSD3().patch(plain, 3.0)[0]
+    pictures = [host.plot(settings, plain, sigmas), host.plot(settings, flow, sigmas / (1 + sigmas)), host.plot(settings, plain)]
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    level = run_file.log.level
+    run_file.log.addHandler(listener)
+    run_file.log.setLevel(logging.INFO)
+    try:
+        sampling.sample(coupled, sampling.joined(coupled), steps=steps, scheduler="normal")
+    finally:
+        run_file.log.removeHandler(listener)
+        run_file.log.setLevel(level)
+    return {
+        "sigmas": sigmas.tolist(), "layers": len(settings.base.layers), "said": said[-1],
+        "pictures": [(picture[0] * 255).round().int().tolist() for picture in pictures],
+    }  # fmt: skip
+
+
+def filled_in(first=5000, count=12):
+    """The shipped VAE on rendered scenes, through the nodes, each map left out in turn: how its decoded code correlates with the exact one.
+
+    For each map the mean over scenes, that of the average scene (what can be known without looking), that with the map given, and in how
+    many scenes it is nearer to its own map than to the next scene's.
+    """
+    frames = ours("models.world.render").render(ours("models.evaluation").hold_out(first, count)[0], 128, 128)
+    (vae,), names = run("LoadIntrinsicVae", vae_name=ours("nodes.host.loading").TINY), ours("models.intrinsic_ldm.config").MAPS
+    encode_given, view = ours("models.intrinsic_ldm.pipeline").encode_pictures, ours("models.core.geometry.view").View
+    slices, show = ours("models.intrinsic_ldm.vae").map_slices(), ours("models.core.geometry.normals").normals_to_image
+    exact, whole, without = [], [], {name: [] for name in names}
+    for depth, normals, ids, line in zip(frames.depth, frames.normals, frames.segmentation, frames.line):
+        masks = torch.stack([ids == number for number in ids.unique() if number > 0]).float()
+        given = {"depth": view.from_depth(depth, units="metric"), "normals": show(normals[None]), "segmentation": masks, "line": line[None]}
+        exact.append(encode_given(**given)[0])
+        whole.append(vae.decode_maps(encode(vae, **given)[0]["samples"]))
+        for name in names:
+            latent = encode(vae, **{key: value for key, value in given.items() if key != name})[0]
+            without[name].append(vae.decode_maps(latent["samples"]))
+
+    def correlation(found, wanted):
+        a, b = (maps.flatten(1) - maps.flatten(1).mean(dim=1, keepdim=True) for maps in (found, wanted))
+        return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
+
+    exact, whole, out = torch.cat(exact), torch.cat(whole), {}
+    for name, channels in slices.items():
+        found, wanted = torch.cat(without[name])[:, channels], exact[:, channels]
+        own, next_scene = correlation(found, wanted), correlation(found, wanted.roll(1, dims=0))
+        average = correlation(wanted.mean(dim=0, keepdim=True).expand_as(wanted), wanted)
+        out[name] = {
+            "own": float(own.mean()), "average scene": float(average.mean()),
+            "given": float(correlation(whole[:, channels], wanted).mean()), "nearer": int((own > next_scene).sum()),
+        }  # fmt: skip
+    return out
+
+
+def choices():
+    """The inputs that belong to a choice of a dynamic combo, {node: {key of the frontend's translations: tooltips}}."""
+    found = {}
+    for name, node in core.NODE_CLASS_MAPPINGS.items():
+        for put in node.GET_SCHEMA().inputs if name.startswith("SpatialWeave_") else ():
+            for option in getattr(put, "options", None) or ():
+                for sub in getattr(option, "inputs", ()):
+                    found.setdefault(name, {}).setdefault(f"{put.id}_{sub.id}", []).append([sub.id, sub.tooltip])
+    return found
 
 
 def noted(count):
@@ -286,7 +455,10 @@ def refused(case):
         "no map": lambda: encode(vae),
         "sizes": lambda: encode(vae, **(maps | {"line": torch.zeros(2, 32, 40)})),
         "batches": lambda: encode(vae, **(maps | {"line": torch.zeros(3, 32, 48)})),
-        "tiny maps": lambda: encode(vae, line=torch.zeros(1, 2, 8)),
+        "grey normals": lambda: encode(vae, normals=torch.rand(1, 8, 8, 1)),
+        "line without a number": lambda: encode(vae, line=torch.cat([torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan)])),
+        "normals of black": lambda: encode(vae, normals=torch.zeros(1, 8, 8, 3)),
+        "line of 0 to 255": lambda: encode(vae, line=torch.full((1, 8, 8), 255.0)),
         "no depth": lambda: encode(vae, depth=view.from_depth(torch.zeros(1, 8, 8), units="metric")),
         "picture's VAE to encode": lambda: encode(picture_vae, **maps),
         "picture's VAE to decode": lambda: decode(picture_vae, good),

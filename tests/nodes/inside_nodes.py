@@ -25,6 +25,12 @@ def declarations():
             "description": schema.description,
             "aliases": schema.search_aliases,
             "inputs": {put.id: {"type": put.io_type, "tooltip": put.tooltip} for put in schema.inputs},
+            "chosen": {  # inputs of a dynamic combo's choices, by the frontend's name: a dot that its translations have as an underscore
+                f"{put.id}_{sub.id}": sub.tooltip
+                for put in schema.inputs
+                for option in getattr(put, "options", None) or ()
+                for sub in getattr(option, "inputs", ())
+            },
             "outputs": [{"id": put.id, "name": put.display_name, "type": put.io_type, "tooltip": put.tooltip} for put in schema.outputs],
             "execute": [parameter for parameter in inspect.signature(node.execute).parameters],
         }

@@ -78,7 +78,7 @@ def test_every_node_has_a_help_page_and_a_translation(declared, root, language):
         assert page.startswith("# ") and all(f"`{key}`" in page for key in node["inputs"]), f"{name}: the page leaves an input out"
         entry = names[name]
         assert entry["display_name"] and entry["description"]
-        assert sorted(entry["inputs"]) == sorted(node["inputs"]), name
+        assert sorted(entry["inputs"]) == sorted([*node["inputs"], *node["chosen"]]), name
         assert all(put["name"] and put["tooltip"] for put in (*entry["inputs"].values(), *entry["outputs"].values())), name
         assert sorted(entry["outputs"]) == [str(index) for index in range(len(node["outputs"]))], name
 
@@ -87,7 +87,8 @@ def test_english_translation_says_what_the_schema_says(declared, root):
     names = json.loads((root / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
     for name, node in declared.items():
         assert names[name]["display_name"] == node["display_name"] and names[name]["description"] == node["description"]
-        assert {key: put["tooltip"] for key, put in names[name]["inputs"].items()} == {k: p["tooltip"] for k, p in node["inputs"].items()}
+        said = {key: put["tooltip"] for key, put in names[name]["inputs"].items()}
+        assert {key: said[key] for key in node["inputs"]} == {key: put["tooltip"] for key, put in node["inputs"].items()}
 
 
 def test_the_tiny_model_is_made_of_core_objects(nodes):

@@ -36,6 +36,18 @@ def hour(loaded):
     return lambda function, **kwargs: loaded("inside_scenarios.py", function, **kwargs)
 
 
+@pytest.fixture(scope="module")
+def maps_hour(loaded, maps):
+    return lambda function, **kwargs: loaded("inside_scenarios_maps.py", function, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def maps(loaded):
+    """The nodes of intrinsic maps, on small random autoencoders."""
+    loaded("inside_intrinsic.py", "lora")  # the small bases
+    return lambda function, **kwargs: loaded("inside_intrinsic_maps.py", function, **kwargs)
+
+
 def test_scenario_01_rgba_and_one_channel_are_accepted_as_depth(geometry):
     result = geometry("rgba")
     assert result["picture"] == [1, 3, 5, 3] and result["single"] and result["sky"] == 0
@@ -73,6 +85,19 @@ def test_scenarios_01_02_04_each_notice_is_given_once_in_the_log_and_as_text(hou
     assert result["heard"] == {name: ["INFO: " + "\n".join(lines)] for name, lines in wanted.items()}
 
 
+def test_scenario_01_intrinsic_maps_take_rgba_and_one_channel(maps):
+    """Encode Intrinsics' pictures and the one beside Decode Intrinsics. One channel is no normal map, which a sentence says."""
+    result, alpha = maps("channels"), "the picture has an alpha channel: its colours were used as they are, and the alpha is handed on"
+    assert result["latents"] < 1e-5 and result["alphas"] < 1e-6
+    assert [len(result["notes"].get(name, ())) for name in ("rgba normals", "rgba both", "rgb", "mask", "one channel")] == [1, 2, 0, 0, 0]
+    assert all(alpha in note for notes in result["notes"].values() for note in notes)
+    beside = maps("picture_beside", channels=4)
+    assert beside["picture"] < 1e-6 and beside["alpha"] < 1e-6 and len(beside["said"]) == 1 and alpha[11:] in beside["said"][0]
+    assert maps("picture_beside", channels=1)["picture"] < 1e-6
+    said = maps("refused", case="grey normals")
+    assert "(1, 8, 8, 1) arrived at normals" in said and "Normals from Depth" in said
+
+
 def test_scenarios_01_02_04_the_text_stands_under_the_node_and_the_next_run_replaces_it(hour):
     assert hour("shown_under_the_node") == [["7", "One.\nTwo."], ["7", "Taken as it came."]]
 
@@ -95,6 +120,17 @@ def test_scenario_02_a_joint_run_gives_the_size_that_was_asked_for(hour, size):
 def test_scenario_02_a_given_picture_or_depth_of_odd_size_comes_back_in_it(loaded, mode):
     result = loaded("inside_modes.py", "agreement", mode=mode, size=[37, 103])
     assert result["shapes"] == [[1, 37, 103, 3], [1, 37, 103]] and result["kept"] == [True, True]
+
+
+@pytest.mark.parametrize("size", [(75, 53), (64, 48), (24, 200)])
+def test_scenario_02_intrinsic_maps_of_odd_size_are_padded_and_come_back_in_it(maps_hour, size):
+    """The image's latent must have the padded size: one of core's VAE Encode, which crops, is refused in one sentence."""
+    result, padded = maps_hour("sizes", height=size[0], width=size[1]), tuple(-(-side // 8) * 8 for side in size)
+    assert result["sizes"] == [list(size)] * 5 and result["finite"] and result["off"] == 0
+    odd = padded != size
+    assert len(result["said"]) == odd and all("padded to {} x {}".format(*padded) in line for line in result["said"])
+    assert bool(result["refusal"]) == odd
+    assert not odd or ("one size" in result["refusal"] and "\n" not in result["refusal"])
 
 
 WRONG_FILES = {
@@ -145,6 +181,25 @@ def test_scenario_03_a_wrong_part_is_called_by_name(loaded, case):
     assert said and "\n" not in said and any(node in said for node in ("Load Modality Forcing", "Empty Joint Latent", "flux2-vae")), said
 
 
+BASES = {
+    "another base": "load one of these", "LoRA of another width": "trained on another base",
+    "SDXL's LoRA on SD2.1": "choose an intrinsic LoRA that was trained on this base", "plain model": "Intrinsic Co-Generation",
+    "plain latent": "Join Intrinsic Latent", "unknown layer": "stage", "channels": "(1, 16, 8, 8)",
+}  # fmt: skip
+MAPS = {
+    "file of a picture's VAE": "an image autoencoder (VAE)", "file of a LoRA": "a LoRA", "picture's VAE to encode": "Load Intrinsic VAE",
+    "core's VAE Decode": "Decode Intrinsics", "latent of another base": "Split Intrinsic Latent",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*BASES, *MAPS])
+def test_scenario_03_a_wrong_base_lora_or_vae_of_maps_is_called_by_name(maps_hour, maps, case):
+    """Refused before anything is sampled."""
+    result = {"said": maps("refused", case=case), "calls": 0} if case in MAPS else maps_hour("refused", case=case)
+    said = result["said"]
+    assert result["calls"] == 0 and said and "\n" not in said and (BASES | MAPS)[case].lower() in said.lower(), said
+
+
 def test_scenario_04_bad_depth_is_masked_counted_and_refused_only_when_nothing_is_left(geometry):
     assert "no valid pixel" in geometry("bad_depth", kind="all zero")["refusal"]
     assert "1 NaN, 1 infinite, 1 zero or negative" in geometry("bad_depth", kind="holes")["text"]
@@ -157,6 +212,18 @@ def test_scenario_04_bad_depth_given_to_a_model_is_masked_and_refused_only_when_
     assert holes["finite"] and holes["invalid"] == 2 + 7 * 48 and holes["spread"] > 0
     constant = hour("bad_depth_given", kind="constant")
     assert constant["finite"] and constant["invalid"] == 0 and constant["spread"] > 0
+
+
+def test_scenario_04_bad_maps_are_masked_counted_and_refused_only_when_nothing_is_left(maps_hour, maps):
+    """Every map, not depth alone: what is no number is missing, which the intrinsic VAE knows."""
+    assert "no valid pixel" in maps_hour("depth", kind="all zero")["refusal"]
+    assert "All 64 pixels of picture 1 of line are NaN or infinite" in maps("refused", case="line without a number")
+    holes, constant = (maps_hour("depth", kind=kind) for kind in ("holes", "constant"))
+    assert holes["finite"] and holes["said"] == ["338 of 3072 pixels of depth (11.0%) are invalid and are coded as missing."]
+    assert constant["finite"] and constant["valid"] and constant["said"] == []
+    for name in ("normals", "segmentation", "line"):
+        result = maps("broken", name=name)
+        assert result["finite"] and result["gap"] < 1e-5 and f"3 of 4096 pixels of {name} (0.1%)" in result["text"]
 
 
 def test_scenario_05_the_empty_prompt_works_in_all_modes(hour):
@@ -175,6 +242,15 @@ def test_scenario_06_batches_of_streams_are_refused_with_both_counts_and_one_ser
     said = loaded("inside_modes.py", "refused", case="two batches")
     assert "2 (images) and 3 (depth maps)" in said and "one for all" in said
     assert "4 images and 3 depth maps" in loaded("inside_nodes.py", "refused", case="batches of different size")
+
+
+def test_scenario_06_batches_of_maps_are_refused_with_both_counts_and_one_serves_all(maps_hour, maps):
+    result = maps_hour("batches")
+    assert result["maps"] < 1e-5 and result["joint"] == 0 and result["counts"] == [3] * 6
+    said = maps("refused", case="batches")
+    assert "2 of depth" in said and "3 of line" in said and "one for all" in said
+    said = maps_hour("refused", case="two batches")["said"]
+    assert "2 images and 3 sets of maps" in said and "one for all" in said
 
 
 def test_scenario_07_without_triton_the_pack_loads_and_runs(worker_with, tiny_weights, tmp_path):
@@ -209,6 +285,14 @@ def test_scenario_09_cancel_at_any_step_leaves_nothing_behind(loaded):
     seen = loaded("inside_cancel.py", "step_by_step", kind="LoRA, order and guidance")
     assert all(seen["cancelled"]) and all(seen["same"]) and seen["grown"] <= 0
     assert seen["state"] == [] and seen["plain"]
+
+
+@pytest.mark.parametrize(("kind", "schedule"), [("sd21", "gaussian"), ("pixart", "off")])
+def test_scenario_09_cancel_in_a_run_with_maps_leaves_nothing_behind(maps_hour, kind, schedule):
+    """In every call of the network; through ComfyUI's queue in tests/workflows/test_workflows.py."""
+    seen = maps_hour("cancelled", kind=kind, schedule=schedule)
+    assert seen["calls"] >= 3 and all(seen["cancelled"]) and not any(seen["left"])
+    assert seen["same"] == [0, 0], "the next run, of either model, differs"
 
 
 def test_scenario_07_the_loader_says_what_it_needs_before_it_reads_the_weights(hour):
@@ -296,6 +380,14 @@ def test_scenario_13_patches_stack_and_what_cannot_is_refused_by_name(hour):
     assert result["finite"] and result["attention"] > 0
     assert min(result["each"].values()) > 1e-4, "a patch was dropped without a word"
     assert result["refusal"] and "\n" not in result["refusal"]
+
+
+def test_scenario_13_patches_stack_under_co_generation(maps_hour):
+    """With the weight off the image is that of the base with the same stack, bit for bit; no part is dropped, on or off."""
+    result = maps_hour("stacked")
+    assert result["base"] == 0 and result["finite"] and min(result["attention"]) > 0
+    assert len(result["each"]) == 8 and min(result["each"].values()) > 1e-4, f"a patch was dropped without a word: {result['each']}"
+    assert result["maps"] > 1e-4
 
 
 def graphs(root):

@@ -8,6 +8,7 @@ from spatialweave.models.core.geometry.align import align_view
 from spatialweave.models.core.geometry.normals import normals_to_image
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.intrinsic_ldm import maps, segments
+from spatialweave.models.intrinsic_ldm.given import cut_maps, pad_maps, read_maps
 from spatialweave.models.intrinsic_ldm.pipeline import decode_pictures, encode_pictures
 from spatialweave.models.intrinsic_ldm.vae import MISSING, split_maps
 
@@ -77,6 +78,41 @@ def test_line_and_missing_have_codes_of_their_own():
     assert maps.encode_line(torch.tensor([0.0, 1.0])).tolist() == [-1, 1] and MISSING == 0
     line = seeded(1, 1, 5, 5)
     torch.testing.assert_close(maps.decode_line(maps.encode_line(line)), line)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_is_missing_in_every_map(bad):
+    """As one pixel of a map: the others keep their codes."""
+    line, image = seeded(1, 1, 5, 5), 0.6 + 0.4 * seeded(1, 5, 5, 3)
+    coded = maps.encode_line(line), maps.encode_normals(maps.normals_from_image(image))
+    line[0, 0, 2, 3], image[0, 2, 3, 1] = bad, bad
+    for code, want in zip((maps.encode_line(line), maps.encode_normals(maps.normals_from_image(image))), coded, strict=True):
+        assert (code[:, :, 2, 3] == MISSING).all()
+        code[:, :, 2, 3] = want[:, :, 2, 3]
+        assert torch.equal(code, want)
+    normals = F.normalize(seeded(1, 3, 4, 4), dim=1)
+    normals[0, 2, 1, 1] = bad
+    assert (maps.encode_normals(normals)[0, :, 1, 1] == MISSING).all() and (maps.decode_normals(normals)[0, :, 1, 1] == 0).all()
+
+
+def test_maps_that_are_given_are_read_padded_and_cut_back():
+    masks = given()["segmentation"]
+    masks[0, 5, 6] = torch.nan
+    found = read_maps(**given(segmentation=masks))
+    assert (split_maps(found.stacked)["segmentation"][:, :, 5, 6] == MISSING).all() and found.stacked.isfinite().all()
+    assert found.notes == ["1 of 1536 pixels of segmentation (0.1%) are NaN or infinite and are coded as missing."]
+    view = given()["depth"]
+    holes = torch.zeros(2, 32, 48, dtype=torch.bool)
+    holes[0, :3], holes[1, 20] = True, True
+    sky = View.from_depth(view.depth.masked_fill(holes, torch.inf), units="metric")
+    assert read_maps(depth=sky).notes == [], "sky has a code"
+    gaps = View.from_depth(view.depth.masked_fill(holes, 0), units="metric")
+    assert read_maps(depth=gaps).notes == ["192 of 3072 pixels of depth (6.2%) are invalid and are coded as missing."]
+    notes = []
+    padded = pad_maps(found.stacked[:, :, :30, :41], 8, notes)
+    assert padded.shape == (2, 8, 32, 48) and torch.equal(padded[..., 47], padded[..., 40]) and len(notes) == 1
+    assert torch.equal(cut_maps(padded, (30, 41), 8, notes), found.stacked[:, :, :30, :41]) and len(notes) == 2
+    assert pad_maps(padded, 8, notes) is padded and cut_maps(padded, None, 8, notes) is padded and len(notes) == 2
 
 
 def test_nearest_colour_is_that_of_a_search():
