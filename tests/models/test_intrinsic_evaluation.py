@@ -212,8 +212,9 @@ def made_up(values):
 
     methods = {name: {"settings": {}, "figures": {"violations": figure(each)}} for name, each in values.items()}
     predictor = {"hanging_found": 0.8, "broken_found": 0.9, "called_hanging": 0.01, "called_broken": 0.02}
+    machine = {"precision": "float32", "device": "an abacus", "processes": 1}
     return {
-        "settings": {"count": 5, "seeds": 3, "steps": 25, "guidance": 4.0, "batch": 16, "precision": "float32", "device": "an abacus", "processes": 1},
+        "settings": {"count": 5, "seeds": 3, "steps": 25, "guidance": 4.0, "batch": 16, **machine},
         "weights": {"base": "abc"},
         "methods": methods,
         "rendered": {"violations": figure([0.1])},

@@ -174,7 +174,7 @@ def test_processes_that_do_not_see_each_other_do_not_start(numbers, monkeypatch)
 
 
 def test_places_decide_how_far_a_mask_moves_before_its_colour_changes(tmp_path):
-    """A square of 8 pixels on 32, its centre at each of 24 columns: with 4 places one for each quarter, with 16 one for every second column."""
+    """A square of 8 pixels on 32, its centre at each of 24 columns: 4 places give one for each quarter, 16 one for every second column."""
 
     def colours(**options):
         found = []

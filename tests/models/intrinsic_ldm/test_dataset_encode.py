@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
@@ -16,6 +17,7 @@ from spatialweave.models.intrinsic_ldm import training_lora, training_vae
 from spatialweave.models.intrinsic_ldm.config import VaeConfig
 from spatialweave.models.intrinsic_ldm.dataset import IntrinsicSamples
 from spatialweave.models.intrinsic_ldm.dataset_encode import encode_dataset, load_frozen_parts
+from spatialweave.models.intrinsic_ldm.processors import projections
 from spatialweave.models.intrinsic_ldm.weights import save_intrinsic_vae
 from spatialweave.models.world.dataset import export_dataset
 
@@ -89,6 +91,26 @@ def made(tmp_path_factory):
         model = training_vae.make_autoencoder(TINY)
     save_intrinsic_vae(folder / "vae.safetensors", model.state_dict(), TINY, latent_scale=3.0)
     return folder, model
+
+
+def test_the_documentations_script_runs_on_a_pipeline(made, write_pipeline, tmp_path, root):
+    """docs/intrinsic_training.md, on a small random base, 32 x 32 pixels and 3 steps."""
+    folder, _ = made
+    base = write_pipeline("sd21")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(base / "unet")
+    lora = {f"unet.{path}.lora_{end}.weight": torch.randn(*shape) for path, projection in projections(unet).items()
+            for end, shape in (("A", (2, projection.inputs)), ("B", (projection.outputs, 2)))}  # fmt: skip
+    for name in ("weights", "runs/intrinsic_vae", "runs/intrinsic_lora_sd21"):
+        (tmp_path / name).mkdir(parents=True)
+    base.rename(tmp_path / "weights" / "stable-diffusion-2-1")
+    save_file(lora, tmp_path / "runs" / "intrinsic_lora_sd21" / "intrinsic_lora.safetensors")
+    shutil.copy(folder / "vae.safetensors", tmp_path / "runs" / "intrinsic_vae" / "intrinsic_vae.safetensors")
+    (code,) = re.findall(r"^```python\n(.*?)^```", (root / "docs" / "intrinsic_training.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert "side = Gaussian(), 7.5, 96" in code and "steps=25" in code
+    code = code.replace("7.5, 96", "7.5, 4").replace("steps=25", "steps=3")
+    said = "assert image.shape == (1, 3, 32, 32) and image.isfinite().all() and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{said}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("family", ["sd21", "sdxl", "pixart"])
