@@ -6,6 +6,7 @@ A file is matched to a base model by the names and widths of its self-attention 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def read_lora(
 ) -> dict[str, LowRank]:  # fmt: skip
     """The low-rank parts of a file, by projection. `base` and `name` are words for errors: "SD2.1" and the file's name.
 
-    alpha comes from the file (`alpha` beside the matrices, or PEFT's adapter settings in the metadata), else it is the rank, scale 1.
+    alpha comes from the file (`alpha` beside the matrices, or PEFT's adapter settings in the metadata), else it is the rank, scale 1;
+    with PEFT's use_rslora the scale is alpha over the rank's root.
     Raises ValueError for a file of another base, of other layers, or incomplete.
     """
     known = {alias: path for path, projection in projections.items() for alias in (path, *projection.aliases)}
@@ -75,8 +77,8 @@ def read_lora(
         parts.setdefault(path, {})[part] = tensor
     if not parts:
         raise ValueError(f"The LoRA {name} is empty; choose an intrinsic LoRA trained on {base}.")
-    alphas = read_alphas(metadata)
-    return {path: build(path, found, projections[path], alphas, base, name) for path, found in parts.items()}
+    scaling = read_scaling(metadata)
+    return {path: build(path, found, projections[path], scaling, base, name) for path, found in parts.items()}
 
 
 def split_name(key: str, name: str) -> tuple[str, str]:
@@ -89,7 +91,7 @@ def split_name(key: str, name: str) -> tuple[str, str]:
     raise ValueError(f"The file {name} holds {key!r}, which belongs to no LoRA of PEFT's or kohya's naming: choose an intrinsic LoRA.")
 
 
-def build(path: str, found: dict[str, Tensor], projection: Projection, alphas: dict[str, float], base: str, name: str) -> LowRank:
+def build(path: str, found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str, name: str) -> LowRank:
     if not {"down", "up"} <= found.keys():
         missing = "down" if "down" not in found else "up"
         raise ValueError(f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download it again.")
@@ -100,15 +102,29 @@ def build(path: str, found: dict[str, Tensor], projection: Projection, alphas: d
             f"{projection.inputs} there: it was trained on another base; load that one, or the LoRA made for this one."
         )
     rank = down.shape[0]
-    alpha = float(found["alpha"]) if "alpha" in found else alphas.get(path, alphas.get("", rank))
-    return LowRank(down, up, alpha / rank)
+    return LowRank(down, up, scaling.scale(path, rank, float(found["alpha"]) if "alpha" in found else None))
 
 
-def read_alphas(metadata: Mapping[str, str] | None) -> dict[str, float]:
-    """PEFT's alphas as diffusers writes them into a safetensors header: by module path, "" for all the others."""
+@dataclass(frozen=True)
+class Scaling:
+    """How strongly a file's matrices count: PEFT's alphas by module path ("" for all the others), over the rank or its root (rsLoRA)."""
+
+    alphas: Mapping[str, float]
+    by_root: bool = False
+
+    def scale(self, path: str, rank: int, alpha: float | None) -> float:
+        """`alpha` is what lies beside the matrices, if anything does."""
+        if alpha is None:
+            alpha = self.alphas.get(path, self.alphas.get("", rank))
+        return alpha / (math.sqrt(rank) if self.by_root else rank)
+
+
+def read_scaling(metadata: Mapping[str, str] | None) -> Scaling:
+    """PEFT's adapter settings as diffusers writes them into a safetensors header."""
     text = (metadata or {}).get("lora_adapter_metadata")
     if not text:
-        return {}
-    settings = {key.rpartition(".")[2] if "." in key else key: value for key, value in json.loads(text).items()}
+        return Scaling({})
+    settings = {key.rpartition(".")[2]: value for key, value in json.loads(text).items()}
     alphas = {path: float(value) for path, value in (settings.get("alpha_pattern") or {}).items()}
-    return alphas | ({"": float(settings["lora_alpha"])} if settings.get("lora_alpha") is not None else {})
+    alphas |= {"": float(settings["lora_alpha"])} if settings.get("lora_alpha") is not None else {}
+    return Scaling(alphas, bool(settings.get("use_rslora")))

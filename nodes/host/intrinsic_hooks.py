@@ -7,7 +7,7 @@ image's own LoRAs stay where core put them, in the weights, and the intrinsic ro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.lora
 import comfy.model_management
@@ -88,30 +88,52 @@ def image_lora_changes(patcher) -> list[Change]:
     """
     if "bypass_lora" in patcher.injections:
         raise ValueError(f"A LoRA arrived in bypass mode, which works on all rows alike: use Load LoRA instead, {SHARE}.")
+    for key, wrappers in patcher.weight_wrapper_patches.items():
+        if key.startswith(NETWORK):
+            raise ValueError(
+                f"{name_of(wrappers[-1])} rewrites {key} at each use, for all rows alike: take the node that put it there out, {SHARE}."
+            )
     return [change for key, patches in patcher.patches.items() if key.startswith(NETWORK) for change in undo(patcher, key, patches)]
 
 
+def name_of(function) -> str:
+    """Where another pack's function is from, for an error."""
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
 def undo(patcher, key: str, patches: list[tuple]) -> list[Change]:
+    """The changes that subtract a weight's LoRAs. A merge takes its share of all that came before it, so of these too."""
     path, _, kind = key.removeprefix(NETWORK).rpartition(".")
     module = patcher.model.diffusion_model.get_submodule(path)
-    changes, dense = [], []
+    whole_merges = all(patch[2] == 1.0 or patch[3] is None for patch in patches)
+    splits = isinstance(module, nn.Linear) and kind == "weight" and whole_merges
+    changes: list[Change] = []
+    dense: list[tuple] = []
     for patch in patches:
         strength, value, of_model, offset, function = patch
-        if of_model != 1.0 or isinstance(value, list) or (isinstance(value, tuple) and value[0] not in ("diff",)):
-            continue  # a merge of models, by core's merging nodes
+        if of_model != 1.0:
+            changes = [replace(change, delta=replace(change.delta, scale=change.delta.scale * of_model)) for change in changes]
+            dense.append((0.0, ("diff", (torch.zeros(1),)), of_model, offset, None))
+        if is_merge(value):
+            continue
         check_additive(value, key)
-        low = low_rank(value, strength) if isinstance(module, nn.Linear) and kind == "weight" and function is None else None
+        low = low_rank(value, strength) if splits and function is None else None
         if low is None:
-            dense.append(patch)
+            dense.append((strength, value, 1.0, offset, function))
         else:
             columns = slice(None) if offset is None else slice(offset[1], offset[1] + offset[2])
             changes.append(Change(path, low, columns, sign=-1.0))
-    if dense:
+    if any(strength for strength, *_ in dense):
         if not isinstance(module, nn.Linear | nn.Conv2d):
             raise ValueError(f"A LoRA changes {key}, a {type(module).__name__}, whose change is no sum: take that LoRA out, {SHARE}.")
         whole = comfy.lora.calculate_weight(dense, torch.zeros(getattr(module, kind).shape), key)
         changes.append(Change(path, Dense(whole, None, module) if kind == "weight" else Dense(None, whole, module), sign=-1.0))
     return changes
+
+
+def is_merge(value) -> bool:
+    """Another model's weight, as core's merging nodes give it, and not a LoRA's change."""
+    return isinstance(value, list) or (isinstance(value, tuple) and value[0] not in ("diff", "set"))
 
 
 def low_rank(value, strength: float) -> LowRank | None:
@@ -126,6 +148,8 @@ def low_rank(value, strength: float) -> LowRank | None:
 
 def check_additive(value, key: str) -> None:
     if isinstance(value, tuple):
+        if value[0] == "set":
+            raise ValueError(f"A LoRA sets {key} outright, and the maps cannot have back what was there: take that LoRA out, {SHARE}.")
         return
     name, weights = getattr(value, "name", type(value).__name__), getattr(value, "weights", ())
     scaled = name in ("lora", "loha", "lokr") and weights and torch.is_tensor(weights[4 if name == "lora" else -1])

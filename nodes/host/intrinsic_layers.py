@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import comfy.latent_formats
 import comfy.ldm.modules.diffusionmodules.openaimodel as unets
 import comfy.ldm.pixart.pixartms as pixart
+import comfy.model_base
 import comfy.utils
 from torch import nn
 
@@ -12,6 +14,7 @@ from ...models.intrinsic_ldm.lora import Projection
 
 PARTS = ("to_q", "to_k", "to_v", "to_out.0")
 SD1_PROMPT = 768  # width of the prompts that SD1 reads
+BASES = "SD1.5, SD2.1, SDXL or PixArt"
 
 
 class Base:
@@ -23,13 +26,13 @@ class Base:
         network = getattr(model, "diffusion_model", None)
         self.name = model.model_config.__class__.__name__ if hasattr(model, "model_config") else type(model).__name__
         if type(network) not in (unets.UNetModel, pixart.PixArtMS):
-            raise ValueError(f"A {self.name} model arrived, but intrinsics are co-generated on SD2.1, SDXL or PixArt: load one of these.")
-        if model.concat_keys:
-            raise ValueError(f"An inpainting {self.name} arrived, which reads a picture beside its latent: load the plain base.")
+            raise ValueError(f"A {self.name} model arrived, but intrinsics are co-generated on {BASES}: load one of these.")
+        self.channels = model.latent_format.latent_channels
+        if model.concat_keys or network.in_channels != self.channels:
+            raise ValueError(f"An inpainting or editing {self.name} arrived, which reads a picture beside its latent: load the plain base.")
         self.is_unet = isinstance(network, unets.UNetModel)
         self.layers: list[Layer] = unet_layers(network, model.model_config.unet_config) if self.is_unet else pixart_layers(network)
-        self.channels = model.latent_format.latent_channels
-        self.family = find_family(self.is_unet, model.model_config.unet_config)
+        self.family = find_family(model, self.is_unet, self.name)
 
     def projections(self, network: nn.Module) -> dict[str, Projection]:
         """Every projection that an intrinsic LoRA may change, by diffusers' path."""
@@ -50,12 +53,18 @@ class Base:
         return (f"{attn}.proj", None) if part == "to_out.0" else (f"{attn}.qkv", PARTS.index(part))
 
 
-def find_family(is_unet: bool, config: dict) -> str:
-    """What the trainer calls this kind of base. SD1's layers are SD2.1's by name and width, but it reads other prompts."""
+def find_family(model, is_unet: bool, name: str) -> str:
+    """What the trainer calls this kind of base, and "sd15" or "pixart_sigma", whose layers are another's by name and width.
+
+    SD1.5 reads other prompts than SD2.1, PixArt-Sigma SDXL's latents and not SD's. Raises ValueError for what only looks like a base.
+    """
     if not is_unet:
-        return "pixart"
-    if config.get("adm_in_channels") is not None:
+        return "pixart_sigma" if isinstance(model.latent_format, comfy.latent_formats.SDXL) else "pixart"
+    if isinstance(model, comfy.model_base.SDXL):
         return "sdxl"
+    config = model.model_config.unet_config
+    if config.get("adm_in_channels") is not None:  # a vector beside the prompt, which the plain SD models have not
+        raise ValueError(f"A {name} arrived, a refiner or a model that reads a picture's embedding: load {BASES}, the base itself.")
     return "sd15" if config.get("context_dim") == SD1_PROMPT else "sd21"
 
 

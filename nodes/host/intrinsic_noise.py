@@ -6,6 +6,17 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
+def rewind(noise: torch.Tensor, seed: int | None) -> None:
+    """Put torch's generator to where a run of the images alone has it when sampling starts, with their noise (b, c, h, w) drawn and none
+    for maps. Nodes that draw on the way (ToMe) then do the same to the image. Noise that core did not draw from the seed leaves it as is.
+    """
+    if seed is None:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    if torch.equal(torch.randn(noise.shape, generator=generator).to(noise), noise):
+        torch.set_rng_state(generator.get_state())
+
+
 class SharedNoise(TorchFunctionMode):
     """While it is on, noise of the shape of the whole batch (images first, their maps after) is drawn once and given to both.
 

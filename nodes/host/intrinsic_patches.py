@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,12 +12,16 @@ from torch import Tensor
 
 from ...models.intrinsic_ldm.attention import Coupling, Inside
 from ...models.intrinsic_ldm.rows import Rows
+from .intrinsic_hooks import name_of
 
 OVERRIDE = "optimized_attention_override"
 
 
-def unet_attention(layer: int, coupling: Coupling) -> Callable:
-    """Core's attn1 replacement for one layer; what it calls besides is what core itself would have called."""
+def unet_attention(layer: int, coupling: Coupling, tried: list | None) -> Callable:
+    """Core's attn1 replacement for one layer; what it calls besides is what core itself would have called.
+
+    `tried` holds the attentions of other packs that were found to take weights; None where a run has no weights but 0 and 1.
+    """
 
     def attend(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
         heads, precision = extra["n_heads"], extra.get("attn_precision")
@@ -23,12 +29,13 @@ def unet_attention(layer: int, coupling: Coupling) -> Callable:
         def plain(q, k, v):
             return optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=extra)
 
-        return coupling.attend(layer, q, k, v, heads=heads, plain=plain, inner=host_attention(heads, precision, extra))
+        inner = host_attention(q, heads, precision, extra, tried)
+        return coupling.attend(layer, q, k, v, heads=heads, plain=plain, inner=inner)
 
     return attend
 
 
-def host_attention(heads: int, precision, options: dict) -> Inside | None:
+def host_attention(like: Tensor, heads: int, precision, options: dict, tried: list | None) -> Inside | None:
     """An attention that another pack has put into the model, for our op to call; None where there is none, and the op is faster."""
     if OVERRIDE not in options:
         return None
@@ -41,10 +48,39 @@ def host_attention(heads: int, precision, options: dict) -> Inside | None:
             return optimized_attention(q, k, v, heads, **named)
         return optimized_attention_masked(q, k, v, heads, mask=bias.expand(*bias.shape[:2], q.shape[2], bias.shape[3]), **named)
 
+    override = options[OVERRIDE]
+    if tried is not None and not any(override is other for other in tried):
+        if not takes_weights(call, like.new_empty(0), heads, like.shape[-1] // heads):
+            raise ValueError(
+                f"The attention {name_of(behind_setter(override))}, which another node put into the model, drops the weights (masks) it "
+                "is given: take that node out of the model's line, or set schedule to constant with weight 1, which needs none."
+            )
+        tried.append(override)
     return call
 
 
-def pixart_attention(module, layer: int, coupling: Coupling, options: Callable[[], dict]) -> Callable:
+def behind_setter(override: Callable) -> Callable:
+    """The function that core's set_model_optimized_attention has wrapped, whose name says more."""
+    return inspect.getclosurevars(override).nonlocals.get("optimized_attention", override) if inspect.isfunction(override) else override
+
+
+def takes_weights(call: Inside, like: Tensor, heads: int, width: int) -> bool:
+    """Whether keys at weight 0 are as if left out, and keys given twice at weight 1/2 as if given once, whatever else the attention does.
+
+    Values of far apart sizes tell it from the roundings of an attention that computes in 8 bits.
+    """
+    count, half = 32, math.log(0.5)
+    generator = torch.Generator().manual_seed(0)
+    q, once, twice, unseen = (torch.randn(1, heads, count, width, generator=generator).to(like) * 0.1 for _ in range(4))
+    low, high, huge = (torch.full_like(q, value) for value in (-1.0, 1.0, 10.0))
+    bias = torch.tensor([0.0, half, half, -math.inf]).repeat_interleave(count).to(like)[None, None, None]
+    scale = width**-0.5
+    got = call(q, torch.cat([once, twice, twice, unseen], 2), torch.cat([low, high, high, huge], 2), scale=scale, bias=bias)
+    want = call(q, torch.cat([once, twice], 2), torch.cat([low, high], 2), scale=scale)
+    return bool((got - want).abs().max() < 0.1)
+
+
+def pixart_attention(module, layer: int, coupling: Coupling, options: Callable[[], dict], tried: list | None) -> Callable:
     """A forward for PixArt's self-attention, which core gives no place for a replacement; `options` has the call's own."""
 
     def forward(x: Tensor, mask=None, HW=None, block_id=None) -> Tensor:  # noqa: N803 - core's name
@@ -55,7 +91,7 @@ def pixart_attention(module, layer: int, coupling: Coupling, options: Callable[[
             parts = [tensor.reshape(rows, -1, module.num_heads, module.head_dim).transpose(1, 2) for tensor in (q, k, v)]
             return optimized_attention(*parts, module.num_heads, mask=None, skip_reshape=True)
 
-        inner = host_attention(module.num_heads, None, options())
+        inner = host_attention(q, module.num_heads, None, options(), tried)
         out = coupling.attend(layer, module.q_norm(q), module.k_norm(k), v, heads=module.num_heads, plain=plain, inner=inner)
         return module.proj(out.reshape(rows, tokens, width))
 
@@ -69,10 +105,9 @@ def with_attention(options: dict, attention: dict[tuple, Callable]) -> dict:
     for place in attention:
         other = taken.get(place, taken.get(place[:2]))
         if other is not None:
-            name = f"{getattr(other, '__module__', '')}.{getattr(other, '__qualname__', type(other).__name__)}"
             raise ValueError(
-                f"Self-attention {' '.join(map(str, place))} is already replaced by {name}, and one layer can follow one node only: take "
-                "that node (PAG, SAG, HyperTile, a reference or attention pack) out of the model's line."
+                f"Self-attention {' '.join(map(str, place))} is already replaced by {name_of(other)}, and one layer can follow one node "
+                "only: take that node (a reference or attention pack) out of the model's line."
             )
     return with_replacements(options, {"attn1": taken | attention})
 

@@ -7,6 +7,7 @@ sees an intrinsic key (w = 0 in every layer), one for the images, exactly as the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ...models.core.diffusion.ddpm import flow_to_sigma, sigma_to_ddpm
 from ...models.intrinsic_ldm.attention import Coupling, Kept
 from ...models.intrinsic_ldm.rows import BOTH, Rows, Stream
 from .intrinsic_hooks import Change, image_lora_changes, install
-from .intrinsic_noise import SharedNoise
+from .intrinsic_noise import SharedNoise, rewind
 from .intrinsic_patches import ImageControl, pixart_attention, prompt_attention_for, unet_attention, with_attention
 from .intrinsic_settings import KEY, Settings, check_latents, check_run
 from .notes import show
@@ -39,17 +40,20 @@ def run_coupled(settings: Settings):
         guider, shapes = executor.class_obj, named.get("latent_shapes")
         check_latents(shapes, settings.base)
         check_run(guider, sampler, settings)
-        run = Run(settings, shapes[0][0], [] if settings.share_image_loras else image_lora_changes(guider.model_patcher))
+        loras = [] if settings.share_image_loras else image_lora_changes(guider.model_patcher)
+        run = Run(settings, shapes[0][0], loras, tried=[] if settings.is_weighted else None)
         for kind, wrapper in ((Kinds.CALC_COND_BATCH, run.predict), (Kinds.APPLY_MODEL, run.apply)):
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         latent, mask = (None if packed is None else as_rows(packed, shapes) for packed in (latent_image, denoise_mask))
         started = comfy.utils.unpack_latents(noise, shapes)[0]  # the image's noise, for both
         named["latent_shapes"] = [latent.shape]
+        rewind(started, seed)
         try:
             with SharedNoise(latent.shape):
                 rows = executor(torch.cat([started] * 2), latent, sampler, sigmas, mask, as_packed(callback), disable_pbar, seed, **named)
+            run.finish(guider.model_patcher.load_device)
         finally:
-            run.close()
+            run.take_off()
         run.report(len(sigmas) - 1)
         return to_packed(rows)
 
@@ -83,7 +87,7 @@ class Run:
     undo: list = field(default_factory=list)
     last: list[Tensor] | None = None  # the maps as last predicted, by prompt
     clock: list[tuple[str, float, float]] = field(default_factory=list)  # (kind of step, when it began, its t)
-    installed: bool = False
+    tried: list | None = None  # attentions of other packs that take weights; None where there are none to take
 
     def predict(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
         """A CALC_COND_BATCH wrapper: for every list of prompts the clean rows."""
@@ -91,7 +95,6 @@ class Run:
             raise ValueError(f"{x_in.shape[0]} latents came to a step, wanted {2 * self.batch}: a node in the model's line regroups them.")
         if "multigpu_clones" in model_options:
             raise ValueError("Several GPUs share this model, but an image and its maps must meet on one: take the multi-GPU node out.")
-        self.install(model.diffusion_model)
         t = ddpm_time(model, float(timestep.max()))
         self.coupling.weights = self.settings.weights(t)
         if any(self.coupling.weights.values()):
@@ -101,6 +104,7 @@ class Run:
     def together(self, executor, model, conds, x_in, timestep, model_options, t) -> list[Tensor]:
         self.clock.append(("coupled", time.perf_counter(), t))
         self.streams, self.coupling.kept = BOTH, None
+        self.install(model.diffusion_model)
         controls: dict[int, ImageControl] = {}
         conds = [prompts and [self.for_image(prompt, controls) for prompt in prompts] for prompts in conds]
         options = prompt_attention_for(self.with_attention(model_options), lambda: self.coupling.rows)
@@ -114,16 +118,19 @@ class Run:
         self.clock.append(("image alone" if stopped else "apart", time.perf_counter(), t))
         image, maps = x_in.split(self.batch)
         self.streams, self.coupling.kept = ("image",), None if stopped else Kept()
-        images = executor(model, conds, image, timestep[: self.batch], model_options if stopped else self.with_attention(model_options))
         if stopped:
-            held = self.last or [maps]
+            self.take_off()  # the base model's own call, in every respect
+            images, held = executor(model, conds, image, timestep[: self.batch], model_options), self.last or [maps]
             return [torch.cat([out, held[min(index, len(held) - 1)]]) for index, out in enumerate(images)]
+        self.install(model.diffusion_model)
+        images = executor(model, conds, image, timestep[: self.batch], self.with_attention(model_options))
         self.streams = ("intrinsic",)
         bare = [prompts and [{key: value for key, value in prompt.items() if key != "control"} for prompt in prompts] for prompts in conds]
         options = self.with_attention(model_options)
         replaced = options["transformer_options"].get("patches_replace", {})
         options["transformer_options"] = options["transformer_options"] | {"patches_replace": replaced | {"attn2": {}}}
-        self.last = executor(model, bare, maps, timestep[self.batch :], options)
+        with torch.random.fork_rng([maps.device] if maps.is_cuda else []):  # what a node draws on the way (ToMe) is not the image's
+            self.last = executor(model, bare, maps, timestep[self.batch :], options)
         return [torch.cat(pair) for pair in zip(images, self.last, strict=True)]
 
     def for_image(self, prompt: dict, controls: dict[int, ImageControl]) -> dict:
@@ -136,7 +143,8 @@ class Run:
     def with_attention(self, options: dict) -> dict:
         if not self.settings.base.is_unet:
             return options | {"transformer_options": dict(options.get("transformer_options", {}))}
-        return with_attention(options, {layer.place[1:]: unet_attention(layer.block, self.coupling) for layer in self.settings.base.layers})
+        ours = {layer.place[1:]: unet_attention(layer.block, self.coupling, self.tried) for layer in self.settings.base.layers}
+        return with_attention(options, ours)
 
     def apply(self, executor, x: Tensor, t: Tensor, c_concat, c_crossattn, control, transformer_options: dict, **extra):
         """An APPLY_MODEL wrapper: the rows of this call, told from the prompts it is for."""
@@ -145,29 +153,34 @@ class Run:
         rows.check(x.shape[0])
         self.coupling.rows, self.options = rows, transformer_options
         try:
-            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
+            with uncompiled() if self.undo else contextlib.nullcontext():
+                return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
         finally:
             self.coupling.rows, self.options = None, {}
 
     def install(self, network: torch.nn.Module) -> None:
-        """Once, with the model where core has put it. Other runs of the same model never see it: `close` takes it off."""
-        if self.installed:
+        """With the model where core has put it. Other runs of the same model never see it: `take_off` undoes it."""
+        if self.undo:
             return
-        self.installed = True
         self.undo = [handle.remove for handle in install(network, self.settings.changes + self.image_loras, self.coupling)]
         if not self.settings.base.is_unet:
             for layer in self.settings.base.layers:
                 module = network.blocks[layer.place[0]].attn
                 if "forward" in vars(module):
                     raise ValueError(f"Another node replaced PixArt's attention {layer.block}: take it out of the model's line.")
-                module.forward = pixart_attention(module, layer.block, self.coupling, lambda: self.options)
+                module.forward = pixart_attention(module, layer.block, self.coupling, lambda: self.options, self.tried)
                 self.undo.append(lambda module=module: vars(module).pop("forward"))
 
-    def close(self) -> None:
-        self.clock.append(("end", time.perf_counter(), 0.0))
+    def take_off(self) -> None:
         while self.undo:
             self.undo.pop()()
         self.coupling.kept, self.coupling.rows = None, None
+
+    def finish(self, device: torch.device) -> None:
+        """The end of the last step, when all that a GPU was given is done."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.clock.append(("end", time.perf_counter(), 0.0))
 
     def report(self, steps: int) -> None:
         """How often the maps were left out, and what that saved, measured in this run."""
@@ -177,6 +190,14 @@ class Run:
         text = self.settings.describe(spans, next((t for kind, _, t in self.clock if kind == "image alone"), None), steps)
         log.info(text)
         show(text, self.settings.node_id)
+
+
+def uncompiled():
+    """A context in which what was given to torch.compile runs as written: a compiled graph would hold one layer's w and one run's rows.
+
+    Nothing was compiled where its tracer is not loaded, which would take a second.
+    """
+    return torch.compiler.set_stance("force_eager") if "_dynamo" in vars(torch) else contextlib.nullcontext()
 
 
 def ddpm_time(model, sigma: float) -> float:

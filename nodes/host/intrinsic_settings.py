@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...models.core.diffusion.ddpm import STEPS
 from ...models.intrinsic_ldm.layers import Reading
-from ...models.intrinsic_ldm.schedules import Cut
-from .intrinsic_hooks import SHARE, Change
+from ...models.intrinsic_ldm.schedules import Constant, Cut
+from .intrinsic_hooks import Change
 from .intrinsic_layers import Base
+from .intrinsic_refusals import check_nodes
 
 KEY = "spatialweave_intrinsics"
 JOIN = "make a pair with Join Intrinsic Latent"
-REFUSED_SAMPLERS = {
-    "dpm_adaptive": "chooses its steps by all latents together, so the maps would change the image even at weight 0",
-    "lcm_upscale": "resizes one latent on the way",
-    "ar_video": "works on the frames of a video",
-}
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,11 @@ class Settings:
     def weights(self, t: float) -> dict[int, float]:
         """w of every layer at DDPM time t, by the layer's place in the order of running."""
         return {layer.block: self.schedule.weight(layer.number(self.reading), t) for layer in self.base.layers}
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether some w is neither 0 nor 1, or not the same in every layer: then an attention has to take it as a bias."""
+        return self.schedule.schedule != Constant(1.0) and self.schedule.ceiling(STEPS) > 0
 
     def describe(self, spans: dict[str, list[float]], stopped_at: float | None, steps: int) -> str:
         """One or two sentences on a finished run; `spans` are seconds by kind of prediction."""
@@ -63,11 +65,7 @@ def check_latents(shapes, base: Base) -> None:
 
 
 def check_run(guider, sampler, settings: Settings) -> None:
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_").removesuffix("_function")
-    if name in REFUSED_SAMPLERS:
-        raise ValueError(f"The sampler {name} {REFUSED_SAMPLERS[name]}: choose euler, dpmpp_2m or another.")
     wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {}).get("outer_sample", {}).get(KEY, [])
     if len(wrappers) > 1:
         raise ValueError("The model went through Intrinsic Co-Generation twice, but an image has one set of maps: leave one node out.")
-    if not settings.share_image_loras and any("hooks" in prompt for prompts in guider.conds.values() for prompt in prompts or ()):
-        raise ValueError(f"A prompt arrived with hooks (scheduled LoRAs), which work on all rows alike: use Load LoRA instead, {SHARE}.")
+    check_nodes(guider, sampler, share_image_loras=settings.share_image_loras)

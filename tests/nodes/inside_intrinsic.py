@@ -2,9 +2,7 @@
 
 import json
 import tempfile
-import types
 
-import comfy.controlnet
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
@@ -19,6 +17,13 @@ ours = ours  # noqa: F821, PLW0127 - set by worker.py
 KEEP = {}
 
 
+CLASSES = {
+    "sd15": "SD15", "sd21": "SD20", "sdxl": "SDXL", "pixart": "PixArtAlpha", "sigma": "PixArtSigma", "refiner": "SDXLRefiner",
+    "unclip": "SD21UnclipL",
+}  # fmt: skip
+PIXARTS = ("pixart", "sigma")
+
+
 def unet_config(kind):
     """Core's description of a small UNet, with all that its table of LoRA keys asks."""
     base = {
@@ -26,16 +31,18 @@ def unet_config(kind):
         "num_head_channels": 16, "num_heads": -1, "use_temporal_attention": False, "use_temporal_resblock": False,
         "use_linear_in_transformer": True, "dtype": torch.float32, "context_dim": 24,
     }  # fmt: skip
-    if kind == "sd21":
-        return base | {
+    if kind in ("sd15", "sd21", "unclip"):
+        more = {"context_dim": 768, "use_linear_in_transformer": False} if kind == "sd15" else {}
+        vector = {"adm_in_channels": 1536, "num_classes": "sequential"} if kind == "unclip" else {"adm_in_channels": None}
+        return base | more | vector | {
             "model_channels": 64,  # core gives SD2's heads a width of 64
             "channel_mult": [1, 2, 2, 2], "num_res_blocks": [2, 2, 2, 2], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1, "adm_in_channels": None,
+            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1,
         }  # fmt: skip
     return base | {
         "channel_mult": [1, 2, 2], "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 1, 1, 2, 2],
-        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2, "adm_in_channels": 2816,
-        "num_classes": "sequential",
+        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2,
+        "adm_in_channels": 2560 if kind == "refiner" else 2816, "num_classes": "sequential",
     }  # fmt: skip
 
 
@@ -46,10 +53,7 @@ PIXART = {"image_model": "pixart_alpha", "hidden_size": 48, "depth": 6, "num_hea
 def model(kind="sd21"):
     """A MODEL of random weights, the same every time."""
     if kind not in KEEP:
-        import comfy.model_management
-
-        kinds = {"sd21": "SD20", "sdxl": "SDXL", "pixart": "PixArtAlpha"}
-        config = getattr(comfy.supported_models, kinds[kind])(dict(PIXART) if kind == "pixart" else unet_config(kind))
+        config = getattr(comfy.supported_models, CLASSES[kind])(dict(PIXART) if kind in PIXARTS else unet_config(kind))
         config.unet_config.pop("image_model", None)
         made = config.get_model({}, device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(3)
@@ -107,23 +111,23 @@ def coupled(plain, schedule="half", *, file=None, cut=0.001, keep=True, share=Fa
 
 
 def kind_of(patcher):
-    return next(kind for kind in ("sd21", "sdxl", "pixart") if kind in KEEP and KEEP[kind].model is patcher.model)
+    return next(kind for kind in CLASSES if kind in KEEP and KEEP[kind].model is patcher.model)
 
 
-def prompt(seed, length=6, **more):
+def prompt(seed, length=6, width=24, **more):
     generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(1, length, 24, generator=generator), {"pooled_output": torch.randn(1, 1280, generator=generator), **more}]]
+    return [[torch.randn(1, length, width, generator=generator), {"pooled_output": torch.randn(1, 1280, generator=generator), **more}]]
 
 
-def sample(patcher, latent, *, positive=None, negative=None, cfg=3.0, sampler="euler", steps=4, seed=5, scheduler="normal"):
-    (out,) = core.common_ksampler(
-        patcher, seed, steps, cfg, sampler, scheduler, positive or prompt(1), negative or prompt(2), latent, denoise=1.0
-    )
+def sample(patcher, latent, *, positive=None, negative=None, cfg=3.0, sampler="euler", steps=4, seed=5, scheduler="normal", denoise=1.0):
+    wide = {"width": 768} if kind_of(patcher) == "sd15" else {}
+    positive, negative = positive or prompt(1, **wide), negative or prompt(2, **wide)
+    (out,) = core.common_ksampler(patcher, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise=denoise)
     return out["samples"]
 
 
 def empty(batch=1, kind="sd21"):
-    side = 48 if kind == "pixart" else 8  # core's PixArt counts positions in units of 64
+    side = 48 if kind in PIXARTS else 8  # core's PixArt counts positions in units of 64
     return {"samples": torch.zeros(batch, 4, side, side)}
 
 
@@ -131,9 +135,44 @@ def joined(patcher, latent=None, maps=None):
     return ours("nodes.host.intrinsic_model").join_intrinsic(patcher, latent or empty(kind=kind_of(patcher)), maps)
 
 
+def nested(*tensors):
+    import comfy.nested_tensor
+
+    return comfy.nested_tensor.NestedTensor(tensors)
+
+
 def gap(a, b):
     """The greatest difference, in parts of the greatest value where that is above 1."""
     return float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
+
+
+def seen_weights(run):
+    """The weights of every step of a run, as the coupled attention has them."""
+    hosted, seen = ours("nodes.host.intrinsic_settings"), []
+    weights = hosted.Settings.weights
+    try:
+        hosted.Settings.weights = lambda self, t: seen.append(weights(self, t)) or seen[-1]
+        run()
+    finally:
+        hosted.Settings.weights = weights
+    return seen
+
+
+def drop_by_blocks():
+    """w in the layers of Drop read as blocks, at the steps of a run; image against that with the layers read as stages."""
+    outs, patched = {}, coupled(model(), "drop blocks")
+    seen = seen_weights(lambda: outs.update(blocks=sample(patched, joined(patched), steps=4).unbind()[0]))
+    patched = coupled(model(), "drop")
+    outs["stages"] = sample(patched, joined(patched), steps=4).unbind()[0]
+    return {"seen": [[weights[block] for block in sorted(weights)] for weights in seen], "gap": gap(*outs.values())}
+
+
+def curve_is_constant():
+    outs = []
+    for schedule in ("half", {"schedule": "curve", "points": "1000: 0.5, 0: 0.5"}):
+        patched = coupled(model(), schedule)
+        outs.append(sample(patched, joined(patched), steps=3).unbind())
+    return max(map(gap, *outs))
 
 
 def off_is_base(kind="sd21", sampler="euler", batch=1, cfg=3.0, steps=4):
@@ -168,21 +207,37 @@ def coupling(kind="sd21", schedule="half"):
     }  # fmt: skip
 
 
-def split_chunks(kind="sd21", schedule="half", area=False, batch=2):
-    """All prompts in one call against each in its own, as when memory is short: the pairs must be the same."""
-    plain, positive = model(kind), prompt(1)
-    if area:
+def prompts(form, kind):
+    """A positive prompt in one of core's forms: parts of the picture, parts of the run, or longer than the negative."""
+    if form == "area":
         side = 24 if kind == "pixart" else 4
-        positive = positive + prompt(7, area=(side * 2, side, 0, side), strength=0.7) + prompt(8, area=(side * 2, side, 0, 0), strength=0.9)
-    patched = coupled(plain, schedule)
-    latent = joined(patched, empty(batch, kind))
-    whole = sample(patched, latent, positive=positive, steps=2).unbind()
-    try:
-        plain.model.memory_required = lambda *args, **kwargs: 1e30
-        parts = sample(patched, latent, positive=positive, steps=2).unbind()
-    finally:
-        del plain.model.memory_required
-    return {"gap": max(map(gap, whole, parts)), "moved": gap(whole[0], sample(patched, latent, steps=2).unbind()[0]) if area else None}
+        return prompt(1) + prompt(7, area=(side * 2, side, 0, side), strength=0.7) + prompt(8, area=(side * 2, side, 0, 0), strength=0.9)
+    if form == "mask":
+        mask = torch.zeros(1, 64, 64)
+        mask[:, :, 24:] = 1.0
+        return core.ConditioningSetMask().append(prompt(1), mask, "default", 0.8)[0] + prompt(7)
+    if form == "range":
+        ranged = core.ConditioningSetTimestepRange().set_range
+        return ranged(prompt(1), 0.0, 0.4)[0] + ranged(prompt(7), 0.4, 1.0)[0]
+    return prompt(1, length=14) if form == "unequal" else prompt(1)
+
+
+def batched(kind="sd21", form="plain", schedule="half", batch=2):
+    """All prompts in one call against each in its own, as when memory is short; the image at w = 0 against the base's, both ways."""
+    plain, positive, latent = model(kind), prompts(form, kind), empty(batch, kind)
+    steps = 3 if form == "range" else 2  # core's last step is at a noise level at which no prompt does anything
+    patched, off = coupled(plain, schedule), coupled(plain, "off")
+    pair, runs = joined(patched, latent), {}
+    for way in ("whole", "parts"):
+        try:
+            if way == "parts":
+                plain.model.memory_required = lambda *args, **kwargs: 1e30
+            images = [sample(off, pair, positive=positive, steps=steps).unbind()[0], sample(plain, latent, positive=positive, steps=steps)]
+            runs[way] = sample(patched, pair, positive=positive, steps=steps).unbind(), gap(*images)
+        finally:
+            vars(plain.model).pop("memory_required", None)
+    moved = gap(runs["whole"][0][0], sample(patched, pair, steps=steps).unbind()[0])
+    return {"gap": max(map(gap, runs["whole"][0], runs["parts"][0])), "base": [gap for _, gap in runs.values()], "moved": moved}
 
 
 def batch_of(kind="sd21", schedule="half"):
@@ -196,187 +251,6 @@ def batch_of(kind="sd21", schedule="half"):
     return max(gaps)
 
 
-def early_stop(kind="sd21", schedule="gaussian", steps=8, cut=0.001):
-    """Maps kept to the end against their pass stopped: images, maps, and what the node said of the run."""
-    said, run = [], ours("nodes.host.intrinsic_run")
-    plain, show = model(kind), run.show
-    try:
-        run.show = lambda text, node_id: said.append(text)
-        outs = []
-        for keep in (True, False):
-            patched = coupled(plain, schedule, cut=cut, keep=keep)
-            outs.append(sample(patched, joined(patched), steps=steps, scheduler="normal").unbind())
-    finally:
-        run.show = show
-    (image, maps), (alone, held) = outs
-    return {"image": gap(image, alone), "maps": gap(maps, held), "said": said, "finite": bool(held.isfinite().all())}
-
-
-def image_lora(patcher, target, conv=False):
-    """A clone with an ordinary LoRA of core's own class on one module."""
-    import comfy.weight_adapter
-
-    weight = patcher.model.state_dict()[f"diffusion_model.{target}.weight"]
-    generator = torch.Generator().manual_seed(23)
-    if weight.dim() == 4:
-        up, down = torch.randn(weight.shape[0], 3, 1, 1, generator=generator), torch.randn(3, *weight.shape[1:], generator=generator) * 0.2
-    else:
-        up, down = torch.randn(weight.shape[0], 3, generator=generator), torch.randn(3, weight.shape[1], generator=generator) * 0.2
-    clone = patcher.clone()
-    adapter = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 2.0, None, None, None))
-    clone.add_patches({f"diffusion_model.{target}.weight": adapter}, 0.8)
-    return clone
-
-
-def leak(target, kind="sd21", schedule="half"):
-    """An image LoRA behind the last self-attention, for one step: it must change the image, and the maps only if asked."""
-    plain = model(kind)
-    with_lora = image_lora(plain, target)
-    maps, images = {}, {}
-    for name, patcher, share in (("none", plain, False), ("kept", with_lora, False), ("shared", with_lora, True)):
-        patched = coupled(patcher, schedule, share=share)
-        images[name], maps[name] = sample(patched, joined(patched), steps=1, cfg=1.0).unbind()
-    patched = coupled(with_lora, "off")
-    off = sample(patched, joined(patched), steps=2).unbind()[0]
-    return {
-        "image": gap(images["none"], images["kept"]), "maps": gap(maps["none"], maps["kept"]), "asked": gap(maps["none"], maps["shared"]),
-        "off": gap(off, sample(with_lora, empty(kind=kind), steps=2)),
-    }  # fmt: skip
-
-
-class Control(comfy.controlnet.ControlBase):
-    """A ControlNet without a network; it writes down how many rows it saw."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        self.seen.append([x_noisy.shape[0], cond["c_crossattn"].shape[0], t.shape[0], batched_number])
-        return {"input": [], "output": [], "middle": [x_noisy.mean((1, 2, 3), keepdim=True).expand(-1, 128, 1, 1) + 0.5]}
-
-
-def image_branch(schedule="off"):
-    """ControlNet and a replacement of prompt attention (IPAdapter's way): at w = 0 the image is as without us; who saw which rows."""
-    seen, control = [], Control()
-
-    def replaced(q, k, v, extra):
-        seen.append([q.shape[0], len(extra["cond_or_uncond"])])
-        return q * 0.5 + v.mean(dim=1, keepdim=True)
-
-    adapted = model().clone()
-    adapted.set_model_attn2_replace(replaced, "input", 4)
-    positive, negative = prompt(1, control=control, control_apply_to_uncond=False), prompt(2, control=control)
-    want = sample(adapted, empty(2), positive=positive, negative=negative, steps=2)
-    base = [list(control.seen), list(seen)]
-    control.seen.clear(), seen.clear()
-    patched = coupled(adapted, schedule)
-    got = sample(patched, joined(patched, empty(2)), positive=positive, negative=negative, steps=2).unbind()
-    plain = coupled(model(), schedule)
-    without = sample(plain, joined(plain, empty(2)), steps=2).unbind()
-    return {"gap": gap(got[0], want), "seen": [control.seen, seen] == base, "moved": gap(got[0], without[0]), "rows": control.seen[0]}
-
-
-def overridden(kind="sd21"):
-    """Another pack's attention: every call of ours goes through it, and the result is the same."""
-    calls = []
-
-    def override(func, *args, **kwargs):
-        calls.append(kwargs.get("mask") is not None)
-        return func(*args, **kwargs)
-
-    plain = model(kind)
-    patched = coupled(plain, "half")
-    want = sample(patched, joined(patched), steps=2).unbind()
-    other = plain.clone()
-    other.model_options["transformer_options"]["optimized_attention_override"] = override
-    patched = coupled(other, "half")
-    got = sample(patched, joined(patched), steps=2).unbind()
-    return {"gap": max(map(gap, got, want)), "calls": len(calls), "with bias": sum(calls)}
-
-
-def cancelled(kind="sd21"):
-    """A run stopped in its second step: the model is as before, and the same seed gives the same again."""
-    import comfy.model_management
-
-    plain = model(kind)
-    patched = coupled(plain, "half")
-    before = sample(plain, empty(kind=kind), steps=2)
-    first = sample(patched, joined(patched), steps=2).unbind()
-    calls = []
-
-    def stop(args):
-        calls.append(1)
-        if len(calls) == 2:
-            raise comfy.model_management.InterruptProcessingException()
-        return args["denoised"]
-
-    stopping = patched.clone()
-    stopping.set_model_sampler_post_cfg_function(stop)
-    try:
-        sample(stopping, joined(patched), steps=2)
-        stopped = False
-    except comfy.model_management.InterruptProcessingException:
-        stopped = True
-    network = plain.model.diffusion_model
-    hooks = sum(len(module._forward_hooks) + ("forward" in vars(module)) for module in network.modules())
-    again = sample(patched, joined(patched), steps=2).unbind()
-    base = gap(before, sample(plain, empty(kind=kind), steps=2))
-    return {"stopped": stopped, "hooks": hooks, "base": base, "again": max(map(gap, first, again))}
-
-
-def refused(case):
-    """The sentence with which a wrong input is refused."""
-    plain, pair = model("sd21"), ours("nodes.host.intrinsic_model")
-    patched = coupled(plain)
-    small = {"samples": torch.zeros(3, 4, 8, 8)}
-
-    def taken():
-        other = plain.clone()
-        other.set_model_attn1_replace(lambda q, k, v, extra: v, "middle", 0)
-        again = coupled(other)
-        sample(again, joined(again), steps=1)
-
-    def bypassed():
-        other = plain.clone()
-        other.set_injections("bypass_lora", [])
-        again = coupled(other)
-        sample(again, joined(again), steps=1)
-
-    def flux():
-        network = types.SimpleNamespace(diffusion_model=torch.nn.Identity(), model_config=comfy.supported_models.Flux({}))
-        return coupled(types.SimpleNamespace(model=network), file="any")
-
-    cases = {
-        "another base": flux,
-        "another base's LoRA": lambda: coupled(plain, file=lora("sd21", width=20, name="wide.safetensors")),
-        "SDXL's LoRA on SD2.1": lambda: (model("sdxl"), coupled(plain, file=lora("sdxl", name="xl.safetensors"))),
-        "unknown layer": lambda: coupled(plain, {"schedule": "drop", "layers": "3-12", "layer_reading": "stages", "tau": 900.0}),
-        "plain latent": lambda: sample(patched, empty(), steps=1),
-        "two shapes": lambda: sample(patched, {"samples": nested(empty()["samples"], torch.zeros(1, 1, 64, 64))}, steps=1),
-        "plain model": lambda: pair.join_intrinsic(plain, empty(), None),
-        "batches": lambda: pair.join_intrinsic(patched, empty(2), small),
-        "sizes": lambda: pair.join_intrinsic(patched, empty(), {"samples": torch.zeros(1, 4, 8, 6)}),
-        "channels": lambda: pair.join_intrinsic(patched, {"samples": torch.ones(1, 16, 8, 8)}, None),
-        "plain to split": lambda: pair.split_intrinsic(empty()),
-        "attention taken": taken,
-        "bypass": bypassed,
-        "twice": lambda: (lambda twice: sample(twice, joined(twice), steps=1))(coupled(patched)),
-        "sampler": lambda: sample(patched, joined(patched), steps=2, sampler="dpm_adaptive"),
-    }
-    try:
-        cases[case]()
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def nested(*tensors):
-    import comfy.nested_tensor
-
-    return comfy.nested_tensor.NestedTensor(tensors)
-
-
 def node(schedule="gaussian", kind="sd21", steps=None):
     """The node itself: the kind of what it gives out, and its picture."""
     found = core.NODE_CLASS_MAPPINGS["SpatialWeave_IntrinsicCoGeneration"].PREPARE_CLASS_CLONE({"hidden_inputs": {"UNIQUE_ID": "7"}})
@@ -386,75 +260,6 @@ def node(schedule="gaussian", kind="sd21", steps=None):
         sigmas=sigmas,
     )  # fmt: skip
     return {"model": type(out.result[0]).__name__, "ui": len(out.ui.as_dict()["images"])}
-
-
-def small_diffusers(kind):
-    """A diffusers model of our small core model's shape, with its weights."""
-    import comfy.utils
-    import diffusers
-
-    made = model(kind).model
-    if kind == "pixart":
-        other = diffusers.PixArtTransformer2DModel(
-            num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=6, cross_attention_dim=48,
-            caption_channels=24, sample_size=64, use_additional_conditions=False, interpolation_scale=1,
-        )  # fmt: skip
-        names = comfy.utils.pixart_to_diffusers(dict(PIXART))
-    else:
-        other = diffusers.UNet2DConditionModel(
-            block_out_channels=(64, 128, 128, 128), attention_head_dim=(1, 2, 2, 2), layers_per_block=2, cross_attention_dim=24,
-            use_linear_projection=True, sample_size=8,
-        )  # fmt: skip
-        names = comfy.utils.unet_to_diffusers(made.model_config.unet_config)
-    theirs, ours_ = other.state_dict(), made.diffusion_model.state_dict()
-    filled = {}
-    for name in theirs:
-        found = names[name]
-        filled[name] = ours_[found] if isinstance(found, str) else ours_[found[0]].narrow(*found[1])
-        filled[name] = filled[name].reshape(theirs[name].shape)
-    other.load_state_dict(filled, strict=True)
-    return other.train(False)
-
-
-def agreement_with_diffusers(kind="sd21", schedule="gaussian", steps=4, cfg=3.0):
-    """A guided run in ComfyUI and one of a diffusers model with our processors: the same weights, LoRA, noise and sampler."""
-    try:
-        import diffusers  # noqa: F401
-    except ImportError:
-        return None
-    from comfy.k_diffusion.sampling import sample_euler
-
-    plain, file = model(kind), lora(kind)
-    patched = coupled(plain, schedule, cut=0.0)
-    got = torch.cat(sample(patched, joined(patched), steps=steps, cfg=cfg).unbind())
-
-    other = small_diffusers(kind)
-    reader, processors = ours("models.intrinsic_ldm.lora"), ours("models.intrinsic_ldm.processors")
-    tensors = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", file))
-    low_rank = reader.read_lora(tensors, processors.projections(other), base=kind, name=file)
-    coupling, layers = processors.couple(other, low_rank)
-    coupling.rows = ours("models.intrinsic_ldm.rows").Rows(("cond", "uncond"), 1)
-    base = ours("nodes.host.intrinsic_layers").Base(plain)
-    chosen, reading = ours("nodes.host.intrinsic_model").read_schedule(SCHEDULES[schedule], base)
-    time = ours("models.core.diffusion.ddpm").sigma_to_ddpm
-    noise_levels = plain.model.model_sampling
-    context = torch.cat([prompt(1)[0][0]] * 2 + [prompt(2)[0][0]] * 2)
-
-    def denoise(x, sigma, **kwargs):
-        coupling.weights = {layer.block: chosen.weight(layer.number(reading), time(float(sigma[0]))) for layer in layers}
-        rows = torch.cat([noise_levels.calculate_input(sigma, x)] * 2)
-        t = noise_levels.timestep(sigma).repeat(2)
-        eps = other(rows, encoder_hidden_states=context, timestep=t, return_dict=False)[0][:, :4]
-        cond, uncond = noise_levels.calculate_denoised(sigma.repeat(2), eps, torch.cat([x] * 2)).chunk(2)
-        return uncond + (cond - uncond) * cfg
-
-    sigmas = comfy.samplers.calculate_sigmas(noise_levels, "normal", steps)
-    noise = comfy.sample.prepare_noise(empty(kind=kind)["samples"], 5)
-    started = noise_levels.noise_scaling(sigmas[:1], noise, torch.zeros_like(noise), True)
-    want = plain.model.process_latent_out(sample_euler(denoise, torch.cat([started] * 2), sigmas, disable=True))
-    names = [layer.name for layer in layers] == [layer.name for layer in base.layers]
-    numbers = [(layer.stage, layer.block) for layer in layers] == [(layer.stage, layer.block) for layer in base.layers]
-    return {"gap": gap(got, want), "size": float(want.abs().mean()), "names": names, "numbers": numbers}
 
 
 def published_layers(kind):

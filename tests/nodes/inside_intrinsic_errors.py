@@ -6,9 +6,13 @@ from pathlib import Path
 
 import comfy.hooks
 import comfy.model_detection
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models
 import comfy.weight_adapter
 import folder_paths
 import torch
+from comfy_extras.nodes_advanced_samplers import sample_lcm_upscale
 from safetensors.torch import load_file, save_file
 
 import nodes as core
@@ -53,8 +57,9 @@ def normed():
 def inpainting():
     plain = small.model()
     made = types.SimpleNamespace(
-        diffusion_model=plain.model.diffusion_model, model_config=plain.model.model_config, concat_keys=("mask", "masked_image")
-    )
+        diffusion_model=plain.model.diffusion_model, model_config=plain.model.model_config, concat_keys=("mask", "masked_image"),
+        latent_format=plain.model.latent_format,
+    )  # fmt: skip
     return ours("nodes.host.intrinsic_layers").Base(types.SimpleNamespace(model=made))
 
 
@@ -87,6 +92,61 @@ def regrouped():
     plain = small.model().clone()
     plain.set_model_unet_function_wrapper(one_by_one)
     run(plain)
+
+
+def taken():
+    other = small.model().clone()
+    other.set_model_attn1_replace(lambda q, k, v, extra: v, "middle", 0)
+    run(other)
+
+
+def bypassed():
+    other = small.model().clone()
+    other.set_injections("bypass_lora", [])
+    run(other)
+
+
+def flux():
+    network = types.SimpleNamespace(diffusion_model=torch.nn.Identity(), model_config=comfy.supported_models.Flux({}))
+    return small.coupled(types.SimpleNamespace(model=network), file="any")
+
+
+def editing():
+    """Core's own Instruct-Pix2Pix: a UNet that reads a picture in more channels, which it does not call concat_keys."""
+    config = comfy.supported_models.SD15_instructpix2pix(small.unet_config("sd15") | {"in_channels": 8})
+    made = config.get_model({}, device=torch.device("meta"))
+    return ours("nodes.host.intrinsic_layers").Base(types.SimpleNamespace(model=made))
+
+
+def twice():
+    patched = small.coupled(small.coupled(small.model()))
+    small.sample(patched, small.joined(patched), steps=1)
+
+
+def sampled(latent, **more):
+    patched = small.coupled(small.model())
+    return small.sample(patched, latent or small.joined(patched), steps=2, **more)
+
+
+def by_sampler(sampler):
+    """A run by a sampler that a node of its own makes."""
+    patched = small.coupled(small.model())
+    latent = small.joined(patched)["samples"]
+    noise, sigmas = comfy.sample.prepare_noise(latent, 5), torch.tensor([14.0, 7.0, 0.0])
+    comfy.sample.sample_custom(patched, noise, 3.0, sampler, sigmas, small.prompt(1), small.prompt(2), latent, seed=5)
+
+
+def pair(image, maps=None, patcher=None):
+    latents = [shape and {"samples": torch.ones(shape)} for shape in (image, maps)]
+    return ours("nodes.host.intrinsic_model").join_intrinsic(patcher or small.coupled(small.model()), *latents)
+
+
+def trained_on(family, kind):
+    """Names and widths of this base, and a file that says it was trained on another."""
+    small.model(kind)
+    name = small.lora(kind)  # makes the folder
+    tensors = load_file(Path(small.KEEP["folder"]) / name)
+    small.coupled(small.model(kind), file=written(f"{family}.safetensors", tensors, {"base": family}))
 
 
 def settings(patcher):
@@ -152,19 +212,35 @@ def ordinary():
     return written("style.safetensors", STYLE)
 
 
-def of_another_family():
-    """Names and widths of this base, and a file that says it was trained on SDXL."""
-    name = small.lora()  # makes the folder
-    tensors = load_file(Path(small.KEEP["folder"]) / name)
-    small.coupled(small.model(), file=written("xl.safetensors", tensors, {"base": "sdxl"}))
-
-
 CASES = {
     "a plain model samples the pair": lambda: wired({"model": ["1", 0]}),
     "a plain guider samples the pair": lambda: wired(
         {"guider": ["5", 0]}, **{"5": {"class_type": "CFGGuider", "inputs": {"model": ["1", 0]}}}
     ),
-    "a LoRA that names another base": of_another_family,
+    "a LoRA that names another base": lambda: trained_on("sdxl", "sd21"),
+    "PixArt-alpha's LoRA on Sigma": lambda: trained_on("pixart", "sigma"),
+    "SD2.1's LoRA on SD1.5": lambda: trained_on("sd21", "sd15"),
+    "SD1.5's LoRA on SD2.1": lambda: trained_on("sd15", "sd21"),
+    "SDXL's refiner": lambda: small.lora("refiner"),
+    "unCLIP": lambda: small.lora("unclip"),
+    "another base": flux,
+    "an editing base": editing,
+    "another base's LoRA": lambda: small.coupled(small.model(), file=small.lora("sd21", width=20, name="wide.safetensors")),
+    "SDXL's LoRA on SD2.1": lambda: (small.model("sdxl"), small.coupled(small.model(), file=small.lora("sdxl", name="xl.safetensors"))),
+    "unknown layer": lambda: scheduled_by(schedule="drop", layers="3-12", layer_reading="stages", tau=900.0),
+    "plain latent": lambda: sampled(small.empty()),
+    "two shapes": lambda: sampled({"samples": small.nested(small.empty()["samples"], torch.zeros(1, 1, 64, 64))}),
+    "plain model": lambda: pair((1, 4, 8, 8), patcher=small.model()),
+    "batches": lambda: pair((2, 4, 8, 8), (3, 4, 8, 8)),
+    "sizes": lambda: pair((1, 4, 8, 8), (1, 4, 8, 6)),
+    "channels": lambda: pair((1, 16, 8, 8)),
+    "plain to split": lambda: ours("nodes.host.intrinsic_model").split_intrinsic(small.empty()),
+    "attention taken": taken,
+    "bypass": bypassed,
+    "twice": twice,
+    "dpm_adaptive": lambda: sampled(None, sampler="dpm_adaptive"),
+    "lcm_upscale": lambda: by_sampler(comfy.samplers.KSAMPLER(sample_lcm_upscale)),
+    "ar_video": lambda: by_sampler(comfy.samplers.ksampler("ar_video")),
     "PixArt's LoRA on SD2.1": lambda: (small.model("pixart"), small.coupled(small.model(), file=small.lora("pixart"))),
     "SD2.1's LoRA on PixArt": lambda: small.coupled(small.model("pixart"), file=small.lora("sd21")),
     "an ordinary LoRA": lambda: small.coupled(small.model(), file=ordinary()),

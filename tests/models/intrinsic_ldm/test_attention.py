@@ -88,3 +88,25 @@ def test_gradients_pass_for_training():
     rows, qkv = rows_of(1, 1)
     qkv = [tensor.requires_grad_() for tensor in qkv]
     assert torch.autograd.gradcheck(lambda *t: attend_domains(*t, rows, 1.0, heads=HEADS), qkv)
+
+
+def test_torch_compile_makes_few_graphs_for_many_layers_and_weights():
+    """In scripts, where diffusers' whole network is one graph: w becomes one of its inputs. In ComfyUI see nodes/host/intrinsic_run.py."""
+    from torch._dynamo.utils import counters
+
+    coupling, (_, (q, k, v)) = Coupling(), rows_of(1, 1, dtype=torch.float32)
+    coupling.rows = Rows(("prompt",), 1)
+
+    def network(q):
+        for layer in range(12):
+            q = q + coupling.attend(layer, q, k, v, heads=HEADS, plain=F.scaled_dot_product_attention)
+        return q
+
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(network, backend="eager")
+    for step in range(10):
+        coupling.weights = {layer: 0.05 + step / 10 + layer / 200 for layer in range(12)}
+        torch.testing.assert_close(compiled(q), network(q), rtol=0, atol=1e-6)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+    torch._dynamo.reset()

@@ -1,6 +1,7 @@
 """LoRA files of every common naming read alike; the other stream's rows untouched; wrong files refused by name."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -47,6 +48,16 @@ def test_rank_and_alpha_are_the_files():
     assert read(NAMINGS["diffusers"], metadata)[f"{LAYER}.to_q"].scale == 2
     out = {f"unet.{LAYER}.to_out.0.lora_A.weight": torch.zeros(4, 8), f"unet.{LAYER}.to_out.0.lora_B.weight": torch.zeros(6, 4)}
     assert read(out, metadata)[f"{LAYER}.to_out.0"].scale == 0.25
+
+
+@pytest.mark.parametrize("settings, scale", [
+    ({"unet.lora_alpha": 4, "unet.use_rslora": True}, 4 / math.sqrt(3)),
+    ({"unet.lora_alpha": 4, "unet.use_rslora": False}, 4 / 3),
+    ({"unet.lora_alpha": 4, "unet.use_rslora": True, "unet.alpha_pattern": {f"{LAYER}.to_q": 6}}, 6 / math.sqrt(3)),
+])  # fmt: skip
+def test_rank_stabilised_scales_are_pefts(settings, scale):
+    metadata = {"lora_adapter_metadata": json.dumps(settings)}
+    assert read(NAMINGS["diffusers"], metadata)[f"{LAYER}.to_q"].scale == pytest.approx(scale)
 
 
 REFUSED = {
