@@ -47,11 +47,11 @@ class IntrinsicCoGeneration(io.ComfyNode):
             node_id="SpatialWeave_IntrinsicCoGeneration",
             display_name="Intrinsic Co-Generation",
             category=CATEGORY,
-            description="Lets SD2.1, SDXL or PixArt sample an image together with its depth, normals, segmentation and line art: both "
-            "look at each other in every self-attention. Use core's KSampler with a latent of Join Intrinsic Latent.",
+            description="Lets SD1.5, SD2.1, SDXL or PixArt sample an image together with its depth, normals, segmentation and line art: "
+            "both look at each other in every self-attention. Use core's KSampler with a latent of Join Intrinsic Latent.",
             search_aliases=["i-ldm", "intrinsics", "normals", "segmentation", "line art", "depth", "cross domain attention"],
             inputs=[
-                io.Model.Input("model", tooltip="SD2.1, SDXL or PixArt, with the image's own LoRAs, ControlNet, IPAdapter."),
+                io.Model.Input("model", tooltip="SD1.5, SD2.1, SDXL or PixArt, with the image's own LoRAs, ControlNet, IPAdapter."),
                 io.Combo.Input("lora_name", options=list_loras(), tooltip="The intrinsic LoRA for this base; it acts on the maps only."),
                 io.DynamicCombo.Input(
                     "schedule", options=schedules,

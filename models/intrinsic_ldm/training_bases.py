@@ -23,6 +23,8 @@ CONDITIONS: Mapping[Family, tuple[str, ...]] = {
     "pixart": ("context", "context_mask"),
 }
 PIXELS = 8  # of a side of the picture to one of the latent's
+SD1_PROMPT = 768  # width of its prompts, where SD2.1's are 1024
+SDXL_SCALE = 0.13025  # of the autoencoder that PixArt-Sigma shares
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -33,6 +35,12 @@ class Base:
     network: nn.Module
     family: Family
     scheduler: Any
+    kind: str = ""  # what its LoRA is for, where that is narrower than the family: "sd15" and "pixart_sigma" have another's layers
+
+    @property
+    def name(self) -> str:
+        """Of the base in a LoRA's file, as the node tells models apart."""
+        return self.kind or self.family
 
     @property
     def part(self) -> str:
@@ -111,7 +119,7 @@ def load_base(folder: str | Path, family: Family, dtype: torch.dtype = torch.flo
     except (OSError, RuntimeError, TypeError) as error:
         raise ValueError(f"The base in {folder} cannot be loaded: {error} Fetch the folder again, with its .safetensors files.") from error
     check_prediction(folder, scheduler.config.prediction_type)
-    return Base(network.requires_grad_(False).train(False), family, scheduler)
+    return Base(network.requires_grad_(False).train(False), family, scheduler, find_kind(folder, family))
 
 
 def check_prediction(folder: Path, prediction: str) -> None:
@@ -143,6 +151,16 @@ def find_family(folder: Path) -> Family:
         also = f" with {added}" if added else ""
         raise ValueError(f"{folder} holds a {kind}{also}, wanted the base of SD2.1, SDXL or PixArt; name such a folder.")
     return families[kind, added]
+
+
+def find_kind(folder: Path, family: Family) -> str:
+    """SD1.5 by the width of its prompts, PixArt-Sigma by SDXL's autoencoder; "" for the family's own."""
+    if family == "sd21":
+        return "sd15" if read_json(folder / "unet" / "config.json").get("cross_attention_dim") == SD1_PROMPT else ""
+    vae = folder / "vae" / "config.json"
+    if family == "pixart" and vae.is_file():
+        return "pixart_sigma" if read_json(vae).get("scaling_factor") == SDXL_SCALE else ""
+    return ""
 
 
 def find_variant(folder: Path) -> str | None:

@@ -290,11 +290,11 @@ def export(
             name = f"lora_{base.part}_{flat(path)}"
             alpha = torch.tensor(settings.scale * rank)
             tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
-    metadata = {"base": base.family}
+    metadata = {"base": base.name}
     if settings.names == "peft":
         targets = sorted({path.rpartition("attn1.")[2] for path in ranks})
         facts = {"r": settings.rank, "lora_alpha": settings.scale * settings.rank, "target_modules": targets}
         facts["rank_pattern"] = {path: ranks[path] for path in shorter}
         facts["alpha_pattern"] = {path: settings.scale * ranks[path] for path in shorter}
         metadata["lora_adapter_metadata"] = json.dumps({f"{base.part}.{name}": value for name, value in facts.items() if value})
-    write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {base.family}")
+    write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {base.name}")

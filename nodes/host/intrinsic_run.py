@@ -25,10 +25,12 @@ from .intrinsic_hooks import Change, image_lora_changes, install
 from .intrinsic_noise import SharedNoise, rewind
 from .intrinsic_patches import ImageControl, pixart_attention, prompt_attention_for, unet_attention, with_attention
 from .intrinsic_settings import KEY, Settings, check_latents, check_run
+from .memory import explain_full_memory
 from .notes import show
 
 log = logging.getLogger("spatialweave.intrinsics")
 Kinds = comfy.patcher_extension.WrappersMP
+LESS_HELD = "start ComfyUI with --lowvram, which keeps less of the base on the card (the maps double the rows of a batch, not the weights)"
 
 
 def run_coupled(settings: Settings):
@@ -48,8 +50,9 @@ def run_coupled(settings: Settings):
         started = comfy.utils.unpack_latents(noise, shapes)[0]  # the image's noise, for both
         named["latent_shapes"] = [latent.shape]
         rewind(started, seed)
+        pixels = [(shapes[0][0], *(8 * side for side in shapes[0][-2:]))]
         try:
-            with SharedNoise(latent.shape):
+            with SharedNoise(latent.shape), explain_full_memory(guider.model_patcher, pixels, LESS_HELD):
                 rows = executor(torch.cat([started] * 2), latent, sampler, sigmas, mask, as_packed(callback), disable_pbar, seed, **named)
             run.finish(guider.model_patcher.load_device)
         finally:

@@ -95,6 +95,28 @@ def refused(case):
     return {"said": sentence(cases[case]), "calls": len(calls)}
 
 
+def full_memory(fault):
+    """A run whose network finds no memory: its sentence, whether core knows the fault by its type, and what is left after it."""
+    words = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes."
+    error = {"card": comfy.model_management.OOM_EXCEPTION("CUDA out of memory."), "processor": RuntimeError(words)}[fault]
+
+    def full(executor, *args, **kwargs):
+        executor(*args, **kwargs)
+        raise error
+
+    coupled = small.coupled(small.model(), "half")
+    before = small.sample(coupled, small.joined(coupled), steps=2).unbind()
+    model = coupled.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "full", full)
+    try:
+        small.sample(model, small.joined(model, small.empty(3)), steps=2)
+        said, known = None, False
+    except comfy.model_management.OOM_EXCEPTION as raised:
+        said, known = str(raised), comfy.model_management.is_oom(raised)
+    after = small.sample(coupled, small.joined(coupled), steps=2).unbind()
+    return {"said": said, "known": known, "same": hour.sampling.difference(before, after) == 0}
+
+
 def cancelled(kind, schedule):
     """Cancel in every call of the network of a run with maps: stopped, nothing left in the model, and the next run is the same."""
     is_cancelled = load_file("inside_cancel.py").is_cancelled

@@ -319,6 +319,16 @@ def test_scenario_10_a_full_memory_names_the_three_settings_to_change(hour, kind
     assert result["known"] and result["same"]
 
 
+@pytest.mark.parametrize("fault", ["card", "processor"])
+def test_scenario_10_a_full_memory_names_the_three_settings_of_a_run_with_maps(maps_hour, fault):
+    """Sampling here; the intrinsic VAE's own sentence is tested in tests/nodes/test_intrinsic_maps.py."""
+    result = maps_hour("full_memory", fault=fault)
+    said = result["said"]
+    assert said and "3 x 64 x 64 (batch x height x width)" in said and "GB of weights" in said and "\n" not in said
+    assert all(part in said for part in ("make the picture smaller", "set the batch size to 1", "--lowvram")), said
+    assert result["known"] and result["same"]
+
+
 def test_scenario_10_another_fault_is_left_as_it_is(hour):
     assert hour("another_fault") == "something else"
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from spatialweave.models.intrinsic_ldm import training_lora
 from spatialweave.models.intrinsic_ldm.lora import read_lora
 from spatialweave.models.intrinsic_ldm.processors import couple, projections
 from spatialweave.models.intrinsic_ldm.rows import Rows
-from spatialweave.models.intrinsic_ldm.training_bases import load_base
+from spatialweave.models.intrinsic_ldm.training_bases import find_kind, load_base
 from spatialweave.models.intrinsic_ldm.training_ranks import shorten
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
@@ -249,6 +251,26 @@ def test_the_shipped_lora_gives_the_trained_models_output(small, tmp_path, famil
         one, two = (each.predict(x, torch.full((6,), 300), prompt) for each in (theirs["base"], base))
     assert torch.equal(one, two) and lora.keys() == set(task.model.paths)
     assert all(part.scale == 2 for part in lora.values())
+
+
+@pytest.mark.parametrize("family, place, change, name", [
+    ("sd21", "unet", {"cross_attention_dim": 768}, "sd15"),
+    ("sd21", "unet", {"cross_attention_dim": 1024}, "sd21"),
+    ("pixart", "vae", {"scaling_factor": 0.13025}, "pixart_sigma"),
+    ("pixart", "vae", {"scaling_factor": 0.18215}, "pixart"),
+    ("pixart", None, {}, "pixart"),
+])  # fmt: skip
+def test_bases_of_one_layout_are_told_apart_in_the_shipped_file(small, write_base, tmp_path, family, place, change, name):
+    """As ComfyUI's node tells them: their LoRAs have the same names and widths."""
+    task = build(small(family))
+    base, folder = task.loss.keywords["base"], write_base(tmp_path / "published", family)
+    if place is not None:
+        (folder / place).mkdir(exist_ok=True)
+        path = folder / place / "config.json"
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | change))
+    told = replace(base, kind=find_kind(folder, family))
+    partial(task.export, base=told)(tmp_path, {key: value.detach() for key, value in task.model.state_dict().items()})
+    assert told.name == read_header(tmp_path / training_lora.LORA_FILE).metadata["base"] == name
 
 
 def test_a_shortened_product_is_the_nearest_for_its_inputs():
