@@ -76,16 +76,19 @@ def test_attention_of_other_packages(compose, name):
     assert compose("attention_on_a_gpu", name=name) == {name: True}
 
 
-def table(root):
+def table(root, heading="What it composes with"):
     """The README's rows: (what with, yes or no, the tests named)."""
-    text = (root / "README.md").read_text(encoding="utf-8").split("## What it composes with")[1].split("\n## ")[0]
+    text = (root / "README.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return [(what, answer, re.findall(r"`([^`]+)`", tests)) for what, answer, tests in cells[2:]]
 
 
-def test_the_table_names_tests_that_are_there(root):
+@pytest.mark.parametrize("heading", ["What it composes with", "What co-generation composes with"])
+def test_the_table_names_tests_that_are_there(root, heading):
     """`file::function` and `file::function[case]`, below tests/."""
-    for what, _, tests in table(root):
+    rows = table(root, heading)
+    assert len(rows) > 10 and all(answer.split(":")[0].split(",")[0] in ("yes", "refused", "untested") for _, answer, _ in rows)
+    for what, _, tests in rows:
         assert tests, f"{what}: no test is named"
         for test in tests:
             file, function, case = re.fullmatch(r"([\w/]+\.py)::(\w+)(?:\[(.+)\])?", test).groups()

@@ -24,7 +24,7 @@ def test_weight_zero_is_the_base_model_from_images_and_in_any_size(inside, kind)
 
 
 def test_a_model_in_flow_time(inside):
-    """w goes by DDPM time of equal signal to noise: flow time t has sigma t / (1 - t), as papers.md has it."""
+    """w goes by DDPM time of equal signal to noise: flow time t has sigma t / (1 - t)."""
     result = inside(FILE, "flow")
     assert result["gap"] == 0 and result["moved"] > 1e-4
     assert [sigma for sigma, _ in result["seen"]] == pytest.approx(result["sigmas"][:-1], rel=1e-4)
