@@ -178,12 +178,14 @@ def _backward(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, le
             reason = launch.TRUST.refusal(key)
         if name == "triton":
             raise refused(name, f"for the gradients {reason}")
-    return segment_attention_backward(*given, scale=scale)
+    *gradients, of_weight = segment_attention_backward(*given, scale=scale)
+    return *(launch.rows_together(gradient) for gradient in gradients), of_weight  # laid out as the kernel's: a compiled graph counts on it
 
 
 @_backward.register_fake
 def _(grad, grad_lse, q, k, v, log_weight, out, lse, queries, starts, lengths, rows, scale, need_weight, forced):
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v, log_weight))
+    gradients = (tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2) for tensor in (q, k, v))
+    return *gradients, log_weight.new_empty(log_weight.shape)
 
 
 def _keep(ctx, inputs, output) -> None:

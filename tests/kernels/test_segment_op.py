@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spatialweave.kernels import Inner, Segments, Source, cross_domain_attention, segment_attention, use_backend
 from spatialweave.kernels.segment_attention import backward, composition, op
@@ -106,6 +107,20 @@ def test_opcheck(need_lse):
         out, lse = torch.ops.spatialweave.segment_attention(*(t.detach() if isinstance(t, torch.Tensor) else t for t in given))
         more = (out, lse, *(tensor.detach() for tensor in given[:4]), out, lse, *given[4:-1], True, "")
         torch.library.opcheck(torch.ops.spatialweave.segment_attention_backward.default, more)
+
+
+def test_gradients_lie_in_memory_as_compiled_graphs_are_told():
+    """As (B, N, H, D), whichever backend made them: inductor checks strides at run time, opcheck does not ask for a layout."""
+    weight = torch.zeros(1, 1, 2, 2)
+    q, k, v = small(False)
+    given = (q, k, v, weight, *op._flatten(Segments.joint((7, 10)), 2), 0.2, True)
+    out, lse = torch.ops.spatialweave.segment_attention(*given)
+    made = torch.ops.spatialweave.segment_attention_backward(out, lse, q, k, v, weight, out, lse, *given[4:-1], True, "")
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(tensor) for tensor in (out, lse, q, k, v, weight, out, lse)]
+        told = torch.ops.spatialweave.segment_attention_backward(*fake, *given[4:-1], True, "")
+    assert [one.stride() for one in made] == [one.stride() for one in told]
+    assert all(one.transpose(1, 2).is_contiguous() for one in made[:3])
 
 
 SIGNATURES = """
