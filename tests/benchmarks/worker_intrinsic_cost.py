@@ -242,6 +242,8 @@ class Rig:
         images = {name: self.image(kind) for name, kind in KINDS.items()}
         if not all(bool(image.isfinite().all()) for image in images.values()):
             raise AssertionError("a run is not finite")
+        if gap := float((self.image(KINDS["base"]) - images["base"]).abs().max()):
+            raise AssertionError(f"the base alone does not come out twice alike on this machine, but {gap:.3g} apart")
         off, gaussian = self.image(({"schedule": "off"}, True)), images["gaussian"]
         if gap := float((off - images["base"]).abs().max()):
             raise AssertionError(f"with weight off the image is not the base's, but {gap:.3g} beside it")
