@@ -110,7 +110,7 @@ class Rig:
 
     def keep(self, name: str, settings: Mapping[str, Any], seed: int, start: int, count: int, look: Look) -> Figures:
         """What `look` (start, count, seed) finds, from the work folder if it was found before."""
-        judges = {name: self.digests[name] for name in ("scorer", "predictor")}
+        judges = {judge: self.digests[judge] for judge in ("scorer", "predictor")}
         number = fingerprint(settings, judges, self.plan.batch)
         path = self.work / f"{name}-{number}-seed{seed}-{start:05d}-{count}.safetensors"
         if not path.is_file():
@@ -140,6 +140,8 @@ def evaluate_intrinsic_ldm(
 ) -> dict[str, Any]:
     """The report: settings, digests of the weights, each method's figures with mean, standard error and value for each seed, the same
     figures of rendered pictures, and how often the judges are right. `work` keeps what is done, and `processes` share it."""
+    if processes < 1:
+        raise ValueError(f"{processes} processes arrived; an evaluation is shared by at least 1.")
     plan, files, work = plan or Plan(), files or Files(), Path(work)
     parts: list[Part] = [(seed, *part) for seed in (None, *range(plan.seeds)) for part in plan.parts(plan.count)]
     found: dict[str, dict[int | None, list[Figures]]] = {}

@@ -25,7 +25,7 @@ from .intrinsic_hooks import Change, image_lora_changes, install
 from .intrinsic_noise import SharedNoise, rewind
 from .intrinsic_patches import ImageControl, pixart_attention, prompt_attention_for, unet_attention, with_attention
 from .intrinsic_settings import KEY, Settings, check_latents, check_run
-from .memory import explain_full_memory
+from .memory import explain_sampling
 from .notes import show
 
 log = logging.getLogger("spatialweave.intrinsics")
@@ -52,7 +52,7 @@ def run_coupled(settings: Settings):
         rewind(started, seed)
         pixels = [(shapes[0][0], *(8 * side for side in shapes[0][-2:]))]
         try:
-            with SharedNoise(latent.shape), explain_full_memory(guider.model_patcher, pixels, LESS_HELD):
+            with SharedNoise(latent.shape), explain_sampling(guider.model_patcher, pixels, LESS_HELD):
                 rows = executor(torch.cat([started] * 2), latent, sampler, sigmas, mask, as_packed(callback), disable_pbar, seed, **named)
             run.finish(guider.model_patcher.load_device)
         finally:

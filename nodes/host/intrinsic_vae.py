@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import comfy.ldm.models.autoencoder
 import comfy.model_management
@@ -21,7 +20,7 @@ from ...models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intri
 from .intrinsic_model import split_intrinsic
 from .joint_latent import SIZE
 from .loading import TINY
-from .memory import GB, UNNAMED
+from .memory import explain_full_memory
 
 FOLDER = "vae"
 SD_WIDTH = 128  # of the autoencoders that core's estimates of memory are for
@@ -124,7 +123,7 @@ def encode_maps(vae, maps: Tensor, tile: int, notes: list[str]) -> dict:
     check_tile(tile)
     padded = pad_maps(maps, vae.downscale_ratio, notes)
     size = {} if padded.shape == maps.shape else {SIZE: tuple(maps.shape[2:])}
-    with explain_full_memory(vae, len(maps), padded.shape[2:], "encode"):
+    with explain(vae, len(maps), padded.shape[2:], "encode"):
         return {"samples": vae.encode_maps(padded, tile)} | size
 
 
@@ -140,25 +139,17 @@ def decode_maps(vae, latent: dict, tile: int, notes: list[str]) -> tuple[Tensor,
             f"A latent {tuple(samples.shape)} arrived, but this intrinsic VAE decodes (batch, {vae.latent_channels}, h, w): wire the "
             "maps_latent of Split Intrinsic Latent."
         )
-    with explain_full_memory(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
+    with explain(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
         whole = vae.decode_maps(samples, tile)
     return cut_maps(whole, latent.get(SIZE), vae.upscale_ratio, notes), tuple(whole.shape[2:])
 
 
-@contextlib.contextmanager
-def explain_full_memory(vae, count: int, size, what: str) -> Iterator[None]:
-    """Memory that is full even for core's tiles, or for those asked for, becomes one sentence; core still knows the fault by its type."""
-    try:
-        yield
-    except Exception as error:
-        if not (comfy.model_management.is_oom(error) or any(words in str(error) for words in UNNAMED)):
-            raise
-        total = comfy.model_management.get_total_memory(vae.device) / GB
-        raise comfy.model_management.OOM_EXCEPTION(
-            f"The memory of {vae.device} ({total:.1f} GB) is too small to {what} the maps of {count} x {size[0]} x {size[1]} (batch x "
-            "height x width): give a tile_size of 256 or less, make the picture smaller, or give fewer at a time, with Latent From Batch "
-            "or Image From Batch."
-        ) from error
+def explain(vae, count: int, size, what: str) -> AbstractContextManager[None]:
+    """Around coding: memory that is full even for core's tiles, or for those asked for, becomes one sentence."""
+    return explain_full_memory(
+        vae.device, lambda: f"{what} the maps of {count} x {size[0]} x {size[1]} (batch x height x width)",
+        "give a tile_size of 256 or less, make the picture smaller, or give fewer at a time, with Latent From Batch or Image From Batch",
+    )  # fmt: skip
 
 
 def check_vae(vae) -> None:

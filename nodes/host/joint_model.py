@@ -27,7 +27,7 @@ from ...models.core.diffusion.carry import carried_velocity, from_carried, relea
 from ...models.core.diffusion.flow import warp_time
 from ...models.modality_forcing.config import ModalityForcingConfig
 from ...models.modality_forcing.network import FinalLayer, ModalityForcing
-from .memory import explain_full_memory
+from .memory import explain_sampling
 from .previews import with_pair_preview
 from .refused_attachments import check_conditioning, check_options, check_patches, check_unconditional
 from .refused_loras import check_loras
@@ -208,7 +208,7 @@ def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None
     shapes = kwargs.get("latent_shapes") or [latent_image.shape]
     check_attachments(executor.class_obj, denoise_mask, shapes)
     whole = torch.where(latent_image.isnan(), noise.to(latent_image), latent_image)
-    with explain_full_memory(executor.class_obj.model_patcher, shapes):
+    with explain_sampling(executor.class_obj.model_patcher, shapes):
         samples = executor(noise, whole, sampler, sigmas, denoise_mask, *args, **kwargs)
     if denoise_mask is None:
         return samples

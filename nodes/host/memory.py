@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import comfy.model_management
@@ -35,22 +36,24 @@ def report_need(path: str) -> None:
 
 
 @contextlib.contextmanager
-def explain_full_memory(patcher: ModelPatcher, shapes: Sequence[Sequence[int]], third: str = SMALLER_FILE) -> Iterator[None]:
-    """Around a run: memory that is full becomes one sentence, of which `third` is the last remedy. Core still knows the fault by its type,
-    and unloads the models."""
+def explain_full_memory(device, work: Callable[[], str], remedies: str) -> Iterator[None]:
+    """Around work on a device: memory that is full becomes one sentence, of what the work was and what to change. Core still knows the
+    fault by its type, and unloads the models."""
     try:
         yield
     except Exception as error:
         if not (comfy.model_management.is_oom(error) or any(words in str(error) for words in UNNAMED)):
             raise
-        raise comfy.model_management.OOM_EXCEPTION(full_memory(patcher, shapes, third)) from error
+        total = comfy.model_management.get_total_memory(device) / GB
+        sentence = f"The memory of {device} ({total:.1f} GB) is too small to {work()}: {remedies}."
+        raise comfy.model_management.OOM_EXCEPTION(sentence) from error
 
 
-def full_memory(patcher: ModelPatcher, shapes: Sequence[Sequence[int]], third: str) -> str:
-    """Which run did not fit into what, and the three settings to change."""
-    batch, (height, width) = shapes[-1][0], shapes[-1][-2:]
-    total = comfy.model_management.get_total_memory(patcher.load_device)
-    return (
-        f"The memory of {patcher.load_device} ({total / GB:.1f} GB) is too small to sample {batch} x {height} x {width} (batch x height "
-        f"x width) with {patcher.model_size() / GB:.1f} GB of weights: make the picture smaller, set the batch size to 1, or {third}."
-    )
+def explain_sampling(patcher: ModelPatcher, shapes: Sequence[Sequence[int]], third: str = SMALLER_FILE) -> AbstractContextManager[None]:
+    """Around a run of latents of `shapes`, the last of which names batch, height and width. `third` is the third setting to change."""
+
+    def work() -> str:
+        size = " x ".join(map(str, (shapes[-1][0], *shapes[-1][-2:])))
+        return f"sample {size} (batch x height x width) with {patcher.model_size() / GB:.1f} GB of weights"
+
+    return explain_full_memory(patcher.load_device, work, f"make the picture smaller, set the batch size to 1, or {third}")

@@ -148,6 +148,11 @@ def test_two_processes_measure_what_one_does(report, files, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 2 * (2 + 2 * 6), "every part, once"
 
 
+def test_no_processes_are_refused(files, tmp_path):
+    with pytest.raises(ValueError, match="0 processes arrived"):
+        intrinsic_evaluation.evaluate_intrinsic_ldm(PLAN, files, work=tmp_path, processes=0)
+
+
 def test_other_settings_take_no_parts_of_these(files, tmp_path):
     digests = {"base": "a", "vae": "b", "lora": "c"}
     names = set()

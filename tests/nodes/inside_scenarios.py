@@ -121,9 +121,9 @@ def asked_size(height, width):
     return [list(pictures.shape[1:3]), list(view.depth.shape[1:]), heard]
 
 
-def bad_depth_given(kind):
-    """Depth to image with bad numbers: the refusal, or whether the picture is finite and how many pixels are missing."""
-    r, depth = sampling.rig(), torch.linspace(1, 4, 64 * 48).reshape(1, 64, 48)
+def bad_depth(kind):
+    """A VIEW of 64 x 48 pixels made from bad numbers."""
+    depth = torch.linspace(1, 4, 64 * 48).reshape(1, 64, 48)
     if kind == "all zero":
         depth = depth * 0
     if kind == "constant":
@@ -131,7 +131,12 @@ def bad_depth_given(kind):
     if kind == "holes":
         depth = depth.clone()
         depth[0, 0, 0], depth[0, 0, 1], depth[0, 1:8] = torch.nan, torch.inf, -1.0
-    view = ours("models.core.geometry.view").View.from_depth(depth, units="metric")
+    return ours("models.core.geometry.view").View.from_depth(depth, units="metric")
+
+
+def bad_depth_given(kind):
+    """Depth to image with bad numbers: the refusal, or whether the picture is finite and how many pixels are missing."""
+    r, view = sampling.rig(), bad_depth(kind)
     refusal = sentence(lambda: run("DepthToImageLatent", r.model, view))
     if refusal:
         return {"refusal": refusal}

@@ -33,15 +33,7 @@ def sizes(height, width):
 
 def depth(kind):
     """A bad depth as a map: the refusal, or whether its latent is finite, and what is said."""
-    depth = torch.linspace(1, 4, 64 * 48).reshape(1, 64, 48)
-    if kind == "all zero":
-        depth = depth * 0
-    if kind == "constant":
-        depth = torch.ones_like(depth)
-    if kind == "holes":
-        depth = depth.clone()
-        depth[0, 0, 0], depth[0, 0, 1], depth[0, 1:8] = torch.nan, -torch.inf, -1.0
-    view, vae = ours("models.core.geometry.view").View.from_depth(depth, units="metric"), maps.saved(maps.OF_SD)
+    view, vae = hour.bad_depth(kind), maps.saved(maps.OF_SD)
     refusal = sentence(lambda: maps.encode(vae, depth=view))
     if refusal:
         return {"refusal": refusal}
