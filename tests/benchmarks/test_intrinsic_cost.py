@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-WORKER = Path(__file__).with_name("worker_intrinsic_cost.py")
+WORKER, METERS = (Path(__file__).with_name(name) for name in ("worker_intrinsic_cost.py", "meters.py"))
 # SDXL's levels, a fifth as wide and with fewer transformer blocks
 SHRUNKEN = {
     "model_channels": 64, "num_head_channels": 32, "context_dim": 64, "transformer_depth": [0, 0, 1, 1, 2, 2],
@@ -18,9 +18,9 @@ SHRUNKEN = {
 
 
 def test_memory_is_that_of_the_tensors_alive_at_once():
-    spec = importlib.util.spec_from_file_location("worker_intrinsic_cost", WORKER)
-    worker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(worker)
+    spec = importlib.util.spec_from_file_location("meters", METERS)
+    meters = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(meters)
     mebibyte = torch.zeros(1 << 18)
 
     def run():
@@ -34,7 +34,7 @@ def test_memory_is_that_of_the_tensors_alive_at_once():
         return d + torch.relu(mebibyte[:512])  # 1 and little
 
     with torch.inference_mode():
-        assert worker.Processor().peak(run) == worker.Processor().peak(run) == 4
+        assert meters.Processor().peak(run) == meters.Processor().peak(run) == 4
 
 
 @pytest.fixture
@@ -69,6 +69,7 @@ def test_every_kind_of_run_is_checked_timed_and_weighed(cost):
     for name, figure in figures.items():
         assert (figure["side"], figure["steps"], figure["rounds"]) == (8, 2, 2) and f"{name}, latents of 8 x 8" in printed
         assert (figure["device"], figure["dtype"], figure["torch"]) == ("cpu", "float32", torch.__version__)
+        assert figure["base_repeats_bit_for_bit"], "as it must on the CPU"
         check_kinds(figure["kinds"])
         assert figure["kinds"]["all steps, w = 1"]["ratio"] > 1
 

@@ -10,19 +10,18 @@ On the CPU: float32, one thread, processor time, and the bytes of the tensors th
 float16, the clock's time until the card is done, and how far the memory that tensors take on it rises; the weights are made there and
 stay there.
 
-No time is taken before these hold: with weight off the image is the base's, bit for bit, and stopping the maps does not change it.
+No time is taken before these hold: with weight off the network is asked for the image what it is asked for by the base, operator by
+operator; and on the CPU, or where the base comes out twice alike, the image is the base's bit for bit, and stopping the maps does not
+change it.
 """
 
 import argparse
-import contextlib
-import gc
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import tempfile
-import time
-import weakref
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -56,91 +55,26 @@ SDXL = SD21 | {
 }  # fmt: skip
 
 
-class Processor:
-    """One thread of the CPU, and the memory of this process."""
-
-    name, dtype = "cpu", "float32"
-
-    def seconds(self, run):
-        began = time.process_time()
-        run()
-        return time.process_time() - began
-
-    def peak(self, run):
-        """MiB of the tensors that a run made and that were alive at once; what an operator keeps to itself is not seen."""
-        gc.collect()
-        with living_tensors() as seen:
-            run()
-        return seen["most"] / 2**20
+def load(path):
+    """A file as a module."""
+    spec = importlib.util.spec_from_file_location(f"spatialweave_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@contextlib.contextmanager
-def living_tensors():
-    """The bytes of the tensors made while open, as {"now", "most"}: exact, where resident memory is the allocator's."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    seen, known = {"now": 0, "most": 0}, {}
-
-    def freed(reference):
-        seen["now"] -= known.pop(reference)
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            for tensor in torch.utils._pytree.tree_leaves(out):
-                if isinstance(tensor, torch.Tensor):
-                    storage = tensor.untyped_storage()
-                    reference = weakref.ref(storage, freed)
-                    if reference not in known and reference not in before:
-                        known[reference] = storage.nbytes()
-                        seen["now"] += storage.nbytes()
-                        seen["most"] = max(seen["most"], seen["now"])
-            return out
-
-    there = (each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
-    before = {weakref.ref(each.untyped_storage()) for each in there}
-    with Watch():
-        yield seen
-
-
-class Card:
-    """A CUDA device, and the memory that tensors take on it."""
-
-    dtype = "float16"
-
-    def __init__(self):
-        import torch
-
-        torch.backends.cudnn.deterministic = True  # else it may sum in another order each time, and equal runs differ in bits
-        self.cuda, self.name = torch.cuda, torch.cuda.get_device_name()
-
-    def seconds(self, run):
-        self.cuda.synchronize()
-        began = time.perf_counter()
-        run()
-        self.cuda.synchronize()
-        return time.perf_counter() - began
-
-    def peak(self, run):
-        gc.collect()
-        self.cuda.reset_peak_memory_stats()
-        before = self.cuda.memory_allocated()
-        run()
-        return (self.cuda.max_memory_allocated() - before) / 2**20
-
-
-METERS = {"cpu": Processor, "cuda": Card}  # by torch's name of the device
+METERS = load(HERE / "meters.py")
+DEVICES = {"cpu": METERS.Processor, "cuda": METERS.Card}  # by torch's name of the device
+OPERATORS = load(HERE.parent / "nodes" / "operators.py")
 
 
 def start(comfyui, pack, device):
     """tests/nodes/worker.py, whose way into ComfyUI this is."""
     if device == "cuda":  # core chooses when this is imported, before the worker asks it to stay on the CPU
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch's deterministic algorithms want it
         sys.path.insert(0, comfyui)
         import comfy.model_management  # noqa: F401
-    spec = importlib.util.spec_from_file_location("spatialweave_worker", HERE.parent / "nodes" / "worker.py")
-    worker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(worker)
+    worker = load(HERE.parent / "nodes" / "worker.py")
     sys.argv[1:] = [comfyui, pack]  # where the worker's `ours` looks for the pack
     worker.start(comfyui, pack)
     return worker.ours
@@ -237,19 +171,32 @@ class Rig:
         out = self.sample(self.short, *self.prepare(kind))
         return (out.unbind()[0] if out.is_nested else out)[:1]
 
+    def asked(self, kind):
+        """What the network is asked for in a step of this kind: its calls, see tests/nodes/operators.py."""
+        given = self.prepare(kind)
+        with OPERATORS.asked_of(self.model.model.diffusion_model) as calls:
+            self.sample(1, *given)
+        return calls
+
     def check(self):
         """Raises AssertionError where a run is not what its time would be taken for. It warms up every kind."""
         images = {name: self.image(kind) for name, kind in KINDS.items()}
         if not all(bool(image.isfinite().all()) for image in images.values()):
             raise AssertionError("a run is not finite")
-        if gap := float((self.image(KINDS["base"]) - images["base"]).abs().max()):
-            raise AssertionError(f"the base alone does not come out twice alike on this machine, but {gap:.3g} apart")
-        off, gaussian = self.image(({"schedule": "off"}, True)), images["gaussian"]
-        if gap := float((off - images["base"]).abs().max()):
-            raise AssertionError(f"with weight off the image is not the base's, but {gap:.3g} beside it")
-        if gap := float((gaussian - images["gaussian, maps stopped"]).abs().max()):
-            raise AssertionError(f"stopping the maps changes the image by {gap:.3g}")
-        if bool((gaussian == images["base"]).all()):
+        off = ({"schedule": "off"}, True)
+        if difference := OPERATORS.first_difference(self.asked(KINDS["base"])[0], self.asked(off)[0]):
+            raise AssertionError(f"with weight off the image's call of the network is not the base's: operator {difference}")
+        self.is_repeatable = bool((self.image(KINDS["base"]) == images["base"]).all())
+        if self.meter.name == METERS.Processor.name and not self.is_repeatable:
+            raise AssertionError("the base alone does not come out twice alike")
+        pairs = {
+            "with weight off": (self.image(off), images["base"]),
+            "maps stopped": (images["gaussian, maps stopped"], images["gaussian"]),
+        }
+        gaps = {name: float((got - want).abs().max()) for name, (got, want) in pairs.items()}
+        if self.is_repeatable and any(gaps.values()):
+            raise AssertionError(f"the image is not the same bit for bit, the base's own repeated is: gaps of {gaps}")
+        if bool((images["gaussian"] == images["base"]).all()):
             raise AssertionError("the maps do not reach the image")
 
     def seconds(self, kind):
@@ -292,7 +239,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=lambda place: str(Path(place).resolve()), help="a ComfyUI folder")
     parser.add_argument("pack", type=lambda place: str(Path(place).resolve()), help="this pack's folder")
-    parser.add_argument("--device", choices=METERS, default="cpu")
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each kind")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--check-steps", type=int, help="steps of the runs that are only checked or weighed; as many without it")
@@ -304,13 +251,14 @@ def main():
     ours = start(options.comfyui, options.pack, options.device)
     import torch
 
-    meter, figures = METERS[options.device](), {}
+    meter, figures = DEVICES[options.device](), {}
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         for name in options.models:
-            found = measure(Rig(ours, meter, name, options, folder), options.rounds)
+            rig = Rig(ours, meter, name, options, folder)
+            found = measure(rig, options.rounds)
             figures[name] = {
                 "side": options.side or SIDES[name], "steps": options.steps, "rounds": options.rounds, "device": meter.name,
-                "dtype": meter.dtype, "torch": torch.__version__, "kinds": found,
+                "dtype": meter.dtype, "torch": torch.__version__, "base_repeats_bit_for_bit": rig.is_repeatable, "kinds": found,
             }  # fmt: skip
             sys.stdout.write(table(name, figures[name]))
     text = json.dumps(figures)

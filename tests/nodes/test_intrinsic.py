@@ -3,7 +3,7 @@
 import pytest
 
 pytestmark = pytest.mark.comfyui
-FILE = "inside_intrinsic.py"
+FILE, OPERATORS = "inside_intrinsic.py", "inside_intrinsic_operations.py"
 KINDS = ["sd21", "sdxl", "pixart"]
 
 
@@ -17,6 +17,22 @@ def test_weight_zero_is_the_base_model_bit_for_bit(intrinsic, kind, cfg):
     result = intrinsic("off_is_base", kind=kind, cfg=cfg, batch=2, steps=2)
     assert result["gap"] == result["restored"] == 0
     assert result["finite"] and result["maps"] > 1e-3, "the maps must be something else than the image"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch, cfg", [(2, 3.0), (1, 1.0)])
+def test_weight_zero_asks_of_the_network_what_the_base_model_asks(inside, kind, precision, batch, cfg):
+    """Operator by operator, on equal tensors that lie alike in memory: so it holds for machines on which no test ran."""
+    result = inside(OPERATORS, "image_operators", kind=kind, precision=precision, batch=batch, cfg=cfg)
+    assert result["differences"] == [] and result["arguments"]
+    assert result["calls"] == 3 and result["operators"] > 200 and result["maps differ"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_once_the_maps_stop_the_network_is_asked_what_the_base_model_asks(inside, kind):
+    result = inside(OPERATORS, "image_operators", kind=kind, stopped=True, steps=6)
+    assert result["differences"] == [] and result["operators"] > 200 and result["maps differ"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
