@@ -16,7 +16,7 @@ from .core.training.data import FolderDataset
 from .core.training.loop import Builder, Task, find_device
 from .core.training.recipe import Recipe, check_keys
 from .demo.codec import STRIDE, TinyCodec
-from .demo.data import CELL, CELL_CLASSES, PicturesAndMaps, WorldLatents, WorldPictures
+from .demo.data import CELL, CELL_CLASSES, PicturesAndMaps, PicturesWithMaps, WorldLatents, WorldPictures
 from .demo.text import TinyTextEncoder, tokenize
 from .demo.training import CodecLoss, TrainedCodec, codec_loss
 from .demo.weights import load_codec, save_part
@@ -56,19 +56,29 @@ def build_tiny_image_vae(recipe: Recipe) -> Task:
 
 def build_tiny_base(recipe: Recipe) -> Task:
     """The tiny I-LDM's base, UNet and text encoder together. `data.vae` is the folder of its autoencoder; `data.maps` one of encoded maps,
-    which then are `data.maps_share` of what it learns from."""
-    check_keys(recipe.data, [*WORLD_KEYS, "vae", "maps", "maps_share"], "recipe's data")
+    which then are `data.maps_share` of what it learns from; `data.pairs`, in place of all that, one of pictures encoded with their maps."""
+    if recipe.data.get("pairs"):
+        check_keys(recipe.data, ["pairs", "vae"], "recipe's data, as it names pairs,")
+        dataset: Any = PicturesWithMaps(FolderDataset(recipe.data["pairs"], keys=("latent", "intrinsic_latent")))
+    else:
+        dataset = open_pictures(recipe.data)
     folder = Path(recipe.data.get("vae", ""))
-    source = open_world(recipe.data, keys=("image", "depth", "segmentation"))
-    dataset: Any = WorldLatents(source, training_base.FrozenVae(folder).to(find_device()), depth=False)
-    if recipe.data.get("maps"):
-        maps = FolderDataset(recipe.data["maps"], keys=("intrinsic_latent",))
-        dataset = PicturesAndMaps(dataset, maps, recipe.data.get("maps_share", MAPS_SHARE))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
     given = {"text_encoder": text_encoder, "empty_tokens": tokenize([""])[0], "classes": CELL_CLASSES}
     return training_base.build_base(recipe, dataset=dataset, vae_folder=folder, **given)
+
+
+def open_pictures(data: Mapping[str, Any]) -> Any:
+    """The world's pictures as latents, and among them those of maps where `data` names any."""
+    check_keys(data, [*WORLD_KEYS, "vae", "maps", "maps_share"], "recipe's data")
+    source = open_world(data, keys=("image", "depth", "segmentation"))
+    vae = training_base.FrozenVae(Path(data.get("vae", ""))).to(find_device())
+    pictures = WorldLatents(source, vae, depth=False)
+    if not data.get("maps"):
+        return pictures
+    return PicturesAndMaps(pictures, FolderDataset(data["maps"], keys=("intrinsic_latent",)), data.get("maps_share", MAPS_SHARE))
 
 
 def build_tiny_modality_forcing(recipe: Recipe) -> Task:

@@ -109,8 +109,7 @@ class PicturesAndMaps(InMemory):
             raise ValueError(f"A share {share} of maps arrived; give one above 0 and below 1, or no maps at all.")
         self.pictures, self.count = pictures, round(len(pictures) * share / (1 - share))
         self.latents = torch.stack([sample["intrinsic_latent"] for sample in read_many(maps, range(len(maps)))])
-        words = tokenize([maps.entry(i)["caption"] for i in range(len(maps))])
-        self.tokens = torch.cat([torch.full_like(words[:, :1], PAD), words[:, :-1]], dim=1)
+        self.tokens = words_of_maps(tokenize([maps.entry(i)["caption"] for i in range(len(maps))]))
         like = pictures[0]
         if self.latents.shape[1:] != like["latent"].shape:
             shapes = f"{tuple(self.latents.shape[1:])} and of pictures {tuple(like['latent'].shape)}"
@@ -128,6 +127,31 @@ class PicturesAndMaps(InMemory):
         of_pictures = self.pictures.__getitems__(torch.where(maps, 0, numbers).tolist())
         chosen = {name: maps.view(-1, *[1] * (of_pictures[name].ndim - 1)) for name in of_maps}
         return {name: torch.where(chosen[name], value, of_pictures[name]) for name, value in of_maps.items()} | {"maps": maps}
+
+
+def words_of_maps(words: Tensor) -> Tensor:
+    """Word numbers b n with a padding word in front, by which a tiny base knows that maps are meant: no prompt begins so."""
+    return torch.cat([torch.full_like(words[:, :1], PAD), words[:, :-1]], dim=1)
+
+
+class PicturesWithMaps(InMemory):
+    """For a latent diffusion model: pictures, each with the intrinsic maps of the same scene, of a folder that
+    `spatialweave intrinsics encode` wrote. latent and intrinsic_latent c h w; tokens and maps_tokens n, see `words_of_maps`.
+    """
+
+    def __init__(self, pairs: FolderDataset):
+        samples = read_many(pairs, range(len(pairs)))
+        self.latents, self.maps = (torch.stack([sample[key] for sample in samples]) for key in ("latent", "intrinsic_latent"))
+        self.tokens = tokenize([pairs.entry(i)["caption"] for i in range(len(pairs))])
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = torch.as_tensor(indices)
+        words = self.tokens[rows]
+        latents = {"latent": self.latents[rows].float(), "intrinsic_latent": self.maps[rows].float()}
+        return latents | {"tokens": words, "maps_tokens": words_of_maps(words)}
 
 
 def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[str, Tensor]:
@@ -176,4 +200,3 @@ def caption_tokens(entry: Mapping[str, Any]) -> Tensor:
     """Word numbers 2 k n: every caption of a scene, as it is and as the mirror needs it."""
     captions: Sequence[str] = entry.get("captions") or [entry["caption"]]
     return torch.stack([tokenize(list(captions)), tokenize([mirror_caption(text) for text in captions])])
-

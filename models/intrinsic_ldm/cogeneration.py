@@ -157,7 +157,8 @@ class CoGeneration:
 
 def freeze(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The module with these weights, to be used as it is."""
-    return fill_module(module, {name: value.to(dtype) for name, value in state.items()}, what=what).requires_grad_(False).train(False)
+    module = nn.Module.to(module, dtype)  # torch's own, as diffusers' warns of the precision; filling keeps a module's
+    return fill_module(module, state, what=what).requires_grad_(False).train(False)
 
 
 def decode(vae: nn.Module, latents: Tensor) -> Tensor:

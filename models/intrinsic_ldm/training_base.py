@@ -25,7 +25,9 @@ from ..core.training.words import draw_words
 from ..core.weights import fill_module, write_tensors
 from ..demo.training import edge_distance, psnr
 from . import tiny
-from .processors import find_layers
+from .attention import Coupling, Kept
+from .processors import couple, find_layers
+from .rows import BOTH, Rows
 from .training_bases import Base, import_diffusers
 from .vae import latent_scale
 
@@ -146,7 +148,7 @@ class BaseLoss:
 class TrainedBase(nn.Module):
     """What trains together: the UNet, the text encoder, and what reads the UNet's middle and the keys of its self-attention."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner, with_positions: bool):
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner | None, with_positions: bool):
         super().__init__()
         self.unet, self.text_encoder, self.aligner = unet, text_encoder, aligner
         self.reader = PositionReader([keys.out_features for keys in self.keys()]) if with_positions else None
@@ -158,25 +160,33 @@ class TrainedBase(nn.Module):
 def build_base(
     recipe: Recipe, *, text_encoder: nn.Module, empty_tokens: Tensor, dataset: Any, classes: tuple[int, ...], vae_folder: Path
 ) -> Task:
-    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells, and maps, if maps are among its pictures.
-    `model.weights` is the folder of a base to go on from. The autoencoder of `vae_folder` is put into the folder that ships."""
+    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells, and maps, if maps are among its pictures;
+    or, for `pair_loss`, latent, intrinsic_latent, tokens n and maps_tokens n. `model.weights` is the folder of a base to go on from. The
+    autoencoder of `vae_folder` is put into the folder that ships."""
     diffusers = import_diffusers()
     check_keys(recipe.loss, [field.name for field in fields(BaseLoss)], "recipe's loss")
     check_keys(recipe.model, ["weights"], "recipe's model")
     settings = BaseLoss(**recipe.loss)
     sample = dataset[0]
+    with_pairs = "intrinsic_latent" in sample
+    if with_pairs and settings.align:
+        raise ValueError(f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; set align to 0.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
         smallest = sample["latent"].shape[-1] // 2 ** (len(tiny.WIDTHS) - 1)
-        aligner = Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest)
+        aligner = Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest) if settings.align else None
         model = TrainedBase(network, text_encoder, aligner, settings.position > 0)
     if recipe.model.get("weights"):
         given = tiny.read_folder(Path(recipe.model["weights"]))
         for module, state in ((network, given.unet), (text_encoder, given.text)):
             fill_module(module, {name: value.float() for name, value in state.items()}, what=f"The base {recipe.model['weights']}")
     scheduler = diffusers.DDPMScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False)
-    loss = partial(base_loss, base=Base(network, tiny.FAMILY, scheduler), empty=empty_tokens, settings=settings)
+    base = Base(network, tiny.FAMILY, scheduler)
+    if with_pairs:
+        loss = partial(pair_loss, base=base, coupling=couple(network)[0], empty=empty_tokens, settings=settings)
+    else:
+        loss = partial(base_loss, base=base, empty=empty_tokens, settings=settings)
     return Task(model, loss, dataset, export=partial(export_base, scheduler=scheduler, vae_folder=vae_folder))
 
 
@@ -193,12 +203,37 @@ def base_loss(
     with listen(model.unet.mid_block) as heard, ExitStack() as layers:
         keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
         said = model.unet(base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False)[0].float()
-    parts = {
-        "image": F.mse_loss(said, base.target(x0, noise, t)),
-        "align": settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"]),
-    }
+    parts = {"image": F.mse_loss(said, base.target(x0, noise, t))}
+    if model.aligner:
+        parts["align"] = settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"])
     if model.reader:
         parts["position"] = settings.position * model.reader([each for (each,) in keys], x0.shape[2:])
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+
+
+def pair_loss(
+    model: TrainedBase, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, empty: Tensor, settings: BaseLoss
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The same for pictures and for the maps of their scenes, which read the picture's keys and values in each self-attention; pictures
+    read no maps. One time for both, and two noises: under one the difference of the latents has none, which tells the maps too much."""
+    clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
+    x0 = clean["image"]
+    words = {
+        "image": draw_words({"tokens": batch["tokens"], "empty_tokens": empty}, generator, settings.caption_dropout),
+        "intrinsic": draw_words({"tokens": batch["maps_tokens"], "empty_tokens": empty}, generator, settings.caption_dropout),
+    }
+    t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
+    noises = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
+    parts, coupling.kept = {}, Kept()
+    with ExitStack() as layers:
+        keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
+        for stream in BOTH:
+            coupling.rows = Rows(("prompt",), len(x0), (stream,))
+            noised, context = base.add_noise(clean[stream], noises[stream], t), model.text_encoder(words[stream])
+            said = model.unet(noised, t, context, return_dict=False)[0].float()
+            parts[stream] = F.mse_loss(said, base.target(clean[stream], noises[stream], t))
+    if model.reader:
+        parts["position"] = settings.position * model.reader([heard[0] for heard in keys], x0.shape[2:])
     return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
 
 

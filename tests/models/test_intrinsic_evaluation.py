@@ -186,15 +186,18 @@ def test_a_missing_file_is_a_sentence(tmp_path, capsys):
 
 
 def test_the_networks_compute_in_the_plans_precision(files):
-    """bfloat16 has 8 bits: near to float32's pictures and not the same."""
+    """bfloat16 has 8 bits: near to float32's pictures and not the same. What rounds weights alone would look alike, so it is asked for."""
     pictures = {}
     for precision in ("float32", "bfloat16"):
         methods = intrinsic_evaluation.make_methods(replace(PLAN, precision=precision), files, files.digests(), "cpu")
         (gaussian,) = (method for method in methods if method.name == "gaussian")
+        pipeline = gaussian.make.func
+        for network in (pipeline.unet, pipeline.image_vae, pipeline.maps_vae):
+            assert {parameter.dtype for parameter in network.parameters()} == {getattr(torch, precision)}
         pictures[precision] = gaussian.make(["a red ball"], seed=3)
     for kind in ("image", "maps"):
         full, half = (getattr(made, kind) for made in pictures.values())
-        assert half.dtype == torch.float32 and 0 < (full - half).abs().mean() < 0.03 * full.std()
+        assert half.dtype == torch.float32 and 0 < (full - half).abs().mean() < 0.1 * full.std()
 
 
 def test_a_precision_that_is_none_is_refused():

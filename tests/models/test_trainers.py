@@ -50,7 +50,8 @@ def test_codec_recipe_trains_and_writes_a_codec_that_loads(folder):
 
 
 def tiny_stages(system):
-    return [path.stem for path in RECIPES if path.stem.startswith("tiny_") and system in path.parts]
+    stages = [path.stem for path in RECIPES if path.stem.startswith("tiny_") and system in path.parts]
+    return sorted(stages, key=lambda stage: int(stage.split("_")[1]))
 
 
 def test_tiny_recipes_follow_one_another(folder):
@@ -68,9 +69,10 @@ def test_tiny_recipes_follow_one_another(folder):
 
 
 def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
-    """Autoencoder, base, the maps' autoencoder, base with maps, LoRA: each goes on from those before, and what ships can be loaded."""
+    """Autoencoder, base, the maps' autoencoder, base with maps and with pairs, LoRA: each goes on from those before, and what ships can
+    be loaded."""
     pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
-    for name, normals in (("world", False), ("world_maps", True)):
+    for name, normals in (("world", False), ("world_maps", True), ("world_pairs", True)):
         export_dataset(tmp_path / name, count=6, size=64, seed=0, split="train", normals=normals)
 
     def moved(values):
@@ -80,10 +82,11 @@ def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
     for stage in stages:
         whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
         ran.append(tmp_path / whole["output"].removeprefix("runs/"))
-        latents = tmp_path / whole["data"].get("maps", whole["data"]["folder"]).removeprefix("data/")
-        if latents.name.startswith("world_maps_latents") and not latents.exists():  # the documentation encodes them before this stage
+        reads = next(whole["data"][key] for key in ("pairs", "maps", "folder") if key in whole["data"])
+        latents = tmp_path / reads.removeprefix("data/")
+        if "latents" in latents.name and not latents.exists():  # the documentation encodes them before this stage
             base, vae = next(run for run in reversed(ran[:-1]) if "base" in run.name), ran[4] / "intrinsic_vae.safetensors"
-            encode_dataset(tmp_path / "world_maps", latents, base=base, vae=vae)
+            encode_dataset(tmp_path / latents.name.partition("_latents")[0], latents, base=base, vae=vae)
         model = whole.get("model", {})
         words = {key: value for key, value in model.items() if isinstance(value, str)}
         numbers = {key: value for key, value in whole["data"].items() if key in ("scenes", "maps_share")}
@@ -91,13 +94,13 @@ def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
         changes = {"data": numbers | data, "model": model | moved(words), "output": str(ran[-1]), "warmup": 0, "batch_size": 4}
         assert run_recipe(Recipe.from_json(whole | changes | {"steps": 2}), BUILDERS).ending == "finished"
     kinds = [stage.split("_", 2)[2] for stage in stages]
-    assert kinds == [*["image_vae"] * 2, "base", *["intrinsic_vae"] * 2, *["base"] * 2, "intrinsic_lora"]
+    assert kinds == [*["image_vae"] * 2, "base", *["intrinsic_vae"] * 2, *["base"] * 4, "intrinsic_lora"]
 
-    base, files = tiny.load_base(ran[6] / tiny.BASE_FILE.name), [ran[6] / tiny.BASE_FILE.name]
-    assert {name: value.shape for name, value in base.vae.items()} == {n: v.shape for n, v in tiny.read_folder(ran[6]).vae.items()}
+    base, files = tiny.load_base(ran[8] / tiny.BASE_FILE.name), [ran[8] / tiny.BASE_FILE.name]
+    assert {name: value.shape for name, value in base.vae.items()} == {n: v.shape for n, v in tiny.read_folder(ran[8]).vae.items()}
     maps = load_intrinsic_vae(ran[4] / "intrinsic_vae.safetensors")
     assert maps.config.base_scale == base.vae_scale and maps.config.multiples == tiny.VAE.multiples
-    files += [ran[4] / "intrinsic_vae.safetensors", ran[7] / "intrinsic_lora.safetensors"]
+    files += [ran[4] / "intrinsic_vae.safetensors", ran[9] / "intrinsic_lora.safetensors"]
     assert sum(file.stat().st_size for file in files) < 12e6, "all that ships of the tiny system"
 
 
@@ -141,3 +144,69 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
 def test_an_unknown_shipping_precision_is_refused(folder):
     with pytest.raises(ValueError, match="'int3'; it is one of float32, float16"):
         run_recipe(shorten("tiny_1_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")), BUILDERS)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A folder as `intrinsics encode` writes it, of two random pictures and their maps; and the recipe of a base that learns from it."""
+    diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
+    captions = ["a red ball", "a blue box on grass"]
+    rows = [{"shard": "0.safetensors", "row": i, "index": i, "caption": text} for i, text in enumerate(captions)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shape, generator = (2, tiny.VAE.latent_channels, 4, 4), torch.Generator().manual_seed(1)
+    latents = {key: torch.randn(shape, generator=generator) for key in ("latent", "intrinsic_latent")}
+    save_file(latents, tmp_path / "0.safetensors")
+    diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(3)).save_pretrained(tmp_path / "vae")
+    recipe = {"system": "tiny_base", "steps": 2, "batch_size": 2, "warmup": 0, "output": str(tmp_path / "run")}
+    recipe["data"] = {"pairs": str(tmp_path), "vae": str(tmp_path / "vae")}
+    recipe["loss"] = {"align": 0.0, "position": 0.5, "caption_dropout": 0.0}
+    return recipe, captions, latents
+
+
+def test_a_base_may_learn_from_pictures_with_their_maps(pairs):
+    """Maps are said by their picture's words behind a padding word."""
+    recipe, captions, latents = pairs
+    task = BUILDERS["tiny_base"](Recipe.from_json(recipe))
+    samples = [task.dataset[i] for i in range(len(task.dataset))]
+    for i, (sample, words) in enumerate(zip(samples, tokenize(captions), strict=True)):
+        assert all(torch.equal(sample[key], latent[i]) for key, latent in latents.items())
+        assert torch.equal(sample["tokens"], words)
+        assert sample["maps_tokens"][0] == PAD and torch.equal(sample["maps_tokens"][1:], words[:-1])
+    heard = []
+    task.model.text_encoder.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
+    task.loss(task.model, task.collate(samples), torch.Generator().manual_seed(0))
+    assert torch.equal(heard[0], tokenize(captions)) and (heard[1][:, 0] == PAD).all()
+    assert run_recipe(Recipe.from_json(recipe), BUILDERS).ending == "finished"
+    assert tiny.load_base(Path(recipe["output"]) / tiny.BASE_FILE.name).unet
+
+
+def test_maps_read_their_picture_and_pictures_no_maps(pairs):
+    """What reads what, by the gradient of each domain's loss; and that the two noises are not one."""
+    recipe, _, _ = pairs
+    task = BUILDERS["tiny_base"](Recipe.from_json(recipe))
+    batch = task.collate([task.dataset[i] for i in range(2)])
+    clean = {key: batch[key].requires_grad_() for key in ("latent", "intrinsic_latent")}
+    generator = torch.Generator().manual_seed(0)
+    _, first = task.loss(task.model, batch, generator)
+    assert first.keys() == {"image", "intrinsic", "position"}
+
+    seen = []
+    handle = task.model.unet.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    losses = []
+    task.model.unet.register_forward_hook(lambda module, given, out: losses.append(out[0].sum()))
+    task.loss(task.model, batch, torch.Generator().manual_seed(0))
+    handle.remove()
+    of_image, of_maps = (torch.autograd.grad(loss, list(clean.values()), allow_unused=True, retain_graph=True) for loss in losses)
+    assert of_image[0].abs().max() > 0 and of_image[1] is None
+    assert of_maps[0].abs().max() > 0 and of_maps[1].abs().max() > 0
+    added = [noised - noised.mean(dim=(1, 2, 3), keepdim=True) for noised in seen]
+    same = torch.nn.functional.cosine_similarity(added[0].flatten(), added[1].flatten(), dim=0)
+    assert same.abs() < 0.5, "under one noise and times that are mostly late the two would be nearly one"
+
+
+def test_pairs_that_are_to_tell_what_each_spot_shows_are_refused(pairs):
+    recipe, _, _ = pairs
+    with pytest.raises(ValueError, match="has align 0.5, but pairs do not tell what each spot shows; set align to 0"):
+        BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": {"align": 0.5}}))
+    with pytest.raises(ValueError, match="folder"):
+        BUILDERS["tiny_base"](Recipe.from_json(recipe | {"data": recipe["data"] | {"folder": "data/world"}}))
