@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ from .processors import couple, find_layers
 from .rows import BOTH, Rows
 from .training_bases import Base, import_diffusers
 from .vae import latent_scale
+
+Noise = Literal["independent", "shared"]
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,11 @@ class BaseLoss:
     caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
     align: float = 0.5  # cross-entropy of what each spot shows, read from the middle of the UNet
     position: float = 0.0  # squared distance to where a spot is, read from the keys of each self-attention
+    noise: Noise = "independent"  # of pairs: two noises, or "shared", one for a picture and its maps
 
     def __post_init__(self) -> None:
+        if self.noise not in get_args(Noise):
+            raise ValueError(f"The recipe's loss has noise {self.noise!r}; it is one of {', '.join(get_args(Noise))}.")
         if not 0 <= self.caption_dropout <= 1 or min(self.align, self.position) < 0:
             raise ValueError(f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at least 0.")
 
@@ -215,7 +220,8 @@ def pair_loss(
     model: TrainedBase, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, empty: Tensor, settings: BaseLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The same for pictures and for the maps of their scenes, which read the picture's keys and values in each self-attention; pictures
-    read no maps. One time for both, and two noises: under one the difference of the latents has none, which tells the maps too much."""
+    read no maps. One time for both. Under one noise a spot looks alike in both, so it is found; but the difference of the latents then has
+    no noise, which tells the maps what no sampling run knows: so first the one, then two."""
     clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
     x0 = clean["image"]
     words = {
@@ -224,6 +230,8 @@ def pair_loss(
     }
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
     noises = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
+    if settings.noise == "shared":
+        noises["intrinsic"] = noises["image"]
     parts, coupling.kept = {}, Kept()
     with ExitStack() as layers:
         keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
