@@ -92,7 +92,7 @@ def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
         numbers = {key: value for key, value in whole["data"].items() if key in ("scenes", "maps_share")}
         data = moved({key: value for key, value in whole["data"].items() if isinstance(value, str)})
         changes = {"data": numbers | data, "model": model | moved(words), "output": str(ran[-1]), "warmup": 0, "batch_size": 4}
-        assert run_recipe(Recipe.from_json(whole | changes | {"steps": 2}), BUILDERS).ending == "finished"
+        assert run_recipe(Recipe.from_json(whole | changes | {"steps": 2, "stop": 0}), BUILDERS).ending == "finished"
     kinds = [stage.split("_", 2)[2] for stage in stages]
     assert kinds == [*["image_vae"] * 2, "base", *["intrinsic_vae"] * 2, *["base"] * 5, "intrinsic_lora"]
 
