@@ -204,7 +204,7 @@ def test_maps_read_their_picture_and_pictures_no_maps(pairs):
     assert of_maps[0].abs().max() > 0 and of_maps[1].abs().max() > 0
 
     def likeness(pair):
-        return float(torch.nn.functional.cosine_similarity(*(each.flatten() for each in pair), dim=0))
+        return float(torch.nn.functional.cosine_similarity(*(each.detach().flatten() for each in pair), dim=0))
 
     shared, _, _ = hear(BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": recipe["loss"] | {"noise": "shared"}})))
     assert abs(likeness(came)) < 0.3 and likeness(shared) > 0.7, "at these times noise is the greater part"
