@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,8 @@ from . import tiny
 from .attention import Coupling, Kept
 from .processors import couple, find_layers
 from .rows import BOTH, Rows
-from .training_bases import Base, import_diffusers
+from .training_bases import Base, Noise, import_diffusers
 from .vae import latent_scale
-
-Noise = Literal["independent", "shared"]
 
 
 @dataclass(frozen=True)

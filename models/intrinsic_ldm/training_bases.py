@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 Family = Literal["sd21", "sdxl", "pixart"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+Noise = Literal["independent", "shared"]  # of a picture and its maps in training
 CONDITIONS: Mapping[Family, tuple[str, ...]] = {
     "sd21": ("context",),
     "sdxl": ("context", "pooled"),

@@ -29,12 +29,11 @@ from .attention import Coupling
 from .lora import LowRank, Projection, read_lora
 from .processors import PARTS, couple, projections
 from .rows import BOTH, Rows, Stream
-from .training_bases import CONDITIONS, FAMILIES, Base, load_base
+from .training_bases import CONDITIONS, FAMILIES, Base, Noise, load_base
 from .training_ranks import holding, measure_inputs, shorten
 from .training_start import look_at_own_place
 
 Domains = Literal["both", "intrinsic"]
-Noise = Literal["independent", "shared"]
 Names = Literal["peft", "kohya"]
 Precision = Literal["float32", "bfloat16"]
 Ship = Literal["float32", "float16", "bfloat16"]
