@@ -78,7 +78,9 @@ class Pack:
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True, text=True
         )
-        self.files = sorted(name for name in listed.stdout.split("\0") if name and (root / name).is_file())
+        names = [name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
+        environments = tuple(name.removesuffix("pyvenv.cfg") for name in names if name.endswith("/pyvenv.cfg"))  # made inside the clone
+        self.files = sorted(name for name in names if not name.startswith(environments))
         self.code = [name for name in self.files if name.endswith(".py") and not name.startswith("tests/")]
 
     def text(self, name):
