@@ -57,12 +57,13 @@ def build_tiny_image_vae(recipe: Recipe) -> Task:
 def build_tiny_base(recipe: Recipe) -> Task:
     """The tiny I-LDM's base, UNet and text encoder together. `data.vae` is the folder of its autoencoder; `data.maps` one of encoded maps,
     which then are `data.maps_share` of what it learns from; `data.pairs`, in place of all that, one of pictures encoded with their maps."""
+    folder = Path(recipe.data.get("vae", ""))
+    vae = training_base.FrozenVae(folder)  # pairs need it only when the run ends, which would be late to learn that there is none
     if recipe.data.get("pairs"):
         check_keys(recipe.data, ["pairs", "vae"], "recipe's data, as it names pairs,")
         dataset: Any = PicturesWithMaps(FolderDataset(recipe.data["pairs"], keys=("latent", "intrinsic_latent")))
     else:
-        dataset = open_pictures(recipe.data)
-    folder = Path(recipe.data.get("vae", ""))
+        dataset = open_pictures(recipe.data, vae)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
@@ -70,12 +71,11 @@ def build_tiny_base(recipe: Recipe) -> Task:
     return training_base.build_base(recipe, dataset=dataset, vae_folder=folder, **given)
 
 
-def open_pictures(data: Mapping[str, Any]) -> Any:
+def open_pictures(data: Mapping[str, Any], vae: training_base.FrozenVae) -> Any:
     """The world's pictures as latents, and among them those of maps where `data` names any."""
     check_keys(data, [*WORLD_KEYS, "vae", "maps", "maps_share"], "recipe's data")
     source = open_world(data, keys=("image", "depth", "segmentation"))
-    vae = training_base.FrozenVae(Path(data.get("vae", ""))).to(find_device())
-    pictures = WorldLatents(source, vae, depth=False)
+    pictures = WorldLatents(source, vae.to(find_device()), depth=False)
     if not data.get("maps"):
         return pictures
     return PicturesAndMaps(pictures, FolderDataset(data["maps"], keys=("intrinsic_latent",)), data.get("maps_share", MAPS_SHARE))

@@ -174,6 +174,13 @@ def build_base(
     with_pairs = "intrinsic_latent" in sample
     if with_pairs and settings.align:
         raise ValueError(f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; set align to 0.")
+    if settings.noise != "independent" and not with_pairs:
+        raise ValueError(f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have two; leave it out.")
+    if sample["latent"].shape[0] != tiny.VAE.latent_channels:
+        raise ValueError(
+            f"Latents {tuple(sample['latent'].shape)} arrived, but the tiny base's have {tiny.VAE.latent_channels} channels: encode the "
+            "pictures for it."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())

@@ -184,7 +184,10 @@ class Rig:
         if not all(bool(image.isfinite().all()) for image in images.values()):
             raise AssertionError("a run is not finite")
         off = ({"schedule": "off"}, True)
-        if difference := OPERATORS.first_difference(self.asked(KINDS["base"])[0], self.asked(off)[0]):
+        base, beside = self.asked(KINDS["base"])[0], self.asked(off)[0]
+        if not OPERATORS.same_arguments(base, beside):
+            raise AssertionError("with weight off other tensors come to the network than in the base's first step")
+        if difference := OPERATORS.first_difference(base, beside):
             raise AssertionError(f"with weight off the image's call of the network is not the base's: operator {difference}")
         self.is_repeatable = bool((self.image(KINDS["base"]) == images["base"]).all())
         if self.meter.name == METERS.Processor.name and not self.is_repeatable:

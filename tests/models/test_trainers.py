@@ -131,6 +131,8 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
     assert (heard[0][0] == PAD).all() and torch.equal(heard[0][1], samples[12]["tokens"][0]), "every caption is dropped but a map's"
 
     assert run_recipe(Recipe.from_json(recipe), BUILDERS).ending == "finished"
+    with pytest.raises(ValueError, match="noise 'shared', but its data has no pairs"):
+        BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": {"noise": "shared"}}))
     onward = recipe | {"model": {"weights": str(tmp_path / "one")}, "loss": {"position": 0.5}, "output": str(tmp_path / "two")}
     task, made = BUILDERS["tiny_base"](Recipe.from_json(onward)), tiny.read_folder(tmp_path / "one")
     assert all(torch.equal(value, made.unet[name].float()) for name, value in task.model.unet.state_dict().items())
@@ -218,3 +220,13 @@ def test_pairs_that_are_to_tell_what_each_spot_shows_are_refused(pairs):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": recipe["loss"] | {"noise": "one"}}))
     with pytest.raises(ValueError, match="folder"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"data": recipe["data"] | {"folder": "data/world"}}))
+    with pytest.raises(ValueError, match="nowhere holds no autoencoder in diffusers' form"):
+        BUILDERS["tiny_base"](Recipe.from_json(recipe | {"data": recipe["data"] | {"vae": "nowhere"}}))
+
+
+def test_pairs_of_another_base_are_refused(pairs, tmp_path):
+    recipe, _, _ = pairs
+    latents = torch.zeros(2, 4, 4, 4)
+    save_file({"latent": latents, "intrinsic_latent": latents.clone()}, tmp_path / "0.safetensors")
+    with pytest.raises(ValueError, match=r"Latents \(4, 4, 4\) arrived, but the tiny base's have 8 channels"):
+        BUILDERS["tiny_base"](Recipe.from_json(recipe))
