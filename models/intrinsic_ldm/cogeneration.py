@@ -75,11 +75,11 @@ class CoGeneration:
             image = diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(3))
             maps = diffusers.AutoencoderKL(**intrinsic.config.for_diffusers())
             text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
-        self.unet = freeze(unet, base.unet, "the tiny base's UNet", dtype)
-        self.image_vae, self.image_scale = freeze(image, base.vae, "the tiny base's autoencoder", dtype), base.vae_scale
-        self.maps_vae = freeze(maps, to_diffusers_names(intrinsic.state), "the intrinsic VAE", dtype)
+        self.unet = load_module(unet, base.unet, "the tiny base's UNet", dtype)
+        self.image_vae, self.image_scale = load_module(image, base.vae, "the tiny base's autoencoder", dtype), base.vae_scale
+        self.maps_vae = load_module(maps, to_diffusers_names(intrinsic.state), "the intrinsic VAE", dtype)
         self.maps_scale = intrinsic.latent_scale
-        self.text = freeze(text, base.text, "the tiny base's text encoder")
+        self.text = load_module(text, base.text, "the tiny base's text encoder")
         self.coupling, self.layers = couple(self.unet, read(projections(self.unet)))
 
     @classmethod
@@ -155,10 +155,15 @@ class CoGeneration:
         return {stream: steering.guide(rows.select(said, stream)) for stream in streams}
 
 
-def freeze(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The module with these weights, to be used as it is."""
+def load_module(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The module with these weights, in inference mode, its parameters as `from_pretrained` leaves them.
+
+    They keep `requires_grad`: for few tokens torch multiplies a batch by weights that want gradients in one product (mm), by others
+    row by row (bmm), even where nothing is recorded, and on some processors the two round differently. A base of diffusers' has weights
+    that want gradients, so its image would not be ours bit for bit.
+    """
     module = nn.Module.to(module, dtype)  # torch's own, as diffusers' warns of the precision; filling keeps a module's
-    return fill_module(module, state, what=what).requires_grad_(False).train(False)
+    return fill_module(module, state, what=what).train(False)
 
 
 def decode(vae: nn.Module, latents: Tensor) -> Tensor:

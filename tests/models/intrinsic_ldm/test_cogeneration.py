@@ -1,5 +1,8 @@
 """Sampling an image beside its maps: the base's own image bit for bit, equation 4 written out, guidance and schedulers apart."""
 
+import contextlib
+import copy
+import importlib.util
 import math
 
 import pytest
@@ -84,6 +87,70 @@ def test_a_weight_moves_the_image_and_only_where_the_schedule_says(system):
     assert all(not torch.equal(image, off) for image in images.values())
     assert torch.equal(system(PROMPTS, schedule=Drop(frozenset({3}), tau=late - 1), **given).image, off), "no step is below tau"
     assert not torch.equal(system(PROMPTS, schedule=Curve(((early - 1, 0.0), (early, 1.0))), **given).image, off)
+
+
+@pytest.fixture(scope="module")
+def operators(root):
+    """tests/nodes/operators.py: what a network is asked to compute, operator by operator."""
+    spec = importlib.util.spec_from_file_location("operators", root / "tests" / "nodes" / "operators.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def weights_that_want_gradients(wanted, *modules):
+    """diffusers' `from_pretrained` leaves weights that want gradients; scripts often switch them off."""
+    before = [[parameter.requires_grad for parameter in module.parameters()] for module in modules]
+    for module in modules:
+        module.requires_grad_(wanted)
+    yield
+    for module, flags in zip(modules, before):
+        for parameter, flag in zip(module.parameters(), flags):
+            parameter.requires_grad_(flag)
+
+
+def test_the_weights_want_gradients_as_those_of_a_diffusers_pipeline(system):
+    assert all(parameter.requires_grad for part in (system.unet, system.image_vae) for parameter in part.parameters())
+
+
+@pytest.mark.parametrize("wanted", [None, True, False], ids=["as loaded", "with gradients", "frozen"])
+@pytest.mark.parametrize("size", [16, SIZE, 64])
+def test_with_weight_zero_the_network_is_asked_for_the_bases_operators(system, base, operators, wanted, size):
+    """Equal operators on arguments that lie alike: the same image on any machine, whichever product its processor would choose."""
+    unet, vae, text, scale = base
+    context = torch.cat([text.encode(PROMPTS), text.encode([""] * len(PROMPTS))])
+    x = draw_noise(5, len(PROMPTS), size)
+    around = contextlib.nullcontext() if wanted is None else weights_that_want_gradients(wanted, unet, system.unet)
+    with around, torch.no_grad():
+        with operators.asked_of(unet) as plain:
+            unet(torch.cat([x, x]), torch.tensor(999), encoder_hidden_states=context)
+        with operators.asked_of(system.unet) as ours:
+            system(PROMPTS, schedule=OFF, steps=1, guidance=4.0, seed=5, size=size)
+            system(PROMPTS, maps=False, steps=1, guidance=4.0, seed=5, size=size)
+    image, maps, alone = ours
+    for call in (image, alone):
+        assert operators.same_arguments(plain[0], call)
+        assert operators.first_difference(plain[0], call) is None
+    assert len(image["operators"]) > 300
+    assert operators.first_difference(plain[0], maps) is not None, "the maps' call has a LoRA and the image's keys: it must differ"
+
+
+def test_with_weight_zero_a_pipeline_of_ones_own_is_asked_for_its_own_operators(base, operators):
+    """`couple` on somebody's network: its image's calls are those it had before."""
+    from spatialweave.models.intrinsic_ldm.attention import Kept
+    from spatialweave.models.intrinsic_ldm.processors import couple
+    from spatialweave.models.intrinsic_ldm.rows import Rows
+
+    unet, _, text, _ = base
+    coupled = copy.deepcopy(unet)
+    coupling, _ = couple(coupled)
+    coupling.rows, coupling.kept = Rows(("prompt",), 2, ("image",)), Kept()
+    given = draw_noise(1, 2, SIZE), torch.tensor(500), text.encode(PROMPTS)
+    with torch.no_grad(), operators.asked_of(unet) as plain, operators.asked_of(coupled) as ours:
+        unet(*given)
+        coupled(*given)
+    assert operators.same_arguments(plain[0], ours[0]) and operators.first_difference(plain[0], ours[0]) is None
 
 
 class Equation4:
