@@ -113,7 +113,9 @@ def test_installing_changes_no_environment(pack, request):
 def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     readme = pack.text("README.md")
     assert "pip install -e . && spatialweave demo" in readme and 'pip install -e ".[test]" && pytest' in readme
-    assert 'pip install --quiet -e ".[test]" && pytest' in pack.text(".ci/run")
+    check = pack.text(".ci/run")
+    assert check.count('\n    pip install --quiet -e ".[test]"\n') == check.count('\npip install --quiet -e ".[test]"\n') == 1
+    assert check.count("\n    pytest\n") == 1 and "check newcomer &" in check and "check comfyui\n" in check
 
 
 def test_the_tests_can_be_read_and_end_on_windows(pack):
