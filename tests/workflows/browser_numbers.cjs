@@ -1,5 +1,6 @@
 // Types numbers into nodes in the real frontend, as a user does, and tells what became of them.
 //   node browser_numbers.cjs URL FILE classic|vue '[["SpatialWeave_LoadDepth", "png_scale", "1/256"], ...]'
+// An item may also be a saved graph: it is opened and run.
 // FILE is a depth PNG in the input folder. Needs playwright-core (found through NODE_PATH) and Chromium (CHROMIUM).
 // Prints one JSON line: per number the widget's value, the value in the prompt that was queued and, for Load Depth, its text.
 const { chromium } = require('playwright-core')
@@ -92,7 +93,13 @@ async function main() {
   const seen = []
   try {
     await open(page)
-    for (const [type, name, text] of JSON.parse(asked)) {
+    for (const item of JSON.parse(asked)) {
+      if (item.nodes) { // a saved graph: opened and run as it is
+        await page.evaluate((graph) => window.app.loadGraphData(graph), item)
+        seen.push(await queue(page))
+        continue
+      }
+      const [type, name, text] = item
       await place(page, type)
       await (look === 'vue' ? typeVue : typeClassic)(page, name, text)
       await page.waitForTimeout(300)
