@@ -182,7 +182,8 @@ def _check_statements(attributes: Mapping[str, Any], units: Units | None, path: 
     stated = attributes.get("depthUnits", "metric")
     if units is None and stated not in get_args(Units):
         raise ValueError(
-            f"{path}: Expected depthUnits 'metric' or 'relative', got {stated!r}. State units, metric for metres."
+            f"{path}: Expected depthUnits 'metric' or 'relative', got {stated!r}. Bring the values to metres, "
+            "or state units if they are."
         )
     direction = attributes.get("depthDirection", _DIRECTION)
     if direction != _DIRECTION:
