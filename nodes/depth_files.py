@@ -7,10 +7,13 @@ import math
 from comfy_api.latest import io
 
 from ..models.core.export.depth_files import read_depth
+from ..models.core.export.files import UnstatedError
+from ..models.core.export.png_scales import OVER_RANGE, SCALES, TYPED_OR_FILE, TYPED_OR_FILLED, scale_to_read, scale_to_write
 from .host.folders import graph_notes, input_file, is_input_file, list_depth_files, save_depth
 from .sockets import View
 
 AS_FILE = "as the file says"
+_UPLOAD = "image"  # the upload button's value: graphs saved before png_scale_preset have it in that place
 
 
 class SaveDepth(io.ComfyNode):
@@ -38,24 +41,34 @@ class SaveDepth(io.ComfyNode):
                     "in its text and in a JSON beside it. npz: all of the VIEW, batch included.",
                 ),
                 io.Float.Input(
-                    "png_scale", default=0.0, min=0.0, max=1000.0, step=0.001, round=0.000001, advanced=True,
-                    tooltip="The depth of one step of the PNG: 0.001 writes metres as millimetres. 0: the depth's range fills the steps.",
+                    "png_scale", default=0.0, min=0.0, max=1000.0, step=1e-12, round=1e-12, advanced=True,
+                    tooltip="The depth of one step of the PNG: 0.001 writes metres as millimetres; 1/256 may be typed as it stands here. "
+                    "0: as png_scale_preset says.",
                 ),
                 io.Boolean.Input(
                     "exr_picture", default=True, advanced=True,
                     tooltip="Put the VIEW's picture into the EXR's R, G and B, in linear light.",
                 ),
+                io.Combo.Input(
+                    "png_scale_preset", options=[TYPED_OR_FILLED, *SCALES, OVER_RANGE], default=TYPED_OR_FILLED,
+                    optional=True, advanced=True,
+                    tooltip="The depth of one step of the PNG by name, with png_scale 0. as typed: png_scale, and with 0 the depth's own "
+                    "range fills the steps. 16-bit over a range: png_scale is the depth of the last step, 65535; 0: the depth's own range.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, view, filename_prefix, format, png_scale, exr_picture) -> io.NodeOutput:
+    def execute(cls, view, filename_prefix, format, png_scale, exr_picture, png_scale_preset=TYPED_OR_FILLED) -> io.NodeOutput:
         view = view.require_valid()
         notes = graph_notes(cls.hidden)
-        files = save_depth(view, filename_prefix, format, scale=png_scale or None, picture=exr_picture, notes=notes)
+        scale = scale_to_write(png_scale_preset, png_scale) if format == "png" else None
+        files = save_depth(view, filename_prefix, format, scale=scale, picture=exr_picture, notes=notes)
         names = ", ".join("/".join(filter(None, (file["subfolder"], file["filename"]))) for file in files)
-        shown = {"images": files} if format == "png" else {"files": files}
-        return io.NodeOutput(ui={**shown, "text": (f"{view.describe()}\n{names}",)})
+        if format != "png":
+            return io.NodeOutput(ui={"files": files, "text": (f"{view.describe()}\n{names}",)})
+        steps = f"one step is {scale:.10g}" if scale else "the steps fill the depth's own range, as the file says"
+        return io.NodeOutput(ui={"images": files, "text": (f"{view.describe()}\n{names}: {steps}",)})
 
 
 class LoadDepth(io.ComfyNode):
@@ -80,17 +93,25 @@ class LoadDepth(io.ComfyNode):
                     tooltip="What the numbers are, for files that do not say it: metres, or right up to one unknown scale.",
                 ),
                 io.Float.Input(
-                    "png_scale", default=0.0, min=0.0, max=1000.0, step=0.001, round=0.000001, advanced=True,
-                    tooltip="The depth of one step of a PNG that does not say it: 0.001 for millimetres. 0: as the file says.",
+                    "png_scale", default=0.0, min=0.0, max=1000.0, step=1e-12, round=1e-12, advanced=True,
+                    tooltip="The depth of one step of a PNG that does not say it: 0.001 for millimetres; 1/256 may be typed as it stands "
+                    "here. 0: as png_scale_preset says.",
                 ),
                 io.String.Input(
                     "exr_channel", default="", advanced=True,
-                    tooltip="The channel of an EXR that holds the depth. Empty: Z, or the only one there is.",
+                    tooltip="The channel of an EXR that holds the depth. Empty: Z, the one of a layer Depth, or the only one there is.",
                 ),
                 io.Float.Input(
-                    "background_at", default=0.0, min=0.0, max=1e12, step=0.1, round=0.0001, optional=True, advanced=True,
+                    "background_at", default=0.0, min=0.0, max=1e12, step=0.0001, round=0.0001, optional=True, advanced=True,
                     tooltip="From this depth on all is background, infinitely far, as sky. Blender's Z pass writes 10000000000 where "
-                    "nothing is. 0: nothing is background but what the file says is.",
+                    "nothing is, and 65504, the largest half float, into a half EXR; 10000000000 takes both. 0: nothing is background "
+                    "but what the file says is.",
+                ),
+                io.Combo.Input(
+                    "png_scale_preset", options=[TYPED_OR_FILE, *SCALES, OVER_RANGE], default=TYPED_OR_FILE,
+                    optional=True, advanced=True,
+                    tooltip="The depth of one step of the PNG by name, with png_scale 0. as typed: png_scale, and with 0 what the file "
+                    "says. 16-bit over a range: png_scale is the depth of the last step, 65535.",
                 ),
             ],
             outputs=[
@@ -100,17 +121,24 @@ class LoadDepth(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, file, units, png_scale, exr_channel, background_at=0.0) -> io.NodeOutput:
-        fault = cls.validate_inputs(file)  # a name that came through a link is seen here for the first time
+    def execute(cls, file, units, png_scale, exr_channel, background_at=0.0, png_scale_preset=TYPED_OR_FILE) -> io.NodeOutput:
+        fault = cls.validate_inputs(file, png_scale_preset)  # what came through a link is seen here for the first time
         if fault is not True:
             raise ValueError(fault)
-        stated = None if units == AS_FILE else units
-        said = {"scale": png_scale or None, "channel": exr_channel or None, "background": background_at or None}
-        view = read_depth(input_file(file), units=stated, **said)
+        path, stated = input_file(file), None if units == AS_FILE else units
+        scale = scale_to_read(TYPED_OR_FILE if png_scale_preset == _UPLOAD else png_scale_preset, png_scale, path)
+        try:
+            view = read_depth(path, units=stated, scale=scale, channel=exr_channel or None, background=background_at or None)
+        except UnstatedError as error:
+            remedy = "Choose units" + (", and png_scale_preset or png_scale" if path.suffix.lower() == ".png" else "")
+            raise ValueError(f"Expected a file that says what its numbers are, got {file!r}, which does not. {remedy}.") from error
         return io.NodeOutput(view, view.require_valid().describe())
 
     @classmethod
-    def validate_inputs(cls, file) -> bool | str:
+    def validate_inputs(cls, file, png_scale_preset=None) -> bool | str:
+        known = (None, TYPED_OR_FILE, *SCALES, OVER_RANGE, _UPLOAD)  # None: as with file
+        if png_scale_preset not in known:
+            return f"Expected a png_scale_preset of {list(known[1:-1])}, got {png_scale_preset!r}. Choose one."
         if file is None or is_input_file(file):  # None: it comes through a link, and is not known before the run
             return True
         return f"There is no file {file!r} in the input folder; put it there, or choose another."

@@ -13,6 +13,7 @@ import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
 WIDGETS = {"units": "as the file says", "png_scale": 0.0, "exr_channel": ""}
+SAVED = {"filename_prefix": "scaled", "format": "png", "png_scale": 0.0, "exr_picture": True}  # without what came later
 
 
 def node(name):
@@ -67,3 +68,49 @@ def missing_file(folder):
     except ValueError as error:
         return str(error)
     return None
+
+
+def sentence(work):
+    try:
+        work()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def load_scaled(folder, value, said):
+    """What Load Depth makes of a PNG of this one value, by Pillow, as "depths" or as the sentence it refuses with."""
+    from PIL import Image
+
+    folder_paths.set_input_directory(folder)
+    Image.new("I;16", (4, 3), value).save(Path(folder, "grey.png"))
+    Path(folder, "z.exr").write_bytes(ours("models.core.export.exr").encode_exr({"Z": torch.ones(3, 4).numpy()}))
+    said = {"file": "grey.png", **WIDGETS, "units": "metric", **said}
+    found = []
+    refused = sentence(lambda: found.append(node("LoadDepth").EXECUTE_NORMALIZED(**said).result[0]))
+    return {"refused": refused, "depths": [float(value) for view in found for value in view.depth.unique()]}
+
+
+def save_scaled(folder, said):
+    """A depth of 2 to 5 metres through Save Depth: what was said, and the path of the file."""
+    folder_paths.set_output_directory(folder)
+    depth = torch.linspace(2, 5, 12).reshape(1, 3, 4)
+    view = ours("models.core.geometry.view").View.from_depth(depth, units="metric")
+    saver = node("SaveDepth").PREPARE_CLASS_CLONE(None)
+    said = {**SAVED, **said}
+    found = []
+    refused = sentence(lambda: found.append(saver.EXECUTE_NORMALIZED(view=view, **said).ui))
+    files = [str(Path(folder, file["filename"])) for shown in found for file in shown.get("images", ())]
+    return {"refused": refused, "text": [line for shown in found for line in shown["text"]], "files": files, "depth": depth[0].tolist()}
+
+
+def accepted(inputs, name):
+    """What core's check has against one of our nodes with these inputs from the API, or None."""
+    graph = {
+        "1": {"class_type": "PrimitiveString", "inputs": {"value": "depth.exr"}},
+        "2": {"class_type": "ComfySwitchNode", "inputs": {"switch": False, "on_false": ["1", 0], "on_true": ["1", 0]}},
+        "3": {"class_type": "SpatialWeave_LoadDepth", "inputs": {"file": ["2", 0], **WIDGETS}},
+        "4": {"class_type": "SpatialWeave_SaveDepth", "inputs": {"view": ["3", 0], **SAVED}},
+    }
+    next(node for node in graph.values() if node["class_type"] == f"SpatialWeave_{name}")["inputs"] |= inputs
+    return checked(graph)
