@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spatialweave.models.core.export.npz import read_npz, write_npz
+from spatialweave.models.core.geometry.camera import intrinsics_from_fov, look_at
 from spatialweave.models.core.geometry.view import View
 
 
@@ -17,8 +18,8 @@ def full_view():
         image=torch.rand(2, 5, 7, 3),
         normals=torch.rand(2, 5, 7, 3),
         confidence=torch.rand(2, 5, 7),
-        intrinsics=torch.rand(2, 3, 3),
-        world_to_cam=torch.rand(2, 4, 4),
+        intrinsics=intrinsics_from_fov(torch.tensor([60.0, 75.0]), 7, 5),
+        world_to_cam=look_at(torch.rand(2, 3), torch.rand(2, 3) + 2),
     )
 
 
