@@ -6,11 +6,18 @@ import math
 
 from comfy_api.latest import io
 
-from ..models.core.export.depth_files import read_depth
+from ..models.core.export.depth_files import fingerprint_depth, load_depth
+from ..models.core.export.files import UnstatedError
 from .host.folders import graph_notes, input_file, is_input_file, list_depth_files, save_depth
 from .sockets import View
 
 AS_FILE = "as the file says"
+# by what is missing from a file: what it would say, and the widgets that say it instead
+WANTED = {
+    ("scale", "units"): "its scale and units, got neither. Set png_scale (0.001 for millimetres) and units",
+    ("scale",): "its scale, got none. Set png_scale (0.001 for millimetres)",
+    ("units",): "its units, got none. Set units to metric (metres) or relative",
+}
 
 
 class SaveDepth(io.ComfyNode):
@@ -106,8 +113,11 @@ class LoadDepth(io.ComfyNode):
             raise ValueError(fault)
         stated = None if units == AS_FILE else units
         said = {"scale": png_scale or None, "channel": exr_channel or None, "background": background_at or None}
-        view = read_depth(input_file(file), units=stated, **said)
-        return io.NodeOutput(view, view.require_valid().describe())
+        try:
+            view, notes = load_depth(input_file(file), units=stated, **said)
+        except UnstatedError as error:
+            raise ValueError(f"Expected {file} to say {WANTED[error.missing]}.") from error
+        return io.NodeOutput(view, "\n".join([view.require_valid().describe(), *notes]))
 
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
@@ -119,5 +129,4 @@ class LoadDepth(io.ComfyNode):
     def fingerprint_inputs(cls, file, **_) -> str | float:
         if file is None:
             return math.nan  # equal to nothing: read anew in every run
-        status = input_file(file).stat()
-        return f"{status.st_mtime_ns} {status.st_size}"
+        return fingerprint_depth(input_file(file))

@@ -16,6 +16,7 @@ from torch import Tensor
 ASSUMED_FOV = 65.0
 # OpenCV (y down, z forward) <-> glTF and three.js (y up, looks down -z); its own inverse.
 FLIP_Y_Z = (1.0, -1.0, -1.0)
+_LONGEST_FOCAL = 100  # in widths of an image: half a degree, beyond any lens
 _CROOKED = 0.05  # of a rotation times its transpose, from identity: half precision's rounding is below
 
 
@@ -45,8 +46,8 @@ def fov_from_intrinsics(intrinsics: Tensor, width: int, height: int) -> tuple[Te
 def check_intrinsics(intrinsics: Tensor, height: int, width: int) -> None:
     """Refuse intrinsics ``b 3 3`` that cannot count in pixels of a ``height`` x ``width`` map.
 
-    The principal point may lie outside the map, which can be a crop. In its first pixel, with a focal length under the
-    map's size, it counts in widths and heights (MoGe's form, 0.5 in the middle) or from -1 to 1.
+    The principal point may lie outside the map, which can be a crop. In its first pixel, with a focal length that is
+    short for pixels, it counts in widths and heights (MoGe's form, 0.5 in the middle) or from -1 to 1.
     """
     matrices = intrinsics.detach().cpu().double()
     for index, matrix in enumerate(matrices):
@@ -61,7 +62,7 @@ def check_intrinsics(intrinsics: Tensor, height: int, width: int) -> None:
         if not (focal_x > 0 and focal_y > 0):
             raise ValueError(f"Expected {where}, got focal lengths of {focal_x:.6g} and {focal_y:.6g}. They are above 0: correct them.")
         in_first_pixel = abs(center_x) < 1 and abs(center_y) < 1 and height * width > 1
-        if in_first_pixel and focal_x < width and focal_y < height:
+        if in_first_pixel and (focal_x < max(width, _LONGEST_FOCAL) or focal_y < max(height, _LONGEST_FOCAL)):
             raise ValueError(
                 f"Expected {where}, got a principal point of ({center_x:.6g}, {center_y:.6g}), which no pixels count. "
                 "Of intrinsics in widths and heights, multiply the first row by the width and the second by the height."

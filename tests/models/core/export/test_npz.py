@@ -59,6 +59,8 @@ def test_foreign_and_damaged_files_are_named(tmp_path):
     whole = (tmp_path / "cut.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.npz").write_bytes(b"")
-    for name in ("objects.npz", "array.npy", "text.npz", "cut.npz", "empty.npz"):
+    with pytest.raises(ValueError, match="objects.npz is not an NPZ of plain arrays: .* 'depth', got pickled objects"):
+        read_npz(tmp_path / "objects.npz", units="metric")
+    for name in ("array.npy", "text.npz", "cut.npz", "empty.npz"):
         with pytest.raises(ValueError, match=f"{name} is not an NPZ of plain arrays, or a damaged one"):
             read_npz(tmp_path / name, units="metric")

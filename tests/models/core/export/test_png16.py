@@ -67,7 +67,7 @@ def test_json_serves_when_the_text_was_dropped(tmp_path):
     imageio.imwrite(tmp_path / "d.png", imageio.imread(tmp_path / "d.png"))
     assert read_png16(tmp_path / "d.png").units == "metric"
     (tmp_path / "d.json").write_text("{")
-    with pytest.raises(ValueError, match="d.json is not JSON"):
+    with pytest.raises(ValueError, match="Expected JSON in .*d.json, got text that is not JSON in line 1"):
         read_png16(tmp_path / "d.png")
 
 
