@@ -11,7 +11,6 @@ import io
 import json
 import os
 import struct
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,14 +146,12 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:
 
     data, source = io.BytesIO(path.read_bytes()), show_path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, and below what Pillow refuses
-            with Image.open(data) as picture:
-                picture.load()
+        with Image.open(data) as picture:
+            picture.load()
         kind, mode, text = picture.format, picture.mode, dict(getattr(picture, "text", {}))
         turned, transparent = picture.getexif().get(_ORIENTATION, 1), picture.info.get("transparency")
         frames, values = getattr(picture, "n_frames", 1), np.asarray(picture)
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise ValueError(
             f"Expected a 16-bit grey PNG in {source}, got more pixels than can be opened ({error}). Make it smaller."
         ) from error
