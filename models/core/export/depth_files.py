@@ -71,7 +71,7 @@ def load_depth(
     elif suffix == ".png":
         view = read_png16(path, scale=scale, units=units)
     else:
-        view = read_exr(path, units=units, channel=channel)
+        return read_exr(path, units=units, channel=channel, background=background), ()
     return view if background is None else view.with_sky_from(background), notes
 
 
