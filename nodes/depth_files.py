@@ -6,7 +6,7 @@ import math
 
 from comfy_api.latest import io
 
-from ..models.core.export.depth_files import read_depth
+from ..models.core.export.depth_files import fingerprint_depth, load_depth
 from ..models.core.export.files import UnstatedError
 from ..models.core.export.png_scales import OVER_RANGE, SCALES, TYPED_OR_FILE, TYPED_OR_FILLED, scale_to_read, scale_to_write
 from .host.folders import graph_notes, input_file, is_input_file, list_depth_files, save_depth
@@ -14,6 +14,12 @@ from .sockets import View
 
 AS_FILE = "as the file says"
 _UPLOAD = "image"  # the upload button's value: graphs saved before png_scale_preset have it in that place
+# by what is missing from a file: what it would say, and the widgets that say it instead
+WANTED = {
+    ("scale", "units"): "its scale and units, got neither. Set png_scale_preset or png_scale, and units",
+    ("scale",): "its scale, got none. Set png_scale_preset or png_scale",
+    ("units",): "its units, got none. Set units to metric (metres) or relative",
+}
 
 
 class SaveDepth(io.ComfyNode):
@@ -128,11 +134,10 @@ class LoadDepth(io.ComfyNode):
         path, stated = input_file(file), None if units == AS_FILE else units
         scale = scale_to_read(TYPED_OR_FILE if png_scale_preset == _UPLOAD else png_scale_preset, png_scale, path)
         try:
-            view = read_depth(path, units=stated, scale=scale, channel=exr_channel or None, background=background_at or None)
+            view, notes = load_depth(path, units=stated, scale=scale, channel=exr_channel or None, background=background_at or None)
         except UnstatedError as error:
-            remedy = "Choose units" + (", and png_scale_preset or png_scale" if path.suffix.lower() == ".png" else "")
-            raise ValueError(f"Expected a file that says what its numbers are, got {file!r}, which does not. {remedy}.") from error
-        return io.NodeOutput(view, view.require_valid().describe())
+            raise ValueError(f"Expected {file} to say {WANTED[error.missing]}.") from error
+        return io.NodeOutput(view, "\n".join([view.require_valid().describe(), *notes]))
 
     @classmethod
     def validate_inputs(cls, file, png_scale_preset=None) -> bool | str:
@@ -147,5 +152,4 @@ class LoadDepth(io.ComfyNode):
     def fingerprint_inputs(cls, file, **_) -> str | float:
         if file is None:
             return math.nan  # equal to nothing: read anew in every run
-        status = input_file(file).stat()
-        return f"{status.st_mtime_ns} {status.st_size}"
+        return fingerprint_depth(input_file(file))

@@ -114,3 +114,50 @@ def accepted(inputs, name):
     }
     next(node for node in graph.values() if node["class_type"] == f"SpatialWeave_{name}")["inputs"] |= inputs
     return checked(graph)
+
+
+def changing_sidecar(folder):
+    """What Load Depth reads of one PNG, and its fingerprint, while the JSON beside it changes."""
+    from PIL import Image
+
+    folder_paths.set_input_directory(folder)
+    Image.new("I;16", (4, 3), 5000).save(Path(folder, "d.png"))
+    beside, depths, prints = Path(folder, "d.json"), [], []
+    for scale in ("0.001 ", "0.0002", "0.0004"):
+        beside.write_text(f'{{"depth_units": "metric", "depth_scale": {scale}}}')
+        os.utime(beside, (1, 1))
+        prints.append(node("LoadDepth").fingerprint_inputs(file="d.png", **WIDGETS))
+        depths.append(float(node("LoadDepth").EXECUTE_NORMALIZED(file="d.png", **WIDGETS).result[0].depth.max()))
+    return {"depths": depths, "prints": prints}
+
+
+def foreign_export(folder):
+    """An NPZ in the layout of Depth Anything 3's exporter through what makes clouds, meshes, normals, pairs and files of it."""
+    import numpy as np
+
+    folder_paths.set_input_directory(folder)
+    folder_paths.set_output_directory(folder)
+    image = np.zeros((1, 12, 16, 3), np.uint8)
+    image[..., 1], image[..., 2] = 51, 204
+    depth = np.linspace(2, 3, 192).reshape(1, 12, 16)
+    np.savez(
+        Path(folder, "da3.npz"), image=image, depth=depth, conf=np.ones_like(depth), extrinsics=np.eye(4)[None, :3],
+        intrinsics=np.array([[[20.0, 0, 8], [0, 20, 6], [0, 0, 1]]]), world_points=np.zeros((1, 12, 16, 3)),
+    )  # fmt: skip
+    view, text = node("LoadDepth").EXECUTE_NORMALIZED(file="da3.npz", **{**WIDGETS, "units": "metric"}).result
+    clouds = ours("models.core.geometry.points").view_to_point_cloud(view)
+    ours("models.core.geometry.mesh").view_to_mesh(view)
+    ours("models.core.geometry.normals").view_with_normals(view)
+    ours("models.core.geometry.stereo").stereo_pair(view)
+    for packet in ("Moge", "Da3"):
+        back = node(f"ViewTo{packet}").EXECUTE_NORMALIZED(view=view, **({"fov_degrees": 60.0} if packet == "Moge" else {})).result[0]
+        node(f"ViewFrom{packet}").EXECUTE_NORMALIZED(units="metric", **{f"{packet.lower()}_geometry": back})
+    exr = ours("models.core.export.depth_files")
+    written = exr.write_depth(Path(folder, "out.exr"), view)
+    return {
+        "image": view.image[0, 0, 0].tolist(),
+        "camera": str(view.intrinsics.dtype),
+        "colors": float(clouds[0].colours.max()),
+        "exr": float(exr.read_depth(written, channel="B", units="relative").depth.max()),
+        "text": text,
+    }

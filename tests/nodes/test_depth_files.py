@@ -28,6 +28,20 @@ def test_a_linked_name_of_no_file_is_refused_in_the_same_sentence(inside, tmp_pa
     )
 
 
+def test_a_changed_json_beside_a_png_is_read_anew(inside, tmp_path):
+    """Scale .001, then .0002, then a JSON of the same size and date: no run may take an older one's depth for its own."""
+    found = inside(FILE, "changing_sidecar", folder=str(tmp_path))
+    assert found["depths"] == [pytest.approx(metres) for metres in (5, 1, 2)] and len(set(found["prints"])) == 3
+
+
+def test_depth_anything_3s_own_export_goes_through_every_node(inside, tmp_path):
+    """Image of 8 bits, camera in double precision: colors of the cloud and of the stereo pair are those of the image."""
+    found = inside(FILE, "foreign_export", folder=str(tmp_path))
+    assert found["image"] == pytest.approx([0, 51 / 255, 204 / 255]) and found["camera"] == "torch.float32"
+    assert found["colors"] <= 204 / 255 + 1e-6 and found["exr"] <= 1
+    assert "not read: world_points (float64 (1, 12, 16, 3))" in found["text"]
+
+
 OVER_RANGE = "16-bit over a range"
 KITTI, TUM, MILLIMETRES = "KITTI (1/256)", "TUM (1/5000)", "millimetres (0.001)"
 
@@ -50,8 +64,9 @@ def test_a_scale_is_typed_or_chosen_by_name(inside, tmp_path, value, said, metre
 
 
 @pytest.mark.parametrize("said, words", [
-    ({}, "says what its numbers are, got 'grey.png', which does not. Choose units, and png_scale_preset or png_scale."),
-    ({"file": "z.exr", "units": "as the file says"}, "got 'z.exr', which does not. Choose units."),
+    ({}, "Expected grey.png to say its scale, got none. Set png_scale_preset or png_scale."),
+    ({"units": "as the file says"}, "its scale and units, got neither. Set png_scale_preset or png_scale, and units."),
+    ({"file": "z.exr", "units": "as the file says"}, "Expected z.exr to say its units, got none. Set units to metric"),
     ({"png_scale": 0.5, "png_scale_preset": KITTI}, "png_scale 0 beside png_scale_preset 'KITTI (1/256)', got 0.5. Set"),
     ({"png_scale_preset": OVER_RANGE}, "Expected in png_scale the depth of the last step, 65535, for '16-bit over a range', got 0."),
     ({"file": "z.exr", "png_scale_preset": KITTI}, "Expected a PNG for png_scale_preset 'KITTI (1/256)', got z.exr."),
