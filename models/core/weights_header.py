@@ -23,7 +23,10 @@ BITS = {
 
 # what other files begin with, and how to say it
 FOREIGN_STARTS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`"),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`",
+    ),
     (b"<", "a web page, not weights; the download needs a login or another address"),
     (b"PK\x03\x04", "a PyTorch pickle (zip), which can run code when opened; use the safetensors file"),
     (b"\x80", "a PyTorch pickle, which can run code when opened; use the safetensors file"),
@@ -49,7 +52,9 @@ class Header:
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
     dtypes: Mapping[str, str]  # in the format's words: F32, BF16, F8_E4M3 ...
-    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # first byte in the file, and the one after the last
+    places: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # first byte in the file, and the one after the last
 
 
 def read_header(path: str | os.PathLike) -> Header:
@@ -60,7 +65,11 @@ def read_header(path: str | os.PathLike) -> Header:
     path = Path(path)
     shown = show_path(path)
     if not path.is_file():
-        what = "is a folder, not a weights file; name the file inside" if path.is_dir() else "does not exist; check the path"
+        what = (
+            "is a folder, not a weights file; name the file inside"
+            if path.is_dir()
+            else "does not exist; check the path"
+        )
         raise WeightsError(f"{shown} {what}.")
     size = path.stat().st_size
     try:
@@ -79,7 +88,9 @@ def read_header(path: str | os.PathLike) -> Header:
     end = max((last for _, last in places.values()), default=8 + length)
     if end != size:
         fault = "cut off" if size < end else "damaged"
-        raise WeightsError(f"{shown} is {fault}: it has {size:,} bytes where its header promises {end:,}; fetch it again.")
+        raise WeightsError(
+            f"{shown} is {fault}: it has {size:,} bytes where its header promises {end:,}; fetch it again."
+        )
     _check_order(spans, shown)
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     return Header(shapes, metadata, {name: entry["dtype"] for name, entry in entries.items()}, places)
@@ -88,7 +99,9 @@ def read_header(path: str | os.PathLike) -> Header:
 def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
     shown = show_path(path)
     if size < 8:
-        raise WeightsError(f"{shown} has only {size} bytes: a download was probably interrupted; fetch it again.")
+        raise WeightsError(
+            f"{shown} has only {size} bytes: a download was probably interrupted; fetch it again."
+        )
     if start.lstrip().startswith(JSON_STARTS) and struct.unpack("<Q", start[:8])[0] > size:
         raise WeightsError(_name_json(path, size))
     # a safetensors file starts with its header's length: a byte of that may look like the others, the header's brace does not
@@ -128,11 +141,17 @@ def _parse(text: bytes, shown: str) -> dict[str, Any]:
     try:
         entries = json.loads(text.decode(), object_pairs_hook=build, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{shown} is damaged or not a safetensors file: its header cannot be read; fetch it again.") from error
+        raise WeightsError(
+            f"{shown} is damaged or not a safetensors file: its header cannot be read; fetch it again."
+        ) from error
     if not isinstance(entries, dict):
-        raise WeightsError(f"{shown} is damaged or not a safetensors file: its header cannot be read; fetch it again.")
+        raise WeightsError(
+            f"{shown} is damaged or not a safetensors file: its header cannot be read; fetch it again."
+        )
     if twice:
-        raise WeightsError(f"Expected each name once in the header of {shown}, got {twice[0]!r} twice. Save the file again.")
+        raise WeightsError(
+            f"Expected each name once in the header of {shown}, got {twice[0]!r} twice. Save the file again."
+        )
     return entries
 
 
@@ -146,7 +165,9 @@ def _read_metadata(entries: dict[str, Any], shown: str) -> dict[str, str]:
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
-        raise WeightsError(f"Expected an object of texts as {METADATA} of {shown}, got {_shorten(metadata)}. Save the file again.")
+        raise WeightsError(
+            f"Expected an object of texts as {METADATA} of {shown}, got {_shorten(metadata)}. Save the file again."
+        )
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise WeightsError(
@@ -160,7 +181,9 @@ def _read_entry(name: str, entry: Any, shown: str) -> tuple[int, int]:
     """The first byte of a tensor behind the header, and the one after the last."""
     try:
         shape, dtype, (first, last) = entry["shape"], entry["dtype"], entry["data_offsets"]
-        whole = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in (*shape, first, last))
+        whole = isinstance(shape, list) and all(
+            type(side) is int and side >= 0 for side in (*shape, first, last)
+        )
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole or not isinstance(dtype, str):
@@ -170,7 +193,9 @@ def _read_entry(name: str, entry: Any, shown: str) -> tuple[int, int]:
         )
     if dtype not in BITS:
         known = ", ".join(BITS)
-        raise WeightsError(f"Expected {name} of {shown} in one of {known}, got {_shorten(dtype)}. Save the file again in one of these.")
+        raise WeightsError(
+            f"Expected {name} of {shown} in one of {known}, got {_shorten(dtype)}. Save the file again in one of these."
+        )
     bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (last - first):
         raise WeightsError(
@@ -186,7 +211,9 @@ def _check_order(spans: Mapping[str, tuple[int, int]], shown: str) -> None:
     for (first, last), name in sorted((span, name) for name, span in spans.items()):
         if first != end:
             fault = "overlaps the tensor before it" if first < end else "leaves unused bytes before it"
-            raise WeightsError(f"{shown} is damaged: {name} {fault} (it begins at byte {first:,}, not {end:,}); fetch it again.")
+            raise WeightsError(
+                f"{shown} is damaged: {name} {fault} (it begins at byte {first:,}, not {end:,}); fetch it again."
+            )
         end = last
 
 

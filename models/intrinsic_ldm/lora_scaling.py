@@ -15,14 +15,30 @@ from typing import Any
 from ..core.text_files import parse_json
 
 ENTRY = "lora_adapter_metadata"  # of the header
-NETWORKS = ("unet", "transformer", "diffusion_model", "", "base_model.model")  # whose settings are the network's, the first that is there
-OTHER_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # of a pipeline, whose settings are for tensors not read here
+NETWORKS = (
+    "unet",
+    "transformer",
+    "diffusion_model",
+    "",
+    "base_model.model",
+)  # whose settings are the network's, the first that is there
+OTHER_PARTS = (
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+)  # of a pipeline, whose settings are for tensors not read here
 # what must be off, false or empty
 UNSUPPORTED = (
     "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication", "modules_to_save", "target_parameters",
     "trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
-CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base's own weights
+CHANGED_BASES = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # ways to begin that change the base's own weights
 
 
 @dataclass(frozen=True)
@@ -40,9 +56,13 @@ class Scaling:
         """Of the matrices of a module, by its names, of that `rank`; `beside` is the alpha that lies beside them, if one does."""
         path, stated = names[0], match_pattern(self.ranks, names, self.rank)
         if stated is not None and stated != rank:
-            raise ValueError(f"Expected rank {stated} for {path} in the LoRA {self.name}, as its settings say, got {rank}. {AGAIN}")
+            raise ValueError(
+                f"Expected rank {stated} for {path} in the LoRA {self.name}, as its settings say, got {rank}. {AGAIN}"
+            )
         alpha = match_pattern(self.alphas, names, self.alpha)
-        if None not in (alpha, beside) and not math.isclose(alpha, beside, rel_tol=1e-2):  # one of them may be in bfloat16
+        if None not in (alpha, beside) and not math.isclose(
+            alpha, beside, rel_tol=1e-2
+        ):  # one of them may be in bfloat16
             raise ValueError(
                 f"Expected one alpha for {path} in the LoRA {self.name}, got {beside:g} beside the matrices and {alpha:g} in its "
                 f"settings. {AGAIN}"
@@ -56,7 +76,10 @@ AGAIN = "Save the LoRA again with the settings that it was trained with."
 
 def match_pattern(patterns: Mapping[str, Any], names: tuple[str, ...], otherwise: Any) -> Any:
     """The value of the first pattern that fits the end of one of the names."""
-    return next((value for pattern, value in patterns.items() if any(fits(pattern, name) for name in names)), otherwise)
+    return next(
+        (value for pattern, value in patterns.items() if any(fits(pattern, name) for name in names)),
+        otherwise,
+    )
 
 
 def fits(pattern: str, path: str) -> bool:
@@ -93,11 +116,15 @@ def choose_component(found: Mapping[str, Any], source: str) -> dict[str, Any]:
         by_part.setdefault(part, {})[setting] = value
     strange = sorted(set(by_part) - {*NETWORKS, *OTHER_PARTS})
     if strange:
-        raise ValueError(f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. {AGAIN}")
+        raise ValueError(
+            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. {AGAIN}"
+        )
     there = [part for part in NETWORKS if part in by_part]
     named = [part for part in there if part in NETWORKS[:3]]
     if any(by_part[part] != by_part[named[0]] for part in named):
-        raise ValueError(f"Expected the settings of one network in {source}, got those of {' and '.join(named)}. {AGAIN}")
+        raise ValueError(
+            f"Expected the settings of one network in {source}, got those of {' and '.join(named)}. {AGAIN}"
+        )
     return by_part[there[0]] if there else {}
 
 
@@ -106,7 +133,9 @@ def check_supported(settings: Mapping[str, Any], name: str) -> None:
     faults += ["bias"] if settings.get("bias") not in (None, "none", False) else []
     faults += ["peft_type"] if settings.get("peft_type") not in (None, "LORA") else []
     start = settings.get("init_lora_weights")
-    faults += ["init_lora_weights"] if isinstance(start, str) and start.lower().startswith(CHANGED_BASES) else []
+    faults += (
+        ["init_lora_weights"] if isinstance(start, str) and start.lower().startswith(CHANGED_BASES) else []
+    )
     if faults:
         key = faults[0]
         raise ValueError(
@@ -126,7 +155,9 @@ def read_patterns(settings: Mapping[str, Any], key: str, read: Any, source: str)
         try:
             fits(pattern, "")
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"Expected regular expressions in {key} in {source}, got {show(pattern)} ({error}). {AGAIN}") from error
+            raise ValueError(
+                f"Expected regular expressions in {key} in {source}, got {show(pattern)} ({error}). {AGAIN}"
+            ) from error
         if patterns[pattern] is None:
             raise ValueError(f"Expected a number for {show(pattern)} in {key} in {source}, got null. {AGAIN}")
     return {pattern: read(patterns, pattern, f"{key} in {source}") for pattern in patterns}

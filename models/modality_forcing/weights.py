@@ -45,7 +45,8 @@ QUANTISED = (".comfy_quant", ".scale_weight", ".weight_scale", "scaled_fp8")
 # what each precision of a file becomes: float16 overflows in this network, and no layer computes in 8 bits without scales
 BODY_DTYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float32, "BF16": torch.bfloat16}
 BODY_DTYPES |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), torch.bfloat16)
-UNLIKE = (ValueError, TypeError, AttributeError, KeyError, IndexError, StopIteration, ArithmeticError, RecursionError)  # shapes of no whole network
+# what shapes and settings of no whole network raise
+UNLIKE = (ValueError, TypeError, AttributeError, KeyError, IndexError, StopIteration, ArithmeticError, RecursionError)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -197,7 +198,7 @@ def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig
         fault = error
     if header.metadata.get(KIND_KEY) == KIND and "config" in header.metadata:
         if stated is None:
-            raise WeightsError(f"{what} is a damaged {KIND}: its sizes do not make a network ({fault}).") from fault
+            raise WeightsError(f"{what} is a damaged {KIND}: its sizes do not make a network ({str(fault).rstrip('.')}).") from fault
         return stated
     if stated is not None and network_shapes(stated) == shapes:
         return stated
