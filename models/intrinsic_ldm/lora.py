@@ -35,7 +35,9 @@ OTHERS = (
     (re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$|\.(?:diff|diff_b|lora_mid\.weight)$"), "a LoRA with parts that are no low-rank matrices"),
 )
 ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # of a folder that PEFT saved
-PREFIXES = re.compile(r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|lora_unet_|lora_transformer_|lycoris_)*")
+PREFIXES = re.compile(
+    r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|module\.|_orig_mod\.|lora_unet_|lora_transformer_|lycoris_)*"
+)
 
 
 @dataclass(frozen=True)
