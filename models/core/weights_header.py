@@ -65,15 +65,12 @@ def read_header(path: str | os.PathLike) -> Header:
     """
     path = Path(path)
     shown = show_path(path)
-    if not path.is_file():
-        what = (
-            "is a folder, not a weights file; name the file inside"
-            if path.is_dir()
-            else "does not exist; check the path"
-        )
-        raise WeightsError(f"{shown} {what}.")
-    size = path.stat().st_size
     try:
+        if not path.is_file():
+            folder = path.is_dir()
+            what = "is a folder, not a weights file; name the file inside" if folder else "does not exist; check the path"
+            raise WeightsError(f"{shown} {what}.")
+        size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             _refuse_foreign(path, start + file.read(24), size)

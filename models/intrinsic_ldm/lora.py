@@ -95,7 +95,9 @@ def read_lora(
     keys: dict[tuple[str, str], str] = {}
     names: dict[str, str] = {}  # by path, as the file has it
     for key, tensor in tensors.items():
-        module, part = split_name(key, name)
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as safetensors.")
+        module, part = split_name(str(key), name)
         path = known.get(module, known.get(module.removesuffix(".0")))
         if path is None:
             raise ValueError(
