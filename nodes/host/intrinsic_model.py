@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import comfy.model_sampling
 import comfy.nested_tensor
 import comfy.patcher_extension
@@ -48,7 +46,7 @@ def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, 
 
 def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
     """The LoRA of a file as changes of the network's modules."""
-    tensors, metadata = open_lora(path) if path.lower().endswith((".safetensors", ".sft")) else (open_pickle(path, name), None)
+    tensors, metadata = open_lora(path) if path.lower().endswith((".safetensors", ".sft")) else (open_torch_file(path, name), None)
     trained_on = (metadata or {}).get("base", base.family)
     if trained_on != base.family:
         raise ValueError(
@@ -69,12 +67,12 @@ def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
     return changes
 
 
-def open_pickle(path: str, name: str) -> dict[str, torch.Tensor]:
+def open_torch_file(path: str, name: str) -> dict[str, torch.Tensor]:
     """The tensors of a PyTorch file, by core, which runs nothing that lies in it."""
     wanted = f"Expected a PyTorch file of tensors as the LoRA {name}"
     try:
         tensors = comfy.utils.load_torch_file(path, safe_load=True)
-    except (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's reader raises whatever a file's first bytes lead it to
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"{wanted}, got one that does not load ({reason}). Use the safetensors file.") from error
     if not isinstance(tensors, dict):
