@@ -27,6 +27,10 @@ NAMINGS = {
     "PEFT": {f"base_model.model.{LAYER}.to_q.lora_A.weight": DOWN, f"base_model.model.{LAYER}.to_q.lora_B.weight": UP},
     "PEFT with an adapter's name": {f"{LAYER}.to_q.lora_A.default.weight": DOWN, f"{LAYER}.to_q.lora_B.default.weight": UP},
     "diffusers": {f"unet.{LAYER}.to_q.lora_A.weight": DOWN, f"unet.{LAYER}.to_q.lora_B.weight": UP},
+    "PEFT with an adapter's other name": {f"{LAYER}.to_q.lora_A.maps.weight": DOWN, f"{LAYER}.to_q.lora_B.maps.weight": UP},
+    "saved from DDP and torch.compile": {
+        f"module._orig_mod.{LAYER}.to_q.lora_A.weight": DOWN, f"module._orig_mod.{LAYER}.to_q.lora_B.weight": UP
+    },
     "diffusers, older": {f"unet.{LAYER}.to_q.lora.down.weight": DOWN, f"unet.{LAYER}.to_q.lora.up.weight": UP},
     "kohya": kohya(f"{LAYER}.to_q"),
     "kohya with core's names": kohya(KNOWN[f"{LAYER}.to_q"].aliases[0]),
@@ -43,7 +47,7 @@ def test_every_naming_is_read_alike(naming):
 
 def test_rank_and_alpha_are_the_files():
     assert read(kohya(f"{LAYER}.to_q", alpha=torch.tensor(1.5)))[f"{LAYER}.to_q"].scale == 0.5
-    settings = {"unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {f"{LAYER}.to_out.0": 1}}
+    settings = {"unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {f"{LAYER}.to_out.0": 1}, "unet.rank_pattern": {"to_out.0": 4}}
     metadata = {"lora_adapter_metadata": json.dumps(settings)}
     assert read(NAMINGS["diffusers"], metadata)[f"{LAYER}.to_q"].scale == 2
     out = {f"unet.{LAYER}.to_out.0.lora_A.weight": torch.zeros(4, 8), f"unet.{LAYER}.to_out.0.lora_B.weight": torch.zeros(6, 4)}
