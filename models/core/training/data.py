@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,8 +131,9 @@ class FolderDataset(torch.utils.data.Dataset):
     def _say(self, notes: Sequence[str], name: str) -> None:
         """Each kind of note about pictures once a dataset."""
         for note in notes:
-            if note not in self._said:
-                self._said.add(note)
+            kind = re.sub(r"\d+", "", note)
+            if kind not in self._said:
+                self._said.add(kind)
                 log.warning("%s: %s Others like it are not named.", show_path(self.folder / name), note)
 
 
