@@ -346,7 +346,7 @@ def test_batches_that_do_not_match_are_refused_with_both_counts(pipeline, argume
         ({"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "makes the image, but one was given"),
         ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True}, "it does nothing in image_to_depth, so leave it off"),
         ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"A depth of shape \(8, 8, 3\) arrived: that is a colour picture"),
-        ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"wanted floats in \[0, 1\]: divide by its full scale"),
+        ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"in \[0, 1\], got floats from 255 to 255. Divide them by"),
         ({"steps": 0}, "0 steps were asked for"),
         ({"guidance": INF}, "Guidance is inf; it must be a finite number"),
         ({"log2_alpha": 50.0}, "log2_alpha is 50.0; it must lie between -20 and 20"),
