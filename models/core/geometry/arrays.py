@@ -15,7 +15,8 @@ from torch import Tensor
 FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.bool: 1}  # what stands for 1 in an image
 PROBABLE = 0.5  # from this probability on a pixel counts, of masks and of sky
 _WIDEST = 8  # bytes of a real number: long double differs from machine to machine
-_ROUNDING = 1e-3  # how far a float image may leave [0, 1]: half precision, resampling in place
+_ROUNDING = 1e-3  # how far a float image may leave [0, 1]
+OVERSHOOT = 0.5  # how far an IMAGE may: cubic resampling overshoots at edges
 _WORDS = {"U": "text", "S": "text", "T": "text", "c": "complex numbers", "O": "objects", "V": "records", "M": "dates", "m": "durations"}
 
 
@@ -60,8 +61,11 @@ def as_mask(array: Any, *, name: str = "mask", source: str | None = None, size: 
     return values >= PROBABLE
 
 
-def as_image(array: Any, *, name: str = "image", source: str | None = None) -> Tensor:
-    """Colors as float32 in [0, 1], in the shape given: 8 and 16 bits by their full scale, floats as they are."""
+def as_image(array: Any, *, name: str = "image", source: str | None = None, overshoot: float = _ROUNDING) -> Tensor:
+    """Colors as float32 in [0, 1], in the shape given: 8 and 16 bits by their full scale, floats as they are.
+
+    Floats that leave [0, 1] by up to ``overshoot`` are clamped, others refused.
+    """
     given = _admit(array, name, source)
     values = given.to(torch.float32)
     if given.dtype in FULL_SCALE:
@@ -70,7 +74,7 @@ def as_image(array: Any, *, name: str = "image", source: str | None = None) -> T
         kind = str(given.dtype).removeprefix("torch.")
         raise ArrayError(f"Expected 8 or 16 bits or floats from 0 to 1 in {_call(name, source)}, got {kind}. Save it as uint8.")
     low, high = _ends(values)
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+    if not (low >= -overshoot and high <= 1 + overshoot):
         raise ArrayError(
             f"Expected floats from 0 to 1 in {_call(name, source)}, got {low:.6g} to {high:.6g}. Divide by the full scale, "
             "or save it as uint8."
