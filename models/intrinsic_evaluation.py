@@ -115,7 +115,7 @@ class Rig:
         path = self.work / f"{name}-{number}-seed{seed}-{start:05d}-{count}.safetensors"
         if not path.is_file():
             write_tensors(path, look(start, count, seed), {}, kind="part of an evaluation of I-LDM")
-        return read_tensors(path)
+        return read_tensors(path, finite=False)  # a figure of nothing is NaN
 
     def rendered(self, start: int, count: int) -> dict[str, Figures]:
         """Of the captions' own scenes, with their exact maps; and of as many others, which tell what distance chance makes."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .quantisation import FORMATS, ROWS, Format, largest_magnitude
@@ -52,7 +53,7 @@ def convert_file(
     jobs = {name: _settle(plan[name], header, name, source) for name in header.shapes}
     layers = {layer_name(name): job.describe(header.shapes[name]) for name, job in jobs.items() if isinstance(job, Format)}
     described = {LAYERS: json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
-    head, places, size = _lay_out(header, jobs, dict(header.metadata) | dict(metadata) | described)
+    head, places, size = _lay_out(header, jobs, {key: str(value) for key, value in (header.metadata | dict(metadata) | described).items()})
 
     part = target.with_name(target.name + ".part")
     try:
@@ -64,6 +65,7 @@ def convert_file(
             written.truncate(size)
             written.write(head)
             _convert(read, written, header, jobs, places, on_progress)
+        _check_opens(part, target)
         os.replace(part, target)
     except BaseException as error:  # Ctrl-C too leaves no half file
         with contextlib.suppress(OSError):
@@ -72,6 +74,15 @@ def convert_file(
             raise OSError(f"Cannot write {target}: {error.strerror or error}; free some space or choose another folder.") from error
         raise
     return target
+
+
+def _check_opens(part: Path, target: Path) -> None:
+    """What is written has to be what every other program opens."""
+    try:
+        with safe_open(part, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise WeightsError(f"{target} would not open as safetensors ({error}); it was not written.") from error
 
 
 def layer_name(weight: str) -> str:
@@ -117,9 +128,12 @@ def _convert(read: BinaryIO, written: BinaryIO, header: Header, jobs: Mapping, p
             else:
                 written.seek(places[name].start)
                 for block in _blocks(read, header, name):
+                    largest_magnitude(block.to(job))
                     written.write(_bytes(block.to(job)))
         except ValueError as error:
-            raise WeightsError(f"{name} cannot be quantised: {error}; the file is damaged or its training failed.") from error
+            raise WeightsError(
+                f"{name} of {read.name} cannot be converted: {error}; the file is damaged or its training failed."
+            ) from error
         start, end = header.places[name]
         done += end - start
         on_progress(done, total)

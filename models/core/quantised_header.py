@@ -58,18 +58,25 @@ def find_layers(path: str | os.PathLike, header: Header) -> dict[str, str]:
     """Layer -> the name of its format, as core would find them; empty for a file that is not quantised."""
     try:
         if LAYERS in header.metadata:
-            return {layer: entry["format"] for layer, entry in json.loads(header.metadata[LAYERS])["layers"].items()}
+            return {layer: _read_format(entry) for layer, entry in json.loads(header.metadata[LAYERS])["layers"].items()}
         if any(name.endswith(OLD_MARK) for name in header.shapes):
             return {name.removesuffix(".scale_weight"): "float8_e4m3fn" for name in header.shapes if name.endswith(".scale_weight")}
         return {name.removesuffix(MARK): _read_mark(path, header.places[name]) for name in header.shapes if name.endswith(MARK)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path} says that it is quantised, but not how ({error}); fetch it again, or convert it again.") from error
 
 
 def _read_mark(path: str | os.PathLike, place: tuple[int, int]) -> str:
     with open(path, "rb") as file:
         file.seek(place[0])
-        return json.loads(file.read(place[1] - place[0]))["format"]
+        return _read_format(json.loads(file.read(place[1] - place[0])))
+
+
+def _read_format(entry: Mapping[str, object]) -> str:
+    found = entry["format"]
+    if not isinstance(found, str):
+        raise ValueError(f"its format is {str(found)[:60]}, no name")
+    return found
 
 
 def _new_name(name: str) -> str:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.diffusion.guidance import guide
-from ..core.weights import fill_module, read_header, read_tensors
+from ..core.weights import fill_module
 from ..demo.text import TinyTextEncoder
 from . import tiny
 from .attention import Kept
 from .config import GUIDANCE, STEPS
 from .layers import Layer, Reading, check_layers
-from .lora import LowRank, Projection, read_lora
+from .lora import LowRank, Projection, open_lora, read_lora
 from .processors import couple, projections
 from .rows import BOTH, Rows, Stream
 from .sampling import Latents, OnStep, sample_streams
@@ -90,8 +90,8 @@ class CoGeneration:
         """The shipped files, or others; WeightsError or ValueError says what a wrong one is. The networks compute in `dtype`."""
 
         def read(found: Mapping[str, Projection]) -> dict[str, LowRank]:
-            metadata = read_header(lora).metadata
-            parts = read_lora(read_tensors(lora), found, base=tiny.NAME, name=str(lora), metadata=metadata)
+            tensors, metadata = open_lora(lora)
+            parts = read_lora(tensors, found, base=tiny.NAME, name=str(lora), metadata=metadata)
             like = torch.empty(0, device=device, dtype=dtype)
             return {name: part.to(like) for name, part in parts.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
 MAPS = {"depth": 1, "normals": 3, "segmentation": 3, "line": 1}  # channels of each, in the order in which they are stacked
@@ -25,11 +26,14 @@ class VaeConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multiples", tuple(self.multiples))
+        for name, value in (*asdict(self).items(), *((f"multiples[{i}]", each) for i, each in enumerate(self.multiples))):
+            if name not in ("multiples", "base_scale") and type(value) is not int:
+                raise ValueError(f"Expected a whole number as {name} of an intrinsic VAE, got {value!r}. Save the file again.")
         if self.width < 1 or self.blocks < 1 or self.latent_channels < 1 or not self.multiples or min(self.multiples) < 1:
             raise ValueError(f"{self} arrived: width, blocks, latent channels and each multiple must be 1 or more.")
         if any(self.width * multiple % GROUPS for multiple in self.multiples):
             raise ValueError(f"A width {self.width} by {self.multiples} arrived: each must be divisible by the {GROUPS} of a group norm.")
-        if not self.base_scale > 0:
+        if isinstance(self.base_scale, bool) or not 0 < self.base_scale < math.inf:
             raise ValueError(f"The base scale {self.base_scale} arrived: it must be above 0, as SD's {SD_SCALE}.")
 
     @property
@@ -63,5 +67,5 @@ class VaeConfig:
         """Raises ValueError for anything but what `to_json` writes."""
         try:
             return cls(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{text[:80]!r} arrived for the settings of an intrinsic VAE ({error}); save the file again.") from error

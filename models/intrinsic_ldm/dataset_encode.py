@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.export.files import write_file
 from ..core.training.data import read_many
-from ..core.weights import fill_module, read_tensors
+from ..core.weights import check_finite, fill_module, read_tensors
 from ..demo.text import TinyTextEncoder, read_layout
 from .dataset import IntrinsicSamples
 from .dataset_shards import Summary, write_folder
@@ -106,6 +106,9 @@ def load_frozen_parts(base: Path, dtype: torch.dtype):
         raise ValueError(
             f"The text encoders or the VAE in {base} cannot be loaded: {error} Fetch the folder again, with its .safetensors files."
         ) from error
+    for part, module in (*text.components.items(), ("vae", image)):
+        if isinstance(module, nn.Module):
+            check_finite(module.state_dict(), f"the {part} in {base}")
     return text, image.requires_grad_(False).train(False)
 
 

@@ -5,21 +5,36 @@ A file is matched to a base model by the names and widths of its self-attention 
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.text_files import read_text
+from ..core.weights import check_finite, read_header, read_tensors
+from .lora_scaling import ENTRY, Scaling, read_scaling
 from .rows import Rows, Stream
 
-# PEFT's, kohya's and diffusers' old words for the two matrices
-DOWN = ("lora_A.weight", "lora_A.default.weight", "lora_down.weight", "lora.down.weight")
-UP = ("lora_B.weight", "lora_B.default.weight", "lora_up.weight", "lora.up.weight")
-ALPHA = ("alpha",)
+# PEFT's (with an adapter's name or without), kohya's and diffusers' old words for the two matrices, and for alpha
+PARTS = {
+    "down": re.compile(r"\.(?:lora_A(?:\.[^.]+)?|lora_down|lora\.down)\.weight$"),
+    "up": re.compile(r"\.(?:lora_B(?:\.[^.]+)?|lora_up|lora\.up)\.weight$"),
+    "alpha": re.compile(r"\.alpha$"),
+}
+# what the names of other adapters end with, and what these are
+OTHERS = (
+    (re.compile(r"\.(?:lora_magnitude_vector(?:\..+)?|dora_scale)$"), "a DoRA, which also rescales the weights"),
+    (re.compile(r"\.hada_w[12](?:_[ab])?$|\.hada_t[12]$"), "a LoHa, a Hadamard product of two low-rank parts"),
+    (re.compile(r"\.lokr_(?:w[12](?:_[ab])?|t2)$"), "a LoKr, a Kronecker product"),
+    (re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$|\.(?:diff|diff_b|lora_mid\.weight)$"), "a LoRA with parts that are no low-rank matrices"),
+)
+ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # of a folder that PEFT saved
 PREFIXES = re.compile(r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|lora_unet_|lora_transformer_|lycoris_)*")
 
 
@@ -54,6 +69,15 @@ def add_to_stream(out: Tensor, x: Tensor, delta, rows: Rows, stream: Stream, *, 
         target.add_(delta(rows.select(x, stream)), alpha=sign)
 
 
+def open_lora(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file, as `read_lora` takes them. PEFT itself writes the settings into a JSON file beside its
+    adapter_model.safetensors, diffusers into the metadata."""
+    metadata, beside = dict(read_header(path).metadata), Path(path).with_name(CONFIG_FILE)
+    if Path(path).stem == ADAPTER_STEM and ENTRY not in metadata and beside.is_file():
+        metadata[ENTRY] = read_text(beside)
+    return read_tensors(path), metadata
+
+
 def read_lora(
     tensors: Mapping[str, Tensor], projections: Mapping[str, Projection], *, base: str, name: str, metadata: Mapping[str, str] | None = None
 ) -> dict[str, LowRank]:  # fmt: skip
@@ -61,11 +85,13 @@ def read_lora(
 
     alpha comes from the file (`alpha` beside the matrices, or PEFT's adapter settings in the metadata), else it is the rank, scale 1;
     with PEFT's use_rslora the scale is alpha over the rank's root.
-    Raises ValueError for a file of another base, of other layers, or incomplete.
+    Raises ValueError for a file of another base, of other layers, incomplete, with NaN, or with settings that other numbers follow from.
     """
     known = {alias: path for path, projection in projections.items() for alias in (path, *projection.aliases)}
     known |= {alias.replace(".", "_"): path for alias, path in tuple(known.items())}
     parts: dict[str, dict[str, Tensor]] = {}
+    keys: dict[tuple[str, str], str] = {}
+    names: dict[str, str] = {}  # by path, as the file has it
     for key, tensor in tensors.items():
         module, part = split_name(key, name)
         path = known.get(module, known.get(module.removesuffix(".0")))
@@ -74,57 +100,70 @@ def read_lora(
                 f"The LoRA {name} changes {module}, which is no self-attention projection of {base}: choose an intrinsic LoRA that was "
                 "trained on this base (an ordinary LoRA goes through Load LoRA instead)."
             )
+        if (path, part) in keys:
+            raise ValueError(
+                f"Expected one {part} of {path} in the LoRA {name}, got {keys[path, part]!r} and {key!r}. Keep the tensors of one adapter."
+            )
+        keys[path, part], names[path] = key, module
         parts.setdefault(path, {})[part] = tensor
     if not parts:
         raise ValueError(f"The LoRA {name} is empty; choose an intrinsic LoRA trained on {base}.")
-    scaling = read_scaling(metadata)
-    return {path: build(path, found, projections[path], scaling, base, name) for path, found in parts.items()}
+    check_finite(tensors, f"the LoRA {name}")
+    scaling = read_scaling(metadata, name)
+    return {path: build((path, names[path]), found, projections[path], scaling, base) for path, found in parts.items()}
 
 
 def split_name(key: str, name: str) -> tuple[str, str]:
     """A file's key as the module's path and "down", "up" or "alpha"."""
     bare = PREFIXES.sub("", key)
-    for part, endings in (("down", DOWN), ("up", UP), ("alpha", ALPHA)):
-        for ending in endings:
-            if bare.endswith("." + ending):
-                return bare[: -len(ending) - 1], part
-    raise ValueError(f"The file {name} holds {key!r}, which belongs to no LoRA of PEFT's or kohya's naming: choose an intrinsic LoRA.")
+    for part, ending in PARTS.items():
+        match = ending.search(bare)
+        if match:
+            return bare[: match.start()], part
+    other = next((f" (it is of {what})" for ending, what in OTHERS if ending.search(bare)), "")
+    raise ValueError(
+        f"The file {name} holds {key!r}, which belongs to no LoRA of PEFT's or kohya's naming{other}: choose an intrinsic LoRA."
+    )
 
 
-def build(path: str, found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str, name: str) -> LowRank:
+def build(names: tuple[str, ...], found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str) -> LowRank:
+    """Of one projection, by its names, ours first."""
+    path, name = names[0], scaling.name
     if not {"down", "up"} <= found.keys():
         missing = "down" if "down" not in found else "up"
         raise ValueError(f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download it again.")
-    down, up = (found[part].flatten(1) if found[part].dim() > 2 else found[part] for part in ("down", "up"))
+    down, up = (read_matrix(part, found[part], path, name) for part in ("down", "up"))
     if down.shape[1] != projection.inputs or up.shape[0] != projection.outputs or down.shape[0] != up.shape[1]:
         raise ValueError(
             f"The LoRA {name} has matrices {tuple(up.shape)} x {tuple(down.shape)} for {path}, but {base} has {projection.outputs} x "
             f"{projection.inputs} there: it was trained on another base; load that one, or the LoRA made for this one."
         )
     rank = down.shape[0]
-    return LowRank(down, up, scaling.scale(path, rank, float(found["alpha"]) if "alpha" in found else None))
+    if not rank:
+        raise ValueError(f"Expected a rank of 1 or more for {path} in the LoRA {name}, got 0. Save it again, or leave that layer out.")
+    return LowRank(down, up, scaling.scale(names, rank, read_alpha(found["alpha"], path, name) if "alpha" in found else None))
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """How strongly a file's matrices count: PEFT's alphas by module path ("" for all the others), over the rank or its root (rsLoRA)."""
+def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
+    """A matrix, or a 1 x 1 convolution as one. Integers are quantised values whose scale is not known here."""
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"Expected floating-point numbers in the {part} matrix of {path} in the LoRA {name}, got {kind}, which stands for them at a "
+            "scale that is not in the file. Use the LoRA that is not quantised."
+        )
+    if tensor.dim() < 2 or any(side != 1 for side in tensor.shape[2:]):
+        raise ValueError(
+            f"Expected a matrix (rank and width) as {part} of {path} in the LoRA {name}, got {tuple(tensor.shape)}. Choose an intrinsic "
+            "LoRA: one of convolutions belongs to other layers."
+        )
+    return tensor.flatten(1)
 
-    alphas: Mapping[str, float]
-    by_root: bool = False
 
-    def scale(self, path: str, rank: int, alpha: float | None) -> float:
-        """`alpha` is what lies beside the matrices, if anything does."""
-        if alpha is None:
-            alpha = self.alphas.get(path, self.alphas.get("", rank))
-        return alpha / (math.sqrt(rank) if self.by_root else rank)
-
-
-def read_scaling(metadata: Mapping[str, str] | None) -> Scaling:
-    """PEFT's adapter settings as diffusers writes them into a safetensors header."""
-    text = (metadata or {}).get("lora_adapter_metadata")
-    if not text:
-        return Scaling({})
-    settings = {key.rpartition(".")[2]: value for key, value in json.loads(text).items()}
-    alphas = {path: float(value) for path, value in (settings.get("alpha_pattern") or {}).items()}
-    alphas |= {"": float(settings["lora_alpha"])} if settings.get("lora_alpha") is not None else {}
-    return Scaling(alphas, bool(settings.get("use_rslora")))
+def read_alpha(tensor: Tensor, path: str, name: str) -> float:
+    """One number above 0, of any numeric type."""
+    value = float(tensor) if tensor.numel() == 1 and tensor.dtype != torch.bool else None
+    if value is None or not 0 < value < math.inf:
+        got = f"a tensor {tuple(tensor.shape)} of {tensor.dtype}" if value is None else value
+        raise ValueError(f"Expected one number above 0 as alpha of {path} in the LoRA {name}, got {got}. Save the LoRA again.")
+    return value

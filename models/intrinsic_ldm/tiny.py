@@ -6,14 +6,16 @@ ours, because no CLIP is small: words, places, and a few layers in which they re
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from ..core.text_files import read_json_object
 from ..core.weights import KIND as KIND_KEY
 from ..core.weights import WeightsError, describe, read_header, read_tensors, write_tensors
 from .config import VaeConfig
@@ -80,7 +82,8 @@ def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
 def read_folder(folder: Path) -> TinyBase:
     """The base that a training run left in diffusers' form, its text encoder beside."""
     unet, vae = (read_tensors(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae"))
-    scale = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["scaling_factor"]
+    config = folder / "vae" / "config.json"
+    scale = _read_scale(read_json_object(config).get("scaling_factor"), f"scaling_factor in {config}")
     return TinyBase(unet, vae, read_tensors(folder / TEXT_FILE), scale)
 
 
@@ -94,4 +97,15 @@ def load_base(path: str | os.PathLike = BASE_FILE) -> TinyBase:
         part: {name.removeprefix(f"{part}."): value.float() for name, value in tensors.items() if name.startswith(f"{part}.")}
         for part in PARTS
     }
-    return TinyBase(**parts, vae_scale=float(header.metadata[VAE_SCALE]))
+    return TinyBase(**parts, vae_scale=_read_scale(header.metadata[VAE_SCALE], f"{VAE_SCALE} in the metadata of {path}"))
+
+
+def _read_scale(stated: Any, source: str) -> float:
+    """A number above 0, as text or number."""
+    try:
+        scale = float(stated)
+    except (TypeError, ValueError):
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise WeightsError(f"Expected a number above 0 as {source}, got {stated!r}. Save the file again.")
+    return scale

@@ -23,7 +23,7 @@ from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe
 from ..core.training.settings import check_settings, read_settings
 from ..core.training.words import draw_words
-from ..core.weights import fill_module, write_tensors
+from ..core.weights import check_finite, fill_module, write_tensors
 from ..demo.training import edge_distance, psnr
 from . import tiny
 from .attention import Coupling, Kept
@@ -125,6 +125,7 @@ class FrozenVae(nn.Module):
             self.vae = import_diffusers().AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} holds no autoencoder in diffusers' form ({error}); train the tiny one first.") from error
+        check_finite(self.vae.state_dict(), f"the autoencoder in {folder}")
         self.requires_grad_(False).train(False)
 
     def encode(self, image: Tensor) -> Tensor:

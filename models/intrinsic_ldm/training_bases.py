@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..core.weights import check_finite
+
 Family = Literal["sd21", "sdxl", "pixart"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 Noise = Literal["independent", "shared"]  # of a picture and its maps in training
@@ -119,6 +121,7 @@ def load_base(folder: str | Path, family: Family, dtype: torch.dtype = torch.flo
         )  # fmt: skip
     except (OSError, RuntimeError, TypeError) as error:
         raise ValueError(f"The base in {folder} cannot be loaded: {error} Fetch the folder again, with its .safetensors files.") from error
+    check_finite(network.state_dict(), f"the base in {folder}")
     check_prediction(folder, scheduler.config.prediction_type)
     return Base(network.requires_grad_(False).train(False), family, scheduler, find_kind(folder, family))
 

@@ -25,9 +25,9 @@ from ..core.training.data import FolderDataset
 from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe
 from ..core.training.settings import check_settings, read_settings
-from ..core.weights import read_header, read_tensors, write_tensors
+from ..core.weights import read_tensors, write_tensors
 from .attention import Coupling
-from .lora import LowRank, Projection, read_lora
+from .lora import LowRank, Projection, open_lora, read_lora
 from .processors import PARTS, couple, projections
 from .rows import BOTH, Rows, Stream
 from .training_bases import CONDITIONS, FAMILIES, Base, Noise, load_base
@@ -174,8 +174,8 @@ def build(recipe: Recipe) -> Task:
     found = projections(base.network)
     model = TrainedLora(found, settings, Generator().manual_seed(recipe.seed))
     if settings.weights:
-        metadata = read_header(settings.weights).metadata
-        given = read_lora(read_tensors(settings.weights), found, base=recipe.preset, name=settings.weights, metadata=metadata)
+        tensors, metadata = open_lora(settings.weights)
+        given = read_lora(tensors, found, base=recipe.preset, name=settings.weights, metadata=metadata)
         model.fill(given, settings.weights)
     coupling, layers = couple(base.network, model.parts)
     coupling.weights = dict.fromkeys((layer.block for layer in layers), 1.0)  # w = 1 throughout, as in the paper

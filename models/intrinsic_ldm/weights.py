@@ -6,16 +6,17 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..core.weights import Header, WeightsError, describe, read_header, read_tensors, write_tensors
+from ..core.weights import Header, WeightsError, describe, explain_part, read_header, read_tensors, write_tensors
 from .config import CHANNELS, VaeConfig
 
 KIND = "intrinsic VAE"
+DIFFUSERS_CLASS = '"_class_name"'  # in a description of diffusers'
 CONFIG = "config"  # metadata: VaeConfig as JSON
 LATENT_SCALE = "latent_scale"  # metadata: what the raw latents are multiplied by to have unit spread, as `vae.latent_scale` measures it
 WANTED = f"wanted an intrinsic VAE, with {CHANNELS} channels in and out, as our trainer makes one of the base model's own"
@@ -75,7 +76,11 @@ def load_intrinsic_vae(path: str | os.PathLike) -> IntrinsicVae:
         scale = math.nan
     if not 0 < scale < math.inf:
         raise WeightsError(f"{path} gives its {LATENT_SCALE} as {text!r}, wanted a number above 0; save the file again.")
-    return IntrinsicVae(to_core_names(read_tensors(path)), config, scale)
+    state = read_tensors(path)
+    named = to_core_names(state)
+    if len(named) < len(state):
+        raise WeightsError(f"Expected each tensor of {path} once, got some under core's names and diffusers' too. Keep one set of weights.")
+    return IntrinsicVae(named, config, scale)
 
 
 def find_config(header: Header, what: str) -> VaeConfig:
@@ -83,18 +88,30 @@ def find_config(header: Header, what: str) -> VaeConfig:
     levels = count_levels(header.shapes)
     shapes = {core_name(name, levels): shape for name, shape in header.shapes.items()}
     if not {FIRST, LAST, CODE} <= set(shapes) or any(len(shapes[name]) != 4 for name in (FIRST, LAST, CODE)):
-        raise WeightsError(f"{what} is {describe(header)}; {WANTED}.")
+        raise WeightsError(f"{what} is {describe(header)}; {WANTED}{explain_part(what)}.")
     (width, into, *_), (out, *_) = shapes[FIRST], shapes[LAST]
     if (into, out) != (CHANNELS, CHANNELS):
         raise WeightsError(f"{what} is {describe(header)} with {into} channels in and {out} out; {WANTED}.")
     try:
-        if CONFIG in header.metadata:
-            return VaeConfig.from_json(header.metadata[CONFIG])
         multiples = tuple(shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in range(levels))
         blocks = sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in shapes)
-        return VaeConfig(width, multiples, blocks, shapes[CODE][0])
-    except (KeyError, ValueError) as error:
+        told = VaeConfig(width, multiples, blocks, shapes[CODE][0])
+    except (KeyError, IndexError, ArithmeticError, ValueError) as error:
+        raise WeightsError(f"{what} looks like an autoencoder of another make ({error}); {WANTED}{explain_part(what)}.") from error
+    return _follow_statement(header, told, what)
+
+
+def _follow_statement(header: Header, told: VaeConfig, what: str) -> VaeConfig:
+    """The layout that the shapes tell, with the scale that the file states; diffusers' description of a class is left alone."""
+    if CONFIG not in header.metadata or DIFFUSERS_CLASS in header.metadata[CONFIG]:
+        return told
+    try:
+        stated = VaeConfig.from_json(header.metadata[CONFIG])
+    except ValueError as error:
         raise WeightsError(f"{what} looks like an autoencoder of another make ({error}); {WANTED}.") from error
+    if replace(stated, base_scale=told.base_scale) != told:
+        raise WeightsError(f"Expected {what} to hold what its {CONFIG} states ({stated}), got tensors of {told}. Save the file again.")
+    return stated
 
 
 def count_levels(names: Iterable[str]) -> int:

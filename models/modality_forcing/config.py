@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
@@ -15,6 +16,7 @@ WHOLE_NUMBERS = (
     "in_channels", "depth_channels", "context_in_dim", "hidden_size", "num_heads",
     "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "time_embed_dim",
 )  # fmt: skip
+FRACTIONS = ("theta", "mlp_ratio", "time_max_period", "time_factor", "shift_mu", "shift_sigma", "x0_t_min")
 MAY_BE_ZERO = ("num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks")
 
 
@@ -48,6 +50,7 @@ class ModalityForcingConfig:
             value, least = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}, but it must be a whole number of at least {least}.")
+        self._check_fractions()
         self._check_heads()
         if self.depth_channels != self.depth_patch**2:
             raise ValueError(
@@ -61,6 +64,14 @@ class ModalityForcingConfig:
         for name in ("theta", "time_max_period", "time_factor", "shift_sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be positive.")
+
+    def _check_fractions(self) -> None:
+        for name in FRACTIONS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}, but it must be a finite number.")
+        if not isinstance(self.infinite_sky, bool):
+            raise ValueError(f"infinite_sky is {self.infinite_sky!r}, but it must be true or false.")
 
     def _check_heads(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -86,6 +97,8 @@ class ModalityForcingConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModalityForcingConfig:
         """From a plain dict. Missing keys take the released values; an unknown key is refused by name."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"The network config is {str(values)[:60]}, but it must be an object of names and values.")
         values = {OTHER_NAMES.get(key, key): value for key, value in values.items()}
         unknown = sorted(set(values) - cls.known())
         if unknown:

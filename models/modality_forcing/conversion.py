@@ -12,7 +12,7 @@ import torch
 from ..core.conversion import Progress, convert_file
 from ..core.quantisation import FORMATS
 from ..core.weights import WeightsError, check_fit, read_header
-from .weights import BLOCKS, DEPTH_HEAD, find_config, find_prefix, network_shapes
+from .weights import BLOCKS, DEPTH_HEAD, find_config, find_prefix, network_shapes, own_names
 
 PLAIN = "bf16"
 CHOICES = (PLAIN, *FORMATS)
@@ -27,9 +27,11 @@ def convert_network(
     header = read_header(source)
     prefix = find_prefix(header, str(source))
     config = find_config(header, prefix, str(source))
-    shapes = {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}
+    names = own_names(header.shapes, prefix, str(source))
+    shapes = {names[name]: shape for name, shape in header.shapes.items()}
     check_fit(network_shapes(config), shapes, str(source))
-    plan = {prefix + name: wanted for name, wanted in plan_precisions(shapes, form).items()}
+    planned = plan_precisions(shapes, form)
+    plan = {name: planned[ours] for name, ours in names.items()}
     return convert_file(source, target, plan, {"config": json.dumps(config.to_json())}, on_progress)
 
 

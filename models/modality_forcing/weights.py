@@ -5,19 +5,36 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..core.weights import Header, WeightsError, check_fit, describe, fill_module, read_header, read_tensors, write_tensors
+from ..core.weights import KIND as KIND_KEY
+from ..core.weights import (
+    Header,
+    WeightsError,
+    check_finite,
+    check_fit,
+    describe,
+    explain_part,
+    fill_module,
+    find_wrapper,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from .config import PRESETS, ModalityForcingConfig
 from .network import ModalityForcing
 
 PREFIX = "dit."  # of the released file
 OTHER_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
+# any of these, in any order: torch.compile, DataParallel, training loops and ComfyUI put their own words before all names
+PREFIXES = re.compile(r"(?:(?:dit|model|diffusion_model|module|_orig_mod|net|network)\.)*")
+COMPILED = "_orig_mod."  # torch.compile's, before the names of each block that was compiled by itself
 KIND = "Modality Forcing network"
 MARKERS = ("depth_in.weight", "double_stream_modulation_depth.lin.weight", "depth_final_layer.linear.weight")
 FLUX2_MARKER = "double_stream_modulation_img.lin.weight"
@@ -25,7 +42,11 @@ FIRST_VARIANT = ("cross_alpha_img", "cross_alpha_depth")  # what the first publi
 BLOCKS = ("double_blocks.", "single_blocks.", "depth_decoder_blocks.")
 DEPTH_HEAD = "depth_final_layer."
 QUANTISED = (".comfy_quant", ".scale_weight", ".weight_scale", "scaled_fp8")
-BODY_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}  # float16 overflows in this network
+# what each precision of a file becomes: float16 overflows in this network, and no layer computes in 8 bits without scales
+BODY_DTYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float32, "BF16": torch.bfloat16}
+BODY_DTYPES |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), torch.bfloat16)
+# what shapes and settings of no whole network raise
+UNLIKE = (ValueError, TypeError, AttributeError, KeyError, IndexError, StopIteration, ArithmeticError, RecursionError)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -39,8 +60,8 @@ def load_network(
 ) -> tuple[ModalityForcing, ModalityForcingConfig]:
     """A network and its configuration from a safetensors file, or from a state dict whose tensors it then uses.
 
-    The configuration is the one given, else the file's own, else read off the shapes. `dtype=None` keeps the file's precision
-    (float32 for float16, in which this network overflows); the depth head is float32 always. WeightsError says in one sentence
+    The configuration is the one given, else the file's own, else read off the shapes. `dtype=None` keeps the file's precision (float32
+    for float16, in which this network overflows, and for float64); the depth head is float32 always. WeightsError says in one sentence
     what a wrong file is.
     """
     given = path_or_state if isinstance(path_or_state, Mapping) else None
@@ -48,19 +69,24 @@ def load_network(
     header = read_header(path_or_state) if given is None else describe_state(given)
     prefix = find_prefix(header, what)
     config = config or find_config(header, prefix, what)
-    dtype = dtype or BODY_DTYPES.get(header.dtypes.get(prefix + "img_in.weight", ""), torch.bfloat16)
-    network = ModalityForcing(config, operations=operations, device="meta", dtype=dtype)
-    shapes = {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}
+    names = own_names(header.shapes, prefix, what)
+    check_precisions({names[name]: found for name, found in header.dtypes.items()}, what)
+    stored = {ours: header.dtypes[name] for name, ours in names.items()}.get("img_in.weight", "")
+    network = ModalityForcing(config, operations=operations, device="meta", dtype=dtype or BODY_DTYPES.get(stored, torch.bfloat16))
+    shapes = {names[name]: shape for name, shape in header.shapes.items()}
     check_fit({name: tuple(value.shape) for name, value in network.state_dict().items()}, shapes, f"{what}, a {KIND},")
     state = read_tensors(path_or_state) if given is None else given
-    state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return fill_module(network, state, what=what, device=device), config
+    if given is not None:
+        check_finite(given, what)
+    return fill_module(network, {names[name]: value for name, value in state.items()}, what=what, device=device), config
 
 
 def describe_state(state: Mapping[str, Tensor]) -> Header:
     """A state dict as if it were a file."""
-    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    return Header({name: tuple(v.shape) for name, v in state.items()}, {}, {name: names.get(v.dtype, "") for name, v in state.items()})
+    names = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    names |= {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+    dtypes = {name: names.get(v.dtype, str(v.dtype).removeprefix("torch.")) for name, v in state.items()}
+    return Header({name: tuple(v.shape) for name, v in state.items()}, {}, dtypes)
 
 
 def save_network(
@@ -81,11 +107,12 @@ def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[st
     header = read_header(path)
     prefixes = [prefix for prefix in (*OTHER_PREFIXES, PREFIX) if prefix + FLUX2_MARKER in header.shapes]
     if not prefixes:
-        raise WeightsError(f"{path} is {describe(header)}; a FLUX.2 klein base network is wanted here.")
+        raise WeightsError(f"{path} is {describe(header)}; a FLUX.2 klein base network is wanted here{explain_part(str(path))}.")
     renamed = {name: _base_name(name, prefixes[0]) for name in header.shapes}
     kept = {name: ours for name, ours in renamed.items() if is_image_text(ours)}
     wanted = {name: shape for name, shape in network_shapes(config).items() if is_image_text(name)}
     check_fit(wanted, {ours: header.shapes[name] for name, ours in kept.items()}, f"{path}, a FLUX.2 network,")
+    check_precisions({name: header.dtypes[name] for name in kept}, str(path))
     tensors = read_tensors(path)
     return {ours: tensors[name] for name, ours in kept.items()}
 
@@ -108,11 +135,12 @@ def network_shapes(config: ModalityForcingConfig) -> dict[str, tuple[int, ...]]:
 
 def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = describe) -> str:
     """What stands before the released names in this file; WeightsError if it is no Modality Forcing network, with what it is."""
-    for prefix in (PREFIX, *OTHER_PREFIXES):
-        if all(prefix + name in header.shapes for name in MARKERS):
-            break
-    else:
-        raise WeightsError(f"{what} is {describe(header)}; a {KIND} is wanted here (keys {PREFIX}{MARKERS[0]} and others).")
+    first = MARKERS[0]
+    found = [name.removesuffix(first) for name in header.shapes if name.endswith(first)]
+    found = [prefix for prefix in found if all(prefix + name in header.shapes for name in MARKERS)]
+    prefix = next((prefix for prefix in found if PREFIXES.fullmatch(prefix)), None)
+    if prefix is None:
+        raise WeightsError(_explain_other(header, what, found, describe))
     if any(name.endswith(QUANTISED) for name in header.shapes):
         raise WeightsError(f"{what} is a quantised {KIND}; load it through ComfyUI, or use the unquantised file.")
     if prefix + FIRST_VARIANT[0] not in header.shapes:
@@ -123,15 +151,73 @@ def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = d
     return prefix
 
 
+def _explain_other(header: Header, what: str, prefixes: list[str], describe: Callable[[Header], str]) -> str:
+    """What a file is whose names are not a whole network's, or have something unknown before them."""
+    if prefixes:
+        return f'{what} is a {KIND} with "{prefixes[0]}" before its names; strip that from them (keys {PREFIX}{MARKERS[0]} and others).'
+    if header.metadata.get(KIND_KEY) == KIND and not find_wrapper(header.shapes):
+        missing = next(name for name in MARKERS if PREFIX + name not in header.shapes)
+        part = explain_part(what) or "; it is damaged or one part of several: fetch it again, whole"
+        return f"{what} says that it is a {KIND}, but has no {PREFIX}{missing}{part}."
+    wanted = f"a {KIND} is wanted here (keys {PREFIX}{MARKERS[0]} and others)"
+    return f"{what} is {describe(header)}; {wanted}{explain_part(what)}."
+
+
+def own_names(names: Iterable[str], prefix: str, what: str) -> dict[str, str]:
+    """Name in the file -> our name. WeightsError for two tensors of one name, of which one would be lost."""
+    found: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for name in names:
+        ours = found[name] = name.removeprefix(prefix).replace(COMPILED, "")
+        if ours in seen:
+            raise WeightsError(f"Expected one {ours} in {what}, got {seen[ours]!r} and {name!r}. Keep one set of weights in the file.")
+        seen[ours] = name
+    return found
+
+
+def check_precisions(dtypes: Mapping[str, str], what: str) -> None:
+    """Of the tensors that are not quantised; integers stand for fractions at a scale that is not in the file."""
+    for name, found in dtypes.items():
+        if found not in BODY_DTYPES:
+            known = ", ".join(BODY_DTYPES)
+            raise WeightsError(f"Expected {name} of {what} in one of {known}, got {found}. Use the file that is not quantised.")
+
+
 def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig:
-    """The configuration a file states in its metadata, else the one its shapes give."""
+    """The configuration a file states in its metadata, else the one its shapes give.
+
+    In a file that does not call itself ours, `config` may be another program's: it counts if it makes a network of these shapes.
+    """
+    names = own_names(header.shapes, prefix, what)
+    shapes = {names[name]: shape for name, shape in header.shapes.items()}
+    stated, fault = None, None
     try:
-        stated = header.metadata.get("config")
+        if "config" in header.metadata:
+            stated = _read_config(header.metadata["config"], shapes)
+    except UNLIKE as error:
+        fault = error
+    if header.metadata.get(KIND_KEY) == KIND and "config" in header.metadata:
+        if stated is None:
+            raise WeightsError(f"{what} is a damaged {KIND}: its sizes do not make a network ({str(fault).rstrip('.')}).") from fault
+        return stated
+    if stated is not None and network_shapes(stated) == shapes:
+        return stated
+    try:
+        return config_from_shapes(shapes)
+    except UNLIKE as error:
         if stated is not None:
-            return ModalityForcingConfig.from_json(json.loads(stated))
-        return config_from_shapes({name.removeprefix(prefix): shape for name, shape in header.shapes.items()})
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise WeightsError(f"{what} is a damaged {KIND}: its sizes do not make a network ({error}).") from error
+            return stated
+        reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        raise WeightsError(f"{what} is a damaged {KIND}: its sizes do not make a network ({reason}){explain_part(what)}.") from error
+
+
+def _read_config(text: str, shapes: Shapes) -> ModalityForcingConfig:
+    config = ModalityForcingConfig.from_json(json.loads(text))
+    for kind in ("double", "single", "depth_decoder"):
+        count = getattr(config, f"num_{kind}_blocks")
+        if count > len(shapes):  # so many are not even looked for
+            raise ValueError(f"num_{kind}_blocks is {count}, but the file has {len(shapes)} tensors")
+    return config
 
 
 def config_from_shapes(shapes: Shapes) -> ModalityForcingConfig:

@@ -12,7 +12,7 @@ import torch
 
 from ...models.core.diffusion.ddpm import STEPS, flow_to_sigma, sigma_to_ddpm
 from ...models.intrinsic_ldm.layers import Reading, check_layers, middle_layers
-from ...models.intrinsic_ldm.lora import read_lora
+from ...models.intrinsic_ldm.lora import open_lora, read_lora
 from ...models.intrinsic_ldm.plot import plot_weights
 from ...models.intrinsic_ldm.schedules import OFF, Constant, Cut, Drop, Gaussian, Schedule, read_curve, read_layers
 from ...models.intrinsic_ldm.tiny import LORA_FILE as TINY_LORA
@@ -46,7 +46,10 @@ def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, 
 
 def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
     """The LoRA of a file as changes of the network's modules."""
-    tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    if path.lower().endswith((".safetensors", ".sft")):
+        tensors, metadata = open_lora(path)
+    else:  # a pickle, which core opens without running it
+        tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True), None
     trained_on = (metadata or {}).get("base", base.family)
     if trained_on != base.family:
         raise ValueError(

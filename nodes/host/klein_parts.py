@@ -10,6 +10,7 @@ import folder_paths
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...models.core.registry import PublishedFile, find_published
+from ...models.core.weights import check_file, check_finite, read_header
 from ...models.modality_forcing.released import TEXT_ENCODERS, VAE, released_files
 
 MISSING = "A Modality Forcing file holds no {what}, and the one it needs is not in ComfyUI's folders: fetch it, or use {node}: {where}."
@@ -36,6 +37,7 @@ def load_clip(encoder: PublishedFile | None, width: int):
     if path is None:
         where = encoder.line if encoder else f"the encoder it was trained with, whose prompts have the width {width}"
         return ExecutionBlocker(MISSING.format(what="text encoder", node="Load CLIP, type flux2", where=where))
+    check_file(path)
     embeddings = folder_paths.get_folder_paths("embeddings")
     return comfy.sd.load_clip(ckpt_paths=[path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.FLUX2)
 
@@ -45,7 +47,9 @@ def load_vae(vae: PublishedFile):
     path = find_file(vae)
     if path is None:
         return ExecutionBlocker(MISSING.format(what="VAE", node="Load VAE", where=vae.line))
+    read_header(path)
     state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    check_finite(state, path)
     made = comfy.sd.VAE(sd=state, metadata=metadata)
     made.throw_exception_if_invalid()
     made.patcher.cached_patcher_init = (comfy.sd.load_vae_patcher, (path, metadata, None))  # by which core makes it again on another device

@@ -11,8 +11,10 @@ from pathlib import Path
 import comfy.cli_args
 import comfy.nested_tensor
 import folder_paths
+import torch
 
-from ...models.core.weights import KIND, WeightsError, describe, read_header, read_tensors, write_tensors
+from ...models.core.text_files import parse_json
+from ...models.core.weights import KIND, WeightsError, check_finite, describe, read_header, read_tensors, write_tensors
 from .joint_latent import SIZE, SKY, split_joint_latent
 from .nested_masks import MASKS, nest_masks, take_apart
 
@@ -85,14 +87,38 @@ def load_joint_latent(file: str) -> dict:
     header = read_header(path)
     if header.metadata.get(KIND) != FILE_KIND or not set(STREAMS) <= set(header.shapes):
         raise WeightsError(f"{path} holds {describe(header)}, wanted a joint latent: write one with Save Joint Latent.")
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, finite=False)  # NaN in depth is missing depth
+    check_finite({STREAMS[0]: tensors[STREAMS[0]]}, path)
     nested = comfy.nested_tensor.NestedTensor
-    latent = {"samples": nested([tensors[name] for name in STREAMS])}
+    latent = {"samples": nested([read_stream(tensors, name, path) for name in STREAMS])}
     if all(f"{name}_mask" in tensors for name in STREAMS):
-        latent[MASKS] = nested([tensors[f"{name}_mask"] for name in STREAMS])
-    latent |= {key: json.loads(header.metadata[key]) for key in (SIZE, SKY) if key in header.metadata}
-    split_joint_latent(latent)
+        latent[MASKS] = nested([read_stream(tensors, f"{name}_mask", path) for name in STREAMS])
+    latent |= {key: read_note(header.metadata[key], key, path) for key in (SIZE, SKY) if key in header.metadata}
+    try:
+        image, depth = split_joint_latent(latent)
+    except ValueError as error:
+        raise WeightsError(f"{path} holds no joint latent that can be used: {error}") from error
+    if SIZE in latent and any(asked > padded for asked, padded in zip(latent[SIZE], depth.shape[-2:], strict=True)):
+        raise WeightsError(f"Expected a {SIZE} within {tuple(depth.shape[-2:])} in {path}, got {latent[SIZE]}. Save the latent again.")
     return latent
+
+
+def read_stream(tensors: dict[str, torch.Tensor], name: str, path: str) -> torch.Tensor:
+    """One stream or mask of fractions."""
+    if not tensors[name].is_floating_point():
+        raise WeightsError(f"Expected floating-point numbers in {name} of {path}, got {tensors[name].dtype}. Save the latent again.")
+    return tensors[name]
+
+
+def read_note(text: str, key: str, path: str) -> list[int] | bool:
+    """[height, width], or whether sky is infinite, as `save_joint_latent` writes it."""
+    source = f"{key} in the metadata of {path}"
+    value = parse_json(text, source=source)
+    if key == SKY and not isinstance(value, bool):
+        raise WeightsError(f"Expected true or false as {source}, got {text[:60]}. Save the latent again.")
+    if key == SIZE and not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
+        raise WeightsError(f"Expected [height, width] in pixels as {source}, got {text[:60]}. Save the latent again.")
+    return value
 
 
 def hash_joint_latent(file: str) -> str:

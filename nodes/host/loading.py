@@ -10,14 +10,14 @@ import folder_paths
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...models.core.quantised_header import plain_header
+from ...models.core.quantised_header import find_layers, plain_header
 from ...models.core.registry import find_published
-from ...models.core.weights import WeightsError, check_fit, read_header
+from ...models.core.weights import WeightsError, check_finite, check_fit, read_header
 from ...models.demo.codec_colours import fit_colours
 from ...models.demo.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
 from ...models.modality_forcing.pipeline import TINY_NETWORK
 from ...models.modality_forcing.released import NETWORK, released_files
-from ...models.modality_forcing.weights import DEPTH_HEAD, find_config, find_prefix, network_shapes
+from ...models.modality_forcing.weights import DEPTH_HEAD, check_precisions, find_config, find_prefix, network_shapes, own_names
 from .file_kinds import describe_file
 from .joint_model import JointConfig, keep_given
 from .klein_parts import load_parts
@@ -81,14 +81,19 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
 
     A file that is something else is refused, and called by its name, before it is read.
     """
-    header = plain_header(path, read_header(path))
+    stored = read_header(path)
+    header, quantised = plain_header(path, stored), find_layers(path, stored)
     prefix = find_prefix(header, path, describe_file)
     network = find_config(header, prefix, path)
-    check_fit(network_shapes(network), {name.removeprefix(prefix): shape for name, shape in header.shapes.items()}, path)
+    names = own_names(header.shapes, prefix, path)
+    check_fit(network_shapes(network), {names[name]: shape for name, shape in header.shapes.items()}, path)
+    check_precisions({name: found for name, found in header.dtypes.items() if name.removesuffix(".weight") not in quantised}, path)
     report_need(path)
     state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    check_finite(state, path)
     state, _ = comfy.utils.convert_old_quants(state, prefix, metadata=metadata)  # core's one form: a description beside each layer
-    state = {name.removeprefix(prefix): value for name, value in state.items()}
+    ours = own_names(state, prefix, path)
+    state = {ours[name]: value.float() if value.dtype == torch.float64 else value for name, value in state.items()}
 
     config = JointConfig(network)
     config.quant_config = comfy.utils.detect_layer_quantization(state, "")

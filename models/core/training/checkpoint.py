@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from ..weights import WeightsError, read_tensors
 
 POINTER = "latest.json"
 STATE = "state.json"
@@ -62,9 +64,10 @@ def load_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dic
     groups = {}
     for name in names:
         try:
-            groups[name] = load_file(folder / f"{name}.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{folder / name}.safetensors is damaged or missing ({error}); use an older checkpoint.") from error
+            groups[name] = read_tensors(folder / f"{name}.safetensors")
+        except WeightsError as error:
+            reason = str(error).removesuffix(".")
+            raise ValueError(f"{folder / name}.safetensors is damaged or missing ({reason}); use an older checkpoint.") from error
     return groups, read_json(folder / STATE)
 
 

@@ -43,7 +43,7 @@ def test_every_naming_is_read_alike(naming):
 
 def test_rank_and_alpha_are_the_files():
     assert read(kohya(f"{LAYER}.to_q", alpha=torch.tensor(1.5)))[f"{LAYER}.to_q"].scale == 0.5
-    settings = {"unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {f"{LAYER}.to_out.0": 1}}
+    settings = {"unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {f"{LAYER}.to_out.0": 1}, "unet.rank_pattern": {"to_out.0": 4}}
     metadata = {"lora_adapter_metadata": json.dumps(settings)}
     assert read(NAMINGS["diffusers"], metadata)[f"{LAYER}.to_q"].scale == 2
     out = {f"unet.{LAYER}.to_out.0.lora_A.weight": torch.zeros(4, 8), f"unet.{LAYER}.to_out.0.lora_B.weight": torch.zeros(6, 4)}

@@ -1,0 +1,186 @@
+"""How strongly the matrices of a LoRA count: PEFT's adapter settings, as diffusers writes them into a safetensors header.
+
+A pattern of `alpha_pattern` or `rank_pattern` is a regular expression for the end of a module's path, from a dot or from its beginning;
+of several that match the first counts. Settings that make other numbers of the same matrices are refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.text_files import parse_json
+
+ENTRY = "lora_adapter_metadata"  # of the header
+NETWORKS = (
+    "unet",
+    "transformer",
+    "diffusion_model",
+    "",
+    "base_model.model",
+)  # whose settings are the network's, the first that is there
+OTHER_PARTS = (
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+)  # of a pipeline, whose settings are for tensors not read here
+# what must be off, false or empty
+UNSUPPORTED = (
+    "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication", "modules_to_save", "target_parameters",
+    "trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
+)  # fmt: skip
+CHANGED_BASES = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # ways to begin that change the base's own weights
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Of one file, called `name` in errors. Without settings the scale is alpha / rank, 1 where there is no alpha."""
+
+    name: str
+    alpha: float | None = None
+    rank: int | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    by_root: bool = False  # rsLoRA: over the root of the rank
+
+    def scale(self, names: tuple[str, ...], rank: int, beside: float | None) -> float:
+        """Of the matrices of a module, by its names, of that `rank`; `beside` is the alpha that lies beside them, if one does."""
+        path, stated = names[0], match_pattern(self.ranks, names, self.rank)
+        if stated is not None and stated != rank:
+            raise ValueError(
+                f"Expected rank {stated} for {path} in the LoRA {self.name}, as its settings say, got {rank}. {AGAIN}"
+            )
+        alpha = match_pattern(self.alphas, names, self.alpha)
+        if None not in (alpha, beside) and not math.isclose(
+            alpha, beside, rel_tol=1e-2
+        ):  # one of them may be in bfloat16
+            raise ValueError(
+                f"Expected one alpha for {path} in the LoRA {self.name}, got {beside:g} beside the matrices and {alpha:g} in its "
+                f"settings. {AGAIN}"
+            )
+        used = beside if beside is not None else alpha if alpha is not None else rank
+        return used / (math.sqrt(rank) if self.by_root else rank)
+
+
+AGAIN = "Save the LoRA again with the settings that it was trained with."
+
+
+def match_pattern(patterns: Mapping[str, Any], names: tuple[str, ...], otherwise: Any) -> Any:
+    """The value of the first pattern that fits the end of one of the names."""
+    return next(
+        (value for pattern, value in patterns.items() if any(fits(pattern, name) for name in names)),
+        otherwise,
+    )
+
+
+def fits(pattern: str, path: str) -> bool:
+    return pattern == path or re.match(rf"(.*\.)?({pattern})$", path) is not None
+
+
+def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
+    """From a file's header; ValueError names a setting that cannot be followed."""
+    text = (metadata or {}).get(ENTRY)
+    if not text:
+        return Scaling(name)
+    source = f"the adapter settings ({ENTRY}) of the LoRA {name}"
+    found = parse_json(text, source=source) if isinstance(text, str) else text
+    if not isinstance(found, dict):
+        raise ValueError(f"Expected a JSON object as {source}, got {show(found)}. {AGAIN}")
+    settings = choose_component(found, source)
+    check_supported(settings, name)
+    by_root = settings.get("use_rslora")
+    if not isinstance(by_root, bool | None):
+        raise ValueError(f"Expected true or false as use_rslora in {source}, got {show(by_root)}. {AGAIN}")
+    return Scaling(
+        name, read_number(settings, "lora_alpha", source), read_rank(settings, "r", source),
+        read_patterns(settings, "alpha_pattern", read_number, source), read_patterns(settings, "rank_pattern", read_rank, source),
+        bool(by_root),
+    )  # fmt: skip
+
+
+def choose_component(found: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The network's settings among those of a pipeline's parts, by their names alone. As in diffusers, those without a part's name
+    are only read where none have the network's."""
+    by_part: dict[str, dict[str, Any]] = {}
+    for key, value in found.items():
+        part, _, setting = key.rpartition(".")
+        by_part.setdefault(part, {})[setting] = value
+    strange = sorted(set(by_part) - {*NETWORKS, *OTHER_PARTS})
+    if strange:
+        raise ValueError(
+            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. {AGAIN}"
+        )
+    there = [part for part in NETWORKS if part in by_part]
+    named = [part for part in there if part in NETWORKS[:3]]
+    if any(by_part[part] != by_part[named[0]] for part in named):
+        raise ValueError(
+            f"Expected the settings of one network in {source}, got those of {' and '.join(named)}. {AGAIN}"
+        )
+    return by_part[there[0]] if there else {}
+
+
+def check_supported(settings: Mapping[str, Any], name: str) -> None:
+    faults = [key for key in UNSUPPORTED if settings.get(key)]
+    faults += ["bias"] if settings.get("bias") not in (None, "none", False) else []
+    faults += ["peft_type"] if settings.get("peft_type") not in (None, "LORA") else []
+    start = settings.get("init_lora_weights")
+    faults += (
+        ["init_lora_weights"] if isinstance(start, str) and start.lower().startswith(CHANGED_BASES) else []
+    )
+    if faults:
+        key = faults[0]
+        raise ValueError(
+            f"Expected a plain LoRA in {name}, got one with {key} = {show(settings[key])}, which asks for other numbers than "
+            "up(down(x)). Choose an intrinsic LoRA without it."
+        )
+
+
+def read_patterns(settings: Mapping[str, Any], key: str, read: Any, source: str) -> dict[str, Any]:
+    """Pattern -> number, in the file's order."""
+    patterns = settings.get(key)
+    if patterns is None:
+        return {}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"Expected an object as {key} in {source}, got {show(patterns)}. {AGAIN}")
+    for pattern in patterns:
+        try:
+            fits(pattern, "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"Expected regular expressions in {key} in {source}, got {show(pattern)} ({error}). {AGAIN}"
+            ) from error
+        if patterns[pattern] is None:
+            raise ValueError(f"Expected a number for {show(pattern)} in {key} in {source}, got null. {AGAIN}")
+    return {pattern: read(patterns, pattern, f"{key} in {source}") for pattern in patterns}
+
+
+def read_number(settings: Mapping[str, Any], key: str, source: str) -> float | None:
+    """A number above 0; None where it is not stated."""
+    value = settings.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"Expected a number above 0 for {show(key)} in {source}, got {show(value)}. {AGAIN}")
+    return float(value)
+
+
+def read_rank(settings: Mapping[str, Any], key: str, source: str) -> int | None:
+    """A whole number above 0; None where it is not stated."""
+    value = read_number(settings, key, source)
+    if value is not None and value != int(value):
+        raise ValueError(f"Expected a whole number for {show(key)} in {source}, got {show(value)}. {AGAIN}")
+    return None if value is None else int(value)
+
+
+def show(value: Any) -> str:
+    text = value if isinstance(value, str) else str(value)
+    return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text[:60]
