@@ -32,7 +32,7 @@ from spatialweave.models.intrinsic_ldm import dataset_build, dataset_shards
 from spatialweave.models.intrinsic_ldm.config import VaeConfig
 from spatialweave.models.intrinsic_ldm.dataset import IntrinsicSamples
 from spatialweave.models.intrinsic_ldm.lora import Projection, read_lora
-from spatialweave.models.intrinsic_ldm.training_bases import find_family
+from spatialweave.models.intrinsic_ldm.training_bases import find_family, find_kind
 from spatialweave.models.intrinsic_ldm.weights import load_intrinsic_vae
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
 from spatialweave.models.modality_forcing.conversion import convert_network
@@ -52,13 +52,14 @@ PROJECTIONS = {f"{LAYER}.to_q": Projection(6, 8), f"{LAYER}.to_out.0": Projectio
 
 @dataclass(frozen=True)
 class Kind:
-    """`files` makes the folder's sound files by name, of which `spoilt` is the one to be spoilt."""
+    """`files` makes the folder's sound files by name, of which `spoilt` is the one to be spoilt; `said` may be named in its place."""
 
     files: Callable[[], dict[str, bytes]]
     spoilt: str
     mutate: Callable[[Any, bytes], bytes]
     read: Callable[[Path], Any]
     fault: Callable[[Any, Path], str | None]  # what is wrong with something that was read
+    said: str | None = None
 
 
 def picture(array, form="PNG", **more):
@@ -165,12 +166,9 @@ def workflow():
 
 
 def base():
-    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
-    scheduler = {"prediction_type": "epsilon", "num_train_timesteps": 1000}
-    return {
-        "model_index.json": json.dumps(index).encode(), "unet/config.json": json.dumps({"cross_attention_dim": 1024}).encode(),
-        "scheduler/scheduler_config.json": json.dumps(scheduler).encode(),
-    }  # fmt: skip
+    """As much of a base's folder in diffusers' form as says what it is."""
+    unet = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 1024, "addition_embed_type": None}
+    return {"unet/config.json": json.dumps(unet).encode(), "vae/config.json": json.dumps({"scaling_factor": 0.18215}).encode()}
 
 
 def read_adapter(path):
@@ -222,6 +220,11 @@ def read_runner_graph(path):
         return module.change_inputs(module.read_graph(path), [])
     except module.RunError as error:
         raise ValueError(str(error)) from error  # the runner's own family; its door prints it as it is
+
+
+def read_family(path):
+    folder = path.parents[1]
+    return find_family(folder), find_kind(folder, find_family(folder))
 
 
 def read_facts(path):
@@ -372,7 +375,7 @@ def nothing_fault(value, path):
 
 
 def family_fault(family, path):
-    return None if family in ("sd21", "sdxl", "pixart") else f"the family {family!r}"
+    return None if family[0] in ("sd21", "sdxl", "pixart") and family[1] in ("", "sd15", "pixart_sigma") else f"the family {family!r}"
 
 
 def pictured(form, mode="RGB", **more):
@@ -429,9 +432,9 @@ KINDS = {
     "workflow to run": Kind(workflow, "graph.json", spoil.spoil_json, read_runner_graph, graph_fault),
     "facts of a dataset": Kind(
         lambda: {"dataset.json": json.dumps({"format": "spatialweave-intrinsics", "version": 1, "count": 3, "finished": True}).encode()},
-        "dataset.json", spoil.spoil_json, read_facts, nothing_fault,
+        "dataset.json", spoil.spoil_json, read_facts, nothing_fault, "folder",
     ),
-    "base's folder": Kind(base, "model_index.json", spoil.spoil_json, lambda path: find_family(path.parent), family_fault),
+    "base's folder": Kind(base, "unet/config.json", spoil.spoil_json, read_family, family_fault, "folder"),
     "registry": Kind(
         lambda: {"released.json": (ROOT / "models" / "modality_forcing" / "released.json").read_bytes()}, "released.json", spoil.spoil_json,
         read_published, published_fault,

@@ -62,7 +62,7 @@ def read(kind, path):
         try:
             result = kind.read(path)
         except (ValueError, OSError) as error:
-            outcome, wrong = "refused", sentence_fault(error, path)
+            outcome, wrong = "refused", sentence_fault(error, kind.said or path.name)
         except Exception as error:  # noqa: BLE001 - what the test is for
             outcome, wrong = "refused", f"no sentence: {type(error).__name__}: {error}"
         else:
@@ -75,12 +75,12 @@ def read(kind, path):
     return outcome, wrong
 
 
-def sentence_fault(error, path):
+def sentence_fault(error, name):
     """A refusal is one line of words that names the file, and no error of Python's own codecs."""
     said = str(error)
     if isinstance(error, UnicodeError):
         return f"no sentence: {type(error).__name__}: {said}"
-    if path.name not in said and path.stem not in said:
+    if name not in said:
         return f"no sentence: without the file's name: {type(error).__name__}: {said[:300]}"
     if len(said.split()) < 4 or "\n" in said.strip():
         return f"no sentence: {said[:300]!r}"
