@@ -8,7 +8,7 @@ import json
 import struct
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,16 @@ from spatialweave.models import trainers
 from spatialweave.models.core import registry
 from spatialweave.models.core.export.depth_files import read_depth
 from spatialweave.models.core.geometry.view import View
+from spatialweave.models.core.pictures import read_pictures
 from spatialweave.models.core.training.data import FolderDataset
 from spatialweave.models.core.training.recipe import Recipe
-from spatialweave.models.core.weights import read_header, read_tensors
 from spatialweave.models.demo import demo
 from spatialweave.models.demo.codec import TinyCodec
 from spatialweave.models.demo.weights import load_codec
-from spatialweave.models.intrinsic_ldm import dataset_build, dataset_shards
+from spatialweave.models.intrinsic_ldm import dataset_build, dataset_facts
 from spatialweave.models.intrinsic_ldm.config import VaeConfig
 from spatialweave.models.intrinsic_ldm.dataset import IntrinsicSamples
-from spatialweave.models.intrinsic_ldm.lora import Projection, read_lora
+from spatialweave.models.intrinsic_ldm.lora import Projection, open_lora, read_lora
 from spatialweave.models.intrinsic_ldm.training_bases import find_family, find_kind
 from spatialweave.models.intrinsic_ldm.weights import load_intrinsic_vae
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
@@ -52,14 +52,14 @@ PROJECTIONS = {f"{LAYER}.to_q": Projection(6, 8), f"{LAYER}.to_out.0": Projectio
 
 @dataclass(frozen=True)
 class Kind:
-    """`files` makes the folder's sound files by name, of which `spoilt` is the one to be spoilt; `said` may be named in its place."""
+    """`files` makes the folder's sound files by name, of which `spoilt` is the one to be spoilt; a refusal names it, or one of `said`."""
 
     files: Callable[[], dict[str, bytes]]
     spoilt: str
     mutate: Callable[[Any, bytes], bytes]
     read: Callable[[Path], Any]
     fault: Callable[[Any, Path], str | None]  # what is wrong with something that was read
-    said: str | None = None
+    said: tuple[str, ...] = ()
 
 
 def picture(array, form="PNG", **more):
@@ -113,10 +113,11 @@ def with_maps():
     return {**loose(**{name.removesuffix(".png"): name for name in maps}), **maps}
 
 
-def shard():
+def shard(height=HEIGHT, width=WIDTH):
     """A dataset folder of a shard with three samples."""
-    tensors = {"image": torch.from_numpy(COLORS)[None].repeat(3, 1, 1, 1), "depth": torch.from_numpy(DEPTH)[None].repeat(3, 1, 1)}
-    tensors |= {"segmentation": torch.ones(3, HEIGHT, WIDTH, dtype=torch.int16), "line": torch.zeros(3, HEIGHT, WIDTH).half()}
+    tensors = {"image": torch.arange(3 * height * width * 3).reshape(3, height, width, 3).to(torch.uint8)}
+    tensors |= {"depth": 1 + torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))}
+    tensors |= {"segmentation": torch.ones(3, height, width, dtype=torch.int16), "line": torch.zeros(3, height, width).half()}
     rows = lines(*({"shard": "shard.safetensors", "row": row, "caption": "a ball"} for row in range(3)))
     return {"shard.safetensors": save(tensors), "manifest.jsonl": rows}
 
@@ -127,10 +128,23 @@ def recipe():
     return {"recipe.json": json.dumps(values | {"lr_scale": {"a": 2.0}, "freeze": ["b"], "workers": 0, "output": "out"}).encode()}
 
 
+def recipe_of(system, **more):
+    values = {"system": system, "steps": 20, "batch_size": 1, "data": {"folder": "here", "size": 16}, "model": {}, "loss": {}} | more
+    return {"recipe.json": json.dumps(values).encode(), **shard(16, 16)}
+
+
+def adapter():
+    """As PEFT writes one: the settings in a file of their own."""
+    tensors = {f"base_model.model.{name}.lora_A.weight": torch.ones(3, part.inputs) for name, part in PROJECTIONS.items()}
+    tensors |= {f"base_model.model.{name}.lora_B.weight": torch.ones(part.outputs, 3) for name, part in PROJECTIONS.items()}
+    settings = {"peft_type": "LORA", "lora_alpha": 6, "r": 3, "use_rslora": False, "alpha_pattern": {"to_q": 3}, "rank_pattern": {}}
+    return {"adapter_model.safetensors": save(tensors), "adapter_config.json": json.dumps(settings).encode()}
+
+
 def lora():
     tensors = {f"unet.{name}.lora_A.weight": torch.ones(3, part.inputs) for name, part in PROJECTIONS.items()}
     tensors |= {f"unet.{name}.lora_B.weight": torch.ones(part.outputs, 3) for name, part in PROJECTIONS.items()}
-    tensors[f"unet.{LAYER}.to_q.alpha"] = torch.tensor(3.0)
+    tensors[f"unet.{LAYER}.to_q.alpha"] = torch.tensor(6.0)
     settings = {"unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {f"{LAYER}.to_out.0": 3}, "unet.rank_pattern": {}}
     return {"lora.safetensors": save(tensors, {"lora_adapter_metadata": json.dumps(settings), "format": "pt"})}
 
@@ -172,13 +186,12 @@ def base():
 
 
 def read_adapter(path):
-    return read_lora(read_tensors(path), PROJECTIONS, base="SD2.1", name=str(path), metadata=read_header(path).metadata)
+    tensors, metadata = open_lora(path)
+    return read_lora(tensors, PROJECTIONS, base="SD2.1", name=str(path), metadata=metadata)
 
 
 def read_image(path):
-    from spatialweave.models.core.pictures import read_pictures
-
-    return read_pictures(demo.open_image(path)).rgb
+    return read_pictures(demo.open_image(path, [])).rgb
 
 
 def read_network(path):
@@ -203,13 +216,25 @@ def read_maps(path):
 
 
 def build(path):
-    """A recipe read, and its trainer made on a small dataset where it names one."""
+    """A recipe's trainer, made on the dataset beside it, and one loss."""
     recipe = Recipe.read(path)
-    return trainers.BUILDERS[recipe.system](recipe) if recipe.system in trainers.BUILDERS else recipe
+    recipe = replace(recipe, data={**recipe.data, "folder": str(path.parent)}) if recipe.data.get("folder") == "here" else recipe
+    if recipe.system not in trainers.BUILDERS:
+        raise ValueError(f"{path}: {recipe.system!r} is no system that has a trainer")  # as run_recipe says
+    task = trainers.BUILDERS[recipe.system](recipe)
+    return task.loss(task.model, task.collate([task.dataset[0]]), torch.Generator().manual_seed(0))[0]
+
+
+def read_weights_and_settings(path):
+    return read_adapter(path.with_name("adapter_model.safetensors"))
 
 
 def read_caption(path):
-    return dataset_build.caption(path.with_suffix(".png"))["caption"]
+    """As `build` lists it: a caption that cannot be read leaves its picture out, with a word why."""
+    (source,) = dataset_build.find_pictures(path.parent)
+    if source.fault:
+        raise ValueError(source.fault)
+    return source.entry["caption"]
 
 
 def read_runner_graph(path):
@@ -228,7 +253,7 @@ def read_family(path):
 
 
 def read_facts(path):
-    return dataset_shards.check_facts(path.parent, {"format": "spatialweave-intrinsics", "version": 1, "count": 3})
+    return dataset_facts.check_facts(path.parent, {"format": "spatialweave-intrinsics", "version": 1, "count": 3})
 
 
 def read_published(path):
@@ -287,21 +312,21 @@ def exr_fault(view, path):
 
 
 def npz_fault(view, path):
+    """Height and width are the array's last two sides, or the two before one of 1."""
     with np.load(path) as found:
-        array = found["depth"] if "depth" in found.files else None
-    if array is None:
-        return view_fault(view)
-    size = [side for side in array.shape]
-    while len(size) > 2 and size[-1] == 1:
-        size.pop()
-    return view_fault(view, size[-2:])
+        array = found["depth" if "depth" in found.files else found.files[0]]
+    sizes = {array.shape[-2:], array.shape[-3:-1] if array.shape[-1:] == (1,) else array.shape[-2:]}
+    return view_fault(view) if tuple(view.depth.shape[1:]) in sizes else f"{tuple(view.depth.shape)} of an array {array.shape}"
 
 
 def samples_fault(samples, path):
     for sample in samples:
-        sizes = {tuple(value.shape[:2]) for key, value in sample.items() if key in ("image", "depth", "mask", "segmentation", "line")}
-        if len(sizes) > 1:
-            return f"maps of several sizes {sizes}"
+        sizes = {key: tuple(value.shape[:2]) for key, value in sample.items() if key in ("image", "depth", "mask", "segmentation")}
+        for height, width in sizes.values():  # another resolution is fine, another cut of the scene is not
+            if any(abs(height * w - width * h) > max(h, w, height, width) for h, w in sizes.values()):
+                return f"maps of several sizes {sizes}"
+        if "depth" in sizes and sizes["mask"] != sizes["depth"]:
+            return f"a mask and a depth of several sizes {sizes}"
         for key, dtype, axes in (("image", torch.uint8, 3), ("depth", torch.float32, 2), ("mask", torch.bool, 2)):
             if key in sample and (sample[key].dtype != dtype or sample[key].ndim != axes or sample[key].numel() == 0):
                 return f"{key} of {sample[key].dtype} {tuple(sample[key].shape)}"
@@ -338,8 +363,8 @@ def picture_fault(image, path):
 
 
 def module_fault(module, path):
-    module = module if isinstance(module, torch.nn.Module) else torch.nn.ParameterDict(module.state)
-    bad = [name for name, value in module.state_dict().items() if not bool(torch.isfinite(value.float()).all())]
+    state = module.state_dict() if isinstance(module, torch.nn.Module) else module.state
+    bad = [name for name, value in state.items() if not bool(torch.isfinite(value.float()).all())]
     return f"{bad[0]} is not finite" if bad else None
 
 
@@ -355,6 +380,10 @@ def lora_fault(parts, path):
 
 def recipe_fault(recipe, path):
     return None if isinstance(recipe, Recipe) and recipe.to_json() else "no recipe"
+
+
+def loss_fault(loss, path):
+    return None if loss.ndim == 0 and bool(torch.isfinite(loss)) else f"a loss of {loss}"
 
 
 def text_fault(text, path):
@@ -389,11 +418,13 @@ def picture_kind(form, mode="RGB", mutate=spoil.spoil_bytes, **more):
 
 ORIENTED = Image.Exif()
 ORIENTED[0x0112] = 6
+VAE = {"model": {"config": {"width": 32, "multiples": [1], "blocks": 1, "latent_channels": 4}}}
+ANY = ("recipe", "folder", "dataset")  # the trainer speaks of what the recipe names
 KINDS = {
     "depth PNG": Kind(lambda: {"depth.png": depth_png(FACTS)}, "depth.png", spoil.spoil_png, read_depth, png_fault),
     "JSON beside a depth PNG": Kind(
         lambda: {"depth.png": depth_png(), "depth.json": json.dumps(FACTS).encode()}, "depth.json", spoil.spoil_json,
-        lambda path: read_depth(path.with_suffix(".png")), png_fault,
+        lambda path: read_depth(path.with_suffix(".png")), png_fault, ("depth.png", "depth.json"),
     ),
     "EXR, ZIP": Kind(lambda: {"depth.exr": exr()}, "depth.exr", spoil.spoil_exr, read_depth, exr_fault),
     "EXR, raw": Kind(lambda: {"depth.exr": exr(OpenEXR.NO_COMPRESSION)}, "depth.exr", spoil.spoil_exr, read_depth, exr_fault),
@@ -407,20 +438,24 @@ KINDS = {
     "picture, TIFF": picture_kind("TIFF", "CMYK"),
     "picture, WEBP": picture_kind("WEBP", "RGBA"),
     "picture to build from": Kind(
-        lambda: pictured("PNG"), "picture.png", spoil.spoil_png, lambda path: dataset_build.read_picture(path, (8, 8)), picture_fault
+        lambda: pictured("PNG"), "picture.png", spoil.spoil_png, lambda path: dataset_build.read_picture(path, (8, 8))[0], picture_fault
     ),
-    "caption": Kind(lambda: {"a.txt": "a ball, été".encode()}, "a.txt", spoil.spoil_bytes, read_caption, text_fault),
+    "caption": Kind(lambda: {"a.txt": "a ball, été".encode(), "a.png": picture(COLORS)}, "a.txt", spoil.spoil_bytes, read_caption, text_fault),
     "manifest": Kind(loose, "manifest.jsonl", spoil.spoil_json_lines, read_samples, samples_fault),
-    "training picture": Kind(loose, "image.png", spoil.spoil_png, read_samples, samples_fault),
-    "training depth": Kind(loose, "depth.png", spoil.spoil_png, read_samples, samples_fault),
+    "training picture": Kind(loose, "image.png", spoil.spoil_png, read_samples, samples_fault, ("image.png", "pixels (width")),
+    "training depth": Kind(loose, "depth.png", spoil.spoil_png, read_samples, samples_fault, ("depth.png", "pixels, got")),
     "training depth, npy": Kind(
-        lambda: {**loose(depth="depth.npy"), "depth.npy": spoil.pack_npy(DEPTH)}, "depth.npy", spoil.spoil_npy, read_samples, samples_fault
+        lambda: {**loose(depth="depth.npy"), "depth.npy": spoil.pack_npy(DEPTH)}, "depth.npy", spoil.spoil_npy, read_samples, samples_fault,
+        ("depth.npy", "pixels, got", "pixels (width"),
     ),
     "training shard": Kind(shard, "shard.safetensors", spoil.spoil_safetensors, read_samples, samples_fault),
     "manifest of maps": Kind(with_maps, "manifest.jsonl", spoil.spoil_json_lines, read_maps, maps_fault),
     "training map": Kind(with_maps, "normals.png", spoil.spoil_png, read_maps, maps_fault),
     "shard of maps": Kind(shard, "shard.safetensors", spoil.spoil_safetensors, read_maps, maps_fault),
     "recipe": Kind(recipe, "recipe.json", spoil.spoil_json, Recipe.read, recipe_fault),
+    "recipe of a codec": Kind(lambda: recipe_of("tiny_codec"), "recipe.json", spoil.spoil_json, build, loss_fault, ANY),
+    "recipe of a VAE": Kind(lambda: recipe_of("intrinsic_vae", **VAE), "recipe.json", spoil.spoil_json, build, loss_fault, ANY),
+    "settings of an adapter": Kind(adapter, "adapter_config.json", spoil.spoil_json, read_weights_and_settings, lora_fault, ("adapter_",)),
     "LoRA": Kind(lora, "lora.safetensors", spoil.spoil_safetensors, read_adapter, lora_fault),
     "intrinsic VAE": Kind(vae, "vae.safetensors", spoil.spoil_safetensors, load_intrinsic_vae, module_fault),
     "network": Kind(network, "network.safetensors", spoil.spoil_safetensors, read_network, module_fault),
@@ -432,9 +467,9 @@ KINDS = {
     "workflow to run": Kind(workflow, "graph.json", spoil.spoil_json, read_runner_graph, graph_fault),
     "facts of a dataset": Kind(
         lambda: {"dataset.json": json.dumps({"format": "spatialweave-intrinsics", "version": 1, "count": 3, "finished": True}).encode()},
-        "dataset.json", spoil.spoil_json, read_facts, nothing_fault, "folder",
+        "dataset.json", spoil.spoil_json, read_facts, nothing_fault, ("folder",),
     ),
-    "base's folder": Kind(base, "unet/config.json", spoil.spoil_json, read_family, family_fault, "folder"),
+    "base's folder": Kind(base, "unet/config.json", spoil.spoil_json, read_family, family_fault, ("folder",)),
     "registry": Kind(
         lambda: {"released.json": (ROOT / "models" / "modality_forcing" / "released.json").read_bytes()}, "released.json", spoil.spoil_json,
         read_published, published_fault,

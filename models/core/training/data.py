@@ -37,6 +37,7 @@ from torch import Tensor
 
 from ..pictures import open_mask, open_rgb
 from ..text_files import show_path
+from ..weights import read_header
 from .data_files import MANIFEST, SCALE, check_forms, check_sizes, read_depth, read_manifest, read_segmentation
 from .settings import as_size
 
@@ -80,7 +81,9 @@ class FolderDataset(torch.utils.data.Dataset):
 
     def where(self, index: int) -> str:
         """What an error calls a sample."""
-        return f"Sample {index} (line {self.lines[index]} of {show_path(self.folder / MANIFEST)})"
+        entry = self.entries[index]
+        row = f", row {entry['row']} of {show_path(entry['shard'])}" if "shard" in entry else ""
+        return f"Sample {index} (line {self.lines[index]} of {show_path(self.folder / MANIFEST)}{row})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]
@@ -104,6 +107,7 @@ class FolderDataset(torch.utils.data.Dataset):
     def _read_row(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:
         name, row = entry["shard"], entry["row"]
         if name not in self._shards:
+            read_header(self.folder / name)  # which names the file and what is wrong with it
             self._shards[name] = safe_open(self.folder / name, framework="pt")
         shard, found = self._shards[name], {}
         for key in filter(self._wants, shard.keys()):
@@ -112,7 +116,7 @@ class FolderDataset(torch.utils.data.Dataset):
             if row >= count:
                 raise ValueError(f"Expected a row below {count} of {key} in {name}, got {row}. Count the rows from 0")
             found[key] = part[row]
-        check_forms(found)
+        check_forms(found, name)
         return found
 
     def _read_files(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:

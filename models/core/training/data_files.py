@@ -24,6 +24,7 @@ MANIFEST = "manifest.jsonl"
 FILES = ("image", "depth", "mask", "normals", "segmentation", "line")  # keys of a loose line that name files
 SKY, SKY_LABEL = -1, 255  # in the segmentation of a shard, and of an 8-bit picture
 DIRECTION = "larger = farther"
+LARGEST_SCALE = 1e25  # times the largest of 32 bits still a float32
 SCALE, OFFSET = "depth_scale", "depth_offset"  # as a line, a PNG's text or an NPZ states them
 
 
@@ -92,9 +93,9 @@ def check_name(name: Any, key: str, where: str) -> None:
 
 
 def is_scale(value: Any) -> bool:
-    """A finite number above 0, and no truth value."""
+    """A number above 0 with which no depth leaves float32, and no truth value."""
     try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LARGEST_SCALE
     except OverflowError:  # a whole number beyond every float
         return False
 
@@ -229,7 +230,7 @@ FORMS: Mapping[str, tuple[tuple[int | None, ...], tuple[torch.dtype, ...]]] = {
 }
 
 
-def check_forms(row: Mapping[str, Tensor]) -> None:
+def check_forms(row: Mapping[str, Tensor], shard: str) -> None:
     """Refuse a shard's row in which a map has another type or another shape than the format says."""
     for name, (axes, types) in FORMS.items():
         if name not in row:
@@ -238,5 +239,5 @@ def check_forms(row: Mapping[str, Tensor]) -> None:
         fits = len(shape) == len(axes) and all(want in (None, side) for want, side in zip(axes, shape, strict=True)) and 0 not in shape
         if not fits or dtype not in types:
             wanted = " or ".join(str(each) for each in types) + (" (height, width, 3)" if len(axes) == 3 else " (height, width)")
-            said = f"Expected {name} as {wanted} in the shard, got {dtype} {shape}. Write the shard anew."
+            said = f"Expected {name} as {wanted} in {shard}, got {dtype} {shape}. Write the shard anew."
             raise ValueError(said.replace("torch.", ""))
