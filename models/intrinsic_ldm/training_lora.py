@@ -60,7 +60,7 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if not set(self.ship_ranks) <= set(PARTS) or not all(0 <= rank <= self.rank for rank in self.ship_ranks.values()):
             raise ValueError(
-                f"The recipe's model ships rank {self.ship_rank} of a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
+                f"The recipe's model has ship_rank {self.ship_rank} for a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
                 f"each of {', '.join(PARTS)}."
             )
         if not self.base:
@@ -164,6 +164,7 @@ def build(recipe: Recipe) -> Task:
     """The Task of a recipe: `preset` is the base's family, `data.folder` what `spatialweave intrinsics encode` wrote."""
     settings = read_settings(LoraSettings, recipe.model, "recipe's model")
     loss = read_settings(LoraLoss, recipe.loss, "recipe's loss")
+    check_settings(recipe.data, {"folder": str}, "recipe's data")
     if recipe.preset not in FAMILIES:
         raise ValueError(f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of {', '.join(FAMILIES)}.")
     dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
@@ -193,7 +194,6 @@ def build(recipe: Recipe) -> Task:
 
 def open_folder(data: Mapping[str, Any], conditions: tuple[str, ...], loss: LoraLoss) -> tuple[FolderDataset, dict[str, Tensor]]:
     """The encoded dataset, and the parts of the empty prompt where the loss wants it."""
-    check_settings(data, {"folder": str}, "recipe's data")
     if not data.get("folder"):
         raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics encode")
     dataset = FolderDataset(data["folder"], keys=("latent", "intrinsic_latent", *conditions))
