@@ -12,7 +12,7 @@ from .cli_evaluate import add_evaluate
 from .cli_help import Formatter, epilog
 from .cli_intrinsics import add_intrinsics
 from .cli_net import run_command
-from .cli_values import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, number, path, whole
+from .cli_values import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, find_device, number, path, whole
 
 DEMO_PROMPT = "a red ball to the left of a blue box"
 WEIGHT_FORMATS = ["bf16", "fp8", "int8", "nvfp4"]
@@ -134,7 +134,7 @@ def _run_bench(options: argparse.Namespace) -> None:
             write_record(options.json, run)
 
     found = bench(
-        options.device, rounds=options.rounds, seconds=options.seconds, shapes=tuple(options.shape or SHAPES),
+        find_device(options.device), rounds=options.rounds, seconds=options.seconds, shapes=tuple(options.shape or SHAPES),
         weights=tuple(options.weight or WEIGHTS), flex=options.flex, after=keep,
     )  # fmt: skip
     for line in as_lines(found):

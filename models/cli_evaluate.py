@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cli_values import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, number, path, whole
+from .cli_values import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, find_device, number, path, whole
 from .intrinsic_ldm.config import GUIDANCE, PRECISIONS, STEPS
 
 
@@ -58,7 +58,7 @@ def _run_evaluate_intrinsic(options: argparse.Namespace) -> None:
 
     others = {name: getattr(options, name) for name in ("base", "vae", "lora", "ablation", "predictor") if getattr(options, name)}
     plan = Plan(options.n, options.seeds, options.steps, options.guidance, options.batch, precision=options.precision)
-    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=options.device, processes=options.processes)
+    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=find_device(options.device), processes=options.processes)
     sys.stdout.writelines(f"{line}\n" for line in as_lines(report))
     if options.json:
         write_figures(options.json, report)

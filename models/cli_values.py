@@ -50,5 +50,19 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def find_device(name: str | None) -> str | None:
+    """A device that torch knows and that is there; ValueError for others. None stays None."""
+    import torch  # late: help needs none
+
+    if name is None:
+        return None
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:  # of torch without CUDA: AssertionError
+        reason = " ".join(str(error).split(".")[0].split())[:200]
+        raise ValueError(f"Expected a device that is there, such as cpu or cuda, got {name!r} ({reason}). Choose another one.") from error
+    return name
+
+
 def _show(text: str) -> str:
     return repr(text if len(text) <= 2 * DIGITS else f"{text[: 2 * DIGITS]}...")

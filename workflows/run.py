@@ -207,8 +207,8 @@ def read_graph(path: Path) -> dict:
         raise QuestionError(f"{name} is not JSON ({error}); give a workflow in API form.") from error
     if isinstance(graph, dict) and "nodes" in graph:
         raise QuestionError(f"{name} is a workflow as the browser shows it; this runner takes the API form, see {path.parent / 'api'}.")
-    nodes = graph.values() if isinstance(graph, dict) else [None]
-    if not nodes or not all(isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict) for node in nodes):
+    nodes = [node if isinstance(node, dict) else {} for node in (graph.values() if isinstance(graph, dict) else [None])]
+    if not nodes or not all(isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict) for node in nodes):
         raise QuestionError(f"{name} is no workflow in API form: nodes by number, each with class_type and inputs.")
     return graph
 

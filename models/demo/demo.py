@@ -59,10 +59,10 @@ class DemoRequest:
 
 def parse_size(text: str) -> tuple[int, int]:
     """'WxH' in pixels."""
-    found = re.fullmatch(r"(\d+)[x,](\d+)", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,5})[x,]([0-9]{1,5})", text.strip().lower())
     width, height = (int(found[1]), int(found[2])) if found else (0, 0)
     if not (16 <= width <= 1024 and 16 <= height <= 1024):
-        raise ValueError(f"The size '{text}' was asked for; wanted WIDTHxHEIGHT with sides from 16 to 1024 pixels, such as 128x128.")
+        raise ValueError(f"Expected a size as WIDTHxHEIGHT with sides from 16 to 1024 pixels, such as 128x128, got {text[:40]!r}.")
     return width, height
 
 

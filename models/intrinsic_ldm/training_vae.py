@@ -118,10 +118,10 @@ def make_autoencoder(config: VaeConfig, device: str = "cpu") -> nn.Module:
 
 def check_size(maps: Tensor, config: VaeConfig) -> None:
     height, width = maps.shape[-2:]
-    if height % config.stride or width % config.stride:
+    if height % config.stride or width % config.stride or height * width == config.stride**2:  # one latent pixel has no group norm
         raise ValueError(
-            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that {config.stride} divides; set the recipe's "
-            "data.size."
+            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that {config.stride} divides, and "
+            "more than one latent pixel; set the recipe's data.size."
         )
 
 
@@ -132,19 +132,27 @@ def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | No
         check_unchanged(settings, given.config)
         return given.config, to_diffusers_names(given.state)
     if not settings.base:
-        return replace(VaeConfig(), **settings.config), None
+        return read_config(settings), None
     path = Path(settings.base)
     if path.is_dir():
         config, path = read_folder(path)
         check_unchanged(settings, config)
     else:
-        config = replace(VaeConfig(), **settings.config)
+        config = read_config(settings)
     tensors = read_tensors(path)
     if any(name.startswith(IN_CHECKPOINT) for name in tensors):
         tensors = {name.removeprefix(IN_CHECKPOINT): value for name, value in tensors.items() if name.startswith(IN_CHECKPOINT)}
     if "encoder.conv_in.weight" not in tensors or "decoder.conv_out.weight" not in tensors:
         raise ValueError(f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in diffusers' form.")
     return config, to_diffusers_names(widen_state(to_core_names(tensors)))
+
+
+def read_config(settings: VaeSettings) -> VaeConfig:
+    """The recipe's layout of the autoencoder."""
+    try:
+        return replace(VaeConfig(), **settings.config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The recipe's model has a config that is no autoencoder's: {error}") from error
 
 
 def check_unchanged(settings: VaeSettings, config: VaeConfig) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import OpenEXR
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
@@ -118,7 +119,7 @@ def shard(height=HEIGHT, width=WIDTH):
     tensors = {"image": torch.arange(3 * height * width * 3).reshape(3, height, width, 3).to(torch.uint8)}
     tensors |= {"depth": 1 + torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))}
     tensors |= {"segmentation": torch.ones(3, height, width, dtype=torch.int16), "line": torch.zeros(3, height, width).half()}
-    rows = lines(*({"shard": "shard.safetensors", "row": row, "caption": "a ball"} for row in range(3)))
+    rows = lines(*({"shard": "shard.safetensors", "row": row, "caption": "a red ball", "objects": ["red ball"]} for row in range(3)))
     return {"shard.safetensors": save(tensors), "manifest.jsonl": rows}
 
 
@@ -150,12 +151,10 @@ def lora():
 
 
 def vae():
-    import diffusers
-
     config = VaeConfig(32, (1, 1), 1, 4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = diffusers.AutoencoderKL(**config.for_diffusers()).state_dict()
+        state = AutoencoderKL(**config.for_diffusers()).state_dict()
     return {"vae.safetensors": save(state, {"config": config.to_json(), "latent_scale": "0.5"})}
 
 
@@ -292,6 +291,8 @@ def png_fault(view, path):
 
 def exr_fault(view, path):
     """Size and values as the OpenEXR library has them, where it opens the file at all."""
+    if b"displayWindow\0box2i\0" not in path.read_bytes():  # every reader has another guess
+        return view_fault(view)
     try:
         with OpenEXR.File(str(path), separate_channels=True, header_only=True) as file:
             low, high = file.header()["displayWindow"]
@@ -313,8 +314,11 @@ def exr_fault(view, path):
 
 def npz_fault(view, path):
     """Height and width are the array's last two sides, or the two before one of 1."""
-    with np.load(path) as found:
-        array = found["depth" if "depth" in found.files else found.files[0]]
+    try:
+        with np.load(path) as found:
+            array = found["depth" if "depth" in found.files else found.files[0]]
+    except Exception:  # noqa: BLE001 - numpy wants the archive from the first byte on, Python's zipfile does not
+        return view_fault(view)
     sizes = {array.shape[-2:], array.shape[-3:-1] if array.shape[-1:] == (1,) else array.shape[-2:]}
     return view_fault(view) if tuple(view.depth.shape[1:]) in sizes else f"{tuple(view.depth.shape)} of an array {array.shape}"
 
@@ -391,7 +395,8 @@ def text_fault(text, path):
 
 
 def graph_fault(graph, path):
-    fine = isinstance(graph, dict) and all(isinstance(node["class_type"], str) and isinstance(node["inputs"], dict) for node in graph.values())
+    nodes = graph.values() if isinstance(graph, dict) else [{"class_type": None}]
+    fine = all(isinstance(node["class_type"], str) and isinstance(node["inputs"], dict) for node in nodes)
     return None if fine else "nodes without class_type or inputs"
 
 
@@ -419,6 +424,7 @@ def picture_kind(form, mode="RGB", mutate=spoil.spoil_bytes, **more):
 ORIENTED = Image.Exif()
 ORIENTED[0x0112] = 6
 VAE = {"model": {"config": {"width": 32, "multiples": [1], "blocks": 1, "latent_channels": 4}}}
+SIZES = ("pixels, got", "pixels (width", "of one batch and size")  # of two files that do not fit each other, by the manifest's line
 ANY = ("recipe", "folder", "dataset")  # the trainer speaks of what the recipe names
 KINDS = {
     "depth PNG": Kind(lambda: {"depth.png": depth_png(FACTS)}, "depth.png", spoil.spoil_png, read_depth, png_fault),
@@ -440,17 +446,19 @@ KINDS = {
     "picture to build from": Kind(
         lambda: pictured("PNG"), "picture.png", spoil.spoil_png, lambda path: dataset_build.read_picture(path, (8, 8))[0], picture_fault
     ),
-    "caption": Kind(lambda: {"a.txt": "a ball, été".encode(), "a.png": picture(COLORS)}, "a.txt", spoil.spoil_bytes, read_caption, text_fault),
+    "caption": Kind(
+        lambda: {"a.txt": "a ball, été".encode(), "a.png": picture(COLORS)}, "a.txt", spoil.spoil_bytes, read_caption, text_fault
+    ),
     "manifest": Kind(loose, "manifest.jsonl", spoil.spoil_json_lines, read_samples, samples_fault),
-    "training picture": Kind(loose, "image.png", spoil.spoil_png, read_samples, samples_fault, ("image.png", "pixels (width")),
-    "training depth": Kind(loose, "depth.png", spoil.spoil_png, read_samples, samples_fault, ("depth.png", "pixels, got")),
+    "training picture": Kind(loose, "image.png", spoil.spoil_png, read_samples, samples_fault, ("image.png", *SIZES)),
+    "training depth": Kind(loose, "depth.png", spoil.spoil_png, read_samples, samples_fault, ("depth.png", *SIZES)),
     "training depth, npy": Kind(
         lambda: {**loose(depth="depth.npy"), "depth.npy": spoil.pack_npy(DEPTH)}, "depth.npy", spoil.spoil_npy, read_samples, samples_fault,
-        ("depth.npy", "pixels, got", "pixels (width"),
+        ("depth.npy", *SIZES),
     ),
     "training shard": Kind(shard, "shard.safetensors", spoil.spoil_safetensors, read_samples, samples_fault),
     "manifest of maps": Kind(with_maps, "manifest.jsonl", spoil.spoil_json_lines, read_maps, maps_fault),
-    "training map": Kind(with_maps, "normals.png", spoil.spoil_png, read_maps, maps_fault),
+    "training map": Kind(with_maps, "normals.png", spoil.spoil_png, read_maps, maps_fault, ("normals.png", *SIZES)),
     "shard of maps": Kind(shard, "shard.safetensors", spoil.spoil_safetensors, read_maps, maps_fault),
     "recipe": Kind(recipe, "recipe.json", spoil.spoil_json, Recipe.read, recipe_fault),
     "recipe of a codec": Kind(lambda: recipe_of("tiny_codec"), "recipe.json", spoil.spoil_json, build, loss_fault, ANY),

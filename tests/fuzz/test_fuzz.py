@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 INPUTS = int(os.environ.get("SPATIALWEAVE_FUZZ", "500"))  # over all kinds
 MEMORY = 2**30  # bytes that one input may take
@@ -34,6 +35,7 @@ def load(name):
     return sys.modules[key]
 
 
+NUMPYS, PILLOWS = (RuntimeWarning, np.exceptions.ComplexWarning), (Image.DecompressionBombWarning,)  # the latter says "large", no more
 KINDS = load("kinds.py").KINDS
 TALLY = Counter()
 
@@ -72,7 +74,7 @@ def read(kind, path):
         seconds = time.process_time() - began
     if seconds > SECONDS:
         wrong = wrong or f"{seconds:.1f} s"
-    numbers = [entry.message for entry in warned if issubclass(entry.category, (RuntimeWarning, np.exceptions.ComplexWarning))]
+    numbers = [entry.message for entry in warned if issubclass(entry.category, NUMPYS) and not issubclass(entry.category, PILLOWS)]
     if numbers:  # Pillow's words on damaged side data are none of these
         wrong = wrong or f"a warning: {numbers[0]}"
     return outcome, wrong

@@ -67,11 +67,15 @@ def describe(kind: Any) -> str:
     return _WORDS.get(kind, str(kind))
 
 
+LONGEST_SIDE = 16384  # pixels: beyond it a single sample would not fit into memory
+
+
 def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """(height, width) in pixels of one number for both, of a pair, or None of None."""
     if size is None:
         return None
     sides = (size, size) if type(size) is int else tuple(size) if isinstance(size, (list, tuple)) else ()
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise ValueError(f"Expected a size of one whole number above 0, or [height, width] of such, got {size!r}. Give pixels.")
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
+        wanted = f"one whole number from 1 to {LONGEST_SIDE}, or [height, width] of such"
+        raise ValueError(f"Expected a size of {wanted}, got {str(size)[:80]}. Give pixels.")
     return sides
