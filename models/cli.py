@@ -206,3 +206,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("weights", "List published weights with size, SHA-256, licence, folder; verify what is there; fetch one when told to.", _add_weights),
     ("doctor", "Say which backends of the attention op run on this machine, and why others do not.", _add_doctor),
 )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

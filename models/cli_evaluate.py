@@ -58,7 +58,8 @@ def _run_evaluate_intrinsic(options: argparse.Namespace) -> None:
 
     others = {name: getattr(options, name) for name in ("base", "vae", "lora", "ablation", "predictor") if getattr(options, name)}
     plan = Plan(options.n, options.seeds, options.steps, options.guidance, options.batch, precision=options.precision)
-    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=find_device(options.device), processes=options.processes)
+    device = find_device(options.device)
+    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=device, processes=options.processes)
     sys.stdout.writelines(f"{line}\n" for line in as_lines(report))
     if options.json:
         write_figures(options.json, report)

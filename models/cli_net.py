@@ -74,7 +74,8 @@ def steady_streams() -> None:
 def word(error: BaseException) -> str:
     """An error in one line, with a remedy where only the system speaks."""
     if isinstance(error, OSError) and error.strerror and str(error).startswith("[Errno"):
-        place = _show(error.filename) if error.filename is not None else "standard output" if error.errno == errno.ENOSPC else "the system"
+        unnamed = "standard output" if error.errno == errno.ENOSPC else "the system"
+        place = unnamed if error.filename is None else _show(error.filename).removesuffix(".part")
         return f"{place}: {error.strerror}; {_REMEDIES.get(error.errno, 'choose a file or folder that can be used')}."
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from ..text_files import show_path
 from .checkpoint import STATE, find_latest, load_checkpoint, load_model, read_json, save_checkpoint, write_json
 from .data import OrderedBatches, collate
 from .interrupt import graceful_stop, leave_interrupt_to_parent
@@ -81,6 +82,7 @@ def run_recipe(
 
     `on_log` hears every log line; it may raise KeyboardInterrupt, which stops the run as Ctrl-C does: saved, and to be resumed.
     """
+    source = None if isinstance(recipe, Recipe) else show_path(recipe)
     if not isinstance(recipe, Recipe):
         recipe = Recipe.read(recipe)
     if output:
@@ -90,7 +92,13 @@ def run_recipe(
     if recipe.system not in builders:
         raise ValueError(f"The recipe is for the system {recipe.system!r}, which has no trainer here; there are {', '.join(builders)}.")
     latest = find_start(Path(recipe.output), recipe, resume)  # before anything slow
-    return train(recipe, builders[recipe.system](recipe), latest=latest, on_log=on_log)
+    try:
+        task = builders[recipe.system](recipe)
+    except ValueError as error:  # of what the recipe states or names: the file is what has to be corrected
+        if source is None or source in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
+    return train(recipe, task, latest=latest, on_log=on_log)
 
 
 def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnLog | None = None) -> Outcome:
