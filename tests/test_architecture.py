@@ -20,7 +20,7 @@ ALLOWED = {
     CORE + "layers/": ("kernels/",),
     CORE + "diffusion/": (),
     CORE + "geometry/": (),
-    CORE + "export/": (CORE + "geometry/",),
+    CORE + "export/": (CORE + "geometry/", CORE + "text_files.py"),
     CORE + "evaluation/": (CORE + "geometry/",),
     CORE + "training/": (CORE,),
     CORE: (),
