@@ -62,7 +62,7 @@ def build_dataset(
     pictures = find_pictures(source)
     graph = read_graph(Path(workflow), changes)
     facts = {
-        "format": FORMAT, "version": VERSION, "size": list(size), "workflow": graph,
+        "format": FORMAT, "version": VERSION, "size": list(size), "workflow": find_settings(graph),
         "about": {"source": show_path(source.resolve().name), "workflow": show_path(Path(workflow).name)},
     }  # fmt: skip
     task = Estimation(graph, tuple(size))
@@ -129,7 +129,7 @@ class Estimation:
         buffer = io.BytesIO()
         Image.fromarray(image.numpy()).save(buffer, "PNG")
         server.upload(self.upload, buffer.getvalue())
-        first = next(node for node, entry in self.graph.items() if entry["class_type"] == "LoadImage")
+        first = find_input(self.graph)
         inputs = self.graph[first]["inputs"] | {"image": self.upload}
         outputs = server.run({**self.graph, first: {**self.graph[first], "inputs": inputs}})
         files: dict[str, list[bytes]] = {}
@@ -139,6 +139,18 @@ class Estimation:
                 raise RunFailed(f"node {node} ({self.graph[node]['class_type']}) saved no {word}")
             files.setdefault(word, []).extend(server.fetch(file) for file in listed)
         return assemble(image, files)
+
+
+def find_settings(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the maps of a graph: not its nodes' titles, nor the picture that it was drawn with."""
+    settings = {node: {"class_type": entry["class_type"], "inputs": dict(entry["inputs"])} for node, entry in graph.items()}
+    settings[find_input(graph)]["inputs"].pop("image", None)
+    return settings
+
+
+def find_input(graph: Mapping[str, Any]) -> str:
+    """The node that takes the picture."""
+    return next(node for node, entry in graph.items() if entry["class_type"] == "LoadImage")
 
 
 def list_files(output: Any) -> list[Mapping[str, str]]:
