@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.geometry.depth import encode_depth
-from ..core.training.data import MANIFEST, FolderDataset, read_many
+from ..core.training.data import FolderDataset, read_many
+from ..core.training.sources import fingerprint_path
 from ..core.weights import read_tensors, write_tensors
 from ..world.captions import mirror_caption
 from ..world.scene import COLORS, SHAPES
@@ -68,9 +69,9 @@ class WorldLatents(InMemory):
     """
 
     def __init__(self, source: FolderDataset, codec: TinyCodec, *, batch: int = 64, depth: bool = True):
-        """Encoding all pictures takes minutes, so the result stays in the dataset's folder, named after the codec and the manifest.
+        """Encoding all pictures takes minutes, so the result stays in the dataset's folder, named after the codec and the dataset's files.
         Without `depth` samples have neither depth_net nor mask."""
-        cache = Path(source.folder) / f"latents-{fingerprint(codec, Path(source.folder) / MANIFEST)}.safetensors"
+        cache = Path(source.folder) / f"latents-{fingerprint(codec, Path(source.folder))}.safetensors"
         if cache.is_file():
             tensors = read_tensors(cache)
         else:
@@ -169,9 +170,9 @@ def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[st
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
-def fingerprint(codec: TinyCodec, manifest: Path) -> str:
-    """A number of the codec's weights and a dataset's manifest, and of nothing else."""
-    digest = hashlib.sha256(manifest.read_bytes())
+def fingerprint(codec: TinyCodec, folder: Path) -> str:
+    """A number of the codec's weights and of a dataset's files, and of nothing else."""
+    digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in fingerprint_path(folder).items()).encode())
     for name, value in codec.state_dict().items():
         digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

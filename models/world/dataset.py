@@ -33,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 from ..core.export.files import write_file
+from ..core.text_files import read_json_lines, read_json_object
 from ..core.training.data import MANIFEST, FolderDataset
 from ..core.training.settings import Size, as_size
 from .captions import caption
@@ -48,6 +49,7 @@ FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
 CAPTIONS = 4
 DATASET = "dataset.json"
 DATA_KINDS = {"folder": str, "scenes": int, "size": Size}  # of a recipe's `data` that names a folder of the world
+_FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
 _RENDER_BATCH = 50
 _CONVENTIONS = {
     "camera": "OpenCV: x right, y down, z forward; pixel centres at +0.5; world_to_cam maps world points (y up, metres) to it",
@@ -214,19 +216,30 @@ def _finished_lines(folder: Path, request: ExportRequest) -> dict[int, list[dict
         return {}
     facts = _read_facts(folder / DATASET)
     wanted = asdict(request)
-    changed = [key for key in wanted if facts.get(key) != wanted[key] and not (key == "count" and facts.get(key, 0) < wanted[key])]
+    count = facts.get("count")
+    extends = isinstance(count, int) and count < request.count
+    changed = [key for key in wanted if facts.get(key) != wanted[key] and not (key == "count" and extends)]
     if changed:
         named = ", ".join(f"{key} {facts.get(key)!r}, not {wanted[key]!r}" for key in changed)
         raise ValueError(f"{folder} holds a dataset with {named}; give the same settings to go on, or choose another folder.")
-    if facts["finished"]:
-        lines = _read_lines(folder / MANIFEST)
-        return {number: [line for line in lines if line["index"] in request.rows(number)] for number in range(request.shards)}
-    return {number: _read_lines(_part(folder, number)) for number in range(request.shards) if _part(folder, number).is_file()}
+    shards = range(request.shards)
+    if facts.get("finished"):
+        lines = _read_lines(folder / MANIFEST) if (folder / MANIFEST).is_file() else []
+        found = {number: [line for line in lines if line.get("index") in request.rows(number)] for number in shards}
+    else:
+        found = {number: _read_lines(_part(folder, number)) for number in shards if _part(folder, number).is_file()}
+    return {number: lines for number, lines in found.items() if _are_there(folder, lines)}
+
+
+def _are_there(folder: Path, lines: list[dict[str, Any]]) -> bool:
+    """Whether the files that a shard's lines name still are."""
+    names = {line[key] for line in lines for key in line if key.removeprefix("target_") in _FILES}
+    return all((folder / name).is_file() for name in names)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json_object(path)
         if facts["format"] == FORMAT and facts["version"] == VERSION:
             return facts
         found = f"is {facts['format']!r} of version {facts['version']!r}"
@@ -245,7 +258,7 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for _, line in read_json_lines(path)]
 
 
 def _join(lines: list[dict[str, Any]]) -> bytes:

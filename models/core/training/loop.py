@@ -33,7 +33,8 @@ from .optimizer import (
     set_learning_rate,
 )
 from .progress import Log, Meter
-from .recipe import CHANGEABLE, Recipe, learning_rate
+from .recipe import Recipe, learning_rate
+from .sources import check_same_recipe, check_sources, write_sources
 
 log = logging.getLogger("spatialweave.training")
 
@@ -99,6 +100,8 @@ def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnL
         run = Run(recipe, task, accelerator)
         if latest:
             run.load(latest)
+        elif accelerator.is_main_process:
+            write_sources(run.output, recipe)
         with graceful_stop() as asked:
             return run.go(asked, on_log)
     finally:
@@ -270,18 +273,12 @@ def find_start(output: Path, recipe: Recipe, resume: bool) -> Path | None:
         raise ValueError(f"{output} holds no checkpoint to resume from; leave resume out to start.")
     if latest:
         check_same_recipe(read_json(latest / STATE).get("recipe", {}), recipe.to_json(), latest)
+        check_sources(output, recipe)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"The output folder {output} cannot be made ({error.strerror or error}); choose another.") from error
     return latest
-
-
-def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], latest: Path) -> None:
-    changed = [key for key in now if key not in CHANGEABLE and before.get(key) != now[key]]
-    if changed:
-        named = ", ".join(f"{key} (was {before.get(key)!r}, is {now[key]!r})" for key in changed)
-        raise ValueError(f"The recipe changed since {latest.name}: {named}; a resumed run may only change {', '.join(CHANGEABLE)}.")
 
 
 def seed_slice(seed: int, step: int, part: int) -> Generator:
