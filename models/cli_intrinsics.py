@@ -22,8 +22,8 @@ def add_intrinsics(command: argparse.ArgumentParser) -> None:
 
 def _add_build(actions, looks: Mapping[str, Any]) -> None:
     build = actions.add_parser("build", help="estimate the maps of plain pictures with a running ComfyUI", **looks)
-    build.add_argument("source", type=path, help="folder with pictures; a .txt of the same name is a picture's caption")
-    build.add_argument("output", type=path, help="folder for the dataset; an unfinished one is completed")
+    build.add_argument("source", type=path, help="folder with pictures; a .txt of the same name, in UTF-8, is a picture's caption")
+    build.add_argument("output", type=path, help="folder for the dataset; an unfinished one is completed, a finished one follows SOURCE")
     build.add_argument("--server", action="append", help="a ComfyUI's address, by default http://127.0.0.1:8188; may be repeated")
     build.add_argument("--workflow", type=path, help="in API form; by default workflows/api/build_intrinsic_dataset.json of the pack")
     build.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change its inputs; may be repeated")
@@ -35,7 +35,7 @@ def _add_build(actions, looks: Mapping[str, Any]) -> None:
 def _add_encode(actions, looks: Mapping[str, Any]) -> None:
     encode = actions.add_parser("encode", help="latents and prompts of a dataset folder, for training an intrinsic LoRA", **looks)
     encode.add_argument("source", type=path, help="dataset folder with images, captions and maps")
-    encode.add_argument("output", type=path, help="folder for the latents; an unfinished one is completed")
+    encode.add_argument("output", type=path, help="folder for the latents; an unfinished one is completed, a finished one follows SOURCE")
     encode.add_argument("--base", type=path, required=True, help="folder of the base model in diffusers' form: SD2.1, SDXL or PixArt")
     encode.add_argument("--vae", type=path, required=True, help="the intrinsic VAE's file")
     encode.add_argument("--size", metavar="WxH", help="pixels; larger pictures are scaled to cover and cropped; by default as they are")

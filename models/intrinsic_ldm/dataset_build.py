@@ -34,12 +34,11 @@ from ..core.picture_files import PictureError
 from ..core.pictures import open_grey, open_rgb
 from ..core.text_files import TextFileError, read_json_object, show_path
 from ..core.training.data import fit_map
-from .dataset import INTEGER_NORMAL, SKY
+from .dataset import INTEGER_NORMAL, SKY, read_normals
 from .dataset_pictures import PICTURES, as_source, list_pictures
 from .dataset_server import RunFailed, Server
 from .dataset_shards import Summary, write_folder
 from .dataset_sources import Source, shown
-from .maps import normals_from_image
 from .segments import masks_to_ids
 
 log = logging.getLogger("spatialweave.dataset")
@@ -62,7 +61,7 @@ def build_dataset(
     pictures = find_pictures(source)
     graph = read_graph(Path(workflow), changes)
     facts = {
-        "format": FORMAT, "version": VERSION, "size": list(size), "workflow": graph,
+        "format": FORMAT, "version": VERSION, "size": list(size), "workflow": find_settings(graph),
         "about": {"source": show_path(source.resolve().name), "workflow": show_path(Path(workflow).name)},
     }  # fmt: skip
     task = Estimation(graph, tuple(size))
@@ -129,7 +128,7 @@ class Estimation:
         buffer = io.BytesIO()
         Image.fromarray(image.numpy()).save(buffer, "PNG")
         server.upload(self.upload, buffer.getvalue())
-        first = next(node for node, entry in self.graph.items() if entry["class_type"] == "LoadImage")
+        first = find_input(self.graph)
         inputs = self.graph[first]["inputs"] | {"image": self.upload}
         outputs = server.run({**self.graph, first: {**self.graph[first], "inputs": inputs}})
         files: dict[str, list[bytes]] = {}
@@ -139,6 +138,18 @@ class Estimation:
                 raise RunFailed(f"node {node} ({self.graph[node]['class_type']}) saved no {word}")
             files.setdefault(word, []).extend(server.fetch(file) for file in listed)
         return assemble(image, files)
+
+
+def find_settings(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the maps of a graph: not its nodes' titles, nor the picture that it was drawn with."""
+    settings = {node: {"class_type": entry["class_type"], "inputs": dict(entry["inputs"])} for node, entry in graph.items()}
+    settings[find_input(graph)]["inputs"].pop("image", None)
+    return settings
+
+
+def find_input(graph: Mapping[str, Any]) -> str:
+    """The node that takes the picture."""
+    return next(node for node, entry in graph.items() if entry["class_type"] == "LoadImage")
 
 
 def list_files(output: Any) -> list[Mapping[str, str]]:
@@ -203,7 +214,7 @@ def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, T
         if view.normals is not None:
             row["normals"] = as_integers(view.normals[0])
     if files.get("normals"):
-        row["normals"] = as_integers(read_normals(files["normals"][0]))
+        row["normals"] = as_integers(read_answer(read_normals, files["normals"][0], "normals"))
     if "segmentation" in files:
         ids = number_masks([read_answer(open_grey, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2])
         row["segmentation"] = ids if sky is None or sky.shape != ids.shape else ids.masked_fill(sky & (ids == 0), SKY)
@@ -226,12 +237,6 @@ def read_view(data: bytes) -> View:
             reason = str(error).replace(str(path), "what it saved as depth")
             raise RunFailed(f"the workflow saved a depth that is no NPZ of Save Depth ({reason})") from error
     return view if view.normals is not None or view.intrinsics is None else view_with_normals(view)
-
-
-def read_normals(data: bytes) -> Tensor:
-    """h w 3 of a normal map in OpenGL's colours."""
-    colors, _ = read_answer(open_rgb, data, "normals")
-    return normals_from_image(colors[None].float() / 255)[0].movedim(0, -1)
 
 
 def read_answer(read: Callable[..., Any], data: bytes, word: str) -> Any:

@@ -133,6 +133,8 @@ def encode_dataset(
     samples = IntrinsicSamples(source, size=size, image=True, places=places)
     if not vae.is_file():
         raise ValueError(f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote.")
+    if batch < 1:
+        raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
     family = find_family(base)
     facts = {
         "format": FORMAT, "version": VERSION, "family": family, "size": list(size) if size else None, "precision": precision,

@@ -37,7 +37,7 @@ def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     if found.get(VERSION) != facts.get(VERSION):
         raise ValueError(
             f"Expected {show_path(folder / DATASET)} of version {facts.get(VERSION)}, got {found.get(VERSION)!r}: the folder does not say "
-            "which files it was made from. It trains as it is; choose another folder to write to."
+            "which files it was made from. A finished one trains as it is; choose another folder to write to."
         )
     before, now, compared = flatten(found), flatten(facts), facts.keys() - {ABOUT}
     changed = [key for key in sorted(now.keys() | before.keys()) if before.get(key) != now.get(key) and key.split(".")[0] in compared]

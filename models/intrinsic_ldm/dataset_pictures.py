@@ -51,6 +51,7 @@ def walk(folder: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str]]]:
             folders.clear()
             continue
         seen.add(real)
+        folders.sort()  # what is reached by two ways is found by the same one every time
         yield Path(home), files
 
 

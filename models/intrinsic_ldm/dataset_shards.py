@@ -30,7 +30,7 @@ from ..core.export.files import write_file
 from ..core.text_files import read_json, show_path
 from ..core.training.data import MANIFEST
 from .dataset_facts import check_facts, check_source, is_finished, write_facts
-from .dataset_sources import NAMED, Plan, Source, plan_shards, read_records, shown, write_records
+from .dataset_sources import NAMED, Plan, Source, name_some, plan_shards, read_records, shown, write_records
 
 log = logging.getLogger("spatialweave.dataset")
 
@@ -86,6 +86,9 @@ def write_folder(
         missing = [number for number in shards if not part_file(folder, number).is_file()]
         state.wait_for_everyone()
         with state.split_between_processes(missing) as mine:
+            gone = [shown(name) for number in mine for name in shards[number] if name not in named]
+            if gone:
+                raise ValueError(f"Expected the same sources in every process, got none for {name_some(gone)}. Run again.")
             todo = {number: [named[name] for name in shards[number]] for number in mine}
             written = write_shards(folder, todo, write, state, what)
         state.wait_for_everyone()

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..geometry.view import Units, View
 from .exr_blocks import METHODS, ROWS, compress_zip
 from .exr_reader import MAGIC, Header, read_file, show_box
-from .files import camera_from_text, camera_to_text, one_picture, to_view, write_file
+from .files import CAMERA, camera_from_text, camera_to_text, one_picture, to_view, write_file
 
 log = logging.getLogger("spatialweave.export")
 
@@ -100,7 +100,7 @@ def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None 
             raise ValueError(f"RGB of shape {tuple(rgb_linear.shape)} does not fit the depth map, wanted {wanted}.")
         channels |= {name: rgb_linear[..., index].detach().cpu().numpy() for index, name in enumerate("RGB")}
     attributes = {"depthUnits": view.units, "depthDirection": _DIRECTION, "depthInvalid": 0.0}
-    short = {name: text for name, text in (notes or {}).items() if len(name) <= _LONGEST_NAME}
+    short = {name: text for name, text in (notes or {}).items() if len(name) <= _LONGEST_NAME and name != CAMERA}
     return write_file(path, encode_exr(channels, {**short, **attributes, **camera_to_text(view)}))
 
 

@@ -43,7 +43,8 @@ def encode_npz(view: View, notes: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a compressed NPZ with ``units`` as text, each present tensor of the View, and ``notes`` as texts."""
     tensors = {field.name: getattr(view, field.name) for field in fields(view) if field.name != "units"}
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
-    texts = {name: np.array(text) for name, text in (notes or {}).items() if name not in arrays and name not in _STATED}
+    taken = {"depth", *_FIELDS, *_STATED, *_LAYOUTS}
+    texts = {name: np.array(text) for name, text in (notes or {}).items() if name not in taken}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, units=np.array(view.units), direction=np.array("larger = farther"), **texts, **arrays)
     return buffer.getvalue()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import struct
 import zlib
@@ -55,7 +56,7 @@ def quantise(depth: Tensor, mask: Tensor, scale: float | None = None) -> tuple[n
         offset = low - scale if high > low else 0.0
     else:
         offset = 0.0
-        if not scale > 0 or high > scale * (_TOP + 0.5):
+        if not (math.isfinite(scale) and scale > 0) or high > scale * (_TOP + 0.5):
             raise ValueError(
                 f"Depths up to {high:.6g} do not fit into 16 bits at a scale of {scale:.6g} (at most {scale * _TOP:.6g}); "
                 "give a larger scale or none, or write EXR."
@@ -93,7 +94,8 @@ def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = No
         "depth_formula": "depth = value * depth_scale + depth_offset",
     }
     text = {key: value if isinstance(value, str) else repr(value) for key, value in facts.items()}
-    text = {**(notes or {}), **text, **camera_to_text(view)}
+    notes = {name: note for name, note in (notes or {}).items() if name not in (*_FACTS, CAMERA)}
+    text = {**notes, **text, **camera_to_text(view)}
     valid = depth[mask]
     facts |= {
         "depth_min": float(valid.min()),
@@ -137,7 +139,8 @@ def read_png16(path: str | os.PathLike, *, scale: float | None = None, offset: f
 
 def find_sidecar(path: Path) -> Path:
     """The JSON beside a PNG, whether it is there or not."""
-    return path.with_suffix(".json")
+    beside, loud = path.with_suffix(".json"), path.with_suffix(".JSON")
+    return loud if loud.is_file() and not beside.is_file() else beside
 
 
 def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:

@@ -272,11 +272,13 @@ def test_replaced_pictures_are_made_anew_and_captions_rewritten(build, served, t
 def test_another_workflow_is_told_by_its_inputs(build, tmp_path):
     save_plain(tmp_path / "in" / "a.png")
     build()
-    (tmp_path / "renamed.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(GRAPH, indent=3).encode())
+    same = json.loads(json.dumps(GRAPH))
+    same["1"] |= {"inputs": {"image": "y.png"}, "_meta": {"title": "any picture"}}
+    (tmp_path / "renamed.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(same, indent=3).encode())
     assert build(workflow=tmp_path / "renamed.json").written == 0, "the same graph, with a byte order mark"
-    words = r"out was begun with workflow\.1\.inputs\.image 'x\.png', not 'y\.png'; give the same to go on, or choose another folder\.$"
+    words = r"out was begun with workflow\.3\.inputs\.filename_prefix 'h/line', not 'i/line'; give the same to go on"
     with pytest.raises(ValueError, match=words):
-        build(changes=["1.image=y.png"])
+        build(changes=["3.filename_prefix=i/line"])
     with pytest.raises(ValueError, match=r"was begun with size \[64, 96\], not \[32, 32\]"):
         build(size=(32, 32))
 
