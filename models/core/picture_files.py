@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +42,7 @@ class Values(NamedTuple):
     alpha: np.ndarray | None  # h w float32 in [0, 1]
     mode: str  # Pillow's
     notes: tuple[str, ...] = ()
+    text: Mapping[str, str] = MappingProxyType({})  # of a PNG
 
 
 def open_values(source: Any, *, name: str | os.PathLike | None = None, indices: bool = False) -> Values:
@@ -98,11 +101,12 @@ def _decode(image: Any, name: str, indices: bool) -> Values:
         raise PictureError(f"Expected pixels in {name}, got an EPS file. Give a PNG, JPEG, WebP or TIFF file.")
     bits, notes = _find_bits(image), _count_frames(image)
     image.load()
+    text = dict(getattr(image, "text", {}))
     image = _turn_upright(image, notes)
     values, alpha = _split(image, bits, indices)
     if bits > 8 and values.dtype == np.uint8:
         notes.append(f"The picture has {bits} bits a colour; Pillow reads the upper 8 of them.")
-    return Values(values, alpha, image.mode, tuple(notes))
+    return Values(values, alpha, image.mode, tuple(notes), text)
 
 
 def _find_bits(image: Any) -> int:

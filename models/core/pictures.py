@@ -20,6 +20,7 @@ from .picture_files import PictureError, Values, name_source, open_values
 FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.bool: 1}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 HAS_ALPHA = "The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask."
+NO_ALPHA = "The picture has an alpha channel: its colours were used as they are, also where it is transparent, and the alpha is left out."
 IS_GREY = "The picture is grey: its one channel was used for red, green and blue."
 
 
@@ -39,14 +40,16 @@ def open_picture(source: Any, *, name: str | os.PathLike | None = None) -> Pictu
 
 
 def open_rgb(source: Any, *, name: str | os.PathLike | None = None) -> tuple[Tensor, tuple[str, ...]]:
-    """The colours of a picture file as uint8 h w 3, and the notes; 8 bits stay as they are, 16 are divided by 257."""
+    """The colours of a picture file as uint8 h w 3, and the notes; 8 bits stay as they are, 16 are divided by 257. Alpha is left out."""
     name = name_source(source, name)
     found = open_values(source, name=name)
+    left_out = () if found.alpha is None else (NO_ALPHA,)
     if found.values.dtype != np.uint8:
         pictures = _to_pictures(found, name)
-        return (pictures.rgb[0] * 255).round().to(torch.uint8), pictures.notes
+        notes = tuple(note for note in pictures.notes if note not in (HAS_ALPHA, IS_GREY))
+        return (pictures.rgb[0] * 255).round().to(torch.uint8), notes + left_out
     rgb = found.values if found.values.ndim == 3 else np.repeat(found.values[..., None], 3, axis=-1)
-    return torch.from_numpy(np.array(rgb)), found.notes + ((HAS_ALPHA,) if found.alpha is not None else ())
+    return torch.from_numpy(np.array(rgb)), found.notes + left_out
 
 
 def open_grey(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:

@@ -47,7 +47,8 @@ class WorldPictures(InMemory):
             rows = range(start, min(start + READ, len(source)))
             samples = read_many(source, rows)
             images += [sample["image"] for sample in samples]
-            cells += [count_cells(sample["segmentation"], source.entry(i)["objects"]) for i, sample in zip(rows, samples, strict=True)]
+            cells += [cells_of(source, i, sample) for i, sample in zip(rows, samples, strict=True)]
+        check_alike(images, source)
         self.images, self.cells = torch.stack(images), torch.stack(cells)
 
     def __len__(self) -> int:
@@ -161,12 +162,13 @@ def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[st
     for start in tqdm(range(0, len(source), batch), desc="encoding", unit="batch", disable=None):
         rows = range(start, min(start + batch, len(source)))
         samples, entries = read_many(source, rows), [source.entry(i) for i in rows]
+        check_alike([sample["image"] for sample in samples], source)
         image = torch.stack([sample["image"] for sample in samples]).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts["latent"].append(encode(codec, image).half())
         parts["mirrored_latent"].append(encode(codec, image.flip(-1)).half())
         parts["depth"].append(code_depth(torch.stack([s["depth"] for s in samples]), torch.stack([s["mask"] for s in samples])).half())
         parts["tokens"].append(torch.stack([caption_tokens(entry) for entry in entries]))
-        parts["cells"].append(torch.stack([count_cells(s["segmentation"], e["objects"]) for s, e in zip(samples, entries, strict=True)]))
+        parts["cells"].append(torch.stack([cells_of(source, i, sample) for i, sample in zip(rows, samples, strict=True)]))
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
@@ -186,6 +188,23 @@ def encode(codec: TinyCodec, image: Tensor) -> Tensor:
 def code_depth(depth: Tensor, known: Tensor) -> Tensor:
     """Network depth b H W of metric depth b H W; what is not known in this world is sky: not missing, but infinitely far."""
     return encode_depth(depth[:, None], known[:, None], sky=~known[:, None])[:, 0]
+
+
+def check_alike(images: Sequence[Tensor], source: FolderDataset) -> None:
+    """The tiny networks take pictures of one size."""
+    sizes = sorted({tuple(image.shape[:2]) for image in images})
+    if len(sizes) > 1:
+        raise ValueError(f"Expected pictures of one size in {source.folder}, got {sizes[0]} and {sizes[-1]}. Bring them to one.")
+
+
+def cells_of(source: FolderDataset, index: int, sample: Mapping[str, Tensor]) -> Tensor:
+    """`count_cells` of a dataset's sample; ValueError names its line where the "objects" are none of the world."""
+    objects = source.entry(index).get("objects")
+    try:
+        return count_cells(sample["segmentation"], objects)
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        said = f'Expected "objects" as the world names them, one for each number of the segmentation, got {objects!r}'
+        raise ValueError(f"{source.where(index)} cannot be used: {said}. Make the folder with: spatialweave world") from error
 
 
 def count_cells(segmentation: Tensor, objects: Sequence[str]) -> Tensor:

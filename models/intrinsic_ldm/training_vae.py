@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..core.training.loop import Batch, Task
-from ..core.training.recipe import Recipe, check_keys
+from ..core.training.recipe import Recipe
+from ..core.training.settings import Size, check_settings, read_settings
 from ..core.weights import fill_module, read_tensors
 from .config import GROUPS, VaeConfig
 from .dataset import IntrinsicSamples
@@ -48,7 +49,7 @@ class VaeSettings:
             raise ValueError(f"The recipe's model measures the latent scale on {self.measure} samples; give measure at least 1.")
         if self.ship not in get_args(Ship):
             raise ValueError(f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(Ship))}.")
-        check_keys(self.config, [f.name for f in fields(VaeConfig)], "recipe's model.config")
+        check_settings(self.config, get_type_hints(VaeConfig), "recipe's model.config")
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,9 @@ class VaeLoss:
 
 def build(recipe: Recipe) -> Task:
     """The Task of a recipe: `data.folder` is a dataset folder with maps, `data.size` (height, width) what they are brought to."""
-    check_keys(recipe.model, [f.name for f in fields(VaeSettings)], "recipe's model")
-    check_keys(recipe.loss, [f.name for f in fields(VaeLoss)], "recipe's loss")
-    check_keys(recipe.data, ["folder", "size"], "recipe's data")
-    settings, loss = VaeSettings(**recipe.model), VaeLoss(**recipe.loss)
+    settings = read_settings(VaeSettings, recipe.model, "recipe's model")
+    loss = read_settings(VaeLoss, recipe.loss, "recipe's loss")
+    check_settings(recipe.data, {"folder": str, "size": Size | None}, "recipe's data")
     if not recipe.data.get("folder"):
         raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics build (or world --normals)")
     dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from ..core.export.files import write_file
 from ..core.text_files import read_json_lines, read_json_object
 from ..core.training.data import MANIFEST, FolderDataset
+from ..core.training.settings import Size, as_size
 from .captions import caption
 from .dataset_layout import write_pictures, write_tensors
 from .edits import Edit, sample_edits
@@ -48,6 +49,7 @@ FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
 CAPTIONS = 4
 DATASET = "dataset.json"
 _FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
+DATA_KINDS = {"folder": str, "scenes": int, "size": Size}  # of a recipe's `data` that names a folder of the world
 _RENDER_BATCH = 50
 _CONVENTIONS = {
     "camera": "OpenCV: x right, y down, z forward; pixel centres at +0.5; world_to_cam maps world points (y up, metres) to it",
@@ -129,16 +131,19 @@ def export_dataset(folder: str | Path, count: int, *, size: int | tuple[int, int
     return Summary(folder, count, rendered, time.perf_counter() - started)
 
 
-def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None) -> FolderDataset:
-    """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it."""
+def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None, needs: Sequence[str] = ()) -> FolderDataset:
+    """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it.
+
+    `needs`: tensors and entries of the line without which a sample is refused.
+    """
     folder = Path(str(data.get("folder", "")))
     if not (folder / MANIFEST).is_file():
         normals = " --normals" if "normals" in (keys or ()) else ""
         raise ValueError(
             f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world {folder} "
-            f"--scenes {data.get('scenes', 24000)} --size {data.get('size', 128)} --workers 2{normals}"
+            f"--scenes {data.get('scenes', 24000)} --size {max(as_size(data.get('size', 128)))} --workers 2{normals}"
         )
-    return FolderDataset(folder, keys=keys)
+    return FolderDataset(folder, keys=keys, needs=needs)
 
 
 def _run_jobs(folder: Path, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]) -> Iterator[int]:

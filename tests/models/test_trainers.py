@@ -144,7 +144,7 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
 
 
 def test_an_unknown_shipping_precision_is_refused(folder):
-    with pytest.raises(ValueError, match="'int3'; it is one of float32, float16"):
+    with pytest.raises(ValueError, match="Expected one of float32, float16 as ship of the recipe's model, got 'int3'"):
         run_recipe(shorten("tiny_1_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")), BUILDERS)
 
 
@@ -216,7 +216,7 @@ def test_pairs_that_are_to_tell_what_each_spot_shows_are_refused(pairs):
     recipe, _, _ = pairs
     with pytest.raises(ValueError, match="has align 0.5, but pairs do not tell what each spot shows; set align to 0"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": {"align": 0.5}}))
-    with pytest.raises(ValueError, match="noise 'one'; it is one of independent, shared"):
+    with pytest.raises(ValueError, match="Expected one of independent, shared as noise of the recipe's loss, got 'one'"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": recipe["loss"] | {"noise": "one"}}))
     with pytest.raises(ValueError, match="folder"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"data": recipe["data"] | {"folder": "data/world"}}))
