@@ -4,6 +4,10 @@
                                          n tokens c; for SDXL pooled float16 n c; for PixArt context_mask uint8 n tokens, 1 = a word
     OUTPUT/empty_context.safetensors     the same parts of the prompt "", without a first axis
     OUTPUT/manifest.jsonl                {"shard", "row", "index" of the source, "caption"}
+    OUTPUT/dataset.json, sources.jsonl   what it was made with, and of which files, by content
+
+A sample that cannot be read is left out and named. What changed in the source since the last run is encoded anew; with another base or
+intrinsic VAE than before nothing is written.
 
 The text encoders and the image's autoencoder are the base's own, run by diffusers; the maps' autoencoder is a file of ours. A tiny base,
 made by `training_base`, has a text encoder of ours.
@@ -178,7 +182,7 @@ def list_samples(samples: IntrinsicSamples) -> list[Source]:
         name = f"{entry['shard']}:{entry['row']}" if "shard" in entry else str(entry.get("image", index))
         while name in found:  # a sample may stand in a manifest twice, with two captions
             name += "+"
-        files |= {beside for file in files if (samples.folder / (beside := str(Path(file).with_suffix(".json")))).is_file()}
+        files |= {beside for file in files if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()}
         found[name] = Source(
             name,
             {file: samples.folder / file for file in sorted(files)},
