@@ -4,6 +4,10 @@
                                          n tokens c; for SDXL pooled float16 n c; for PixArt context_mask uint8 n tokens, 1 = a word
     OUTPUT/empty_context.safetensors     the same parts of the prompt "", without a first axis
     OUTPUT/manifest.jsonl                {"shard", "row", "index" of the source, "caption"}
+    OUTPUT/dataset.json, sources.jsonl   what it was made with, and of which files, by content
+
+A sample that cannot be read is left out and named. What changed in the source since the last run is encoded anew; with another base or
+intrinsic VAE than before nothing is written.
 
 The text encoders and the image's autoencoder are the base's own, run by diffusers; the maps' autoencoder is a file of ours. A tiny base,
 made by `training_base`, has a text encoder of ours.
@@ -25,6 +29,7 @@ from torch import Tensor, nn
 from ..core.export.files import write_file
 from ..core.text_files import show_path
 from ..core.training.data import MANIFEST, READERS
+from ..core.training.data_files import FILES
 from ..core.weights import check_finite, fill_module, read_tensors
 from ..demo.text import TinyTextEncoder, read_layout
 from .dataset import IntrinsicSamples
@@ -42,7 +47,6 @@ from .weights import load_intrinsic_vae, to_diffusers_names
 log = logging.getLogger("spatialweave.dataset")
 
 FORMAT, VERSION = "spatialweave-intrinsic-latents", 2
-LOOSE = ("image", "depth", "mask", "normals", "segmentation", "line")  # what a manifest's line may name as files
 OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")  # which an encoder does not read
 LARGEST = torch.finfo(torch.float16).max
 
@@ -137,8 +141,8 @@ def encode_dataset(
         raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
     family = find_family(base)
     facts = {
-        "format": FORMAT, "version": VERSION, "family": family, "size": list(size) if size else None, "precision": precision,
-        "places": places, "files": stamp_files(output, [("intrinsic VAE", vae), *list_base_files(base)]),
+        "format": FORMAT, "version": VERSION, "family": family, "size": list(samples.size) if samples.size else None,
+        "precision": precision, "places": places, "files": stamp_files(output, [("intrinsic VAE", vae), *list_base_files(base)]),
         "about": {"source": show_path(source.resolve().name), "base": show_path(base.resolve().name), "vae": show_path(vae.name)},
     }  # fmt: skip
     made: list[Encoder] = []  # when the first shard needs it: a finished folder needs none
@@ -177,17 +181,17 @@ def list_samples(samples: IntrinsicSamples) -> list[Source]:
     found: dict[str, Source] = {}
     for index in range(len(samples)):
         entry = samples.entry(index)
-        files = {str(entry["shard"])} if "shard" in entry else {entry[key] for key in LOOSE if isinstance(entry.get(key), str)}
+        files = {str(entry["shard"])} if "shard" in entry else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
         name = f"{entry['shard']}:{entry['row']}" if "shard" in entry else str(entry.get("image", index))
         while name in found:  # a sample may stand in a manifest twice, with two captions
             name += "+"
-        files |= {beside for file in files if (samples.folder / (beside := str(Path(file).with_suffix(".json")))).is_file()}
+        files |= {beside for file in files if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()}
         found[name] = Source(
             name,
             {file: samples.folder / file for file in sorted(files)},
             text=json.dumps(entry, sort_keys=True),
             entry={"index": index, "caption": str(entry.get("caption", ""))},
-            words=f"line {index + 1} of {MANIFEST}",
+            words=f"line {samples.source.lines[index]} of {MANIFEST}",
         )
     return list(found.values())
 

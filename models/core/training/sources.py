@@ -66,6 +66,9 @@ def list_dataset(folder: Path) -> Iterator[str]:
     for name in named:
         if "\n" not in name and len(name) < 1000 and Path(name).suffix and (folder / name).is_file():
             yield name
+            beside = Path(name).with_suffix(".json").as_posix()  # in which a depth PNG's scale may stand
+            if (folder / beside).is_file():
+                yield beside
 
 
 def list_weights(folder: Path) -> Iterator[str]:

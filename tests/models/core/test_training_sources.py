@@ -32,6 +32,7 @@ def sources(tmp_path):
     save_file({"x": torch.zeros(4)}, data / "shard-00000.safetensors")
     save_file({"x": torch.zeros(4)}, data / "empty_context.safetensors")
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(data / "image" / "0.png")
+    (data / "image" / "0.json").write_text('{"depth_scale": 0.001}\n')
     lines = [{"shard": "shard-00000.safetensors", "row": 0, "caption": "manifest.jsonl"}, {"image": "image/0.png", "caption": ""}]
     (data / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     save_file({"x": torch.zeros(4)}, base / "unet" / "model.safetensors")
@@ -49,7 +50,7 @@ def replace_bytes(path):
 
 @pytest.mark.parametrize("name, key", [
     ("data/shard-00000.safetensors", "data.folder"), ("data/image/0.png", "data.folder"), ("data/manifest.jsonl", "data.folder"),
-    ("data/empty_context.safetensors", "data.folder"), ("base/unet/model.safetensors", "model.base"),
+    ("data/empty_context.safetensors", "data.folder"), ("data/image/0.json", "data.folder"), ("base/unet/model.safetensors", "model.base"),
     ("base/unet/config.json", "model.base"), ("vae.safetensors", "model.weights"),
 ])  # fmt: skip
 def test_a_resumed_run_names_what_was_replaced(sources, tmp_path, name, key):
@@ -78,7 +79,7 @@ def test_a_resumed_run_names_what_was_replaced(sources, tmp_path, name, key):
 def test_a_dataset_that_moved_is_the_same(sources, tmp_path):
     data, _ = sources
     before = fingerprint_path(data)
-    assert sorted(before) == ["empty_context.safetensors", "image/0.png", "manifest.jsonl", "shard-00000.safetensors"]
+    assert sorted(before) == ["empty_context.safetensors", "image/0.json", "image/0.png", "manifest.jsonl", "shard-00000.safetensors"]
     shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
     (tmp_path / "copy" / "latents-0.safetensors").write_bytes(b"a cache")
     assert fingerprint_path(tmp_path / "copy") == before
