@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.export.depth_files import read_depth
+from ..core.export.depth_files import load_depth
 from ..core.export.exr import write_exr
 from ..core.export.files import UnstatedError, write_file
 from ..core.export.npz import write_npz
@@ -154,10 +154,14 @@ def open_image(path: Path, notes: list[str]) -> Tensor:
 def open_depth(path: Path, channel: str | None, notes: list[str]) -> View:
     """A depth file. One that does not say its unit is relative, and a PNG's scale then does not matter: the network sees ratios alone."""
     try:
-        return read_depth(path, channel=channel)
+        view, left_out = load_depth(path, channel=channel)
     except UnstatedError:
         notes.append(f"{path.name} does not say its scale or unit: its values were taken for depth, larger = farther, in relative units.")
-        return read_depth(path, channel=channel, scale=1.0, units="relative")
+        view, left_out = load_depth(path, channel=channel, scale=1.0, units="relative")
+    notes.extend(left_out)
+    if len(view) != 1:
+        raise ValueError(f"Expected one depth in {path}, got a batch of {len(view)}. Save one of them as a file of its own.")
+    return view
 
 
 def make_folder(folder: Path) -> None:

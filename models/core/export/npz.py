@@ -33,6 +33,7 @@ _LAYOUTS = {
 }
 _STATED = ("units", "depth_units", "direction", "depth_direction", "depth_scale", "depth_offset")
 _BOMB = 2**30, 200  # bytes of one array, and how many of them a byte of the file stands for: no real map packs so well
+_LAST_CHARACTER = 0x10FFFF
 _DAMAGES = (
     ValueError, TypeError, KeyError, OverflowError, RuntimeError, SyntaxError, EOFError, OSError, MemoryError, struct.error,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
@@ -185,6 +186,10 @@ def _of_others(name: str, field: str, array: np.ndarray, source: str) -> Any:
 
 def _read_stated(array: np.ndarray, name: str, source: str) -> str | float:
     """What the file says of its depth: a number for scale and offset, else a text."""
+    if array.dtype.kind == "U":
+        codes = np.frombuffer(array.tobytes(), np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        if bool((codes > _LAST_CHARACTER).any()):  # Python would not survive such a text
+            raise ValueError(f"Expected text as {name!r} in {source}, got characters that are none. It is damaged: write it anew.")
     one = array.reshape(-1)[0] if array.size == 1 else array
     if name in ("depth_scale", "depth_offset"):
         return read_number(one.item() if array.size == 1 else one, name, source, above_zero=name == "depth_scale")

@@ -176,6 +176,25 @@ def test_demo_takes_a_depth_that_does_not_say_its_unit(tmp_path, capsys, name):
     assert np.allclose(made["depth"].squeeze(), values, atol=1)
 
 
+def test_demo_refuses_a_batch_before_it_samples(tmp_path, capsys):
+    np.savez(tmp_path / "two.npz", depth=np.ones((2, 32, 48)))
+    assert cli.main(["demo", "--depth", str(tmp_path / "two.npz"), "--output", str(tmp_path / "out"), *FAST]) == 1
+    assert "two.npz, got a batch of 2. Save one of them" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_names_what_it_leaves_of_a_file(tmp_path, capsys):
+    np.savez(
+        tmp_path / "d.npz",
+        depth=np.ones((32, 48)),
+        units="m",
+        points=np.ones((32, 48, 3)),
+        intrinsics=[[60, 0, 24], [0, 60, 16], [0, 0, 1]],
+    )
+    assert cli.main(["demo", "--depth", str(tmp_path / "d.npz"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert "d.npz, these arrays are not read: points (float64 (32, 48, 3))." in capsys.readouterr().out
+
+
 def test_demo_reads_the_channel_of_an_exr_that_it_is_told(tmp_path, capsys):
     planes = {"ViewLayer.Depth.V": np.full((32, 32), 2.0), "ViewLayer.Mist.V": np.full((32, 32), 7.0)}
     (tmp_path / "in.exr").write_bytes(encode_exr(planes))

@@ -171,6 +171,13 @@ def test_a_wrong_byte_anywhere_is_a_sentence_or_does_no_harm(tmp_path, position)
         assert "o.npz" in str(error)
 
 
+@pytest.mark.parametrize("kind", ["<U1", ">U1"])
+def test_texts_of_no_characters_are_refused(tmp_path, kind):
+    broken = np.frombuffer(b"\x7f" * 4, kind)
+    with pytest.raises(ValueError, match=r"Expected text as 'direction' in .*o\.npz, got characters that are none"):
+        read_npz(save(tmp_path, depth=DEPTH, direction=broken), units="metric")
+
+
 def test_resource_forks_are_passed_over(tmp_path):
     path = save(tmp_path, depth=DEPTH)
     with zipfile.ZipFile(path, "a") as archive:
