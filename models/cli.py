@@ -46,7 +46,7 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", type=path, default=Path("spatialweave-demo"), help="folder for the files")
     command.add_argument("--image", type=path, help="a picture: its depth is inferred instead (image to depth)")
     command.add_argument("--depth", type=path, help="a depth map (16-bit PNG, EXR or NPZ): a picture is made for it (depth to image)")
-    command.add_argument("--channel", help="of an EXR, the one with the depth; by default Z, or the only one there is")
+    command.add_argument("--channel", help="of an EXR, the one with the depth; by default Z, the one of a layer Depth, or the only one")
     command.add_argument("--size", metavar="WxH", help="pixels of the result; by default 128x128, or as given, at most 128 a side")
     command.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="same seed, same result")
     command.add_argument("--steps", type=whole(1, MOST_STEPS), help="sampling steps; by default the tiny model's own choice for the mode")

@@ -8,19 +8,18 @@ from comfy_api.latest import io
 
 from ..models.core.export.depth_files import fingerprint_depth, load_depth
 from ..models.core.export.files import UnstatedError
-from ..models.core.export.png_scales import OVER_RANGE, SCALES, scale_to_read, scale_to_write
+from ..models.core.export.png_scales import OVER_RANGE, SCALES, TYPED_OR_FILE, TYPED_OR_FILLED, scale_to_read, scale_to_write
 from .host.folders import graph_notes, input_file, is_input_file, list_depth_files, save_depth
 from .sockets import View
 
 AS_FILE = "as the file says"
-TYPED_OR_FILE = "as typed, or as the file says"
-TYPED_OR_FILLED = "as typed, or the depth's own range"
 # by what is missing from a file: what it would say, and the widgets that say it instead
 WANTED = {
     ("scale", "units"): "its scale and units, got neither. Set png_scale_preset or png_scale, and units",
     ("scale",): "its scale, got none. Set png_scale_preset or png_scale",
     ("units",): "its units, got none. Set units to metric (metres) or relative",
 }
+_UPLOAD = "image"  # the upload button's value: graphs saved before png_scale_preset have it in that place
 
 
 class SaveDepth(io.ComfyNode):
@@ -129,11 +128,11 @@ class LoadDepth(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, units, png_scale, exr_channel, background_at=0.0, png_scale_preset=TYPED_OR_FILE) -> io.NodeOutput:
-        fault = cls.validate_inputs(file)  # a name that came through a link is seen here for the first time
+        fault = cls.validate_inputs(file, png_scale_preset)  # what came through a link is seen here for the first time
         if fault is not True:
             raise ValueError(fault)
         path, stated = input_file(file), None if units == AS_FILE else units
-        scale = scale_to_read(png_scale_preset, png_scale, path)
+        scale = scale_to_read(TYPED_OR_FILE if png_scale_preset == _UPLOAD else png_scale_preset, png_scale, path)
         try:
             view, notes = load_depth(path, units=stated, scale=scale, channel=exr_channel or None, background=background_at or None)
         except UnstatedError as error:
@@ -141,7 +140,10 @@ class LoadDepth(io.ComfyNode):
         return io.NodeOutput(view, "\n".join([view.require_valid().describe(), *notes]))
 
     @classmethod
-    def validate_inputs(cls, file) -> bool | str:
+    def validate_inputs(cls, file, png_scale_preset=None) -> bool | str:
+        known = (None, TYPED_OR_FILE, *SCALES, OVER_RANGE, _UPLOAD)  # None: as with file
+        if png_scale_preset not in known:
+            return f"Expected a png_scale_preset of {list(known[1:-1])}, got {png_scale_preset!r}. Choose one."
         if file is None or is_input_file(file):  # None: it comes through a link, and is not known before the run
             return True
         return f"There is no file {file!r} in the input folder; put it there, or choose another."

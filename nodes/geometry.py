@@ -36,11 +36,11 @@ class PreviewDepth(io.ComfyNode):
                     "steps of disparity, as MiDaS and most depth ControlNets expect.",
                 ),
                 io.Float.Input(
-                    "near_percentile", default=0.0, min=0.0, max=49.0, step=0.001, advanced=True,
+                    "near_percentile", default=0.0, min=0.0, max=49.0, step=0.01, advanced=True,
                     tooltip="This percent of the valid pixels may be nearer than the near end of the scale.",
                 ),
                 io.Float.Input(
-                    "far_percentile", default=100.0, min=51.0, max=100.0, step=0.001, advanced=True,
+                    "far_percentile", default=100.0, min=51.0, max=100.0, step=0.01, advanced=True,
                     tooltip="This percent of the valid pixels lies before the far end of the scale.",
                 ),
             ],

@@ -9,6 +9,7 @@ from .host.intrinsic_graph import check_samplers
 from .host.intrinsic_model import join_intrinsic, list_loras, plot, split_intrinsic, with_intrinsics
 
 CATEGORY = "SpatialWeave/Intrinsics"
+_TAU = "DDPM time from {what}, 0 clean to 1000 noise; other samplers' noise levels are compared at equal signal-to-noise ratio."
 
 
 class IntrinsicCoGeneration(io.ComfyNode):
@@ -16,15 +17,12 @@ class IntrinsicCoGeneration(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        tau = "DDPM time from {what}, 0 clean to 1000 noise; other samplers' noise levels are compared at equal signal-to-noise ratio."
+        falls, rises = (_TAU.format(what=what) for what in ("which the weight falls off", "which on the weight is 1"))
         schedules = [
             io.DynamicCombo.Option("gaussian", [
                 io.Float.Input("alpha", default=1.0, min=0.0, max=100.0, step=0.001, tooltip="The weight at its highest."),
-                io.Float.Input(
-                    "tau", default=800.0, min=0.0, max=1000.0, step=0.001,
-                    tooltip=tau.format(what="which the weight falls off"),
-                ),
-                io.Float.Input("sigma", default=100.0, min=1.0, max=10000.0, step=0.001, tooltip="How fast: at tau +- sigma it is 1/e."),
+                io.Float.Input("tau", default=800.0, min=0.0, max=1000.0, step=0.01, tooltip=falls),
+                io.Float.Input("sigma", default=100.0, min=1.0, max=10000.0, step=0.01, tooltip="How fast: at tau +- sigma it is 1/e."),
             ]),
             io.DynamicCombo.Option("drop", [
                 io.String.Input("layers", default="", tooltip='Layers with weight 1, like "3-7" or "1, 4-6"; empty: those in the middle.'),
@@ -33,10 +31,7 @@ class IntrinsicCoGeneration(io.ComfyNode):
                     tooltip="What a layer's number counts. stages: a UNet's resolutions from 1 (SD2.1 has nine, the paper's 3-7 are around "
                     "the middle). blocks: transformer blocks in the order in which they run, from 0.",
                 ),
-                io.Float.Input(
-                    "tau", default=900.0, min=0.0, max=1000.0, step=0.001,
-                    tooltip=tau.format(what="which on the weight is 1"),
-                ),
+                io.Float.Input("tau", default=900.0, min=0.0, max=1000.0, step=0.01, tooltip=rises),
             ]),
             io.DynamicCombo.Option("constant", [
                 io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.001, tooltip="1 in every layer and step: as trained."),

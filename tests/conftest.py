@@ -49,6 +49,7 @@ def missing_requirements(file):
 
 
 COMFYUI, NO_COMFYUI = find_comfyui()
+NO_BROWSER = "set NODE_PATH to a node_modules folder with playwright-core, and CHROMIUM to a Chromium"
 
 
 def pytest_collection_modifyitems(items):
@@ -64,7 +65,8 @@ def pytest_unconfigure():
 
 
 def pytest_terminal_summary(terminalreporter):
-    for which, reason in (("marked comfyui", NO_COMFYUI), ("of comfy-cli", "comfy-cli is not installed here")):
+    causes = [("marked comfyui", NO_COMFYUI), ("of comfy-cli", "comfy-cli is not installed here"), ("in the browser", NO_BROWSER)]
+    for which, reason in causes:
         skipped = [report for report in terminalreporter.stats.get("skipped", ()) if reason and reason in str(report.longrepr)]
         if skipped:
             terminalreporter.write_sep("!", f"{len(skipped)} tests {which} did not run: {reason}", red=True)

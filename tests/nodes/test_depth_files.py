@@ -51,6 +51,7 @@ KITTI, TUM, MILLIMETRES = "KITTI (1/256)", "TUM (1/5000)", "millimetres (0.001)"
     (5120, {"png_scale_preset": KITTI}, 20),
     (5120, {"png_scale_preset": KITTI, "png_scale": 0.003906250001}, 20),
     (10000, {"png_scale": 0.0002}, 2),
+    (10000, {"png_scale": 0.0002, "png_scale_preset": "image"}, 2),
     (10000, {"png_scale_preset": TUM}, 2),
     (1234, {"png_scale_preset": MILLIMETRES}, 1.234),
     (65535, {"png_scale_preset": OVER_RANGE, "png_scale": 10.0}, 10),
@@ -69,6 +70,7 @@ def test_a_scale_is_typed_or_chosen_by_name(inside, tmp_path, value, said, metre
     ({"png_scale": 0.5, "png_scale_preset": KITTI}, "png_scale 0 beside png_scale_preset 'KITTI (1/256)', got 0.5. Set"),
     ({"png_scale_preset": OVER_RANGE}, "Expected in png_scale the depth of the last step, 65535, for '16-bit over a range', got 0."),
     ({"file": "z.exr", "png_scale_preset": KITTI}, "Expected a PNG for png_scale_preset 'KITTI (1/256)', got z.exr."),
+    ({"png_scale_preset": "NYU"}, "Expected a png_scale_preset of ['as typed, or as the file says', 'millimetres (0.001)', 'KITTI"),
     ({"png_scale": -1.0}, "Expected a png_scale of 0 or more, got -1.0."),
     ({"file": "z.exr", "exr_channel": "D"}, "named 'D', got ['Z']. Name the one with the depth: exr_channel in Load"),
 ])  # fmt: skip
@@ -107,7 +109,13 @@ def test_a_range_that_fills_the_steps_is_told(inside, tmp_path, said):
     ("LoadDepth", {"png_scale": 0.0002, "background_at": 1e10}),
     ("SaveDepth", {}),
     ("LoadDepth", {"png_scale_preset": KITTI}),
+    ("LoadDepth", {"png_scale_preset": "image"}),  # the upload button's value, moved on by a place
     ("SaveDepth", {"png_scale_preset": OVER_RANGE, "png_scale": 10.0}),
 ], ids=str)  # fmt: skip
 def test_graphs_of_the_api_are_taken_with_the_preset_and_without(inside, name, inputs):
     assert inside(FILE, "accepted", name=name, inputs=inputs) is None
+
+
+def test_a_preset_that_nobody_knows_is_refused_before_the_run(inside):
+    assert "got 'NYU'. Choose one." in inside(FILE, "accepted", name="LoadDepth", inputs={"png_scale_preset": "NYU"})
+    assert "NYU" in inside(FILE, "accepted", name="SaveDepth", inputs={"png_scale_preset": "NYU"})

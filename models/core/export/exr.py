@@ -76,9 +76,9 @@ def encode_exr(channels: Mapping[str, np.ndarray], attributes: Mapping[str, str 
 
 
 def decode_exr(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Channels (float32 ``h w``, uint as uint32) and attributes of a flat scanline EXR without compression, or by RLE, ZIP or PXR24.
+    """Channels (float32 ``h w``, uint as uint32) and attributes of a flat scanline EXR.
 
-    The frame is the display window's; outside the data window the channels are 0.
+    Without compression, or by RLE, ZIP, ZIPS or PXR24. The frame is the display window's; outside the data window the channels are 0.
     """
     header, planes = read_file(data, choose=list)
     floats = {name: plane.astype(np.float32) for name, plane in planes.items() if plane.dtype.kind == "f"}
@@ -107,9 +107,10 @@ def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None 
 def read_exr(
     path: str | os.PathLike, *, units: Units | None = None, channel: str | None = None, background: float | None = None
 ) -> View:
-    """Read a depth from an EXR: the ``channel`` named, or the one that :func:`find_depth` finds; ``units`` serves files without ours.
+    """Read a depth from an EXR: the ``channel`` named, or the one that :func:`find_depth` finds.
 
-    From the depth ``background`` on all is sky. A half channel holds at most 65504: of a background beyond, that is what is left.
+    ``units`` serves files without ours. From the depth ``background`` on all is sky. A half channel holds at most
+    65504: of a background beyond, that is what is left.
     """
     path = Path(path)
     try:
@@ -121,7 +122,8 @@ def read_exr(
     attributes = header.attributes
     _check_statements(attributes, units, path)
     depth = np.where(plane == attributes.get("depthInvalid", 0.0), 0, plane).astype(np.float32)
-    view = to_view(depth, units=units or attributes.get("depthUnits"), path=path, **camera_from_text(attributes, path))
+    camera = camera_from_text(attributes, path)
+    view = to_view(depth, units=units or attributes.get("depthUnits"), path=path, **camera)
     if background is None:
         return view
     return view.with_sky_from(min(background, _LARGEST_HALF) if plane.dtype == np.float16 else background)
@@ -153,7 +155,9 @@ def _is_depth(name: str) -> bool:
     """Depth.Z, ViewLayer.Depth.Z, depth.V, depth; Mist.Z and Denoising Depth.Z are other things."""
     layer, _, value = name.lower().rpartition(".")
     layer = layer.rpartition(".")[2]
-    return (value in _DEPTH_WORDS and not layer) or (value in _VALUES and layer in _DEPTH_WORDS) or value in _DEPTH_WORDS - {"z"}
+    if value == "z" and not layer:
+        return True
+    return value in _DEPTH_WORDS - {"z"} or (value in _VALUES and layer in _DEPTH_WORDS)
 
 
 def _choose(channel: str | None, names: Collection[str]) -> list[str]:
@@ -169,17 +173,23 @@ def _tell(path: Path, header: Header, channel: str) -> None:
         log.info("%s: the depth is channel %r of %s.", path, channel, sorted(header.channels))
     if header.data_window != header.display_window:
         windows = show_box(header.data_window), show_box(header.display_window)
-        log.info("%s: the data window %s was put into the display window %s; outside it no pixel is valid.", path, *windows)
+        words = "%s: the data window %s was put into the display window %s; outside it no pixel is valid."
+        log.info(words, path, *windows)
 
 
 def _check_statements(attributes: Mapping[str, Any], units: Units | None, path: Path) -> None:
-    """Refuse what a file says of its depth and this reader does not know; ``units`` given by the caller replace the file's."""
+    """Refuse what a file says of its depth and this reader does not know; the caller's ``units`` replace the file's."""
     stated = attributes.get("depthUnits", "metric")
     if units is None and stated not in get_args(Units):
-        raise ValueError(f"{path}: Expected depthUnits 'metric' or 'relative', got {stated!r}. Say it yourself by units; metric is metres.")
+        raise ValueError(
+            f"{path}: Expected depthUnits 'metric' or 'relative', got {stated!r}. Bring the values to metres, "
+            "or state units if they are."
+        )
     direction = attributes.get("depthDirection", _DIRECTION)
     if direction != _DIRECTION:
-        raise ValueError(f"{path}: Expected depthDirection {_DIRECTION!r}, got {direction!r}. Turn the values into distances first.")
+        raise ValueError(
+            f"{path}: Expected depthDirection {_DIRECTION!r}, got {direction!r}. Turn the values into distances first."
+        )
 
 
 def _attribute(name: str, kind: str, value: bytes) -> bytes:

@@ -1,6 +1,7 @@
-"""The blocks of scanlines in an OpenEXR file: what each lossless method of compression makes of them, and back.
+"""The blocks of scanlines in an OpenEXR file: what each method of compression makes of them, and back.
 
-Format: openexr.com, "OpenEXR File Layout". PXR24 drops the last 8 bits of 32-bit floats when it writes; reading is exact.
+Format: openexr.com, "OpenEXR File Layout". PXR24 drops the last 8 bits of 32-bit floats when it writes;
+reading is exact.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ class DamagedError(ValueError):
 
 
 def compress_zip(raw: bytes) -> bytes:
-    """EXR's ZIP: even bytes before odd ones, each as its difference to the one before plus 128, deflated; raw if not smaller."""
+    """EXR's ZIP: even bytes before odd ones, each as its difference to the one before plus 128, deflated.
+
+    Raw if that is not smaller.
+    """
     data = np.frombuffer(raw, np.uint8)
     data = np.concatenate([data[::2], data[1::2]])
     data[1:] = data[1:] - data[:-1] + np.uint8(128)
@@ -28,14 +32,15 @@ def compress_zip(raw: bytes) -> bytes:
 
 
 def uncompress(packed: bytes, method: str, width: int, rows: int, kinds: list[np.dtype]) -> bytes:
-    """One block's bytes as they would stand in a file without compression: ``rows`` lines of ``width`` pixels, channel by channel."""
+    """One block's bytes as they stand in a file without compression: ``rows`` lines, channel by channel."""
     size = rows * width * sum(kind.itemsize for kind in kinds)
     if len(packed) == size:  # what would not become smaller is stored as it is, by every method
         return packed
     if method == "none":
         raise DamagedError(f"a block holds {len(packed)} bytes instead of {size}")
     if method == "PXR24":
-        return _join_planes(_inflate(packed, rows * width * sum(map(_packed_size, kinds))), width, rows, kinds)
+        planes = _inflate(packed, rows * width * sum(map(_packed_size, kinds)))
+        return _join_planes(planes, width, rows, kinds)
     return _add_differences(_repeat_runs(packed, size) if method == "RLE" else _inflate(packed, size))
 
 
@@ -48,7 +53,10 @@ def _inflate(packed: bytes, size: int) -> bytes:
 
 
 def _repeat_runs(packed: bytes, size: int) -> bytes:
-    """Run lengths: a count below 0 is followed by that many bytes as they are, another by one byte to repeat once more than it says."""
+    """Run lengths: a count below 0 is followed by that many bytes as they are, another by one byte to repeat.
+
+    The byte stands once more than its count says.
+    """
     out, position = bytearray(), 0
     while position < len(packed) and len(out) <= size:
         count = packed[position]
@@ -80,7 +88,10 @@ def _packed_size(kind: np.dtype) -> int:
 
 
 def _join_planes(data: bytes, width: int, rows: int, kinds: list[np.dtype]) -> bytes:
-    """PXR24: of each line and channel the pixels' highest bytes, then the next, down; each pixel as the difference to the one before."""
+    """PXR24: of each line and channel the pixels' highest bytes, then the next, down.
+
+    Each pixel is the difference to the one before.
+    """
     lines = np.frombuffer(data, np.uint8).reshape(rows, -1)
     out, start = [], 0
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""Reading flat scanline OpenEXR files: header, channels, windows, blocks. What the numbers mean is exr.py's."""
+"""Reading flat scanline OpenEXR files: header, channels, windows, blocks. What the numbers mean: exr.py."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .exr_blocks import DENSEST, METHODS, ROWS, DamagedError, uncompress
 MAGIC = 20000630
 _VERSION = 2
 _LONG_NAMES = 0x400
+_FLAT = "Save it as flat scanlines with one part."
 _UNREAD_FLAGS = {0x200: "tiled", 0x800: "deep", 0x1000: "multi-part"}
 _PIXELS = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
 _MOST_PIXELS = 1 << 27  # 16384 x 8192
@@ -38,8 +39,9 @@ class Header:
     def attributes(self) -> dict[str, Any]:
         """The attributes that are text or one float; one of another size than its kind's is left out."""
         texts = {name: decode_text(value) for name, (kind, value) in self.raw.items() if kind == "string"}
-        floats = {name: value for name, (kind, value) in self.raw.items() if kind == "float" and len(value) == 4}
-        return texts | {name: struct.unpack("<f", value)[0] for name, value in floats.items()}
+        floats = {name: value for name, (kind, value) in self.raw.items() if kind == "float"}
+        numbers = {name: struct.unpack("<f", value)[0] for name, value in floats.items() if len(value) == 4}
+        return texts | numbers
 
 
 def decode_text(data: bytes) -> str:
@@ -59,10 +61,13 @@ def show_box(box: Box) -> str:
     return f"({box[0]}, {box[1]}) to ({box[2]}, {box[3]})"
 
 
-def read_file(data: bytes, choose: Callable[[Collection[str]], Collection[str]]) -> tuple[Header, dict[str, np.ndarray]]:
-    """Header and the channels that ``choose`` picks of all names, ``h w`` of the display window, 0 outside the data window.
+def read_file(
+    data: bytes, choose: Callable[[Collection[str]], Collection[str]]
+) -> tuple[Header, dict[str, np.ndarray]]:
+    """Header and the channels that ``choose`` picks of all names.
 
-    Uint stays uint32, half float16. ValueError says in one sentence why a file cannot be read.
+    They are ``h w`` of the display window, 0 outside the data window. Uint stays uint32, half float16.
+    ValueError says in one sentence why a file cannot be read.
     """
     try:
         header = read_header(data)
@@ -75,7 +80,7 @@ def read_header(data: bytes) -> Header:
     """Everything before the pixels, checked before any memory is taken for them."""
     magic, version = struct.unpack_from("<2I", data)
     if magic != MAGIC:
-        raise ValueError("Expected an OpenEXR file, got another kind of file with this name. Load the EXR itself.")
+        raise ValueError("Expected an OpenEXR file, got another kind of file. Load the EXR itself.")
     _check_version(version)
     raw, end = _read_attributes(data)
     boxes = {name: _read_box(raw, name) for name in ("dataWindow", "displayWindow") if name in raw}
@@ -93,10 +98,10 @@ def read_header(data: bytes) -> Header:
 
 def _check_version(version: int) -> None:
     if version & 0xFF != _VERSION:
-        raise ValueError(f"Expected an EXR of version 2, got version {version & 0xFF}. Save it anew with a current program.")
+        raise ValueError(f"Expected an EXR of version 2, got version {version & 0xFF}. Save it anew.")
     for flag, kind in _UNREAD_FLAGS.items():
         if version & flag:
-            raise ValueError(f"Expected a flat scanline EXR, got one that is {kind}. Save it as flat scanlines with one part.")
+            raise ValueError(f"Expected a flat scanline EXR, got one that is {kind}. {_FLAT}")
     if version & ~(0xFF | _LONG_NAMES):
         raise DamagedError(f"unknown flags {version >> 8:#x}")
 
@@ -118,7 +123,7 @@ def _read_attributes(data: bytes) -> tuple[dict[str, tuple[str, bytes]], int]:
         raise DamagedError(f"no {', '.join(sorted(missing))} in the header")
     kind = decode_text(found["type"][1]) if "type" in found else "scanlineimage"
     if kind != "scanlineimage":
-        raise ValueError(f"Expected a flat scanline EXR, got one of type {kind!r}. Save it as flat scanlines with one part.")
+        raise ValueError(f"Expected a flat scanline EXR, got one of type {kind!r}. {_FLAT}")
     return found, position + 1
 
 
@@ -135,7 +140,7 @@ def _read_box(raw: dict[str, tuple[str, bytes]], name: str) -> Box:
     if height < 1 or width < 1:
         raise DamagedError(f"the {name} {show_box(box)} holds no pixels")
     if height * width > _MOST_PIXELS:
-        raise ValueError(f"Expected at most {_MOST_PIXELS} pixels (16384 x 8192), got a {name} of {width} x {height}. Scale or crop it.")
+        raise ValueError(f"Expected at most 16384 x 8192 pixels, got a {name} of {width} x {height}. Crop it.")
     return box
 
 
@@ -144,7 +149,7 @@ def _read_method(value: bytes) -> str:
         raise DamagedError(f"the compression is written in {len(value)} bytes")
     method = METHODS[value[0]] if value[0] < len(METHODS) else f"method {value[0]}"
     if method not in ROWS:
-        raise ValueError(f"Expected compression {', '.join(ROWS)}, got {method}. Save it with ZIP, as float, without loss.")
+        raise ValueError(f"Expected compression {', '.join(ROWS)}, got {method}. Save it with ZIP, as float.")
     return method
 
 
@@ -156,7 +161,9 @@ def _read_channel_list(listing: bytes) -> dict[str, np.dtype]:
         name, position = _read_name(listing, position)
         kind, _, *sampling = struct.unpack_from("<4i", listing, position)
         if sampling != [1, 1]:
-            raise ValueError(f"Expected every pixel of each channel, got channel {name!r} subsampled. Save it as RGB, or without it.")
+            raise ValueError(
+                f"Expected every pixel of each channel, got channel {name!r} subsampled. Save it without."
+            )
         if kind not in _PIXELS:
             raise DamagedError(f"channel {name!r} is of an unknown kind, {kind}")
         if name in kinds:
@@ -174,7 +181,9 @@ def _check_size(header: Header, length: int) -> None:
     height, width = size_of(header.data_window)
     line = width * sum(kind.itemsize for kind in header.channels.values())
     if line * ROWS[header.method] > _LONGEST_BLOCK:
-        raise ValueError(f"Expected blocks of at most 1 GiB, got {len(header.channels)} channels, {width} wide. Save the depth alone.")
+        raise ValueError(
+            f"Expected blocks of at most 1 GiB, got {len(header.channels)} channels, {width} wide. Save depth alone."
+        )
     if line * height > DENSEST * length:
         raise DamagedError(f"{width} x {height} pixels do not fit into {length} bytes")
 
@@ -196,7 +205,8 @@ def _read_channels(data: bytes, header: Header, names: Collection[str]) -> dict[
     for name, plane in _read_planes(data, header, names).items():
         if header.data_window != header.display_window:
             frame = np.zeros((height, width), plane.dtype)
-            frame[y0 - begin_y : y1 - begin_y, x0 - begin_x : x1 - begin_x] = plane[y0 - top : y1 - top, x0 - left : x1 - left]
+            seen = plane[y0 - top : y1 - top, x0 - left : x1 - left]
+            frame[y0 - begin_y : y1 - begin_y, x0 - begin_x : x1 - begin_x] = seen
             plane = frame
         shown[name] = plane
     return shown
@@ -222,9 +232,10 @@ def _read_planes(data: bytes, header: Header, names: Collection[str]) -> dict[st
 
 
 def _find_blocks(data: bytes, header: Header) -> dict[int, int]:
-    """Where the block of each first row, counted from the data window's top, begins; DamagedError if one is missing.
+    """Where the block of each first row, counted from the data window's top, begins.
 
-    The table says so; writers that were stopped leave zeros in it, and then the blocks behind it are walked through.
+    DamagedError if one is missing. The table says so; writers that were stopped leave zeros in it, and then the
+    blocks behind it are walked through.
     """
     height, _ = size_of(header.data_window)
     rows = ROWS[header.method]

@@ -8,14 +8,15 @@ import os
 # the depth of one of the PNG's steps, in metres
 SCALES = {"millimetres (0.001)": 0.001, "KITTI (1/256)": 1 / 256, "TUM (1/5000)": 1 / 5000}
 OVER_RANGE = "16-bit over a range"
+TYPED_OR_FILE = "as typed, or as the file says"
+TYPED_OR_FILLED = "as typed, or the depth's own range"
 _TOP = 65535
 
 
 def scale_to_write(preset: str, typed: float) -> float | None:
     """The depth of one step by ``preset`` and the number ``typed`` beside it; None: the depth's own range fills the steps.
 
-    Over a range the number is the depth of the last step, 65535. Any other name than the known ones leaves the
-    number as it is.
+    Over a range the number is the depth of the last step, 65535.
     """
     if not (math.isfinite(typed) and typed >= 0):
         raise ValueError(
@@ -23,8 +24,10 @@ def scale_to_write(preset: str, typed: float) -> float | None:
         )
     if preset == OVER_RANGE:
         return typed / _TOP or None
-    if preset not in SCALES:
+    if preset in (TYPED_OR_FILE, TYPED_OR_FILLED):
         return typed or None
+    if preset not in SCALES:
+        raise ValueError(f"Expected a png_scale_preset of {[*SCALES, OVER_RANGE]} or as typed, got {preset!r}. Choose one.")
     if typed and not math.isclose(typed, SCALES[preset], rel_tol=1e-6):
         raise ValueError(
             f"Expected png_scale 0 beside png_scale_preset {preset!r}, got {typed:g}. Set png_scale to 0, "
@@ -36,7 +39,7 @@ def scale_to_write(preset: str, typed: float) -> float | None:
 def scale_to_read(preset: str, typed: float, path: str | os.PathLike) -> float | None:
     """The same for a file to be read; None: as the file says. A preset that cannot be followed is refused."""
     name = os.path.basename(path)
-    if (preset in SCALES or preset == OVER_RANGE) and not name.lower().endswith(".png"):
+    if preset != TYPED_OR_FILE and not name.lower().endswith(".png"):
         raise ValueError(f"Expected a PNG for png_scale_preset {preset!r}, got {name}. Set png_scale_preset to as typed.")
     if preset == OVER_RANGE and not typed:
         raise ValueError(

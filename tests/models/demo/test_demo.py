@@ -196,12 +196,12 @@ def test_demo_names_what_it_leaves_of_a_file(tmp_path, capsys):
 
 
 def test_demo_reads_the_channel_of_an_exr_that_it_is_told(tmp_path, capsys):
-    planes = {"ViewLayer.Depth.V": np.full((32, 32), 2.0), "ViewLayer.Mist.V": np.full((32, 32), 7.0)}
+    planes = {"ViewLayer.Far.V": np.full((32, 32), 2.0), "ViewLayer.Mist.V": np.full((32, 32), 7.0)}
     (tmp_path / "in.exr").write_bytes(encode_exr(planes))
     given = ["demo", "--depth", str(tmp_path / "in.exr"), "--output", str(tmp_path / "out"), *FAST]
     assert cli.main(given) == 1
-    assert "ViewLayer.Depth.V" in capsys.readouterr().err
-    assert cli.main([*given, "--channel", "ViewLayer.Depth.V"]) == 0
+    assert "ViewLayer.Far.V" in capsys.readouterr().err
+    assert cli.main([*given, "--channel", "ViewLayer.Far.V"]) == 0
     assert (np.load(tmp_path / "out/depth.npz")["depth"] == 2).all()
 
 
