@@ -14,6 +14,7 @@ from typing import Any
 from .text_files import show_path
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the format
+LARGEST_SIDE = 2**63  # what torch can count
 METADATA = "__metadata__"
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8,
@@ -64,15 +65,12 @@ def read_header(path: str | os.PathLike) -> Header:
     """
     path = Path(path)
     shown = show_path(path)
-    if not path.is_file():
-        what = (
-            "is a folder, not a weights file; name the file inside"
-            if path.is_dir()
-            else "does not exist; check the path"
-        )
-        raise WeightsError(f"{shown} {what}.")
-    size = path.stat().st_size
     try:
+        if not path.is_file():
+            folder = path.is_dir()
+            what = "is a folder, not a weights file; name the file inside" if folder else "does not exist; check the path"
+            raise WeightsError(f"{shown} {what}.")
+        size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             _refuse_foreign(path, start + file.read(24), size)
@@ -182,7 +180,7 @@ def _read_entry(name: str, entry: Any, shown: str) -> tuple[int, int]:
     try:
         shape, dtype, (first, last) = entry["shape"], entry["dtype"], entry["data_offsets"]
         whole = isinstance(shape, list) and all(
-            type(side) is int and side >= 0 for side in (*shape, first, last)
+            type(side) is int and 0 <= side < LARGEST_SIDE for side in (*shape, first, last)
         )
     except (TypeError, KeyError, ValueError):
         whole = False

@@ -35,7 +35,9 @@ OTHERS = (
     (re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$|\.(?:diff|diff_b|lora_mid\.weight)$"), "a LoRA with parts that are no low-rank matrices"),
 )
 ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # of a folder that PEFT saved
-PREFIXES = re.compile(r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|lora_unet_|lora_transformer_|lycoris_)*")
+PREFIXES = re.compile(
+    r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|module\.|_orig_mod\.|lora_unet_|lora_transformer_|lycoris_)*"
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def read_lora(
     keys: dict[tuple[str, str], str] = {}
     names: dict[str, str] = {}  # by path, as the file has it
     for key, tensor in tensors.items():
-        module, part = split_name(key, name)
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as safetensors.")
+        module, part = split_name(str(key), name)
         path = known.get(module, known.get(module.removesuffix(".0")))
         if path is None:
             raise ValueError(

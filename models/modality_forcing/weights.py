@@ -31,7 +31,6 @@ from .config import PRESETS, ModalityForcingConfig
 from .network import ModalityForcing
 
 PREFIX = "dit."  # of the released file
-OTHER_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
 # any of these, in any order: torch.compile, DataParallel, training loops and ComfyUI put their own words before all names
 PREFIXES = re.compile(r"(?:(?:dit|model|diffusion_model|module|_orig_mod|net|network)\.)*")
 COMPILED = "_orig_mod."  # torch.compile's, before the names of each block that was compiled by itself
@@ -105,10 +104,11 @@ def save_network(
 def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[str, Tensor]:
     """The image and text half from a plain FLUX.2 klein file, under our names: what training of a depth stream starts from."""
     header = read_header(path)
-    prefixes = [prefix for prefix in (*OTHER_PREFIXES, PREFIX) if prefix + FLUX2_MARKER in header.shapes]
-    if not prefixes:
+    found = (name.removesuffix(FLUX2_MARKER) for name in header.shapes if name.endswith(FLUX2_MARKER))
+    prefix = next((prefix for prefix in found if PREFIXES.fullmatch(prefix)), None)
+    if prefix is None:
         raise WeightsError(f"{path} is {describe(header)}; a FLUX.2 klein base network is wanted here{explain_part(str(path))}.")
-    renamed = {name: _base_name(name, prefixes[0]) for name in header.shapes}
+    renamed = {name: _base_name(ours) for name, ours in own_names(header.shapes, prefix, str(path)).items()}
     kept = {name: ours for name, ours in renamed.items() if is_image_text(ours)}
     wanted = {name: shape for name, shape in network_shapes(config).items() if is_image_text(name)}
     check_fit(wanted, {ours: header.shapes[name] for name, ours in kept.items()}, f"{path}, a FLUX.2 network,")
@@ -117,9 +117,8 @@ def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[st
     return {ours: tensors[name] for name, ours in kept.items()}
 
 
-def _base_name(name: str, prefix: str) -> str:
+def _base_name(name: str) -> str:
     """FLUX.2 files call the scale of an RMS norm `scale` or `weight`."""
-    name = name.removeprefix(prefix)
     return name.removesuffix("weight") + "scale" if name.endswith(("query_norm.weight", "key_norm.weight")) else name
 
 

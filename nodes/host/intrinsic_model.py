@@ -46,10 +46,7 @@ def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, 
 
 def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
     """The LoRA of a file as changes of the network's modules."""
-    if path.lower().endswith((".safetensors", ".sft")):
-        tensors, metadata = open_lora(path)
-    else:  # a pickle, which core opens without running it
-        tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True), None
+    tensors, metadata = open_lora(path) if path.lower().endswith((".safetensors", ".sft")) else (open_torch_file(path, name), None)
     trained_on = (metadata or {}).get("base", base.family)
     if trained_on != base.family:
         raise ValueError(
@@ -68,6 +65,19 @@ def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
             width = low.up.shape[0]
             changes.append(Change(module, low, slice(None) if third is None else slice(third * width, (third + 1) * width)))
     return changes
+
+
+def open_torch_file(path: str, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a PyTorch file, by core, which runs nothing that lies in it."""
+    wanted = f"Expected a PyTorch file of tensors as the LoRA {name}"
+    try:
+        tensors = comfy.utils.load_torch_file(path, safe_load=True)
+    except Exception as error:  # torch's reader raises whatever a file's first bytes lead it to
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{wanted}, got one that does not load ({reason}). Use the safetensors file.") from error
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{wanted}, got {type(tensors).__name__}. Use the safetensors file.")
+    return tensors
 
 
 def read_schedule(choice: dict, base: Base) -> tuple[Schedule, Reading]:

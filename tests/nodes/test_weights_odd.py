@@ -172,6 +172,29 @@ def test_a_lora_that_is_wrong_is_refused_by_the_node(inside, lora, tmp_path, cas
     assert said and all(word in said for word in [*words, path.name]), said
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text, no pickle", "that does not load"),
+        ([torch.ones(2)], "Expected a PyTorch file of tensors as the LoRA"),
+        ({"unet.x.lora_A.weight": [1, 2], "unet.x.lora_B.weight": "text"}, "Expected a tensor as 'unet.x.lora_A.weight'"),
+        ({"unet.x.lora_A.weight": torch.ones(2, 2)}, "no self-attention projection"),
+    ],
+    ids=["text", "list", "values", "layer"],
+)
+def test_a_pytorch_file_as_lora_is_read_or_refused_by_name(inside, tmp_path, request, content, said):
+    path = tmp_path / f"pickled_{request.node.callspec.id}.pt"  # ComfyUI looks for a name in the folders of all tests
+    path.write_text(content) if isinstance(content, str) else torch.save(content, path)
+    answer = inside(FILE, "lora_refused", folder=str(tmp_path), name=path.name)
+    assert answer and said in answer and path.name in answer, answer
+
+
+def test_a_pytorch_file_counts_as_the_same_safetensors(inside, lora, tmp_path):
+    path = lora(tmp_path, "plain.safetensors")
+    torch.save(load_file(path), tmp_path / "plain.pt")
+    assert inside(FILE, "lora_scales", path=str(tmp_path / "plain.pt"), name="plain.pt") == [1.0]
+
+
 IMAGE, DEPTH = torch.randn(1, 16, 4, 5), torch.rand(1, 1, 16, 20)
 DEPTH[..., 0] = math.nan  # missing
 BAD = IMAGE.clone()

@@ -95,6 +95,7 @@ REFUSED = {
     "a fraction as side": ({"a": {**A, "shape": [2.0]}}, 8, "the entry of 'a' is"),
     "true as side": ({"a": {**A, "shape": [True, 2]}}, 8, "the entry of 'a' is"),
     "a negative side": ({"a": {**A, "shape": [-1, -2]}}, 8, "the entry of 'a' is"),
+    "a side beyond counting": ({"a": {**A, "shape": [0, 10**30], "data_offsets": [0, 0]}}, 0, "the entry of 'a' is"),
     "text as shape": ({"a": {**A, "shape": "22"}}, 8, "the entry of 'a' is"),
     "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8, "the entry of 'a' is"),
     "an unknown dtype": (

@@ -27,6 +27,10 @@ NAMINGS = {
     "PEFT": {f"base_model.model.{LAYER}.to_q.lora_A.weight": DOWN, f"base_model.model.{LAYER}.to_q.lora_B.weight": UP},
     "PEFT with an adapter's name": {f"{LAYER}.to_q.lora_A.default.weight": DOWN, f"{LAYER}.to_q.lora_B.default.weight": UP},
     "diffusers": {f"unet.{LAYER}.to_q.lora_A.weight": DOWN, f"unet.{LAYER}.to_q.lora_B.weight": UP},
+    "PEFT with an adapter's other name": {f"{LAYER}.to_q.lora_A.maps.weight": DOWN, f"{LAYER}.to_q.lora_B.maps.weight": UP},
+    "saved from DDP and torch.compile": {
+        f"module._orig_mod.{LAYER}.to_q.lora_A.weight": DOWN, f"module._orig_mod.{LAYER}.to_q.lora_B.weight": UP
+    },
     "diffusers, older": {f"unet.{LAYER}.to_q.lora.down.weight": DOWN, f"unet.{LAYER}.to_q.lora.up.weight": UP},
     "kohya": kohya(f"{LAYER}.to_q"),
     "kohya with core's names": kohya(KNOWN[f"{LAYER}.to_q"].aliases[0]),

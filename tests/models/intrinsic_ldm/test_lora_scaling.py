@@ -188,7 +188,7 @@ TWO = torch.tensor(2.0)
 
 @pytest.mark.parametrize(
     "alpha",
-    [TWO, TWO[None], TWO[None, None], TWO.int(), TWO.long(), TWO.bfloat16(), TWO.half(), TWO.double()],
+    [TWO, TWO[None], TWO[None, None], TWO.int(), TWO.long(), TWO.bfloat16(), TWO.half(), TWO.double(), TWO.to(torch.float8_e4m3fn)],
 )
 def test_alpha_is_one_number_of_any_type(alpha):
     assert read(with_alpha(alpha)) == {"to_q": 0.5}

@@ -232,7 +232,7 @@ def test_committed_recipes_are_valid(path):
     ({"model": {"config": {"width": 33}}}, "divisible by the 32"),
     ({"model": {"measure": 0}}, "give measure at least 1"),
     ({"model": {"ship": "int8"}}, "one of float32, float16, bfloat16"),
-    ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors cannot be read"),
+    ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors does not exist; check the path"),
     ({"loss": {"drop": 1.0}}, "from 0 to below 1"),
     ({"loss": {"depth": -1.0}}, "depth -1.0; give a factor of at least 0"),
     ({"loss": {"line_balance": 0.0}}, "line_balance 0, which counts none"),

@@ -123,6 +123,45 @@ def test_a_wrong_file_is_called_what_it_is(tmp_path, case):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+STATED = {
+    "another width": {"width": 64},
+    "more blocks": {"blocks": 1_000_000_000},
+    "a fraction": {"width": 32.0},
+    "text": {"latent_channels": "4"},
+    "one number for many": {"multiples": 5},
+    "null": {"multiples": None},
+    "a scale in words": {"base_scale": "big"},
+    "an infinite scale": {"base_scale": float("inf")},
+}
+
+
+@pytest.mark.parametrize("case", STATED)
+def test_settings_that_are_not_the_tensors_are_refused_by_file(tmp_path, case):
+    path = tmp_path / "given.safetensors"
+    save_file(skeleton(), path, metadata={"config": json.dumps(json.loads(SMALL.to_json()) | STATED[case])})
+    with pytest.raises(WeightsError, match=r"given\.safetensors"):
+        load_intrinsic_vae(path)
+
+
+def test_diffusers_description_of_a_class_is_left_alone(tmp_path):
+    described = {"_class_name": "AutoencoderKL", "block_out_channels": [32, 64, 64], "width": 7}
+    save_file(skeleton(), tmp_path / "vae.safetensors", metadata={"config": json.dumps(described)})
+    assert load_intrinsic_vae(tmp_path / "vae.safetensors").config == VaeConfig(32, (1, 2, 2), 1, 4)
+
+
+def test_nan_wrappers_and_two_namings_are_refused_by_name(tmp_path):
+    path, state = tmp_path / "vae.safetensors", skeleton()
+    save_file(state | {"quant_conv.bias": torch.full((8,), float("nan"))}, path)
+    with pytest.raises(WeightsError, match=r"Expected finite numbers in quant_conv\.bias of .*vae\.safetensors, got 8 NaN of 8"):
+        load_intrinsic_vae(path)
+    save_file({f"module.{name}": value for name, value in state.items()}, path)
+    with pytest.raises(WeightsError, match=r'vae\.safetensors is an image autoencoder \(VAE\) saved from Data.* with "module\." before'):
+        load_intrinsic_vae(path)
+    save_file(state | {name: value.clone() for name, value in to_diffusers_names(state).items()}, path)
+    with pytest.raises(WeightsError, match=r"Expected each tensor of .*vae\.safetensors once"):
+        load_intrinsic_vae(path)
+
+
 @pytest.mark.parametrize("change", [{"width": 20}, {"blocks": 0}, {"base_scale": 0.0}, {"multiples": ()}])
 def test_settings_are_checked_at_birth(change):
     with pytest.raises(ValueError, match=r"\.$"):

@@ -142,7 +142,7 @@ def test_damaged_networks_are_named(saved, tmp_path, make_network):
         load_network(path)
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "module."])
 @pytest.mark.parametrize("scale", ["scale", "weight"])
 def test_a_plain_flux2_file_gives_the_image_and_text_half(tmp_path, make_network, prefix, scale):
     half = {name: value for name, value in make_network(PLAIN).state_dict().items() if is_image_text(name)}
