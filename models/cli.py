@@ -11,31 +11,24 @@ from pathlib import Path
 from .cli_evaluate import add_evaluate
 from .cli_help import Formatter, epilog
 from .cli_intrinsics import add_intrinsics
+from .cli_net import run_command
+from .cli_values import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, find_device, number, path, whole
 
 DEMO_PROMPT = "a red ball to the left of a blue box"
 WEIGHT_FORMATS = ["bf16", "fp8", "int8", "nvfp4"]
-INTERRUPTED = 130  # the shell's number for Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0 when all of it was done. A refusal is one sentence on standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = build_parser().parse_args(arguments)
-    try:
+    """Run a command; the exit code is 0 when all of it was done. What goes wrong is one sentence on standard error."""
+    chosen = ["spatialweave"]
+
+    def run() -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        options = build_parser().parse_args(arguments)
+        chosen.append(options.command)
         options.run(options)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        sys.stderr.write(f"spatialweave {options.command}: {_sentence(error)}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"spatialweave {options.command}: stopped; what was already written stays.\n")
-        return INTERRUPTED
-    return 0
 
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}; choose a file or folder that can be used."
-    return " ".join(str(error).split()) or type(error).__name__
+    return run_command(lambda: " ".join(chosen), run)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,17 +43,17 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_demo(command: argparse.ArgumentParser) -> None:
     usual = f"by default '{DEMO_PROMPT}', and nothing where a stream is given"
     command.add_argument("prompt", nargs="?", help=f"what to show: plain solids, in rooms or outdoors; {usual}")
-    command.add_argument("--output", type=Path, default=Path("spatialweave-demo"), help="folder for the files")
-    command.add_argument("--image", type=Path, help="a picture: its depth is inferred instead (image to depth)")
-    command.add_argument("--depth", type=Path, help="a depth map (16-bit PNG, EXR or NPZ): a picture is made for it (depth to image)")
+    command.add_argument("--output", type=path, default=Path("spatialweave-demo"), help="folder for the files")
+    command.add_argument("--image", type=path, help="a picture: its depth is inferred instead (image to depth)")
+    command.add_argument("--depth", type=path, help="a depth map (16-bit PNG, EXR or NPZ): a picture is made for it (depth to image)")
     command.add_argument("--channel", help="of an EXR, the one with the depth; by default Z, the one of a layer Depth, or the only one")
     command.add_argument("--size", metavar="WxH", help="pixels of the result; by default 128x128, or as given, at most 128 a side")
-    command.add_argument("--seed", type=int, default=0, help="same seed, same result")
-    command.add_argument("--steps", type=int, help="sampling steps; by default the tiny model's own choice for the mode")
-    command.add_argument("--guidance", type=float, help="how strongly the prompt steers; 1 is off")
-    command.add_argument("--log2-alpha", type=float, help="which modality first: above 0 the image, below 0 the depth")
+    command.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="same seed, same result")
+    command.add_argument("--steps", type=whole(1, MOST_STEPS), help="sampling steps; by default the tiny model's own choice for the mode")
+    command.add_argument("--guidance", type=number(-1000, 1000), help="how strongly the prompt steers; 1 is off")
+    command.add_argument("--log2-alpha", type=number(-20, 20), help="which modality first: above 0 the image, below 0 the depth")
     command.add_argument("--refine", action="store_true", help="make the depth anew from the finished picture: sharper, twice the time")
-    command.add_argument("--weights", type=Path, help="other weights of the tiny network: a file, or a training run's folder")
+    command.add_argument("--weights", type=path, help="other weights of the tiny network: a file, or a training run's folder")
     command.set_defaults(run=_run_demo)
 
 
@@ -80,8 +73,8 @@ def _run_demo(options: argparse.Namespace) -> None:
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", type=Path, help="a recipe: JSON that decides the whole run, one of those below or your own")
-    command.add_argument("--output", type=Path, help="folder for checkpoints, log and weights; overrides the recipe's")
+    command.add_argument("recipe", type=path, help="a recipe: JSON that decides the whole run, one of those below or your own")
+    command.add_argument("--output", type=path, help="folder for checkpoints, log and weights; overrides the recipe's")
     command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder, bit for bit")
     command.set_defaults(run=_run_train)
 
@@ -95,15 +88,15 @@ def _run_train(options: argparse.Namespace) -> None:
 
 
 def _add_world(command: argparse.ArgumentParser) -> None:
-    command.add_argument("output", type=Path, help="folder for the dataset; an unfinished one is completed")
-    command.add_argument("--scenes", type=int, default=1000, help="how many")
-    command.add_argument("--size", type=int, default=128, help="pixels a side")
-    command.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
+    command.add_argument("output", type=path, help="folder for the dataset; an unfinished one is completed")
+    command.add_argument("--scenes", type=whole(1, 10**8), default=1000, help="how many")
+    command.add_argument("--size", type=whole(8, 4096), default=128, help="pixels a side")
+    command.add_argument("--seed", type=whole(-(2**63), LARGEST_SEED), default=0, help="another seed, other scenes")
     command.add_argument("--split", choices=["train", "test"], default="train", help="scenes of the two never meet")
     command.add_argument("--kind", choices=["scenes", "edits"], default="scenes", help="pictures, or pairs before and after an instruction")
     command.add_argument("--layout", choices=["shards", "files"], default="shards", help="safetensors shards, or loose PNG files")
     command.add_argument("--normals", action="store_true", help="normals, too")
-    command.add_argument("--workers", type=int, default=1, help="processes that render")
+    command.add_argument("--workers", type=whole(0, MOST_PROCESSES), default=1, help="processes that render")
     command.set_defaults(run=_run_world)
 
 
@@ -119,11 +112,13 @@ def _run_world(options: argparse.Namespace) -> None:
 
 def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("what", choices=["kernels"], help="what to measure: the attention op against what one would write instead")
-    command.add_argument("--json", type=Path, help="write the times here, too")
-    command.add_argument("--plot", type=Path, help="write a picture of the ratios here (PNG)")
+    command.add_argument("--json", type=path, help="write the times here, too")
+    command.add_argument("--plot", type=path, help="write a picture of the ratios here (PNG)")
     command.add_argument("--device", help="cuda, cuda:1 or cpu; by default a GPU where there is one")
-    command.add_argument("--rounds", type=int, help="runs of each rival in each half of the run; by default 25 on a GPU, 12 elsewhere")
-    command.add_argument("--seconds", type=float, help="for the rounds of one weight, mode and half: as many as fit, at least 3")
+    rounds = command.add_argument("--rounds", type=whole(1, 10**6))
+    rounds.help = "runs of each rival in each half of the run; by default 25 on a GPU, 12 elsewhere"
+    seconds = command.add_argument("--seconds", type=number(0.001, 10**6))
+    seconds.help = "for the rounds of one weight, mode and half: as many as fit, at least 3"
     command.add_argument("--shape", action="append", help="only this shape, by its name in the table; may be repeated")
     command.add_argument("--weight", action="append", help="only this weight: zero, mixed, one or 'half zero'; may be repeated")
     flex = command.add_argument("--flex", choices=["no", "default", "max-autotune"], default="max-autotune")
@@ -139,7 +134,7 @@ def _run_bench(options: argparse.Namespace) -> None:
             write_record(options.json, run)
 
     found = bench(
-        options.device, rounds=options.rounds, seconds=options.seconds, shapes=tuple(options.shape or SHAPES),
+        find_device(options.device), rounds=options.rounds, seconds=options.seconds, shapes=tuple(options.shape or SHAPES),
         weights=tuple(options.weight or WEIGHTS), flex=options.flex, after=keep,
     )  # fmt: skip
     for line in as_lines(found):
@@ -162,8 +157,8 @@ def _run_doctor(options: argparse.Namespace) -> None:
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", type=Path, help="a Modality Forcing network in bfloat16, float16 or float32")
-    command.add_argument("target", type=Path, help="the file to write; it must not exist")
+    command.add_argument("source", type=path, help="a Modality Forcing network in bfloat16, float16 or float32")
+    command.add_argument("target", type=path, help="the file to write; it must not exist")
     command.add_argument("--format", choices=WEIGHT_FORMATS, required=True, help="precision of the blocks; the depth head stays float32")
     command.set_defaults(run=_run_convert)
 
@@ -186,7 +181,7 @@ def _run_convert(options: argparse.Namespace) -> None:
 def _add_weights(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", nargs="?", choices=["list", "verify", "download"], default="list", help="what to do")
     command.add_argument("name", nargs="?", help="one file by its name in the list; by default all, but a download names one")
-    command.add_argument("--models", type=Path, action="append", help="ComfyUI's models folder; may be repeated, downloads go to the first")
+    command.add_argument("--models", type=path, action="append", help="ComfyUI's models folder; may be repeated, downloads go to the first")
     command.set_defaults(run=_run_weights)
 
 
@@ -211,3 +206,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("weights", "List published weights with size, SHA-256, licence, folder; verify what is there; fetch one when told to.", _add_weights),
     ("doctor", "Say which backends of the attention op run on this machine, and why others do not.", _add_doctor),
 )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from .cli_values import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, find_device, number, path, whole
 from .intrinsic_ldm.config import GUIDANCE, PRECISIONS, STEPS
 
 
@@ -14,28 +15,29 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     looks = {"formatter_class": command.formatter_class}
     joint = systems.add_parser("modality_forcing", help="depth and captions of Modality Forcing", **looks)
     joint.add_argument("--preset", default="tiny", help="the weights: a shipped preset")
-    joint.add_argument("--weights", type=Path, help="other weights: a file, or a training run's folder")
-    joint.add_argument("--json", type=Path, help="write the figures here, too")
-    joint.add_argument("--seed", type=int, default=0, help="seed of the sampling noise; the held-out scenes never change")
-    joint.add_argument("--n", type=int, default=128, help="held-out scenes a figure is measured on")
+    joint.add_argument("--weights", type=path, help="other weights: a file, or a training run's folder")
+    joint.add_argument("--json", type=path, help="write the figures here, too")
+    joint.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="of the sampling noise; the held-out scenes never change")
+    joint.add_argument("--n", type=whole(1, 10**6), default=128, help="held-out scenes a figure is measured on")
     joint.set_defaults(run=_run_evaluate)
     intrinsic = systems.add_parser("intrinsic_ldm", help="co-generated intrinsics: the weight schedules against the base alone", **looks)
-    intrinsic.add_argument("--json", type=Path, help="write the report here, too")
-    intrinsic.add_argument("--markdown", type=Path, help="write the report as a page here, too")
-    intrinsic.add_argument("--n", type=int, default=512, help="held-out captions")
-    intrinsic.add_argument("--seeds", type=int, default=3, help="pictures of each caption")
-    intrinsic.add_argument("--steps", type=int, default=STEPS, help="sampling steps")
-    intrinsic.add_argument("--guidance", type=float, default=GUIDANCE, help="how strongly the prompt steers; 1 is off")
-    intrinsic.add_argument("--batch", type=int, default=16, help="pictures at a time")
+    intrinsic.add_argument("--json", type=path, help="write the report here, too")
+    intrinsic.add_argument("--markdown", type=path, help="write the report as a page here, too")
+    intrinsic.add_argument("--n", type=whole(2, 10**6), default=512, help="held-out captions")
+    intrinsic.add_argument("--seeds", type=whole(1, 10**4), default=3, help="pictures of each caption")
+    intrinsic.add_argument("--steps", type=whole(1, MOST_STEPS), default=STEPS, help="sampling steps")
+    intrinsic.add_argument("--guidance", type=number(-1000, 1000), default=GUIDANCE, help="how strongly the prompt steers; 1 is off")
+    intrinsic.add_argument("--batch", type=whole(1, 4096), default=16, help="pictures at a time")
     intrinsic.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the networks that make pictures")
-    intrinsic.add_argument("--base", type=Path, help="another tiny base than the one that ships")
-    intrinsic.add_argument("--vae", type=Path, help="another intrinsic VAE than the one that ships")
-    intrinsic.add_argument("--lora", type=Path, help="another intrinsic LoRA than the one that ships")
-    intrinsic.add_argument("--ablation", type=Path, help="a LoRA trained without the image domain, to be measured beside it")
-    intrinsic.add_argument("--predictor", type=Path, help="other weights of the predictor that judges maps")
-    intrinsic.add_argument("--work", type=Path, default=Path("runs/evaluate_intrinsic_ldm"), help="folder for parts; a rerun goes on there")
+    intrinsic.add_argument("--base", type=path, help="another tiny base than the one that ships")
+    intrinsic.add_argument("--vae", type=path, help="another intrinsic VAE than the one that ships")
+    intrinsic.add_argument("--lora", type=path, help="another intrinsic LoRA than the one that ships")
+    intrinsic.add_argument("--ablation", type=path, help="a LoRA trained without the image domain, to be measured beside it")
+    intrinsic.add_argument("--predictor", type=path, help="other weights of the predictor that judges maps")
+    intrinsic.add_argument("--work", type=path, default=Path("runs/evaluate_intrinsic_ldm"), help="folder for parts; a rerun goes on there")
     intrinsic.add_argument("--device", default="cpu", help="where to sample: cpu, cuda")
-    intrinsic.add_argument("--processes", type=int, default=1, help="that share the work; times then are of pictures made side by side")
+    processes = intrinsic.add_argument("--processes", type=whole(1, MOST_PROCESSES), default=1)
+    processes.help = "that share the work; times then are of pictures made side by side"
     intrinsic.set_defaults(run=_run_evaluate_intrinsic)
 
 
@@ -56,7 +58,8 @@ def _run_evaluate_intrinsic(options: argparse.Namespace) -> None:
 
     others = {name: getattr(options, name) for name in ("base", "vae", "lora", "ablation", "predictor") if getattr(options, name)}
     plan = Plan(options.n, options.seeds, options.steps, options.guidance, options.batch, precision=options.precision)
-    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=options.device, processes=options.processes)
+    device = find_device(options.device)
+    report = evaluate_intrinsic_ldm(plan, Files(**others), work=options.work, device=device, processes=options.processes)
     sys.stdout.writelines(f"{line}\n" for line in as_lines(report))
     if options.json:
         write_figures(options.json, report)

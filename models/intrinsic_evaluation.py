@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .core.export.files import write_file
+from .core.text_files import read_json_object
 from .core.weights import read_tensors, write_tensors
 from .evaluation import hold_out
 from .intrinsic_judge import Judge, code_frames
@@ -283,4 +284,4 @@ def measure_judges(judge: Judge, plan: Plan, digests: Mapping[str, str], work: P
             "scorer": scorer_accuracy(judge.scorer, count, resolution=plan.size),
         }
         write_file(path, (json.dumps(found, indent=1) + "\n").encode())
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json_object(path)

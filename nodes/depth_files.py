@@ -13,13 +13,13 @@ from .host.folders import graph_notes, input_file, is_input_file, list_depth_fil
 from .sockets import View
 
 AS_FILE = "as the file says"
-_UPLOAD = "image"  # the upload button's value: graphs saved before png_scale_preset have it in that place
 # by what is missing from a file: what it would say, and the widgets that say it instead
 WANTED = {
     ("scale", "units"): "its scale and units, got neither. Set png_scale_preset or png_scale, and units",
     ("scale",): "its scale, got none. Set png_scale_preset or png_scale",
     ("units",): "its units, got none. Set units to metric (metres) or relative",
 }
+_UPLOAD = "image"  # the upload button's value: graphs saved before png_scale_preset have it in that place
 
 
 class SaveDepth(io.ComfyNode):

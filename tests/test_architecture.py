@@ -211,6 +211,12 @@ def test_the_pack_changes_no_interpreter_state(pack):
     assert not [name for name in code if pattern.search(pack.text(name))]
 
 
+def test_pictures_are_opened_at_one_door(pack):
+    """Orientation, bit depth, alpha and damage are seen to there; png16 reads what only a depth may be."""
+    doors = {"models/core/picture_files.py", "models/core/export/png16.py"}
+    assert {name for name in pack.code if re.search(r"\bImage\.open\(", pack.text(name))} == doors
+
+
 def test_loggers_have_fixed_names(pack):
     """`__name__` is a file path inside ComfyUI."""
     for name in pack.code:

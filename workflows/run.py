@@ -10,7 +10,10 @@ Standard library only. Exit status: 0 when every node ran, 1 when the run failed
 from __future__ import annotations
 
 import argparse
+import codecs
+import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -48,13 +51,30 @@ class Server:
             raise QuestionError(f"{url!r} is no address of a server; wanted one such as http://127.0.0.1:8188.")
 
     def get(self, path: str) -> bytes:
-        return urllib.request.urlopen(self.url + path, timeout=60).read()
+        return self.ask(urllib.request.Request(self.url + path))
 
-    def get_json(self, path: str):
+    def ask(self, request: urllib.request.Request) -> bytes:
+        """The body of an answer; HTTPError where the status is another than success, RunError where nothing sound came."""
         try:
-            return json.loads(self.get(path))
-        except ValueError as error:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.read()
+        except urllib.error.HTTPError:
+            raise
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            raise RunError(f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address.") from error
+
+    def get_json(self, path: str) -> dict:
+        try:
+            answer = json.loads(self.get(path))
+        except urllib.error.HTTPError as error:
+            status = f"{error.code} {error.reason}"
+            raise RunError(f"Expected HTTP status 200 from {self.url}{path}, got {status}; is that a ComfyUI?") from error
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{self.url}{path} sent something else than JSON; is that a ComfyUI?") from error
+        if not isinstance(answer, dict):
+            raise RunError(f"{self.url}{path} sent something else than a JSON object; is that a ComfyUI?")
+        return answer
 
     def wait_until_up(self, process: subprocess.Popen | None, seconds: float) -> None:
         """Return when the server answers; RunError when its process ends first or the time is over."""
@@ -65,7 +85,7 @@ class Server:
             try:
                 self.get("/system_stats")
                 return
-            except OSError:
+            except (OSError, RunError):
                 time.sleep(0.3)
         raise RunError(f"No ComfyUI answered at {self.url} within {seconds:.0f} s.")
 
@@ -74,11 +94,11 @@ class Server:
         body = json.dumps({"prompt": graph, "client_id": uuid.uuid4().hex}).encode()
         request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         try:
-            answer = json.loads(urllib.request.urlopen(request, timeout=60).read())
-            run, faults = answer["prompt_id"], list_faults(graph, answer)
+            answer = json.loads(self.ask(request))
+            run, faults = str(answer["prompt_id"]), list_faults(graph, answer)
         except urllib.error.HTTPError as error:
             raise RunError(explain_refusal(graph, error.read(), f"{error.code} {error.reason}")) from error
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{self.url}/prompt sent something else than a run's number; is that a ComfyUI?") from error
         if faults:
             raise RunError("\n".join(["ComfyUI runs only what is sound of this graph, so nothing was collected.", *faults]))
@@ -89,10 +109,11 @@ class Server:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             entry = self.get_json(f"/history/{run}").get(run)
-            if entry and entry["status"]["completed"]:
-                return entry["outputs"]
-            if entry and entry["status"]["status_str"] == "error":
-                raise RunError(explain_failure(entry["status"]["messages"]))
+            status = entry.get("status") if isinstance(entry, dict) else None
+            if isinstance(status, dict) and status.get("completed"):
+                return entry.get("outputs") or {}
+            if isinstance(status, dict) and status.get("status_str") == "error":
+                raise RunError(explain_failure(status.get("messages") or []))
             time.sleep(0.2)
         raise RunError(f"The run did not end within {seconds:.0f} s.")
 
@@ -102,9 +123,15 @@ class Server:
         paths = []
         for node, output in sorted(outputs.items()):
             for entry in (item for items in output.values() for item in items if isinstance(item, dict) and "filename" in item):
-                path = folder / f"{node}_{entry['filename']}"
-                query = urllib.parse.urlencode({key: entry[key] for key in ("filename", "subfolder", "type")})
-                path.write_bytes(self.get(f"/view?{query}"))
+                path = folder / f"{node}_{Path(entry['filename']).name}"
+                named = {"subfolder": "", "type": "output", **entry}
+                query = urllib.parse.urlencode({key: named[key] for key in ("filename", "subfolder", "type")})
+                try:
+                    data = self.get(f"/view?{query}")
+                except urllib.error.HTTPError as error:
+                    what = f"the file {entry['filename']!r} of node {node} from {self.url}"
+                    raise RunError(f"Expected {what}, got HTTP status {error.code} {error.reason}.") from error
+                path.write_bytes(data)
                 paths.append(path)
         return paths
 
@@ -122,8 +149,8 @@ def explain_refusal(graph: dict, body: bytes, status: str) -> str:
 
 def list_faults(graph: dict, answer: dict) -> list[str]:
     """What ComfyUI's answer has against single nodes, a line each."""
-    lines = []
-    for node, fault in (answer.get("node_errors") or {}).items():
+    lines, nodes = [], answer.get("node_errors")
+    for node, fault in nodes.items() if isinstance(nodes, dict) else ():
         kind = graph.get(node, {}).get("class_type", "?")
         lines += [f"node {node} ({kind}): {error['message']} {error.get('details', '')}".rstrip() for error in fault["errors"]]
     return lines
@@ -133,7 +160,8 @@ def explain_failure(messages: list) -> str:
     """What the failing node said."""
     for kind, data in messages:
         if kind == "execution_error":
-            return f"node {data['node_id']} ({data['node_type']}): {data['exception_message'].strip()}"
+            said = str(data.get("exception_message", "no reason given")).strip()
+            return f"node {data.get('node_id', '?')} ({data.get('node_type', '?')}): {said}"
     return "The run was interrupted."
 
 
@@ -149,19 +177,45 @@ def start_comfyui(folder: Path, *options: str, log) -> tuple[Server, subprocess.
     return Server(f"http://127.0.0.1:{port}"), process
 
 
+def show_path(path: Path) -> str:
+    """A path that any stream can write: bytes of a name that are not UTF-8 as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def say(line: str, stream) -> None:
+    """A line on a stream, what its encoding lacks as \\uNNNN."""
+    encoding = stream.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 with or without a byte order mark; what another encoding wrote is refused by name."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise QuestionError(f"{show_path(path)} cannot be read ({error.strerror}); give a workflow in API form.") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise QuestionError(f"Expected UTF-8 text in {show_path(path)}, got UTF-16. Save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        fault = f"byte 0x{data[error.start]:02x} in line {line}"
+        raise QuestionError(f"Expected UTF-8 text in {show_path(path)}, got {fault}. Save it as UTF-8.") from error
+
+
 def read_graph(path: Path) -> dict:
     """A workflow in API form; the form the browser saves is refused by name."""
+    text, name = read_text(path), show_path(path)
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise QuestionError(f"{path} cannot be read ({error.strerror}); give a workflow in API form.") from error
-    except ValueError as error:
-        raise QuestionError(f"{path} is not JSON ({error}); give a workflow in API form.") from error
+        graph = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise QuestionError(f"{name} is not JSON ({error}); give a workflow in API form.") from error
     if isinstance(graph, dict) and "nodes" in graph:
-        raise QuestionError(f"{path} is a workflow as the browser shows it; this runner takes the API form, see {path.parent / 'api'}.")
-    nodes = graph.values() if isinstance(graph, dict) else [None]
-    if not all(isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes):
-        raise QuestionError(f"{path} is no workflow in API form: nodes by number, each with class_type and inputs.")
+        raise QuestionError(f"{name} is a workflow as the browser shows it; this runner takes the API form, see {path.parent / 'api'}.")
+    nodes = [node if isinstance(node, dict) else {} for node in (graph.values() if isinstance(graph, dict) else [None])]
+    if not nodes or not all(isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict) for node in nodes):
+        raise QuestionError(f"{name} is no workflow in API form: nodes by number, each with class_type and inputs.")
     return graph
 
 
@@ -177,7 +231,7 @@ def change_inputs(graph: dict, changes: list[str]) -> dict:
             raise QuestionError(f"There is no input {place!r} to set; this graph has {known}.")
         try:
             graph[node]["inputs"][name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             graph[node]["inputs"][name] = value
     return graph
 
@@ -217,9 +271,9 @@ def main(arguments: list[str] | None = None) -> int:
             flags = ["--cpu"] if options.cpu else []
             server, process = start_comfyui(options.comfyui, *flags, log=sys.stderr)
         for path in run(graph, server, process, options):
-            print(path)
+            say(show_path(path), sys.stdout)
     except (RunError, OSError) as error:
-        print(error, file=sys.stderr)
+        say(str(error), sys.stderr)
         return getattr(error, "status", 1)
     finally:
         if process is not None:

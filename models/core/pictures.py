@@ -1,7 +1,13 @@
-"""Whatever a caller has for a picture (tensor, numpy array, Pillow image; grey, RGB, RGBA; 8 bit, 16 bit, float) as one form."""
+"""The one door for pictures: files, bytes, Pillow images, arrays and tensors, grey or colours of any depth, as one form.
+
+What a file says counts: EXIF orientation is applied, 16 bits and floats are scaled by their type, alpha is split off. What cannot be
+read as a picture is refused in one sentence with the file's name; what had to be done to it (the first frame of several, 16-bit colours
+at 8 bits) is in the notes.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .picture_files import PictureError, Values, name_source, open_values
+
 FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.bool: 1}
-PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "F")  # Pillow's modes that an array shows as they are
-DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's ways to hold 16 bits
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
+HAS_ALPHA = "The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask."
+NO_ALPHA = "The picture has an alpha channel: its colours were used as they are, also where it is transparent, and the alpha is left out."
+IS_GREY = "The picture is grey: its one channel was used for red, green and blue."
 
 
 @dataclass(frozen=True)
@@ -23,44 +33,78 @@ class Pictures:
     notes: tuple[str, ...] = ()
 
 
+def open_picture(source: Any, *, name: str | os.PathLike | None = None) -> Pictures:
+    """The picture of a file (path), of a file's bytes, or of a Pillow image, with b = 1. ``name`` is what an error calls it."""
+    name = name_source(source, name)
+    return _to_pictures(open_values(source, name=name), name)
+
+
+def open_rgb(source: Any, *, name: str | os.PathLike | None = None) -> tuple[Tensor, tuple[str, ...]]:
+    """The colours of a picture file as uint8 h w 3, and the notes; 8 bits stay as they are, 16 are divided by 257. Alpha is left out."""
+    name = name_source(source, name)
+    found = open_values(source, name=name)
+    left_out = () if found.alpha is None else (NO_ALPHA,)
+    if found.values.dtype != np.uint8:
+        pictures = _to_pictures(found, name)
+        notes = tuple(note for note in pictures.notes if note not in (HAS_ALPHA, IS_GREY))
+        return (pictures.rgb[0] * 255).round().to(torch.uint8), notes + left_out
+    rgb = found.values if found.values.ndim == 3 else np.repeat(found.values[..., None], 3, axis=-1)
+    return torch.from_numpy(np.array(rgb)), found.notes + left_out
+
+
+def open_grey(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
+    """A picture file as float32 h w in [0, 1]: colours by their luma. One with transparent pixels is refused: it has no one meaning."""
+    name = name_source(source, name)
+    found = _require_opaque(open_values(source, name=name), name)
+    if found.values.ndim == 2:
+        return _to_pictures(found, name).rgb[0, ..., 0].contiguous()
+    return _to_pictures(found, name).rgb[0] @ torch.tensor(LUMA)
+
+
+def open_mask(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
+    """A mask file as bool h w: black (0 in every channel) is False, all else True, whatever the type. NaN is False.
+
+    A palette counts by its colours. One with transparent pixels is refused: they could be meant either way.
+    """
+    name = name_source(source, name)
+    on = _require_opaque(open_values(source, name=name), name).values > 0
+    return torch.from_numpy(np.ascontiguousarray(on if on.ndim == 2 else on.any(axis=-1)))
+
+
+def open_labels(source: Any, *, name: str | os.PathLike | None = None) -> tuple[Tensor, int]:
+    """Whole numbers of a one-channel file as int32 h w (of a palette its indices), and the bits of a number: 8, 16 or 32."""
+    name = name_source(source, name)
+    values = open_values(source, name=name, indices=True).values
+    if values.ndim != 2 or not (np.isfinite(values).all() and (values == np.round(values)).all() and (values >= 0).all()):
+        kind = "colours" if values.ndim != 2 else f"values from {values.min():.6g} to {values.max():.6g}, not all whole and >= 0"
+        raise PictureError(f"Expected one grey channel of whole numbers in {name}, got {kind}. Save the numbers as a grey PNG.")
+    return torch.from_numpy(values.astype(np.int32)), values.dtype.itemsize * 8
+
+
 def read_pictures(source: Any) -> Pictures:
     """Pictures 'h w', 'h w c' or 'b h w c' with 1 to 4 channels. Integers are scaled by their type, floats must lie in [0, 1].
 
     Alpha is split off and does not touch the colours. Colours a little outside [0, 1] are clamped and counted in the notes.
+    A Pillow image is read as :func:`open_picture` reads its file.
     """
-    pictures = as_channels(as_tensor(source))
-    if pictures.dtype in FULL_SCALE:
-        pictures, notes = pictures.to(torch.float32) / FULL_SCALE[pictures.dtype], []
-    elif pictures.is_floating_point():
-        pictures, notes = hold_in_range(pictures.to(torch.float32))
-    else:
-        raise ValueError(f"A picture of {pictures.dtype} arrived; wanted 8 or 16 bits (uint8, uint16) or floats in [0, 1].")
+    if hasattr(source, "getbands"):
+        return open_picture(source)
+    pictures, notes = _to_floats(as_channels(as_tensor(source)))
     channels = pictures.shape[-1]
     alpha = pictures[..., -1] if channels in (2, 4) else None
-    if alpha is not None:
-        notes.append("The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask.")
+    notes += [HAS_ALPHA] if alpha is not None else []
     if channels < 3:
-        notes.append("The picture is grey: its one channel was used for red, green and blue.")
-        return Pictures(pictures[..., :1].expand(*pictures.shape[:-1], 3), alpha, tuple(notes))
+        return Pictures(pictures[..., :1].expand(*pictures.shape[:-1], 3), alpha, (*notes, IS_GREY))
     return Pictures(pictures[..., :3], alpha, tuple(notes))
 
 
 def as_tensor(source: Any) -> Tensor:
-    """A tensor of a tensor, an array or a Pillow image; nothing is scaled. 16-bit Pillow images keep their 16 bits."""
+    """A tensor of a tensor, an array or a Pillow image; nothing is scaled. Alpha of a Pillow image is left out."""
     if isinstance(source, Tensor):
         return source
     if hasattr(source, "getbands"):
-        source = open_pillow(source)
+        source = open_values(source).values
     return torch.from_numpy(np.array(source))
-
-
-def open_pillow(image: Any) -> np.ndarray:
-    """The values of a Pillow image, palettes and other colour spaces turned to RGB or RGBA."""
-    if image.mode in DEEP_MODES:
-        return np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
-    if image.mode in PLAIN_MODES:
-        return np.asarray(image)
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 def as_channels(picture: Tensor) -> Tensor:
@@ -71,7 +115,10 @@ def as_channels(picture: Tensor) -> Tensor:
     elif picture.ndim == 3:
         picture = picture[None]
     if picture.ndim != 4 or not 1 <= picture.shape[-1] <= 4 or picture.numel() == 0:
-        raise ValueError(f"A picture of shape {shape} arrived; wanted height x width, with 1 to 4 channels or none, or a batch of such.")
+        raise ValueError(
+            f"Expected a picture of height x width, with 1 to 4 channels or none, or a batch of such, got shape {shape}. "
+            "Put the channels last."
+        )
     return picture
 
 
@@ -81,7 +128,7 @@ def hold_in_range(picture: Tensor) -> tuple[Tensor, list[str]]:
     picture = torch.where(broken, torch.zeros_like(picture), picture)
     low, high = picture.min().item(), picture.max().item()
     if low < -1 or high > 2:
-        raise ValueError(f"A picture with values from {low:.4g} to {high:.4g} arrived; wanted floats in [0, 1]: divide by its full scale.")
+        raise ValueError(f"Expected picture values in [0, 1], got floats from {low:.4g} to {high:.4g}. Divide them by their full scale.")
     notes = []
     if broken.any():
         notes.append(f"{int(broken.sum())} picture values are NaN or infinite and were set to 0.")
@@ -89,3 +136,37 @@ def hold_in_range(picture: Tensor) -> tuple[Tensor, list[str]]:
     if outside.any():
         notes.append(f"{int(outside.sum())} picture values lie outside [0, 1] and were clamped.")
     return picture.clamp(0, 1), notes
+
+
+def _to_floats(pictures: Tensor) -> tuple[Tensor, list[str]]:
+    """float32 in [0, 1] by the type, and notes."""
+    if pictures.dtype in FULL_SCALE:
+        return pictures.to(torch.float32) / FULL_SCALE[pictures.dtype], []
+    if pictures.is_floating_point():
+        return hold_in_range(pictures.to(torch.float32))
+    raise ValueError(f"Expected a picture of 8 or 16 bits (uint8, uint16) or floats in [0, 1], got {pictures.dtype}. Scale it to those.")
+
+
+def _to_pictures(found: Values, name: str) -> Pictures:
+    """The values of one file as colours in [0, 1]."""
+    values = found.values
+    if values.dtype == np.int32:  # 16 bits, as some of Pillow's readers hand them on; what is wider says no full scale
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            raise PictureError(f"Expected 16-bit values (0 to 65535) in {name}, got {low} to {high}. Save it with 16 bits.")
+        values = values.astype(np.uint16)
+    try:
+        rgb, notes = _to_floats(as_channels(torch.from_numpy(np.array(values))))
+    except ValueError as error:
+        raise PictureError(f"{str(error).removesuffix('.')} (in {name}).") from error
+    alpha = None if found.alpha is None else torch.from_numpy(found.alpha)[None]
+    notes = [*found.notes, *notes] + ([HAS_ALPHA] if alpha is not None else [])
+    if values.ndim == 2:
+        return Pictures(rgb.expand(*rgb.shape[:-1], 3), alpha, (*notes, IS_GREY))
+    return Pictures(rgb, alpha, tuple(notes))
+
+
+def _require_opaque(found: Values, name: str) -> Values:
+    if found.alpha is not None and (found.alpha < 1).any():
+        raise PictureError(f"Expected an opaque grey picture in {name}, got one with transparent pixels. Save it without alpha.")
+    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+from .text_files import read_json, read_text, show_path
 from .weights import WeightsError, read_header
 
 RECORD = ".sha256"  # beside a file whose hash nobody published: the one it had when it came, as the program sha256sum writes it
@@ -50,8 +53,31 @@ class PublishedFile:
 
 
 def read_registry(path: Path) -> list[PublishedFile]:
-    """The files a system's JSON names."""
-    return [PublishedFile(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    """The files a system's JSON names; ValueError names the entry that does not say what it should."""
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise WeightsError(f"Expected a list of published files in {show_path(path)}, got something else. Write it as [...].")
+    return [_read_entry(entry, f"entry {number} of {show_path(path)}") for number, entry in enumerate(entries, 1)]
+
+
+def _read_entry(entry: Any, where: str) -> PublishedFile:
+    known = {each.name: each for each in fields(PublishedFile)}
+    if not isinstance(entry, dict) or not known.keys() - {"also_published"} <= entry.keys() <= known.keys():
+        raise WeightsError(f"Expected an object with {', '.join(known)} as {where}. Fetch the pack again.")
+    fine = {name: isinstance(entry[name], str) and bool(entry[name]) for name in entry.keys() - {"size", "sha256", "also_published"}}
+    fine["size"] = entry["size"] is None or (type(entry["size"]) is int and entry["size"] > 0)
+    hashes = entry.get("also_published", {})
+    fine["also_published"] = isinstance(hashes, dict) and all(is_hash(key) and isinstance(name, str) for key, name in hashes.items())
+    fine["sha256"] = entry["sha256"] is None or is_hash(entry["sha256"])
+    wrong = sorted(name for name, is_fine in fine.items() if not is_fine)
+    if wrong:
+        raise WeightsError(f"Expected another kind of {wrong[0]} in {where}, got {str(entry[wrong[0]])[:80]!r}. Fetch the pack again.")
+    return PublishedFile(**entry)
+
+
+def is_hash(text: Any) -> bool:
+    """Whether this is a SHA-256 in hexadecimal digits."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def find_published(files: Sequence[PublishedFile], name: str) -> PublishedFile:
@@ -69,7 +95,7 @@ def find_on_disk(file: PublishedFile, folders: Sequence[Path]) -> Path | None:
         if place.is_file():
             return place
         home = folder / file.folder
-        found = sorted(path for path in home.glob(f"**/{file.name}") if path.is_file())
+        found = sorted(path for path in home.glob(f"**/{glob.escape(file.name)}") if path.is_file())
         below = [path for path in found if not any(part.startswith(".") for part in path.relative_to(home).parts)]
         if below:
             return below[0]
@@ -107,9 +133,14 @@ def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done: None
 
 
 def read_record(path: Path) -> str | None:
-    """The hash that was written down when the file came."""
+    """The hash that was written down when the file came; WeightsError where the record holds none."""
     record = path.with_name(path.name + RECORD)
-    return record.read_text(encoding="utf-8").split()[0] if record.is_file() else None
+    if not record.is_file():
+        return None
+    found = (read_text(record).split() or [""])[0].lower()
+    if not is_hash(found):
+        raise WeightsError(f"Expected a SHA-256 of 64 digits in {show_path(record)}, got {found[:80]!r}. Delete that file, or correct it.")
+    return found
 
 
 def write_record(path: Path, sha256: str) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.geometry.depth import encode_depth
-from ..core.training.data import MANIFEST, FolderDataset, read_many
+from ..core.training.data import FolderDataset, read_many
+from ..core.training.sources import fingerprint_path
 from ..core.weights import read_tensors, write_tensors
 from ..world.captions import mirror_caption
 from ..world.scene import COLORS, SHAPES
@@ -46,8 +47,8 @@ class WorldPictures(InMemory):
             rows = range(start, min(start + READ, len(source)))
             samples = read_many(source, rows)
             images += [sample["image"] for sample in samples]
-            cells += [count_cells(sample["segmentation"], source.entry(i)["objects"]) for i, sample in zip(rows, samples, strict=True)]
-        self.images, self.cells = torch.stack(images), torch.stack(cells)
+            cells += [cells_of(source, i, sample) for i, sample in zip(rows, samples, strict=True)]
+        self.images, self.cells = stack(images, "images", source), torch.stack(cells)
 
     def __len__(self) -> int:
         return 2 * len(self.images)
@@ -68,9 +69,9 @@ class WorldLatents(InMemory):
     """
 
     def __init__(self, source: FolderDataset, codec: TinyCodec, *, batch: int = 64, depth: bool = True):
-        """Encoding all pictures takes minutes, so the result stays in the dataset's folder, named after the codec and the manifest.
+        """Encoding all pictures takes minutes, so the result stays in the dataset's folder, named after the codec and the dataset's files.
         Without `depth` samples have neither depth_net nor mask."""
-        cache = Path(source.folder) / f"latents-{fingerprint(codec, Path(source.folder) / MANIFEST)}.safetensors"
+        cache = Path(source.folder) / f"latents-{fingerprint(codec, Path(source.folder))}.safetensors"
         if cache.is_file():
             tensors = read_tensors(cache)
         else:
@@ -108,7 +109,7 @@ class PicturesAndMaps(InMemory):
         if not 0 < share < 1:
             raise ValueError(f"A share {share} of maps arrived; give one above 0 and below 1, or no maps at all.")
         self.pictures, self.count = pictures, round(len(pictures) * share / (1 - share))
-        self.latents = torch.stack([sample["intrinsic_latent"] for sample in read_many(maps, range(len(maps)))])
+        self.latents = stack([sample["intrinsic_latent"] for sample in read_many(maps, range(len(maps)))], "intrinsic_latent", maps)
         self.tokens = words_of_maps(tokenize([maps.entry(i)["caption"] for i in range(len(maps))]))
         like = pictures[0]
         if self.latents.shape[1:] != like["latent"].shape:
@@ -141,7 +142,7 @@ class PicturesWithMaps(InMemory):
 
     def __init__(self, pairs: FolderDataset):
         samples = read_many(pairs, range(len(pairs)))
-        self.latents, self.maps = (torch.stack([sample[key] for sample in samples]) for key in ("latent", "intrinsic_latent"))
+        self.latents, self.maps = (stack([sample[key] for sample in samples], key, pairs) for key in ("latent", "intrinsic_latent"))
         self.tokens = tokenize([pairs.entry(i)["caption"] for i in range(len(pairs))])
 
     def __len__(self) -> int:
@@ -160,18 +161,18 @@ def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[st
     for start in tqdm(range(0, len(source), batch), desc="encoding", unit="batch", disable=None):
         rows = range(start, min(start + batch, len(source)))
         samples, entries = read_many(source, rows), [source.entry(i) for i in rows]
-        image = torch.stack([sample["image"] for sample in samples]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        image = stack([sample["image"] for sample in samples], "images", source).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts["latent"].append(encode(codec, image).half())
         parts["mirrored_latent"].append(encode(codec, image.flip(-1)).half())
         parts["depth"].append(code_depth(torch.stack([s["depth"] for s in samples]), torch.stack([s["mask"] for s in samples])).half())
-        parts["tokens"].append(torch.stack([caption_tokens(entry) for entry in entries]))
-        parts["cells"].append(torch.stack([count_cells(s["segmentation"], e["objects"]) for s, e in zip(samples, entries, strict=True)]))
+        parts["tokens"].append(stack([caption_tokens(entry) for entry in entries], "captions", source))
+        parts["cells"].append(torch.stack([cells_of(source, i, sample) for i, sample in zip(rows, samples, strict=True)]))
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
-def fingerprint(codec: TinyCodec, manifest: Path) -> str:
-    """A number of the codec's weights and a dataset's manifest, and of nothing else."""
-    digest = hashlib.sha256(manifest.read_bytes())
+def fingerprint(codec: TinyCodec, folder: Path) -> str:
+    """A number of the codec's weights and of a dataset's files, and of nothing else."""
+    digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in fingerprint_path(folder).items()).encode())
     for name, value in codec.state_dict().items():
         digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -185,6 +186,24 @@ def encode(codec: TinyCodec, image: Tensor) -> Tensor:
 def code_depth(depth: Tensor, known: Tensor) -> Tensor:
     """Network depth b H W of metric depth b H W; what is not known in this world is sky: not missing, but infinitely far."""
     return encode_depth(depth[:, None], known[:, None], sky=~known[:, None])[:, 0]
+
+
+def stack(values: Sequence[Tensor], what: str, source: FolderDataset) -> Tensor:
+    """Samples of one shape as a tensor; ValueError names the folder where they differ: the tiny networks take one size."""
+    shapes = sorted({tuple(value.shape) for value in values})
+    if len(shapes) > 1:
+        raise ValueError(f"Expected {what} of one shape in {source.folder}, got {shapes[0]} and {shapes[-1]}. Bring them to one.")
+    return torch.stack(list(values))
+
+
+def cells_of(source: FolderDataset, index: int, sample: Mapping[str, Tensor]) -> Tensor:
+    """`count_cells` of a dataset's sample; ValueError names its line where the "objects" are none of the world."""
+    objects = source.entry(index).get("objects")
+    try:
+        return count_cells(sample["segmentation"], objects)
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        said = f'Expected "objects" as the world names them, one for each number of the segmentation, got {objects!r}'
+        raise ValueError(f"{source.where(index)} cannot be used: {said}. Make the folder with: spatialweave world") from error
 
 
 def count_cells(segmentation: Tensor, objects: Sequence[str]) -> Tensor:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..core.export.depth_files import load_depth
@@ -23,6 +24,7 @@ from ..core.export.png16 import write_png16
 from ..core.export.webp import write_webp
 from ..core.geometry.points import view_to_point_cloud
 from ..core.geometry.view import View
+from ..core.pictures import HAS_ALPHA, open_picture
 from ..modality_forcing.config import DEFAULTS, Mode
 from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
 from .orbit import ASSUMED_FOV, render_orbit
@@ -57,10 +59,10 @@ class DemoRequest:
 
 def parse_size(text: str) -> tuple[int, int]:
     """'WxH' in pixels."""
-    found = re.fullmatch(r"(\d+)[x,](\d+)", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,5})[x,]([0-9]{1,5})", text.strip().lower())
     width, height = (int(found[1]), int(found[2])) if found else (0, 0)
     if not (16 <= width <= 1024 and 16 <= height <= 1024):
-        raise ValueError(f"The size '{text}' was asked for; wanted WIDTHxHEIGHT with sides from 16 to 1024 pixels, such as 128x128.")
+        raise ValueError(f"Expected a size as WIDTHxHEIGHT with sides from 16 to 1024 pixels, such as 128x128, got {text[:40]!r}.")
     return width, height
 
 
@@ -82,14 +84,14 @@ def read_given(request: DemoRequest, notes: list[str]) -> dict[str, Any]:
     """The stream to start from, under the pipeline's name for it; nothing in joint mode."""
     if request.mode == "joint":
         return {}
-    return {"image": open_image(request.image)} if request.image else {"depth": open_depth(request.depth, request.channel, notes)}
+    return {"image": open_image(request.image, notes)} if request.image else {"depth": open_depth(request.depth, request.channel, notes)}
 
 
 def choose_size(asked: tuple[int, int] | None, given: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
     """(width, height): as asked; else the given stream's own, brought down to what the tiny model was trained at; else that square."""
     if asked or not given:
         return asked or (SIDE, SIDE)
-    width, height = given["image"].size if "image" in given else reversed(given["depth"].depth.shape[1:])
+    width, height = reversed(given["image"].shape[1:3] if "image" in given else given["depth"].depth.shape[1:])
     longest = max(width, height)
     if longest > SIDE:
         notes.append(f"The longer side was brought from {longest} to {SIDE} pixels, as the tiny model is used to; --size asks for another.")
@@ -142,14 +144,11 @@ def describe_run(request: DemoRequest) -> str:
     return f"{source}, {request.prompt}" if request.prompt else source
 
 
-def open_image(path: Path):
-    """A picture file, whatever its channels and bits."""
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}); give a PNG, JPEG, WebP or TIFF file.") from error
-    return image
+def open_image(path: Path, notes: list[str]) -> Tensor:
+    """A picture file, whatever its channels and bits, as b h w 3, with its alpha as a fourth channel."""
+    found = open_picture(path)
+    notes.extend(note for note in found.notes if note != HAS_ALPHA)  # the pipeline says that of four channels
+    return found.rgb if found.alpha is None else torch.cat([found.rgb, found.alpha[..., None]], dim=-1)
 
 
 def open_depth(path: Path, channel: str | None, notes: list[str]) -> View:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,6 +21,11 @@ class CodecLoss:
     noise: float = 0.15
     align: float = 0.02  # cross-entropy of what each spot shows, read from the latent
     momentum: float = 0.02  # of the running latent statistics
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 0 or (name == "momentum" and value > 1):
+                raise ValueError(f"The recipe's loss has {name} {value}; give a factor of at least 0, and momentum up to 1.")
 
 
 class TrainedCodec(nn.Module):

@@ -12,6 +12,7 @@ SD_SCALE = 0.18215  # what SD1, SD2.1 and PixArt-alpha multiply their latents by
 STEPS, GUIDANCE = 25, 4.0  # of the tiny system's sampling; the paper has 25 and 7.5 on SD2.1
 PRECISIONS = ("float32", "bfloat16")  # in which a system may compute where it can be chosen
 GROUPS = 32  # of every group norm, in core and in diffusers
+LARGEST, MOST_BLOCKS = 65536, 16  # beyond any autoencoder; a damaged file must not ask for the time or the memory of more
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class VaeConfig:
         for name, value in (*asdict(self).items(), *((f"multiples[{i}]", each) for i, each in enumerate(self.multiples))):
             if name not in ("multiples", "base_scale") and type(value) is not int:
                 raise ValueError(f"Expected a whole number as {name} of an intrinsic VAE, got {value!r}. Save the file again.")
+        sizes = (self.width, self.blocks, self.latent_channels, *self.multiples)
+        if max(sizes, default=0) > LARGEST or self.blocks > MOST_BLOCKS or len(self.multiples) > MOST_BLOCKS:
+            raise ValueError(
+                f"Expected an intrinsic VAE of at most {MOST_BLOCKS} blocks a step and steps, and sizes of at most {LARGEST}, got "
+                f"{str(self)[:200]}. Save the file again, or correct the config."
+            )
         if self.width < 1 or self.blocks < 1 or self.latent_channels < 1 or not self.multiples or min(self.multiples) < 1:
             raise ValueError(f"{self} arrived: width, blocks, latent channels and each multiple must be 1 or more.")
         if any(self.width * multiple % GROUPS for multiple in self.multiples):

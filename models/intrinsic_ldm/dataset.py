@@ -18,19 +18,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..core.training.data import MANIFEST, FolderDataset, fit_map
+from ..core.pictures import open_grey, open_picture
+from ..core.training.data import SMOOTH, FolderDataset, fit_map
+from ..core.training.data_files import SKY, check_sizes
+from ..core.training.settings import as_size
 from .config import MAPS
 from .maps import encode_depth, encode_line, encode_normals, encode_segmentation, normals_from_image
 from .segments import PLACES
 from .vae import stack_maps
 
+ROUNDING = 1e-3  # how far resampling may leave [0, 1]
 INTEGER_NORMAL = 127  # of an int8 component that is 1
-SKY, SKY_LABEL = -1, 255  # in the segmentation of a shard, and of an 8-bit picture
 FORM = {"depth": 2, "normals": 3, "segmentation": 2, "line": 2}  # axes of each raw map
 
 
@@ -38,12 +39,12 @@ class IntrinsicSamples(torch.utils.data.Dataset):
     """A folder's samples: maps 8 h w in [-1, 1] as `stack_maps` lays them, present (4,) bool in the order of MAPS, and, where `image` is
     True, image 3 h w in [-1, 1] with its caption.
 
-    `size` (height, width) scales each to cover and crops the middle; without it they stay as they are. `places`: of the masks' colours, see
-    `encode_segments`.
+    `size` (height, width; one number for both) scales each to cover and crops the middle; without it they stay as they are. `places`: of
+    the masks' colours, see `encode_segments`.
     """
 
-    def __init__(self, folder: str | Path, *, size: Sequence[int] | None = None, image: bool = False, places: int = PLACES):
-        self.folder, self.size, self.image, self.places = Path(folder), tuple(size) if size else None, image, places
+    def __init__(self, folder: str | Path, *, size: int | Sequence[int] | None = None, image: bool = False, places: int = PLACES):
+        self.folder, self.size, self.image, self.places = Path(folder), as_size(size), image, places
         self.source = FolderDataset(self.folder, keys=("depth", "mask", *MAPS, *(["image"] if image else [])))
 
     def __len__(self) -> int:
@@ -57,14 +58,15 @@ class IntrinsicSamples(torch.utils.data.Dataset):
         raw = self.source[index]
         try:
             raw |= read_loose(self.folder, self.source.entry(index))
+            check_sizes(raw)
             maps, present = encode_sample({name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw}, places=self.places)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"Sample {index} (line {index + 1} of {self.folder / MANIFEST}) cannot be used: {error}") from error
+            raise ValueError(f"{self.source.where(index)} cannot be used: {error}") from error
         sample = {"maps": maps, "present": present}
         if not self.image:
             return sample
         if "image" not in raw:
-            raise ValueError(f"Sample {index} (line {index + 1} of {self.folder / MANIFEST}) has no image; this step needs one of each.")
+            raise ValueError(f"{self.source.where(index)} has no image; this step needs one of each.")
         image = self._fit("image", raw["image"]).permute(2, 0, 1).float() / 127.5 - 1
         if image.shape[1:] != maps.shape[1:]:
             sizes = f"an image of {tuple(image.shape[1:])} with maps of {tuple(maps.shape[1:])} pixels"
@@ -74,37 +76,24 @@ class IntrinsicSamples(torch.utils.data.Dataset):
     def _fit(self, name: str, value: Tensor) -> Tensor:
         if name == "line":
             value = value.float()  # or grey could not stand between the two numbers of exact lines
-        return fit_map(value, self.size, smooth=name in ("image", "line")) if self.size else value
+        return fit_map(value, self.size, smooth=name in SMOOTH) if self.size else value
 
 
 def read_loose(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     """The maps of a line whose files the trainer's reader does not know, as a shard has them."""
-    found: dict[str, Tensor] = {}
-    for name in ("normals", "segmentation", "line"):
-        if isinstance(entry.get(name), str) and "shard" not in entry:
-            with Image.open(folder / entry[name]) as picture:
-                found[name] = READERS[name](picture)
-    return found
+    if "shard" in entry:
+        return {}
+    return {name: read(folder / entry[name]) for name, read in READERS.items() if name in entry}
 
 
-def read_normals(picture: Image.Image) -> Tensor:
-    colours = torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255
-    return normals_from_image(colours[None])[0].movedim(0, -1)
+def read_normals(source: Any, *, name: Any = None) -> Tensor:
+    """h w 3 of a normal map's file, bytes or Pillow image, 0 where it is black or wholly transparent."""
+    found = open_picture(source, name=name)
+    normals = normals_from_image(found.rgb)[0].movedim(0, -1)
+    return normals if found.alpha is None else normals * (found.alpha[0] > 0)[..., None]
 
 
-def read_segmentation(picture: Image.Image) -> Tensor:
-    ids = np.array(picture)
-    if ids.ndim != 2:
-        raise ValueError(f"a segmentation of {picture.mode} colours arrived, wanted one grey channel of mask numbers.")
-    wide = torch.from_numpy(ids.astype(np.int32))
-    return wide.masked_fill(wide == SKY_LABEL, SKY) if ids.dtype == np.uint8 else wide
-
-
-def read_line(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture.convert("L"))).float() / 255
-
-
-READERS = {"normals": read_normals, "segmentation": read_segmentation, "line": read_line}
+READERS = {"normals": read_normals, "line": open_grey}
 
 
 def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[Tensor, Tensor]:
@@ -124,5 +113,8 @@ def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[T
     if "segmentation" in raw:
         maps["segmentation"] = encode_segmentation(raw["segmentation"].long().clamp(min=0)[None], places=places)[0]
     if "line" in raw:
+        low, high = float(raw["line"].min()), float(raw["line"].max())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            raise ValueError(f"Expected line values from 0 (paper) to 1 (line), got {low:.4g} to {high:.4g}. Divide by the full scale.")
         maps["line"] = encode_line(raw["line"].float()[None, None])
     return stack_maps(maps)[0], torch.tensor([name in maps for name in MAPS])

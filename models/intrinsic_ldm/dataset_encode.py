@@ -4,6 +4,10 @@
                                          n tokens c; for SDXL pooled float16 n c; for PixArt context_mask uint8 n tokens, 1 = a word
     OUTPUT/empty_context.safetensors     the same parts of the prompt "", without a first axis
     OUTPUT/manifest.jsonl                {"shard", "row", "index" of the source, "caption"}
+    OUTPUT/dataset.json, sources.jsonl   what it was made with, and of which files, by content
+
+A sample that cannot be read is left out and named. What changed in the source since the last run is encoded anew; with another base or
+intrinsic VAE than before nothing is written.
 
 The text encoders and the image's autoencoder are the base's own, run by diffusers; the maps' autoencoder is a file of ours. A tiny base,
 made by `training_base`, has a text encoder of ours.
@@ -11,8 +15,10 @@ made by `training_base`, has a text encoder of ours.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +27,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..core.export.files import write_file
-from ..core.training.data import read_many
+from ..core.text_files import show_path
+from ..core.training.data import MANIFEST, READERS
+from ..core.training.data_files import FILES
 from ..core.weights import check_finite, fill_module, read_tensors
 from ..demo.text import TinyTextEncoder, read_layout
 from .dataset import IntrinsicSamples
+from .dataset_facts import stamp_files
 from .dataset_shards import Summary, write_folder
+from .dataset_sources import Source
 from .segments import PLACES
 from .tiny import TEXT_FILE
 from .training_base import FrozenVae
@@ -34,7 +44,10 @@ from .training_lora import EMPTY_PROMPT
 from .training_vae import make_autoencoder
 from .weights import load_intrinsic_vae, to_diffusers_names
 
-FORMAT, VERSION = "spatialweave-intrinsic-latents", 1
+log = logging.getLogger("spatialweave.dataset")
+
+FORMAT, VERSION = "spatialweave-intrinsic-latents", 2
+OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")  # which an encoder does not read
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -124,39 +137,83 @@ def encode_dataset(
     samples = IntrinsicSamples(source, size=size, image=True, places=places)
     if not vae.is_file():
         raise ValueError(f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote.")
+    if batch < 1:
+        raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
+    family = find_family(base)
     facts = {
-        "format": FORMAT, "version": VERSION, "source": source.name, "family": find_family(base), "base": base.name,
-        "vae_sha256": hashlib.sha256(vae.read_bytes()).hexdigest(), "size": list(size) if size else None, "precision": precision,
-        "places": places,
+        "format": FORMAT, "version": VERSION, "family": family, "size": list(samples.size) if samples.size else None,
+        "precision": precision, "places": places, "files": stamp_files(output, [("intrinsic VAE", vae), *list_base_files(base)]),
+        "about": {"source": show_path(source.resolve().name), "base": show_path(base.resolve().name), "vae": show_path(vae.name)},
     }  # fmt: skip
     made: list[Encoder] = []  # when the first shard needs it: a finished folder needs none
 
-    def write(name: str, rows: range, state) -> list[dict[str, Any]]:
+    def write(name: str, members: Sequence[Source], state) -> list[str]:
         if not made:
             made.append(Encoder(base, vae, state.device, getattr(torch, precision)))
         (encoder,) = made
-        parts = [encoder.encode(read_batch(samples, rows[start : start + batch])) for start in range(0, len(rows), batch)]
-        tensors = {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
-        write_file(output / f"{name}.safetensors", save(tensors))
-        if rows.start == 0:
+        taken, left_out = read_samples(samples, [member.entry["index"] for member in members])
+        if taken:
+            parts = [encoder.encode(taken[start : start + batch]) for start in range(0, len(taken), batch)]
+            tensors = {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
+            write_file(output / f"{name}.safetensors", save(tensors))
+        if state.is_main_process and not (output / EMPTY_PROMPT).is_file():  # whatever is missing, this process has some of it
             empty = encoder.encode_prompts([""])
             write_file(output / EMPTY_PROMPT, save({key: part[0].contiguous() for key, part in empty.items()}))
-        captions = [str(samples.entry(index).get("caption", "")) for index in rows]
-        return [
-            {"shard": f"{name}.safetensors", "row": row, "index": index, "caption": caption}
-            for row, (index, caption) in enumerate(zip(rows, captions, strict=True))
-        ]
+        return left_out
 
-    return write_folder(output, facts, count=len(samples), shard_size=shard_size, write=write, what="encode", gpu=True)
+    sources = list_samples(samples)
+    return write_folder(output, facts, sources=sources, shard_size=shard_size, write=write, what="encode", gpu=True)
 
 
-def read_batch(samples: IntrinsicSamples, rows: range) -> list[dict[str, Any]]:
-    found = read_many(samples, rows)
-    first = found[0]["image"].shape
-    for index, sample in zip(rows, found, strict=True):
-        if sample["image"].shape != first:
+def list_base_files(base: Path) -> Iterator[tuple[str, Path]]:
+    """What an encoder reads of a base's folder: all but the network itself, in the precision that is loaded."""
+    names = [base / "model_index.json", base / TEXT_FILE]
+    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
+        half = find_variant(base / part) is not None
+        names += [path for path in sorted((base / part).glob("*")) if half or ".fp16." not in path.name]
+    for path in names:
+        if path.is_file() and path.suffix not in OTHER_WEIGHTS and not path.name.startswith("."):
+            yield f"{path.relative_to(base).as_posix()} of the base", path
+
+
+def list_samples(samples: IntrinsicSamples) -> list[Source]:
+    """The samples of a dataset folder with the files that each is read from; those of one shard share its file."""
+    found: dict[str, Source] = {}
+    for index in range(len(samples)):
+        entry = samples.entry(index)
+        files = {str(entry["shard"])} if "shard" in entry else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
+        name = f"{entry['shard']}:{entry['row']}" if "shard" in entry else str(entry.get("image", index))
+        while name in found:  # a sample may stand in a manifest twice, with two captions
+            name += "+"
+        files |= {beside for file in files if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()}
+        found[name] = Source(
+            name,
+            {file: samples.folder / file for file in sorted(files)},
+            text=json.dumps(entry, sort_keys=True),
+            entry={"index": index, "caption": str(entry.get("caption", ""))},
+            words=f"line {samples.source.lines[index]} of {MANIFEST}",
+        )
+    return list(found.values())
+
+
+def read_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The samples that can be read, and for each "" or why it cannot; ValueError where they have several sizes."""
+
+    def read(index: int) -> dict[str, Any] | ValueError:
+        try:
+            return samples[index]
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, indices))
+    taken = [sample for sample in found if isinstance(sample, dict)]
+    for index, sample in zip(indices, found, strict=True):
+        if isinstance(sample, ValueError):
+            log.warning("%s", sample)
+        elif sample["image"].shape != taken[0]["image"].shape:
             raise ValueError(
                 f"Sample {index} of {samples.folder} is {tuple(sample['image'].shape[1:])} pixels high and wide, others are "
-                f"{tuple(first[1:])}; give --size to bring them to one."
+                f"{tuple(taken[0]['image'].shape[1:])}; give --size to bring them to one."
             )
-    return found
+    return taken, [str(sample) if isinstance(sample, ValueError) else "" for sample in found]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -16,20 +17,25 @@ from typing import Any
 
 PATIENCE = 60  # seconds for one answer
 POLL = 0.2  # seconds between two questions after a run
+QUOTED = 200  # characters of an answer that was not expected
 
 
 class RunFailed(ValueError):
-    """This picture cannot be read, or a node failed on it; others may go through."""
+    """A node failed on this picture, or what it saved cannot be used; others may go through."""
 
 
 class Server:
-    """One ComfyUI. OSError says that it cannot be reached, ValueError that it does not take the graph, RunFailed that a run failed."""
+    """One ComfyUI. OSError says that it cannot be reached or is none, ValueError that it does not take the graph, RunFailed that a run
+    failed."""
 
     def __init__(self, url: str, *, seconds: float = 600):
-        self.url, self.seconds = url.rstrip("/"), seconds
+        self.url, self.seconds = (url if "://" in url else f"http://{url}").rstrip("/"), seconds
 
     def get(self, path: str) -> bytes:
-        return self._ask(urllib.request.Request(self.url + path))
+        status, body = self._ask(urllib.request.Request(self.url + path))
+        if status != 200:
+            raise self._refusal(path, status, body)
+        return body
 
     def upload(self, name: str, data: bytes) -> None:
         """A PNG into the input folder; one of this name is replaced."""
@@ -38,57 +44,103 @@ class Server:
         head = f'--{border}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'
         body = fields.encode() + head.encode() + data + f"\r\n--{border}--\r\n".encode()
         headers = {"Content-Type": f"multipart/form-data; boundary={border}"}
-        self._ask(urllib.request.Request(self.url + "/upload/image", body, headers))
+        status, said = self._ask(urllib.request.Request(self.url + "/upload/image", body, headers))
+        if status != 200:
+            raise self._refusal("/upload/image", status, said)
 
     def run(self, graph: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by node id, as ComfyUI's history has them."""
-        body = json.dumps({"prompt": graph, "client_id": uuid.uuid4().hex}).encode()
-        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
-        try:
-            answer = json.loads(self._ask(request))
-        except urllib.error.HTTPError as error:
-            answer = json.loads(error.read())
-        # ComfyUI runs what is sound of a graph: a map would be missing everywhere, in silence
-        if "prompt_id" not in answer or answer.get("node_errors"):
-            raise ValueError(f"ComfyUI refuses the workflow: {explain_refusal(graph, answer)}")
-        number = answer["prompt_id"]
+        number = self._queue(graph)
         deadline = time.monotonic() + self.seconds
         while time.monotonic() < deadline:
-            entry = json.loads(self.get(f"/history/{number}")).get(number)
-            if entry and entry["status"]["completed"]:
-                return entry["outputs"]
-            if entry and entry["status"]["status_str"] == "error":
-                raise RunFailed(explain_failure(entry["status"]["messages"]))
+            path = f"/history/{number}"
+            entry = self._read(path, self.get(path)).get(number)
+            status = entry.get("status") if isinstance(entry, dict) else None
+            if isinstance(status, dict) and status.get("completed"):
+                outputs = entry.get("outputs")
+                return outputs if isinstance(outputs, dict) else {}
+            if isinstance(status, dict) and status.get("status_str") == "error":
+                raise RunFailed(explain_failure(status.get("messages")))
             time.sleep(POLL)
-        raise RunFailed(f"ComfyUI did not end the run within {self.seconds:g} s; give --timeout more")
+        raise RunFailed(f"ComfyUI at {self.url} did not end the run within {self.seconds:g} s; give --timeout more")
+
+    def _queue(self, graph: Mapping[str, Any]) -> str:
+        body = json.dumps({"prompt": graph, "client_id": uuid.uuid4().hex}).encode()
+        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
+        status, said = self._ask(request)
+        if status not in (200, 400):  # 400 is how ComfyUI refuses a graph, with the reasons
+            raise self._refusal("/prompt", status, said)
+        answer = self._read("/prompt", said)
+        # ComfyUI runs what is sound of a graph: a map would be missing everywhere, in silence
+        if not isinstance(answer.get("prompt_id"), str) or answer.get("node_errors"):
+            raise ValueError(f"ComfyUI refuses the workflow: {explain_refusal(graph, answer)}")
+        return answer["prompt_id"]
 
     def fetch(self, file: Mapping[str, str]) -> bytes:
-        """A file that a history names."""
-        return self.get("/view?" + urllib.parse.urlencode({key: file[key] for key in ("filename", "subfolder", "type")}))
+        """A file that a history names; RunFailed where the server does not have it."""
+        named = {"subfolder": "", "type": "output", **file}
+        path = "/view?" + urllib.parse.urlencode({key: named[key] for key in ("filename", "subfolder", "type")})
+        status, body = self._ask(urllib.request.Request(self.url + path))
+        if status == 404:
+            raise RunFailed(f"the file {named['filename']!r}, which the workflow saved, is not there at {self.url}")
+        if status != 200:
+            raise self._refusal(path, status, body)
+        return body
 
-    def _ask(self, request: urllib.request.Request) -> bytes:
+    def _ask(self, request: urllib.request.Request) -> tuple[int, bytes]:
+        """The HTTP status of an answer, and its body."""
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                return answer.read()
-        except urllib.error.HTTPError:
-            raise
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise OSError(f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address.") from error
+
+    def _read(self, path: str, body: bytes) -> dict[str, Any]:
+        """A JSON object; OSError says that what answers is no ComfyUI."""
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise OSError(
+                f"Expected a JSON object from {self.url}{path}, got {quote(body)}. Give --server the address of a ComfyUI."
+            )
+        return answer
+
+    def _refusal(self, path: str, status: int, body: bytes) -> OSError:
+        where = path.partition("?")[0]
+        return OSError(
+            f"Expected HTTP status 200 from {self.url}{where}, got {status} ({quote(body)}). Look into the server's log, or give --server "
+            "the address of a ComfyUI."
+        )
+
+
+def quote(body: bytes) -> str:
+    """The beginning of an answer, for people."""
+    text = " ".join(body[:2000].decode(errors="replace").split())
+    return repr(text[:QUOTED]) if text else "nothing"
 
 
 def explain_refusal(graph: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     """ComfyUI's complaints about a graph in one line."""
-    said = [answer["error"].get("message", "no reason given")] if answer.get("error") else []
-    for node, fault in (answer.get("node_errors") or {}).items():
+    error, nodes = answer.get("error"), answer.get("node_errors")
+    said = [str(error.get("message", "no reason given")) if isinstance(error, dict) else str(error)] if error else []
+    for node, fault in nodes.items() if isinstance(nodes, dict) else ():
         kind = graph.get(node, {}).get("class_type", "?")
-        said += [f"node {node} ({kind}): {error['message']} {error.get('details', '')}".rstrip() for error in fault["errors"]]
-    return "; ".join(said) + "; set its inputs with --set, for example to the models that you have."
+        for each in fault.get("errors", ()) if isinstance(fault, dict) else ():
+            said.append(f"node {node} ({kind}): {each.get('message', '')} {each.get('details', '')}".rstrip())
+    return "; ".join(said or ["no reason given"]) + "; set its inputs with --set, for example to the models that you have."
 
 
-def explain_failure(messages: list) -> str:
+def explain_failure(messages: Any) -> str:
     """What the failing node said."""
-    for kind, data in messages:
-        if kind == "execution_error":
-            return f"node {data['node_id']} ({data['node_type']}): {data['exception_message'].strip()}"
+    for message in messages if isinstance(messages, list) else ():
+        kind, data = message if isinstance(message, list) and len(message) == 2 else ("", None)
+        if kind == "execution_error" and isinstance(data, dict):
+            said = str(data.get("exception_message", "no reason given")).strip()
+            return f"node {data.get('node_id', '?')} ({data.get('node_type', '?')}): {said}"
     return "the run was interrupted"

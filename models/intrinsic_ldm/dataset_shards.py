@@ -1,18 +1,23 @@
 """Writing a dataset folder shard by shard: resumable, and shared among the processes that accelerate or torchrun started.
 
     FOLDER/dataset.json          what the folder is made from and how; "finished" once all is there
+    FOLDER/sources.jsonl         the files of each sample, see `dataset_sources`
     FOLDER/manifest.jsonl        one line a sample, written at the end
-    FOLDER/shard-00000.jsonl     until then: the lines of a shard, written after the shard itself, so that where they stand it is whole
+    FOLDER/shard-00000.jsonl     until then: a shard's samples in order, written after the shard itself, so that where they stand it is
+                                 whole; "" for each that is in it, or why it was left out
 
 Each process takes its part of the shards that are not there yet; machines share the work when they see the same folder:
 `torchrun --standalone --nproc-per-node 2 --no-python spatialweave intrinsics ...`.
+A later run of a finished folder makes anew the shards whose sources were replaced or removed, and adds shards for new ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +27,15 @@ import torch
 from tqdm import tqdm
 
 from ..core.export.files import write_file
+from ..core.text_files import TextFileError, read_json, show_path
 from ..core.training.data import MANIFEST
+from .dataset_facts import check_facts, check_source, is_finished, write_facts
+from .dataset_sources import NAMED, Plan, Source, name_some, plan_shards, read_records, shown, write_records
 
-DATASET = "dataset.json"
-FINISHED = "finished"
-# (the shard's name without ending, its samples, accelerate's view of this process) -> manifest lines
-WriteShard = Callable[[str, range, Any], list[dict[str, Any]]]
+log = logging.getLogger("spatialweave.dataset")
+
+# (the shard's name without ending, its samples, accelerate's view of this process) -> for each sample "" or why it was left out
+WriteShard = Callable[[str, Sequence[Source], Any], list[str]]
 
 
 @dataclass(frozen=True)
@@ -38,47 +46,115 @@ class Summary:
     count: int
     written: int
     processes: int
+    left_out: tuple[tuple[str, str], ...] = ()  # (name, why)
+    changes: str = ""  # since the last run
 
     def __str__(self) -> str:
         shared = f", {self.processes} processes at work" if self.processes > 1 else ""
-        return f"{self.folder}: {self.count} samples, {self.written} of them written in this process{shared}."
+        lines = [f"{show_path(self.folder)}: {self.count} samples, {self.written} of them written in this process{shared}."]
+        if self.changes:
+            lines.append(f"Since the last run {self.changes}.")
+        if self.left_out:
+            named = [f"{shown(name)} ({why.removesuffix('.')})" for name, why in self.left_out[:NAMED]]
+            more = f" and {len(self.left_out) - NAMED} more, which sources.jsonl names" if len(self.left_out) > NAMED else ""
+            remedy = "Mend or replace them and run again, or delete their shards to try them as they are."
+            lines.append(f"{len(self.left_out)} left out: {', '.join(named)}{more}. {remedy}")
+        return " ".join(lines)
 
 
 def write_folder(
-    folder: str | Path, facts: Mapping[str, Any], *, count: int, shard_size: int, write: WriteShard, what: str, gpu: bool = False
-) -> Summary:
-    """Write the shards that are missing and, when all are there, the manifest. `facts` say what is written, as JSON: a folder that was
-    begun with others is refused, an unfinished one of the same is completed. `gpu`: the work is done on one where there is one."""
+    folder: str | Path, facts: Mapping[str, Any], *, sources: Sequence[Source], shard_size: int, write: WriteShard, what: str,
+    gpu: bool = False,
+) -> Summary:  # fmt: skip
+    """Write the shards that are missing or whose sources changed and, when all are there, the manifest.
+
+    `facts` say how it is written, as JSON: a folder that was begun with others is refused. `gpu`: the work is done on one where there
+    is one.
+    """
     folder = Path(folder)
-    facts = json.loads(json.dumps({**facts, "count": count, "shard_size": shard_size}))
+    facts = json.loads(json.dumps(facts))
     with processes(gpu=gpu) as state:
-        finished = check_facts(folder, facts)
+        check_facts(folder, facts)
         state.wait_for_everyone()  # nobody writes before everybody has looked
-        if finished:
-            return Summary(folder, count_lines(folder), 0, state.num_processes)
+        changes = ""
         if state.is_main_process:
-            write_facts(folder, facts, finished=False)
-        shards = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
-        missing = [number for number in range(len(shards)) if not part_file(folder, number).is_file()]
+            changes = begin(folder, facts, plan_folder(folder, facts, sources, shard_size))
+        state.wait_for_everyone()
+        if is_finished(folder):
+            return summarise(folder, 0, state, changes)
+        shards, named = group_shards(folder), {source.name: source for source in sources}
+        missing = [number for number in shards if not part_file(folder, number).is_file()]
         state.wait_for_everyone()
         with state.split_between_processes(missing) as mine:
-            written = write_shards(folder, {number: shards[number] for number in mine}, write, state, what)
+            gone = [shown(name) for number in mine for name in shards[number] if name not in named]
+            if gone:
+                raise ValueError(f"Expected the same sources in every process, got none for {name_some(gone)}. Run again.")
+            todo = {number: [named[name] for name in shards[number]] for number in mine}
+            written = write_shards(folder, todo, write, state, what)
         state.wait_for_everyone()
         if state.is_main_process:
-            join_parts(folder, facts, len(shards))
+            join_parts(folder, facts, {source.name: source for source in sources})
         state.wait_for_everyone()
-        return Summary(folder, count_lines(folder), written, state.num_processes)
+        return summarise(folder, written, state, changes)
 
 
-def write_shards(folder: Path, shards: Mapping[int, range], write: WriteShard, state, what: str) -> int:
+def plan_folder(folder: Path, facts: Mapping[str, Any], sources: Sequence[Source], shard_size: int) -> Plan:
+    """What has to be done, shards whose file is gone or was not written yet among it."""
+    finished, before = is_finished(folder), read_records(folder)
+    plan = plan_shards(before, sources, shard_size)
+    if before and not plan.kept:
+        check_source(folder, facts)
+    for number, records in plan.shards().items():
+        if number not in plan.stale and not is_whole(folder, number, records, finished):
+            plan.stale.add(number)
+    return plan
+
+
+def is_whole(folder: Path, number: int, records: Sequence[Mapping[str, Any]], finished: bool) -> bool:
+    """Whether a shard was written and still is there; one of which everything was left out has no file."""
+    left_out = [record.get("left_out", "") for record in records] if finished else read_part(folder, number, len(records))
+    return left_out is not None and ("" not in left_out or (folder / f"{shard_name(number)}.safetensors").is_file())
+
+
+def begin(folder: Path, facts: Mapping[str, Any], plan: Plan) -> str:
+    """Put the plan on disk; what changed since the last run, in words. Stopped anywhere in here, the next run finds the same to do."""
+    if is_finished(folder):
+        if plan.is_done():
+            return ""
+        for number, records in plan.shards().items():
+            if number not in plan.stale:
+                write_part(folder, number, [record.get("left_out", "") for record in records])
+    write_facts(folder, facts, finished=False)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / MANIFEST).unlink()  # its rows are no longer those of the shards
+    for number in plan.stale:
+        for path in (part_file(folder, number), folder / f"{shard_name(number)}.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+    write_records(folder, plan.records)
+    changes = str(plan.changes)
+    if changes:
+        log.warning("Since the last run %s; shards to write: %d.", changes, len(plan.stale))
+    return changes
+
+
+def group_shards(folder: Path) -> dict[int, list[str]]:
+    """The names of each shard's samples."""
+    found: dict[int, list[str]] = {}
+    for record in read_records(folder):
+        found.setdefault(record["shard"], []).append(record["name"])
+    return found
+
+
+def write_shards(folder: Path, shards: Mapping[int, Sequence[Source]], write: WriteShard, state, what: str) -> int:
     """This process's part of the work; how many samples it wrote."""
     written = 0
     with tqdm(total=sum(map(len, shards.values())), desc=what, unit="sample", dynamic_ncols=True, disable=None) as bar:
-        for number, rows in shards.items():
-            lines = write(shard_name(number), rows, state)
-            write_file(part_file(folder, number), "".join(json.dumps(line) + "\n" for line in lines).encode())
-            written += len(lines)
-            bar.update(len(rows))
+        for number, sources in shards.items():
+            left_out = write(shard_name(number), sources, state)
+            write_part(folder, number, left_out)
+            written += left_out.count("")
+            bar.update(len(sources))
     return written
 
 
@@ -99,39 +175,38 @@ def processes(*, gpu: bool) -> Iterator[Any]:
         state._reset_state()  # else a training run of this process could not choose its device
 
 
-def check_facts(folder: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether the folder is finished; ValueError where it holds something else."""
-    path = folder / DATASET
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds other files and no {DATASET}; choose an empty folder for the dataset.")
-        return False
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in sorted({*facts, *found} - {FINISHED}) if found.get(key) != facts.get(key)]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} does not say what its folder holds ({error}); choose another folder.") from error
-    if changed:
-        named = ", ".join(f"{key} {found.get(key)!r}, not {facts.get(key)!r}" for key in changed)
-        raise ValueError(f"{folder} was begun with {named}; give the same settings to go on, or choose another folder.")
-    return bool(found.get(FINISHED))
-
-
-def write_facts(folder: Path, facts: Mapping[str, Any], *, finished: bool) -> None:
-    write_file(folder / DATASET, (json.dumps({**facts, FINISHED: finished}, indent=1) + "\n").encode())
-
-
-def join_parts(folder: Path, facts: Mapping[str, Any], shards: int) -> None:
-    """The manifest of all the shards' lines; then the parts are not needed."""
-    parts = [part_file(folder, number) for number in range(shards)]
-    write_file(folder / MANIFEST, b"".join(path.read_bytes() for path in parts))
+def join_parts(folder: Path, facts: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+    """The manifest of what is in the shards, in the order of the shards; then the parts are not needed."""
+    records, lines = read_records(folder), []
+    shards: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        shards.setdefault(record["shard"], []).append(record)
+    for number, members in shards.items():
+        row = 0
+        left_out = read_part(folder, number, len(members))
+        if left_out is None:
+            raise ValueError(f"Expected the samples of a shard in {show_path(part_file(folder, number))}, got none. Run again.")
+        for record, why in zip(members, left_out, strict=True):
+            for key in ("row", "left_out"):
+                record.pop(key, None)
+            record |= {"left_out": why} if why else {"row": row}
+            if not why:
+                lines.append({"shard": f"{shard_name(number)}.safetensors", "row": row, **sources[record["name"]].entry})
+                row += 1
+    if not lines:
+        name, why = records[0]["name"], records[0].get("left_out")
+        raise ValueError(f"None of the {len(records)} samples for {show_path(folder)} could be used; the first, {shown(name)}: {why}")
+    write_file(folder / MANIFEST, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_records(folder, records)
     write_facts(folder, facts, finished=True)
-    for path in parts:
-        path.unlink()
+    for number in shards:
+        part_file(folder, number).unlink()
 
 
-def count_lines(folder: Path) -> int:
-    return len((folder / MANIFEST).read_bytes().splitlines())
+def summarise(folder: Path, written: int, state, changes: str) -> Summary:
+    records = read_records(folder)
+    left_out = tuple((record["name"], record["left_out"]) for record in records if "left_out" in record)
+    return Summary(folder, len(records) - len(left_out), written, state.num_processes, left_out, changes)
 
 
 def shard_name(number: int) -> str:
@@ -140,3 +215,16 @@ def shard_name(number: int) -> str:
 
 def part_file(folder: Path, number: int) -> Path:
     return folder / f"{shard_name(number)}.jsonl"
+
+
+def read_part(folder: Path, number: int, count: int) -> list[str] | None:
+    """For each of a shard's samples "" or why it was left out; None where that was not written, or not for so many."""
+    try:
+        found = read_json(part_file(folder, number))
+    except (OSError, TextFileError):
+        return None
+    return found if isinstance(found, list) and len(found) == count and all(isinstance(why, str) for why in found) else None
+
+
+def write_part(folder: Path, number: int, left_out: Sequence[str]) -> None:
+    write_file(part_file(folder, number), (json.dumps(list(left_out)) + "\n").encode())

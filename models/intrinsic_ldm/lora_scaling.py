@@ -71,6 +71,7 @@ class Scaling:
         return used / (math.sqrt(rank) if self.by_root else rank)
 
 
+LARGEST = 1e6  # of a rank, an alpha: beyond any LoRA
 AGAIN = "Save the LoRA again with the settings that it was trained with."
 
 
@@ -168,8 +169,8 @@ def read_number(settings: Mapping[str, Any], key: str, source: str) -> float | N
     value = settings.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"Expected a number above 0 for {show(key)} in {source}, got {show(value)}. {AGAIN}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+        raise ValueError(f"Expected a number above 0 for {show(key)} in {source}, got {show(value)[:80]}. {AGAIN}")
     return float(value)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +20,8 @@ from torch import Generator, Tensor, nn
 from ..core.training.alignment import Aligner, PositionReader, listen
 from ..core.training.data import pick
 from ..core.training.loop import Batch, Task
-from ..core.training.recipe import Recipe, check_keys
+from ..core.training.recipe import Recipe
+from ..core.training.settings import check_settings, read_settings
 from ..core.training.words import draw_words
 from ..core.weights import check_finite, fill_module, write_tensors
 from ..demo.training import edge_distance, psnr
@@ -59,11 +60,13 @@ def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], c
 
     The recipe's model may name `weights`, the folder of an autoencoder of the same layout to go on from.
     """
-    check_keys(recipe.loss, [field.name for field in fields(ImageVaeLoss)], "recipe's loss")
-    check_keys(recipe.model, ["weights"], "recipe's model")
-    settings, config = ImageVaeLoss(**recipe.loss), tiny.VAE
+    check_settings(recipe.model, {"weights": str}, "recipe's model")
+    settings, config = read_settings(ImageVaeLoss, recipe.loss, "recipe's loss"), tiny.VAE
     if settings.crop % config.stride:
         raise ValueError(f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent.")
+    sides = tuple(dataset[0]["image"].shape[1:])
+    if settings.crop > min(sides):
+        raise ValueError(f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got {settings.crop}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))
@@ -168,9 +171,8 @@ def build_base(
     or, for `pair_loss`, latent, intrinsic_latent, tokens n and maps_tokens n. `model.weights` is the folder of a base to go on from. The
     autoencoder of `vae_folder` is put into the folder that ships."""
     diffusers = import_diffusers()
-    check_keys(recipe.loss, [field.name for field in fields(BaseLoss)], "recipe's loss")
-    check_keys(recipe.model, ["weights"], "recipe's model")
-    settings = BaseLoss(**recipe.loss)
+    check_settings(recipe.model, {"weights": str}, "recipe's model")
+    settings = read_settings(BaseLoss, recipe.loss, "recipe's loss")
     sample = dataset[0]
     with_pairs = "intrinsic_latent" in sample
     if with_pairs and settings.align:

@@ -6,7 +6,6 @@ mask and, where the model is the 1024 pixel one, the size. Nothing is ever fetch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..core.text_files import read_json_object, show_path
 from ..core.weights import check_finite
 
 Family = Literal["sd21", "sdxl", "pixart"]
@@ -151,7 +151,7 @@ def find_family(folder: Path) -> Family:
         ("UNet2DConditionModel", None): "sd21",
         ("UNet2DConditionModel", "text_time"): "sdxl",
     }
-    if (kind, added) not in families:
+    if not all(isinstance(each, str | None) for each in (kind, added)) or (kind, added) not in families:
         also = f" with {added}" if added else ""
         raise ValueError(f"{folder} holds a {kind}{also}, wanted the base of SD2.1, SDXL or PixArt; name such a folder.")
     return families[kind, added]
@@ -174,7 +174,8 @@ def find_variant(folder: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A file of a base's folder that holds one object; ValueError says what is wrong with it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); fetch the folder of the base again.") from error
+        raise ValueError(f"{show_path(path)} is missing or damaged ({error}); fetch the folder of the base again.") from error

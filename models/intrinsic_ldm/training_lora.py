@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +23,8 @@ from torch import Generator, Tensor, nn
 from ..core.training.alignment import CODE
 from ..core.training.data import FolderDataset
 from ..core.training.loop import Batch, Task
-from ..core.training.recipe import Recipe, check_keys
+from ..core.training.recipe import Recipe
+from ..core.training.settings import check_settings, read_settings
 from ..core.weights import read_tensors, write_tensors
 from .attention import Coupling
 from .lora import LowRank, Projection, open_lora, read_lora
@@ -59,7 +60,7 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if not set(self.ship_ranks) <= set(PARTS) or not all(0 <= rank <= self.rank for rank in self.ship_ranks.values()):
             raise ValueError(
-                f"The recipe's model ships rank {self.ship_rank} of a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
+                f"The recipe's model has ship_rank {self.ship_rank} for a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
                 f"each of {', '.join(PARTS)}."
             )
         if not self.base:
@@ -161,9 +162,9 @@ def flat(path: str) -> str:
 
 def build(recipe: Recipe) -> Task:
     """The Task of a recipe: `preset` is the base's family, `data.folder` what `spatialweave intrinsics encode` wrote."""
-    check_keys(recipe.model, [field.name for field in fields(LoraSettings)], "recipe's model")
-    check_keys(recipe.loss, [field.name for field in fields(LoraLoss)], "recipe's loss")
-    settings, loss = LoraSettings(**recipe.model), LoraLoss(**recipe.loss)
+    settings = read_settings(LoraSettings, recipe.model, "recipe's model")
+    loss = read_settings(LoraLoss, recipe.loss, "recipe's loss")
+    check_settings(recipe.data, {"folder": str}, "recipe's data")
     if recipe.preset not in FAMILIES:
         raise ValueError(f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of {', '.join(FAMILIES)}.")
     dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
@@ -193,7 +194,6 @@ def build(recipe: Recipe) -> Task:
 
 def open_folder(data: Mapping[str, Any], conditions: tuple[str, ...], loss: LoraLoss) -> tuple[FolderDataset, dict[str, Tensor]]:
     """The encoded dataset, and the parts of the empty prompt where the loss wants it."""
-    check_keys(data, ["folder"], "recipe's data")
     if not data.get("folder"):
         raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics encode")
     dataset = FolderDataset(data["folder"], keys=("latent", "intrinsic_latent", *conditions))

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..core.training.loop import Batch, Task
-from ..core.training.recipe import Recipe, check_keys
+from ..core.training.recipe import Recipe
+from ..core.training.settings import Size, check_settings, read_settings
 from ..core.weights import fill_module, read_tensors
 from .config import GROUPS, VaeConfig
 from .dataset import IntrinsicSamples
@@ -48,7 +49,7 @@ class VaeSettings:
             raise ValueError(f"The recipe's model measures the latent scale on {self.measure} samples; give measure at least 1.")
         if self.ship not in get_args(Ship):
             raise ValueError(f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(Ship))}.")
-        check_keys(self.config, [f.name for f in fields(VaeConfig)], "recipe's model.config")
+        check_settings(self.config, get_type_hints(VaeConfig), "recipe's model.config")
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,9 @@ class VaeLoss:
 
 def build(recipe: Recipe) -> Task:
     """The Task of a recipe: `data.folder` is a dataset folder with maps, `data.size` (height, width) what they are brought to."""
-    check_keys(recipe.model, [f.name for f in fields(VaeSettings)], "recipe's model")
-    check_keys(recipe.loss, [f.name for f in fields(VaeLoss)], "recipe's loss")
-    check_keys(recipe.data, ["folder", "size"], "recipe's data")
-    settings, loss = VaeSettings(**recipe.model), VaeLoss(**recipe.loss)
+    settings = read_settings(VaeSettings, recipe.model, "recipe's model")
+    loss = read_settings(VaeLoss, recipe.loss, "recipe's loss")
+    check_settings(recipe.data, {"folder": str, "size": Size | None}, "recipe's data")
     if not recipe.data.get("folder"):
         raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics build (or world --normals)")
     dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))
@@ -118,10 +118,10 @@ def make_autoencoder(config: VaeConfig, device: str = "cpu") -> nn.Module:
 
 def check_size(maps: Tensor, config: VaeConfig) -> None:
     height, width = maps.shape[-2:]
-    if height % config.stride or width % config.stride:
+    if height % config.stride or width % config.stride or height * width == config.stride**2:  # one latent pixel has no group norm
         raise ValueError(
-            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that {config.stride} divides; set the recipe's "
-            "data.size."
+            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that {config.stride} divides, and "
+            "more than one latent pixel; set the recipe's data.size."
         )
 
 
@@ -132,19 +132,27 @@ def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | No
         check_unchanged(settings, given.config)
         return given.config, to_diffusers_names(given.state)
     if not settings.base:
-        return replace(VaeConfig(), **settings.config), None
+        return read_config(settings), None
     path = Path(settings.base)
     if path.is_dir():
         config, path = read_folder(path)
         check_unchanged(settings, config)
     else:
-        config = replace(VaeConfig(), **settings.config)
+        config = read_config(settings)
     tensors = read_tensors(path)
     if any(name.startswith(IN_CHECKPOINT) for name in tensors):
         tensors = {name.removeprefix(IN_CHECKPOINT): value for name, value in tensors.items() if name.startswith(IN_CHECKPOINT)}
     if "encoder.conv_in.weight" not in tensors or "decoder.conv_out.weight" not in tensors:
         raise ValueError(f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in diffusers' form.")
     return config, to_diffusers_names(widen_state(to_core_names(tensors)))
+
+
+def read_config(settings: VaeSettings) -> VaeConfig:
+    """The recipe's layout of the autoencoder."""
+    try:
+        return replace(VaeConfig(), **settings.config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The recipe's model has a config that is no autoencoder's: {error}") from error
 
 
 def check_unchanged(settings: VaeSettings, config: VaeConfig) -> None:

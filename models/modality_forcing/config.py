@@ -17,6 +17,7 @@ WHOLE_NUMBERS = (
     "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "time_embed_dim",
 )  # fmt: skip
 FRACTIONS = ("theta", "mlp_ratio", "time_max_period", "time_factor", "shift_mu", "shift_sigma", "x0_t_min")
+LARGEST, MOST_BLOCKS = 2**20, 1000  # beyond any network; a damaged file must not ask for the time or the memory of more
 MAY_BE_ZERO = ("num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks")
 
 
@@ -48,8 +49,10 @@ class ModalityForcingConfig:
         object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
         for name in WHOLE_NUMBERS:
             value, least = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}, but it must be a whole number of at least {least}.")
+            if not isinstance(value, int) or not least <= value <= LARGEST:
+                raise ValueError(f"{name} is {str(value)[:80]}, but it must be a whole number of at least {least}, and at most {LARGEST}.")
+        if sum(getattr(self, name) for name in MAY_BE_ZERO) > MOST_BLOCKS:
+            raise ValueError(f"The blocks of {', '.join(MAY_BE_ZERO)} are more than {MOST_BLOCKS} together; give fewer.")
         self._check_fractions()
         self._check_heads()
         if self.depth_channels != self.depth_patch**2:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 from ..core.diffusion.flow import add_noise
 from ..core.geometry.depth import contract, uncontract, unit_mean
 from ..core.training.alignment import Aligner, listen
-from ..core.training.recipe import check_keys
+from ..core.training.settings import read_settings
 from ..core.training.words import draw_words
 from .network import ModalityForcing
 from .training_noise import draw_logit_normal, draw_plateau, uniform
@@ -75,8 +75,7 @@ class LossSettings:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LossSettings:
         """From a recipe's `loss`; an unknown key is refused by name."""
-        check_keys(values, [f.name for f in fields(cls)], "recipe's loss")
-        return cls(**values)
+        return read_settings(cls, values, "recipe's loss")
 
 
 class TrainedModel(nn.Module):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,7 +16,8 @@ from ..core.geometry.depth import encode_depth
 from ..core.training.alignment import Aligner
 from ..core.training.data import FolderDataset
 from ..core.training.loop import Task
-from ..core.training.recipe import Recipe, check_keys
+from ..core.training.recipe import Recipe
+from ..core.training.settings import check_settings, read_settings
 from ..core.weights import fill_module, read_tensors, write_tensors
 from .config import ModalityForcingConfig, find_preset
 from .network import ModalityForcing
@@ -49,8 +50,7 @@ class ModelSettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelSettings:
-        check_keys(values, [f.name for f in fields(cls)], "recipe's model")
-        return cls(**values)
+        return read_settings(cls, values, "recipe's model")
 
 
 def build(
@@ -100,8 +100,7 @@ def make_aligner(
 
 
 def check_config(changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    check_keys(changes, sorted(ModalityForcingConfig.known()), "recipe's model.config")
-    return changes
+    return check_settings(changes, get_type_hints(ModalityForcingConfig), "recipe's model.config")
 
 
 def start_network(config: ModalityForcingConfig, start: ModelSettings, generator: Generator) -> ModalityForcing:
@@ -124,7 +123,7 @@ def make_teacher(model: TrainedModel) -> TrainedModel:
 
 def open_folder(data: Mapping[str, Any], settings: LossSettings) -> tuple[FolderDataset, dict[str, Tensor]]:
     """A dataset folder whose shards hold `latent`, `context` and, for depth, `depth`; with the empty prompt's context beside them."""
-    check_keys(data, ["folder"], "recipe's data")
+    check_settings(data, {"folder": str}, "recipe's data")
     if not data.get("folder"):
         raise ValueError("The recipe's data names no folder; give it the folder of a dataset.")
     dataset = FolderDataset(data["folder"], keys=("latent", "context", "depth", "mask"))

@@ -33,7 +33,9 @@ import torch
 from tqdm import tqdm
 
 from ..core.export.files import write_file
+from ..core.text_files import read_json_lines, read_json_object
 from ..core.training.data import MANIFEST, FolderDataset
+from ..core.training.settings import Size, as_size
 from .captions import caption
 from .dataset_layout import write_pictures, write_tensors
 from .edits import Edit, sample_edits
@@ -46,6 +48,8 @@ DepthType = Literal["float16", "float32"]
 FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
 CAPTIONS = 4
 DATASET = "dataset.json"
+DATA_KINDS = {"folder": str, "scenes": int, "size": Size}  # of a recipe's `data` that names a folder of the world
+_FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
 _RENDER_BATCH = 50
 _CONVENTIONS = {
     "camera": "OpenCV: x right, y down, z forward; pixel centres at +0.5; world_to_cam maps world points (y up, metres) to it",
@@ -127,16 +131,19 @@ def export_dataset(folder: str | Path, count: int, *, size: int | tuple[int, int
     return Summary(folder, count, rendered, time.perf_counter() - started)
 
 
-def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None) -> FolderDataset:
-    """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it."""
+def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None, needs: Sequence[str] = ()) -> FolderDataset:
+    """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it.
+
+    `needs`: tensors and entries of the line without which a sample is refused.
+    """
     folder = Path(str(data.get("folder", "")))
     if not (folder / MANIFEST).is_file():
         normals = " --normals" if "normals" in (keys or ()) else ""
         raise ValueError(
             f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world {folder} "
-            f"--scenes {data.get('scenes', 24000)} --size {data.get('size', 128)} --workers 2{normals}"
+            f"--scenes {data.get('scenes', 24000)} --size {max(as_size(data.get('size', 128)))} --workers 2{normals}"
         )
-    return FolderDataset(folder, keys=keys)
+    return FolderDataset(folder, keys=keys, needs=needs)
 
 
 def _run_jobs(folder: Path, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]) -> Iterator[int]:
@@ -209,19 +216,30 @@ def _finished_lines(folder: Path, request: ExportRequest) -> dict[int, list[dict
         return {}
     facts = _read_facts(folder / DATASET)
     wanted = asdict(request)
-    changed = [key for key in wanted if facts.get(key) != wanted[key] and not (key == "count" and facts.get(key, 0) < wanted[key])]
+    count = facts.get("count")
+    extends = isinstance(count, int) and count < request.count
+    changed = [key for key in wanted if facts.get(key) != wanted[key] and not (key == "count" and extends)]
     if changed:
         named = ", ".join(f"{key} {facts.get(key)!r}, not {wanted[key]!r}" for key in changed)
         raise ValueError(f"{folder} holds a dataset with {named}; give the same settings to go on, or choose another folder.")
-    if facts["finished"]:
-        lines = _read_lines(folder / MANIFEST)
-        return {number: [line for line in lines if line["index"] in request.rows(number)] for number in range(request.shards)}
-    return {number: _read_lines(_part(folder, number)) for number in range(request.shards) if _part(folder, number).is_file()}
+    shards = range(request.shards)
+    if facts.get("finished"):
+        lines = _read_lines(folder / MANIFEST) if (folder / MANIFEST).is_file() else []
+        found = {number: [line for line in lines if line.get("index") in request.rows(number)] for number in shards}
+    else:
+        found = {number: _read_lines(_part(folder, number)) for number in shards if _part(folder, number).is_file()}
+    return {number: lines for number, lines in found.items() if _are_there(folder, lines)}
+
+
+def _are_there(folder: Path, lines: list[dict[str, Any]]) -> bool:
+    """Whether the files that a shard's lines name still are."""
+    names = {line[key] for line in lines for key in line if key.removeprefix("target_") in _FILES}
+    return all((folder / name).is_file() for name in names)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json_object(path)
         if facts["format"] == FORMAT and facts["version"] == VERSION:
             return facts
         found = f"is {facts['format']!r} of version {facts['version']!r}"
@@ -240,7 +258,7 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for _, line in read_json_lines(path)]
 
 
 def _join(lines: list[dict[str, Any]]) -> bytes:

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from ..core.training.data import FolderDataset
 from ..core.training.loop import Task
-from ..core.training.recipe import Recipe, check_keys
+from ..core.training.recipe import Recipe
+from ..core.training.settings import check_settings
 from ..core.weights import write_tensors
-from .dataset import open_world
+from .dataset import DATA_KINDS, open_world
 from .dataset_layout import pack_frames
 from .lifted import sample_lifted
 from .predictor_network import PredictorNetwork
@@ -31,7 +32,7 @@ class PredictorSamples(torch.utils.data.Dataset):
     """A dataset folder of the world (layout "shards", with normals), then scenes in which one thing hangs in the air, rendered here."""
 
     def __init__(self, source: FolderDataset, lifted: int = 0):
-        self.source = source
+        self.source = source.needing(*READ, "objects")
         sample = source[0]
         lacks = [key for key in READ if key not in sample] + ([] if "objects" in source.entry(0) else ["objects"])
         if lacks:
@@ -62,9 +63,9 @@ def render_lifted(count: int, height: int, width: int) -> list[tuple[dict[str, T
 
 def build(recipe: Recipe) -> Task:
     """The Task of a recipe whose `data` names a folder of the train split with normals; `lifted` is the number of scenes added to it."""
-    check_keys(recipe.data, ["folder", "scenes", "size", "lifted"], "recipe's data")
-    check_keys(recipe.model, [], "recipe's model")
-    check_keys(recipe.loss, [], "recipe's loss")
+    check_settings(recipe.data, {**DATA_KINDS, "lifted": int}, "recipe's data")
+    check_settings(recipe.model, {}, "recipe's model")
+    check_settings(recipe.loss, {}, "recipe's loss")
     lifted = recipe.data.get("lifted", 0)
     if not isinstance(lifted, int) or lifted < 0:
         raise ValueError(f"The recipe's data has lifted {lifted!r}; give the number of scenes with a thing in the air, 0 for none.")

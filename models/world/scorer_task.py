@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..core.training.data import FolderDataset
 from ..core.training.loop import Task
-from ..core.training.recipe import Recipe, check_keys
+from ..core.training.recipe import Recipe
+from ..core.training.settings import check_settings
 from ..core.weights import write_tensors
-from .dataset import open_world
+from .dataset import DATA_KINDS, open_world
 from .scene import scene_from_json
 from .scorer_network import ScorerNetwork
 from .scorer_training import loss, make_sample
@@ -26,7 +27,7 @@ class ScorerSamples(torch.utils.data.Dataset):
     """A dataset folder of the world (layout "shards") as the scorer's samples."""
 
     def __init__(self, source: FolderDataset):
-        self.source = source
+        self.source = source.needing(*READ, "scene")
         sample = source[0]
         lacks = [key for key in READ if key not in sample] + ([] if "scene" in source.entry(0) else ["scene"])
         if lacks:
@@ -42,9 +43,9 @@ class ScorerSamples(torch.utils.data.Dataset):
 
 def build(recipe: Recipe) -> Task:
     """The Task of a recipe whose `data` names a folder of the train split; `scenes` and `size` say how to make it."""
-    check_keys(recipe.data, ["folder", "scenes", "size"], "recipe's data")
-    check_keys(recipe.model, [], "recipe's model")
-    check_keys(recipe.loss, [], "recipe's loss")
+    check_settings(recipe.data, DATA_KINDS, "recipe's data")
+    check_settings(recipe.model, {}, "recipe's model")
+    check_settings(recipe.loss, {}, "recipe's loss")
     samples = ScorerSamples(open_world(recipe.data, keys=READ))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

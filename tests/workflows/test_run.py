@@ -1,10 +1,14 @@
 """The headless runner: what it is asked, what it is answered, and the exit status of each."""
 
 import json
+import os
 import re
 import shlex
+import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -77,14 +81,32 @@ def test_a_question_without_sense_ends_with_2(runner, twin, capsys, arguments, s
         ("{", "graph.json is not JSON"),
         ("[]", "graph.json is no workflow in API form"),
         ('{"6": {"class_type": "KSampler"}}', "graph.json is no workflow in API form"),
+        ("{}", "graph.json is no workflow in API form"),
+        ('{"6": {"class_type": "KSampler", "inputs": ["seed"]}}', "graph.json is no workflow in API form"),
+        ("[" * 100000, "graph.json is not JSON"),
+        ('{"6": {"class_type": "\u00e9"'.encode("cp1252"), "Expected UTF-8 text in {folder}/graph.json, got byte 0xe9 in line 1. Save it"),
+        ("{}".encode("utf-16"), "Expected UTF-8 text in {folder}/graph.json, got UTF-16. Save it as UTF-8."),
         ('{"nodes": [], "links": []}', "is a workflow as the browser shows it; this runner takes the API form"),
     ],
 )
 def test_a_file_that_is_no_graph_ends_with_2(runner, tmp_path, capsys, content, said):
     if content is not None:
-        (tmp_path / "graph.json").write_text(content)
+        (tmp_path / "graph.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert runner.main([str(tmp_path / "graph.json")]) == 2
-    assert said in capsys.readouterr().err
+    assert said.replace("{folder}/", f"{tmp_path}{os.sep}") in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_no_part_of_a_workflow(runner, twin, tmp_path):
+    marked = tmp_path / "graph.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + Path(twin).read_bytes())
+    assert runner.read_graph(marked) == runner.read_graph(Path(twin))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' file names are Unicode")
+def test_a_file_name_that_is_no_unicode_can_be_said(runner, tmp_path, capsys):
+    name = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\x83e.json"))
+    assert runner.main([str(name)]) == 2
+    assert "\\x83e.json cannot be read" in capsys.readouterr().err
 
 
 def test_an_option_that_would_do_nothing_is_refused(runner, twin, capsys):
@@ -106,6 +128,7 @@ def test_no_server_is_said_with_its_address(runner, twin, capsys):
         (400, '"no"', 'The graph was refused with HTTP status 400 Bad Request: "no"'),
         (200, "<html>", "/prompt sent something else than a run's number; is that a ComfyUI?"),
         (200, "{}", "/prompt sent something else than a run's number; is that a ComfyUI?"),
+        (200, "[1]", "/prompt sent something else than a run's number; is that a ComfyUI?"),
     ],
 )
 def test_what_another_server_answers_is_quoted(runner, twin, other_server, capsys, status, page, said):
@@ -128,3 +151,87 @@ def test_a_graph_that_comfyui_takes_in_part_is_no_success(runner, twin, other_se
     assert runner.main([twin, "--server", other_server(200, page)]) == 1
     complaint = "node 6 (KSampler): Value not in list ckpt_name"
     assert capsys.readouterr().err == f"ComfyUI runs only what is sound of this graph, so nothing was collected.\n{complaint}\n"
+
+
+@pytest.fixture
+def some_server():
+    """Start a server that answers by the beginning of the address: give it {beginning: (status, body)}."""
+    started = []
+
+    def start(answers):
+        class Answer(BaseHTTPRequestHandler):
+            def log_message(self, *words):
+                pass
+
+            def do_GET(self):
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                code, body = next(found for beginning, found in answers.items() if self.path.startswith(beginning))
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+        started.append(ThreadingHTTPServer(("127.0.0.1", 0), Answer))
+        threading.Thread(target=started[-1].serve_forever, args=(0.02,), daemon=True).start()
+        return f"127.0.0.1:{started[-1].server_address[1]}"
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def answer_all(file, **changes):
+    """What a ComfyUI answers to a run that saves one file."""
+    status = {"completed": True, "status_str": "success", "messages": []} | changes
+    entry = {"status": status, "outputs": {"9": {"images": [{"filename": file}], "animated": [False]}}}
+    return {
+        "/system_stats": (200, b"{}"), "/prompt": (200, b'{"prompt_id": "1"}'),
+        "/history": (200, json.dumps({"1": entry}).encode()), "/view": (200, b"bytes"),
+    }  # fmt: skip
+
+
+def test_files_are_written_into_the_folder_alone(runner, twin, some_server, tmp_path, capsys):
+    server = some_server(answer_all("../../outside.png"))
+    assert runner.main([twin, "--server", server, "--output", str(tmp_path / "in" / "here")]) == 0
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["9_outside.png"]
+    assert (tmp_path / "in" / "here" / "9_outside.png").read_bytes() == b"bytes" and "9_outside.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"/view": (404, b"")}, "Expected the file 'a.png' of node 9 from http://{server}, got HTTP status 404 Not Found."),
+        ({"/history": (500, b"")}, "Expected HTTP status 200 from http://{server}/history/1, got 500 Internal Server Error"),
+        ({"/history": (200, b"<html>")}, "http://{server}/history/1 sent something else than JSON; is that a ComfyUI?"),
+        ({"/history": (200, b"[]")}, "http://{server}/history/1 sent something else than a JSON object"),
+        ({"/history": (200, b'{"1": {"status": {"status_str": "error"}}}')}, "The run was interrupted."),
+        ({"/history": (200, b'{"1": {}}')}, "The run did not end within 1 s."),
+    ],
+)
+def test_what_is_missing_of_an_answer_is_said_with_the_address(runner, twin, some_server, tmp_path, capsys, changes, said):
+    server = some_server({**answer_all("a.png"), **changes})
+    assert runner.main([twin, "--server", server, "--output", str(tmp_path), "--timeout", "1"]) == 1
+    assert said.replace("{server}", server) in capsys.readouterr().err
+
+
+def test_a_server_that_hangs_up_is_said_with_its_address(runner, twin, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+
+        def hang_up():
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                asked = connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}" if b"system_stats" in asked else b"")
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        assert runner.main([twin, "--server", address]) == 1
+        assert f"No ComfyUI answers at http://{address} (" in capsys.readouterr().err
+        listening.shutdown(socket.SHUT_RDWR)

@@ -155,8 +155,9 @@ def _read_method(value: bytes) -> str:
 
 def _read_channel_list(listing: bytes) -> dict[str, np.dtype]:
     """Channels in the order of the file, which is also that within each line."""
-    kinds, position = {}, 0
+    kinds, raw_names, position = {}, [], 0
     while listing[position]:
+        raw_names.append(listing[position : listing.find(b"\0", position)])
         name, position = _read_name(listing, position)
         kind, _, *sampling = struct.unpack_from("<4i", listing, position)
         if sampling != [1, 1]:
@@ -170,6 +171,8 @@ def _read_channel_list(listing: bytes) -> dict[str, np.dtype]:
         kinds[name], position = _PIXELS[kind], position + 16
     if not kinds:
         raise DamagedError("no channels")
+    if raw_names != sorted(raw_names):  # other readers take the lines' parts in this order, whatever the list's is
+        raise DamagedError(f"its channels {', '.join(map(ascii, kinds))} are not listed in alphabetical order")
     return kinds
 
 

@@ -8,40 +8,61 @@ either a row of a shard or a set of loose files; one manifest may mix both. Ever
         metres along z, where inf, nan and values <= 0 mean "not known"; `mask` (optional) is bool or uint8 (n, H, W), 0 = do not use.
         Any further tensor, such as a precomputed `latent` (n, c, h, w) or `context` (n, tokens, c), is handed on under its name.
     {"image": "images/0.png", "depth": "depth/0.png", "depth_scale": 0.001, "mask": "mask/0.png", "caption": "a red ball", ...}
-        `image`: any picture Pillow opens. `depth`: a 16-bit grey PNG, metres = value * depth_scale, 0 = not known; or an .npy or .npz
-        file (array `depth`, or the only one) in metres. `mask` (optional): a grey picture, 0 = do not use.
+        Names are relative to the folder. `image`: any picture Pillow opens, turned as its EXIF says; 16 bits are scaled to 8. `depth`: a
+        16-bit grey PNG, metres = value * depth_scale, 0 = not known; or an .npy or .npz file (array `depth`, or the only one), metres =
+        value * depth_scale, too, where the line has one. What a depth file states itself (a PNG's text or the JSON beside it; depth_scale,
+        depth_offset, mask, units and direction in an NPZ) counts, and where it contradicts the line the sample is refused. `mask`
+        (optional): a picture of the depth's size, black = do not use. `segmentation` (optional): a grey PNG of numbers, in one of 8 bits
+        255 = sky.
 
-A sample is a dict: image uint8 H W 3; depth float32 H W with 0 where it is not known; mask bool H W, True = known; caption str;
-and whatever further tensors its shard holds. Readers open files late and drop the handles when copied: safe under spawn.
+A sample is a dict: image uint8 H W 3; depth float32 H W with 0 where it is not known; mask bool H W, True = known; segmentation (-1 =
+sky); caption str, "" where the line has none; and whatever further tensors its shard holds. Image and depth may differ in size, but not
+in proportion, beyond a pixel of rounding. Readers open files late and drop the handles when copied: safe under spawn.
 """
 
 from __future__ import annotations
 
-import json
+import copy
+import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-MANIFEST = "manifest.jsonl"
+from ..pictures import open_mask, open_rgb
+from ..text_files import show_path
+from ..weights import read_header
+from .data_files import MANIFEST, SCALE, check_forms, check_sizes, read_depth, read_manifest, read_segmentation
+from .settings import as_size
+
+log = logging.getLogger("spatialweave.dataset")
+
+SMOOTH = ("image", "line")  # maps that are scaled smoothly; of the others no two pixels may be mixed
+MAPS = (*SMOOTH, "depth", "mask", "segmentation", "normals")  # what has pixels
 READERS = min(8, os.cpu_count() or 1)  # threads of one reading
 
 
 class FolderDataset(torch.utils.data.Dataset):
-    """The samples of one dataset folder. `size` (height, width) scales to cover and crops the middle; `keys` leaves out other tensors."""
+    """The samples of one dataset folder. `size` (height, width; one number for both) scales to cover and crops the middle.
 
-    def __init__(self, folder: str | Path, *, size: Sequence[int] | None = None, keys: Sequence[str] | None = None):
-        self.folder, self.size, self.keys = Path(folder), tuple(size) if size else None, tuple(keys) if keys else None
-        self.entries = read_manifest(self.folder)
+    `keys` leaves out other tensors; `needs` are those, and entries of the line, without which a sample is refused.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, size: int | Sequence[int] | None = None, keys: Sequence[str] | None = None, needs: Sequence[str] = ()
+    ):  # fmt: skip
+        self.folder, self.size, self.keys = Path(folder), as_size(size), tuple(keys) if keys else None
+        self.needs = tuple(needs)
+        self.entries, self.lines = read_manifest(self.folder)
         self._shards: dict[str, Any] = {}
+        self._said: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -53,79 +74,72 @@ class FolderDataset(torch.utils.data.Dataset):
         """The manifest's line."""
         return self.entries[index]
 
+    def needing(self, *needs: str) -> FolderDataset:
+        """The same dataset, in which a sample without these tensors or entries of its line is refused."""
+        other = copy.copy(self)
+        other.needs = needs
+        return other
+
+    def where(self, index: int) -> str:
+        """What an error calls a sample."""
+        entry = self.entries[index]
+        row = f", row {entry['row']} of {show_path(entry['shard'])}" if "shard" in entry else ""
+        return f"Sample {index} (line {self.lines[index]} of {show_path(self.folder / MANIFEST)}{row})"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]
         try:
             raw = self._read_row(entry) if "shard" in entry else self._read_files(entry)
+            check_sizes(raw)
+            lacks = [key for key in self.needs if key not in raw and key not in entry]
+            if lacks:
+                raise ValueError(f"Expected {', '.join(self.needs)}, got none of {', '.join(lacks)}. Name them in the line, or the shard")
         except (OSError, KeyError, IndexError, ValueError, SafetensorError) as error:
-            raise ValueError(f"Sample {index} (line {index + 1} of {self.folder / MANIFEST}) cannot be read: {error}.") from error
+            raise ValueError(f"{self.where(index)} cannot be read: {str(error).removesuffix('.')}.") from error
         if "depth" in raw:
             raw |= clean_depth(raw["depth"], raw.get("mask"))
         if self.size:
             raw = fit(raw, self.size, index)
-        return {**raw, "caption": str(entry.get("caption", ""))}
+        return {**raw, "caption": entry["caption"]}
 
     def _wants(self, key: str) -> bool:
         return self.keys is None or key in self.keys
 
     def _read_row(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:
-        name, row = entry["shard"], int(entry["row"])
+        name, row = entry["shard"], entry["row"]
         if name not in self._shards:
+            read_header(self.folder / name)  # which names the file and what is wrong with it
             self._shards[name] = safe_open(self.folder / name, framework="pt")
-        shard = self._shards[name]
-        return {key: shard.get_slice(key)[row] for key in shard.keys() if self._wants(key)}
+        shard, found = self._shards[name], {}
+        for key in filter(self._wants, shard.keys()):
+            part = shard.get_slice(key)
+            count = (part.get_shape() or [0])[0]
+            if row >= count:
+                raise ValueError(f"Expected a row below {count} of {key} in {name}, got {row}. Count the rows from 0")
+            found[key] = part[row]
+        check_forms(found, name)
+        return found
 
     def _read_files(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:
         raw = {}
         if "image" in entry and self._wants("image"):
-            with Image.open(self.folder / entry["image"]) as image:
-                raw["image"] = torch.from_numpy(np.array(image.convert("RGB")))
+            raw["image"], notes = open_rgb(self.folder / entry["image"])
+            self._say(notes, entry["image"])
         if "depth" in entry and self._wants("depth"):
-            raw["depth"] = read_depth(self.folder / entry["depth"], entry.get("depth_scale"))
+            raw["depth"] = read_depth(self.folder / entry["depth"], entry.get(SCALE))
         if "mask" in entry and self._wants("depth"):
-            with Image.open(self.folder / entry["mask"]) as image:
-                raw["mask"] = torch.from_numpy(np.array(image.convert("L"))) > 0
+            raw["mask"] = open_mask(self.folder / entry["mask"])
+        if "segmentation" in entry and self._wants("segmentation"):
+            raw["segmentation"] = read_segmentation(self.folder / entry["segmentation"])
         return raw
 
-
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """Every line of the folder's manifest, each checked to name its files and its shards to exist."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a dataset folder: it has no {MANIFEST}.")
-    entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"Line {number} of {path} is not JSON: {error}.") from error
-        if not isinstance(entry, dict) or not ({"shard", "row"} <= entry.keys() or {"image", "depth"} & entry.keys()):
-            raise ValueError(f'Line {number} of {path} names no sample; it needs "shard" and "row", or "image" and "depth" files.')
-        entries.append(entry)
-    if not entries:
-        raise ValueError(f"{path} is empty; a dataset needs at least one sample.")
-    lost = sorted(name for name in {e["shard"] for e in entries if "shard" in e} if not (folder / name).is_file())
-    if lost:
-        raise ValueError(f"{path} names shards that are not there: {', '.join(lost)}.")
-    return entries
-
-
-def read_depth(path: Path, scale: float | None) -> Tensor:
-    """A loose depth file as float32 H W metres."""
-    if path.suffix in (".npy", ".npz"):
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):
-            loaded = loaded["depth" if "depth" in loaded else loaded.files[0]]
-        return torch.from_numpy(loaded.astype(np.float32).squeeze())
-    if scale is None:
-        raise ValueError(f'{path.name} holds whole numbers, and the line has no "depth_scale" to turn them into metres')
-    with Image.open(path) as image:
-        values = np.array(image)
-    if values.ndim != 2:
-        raise ValueError(f"{path.name} is a colour picture, but depth is one grey channel of 16 bits")
-    return torch.from_numpy(values.astype(np.float32) * scale)
+    def _say(self, notes: Sequence[str], name: str) -> None:
+        """Each kind of note about pictures once a dataset."""
+        for note in notes:
+            kind = re.sub(r"\d+", "", note)
+            if kind not in self._said:
+                self._said.add(kind)
+                log.warning("%s: %s Others like it are not named.", show_path(self.folder / name), note)
 
 
 def clean_depth(depth: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -138,11 +152,11 @@ def clean_depth(depth: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
 
 
 def fit(sample: dict[str, Tensor], size: tuple[int, int], index: int) -> dict[str, Tensor]:
-    """Scale every map of a sample to cover `size` and crop the middle: pictures smoothly, depth and mask by the nearest pixel."""
-    foreign = sorted(set(sample) - {"image", "depth", "mask"})
+    """Scale every map of a sample to cover `size` and crop the middle: pictures and lines smoothly, all else by the nearest pixel."""
+    foreign = sorted(set(sample) - set(MAPS))
     if foreign:
         raise ValueError(f"Sample {index} holds {', '.join(foreign)}, which cannot be resized; leave size out, or those with keys.")
-    return {key: fit_map(value, size, smooth=key == "image") for key, value in sample.items()}
+    return {key: fit_map(value, size, smooth=key in SMOOTH) for key, value in sample.items()}
 
 
 def fit_map(value: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:

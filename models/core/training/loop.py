@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from ..text_files import show_path
 from .checkpoint import STATE, find_latest, load_checkpoint, load_model, read_json, save_checkpoint, write_json
 from .data import OrderedBatches, collate
 from .interrupt import graceful_stop, leave_interrupt_to_parent
@@ -33,7 +34,8 @@ from .optimizer import (
     set_learning_rate,
 )
 from .progress import Log, Meter
-from .recipe import CHANGEABLE, Recipe, learning_rate
+from .recipe import Recipe, learning_rate
+from .sources import check_same_recipe, check_sources, write_sources
 
 log = logging.getLogger("spatialweave.training")
 
@@ -80,6 +82,7 @@ def run_recipe(
 
     `on_log` hears every log line; it may raise KeyboardInterrupt, which stops the run as Ctrl-C does: saved, and to be resumed.
     """
+    source = None if isinstance(recipe, Recipe) else show_path(recipe)
     if not isinstance(recipe, Recipe):
         recipe = Recipe.read(recipe)
     if output:
@@ -89,7 +92,13 @@ def run_recipe(
     if recipe.system not in builders:
         raise ValueError(f"The recipe is for the system {recipe.system!r}, which has no trainer here; there are {', '.join(builders)}.")
     latest = find_start(Path(recipe.output), recipe, resume)  # before anything slow
-    return train(recipe, builders[recipe.system](recipe), latest=latest, on_log=on_log)
+    try:
+        task = builders[recipe.system](recipe)
+    except ValueError as error:  # of what the recipe states or names: the file is what has to be corrected
+        if source is None or source in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
+    return train(recipe, task, latest=latest, on_log=on_log)
 
 
 def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnLog | None = None) -> Outcome:
@@ -99,6 +108,8 @@ def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnL
         run = Run(recipe, task, accelerator)
         if latest:
             run.load(latest)
+        elif accelerator.is_main_process:
+            write_sources(run.output, recipe)
         with graceful_stop() as asked:
             return run.go(asked, on_log)
     finally:
@@ -270,18 +281,12 @@ def find_start(output: Path, recipe: Recipe, resume: bool) -> Path | None:
         raise ValueError(f"{output} holds no checkpoint to resume from; leave resume out to start.")
     if latest:
         check_same_recipe(read_json(latest / STATE).get("recipe", {}), recipe.to_json(), latest)
+        check_sources(output, recipe)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"The output folder {output} cannot be made ({error.strerror or error}); choose another.") from error
     return latest
-
-
-def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], latest: Path) -> None:
-    changed = [key for key in now if key not in CHANGEABLE and before.get(key) != now[key]]
-    if changed:
-        named = ", ".join(f"{key} (was {before.get(key)!r}, is {now[key]!r})" for key in changed)
-        raise ValueError(f"The recipe changed since {latest.name}: {named}; a resumed run may only change {', '.join(CHANGEABLE)}.")
 
 
 def seed_slice(seed: int, step: int, part: int) -> Generator:

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..text_files import TextFileError, read_json_object, show_path
+
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["no", "bf16"]
 
@@ -66,13 +68,14 @@ class Recipe:
         self._check("system", bool(self.system), "the name of a system")
         for name, least in _LEAST.items():
             self._check(name, _is_whole(getattr(self, name)) and getattr(self, name) >= least, f"a whole number of at least {least}")
-        self._check("lr", _is_number(self.lr) and self.lr > 0, "a number above 0")
+        self._check("lr", is_number(self.lr) and self.lr > 0, "a number above 0")
         for name in ("weight_decay", "clip", "max_minutes"):
-            self._check(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number of at least 0")
+            self._check(name, is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number of at least 0")
         for name in _SHARES:
-            self._check(name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
+            self._check(name, is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
         self._check("ema", self.ema < 1, "below 1, or the average would never move")
-        self._check("betas", len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        betas = self.betas if isinstance(self.betas, tuple) else ()
+        self._check("betas", len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas), "two numbers in [0, 1)")
         for name, options in (("schedule", get_args(Schedule)), ("mixed_precision", get_args(Precision))):
             self._check(name, getattr(self, name) in options, f"one of {', '.join(options)}")
         self._check_tables()
@@ -82,7 +85,7 @@ class Recipe:
         for name in ("lr_scale", "model", "data", "loss"):
             self._check(name, isinstance(getattr(self, name), Mapping), "a JSON object")
         scales = self.lr_scale.values()
-        self._check("lr_scale", all(_is_number(s) and s > 0 for s in scales), "prefixes with factors above 0 (freeze is for 0)")
+        self._check("lr_scale", all(is_number(s) and s > 0 for s in scales), "prefixes with factors above 0 (freeze is for 0)")
         for name in ("freeze", "muon"):
             value = getattr(self, name)
             listed = isinstance(value, tuple) and all(isinstance(prefix, str) and prefix for prefix in value)
@@ -121,12 +124,13 @@ class Recipe:
     def read(cls, path: str | Path) -> Recipe:
         """From a JSON file; what is wrong with the file is said with its name."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(read_json_object(path))
         except OSError as error:
-            raise ValueError(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
+            raise ValueError(f"The recipe {show_path(path)} cannot be read: {error.strerror or error}.") from error
+        except TextFileError:
+            raise  # names the file
         except ValueError as error:
-            raise ValueError(f"The recipe {path} is not JSON: {error}.") from error
-        return cls.from_json(values)
+            raise ValueError(f"{str(error).removesuffix('.')} (in {show_path(path)}).") from error
 
 
 def check_keys(values: Mapping[str, Any], known: list[str], what: str) -> None:
@@ -152,8 +156,11 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * fall)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _is_whole(value: Any) -> bool:

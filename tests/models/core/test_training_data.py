@@ -54,9 +54,9 @@ def test_loose_files_hold_the_same_sample(tmp_path, depth_file):
     if depth_file.endswith("png"):
         Image.fromarray(millimetres).save(tmp_path / depth_file)
     elif depth_file.endswith("npz"):
-        np.savez(tmp_path / depth_file, depth=millimetres / 1000)
+        np.savez(tmp_path / depth_file, depth=millimetres)
     else:
-        np.save(tmp_path / depth_file, millimetres / 1000)
+        np.save(tmp_path / depth_file, millimetres)
     write_manifest(tmp_path, [{"image": "image.png", "depth": depth_file, "depth_scale": 0.001, "mask": "mask.png", "caption": "x"}])
     sample = FolderDataset(tmp_path)[0]
     assert np.array_equal(sample["image"].numpy(), image)
@@ -92,8 +92,8 @@ def test_workers_read_what_the_process_reads(shards):
 def bad_folders():
     yield "no_manifest", None, "is not a dataset folder: it has no manifest.jsonl"
     yield "empty", "\n", "is empty; a dataset needs at least one sample"
-    yield "not_json", '{"image": "a.png"}\n{oops\n', "Line 2 of .*manifest.jsonl is not JSON"
-    yield "no_sample", '{"caption": "a"}\n', "Line 1 of .* names no sample"
+    yield "not_json", '{"image": "a.png"}\n{oops\n', "Expected JSON in line 2 of .*manifest.jsonl, got text that is not JSON"
+    yield "no_sample", '{"caption": "a"}\n', 'Expected "shard" and "row", or "image" and "depth" files, in line 1 of '
     yield "lost_shard", '{"shard": "gone.safetensors", "row": 0}\n', "names shards that are not there: gone.safetensors"
 
 
@@ -115,9 +115,9 @@ def test_bad_samples_are_named_with_their_line(tmp_path):
     dataset = FolderDataset(tmp_path)
     with pytest.raises(ValueError, match=r"Sample 0 \(line 1 of .*No such file"):
         dataset[0]
-    with pytest.raises(ValueError, match='Sample 1 .*no "depth_scale"'):
+    with pytest.raises(ValueError, match='Sample 1 .*Expected "depth_scale" in the line, as .*depth.png holds whole numbers'):
         dataset[1]
-    with pytest.raises(ValueError, match="Sample 2 .*is a colour picture"):
+    with pytest.raises(ValueError, match="Sample 2 .*colour.png, which is a colour picture"):
         dataset[2]
 
 

@@ -78,7 +78,7 @@ def test_recipe_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match="none.json cannot be read: No such file"):
         Recipe.read(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="bad.json is not JSON"):
+    with pytest.raises(ValueError, match="Expected JSON in .*bad.json, got text that is not JSON in line 1"):
         Recipe.read(tmp_path / "bad.json")
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.data import FolderDataset, collate
 from spatialweave.models.demo.codec import TinyCodec
@@ -95,7 +95,7 @@ def test_cells_say_what_the_middle_of_each_shows(world):
             assert torch.equal(samples[2 * i + 1]["cells"], cells.flip(-1))
 
 
-def test_latents_are_kept_beside_the_dataset_until_codec_or_manifest_change(world, tmp_path):
+def test_latents_are_kept_beside_the_dataset_until_codec_or_dataset_change(world, tmp_path):
     folder = shutil.copytree(world[0], tmp_path / "world", ignore=shutil.ignore_patterns("latents-*"))
     torch.manual_seed(0)
     codec = TinyCodec().train(False)
@@ -114,6 +114,12 @@ def test_latents_are_kept_beside_the_dataset_until_codec_or_manifest_change(worl
     (folder / "manifest.jsonl").write_text("\n".join(lines[::-1]) + "\n")
     WorldLatents(FolderDataset(folder), codec)
     assert len(list(folder.glob("latents-*"))) == 3
+
+    (shard,) = folder.glob("shard-*.safetensors")
+    tensors = load_file(shard)
+    save_file(tensors | {"image": 255 - tensors["image"]}, shard)
+    assert not torch.equal(WorldLatents(FolderDataset(folder), codec)[0]["latent"], first[0]["latent"])
+    assert len(list(folder.glob("latents-*"))) == 4, "pictures replaced under the same manifest"
 
 
 def test_mirrored_captions_swap_left_and_right(world):

@@ -89,6 +89,9 @@ def test_the_shipped_workflow_saves_every_map_but_those_that_the_depth_brings():
 @pytest.mark.parametrize("graph, changes, words", [
     (None, [], "cannot be read"),
     ({"nodes": []}, [], "export it in API form"),
+    ([], [], "Expected a JSON object in .*, got a list"),
+    ({"1": {"class_type": "LoadImage"}}, [], "Expected nodes with class_type and inputs in .*graph.json, got another entry '1'"),
+    ({"version": 0.4}, [], "got another entry 'version'"),
     ({"1": {"class_type": "LoadImage", "inputs": {}}}, [], "no saver whose filename_prefix ends in one of"),
     ({"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a/line"}}}, [], "has no Load Image"),
     ({"1": {"class_type": "LoadImage", "inputs": {}}}, ["2.image=x"], "There is no input '2.image'"),
@@ -115,17 +118,18 @@ def test_pictures_that_cannot_be_read_are_named_when_all_are(tmp_path):
     pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="None of the 1 pictures .*it cannot be read"):
+    with pytest.raises(ValueError, match=r"None of the 1 samples .*the first, a\.png: Expected a picture in .*a\.png, got a file that"):
         dataset_build.build_dataset(tmp_path / "in", tmp_path / "out", servers=["http://127.0.0.1:9"])
 
 
-def test_pictures_are_cut_to_one_size_and_captions_read(tmp_path):
-    Image.new("RGBA", (90, 30), (255, 0, 0, 255)).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text(" a red wall\n")
-    assert dataset_build.read_picture(tmp_path / "a.png", SIZE).shape == (16, 24, 3)
-    assert dataset_build.caption(tmp_path / "a.png") == {"caption": "a red wall"}
-    assert dataset_build.caption(tmp_path / "b.png") == {"caption": ""}
-    assert Server("http://x/").url == "http://x"
+def test_pictures_are_cut_to_one_size(tmp_path):
+    Image.new("RGB", (90, 30), (255, 0, 0)).save(tmp_path / "a.png")
+    image, notes = dataset_build.read_picture(tmp_path / "a.png", SIZE)
+    assert image.shape == (16, 24, 3) and image.dtype == torch.uint8 and notes == ()
+    Image.new("L", (20000, 1)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"Expected a picture that can cover 512 x 512 pixels in .*b\.png, got 20000 x 1"):
+        dataset_build.read_picture(tmp_path / "b.png", (512, 512))
+    assert Server("http://x/").url == Server("x").url == "http://x"
 
 
 def test_the_commands_refuse_in_a_sentence_and_the_world_writes_normals(tmp_path, capsys):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.loop import run_recipe
@@ -185,3 +186,84 @@ def test_what_cannot_be_encoded_is_refused(made, write_pipeline, tmp_path):
     (base / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="text encoders or the VAE in .* cannot be loaded"):
         encode_dataset(folder / "world", tmp_path / "other", **given)
+
+
+def change_tensors(path):
+    """Other weights of the same names, shapes and date."""
+    before = path.stat()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: value + 0.25 for name, value in load_file(path).items()}, path, metadata=metadata)
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_weights_under_the_same_name_are_told_apart(made, write_pipeline, tmp_path):
+    """Nothing is written; a base, a VAE and a dataset under other names are the same."""
+    folder, _ = made
+    base, vae, world = write_pipeline("sd21"), tmp_path / "vae.safetensors", tmp_path / "world"
+    shutil.copy(folder / "vae.safetensors", vae)
+    shutil.copytree(folder / "world", world)
+    encode_dataset(world, tmp_path / "out", base=base, vae=vae)
+    before = (tmp_path / "out" / "shard-00000.safetensors").read_bytes()
+    for path in (base, vae, world):
+        path.rename(path.with_name(f"other_{path.name}"))
+    base, vae, world = (path.with_name(f"other_{path.name}") for path in (base, vae, world))
+    (base / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not read here")
+    (base / "text_encoder" / "model.fp16.safetensors").write_bytes(b"nor is this")
+    assert encode_dataset(world, tmp_path / "out", base=base, vae=vae).written == 0
+    for path, name in (
+        (vae, "intrinsic VAE"),
+        (base / "vae" / "diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors of the base"),
+        (base / "text_encoder" / "model.safetensors", "text_encoder/model.safetensors of the base"),
+    ):
+        good = path.read_bytes()
+        change_tensors(path)
+        with pytest.raises(ValueError, match=f"out was begun with another {name}; give the same to go on, or choose another folder.$"):
+            encode_dataset(world, tmp_path / "out", base=base, vae=vae)
+        path.write_bytes(good)
+    assert encode_dataset(world, tmp_path / "out", base=base, vae=vae).written == 0
+    assert (tmp_path / "out" / "shard-00000.safetensors").read_bytes() == before
+
+
+def test_a_dataset_that_changed_is_encoded_anew_where_it_did(made, write_pipeline, tmp_path):
+    """Another world under the same name; then one caption."""
+    folder, _ = made
+    settings = {"base": write_pipeline("sd21"), "vae": folder / "vae.safetensors", "shard_size": 2}
+    shutil.copytree(folder / "world", tmp_path / "world")
+    encode_dataset(tmp_path / "world", tmp_path / "out", **settings)
+    shutil.rmtree(tmp_path / "world")
+    export_dataset(tmp_path / "world", count=5, size=64, seed=2, normals=True)
+    summary = encode_dataset(tmp_path / "world", tmp_path / "out", **settings)
+    assert summary.written == 5 and summary.changes.startswith("shard-00000.safetensors, line 1 of manifest.jsonl, ")
+    encode_dataset(tmp_path / "world", tmp_path / "fresh", **settings)
+    for name in (path.name for path in (tmp_path / "fresh").glob("*.safetensors")):
+        assert (tmp_path / "fresh" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    manifest = tmp_path / "world" / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines[2]["caption"] = "something else"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = encode_dataset(tmp_path / "world", tmp_path / "out", **settings)
+    assert (summary.written, summary.changes) == (2, "line 3 of manifest.jsonl is replaced")
+    assert [json.loads(line)["caption"] for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()][2] == "something else"
+
+
+def test_a_sample_that_cannot_be_read_is_left_out_by_name(made, write_pipeline, tmp_path):
+    """Of loose files, one broken; mended, it is encoded, with the place in the source that it has."""
+    folder, _ = made
+    settings = {"base": write_pipeline("sd21"), "vae": folder / "vae.safetensors"}
+    export_dataset(tmp_path / "world", count=4, size=64, seed=1, normals=True, layout="files")
+    lines = [json.loads(line) for line in (tmp_path / "world" / "manifest.jsonl").read_text().splitlines()]
+    picture = tmp_path / "world" / lines[1]["image"]
+    good = picture.read_bytes()
+    picture.write_bytes(good[:100])
+    for _ in range(2):
+        summary = encode_dataset(tmp_path / "world", tmp_path / "out", **settings)
+        assert summary.count == 3 and [name for name, _ in summary.left_out] == [lines[1]["image"]]
+        assert "Sample 1 (line 2 of " in str(summary)
+    picture.write_bytes(good)
+    summary = encode_dataset(tmp_path / "world", tmp_path / "out", **settings)
+    assert (summary.count, summary.written, summary.left_out) == (4, 1, ())
+    assert summary.changes == f"{lines[1]['image']} is replaced"
+    found = [json.loads(line)["index"] for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert found == [0, 2, 3, 1]

@@ -354,10 +354,10 @@ def test_committed_recipes_are_valid(path):
 @pytest.mark.parametrize("changes, words", [
     ({"model": {"base": ""}}, "names no base"),
     ({"model": {"rank": 0}}, "rank 0"),
-    ({"model": {"names": "a1111"}}, "'a1111'; it is one of peft, kohya"),
+    ({"model": {"names": "a1111"}}, "Expected one of peft, kohya as names of the recipe's model, got 'a1111'"),
     ({"model": {"precision": "float16"}}, "one of float32, bfloat16"),
     ({"model": {"rnk": 4}}, "did you mean 'rank'"),
-    ({"model": {"ship_rank": 5}}, "ships rank 5 of a LoRA of rank 4"),
+    ({"model": {"ship_rank": 5}}, "has ship_rank 5 for a LoRA of rank 4"),
     ({"model": {"ship_rank": {"to_x": 2}}}, "for each of to_q, to_k, to_v, to_out.0"),
     ({"loss": {"domains": "image"}}, "one of both, intrinsic"),
     ({"loss": {"noise": "same"}}, "one of independent, shared"),

@@ -15,6 +15,7 @@ from spatialweave.models.core.geometry.view import View
 from spatialweave.models.modality_forcing.config import PipelineDefaults, SamplingDefaults
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.pipeline import TINY_NETWORK, ModalityForcingPipeline
+from spatialweave.models.modality_forcing.request import read_depth, read_image
 from spatialweave.models.modality_forcing.sampling import draw_noise, make_schedule, sample
 
 NAN, INF = float("nan"), float("inf")
@@ -332,6 +333,26 @@ def test_batches_that_do_not_match_are_refused_with_both_counts(pipeline, argume
         pipeline(arguments.pop("prompt", ""), **arguments)
 
 
+@pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (3, 2), (6, 1), (8, 3)])
+def test_pillow_images_are_taken_upright(tmp_path, orientation, turned):
+    upright = np.zeros((12, 8, 3), np.uint8)
+    upright[:6] = (200, 30, 30)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.rot90(upright, turned).copy()).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.rot90(np.arange(96, dtype=np.uint16).reshape(12, 8) + 1, turned).copy()).save(tmp_path / "d.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image, Image.open(tmp_path / "d.png") as depth:
+        assert np.array_equal((read_image(image, (None, None), []).rgb[0] * 255).round().numpy(), upright)
+        assert read_depth(depth, (None, None), []).depth.flatten().tolist() == list(range(1, 97))
+
+
+def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
+    wide = np.array([[70000, 1], [2, 3]], np.int32)
+    assert read_depth(Image.fromarray(wide), (None, None), []).depth[0].tolist() == wide.tolist()
+    with_alpha = Image.merge("LA", [Image.new("L", (4, 6), 9), Image.new("L", (4, 6), 255)])
+    assert read_depth(with_alpha, (None, None), []).depth.shape == (1, 6, 4)
+
+
 # --- faults --------------------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +367,7 @@ def test_batches_that_do_not_match_are_refused_with_both_counts(pipeline, argume
         ({"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "makes the image, but one was given"),
         ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True}, "it does nothing in image_to_depth, so leave it off"),
         ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"A depth of shape \(8, 8, 3\) arrived: that is a colour picture"),
-        ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"wanted floats in \[0, 1\]: divide by its full scale"),
+        ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"in \[0, 1\], got floats from 255 to 255. Divide them by"),
         ({"steps": 0}, "0 steps were asked for"),
         ({"guidance": INF}, "Guidance is inf; it must be a finite number"),
         ({"log2_alpha": 50.0}, "log2_alpha is 50.0; it must lie between -20 and 20"),

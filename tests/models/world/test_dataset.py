@@ -139,6 +139,32 @@ def test_a_larger_count_extends_a_finished_folder(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lost, layout", [("shard-00001.safetensors", "shards"), ("depth/000003.png", "files")])
+def test_a_lost_file_of_a_finished_folder_is_rendered_again(tmp_path, lost, layout):
+    whole = export_dataset(tmp_path / "whole", count=5, size=16, shard_size=2, layout=layout)
+    assert whole.rendered == 5
+    before = {path: path.read_bytes() for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    (tmp_path / "whole" / lost).unlink()
+    assert export_dataset(tmp_path / "whole", count=5, size=16, shard_size=2, layout=layout).rendered == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "whole").rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_whose_words_are_damaged_names_the_file(tmp_path):
+    export_dataset(tmp_path, count=4, size=16, shard_size=2)
+    facts, manifest = tmp_path / "dataset.json", tmp_path / "manifest.jsonl"
+    facts.write_bytes(b"\xef\xbb\xbf" + facts.read_bytes())
+    assert export_dataset(tmp_path, count=4, size=16, shard_size=2).rendered == 0, "a byte order mark is no damage"
+    good = manifest.read_bytes()
+    manifest.write_bytes(good[:-20])
+    with pytest.raises(ValueError, match=r"Expected JSON in line 4 of .*manifest\.jsonl"):
+        export_dataset(tmp_path, count=4, size=16, shard_size=2)
+    manifest.unlink()
+    assert export_dataset(tmp_path, count=4, size=16, shard_size=2).rendered == 4 and manifest.read_bytes() == good
+    facts.write_text(facts.read_text().replace('"count": 4', '"count": "four"'))
+    with pytest.raises(ValueError, match="holds a dataset with count 'four', not 4"):
+        export_dataset(tmp_path, count=4, size=16, shard_size=2)
+
+
 def test_several_workers_write_the_same_bytes(tmp_path):
     export_dataset(tmp_path / "one", 6, **SMALL)
     summary = export_dataset(tmp_path / "two", 6, workers=2, **SMALL)

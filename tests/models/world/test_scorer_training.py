@@ -125,7 +125,19 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path):
         build(Recipe("scorer", 1, data={"foldr": "x"}))
 
 
+def test_loose_pictures_train_as_shards_do(tmp_path):
+    tasks = []
+    for layout in ("files", "shards"):
+        export_dataset(tmp_path / layout, 2, size=16, layout=layout)
+        tasks.append(build(Recipe("scorer", 1, data={"folder": str(tmp_path / layout)})))
+    for index in range(2):
+        loose, packed = (task.dataset[index] for task in tasks)
+        assert loose.keys() == packed.keys() and all(torch.equal(loose[key], packed[key]) for key in packed)
+
+
 def test_a_folder_without_labels_is_refused(tmp_path):
     export_dataset(tmp_path, 1, size=16, layout="files")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"segmentation": ', '"labels": '))
     with pytest.raises(ValueError, match="lacks segmentation; the scorer trains on shards that `spatialweave world` wrote."):
         build(Recipe("scorer", 1, data={"folder": str(tmp_path)}))

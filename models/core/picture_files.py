@@ -1,0 +1,186 @@
+"""What Pillow reads of a picture file: its numbers upright and unscaled, its alpha, and what was noteworthy. No torch.
+
+EXIF orientation is applied; tRNS, palettes and premultiplied colours become alpha and plain colours. Whatever is no picture is refused in
+one sentence with the file's name. `pictures.py` makes colours, masks and labels of the numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .text_files import show_path
+
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's ways to hold 16 bits
+MOST_PIXELS = 178_956_970  # of one file: where Pillow's own guard refuses, and not to be lifted from outside
+ORIENTATION = 0x0112  # the EXIF tag
+# EXIF orientation -> member of Image.Transpose that makes it upright
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+    6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
+# what Pillow raises on side data that is broken
+UNREADABLE = (
+    OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, SyntaxError, ArithmeticError, RuntimeError, struct.error,
+)  # fmt: skip
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read; one sentence names the file, the fault and the remedy."""
+
+
+class Values(NamedTuple):
+    """The upright numbers of one picture file, nothing scaled."""
+
+    values: np.ndarray  # h w (grey) or h w 3; uint8, uint16, int32 (Pillow's mode I) or float32
+    alpha: np.ndarray | None  # h w float32 in [0, 1]
+    mode: str  # Pillow's
+    notes: tuple[str, ...] = ()
+    text: Mapping[str, str] = MappingProxyType({})  # of a PNG
+
+
+def open_values(source: Any, *, name: str | os.PathLike | None = None, indices: bool = False) -> Values:
+    """The numbers of a picture file, upright and unscaled; ``indices`` keeps those of a palette."""
+    from PIL import Image  # late: whoever has tensors needs none
+
+    name = name_source(source, name)
+    given = hasattr(source, "getbands")
+    try:
+        if given:
+            return _decode(source, name, indices)
+        data = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
+        with Image.open(data) as image:
+            return _decode(image, name, indices)
+    except PictureError:
+        raise
+    except Exception as error:  # of a foreign file's bytes Pillow raises nearly anything, depending on the place of the damage
+        raise PictureError(f"Expected a picture in {name}, got {_fault(error, source)}.") from error
+
+
+def name_source(source: Any, name: str | os.PathLike | None) -> str:
+    """What an error calls a source."""
+    if name is not None:
+        return show_path(name)
+    if isinstance(source, (str, os.PathLike)):
+        return show_path(source)
+    return show_path(getattr(source, "filename", "") or "the given data")
+
+
+def _fault(error: Exception, source: Any) -> str:
+    """What is wrong with a file, and the remedy, by what Pillow or the system raised."""
+    from PIL import Image, UnidentifiedImageError
+
+    size = len(source) if isinstance(source, (bytes, bytearray)) else None
+    if isinstance(source, (str, os.PathLike)) and not isinstance(error, ValueError) and os.path.isfile(source):
+        size = os.path.getsize(source)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more pixels than are read at once ({error}). Make it smaller"
+    if size == 0:
+        return "an empty file. Save it anew"
+    if isinstance(error, UnidentifiedImageError):
+        return "a file that Pillow does not know. Give a PNG, JPEG, WebP or TIFF file"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"an error of the system ({error.strerror}). Check the path and its permissions"
+    return f"a damaged or truncated file ({error or type(error).__name__}). Save it anew".replace("..", ".")
+
+
+def _decode(image: Any, name: str, indices: bool) -> Values:
+    """The values of an open Pillow image; what Pillow raises is the caller's to name."""
+    width, height = image.size
+    if width * height == 0:
+        raise PictureError(f"Expected a picture in {name}, got one of {width} x {height} pixels. Save it anew.")
+    if width * height > MOST_PIXELS:
+        raise PictureError(f"Expected at most {MOST_PIXELS} pixels in {name}, got {width} x {height}. Make it smaller.")
+    if image.format == "EPS":  # Pillow would hand it to Ghostscript, which is a language and no picture
+        raise PictureError(f"Expected pixels in {name}, got an EPS file. Give a PNG, JPEG, WebP or TIFF file.")
+    bits, notes = _find_bits(image), _count_frames(image)
+    image.load()
+    text = dict(getattr(image, "text", {}))
+    image = _turn_upright(image, notes)
+    values, alpha = _split(image, bits, indices)
+    if bits > 8 and values.dtype == np.uint8:
+        notes.append(f"The picture has {bits} bits a colour; Pillow reads the upper 8 of them.")
+    return Values(values, alpha, image.mode, tuple(notes), text)
+
+
+def _find_bits(image: Any) -> int:
+    """Bits of a sample as the file stores it, where Pillow's decoder says (before loading), else 8."""
+    stored = str([tile[3] for tile in getattr(image, "tile", [])])
+    if image.format == "PPM" and isinstance(image.tile[0][3], tuple):
+        return 16 if image.tile[0][3][-1] > 255 else 8
+    return next((bits for bits in (16, 2, 4) if f";{bits}" in stored), 8)
+
+
+def _count_frames(image: Any) -> list[str]:
+    """A note where a file has several frames."""
+    try:
+        count, at = getattr(image, "n_frames", 1), image.tell()
+    except UNREADABLE:  # a later frame is broken, or the caller closed the file
+        return []
+    return [f"The file has {count} frames; frame {at + 1} was used."] if count > 1 else []
+
+
+def _turn_upright(image: Any, notes: list[str]) -> Any:
+    """A loaded image turned by its EXIF orientation, which Pillow does by itself for TIFF alone."""
+    from PIL import Image
+
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except UNREADABLE:  # broken EXIF says nothing, and the pixels are sound
+        notes.append("The EXIF data cannot be read; the picture was taken as upright.")
+        return image
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image.transpose(getattr(Image.Transpose, method)) if method else image
+
+
+def _split(image: Any, bits: int, indices: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values (h w or h w 3) and alpha (h w in [0, 1], or None) of a loaded image of any mode."""
+    mode, key = image.mode, image.info.get("transparency")
+    if mode == "P" and indices:
+        return np.asarray(image), None
+    if mode in (*DEEP_MODES, "I", "F"):
+        values = np.asarray(image).astype({"I": np.int32, "F": np.float32}.get(mode, np.uint16))
+        if mode in DEEP_MODES and image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero; Pillow turns 8 bits alone
+            values = 65535 - values
+        return values, _key_to_alpha(values, key)
+    if mode in ("1", "L", "RGB"):
+        values = np.asarray(image.convert("L") if mode == "1" else image)
+        if key is not None and mode != "RGB":
+            key = int(key) * {1: 255, 2: 85, 4: 17}.get(1 if mode == "1" else bits, 1)  # tRNS counts in the stored bits
+        if key is not None and mode == "RGB" and bits == 16:
+            key = tuple(part >> 8 for part in key)
+        return values, _key_to_alpha(values, key)
+    values = np.asarray(_to_plain(image))
+    if values.ndim == 3 and values.shape[-1] in (2, 4):
+        alpha = values[..., -1].astype(np.float32) / 255
+        return np.ascontiguousarray(values[..., :-1]).squeeze(-1) if values.shape[-1] == 2 else values[..., :3], alpha
+    return values, None
+
+
+def _key_to_alpha(values: np.ndarray, key: Any) -> np.ndarray | None:
+    """Alpha of a colour key (PNG's tRNS): 0 where the picture has that very colour, else 1."""
+    if key is None:
+        return None
+    same = values == np.asarray(key)
+    return 1 - (same.all(axis=-1) if values.ndim == 3 else same).astype(np.float32)
+
+
+def _to_plain(image: Any) -> Any:
+    """Palettes, premultiplied colours and other colour spaces as LA, RGB or RGBA."""
+    mode = image.mode
+    if mode in ("LA", "RGBA"):
+        return image
+    if mode in ("La", "RGBa"):
+        return image.convert(mode.upper())
+    if mode == "LAB":  # Pillow's own conversion knows none
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
