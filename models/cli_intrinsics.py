@@ -64,7 +64,7 @@ def _run_sample(options: argparse.Namespace) -> None:
     others = {name: getattr(options, name) for name in ("base", "vae", "lora") if getattr(options, name)}
     settings = (options.schedule, options.seed, options.steps, options.guidance)
     for line in sample(SampleRequest(options.prompt, options.output, *settings, **others)):
-        sys.stdout.write(f"{line}\n")
+        _say(line)
 
 
 def _run_build(options: argparse.Namespace) -> None:
@@ -74,7 +74,7 @@ def _run_build(options: argparse.Namespace) -> None:
         options.source, options.output, servers=options.server or ["http://127.0.0.1:8188"], size=_read_size(options.size),
         workflow=options.workflow or WORKFLOW, changes=options.set, timeout=options.timeout,
     )  # fmt: skip
-    sys.stdout.write(f"{summary}\n")
+    _say(str(summary))
 
 
 def _run_encode(options: argparse.Namespace) -> None:
@@ -84,7 +84,13 @@ def _run_encode(options: argparse.Namespace) -> None:
         options.source, options.output, base=options.base, vae=options.vae, size=_read_size(options.size), batch=options.batch,
         precision=options.precision, places=options.places,
     )  # fmt: skip
-    sys.stdout.write(f"{summary}\n")
+    _say(str(summary))
+
+
+def _say(line: str) -> None:
+    """A line on standard output, what its encoding lacks as \\uNNNN."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def _read_size(text: str | None) -> tuple[int, int] | None:

@@ -182,6 +182,12 @@ def show_path(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def say(line: str, stream) -> None:
+    """A line on a stream, what its encoding lacks as \\uNNNN."""
+    encoding = stream.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
 def read_text(path: Path) -> str:
     """UTF-8 with or without a byte order mark; what another encoding wrote is refused by name."""
     try:
@@ -265,9 +271,9 @@ def main(arguments: list[str] | None = None) -> int:
             flags = ["--cpu"] if options.cpu else []
             server, process = start_comfyui(options.comfyui, *flags, log=sys.stderr)
         for path in run(graph, server, process, options):
-            print(show_path(path))
+            say(show_path(path), sys.stdout)
     except (RunError, OSError) as error:
-        print(str(error).encode(errors="backslashreplace").decode(), file=sys.stderr)
+        say(str(error), sys.stderr)
         return getattr(error, "status", 1)
     finally:
         if process is not None:

@@ -30,12 +30,15 @@ def decode_text(data: bytes, *, source: str) -> str:
         if data.startswith(mark):
             raise TextFileError(f"Expected UTF-8 text in {source}, got {name}. Save it as UTF-8.")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise TextFileError(
             f"Expected UTF-8 text in {source}, got byte 0x{data[error.start]:02x} in line {line}. Save it as UTF-8."
         ) from error
+    if "\0" in text:  # Latin letters in UTF-16 without a mark are valid UTF-8, each with a NUL
+        raise TextFileError(f"Expected UTF-8 text in {source}, got NUL bytes, as UTF-16 has them. Save it as UTF-8.")
+    return text
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -34,7 +34,8 @@ from ..core.picture_files import PictureError
 from ..core.pictures import open_grey, open_rgb
 from ..core.text_files import TextFileError, read_json_object, show_path
 from ..core.training.data import fit_map
-from .dataset import INTEGER_NORMAL, SKY, read_normals
+from ..core.training.data_files import SKY
+from .dataset import INTEGER_NORMAL, read_normals
 from .dataset_pictures import PICTURES, as_source, list_pictures
 from .dataset_server import RunFailed, Server
 from .dataset_shards import Summary, write_folder

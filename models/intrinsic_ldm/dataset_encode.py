@@ -25,6 +25,7 @@ from torch import Tensor
 from ..core.export.files import write_file
 from ..core.text_files import show_path
 from ..core.training.data import MANIFEST, READERS
+from ..core.training.data_files import FILES
 from ..core.weights import fill_module, read_tensors
 from ..demo.text import TinyTextEncoder, read_layout
 from .dataset import IntrinsicSamples
@@ -42,7 +43,6 @@ from .weights import load_intrinsic_vae, to_diffusers_names
 log = logging.getLogger("spatialweave.dataset")
 
 FORMAT, VERSION = "spatialweave-intrinsic-latents", 2
-LOOSE = ("image", "depth", "mask", "normals", "segmentation", "line")  # what a manifest's line may name as files
 OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")  # which an encoder does not read
 LARGEST = torch.finfo(torch.float16).max
 
@@ -134,8 +134,8 @@ def encode_dataset(
         raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
     family = find_family(base)
     facts = {
-        "format": FORMAT, "version": VERSION, "family": family, "size": list(size) if size else None, "precision": precision,
-        "places": places, "files": stamp_files(output, [("intrinsic VAE", vae), *list_base_files(base)]),
+        "format": FORMAT, "version": VERSION, "family": family, "size": list(samples.size) if samples.size else None,
+        "precision": precision, "places": places, "files": stamp_files(output, [("intrinsic VAE", vae), *list_base_files(base)]),
         "about": {"source": show_path(source.resolve().name), "base": show_path(base.resolve().name), "vae": show_path(vae.name)},
     }  # fmt: skip
     made: list[Encoder] = []  # when the first shard needs it: a finished folder needs none
@@ -174,7 +174,7 @@ def list_samples(samples: IntrinsicSamples) -> list[Source]:
     found: dict[str, Source] = {}
     for index in range(len(samples)):
         entry = samples.entry(index)
-        files = {str(entry["shard"])} if "shard" in entry else {entry[key] for key in LOOSE if isinstance(entry.get(key), str)}
+        files = {str(entry["shard"])} if "shard" in entry else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
         name = f"{entry['shard']}:{entry['row']}" if "shard" in entry else str(entry.get("image", index))
         while name in found:  # a sample may stand in a manifest twice, with two captions
             name += "+"
@@ -184,7 +184,7 @@ def list_samples(samples: IntrinsicSamples) -> list[Source]:
             {file: samples.folder / file for file in sorted(files)},
             text=json.dumps(entry, sort_keys=True),
             entry={"index": index, "caption": str(entry.get("caption", ""))},
-            words=f"line {index + 1} of {MANIFEST}",
+            words=f"line {samples.source.lines[index]} of {MANIFEST}",
         )
     return list(found.values())
 

@@ -49,7 +49,7 @@ def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def check_source(folder: Path, facts: Mapping[str, Any]) -> None:
     """ValueError where a folder was made from another one, which it would lose."""
-    before, now = (found.get(ABOUT, {}).get("source") for found in (read_facts(folder), facts))
+    before, now = (flatten(found).get(f"{ABOUT}.source") for found in (read_facts(folder), facts))
     if before != now:
         raise ValueError(
             f"Expected the samples of {before!r}, from which {show_path(folder)} was made, got {now!r}, which holds none of them. Choose "

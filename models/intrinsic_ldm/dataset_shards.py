@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from ..core.export.files import write_file
-from ..core.text_files import read_json, show_path
+from ..core.text_files import TextFileError, read_json, show_path
 from ..core.training.data import MANIFEST
 from .dataset_facts import check_facts, check_source, is_finished, write_facts
 from .dataset_sources import NAMED, Plan, Source, name_some, plan_shards, read_records, shown, write_records
@@ -112,10 +112,8 @@ def plan_folder(folder: Path, facts: Mapping[str, Any], sources: Sequence[Source
 
 def is_whole(folder: Path, number: int, records: Sequence[Mapping[str, Any]], finished: bool) -> bool:
     """Whether a shard was written and still is there; one of which everything was left out has no file."""
-    if not finished and not part_file(folder, number).is_file():
-        return False
-    holds_rows = any("row" in record for record in records) if finished else "" in read_json(part_file(folder, number))
-    return not holds_rows or (folder / f"{shard_name(number)}.safetensors").is_file()
+    left_out = [record.get("left_out", "") for record in records] if finished else read_part(folder, number, len(records))
+    return left_out is not None and ("" not in left_out or (folder / f"{shard_name(number)}.safetensors").is_file())
 
 
 def begin(folder: Path, facts: Mapping[str, Any], plan: Plan) -> str:
@@ -185,7 +183,10 @@ def join_parts(folder: Path, facts: Mapping[str, Any], sources: Mapping[str, Sou
         shards.setdefault(record["shard"], []).append(record)
     for number, members in shards.items():
         row = 0
-        for record, why in zip(members, read_json(part_file(folder, number)), strict=True):
+        left_out = read_part(folder, number, len(members))
+        if left_out is None:
+            raise ValueError(f"Expected the samples of a shard in {show_path(part_file(folder, number))}, got none. Run again.")
+        for record, why in zip(members, left_out, strict=True):
             for key in ("row", "left_out"):
                 record.pop(key, None)
             record |= {"left_out": why} if why else {"row": row}
@@ -214,6 +215,15 @@ def shard_name(number: int) -> str:
 
 def part_file(folder: Path, number: int) -> Path:
     return folder / f"{shard_name(number)}.jsonl"
+
+
+def read_part(folder: Path, number: int, count: int) -> list[str] | None:
+    """For each of a shard's samples "" or why it was left out; None where that was not written, or not for so many."""
+    try:
+        found = read_json(part_file(folder, number))
+    except (OSError, TextFileError):
+        return None
+    return found if isinstance(found, list) and len(found) == count and all(isinstance(why, str) for why in found) else None
 
 
 def write_part(folder: Path, number: int, left_out: Sequence[str]) -> None:

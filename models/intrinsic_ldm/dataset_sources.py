@@ -18,11 +18,12 @@ from typing import Any
 
 from ..core.export.files import write_file
 from ..core.registry import hash_file
-from ..core.text_files import read_json_lines
+from ..core.text_files import read_json_lines, show_path
 from ..core.training.data import READERS
 
 SOURCES = "sources.jsonl"
 NAMED = 5  # at most, in one sentence
+KINDS = {"name": str, "shard": int, "files": dict, "text": str, "fault": str, "entry": dict}  # of a line
 
 Stamp = list  # size, mtime_ns, ctime_ns, SHA-256
 Record = dict[str, Any]  # a line of SOURCES
@@ -165,8 +166,14 @@ def shown(name: str) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
+    """The lines of a folder's SOURCES, [] where there is none; ValueError where one is not as `write_records` writes it."""
     path = folder / SOURCES
-    return [record for _, record in read_json_lines(path)] if path.is_file() else []
+    found = read_json_lines(path) if path.is_file() else []
+    for number, record in found:
+        if any(not isinstance(record.get(key), kind) for key, kind in KINDS.items()):
+            where = f"line {number} of {show_path(path)}"
+            raise ValueError(f"Expected a sample with {', '.join(KINDS)} in {where}, got another. Choose another folder to write to.")
+    return [record for _, record in found]
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:

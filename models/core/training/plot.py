@@ -16,7 +16,7 @@ SKIP = ("step", "lr", "seconds_per_step", "grad_norm")
 
 def plot_log(log: Path, target: Path) -> None:
     """Every loss of a `log.jsonl` over steps, on a logarithmic axis, smoothed; the raw curve lies pale behind."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    records = read_log(log)
     curves = {name: [(r["step"], r[name]) for r in records if r.get(name, 0) > 0] for name in records[-1] if name not in SKIP}
     curves = {name: points for name, points in curves.items() if points}
     if len(curves) == 2:  # one part: the same curve as the whole
@@ -27,6 +27,19 @@ def plot_log(log: Path, target: Path) -> None:
     part = target.with_name(target.name + ".part")
     image.save(part, format="PNG")
     part.replace(target)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The records of a `log.jsonl`. A run that was killed may have left half a line, which is passed over."""
+    records = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
 
 
 def draw_curves(draw: ImageDraw.ImageDraw, curves: dict[str, list[tuple[float, float]]]) -> None:

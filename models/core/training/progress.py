@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .plot import plot_log
+from .plot import plot_log, read_log
 
 LOG, PLOT = "log.jsonl", "loss.png"
 PLOT_EVERY = 10  # log lines
@@ -65,5 +65,5 @@ class Log:
     def cut(self, step: int) -> None:
         """Drop what was logged after `step`, so that a resumed run logs no step twice."""
         if self.path.is_file():
-            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            lines = [json.dumps(record) + "\n" for record in read_log(self.path) if record["step"] <= step]
+            self.path.write_text("".join(lines), encoding="utf-8")

@@ -30,6 +30,13 @@ def test_other_encodings_are_refused_by_file(tmp_path, encoding, said):
     assert "caption.txt" in str(error.value) and "Save it as UTF-8." in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_wide_encodings_without_a_mark_are_refused(tmp_path, encoding):
+    """Their Latin letters are valid UTF-8, with a NUL beside each."""
+    with pytest.raises(TextFileError, match="Expected UTF-8 text in .*caption.txt, got NUL bytes, as UTF-16 has them. Save it as UTF-8."):
+        read_text(write(tmp_path / "caption.txt", "a red ball".encode(encoding)))
+
+
 def test_lines_end_at_line_feeds_only(tmp_path):
     captions = ["a\u2028b", "c\u0085d", "e\x0cf", "g\u2029h"]
     lines = "\r\n".join(json.dumps({"caption": caption}, ensure_ascii=False) for caption in captions)

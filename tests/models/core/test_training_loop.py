@@ -120,6 +120,8 @@ def test_resumed_log_has_no_step_twice(tmp_path):
     recipe = replace(RECIPE, steps=5, log_every=1, save_every=2)
     run(recipe, tmp_path)
     (tmp_path / "latest.json").write_text('{"checkpoint": "step-00000004"}')
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')  # a run that was killed
     run(recipe, tmp_path, resume=True)
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
 

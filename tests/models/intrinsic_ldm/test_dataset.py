@@ -258,6 +258,24 @@ def test_a_lost_shard_is_made_anew(numbers):
     assert numbers().written == 4 and numbers.log == [["4", "5", "6", "7"]]
 
 
+def test_words_of_a_folder_that_are_damaged_name_the_file_or_are_made_anew(numbers):
+    def stops(name, members, state):
+        if members[0].name == "8":
+            raise KeyboardInterrupt
+        return write_numbers(numbers.folder)(name, members, state)
+
+    with pytest.raises(KeyboardInterrupt):
+        numbers(stops)
+    (numbers.folder / "shard-00000.jsonl").write_text("[\"\"")
+    (numbers.folder / "shard-00001.jsonl").write_text("[1]")
+    assert numbers().written == 10 and read_numbers(numbers.folder) == list(range(10))
+    lines = (numbers.folder / "sources.jsonl").read_text().splitlines()
+    for damage in ("{}", lines[1][:-5], lines[1].replace('"shard": 0', '"shard": "0"')):
+        (numbers.folder / "sources.jsonl").write_text("\n".join([lines[0], damage, *lines[2:]]))
+        with pytest.raises(ValueError, match=r"line 2 of .*sources\.jsonl"):
+            numbers()
+
+
 def test_what_is_left_out_is_said_every_time_until_it_is_mended(numbers):
     sources = named(0, "x", 1, 2, "xx", 3)
     for written in (4, 0):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import zlib
@@ -137,6 +138,7 @@ def test_pictures_are_upright_and_scaled_by_their_type(build, tmp_path, caplog):
 @pytest.mark.parametrize("content, words", [
     ("un caf\u00e9 \u00e0 c\u00f4t\u00e9".encode("cp1252"), "Expected UTF-8 text in .*b.txt, got byte 0xe9 in line 1. Save it as UTF-8"),
     ("a red ball".encode("utf-16"), "Expected UTF-8 text in .*b.txt, got UTF-16"),
+    ("a red ball".encode("utf-16-be"), "Expected UTF-8 text in .*b.txt, got NUL bytes, as UTF-16 has them"),
 ])  # fmt: skip
 def test_a_caption_that_is_no_text_leaves_its_picture_out(build, served, tmp_path, content, words, caplog):
     for name in ("a.png", "b.png", "c.png"):
@@ -182,6 +184,17 @@ def test_file_names_that_are_no_unicode_are_pictures_like_others(build, served, 
         assert "2 samples" in said and "1 left out: \\x83e\\x83X\\x83g2.png (Expected a picture in " in said
     rows = read_rows(tmp_path / "out")
     assert rows["\\x83e\\x83X\\x83g.png"][0]["caption"] == "a test" and len(served.pictures) == 2
+
+
+def test_a_name_that_the_terminal_cannot_write_is_said_nevertheless(build, served, tmp_path):
+    save_plain(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "\u30c6.png").write_bytes(b"")
+    call = ["intrinsics", "build", str(tmp_path / "in"), str(tmp_path / "out"), "--server", served.url, "--size", "96x64"]
+    code = f"import sys; from spatialweave.models.cli import main; sys.exit(main({[*call, '--workflow', str(tmp_path / 'graph.json')]!r}))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 left out: \\u30c6.png (Expected a picture in " in done.stdout and "\\u30c6.png is left out" in done.stderr
 
 
 def test_what_systems_leave_in_folders_is_passed_over(build, tmp_path, caplog):
