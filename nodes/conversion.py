@@ -30,15 +30,15 @@ class ViewFromImage(io.ComfyNode):
                 ),
                 units_input(),
                 io.Float.Input(
-                    "near", default=1.0, min=0.0, max=100000.0, step=0.1, round=0.0001,
+                    "near", default=1.0, min=0.0, max=100000.0, step=0.0001, round=0.0001,
                     tooltip="The depth of the near end of the scale, in the unit chosen. Not used for depth as it is.",
                 ),
                 io.Float.Input(
-                    "far", default=10.0, min=0.0, max=100000.0, step=0.1, round=0.0001,
+                    "far", default=10.0, min=0.0, max=100000.0, step=0.0001, round=0.0001,
                     tooltip="The depth of the far end of the scale, in the unit chosen. Not used for depth as it is.",
                 ),
                 io.Float.Input(
-                    "fov_degrees", default=0.0, min=0.0, max=170.0, step=0.5, advanced=True,
+                    "fov_degrees", default=0.0, min=0.0, max=170.0, step=0.0001, advanced=True,
                     tooltip="Horizontal field of view of the camera in degrees; 0 if it is not known.",
                 ),
                 io.Image.Input("picture", optional=True, tooltip="The picture the depth belongs to, of the same size."),

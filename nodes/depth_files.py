@@ -6,11 +6,21 @@ import math
 
 from comfy_api.latest import io
 
-from ..models.core.export.depth_files import read_depth
+from ..models.core.export.depth_files import fingerprint_depth, load_depth
+from ..models.core.export.files import UnstatedError
+from ..models.core.export.png_scales import OVER_RANGE, SCALES, scale_to_read, scale_to_write
 from .host.folders import graph_notes, input_file, is_input_file, list_depth_files, save_depth
 from .sockets import View
 
 AS_FILE = "as the file says"
+TYPED_OR_FILE = "as typed, or as the file says"
+TYPED_OR_FILLED = "as typed, or the depth's own range"
+# by what is missing from a file: what it would say, and the widgets that say it instead
+WANTED = {
+    ("scale", "units"): "its scale and units, got neither. Set png_scale_preset or png_scale, and units",
+    ("scale",): "its scale, got none. Set png_scale_preset or png_scale",
+    ("units",): "its units, got none. Set units to metric (metres) or relative",
+}
 
 
 class SaveDepth(io.ComfyNode):
@@ -38,24 +48,34 @@ class SaveDepth(io.ComfyNode):
                     "in its text and in a JSON beside it. npz: all of the VIEW, batch included.",
                 ),
                 io.Float.Input(
-                    "png_scale", default=0.0, min=0.0, max=1000.0, step=0.001, round=0.000001, advanced=True,
-                    tooltip="The depth of one step of the PNG: 0.001 writes metres as millimetres. 0: the depth's range fills the steps.",
+                    "png_scale", default=0.0, min=0.0, max=1000.0, step=1e-12, round=1e-12, advanced=True,
+                    tooltip="The depth of one step of the PNG: 0.001 writes metres as millimetres; 1/256 may be typed as it stands here. "
+                    "0: as png_scale_preset says.",
                 ),
                 io.Boolean.Input(
                     "exr_picture", default=True, advanced=True,
                     tooltip="Put the VIEW's picture into the EXR's R, G and B, in linear light.",
                 ),
+                io.Combo.Input(
+                    "png_scale_preset", options=[TYPED_OR_FILLED, *SCALES, OVER_RANGE], default=TYPED_OR_FILLED,
+                    optional=True, advanced=True,
+                    tooltip="The depth of one step of the PNG by name, with png_scale 0. as typed: png_scale, and with 0 the depth's own "
+                    "range fills the steps. 16-bit over a range: png_scale is the depth of the last step, 65535; 0: the depth's own range.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, view, filename_prefix, format, png_scale, exr_picture) -> io.NodeOutput:
+    def execute(cls, view, filename_prefix, format, png_scale, exr_picture, png_scale_preset=TYPED_OR_FILLED) -> io.NodeOutput:
         view = view.require_valid()
         notes = graph_notes(cls.hidden)
-        files = save_depth(view, filename_prefix, format, scale=png_scale or None, picture=exr_picture, notes=notes)
+        scale = scale_to_write(png_scale_preset, png_scale) if format == "png" else None
+        files = save_depth(view, filename_prefix, format, scale=scale, picture=exr_picture, notes=notes)
         names = ", ".join("/".join(filter(None, (file["subfolder"], file["filename"]))) for file in files)
-        shown = {"images": files} if format == "png" else {"files": files}
-        return io.NodeOutput(ui={**shown, "text": (f"{view.describe()}\n{names}",)})
+        if format != "png":
+            return io.NodeOutput(ui={"files": files, "text": (f"{view.describe()}\n{names}",)})
+        steps = f"one step is {scale:.10g}" if scale else "the steps fill the depth's own range, as the file says"
+        return io.NodeOutput(ui={"images": files, "text": (f"{view.describe()}\n{names}: {steps}",)})
 
 
 class LoadDepth(io.ComfyNode):
@@ -80,17 +100,25 @@ class LoadDepth(io.ComfyNode):
                     tooltip="What the numbers are, for files that do not say it: metres, or right up to one unknown scale.",
                 ),
                 io.Float.Input(
-                    "png_scale", default=0.0, min=0.0, max=1000.0, step=0.001, round=0.000001, advanced=True,
-                    tooltip="The depth of one step of a PNG that does not say it: 0.001 for millimetres. 0: as the file says.",
+                    "png_scale", default=0.0, min=0.0, max=1000.0, step=1e-12, round=1e-12, advanced=True,
+                    tooltip="The depth of one step of a PNG that does not say it: 0.001 for millimetres; 1/256 may be typed as it stands "
+                    "here. 0: as png_scale_preset says.",
                 ),
                 io.String.Input(
                     "exr_channel", default="", advanced=True,
-                    tooltip="The channel of an EXR that holds the depth. Empty: Z, or the only one there is.",
+                    tooltip="The channel of an EXR that holds the depth. Empty: Z, the one of a layer Depth, or the only one there is.",
                 ),
                 io.Float.Input(
-                    "background_at", default=0.0, min=0.0, max=1e12, step=0.1, round=0.0001, optional=True, advanced=True,
+                    "background_at", default=0.0, min=0.0, max=1e12, step=0.0001, round=0.0001, optional=True, advanced=True,
                     tooltip="From this depth on all is background, infinitely far, as sky. Blender's Z pass writes 10000000000 where "
-                    "nothing is. 0: nothing is background but what the file says is.",
+                    "nothing is, and 65504, the largest half float, into a half EXR; 10000000000 takes both. 0: nothing is background "
+                    "but what the file says is.",
+                ),
+                io.Combo.Input(
+                    "png_scale_preset", options=[TYPED_OR_FILE, *SCALES, OVER_RANGE], default=TYPED_OR_FILE,
+                    optional=True, advanced=True,
+                    tooltip="The depth of one step of the PNG by name, with png_scale 0. as typed: png_scale, and with 0 what the file "
+                    "says. 16-bit over a range: png_scale is the depth of the last step, 65535.",
                 ),
             ],
             outputs=[
@@ -100,14 +128,17 @@ class LoadDepth(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, file, units, png_scale, exr_channel, background_at=0.0) -> io.NodeOutput:
+    def execute(cls, file, units, png_scale, exr_channel, background_at=0.0, png_scale_preset=TYPED_OR_FILE) -> io.NodeOutput:
         fault = cls.validate_inputs(file)  # a name that came through a link is seen here for the first time
         if fault is not True:
             raise ValueError(fault)
-        stated = None if units == AS_FILE else units
-        said = {"scale": png_scale or None, "channel": exr_channel or None, "background": background_at or None}
-        view = read_depth(input_file(file), units=stated, **said)
-        return io.NodeOutput(view, view.require_valid().describe())
+        path, stated = input_file(file), None if units == AS_FILE else units
+        scale = scale_to_read(png_scale_preset, png_scale, path)
+        try:
+            view, notes = load_depth(path, units=stated, scale=scale, channel=exr_channel or None, background=background_at or None)
+        except UnstatedError as error:
+            raise ValueError(f"Expected {file} to say {WANTED[error.missing]}.") from error
+        return io.NodeOutput(view, "\n".join([view.require_valid().describe(), *notes]))
 
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
@@ -119,5 +150,4 @@ class LoadDepth(io.ComfyNode):
     def fingerprint_inputs(cls, file, **_) -> str | float:
         if file is None:
             return math.nan  # equal to nothing: read anew in every run
-        status = input_file(file).stat()
-        return f"{status.st_mtime_ns} {status.st_size}"
+        return fingerprint_depth(input_file(file))

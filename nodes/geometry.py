@@ -36,11 +36,11 @@ class PreviewDepth(io.ComfyNode):
                     "steps of disparity, as MiDaS and most depth ControlNets expect.",
                 ),
                 io.Float.Input(
-                    "near_percentile", default=0.0, min=0.0, max=49.0, step=0.5, advanced=True,
+                    "near_percentile", default=0.0, min=0.0, max=49.0, step=0.001, advanced=True,
                     tooltip="This percent of the valid pixels may be nearer than the near end of the scale.",
                 ),
                 io.Float.Input(
-                    "far_percentile", default=100.0, min=51.0, max=100.0, step=0.5, advanced=True,
+                    "far_percentile", default=100.0, min=51.0, max=100.0, step=0.001, advanced=True,
                     tooltip="This percent of the valid pixels lies before the far end of the scale.",
                 ),
             ],
@@ -152,11 +152,11 @@ class StereoPair(io.ComfyNode):
             inputs=[
                 View.Input("view", tooltip="A depth with its picture; sky may be infinite."),
                 io.Float.Input(
-                    "parallax", default=3.0, min=0.0, max=30.0, step=0.1, round=0.001,
+                    "parallax", default=3.0, min=0.0, max=30.0, step=0.001, round=0.001,
                     tooltip="Shift between the eyes from infinity to the nearest depth, in percent of the width. 2 to 4 are comfortable.",
                 ),
                 io.Float.Input(
-                    "screen", default=0.5, min=0.0, max=1.0, step=0.01, round=0.001,
+                    "screen", default=0.5, min=0.0, max=1.0, step=0.001, round=0.001,
                     tooltip="What appears in the plane of the screen. 0: infinity, all stands out. 1: the nearest depth, all lies behind. "
                     "In between in equal steps of 1 / depth.",
                 ),

@@ -19,9 +19,12 @@ class IntrinsicCoGeneration(io.ComfyNode):
         tau = "DDPM time from {what}, 0 clean to 1000 noise; other samplers' noise levels are compared at equal signal-to-noise ratio."
         schedules = [
             io.DynamicCombo.Option("gaussian", [
-                io.Float.Input("alpha", default=1.0, min=0.0, max=100.0, step=0.05, tooltip="The weight at its highest."),
-                io.Float.Input("tau", default=800.0, min=0.0, max=1000.0, step=10.0, tooltip=tau.format(what="which the weight falls off")),
-                io.Float.Input("sigma", default=100.0, min=1.0, max=10000.0, step=5.0, tooltip="How fast: at tau +- sigma it is 1/e."),
+                io.Float.Input("alpha", default=1.0, min=0.0, max=100.0, step=0.001, tooltip="The weight at its highest."),
+                io.Float.Input(
+                    "tau", default=800.0, min=0.0, max=1000.0, step=0.001,
+                    tooltip=tau.format(what="which the weight falls off"),
+                ),
+                io.Float.Input("sigma", default=100.0, min=1.0, max=10000.0, step=0.001, tooltip="How fast: at tau +- sigma it is 1/e."),
             ]),
             io.DynamicCombo.Option("drop", [
                 io.String.Input("layers", default="", tooltip='Layers with weight 1, like "3-7" or "1, 4-6"; empty: those in the middle.'),
@@ -30,10 +33,13 @@ class IntrinsicCoGeneration(io.ComfyNode):
                     tooltip="What a layer's number counts. stages: a UNet's resolutions from 1 (SD2.1 has nine, the paper's 3-7 are around "
                     "the middle). blocks: transformer blocks in the order in which they run, from 0.",
                 ),
-                io.Float.Input("tau", default=900.0, min=0.0, max=1000.0, step=10.0, tooltip=tau.format(what="which on the weight is 1")),
+                io.Float.Input(
+                    "tau", default=900.0, min=0.0, max=1000.0, step=0.001,
+                    tooltip=tau.format(what="which on the weight is 1"),
+                ),
             ]),
             io.DynamicCombo.Option("constant", [
-                io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.05, tooltip="1 in every layer and step: as trained."),
+                io.Float.Input("weight", default=1.0, min=0.0, max=100.0, step=0.001, tooltip="1 in every layer and step: as trained."),
             ]),
             io.DynamicCombo.Option("curve", [
                 io.String.Input(
@@ -59,7 +65,7 @@ class IntrinsicCoGeneration(io.ComfyNode):
                     "cleans detail; off leaves the image as the base model makes it.",
                 ),
                 io.Float.Input(
-                    "cut_below", default=0.001, min=0.0, max=1.0, step=0.001, round=0.0001,
+                    "cut_below", default=0.001, min=0.0, max=1.0, step=0.0001, round=0.0001,
                     tooltip="Weights below this count as 0; there the image is sampled exactly as by the base model alone.",
                 ),
                 io.Boolean.Input(

@@ -131,11 +131,11 @@ class DecodeIntrinsics(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="The maps_latent of Split Intrinsic Latent, or the joint latent itself."),
                 io.Vae.Input("vae", tooltip="From Load Intrinsic VAE."),
                 io.Float.Input(
-                    "near", default=NEAR, min=0.0001, max=100000.0, step=0.1, round=0.0001,
+                    "near", default=NEAR, min=0.0001, max=100000.0, step=0.0001, round=0.0001,
                     tooltip="The depth of the near end. The code does not know it: 1 / depth is right up to scale and shift.",
                 ),
                 io.Float.Input(
-                    "far", default=FAR, min=0.0001, max=100000.0, step=0.1, round=0.0001,
+                    "far", default=FAR, min=0.0001, max=100000.0, step=0.0001, round=0.0001,
                     tooltip="The depth of the far end, in the same unit; Align Depth finds both from another depth.",
                 ),
                 index_input(),

@@ -58,7 +58,7 @@ class ModalityOrder(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A joint model, from Load Modality Forcing."),
                 io.Float.Input(
-                    "log2_alpha", default=5.0, min=-14.0, max=8.0, step=0.5, round=0.01,
+                    "log2_alpha", default=5.0, min=-14.0, max=8.0, step=0.001, round=0.001,
                     tooltip="The odds of the depth's noise are 2 to this power times the image's. 0: both resolve together. Above 0: the "
                     "image first, the depth reads it (5 in the paper). Below 0: the depth first, the image follows it.",
                 ),
@@ -85,7 +85,7 @@ class GuidancePerStream(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A joint model, from Load Modality Forcing."),
                 io.Float.Input(
-                    "depth_cfg", default=1.0, min=0.0, max=30.0, step=0.1, round=0.01,
+                    "depth_cfg", default=1.0, min=0.0, max=30.0, step=0.001, round=0.001,
                     tooltip="How strongly the prompt leads the depth. 1: no guidance. Above 1: away from the negative prompt. The cfg of "
                     "the sampler does the same for the image.",
                 ),

@@ -30,7 +30,7 @@ def index_input() -> io.Int.Input:
 def fov_input() -> io.Float.Input:
     """The camera of a view that has none."""
     return io.Float.Input(
-        "fov_degrees", default=ASSUMED_FOV, min=1.0, max=170.0, step=0.5,
+        "fov_degrees", default=ASSUMED_FOV, min=1.0, max=170.0, step=0.0001,
         tooltip="Horizontal field of view in degrees. Used only when the VIEW has no camera of its own.",
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def frame_input() -> io.Combo.Input:
 def edge_input() -> io.Float.Input:
     """Where surfaces end."""
     return io.Float.Input(
-        "edge_threshold", default=0.04, min=0.0, max=1.0, step=0.01, round=0.001,
+        "edge_threshold", default=0.04, min=0.0, max=1.0, step=0.0001, round=0.0001,
         tooltip="Where depth jumps by more than this share of itself from pixel to pixel, an edge runs and the surface ends. 0: no edges.",
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ ALLOWED = {
     CORE + "layers/": ("kernels/",),
     CORE + "diffusion/": (),
     CORE + "geometry/": (),
-    CORE + "export/": (CORE + "geometry/",),
+    CORE + "export/": (CORE + "geometry/", CORE + "text_files.py"),
     CORE + "evaluation/": (CORE + "geometry/",),
     CORE + "training/": (CORE,),
     CORE: (),
@@ -209,6 +209,12 @@ def test_the_pack_changes_no_interpreter_state(pack):
     pattern = re.compile(r"sys\.(path|modules)\b|logging\.basicConfig|warnings\.(simple)?filter|set_default_dtype|set_default_device")
     code = [name for name in pack.code if name not in ("workflows/run.py", "models/cli.py")]  # programs, not libraries
     assert not [name for name in code if pattern.search(pack.text(name))]
+
+
+def test_pictures_are_opened_at_one_door(pack):
+    """Orientation, bit depth, alpha and damage are seen to there; png16 reads what only a depth may be."""
+    doors = {"models/core/picture_files.py", "models/core/export/png16.py"}
+    assert {name for name in pack.code if re.search(r"\bImage\.open\(", pack.text(name))} == doors
 
 
 def test_loggers_have_fixed_names(pack):

@@ -48,8 +48,7 @@ class WorldPictures(InMemory):
             samples = read_many(source, rows)
             images += [sample["image"] for sample in samples]
             cells += [cells_of(source, i, sample) for i, sample in zip(rows, samples, strict=True)]
-        check_alike(images, source)
-        self.images, self.cells = torch.stack(images), torch.stack(cells)
+        self.images, self.cells = stack(images, "images", source), torch.stack(cells)
 
     def __len__(self) -> int:
         return 2 * len(self.images)
@@ -110,7 +109,7 @@ class PicturesAndMaps(InMemory):
         if not 0 < share < 1:
             raise ValueError(f"A share {share} of maps arrived; give one above 0 and below 1, or no maps at all.")
         self.pictures, self.count = pictures, round(len(pictures) * share / (1 - share))
-        self.latents = torch.stack([sample["intrinsic_latent"] for sample in read_many(maps, range(len(maps)))])
+        self.latents = stack([sample["intrinsic_latent"] for sample in read_many(maps, range(len(maps)))], "intrinsic_latent", maps)
         self.tokens = words_of_maps(tokenize([maps.entry(i)["caption"] for i in range(len(maps))]))
         like = pictures[0]
         if self.latents.shape[1:] != like["latent"].shape:
@@ -143,7 +142,7 @@ class PicturesWithMaps(InMemory):
 
     def __init__(self, pairs: FolderDataset):
         samples = read_many(pairs, range(len(pairs)))
-        self.latents, self.maps = (torch.stack([sample[key] for sample in samples]) for key in ("latent", "intrinsic_latent"))
+        self.latents, self.maps = (stack([sample[key] for sample in samples], key, pairs) for key in ("latent", "intrinsic_latent"))
         self.tokens = tokenize([pairs.entry(i)["caption"] for i in range(len(pairs))])
 
     def __len__(self) -> int:
@@ -162,12 +161,11 @@ def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[st
     for start in tqdm(range(0, len(source), batch), desc="encoding", unit="batch", disable=None):
         rows = range(start, min(start + batch, len(source)))
         samples, entries = read_many(source, rows), [source.entry(i) for i in rows]
-        check_alike([sample["image"] for sample in samples], source)
-        image = torch.stack([sample["image"] for sample in samples]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        image = stack([sample["image"] for sample in samples], "images", source).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts["latent"].append(encode(codec, image).half())
         parts["mirrored_latent"].append(encode(codec, image.flip(-1)).half())
         parts["depth"].append(code_depth(torch.stack([s["depth"] for s in samples]), torch.stack([s["mask"] for s in samples])).half())
-        parts["tokens"].append(torch.stack([caption_tokens(entry) for entry in entries]))
+        parts["tokens"].append(stack([caption_tokens(entry) for entry in entries], "captions", source))
         parts["cells"].append(torch.stack([cells_of(source, i, sample) for i, sample in zip(rows, samples, strict=True)]))
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
@@ -190,11 +188,12 @@ def code_depth(depth: Tensor, known: Tensor) -> Tensor:
     return encode_depth(depth[:, None], known[:, None], sky=~known[:, None])[:, 0]
 
 
-def check_alike(images: Sequence[Tensor], source: FolderDataset) -> None:
-    """The tiny networks take pictures of one size."""
-    sizes = sorted({tuple(image.shape[:2]) for image in images})
-    if len(sizes) > 1:
-        raise ValueError(f"Expected pictures of one size in {source.folder}, got {sizes[0]} and {sizes[-1]}. Bring them to one.")
+def stack(values: Sequence[Tensor], what: str, source: FolderDataset) -> Tensor:
+    """Samples of one shape as a tensor; ValueError names the folder where they differ: the tiny networks take one size."""
+    shapes = sorted({tuple(value.shape) for value in values})
+    if len(shapes) > 1:
+        raise ValueError(f"Expected {what} of one shape in {source.folder}, got {shapes[0]} and {shapes[-1]}. Bring them to one.")
+    return torch.stack(list(values))
 
 
 def cells_of(source: FolderDataset, index: int, sample: Mapping[str, Tensor]) -> Tensor:

@@ -93,12 +93,7 @@ def read_normals(source: Any, *, name: Any = None) -> Tensor:
     return normals if found.alpha is None else normals * (found.alpha[0] > 0)[..., None]
 
 
-def read_line(source: Any, *, name: Any = None) -> Tensor:
-    """h w in [0, 1] of a line drawing's file, bytes or Pillow image."""
-    return open_grey(source, name=name)
-
-
-READERS = {"normals": read_normals, "line": read_line}
+READERS = {"normals": read_normals, "line": open_grey}
 
 
 def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[Tensor, Tensor]:

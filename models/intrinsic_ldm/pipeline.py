@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core.geometry.arrays import OVERSHOOT, as_image
 from ..core.geometry.normals import NormalStyle, normals_to_image
 from ..core.geometry.view import View
 from . import maps
@@ -98,7 +99,7 @@ def decode_pictures(
     depth = maps.decode_depth(parts["depth"], near=near, far=far)
     normals = maps.decode_normals(parts["normals"]).movedim(1, -1)
     ids, present = maps.decode_segmentation(parts["segmentation"])
-    image = None if picture is None else picture[..., :3].float().to(depth.device)
+    image = None if picture is None else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT).to(depth.device)
     return Pictures(
         View.from_depth(depth, units="relative", normals=normals, image=image),
         normals_to_image(normals, style),

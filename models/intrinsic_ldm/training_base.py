@@ -64,6 +64,9 @@ def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], c
     settings, config = read_settings(ImageVaeLoss, recipe.loss, "recipe's loss"), tiny.VAE
     if settings.crop % config.stride:
         raise ValueError(f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent.")
+    sides = tuple(dataset[0]["image"].shape[1:])
+    if settings.crop > min(sides):
+        raise ValueError(f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got {settings.crop}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))

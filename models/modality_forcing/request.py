@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.geometry.arrays import as_float_tensor
 from ..core.geometry.depth import encode_depth
 from ..core.geometry.view import View, explain_invalid
 from ..core.pictures import Pictures, as_tensor, read_pictures
@@ -70,7 +71,7 @@ def read_depth(source: Any, size: tuple[int | None, int | None], notes: list[str
         holes, pixels = sum(view.invalid_counts), view.mask.numel()
         notes.extend([f"{holes} of {pixels} depth pixels ({holes / pixels:.1%}) are invalid and left out."] if holes else [])
     else:
-        depth = as_tensor(source)
+        depth = as_tensor(source) if hasattr(source, "getbands") else as_float_tensor(source, name="depth")
         if depth.ndim >= 3 and depth.shape[-1] == 1:
             depth = depth[..., 0]
         if depth.ndim >= 3 and depth.shape[-1] in (3, 4) and min(depth.shape[-3:-1]) > 4:

@@ -7,6 +7,7 @@ import comfy.nested_tensor
 import torch
 from torch import Tensor
 
+from ...models.core.geometry.arrays import OVERSHOOT, as_image
 from ...models.core.geometry.depth import decode_depth
 from ...models.core.geometry.view import View
 from ...models.modality_forcing.request import pad_size
@@ -59,7 +60,7 @@ def decode_joint_latent(latent: dict, vae) -> tuple[Tensor, View]:
     height, width = latent.get(SIZE, depth.shape[-2:])
     pictures = vae.decode(image)[:, :height, :width, :3]
     depth = decode_depth(depth.float(), infinite_sky=latent.get(SKY, False)).to(pictures.device)[..., :height, :width]
-    return pictures, View.from_depth(depth, units="relative", image=pictures.float())
+    return pictures, View.from_depth(depth, units="relative", image=as_image(pictures, overshoot=OVERSHOOT))
 
 
 def check_vae(vae, image: Tensor, stride: int) -> None:

@@ -143,6 +143,45 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
     assert len(task.model.reader.heads) == len(task.model.keys()) == 7 and "position" in parts and part.abs().max() > 0
 
 
+def test_a_crop_beyond_the_pictures_is_refused(folder):
+    data = {"folder": str(folder / "world"), "size": 32}
+    with pytest.raises(ValueError, match="Expected crop of the recipe's loss within the pictures' 32 x 32 pixels, got 64"):
+        BUILDERS["tiny_image_vae"](Recipe("tiny_image_vae", 1, data=data, loss={"crop": 64}))
+
+
+@pytest.mark.parametrize("objects", ["red ball", ["red ball", "no such thing"], [], [5], None])
+def test_objects_that_the_world_does_not_know_are_named_by_line(tmp_path, objects):
+    export_dataset(tmp_path / "files", 2, size=16, layout="files")
+    manifest = tmp_path / "files" / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines[1]["objects"] = objects
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"Sample 1 \(line 2 of .*Expected \"objects\" as the world names them"):
+        BUILDERS["tiny_codec"](Recipe("tiny_codec", 1, data={"folder": str(tmp_path / "files")}))
+
+
+@pytest.mark.parametrize("system", ["tiny_codec", "tiny_image_vae", "tiny_modality_forcing"])
+def test_loose_pictures_of_the_world_train_as_shards_do(tmp_path, system):
+    datasets = []
+    for layout in ("files", "shards"):
+        export_dataset(tmp_path / layout, 2, size=32, layout=layout, depth_type="float32")
+        datasets.append(BUILDERS[system](Recipe(system, 1, data={"folder": str(tmp_path / layout)})).dataset)
+    for index in range(4):
+        loose, packed = (dataset[index] for dataset in datasets)
+        assert loose.keys() == packed.keys()
+        for key in packed:  # depth to the half millimetre of its PNG
+            torch.testing.assert_close(loose[key], packed[key], rtol=0, atol=2e-3 if key == "depth_net" else 0, msg=key)
+
+
+@pytest.mark.parametrize("system", ["tiny_codec", "tiny_image_vae", "tiny_modality_forcing", "scorer", "predictor"])
+def test_a_folder_without_segmentation_is_refused_in_a_sentence(tmp_path, system):
+    export_dataset(tmp_path, 2, size=32, layout="files")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"segmentation": ', '"labels": '))
+    with pytest.raises(ValueError, match="segmentation"):
+        BUILDERS[system](Recipe(system, 1, data={"folder": str(tmp_path)}))
+
+
 def test_an_unknown_shipping_precision_is_refused(folder):
     with pytest.raises(ValueError, match="Expected one of float32, float16 as ship of the recipe's model, got 'int3'"):
         run_recipe(shorten("tiny_1_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")), BUILDERS)

@@ -13,6 +13,7 @@ import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
 WIDGETS = {"units": "as the file says", "png_scale": 0.0, "exr_channel": ""}
+SAVED = {"filename_prefix": "scaled", "format": "png", "png_scale": 0.0, "exr_picture": True}  # without what came later
 
 
 def node(name):
@@ -67,3 +68,96 @@ def missing_file(folder):
     except ValueError as error:
         return str(error)
     return None
+
+
+def sentence(work):
+    try:
+        work()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def load_scaled(folder, value, said):
+    """What Load Depth makes of a PNG of this one value, by Pillow, as "depths" or as the sentence it refuses with."""
+    from PIL import Image
+
+    folder_paths.set_input_directory(folder)
+    Image.new("I;16", (4, 3), value).save(Path(folder, "grey.png"))
+    Path(folder, "z.exr").write_bytes(ours("models.core.export.exr").encode_exr({"Z": torch.ones(3, 4).numpy()}))
+    said = {"file": "grey.png", **WIDGETS, "units": "metric", **said}
+    found = []
+    refused = sentence(lambda: found.append(node("LoadDepth").EXECUTE_NORMALIZED(**said).result[0]))
+    return {"refused": refused, "depths": [float(value) for view in found for value in view.depth.unique()]}
+
+
+def save_scaled(folder, said):
+    """A depth of 2 to 5 metres through Save Depth: what was said, and the path of the file."""
+    folder_paths.set_output_directory(folder)
+    depth = torch.linspace(2, 5, 12).reshape(1, 3, 4)
+    view = ours("models.core.geometry.view").View.from_depth(depth, units="metric")
+    saver = node("SaveDepth").PREPARE_CLASS_CLONE(None)
+    said = {**SAVED, **said}
+    found = []
+    refused = sentence(lambda: found.append(saver.EXECUTE_NORMALIZED(view=view, **said).ui))
+    files = [str(Path(folder, file["filename"])) for shown in found for file in shown.get("images", ())]
+    return {"refused": refused, "text": [line for shown in found for line in shown["text"]], "files": files, "depth": depth[0].tolist()}
+
+
+def accepted(inputs, name):
+    """What core's check has against one of our nodes with these inputs from the API, or None."""
+    graph = {
+        "1": {"class_type": "PrimitiveString", "inputs": {"value": "depth.exr"}},
+        "2": {"class_type": "ComfySwitchNode", "inputs": {"switch": False, "on_false": ["1", 0], "on_true": ["1", 0]}},
+        "3": {"class_type": "SpatialWeave_LoadDepth", "inputs": {"file": ["2", 0], **WIDGETS}},
+        "4": {"class_type": "SpatialWeave_SaveDepth", "inputs": {"view": ["3", 0], **SAVED}},
+    }
+    next(node for node in graph.values() if node["class_type"] == f"SpatialWeave_{name}")["inputs"] |= inputs
+    return checked(graph)
+
+
+def changing_sidecar(folder):
+    """What Load Depth reads of one PNG, and its fingerprint, while the JSON beside it changes."""
+    from PIL import Image
+
+    folder_paths.set_input_directory(folder)
+    Image.new("I;16", (4, 3), 5000).save(Path(folder, "d.png"))
+    beside, depths, prints = Path(folder, "d.json"), [], []
+    for scale in ("0.001 ", "0.0002", "0.0004"):
+        beside.write_text(f'{{"depth_units": "metric", "depth_scale": {scale}}}')
+        os.utime(beside, (1, 1))
+        prints.append(node("LoadDepth").fingerprint_inputs(file="d.png", **WIDGETS))
+        depths.append(float(node("LoadDepth").EXECUTE_NORMALIZED(file="d.png", **WIDGETS).result[0].depth.max()))
+    return {"depths": depths, "prints": prints}
+
+
+def foreign_export(folder):
+    """An NPZ in the layout of Depth Anything 3's exporter through what makes clouds, meshes, normals, pairs and files of it."""
+    import numpy as np
+
+    folder_paths.set_input_directory(folder)
+    folder_paths.set_output_directory(folder)
+    image = np.zeros((1, 12, 16, 3), np.uint8)
+    image[..., 1], image[..., 2] = 51, 204
+    depth = np.linspace(2, 3, 192).reshape(1, 12, 16)
+    np.savez(
+        Path(folder, "da3.npz"), image=image, depth=depth, conf=np.ones_like(depth), extrinsics=np.eye(4)[None, :3],
+        intrinsics=np.array([[[20.0, 0, 8], [0, 20, 6], [0, 0, 1]]]), world_points=np.zeros((1, 12, 16, 3)),
+    )  # fmt: skip
+    view, text = node("LoadDepth").EXECUTE_NORMALIZED(file="da3.npz", **{**WIDGETS, "units": "metric"}).result
+    clouds = ours("models.core.geometry.points").view_to_point_cloud(view)
+    ours("models.core.geometry.mesh").view_to_mesh(view)
+    ours("models.core.geometry.normals").view_with_normals(view)
+    ours("models.core.geometry.stereo").stereo_pair(view)
+    for packet in ("Moge", "Da3"):
+        back = node(f"ViewTo{packet}").EXECUTE_NORMALIZED(view=view, **({"fov_degrees": 60.0} if packet == "Moge" else {})).result[0]
+        node(f"ViewFrom{packet}").EXECUTE_NORMALIZED(units="metric", **{f"{packet.lower()}_geometry": back})
+    exr = ours("models.core.export.depth_files")
+    written = exr.write_depth(Path(folder, "out.exr"), view)
+    return {
+        "image": view.image[0, 0, 0].tolist(),
+        "camera": str(view.intrinsics.dtype),
+        "colors": float(clouds[0].colours.max()),
+        "exr": float(exr.read_depth(written, channel="B", units="relative").depth.max()),
+        "text": text,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Literal
 
 from ..geometry.view import Units, View
 from .exr import read_exr, srgb_to_linear, write_exr
-from .npz import read_npz, write_npz
-from .png16 import read_png16, write_png16
+from .npz import load_npz, write_npz
+from .png16 import find_sidecar, read_png16, write_png16
 
 Format = Literal["png", "exr", "npz"]
 SUFFIXES = (".png", ".exr", ".npz")
@@ -51,19 +52,48 @@ def read_depth(
 
     From the depth ``background`` on all is sky, for programs that write a number where nothing is: Blender's Z pass 1e10.
     """
+    return load_depth(path, units=units, scale=scale, channel=channel, background=background)[0]
+
+
+def load_depth(
+    path: str | os.PathLike,
+    *,
+    units: Units | None = None,
+    scale: float | None = None,
+    channel: str | None = None,
+    background: float | None = None,
+) -> tuple[View, tuple[str, ...]]:
+    """As :func:`read_depth`, with sentences on what of the file was left out."""
     path = Path(path)
-    suffix = _suffix(path)
+    suffix, notes = _suffix(path), ()
     if suffix == ".npz":
-        view = read_npz(path, units=units)
+        view, notes = load_npz(path, units=units)
     elif suffix == ".png":
         view = read_png16(path, scale=scale, units=units)
     else:
-        view = read_exr(path, units=units, channel=channel)
-    return view if background is None else view.with_sky_from(background)
+        return read_exr(path, units=units, channel=channel, background=background), ()
+    return view if background is None else view.with_sky_from(background), notes
+
+
+def fingerprint_depth(path: str | os.PathLike) -> str:
+    """A text that changes with all that :func:`read_depth` reads: the file, and the JSON beside a PNG."""
+    path = Path(path)
+    prints = [_stamp(path)]
+    if path.suffix.lower() == ".png":
+        beside = find_sidecar(path)
+        # small, and replaced by programs that keep its size and date
+        prints.append(hashlib.sha256(beside.read_bytes()).hexdigest() if beside.is_file() else "alone")
+    return " ".join(prints)
+
+
+def _stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_size}"
 
 
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path.name} is no depth file by its name, wanted one that ends in {', '.join(SUFFIXES)}.")
+        remedy = " Save an array by numpy.savez(path, depth=array)." if suffix == ".npy" else ""
+        raise ValueError(f"{path.name} is no depth file by its name, wanted one that ends in {', '.join(SUFFIXES)}.{remedy}")
     return suffix

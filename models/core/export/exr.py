@@ -3,31 +3,37 @@
 Decision: our own writer and reader of flat scanline files. PyAV, which ComfyUI brings, writes float EXR exactly (tried: bit
 for bit, infinities too), but only as Y or RGB(A): neither the Z channel where compositing programs look for a depth, nor Z
 beside RGB, nor attributes for the units; its decoder drops a Z channel. The OpenEXR package is not among ComfyUI's
-requirements, and serves the tests as the independent reader. Format: openexr.com, "OpenEXR File Layout".
+requirements, and serves the tests as the independent reader; where it is installed it is not used either, so that one file is
+one depth on every machine. Format: openexr.com, "OpenEXR File Layout".
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import struct
-import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor
 
 from ..geometry.view import Units, View
-from .files import camera_from_text, camera_to_text, one_picture, to_view, write_file
+from .exr_blocks import METHODS, ROWS, compress_zip
+from .exr_reader import MAGIC, Header, read_file, show_box
+from .files import CAMERA, camera_from_text, camera_to_text, one_picture, to_view, write_file
 
-_MAGIC = 20000630
-_PIXELS = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
-_NONE, _ZIPS, _ZIP = 0, 2, 3
+log = logging.getLogger("spatialweave.export")
+
 _LONGEST_NAME = 31
-_ROWS = {_NONE: 1, _ZIPS: 1, _ZIP: 16}
-_UNREAD_FLAGS = {0x200: "tiled", 0x800: "deep", 0x1000: "multi-part"}
+_ZIP = METHODS.index("ZIP")
+_DIRECTION = "larger = farther"
+_LARGEST_HALF = 65504.0
+_DEPTH_WORDS = {"depth", "z", "zdepth", "z_depth", "depthz"}
+_NAME_IT = "Name the one with the depth: exr_channel in Load Depth, channel= in Python, --channel at the command line."
+_VALUES = {"z", "v", "y", "value"}  # Blender's compositor writes depth.V, others the one value of a grey layer as Y
 
 
 def srgb_to_linear(image: Tensor) -> Tensor:
@@ -59,22 +65,24 @@ def encode_exr(channels: Mapping[str, np.ndarray], attributes: Mapping[str, str 
     # longer names would need a flag in the version field
     if any(len(name) > _LONGEST_NAME for name in (*planes, *(attributes or {}))):
         raise ValueError(f"EXR channel and attribute names hold at most {_LONGEST_NAME} characters.")
-    head = struct.pack("<2I", _MAGIC, 2) + b"".join(_attribute(*entry) for entry in header) + b"\0"
+    head = struct.pack("<2I", MAGIC, 2) + b"".join(_attribute(*entry) for entry in header) + b"\0"
     stack = np.stack(list(planes.values()), axis=1)  # h c w: a scanline holds one channel after the other
     blocks = []
-    for row in range(0, height, _ROWS[_ZIP]):
-        packed = _compress(stack[row : row + _ROWS[_ZIP]].tobytes())
+    for row in range(0, height, ROWS["ZIP"]):
+        packed = compress_zip(stack[row : row + ROWS["ZIP"]].tobytes())
         blocks.append(struct.pack("<2i", row, len(packed)) + packed)
     places = np.cumsum([len(head) + 8 * len(blocks)] + [len(block) for block in blocks[:-1]])
     return head + places.astype("<u8").tobytes() + b"".join(blocks)
 
 
 def decode_exr(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Channels (float32 ``h w``, uint as uint32) and attributes of a flat scanline EXR, uncompressed, ZIPS or ZIP."""
-    try:
-        return _decode(data)
-    except (struct.error, IndexError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"This EXR is damaged or cut short ({error}).") from error
+    """Channels (float32 ``h w``, uint as uint32) and attributes of a flat scanline EXR without compression, or by RLE, ZIP or PXR24.
+
+    The frame is the display window's; outside the data window the channels are 0.
+    """
+    header, planes = read_file(data, choose=list)
+    floats = {name: plane.astype(np.float32) for name, plane in planes.items() if plane.dtype.kind == "f"}
+    return {**planes, **floats}, header.attributes
 
 
 def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None = None, notes: Mapping[str, str] | None = None) -> Path:
@@ -91,120 +99,88 @@ def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None 
             wanted = (*view.depth.shape[1:], 3)
             raise ValueError(f"RGB of shape {tuple(rgb_linear.shape)} does not fit the depth map, wanted {wanted}.")
         channels |= {name: rgb_linear[..., index].detach().cpu().numpy() for index, name in enumerate("RGB")}
-    attributes = {"depthUnits": view.units, "depthDirection": "larger = farther", "depthInvalid": 0.0}
-    short = {name: text for name, text in (notes or {}).items() if len(name) <= _LONGEST_NAME}
+    attributes = {"depthUnits": view.units, "depthDirection": _DIRECTION, "depthInvalid": 0.0}
+    short = {name: text for name, text in (notes or {}).items() if len(name) <= _LONGEST_NAME and name != CAMERA}
     return write_file(path, encode_exr(channels, {**short, **attributes, **camera_to_text(view)}))
 
 
-def read_exr(path: str | os.PathLike, *, units: Units | None = None, channel: str | None = None) -> View:
-    """Read a depth from an EXR: the ``channel`` named, or Z, or the only one there is; ``units`` serves files without ours."""
+def read_exr(
+    path: str | os.PathLike, *, units: Units | None = None, channel: str | None = None, background: float | None = None
+) -> View:
+    """Read a depth from an EXR: the ``channel`` named, or the one that :func:`find_depth` finds; ``units`` serves files without ours.
+
+    From the depth ``background`` on all is sky. A half channel holds at most 65504: of a background beyond, that is what is left.
+    """
+    path = Path(path)
     try:
-        channels, attributes = decode_exr(Path(path).read_bytes())
+        header, planes = read_file(path.read_bytes(), choose=lambda names: _choose(channel, names))
     except ValueError as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
-    channel = channel or ("Z" if "Z" in channels else next(iter(channels)) if len(channels) == 1 else None)
-    if channel not in channels:
-        raise ValueError(f"{path} holds the channels {sorted(channels)}; pass the one with the depth as channel=.")
-    return to_view(channels[channel], units=units or attributes.get("depthUnits"), path=path, **camera_from_text(attributes, path))
+    ((name, plane),) = planes.items()
+    _tell(path, header, name)
+    attributes = header.attributes
+    _check_statements(attributes, units, path)
+    depth = np.where(plane == attributes.get("depthInvalid", 0.0), 0, plane).astype(np.float32)
+    view = to_view(depth, units=units or attributes.get("depthUnits"), path=path, **camera_from_text(attributes, path))
+    if background is None:
+        return view
+    return view.with_sky_from(min(background, _LARGEST_HALF) if plane.dtype == np.float16 else background)
+
+
+def find_depth(names: Collection[str]) -> str:
+    """The one channel that is a depth by its name; ValueError lists them all if there is none, or more than one.
+
+    Of layers (``ViewLayer.Depth.Z``) the last part counts. Z beside X is the third component of a vector.
+    """
+    if "Z" in names and not _is_vector("Z", names):
+        return "Z"
+    found = [name for name in names if _is_depth(name) and not _is_vector(name, names)]
+    if len(names) == 1 or len(found) == 1:
+        return (found or list(names))[0]
+    vectors = sorted(name for name in names if _is_vector(name, names))
+    about = f"; {', '.join(vectors)} beside X is part of a vector, no depth" if vectors else ""
+    raise ValueError(f"Expected one channel that is a depth by its name, got {sorted(names)}{about}. {_NAME_IT}")
+
+
+def _is_vector(name: str, names: Collection[str]) -> bool:
+    """Whether a Z is that of a normal, a position or a motion: its layer has an X as well."""
+    layer, dot, value = name.rpartition(".")
+    cases = {"Z": "X", "z": "x"}
+    return value in cases and f"{layer}{dot}{cases[value]}" in names
+
+
+def _is_depth(name: str) -> bool:
+    """Depth.Z, ViewLayer.Depth.Z, depth.V, depth; Mist.Z and Denoising Depth.Z are other things."""
+    layer, _, value = name.lower().rpartition(".")
+    layer = layer.rpartition(".")[2]
+    return (value in _DEPTH_WORDS and not layer) or (value in _VALUES and layer in _DEPTH_WORDS) or value in _DEPTH_WORDS - {"z"}
+
+
+def _choose(channel: str | None, names: Collection[str]) -> list[str]:
+    channel = channel or find_depth(names)
+    if channel not in names:
+        raise ValueError(f"Expected a channel named {channel!r}, got {sorted(names)}. {_NAME_IT}")
+    return [channel]
+
+
+def _tell(path: Path, header: Header, channel: str) -> None:
+    """Say in the log what a reader of the file would not take for granted."""
+    if channel != "Z":
+        log.info("%s: the depth is channel %r of %s.", path, channel, sorted(header.channels))
+    if header.data_window != header.display_window:
+        windows = show_box(header.data_window), show_box(header.display_window)
+        log.info("%s: the data window %s was put into the display window %s; outside it no pixel is valid.", path, *windows)
+
+
+def _check_statements(attributes: Mapping[str, Any], units: Units | None, path: Path) -> None:
+    """Refuse what a file says of its depth and this reader does not know; ``units`` given by the caller replace the file's."""
+    stated = attributes.get("depthUnits", "metric")
+    if units is None and stated not in get_args(Units):
+        raise ValueError(f"{path}: Expected depthUnits 'metric' or 'relative', got {stated!r}. Say it yourself by units; metric is metres.")
+    direction = attributes.get("depthDirection", _DIRECTION)
+    if direction != _DIRECTION:
+        raise ValueError(f"{path}: Expected depthDirection {_DIRECTION!r}, got {direction!r}. Turn the values into distances first.")
 
 
 def _attribute(name: str, kind: str, value: bytes) -> bytes:
     return name.encode() + b"\0" + kind.encode() + b"\0" + struct.pack("<i", len(value)) + value
-
-
-def _compress(raw: bytes) -> bytes:
-    """EXR's ZIP: even bytes before odd ones, each as its difference to the one before plus 128, deflated; raw if not smaller."""
-    data = np.frombuffer(raw, np.uint8)
-    data = np.concatenate([data[::2], data[1::2]])
-    data[1:] = data[1:] - data[:-1] + np.uint8(128)
-    packed = zlib.compress(data.tobytes(), 6)
-    return packed if len(packed) < len(raw) else raw
-
-
-def _uncompress(packed: bytes, size: int) -> bytes:
-    if len(packed) == size:
-        return packed
-    # at most one byte more than expected: a forged block cannot fill the memory
-    data = np.frombuffer(zlib.decompressobj().decompress(packed, size + 1), np.uint8).copy()
-    if len(data) != size:
-        raise IndexError(f"a block of {len(data)} bytes instead of {size}")
-    data[1:] += np.uint8(128)
-    data = np.add.accumulate(data, dtype=np.uint8)
-    raw = np.empty(size, np.uint8)
-    half = (size + 1) // 2
-    raw[::2], raw[1::2] = data[:half], data[half:]
-    return raw.tobytes()
-
-
-def _decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    magic, version = struct.unpack_from("<2I", data)
-    if magic != _MAGIC:
-        raise ValueError("this is not an OpenEXR file.")
-    for flag, kind in _UNREAD_FLAGS.items():
-        if version & flag:
-            raise ValueError(f"this OpenEXR file is {kind}; save it as flat scanlines.")
-    raw, position = _header(data)
-    compression = raw["compression"][1][0]
-    if compression not in _ROWS:
-        raise ValueError("this OpenEXR file is compressed by another method than ZIP; save it with ZIP or none.")
-    kinds = _channel_list(raw["channels"][1])
-    left, top, right, bottom = struct.unpack("<4i", raw["dataWindow"][1])
-    width, height = right - left + 1, bottom - top + 1
-    if width < 1 or height < 1 or not kinds:
-        raise IndexError("no pixels")
-    planes = {name: np.empty((height, width), kind) for name, kind in kinds.items()}
-    blocks = -(-height // _ROWS[compression])
-    for place in struct.unpack_from(f"<{blocks}Q", data, position):
-        _read_block(data, place, planes, _ROWS[compression], top)
-    readable = {"string": lambda value: value.decode(), "float": lambda value: struct.unpack("<f", value)[0]}
-    attributes = {name: readable[kind](value) for name, (kind, value) in raw.items() if kind in readable}
-    return {name: plane.astype(np.float32) if plane.dtype.kind == "f" else plane for name, plane in planes.items()}, attributes
-
-
-def _read_block(data: bytes, place: int, planes: dict[str, np.ndarray], rows: int, top: int) -> None:
-    """Fill the planes' scanlines from one block."""
-    row, packed_size = struct.unpack_from("<2i", data, place)
-    row -= top
-    height, width = next(iter(planes.values())).shape
-    rows = min(rows, height - row)
-    size = rows * width * sum(plane.itemsize for plane in planes.values())
-    if len(data) < place + 8 + packed_size:
-        raise IndexError("the last scanlines are missing")
-    block, start = _uncompress(data[place + 8 : place + 8 + packed_size], size), 0
-    for line in range(row, row + rows):
-        for plane in planes.values():
-            plane[line] = np.frombuffer(block, plane.dtype, width, start)
-            start += width * plane.itemsize
-
-
-def _text(data: bytes, position: int) -> tuple[str, int]:
-    end = data.find(b"\0", position)
-    if end < 0:
-        raise IndexError("the header has no end")
-    return data[position:end].decode(), end + 1
-
-
-def _header(data: bytes) -> tuple[dict[str, tuple[str, bytes]], int]:
-    """Attributes by name with kind and raw value, and where the table of blocks begins."""
-    found, position = {}, 8
-    while data[position]:
-        name, position = _text(data, position)
-        kind, position = _text(data, position)
-        (size,) = struct.unpack_from("<i", data, position)
-        found[name] = (kind, data[position + 4 : position + 4 + size])
-        position += 4 + size
-    missing = {"channels", "compression", "dataWindow"} - set(found)
-    if missing:
-        raise IndexError(f"no {sorted(missing)} in the header")
-    return found, position + 1
-
-
-def _channel_list(listing: bytes) -> dict[str, np.dtype]:
-    kinds, position = {}, 0
-    while listing[position]:
-        name, position = _text(listing, position)
-        kind, _, x_sampling, y_sampling = struct.unpack_from("<4i", listing, position)
-        if (x_sampling, y_sampling) != (1, 1) or kind not in _PIXELS:
-            raise ValueError(f"channel {name} of this OpenEXR file is subsampled or of an unknown kind; save it as plain float.")
-        kinds[name], position = _PIXELS[kind], position + 16
-    return kinds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..geometry.view import View
+from ..geometry.view import Units, View
+from ..text_files import show_path
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another disk",
@@ -29,6 +31,9 @@ _REASONS = {
 
 _LONGEST_NAME = 250  # characters; disks take 255, and a partial file's name is five longer
 
+_UNITS = {"relative": "relative", **dict.fromkeys(("metric", "m", "meter", "meters", "metre", "metres"), "metric")}
+_LONGEST_SHOWN = 60  # characters of a wrong value in a sentence
+
 CAMERA = "intrinsics"  # pixels of the depth map, row by row
 
 
@@ -40,7 +45,11 @@ class ExportError(OSError):
 
 
 class UnstatedError(ValueError):
-    """A file does not say what its numbers are, nor did the caller."""
+    """A file does not say what its numbers are, nor did the caller; ``missing`` names the arguments that would."""
+
+    def __init__(self, message: str, missing: tuple[str, ...] = ("units",)) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> Path:
@@ -90,14 +99,73 @@ def camera_from_text(found: Mapping[str, Any], path: str | os.PathLike) -> dict[
     try:
         matrix = torch.tensor(json.loads(value) if isinstance(value, str) else value, dtype=torch.float32)
         return {CAMERA: matrix.reshape(1, 3, 3)}
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(
-            f"{path} holds a camera that is no 3 x 3 of numbers; remove its entry {CAMERA!r}, or write the file anew."
+            f"{show_path(path)} holds a camera that is no 3 x 3 of numbers; remove its entry {CAMERA!r}, or write the file anew."
         ) from error
 
 
-def to_view(depth, *, units: str | None, path: str | os.PathLike, **others) -> View:
-    """What a reader found as a View; ``units`` None means that neither file nor caller named them."""
+def read_number(value: Any, name: str, source: str, *, above_zero: bool = False, text: bool = False) -> float:
+    """A finite number that a file states under ``name``; in a ``text`` it may be spelled out."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, *((str,) if text else ()))):
+            raise ValueError
+        number = float(value)
+        if not math.isfinite(number) or (above_zero and number <= 0):
+            raise ValueError
+    except (ValueError, OverflowError) as error:
+        wanted = "a finite number above 0" if above_zero else "a finite number"
+        raise ValueError(f"Expected {wanted} as {name!r} in {source}, got {_shorten(value)}. Correct or remove it.") from error
+    return number
+
+
+def choose_units(stated: Any, given: Units | None, source: str) -> Units | None:
+    """The caller's unit, or else the file's, in whatever word it has for it; None if neither names one.
+
+    A unit of neither kind, as millimetres, is refused unless the caller takes the depth for relative, which it is.
+    """
+    if stated is None:
+        return given
+    found = name_units(stated, source)
+    if found not in _UNITS and given != "relative":
+        raise ValueError(_wrong_units(stated, source, "Convert the depth to meters and correct the entry, or read it as relative."))
+    return given or found
+
+
+def name_units(stated: Any, source: str) -> str:
+    """A file's word for its unit: one of ours where it means one, else its own."""
+    if not isinstance(stated, str):
+        raise ValueError(_wrong_units(stated, source, "Correct or remove the entry."))
+    word = stated.strip().lower()
+    return _UNITS.get(word, word)
+
+
+def _wrong_units(stated: Any, source: str, remedy: str) -> str:
+    return f"Expected units 'metric' (meters) or 'relative' in {source}, got {_shorten(stated)}. {remedy}"
+
+
+def check_direction(stated: Any, source: str) -> None:
+    """Refuse a file that says of its numbers that they do not grow with the distance."""
+    if stated is not None and (not isinstance(stated, str) or "".join(stated.lower().split()) != "larger=farther"):
+        raise ValueError(
+            f"Expected the direction 'larger = farther' in {source}, got {_shorten(stated)}. "
+            "Store depth, not disparity or an inverted image, and correct the entry."
+        )
+
+
+def to_view(depth, *, units: Any, path: str | os.PathLike, **others) -> View:
+    """What a reader found as a View; ``units`` None means that neither file nor caller named them. Refusals name the file."""
+    source = show_path(path)
+    units = choose_units(units, None, source)
     if units is None:
-        raise UnstatedError(f"{path} does not say what its numbers are: pass units='metric' (metres) or units='relative'.")
-    return View.from_depth(torch.as_tensor(depth), units=units, **others)
+        raise UnstatedError(f"{source} does not say what its numbers are: pass units='metric' (metres) or units='relative'.")
+    try:
+        return View.from_depth(depth, units=units, **others)
+    except ValueError as error:
+        raise ValueError(f"Cannot read {source}: {error}") from error
+
+
+def _shorten(value: Any) -> str:
+    """A value for a sentence."""
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."

@@ -1,5 +1,7 @@
 """16-bit grey PNG: ``depth = value * scale + offset``, 0 is invalid; scale, offset and units stand in the file and in a JSON beside it.
 
+What text and JSON state must be possible and must agree: neither goes before the other.
+
 Python float text keeps every digit, so a file read back differs from what was written by at most half a scale.
 """
 
@@ -7,20 +9,37 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..geometry.view import Units, View
-from .files import UnstatedError, camera_from_text, camera_to_text, one_picture, to_view, write_file
+from ..text_files import read_json_object, show_path
+from .files import (
+    CAMERA,
+    UnstatedError,
+    camera_from_text,
+    camera_to_text,
+    check_direction,
+    choose_units,
+    name_units,
+    one_picture,
+    read_number,
+    to_view,
+    write_file,
+)
 
 _TOP = 65535
-_KEYS = {"depth_units": str, "depth_scale": float, "depth_offset": float}
+_ORIENTATION = 0x0112  # Exif's tag; 1 is upright, 2 to 8 are turned or mirrored
+_FACTS = ("depth_units", "depth_scale", "depth_offset", "depth_invalid", "depth_direction")
 
 
 def quantise(depth: Tensor, mask: Tensor, scale: float | None = None) -> tuple[np.ndarray, float, float]:
@@ -37,7 +56,7 @@ def quantise(depth: Tensor, mask: Tensor, scale: float | None = None) -> tuple[n
         offset = low - scale if high > low else 0.0
     else:
         offset = 0.0
-        if not scale > 0 or high > scale * (_TOP + 0.5):
+        if not (math.isfinite(scale) and scale > 0) or high > scale * (_TOP + 0.5):
             raise ValueError(
                 f"Depths up to {high:.6g} do not fit into 16 bits at a scale of {scale:.6g} (at most {scale * _TOP:.6g}); "
                 "give a larger scale or none, or write EXR."
@@ -75,7 +94,8 @@ def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = No
         "depth_formula": "depth = value * depth_scale + depth_offset",
     }
     text = {key: value if isinstance(value, str) else repr(value) for key, value in facts.items()}
-    text = {**(notes or {}), **text, **camera_to_text(view)}
+    notes = {name: note for name, note in (notes or {}).items() if name not in (*_FACTS, CAMERA)}
+    text = {**notes, **text, **camera_to_text(view)}
     valid = depth[mask]
     facts |= {
         "depth_min": float(valid.min()),
@@ -91,55 +111,113 @@ def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = No
 
 
 def read_png16(path: str | os.PathLike, *, scale: float | None = None, offset: float = 0.0, units: Units | None = None) -> View:
-    """Read a 16-bit grey PNG as a View; value 0 is invalid.
+    """Read a 16-bit grey PNG as a View; value 0 is invalid, and so is the value that tRNS calls transparent.
 
-    Scale, offset, units and camera come from the file's text or, when another program dropped that, from the JSON beside it.
-    A file of other origin says neither: pass ``scale`` and ``units`` (and ``offset``), which also override the file's own.
-    ValueError tells what is missing; FileNotFoundError and the like are the system's.
+    Scale, offset, units and camera come from the file's text or, when another program dropped that, from the JSON beside it;
+    where both state one, they must agree. Other programs' files say neither: pass ``scale`` and ``units`` (and ``offset``),
+    which also override the file's own. ValueError tells what is missing; FileNotFoundError and the like are the system's.
     """
     path = Path(path)
-    values, text = _load(path)
-    found = text if _facts(text) else _sidecar(path)
-    facts = _facts(found)
+    source = show_path(path)
+    values, text, transparent = _load(path)
+    beside = find_sidecar(path)
+    facts = _agree(_read_text(text, source), _read_sidecar(beside, values.shape, source), beside, source, ignored=scale is not None)
+    units = choose_units(facts.get("depth_units"), units, source if "depth_units" in text else show_path(beside))
     if scale is None:
-        if facts is None:
-            raise UnstatedError(f"{path} does not say its scale: pass scale and units, as scale=0.001, units='metric' for millimetres.")
-        scale, offset = facts["depth_scale"], facts["depth_offset"]
-    units = units or (facts["depth_units"] if facts else None)
+        if "depth_scale" not in facts:
+            raise UnstatedError(
+                f"{source} does not say its scale: pass scale and units, as scale=0.001, units='metric' for millimetres.",
+                ("scale",) if units else ("scale", "units"),
+            )
+        scale, offset = facts["depth_scale"], facts.get("depth_offset", 0.0)
     depth = np.where(values > 0, values.astype(np.float64) * scale + offset, 0.0)
-    return to_view(depth, units=units, path=path, **camera_from_text(found, path))
+    if transparent is not None:
+        depth[values == transparent] = 0.0
+    camera = {CAMERA: facts[CAMERA]} if CAMERA in facts else {}
+    return to_view(depth, units=units, path=path, **camera)
 
 
-def _load(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+def find_sidecar(path: Path) -> Path:
+    """The JSON beside a PNG, whether it is there or not."""
+    beside, loud = path.with_suffix(".json"), path.with_suffix(".JSON")
+    return loud if loud.is_file() and not beside.is_file() else beside
+
+
+def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:
+    """Values ``h w``, text and transparent value of a 16-bit grey PNG."""
     from PIL import Image
 
-    data = io.BytesIO(path.read_bytes())
+    data, source = io.BytesIO(path.read_bytes()), show_path(path)
     try:
         with Image.open(data) as picture:
             picture.load()
-            kind, mode, text = picture.format, picture.mode, dict(getattr(picture, "text", {}))
-            values = np.asarray(picture)
-    except (OSError, SyntaxError, struct.error) as error:  # what Pillow raises, depending on the place of the damage
-        raise ValueError(f"{path} is no picture, or a damaged one; wanted a 16-bit grey PNG.") from error
+        kind, mode, text = picture.format, picture.mode, dict(getattr(picture, "text", {}))
+        turned, transparent = picture.getexif().get(_ORIENTATION, 1), picture.info.get("transparency")
+        frames, values = getattr(picture, "n_frames", 1), np.asarray(picture)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise ValueError(
+            f"Expected a 16-bit grey PNG in {source}, got more pixels than can be opened ({error}). Make it smaller."
+        ) from error
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, zlib.error) as error:
+        # what Pillow raises, depending on the place of the damage
+        raise ValueError(f"{source} is no picture, or a damaged one; wanted a 16-bit grey PNG.") from error
     if kind != "PNG" or not mode.startswith("I"):
         remedy = "load a depth of 8 bits as a picture, and say what white means in View from Depth Image (view_from_image)"
-        raise ValueError(f"{path} is a {kind} picture of mode {mode}, wanted a 16-bit grey PNG: {remedy}.")
-    return values.astype(np.uint16), text
+        raise ValueError(f"{source} is a {kind} picture of mode {mode}, wanted a 16-bit grey PNG: {remedy}.")
+    if frames > 1:
+        raise ValueError(f"Expected one depth in {source}, got an animation of {frames}. Save its frames one by one.")
+    if turned in range(2, 9):
+        raise ValueError(f"Expected an upright depth in {source}, got Exif orientation {turned}. Turn its pixels and remove the tag.")
+    return values.astype(np.uint16), text, transparent if isinstance(transparent, int) else None
 
 
-def _sidecar(path: Path) -> dict[str, Any]:
-    beside = path.with_suffix(".json")
+def _read_text(text: dict[str, str], source: str) -> dict[str, Any]:
+    """The facts in a PNG's text."""
+    found = {name: text[name] for name in _FACTS if name in text}
+    return _check_facts(found, source, text=True) | camera_from_text(text, source)
+
+
+def _read_sidecar(beside: Path, shape: tuple[int, int], picture: str) -> dict[str, Any]:
+    """The facts in the JSON beside a picture of this shape (height, width); nothing if there is none, or if it is about other things."""
     if not beside.is_file():
         return {}
-    try:
-        facts = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{beside} is not JSON; mend or remove it, and pass scale and units.") from error
-    return facts if isinstance(facts, dict) else {}
+    stated, source = read_json_object(beside), show_path(beside)
+    found = {name: stated[name] for name in _FACTS if name in stated}
+    if found or CAMERA in stated:
+        for name, own in zip(("height", "width"), shape, strict=True):
+            if name in stated and read_number(stated[name], name, source) != own:
+                raise ValueError(
+                    f"Expected the {name} {own} of {picture} in {source}, got {stated[name]}: it describes another image. Remove it."
+                )
+    return _check_facts(found, source) | camera_from_text(stated, beside)
 
 
-def _facts(found: dict[str, Any]) -> dict[str, Any] | None:
-    """The three facts a reader needs, or None if this is not our file."""
-    if not all(key in found for key in _KEYS):
-        return None
-    return {key: kind(found[key]) for key, kind in _KEYS.items()}
+def _check_facts(found: dict[str, Any], source: str, *, text: bool = False) -> dict[str, Any]:
+    """The facts that a file states as numbers and a unit's word; impossible ones are refused by file."""
+    facts = {
+        name: read_number(found[name], name, source, above_zero=name == "depth_scale", text=text)
+        for name in ("depth_scale", "depth_offset", "depth_invalid")
+        if name in found
+    }
+    if facts.pop("depth_invalid", 0) != 0:
+        raise ValueError(f"Expected 0 as 'depth_invalid' in {source}, got {found['depth_invalid']}. Set its invalid pixels to 0.")
+    if "depth_direction" in found:
+        check_direction(found["depth_direction"], source)
+    if "depth_units" in found:
+        facts["depth_units"] = name_units(found["depth_units"], source)
+    return facts
+
+
+def _agree(text: dict[str, Any], sidecar: dict[str, Any], beside: Path, source: str, *, ignored: bool) -> dict[str, Any]:
+    """What text and JSON state together; where they differ, neither is believed. ``ignored``: the caller brings the scale."""
+    for name in text.keys() & sidecar.keys():
+        mine, other = text[name], sidecar[name]
+        if ignored and name in ("depth_scale", "depth_offset"):
+            continue
+        if not (torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other):
+            shown = [value.tolist() if isinstance(value, Tensor) else value for value in (mine, other)]
+            raise ValueError(
+                f"Expected one {name} for {source}, got {shown[0]} in its text and {shown[1]} in {show_path(beside)}. "
+                "Correct or remove the JSON."
+            )
+    return sidecar | text

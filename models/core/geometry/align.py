@@ -131,7 +131,7 @@ def align_view(view: View, reference: View, fit: Fit, quantity: Quantity = "dept
             pose = view.world_to_cam.expand(len(scale), 4, 4).clone()
             pose[:, :3, 3] *= scale.unsqueeze(-1).to(pose)
             others["world_to_cam"] = pose
-    return View.from_depth(aligned, units=reference.units, **others), found
+    return View.from_depth(aligned[:, None], units=reference.units, **others), found
 
 
 def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:

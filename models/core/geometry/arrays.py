@@ -6,6 +6,7 @@ Numbers beyond float32's range become infinite, as IEEE 754 casts them; a depth 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.bool: 1}  # what stands for 1 in an image
 PROBABLE = 0.5  # from this probability on a pixel counts, of masks and of sky
 _WIDEST = 8  # bytes of a real number: long double differs from machine to machine
-_ROUNDING = 1e-3  # how far a float image may leave [0, 1]: half precision, resampling in place
+_ROUNDING = 1e-3  # how far a float image may leave [0, 1]
+OVERSHOOT = 0.5  # how far an IMAGE or a probability may: cubic resampling overshoots at edges
 _WORDS = {"U": "text", "S": "text", "T": "text", "c": "complex numbers", "O": "objects", "V": "records", "M": "dates", "m": "durations"}
 
 
@@ -54,14 +56,18 @@ def as_mask(array: Any, *, name: str = "mask", source: str | None = None, size: 
     low, high = _ends(values)
     if not given.is_floating_point() and high in (255.0, 65535.0) and bool(((values == 0) | (values == high)).all()):
         return values > 0
-    if not (low >= 0 and high <= 1):
+    slack = OVERSHOOT if given.is_floating_point() else 0
+    if not (low >= -slack and high <= 1 + slack):
         wanted = "probabilities from 0 to 1" if given.is_floating_point() else "truth values, 0 and 1, or 0 and 255"
         raise ArrayError(f"Expected {wanted} in {_call(name, source)}, got values from {low:.6g} to {high:.6g}. Save it as bool.")
     return values >= PROBABLE
 
 
-def as_image(array: Any, *, name: str = "image", source: str | None = None) -> Tensor:
-    """Colors as float32 in [0, 1], in the shape given: 8 and 16 bits by their full scale, floats as they are."""
+def as_image(array: Any, *, name: str = "image", source: str | None = None, overshoot: float = _ROUNDING) -> Tensor:
+    """Colors as float32 in [0, 1], in the shape given: 8 and 16 bits by their full scale, floats as they are.
+
+    Floats that leave [0, 1] by up to ``overshoot`` are clamped, others refused.
+    """
     given = _admit(array, name, source)
     values = given.to(torch.float32)
     if given.dtype in FULL_SCALE:
@@ -70,7 +76,9 @@ def as_image(array: Any, *, name: str = "image", source: str | None = None) -> T
         kind = str(given.dtype).removeprefix("torch.")
         raise ArrayError(f"Expected 8 or 16 bits or floats from 0 to 1 in {_call(name, source)}, got {kind}. Save it as uint8.")
     low, high = _ends(values)
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+    if math.isnan(low):
+        raise ArrayError(f"Expected floats from 0 to 1 in {_call(name, source)}, got NaN. Check the model that made it.")
+    if not (low >= -overshoot and high <= 1 + overshoot):
         raise ArrayError(
             f"Expected floats from 0 to 1 in {_call(name, source)}, got {low:.6g} to {high:.6g}. Divide by the full scale, "
             "or save it as uint8."

@@ -16,6 +16,8 @@ from torch import Tensor
 ASSUMED_FOV = 65.0
 # OpenCV (y down, z forward) <-> glTF and three.js (y up, looks down -z); its own inverse.
 FLIP_Y_Z = (1.0, -1.0, -1.0)
+_LONGEST_FOCAL = 100  # in widths of an image: half a degree, beyond any lens
+_CROOKED = 0.05  # of a rotation times its transpose, from identity: half precision's rounding is below
 
 
 def intrinsics_from_fov(fov_degrees_horizontal: float | Tensor, width: int, height: int) -> Tensor:
@@ -39,6 +41,63 @@ def fov_from_intrinsics(intrinsics: Tensor, width: int, height: int) -> tuple[Te
     horizontal = torch.atan2(left, focal_x) + torch.atan2(right, focal_x)
     vertical = torch.atan2(top, focal_y) + torch.atan2(bottom, focal_y)
     return torch.rad2deg(horizontal), torch.rad2deg(vertical)
+
+
+def check_intrinsics(intrinsics: Tensor, height: int, width: int) -> None:
+    """Refuse intrinsics ``b 3 3`` that cannot count in pixels of a ``height`` x ``width`` map.
+
+    The principal point may lie outside the map, which can be a crop. In its first pixel, with a focal length that is
+    short for pixels, it counts in widths and heights (MoGe's form, 0.5 in the middle) or from -1 to 1.
+    """
+    matrices = intrinsics.detach().cpu().double()
+    for index, matrix in enumerate(matrices):
+        (focal_x, _, center_x), (slant, focal_y, center_y), last = matrix.tolist()
+        where = f"intrinsics in pixels of a map {width} x {height} (camera {index})"
+        if not bool(matrix.isfinite().all()):
+            raise ValueError(f"Expected {where}, got numbers that are not finite. Leave the intrinsics out, or correct them.")
+        if abs(slant) > 1e-4 or any(abs(got - want) > 1e-4 for got, want in zip(last, (0, 0, 1), strict=True)):
+            raise ValueError(
+                f"Expected {where} as [[fx, s, cx], [0, fy, cy], [0, 0, 1]], got {_rounded(matrix)}. Transpose or divide them so."
+            )
+        if not (focal_x > 0 and focal_y > 0):
+            raise ValueError(f"Expected {where}, got focal lengths of {focal_x:.6g} and {focal_y:.6g}. They are above 0: correct them.")
+        in_first_pixel = abs(center_x) < 1 and abs(center_y) < 1 and height * width > 1
+        if in_first_pixel and (focal_x < max(width, _LONGEST_FOCAL) or focal_y < max(height, _LONGEST_FOCAL)):
+            raise ValueError(
+                f"Expected {where}, got a principal point of ({center_x:.6g}, {center_y:.6g}), which no pixels count. "
+                "Of intrinsics in widths and heights, multiply the first row by the width and the second by the height."
+            )
+
+
+def check_pose(world_to_cam: Tensor) -> None:
+    """Refuse ``b 4 4`` that are no rigid motions: rotation, shift, and 0 0 0 1 below."""
+    for index, matrix in enumerate(world_to_cam.detach().cpu().double()):
+        rotation = matrix[:3, :3]
+        if not bool(matrix.isfinite().all()):
+            raise ValueError(f"Expected a pose (world_to_cam, camera {index}), got numbers that are not finite. Leave it out.")
+        if bool((matrix[3] - matrix.new_tensor([0, 0, 0, 1])).abs().max() > 1e-4):
+            raise ValueError(
+                f"Expected 0 0 0 1 as the last row of the pose (world_to_cam, camera {index}), got {_rounded(matrix[3])}. Transpose it."
+            )
+        crooked = (rotation @ rotation.T - torch.eye(3, dtype=rotation.dtype)).abs().max()
+        if float(crooked) > _CROOKED or float(torch.linalg.det(rotation)) < 0:
+            raise ValueError(
+                f"Expected a rotation in the pose (world_to_cam, camera {index}), got a matrix that scales, bends or mirrors: "
+                f"{_rounded(rotation)}. Divide out its scale, or leave it out."
+            )
+
+
+def pad_pose(pose: Tensor) -> Tensor:
+    """Poses ``... 3 4``, as DA3 and VGGT write them, with the row 0 0 0 1 below; other shapes as they are."""
+    if pose.shape[-2:] != (3, 4):
+        return pose
+    last = pose.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*pose.shape[:-2], 1, 4)
+    return torch.cat([pose, last], dim=-2)
+
+
+def _rounded(matrix: Tensor) -> list:
+    """Numbers for a sentence."""
+    return torch.round(matrix, decimals=4).tolist()
 
 
 def pixel_centres(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .arrays import OVERSHOOT, as_image
 from .camera import intrinsics_from_fov
 from .view import Units, View, explain_invalid
 
@@ -38,11 +39,11 @@ def view_from_image(
     grey, opaque = _grey(image)
     depth = grey if meaning == "depth as it is" else _scaled(grey, meaning, near, far)
     valid = opaque if mask is None else _and(opaque, mask)
-    others = {"image": None if picture is None else picture[..., :3].float()}
+    others = {"image": None if picture is None else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT)}
     if fov_degrees is not None:
         height, width = depth.shape[-2:]
         others["intrinsics"] = intrinsics_from_fov(fov_degrees, width, height)
-    view = View.from_depth(depth, units=units, mask=valid, **others)
+    view = View.from_depth(depth[:, None], units=units, mask=valid, **others)
     return view, explain_invalid(depth.expand_as(view.depth), None if valid is None else valid.expand_as(view.mask))
 
 

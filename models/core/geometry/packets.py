@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .camera import upright_world
+from .arrays import OVERSHOOT, as_float_tensor, as_image, as_mask
+from .camera import pad_pose, upright_world
 from .points import depth_to_points, find_intrinsics
 from .view import Units, View
 
@@ -27,10 +28,12 @@ def from_moge(packet: dict[str, Any], units: Units) -> View:
         raise ValueError("This MOGE_GEOMETRY is a panorama, with distances all around instead of one camera's depth; use MoGe Inference.")
     depth = _plain(points[..., 2] if depth is None else depth)
     height, width = depth.shape[-2:]
-    others = {"image": _rgb(packet.get("image")), "mask": packet.get("mask"), "normals": packet.get("normal")}
+    others = {"image": _rgb(packet.get("image")), "normals": packet.get("normal")}
+    mask = packet.get("mask")
+    others["mask"] = None if mask is None else as_mask(mask, size=(height, width)).cpu()
     if intrinsics is not None:
         others["intrinsics"] = _plain(intrinsics) * torch.tensor([[width], [height], [1.0]])
-    return View.from_depth(depth, units=units, **{name: _plain(value) for name, value in others.items() if value is not None})
+    return View.from_depth(depth, units=units, **_on_cpu(others))
 
 
 def to_moge(view: View, fov_degrees: float | None = None) -> dict[str, Tensor]:
@@ -69,8 +72,8 @@ def from_da3(packet: dict[str, Any], units: Units) -> View:
     if intrinsics is not None and bool((intrinsics[..., :2, 2] > 0).all()):
         others["intrinsics"] = _rescaled(_plain(intrinsics[0]), depth.shape[-2:], packet.get("intrinsics_size"))
         if packet.get("extrinsics") is not None:
-            others["world_to_cam"] = upright_world(_square(_plain(packet["extrinsics"][0])))
-    return View.from_depth(depth, units=units, **{name: _plain(value) for name, value in others.items() if value is not None})
+            others["world_to_cam"] = upright_world(pad_pose(_plain(packet["extrinsics"][0])))
+    return View.from_depth(depth, units=units, **_on_cpu(others))
 
 
 def to_da3(view: View) -> dict[str, Any]:
@@ -94,14 +97,20 @@ def to_da3(view: View) -> dict[str, Any]:
     return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in packet.items()}
 
 
+def _on_cpu(others: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """What there is of these; truth values stay such."""
+    there = {name: value for name, value in others.items() if value is not None}
+    return {name: value.cpu() if value.dtype == torch.bool else _plain(value) for name, value in there.items()}
+
+
 def _plain(tensor: Tensor) -> Tensor:
-    """On the CPU and in float32, whatever precision ComfyUI keeps its pictures in; masks stay masks."""
-    tensor = tensor.detach().cpu()
-    return tensor if tensor.dtype == torch.bool else tensor.float()
+    """On the CPU and in float32, whatever precision ComfyUI keeps it in."""
+    return as_float_tensor(tensor, name="geometry").detach().cpu()
 
 
 def _rgb(image: Tensor | None) -> Tensor | None:
-    return None if image is None else image[..., :3]
+    """The colors of an IMAGE, which may leave [0, 1] a little after resizing."""
+    return None if image is None else as_image(image[..., :3], overshoot=OVERSHOOT).detach().cpu()
 
 
 def _picture(view: View) -> Tensor:
@@ -116,9 +125,3 @@ def _rescaled(intrinsics: Tensor, size: tuple[int, int], counted_in: tuple[int, 
     else:
         scale_x, scale_y = (intrinsics.new_full((len(intrinsics),), ratio) for ratio in (width / counted_in[1], height / counted_in[0]))
     return intrinsics * torch.stack([scale_x, scale_y, torch.ones_like(scale_x)], dim=-1).unsqueeze(-1)
-
-
-def _square(extrinsics: Tensor) -> Tensor:
-    """Poses ``b 3 4`` or ``b 4 4`` as ``b 4 4``."""
-    last = extrinsics.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(extrinsics), 1, 4)
-    return torch.cat([extrinsics[:, :3], last], dim=1)

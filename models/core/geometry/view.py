@@ -8,6 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .arrays import as_float_map, as_float_tensor, as_image, as_mask
+from .camera import check_intrinsics, check_pose, pad_pose
+
 Units = Literal["metric", "relative"]
 Spacing = Literal["disparity", "log", "depth"]
 
@@ -16,6 +19,8 @@ _TAILS = {
     "image": (None, None, 3), "normals": (None, None, 3), "confidence": (None, None), "sky": (None, None), "intrinsics": (3, 3),
     "world_to_cam": (4, 4),
 }  # fmt: skip
+_NORMAL_SLACK = 0.1  # from 1, of the median length: resizing shortens some normals, an encoding changes all
+_NORMAL_ROUNDING = 1e-3  # half precision's
 _SAME_SIZE = "bring the pictures to one size, with Upscale Image or Resize Image/Mask, before they meet"  # a View keeps its own
 
 
@@ -38,24 +43,33 @@ class View:
 
     def __post_init__(self) -> None:
         if self.units not in get_args(Units):
-            raise ValueError(f"Depth units {self.units!r} arrived, wanted one of {get_args(Units)}; state what the numbers are.")
+            raise ValueError(f"Expected depth units of {get_args(Units)}, got {self.units!r}. State what the numbers are.")
         if self.depth.ndim != 3 or self.depth.dtype != torch.float32 or self.mask.dtype != torch.bool:
             raise ValueError(
                 f"A depth {tuple(self.depth.shape)} of {self.depth.dtype} with a mask of {self.mask.dtype} arrived, wanted "
                 "(batch, height, width) of torch.float32 with torch.bool; View.from_depth converts."
             )
         if self.depth.numel() == 0:
-            raise ValueError(f"An empty depth map {tuple(self.depth.shape)} arrived, wanted at least one pixel.")
+            raise ValueError(f"Expected at least one pixel, got an empty depth map {tuple(self.depth.shape)}. Check its source.")
         if self.mask.shape != self.depth.shape:
             raise ValueError(f"The mask {tuple(self.mask.shape)} must have the shape of the depth map, {tuple(self.depth.shape)}.")
         for name in _TAILS:
-            self._check_shape(name)
+            self._check_field(name)
         if not torch.equal(self.mask, is_valid(self.depth)) or bool((self.depth[~self.mask] != 0).any()):
             raise ValueError("Depth and mask disagree: valid depth is finite and above 0, the rest is 0; View.from_depth sees to both.")
         if self.sky is not None and (self.sky.dtype != torch.bool or bool((self.sky & self.mask).any())):
             raise ValueError("Sky and mask disagree: sky is a bool map of invalid pixels; View.from_depth sees to both.")
+        self._check_contents()
 
-    def _check_shape(self, name: str) -> None:
+    def _check_contents(self) -> None:
+        if self.image is not None and not bool(((self.image >= 0) & (self.image <= 1)).all()):
+            raise ValueError("Expected an image in [0, 1], got values outside it. View.from_depth scales whole numbers.")
+        if self.intrinsics is not None:
+            check_intrinsics(self.intrinsics, *self.depth.shape[1:])
+        if self.world_to_cam is not None:
+            check_pose(self.world_to_cam)
+
+    def _check_field(self, name: str) -> None:
         tensor = getattr(self, name)
         if tensor is None:
             return
@@ -66,29 +80,28 @@ class View:
             raise ValueError(
                 f"The {name} {tuple(tensor.shape)} does not fit a depth map {tuple(self.depth.shape)}, wanted {wanted}{remedy}."
             )
+        if tensor.dtype != torch.float32 and name != "sky":
+            raise ValueError(f"Expected {name} of torch.float32, got {tensor.dtype}. View.from_depth converts.")
 
     @classmethod
     def from_depth(cls, depth: Tensor, *, units: Units, mask: Tensor | None = None, **others: Tensor | None) -> View:
-        """Make a View of any depth: ``h w``, ``b h w`` or ``b 1 h w``, any number type, numpy arrays too.
+        """Make a View of any depth: ``h w``, ``b h w``, ``b 1 h w``, ``h w 1`` or ``b h w 1``, any number type, numpy arrays too.
 
         NaN, infinite, zero and negative pixels, and those the given ``mask`` (True = valid) leaves out, become invalid:
         masked and set to 0, never filled in; those at +infinity are ``sky`` as well, unless a ``sky`` is given.
         :func:`explain_invalid` words their count; a wholly invalid map is allowed here and refused by :meth:`require_valid`.
         Inputs without a batch axis get one; a batch of 1 is repeated to the others' batch, and two different batches are
-        refused. ``others`` are the optional fields.
+        refused. ``others`` are the optional fields. Mask and sky may be probabilities, which count from 0.5 on; images of 8
+        and 16 bits are scaled; normals get unit length, 0 where they are not finite; confidence is 0 where it is NaN.
+        :func:`.arrays.as_float_map` tells how an axis of 1 is read.
         """
         unknown = set(others) - set(_TAILS)
         if unknown:
             raise TypeError(f"View has no field {sorted(unknown)}; it knows {sorted(_TAILS)}.")
-        depth = torch.as_tensor(depth).to(torch.float32)
-        if depth.ndim == 4 and depth.shape[1] == 1:
-            depth = depth[:, 0]
-        batched = {"depth": _with_batch(depth, 3, "depth")}
-        if mask is not None:
-            batched["mask"] = _with_batch(torch.as_tensor(mask).to(torch.bool), 3, "mask")
-        for name, tensor in others.items():
-            if tensor is not None:
-                batched[name] = _with_batch(torch.as_tensor(tensor), len(_TAILS[name]) + 1, name)
+        batched = {"depth": as_float_map(depth)}
+        size = tuple(batched["depth"].shape[1:])
+        given = {"mask": mask, **others}
+        batched |= {name: _read_field(name, value, size) for name, value in given.items() if value is not None}
         batched = _same_batch(batched)
         depth = batched.pop("depth")
         valid = is_valid(depth)
@@ -98,7 +111,9 @@ class View:
         valid = valid & given
         far = depth == torch.inf
         if "sky" in batched or bool(far.any()):
-            batched["sky"] = batched.get("sky", far).to(torch.bool) & ~valid
+            batched["sky"] = batched.get("sky", far) & ~valid
+        if "normals" in batched:
+            batched["normals"] = _unit_normals(batched["normals"], valid)
         return cls(depth=torch.where(valid, depth, torch.zeros_like(depth)), units=units, mask=valid, **batched)
 
     def __len__(self) -> int:
@@ -224,12 +239,43 @@ def _near_white(depth: Tensor, spacing: Spacing, near_percentile: float, far_per
     return ((depth - far) / (near - far)).clamp(0, 1)
 
 
+def _read_field(name: str, value: Tensor, size: tuple[int, int]) -> Tensor:
+    """What belongs to a depth map of ``size`` (height, width), in the type and with the axes of the View's field."""
+    if name in ("mask", "sky"):
+        return as_mask(value, name=name, size=size)
+    if name == "confidence":
+        confidence = as_float_map(value, name=name, size=size)
+        return torch.where(confidence.isnan(), torch.zeros_like(confidence), confidence)
+    if name == "image":
+        return _with_batch(as_image(value, name=name), 4, name)
+    tensor = as_float_tensor(value, name=name)
+    return _with_batch(pad_pose(tensor) if name == "world_to_cam" else tensor, len(_TAILS[name]) + 1, name)
+
+
+def _unit_normals(normals: Tensor, valid: Tensor) -> Tensor:
+    """Normals ``b h w 3`` of length 1, and 0 where they are not finite; vectors of another length as a rule are no normals."""
+    if normals.shape[:-1] != valid.shape:
+        return normals  # the View says it
+    normals = torch.where(normals.isfinite().all(-1, keepdim=True), normals, torch.zeros_like(normals))
+    lengths = normals.norm(dim=-1)
+    known = lengths[valid & (lengths > 0)]
+    if known.numel() and abs(float(known.median()) - 1) > _NORMAL_SLACK:
+        raise ValueError(
+            f"Expected normals of length 1, got vectors of a median length of {float(known.median()):.4g}. "
+            "Of normals stored as colors, take 2 x color - 1 first."
+        )
+    off = ((lengths - 1).abs() > _NORMAL_ROUNDING) & (lengths > 0)
+    return torch.where(off.unsqueeze(-1), torch.nn.functional.normalize(normals, dim=-1), normals) if bool(off.any()) else normals
+
+
 def _with_batch(tensor: Tensor, ndim: int, name: str) -> Tensor:
     """Give an unbatched tensor its batch axis; refuse every other number of axes."""
     if tensor.ndim == ndim - 1:
         return tensor.unsqueeze(0)
     if tensor.ndim != ndim:
-        raise ValueError(f"The {name} has shape {tuple(tensor.shape)}, wanted {ndim} axes with the batch first, or {ndim - 1} without.")
+        raise ValueError(
+            f"Expected {ndim} axes in {name} with the batch first, or {ndim - 1} without, got the shape {tuple(tensor.shape)}. Reshape it."
+        )
     return tensor
 
 

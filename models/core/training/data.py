@@ -10,9 +10,10 @@ either a row of a shard or a set of loose files; one manifest may mix both. Ever
     {"image": "images/0.png", "depth": "depth/0.png", "depth_scale": 0.001, "mask": "mask/0.png", "caption": "a red ball", ...}
         Names are relative to the folder. `image`: any picture Pillow opens, turned as its EXIF says; 16 bits are scaled to 8. `depth`: a
         16-bit grey PNG, metres = value * depth_scale, 0 = not known; or an .npy or .npz file (array `depth`, or the only one), metres =
-        value * depth_scale, too, where the line has one. What a depth file states itself (a PNG's text; depth_scale, depth_offset, mask
-        and direction in an NPZ) counts, and where it contradicts the line the sample is refused. `mask` (optional): a picture of the
-        depth's size, black = do not use. `segmentation` (optional): a grey PNG of numbers, in one of 8 bits 255 = sky.
+        value * depth_scale, too, where the line has one. What a depth file states itself (a PNG's text or the JSON beside it; depth_scale,
+        depth_offset, mask, units and direction in an NPZ) counts, and where it contradicts the line the sample is refused. `mask`
+        (optional): a picture of the depth's size, black = do not use. `segmentation` (optional): a grey PNG of numbers, in one of 8 bits
+        255 = sky.
 
 A sample is a dict: image uint8 H W 3; depth float32 H W with 0 where it is not known; mask bool H W, True = known; segmentation (-1 =
 sky); caption str, "" where the line has none; and whatever further tensors its shard holds. Image and depth may differ in size, but not

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..export.files import check_direction, choose_units, read_number
+from ..export.png16 import find_sidecar
 from ..geometry.arrays import as_float_map, as_mask
 from ..picture_files import open_values
 from ..pictures import open_labels
-from ..text_files import read_json_lines, show_path
+from ..text_files import read_json, read_json_lines, show_path
 
 MANIFEST = "manifest.jsonl"
 FILES = ("image", "depth", "mask", "normals", "segmentation", "line")  # keys of a loose line that name files
 SKY, SKY_LABEL = -1, 255  # in the segmentation of a shard, and of an 8-bit picture
-DIRECTION = "larger = farther"
 SCALE, OFFSET = "depth_scale", "depth_offset"  # as a line, a PNG's text or an NPZ states them
 
 
@@ -130,20 +131,20 @@ def read_depth_npz(path: Path, name: str) -> Stated:
         raise ValueError(f"Expected an array 'depth' in {name}, got {', '.join(sorted(arrays)) or 'none'}. Save it under that name.")
     key = "depth" if "depth" in arrays else next(iter(arrays))
     depth = one_map(arrays[key], name, key)
-    if "direction" in arrays and str(arrays["direction"]) != DIRECTION:
-        raise ValueError(f"Expected depth as {DIRECTION!r} in {name}, got {str(arrays['direction'])!r}. Save depth, not disparity.")
     known = None
     if "mask" in arrays:
         known = as_mask(arrays["mask"], name="mask", source=name, size=depth.shape).numpy()
         if known.shape != (1, *depth.shape):
             raise ValueError(f"Expected a mask of {depth.shape} in {name}, got {known.shape[1:]}. Save it at the depth's size.")
         known = known[0]
-    scale, offset = stated_scale(arrays, name)
+    plain = {f"depth_{key}": arrays[key] for key in ("direction", "units") if key in arrays}
+    scale, offset = stated_scale({**arrays, **plain}, name)
     return depth, known, scale, offset
 
 
 def read_depth_picture(path: Path, name: str) -> Stated:
-    """One grey channel of 16 or 32 bits or floats; 0 and what tRNS declares transparent are not known. A PNG's text may say the scale."""
+    """One grey channel of 16 or 32 bits or floats; 0 and what tRNS declares transparent are not known. A PNG's text, or else
+    the JSON beside it, may say the scale."""
     found = open_values(path)
     values = found.values
     if values.ndim != 2 or values.dtype == np.uint8:
@@ -151,22 +152,31 @@ def read_depth_picture(path: Path, name: str) -> Stated:
         raise ValueError(f"Expected depth as one grey channel of 16 bits, got {name}, which {kind} (mode {found.mode}). Save a 16-bit PNG.")
     if values.dtype == np.int32 and values.min() < 0:
         raise ValueError(f"Expected depth of at least 0 in {name}, got {values.min()}. Save it as unsigned 16-bit PNG, or as .npy.")
-    scale, offset = stated_scale(found.text, name)
+    beside, beside_name = read_sidecar(path)
+    scale, offset = stated_scale(found.text, name, text=True)
+    if scale is None:
+        scale, offset = stated_scale(beside, beside_name)
     known = None if found.alpha is None else found.alpha > 0
     if offset:
         known = (values > 0) if known is None else known & (values > 0)
     return values, known, scale, offset
 
 
-def stated_scale(facts: Mapping[str, Any], name: str) -> tuple[float | None, float]:
-    """depth_scale and depth_offset of a file's own text or arrays."""
-    try:
-        scale, offset = (float(facts[key]) if key in facts else None for key in (SCALE, OFFSET))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"Expected numbers as {SCALE} and {OFFSET} in {name}, got others ({error}). Save the file anew.") from error
-    if scale is not None and not is_scale(scale) or not math.isfinite(offset or 0.0):
-        raise ValueError(f"Expected a {SCALE} above 0 in {name}, got {scale} with {OFFSET} {offset}. Save the file anew.")
-    return scale, offset or 0.0
+def stated_scale(facts: Mapping[str, Any], name: str, *, text: bool = False) -> tuple[float | None, float]:
+    """depth_scale and depth_offset of a file's own text, arrays or JSON; a unit that is no metre and a direction that is none of depth
+    are refused."""
+    facts = {key: value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for key, value in facts.items()}
+    check_direction(facts.get("depth_direction"), name)
+    choose_units(facts.get("depth_units"), None, name)
+    scale = read_number(facts[SCALE], SCALE, name, above_zero=True, text=text) if SCALE in facts else None
+    return scale, read_number(facts[OFFSET], OFFSET, name, text=text) if OFFSET in facts else 0.0
+
+
+def read_sidecar(path: Path) -> tuple[Mapping[str, Any], str]:
+    """The JSON beside a depth picture, where it is one about depth, and its name."""
+    beside = find_sidecar(path)
+    stated = read_json(beside) if beside.is_file() else None
+    return (stated if isinstance(stated, dict) and SCALE in stated else {}), show_path(beside)
 
 
 def load_arrays(path: Path, name: str) -> Any:

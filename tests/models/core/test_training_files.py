@@ -157,10 +157,12 @@ def test_what_an_npz_states_counts(folder):
 
 
 @pytest.mark.parametrize(("arrays", "words"), [
-    ({"depth": METRES, "direction": "larger = nearer"}, "Expected depth as 'larger = farther'"),
+    ({"depth": METRES, "direction": "larger = nearer"}, "Expected the direction 'larger = farther' in"),
     ({"depth": METRES, "mask": np.ones((W, H), bool)}, "Expected a mask of (6, 9)"),
-    ({"depth": METRES, "depth_scale": "millimetres"}, "Expected numbers as depth_scale"),
-    ({"depth": METRES, "depth_scale": 0.0}, "Expected a depth_scale above 0"),
+    ({"depth": METRES, "depth_scale": "millimetres"}, "Expected a finite number above 0 as 'depth_scale' in"),
+    ({"depth": METRES, "depth_scale": 0.0}, "Expected a finite number above 0 as 'depth_scale' in"),
+    ({"depth": METRES, "depth_scale": np.ones(2)}, "Expected a finite number above 0 as 'depth_scale' in"),
+    ({"depth": METRES, "units": "millimetres"}, "units"),
     ({"a": METRES, "b": METRES}, "Expected an array 'depth' in"),
 ])  # fmt: skip
 def test_an_npz_that_states_something_else_is_refused(folder, arrays, words):
@@ -184,6 +186,21 @@ def test_scale_and_offset_in_a_pngs_text_count(folder):
     dataset = write(folder, {"depth": "t.png", "depth_scale": 0.001})
     with pytest.raises(ValueError, match="with depth_offset 2.5. Take one of them out"):
         dataset[0]
+
+
+def test_the_json_beside_a_png_counts(folder):
+    (folder / "d.json").write_text(json.dumps({"depth_scale": 0.001, "depth_offset": 0.0, "depth_units": "metric"}))
+    line = {"depth": "d.png"}
+    np.testing.assert_allclose(write(folder, line)[0]["depth"].numpy(), METRES, rtol=1e-6)
+    assert write(folder, {**line, "depth_scale": 0.001})[0]["mask"].all()
+    dataset = write(folder, {**line, "depth_scale": 0.002})
+    with pytest.raises(ValueError, match="Expected one scale for .*d.png, got depth_scale 0.002 in the line"):
+        dataset[0]
+    (folder / "d.json").write_text(json.dumps({"depth_scale": None}))
+    with pytest.raises(ValueError, match=r"Sample 0 .*'depth_scale' in .*d.json, got None"):
+        dataset[0]
+    (folder / "d.json").write_text(json.dumps(["something", "else"]))
+    assert dataset[0]["mask"].all()
 
 
 @pytest.mark.parametrize(("image", "words"), [

@@ -354,7 +354,7 @@ def test_committed_recipes_are_valid(path):
 @pytest.mark.parametrize("changes, words", [
     ({"model": {"base": ""}}, "names no base"),
     ({"model": {"rank": 0}}, "rank 0"),
-    ({"model": {"names": "a1111"}}, "'a1111'; it is one of peft, kohya"),
+    ({"model": {"names": "a1111"}}, "Expected one of peft, kohya as names of the recipe's model, got 'a1111'"),
     ({"model": {"precision": "float16"}}, "one of float32, bfloat16"),
     ({"model": {"rnk": 4}}, "did you mean 'rank'"),
     ({"model": {"ship_rank": 5}}, "has ship_rank 5 for a LoRA of rank 4"),

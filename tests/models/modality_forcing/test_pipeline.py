@@ -15,6 +15,7 @@ from spatialweave.models.core.geometry.view import View
 from spatialweave.models.modality_forcing.config import PipelineDefaults, SamplingDefaults
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.pipeline import TINY_NETWORK, ModalityForcingPipeline
+from spatialweave.models.modality_forcing.request import read_depth, read_image
 from spatialweave.models.modality_forcing.sampling import draw_noise, make_schedule, sample
 
 NAN, INF = float("nan"), float("inf")
@@ -330,6 +331,26 @@ def test_one_serves_all_and_each_keeps_its_place(make_oracle):
 def test_batches_that_do_not_match_are_refused_with_both_counts(pipeline, arguments, said):
     with pytest.raises(ValueError, match=said):
         pipeline(arguments.pop("prompt", ""), **arguments)
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (3, 2), (6, 1), (8, 3)])
+def test_pillow_images_are_taken_upright(tmp_path, orientation, turned):
+    upright = np.zeros((12, 8, 3), np.uint8)
+    upright[:6] = (200, 30, 30)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.rot90(upright, turned).copy()).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.rot90(np.arange(96, dtype=np.uint16).reshape(12, 8) + 1, turned).copy()).save(tmp_path / "d.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image, Image.open(tmp_path / "d.png") as depth:
+        assert np.array_equal((read_image(image, (None, None), []).rgb[0] * 255).round().numpy(), upright)
+        assert read_depth(depth, (None, None), []).depth.flatten().tolist() == list(range(1, 97))
+
+
+def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
+    wide = np.array([[70000, 1], [2, 3]], np.int32)
+    assert read_depth(Image.fromarray(wide), (None, None), []).depth[0].tolist() == wide.tolist()
+    with_alpha = Image.merge("LA", [Image.new("L", (4, 6), 9), Image.new("L", (4, 6), 255)])
+    assert read_depth(with_alpha, (None, None), []).depth.shape == (1, 6, 4)
 
 
 # --- faults --------------------------------------------------------------------------------------------------------------

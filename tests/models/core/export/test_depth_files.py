@@ -99,7 +99,7 @@ def test_notes_lie_where_other_programs_look(tmp_path):
 
 
 def test_a_note_takes_no_name_that_is_taken_or_too_long(tmp_path):
-    notes = {"depth_units": "feet", "depthUnits": "feet", "depth": "feet", "x" * 40: "long"}
+    notes = {"depth_units": "feet", "depthUnits": "feet", "depth": "feet", "x" * 40: "long", "intrinsics": "wide", "conf": "low"}
     for name in ("a.png", "a.exr", "a.npz"):
         assert read_depth(write_depth(tmp_path / name, make(), notes=notes)).units == "metric"
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spatialweave.models.core.export.npz import read_npz, write_npz
+from spatialweave.models.core.geometry.camera import intrinsics_from_fov, look_at
 from spatialweave.models.core.geometry.view import View
 
 
@@ -17,8 +18,8 @@ def full_view():
         image=torch.rand(2, 5, 7, 3),
         normals=torch.rand(2, 5, 7, 3),
         confidence=torch.rand(2, 5, 7),
-        intrinsics=torch.rand(2, 3, 3),
-        world_to_cam=torch.rand(2, 4, 4),
+        intrinsics=intrinsics_from_fov(torch.tensor([60.0, 75.0]), 7, 5),
+        world_to_cam=look_at(torch.rand(2, 3), torch.rand(2, 3) + 2),
     )
 
 
@@ -58,6 +59,8 @@ def test_foreign_and_damaged_files_are_named(tmp_path):
     whole = (tmp_path / "cut.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.npz").write_bytes(b"")
-    for name in ("objects.npz", "array.npy", "text.npz", "cut.npz", "empty.npz"):
+    with pytest.raises(ValueError, match="objects.npz is not an NPZ of plain arrays: .* 'depth', got pickled objects"):
+        read_npz(tmp_path / "objects.npz", units="metric")
+    for name in ("array.npy", "text.npz", "cut.npz", "empty.npz"):
         with pytest.raises(ValueError, match=f"{name} is not an NPZ of plain arrays, or a damaged one"):
             read_npz(tmp_path / name, units="metric")

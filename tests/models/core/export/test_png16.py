@@ -11,11 +11,13 @@ from PIL import Image
 from spatialweave.models.core.export.png16 import read_png16, write_png16
 from spatialweave.models.core.geometry.view import View
 
+CAMERA = torch.tensor([[20.0, 0, 11.5], [0, 20, 8.5], [0, 0, 1]])
+
 
 def a_view(units="metric"):
     depth = torch.rand(1, 17, 23, generator=torch.Generator().manual_seed(0)) * 80 + 0.3
     depth[0, 3, 4], depth[0, 5, 6] = float("inf"), 0
-    return View.from_depth(depth, units=units, intrinsics=torch.eye(3))
+    return View.from_depth(depth, units=units, intrinsics=CAMERA)
 
 
 @pytest.mark.parametrize("units", ["metric", "relative"])
@@ -46,7 +48,7 @@ def test_others_can_follow_the_metadata(tmp_path):
     np.testing.assert_allclose(depth[values > 0], view.depth[view.mask].numpy(), atol=facts["depth_scale"] / 2 * 1.001)
     assert facts["depth_min"] == float(view.depth[view.mask].min()) and facts["depth_max"] == float(view.depth.max())
     assert facts["depth_scale"] == float(text["depth_scale"]) and facts["depth_invalid"] == 0 and facts["invalid_pixels"] == 2
-    assert facts["intrinsics"] == torch.eye(3).tolist()
+    assert facts["intrinsics"] == CAMERA.tolist()
 
 
 def test_a_whole_scale_writes_millimetres(tmp_path):
@@ -65,7 +67,7 @@ def test_json_serves_when_the_text_was_dropped(tmp_path):
     imageio.imwrite(tmp_path / "d.png", imageio.imread(tmp_path / "d.png"))
     assert read_png16(tmp_path / "d.png").units == "metric"
     (tmp_path / "d.json").write_text("{")
-    with pytest.raises(ValueError, match="d.json is not JSON"):
+    with pytest.raises(ValueError, match="Expected JSON in .*d.json, got text that is not JSON in line 1"):
         read_png16(tmp_path / "d.png")
 
 

@@ -106,7 +106,7 @@ def test_masks(given):
     assert found.dtype == torch.bool and found.tolist() == [[[True, False]]]
 
 
-@pytest.mark.parametrize("given", [[[0, 3]], [[7, 255]], [[-1, 0]], [[0.0, 255.0]], [[float("nan"), 1.0]], [[-0.5, 1.0]]], ids=str)
+@pytest.mark.parametrize("given", [[[0, 3]], [[7, 255]], [[-1, 0]], [[0.0, 255.0]], [[float("nan"), 1.0]], [[-0.7, 1.0]]], ids=str)
 def test_other_masks_are_refused_by_name(given):
     with pytest.raises(ArrayError, match=r"in the array 'mask' of d\.npz, got values from .* Save it as bool"):
         as_mask(given, source="d.npz")
@@ -121,10 +121,20 @@ def test_images_are_scaled_by_their_type():
     assert torch.equal(as_image(expected.double()), expected)
 
 
-@pytest.mark.parametrize("given", [[[[0.0, 255.0, 1.0]]], [[[0.0, 1.01, 1.0]]], [[[-0.2, 1.0, 1.0]]], [[[float("nan"), 1.0, 1.0]]]])
+@pytest.mark.parametrize("given", [[[[0.0, 255.0, 1.0]]], [[[0.0, 1.01, 1.0]]], [[[-0.2, 1.0, 1.0]]]])
 def test_floats_outside_0_to_1_are_no_image(given):
     with pytest.raises(ArrayError, match=r"Expected floats from 0 to 1 in the array 'image' of d\.npz, got .* Divide by the full scale"):
         as_image(given, source="d.npz")
+
+
+def test_an_image_that_is_not_a_number_is_refused():
+    with pytest.raises(ArrayError, match="Expected floats from 0 to 1 in the array 'image', got NaN"):
+        as_image([[[0.0, float("nan"), 1.0]]])
+
+
+def test_resampled_images_and_masks_may_overshoot():
+    assert as_image([[[-0.1, 0.5, 1.2]]], overshoot=0.5).tolist() == [[[0, 0.5, 1]]]
+    assert as_mask([[-0.1, 1.2]]).tolist() == [[[False, True]]]
 
 
 def test_whole_numbers_without_a_full_scale_are_no_image():

@@ -48,7 +48,7 @@ def test_moge_packet_counts_in_widths_and_heights_and_marks_holes():
 
 def test_moge_points_alone_give_depth_and_the_unit_is_the_callers():
     points = depth_to_points(torch.full((1, 4, 6), 2.0), intrinsics_from_fov(60.0, 6, 4)[None])
-    packet = {"points": points, "intrinsics": torch.eye(3)[None], "image": torch.rand(1, 4, 6, 4)}
+    packet = {"points": points, "intrinsics": torch.tensor([[[0.9, 0, 0.5], [0, 1.3, 0.5], [0, 0, 1]]]), "image": torch.rand(1, 4, 6, 4)}
     view = from_moge(packet, "relative")
     assert (view.depth == 2).all() and view.units == "relative" and view.image.shape == (1, 4, 6, 3)
 

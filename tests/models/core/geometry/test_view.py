@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from spatialweave.models.core.geometry.camera import intrinsics_from_fov
 from spatialweave.models.core.geometry.view import View, explain_invalid, percentile
 
 NAN, INF = float("nan"), float("inf")
@@ -41,7 +42,7 @@ def test_from_depth_underflow_counts_as_invalid():
 
 
 def test_one_is_broadcast_to_the_batch():
-    view = View.from_depth(torch.ones(3, 2, 2), units="metric", image=torch.zeros(1, 2, 2, 3), intrinsics=torch.eye(3))
+    view = View.from_depth(torch.ones(3, 2, 2), units="metric", image=torch.zeros(1, 2, 2, 3), intrinsics=intrinsics_from_fov(60.0, 2, 2))
     assert view.image.shape == (3, 2, 2, 3)
     assert view.intrinsics.shape == (3, 3, 3)
     view = View.from_depth(torch.ones(2, 2), units="metric", image=torch.zeros(4, 2, 2, 3), world_to_cam=torch.eye(4))
@@ -59,7 +60,7 @@ def test_batch_mismatch_names_both_counts():
     [
         ({"image": torch.zeros(1, 2, 2, 4)}, r"image \(1, 2, 2, 4\) does not fit .* wanted \(1, 2, 2, 3\)\.$"),
         ({"image": torch.zeros(1, 5, 2, 3)}, r"image \(1, 5, 2, 3\) does not fit .*: bring the pictures to one size, with Upscale Image"),
-        ({"normals": torch.zeros(2, 3)}, r"normals has shape \(2, 3\), wanted 4 axes"),
+        ({"normals": torch.zeros(2, 3)}, r"Expected 4 axes in normals .* got the shape \(2, 3\)"),
         ({"intrinsics": torch.eye(4)}, r"intrinsics \(1, 4, 4\) does not fit .* wanted \(1, 3, 3\)\.$"),
         ({"mask": torch.ones(3, 2)}, r"mask \(1, 3, 2\) must have the shape .*: bring the pictures to one size"),
     ],
@@ -70,13 +71,13 @@ def test_misfits_are_named(others, message):
 
 
 def test_unknown_units_and_fields_are_named():
-    with pytest.raises(ValueError, match="units 'meters'.*metric"):
+    with pytest.raises(ValueError, match="units of .*metric.*got 'meters'"):
         View.from_depth(torch.ones(2, 2), units="meters")
     with pytest.raises(TypeError, match=r"no field \['normal'\]"):
         View.from_depth(torch.ones(2, 2), units="metric", normal=torch.ones(2, 2, 3))
-    with pytest.raises(ValueError, match="empty depth map"):
+    with pytest.raises(ValueError, match="got an empty depth map"):
         View.from_depth(torch.ones(0, 2), units="metric")
-    with pytest.raises(ValueError, match=r"depth has shape \(2, 3, 4, 5\), wanted 3 axes"):
+    with pytest.raises(ValueError, match=r"Expected one channel in the array .depth., .*got \(2, 3, 4, 5\)"):
         View.from_depth(torch.ones(2, 3, 4, 5), units="metric")
 
 
@@ -93,7 +94,7 @@ def test_constructor_refuses_what_from_depth_would_mend():
 
 
 def test_indexing_takes_one_picture_of_every_field():
-    view = View.from_depth(raw_depth(), units="metric", image=torch.rand(2, 2, 3, 3), intrinsics=torch.eye(3))
+    view = View.from_depth(raw_depth(), units="metric", image=torch.rand(2, 2, 3, 3), intrinsics=intrinsics_from_fov(60.0, 3, 2))
     assert torch.equal(view[-1].image, view.image[1:])
     assert view[1].depth.shape == (1, 2, 3)
     assert view[0].units == "metric"
