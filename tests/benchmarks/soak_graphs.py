@@ -1,0 +1,71 @@
+"""The shipped workflows, small: few pixels, one step, and a seed on which every result depends."""
+
+import json
+
+SIDES = {"depth_to_blender": 64, "intrinsic_cogeneration": 64, "intrinsic_sd21": 64, "intrinsic_sdxl": 64, "intrinsic_pixart": 320}  # pixels; PixArt's least
+SIDE, LONG = 32, 5000
+STEPS = {"depth_to_blender": 6}  # else 1; with fewer all may be sky, and a depth without a valid pixel is not saved
+SIZED = ("EmptyLatentImage", "SpatialWeave_EmptyJointLatent")
+STEPPED = ("KSampler", "BasicScheduler")
+# what else is smaller than as shipped
+SMALLER = {
+    "rgbd_inpaint": ["7.width=32", "7.height=32", "8.width=18", "8.height=24", "9.x=14", "9.y=6", "10.expand=2"],
+    "build_intrinsic_dataset": ["6.text=sky:1", "4.resolution_level=0"],
+}
+# a run without a sampler is made long by its words, which are sought one after the other
+LONGER = {"build_intrinsic_dataset": ["6.text=" + ", ".join(["sky:1", "ground:1", "person:1", "animal:1"] * 8), "4.resolution_level=0"]}
+PICTURED = ("build_intrinsic_dataset", "image_to_depth")  # read a picture of the input folder
+CONTROL = "core_text_to_image"
+
+
+def list_graphs(pack):
+    """Names of the shipped workflows. Those that faults need come first, so that a short run has them."""
+    first = ["image_to_depth", "depth_to_blender", "joint_klein_9b", "intrinsic_sd21", "joint_image_depth"]
+    names = sorted(path.stem for path in (pack / "workflows" / "api").glob("*.json"))
+    return [name for name in first if name in names] + [name for name in names if name not in first]
+
+
+def core_graph():
+    """Core's own text to image, no node of ours, on the small SD2.1 of random weights."""
+    nodes = {
+        "1": ("CheckpointLoaderSimple", {"ckpt_name": "v2-1_768-ema-pruned.safetensors"}),
+        "2": ("CLIPTextEncode", {"text": "a rowing boat", "clip": ["1", 1]}),
+        "3": ("CLIPTextEncode", {"text": "blurry", "clip": ["1", 1]}),
+        "4": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "5": ("KSampler", {
+            "seed": 0, "steps": 1, "cfg": 7.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+            "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0],
+        }),
+        "6": ("VAEDecode", {"samples": ["5", 0], "vae": ["1", 2]}),
+        "7": ("SaveImage", {"filename_prefix": CONTROL, "images": ["6", 0]}),
+    }  # fmt: skip
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+
+
+class Graphs:
+    """Workflows by name, each with another seed in every run."""
+
+    def __init__(self, runner, pack, names):
+        paths = {name: pack / "workflows" / "api" / f"{name}.json" for name in names if name != CONTROL}
+        self.runner, self.names = runner, list(names)
+        self.whole = {name: runner.read_graph(path) for name, path in paths.items()}
+        if CONTROL in names:
+            self.whole[CONTROL] = core_graph()
+
+    def make(self, name, seed, picture, *, steps=None):
+        """A graph to queue; `picture` is a file of the input folder, for those that read one."""
+        graph, side = json.loads(json.dumps(self.whole[name])), SIDES.get(name, SIDE)
+        for node in graph.values():
+            kind, inputs = node["class_type"], node["inputs"]
+            if kind in STEPPED:
+                inputs["steps"] = steps or STEPS.get(name, 1)
+            if kind in SIZED:
+                inputs |= {"width": side, "height": side}
+            if "seed" in inputs:
+                inputs["seed"] = seed
+            if kind == "LoadImage":
+                inputs["image"] = picture
+            if kind == "ImageScaleToMaxDimension":
+                inputs["largest_size"] = side
+        changes = LONGER if steps == LONG and name in LONGER else SMALLER
+        return self.runner.change_inputs(graph, changes.get(name, []))
