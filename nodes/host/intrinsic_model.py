@@ -11,6 +11,7 @@ import folder_paths
 import torch
 
 from ...models.core.diffusion.ddpm import STEPS, flow_to_sigma, sigma_to_ddpm
+from ...models.core.weights import read_header
 from ...models.intrinsic_ldm.layers import Reading, check_layers, middle_layers
 from ...models.intrinsic_ldm.lora import read_lora
 from ...models.intrinsic_ldm.plot import plot_weights
@@ -46,6 +47,8 @@ def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, 
 
 def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
     """The LoRA of a file as changes of the network's modules."""
+    if path.lower().endswith((".safetensors", ".sft")):
+        read_header(path)  # a damaged file is refused by name, as core does not
     tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     trained_on = (metadata or {}).get("base", base.family)
     if trained_on != base.family:

@@ -221,6 +221,7 @@ def report(soak, growth, left, failures):
     again = [row for row in soak.rows if row["kind"] == "again"]
     cancelled = [found for found in soak.occasions if found["kind"].startswith("cancelled")]
     times = {name: [row["seconds"] for row in soak.rows if row["graph"] == name and row["kind"] == "run"] for name in soak.graphs.names}
+    unequal, compared = sum(not row["equal"] for row in again), sum(row["results"] for row in again)
     window = options.window
     course = [soak.rows[at : at + window] for at in range(0, len(soak.rows), window)]
     return {
@@ -229,7 +230,7 @@ def report(soak, growth, left, failures):
         "growth": growth,
         "at the end, models unloaded": {key: left[key] for key in ("rss", "handles", "kinds", "threads", "children", "ours")},
         "kinds of run": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        "compared with the first": {"runs": len(again), "files": sum(row["results"] for row in again), "unequal": sum(not row["equal"] for row in again)},
+        "compared with the first": {"runs": len(again), "files": compared, "unequal": unequal},
         "cancelled": {"runs": len(cancelled), "slowest to end, seconds": max((found.get("seconds", 0) for found in cancelled), default=0)},
         "faults": [found for found in soak.occasions if found not in cancelled],
         "workflows": {name: {"runs": sum(row["graph"] == name for row in soak.rows), "files": len(soak.first.get(name, ())),

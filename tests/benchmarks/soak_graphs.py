@@ -2,8 +2,9 @@
 
 import json
 
-SIDES = {"depth_to_blender": 64, "intrinsic_cogeneration": 64, "intrinsic_sd21": 64, "intrinsic_sdxl": 64, "intrinsic_pixart": 320}  # pixels; PixArt's least
-SIDE, LONG = 32, 5000
+SIDE, LONG = 32, 5000  # pixels; steps of a run that is cancelled
+SIDES = {"depth_to_blender": 64, "intrinsic_cogeneration": 64, "intrinsic_sd21": 64, "intrinsic_sdxl": 64}
+SIDES["intrinsic_pixart"] = 320  # the least of core's PixArt
 STEPS = {"depth_to_blender": 6}  # else 1; with fewer all may be sky, and a depth without a valid pixel is not saved
 SIZED = ("EmptyLatentImage", "SpatialWeave_EmptyJointLatent")
 STEPPED = ("KSampler", "BasicScheduler")
