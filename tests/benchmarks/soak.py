@@ -11,7 +11,8 @@ same workflow's with the seed of its first: every file it saves must be the firs
 
 After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000 runs; its cache of results is
 the one that keeps no more than the last graph's (--cache-classic). Memory and handles are then read in /proc. Growth is the median of the
-last 50 runs against that of the 50 after the first 50. --control: core's own text to image alone, without the pack, for comparison.
+last 50 runs against that of the 50 after the first 50. --control: without the pack, what core does in these workflows (loads the same
+small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without cancels and faults, for comparison.
 
 Exit status 1 when memory grew by 1 % or more, a handle is left, a run was not bit-equal, or a cancelled or faulty run ended otherwise than
 it should.
@@ -22,6 +23,7 @@ import importlib.util
 import json
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -52,8 +54,7 @@ def install(pack, base, control):
     nodes = base / "custom_nodes"
     (base / "input").mkdir(parents=True)
     nodes.mkdir()
-    small = ["inside_small_bases.py"] if control else ["inside_small_bases.py", "inside_small_klein.py", "inside_small_estimators.py"]
-    for name in small:
+    for name in ("inside_small_bases.py", "inside_small_klein.py", "inside_small_estimators.py"):
         shutil.copy(HERE.parent / "workflows" / name, nodes)
     if not control:
         shutil.copytree(pack, nodes / "spatialweave", ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "docs"))
@@ -86,13 +87,21 @@ class Soak:
             row = {"run": number, **self.choose(number)}
             row["seconds"] = round(time.monotonic() - began, 3)
             self.client.clear()
-            row |= process.measure(self.client.pid, [self.client.base])
+            row |= self.measure()
             self.rows.append(row)
             if self.options.log:
                 with self.options.log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             if number % 50 == 0:
                 say(f"run {number}: {row['rss'] / 1e6:.1f} MB, {row['handles']} handles, {len(self.failures)} failures")
+
+    def measure(self):
+        """What the process holds, once it has closed the connections of this program's last questions."""
+        found, deadline = process.measure(self.client.pid, [self.client.base]), time.monotonic() + 1
+        while found["handles"] > min((row["handles"] for row in self.rows), default=0) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            found = process.measure(self.client.pid, [self.client.base])
+        return found
 
     def choose(self, number):
         """Do the run of this number; what it was."""
@@ -251,7 +260,8 @@ def parse(arguments=None):
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--log", type=Path, help="write a line of JSON after each run to this file")
     parser.add_argument("--server-log", type=Path, help="keep what ComfyUI logged in this file")
-    parser.add_argument("--control", action="store_true", help="core's own text to image alone, without the pack, no faults")
+    parser.add_argument("--control", action="store_true", help="core's own nodes alone, without the pack, no cancels, no faults")
+    parser.add_argument("--graphs", nargs="+", help="only these workflows, by name, to find which of them grows")
     options = parser.parse_args(arguments)
     if options.runs < 3 * options.window:
         parser.error(f"--runs {options.runs} is too few: expected at least three times --window {options.window}")
@@ -262,10 +272,11 @@ def parse(arguments=None):
 
 def main():
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server and the mount go, too
     pack, folder = options.pack.resolve(), Path(tempfile.mkdtemp(prefix="soak-"))
     install(pack, folder / "base", options.control)
     runner = load(pack / "workflows" / "run.py")
-    names = [graphs_of.CONTROL] if options.control else graphs_of.list_graphs(pack)
+    names = options.graphs or ([*graphs_of.CONTROL] if options.control else graphs_of.list_graphs(pack))
     client = clients.Client(runner, options.comfyui.resolve(), folder / "base", FLAGS)
     try:
         client.server.wait_until_up(client.process, 900)
