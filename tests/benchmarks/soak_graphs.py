@@ -3,14 +3,16 @@
 import json
 
 SIDE, LONG = 32, 5000  # pixels; steps of a run that is cancelled
-SIDES = {"depth_to_blender": 64, "intrinsic_cogeneration": 64, "intrinsic_sd21": 64, "intrinsic_sdxl": 64}
+SIDES = {"depth_to_blender": 64, "depth_to_image": 64, "refine_depth": 64, "rgbd_inpaint": 64}
+SIDES |= {"intrinsic_cogeneration": 64, "intrinsic_sd21": 64, "intrinsic_sdxl": 64}
 SIDES |= {"core_sd21": 64, "core_sdxl": 64, "core_pixart": 320, "intrinsic_pixart": 320}  # the least of core's PixArt
-STEPS = {"depth_to_blender": 6}  # else 1; with fewer all may be sky, and a depth without a valid pixel is not saved
+# else 1; what is done with a depth needs one that is not sky throughout, as those of one step now and then are
+STEPS = dict.fromkeys(("depth_to_blender", "depth_to_image", "refine_depth", "rgbd_inpaint"), 6)
 SIZED = ("EmptyLatentImage", "SpatialWeave_EmptyJointLatent")
 STEPPED = ("KSampler", "BasicScheduler")
 # what else is smaller than as shipped
 SMALLER = {
-    "rgbd_inpaint": ["7.width=32", "7.height=32", "8.width=18", "8.height=24", "9.x=14", "9.y=6", "10.expand=2"],
+    "rgbd_inpaint": ["7.width=64", "7.height=64", "8.width=36", "8.height=48", "9.x=28", "9.y=12", "10.expand=4"],
     "build_intrinsic_dataset": ["6.text=sky:1", "4.resolution_level=0"],
 }
 # a run without a sampler is made long by its words, which are sought one after the other
