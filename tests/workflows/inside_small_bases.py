@@ -45,11 +45,12 @@ UNETS = {
 
 
 def shrink(kind, **small):
-    """Core builds this text encoder from a JSON file; the sizes given here take the place of the file's."""
+    """Core builds this text encoder from a JSON file; the sizes given here take the place of the file's. One that is small is left so."""
     build = kind.__init__
 
     def build_small(self, config, *args, **kwargs):
-        build(self, config | small, *args, **kwargs)
+        is_small = all(config.get(name, 0) <= 2 * value for name, value in small.items())
+        build(self, config if is_small else config | small, *args, **kwargs)
 
     kind.__init__ = build_small
 
