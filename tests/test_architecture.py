@@ -54,7 +54,7 @@ EXTRA_IMPORTS = {
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},
 }
-LONG_FILES = {"models/modality_forcing/network.py": "one network, one file, read top down"}
+LONG_FILES: dict[str, str] = {}  # a file that may have 500 lines, and why
 STANDARD_NAMES = sys.stdlib_module_names - {"__future__"}
 VAGUE_NAMES = {"utils", "helpers", "misc", "common", "types", "io"}
 
@@ -147,9 +147,9 @@ def test_the_door_imports_nothing_but_logging(pack):
 
 def test_files_are_short(pack):
     lines = {name: pack.text(name).count("\n") for name in pack.code}
-    too_long = {name: count for name, count in lines.items() if count > (500 if name in LONG_FILES else 300)}
+    too_long = {name: count for name, count in lines.items() if count > (500 if name in LONG_FILES else 400)}
     assert not too_long
-    assert not [name for name in LONG_FILES if name in lines and lines[name] <= 300], "no longer long: take it off the list"
+    assert not [name for name in LONG_FILES if name in lines and lines[name] <= 400], "no longer long: take it off the list"
 
 
 def functions(tree):
@@ -157,13 +157,13 @@ def functions(tree):
 
 
 def test_functions_are_short(pack):
-    limits = {"execute": 20, "define_schema": 60}
+    limits = {"execute": 20}
     wrong = []
     for name in pack.code:
         for node in functions(pack.tree(name)):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             length = node.end_lineno - body[0].lineno + 1 if body else 0
-            if length > limits.get(node.name, 40):
+            if length > limits.get(node.name, 60):
                 wrong.append(f"{name}:{node.lineno} {node.name} has {length} lines")
     assert not wrong, "\n".join(wrong)
 
