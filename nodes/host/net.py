@@ -11,12 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
 import torch
 
 from ...models.core.geometry.view import View
 
 UNFORESEEN = (TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError, UnicodeError)
-TYPES = {"IMAGE": torch.Tensor, "MASK": torch.Tensor, "SIGMAS": torch.Tensor, "LATENT": dict, "SPATIALWEAVE_VIEW": View}  # by socket
+TYPES = {  # of what a socket carries
+    "IMAGE": torch.Tensor, "MASK": torch.Tensor, "SIGMAS": torch.Tensor, "LATENT": dict, "SPATIALWEAVE_VIEW": View,
+    "MOGE_GEOMETRY": Mapping, "DA3_GEOMETRY": Mapping, "MODEL": comfy.model_patcher.ModelPatcher,
+}  # fmt: skip
 LONGEST = 300  # characters of a foreign error's words
 
 
