@@ -48,13 +48,8 @@ DepthType = Literal["float16", "float32"]
 FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
 CAPTIONS = 4
 DATASET = "dataset.json"
-<<<<<<< HEAD
 DATA_KINDS = {"folder": str, "scenes": int, "size": Size}  # of a recipe's `data` that names a folder of the world
 _FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
-=======
-_FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
-DATA_KINDS = {"folder": str, "scenes": int, "size": Size}  # of a recipe's `data` that names a folder of the world
->>>>>>> pictures
 _RENDER_BATCH = 50
 _CONVENTIONS = {
     "camera": "OpenCV: x right, y down, z forward; pixel centres at +0.5; world_to_cam maps world points (y up, metres) to it",

@@ -72,8 +72,8 @@ def _in_range(grey: Tensor) -> Tensor:
     low, high = (float(known.min()), float(known.max())) if known.numel() else (0.0, 0.0)
     if low < -OVERSHOOT or high > 1 + OVERSHOOT:
         raise ValueError(
-            f"Expected grey values from 0 to 1 in the depth picture, got {low:.6g} to {high:.6g}. Choose 'depth as it is' if they are depths, "
-            "else divide them by their full scale."
+            f"Expected grey values from 0 to 1 in the depth picture, got {low:.6g} to {high:.6g}. Choose 'depth as it is' if they are "
+            "depths, else divide them by their full scale."
         )
     return torch.where(grey.isfinite(), grey.clamp(0, 1), grey)
 
