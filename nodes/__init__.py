@@ -10,6 +10,7 @@ from .evaluate import CompareViews
 from .export import DepthMesh, PointCloud, ViewCamera
 from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
 from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent, RefineDepthLatent
+from .host.net import with_net
 from .intrinsic import IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent
 from .intrinsic_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
 from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
@@ -29,4 +30,4 @@ class Extension(ComfyExtension):
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
-        return [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure]
+        return [with_net(node) for node in (*generate, *intrinsics, PreviewDepth, *convert, *export, *measure)]

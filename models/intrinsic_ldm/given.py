@@ -54,6 +54,9 @@ def read_maps(
         nowhere = (normals_from_image(normals, directx=style == "directx") == 0).all(dim=1)
         count_missing(nowhere, "normals", "point nowhere (black, mid grey, NaN or infinite)", notes)
     if segmentation is not None:
+        if segmentation.ndim < 2 or not segmentation.numel() or segmentation.is_complex():
+            got = f"{tuple(segmentation.shape)} {str(segmentation.dtype).removeprefix('torch.')}"
+            raise ValueError(f"Expected masks (batch, height, width) at segmentation, got {got}. Wire a MASK with one mask a segment.")
         unknown = (~segmentation.reshape(-1, *segmentation.shape[-2:]).isfinite()).any(dim=0, keepdim=True)
         count_missing(unknown, "segmentation", "are NaN or infinite", notes)
     if line is not None:

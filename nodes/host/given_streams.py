@@ -20,6 +20,7 @@ from ...models.modality_forcing.config import ModalityForcingConfig
 from ...models.modality_forcing.request import Size, encode_view, match_counts, pad_size, pad_to, read_depth, read_image
 from .joint_latent import SIZE, SKY, check_vae, split_joint_latent
 from .joint_model import network_config
+from .net import describe
 
 KEEP_SIZE = (None, None)
 
@@ -133,6 +134,9 @@ def spread_mask(mask: Tensor | None, name: str, size: Size, padded: Size, *, not
     """A MASK (b h w, or h w) as b 1 H W of the padded size; one of another size is stretched, none is all 0."""
     if mask is None:
         return torch.zeros(1, 1, *padded)
+    if not isinstance(mask, Tensor) or mask.dim() < 2 or not mask.numel() or mask.is_complex() or not bool(torch.isfinite(mask).all()):
+        got = f"{describe(mask)}, empty or with NaN" if isinstance(mask, Tensor) else describe(mask)
+        raise ValueError(f"Expected a MASK (batch, height, width) of values from 0 to 1 at {name}, got {got}. Wire a mask's node.")
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
     own = tuple(mask.shape[-2:])
     if own != tuple(size):

@@ -22,7 +22,7 @@ from .intrinsic_run import run_coupled
 from .intrinsic_settings import KEY, Settings
 from .joint_latent import SIZE
 from .loading import TINY
-from .nested_masks import MASKS, nest_masks, take_apart
+from .nested_masks import MASKS, nest_masks, read_samples, take_apart
 
 FOLDER = "loras"
 
@@ -114,11 +114,12 @@ def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
         raise ValueError(f"A plain {base.name} model arrived, which takes no joint latent: wire that of Intrinsic Co-Generation.")
     streams = []
     for name, latent in (("image", image), ("maps", maps)):
-        samples = image["samples"].new_zeros(image["samples"].shape) if latent is None else latent["samples"]
+        samples = read_samples(image if latent is None else latent, f"{name}_latent")
         if getattr(samples, "is_nested", False):
             raise ValueError(
                 f"A joint latent arrived at {name}: take it apart with Split Intrinsic Latent and wire the part that is meant."
             )
+        samples = torch.zeros_like(samples) if latent is None else samples
         samples = comfy.sample.fix_empty_latent_channels(model, samples)  # what core's samplers do for a stream that comes alone
         if samples.dim() != 4 or samples.shape[1] != base.channels:
             raise ValueError(f"A latent {tuple(samples.shape)} arrived at {name}, but {base.name}'s is (batch, {base.channels}, h, w).")
@@ -140,7 +141,7 @@ def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
 
 def split_intrinsic(latent: dict) -> list[dict]:
     """The image's and the maps' latents of a joint one, each with its own mask."""
-    samples = latent["samples"]
+    samples = read_samples(latent, "samples")
     shapes = [tuple(stream.shape) for stream in samples.unbind()] if getattr(samples, "is_nested", False) else [tuple(samples.shape)]
     if len(shapes) != 2 or shapes[0] != shapes[1]:
         listed = " and ".join(map(str, shapes))

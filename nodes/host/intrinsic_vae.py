@@ -21,6 +21,7 @@ from .intrinsic_model import split_intrinsic
 from .joint_latent import SIZE
 from .loading import TINY
 from .memory import explain_full_memory
+from .nested_masks import read_samples
 
 FOLDER = "vae"
 SD_WIDTH = 128  # of the autoencoders that core's estimates of memory are for
@@ -131,7 +132,7 @@ def decode_maps(vae, latent: dict, tile: int, notes: list[str]) -> tuple[Tensor,
     """The maps (b, 8, h, w) of a LATENT of maps, or of a joint one, and the size that they had with the padding."""
     check_vae(vae)
     check_tile(tile)
-    samples = latent["samples"]
+    samples = read_samples(latent, "samples")
     if getattr(samples, "is_nested", False):
         samples = split_intrinsic(latent)[1]["samples"]
     if samples.dim() != 4 or samples.shape[1] != vae.latent_channels:

@@ -12,6 +12,8 @@ from ...models.core.geometry.depth import decode_depth
 from ...models.core.geometry.view import View
 from ...models.modality_forcing.request import pad_size
 from .joint_model import network_config
+from .nested_masks import read_samples
+from .net import describe
 
 SIZE = "spatialweave_size"  # (height, width) asked for, where it was padded to whole patches
 SKY = "spatialweave_infinite_sky"  # whether the model means sky by the farthest depth
@@ -36,7 +38,7 @@ def explain_size(model, width: int, height: int) -> list[str]:
 
 def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
     """The image latent b c h w and the depth b 1 H W (network space) of a joint LATENT; anything else is refused by name."""
-    samples = latent["samples"]
+    samples = read_samples(latent, "samples")
     remedy = "a joint latent comes from Empty Joint Latent, through a KSampler with a joint model"
     if not getattr(samples, "is_nested", False):
         raise ValueError(f"A plain latent {tuple(samples.shape)} arrived, which has no depth in it: {remedy}.")
@@ -65,6 +67,8 @@ def decode_joint_latent(latent: dict, vae) -> tuple[Tensor, View]:
 
 def check_vae(vae, image: Tensor, stride: int) -> None:
     """Refuse a VAE of another latent space; core would stop inside a convolution, or show noise."""
+    if not hasattr(vae, "spacial_compression_decode"):
+        raise ValueError(f"Expected a VAE, got {describe(vae)}. Wire the VAE of Load Modality Forcing, or of Load VAE.")
     channels, step = getattr(vae, "latent_channels", None), vae.spacial_compression_decode()
     if (channels, step) != (image.shape[1], stride):
         raise ValueError(

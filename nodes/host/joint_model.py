@@ -28,6 +28,7 @@ from ...models.core.diffusion.flow import warp_time
 from ...models.modality_forcing.config import ModalityForcingConfig
 from ...models.modality_forcing.network import FinalLayer, ModalityForcing
 from .memory import explain_sampling
+from .net import describe
 from .previews import with_pair_preview
 from .refused_attachments import check_conditioning, check_options, check_patches, check_unconditional
 from .refused_loras import check_loras
@@ -226,6 +227,8 @@ def check_attachments(guider, denoise_mask: Tensor | None, shapes) -> None:
 
 def network_config(model: comfy.model_patcher.ModelPatcher, purpose: str) -> ModalityForcingConfig:
     """The network behind a MODEL; other models are refused, with what only a joint model does."""
+    if not hasattr(model, "model"):
+        raise ValueError(f"Expected a MODEL, got {describe(model)}. Wire that of Load Modality Forcing.")
     if not isinstance(model.model, JointModel):
         kind = type(model.model).__name__
         raise ValueError(f"A {kind} model arrived, but only a joint model {purpose}: load one with Load Modality Forcing.")

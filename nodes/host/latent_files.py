@@ -16,7 +16,7 @@ import torch
 from ...models.core.text_files import parse_json
 from ...models.core.weights import KIND, WeightsError, check_finite, describe, read_header, read_tensors, write_tensors
 from .joint_latent import SIZE, SKY, split_joint_latent
-from .nested_masks import MASKS, nest_masks, take_apart
+from .nested_masks import MASKS, nest_masks, read_samples, take_apart
 
 SUFFIX = ".joint.safetensors"
 FILE_KIND = "joint latent"
@@ -31,7 +31,7 @@ def split_streams(latent: dict) -> list[dict]:
 def join_latents(image: dict, depth: dict) -> dict:
     """One joint LATENT of two plain ones; one of a batch of 1 is repeated. A stream without a mask is sampled wholly."""
     for name, latent in (("image_latent", image), ("depth_latent", depth)):
-        if getattr(latent["samples"], "is_nested", False):
+        if getattr(read_samples(latent, name), "is_nested", False):
             raise ValueError(f"A joint latent arrived at {name}: take it apart with Split Joint Latent and wire the part that is meant.")
     streams = [image["samples"], depth["samples"]]
     batch = max(len(stream) for stream in streams)

@@ -8,7 +8,18 @@ import comfy.nested_tensor
 import torch
 from torch import Tensor
 
+from .net import describe
+
 MASKS = "noise_mask"
+
+
+def read_samples(latent: dict, socket: str) -> Tensor | comfy.nested_tensor.NestedTensor:
+    """The samples of a LATENT, plain or nested, none of them empty; anything else that arrives at a socket is refused."""
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    parts = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
+    if not parts or not all(isinstance(part, Tensor) and part.numel() and part.is_floating_point() for part in parts):
+        raise ValueError(f"Expected a LATENT with samples at {socket}, got {describe(latent)}. Wire a latent's node or a sampler.")
+    return samples
 
 
 def nest_masks(parts: Iterable[dict | None], streams: Sequence[Tensor]) -> dict:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .arrays import OVERSHOOT, as_image
+from .arrays import FULL_SCALE, OVERSHOOT, as_image, as_mask
 from .camera import intrinsics_from_fov
 from .view import Units, View, explain_invalid
 
@@ -37,8 +37,12 @@ def view_from_image(
     if meaning not in get_args(Meaning):
         raise ValueError(f"The meaning {meaning!r} arrived, wanted one of {get_args(Meaning)}.")
     grey, opaque = _grey(image)
+    if meaning != "depth as it is":
+        grey = _in_range(grey / FULL_SCALE.get(image.dtype, 1))
     depth = grey if meaning == "depth as it is" else _scaled(grey, meaning, near, far)
     valid = opaque if mask is None else _and(opaque, mask)
+    if picture is not None and (picture.ndim != 4 or picture.shape[-1] not in (1, 3, 4)):
+        raise ValueError(f"Expected a picture (batch, height, width, 3), got {tuple(picture.shape)}. Wire an IMAGE.")
     others = {"image": None if picture is None else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT)}
     if fov_degrees is not None:
         height, width = depth.shape[-2:]
@@ -51,13 +55,27 @@ def _grey(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """The one channel ``b h w`` of a grey picture, and where it is opaque."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"A depth picture of shape {tuple(image.shape)} arrived, wanted (batch, height, width, 1, 3 or 4 channels).")
-    image = image.float()
-    colours = image[..., :3]
+    if image.is_complex():
+        raise ValueError(f"Expected a depth picture of real numbers, got {str(image.dtype).removeprefix('torch.')}. Give its real part.")
+    full, image = FULL_SCALE.get(image.dtype, 1), image.float()
+    colours = image[..., :3] / full
     finite = colours.isfinite().all(dim=-1)
     # a few steps of 8 bits: compressed grey is not exactly grey
     if bool(((colours.amax(-1) - colours.amin(-1))[finite] > 2.5 / 255).any()):
         raise ValueError("A coloured picture arrived, wanted a grey one: a colour scale does not give its depths back.")
     return image[..., 0], image[..., 3] > 0 if image.shape[-1] == 4 else None
+
+
+def _in_range(grey: Tensor) -> Tensor:
+    """Grey values in [0, 1], where they are numbers; a little beyond is clamped, more was meant otherwise and is refused."""
+    known = grey[grey.isfinite()]
+    low, high = (float(known.min()), float(known.max())) if known.numel() else (0.0, 0.0)
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        raise ValueError(
+            f"Expected grey values from 0 to 1 in the depth picture, got {low:.6g} to {high:.6g}. Choose 'depth as it is' if they are "
+            "depths, else divide them by their full scale."
+        )
+    return torch.where(grey.isfinite(), grey.clamp(0, 1), grey)
 
 
 def _scaled(grey: Tensor, meaning: Meaning, near: float, far: float) -> Tensor:
@@ -74,9 +92,7 @@ def _scaled(grey: Tensor, meaning: Meaning, near: float, far: float) -> Tensor:
 
 def _and(opaque: Tensor | None, mask: Tensor) -> Tensor:
     """Both masks; one of a batch of 1 serves the whole batch."""
-    mask = mask > 0.5 if mask.dtype != torch.bool else mask
-    if mask.ndim == 2:
-        mask = mask.unsqueeze(0)
+    mask = as_mask(mask)
     if opaque is None:
         return mask
     if opaque.shape[1:] != mask.shape[1:] or (len(opaque) != len(mask) and 1 not in (len(opaque), len(mask))):

@@ -89,3 +89,26 @@ def test_what_is_refused(change, sentence):
     arguments = {"image": grey(0.5, 1.0), "meaning": "white is far", "units": "metric"} | change
     with pytest.raises(ValueError, match=sentence):
         view_from_image(**arguments)
+
+
+@pytest.mark.parametrize("meaning", ["white is far", "white is near", "white is near, disparity"])
+def test_values_that_are_no_grey_are_refused_and_bytes_are_scaled(meaning):
+    """What lies far beyond [0, 1] was meant otherwise; extrapolated, it would be a depth outside near and far."""
+    grey = torch.linspace(0, 1, 12).reshape(1, 3, 4, 1)
+    with pytest.raises(ValueError, match="Expected grey values from 0 to 1 in the depth picture, got 0 to 300"):
+        view_from_image(grey * 300, meaning=meaning, units="metric", near=1.0, far=5.0)
+    levels = (grey * 255).round()
+    exact, _ = view_from_image(levels / 255, meaning=meaning, units="metric", near=1.0, far=5.0)
+    as_bytes, _ = view_from_image(levels.to(torch.uint8), meaning=meaning, units="metric", near=1.0, far=5.0)
+    torch.testing.assert_close(as_bytes.depth, exact.depth)
+    assert 1 <= float(exact.depth.min()) and float(exact.depth.max()) <= 5 + 1e-5
+
+
+def test_bytes_that_are_depths_stay_as_they_are():
+    view, _ = view_from_image(torch.full((1, 2, 2, 1), 7, dtype=torch.uint8), meaning="depth as it is", units="metric")
+    assert bool((view.depth == 7).all())
+
+
+def test_complex_numbers_are_no_depth():
+    with pytest.raises(ValueError, match="real numbers"):
+        view_from_image(torch.ones(1, 2, 2, 1, dtype=torch.complex64), meaning="white is far", units="metric")

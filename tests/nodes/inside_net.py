@@ -1,0 +1,183 @@
+"""Called by worker.py inside ComfyUI: every node with every input malformed in its turn, and what it says."""
+
+import contextlib
+import sys
+
+import comfy.model_management
+import torch
+from comfy.nested_tensor import NestedTensor
+
+import nodes as core
+
+ours = ours  # noqa: F821, PLW0127 - set by worker.py
+sampling, small = (sys.modules["__main__"].load_file(f"inside_{name}.py") for name in ("sampling", "intrinsic"))  # worker.py's
+HEIGHT, WIDTH, NAN = 32, 48, float("nan")
+WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
+LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent")  # take no sockets
+KEEP = {}
+
+
+def our_nodes():
+    return {name.removeprefix("SpatialWeave_"): node for name, node in core.NODE_CLASS_MAPPINGS.items() if name.startswith("SpatialWeave_")}
+
+
+def view(batch=1, height=HEIGHT, width=WIDTH, **more):
+    depth = torch.linspace(1, 2, width).expand(batch, height, width)
+    image = torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(1))
+    return ours("models.core.geometry.view").View.from_depth(depth, units="relative", image=image, **more)
+
+
+def sound():
+    """A value of each socket type; of some nodes' inputs by name."""
+    if not KEEP:
+        r, packets = sampling.rig(), ours("models.core.geometry.packets")
+        coupled = small.coupled(small.model())
+        vae = ours("nodes.host.intrinsic_vae").load_vae("tiny (shipped with the pack)")
+        values = {
+            "IMAGE": torch.rand(1, HEIGHT, WIDTH, 3), "MASK": torch.ones(1, HEIGHT, WIDTH), "SPATIALWEAVE_VIEW": view(), "MODEL": r.model,
+            "VAE": r.vae, "LATENT": r.latent(1, HEIGHT, WIDTH), "MOGE_GEOMETRY": packets.to_moge(view(), 55.0),
+            "DA3_GEOMETRY": packets.to_da3(view()), "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
+        }  # fmt: skip
+        plain = {"samples": torch.zeros(1, 4, 8, 8)}
+        joined = small.joined(coupled)
+        maps = {"samples": torch.zeros(1, vae.latent_channels, HEIGHT // 8, WIDTH // 8)}
+        core.NODE_CLASS_MAPPINGS["SpatialWeave_SaveJointLatent"].hidden = type("Hidden", (), {"prompt": None, "extra_pnginfo": None})
+        image, depth = values["LATENT"]["samples"].unbind()
+        KEEP.update(values | {
+            "IntrinsicCoGeneration": {"model": small.model(), "lora_name": small.lora("sd21"), "schedule": {"schedule": "off"}},
+            "JoinIntrinsicLatent": {"model": coupled, "image_latent": plain, "maps_latent": plain},
+            "SplitIntrinsicLatent": {"samples": joined}, "EncodeIntrinsics": {"vae": vae},
+            "DecodeIntrinsics": {"vae": vae, "samples": maps},
+            "ViewFromImage": {"image": torch.rand(1, HEIGHT, WIDTH, 1).expand(1, HEIGHT, WIDTH, 3)},
+            "JoinJointLatent": {"image_latent": {"samples": image}, "depth_latent": {"samples": depth}},
+            "MaskedJointLatent": {"image_mask": torch.ones(1, HEIGHT, WIDTH), "depth_mask": torch.zeros(1, HEIGHT, WIDTH)},
+        })  # fmt: skip
+    return KEEP
+
+
+def arguments(name, node):
+    """A sound call: sockets by type, widgets by their default."""
+    found = {}
+    for put in node.GET_SCHEMA().inputs:
+        types = put.io_type.split(",")
+        kind = next((kind for kind in types if kind in sound()), None)
+        found[put.id] = sound()[kind] if kind else getattr(put, "default", None)
+        if kind is None and found[put.id] is None and getattr(put, "options", None):
+            found[put.id] = put.options[0]
+    return found | (sound().get(name) or {})
+
+
+SHAPES = {
+    "no batch": lambda like: like[0], "two more axes": lambda like: like[None, None], "video": lambda like: like[:, None],
+    "flat": lambda like: like.flatten(), "a scalar": lambda like: torch.tensor(1.0), "empty batch": lambda like: like[:0],
+    "no rows": lambda like: like[:, :0], "three": lambda like: torch.cat([like] * 3),
+    "smaller": lambda like: like[:, : HEIGHT // 2, : WIDTH // 3],
+}  # fmt: skip
+VALUES = {
+    "NaN": lambda like: torch.full_like(like, NAN), "infinite": lambda like: like / 0, "large": lambda like: like * 300,
+    "negative": lambda like: like * -1, "bytes": lambda like: (like * 255).byte(), "double": lambda like: like.double(),
+    "half": lambda like: like.half(), "complex": lambda like: like.to(torch.complex64), "long": lambda like: like.long(),
+    "bool": lambda like: like > 0.5, "numpy": lambda like: like.numpy(), "a list": lambda like: [like],
+}  # fmt: skip
+
+
+def odd_tensors(like):
+    """A tensor in shapes, types and values that it should not have, as far as it can."""
+    for name, make in (SHAPES | VALUES).items():
+        with contextlib.suppress(RuntimeError, IndexError):
+            yield name, make(like)
+
+
+def odd_images(like):
+    yield from odd_tensors(like)
+    for channels in (1, 2, 4, 5):
+        yield f"{channels} channels", like[..., :1].expand(*like.shape[:-1], channels)
+
+
+def odd_latents(like):
+    """A LATENT, joint or plain, in forms that other nodes make."""
+    samples = like["samples"]
+    parts = list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
+    yield from {"no samples": {}, "samples of nothing": {"samples": None}, "a tensor": parts[0], "a list": [like]}.items()
+    yield "nested of one", {"samples": NestedTensor(parts[:1])}
+    yield "nested of three", {"samples": NestedTensor([parts[0]] * 3)}
+    yield "a plain mask", like | {"noise_mask": torch.ones(1, HEIGHT, WIDTH)}
+    yield "a mask of nothing", like | {"noise_mask": None}
+    for name, odd in odd_tensors(parts[0]):
+        yield f"plain, {name}", {"samples": odd}
+        if len(parts) == 2 and isinstance(odd, torch.Tensor):
+            yield f"first, {name}", like | {"samples": NestedTensor([odd, parts[1]])}
+            yield f"second, {name}", like | {"samples": NestedTensor([parts[0], odd])}
+
+
+def odd_views(like):
+    yield from {"a tensor": like.depth, "a dict": {"depth": like.depth}}.items()
+    yield from {"batch of 3": view(3), "smaller": view(1, 16, 8), "a pixel": view(1, 1, 1)}.items()
+    kind, depth = type(like), like.depth
+    yield "no valid pixel", kind.from_depth(torch.zeros_like(depth), units="relative")
+    yield "all sky", kind.from_depth(depth / 0, units="relative")
+    yield "constant, no picture", kind.from_depth(torch.ones_like(depth), units="metric")
+    yield "enormous", kind.from_depth(depth * 1e30, units="metric")
+
+
+def odd_packets(like):
+    yield from {"empty": {}, "a tensor": torch.ones(1), "strings": dict.fromkeys(like, "x"), "nothing inside": dict.fromkeys(like)}.items()
+    for key, value in like.items():
+        yield f"without {key}", {name: part for name, part in like.items() if name != key}
+        if isinstance(value, torch.Tensor):
+            for name, odd in odd_tensors(value):
+                yield f"{key} {name}", like | {key: odd}
+
+
+ODD = {
+    "IMAGE": odd_images, "MASK": odd_tensors, "LATENT": odd_latents, "SPATIALWEAVE_VIEW": odd_views, "MOGE_GEOMETRY": odd_packets,
+    "DA3_GEOMETRY": odd_packets, "SIGMAS": odd_tensors,
+    "MODEL": lambda like: {"another base": small.model("pixart"), "a VAE": sampling.rig().vae}.items(),
+    "VAE": lambda like: {"a model": small.model(), "the tiny": sampling.rig().vae, "of maps": sound()["EncodeIntrinsics"]["vae"]}.items(),
+}  # fmt: skip
+
+
+def sound_calls():
+    """Nodes that do not take the sound call: {name: error}."""
+    return {name: said for name, node in our_nodes().items() if name not in LOADERS and (said := call(name, node, {}))}
+
+
+def call(name, node, changed):
+    """None where a node runs, its refusal's words, or an error's type and words."""
+    try:
+        node.execute(**arguments(name, node) | changed)
+    except (ValueError, OSError) as error:
+        return f"refused: {error}"
+    except Exception as error:  # noqa: BLE001 - what the test is for
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def malformed(name):
+    """What a node says of every malformed input: {input: {how: words or None}}."""
+    node, found = our_nodes()[name], {}
+    for put in node.GET_SCHEMA().inputs:
+        kind = next((kind for kind in put.io_type.split(",") if kind in ODD), None)
+        if kind:
+            like = arguments(name, node)[put.id]
+            odd = {"nothing": None, "a number": 3, **dict(ODD[kind](like))}
+            found[put.id] = {how: call(name, node, {put.id: value}) for how, value in odd.items()}
+    return found
+
+
+def passes():
+    """What the net lets through: an interruption and a full memory; and what it makes of others."""
+    with_net, found = ours("nodes.host.net").with_net, {}
+    interrupted = comfy.model_management.InterruptProcessingException
+    for error in (interrupted(), torch.OutOfMemoryError("full"), KeyError("samples"), ValueError("Expected this, got that. Do so.")):
+
+        class Node(core.NODE_CLASS_MAPPINGS["SpatialWeave_ViewToMask"]):
+            @classmethod
+            def execute(cls, view):
+                raise error  # noqa: B023 - called at once
+
+        try:
+            with_net(Node).execute(torch.ones(1, 2))
+        except BaseException as raised:  # noqa: BLE001 - an interruption is one
+            found[type(error).__name__] = [type(raised).__name__, str(raised)]
+    return found
