@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from types import FunctionType
 
 import pytest
 
