@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import types
 import zlib
 
 import pytest
@@ -87,9 +88,12 @@ def test_what_nobody_foresaw_is_a_sentence_with_command_file_and_remedy(error, t
     """The reader stands in a module of the pack: there the file that was in hand is looked for."""
     file = tmp_path / "broken.npz"
     file.write_bytes(b"")
-    scope = {"__name__": "spatialweave.models.core.export.npz"}
-    exec("def read(path, error):\n    raise error", scope)  # noqa: S102 - a function of that module's name
-    monkeypatch.setattr(cli, "_run_demo", lambda options: scope["read"](file, error))
+
+    def read(path, error):
+        raise error
+
+    read = types.FunctionType(read.__code__, {"__name__": "spatialweave.models.core.export.npz"})
+    monkeypatch.setattr(cli, "_run_demo", lambda options: read(file, error))
     assert cli.main(["demo"]) == cli_net.UNFORESEEN
     said = capsys.readouterr().err
     assert said.startswith(f"spatialweave demo: an unforeseen {type(error).__name__} while {file} was being read (")

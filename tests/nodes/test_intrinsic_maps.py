@@ -199,7 +199,7 @@ REFUSALS = {
     "grey normals": ["(1, 8, 8, 1)", "at normals", "Normals from Depth"],
     "line without a number": ["All 64 pixels of picture 1 of line", "NaN or infinite", "take line off"],
     "normals of black": ["All 64 pixels of picture 0 of normals", "point nowhere"],
-    "line of 0 to 255": ["255 to 255", "divide by its full scale"],
+    "line of 0 to 255": ["255 to 255", "Divide them by their full scale"],
     "no depth": ["no valid pixel"],
     "picture's VAE to encode": ["VAE of 3 channels", "Load Intrinsic VAE"],
     "picture's VAE to decode": ["VAE of 3 channels", "Load Intrinsic VAE"],
