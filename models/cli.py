@@ -11,7 +11,7 @@ from pathlib import Path
 from .cli_evaluate import add_evaluate
 from .cli_help import Formatter, epilog
 from .cli_intrinsics import add_intrinsics
-from .cli_net import run_command
+from .cli_net import DEBUG, run_command
 from .cli_values import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, find_device, number, path, whole
 
 DEMO_PROMPT = "a red ball to the left of a blue box"
@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="spatialweave", description="Images that know their geometry.", formatter_class=Formatter)
+    parser = argparse.ArgumentParser(
+        prog="spatialweave", description="Images that know their geometry.", formatter_class=Formatter,
+        epilog=f"{DEBUG}=1 in the environment shows the full trace of whatever goes wrong, for a report.",
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary, add in _COMMANDS:
         command = commands.add_parser(name, help=summary, description=summary, epilog=epilog(name), formatter_class=Formatter)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .core.download import download
 from .core.registry import PublishedFile, find_on_disk, find_published, verify
+from .core.text_files import show_path
 from .core.weights import WeightsError
 from .modality_forcing.released import released_files
 
@@ -22,6 +23,9 @@ def run(action: str, name: str | None, models: Sequence[Path], say: Callable[[st
     files = released_files()
     chosen = [find_published(files, name)] if name else files
     folders = list(models) or default_models()
+    for folder in models:
+        if not folder.is_dir() and (action != "download" or folder.exists()):
+            raise WeightsError(f"Expected ComfyUI's models folder, got {show_path(folder)}, which is no folder. Name it with --models.")
     if action == "list":
         for file in chosen:
             _list(file, folders, say)

@@ -74,6 +74,7 @@ def run_demo(request: DemoRequest) -> Iterator[str]:
     pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
     make_folder(request.output)
     result = sample(pipeline, request, size, given)
+    check_depth(result.view, request)
     result = replace(result, notes=(*notes, *result.notes))
     yield from (f"note: {note}" for note in result.notes)
     yield result.view.describe()
@@ -109,6 +110,15 @@ def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[
             request.prompt, mode=request.mode, width=size[0], height=size[1], seed=request.seed, steps=request.steps,
             guidance=request.guidance, log2_alpha=request.log2_alpha, refine=request.refine, on_step=on_step, **given,
         )  # fmt: skip
+
+
+def check_depth(view: View, request: DemoRequest) -> None:
+    """Refuse a depth without a pixel before anything is written: what was asked for was too far from what the model knows."""
+    try:
+        view.require_valid()
+    except ValueError as error:
+        guidance = "weaker guidance" if request.guidance is None else f"weaker guidance than {request.guidance:g}"
+        raise ValueError(f"Expected a depth with valid pixels, but the model made none. Try more steps, {guidance}.") from error
 
 
 def write_all(request: DemoRequest, result: Result) -> Iterator[str]:

@@ -113,11 +113,11 @@ def read_stream(tensors: dict[str, torch.Tensor], name: str, path: str) -> torch
 def read_note(text: str, key: str, path: str) -> list[int] | bool:
     """[height, width], or whether sky is infinite, as `save_joint_latent` writes it."""
     source = f"{key} in the metadata of {path}"
-    value = parse_json(text, source=source)
+    value, said = parse_json(text, source=source), " ".join(text.split())[:60]
     if key == SKY and not isinstance(value, bool):
-        raise WeightsError(f"Expected true or false as {source}, got {text[:60]}. Save the latent again.")
+        raise WeightsError(f"Expected true or false as {source}, got {said}. Save the latent again.")
     if key == SIZE and not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
-        raise WeightsError(f"Expected [height, width] in pixels as {source}, got {text[:60]}. Save the latent again.")
+        raise WeightsError(f"Expected [height, width] in pixels as {source}, got {said}. Save the latent again.")
     return value
 
 

@@ -33,7 +33,7 @@ def with_net(node: type) -> type:
         try:
             return run(cls, *values, **inputs)
         except UNFORESEEN as error:
-            if is_memory_full(error):
+            if is_memory_full(error) or (isinstance(error, ValueError) and not isinstance(error, UnicodeError)):
                 raise
             names = run.__code__.co_varnames[1 : run.__code__.co_argcount]
             raise ValueError(explain(cls.GET_SCHEMA(), dict(zip(names, values)) | inputs, error)) from error

@@ -7,8 +7,8 @@ import signal
 import struct
 import subprocess
 import sys
+import types
 import zlib
-from types import FunctionType
 
 import pytest
 
@@ -89,10 +89,10 @@ def test_what_nobody_foresaw_is_a_sentence_with_command_file_and_remedy(error, t
     file = tmp_path / "broken.npz"
     file.write_bytes(b"")
 
-    def fail(path, error):
+    def read(path, error):
         raise error
 
-    read = FunctionType(fail.__code__, {"__name__": "spatialweave.models.core.export.npz"})  # as a function of that module
+    read = types.FunctionType(read.__code__, {"__name__": "spatialweave.models.core.export.npz"})
     monkeypatch.setattr(cli, "_run_demo", lambda options: read(file, error))
     assert cli.main(["demo"]) == cli_net.UNFORESEEN
     said = capsys.readouterr().err
@@ -255,3 +255,23 @@ def test_ctrl_c_says_that_what_was_written_stays(tmp_path):
     said += process.communicate(timeout=60)[1]
     assert process.returncode == cli_net.INTERRUPTED and b"spatialweave world: stopped; what was already written stays." in said
     assert b"Traceback" not in said
+
+
+@pytest.mark.parametrize("action", ["list", "verify"])
+def test_a_models_folder_that_is_none_is_refused_by_name(action, tmp_path, capsys):
+    assert cli.main(["weights", action, "--models", str(tmp_path / "nowhere")]) == cli_net.REFUSED
+    assert "nowhere, which is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("bench", "kernels"), ("evaluate", "intrinsic_ldm", "--n", "2")], ids=lambda words: words[0])
+def test_a_device_that_is_not_there_is_refused_before_any_work(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*command, "--device", "nodevice"]) == cli_net.REFUSED
+    assert "Expected a device that is there, such as cpu or cuda, got 'nodevice'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_without_a_depth_is_refused_before_a_file_is_written(tmp_path, capsys):
+    assert cli.main(["demo", "--guidance", "1000", "--steps", "1", "--size", "16x16", "--output", str(tmp_path / "out")]) == cli_net.REFUSED
+    assert "weaker guidance than 1000" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []

@@ -66,8 +66,9 @@ def test_full_memory_names_three_settings_to_change(maps, fault):
         assert all(part in text for part in ("tile_size of 256 or less", "make the picture smaller", "fewer at a time"))
 
 
-def test_another_fault_of_the_vae_is_left_as_it_is(maps):
-    assert maps("full_memory", fault="other") == [["else", False]] * 3
+def test_another_fault_of_the_vae_keeps_its_own_words_and_is_not_called_full_memory(maps):
+    for text, known in maps("full_memory", fault="other"):
+        assert "(RuntimeError: else)" in text and "tile_size of 256" not in text and not known
 
 
 @pytest.mark.parametrize("naming, dtype, metadata", [
@@ -198,7 +199,7 @@ REFUSALS = {
     "grey normals": ["(1, 8, 8, 1)", "at normals", "Normals from Depth"],
     "line without a number": ["All 64 pixels of picture 1 of line", "NaN or infinite", "take line off"],
     "normals of black": ["All 64 pixels of picture 0 of normals", "point nowhere"],
-    "line of 0 to 255": ["255 to 255", "divide by its full scale"],
+    "line of 0 to 255": ["255 to 255", "Divide them by their full scale"],
     "no depth": ["no valid pixel"],
     "picture's VAE to encode": ["VAE of 3 channels", "Load Intrinsic VAE"],
     "picture's VAE to decode": ["VAE of 3 channels", "Load Intrinsic VAE"],
@@ -221,5 +222,5 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_wrong_input_is_refused_in_one_sentence(maps, case):
     sentence = maps("refused", case=case)
-    assert sentence and sentence.count(". ") == 0 and "\n" not in sentence
+    assert sentence and sentence.count(". ") <= 1 and "\n" not in sentence  # the fault; what to do
     assert not [part for part in REFUSALS[case] if part not in sentence], sentence

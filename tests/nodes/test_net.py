@@ -38,4 +38,4 @@ def test_an_interruption_and_a_full_memory_pass_the_net(net):
     assert found["OutOfMemoryError"][0] == "OutOfMemoryError"
     assert found["ValueError"] == ["ValueError", "Expected this, got that. Do so."]
     kind, words = found["KeyError"]
-    assert kind == "ValueError" and "view: (1, 2) float32" in words and "KeyError: 'samples'" in words
+    assert kind == "ValueError" and "view: depth 1 x 32 x 48" in words and "KeyError: 'samples'" in words

@@ -55,8 +55,8 @@ class UnstatedError(ValueError):
 def write_file(path: str | os.PathLike, data: bytes) -> Path:
     """Write ``data`` whole to ``path``, making its folders; on failure raise ExportError and leave an older file as it was."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     try:
+        part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_bytes(data)
@@ -69,6 +69,8 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
         number = _find_cause(error, path)
         reason = _REASONS.get(number, error.strerror or str(error))
         raise ExportError(number, f"Cannot write {path}: {reason}.") from error
+    except ValueError as error:  # no name at all, a NUL in it, or letters that this system's names cannot hold
+        raise ExportError(errno.EINVAL, f"Cannot write {str(path)!r}: it is no name for a file ({error}); choose another one.") from error
     return path
 
 

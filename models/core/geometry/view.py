@@ -24,6 +24,10 @@ _NORMAL_ROUNDING = 1e-3  # half precision's
 _SAME_SIZE = "bring the pictures to one size, with Upscale Image or Resize Image/Mask, before they meet"  # a View keeps its own
 
 
+class NoSuchPicture(IndexError, ValueError):
+    """An index beyond a batch: ends a loop as an IndexError, and is a refusal in one sentence as a ValueError."""
+
+
 @dataclass(frozen=True)
 class View:
     """A batch of depth maps with what belongs to them. Build it with :meth:`from_depth`, which counts and masks bad pixels.
@@ -122,7 +126,7 @@ class View:
     def __getitem__(self, index: int) -> View:
         """One picture of the batch, as a View with batch 1."""
         if not -len(self) <= index < len(self):
-            raise IndexError(f"Picture {index} was asked of a batch of {len(self)}: choose an index below that, counted from 0.")
+            raise NoSuchPicture(f"Picture {index} was asked of a batch of {len(self)}: choose an index below that, counted from 0.")
         index %= len(self)
         return self._map(lambda tensor: tensor[index : index + 1])
 

@@ -21,7 +21,6 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ..text_files import show_path
 from .checkpoint import STATE, find_latest, load_checkpoint, load_model, read_json, save_checkpoint, write_json
 from .data import OrderedBatches, collate
 from .interrupt import graceful_stop, leave_interrupt_to_parent
@@ -34,7 +33,7 @@ from .optimizer import (
     set_learning_rate,
 )
 from .progress import Log, Meter
-from .recipe import Recipe, learning_rate
+from .recipe import Recipe, learning_rate, naming
 from .sources import check_same_recipe, check_sources, write_sources
 
 log = logging.getLogger("spatialweave.training")
@@ -82,7 +81,7 @@ def run_recipe(
 
     `on_log` hears every log line; it may raise KeyboardInterrupt, which stops the run as Ctrl-C does: saved, and to be resumed.
     """
-    source = None if isinstance(recipe, Recipe) else show_path(recipe)
+    source = recipe
     if not isinstance(recipe, Recipe):
         recipe = Recipe.read(recipe)
     if output:
@@ -92,12 +91,8 @@ def run_recipe(
     if recipe.system not in builders:
         raise ValueError(f"The recipe is for the system {recipe.system!r}, which has no trainer here; there are {', '.join(builders)}.")
     latest = find_start(Path(recipe.output), recipe, resume)  # before anything slow
-    try:
+    with naming(source):
         task = builders[recipe.system](recipe)
-    except ValueError as error:  # of what the recipe states or names: the file is what has to be corrected
-        if source is None or source in str(error):
-            raise
-        raise ValueError(f"{source}: {error}") from error
     return train(recipe, task, latest=latest, on_log=on_log)
 
 

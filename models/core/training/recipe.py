@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -131,6 +132,17 @@ class Recipe:
             raise  # names the file
         except ValueError as error:
             raise ValueError(f"{str(error).removesuffix('.')} (in {show_path(path)}).") from error
+
+
+@contextmanager
+def naming(source: Recipe | str | Path) -> Iterator[None]:
+    """Around what a recipe states or names: a refusal says the recipe's file, which is what has to be corrected."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(source, Recipe) or show_path(source) in str(error):
+            raise
+        raise ValueError(f"{show_path(source)}: {error}") from error
 
 
 def check_keys(values: Mapping[str, Any], known: list[str], what: str) -> None:

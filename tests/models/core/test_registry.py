@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import save_file
 
 from spatialweave.models import cli, published
-from spatialweave.models.core.registry import PublishedFile, find_on_disk, find_published, hash_file, verify, write_record
+from spatialweave.models.core.registry import (
+    PublishedFile,
+    find_on_disk,
+    find_published,
+    hash_file,
+    read_record,
+    read_registry,
+    verify,
+    write_record,
+)
 from spatialweave.models.core.weights import WeightsError
 from spatialweave.models.modality_forcing.config import PRESETS
 from spatialweave.models.modality_forcing.released import NETWORK, TEXT_ENCODERS, VAE, released_files
@@ -153,3 +162,26 @@ def test_a_command_without_what_it_needs_says_so(registered, capsys, monkeypatch
     monkeypatch.setenv("COMFYUI_PATH", str(registered.parent / "comfy"))
     assert cli.main(["weights"]) == 0
     assert "there: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [
+    {"folder": None}, {"size": "12"}, {"size": -1}, {"sha256": "short"}, {"also_published": {"x": "y"}}, {"name": 3}, {"more": 1},
+])  # fmt: skip
+def test_an_entry_of_a_registry_that_says_something_else_is_named(change, tmp_path):
+    entry = {
+        "name": "a.safetensors", "what": "a", "folder": "vae", "repository": "a/b", "file": "a", "about": "1 GB", "size": None,
+        "sha256": None, "licence": "MIT",
+    }  # fmt: skip
+    path = tmp_path / "released.json"
+    path.write_text(json.dumps([entry, entry | change]))
+    with pytest.raises(WeightsError, match="entry 2 of .*released.json"):
+        read_registry(path)
+    path.write_text(json.dumps([entry]))
+    assert read_registry(path)[0].name == "a.safetensors"
+
+
+def test_a_record_without_a_hash_is_named(tmp_path):
+    place = tmp_path / "a.safetensors"
+    place.with_name("a.safetensors.sha256").write_text("")
+    with pytest.raises(WeightsError, match="a.safetensors.sha256"):
+        read_record(place)

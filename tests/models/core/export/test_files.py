@@ -73,3 +73,11 @@ def test_a_write_that_stops_in_the_middle_leaves_nothing(tmp_path):
     assert ran.returncode == 1
     assert "the file would be larger than this system allows" in ran.stderr
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b"])
+def test_what_is_no_name_of_a_file_is_refused_as_a_file_that_cannot_be_written(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="Cannot write"):
+        write_file(name, b"x")
+    assert list(tmp_path.iterdir()) == []
