@@ -219,4 +219,4 @@ def test_a_depth_too_near_for_float32_is_missing_and_spoils_no_other():
     spoilt[0, 0, 1, 1] = 1e-40
     mask = torch.ones_like(depth, dtype=torch.bool)
     mask[0, 0, 1, 1] = False
-    torch.testing.assert_close(encode_depth(spoilt), encode_depth(depth, mask), rtol=0, atol=0)
+    torch.testing.assert_close(maps.encode_depth(spoilt), maps.encode_depth(depth, mask), rtol=0, atol=0)
