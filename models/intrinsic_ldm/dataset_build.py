@@ -203,7 +203,10 @@ def read_picture(path: Path, size: Sequence[int]) -> tuple[Tensor, tuple[str, ..
     height, width = image.shape[:2]
     if height * width * max(size[0] / height, size[1] / width) ** 2 > LARGEST:
         raise PictureError(f"Expected a picture that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got {width} x {height}.")
-    return fit_map(image, tuple(size), smooth=True), notes
+    try:
+        return fit_map(image, tuple(size), smooth=True), notes
+    except RuntimeError as error:  # torch's word for memory that is full
+        raise PictureError(f"Expected a picture that fits into memory in {show_path(path)}, got {width} x {height}.") from error
 
 
 def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, Tensor]:

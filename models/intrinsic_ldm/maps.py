@@ -110,7 +110,8 @@ def _valid_depth(depth: Tensor, mask: Tensor | None) -> Tensor:
     if depth.dim() != 4 or depth.shape[1] != 1 or (mask is not None and mask.shape != depth.shape):
         shapes = " with a mask ".join(str(tuple(part.shape)) for part in (depth, mask) if part is not None)
         raise ValueError(f"A depth {shapes} arrived, wanted (batch, 1, h, w) and a mask of the same shape.")
-    return is_valid(depth) if mask is None else is_valid(depth) & mask
+    valid = is_valid(depth) & depth.float().reciprocal().isfinite()  # nearer than float32 can say as 1 / depth is no depth
+    return valid if mask is None else valid & mask
 
 
 def _turn(normals: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from spatialweave.models.core.export.depth_files import read_depth
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.core.pictures import read_pictures
 from spatialweave.models.core.training.data import FolderDataset
-from spatialweave.models.core.training.recipe import Recipe
+from spatialweave.models.core.training.recipe import Recipe, naming
 from spatialweave.models.demo import demo
 from spatialweave.models.demo.codec import TinyCodec
 from spatialweave.models.demo.weights import load_codec
@@ -220,7 +220,8 @@ def build(path):
     recipe = replace(recipe, data={**recipe.data, "folder": str(path.parent)}) if recipe.data.get("folder") == "here" else recipe
     if recipe.system not in trainers.BUILDERS:
         raise ValueError(f"{path}: {recipe.system!r} is no system that has a trainer")  # as run_recipe says
-    task = trainers.BUILDERS[recipe.system](recipe)
+    with naming(path):
+        task = trainers.BUILDERS[recipe.system](recipe)
     return task.loss(task.model, task.collate([task.dataset[0]]), torch.Generator().manual_seed(0))[0]
 
 

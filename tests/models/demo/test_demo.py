@@ -214,7 +214,6 @@ def test_demo_reads_the_channel_of_an_exr_that_it_is_told(tmp_path, capsys):
         (["--image", "missing.png"], "missing.png"),
         (["--depth", "depth.jpg"], ".exr"),
         (["--weights", "missing.safetensors"], "missing.safetensors does not exist"),
-        (["--steps", "0"], "at least 1"),
     ],
 )
 def test_demo_refuses_in_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):

@@ -210,3 +210,13 @@ def test_masks_beyond_the_colours_are_counted():
     masks = torch.eye(70).repeat_interleave(2, 1).reshape(70, 10, 14)
     _, text = encode_pictures(segmentation=masks)
     assert text.endswith("masks: 70, of which 7 found no colour (there are 63)")
+
+
+def test_a_depth_too_near_for_float32_is_missing_and_spoils_no_other():
+    """1 / 1e-40 is infinite in float32: as the near end it would make every pixel NaN."""
+    depth = torch.linspace(1, 4, 12).reshape(1, 1, 3, 4)
+    spoilt = depth.clone()
+    spoilt[0, 0, 1, 1] = 1e-40
+    mask = torch.ones_like(depth, dtype=torch.bool)
+    mask[0, 0, 1, 1] = False
+    torch.testing.assert_close(maps.encode_depth(spoilt), maps.encode_depth(depth, mask), rtol=0, atol=0)
