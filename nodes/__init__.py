@@ -10,7 +10,7 @@ from .evaluate import CompareViews
 from .export import DepthMesh, PointCloud, ViewCamera
 from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
 from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent, RefineDepthLatent
-from .host.net import with_net
+from .host.shared.last_resort import with_net
 from .intrinsic import IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent
 from .intrinsic_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
 from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..models.core.export.depth_files import fingerprint_depth, load_depth
 from ..models.core.export.files import UnstatedError
 from ..models.core.export.png_scales import OVER_RANGE, SCALES, TYPED_OR_FILE, TYPED_OR_FILLED, scale_to_read, scale_to_write
-from .host.folders import graph_notes, input_file, is_input_file, list_depth_files, save_depth
+from .host.shared.folders import graph_notes, input_file, is_input_file, list_depth_files, save_depth
 from .sockets import View
 
 AS_FILE = "as the file says"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..models.core.evaluation.compare import compare_views
-from .host.progress import each_picture
+from .host.shared.progress import each_picture
 from .sockets import View, fit_options, fov_input, quantity_input
 
 

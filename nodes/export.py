@@ -19,7 +19,7 @@ from ..models.core.geometry.points import (
     view_to_point_cloud,
     viewer_pose,
 )
-from .host.progress import each_picture
+from .host.shared.progress import each_picture
 from .sockets import View, edge_input, fov_input, frame_input, index_input
 
 

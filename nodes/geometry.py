@@ -10,8 +10,8 @@ from comfy_api.latest import io, ui
 from ..models.core.geometry.align import align_view
 from ..models.core.geometry.normals import normals_to_image, view_with_normals
 from ..models.core.geometry.stereo import stereo_pair
-from ..models.demo.depth_preview import explain_depth, picture_depth
-from .host.progress import each_picture
+from ..models.core.visualize.depth_preview import explain_depth, picture_depth
+from .host.shared.progress import each_picture
 from .sockets import View, edge_input, fit_options, fov_input, quantity_input, stack_pictures
 
 

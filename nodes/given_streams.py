@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.given_streams import depth_to_image_latent, image_to_depth_latent, masked_joint_latent, refine_depth_latent
-from .host.notes import tell
+from .host.modality_forcing.given_streams import depth_to_image_latent, image_to_depth_latent, masked_joint_latent, refine_depth_latent
+from .host.shared.notes import tell
 from .sockets import View
 
 

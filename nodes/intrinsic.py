@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..models.intrinsic_ldm.layers import READINGS
-from .host.intrinsic_graph import check_samplers
-from .host.intrinsic_model import join_intrinsic, list_loras, plot, split_intrinsic, with_intrinsics
+from .host.intrinsic_ldm.graph import check_samplers
+from .host.intrinsic_ldm.model import join_intrinsic, list_loras, plot, split_intrinsic, with_intrinsics
 
 CATEGORY = "SpatialWeave/Intrinsics"
 _TAU = "DDPM time from {what}, 0 clean to 1000 noise; other samplers' noise levels are compared at equal signal-to-noise ratio."

@@ -7,11 +7,11 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..models.core.geometry.normals import NormalStyle
-from ..models.intrinsic_ldm.given import read_beside, read_maps
-from ..models.intrinsic_ldm.maps import FAR, NEAR
-from ..models.intrinsic_ldm.pipeline import decode_pictures
-from .host.intrinsic_vae import decode_maps, encode_maps, list_vaes, load_vae
-from .host.notes import tell
+from ..models.intrinsic_ldm.maps.channels import FAR, NEAR
+from ..models.intrinsic_ldm.maps.codec import decode_pictures
+from ..models.intrinsic_ldm.maps.inputs import read_beside, read_maps
+from .host.intrinsic_ldm.vae import decode_maps, encode_maps, list_vaes, load_vae
+from .host.shared.notes import tell
 from .sockets import View, index_input
 
 CATEGORY = "SpatialWeave/Intrinsics"

@@ -6,7 +6,14 @@ import math
 
 from comfy_api.latest import io
 
-from .host.latent_files import hash_joint_latent, join_latents, list_joint_latents, load_joint_latent, save_joint_latent, split_streams
+from .host.modality_forcing.latent_files import (
+    hash_joint_latent,
+    join_latents,
+    list_joint_latents,
+    load_joint_latent,
+    save_joint_latent,
+    split_streams,
+)
 
 CATEGORY = "SpatialWeave/Latent"
 

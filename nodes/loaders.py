@@ -6,9 +6,9 @@ import hashlib
 
 from comfy_api.latest import io
 
-from .host.klein_parts import find_parts
-from .host.loading import TINY, find_fault, list_models, load_modality_forcing
-from .host.tiny_diffusion import load_tiny_diffusion
+from .host.intrinsic_ldm.tiny_diffusion import load_tiny_diffusion
+from .host.modality_forcing.klein_parts import find_parts
+from .host.modality_forcing.loading import TINY, find_fault, list_models, load_modality_forcing
 
 
 class LoadModalityForcing(io.ComfyNode):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.guidance import with_depth_guidance
-from .host.joint_latent import decode_joint_latent, empty_joint_latent, explain_size
-from .host.joint_model import with_order
-from .host.notes import tell
+from .host.modality_forcing.guidance import with_depth_guidance
+from .host.modality_forcing.joint_latent import decode_joint_latent, empty_joint_latent, explain_size
+from .host.modality_forcing.joint_model import with_order
+from .host.shared.notes import tell
 from .sockets import View
 
 

@@ -22,14 +22,19 @@ ALLOWED = {
     CORE + "geometry/": (),
     CORE + "export/": (CORE + "geometry/", CORE + "text_files.py"),
     CORE + "evaluation/": (CORE + "geometry/",),
+    CORE + "visualize/": (CORE + "geometry/", CORE + "export/"),
     CORE + "training/": (CORE,),
     CORE: (),
     "models/vggt/": (CORE, "kernels/"),
+    "models/tiny/": (CORE, "models/world/captions.py", "models/world/scene.py"),  # the words of the captions are its vocabulary
     "models/world/": (CORE,),
-    "models/demo/demo.py": ("models/",),  # the command; what the systems import from demo/ are its parts
-    "models/demo/": (CORE, "models/world/"),
-    **{f"models/{system}/": (CORE, "kernels/", "models/vggt/", "models/demo/") for system in SYSTEMS},
-    "models/": ("models/", "kernels/"),
+    **{f"models/{system}/": (CORE, "kernels/", "models/vggt/", "models/tiny/") for system in SYSTEMS},
+    "models/benchmarks/": (CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in SYSTEMS)),
+    "models/trainers/": (CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in SYSTEMS)),
+    "models/cli/": ("models/", "kernels/"),
+    "models/": (),
+    "nodes/host/shared/": ("models/",),
+    **{f"nodes/host/{system}/": ("models/", "nodes/host/shared/") for system in ("vggt", *SYSTEMS)},
     "nodes/": ("models/",),
     "workflows/": (),
     "": ("nodes/",),
@@ -38,7 +43,7 @@ ALLOWED = {
 SYSTEM_FILES = {
     "config.py": (),
     "network.py": ("config.py", CORE + "layers/", "kernels/"),
-    "weights.py": ("config.py", "network.py", CORE + "weights.py"),
+    "weights.py": ("config.py", "network.py", CORE + "weights/"),
     "sampling.py": ("config.py", CORE + "diffusion/"),
     "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "training_noise.py", CORE),
 }
@@ -46,10 +51,10 @@ HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|exec
 EXTRA_IMPORTS = {
     "__init__.py": {"comfyui_version"},
     "models/core/training/": {"accelerate"},
-    "models/core/download.py": {"huggingface_hub"},
-    "models/intrinsic_ldm/training_bases.py": {"diffusers"},
-    "models/intrinsic_ldm/training_perceptual.py": {"torchvision"},
-    "models/intrinsic_ldm/dataset_shards.py": {"accelerate"},
+    "models/core/weights/download.py": {"huggingface_hub"},
+    "models/intrinsic_ldm/training/bases.py": {"diffusers"},
+    "models/intrinsic_ldm/training/perceptual.py": {"torchvision"},
+    "models/intrinsic_ldm/data/shards.py": {"accelerate"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},
@@ -207,7 +212,7 @@ def test_nobody_writes(pack, what):
 
 def test_the_pack_changes_no_interpreter_state(pack):
     pattern = re.compile(r"sys\.(path|modules)\b|logging\.basicConfig|warnings\.(simple)?filter|set_default_dtype|set_default_device")
-    code = [name for name in pack.code if name not in ("workflows/run.py", "models/cli.py")]  # programs, not libraries
+    code = [name for name in pack.code if name not in ("workflows/run.py", "models/cli/console.py")]  # programs, not libraries
     assert not [name for name in code if pattern.search(pack.text(name))]
 
 

@@ -147,7 +147,7 @@ def archive(pack):
 def is_data_of_the_nodes(name):
     """Files that no import reaches but that run time reads: help, translations, graphs, weights beside their code."""
     patterns = ("pyproject.toml", "LICENSE", "README.md", "web/docs/*.md", "web/docs/*/*.md", "locales/*/*.json", "workflows/api/*.json")
-    patterns += ("workflows/*.json", "workflows/*.jpg", "models/modality_forcing/*.safetensors", "models/demo/*.safetensors")
+    patterns += ("workflows/*.json", "workflows/*.jpg", "models/modality_forcing/*.safetensors", "models/tiny/*.safetensors")
     patterns += ("models/modality_forcing/*.json", "models/intrinsic_ldm/*.safetensors")
     return any(PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
@@ -160,8 +160,8 @@ def test_the_archive_holds_what_run_time_needs_and_nothing_else(pack, archive):
 
 def test_what_the_archive_tells_to_type_is_said_to_need_a_clone(pack, archive):
     """The program `spatialweave` is left out: a scanner flags what fetches files, and most commands are nothing for a graph."""
-    commands = "|".join(re.findall(r'^    \("(\w+)", "', pack.text("models/cli.py"), flags=re.MULTILINE))
-    assert "weights" in commands and "models/cli.py" not in archive
+    commands = "|".join(re.findall(r'^    \("(\w+)", "', pack.text("models/cli/console.py"), flags=re.MULTILINE))
+    assert "weights" in commands and "models/cli/console.py" not in archive
     texts = {name: pack.text(name) for name in archive if name.endswith((".py", ".md", ".json"))}
     telling = {name for name, text in texts.items() if re.search(rf"`spatialweave ({commands})\b|workflows/run\.py", text)}
     assert "README.md" in telling and not [name for name in telling if not re.search(r"pip install -e \.|installed clone", texts[name])]

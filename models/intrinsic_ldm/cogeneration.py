@@ -4,7 +4,7 @@
     made.image                      # b h w 3 in [0, 1]
     decode_pictures(made.maps)      # depth, normals, segmentation and line art, see pipeline.py
 
-In ComfyUI nodes do the same inside core's sampling (nodes/host/intrinsic_run.py); equation, LoRA and schedules are shared.
+In ComfyUI nodes do the same inside core's sampling (nodes/host/intrinsic_ldm/run.py); equation, LoRA and schedules are shared.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.diffusion.guidance import guide
-from ..core.weights import fill_module
-from ..demo.text import TinyTextEncoder
+from ..core.weights.files import fill_module
+from ..tiny.text import TinyTextEncoder
 from . import tiny
 from .attention import Kept
 from .config import GUIDANCE, STEPS
@@ -29,7 +29,7 @@ from .processors import couple, projections
 from .rows import BOTH, Rows, Stream
 from .sampling import Latents, OnStep, sample_streams
 from .schedules import OFF, Drop, Schedule
-from .training_bases import import_diffusers
+from .training.bases import import_diffusers
 from .weights import IntrinsicVae, load_intrinsic_vae, to_diffusers_names
 
 PathLike = str | os.PathLike

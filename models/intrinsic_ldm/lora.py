@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.text_files import read_text
-from ..core.weights import check_finite, read_header, read_tensors
+from ..core.weights.files import check_finite, read_header, read_tensors
 from .lora_scaling import ENTRY, Scaling, read_scaling
 from .rows import Rows, Stream
 

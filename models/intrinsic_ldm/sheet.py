@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..demo.depth_colours import colour_depth
-from .pipeline import Pictures
+from ..core.visualize.depth_colors import colour_depth
+from .maps.codec import Pictures
 
 LABELS = ("Base alone", "With its maps", "Depth, relative", "Normals", "Segmentation", "Line art")
 PAGE, TEXT, MUTED = (22, 23, 27), (236, 236, 238), (148, 153, 163)

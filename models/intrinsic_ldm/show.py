@@ -14,7 +14,7 @@ from . import tiny
 from .cogeneration import CoGeneration
 from .config import GUIDANCE, STEPS
 from .layers import middle_layers
-from .pipeline import decode_pictures
+from .maps.codec import decode_pictures
 from .schedules import OFF, Constant, Drop, Gaussian, Schedule
 from .sheet import intrinsic_sheet
 

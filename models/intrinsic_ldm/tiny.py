@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from ..core.text_files import read_json_object
-from ..core.weights import KIND as KIND_KEY
-from ..core.weights import WeightsError, describe, read_header, read_tensors, write_tensors
+from ..core.weights.files import KIND as KIND_KEY
+from ..core.weights.files import WeightsError, describe, read_header, read_tensors, write_tensors
 from .config import VaeConfig
 
 FAMILY = "sd21"  # of the bases that `training_bases` knows: a UNet that reads a prompt and nothing else

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.weights import Header, WeightsError, describe, explain_part, read_header, read_tensors, write_tensors
+from ..core.weights.files import Header, WeightsError, describe, explain_part, read_header, read_tensors, write_tensors
 from .config import CHANNELS, VaeConfig
 
 KIND = "intrinsic VAE"

@@ -17,8 +17,7 @@ from ..core.geometry.view import View, explain_invalid
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
 from .config import DEFAULTS, PRESETS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
-from .network import ModalityForcing
-from .request import (
+from .inputs import (
     Request,
     check_floor,
     check_seed,
@@ -34,6 +33,7 @@ from .request import (
     read_depth,
     read_image,
 )
+from .network import ModalityForcing
 from .sampling import PartialDepth, draw_noise, make_schedule, sample
 from .weights import load_network
 
@@ -93,8 +93,8 @@ class ModalityForcingPipeline:
                 "ModalityForcingPipeline with FLUX.2's autoencoder and text encoder, or use the nodes in ComfyUI."
             )
         # late: the pipeline serves any codec and encoder, and only this preset needs the demo's
-        from ..demo.text import explain_prompt
-        from ..demo.weights import TEXT_FILE, load_codec, load_text_encoder
+        from ..tiny.text import explain_prompt
+        from ..tiny.weights import TEXT_FILE, load_codec, load_text_encoder
 
         run = Path(weights) if weights and Path(weights).is_dir() else None
         file = run / "network.safetensors" if run else weights or TINY_NETWORK

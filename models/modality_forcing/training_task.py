@@ -18,7 +18,7 @@ from ..core.training.data import FolderDataset
 from ..core.training.loop import Task
 from ..core.training.recipe import Recipe
 from ..core.training.settings import check_settings, read_settings
-from ..core.weights import fill_module, read_tensors, write_tensors
+from ..core.weights.files import fill_module, read_tensors, write_tensors
 from .config import ModalityForcingConfig, find_preset
 from .network import ModalityForcing
 from .training import LossSettings, TrainedModel, init_from_text_to_image, init_weights, loss

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.weights import KIND as KIND_KEY
-from ..core.weights import (
+from ..core.weights.files import KIND as KIND_KEY
+from ..core.weights.files import (
     Header,
     WeightsError,
     check_finite,

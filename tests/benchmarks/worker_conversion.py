@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from spatialweave.models.core.conversion import convert_file
+from spatialweave.models.core.weights.conversion import convert_file
 
 NAME, SHAPE, BLOCK = "double_blocks.0.img_mlp.0.weight", (36864, 4096), 2**20
 MIB = 2**20

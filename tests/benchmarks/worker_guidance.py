@@ -10,9 +10,9 @@ import sys
 
 from tqdm import tqdm
 
-from spatialweave.models.evaluation import held_out_batches
+from spatialweave.models.benchmarks.modality_forcing import held_out_batches
 from spatialweave.models.modality_forcing.pipeline import ModalityForcingPipeline
-from spatialweave.models.world.scorer import Scorer
+from spatialweave.models.world.judges.scorer import Scorer
 
 SCENES_SEED, BATCH, STEPS = 7, 16, 25
 

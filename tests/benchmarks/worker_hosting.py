@@ -51,7 +51,7 @@ class Rig:
             parameter.data = torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5 + (parameter.ndim == 1)
         path = weights.save_network(Path(folder) / f"{name}.safetensors", made, config)
         self.ours, self.name, self.network = ours, name, made.train(False).requires_grad_(False)
-        self.model = ours("nodes.host.loading").load_joint_model(str(path))
+        self.model = ours("nodes.host.modality_forcing.loading").load_joint_model(str(path))
         self.context = torch.randn(1, words, config.context_in_dim, generator=generator)
         self.shapes = (1, config.in_channels, side, side), (1, 1, side * config.depth_patch, side * config.depth_patch)
 

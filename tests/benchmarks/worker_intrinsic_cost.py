@@ -122,7 +122,7 @@ def write_lora(ours, model, rank, folder, name):
     from safetensors.torch import save_file
 
     generator, tensors = torch.Generator().manual_seed(1), {}
-    base = ours("nodes.host.intrinsic_layers").Base(model)
+    base = ours("nodes.host.intrinsic_ldm.layers").Base(model)
     for path, projection in base.projections(model.model.diffusion_model).items():
         tensors[f"unet.{path}.lora_A.weight"] = torch.randn(rank, projection.inputs, generator=generator) * projection.inputs**-0.5
         tensors[f"unet.{path}.lora_B.weight"] = torch.randn(projection.outputs, rank, generator=generator) * 0.1
@@ -154,7 +154,7 @@ class Rig:
         """(MODEL, latents) for KSampler."""
         if isinstance(kind, int):
             return self.model, self.latent.expand(kind, -1, -1, -1).clone()
-        host, (schedule, keep_maps) = self.ours("nodes.host.intrinsic_model"), kind
+        host, (schedule, keep_maps) = self.ours("nodes.host.intrinsic_ldm.model"), kind
         settings = {"cut_below": 0.001, "keep_maps": keep_maps, "share_image_loras": False}
         model, _ = host.with_intrinsics(self.model, self.lora, schedule, **settings)
         return model, host.join_intrinsic(model, {"samples": self.latent}, None)["samples"]

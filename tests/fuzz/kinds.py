@@ -19,26 +19,27 @@ from diffusers import AutoencoderKL
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
-from spatialweave.models import trainers
-from spatialweave.models.core import registry
+from spatialweave.models.cli import demo_run as demo
 from spatialweave.models.core.export.depth_files import read_depth
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.core.pictures import read_pictures
 from spatialweave.models.core.training.data import FolderDataset
 from spatialweave.models.core.training.recipe import Recipe, naming
-from spatialweave.models.demo import demo
-from spatialweave.models.demo.codec import TinyCodec
-from spatialweave.models.demo.weights import load_codec
-from spatialweave.models.intrinsic_ldm import dataset_build, dataset_facts
+from spatialweave.models.core.weights import registry
 from spatialweave.models.intrinsic_ldm.config import VaeConfig
-from spatialweave.models.intrinsic_ldm.dataset import IntrinsicSamples
+from spatialweave.models.intrinsic_ldm.data import build as dataset_build
+from spatialweave.models.intrinsic_ldm.data import facts as dataset_facts
+from spatialweave.models.intrinsic_ldm.data.dataset import IntrinsicSamples
 from spatialweave.models.intrinsic_ldm.lora import Projection, open_lora, read_lora
-from spatialweave.models.intrinsic_ldm.training_bases import find_family, find_kind
+from spatialweave.models.intrinsic_ldm.training.bases import find_family, find_kind
 from spatialweave.models.intrinsic_ldm.weights import load_intrinsic_vae
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
-from spatialweave.models.modality_forcing.conversion import convert_network
 from spatialweave.models.modality_forcing.network import ModalityForcing
+from spatialweave.models.modality_forcing.quantize import convert_network
 from spatialweave.models.modality_forcing.weights import load_network
+from spatialweave.models.tiny.codec import TinyCodec
+from spatialweave.models.tiny.weights import load_codec
+from spatialweave.models.trainers import builders as trainers
 
 spoil = load("mutations.py")  # noqa: F821 - set by the loader
 ROOT = Path(__file__).parents[2]

@@ -19,6 +19,7 @@ from spatialweave.models.core.geometry.points import depth_edges, view_to_point_
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.core.layers.modulation import timestep_embedding
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
+from spatialweave.models.modality_forcing.inputs import resize_depth
 from spatialweave.models.modality_forcing.network import (
     ModalityForcing,
     depth_to_tokens,
@@ -26,7 +27,6 @@ from spatialweave.models.modality_forcing.network import (
     tokens_to_depth,
     tokens_to_latent,
 )
-from spatialweave.models.modality_forcing.request import resize_depth
 from spatialweave.models.modality_forcing.sampling import make_schedule, sample
 from spatialweave.models.modality_forcing.weights import load_network
 

@@ -6,9 +6,27 @@ import pytest
 import torch
 from PIL import Image
 
-from spatialweave.kernels import bench, bench_checks, bench_goals, bench_rates, bench_timing, doctor, rivals, segment_attention
+from spatialweave.kernels import doctor, segment_attention
+from spatialweave.kernels.bench import (
+    checks as bench_checks,
+)
+from spatialweave.kernels.bench import (
+    goals as bench_goals,
+)
+from spatialweave.kernels.bench import (
+    rates as bench_rates,
+)
+from spatialweave.kernels.bench import (
+    rivals,
+)
+from spatialweave.kernels.bench import (
+    run as bench,
+)
+from spatialweave.kernels.bench import (
+    timing as bench_timing,
+)
 from spatialweave.kernels.segment_attention.cases import CASES
-from spatialweave.models import cli
+from spatialweave.models.cli import console as cli
 
 
 @pytest.fixture

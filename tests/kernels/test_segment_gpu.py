@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spatialweave.kernels import Segments, Source, bench_checks, segment_attention, use_backend
+from spatialweave.kernels import Segments, Source, segment_attention, use_backend
+from spatialweave.kernels.bench import checks as bench_checks
 from spatialweave.kernels.segment_attention import launch
 from spatialweave.kernels.segment_attention.cases import CASES, EXTREME, LONG, NEVER, coupled
 from spatialweave.kernels.segment_attention.reference import segment_attention_reference

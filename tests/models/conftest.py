@@ -10,10 +10,10 @@ def write_tiny():
     diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
     from safetensors.torch import save_file
 
-    from spatialweave.models.demo.text import TinyTextEncoder
     from spatialweave.models.intrinsic_ldm import tiny
     from spatialweave.models.intrinsic_ldm.processors import projections
     from spatialweave.models.intrinsic_ldm.weights import save_intrinsic_vae
+    from spatialweave.models.tiny.text import TinyTextEncoder
 
     def write(folder, seed):
         with torch.random.fork_rng(devices=[]):

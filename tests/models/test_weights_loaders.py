@@ -5,14 +5,14 @@ import math
 import pytest
 from safetensors.torch import load_file, save_file
 
-from spatialweave.models.core.weights import WeightsError, read_header
-from spatialweave.models.demo.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
+from spatialweave.models.core.weights.files import WeightsError, read_header
 from spatialweave.models.intrinsic_ldm import tiny
 from spatialweave.models.intrinsic_ldm.lora import open_lora
 from spatialweave.models.intrinsic_ldm.weights import load_intrinsic_vae
 from spatialweave.models.modality_forcing.pipeline import TINY_NETWORK
 from spatialweave.models.modality_forcing.weights import load_network
-from spatialweave.models.world import predictor, scorer
+from spatialweave.models.tiny.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
+from spatialweave.models.world.judges import predictor, scorer
 
 LOADERS = {
     "network": (load_network, TINY_NETWORK),

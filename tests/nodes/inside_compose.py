@@ -333,8 +333,8 @@ def compiled(backend):
     else:
         model = r.model.clone()
         set_torch_compile_wrapper(model=model, backend=backend)
-    guided = ours("nodes.host.joint_model").with_order(model, 3.0)
-    want = run(ours("nodes.host.joint_model").with_order(r.model, 3.0), steps=2, cfg=2.0)
+    guided = ours("nodes.host.modality_forcing.joint_model").with_order(model, 3.0)
+    want = run(ours("nodes.host.modality_forcing.joint_model").with_order(r.model, 3.0), steps=2, cfg=2.0)
     return {"as without": close(run(guided, steps=2, cfg=2.0), want, 1e-3), "the model before it is as before": finite(run(steps=1))}
 
 

@@ -192,7 +192,7 @@ def save_and_load(folder, kind, scale=0.0, batch=1):
     return {
         "names": [[file["filename"] for file in shown["images" if kind == "png" else "files"]] for shown in (first, second)],
         "said": first["text"][0],
-        "listed": name in loader.GET_SCHEMA().inputs[0].options or name in ours("nodes.host.folders").list_depth_files(),
+        "listed": name in loader.GET_SCHEMA().inputs[0].options or name in ours("nodes.host.shared.folders").list_depth_files(),
         "valid": loader.validate_inputs(file=name),
         "fingerprint": loader.fingerprint_inputs(file=name, units="metric"),
         "units": [again.units, other.units],

@@ -68,7 +68,7 @@ def model(kind="sd21"):
 def lora(kind="sd21", style="peft", rank=4, alpha=None, scale=1.0, name=None, width=None):
     """A LoRA file for every self-attention projection, in one of the common namings; its name for the node."""
     name = name or f"intrinsic_{kind}.safetensors"
-    layers = ours("nodes.host.intrinsic_layers")
+    layers = ours("nodes.host.intrinsic_ldm.layers")
     base = layers.Base(model(kind))
     projections = base.projections(model(kind).model.diffusion_model)
     generator, tensors = torch.Generator().manual_seed(11), {}
@@ -106,7 +106,7 @@ SCHEDULES = {
 
 def coupled(plain, schedule="half", *, file=None, cut=0.001, keep=True, share=False):
     choice = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
-    host = ours("nodes.host.intrinsic_model")
+    host = ours("nodes.host.intrinsic_ldm.model")
     return host.with_intrinsics(plain, file or lora(kind_of(plain)), choice, cut_below=cut, keep_maps=keep, share_image_loras=share)[0]
 
 
@@ -132,7 +132,7 @@ def empty(batch=1, kind="sd21"):
 
 
 def joined(patcher, latent=None, maps=None):
-    return ours("nodes.host.intrinsic_model").join_intrinsic(patcher, latent or empty(kind=kind_of(patcher)), maps)
+    return ours("nodes.host.intrinsic_ldm.model").join_intrinsic(patcher, latent or empty(kind=kind_of(patcher)), maps)
 
 
 def nested(*tensors):
@@ -148,7 +148,7 @@ def gap(a, b):
 
 def seen_weights(run):
     """The weights of every step of a run, as the coupled attention has them."""
-    hosted, seen = ours("nodes.host.intrinsic_settings"), []
+    hosted, seen = ours("nodes.host.intrinsic_ldm.settings"), []
     weights = hosted.Settings.weights
     try:
         hosted.Settings.weights = lambda self, t: seen.append(weights(self, t)) or seen[-1]
@@ -272,6 +272,6 @@ def published_layers(kind):
     if kind == "sdxl":
         config |= {"transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10]}
     network = unets.UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
-    layers = ours("nodes.host.intrinsic_layers").unet_layers(network, config)
+    layers = ours("nodes.host.intrinsic_ldm.layers").unet_layers(network, config)
     stages = [layer.stage for layer in layers]
     return {"stages": {str(stage): stages.count(stage) for stage in sorted(set(stages))}, "names": [layers[0].name, layers[-1].name]}

@@ -85,8 +85,8 @@ def agreement(kind="sd21", schedule="gaussian", steps=4, cfg=3.0):
 
     other, coupling, layers = hosted(kind)
     coupling.rows = ours("models.intrinsic_ldm.rows").Rows(("cond", "uncond"), 1)
-    base = ours("nodes.host.intrinsic_layers").Base(plain)
-    chosen, reading = ours("nodes.host.intrinsic_model").read_schedule(small.SCHEDULES[schedule], base)
+    base = ours("nodes.host.intrinsic_ldm.layers").Base(plain)
+    chosen, reading = ours("nodes.host.intrinsic_ldm.model").read_schedule(small.SCHEDULES[schedule], base)
     time = ours("models.core.diffusion.ddpm").sigma_to_ddpm
     noise_levels, said = plain.model.model_sampling, conditions(kind)
 

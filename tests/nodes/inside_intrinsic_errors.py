@@ -60,7 +60,7 @@ def inpainting():
         diffusion_model=plain.model.diffusion_model, model_config=plain.model.model_config, concat_keys=("mask", "masked_image"),
         latent_format=plain.model.latent_format,
     )  # fmt: skip
-    return ours("nodes.host.intrinsic_layers").Base(types.SimpleNamespace(model=made))
+    return ours("nodes.host.intrinsic_ldm.layers").Base(types.SimpleNamespace(model=made))
 
 
 def scheduled():
@@ -115,7 +115,7 @@ def editing():
     """Core's own Instruct-Pix2Pix: a UNet that reads a picture in more channels, which it does not call concat_keys."""
     config = comfy.supported_models.SD15_instructpix2pix(small.unet_config("sd15") | {"in_channels": 8})
     made = config.get_model({}, device=torch.device("meta"))
-    return ours("nodes.host.intrinsic_layers").Base(types.SimpleNamespace(model=made))
+    return ours("nodes.host.intrinsic_ldm.layers").Base(types.SimpleNamespace(model=made))
 
 
 def twice():
@@ -138,7 +138,7 @@ def by_sampler(sampler):
 
 def pair(image, maps=None, patcher=None):
     latents = [shape and {"samples": torch.ones(shape)} for shape in (image, maps)]
-    return ours("nodes.host.intrinsic_model").join_intrinsic(patcher or small.coupled(small.model()), *latents)
+    return ours("nodes.host.intrinsic_ldm.model").join_intrinsic(patcher or small.coupled(small.model()), *latents)
 
 
 def trained_on(family, kind):
@@ -157,12 +157,12 @@ def settings(patcher):
 
 def predicted(rows, **options):
     """One step, asked for as core's samplers ask."""
-    hosted = ours("nodes.host.intrinsic_run")
+    hosted = ours("nodes.host.intrinsic_ldm.run")
     hosted.Run(settings(small.coupled(small.model())), 1, []).predict(None, None, [], torch.zeros(rows, 4, 8, 8), torch.ones(rows), options)
 
 
 def plotted():
-    host, patched = ours("nodes.host.intrinsic_model"), small.coupled(small.model())
+    host, patched = ours("nodes.host.intrinsic_ldm.model"), small.coupled(small.model())
     return host.plot(settings(patched), small.model(), torch.zeros(1))
 
 
@@ -178,7 +178,7 @@ def wide():
 def joined_twice(at):
     patched = small.coupled(small.model())
     pair, plain = small.joined(patched), small.empty()
-    return ours("nodes.host.intrinsic_model").join_intrinsic(patched, *((pair, None) if at == "image" else (plain, pair)))
+    return ours("nodes.host.intrinsic_ldm.model").join_intrinsic(patched, *((pair, None) if at == "image" else (plain, pair)))
 
 
 def wired(sampler, **more):
@@ -191,7 +191,7 @@ def wired(sampler, **more):
         **more,
     }
     hidden = type("Hidden", (), {"prompt": prompt, "unique_id": "3"})
-    return ours("nodes.host.intrinsic_graph").check_samplers(hidden)
+    return ours("nodes.host.intrinsic_ldm.graph").check_samplers(hidden)
 
 
 def sound_graphs():
@@ -234,7 +234,7 @@ CASES = {
     "batches": lambda: pair((2, 4, 8, 8), (3, 4, 8, 8)),
     "sizes": lambda: pair((1, 4, 8, 8), (1, 4, 8, 6)),
     "channels": lambda: pair((1, 16, 8, 8)),
-    "plain to split": lambda: ours("nodes.host.intrinsic_model").split_intrinsic(small.empty()),
+    "plain to split": lambda: ours("nodes.host.intrinsic_ldm.model").split_intrinsic(small.empty()),
     "attention taken": taken,
     "bypass": bypassed,
     "twice": twice,

@@ -81,7 +81,7 @@ def leak(target, kind="sd21", schedule="half", merge=None, whole=False, **form):
 
 def strided():
     """A convolution with a LoRA in its weight, and ours that takes it off, against the convolution without."""
-    hooks, (path, form) = ours("nodes.host.intrinsic_hooks"), ("input_blocks.3.0.op", "lora")
+    hooks, (path, form) = ours("nodes.host.intrinsic_ldm.hooks"), ("input_blocks.3.0.op", "lora")
     (change,) = hooks.image_lora_changes(with_lora(small.model(), path, form))
     module = small.model().model.diffusion_model.get_submodule(path)
     x = torch.randn(2, module.in_channels, 9, 8, generator=torch.Generator().manual_seed(0))

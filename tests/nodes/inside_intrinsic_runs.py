@@ -72,7 +72,7 @@ def flow():
     """A model in flow time: the image at weight 0, and the DDPM times of a coupled run's steps against the noise levels' own."""
     shifted = ModelSamplingSD3().patch(small.model(), 3.0)[0]
     sigmas = comfy.samplers.calculate_sigmas(shifted.get_model_object("model_sampling"), "normal", 4)
-    hosted, seen = ours("nodes.host.intrinsic_run"), []
+    hosted, seen = ours("nodes.host.intrinsic_ldm.run"), []
     time = hosted.ddpm_time
     try:
         hosted.ddpm_time = lambda model, sigma: seen.append([sigma, time(model, sigma)]) or seen[-1][1]
@@ -125,7 +125,7 @@ def bfloat16(kind="sd21"):
 def early_stop(kind="sd21", steps=8):
     """Maps kept to the end against their pass stopped: images, maps, and what the node said of the run, on a clock of our own on which
     every row that goes through the network takes a quarter of a second."""
-    hosted, plain, said, now = ours("nodes.host.intrinsic_run"), small.model(kind), [], [0.0]
+    hosted, plain, said, now = ours("nodes.host.intrinsic_ldm.run"), small.model(kind), [], [0.0]
     network, show, outs, rows = plain.model.diffusion_model, hosted.show, [], []
     before = traces(network)
 

@@ -92,7 +92,7 @@ def saved_and_loaded(folder):
     save = saver()
     latent = masked()
     said = [save.execute(latent, "latents/joint").ui for _ in range(2)]
-    listed = ours("nodes.host.latent_files").list_joint_latents()
+    listed = ours("nodes.host.modality_forcing.latent_files").list_joint_latents()
     (again,) = run("LoadJointLatent", listed[-1])
     with safe_open(Path(folder) / "latents" / said[0]["latents"][0]["filename"], "pt") as file:
         metadata = file.metadata()
@@ -118,7 +118,7 @@ def saved_deep(folder):
     Path(folder, "input").mkdir()
     for name in ("given.joint.safetensors", "given.safetensors"):
         Path(folder, "input", name).write_bytes(b"")
-    listed = ours("nodes.host.latent_files").list_joint_latents()
+    listed = ours("nodes.host.modality_forcing.latent_files").list_joint_latents()
     return {"listed": listed, "same": [same(latent, run("LoadJointLatent", name)[0]) for name in listed if name.endswith("[output]")]}
 
 

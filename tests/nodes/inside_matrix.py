@@ -73,7 +73,7 @@ class Case(NamedTuple):
 
 def prepare(mode, log2_alpha):
     r = sampling.rig()
-    model = ours("nodes.host.joint_model").with_order(r.model, log2_alpha)
+    model = ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "truth", gaussian)
     empty = r.latent(1, 64, 64)["samples"].unbind()
     noise = ours("models.modality_forcing.sampling").draw_noise(SEED, *(part.shape for part in empty))

@@ -37,7 +37,7 @@ def view(batch=1, height=64, width=48, holes=False, sky=False, sparse=False):
 
 def pipeline():
     r = sampling.rig()
-    text = ours("models.demo.weights").load_text_encoder(ours("nodes.host.loading").TEXT_FILE)
+    text = ours("models.tiny.weights").load_text_encoder(ours("nodes.host.modality_forcing.loading").TEXT_FILE)
     return ours("models.modality_forcing.pipeline").ModalityForcingPipeline(r.network, r.config, r.vae.first_stage_model, text)
 
 

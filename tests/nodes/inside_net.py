@@ -32,7 +32,7 @@ def sound():
     if not KEEP:
         r, packets = sampling.rig(), ours("models.core.geometry.packets")
         coupled = small.coupled(small.model())
-        vae = ours("nodes.host.intrinsic_vae").load_vae("tiny (shipped with the pack)")
+        vae = ours("nodes.host.intrinsic_ldm.vae").load_vae("tiny (shipped with the pack)")
         values = {
             "IMAGE": torch.rand(1, HEIGHT, WIDTH, 3), "MASK": torch.ones(1, HEIGHT, WIDTH), "SPATIALWEAVE_VIEW": view(), "MODEL": r.model,
             "VAE": r.vae, "LATENT": r.latent(1, HEIGHT, WIDTH), "MOGE_GEOMETRY": packets.to_moge(view(), 55.0),
@@ -167,7 +167,7 @@ def malformed(name):
 
 def passes():
     """What the net lets through: an interruption and a full memory; and what it makes of others."""
-    with_net, found = ours("nodes.host.net").with_net, {}
+    with_net, found = ours("nodes.host.shared.last_resort").with_net, {}
     interrupted = comfy.model_management.InterruptProcessingException
     for error in (interrupted(), torch.OutOfMemoryError("full"), KeyError("samples"), ValueError("Expected this, got that. Do so.")):
 

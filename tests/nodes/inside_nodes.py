@@ -62,7 +62,7 @@ def _rebuild(model):
 def text_and_image():
     """Stock CLIPTextEncode, VAEEncode, VAEDecode and the tiled decode on the tiny objects."""
     _, clip, vae = _load()
-    encoder = ours("models.demo.weights").load_text_encoder(ours("nodes.host.loading").TEXT_FILE)
+    encoder = ours("models.tiny.weights").load_text_encoder(ours("nodes.host.modality_forcing.loading").TEXT_FILE)
     prompt = "a red ball to the left of a blue box"
     context = core.CLIPTextEncode().encode(clip, prompt)[0][0][0]
     pixels = torch.rand(2, 64, 48, 3, generator=torch.Generator().manual_seed(0))
@@ -168,7 +168,7 @@ def loaded_file(path, name="copy.safetensors"):
 
 
 def _load():
-    return ours("nodes.host.loading").load_modality_forcing(ours("nodes.host.loading").TINY)
+    return ours("nodes.host.modality_forcing.loading").load_modality_forcing(ours("nodes.host.modality_forcing.loading").TINY)
 
 
 def _run(node, *values):

@@ -37,11 +37,11 @@ def preview_object():
 def previews(log2_alpha, height, width, batch=1, steps=3):
     """Of a run: sizes, and how far the last preview is from the result that the run gave."""
     r = sampling.rig()
-    model = ours("nodes.host.joint_model").with_order(r.model, log2_alpha)
+    model = ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
     result, sent = watched("latent2rgb", lambda: sampling.ksample(model, r.latent(batch, height, width), steps=steps))
     image, depth = result["samples"].unbind()
     last = pixels(sent[-1][1])
-    want = ours("models.demo.depth_colours").map_colours(1 - depth[0, 0] / 2)
+    want = ours("models.core.visualize.depth_colors").map_colours(1 - depth[0, 0] / 2)
     plain = preview_object().image_format
     colours = pixels(
         latent_preview.Latent2RGBPreviewer(plain.latent_rgb_factors, plain.latent_rgb_factors_bias).decode_latent_to_preview(image)
@@ -81,7 +81,7 @@ def denoised_output():
 
 def flux2():
     """FLUX.2's latent: core's own colours on the left, at twice the latent's size, and a depth of 512 pixels made smaller."""
-    joint = ours("nodes.host.previews").with_pair_preview(comfy.latent_formats.Flux2())
+    joint = ours("nodes.host.modality_forcing.previews").with_pair_preview(comfy.latent_formats.Flux2())
     preview, latent = joint.latent_rgb_factors_reshape, torch.zeros(2, 128, 32, 32)
     preview.depth = torch.linspace(0, 2, 512).expand(2, 1, 512, 512)
     latent_preview.set_preview_method("latent2rgb")

@@ -17,13 +17,13 @@ class Rig:
     """The tiny preset twice: as core objects, and as plain torch modules, from the same files."""
 
     def __init__(self):
-        loading, weights = ours("nodes.host.loading"), ours("models.modality_forcing.weights")
+        loading, weights = ours("nodes.host.modality_forcing.loading"), ours("models.modality_forcing.weights")
         self.model, self.clip, self.vae = loading.load_modality_forcing(loading.TINY)
         self.network, self.config = weights.load_network(loading.TINY_NETWORK, dtype=torch.float32)
         self.positive, self.negative = (core.CLIPTextEncode().encode(self.clip, text)[0] for text in (PROMPT, ""))
 
     def latent(self, batch=1, height=64, width=48):
-        return ours("nodes.host.joint_latent").empty_joint_latent(self.model, width, height, batch)
+        return ours("nodes.host.modality_forcing.joint_latent").empty_joint_latent(self.model, width, height, batch)
 
 
 _rig = []
@@ -35,7 +35,7 @@ def rig():
 
 def start(weights):
     """Load everything once; `weights` is a folder with the tiny files, where the pack has none of its own."""
-    loading = ours("nodes.host.loading")
+    loading = ours("nodes.host.modality_forcing.loading")
     if weights:
         for name in ("TINY_NETWORK", "TEXT_FILE", "CODEC_FILE"):
             setattr(loading, name, Path(weights) / getattr(loading, name).name)
@@ -73,7 +73,7 @@ def schedule_table(steps, scheduler="simple"):
 
 def joint_agreement(log2_alpha, cfg, batch, steps=10):
     r = rig()
-    model = r.model if log2_alpha is None else ours("nodes.host.joint_model").with_order(r.model, log2_alpha)
+    model = r.model if log2_alpha is None else ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
     latent = r.latent(batch)
     got = ksample(model, latent, steps=steps, cfg=cfg)["samples"].unbind()
     want = plain_sample("joint", [part.shape for part in latent["samples"].unbind()], steps=steps, cfg=cfg, log2_alpha=log2_alpha)
@@ -115,7 +115,7 @@ def partial_denoise(log2_alpha, steps=4, denoise=0.5):
     r, sampling = rig(), ours("models.modality_forcing.sampling")
     shapes = [part.shape for part in r.latent()["samples"].unbind()]
     clean = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) * 0.5 for i, shape in enumerate(shapes)]
-    model = ours("nodes.host.joint_model").with_order(r.model, log2_alpha)
+    model = ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
     got = ksample(model, {"samples": NestedTensor(clean)}, steps=steps, denoise=denoise)["samples"].unbind()
     whole = sampling.make_schedule("joint", int(steps / denoise), log2_alpha=log2_alpha)
     schedule = sampling.Schedule(whole.t_rgb[-steps - 1 :], whole.t_depth[-steps - 1 :])
@@ -152,8 +152,8 @@ def released_layout(path):
         torch.nn.init.normal_(value, std=0.5 * value.shape[-1] ** -0.5)
     network = network.to(torch.bfloat16)
     save_file({f"dit.{name}": value for name, value in network.state_dict().items()}, path)
-    model = ours("nodes.host.loading").load_joint_model(path)
-    latent = ours("nodes.host.joint_latent").empty_joint_latent(model, 48, 64, 1)
+    model = ours("nodes.host.modality_forcing.loading").load_joint_model(path)
+    latent = ours("nodes.host.modality_forcing.joint_latent").empty_joint_latent(model, 48, 64, 1)
     context = torch.randn(1, 10, 96)
     (out,) = core.KSampler().sample(model, 7, 3, 1.0, "euler", "simple", [[context, {}]], [[context, {}]], latent)
     sampling, shapes = ours("models.modality_forcing.sampling"), [part.shape for part in latent["samples"].unbind()]
@@ -182,19 +182,19 @@ def lora(strength):
 def bfloat16_depth(log2_alpha):
     """Mean difference in depth between the network in bfloat16 and in float32."""
     r = rig()
-    config = ours("nodes.host.joint_model").JointConfig(r.config)
+    config = ours("nodes.host.modality_forcing.joint_model").JointConfig(r.config)
     config.set_inference_dtype(torch.bfloat16, None)
     half = r.model.clone()
     half.model = config.get_model({})
     half.model.load_model_weights({name: value.clone() for name, value in r.network.state_dict().items()})
-    order = ours("nodes.host.joint_model").with_order
+    order = ours("nodes.host.modality_forcing.joint_model").with_order
     depths = [ksample(order(model, log2_alpha), r.latent())["samples"].unbind()[1] for model in (half, r.model)]
     return float((depths[0] - depths[1]).abs().mean())
 
 
 def stock_samplers(samplers, steps=3):
     """Which samplers gave finite values of the right shapes, under guidance, with the depth on its own schedule."""
-    model = ours("nodes.host.joint_model").with_order(rig().model, 2.0)
+    model = ours("nodes.host.modality_forcing.joint_model").with_order(rig().model, 2.0)
     out = {}
     for name in samplers:
         streams = ksample(model, rig().latent(2, 64, 64), steps=steps, cfg=3.0, sampler=name)["samples"].unbind()

@@ -101,7 +101,7 @@ def shown_under_the_node():
     sent, before = [], getattr(server.PromptServer, "instance", None)
     server.PromptServer.instance = type("Page", (), {"send_progress_text": lambda self, text, node: sent.append([node, text])})()
     try:
-        tell, hidden = ours("nodes.host.notes").tell, type("Hidden", (), {"unique_id": "7"})()
+        tell, hidden = ours("nodes.host.shared.notes").tell, type("Hidden", (), {"unique_id": "7"})()
         for notes in (["One.", "Two."], []):
             tell(notes, hidden)
     finally:
@@ -196,7 +196,7 @@ def missing_weights(name):
     try:
         before = node.validate_inputs(name)
         during = sentence(lambda: node.execute(name))
-        node.execute(ours("nodes.host.loading").TINY)
+        node.execute(ours("nodes.host.modality_forcing.loading").TINY)
     finally:
         socket.socket.connect = connect
     return {"before": before, "during": during, "asked": asked}
@@ -262,7 +262,7 @@ def kinds_of_files():
         "Hunyuan": lambda: HunyuanVideo(**video, qkv_bias=True, guidance_embed=True, **made),
         "SDXL": lambda: UNetModel(**unet, **made),
     }  # fmt: skip
-    header, describe = ours("models.core.weights").Header, ours("nodes.host.file_kinds").describe_file
+    header, describe = ours("models.core.weights.files").Header, ours("nodes.host.shared.file_kinds").describe_file
     out = {}
     for name, build in networks.items():
         state = build().state_dict()
@@ -319,7 +319,7 @@ def another_fault():
 
 def need(free):
     """What the loader says of the tiny model's weights, where so many bytes are free."""
-    loading, management = ours("nodes.host.loading"), comfy.model_management
+    loading, management = ours("nodes.host.modality_forcing.loading"), comfy.model_management
     before, order = management.get_free_memory, []
     read = comfy.utils.load_torch_file
     management.get_free_memory = lambda *args, **kwargs: free

@@ -30,7 +30,7 @@ def base():
     """(the file's content, the folder that the nodes now take for the pack's own)."""
     if "base" in KEEP:
         return KEEP["base"]
-    tiny, text, hosted = ours("models.intrinsic_ldm.tiny"), ours("models.demo.text"), ours("nodes.host.tiny_diffusion")
+    tiny, text, hosted = ours("models.intrinsic_ldm.tiny"), ours("models.tiny.text"), ours("nodes.host.intrinsic_ldm.tiny_diffusion")
     arguments = tiny.unet_for_core() | {"operations": comfy.ops.manual_cast}
     names = {theirs: diffusers for diffusers, theirs in comfy.utils.unet_to_diffusers(tiny.unet_for_core()).items()}
     unet = random_like(unets.UNetModel(**arguments).state_dict(), 1)
@@ -106,7 +106,7 @@ def against_diffusers():
 def prompts():
     """The text encoder through core's CLIP, against itself as it trains."""
     _, clip, _ = loaded()
-    text = ours("models.demo.text")
+    text = ours("models.tiny.text")
     made = base().text
     encoder = text.TinyTextEncoder(*text.read_layout(made))
     encoder.load_state_dict(dict(made))
@@ -133,9 +133,9 @@ def sampled():
 
 
 def wrong_file():
-    hosted, kept = ours("nodes.host.tiny_diffusion"), base() and ours("nodes.host.tiny_diffusion").BASE_FILE
+    hosted, kept = ours("nodes.host.intrinsic_ldm.tiny_diffusion"), base() and ours("nodes.host.intrinsic_ldm.tiny_diffusion").BASE_FILE
     try:
-        hosted.BASE_FILE = ours("models.demo.weights").CODEC_FILE
+        hosted.BASE_FILE = ours("models.tiny.weights").CODEC_FILE
         run("LoadTinyDiffusion")
     except ValueError as error:
         return str(error)

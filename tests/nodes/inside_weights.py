@@ -17,7 +17,7 @@ LOADER = "SpatialWeave_LoadModalityForcing"
 
 
 def load(path):
-    return ours("nodes.host.loading").load_joint_model(path)
+    return ours("nodes.host.modality_forcing.loading").load_joint_model(path)
 
 
 def quantised(path, source):
@@ -104,7 +104,7 @@ def held(network):
 
 def precision(path):
     """A large network on a device that computes in bfloat16: the body in it, the depth head in float32."""
-    loading, management = ours("nodes.host.loading"), comfy.model_management
+    loading, management = ours("nodes.host.modality_forcing.loading"), comfy.model_management
     before = loading.SMALL, management.should_use_bf16
     loading.SMALL, management.should_use_bf16 = 0, lambda *args, **kwargs: True
     try:
@@ -155,12 +155,12 @@ def klein_context():
 
 def zeros(kind, cfg):
     """Zeros as a prompt of the tiny model: the sentence, or None where they do no harm."""
-    loading = ours("nodes.host.loading")
+    loading = ours("nodes.host.modality_forcing.loading")
     model, clip, _ = loading.load_modality_forcing(loading.TINY)
     text = core.CLIPTextEncode().encode(clip, "")[0]
     nothing = core.ConditioningZeroOut().zero_out(text)[0]
     prompts = {"positive": (nothing, text), "negative": (text, nothing)}[kind]
-    latent = ours("nodes.host.joint_latent").empty_joint_latent(model, 32, 32, 1)
+    latent = ours("nodes.host.modality_forcing.joint_latent").empty_joint_latent(model, 32, 32, 1)
     try:
         core.KSampler().sample(model, 0, 1, cfg, "euler", "simple", *prompts, latent)
     except ValueError as error:
@@ -208,7 +208,7 @@ def small_klein(folder, parts):
 
     own_clip, own_vae = core.CLIPLoader().load_clip(encoder, "flux2")[0], core.VAELoader().load_vae(codec)[0]
     positive, wanted = (core.CLIPTextEncode().encode(each, "a red ball")[0] for each in (clip, own_clip))
-    latent = ours("nodes.host.joint_latent").empty_joint_latent(model, 48, 32, 1)
+    latent = ours("nodes.host.modality_forcing.joint_latent").empty_joint_latent(model, 48, 32, 1)
     (made,) = core.KSampler().sample(model, 0, 2, 1.0, "euler", "simple", positive, positive, latent)
     pictures, view = core.NODE_CLASS_MAPPINGS["SpatialWeave_DecodeJointLatent"].execute(made, vae).result
     again, _ = core.NODE_CLASS_MAPPINGS["SpatialWeave_DecodeJointLatent"].execute(made, own_vae).result

@@ -26,7 +26,7 @@ def said(call):
 
 def projection():
     """The first projection of the small SD2.1: its path, as diffusers has it, and its widths."""
-    base = ours("nodes.host.intrinsic_layers").Base(small().model())
+    base = ours("nodes.host.intrinsic_ldm.layers").Base(small().model())
     path, found = next(iter(base.projections(small().model().model.diffusion_model).items()))
     return [path, found.inputs, found.outputs]
 
@@ -34,8 +34,8 @@ def projection():
 def lora_scales(path, name):
     """The scales of a LoRA's changes."""
     patcher = small().model()
-    base = ours("nodes.host.intrinsic_layers").Base(patcher)
-    return [change.delta.scale for change in ours("nodes.host.intrinsic_model").lora_changes(patcher, base, path, name)]
+    base = ours("nodes.host.intrinsic_ldm.layers").Base(patcher)
+    return [change.delta.scale for change in ours("nodes.host.intrinsic_ldm.model").lora_changes(patcher, base, path, name)]
 
 
 def lora_refused(folder, name):
@@ -48,19 +48,19 @@ def lora_refused(folder, name):
 
 
 def network_refused(path):
-    return said(lambda: ours("nodes.host.loading").load_joint_model(path))
+    return said(lambda: ours("nodes.host.modality_forcing.loading").load_joint_model(path))
 
 
 def network_weights(path):
     """The dtype of the hosted network's first matrix, and the sum of all its numbers."""
-    network = ours("nodes.host.loading").load_joint_model(path).model.diffusion_model
+    network = ours("nodes.host.modality_forcing.loading").load_joint_model(path).model.diffusion_model
     total = sum(float(value.double().abs().sum()) for value in network.state_dict().values())
     return {"dtype": str(network.img_in.weight.dtype), "sum": total}
 
 
 def part_refused(what, path):
     """What the loader of a network's text encoder or VAE says to the file that it finds."""
-    parts = ours("nodes.host.klein_parts")
+    parts = ours("nodes.host.modality_forcing.klein_parts")
     before, parts.find_file = parts.find_file, lambda file: path
     try:
         return said(lambda: parts.load_clip(object(), 96) if what == "clip" else parts.load_vae(object()))
@@ -70,7 +70,7 @@ def part_refused(what, path):
 
 def latent_refused(path):
     """What Load Joint Latent says to a file, and what it gives of one that is right."""
-    files = ours("nodes.host.latent_files")
+    files = ours("nodes.host.modality_forcing.latent_files")
     before = folder_paths.get_annotated_filepath
     folder_paths.get_annotated_filepath = lambda name: name
     try:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from spatialweave.models.core.weights import write_tensors
-from spatialweave.models.demo.codec import TinyCodec
-from spatialweave.models.demo.text import TinyTextEncoder
+from spatialweave.models.core.weights.files import write_tensors
 from spatialweave.models.modality_forcing.config import PRESETS
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.weights import save_network
+from spatialweave.models.tiny.codec import TinyCodec
+from spatialweave.models.tiny.text import TinyTextEncoder
 
 
 def make_weights(folder):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spatialweave.models.core.conversion import convert_file
-from spatialweave.models.core.weights import read_header
+from spatialweave.models.core.weights.conversion import convert_file
+from spatialweave.models.core.weights.files import read_header
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
-from spatialweave.models.modality_forcing.conversion import CHOICES, convert_network
 from spatialweave.models.modality_forcing.network import ModalityForcing
+from spatialweave.models.modality_forcing.quantize import CHOICES, convert_network
 from spatialweave.models.modality_forcing.weights import save_network
 
 pytestmark = pytest.mark.comfyui

@@ -71,12 +71,12 @@ def pictures(tmp_path):
 
 @pytest.mark.comfyui
 def test_two_processes_with_a_server_each_build_a_folder_that_trains(server, second, root, pictures, tmp_path):
-    from spatialweave.models.intrinsic_ldm.dataset import IntrinsicSamples
+    from spatialweave.models.intrinsic_ldm.data.dataset import IntrinsicSamples
 
     graph, output, script = tmp_path / "graph.json", tmp_path / "dataset", tmp_path / "build.py"
     graph.write_text(json.dumps(without_weights(root)))
     script.write_text(
-        "from spatialweave.models.intrinsic_ldm.dataset_build import build_dataset\n"
+        "from spatialweave.models.intrinsic_ldm.data.build import build_dataset\n"
         f"print(build_dataset({str(pictures)!r}, {str(output)!r}, servers={[server[0].url, second[0].url]}, size={SIZE}, "
         f"workflow={str(graph)!r}, shard_size=2))\n"
     )
@@ -109,7 +109,7 @@ def test_two_processes_with_a_server_each_build_a_folder_that_trains(server, sec
 @pytest.mark.comfyui
 def test_a_graph_that_comfyui_refuses_is_explained(server, root, pictures, tmp_path):
     """The shipped graph where the estimators' files are not there."""
-    from spatialweave.models.intrinsic_ldm.dataset_build import build_dataset
+    from spatialweave.models.intrinsic_ldm.data.build import build_dataset
 
     with pytest.raises(ValueError, match=r"ComfyUI refuses the workflow: .*LoadMoGeModel.*set its inputs with --set"):
         build_dataset(pictures, tmp_path / "out", servers=[server[0].url], size=SIZE)
@@ -120,8 +120,8 @@ def test_the_shipped_graph_estimates_with_moge_and_sam(second, runner, root, pic
     """On small random models of core's own classes, under the names of the big files; a row holds what the same graph saves."""
     import numpy as np
 
-    from spatialweave.models.intrinsic_ldm.dataset import SKY, IntrinsicSamples
-    from spatialweave.models.intrinsic_ldm.dataset_build import build_dataset
+    from spatialweave.models.intrinsic_ldm.data.build import build_dataset
+    from spatialweave.models.intrinsic_ldm.data.dataset import SKY, IntrinsicSamples
 
     one, source = tmp_path / "one", pictures / "3.png"
     one.mkdir()

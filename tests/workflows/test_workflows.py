@@ -187,9 +187,9 @@ def pipeline(installed):
     """`ModalityForcingPipeline` with the installed pack's weights."""
     import torch
 
-    from spatialweave.models.demo.weights import load_codec, load_text_encoder
     from spatialweave.models.modality_forcing.pipeline import ModalityForcingPipeline
     from spatialweave.models.modality_forcing.weights import load_network
+    from spatialweave.models.tiny.weights import load_codec, load_text_encoder
 
     folder = installed / "custom_nodes" / "spatialweave" / "models"
     network, config = load_network(folder / "modality_forcing/tiny.safetensors", dtype=torch.float32)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..weights import WeightsError, read_tensors
+from ..weights.files import WeightsError, read_tensors
 
 POINTER = "latest.json"
 STATE = "state.json"

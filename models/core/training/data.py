@@ -38,7 +38,7 @@ from torch import Tensor
 
 from ..pictures import open_mask, open_rgb
 from ..text_files import show_path
-from ..weights import read_header
+from ..weights.files import read_header
 from .data_files import MANIFEST, SCALE, check_forms, check_sizes, read_depth, read_manifest, read_segmentation
 from .settings import as_size
 

@@ -91,7 +91,10 @@ def test_gradients_pass_for_training():
 
 
 def test_torch_compile_makes_few_graphs_for_many_layers_and_weights():
-    """In scripts, where diffusers' whole network is one graph: w becomes one of its inputs. In ComfyUI see nodes/host/intrinsic_run.py."""
+    """In scripts, where diffusers' whole network is one graph: w becomes one of its inputs.
+
+    In ComfyUI see nodes/host/intrinsic_ldm/run.py.
+    """
     from torch._dynamo.utils import counters
 
     coupling, (_, (q, k, v)) = Coupling(), rows_of(1, 1, dtype=torch.float32)

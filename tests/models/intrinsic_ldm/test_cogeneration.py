@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from spatialweave.models.core.weights import WeightsError
-from spatialweave.models.demo.text import TinyTextEncoder
+from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.intrinsic_ldm import tiny
 from spatialweave.models.intrinsic_ldm.schedules import OFF, Constant, Curve, Drop, Gaussian
+from spatialweave.models.tiny.text import TinyTextEncoder
 
 diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
 from spatialweave.models.intrinsic_ldm.cogeneration import CoGeneration, draw_noise, make_scheduler  # noqa: E402

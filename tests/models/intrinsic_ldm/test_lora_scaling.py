@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spatialweave.models.core.weights import WeightsError
+from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.intrinsic_ldm.lora import Projection, open_lora, read_lora
 from spatialweave.models.intrinsic_ldm.lora_scaling import match_pattern
 

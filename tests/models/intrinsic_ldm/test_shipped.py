@@ -3,17 +3,17 @@
 import pytest
 import torch
 
+from spatialweave.models.benchmarks.intrinsic_judge import Judge, code_frames, read_codes
+from spatialweave.models.benchmarks.modality_forcing import hold_out
 from spatialweave.models.core.training.alignment import code_positions, listen
-from spatialweave.models.core.weights import read_header
-from spatialweave.models.evaluation import hold_out
-from spatialweave.models.intrinsic_judge import Judge, code_frames, read_codes
+from spatialweave.models.core.weights.files import read_header
 from spatialweave.models.intrinsic_ldm import tiny
 from spatialweave.models.intrinsic_ldm.rows import Rows
 from spatialweave.models.intrinsic_ldm.schedules import Gaussian
-from spatialweave.models.world.predictor import Predictor
+from spatialweave.models.world.judges.predictor import Predictor
+from spatialweave.models.world.judges.scene_maps import compare_maps, exact_maps
+from spatialweave.models.world.judges.scorer import Scorer
 from spatialweave.models.world.render import render
-from spatialweave.models.world.scene_maps import compare_maps, exact_maps
-from spatialweave.models.world.scorer import Scorer
 
 FILES = (tiny.BASE_FILE, tiny.VAE_FILE, tiny.LORA_FILE)
 COUNT = 12

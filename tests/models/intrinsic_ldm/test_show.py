@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from spatialweave.models.cli import main
-from spatialweave.models.intrinsic_ldm.pipeline import decode_pictures
+from spatialweave.models.cli.console import main
+from spatialweave.models.intrinsic_ldm.maps.codec import decode_pictures
 from spatialweave.models.intrinsic_ldm.sheet import GAP, HEAD, LABELS, MARGIN, PANEL, intrinsic_sheet, row_of
 
 PARTS = ("base", "image", "depth", "normals", "segmentation", "line")

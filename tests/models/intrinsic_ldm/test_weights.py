@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from spatialweave.models.core.weights import WeightsError
+from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.intrinsic_ldm.config import VaeConfig
 from spatialweave.models.intrinsic_ldm.weights import (
     core_name,

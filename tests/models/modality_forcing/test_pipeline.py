@@ -13,9 +13,9 @@ from spatialweave.models.core.geometry.camera import intrinsics_from_fov
 from spatialweave.models.core.geometry.depth import encode_depth
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.modality_forcing.config import PipelineDefaults, SamplingDefaults
+from spatialweave.models.modality_forcing.inputs import read_depth, read_image
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.pipeline import TINY_NETWORK, ModalityForcingPipeline
-from spatialweave.models.modality_forcing.request import read_depth, read_image
 from spatialweave.models.modality_forcing.sampling import draw_noise, make_schedule, sample
 
 NAN, INF = float("nan"), float("inf")

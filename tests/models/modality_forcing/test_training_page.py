@@ -15,7 +15,7 @@ from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.modality_forcing import training_task
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig, find_preset
 from spatialweave.models.modality_forcing.weights import is_image_text, network_shapes
-from spatialweave.models.world.dataset import export_dataset
+from spatialweave.models.world.export.dataset import export_dataset
 
 RECIPE = Path(training_task.__file__).parent / "recipes" / "klein_4b.json"
 COUNT, SIDE, TOKENS, WIDTH = 3, 64, 512, 96  # the small text encoder is 32 wide, of which three layers are read

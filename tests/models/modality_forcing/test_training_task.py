@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
-from spatialweave.models.demo.text import TinyTextEncoder, tokenize
 from spatialweave.models.modality_forcing import training_task
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig, find_preset
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.training import LossSettings
 from spatialweave.models.modality_forcing.weights import is_image_text, load_network
+from spatialweave.models.tiny.text import TinyTextEncoder, tokenize
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 RECIPES = Path(training_task.__file__).parent / "recipes"

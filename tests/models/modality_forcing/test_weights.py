@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spatialweave.models.core.weights import WeightsError, read_header, write_tensors
+from spatialweave.models.core.weights.files import WeightsError, read_header, write_tensors
 from spatialweave.models.modality_forcing.config import PRESETS, ModalityForcingConfig
 from spatialweave.models.modality_forcing.weights import (
     config_from_shapes,

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from spatialweave.models.core.weights import WeightsError, read_header
+from spatialweave.models.core.weights.files import WeightsError, read_header
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
-from spatialweave.models.modality_forcing.conversion import convert_network
+from spatialweave.models.modality_forcing.quantize import convert_network
 from spatialweave.models.modality_forcing.weights import load_network, save_network
 
 # equal rotary axes and released constants: what shapes alone can tell

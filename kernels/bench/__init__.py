@@ -1,0 +1,1 @@
+"""The benchmark behind the tests: `spatialweave bench kernels`."""

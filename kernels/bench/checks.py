@@ -1,0 +1,59 @@
+"""The op's cases on a device: every backend that takes them, both directions, against the reference in float64. Before any time is told."""
+
+from __future__ import annotations
+
+import secrets
+
+import torch
+from torch import Tensor
+
+from ..dispatch import BackendUnavailableError, use_backend
+from ..segment_attention import segment_attention
+from ..segment_attention.cases import CASES, EXTREME, Case
+from ..segment_attention.reference import segment_attention_reference
+from ..segment_attention.segments import full_weight
+
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # of the norm
+SCALE = 0.2
+
+
+def verify(device: torch.device, dtype: torch.dtype, cases: tuple[Case, ...] = CASES + EXTREME) -> int:
+    """Fresh random numbers at every run. Returns how many comparisons were made; raises FloatingPointError at the first that fails."""
+    seed, count = secrets.randbelow(1 << 31), 0
+    for case in cases:
+        for backend in ("triton", "composition"):
+            try:
+                with use_backend(backend):
+                    count += verify_case(case, device, dtype, f"case {case.name}, {backend}, seed {seed}", seed)
+            except BackendUnavailableError:
+                continue  # its limits, or it failed, which the log says; ordinary calls do without it, too
+    return count
+
+
+def verify_case(case: Case, device: torch.device, dtype: torch.dtype, name: str, seed: int) -> int:
+    """The output, and where the logits are of order one the gradients: with larger ones they cancel, and errors have no scale."""
+    given = case.tensors(torch.Generator().manual_seed(seed), dtype, device)
+    weight = full_weight(case.log_weight(), given[0], case.segments)
+    train = case not in EXTREME
+    leaves = [tensor.detach().requires_grad_(train) for tensor in (*given, weight)]
+    exact = [tensor.to("cpu", torch.float64, copy=True).requires_grad_(train) for tensor in (*given, weight)]
+    got = segment_attention(*leaves[:3], case.segments, leaves[3], scale=SCALE)
+    want, _ = segment_attention_reference(*exact[:3], case.segments, exact[3], scale=SCALE)
+    check(name, got.detach().cpu(), want.detach(), limit=LIMITS[dtype] * (1 if train else 4))
+    if not train:
+        return 1
+    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(dtype)
+    ours = torch.autograd.grad(got, leaves, grad.to(device))
+    theirs = torch.autograd.grad(want, exact, grad.double())
+    terms = float((want.detach() * grad.double()).sum(-1).norm().clamp_min(1.0))  # of the sums that are d log w: these cancel
+    for of, one, other, least in zip("qkvw", ours, theirs, (1.0, 1.0, 1.0, terms)):
+        check(f"{name}, gradient of {of}", one.cpu(), other, limit=3 * LIMITS[dtype], least=least)
+    return 5
+
+
+def check(name: str, got: Tensor, want: Tensor, *, limit: float | None = None, least: float = 0.0) -> None:
+    """The error's norm over the expected one's, or over `least` where that is more (a gradient that cancels); NaN fails."""
+    error = float((got.double() - want).norm() / want.norm().clamp_min(least))
+    limit = LIMITS[got.dtype] if limit is None else limit
+    if not error <= limit:
+        raise FloatingPointError(f"{name} is off by {error:.3g}, {limit:g} is allowed; no time is reported.")

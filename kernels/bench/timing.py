@@ -1,0 +1,94 @@
+"""Timing calls in turn, as they are called or as replays of CUDA graphs; and what a call spends most of its time in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from .rates import time_once
+from .rivals import Call
+
+LEAST_ROUNDS = 3  # whatever time there is
+Turns = dict[str, list[Callable[[], object]]]  # by rival
+
+
+def in_turn(calls: dict[str, Call], inputs: list, mode: str) -> tuple[Turns, list[str]]:
+    """For each rival one call for each set of inputs, or one replay of a CUDA graph that holds all of these; and a sentence for each rival
+    that a graph does not hold.
+    """
+    found, unheld = Turns(), []
+    for rival, call in calls.items():
+        plain = [lambda given=given, call=call: call(*given) for given in inputs]
+        try:
+            found[rival] = plain if mode == "eager" else [captured(plain)]
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            unheld.append(f"{rival} has no replay: {sentence(error)}")
+    return found, unheld
+
+
+def captured(calls: list[Callable[[], object]]) -> Callable[[], object]:
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph.replay
+
+
+def interleaved(turns: Turns, place: torch.device, rounds: int, seconds: float | None, *, held: int = 1) -> dict[str, list[float]]:
+    """Milliseconds of a call, round by round, every rival in each. The first round warms up, and tells how many fit in the seconds; there
+    are 3 at least. held: the calls of one replay, which are that many rounds.
+    """
+    times: dict[str, list[float]] = {rival: [] for rival in turns}
+    turn, rounds = 0, math.ceil(rounds / held)
+    while turn <= rounds:
+        elapsed = {rival: time_once(calls[turn % len(calls)], place) for rival, calls in turns.items()}
+        if turn:
+            for rival, of in elapsed.items():
+                times[rival].append(of / held)
+        elif seconds is not None:
+            rounds = min(rounds, max(LEAST_ROUNDS, int(1e3 * seconds / max(sum(elapsed.values()), 1e-9))))
+        turn += 1
+    return times
+
+
+def busiest(calls: dict[str, Call], given: Sequence[Tensor]) -> dict[str, str]:
+    """The kernel, or on a CPU the operator, that takes most of each call's time; nothing where the machine's profiler sees none."""
+    cuda = given[0].device.type == "cuda"
+    try:
+        events = profiled(calls, given, cuda)
+    except Exception:  # noqa: BLE001 - a name beside a time is not worth losing the time
+        return {}
+    where = DeviceType.CUDA if cuda else DeviceType.CPU
+    spans = {event.name: event.time_range for event in events if event.name in calls and event.device_type == DeviceType.CPU}
+    spent: dict[str, dict[str, float]] = {rival: {} for rival in spans}
+    for event in (event for event in events if event.device_type == where and event.name not in calls):
+        for rival in (rival for rival, span in spans.items() if span.start <= event.time_range.start <= span.end):
+            took = event.time_range.elapsed_us() if cuda else event.self_cpu_time_total
+            spent[rival][event.name] = spent[rival].get(event.name, 0.0) + took
+    return {rival: max(times, key=lambda name: times[name]) for rival, times in spent.items() if times}
+
+
+def profiled(calls: dict[str, Call], given: Sequence[Tensor], cuda: bool) -> list:
+    """Every call once, in a span of its name. On a GPU its kernels have ended when the span ends."""
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
+        for rival, call in calls.items():
+            with record_function(rival):
+                call(*given)
+                if cuda:
+                    torch.cuda.synchronize()
+    return list(seen.events() or [])
+
+
+def sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -1,0 +1,1 @@
+"""Evaluation of whole systems on held-out scenes of the procedural world."""

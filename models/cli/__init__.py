@@ -1,0 +1,3 @@
+"""The console door: `spatialweave COMMAND`."""
+
+from .console import main as main

@@ -1,0 +1,181 @@
+"""The demo: one sampling run of the tiny model, written in every format. Each file is on disk before the next is begun."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.export.depth_files import load_depth
+from ..core.export.exr import write_exr
+from ..core.export.files import UnstatedError, write_file
+from ..core.export.npz import write_npz
+from ..core.export.ply import write_ply
+from ..core.export.png8 import write_png8
+from ..core.export.png16 import write_png16
+from ..core.export.webp import write_webp
+from ..core.geometry.points import view_to_point_cloud
+from ..core.geometry.view import View
+from ..core.pictures import HAS_ALPHA, open_picture
+from ..core.visualize.contact_sheet import contact_sheet
+from ..core.visualize.orbit import ASSUMED_FOV, render_orbit
+from ..modality_forcing.config import DEFAULTS, Mode
+from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
+
+SIDE = DEFAULTS["tiny"].size  # pixels: what the tiny model was trained at
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """What to make. At most one of `image` and `depth`; with neither, both streams are made from the prompt."""
+
+    prompt: str
+    output: Path
+    image: Path | None = None
+    depth: Path | None = None
+    channel: str | None = None  # of an EXR: the one with the depth
+    size: tuple[int, int] | None = None  # width, height; None: see `choose_size`
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    log2_alpha: float | None = None
+    refine: bool = False  # the depth again, from the finished picture; of joint runs
+    weights: Path | None = None
+
+    @property
+    def mode(self) -> Mode:
+        if self.image and self.depth:
+            raise ValueError("Both --image and --depth were given; give the one to start from, the other is made.")
+        return "image_to_depth" if self.image else "depth_to_image" if self.depth else "joint"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'WxH' in pixels."""
+    found = re.fullmatch(r"([0-9]{1,5})[x,]([0-9]{1,5})", text.strip().lower())
+    width, height = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (16 <= width <= 1024 and 16 <= height <= 1024):
+        raise ValueError(f"Expected a size as WIDTHxHEIGHT with sides from 16 to 1024 pixels, such as 128x128, got {text[:40]!r}.")
+    return width, height
+
+
+def run_demo(request: DemoRequest) -> Iterator[str]:
+    """Sample, then write; yields one line per note and per file."""
+    notes: list[str] = []
+    given = read_given(request, notes)  # first: a refusal must come before any folder is made
+    size = choose_size(request.size, given, notes)
+    pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
+    make_folder(request.output)
+    result = sample(pipeline, request, size, given)
+    check_depth(result.view, request)
+    result = replace(result, notes=(*notes, *result.notes))
+    yield from (f"note: {note}" for note in result.notes)
+    yield result.view.describe()
+    yield from write_all(request, result)
+
+
+def read_given(request: DemoRequest, notes: list[str]) -> dict[str, Any]:
+    """The stream to start from, under the pipeline's name for it; nothing in joint mode."""
+    if request.mode == "joint":
+        return {}
+    return {"image": open_image(request.image, notes)} if request.image else {"depth": open_depth(request.depth, request.channel, notes)}
+
+
+def choose_size(asked: tuple[int, int] | None, given: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
+    """(width, height): as asked; else the given stream's own, brought down to what the tiny model was trained at; else that square."""
+    if asked or not given:
+        return asked or (SIDE, SIDE)
+    width, height = reversed(given["image"].shape[1:3] if "image" in given else given["depth"].depth.shape[1:])
+    longest = max(width, height)
+    if longest > SIDE:
+        notes.append(f"The longer side was brought from {longest} to {SIDE} pixels, as the tiny model is used to; --size asks for another.")
+    return tuple(max(1, round(side * min(1, SIDE / longest))) for side in (width, height))
+
+
+def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[int, int], given: Mapping[str, Any]) -> Result:
+    with tqdm(desc=request.mode.replace("_", " "), unit="step") as bar:
+
+        def on_step(step: int, steps: int, rgb_x0, depth_x0) -> None:
+            bar.total = steps
+            bar.update()
+
+        return pipeline(
+            request.prompt, mode=request.mode, width=size[0], height=size[1], seed=request.seed, steps=request.steps,
+            guidance=request.guidance, log2_alpha=request.log2_alpha, refine=request.refine, on_step=on_step, **given,
+        )  # fmt: skip
+
+
+def check_depth(view: View, request: DemoRequest) -> None:
+    """Refuse a depth without a pixel before anything is written: what was asked for was too far from what the model knows."""
+    try:
+        view.require_valid()
+    except ValueError as error:
+        guidance = "weaker guidance" if request.guidance is None else f"weaker guidance than {request.guidance:g}"
+        raise ValueError(f"Expected a depth with valid pixels, but the model made none. Try more steps, {guidance}.") from error
+
+
+def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
+    """image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp, sheet.png, run.json."""
+    started, folder, view = time.perf_counter(), request.output, result.view
+    yield f"wrote {write_png8(folder / 'image.png', result.image[0])}"
+    yield f"wrote {write_png16(folder / 'depth.png', view)}"
+    yield f"wrote {write_exr(folder / 'depth.exr', view)}"
+    yield f"wrote {write_npz(folder / 'depth.npz', view)}"
+    assumed = None if view.intrinsics is not None else ASSUMED_FOV
+    (cloud,) = view_to_point_cloud(view, fov_degrees=assumed)
+    lines = [f"depth is {view.units}; " + (f"horizontal field of view {assumed:.0f} degrees assumed" if assumed else "camera as given")]
+    yield f"wrote {write_ply(folder / 'points.ply', cloud.points, cloud.colours, cloud.normals, comments=lines)}"
+    orbit = render_orbit(view)
+    yield f"wrote {write_webp(folder / 'orbit.webp', orbit.frames)}"
+    facts = [f"seed {result.seed}", f"sampled in {result.seconds:.1f} s", "SpatialWeave: Modality Forcing, tiny preset"]
+    if request.refine:
+        facts.insert(1, "depth refined")
+    sheet = contact_sheet(view, orbit, caption=describe_run(request), facts=facts)
+    yield f"wrote {write_png8(folder / 'sheet.png', sheet)}"
+    record = {
+        "prompt": request.prompt, "mode": request.mode, "seed": result.seed, "refine": request.refine,
+        "notes": list(result.notes), "units": view.units,
+        "sampling_seconds": round(result.seconds, 2), "writing_seconds": round(time.perf_counter() - started, 2),
+    }  # fmt: skip
+    yield f"wrote {write_file(folder / 'run.json', (json.dumps(record, indent=2) + chr(10)).encode())}"
+
+
+def describe_run(request: DemoRequest) -> str:
+    if request.mode == "joint":
+        return request.prompt or "(empty prompt)"
+    source = f"{request.mode.replace('_', ' ')}: {(request.image or request.depth).name}"
+    return f"{source}, {request.prompt}" if request.prompt else source
+
+
+def open_image(path: Path, notes: list[str]) -> Tensor:
+    """A picture file, whatever its channels and bits, as b h w 3, with its alpha as a fourth channel."""
+    found = open_picture(path)
+    notes.extend(note for note in found.notes if note != HAS_ALPHA)  # the pipeline says that of four channels
+    return found.rgb if found.alpha is None else torch.cat([found.rgb, found.alpha[..., None]], dim=-1)
+
+
+def open_depth(path: Path, channel: str | None, notes: list[str]) -> View:
+    """A depth file. One that does not say its unit is relative, and a PNG's scale then does not matter: the network sees ratios alone."""
+    try:
+        view, left_out = load_depth(path, channel=channel)
+    except UnstatedError:
+        notes.append(f"{path.name} does not say its scale or unit: its values were taken for depth, larger = farther, in relative units.")
+        view, left_out = load_depth(path, channel=channel, scale=1.0, units="relative")
+    notes.extend(left_out)
+    if len(view) != 1:
+        raise ValueError(f"Expected one depth in {path}, got a batch of {len(view)}. Save one of them as a file of its own.")
+    return view
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"The output folder {folder} cannot be made ({error.strerror}); choose another with --output.") from error

@@ -1,0 +1,57 @@
+"""What `--help` says beside each option's own words: defaults where there are any, and for every command how to begin."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": (
+        'spatialweave demo "a small green cone behind a large yellow ball on grass" --seed 3',
+        "spatialweave demo --image photo.jpg --output depth-of-photo",
+        'spatialweave demo "a blue cylinder" --depth depth.exr',
+    ),
+    "train": (
+        "spatialweave train models/demo/recipes/codec.json",
+        "spatialweave train models/modality_forcing/recipes/tiny_1_text_to_image.json --resume",
+    ),
+    "evaluate": (
+        "spatialweave evaluate modality_forcing --preset tiny --n 64 --json figures.json",
+        "spatialweave evaluate intrinsic_ldm --json evidence.json --markdown docs/evidence.md",
+    ),
+    "world": (
+        "spatialweave world data/world --scenes 24000 --size 128 --workers 2",
+        "spatialweave world data/moves --kind edits --layout files --scenes 100 --normals",
+    ),
+    "intrinsics": (
+        "spatialweave intrinsics build photos data/intrinsics --size 512x512",
+        "spatialweave intrinsics encode data/intrinsics data/latents --base sd21 --vae vae.safetensors",
+        'spatialweave intrinsics sample "a red ball to the left of a blue box" --schedule drop --seed 3',
+    ),
+    "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
+    "convert": ("spatialweave convert flux_rgbd_9b_v2.safetensors flux_rgbd_9b_v2_fp8.safetensors --format fp8",),
+    "weights": (
+        "spatialweave weights --models ComfyUI/models",
+        "spatialweave weights download flux2-vae.safetensors --models ComfyUI/models",
+    ),
+    "doctor": ("spatialweave doctor",),
+}
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Names a default where there is one to name: not for a switch, and not for what has none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        words = action.help or ""
+        unnamed = action.default in (None, [], argparse.SUPPRESS) or isinstance(action.default, bool) or action.required
+        return words if unnamed else f"{words} (default: %(default)s)"
+
+
+def epilog(command: str) -> str:
+    """The end of a command's help."""
+    lines = ["examples:", *EXAMPLES[command]]
+    if command == "train":
+        pack = Path(__file__).resolve().parents[2]
+        found = sorted(path.relative_to(pack).as_posix() for path in pack.glob("models/*/recipes/*.json"))
+        lines += ["", f"recipes, in {pack}:", *found]
+    return "\n".join(line if line.endswith(":") or not line else f"  {line}" for line in lines)

@@ -1,0 +1,189 @@
+"""A short camera swing around one picture and its depth.
+
+Nothing is invented: what the turn uncovers behind an object shows dimmed, like a shadow, and where the picture ends or has
+no depth a neutral background stays. Every frame is a z-buffer over the points of the relief at twice the frame's size,
+scaled down to smooth the outlines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..geometry.camera import fov_from_intrinsics, intrinsics_from_fov
+from ..geometry.view import View, percentile
+from .relief import Relief, clean_depth, make_relief
+
+ASSUMED_FOV = 55.0
+_SUPERSAMPLES = 2
+_DENSITY = 1.35  # points per supersampled pixel and axis; cracks that perspective opens beyond that are closed
+_LARGEST_SOURCE = 768
+_BACKDROP = 6.0  # beyond this many centre distances parallax hardly changes, but errors of depth would show
+_STEP_BACK = 1.15
+_CRACK = 3  # supersampled pixels to either side
+_TOP, _BOTTOM = (0.215, 0.224, 0.248), (0.135, 0.141, 0.157)
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """Frames of one loop, the angle they were rendered with, and whether it was assumed for want of a camera."""
+
+    frames: Tensor  # t h w 3 in [0, 1]
+    fov_degrees: float
+    fov_was_assumed: bool
+
+
+def render_orbit(
+    view: View,
+    *,
+    frames: int = 30,
+    size: int = 320,
+    yaw_degrees: float = 8.0,
+    pitch_degrees: float = 5.0,
+    fov_degrees: float | None = None,
+) -> Orbit:
+    """Swing a camera once around the scene behind a View of batch 1 with an image; ``size`` is the longer side of a frame.
+
+    The field of view is ``fov_degrees``, else the View's own, else 55 degrees are assumed and reported so. The last frame
+    joins the first. Frame 0 looks from above the middle, a quarter on from the right, half way on as the picture was taken,
+    three quarters on from the left.
+    """
+    if len(view) != 1 or view.image is None:
+        raise ValueError(f"An orbit needs one picture with its image, got a batch of {len(view)}; pass view[0], made with image=.")
+    if frames < 1 or size < 16:
+        raise ValueError(f"{frames} frames of {size} pixels were asked for, wanted at least 1 of at least 16.")
+    fov, assumed = _field_of_view(view, fov_degrees)
+    q, image = _prepare(view)
+    height, width = q.shape
+    centre = 1 / float(percentile(q[q > 0], 65))
+    backdrop = 1 / (_BACKDROP * centre)
+    scale = _SUPERSAMPLES * size / max(height, width)
+    canvas = [max(1, round(side * scale / _SUPERSAMPLES)) * _SUPERSAMPLES for side in (height, width)]
+    intrinsics = intrinsics_from_fov(fov, canvas[1], canvas[0])
+    # pixels that a point at infinity travels when the camera swings fully, for a disparity of 1 / centre
+    travel = float(intrinsics[0, 0]) * math.tan(math.radians(max(abs(yaw_degrees), abs(pitch_degrees))))
+    relief = make_relief(
+        torch.where(q > 0, q.clamp_min(backdrop), q),
+        image,
+        max(1, math.ceil(_DENSITY * scale)),
+        intrinsics_from_fov(fov, width, height),
+        backdrop=backdrop,
+        curtain_density=1.3 * travel * centre,
+    )
+    background = _backdrop(*canvas)
+    pictures = []
+    for index in range(frames):
+        angle = 2 * math.pi * index / frames
+        turn = _turn(centre, yaw_degrees * math.sin(angle), pitch_degrees * (1 + math.cos(angle)) / 2)
+        picture = _draw(relief, turn, intrinsics, background, crack=0.06 / centre)
+        pictures.append(F.avg_pool2d(picture.movedim(-1, 0), _SUPERSAMPLES).movedim(0, -1))
+    return Orbit(torch.stack(pictures), fov, assumed)
+
+
+def _field_of_view(view: View, fov_degrees: float | None) -> tuple[float, bool]:
+    """Horizontal angle, and whether nobody named one."""
+    if fov_degrees is not None:
+        return float(fov_degrees), False
+    if view.intrinsics is None:
+        return ASSUMED_FOV, True
+    height, width = view.depth.shape[1:]
+    return float(fov_from_intrinsics(view.intrinsics[0], width, height)[0]), False
+
+
+def _prepare(view: View) -> tuple[Tensor, Tensor]:
+    """Disparity ``h w`` and image ``h w 3``, cleaned, and no larger than frames can show."""
+    view.require_valid()
+    depth, image = view.depth[0].cpu(), view.image[0].detach().cpu().float()
+    q = torch.where(depth > 0, 1 / depth, depth)
+    step = math.ceil(max(q.shape) / _LARGEST_SOURCE)
+    height, width = q.shape[0] // step * step, q.shape[1] // step * step
+    if min(height, width) < 2 * step:
+        raise ValueError(f"A picture of {q.shape[1]} x {q.shape[0]} pixels is too narrow to orbit.")
+    q, image = q[:height, :width], image[:height, :width]
+    if step > 1:
+        # a mean of depths is no depth: the middle pixel, or the nearest where the middle has none
+        middle = q[step // 2 :: step, step // 2 :: step]
+        q = torch.where(middle > 0, middle, F.max_pool2d(q[None, None], step)[0, 0])
+        image = F.avg_pool2d(image.movedim(-1, 0), step).movedim(0, -1)
+    return clean_depth(q, image), image
+
+
+def _turn(centre: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:
+    """The pose ``4 4`` that swings the camera right and up around (0, 0, centre), and steps it back a little."""
+    yaw, pitch = math.radians(yaw_degrees), math.radians(pitch_degrees)
+    about_y = torch.tensor([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
+    about_x = torch.tensor([[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]])
+    pivot = torch.tensor([0.0, 0.0, centre])
+    pose = torch.eye(4)
+    pose[:3, :3] = about_x @ about_y
+    pose[:3, 3] = pivot * _STEP_BACK - pose[:3, :3] @ pivot
+    return pose
+
+
+def _draw(relief: Relief, pose: Tensor, intrinsics: Tensor, background: Tensor, *, crack: float) -> Tensor:
+    """The relief over ``background`` ``h w 3``, curtains only where no point is; cracks up to disparity ``crack`` are closed."""
+    height, width = background.shape[:2]
+    picture, q = _splat(relief.points, relief.colours, pose, intrinsics, (height, width))
+    curtain, curtain_q = _splat(relief.curtain_points, relief.curtain_colours, pose, intrinsics, (height, width))
+    picture, q = torch.where((q > 0)[..., None], picture, curtain), torch.where(q > 0, q, curtain_q)
+    picture = _close_cracks(picture, q, crack)
+    return picture[..., :3] + (1 - picture[..., 3:]) * background
+
+
+def _splat(points: Tensor, colours: Tensor, pose: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Z-buffer points ``n 3``: the colour ``h w 4`` and disparity ``h w`` of the nearest one in each pixel, 0 where there is none."""
+    height, width = size
+    x, y, z = (points @ pose[:3, :3].T + pose[:3, 3]).unbind(1)
+    q = 1 / z
+    x = torch.floor(x * q * intrinsics[0, 0] + intrinsics[0, 2])
+    y = torch.floor(y * q * intrinsics[1, 1] + intrinsics[1, 2])
+    seen = ((q > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)).nonzero()[:, 0]
+    pixel, q = (y[seen] * width + x[seen]).long(), q[seen]
+    nearest = torch.zeros(height * width).scatter_reduce_(0, pixel, q, "amax")
+    front = q == nearest[pixel]
+    picture = torch.zeros(height * width, 4)
+    picture[pixel[front]] = colours[seen[front]]
+    return picture.reshape(height, width, 4), nearest.reshape(height, width)
+
+
+def _close_cracks(picture: Tensor, q: Tensor, crack: float) -> Tensor:
+    """Fill empty pixels that lie between two points of one surface; what an object uncovers lies between two surfaces and stays."""
+    for axis in (0, 1):
+        before, after = _nearest_filled(q, axis, 1), _nearest_filled(q, axis, -1)
+        between = (q == 0) & (before[0] > 0) & (after[0] > 0) & ((before[0] - after[0]).abs() < crack)
+        place = between.nonzero(as_tuple=True)
+        if len(place[0]):
+            mean = (picture[_moved(place, axis, -before[1][place])] + picture[_moved(place, axis, after[1][place])]) / 2
+            picture[place] = mean
+            q = torch.where(between, (before[0] + after[0]) / 2, q)
+    return picture
+
+
+def _nearest_filled(q: Tensor, axis: int, direction: int) -> tuple[Tensor, Tensor]:
+    """Disparity of the nearest filled pixel before (1) or after (-1) along an axis, 0 if none is within reach, and its distance."""
+    found, distance = torch.zeros_like(q), torch.zeros_like(q, dtype=torch.long)
+    for step in range(1, _CRACK + 1):
+        neighbour = torch.zeros_like(q)
+        length = q.shape[axis] - step
+        if length <= 0:
+            break
+        ahead, behind = (step, 0) if direction == 1 else (0, step)
+        neighbour.narrow(axis, ahead, length).copy_(q.narrow(axis, behind, length))
+        new = (found == 0) & (neighbour > 0)
+        found, distance = torch.where(new, neighbour, found), torch.where(new, torch.full_like(distance, step), distance)
+    return found, distance
+
+
+def _moved(place: tuple[Tensor, Tensor], axis: int, by: Tensor) -> tuple[Tensor, Tensor]:
+    return (place[0] + by, place[1]) if axis == 0 else (place[0], place[1] + by)
+
+
+def _backdrop(height: int, width: int) -> Tensor:
+    """A neutral gradient ``h w 3``, lighter above, with darker corners."""
+    y, x = torch.linspace(0, 1, height)[:, None, None], torch.linspace(-1, 1, width)[None, :, None]
+    colour = torch.tensor(_TOP) * (1 - y) + torch.tensor(_BOTTOM) * y
+    return colour * (1 - 0.25 * (x**2 + (2 * y - 1) ** 2) / 2)

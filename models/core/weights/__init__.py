@@ -1,0 +1,1 @@
+"""Weights files: reading, checking, converting, quantizing; the registry of published ones, and their download."""

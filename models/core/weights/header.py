@@ -1,0 +1,220 @@
+"""The header of a safetensors file, checked whole before any tensor is read; what other files are, by their first bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..text_files import show_path
+
+LARGEST_HEADER = 100_000_000  # bytes; the limit of the format
+LARGEST_SIDE = 2**63  # what torch can count
+METADATA = "__metadata__"
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8,
+    "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F4": 4,
+}  # fmt: skip
+
+# what other files begin with, and how to say it
+FOREIGN_STARTS = (
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`",
+    ),
+    (b"<", "a web page, not weights; the download needs a login or another address"),
+    (b"PK\x03\x04", "a PyTorch pickle (zip), which can run code when opened; use the safetensors file"),
+    (b"\x80", "a PyTorch pickle, which can run code when opened; use the safetensors file"),
+    (b"GGUF", "a GGUF file; use the safetensors file"),
+    (b"\x93NUMPY", "a NumPy array; use the safetensors file"),
+    (b"\x89HDF", "an HDF5 file; use the safetensors file"),
+    (b"\x89PNG", "a PNG image; use the safetensors file"),
+    (b"\x1f\x8b", "a gzip archive; unpack it and use the safetensors file inside"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it and use the safetensors file inside"),
+)
+JSON_STARTS = (b"{", b"[", b"\xef\xbb\xbf{")
+LARGEST_INDEX = 50_000_000  # bytes of JSON that are read to tell an index from another text
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used; the message is one sentence that names the file, the fault and the cure."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself before any tensor is read."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+    dtypes: Mapping[str, str]  # in the format's words: F32, BF16, F8_E4M3 ...
+    places: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # first byte in the file, and the one after the last
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """Names, shapes and metadata of a safetensors file; WeightsError if it is missing, damaged or not safetensors.
+
+    Whatever the safetensors library would not open is refused here, by the file's name.
+    """
+    path = Path(path)
+    shown = show_path(path)
+    try:
+        if not path.is_file():
+            folder = path.is_dir()
+            what = "is a folder, not a weights file; name the file inside" if folder else "does not exist; check the path"
+            raise WeightsError(f"{shown} {what}.")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            _refuse_foreign(path, start + file.read(24), size)
+            file.seek(8)
+            (length,) = struct.unpack("<Q", start)
+            text = file.read(length) if length <= min(size - 8, LARGEST_HEADER) else b""
+    except OSError as error:
+        raise WeightsError(f"{shown} cannot be read ({error.strerror}); check its permissions.") from error
+    entries = _parse(text, shown)
+    metadata = _read_metadata(entries, shown)
+    spans = {name: _read_entry(name, entry, shown) for name, entry in entries.items()}
+    places = {name: (8 + length + first, 8 + length + last) for name, (first, last) in spans.items()}
+    end = max((last for _, last in places.values()), default=8 + length)
+    if end != size:
+        fault = "cut off" if size < end else "damaged"
+        raise WeightsError(
+            f"{shown} is {fault}: it has {size:,} bytes where its header promises {end:,}; fetch it again."
+        )
+    _check_order(spans, shown)
+    shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    return Header(shapes, metadata, {name: entry["dtype"] for name, entry in entries.items()}, places)
+
+
+def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
+    shown = show_path(path)
+    if size < 8:
+        raise WeightsError(
+            f"{shown} has only {size} bytes: a download was probably interrupted; fetch it again."
+        )
+    if start.lstrip().startswith(JSON_STARTS) and struct.unpack("<Q", start[:8])[0] > size:
+        raise WeightsError(_name_json(path, size))
+    # a safetensors file starts with its header's length: a byte of that may look like the others, the header's brace does not
+    if start[8:9] == b"{":
+        return
+    for magic, what in FOREIGN_STARTS:
+        if start.startswith(magic):
+            raise WeightsError(f"{shown} is {what}.")
+
+
+def _name_json(path: Path, size: int) -> str:
+    """What a JSON text in the place of weights is: an index names the parts of a model that was saved in several files."""
+    shown = show_path(path)
+    try:
+        found = json.loads(path.read_bytes()) if size <= LARGEST_INDEX else None
+        parts = sorted(set(map(str, found["weight_map"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{shown} is a JSON text, not weights: a download may have saved the server's answer; use the safetensors file."
+    named = ", ".join(parts[:3]) + (" ..." if len(parts) > 3 else "")
+    return (
+        f"{shown} is the index of a model saved in {len(parts)} parts ({named}), not weights; join the parts into one safetensors "
+        "file and use that."
+    )
+
+
+def _parse(text: bytes, shown: str) -> dict[str, Any]:
+    """The header as it stands; a name that occurs twice is refused, as of two tensors one would be lost."""
+    twice: list[str] = []
+
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.extend(sorted(name for name in made if names.count(name) > 1)[:1])
+        return made
+
+    try:
+        entries = json.loads(text.decode(), object_pairs_hook=build, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{shown} is damaged or not a safetensors file: its header cannot be read; fetch it again."
+        ) from error
+    if not isinstance(entries, dict):
+        raise WeightsError(
+            f"{shown} is damaged or not a safetensors file: its header cannot be read; fetch it again."
+        )
+    if twice:
+        raise WeightsError(
+            f"Expected each name once in the header of {shown}, got {twice[0]!r} twice. Save the file again."
+        )
+    return entries
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _read_metadata(entries: dict[str, Any], shown: str) -> dict[str, str]:
+    """Taken out of the entries. The format has texts only, and its library opens no file with anything else."""
+    metadata = entries.pop(METADATA, None)
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise WeightsError(
+            f"Expected an object of texts as {METADATA} of {shown}, got {_shorten(metadata)}. Save the file again."
+        )
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise WeightsError(
+                f"Expected text in the metadata entry {key!r} of {shown}, got {_shorten(value)}, with which no safetensors library opens "
+                f"the file. Save it again with text there, as {json.dumps({key: json.dumps(value)})[:120]}."
+            )
+    return metadata
+
+
+def _read_entry(name: str, entry: Any, shown: str) -> tuple[int, int]:
+    """The first byte of a tensor behind the header, and the one after the last."""
+    try:
+        shape, dtype, (first, last) = entry["shape"], entry["dtype"], entry["data_offsets"]
+        whole = isinstance(shape, list) and all(
+            type(side) is int and 0 <= side < LARGEST_SIDE for side in (*shape, first, last)
+        )
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole or not isinstance(dtype, str):
+        raise WeightsError(
+            f"{shown} is damaged or not a safetensors file: its header cannot be read (the entry of {name!r} is {_shorten(entry)}); "
+            "fetch it again."
+        )
+    if dtype not in BITS:
+        known = ", ".join(BITS)
+        raise WeightsError(
+            f"Expected {name} of {shown} in one of {known}, got {_shorten(dtype)}. Save the file again in one of these."
+        )
+    bits = math.prod(shape) * BITS[dtype]
+    if bits != 8 * (last - first):
+        raise WeightsError(
+            f"{shown} is damaged: {name} is {dtype} {tuple(shape)}, which takes {bits // 8:,} bytes, and its header gives it "
+            f"{last - first:,}; fetch it again."
+        )
+    return first, last
+
+
+def _check_order(spans: Mapping[str, tuple[int, int]], shown: str) -> None:
+    """Tensors lie end to end: no two share a byte, and none lies unused."""
+    end = 0
+    for (first, last), name in sorted((span, name) for name, span in spans.items()):
+        if first != end:
+            fault = "overlaps the tensor before it" if first < end else "leaves unused bytes before it"
+            raise WeightsError(
+                f"{shown} is damaged: {name} {fault} (it begins at byte {first:,}, not {end:,}); fetch it again."
+            )
+        end = last
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,100 @@
+"""What a quantised weights file holds, read off its header: which layers, in which of core's formats, and the shapes they stand for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from .files import Header, WeightsError
+
+LAYERS = "_quantization_metadata"  # the metadata entry of core's QUANTIZATION.md
+MARK = ".comfy_quant"  # the same for one layer, as JSON in a tensor of bytes: core saves models so
+OLD_MARK = "scaled_fp8"  # a whole file in scaled float8, from before both
+OLD_SCALES = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How core's loader finds a matrix of one format."""
+
+    dtypes: tuple[str, ...]  # of `weight`, in safetensors' words
+    scales: tuple[str, ...]  # tensors that must be there beside it
+    others: tuple[str, ...] = ()  # and those that may be
+    columns: int = 1  # that one stored value holds
+
+
+LAYOUTS = {
+    "float8_e4m3fn": Layout(("F8_E4M3",), ("weight_scale",), ("input_scale",)),
+    "float8_e5m2": Layout(("F8_E5M2",), ("weight_scale",), ("input_scale",)),
+    "mxfp8": Layout(("F8_E4M3",), ("weight_scale",), ("input_scale",)),
+    "nvfp4": Layout(("U8",), ("weight_scale", "weight_scale_2"), ("input_scale", "pre_quant_scale"), columns=2),
+    "int8_tensorwise": Layout(("I8",), ("weight_scale",)),
+}
+
+
+def plain_header(path: str | os.PathLike, header: Header) -> Header:
+    """The header as if nothing were quantised: shapes of the matrices that the layers stand for, and no tensors but theirs.
+
+    A file without quantised layers comes back as it is. WeightsError names a layer whose format, dtype or scales core cannot read.
+    """
+    layers = find_layers(path, header)
+    if not layers:
+        return header
+    renamed = {_new_name(name): name for name in header.shapes if not name.endswith((MARK, OLD_MARK))}
+    shapes = {new: header.shapes[old] for new, old in renamed.items()}
+    dtypes = {new: header.dtypes[old] for new, old in renamed.items()}
+    for layer, wanted in layers.items():
+        layout = _check_layer(path, layer, wanted, shapes, dtypes)
+        rows, columns = shapes[f"{layer}.weight"]
+        shapes[f"{layer}.weight"] = (rows, columns * layout.columns)
+        for part in (*layout.scales, *layout.others):
+            shapes.pop(f"{layer}.{part}", None)
+    return replace(header, shapes=shapes, dtypes={name: dtypes[name] for name in shapes})
+
+
+def find_layers(path: str | os.PathLike, header: Header) -> dict[str, str]:
+    """Layer -> the name of its format, as core would find them; empty for a file that is not quantised."""
+    try:
+        if LAYERS in header.metadata:
+            return {layer: _read_format(entry) for layer, entry in json.loads(header.metadata[LAYERS])["layers"].items()}
+        if any(name.endswith(OLD_MARK) for name in header.shapes):
+            return {name.removesuffix(".scale_weight"): "float8_e4m3fn" for name in header.shapes if name.endswith(".scale_weight")}
+        return {name.removesuffix(MARK): _read_mark(path, header.places[name]) for name in header.shapes if name.endswith(MARK)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path} says that it is quantised, but not how ({error}); fetch it again, or convert it again.") from error
+
+
+def _read_mark(path: str | os.PathLike, place: tuple[int, int]) -> str:
+    with open(path, "rb") as file:
+        file.seek(place[0])
+        return _read_format(json.loads(file.read(place[1] - place[0])))
+
+
+def _read_format(entry: Mapping[str, object]) -> str:
+    found = entry["format"]
+    if not isinstance(found, str):
+        raise ValueError(f"its format is {str(found)[:60]}, no name")
+    return found
+
+
+def _new_name(name: str) -> str:
+    return next((name.removesuffix(old) + new for old, new in OLD_SCALES.items() if name.endswith(old)), name)
+
+
+def _check_layer(
+    path: str | os.PathLike, layer: str, wanted: str, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
+) -> Layout:
+    layout = LAYOUTS.get(wanted)
+    if layout is None:
+        raise WeightsError(f"{path} has layer {layer} in the format {wanted}; the formats read here are {', '.join(LAYOUTS)}.")
+    missing = [name for name in ("weight", *layout.scales) if f"{layer}.{name}" not in shapes]
+    if missing:
+        raise WeightsError(f"{path} says layer {layer} is in {wanted}, but has no {layer}.{missing[0]}; fetch it again.")
+    found, shape = dtypes[f"{layer}.weight"], shapes[f"{layer}.weight"]
+    if found not in layout.dtypes or len(shape) != 2:
+        raise WeightsError(
+            f"{path} says layer {layer} is in {wanted}, but its weight is {found} {shape}, not a {layout.dtypes[0]} matrix; fetch it again."
+        )
+    return layout

@@ -1,0 +1,1 @@
+"""Dataset folders of I-LDM: read, built with a running ComfyUI, encoded."""

@@ -1,0 +1,120 @@
+"""The dataset folder of I-LDM: pictures with their depth, normals, segmentation and line art, any of which may be missing.
+
+The folder is one of `core.training.data`: `manifest.jsonl` and shards or loose files. Besides image, depth and mask it may hold
+
+    in shards  normals int8 or float n H W 3, camera frame OpenCV, int8 = 127 times the unit normal, 0 = not known; segmentation whole
+               numbers n H W, 0 = no mask, -1 = sky; line n H W, 0 paper to 1 line, whatever the type.
+    in files   "normals": a normal map in OpenGL's colours, black = not known; "segmentation": a grey PNG, 0 = no mask, and in one of 8
+               bits 255 = sky; "line": a grey picture, white on black.
+
+`spatialweave world --normals` writes it with exact maps, `spatialweave intrinsics build` from pictures with estimators in ComfyUI.
+Depth may be in any unit, larger = farther; where it is not known but the segmentation says sky, it is as far as can be. A map is missing
+for a sample whose entry has none, and a depth or normals without a known pixel is missing too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.pictures import open_grey, open_picture
+from ...core.training.data import SMOOTH, FolderDataset, fit_map
+from ...core.training.data_files import SKY, check_sizes
+from ...core.training.settings import as_size
+from ..config import MAPS
+from ..maps.channels import encode_depth, encode_line, encode_normals, encode_segmentation, normals_from_image
+from ..maps.segmentation import PLACES
+from ..vae import stack_maps
+
+ROUNDING = 1e-3  # how far resampling may leave [0, 1]
+INTEGER_NORMAL = 127  # of an int8 component that is 1
+FORM = {"depth": 2, "normals": 3, "segmentation": 2, "line": 2}  # axes of each raw map
+
+
+class IntrinsicSamples(torch.utils.data.Dataset):
+    """A folder's samples: maps 8 h w in [-1, 1] as `stack_maps` lays them, present (4,) bool in the order of MAPS, and, where `image` is
+    True, image 3 h w in [-1, 1] with its caption.
+
+    `size` (height, width; one number for both) scales each to cover and crops the middle; without it they stay as they are. `places`: of
+    the masks' colours, see `encode_segments`.
+    """
+
+    def __init__(self, folder: str | Path, *, size: int | Sequence[int] | None = None, image: bool = False, places: int = PLACES):
+        self.folder, self.size, self.image, self.places = Path(folder), as_size(size), image, places
+        self.source = FolderDataset(self.folder, keys=("depth", "mask", *MAPS, *(["image"] if image else [])))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def entry(self, index: int) -> Mapping[str, Any]:
+        """The manifest's line."""
+        return self.source.entry(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raw = self.source[index]
+        try:
+            raw |= read_loose(self.folder, self.source.entry(index))
+            check_sizes(raw)
+            maps, present = encode_sample({name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw}, places=self.places)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.source.where(index)} cannot be used: {error}") from error
+        sample = {"maps": maps, "present": present}
+        if not self.image:
+            return sample
+        if "image" not in raw:
+            raise ValueError(f"{self.source.where(index)} has no image; this step needs one of each.")
+        image = self._fit("image", raw["image"]).permute(2, 0, 1).float() / 127.5 - 1
+        if image.shape[1:] != maps.shape[1:]:
+            sizes = f"an image of {tuple(image.shape[1:])} with maps of {tuple(maps.shape[1:])} pixels"
+            raise ValueError(f"Sample {index} of {self.folder} has {sizes}; set size to bring them to one.")
+        return {**sample, "image": image, "caption": raw["caption"]}
+
+    def _fit(self, name: str, value: Tensor) -> Tensor:
+        if name == "line":
+            value = value.float()  # or grey could not stand between the two numbers of exact lines
+        return fit_map(value, self.size, smooth=name in SMOOTH) if self.size else value
+
+
+def read_loose(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The maps of a line whose files the trainer's reader does not know, as a shard has them."""
+    if "shard" in entry:
+        return {}
+    return {name: read(folder / entry[name]) for name, read in READERS.items() if name in entry}
+
+
+def read_normals(source: Any, *, name: Any = None) -> Tensor:
+    """h w 3 of a normal map's file, bytes or Pillow image, 0 where it is black or wholly transparent."""
+    found = open_picture(source, name=name)
+    normals = normals_from_image(found.rgb)[0].movedim(0, -1)
+    return normals if found.alpha is None else normals * (found.alpha[0] > 0)[..., None]
+
+
+READERS = {"normals": read_normals, "line": open_grey}
+
+
+def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[Tensor, Tensor]:
+    """Raw maps of one picture (depth h w, mask h w, normals h w 3, segmentation h w, line h w) to maps 8 h w and which are present."""
+    for name, axes in FORM.items():
+        if name in raw and raw[name].ndim != axes:
+            raise ValueError(f"{name} of shape {tuple(raw[name].shape)} arrived, wanted {axes} axes.")
+    maps: dict[str, Tensor] = {}
+    if "depth" in raw and raw.get("mask", raw["depth"]).any():
+        known = raw["mask"] if "mask" in raw else raw["depth"] > 0
+        sky = raw["segmentation"] == SKY if "segmentation" in raw else torch.zeros_like(known)
+        maps["depth"] = encode_depth(raw["depth"].float()[None, None], known[None, None], sky=sky[None, None])
+    if "normals" in raw and raw["normals"].any():
+        normals = raw["normals"]
+        unit = normals.float() / (1 if normals.is_floating_point() else INTEGER_NORMAL)
+        maps["normals"] = encode_normals(unit.movedim(-1, 0)[None])
+    if "segmentation" in raw:
+        maps["segmentation"] = encode_segmentation(raw["segmentation"].long().clamp(min=0)[None], places=places)[0]
+    if "line" in raw:
+        low, high = float(raw["line"].min()), float(raw["line"].max())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            raise ValueError(f"Expected line values from 0 (paper) to 1 (line), got {low:.4g} to {high:.4g}. Divide by the full scale.")
+        maps["line"] = encode_line(raw["line"].float()[None, None])
+    return stack_maps(maps)[0], torch.tensor([name in maps for name in MAPS])

@@ -1,0 +1,219 @@
+"""Latents and prompts of a dataset folder, computed once before an intrinsic LoRA trains on them: `spatialweave intrinsics encode`.
+
+    OUTPUT/shard-00000.safetensors       latent, intrinsic_latent float16 n c h w, means of the posteriors at unit spread; context float16
+                                         n tokens c; for SDXL pooled float16 n c; for PixArt context_mask uint8 n tokens, 1 = a word
+    OUTPUT/empty_context.safetensors     the same parts of the prompt "", without a first axis
+    OUTPUT/manifest.jsonl                {"shard", "row", "index" of the source, "caption"}
+    OUTPUT/dataset.json, sources.jsonl   what it was made with, and of which files, by content
+
+A sample that cannot be read is left out and named. What changed in the source since the last run is encoded anew; with another base or
+intrinsic VAE than before nothing is written.
+
+The text encoders and the image's autoencoder are the base's own, run by diffusers; the maps' autoencoder is a file of ours. A tiny base,
+made by `training_base`, has a text encoder of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ...core.export.files import write_file
+from ...core.text_files import show_path
+from ...core.training.data import MANIFEST, READERS
+from ...core.training.data_files import FILES
+from ...core.weights.files import check_finite, fill_module, read_tensors
+from ...tiny.text import TinyTextEncoder, read_layout
+from ..maps.segmentation import PLACES
+from ..tiny import TEXT_FILE
+from ..training.base import FrozenVae
+from ..training.bases import find_family, find_part, find_variant, import_diffusers, read_json
+from ..training.lora import EMPTY_PROMPT
+from ..training.vae import make_autoencoder
+from ..weights import load_intrinsic_vae, to_diffusers_names
+from .dataset import IntrinsicSamples
+from .facts import stamp_files
+from .shards import Summary, write_folder
+from .sources import Source
+
+log = logging.getLogger("spatialweave.dataset")
+
+FORMAT, VERSION = "spatialweave-intrinsic-latents", 2
+OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")  # which an encoder does not read
+LARGEST = torch.finfo(torch.float16).max
+
+
+class Encoder:
+    """The frozen parts of a base, and an intrinsic VAE, on one device."""
+
+    def __init__(self, base: Path, vae: Path, device: torch.device, dtype: torch.dtype):
+        self.family, self.device = find_family(base), device
+        intrinsic = load_intrinsic_vae(vae)
+        self.intrinsic_scale = intrinsic.latent_scale
+        self.intrinsic = fill_module(
+            make_autoencoder(intrinsic.config, "meta"), to_diffusers_names(intrinsic.state), what=str(vae), device=device
+        ).train(False)  # fmt: skip
+        self.is_tiny = (base / TEXT_FILE).is_file()
+        self.text, self.image = load_tiny_parts(base) if self.is_tiny else load_frozen_parts(base, dtype)
+        self.text.to(device)
+        self.image.to(device)
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Everything that a shard holds of these samples, on the CPU."""
+        images, maps = (torch.stack([sample[key] for sample in samples]).to(self.device) for key in ("image", "maps"))
+        config = self.image.config
+        latent = (self.image.encode(images).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
+        coded = self.intrinsic.encode(maps).latent_dist.mode() * self.intrinsic_scale
+        return {"latent": as_half(latent), "intrinsic_latent": as_half(coded), **self.encode_prompts([s["caption"] for s in samples])}
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """What the base reads of each prompt, by the names in `CONDITIONS`."""
+        if self.is_tiny:
+            return {"context": as_half(self.text.encode(prompts))}
+        settings = {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        if self.family == "pixart":
+            context, mask, *_ = self.text.encode_prompt(prompts, **settings)
+            return {"context": as_half(context), "context_mask": mask.to("cpu", torch.uint8)}
+        context, _, *pooled = self.text.encode_prompt(prompts, **settings)
+        return {"context": as_half(context), **({"pooled": as_half(pooled[0])} if self.family == "sdxl" else {})}
+
+
+def as_half(x: Tensor) -> Tensor:
+    """float16 on the CPU; ValueError for what it cannot hold."""
+    if not bool((x.abs() < LARGEST).all()):
+        raise ValueError("An encoder gave numbers that are infinite or too large for float16; use --precision float32.")
+    return x.to("cpu", torch.float16)
+
+
+def load_tiny_parts(base: Path):
+    """(the text encoder, the image's autoencoder) of a base that `training_base` made."""
+    state = read_tensors(base / TEXT_FILE)
+    text = fill_module(TinyTextEncoder(*read_layout(state), device="meta"), state, what=str(base / TEXT_FILE))
+    return text.train(False), FrozenVae(base / "vae").vae
+
+
+def load_frozen_parts(base: Path, dtype: torch.dtype):
+    """(a pipeline that holds the text encoders alone, the image's autoencoder in float32) of a base's folder."""
+    diffusers = import_diffusers()
+    index = read_json(base / "model_index.json")
+    absent: dict[str, Any] = {find_part(find_family(base)): None, "vae": None}
+    if "safety_checker" in index:
+        absent |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    local = {"local_files_only": True, "use_safetensors": True}
+    try:
+        text = diffusers.DiffusionPipeline.from_pretrained(
+            base, **absent, **local, torch_dtype=dtype, variant=find_variant(base / "text_encoder")
+        )  # fmt: skip
+        image = diffusers.AutoencoderKL.from_pretrained(base, subfolder="vae", **local, variant=find_variant(base / "vae"))
+    except (OSError, RuntimeError, TypeError, ImportError) as error:
+        raise ValueError(
+            f"The text encoders or the VAE in {base} cannot be loaded: {error} Fetch the folder again, with its .safetensors files."
+        ) from error
+    for part, module in (*text.components.items(), ("vae", image)):
+        if isinstance(module, nn.Module):
+            check_finite(module.state_dict(), f"the {part} in {base}")
+    return text, image.requires_grad_(False).train(False)
+
+
+def encode_dataset(
+    source: str | Path, output: str | Path, *, base: str | Path, vae: str | Path, size: Sequence[int] | None = None,
+    batch: int = 4, shard_size: int = 256, precision: str = "float32", places: int = PLACES,
+) -> Summary:  # fmt: skip
+    """Encode a dataset folder for one base and one intrinsic VAE.
+
+    `size` (height, width); `precision` is the text encoders'; `places` of the masks' colours, see `encode_segments`.
+    """
+    source, output, base, vae = (Path(path) for path in (source, output, base, vae))
+    samples = IntrinsicSamples(source, size=size, image=True, places=places)
+    if not vae.is_file():
+        raise ValueError(f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote.")
+    if batch < 1:
+        raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
+    family = find_family(base)
+    facts = {
+        "format": FORMAT, "version": VERSION, "family": family, "size": list(samples.size) if samples.size else None,
+        "precision": precision, "places": places, "files": stamp_files(output, [("intrinsic VAE", vae), *list_base_files(base)]),
+        "about": {"source": show_path(source.resolve().name), "base": show_path(base.resolve().name), "vae": show_path(vae.name)},
+    }  # fmt: skip
+    made: list[Encoder] = []  # when the first shard needs it: a finished folder needs none
+
+    def write(name: str, members: Sequence[Source], state) -> list[str]:
+        if not made:
+            made.append(Encoder(base, vae, state.device, getattr(torch, precision)))
+        (encoder,) = made
+        taken, left_out = read_samples(samples, [member.entry["index"] for member in members])
+        if taken:
+            parts = [encoder.encode(taken[start : start + batch]) for start in range(0, len(taken), batch)]
+            tensors = {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
+            write_file(output / f"{name}.safetensors", save(tensors))
+        if state.is_main_process and not (output / EMPTY_PROMPT).is_file():  # whatever is missing, this process has some of it
+            empty = encoder.encode_prompts([""])
+            write_file(output / EMPTY_PROMPT, save({key: part[0].contiguous() for key, part in empty.items()}))
+        return left_out
+
+    sources = list_samples(samples)
+    return write_folder(output, facts, sources=sources, shard_size=shard_size, write=write, what="encode", gpu=True)
+
+
+def list_base_files(base: Path) -> Iterator[tuple[str, Path]]:
+    """What an encoder reads of a base's folder: all but the network itself, in the precision that is loaded."""
+    names = [base / "model_index.json", base / TEXT_FILE]
+    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
+        half = find_variant(base / part) is not None
+        names += [path for path in sorted((base / part).glob("*")) if half or ".fp16." not in path.name]
+    for path in names:
+        if path.is_file() and path.suffix not in OTHER_WEIGHTS and not path.name.startswith("."):
+            yield f"{path.relative_to(base).as_posix()} of the base", path
+
+
+def list_samples(samples: IntrinsicSamples) -> list[Source]:
+    """The samples of a dataset folder with the files that each is read from; those of one shard share its file."""
+    found: dict[str, Source] = {}
+    for index in range(len(samples)):
+        entry = samples.entry(index)
+        files = {str(entry["shard"])} if "shard" in entry else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
+        name = f"{entry['shard']}:{entry['row']}" if "shard" in entry else str(entry.get("image", index))
+        while name in found:  # a sample may stand in a manifest twice, with two captions
+            name += "+"
+        files |= {beside for file in files if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()}
+        found[name] = Source(
+            name,
+            {file: samples.folder / file for file in sorted(files)},
+            text=json.dumps(entry, sort_keys=True),
+            entry={"index": index, "caption": str(entry.get("caption", ""))},
+            words=f"line {samples.source.lines[index]} of {MANIFEST}",
+        )
+    return list(found.values())
+
+
+def read_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The samples that can be read, and for each "" or why it cannot; ValueError where they have several sizes."""
+
+    def read(index: int) -> dict[str, Any] | ValueError:
+        try:
+            return samples[index]
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, indices))
+    taken = [sample for sample in found if isinstance(sample, dict)]
+    for index, sample in zip(indices, found, strict=True):
+        if isinstance(sample, ValueError):
+            log.warning("%s", sample)
+        elif sample["image"].shape != taken[0]["image"].shape:
+            raise ValueError(
+                f"Sample {index} of {samples.folder} is {tuple(sample['image'].shape[1:])} pixels high and wide, others are "
+                f"{tuple(taken[0]['image'].shape[1:])}; give --size to bring them to one."
+            )
+    return taken, [str(sample) if isinstance(sample, ValueError) else "" for sample in found]

@@ -1,0 +1,230 @@
+"""Writing a dataset folder shard by shard: resumable, and shared among the processes that accelerate or torchrun started.
+
+    FOLDER/dataset.json          what the folder is made from and how; "finished" once all is there
+    FOLDER/sources.jsonl         the files of each sample, see `dataset_sources`
+    FOLDER/manifest.jsonl        one line a sample, written at the end
+    FOLDER/shard-00000.jsonl     until then: a shard's samples in order, written after the shard itself, so that where they stand it is
+                                 whole; "" for each that is in it, or why it was left out
+
+Each process takes its part of the shards that are not there yet; machines share the work when they see the same folder:
+`torchrun --standalone --nproc-per-node 2 --no-python spatialweave intrinsics ...`.
+A later run of a finished folder makes anew the shards whose sources were replaced or removed, and adds shards for new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ...core.export.files import write_file
+from ...core.text_files import TextFileError, read_json, show_path
+from ...core.training.data import MANIFEST
+from .facts import check_facts, check_source, is_finished, write_facts
+from .sources import NAMED, Plan, Source, name_some, plan_shards, read_records, shown, write_records
+
+log = logging.getLogger("spatialweave.dataset")
+
+# (the shard's name without ending, its samples, accelerate's view of this process) -> for each sample "" or why it was left out
+WriteShard = Callable[[str, Sequence[Source], Any], list[str]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: `written` samples by this process, the others were there or are other processes'."""
+
+    folder: Path
+    count: int
+    written: int
+    processes: int
+    left_out: tuple[tuple[str, str], ...] = ()  # (name, why)
+    changes: str = ""  # since the last run
+
+    def __str__(self) -> str:
+        shared = f", {self.processes} processes at work" if self.processes > 1 else ""
+        lines = [f"{show_path(self.folder)}: {self.count} samples, {self.written} of them written in this process{shared}."]
+        if self.changes:
+            lines.append(f"Since the last run {self.changes}.")
+        if self.left_out:
+            named = [f"{shown(name)} ({why.removesuffix('.')})" for name, why in self.left_out[:NAMED]]
+            more = f" and {len(self.left_out) - NAMED} more, which sources.jsonl names" if len(self.left_out) > NAMED else ""
+            remedy = "Mend or replace them and run again, or delete their shards to try them as they are."
+            lines.append(f"{len(self.left_out)} left out: {', '.join(named)}{more}. {remedy}")
+        return " ".join(lines)
+
+
+def write_folder(
+    folder: str | Path, facts: Mapping[str, Any], *, sources: Sequence[Source], shard_size: int, write: WriteShard, what: str,
+    gpu: bool = False,
+) -> Summary:  # fmt: skip
+    """Write the shards that are missing or whose sources changed and, when all are there, the manifest.
+
+    `facts` say how it is written, as JSON: a folder that was begun with others is refused. `gpu`: the work is done on one where there
+    is one.
+    """
+    folder = Path(folder)
+    facts = json.loads(json.dumps(facts))
+    with processes(gpu=gpu) as state:
+        check_facts(folder, facts)
+        state.wait_for_everyone()  # nobody writes before everybody has looked
+        changes = ""
+        if state.is_main_process:
+            changes = begin(folder, facts, plan_folder(folder, facts, sources, shard_size))
+        state.wait_for_everyone()
+        if is_finished(folder):
+            return summarise(folder, 0, state, changes)
+        shards, named = group_shards(folder), {source.name: source for source in sources}
+        missing = [number for number in shards if not part_file(folder, number).is_file()]
+        state.wait_for_everyone()
+        with state.split_between_processes(missing) as mine:
+            gone = [shown(name) for number in mine for name in shards[number] if name not in named]
+            if gone:
+                raise ValueError(f"Expected the same sources in every process, got none for {name_some(gone)}. Run again.")
+            todo = {number: [named[name] for name in shards[number]] for number in mine}
+            written = write_shards(folder, todo, write, state, what)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            join_parts(folder, facts, {source.name: source for source in sources})
+        state.wait_for_everyone()
+        return summarise(folder, written, state, changes)
+
+
+def plan_folder(folder: Path, facts: Mapping[str, Any], sources: Sequence[Source], shard_size: int) -> Plan:
+    """What has to be done, shards whose file is gone or was not written yet among it."""
+    finished, before = is_finished(folder), read_records(folder)
+    plan = plan_shards(before, sources, shard_size)
+    if before and not plan.kept:
+        check_source(folder, facts)
+    for number, records in plan.shards().items():
+        if number not in plan.stale and not is_whole(folder, number, records, finished):
+            plan.stale.add(number)
+    return plan
+
+
+def is_whole(folder: Path, number: int, records: Sequence[Mapping[str, Any]], finished: bool) -> bool:
+    """Whether a shard was written and still is there; one of which everything was left out has no file."""
+    left_out = [record.get("left_out", "") for record in records] if finished else read_part(folder, number, len(records))
+    return left_out is not None and ("" not in left_out or (folder / f"{shard_name(number)}.safetensors").is_file())
+
+
+def begin(folder: Path, facts: Mapping[str, Any], plan: Plan) -> str:
+    """Put the plan on disk; what changed since the last run, in words. Stopped anywhere in here, the next run finds the same to do."""
+    if is_finished(folder):
+        if plan.is_done():
+            return ""
+        for number, records in plan.shards().items():
+            if number not in plan.stale:
+                write_part(folder, number, [record.get("left_out", "") for record in records])
+    write_facts(folder, facts, finished=False)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / MANIFEST).unlink()  # its rows are no longer those of the shards
+    for number in plan.stale:
+        for path in (part_file(folder, number), folder / f"{shard_name(number)}.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+    write_records(folder, plan.records)
+    changes = str(plan.changes)
+    if changes:
+        log.warning("Since the last run %s; shards to write: %d.", changes, len(plan.stale))
+    return changes
+
+
+def group_shards(folder: Path) -> dict[int, list[str]]:
+    """The names of each shard's samples."""
+    found: dict[int, list[str]] = {}
+    for record in read_records(folder):
+        found.setdefault(record["shard"], []).append(record["name"])
+    return found
+
+
+def write_shards(folder: Path, shards: Mapping[int, Sequence[Source]], write: WriteShard, state, what: str) -> int:
+    """This process's part of the work; how many samples it wrote."""
+    written = 0
+    with tqdm(total=sum(map(len, shards.values())), desc=what, unit="sample", dynamic_ncols=True, disable=None) as bar:
+        for number, sources in shards.items():
+            left_out = write(shard_name(number), sources, state)
+            write_part(folder, number, left_out)
+            written += left_out.count("")
+            bar.update(len(sources))
+    return written
+
+
+@contextmanager
+def processes(*, gpu: bool) -> Iterator[Any]:
+    """accelerate's view of the processes: one, or those that it or torchrun started. ValueError where it does not see those."""
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ImportError('Writing a dataset needs accelerate, which is not installed: pip install "spatialweave[train]".') from error
+    state = PartialState(cpu=not (gpu and torch.cuda.is_available()))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        if state.num_processes != started:
+            raise ValueError(f"{started} processes were started, but accelerate sees {state.num_processes}: each would write everything.")
+        yield state
+    finally:
+        state._reset_state()  # else a training run of this process could not choose its device
+
+
+def join_parts(folder: Path, facts: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+    """The manifest of what is in the shards, in the order of the shards; then the parts are not needed."""
+    records, lines = read_records(folder), []
+    shards: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        shards.setdefault(record["shard"], []).append(record)
+    for number, members in shards.items():
+        row = 0
+        left_out = read_part(folder, number, len(members))
+        if left_out is None:
+            raise ValueError(f"Expected the samples of a shard in {show_path(part_file(folder, number))}, got none. Run again.")
+        for record, why in zip(members, left_out, strict=True):
+            for key in ("row", "left_out"):
+                record.pop(key, None)
+            record |= {"left_out": why} if why else {"row": row}
+            if not why:
+                lines.append({"shard": f"{shard_name(number)}.safetensors", "row": row, **sources[record["name"]].entry})
+                row += 1
+    if not lines:
+        name, why = records[0]["name"], records[0].get("left_out")
+        raise ValueError(f"None of the {len(records)} samples for {show_path(folder)} could be used; the first, {shown(name)}: {why}")
+    write_file(folder / MANIFEST, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_records(folder, records)
+    write_facts(folder, facts, finished=True)
+    for number in shards:
+        part_file(folder, number).unlink()
+
+
+def summarise(folder: Path, written: int, state, changes: str) -> Summary:
+    records = read_records(folder)
+    left_out = tuple((record["name"], record["left_out"]) for record in records if "left_out" in record)
+    return Summary(folder, len(records) - len(left_out), written, state.num_processes, left_out, changes)
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def part_file(folder: Path, number: int) -> Path:
+    return folder / f"{shard_name(number)}.jsonl"
+
+
+def read_part(folder: Path, number: int, count: int) -> list[str] | None:
+    """For each of a shard's samples "" or why it was left out; None where that was not written, or not for so many."""
+    try:
+        found = read_json(part_file(folder, number))
+    except (OSError, TextFileError):
+        return None
+    return found if isinstance(found, list) and len(found) == count and all(isinstance(why, str) for why in found) else None
+
+
+def write_part(folder: Path, number: int, left_out: Sequence[str]) -> None:
+    write_file(part_file(folder, number), (json.dumps(list(left_out)) + "\n").encode())

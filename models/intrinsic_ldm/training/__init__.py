@@ -1,0 +1,1 @@
+"""Training of I-LDM: base, intrinsic VAE, LoRA."""

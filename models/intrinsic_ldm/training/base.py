@@ -1,0 +1,266 @@
+"""Training a small base of one's own: the image's autoencoder, then the UNet with its text encoder, on latents made beforehand.
+
+Who has SD2.1, SDXL or PixArt needs none of this. What a run ships is a folder in diffusers' form, from which the intrinsic VAE starts
+and beside which the LoRA trains, as they do with a published base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ...core.training.alignment import Aligner, PositionReader, listen
+from ...core.training.data import pick
+from ...core.training.loop import Batch, Task
+from ...core.training.recipe import Recipe
+from ...core.training.settings import check_settings, read_settings
+from ...core.training.words import draw_words
+from ...core.weights.files import check_finite, fill_module, write_tensors
+from ...tiny.codec_training import edge_distance, psnr
+from .. import tiny
+from ..attention import Coupling, Kept
+from ..processors import couple, find_layers
+from ..rows import BOTH, Rows
+from ..vae import latent_scale
+from .bases import Base, Noise, import_diffusers
+
+
+@dataclass(frozen=True)
+class ImageVaeLoss:
+    """The `loss` part of the autoencoder's recipe."""
+
+    crop: int = 0  # pixels of a side that are trained on, anywhere in the picture; 0 takes it whole
+    edges: float = 1.0  # on differences of neighbouring pixels
+    divergence: float = 0.003  # on the posterior's divergence for each number of the latent
+    align: float = 0.02  # cross-entropy of what each spot shows, read from the latent
+
+    def __post_init__(self) -> None:
+        if self.crop < 0 or min(self.edges, self.divergence, self.align) < 0:
+            raise ValueError(f"The recipe's loss is {self}; give no number below 0.")
+
+
+class TrainedVae(nn.Module):
+    """What trains together: the autoencoder, and what reads its latents."""
+
+    def __init__(self, vae: nn.Module, aligner: Aligner):
+        super().__init__()
+        self.vae, self.aligner = vae, aligner
+
+
+def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], cell: int) -> Task:
+    """`dataset` gives image 3 h w in [-1, 1] and cells k h/cell w/cell, numbers below `classes` of what each spot shows.
+
+    The recipe's model may name `weights`, the folder of an autoencoder of the same layout to go on from.
+    """
+    check_settings(recipe.model, {"weights": str}, "recipe's model")
+    settings, config = read_settings(ImageVaeLoss, recipe.loss, "recipe's loss"), tiny.VAE
+    if settings.crop % config.stride:
+        raise ValueError(f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent.")
+    sides = tuple(dataset[0]["image"].shape[1:])
+    if settings.crop > min(sides):
+        raise ValueError(f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got {settings.crop}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))
+        if recipe.model.get("weights"):
+            vae = fill_module(vae, FrozenVae(Path(recipe.model["weights"])).vae.state_dict(), what=recipe.model["weights"])
+        model = TrainedVae(vae, Aligner(config.latent_channels, classes, config.stride // cell))
+    loss = partial(image_vae_loss, settings=settings, stride=config.stride)
+    return Task(model, loss, dataset, export=partial(export_image_vae, dataset=dataset))
+
+
+def image_vae_loss(
+    model: TrainedVae, batch: Batch, generator: Generator, *, settings: ImageVaeLoss, stride: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """batch: image b 3 h w in [-1, 1], cells. One draw from the posterior."""
+    image, cells = cut(batch["image"], batch["cells"], settings.crop, stride, generator)
+    posterior = model.vae.encode(image).latent_dist
+    mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+    latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(mean.device)
+    out = model.vae.decode(latent).sample.float()
+    parts = {
+        "pixel": (out - image).abs().mean(),
+        "edges": settings.edges * edge_distance(out, image),
+        "divergence": settings.divergence * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
+        "align": settings.align * model.aligner(latent.flatten(2).transpose(1, 2), cells),
+    }
+    return sum(parts.values()), {**{name: value.detach() for name, value in parts.items()}, "psnr": psnr(out, image)}
+
+
+def cut(image: Tensor, cells: Tensor, crop: int, stride: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """One square of `crop` pixels out of each picture, where latents begin, and its cells."""
+    if not crop:
+        return image, cells
+    finer = image.shape[3] // cells.shape[3]  # pixels to a side of a cell
+    rows, columns = (torch.randint((size - crop) // stride + 1, (len(image),), generator=generator) * stride for size in image.shape[2:])
+    cut_out = []
+    for tensor, scale in ((image, 1), (cells, finer)):
+        side = crop // scale
+        corners = zip(tensor, (rows // scale).tolist(), (columns // scale).tolist(), strict=True)
+        cut_out.append(torch.stack([each[:, top : top + side, left : left + side] for each, top, left in corners]))
+    return cut_out[0], cut_out[1]
+
+
+def export_image_vae(folder: Path, state: Mapping[str, Tensor], *, dataset: Any, measure: int = 64) -> None:
+    """A folder in diffusers' form, with the factor that gives its latents unit spread, measured on `measure` pictures."""
+    vae = import_diffusers().AutoencoderKL(**tiny.VAE.for_diffusers(3))
+    vae.load_state_dict({name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")})
+    with torch.no_grad():
+        picked = [sample["image"] for sample in pick(dataset, measure)]
+        vae.register_to_config(scaling_factor=latent_scale(vae.encode(torch.stack(picked)).latent_dist.mode()))
+    vae.save_pretrained(folder / "vae")
+
+
+class FrozenVae(nn.Module):
+    """An autoencoder's folder, as what makes latents of unit spread out of pictures; ValueError says what the folder lacks."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        try:
+            self.vae = import_diffusers().AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no autoencoder in diffusers' form ({error}); train the tiny one first.") from error
+        check_finite(self.vae.state_dict(), f"the autoencoder in {folder}")
+        self.requires_grad_(False).train(False)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """b 3 H W in [-1, 1] to b c h w."""
+        return self.vae.encode(image).latent_dist.mode() * self.vae.config.scaling_factor
+
+
+@dataclass(frozen=True)
+class BaseLoss:
+    """The `loss` part of the UNet's recipe."""
+
+    caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
+    align: float = 0.5  # cross-entropy of what each spot shows, read from the middle of the UNet
+    position: float = 0.0  # squared distance to where a spot is, read from the keys of each self-attention
+    noise: Noise = "independent"  # of pairs: two noises, or "shared", one for a picture and its maps
+
+    def __post_init__(self) -> None:
+        if self.noise not in get_args(Noise):
+            raise ValueError(f"The recipe's loss has noise {self.noise!r}; it is one of {', '.join(get_args(Noise))}.")
+        if not 0 <= self.caption_dropout <= 1 or min(self.align, self.position) < 0:
+            raise ValueError(f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at least 0.")
+
+
+class TrainedBase(nn.Module):
+    """What trains together: the UNet, the text encoder, and what reads the UNet's middle and the keys of its self-attention."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner | None, with_positions: bool):
+        super().__init__()
+        self.unet, self.text_encoder, self.aligner = unet, text_encoder, aligner
+        self.reader = PositionReader([keys.out_features for keys in self.keys()]) if with_positions else None
+
+    def keys(self) -> list[nn.Module]:
+        return [self.unet.get_submodule(f"{layer.name}.to_k") for layer in find_layers(self.unet)]
+
+
+def build_base(
+    recipe: Recipe, *, text_encoder: nn.Module, empty_tokens: Tensor, dataset: Any, classes: tuple[int, ...], vae_folder: Path
+) -> Task:
+    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells, and maps, if maps are among its pictures;
+    or, for `pair_loss`, latent, intrinsic_latent, tokens n and maps_tokens n. `model.weights` is the folder of a base to go on from. The
+    autoencoder of `vae_folder` is put into the folder that ships."""
+    diffusers = import_diffusers()
+    check_settings(recipe.model, {"weights": str}, "recipe's model")
+    settings = read_settings(BaseLoss, recipe.loss, "recipe's loss")
+    sample = dataset[0]
+    with_pairs = "intrinsic_latent" in sample
+    if with_pairs and settings.align:
+        raise ValueError(f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; set align to 0.")
+    if settings.noise != "independent" and not with_pairs:
+        raise ValueError(f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have two; leave it out.")
+    if sample["latent"].shape[0] != tiny.VAE.latent_channels:
+        raise ValueError(
+            f"Latents {tuple(sample['latent'].shape)} arrived, but the tiny base's have {tiny.VAE.latent_channels} channels: encode the "
+            "pictures for it."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
+        smallest = sample["latent"].shape[-1] // 2 ** (len(tiny.WIDTHS) - 1)
+        aligner = Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest) if settings.align else None
+        model = TrainedBase(network, text_encoder, aligner, settings.position > 0)
+    if recipe.model.get("weights"):
+        given = tiny.read_folder(Path(recipe.model["weights"]))
+        for module, state in ((network, given.unet), (text_encoder, given.text)):
+            fill_module(module, {name: value.float() for name, value in state.items()}, what=f"The base {recipe.model['weights']}")
+    scheduler = diffusers.DDPMScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False)
+    base = Base(network, tiny.FAMILY, scheduler)
+    if with_pairs:
+        loss = partial(pair_loss, base=base, coupling=couple(network)[0], empty=empty_tokens, settings=settings)
+    else:
+        loss = partial(base_loss, base=base, empty=empty_tokens, settings=settings)
+    return Task(model, loss, dataset, export=partial(export_base, scheduler=scheduler, vae_folder=vae_folder))
+
+
+def base_loss(
+    model: TrainedBase, batch: Batch, generator: Generator, *, base: Base, empty: Tensor, settings: BaseLoss
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean square of what the UNet should have said at a time drawn evenly, on one caption of each picture."""
+    x0 = batch["latent"].float()
+    words = draw_words({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
+    if "maps" in batch:  # these keep their words, as without any a picture is meant
+        words = torch.where(batch["maps"][:, None], batch["tokens"][:, 0], words)
+    t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
+    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    with listen(model.unet.mid_block) as heard, ExitStack() as layers:
+        keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
+        said = model.unet(base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False)[0].float()
+    parts = {"image": F.mse_loss(said, base.target(x0, noise, t))}
+    if model.aligner:
+        parts["align"] = settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"])
+    if model.reader:
+        parts["position"] = settings.position * model.reader([each for (each,) in keys], x0.shape[2:])
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+
+
+def pair_loss(
+    model: TrainedBase, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, empty: Tensor, settings: BaseLoss
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The same for pictures and for the maps of their scenes, which read the picture's keys and values in each self-attention; pictures
+    read no maps. One time for both. Under one noise a spot looks alike in both, so it is found; but the difference of the latents then has
+    no noise, which tells the maps what no sampling run knows: so first the one, then two."""
+    clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
+    x0 = clean["image"]
+    words = {
+        "image": draw_words({"tokens": batch["tokens"], "empty_tokens": empty}, generator, settings.caption_dropout),
+        "intrinsic": draw_words({"tokens": batch["maps_tokens"], "empty_tokens": empty}, generator, settings.caption_dropout),
+    }
+    t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
+    noises = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
+    if settings.noise == "shared":
+        noises["intrinsic"] = noises["image"]
+    parts, coupling.kept = {}, Kept()
+    with ExitStack() as layers:
+        keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
+        for stream in BOTH:
+            coupling.rows = Rows(("prompt",), len(x0), (stream,))
+            noised, context = base.add_noise(clean[stream], noises[stream], t), model.text_encoder(words[stream])
+            said = model.unet(noised, t, context, return_dict=False)[0].float()
+            parts[stream] = F.mse_loss(said, base.target(clean[stream], noises[stream], t))
+    if model.reader:
+        parts["position"] = settings.position * model.reader([heard[0] for heard in keys], x0.shape[2:])
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+
+
+def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, vae_folder: Path) -> None:
+    """A whole base in diffusers' form, but for its text encoder, which is a file of ours; and all of it as the one file that ships."""
+    diffusers = import_diffusers()
+    network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
+    network.load_state_dict({name.removeprefix("unet."): value.float() for name, value in state.items() if name.startswith("unet.")})
+    network.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    diffusers.AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, use_safetensors=True).save_pretrained(folder / "vae")
+    words = {name.removeprefix("text_encoder."): value for name, value in state.items() if name.startswith("text_encoder.")}
+    write_tensors(folder / tiny.TEXT_FILE, words, {}, kind="tiny text encoder")
+    tiny.save_base(folder / tiny.BASE_FILE.name, tiny.read_folder(folder))

@@ -1,0 +1,299 @@
+"""Training the intrinsic LoRA: equation 5 of the paper, on a base that stays as it is.
+
+Pictures and their maps go through the base as rows of one batch, coupled in its self-attention with w = 1. The LoRA acts on the rows of
+maps and alone trains; the image's term trains it too, through the keys and values that the maps show to the image.
+
+A batch has latent and intrinsic_latent b c h w, of unit spread, and the prompt's parts that the base reads (`CONDITIONS`), all computed
+beforehand by `spatialweave intrinsics encode`. Every draw comes from the generator given, on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ...core.training.alignment import CODE
+from ...core.training.data import FolderDataset
+from ...core.training.loop import Batch, Task
+from ...core.training.recipe import Recipe
+from ...core.training.settings import check_settings, read_settings
+from ...core.weights.files import read_tensors, write_tensors
+from ..attention import Coupling
+from ..lora import LowRank, Projection, open_lora, read_lora
+from ..processors import PARTS, couple, projections
+from ..rows import BOTH, Rows, Stream
+from .bases import CONDITIONS, FAMILIES, Base, Noise, load_base
+from .ranks import holding, measure_inputs, shorten
+from .start import look_at_own_place
+
+Domains = Literal["both", "intrinsic"]
+Names = Literal["peft", "kohya"]
+Precision = Literal["float32", "bfloat16"]
+Ship = Literal["float32", "float16", "bfloat16"]
+LORA_FILE = "intrinsic_lora.safetensors"  # what a run ships, in its output folder
+EMPTY_PROMPT = "empty_context.safetensors"  # in the dataset folder: the same parts of the prompt "", without a first axis
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The `model` part of a recipe."""
+
+    base: str = ""  # folder of a pipeline in diffusers' form
+    rank: int = 32
+    alpha: float = 0.0  # the LoRA counts alpha / rank times; 0 is the rank, factor 1
+    weights: str = ""  # an intrinsic LoRA to go on from, in place of one that does nothing yet
+    places: float = 0.0  # how far the logit of a query's own place in the image starts above the mean; 0 starts as nothing
+    precision: Precision = "float32"  # of the frozen base
+    checkpointing: bool = False  # compute the base's insides twice rather than keep them
+    names: Names = "peft"  # whose words the shipped file speaks; both are read back
+    ship: Ship = "float32"
+    ship_rank: int | Mapping[str, int] = 0  # of the shipped file, for all or by the projection's name; 0 or no name keeps all
+
+    def __post_init__(self) -> None:
+        if not set(self.ship_ranks) <= set(PARTS) or not all(0 <= rank <= self.rank for rank in self.ship_ranks.values()):
+            raise ValueError(
+                f"The recipe's model has ship_rank {self.ship_rank} for a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
+                f"each of {', '.join(PARTS)}."
+            )
+        if not self.base:
+            raise ValueError("The recipe's model names no base; give it the folder of a diffusers pipeline, for example of SD2.1.")
+        if self.places and (self.weights or self.places < 0 or self.rank < CODE):
+            raise ValueError(
+                f"The recipe's model has places {self.places}, rank {self.rank} and weights {self.weights!r}; places starts a LoRA of rank "
+                f"{CODE} or more that goes on from none, and is above 0."
+            )
+        if self.rank < 1 or self.alpha < 0:
+            raise ValueError(
+                f"The recipe's model has rank {self.rank} and alpha {self.alpha}; give a rank of at least 1, alpha of at least 0."
+            )
+        for name, options in (("names", get_args(Names)), ("precision", get_args(Precision)), ("ship", get_args(Ship))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"The recipe's model has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}.")
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or self.rank) / self.rank
+
+    @property
+    def ship_ranks(self) -> Mapping[str, int]:
+        """`ship_rank` by the projection's name."""
+        return self.ship_rank if isinstance(self.ship_rank, Mapping) else dict.fromkeys(PARTS, self.ship_rank)
+
+    def shipped_rank(self, path: str) -> int:
+        """Of the projection with this path."""
+        return next((rank for part, rank in self.ship_ranks.items() if rank and path.endswith("." + part)), self.rank)
+
+
+@dataclass(frozen=True)
+class LoraLoss:
+    """The `loss` part of a recipe."""
+
+    intrinsic_weight: float = 1.0  # lambda of equation 5
+    domains: Domains = "both"  # "intrinsic": the maps alone, which do not see an image either; the paper's ablation
+    noise: Noise = "independent"  # as the paper trains; "shared": one noise for both domains, as they are sampled
+    caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
+
+    def __post_init__(self) -> None:
+        for name, options in (("domains", get_args(Domains)), ("noise", get_args(Noise))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"The recipe's loss has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}.")
+        if self.intrinsic_weight <= 0 or not 0 <= self.caption_dropout <= 1:
+            raise ValueError(
+                f"The recipe's loss has intrinsic_weight {self.intrinsic_weight} and caption_dropout {self.caption_dropout}; one must be "
+                "above 0, the other from 0 to 1."
+            )
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return BOTH if self.domains == "both" else ("intrinsic",)
+
+
+class LowRankLayer(nn.Module):
+    """One projection's low-rank part while it trains; starts as nothing, as LoRA does: the down matrix drawn, the up matrix 0."""
+
+    def __init__(self, projection: Projection, rank: int, scale: float, generator: Generator):
+        super().__init__()
+        reach = projection.inputs**-0.5
+        self.down = nn.Parameter((torch.rand(rank, projection.inputs, generator=generator) * 2 - 1) * reach)
+        self.up = nn.Parameter(torch.zeros(projection.outputs, rank))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return LowRank(self.down, self.up, self.scale)(x)
+
+
+class TrainedLora(nn.Module):
+    """All that trains. Parameters are called layers.<path with _ for .>.down and .up; `parts` has them by the path itself."""
+
+    def __init__(self, found: Mapping[str, Projection], settings: LoraSettings, generator: Generator):
+        super().__init__()
+        self.paths = tuple(found)
+        made = {flat(path): LowRankLayer(found[path], settings.rank, settings.scale, generator) for path in self.paths}
+        self.layers = nn.ModuleDict(made)
+
+    @property
+    def parts(self) -> dict[str, LowRankLayer]:
+        return {path: self.layers[flat(path)] for path in self.paths}
+
+    @torch.no_grad()
+    def fill(self, given: Mapping[str, LowRank], name: str) -> None:
+        """Go on from another run's file; every layer has to be there with this rank."""
+        for path, layer in self.parts.items():
+            if path not in given or given[path].down.shape != layer.down.shape:
+                rank = f"rank {len(given[path].down)}" if path in given else "nothing"
+                raise ValueError(
+                    f"The LoRA {name} has {rank} for {path}, wanted rank {len(layer.down)}; set the recipe's rank to the file's."
+                )
+            layer.down.copy_(given[path].down)
+            layer.up.copy_(given[path].up * (given[path].scale / layer.scale))
+
+
+def flat(path: str) -> str:
+    return path.replace(".", "_")
+
+
+def build(recipe: Recipe) -> Task:
+    """The Task of a recipe: `preset` is the base's family, `data.folder` what `spatialweave intrinsics encode` wrote."""
+    settings = read_settings(LoraSettings, recipe.model, "recipe's model")
+    loss = read_settings(LoraLoss, recipe.loss, "recipe's loss")
+    check_settings(recipe.data, {"folder": str}, "recipe's data")
+    if recipe.preset not in FAMILIES:
+        raise ValueError(f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of {', '.join(FAMILIES)}.")
+    dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
+    base = load_base(settings.base, recipe.preset, getattr(torch, settings.precision))
+    check_sample(dataset[0], base, recipe.data["folder"])
+    if settings.checkpointing:
+        base.network.enable_gradient_checkpointing()
+    found = projections(base.network)
+    model = TrainedLora(found, settings, Generator().manual_seed(recipe.seed))
+    if settings.weights:
+        tensors, metadata = open_lora(settings.weights)
+        given = read_lora(tensors, found, base=recipe.preset, name=settings.weights, metadata=metadata)
+        model.fill(given, settings.weights)
+    coupling, layers = couple(base.network, model.parts)
+    coupling.weights = dict.fromkeys((layer.block for layer in layers), 1.0)  # w = 1 throughout, as in the paper
+    if settings.places:
+        look_at_own_place(model.parts, layers, base, coupling, dataset, settings.places, Generator().manual_seed(recipe.seed))
+    in_training = partial(lora_loss, base=base, coupling=coupling, settings=loss, empty=empty)
+    return Task(
+        model=model,
+        loss=in_training,
+        dataset=dataset,
+        companions=(base.network,),
+        export=partial(export, model=model, base=base, dataset=dataset, settings=settings, loss=in_training),
+    )
+
+
+def open_folder(data: Mapping[str, Any], conditions: tuple[str, ...], loss: LoraLoss) -> tuple[FolderDataset, dict[str, Tensor]]:
+    """The encoded dataset, and the parts of the empty prompt where the loss wants it."""
+    if not data.get("folder"):
+        raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics encode")
+    dataset = FolderDataset(data["folder"], keys=("latent", "intrinsic_latent", *conditions))
+    if not loss.caption_dropout:
+        return dataset, {}
+    path = Path(data["folder"]) / EMPTY_PROMPT
+    if not path.is_file():
+        raise ValueError(
+            f"{data['folder']} has no {EMPTY_PROMPT}, which caption_dropout needs; encode it anew, or set caption_dropout to 0."
+        )
+    empty = read_tensors(path)
+    lacks = [name for name in conditions if name not in empty]
+    if lacks:
+        raise ValueError(f"{path} lacks {', '.join(lacks)}, which this base reads; encode the folder for it.")
+    return dataset, {name: empty[name] for name in conditions}
+
+
+def check_sample(sample: Mapping[str, Any], base: Base, folder: str) -> None:
+    """The dataset must have been encoded for this base."""
+    wanted = ("latent", "intrinsic_latent", *CONDITIONS[base.family])
+    lacks = [name for name in wanted if name not in sample]
+    if lacks:
+        raise ValueError(f"The samples of {folder} lack {', '.join(lacks)}; make them with: spatialweave intrinsics encode")
+    latent, maps, width = sample["latent"].shape, sample["intrinsic_latent"].shape, sample["context"].shape[-1]
+    if latent != maps or latent[0] != base.channels or width != base.context_width:
+        raise ValueError(
+            f"The samples of {folder} have latents {tuple(latent)} and {tuple(maps)} and prompts of width {width}, but this {base.family} "
+            f"base wants two alike of {base.channels} channels and a width of {base.context_width}; encode the folder for it."
+        )
+
+
+def lora_loss(
+    model: TrainedLora, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, settings: LoraLoss,
+    empty: Mapping[str, Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """Mean squares of what the base should have said of each domain: the same time for both, noises drawn apart unless shared.
+
+    `model` trains through `coupling`, which holds its layers inside the base.
+    """
+    clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
+    count, streams = len(clean["image"]), settings.streams
+    prompt = draw_prompts(batch, CONDITIONS[base.family], empty, generator, settings.caption_dropout)
+    t = torch.randint(base.steps, (count,), generator=generator).to(clean["image"].device)
+    noise = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
+    if settings.noise == "shared":
+        noise["intrinsic"] = noise["image"]
+
+    coupling.rows = Rows(("prompt",), count, streams)
+    rows = torch.cat([base.add_noise(clean[stream], noise[stream], t) for stream in streams])
+    # in float32 first: what is stored in float16 cannot be joined under bfloat16 autocast
+    repeated = {name: torch.cat([part.float()] * len(streams)) for name, part in prompt.items()}
+    said = base.predict(rows, t.repeat(len(streams)), repeated)
+    parts = {
+        stream: F.mse_loss(guess, base.target(clean[stream], noise[stream], t))
+        for stream, guess in zip(streams, said.chunk(len(streams)), strict=True)
+    }
+    parts["intrinsic"] = settings.intrinsic_weight * parts["intrinsic"]
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+
+
+def draw_prompts(
+    batch: Batch, names: tuple[str, ...], empty: Mapping[str, Tensor], generator: Generator, dropout: float
+) -> dict[str, Tensor]:
+    """Each picture's prompt, some replaced by the empty one."""
+    dropped = torch.rand(len(batch["context"]), generator=generator) < dropout
+    if not dropout:
+        return {name: batch[name] for name in names}
+    prompt = {}
+    for name in names:
+        given = batch[name]
+        chosen = dropped.to(given.device).view(-1, *[1] * (given.ndim - 1))
+        prompt[name] = torch.where(chosen, empty[name].to(given), given)
+    return prompt
+
+
+def export(
+    folder: Path, state: Mapping[str, Tensor], *, model: TrainedLora, base: Base, dataset: FolderDataset, settings: LoraSettings,
+    loss: Callable[[TrainedLora, Batch, Generator], Any],
+) -> None:  # fmt: skip
+    """The averaged LoRA as one file, in PEFT's names or kohya's."""
+    dtype, tensors, ranks = getattr(torch, settings.ship), {}, {path: settings.shipped_rank(path) for path in model.paths}
+    shorter = [path for path, rank in ranks.items() if rank < settings.rank]
+    squares: dict[str, Tensor] = {}
+    if shorter:
+        with holding(model, state):
+            squares = measure_inputs(base.network, shorter, dataset, partial(loss, model))
+    for path, rank in ranks.items():
+        down, up = (state[f"layers.{flat(path)}.{end}"] for end in ("down", "up"))
+        down, up = (part.to(dtype) for part in (shorten(down, up, rank, squares[path]) if path in squares else (down, up)))
+        if settings.names == "peft":
+            tensors |= {f"{base.part}.{path}.lora_A.weight": down, f"{base.part}.{path}.lora_B.weight": up}
+        else:
+            name = f"lora_{base.part}_{flat(path)}"
+            alpha = torch.tensor(settings.scale * rank)
+            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
+    metadata = {"base": base.name}
+    if settings.names == "peft":
+        targets = sorted({path.rpartition("attn1.")[2] for path in ranks})
+        facts = {"r": settings.rank, "lora_alpha": settings.scale * settings.rank, "target_modules": targets}
+        facts["rank_pattern"] = {path: ranks[path] for path in shorter}
+        facts["alpha_pattern"] = {path: settings.scale * ranks[path] for path in shorter}
+        metadata["lora_adapter_metadata"] = json.dumps({f"{base.part}.{name}": value for name, value in facts.items() if value})
+    write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {base.name}")

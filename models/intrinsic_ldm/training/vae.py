@@ -1,0 +1,217 @@
+"""Training the intrinsic VAE: a base's autoencoder, widened to eight channels, on folders of maps.
+
+The maps of a picture are each left out of the input with the probability `drop` and stay in the target, so that the code holds all of
+them. What a dataset lacks is left out of both. At export the spread of the latents is measured, and its inverse goes into the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ...core.training.loop import Batch, Task
+from ...core.training.recipe import Recipe
+from ...core.training.settings import Size, check_settings, read_settings
+from ...core.weights.files import fill_module, read_tensors
+from ..config import GROUPS, VaeConfig
+from ..data.dataset import IntrinsicSamples
+from ..vae import DROP, drop_maps, latent_scale, vae_losses, widen_state
+from ..weights import load_intrinsic_vae, save_intrinsic_vae, to_core_names, to_diffusers_names
+from .bases import import_diffusers, read_json
+from .perceptual import load_perceptual
+
+Ship = Literal["float32", "float16", "bfloat16"]
+VAE_FILE = "intrinsic_vae.safetensors"  # what a run ships, in its output folder
+IN_CHECKPOINT = "first_stage_model."  # where whole checkpoints of latent diffusion keep their autoencoder
+BALANCES = ("line_balance", "segment_balance")  # of VaeLoss, as `vae_losses` names them
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    """The `model` part of a recipe. Without `base` and `weights` the autoencoder starts from nothing."""
+
+    base: str = ""  # the base's autoencoder: a folder in diffusers' form (also the whole pipeline's), or a file of either naming
+    weights: str = ""  # or an intrinsic VAE to go on from
+    config: Mapping[str, Any] = field(default_factory=dict)  # changes to VaeConfig; a folder or an intrinsic VAE says it by itself
+    measure: int = 64  # samples that the latent scale is measured on, spread over the dataset
+    ship: Ship = "float32"
+
+    def __post_init__(self) -> None:
+        if self.base and self.weights:
+            raise ValueError("The recipe's model names both base and weights; an autoencoder starts from one of them.")
+        if self.measure < 1:
+            raise ValueError(f"The recipe's model measures the latent scale on {self.measure} samples; give measure at least 1.")
+        if self.ship not in get_args(Ship):
+            raise ValueError(f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(Ship))}.")
+        check_settings(self.config, get_type_hints(VaeConfig), "recipe's model.config")
+
+
+@dataclass(frozen=True)
+class VaeLoss:
+    """The `loss` part of a recipe: how often a map is dropped, and factors on the parts that `vae_losses` gives."""
+
+    drop: float = DROP
+    depth: float = 1.0
+    normals: float = 1.0
+    segmentation: float = 1.0
+    line: float = 1.0
+    line_balance: float = 1.0  # how many pixels of paper one pixel of a line counts for
+    segment_balance: float = 1.0  # how many pixels of the ground one pixel of a segment counts for
+    normals_angle: float = 1.0
+    divergence: float = 1.0  # besides the 1e-6 that it has already
+    perceptual: float = 1.0
+    perceptual_weights: str = ""  # torchvision's VGG16 as a safetensors file; without it there is no perceptual part
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"The recipe's loss drops maps with probability {self.drop}; give drop from 0 to below 1.")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, (int, float)) and value < 0:
+                raise ValueError(f"The recipe's loss has {f.name} {value}; give a factor of at least 0.")
+        for name in BALANCES:
+            if not getattr(self, name):
+                raise ValueError(f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all pixels alike.")
+
+
+def build(recipe: Recipe) -> Task:
+    """The Task of a recipe: `data.folder` is a dataset folder with maps, `data.size` (height, width) what they are brought to."""
+    settings = read_settings(VaeSettings, recipe.model, "recipe's model")
+    loss = read_settings(VaeLoss, recipe.loss, "recipe's loss")
+    check_settings(recipe.data, {"folder": str, "size": Size | None}, "recipe's data")
+    if not recipe.data.get("folder"):
+        raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics build (or world --normals)")
+    dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))
+    config, state = find_start(settings)
+    check_size(dataset[0]["maps"], config)
+    if state is not None:
+        model = fill_module(make_autoencoder(config, "meta"), state, what=source(settings))
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = make_autoencoder(config)
+    perceptual = load_perceptual(loss.perceptual_weights) if loss.perceptual_weights else None
+    return Task(
+        model=model,
+        loss=partial(vae_loss, settings=loss, perceptual=perceptual),
+        dataset=dataset,
+        companions=(perceptual,) if perceptual is not None else (),
+        export=partial(export, config=config, dataset=dataset, settings=settings),
+    )
+
+
+def source(settings: VaeSettings) -> str:
+    return f"The autoencoder {settings.base or settings.weights}"
+
+
+def make_autoencoder(config: VaeConfig, device: str = "cpu") -> nn.Module:
+    """diffusers' AutoencoderKL with eight channels on both sides."""
+    with torch.device(device):
+        return import_diffusers().AutoencoderKL(**config.for_diffusers(), scaling_factor=config.base_scale)
+
+
+def check_size(maps: Tensor, config: VaeConfig) -> None:
+    height, width = maps.shape[-2:]
+    if height % config.stride or width % config.stride or height * width == config.stride**2:  # one latent pixel has no group norm
+        raise ValueError(
+            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that {config.stride} divides, and "
+            "more than one latent pixel; set the recipe's data.size."
+        )
+
+
+def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | None]:
+    """The layout, and the first weights under diffusers' names; None for those that are drawn."""
+    if settings.weights:
+        given = load_intrinsic_vae(settings.weights)
+        check_unchanged(settings, given.config)
+        return given.config, to_diffusers_names(given.state)
+    if not settings.base:
+        return read_config(settings), None
+    path = Path(settings.base)
+    if path.is_dir():
+        config, path = read_folder(path)
+        check_unchanged(settings, config)
+    else:
+        config = read_config(settings)
+    tensors = read_tensors(path)
+    if any(name.startswith(IN_CHECKPOINT) for name in tensors):
+        tensors = {name.removeprefix(IN_CHECKPOINT): value for name, value in tensors.items() if name.startswith(IN_CHECKPOINT)}
+    if "encoder.conv_in.weight" not in tensors or "decoder.conv_out.weight" not in tensors:
+        raise ValueError(f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in diffusers' form.")
+    return config, to_diffusers_names(widen_state(to_core_names(tensors)))
+
+
+def read_config(settings: VaeSettings) -> VaeConfig:
+    """The recipe's layout of the autoencoder."""
+    try:
+        return replace(VaeConfig(), **settings.config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The recipe's model has a config that is no autoencoder's: {error}") from error
+
+
+def check_unchanged(settings: VaeSettings, config: VaeConfig) -> None:
+    if settings.config:
+        raise ValueError(f"{source(settings)} says its own layout ({config}); leave config out of the recipe's model.")
+
+
+def read_folder(folder: Path) -> tuple[VaeConfig, Path]:
+    """The layout and the weights file of an autoencoder's folder, or of its pipeline's."""
+    folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+    found = read_json(folder / "config.json")
+    try:
+        widths = found["block_out_channels"]
+        config = VaeConfig(
+            widths[0], tuple(width // widths[0] for width in widths), found["layers_per_block"], found["latent_channels"],
+            found.get("scaling_factor", VaeConfig.base_scale),
+        )  # fmt: skip
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} describes no KL autoencoder ({error} is missing); name the base model's VAE."
+        ) from error
+    if found.get("norm_num_groups", GROUPS) != GROUPS:
+        raise ValueError(f"The autoencoder in {folder} has norms of {found['norm_num_groups']} groups, wanted SD's {GROUPS}.")
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
+    if not files:
+        raise ValueError(f"{folder} holds no diffusion_pytorch_model.safetensors; fetch the folder again with its safetensors files.")
+    return config, files[0]
+
+
+def vae_loss(
+    model: nn.Module, batch: Batch, generator: Generator, *, settings: VaeLoss, perceptual: Callable[[Tensor, Tensor], Tensor] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """batch: maps b 8 h w in [-1, 1], present b 4. One draw from the posterior, as the base's own autoencoder was trained."""
+    maps = batch["maps"].float()
+    posterior = model.encode(drop_maps(maps, generator, settings.drop)).latent_dist
+    mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+    drawn = torch.randn(mean.shape, generator=generator).to(mean.device)
+    out = model.decode(mean + (0.5 * log_variance).exp() * drawn).sample.float()
+    balances = {name: getattr(settings, name) for name in BALANCES}
+    parts = vae_losses(out, maps, mean, log_variance, perceptual, present=batch["present"], **balances)
+    parts = {name: getattr(settings, name) * value for name, value in parts.items()}
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+
+
+def export(folder: Path, state: Mapping[str, Tensor], *, config: VaeConfig, dataset: IntrinsicSamples, settings: VaeSettings) -> None:
+    """The averaged weights under core's names, in the precision asked for, with the scale of their latents."""
+    device = next(iter(state.values())).device
+    model = fill_module(make_autoencoder(config, "meta"), state, what="The training state", device=device).train(False)
+    scale = measure_scale(model, dataset, settings.measure)
+    tensors = {name: value.to(getattr(torch, settings.ship)) for name, value in to_core_names(state).items()}
+    save_intrinsic_vae(folder / VAE_FILE, tensors, config, latent_scale=scale)
+
+
+@torch.no_grad()
+def measure_scale(model: nn.Module, dataset: IntrinsicSamples, count: int) -> float:
+    """`latent_scale` of the means of `count` samples with all the maps that they have, evenly spread over the dataset."""
+    count, device = min(count, len(dataset)), next(model.parameters()).device
+    latents = []
+    for number in range(count):
+        maps = dataset[number * len(dataset) // count]["maps"]
+        latents.append(model.encode(maps[None].to(device)).latent_dist.mode().float().flatten())  # sizes may differ
+    return latent_scale(torch.cat(latents))

@@ -1,0 +1,52 @@
+"""A Modality Forcing file in fewer bits: which of its layers are quantised, and which keep their precision."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..core.weights.conversion import Progress, convert_file
+from ..core.weights.files import WeightsError, check_fit, read_header
+from ..core.weights.quantization import FORMATS
+from .weights import BLOCKS, DEPTH_HEAD, find_config, find_prefix, network_shapes, own_names
+
+PLAIN = "bf16"
+CHOICES = (PLAIN, *FORMATS)
+
+
+def convert_network(
+    source: str | os.PathLike, target: str | os.PathLike, form: str, on_progress: Progress = lambda done, total: None
+) -> Path:
+    """Write a network file in one of CHOICES, under the same names. WeightsError says what is wrong with the source."""
+    if form not in CHOICES:
+        raise WeightsError(f"There is no format named {form!r}; known formats are {', '.join(CHOICES)}.")
+    header = read_header(source)
+    prefix = find_prefix(header, str(source))
+    config = find_config(header, prefix, str(source))
+    names = own_names(header.shapes, prefix, str(source))
+    shapes = {names[name]: shape for name, shape in header.shapes.items()}
+    check_fit(network_shapes(config), shapes, str(source))
+    planned = plan_precisions(shapes, form)
+    plan = {name: planned[ours] for name, ours in names.items()}
+    return convert_file(source, target, plan, {"config": json.dumps(config.to_json())}, on_progress)
+
+
+def plan_precisions(shapes: Mapping[str, tuple[int, ...]], form: str) -> dict[str, str | torch.dtype]:
+    """For each released name: the name of its format, or its dtype.
+
+    Quantised are the matrices of the blocks, 95 % of the network. What stays bfloat16 is small or reaches every token: projections
+    in and out, time embeddings, modulations, norms. The depth head is float32, for lower precision shows as bands in the depth.
+    """
+    plan: dict[str, str | torch.dtype] = {}
+    for name, shape in shapes.items():
+        if name.startswith(DEPTH_HEAD):
+            plan[name] = torch.float32
+        elif form in FORMATS and len(shape) == 2 and name.startswith(BLOCKS):
+            plan[name] = form
+        else:
+            plan[name] = torch.bfloat16
+    return plan

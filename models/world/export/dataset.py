@@ -1,0 +1,265 @@
+"""Datasets of the world as folders that our trainers and anybody else can read. CC0: do with them what you like.
+
+    FOLDER/dataset.json                 how the folder was made, and what its numbers mean; "finished" once all is there
+    FOLDER/manifest.jsonl               one line a scene: {"shard", "row", "caption", "captions", "objects", "scene", ...}
+    FOLDER/shard-00000.safetensors      layout "shards"; each tensor has the scenes as its first axis n:
+        image uint8 n H W 3; depth float16 or float32 n H W, metres along z, inf = sky; segmentation int16 n H W: 0 surroundings,
+        i + 1 object i of the line's "objects", -1 sky; line uint8 n H W, 1 = line; normals int8 n H W 3 (optional): 127 times the
+        unit normal in the camera frame, 0 = sky; intrinsics float32 n 3 3, pixels; world_to_cam float32 n 4 4. OpenCV camera.
+    FOLDER/image/000000.png, depth/...  layout "files": "image", "depth" (16 bits, metres = value * depth_scale, 0 = sky),
+        "segmentation" (8 bits, 255 = sky), "line", "normals", named by the line; intrinsics and world_to_cam stand in the line.
+
+`kind="edits"` holds, besides all of the scene before the edit, the scene after it under the same names with `target_` in front, and
+"instruction", "kind", "object" (its number in "objects", null for camera edits) and "parameters" in the line.
+
+Captions are `caption(scene, random.Random(f"{split}/{seed}/{index}/{k}"))` for k = 0 ... 3; "caption" is the first.
+`core.training.data.FolderDataset` reads both layouts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from tqdm import tqdm
+
+from ...core.export.files import write_file
+from ...core.text_files import read_json_lines, read_json_object
+from ...core.training.data import MANIFEST, FolderDataset
+from ...core.training.settings import Size, as_size
+from ..captions import caption
+from ..edits import Edit, sample_edits
+from ..render import Frames, render
+from ..scene import SPLITS, Scene, Split, sample_scenes
+from .layout import write_pictures, write_tensors
+
+Kind = Literal["scenes", "edits"]
+Layout = Literal["shards", "files"]
+DepthType = Literal["float16", "float32"]
+FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
+CAPTIONS = 4
+DATASET = "dataset.json"
+DATA_KINDS = {"folder": str, "scenes": int, "size": Size}  # of a recipe's `data` that names a folder of the world
+_FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
+_RENDER_BATCH = 50
+_CONVENTIONS = {
+    "camera": "OpenCV: x right, y down, z forward; pixel centres at +0.5; world_to_cam maps world points (y up, metres) to it",
+    "depth": "metres along z, larger = farther; sky is inf in shards and 0 in 16-bit PNG",
+}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to write; equal requests write equal bytes, whatever the number of workers."""
+
+    count: int
+    height: int = 128
+    width: int = 128
+    seed: int = 0
+    split: Split = "train"
+    kind: Kind = "scenes"
+    layout: Layout = "shards"
+    normals: bool = False
+    depth_type: DepthType = "float16"
+    shard_size: int = 500
+    samples: int = 2
+    max_objects: int = 3
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("height", 8), ("width", 8), ("shard_size", 1), ("samples", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"A dataset's {name} is at least {least}; asked for {getattr(self, name)}.")
+        options = {"split": SPLITS, "kind": get_args(Kind), "layout": get_args(Layout), "depth_type": get_args(DepthType)}
+        for name, allowed in options.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"A dataset's {name} is one of {', '.join(allowed)}; asked for {getattr(self, name)!r}.")
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // self.shard_size)
+
+    def rows(self, shard: int) -> range:
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an export did."""
+
+    folder: Path
+    count: int
+    rendered: int
+    seconds: float
+
+    def __str__(self) -> str:
+        kept = f", {self.count - self.rendered} of them from an earlier run" if self.rendered < self.count else ""
+        return f"{self.folder}: {self.count} samples{kept}, {self.rendered / max(self.seconds, 1e-9):.1f} a second."
+
+
+def export_dataset(folder: str | Path, count: int, *, size: int | tuple[int, int] = 128, workers: int = 1, **options: Any) -> Summary:
+    """Write a dataset; `size` is one side or (height, width), `options` the other fields of ExportRequest.
+
+    An unfinished folder of the same request is completed: whole shards stay. A larger count extends a folder. ValueError says
+    what does not fit; ExportError (an OSError) what could not be written; ChildProcessError (likewise) that a worker died.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    request, folder = ExportRequest(count, height, width, **options), Path(folder)
+    started = time.perf_counter()
+    lines = _finished_lines(folder, request)
+    missing = [number for number in range(request.shards) if len(lines.get(number, ())) != len(request.rows(number))]
+    for number in lines:
+        write_file(_part(folder, number), _join(lines[number]))
+    _write_facts(folder, request, finished=False)
+    rendered = sum(len(request.rows(number)) for number in missing)
+    with tqdm(total=count, initial=count - rendered, desc="world", unit="scene", dynamic_ncols=True) as bar:
+        for done in _run_jobs(folder, request, missing, workers, bar.update):
+            bar.update(done)
+    lines |= {number: _read_lines(_part(folder, number)) for number in missing}
+    write_file(folder / MANIFEST, _join([line for number in range(request.shards) for line in lines[number]]))
+    _write_facts(folder, request, finished=True)
+    for path in folder.glob("shard-?????.jsonl"):
+        path.unlink()
+    return Summary(folder, count, rendered, time.perf_counter() - started)
+
+
+def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None, needs: Sequence[str] = ()) -> FolderDataset:
+    """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it.
+
+    `needs`: tensors and entries of the line without which a sample is refused.
+    """
+    folder = Path(str(data.get("folder", "")))
+    if not (folder / MANIFEST).is_file():
+        normals = " --normals" if "normals" in (keys or ()) else ""
+        raise ValueError(
+            f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world {folder} "
+            f"--scenes {data.get('scenes', 24000)} --size {max(as_size(data.get('size', 128)))} --workers 2{normals}"
+        )
+    return FolderDataset(folder, keys=keys, needs=needs)
+
+
+def _run_jobs(folder: Path, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]) -> Iterator[int]:
+    """Write the missing shards. Workers yield scenes as their shards are done; this process alone calls `tick` batch by batch."""
+    if workers <= 1 or len(missing) <= 1:
+        for number in missing:
+            write_shard(folder, request, number, tick)
+        return
+    with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = {pool.submit(write_shard, folder, request, number): number for number in missing}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                yield len(request.rows(jobs[job]))
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "A worker process ended early, often for want of memory; run again with fewer workers, whole shards stay."
+            ) from error
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+def write_shard(folder: Path, request: ExportRequest, number: int, tick: Callable[[int], Any] | None = None) -> None:
+    """Render one shard and write it, its manifest lines last: where they stand, the shard is whole."""
+    rows = request.rows(number)
+    samples = _sample(request, rows)
+    scenes = {"": [sample.source if isinstance(sample, Edit) else sample for sample in samples]}
+    if request.kind == "edits":
+        scenes["target_"] = [sample.target for sample in samples]
+    frames = {prefix: _render(part, request, tick if prefix == "" else None) for prefix, part in scenes.items()}
+    write = write_tensors if request.layout == "shards" else write_pictures
+    places = write(folder, f"shard-{number:05d}", rows, frames, normals=request.normals, depth_type=getattr(torch, request.depth_type))
+    lines = [{"index": i, **place, **_facts(sample, request, i)} for i, place, sample in zip(rows, places, samples, strict=True)]
+    write_file(_part(folder, number), _join(lines))
+
+
+def _sample(request: ExportRequest, rows: range) -> list[Scene] | list[Edit]:
+    draw = sample_scenes if request.kind == "scenes" else sample_edits
+    return draw(request.seed, len(rows), split=request.split, max_objects=request.max_objects, start=rows.start)
+
+
+def _render(scenes: list[Scene], request: ExportRequest, tick: Callable[[int], Any] | None) -> Iterator[Frames]:
+    for start in range(0, len(scenes), _RENDER_BATCH):
+        frames = render(scenes[start : start + _RENDER_BATCH], request.height, request.width, samples=request.samples)
+        if tick:
+            tick(len(frames))
+        yield frames
+
+
+def _facts(sample: Scene | Edit, request: ExportRequest, index: int) -> dict[str, Any]:
+    """The line's words: of a scene, or of an edit's two scenes."""
+    if isinstance(sample, Scene):
+        return _scene_facts(sample, request, index)
+    target = {f"target_{key}": value for key, value in _scene_facts(sample.target, request, index).items()}
+    edit = {"instruction": sample.instruction, "kind": sample.kind, "object": sample.object, "parameters": sample.parameters}
+    return {**edit, **_scene_facts(sample.source, request, index), **target}
+
+
+def _scene_facts(scene: Scene, request: ExportRequest, index: int) -> dict[str, Any]:
+    captions = [caption(scene, random.Random(f"{request.split}/{request.seed}/{index}/{k}")) for k in range(CAPTIONS)]
+    return {"caption": captions[0], "captions": captions, "objects": [item.name for item in scene.objects], "scene": scene.to_json()}
+
+
+def _finished_lines(folder: Path, request: ExportRequest) -> dict[int, list[dict[str, Any]]]:
+    """Manifest lines of the whole shards that an earlier run of the same request left, by shard."""
+    if not (folder / DATASET).is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds other files and no {DATASET}; choose an empty folder for the dataset.")
+        return {}
+    facts = _read_facts(folder / DATASET)
+    wanted = asdict(request)
+    count = facts.get("count")
+    extends = isinstance(count, int) and count < request.count
+    changed = [key for key in wanted if facts.get(key) != wanted[key] and not (key == "count" and extends)]
+    if changed:
+        named = ", ".join(f"{key} {facts.get(key)!r}, not {wanted[key]!r}" for key in changed)
+        raise ValueError(f"{folder} holds a dataset with {named}; give the same settings to go on, or choose another folder.")
+    shards = range(request.shards)
+    if facts.get("finished"):
+        lines = _read_lines(folder / MANIFEST) if (folder / MANIFEST).is_file() else []
+        found = {number: [line for line in lines if line.get("index") in request.rows(number)] for number in shards}
+    else:
+        found = {number: _read_lines(_part(folder, number)) for number in shards if _part(folder, number).is_file()}
+    return {number: lines for number, lines in found.items() if _are_there(folder, lines)}
+
+
+def _are_there(folder: Path, lines: list[dict[str, Any]]) -> bool:
+    """Whether the files that a shard's lines name still are."""
+    names = {line[key] for line in lines for key in line if key.removeprefix("target_") in _FILES}
+    return all((folder / name).is_file() for name in names)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = read_json_object(path)
+        if facts["format"] == FORMAT and facts["version"] == VERSION:
+            return facts
+        found = f"is {facts['format']!r} of version {facts['version']!r}"
+    except (ValueError, KeyError, TypeError):
+        found = "does not say what its folder holds"
+    raise ValueError(f"{path} {found}, wanted {FORMAT!r} of version {VERSION}; choose another folder.")
+
+
+def _write_facts(folder: Path, request: ExportRequest, *, finished: bool) -> None:
+    facts = {"format": FORMAT, "version": VERSION, "licence": LICENCE, **asdict(request), **_CONVENTIONS, "finished": finished}
+    write_file(folder / DATASET, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.jsonl"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [line for _, line in read_json_lines(path)]
+
+
+def _join(lines: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -1,0 +1,1 @@
+"""Networks that read an image of the world back, and what is concluded from their outputs."""

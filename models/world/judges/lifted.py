@@ -1,0 +1,47 @@
+"""Scenes in which one thing hangs in the air: nothing of the world does, but a generator's picture may show it, and a judge must tell."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, fields
+
+from ..scene import Scene, SceneObject, Split, apparent_circle, sample_scenes, with_objects
+
+LIFTS = (0.35, 1.2)  # metres
+
+
+@dataclass(frozen=True)
+class LiftedObject(SceneObject):
+    """A solid `lift` metres above the ground."""
+
+    lift: float = 0.0
+
+    @property
+    def center(self) -> tuple[float, float, float]:
+        return (self.position[0], self.extents[1] + self.lift, self.position[1])
+
+
+def lift_one(scene: Scene, rng: random.Random) -> tuple[Scene, int] | None:
+    """The scene with one of its objects lifted, and which; None if there it would leave the picture or meet another."""
+    number = rng.randrange(len(scene.objects))
+    item = scene.objects[number]
+    lifted = LiftedObject(**{f.name: getattr(item, f.name) for f in fields(SceneObject)}, lift=rng.uniform(*LIFTS))
+    x, y, _, radius = apparent_circle(lifted, scene.camera)
+    others = [apparent_circle(other, scene.camera) for other in scene.objects if other is not item]
+    covered = any(math.hypot(x - ox, y - oy) < 0.8 * (radius + oradius) for ox, oy, _, oradius in others)
+    if covered or abs(y) + radius > 1:
+        return None
+    return with_objects(scene, (*scene.objects[:number], lifted, *scene.objects[number + 1 :])), number
+
+
+def sample_lifted(seed: int, count: int, *, split: Split = "train", start: int = 0) -> list[tuple[Scene, int]]:
+    """`count` scenes, from a split's scene `start` on, each with the number of its lifted object; where none can be, it is left out."""
+    found: list[tuple[Scene, int]] = []
+    index = start
+    while len(found) < count:
+        (scene,) = sample_scenes(seed, 1, split=split, start=index)
+        lifted = lift_one(scene, random.Random(f"lifted/{split}/{seed}/{index}"))
+        found += [lifted] if lifted else []
+        index += 1
+    return found

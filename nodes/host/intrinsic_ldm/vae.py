@@ -1,0 +1,163 @@
+"""The intrinsic VAE as a core VAE: in core's memory manager and with core's tiling, but for maps instead of a picture."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import comfy.ldm.models.autoencoder
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from ....models.core.weights.files import check_fit
+from ....models.intrinsic_ldm.config import CHANNELS, VaeConfig
+from ....models.intrinsic_ldm.maps.inputs import Size, cut_maps, pad_maps
+from ....models.intrinsic_ldm.tiny import VAE_FILE as TINY_VAE
+from ....models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intrinsic_vae
+from ..shared.memory import explain_full_memory
+from ..shared.nested_latents import SIZE, read_samples
+from ..shared.shipped import TINY
+from .model import split_intrinsic
+
+FOLDER = "vae"
+SD_WIDTH = 128  # of the autoencoders that core's estimates of memory are for
+SMALLEST_TILE = 64
+NO_PICTURE = "An intrinsic VAE arrived, which {does} maps and no picture: use {node} for maps, the base model's VAE for the picture."
+
+
+class IntrinsicVAE(comfy.sd.VAE):
+    """Core's encode, decode and tiling around an autoencoder of 8 channels. Its latents are in the units of the base model's own.
+
+    Core's nodes for pictures call `encode` and `decode`, which refuse; ours call `encode_maps` and `decode_maps`.
+    """
+
+    def __init__(self, file: IntrinsicVae):
+        config, dtype = file.config, comfy.model_management.vae_dtype()  # float32 unless ComfyUI was started with another
+        super().__init__(sd=fold_scale(file.state, file.ratio), config={"params": config.for_core()}, dtype=dtype)
+        self.latent_channels, self.output_channels = config.latent_channels, CHANNELS
+        self.upscale_ratio = self.downscale_ratio = config.stride
+        self.working_dtypes = [torch.float32]  # bfloat16 would tell 1 / depth in steps of 1/256
+        self.process_input = lambda maps: maps
+        self.process_output = lambda maps: maps.clamp_(-1, 1)
+        scale_memory(self, config)
+
+    def encode(self, pixel_samples):
+        raise ValueError(NO_PICTURE.format(does="encodes", node="Encode Intrinsics"))
+
+    def decode(self, samples_in, vae_options=None):
+        raise ValueError(NO_PICTURE.format(does="decodes", node="Decode Intrinsics"))
+
+    def encode_tiled(self, pixel_samples, *args, **kwargs):
+        self.encode(pixel_samples)
+
+    def decode_tiled(self, samples, *args, **kwargs):
+        self.decode(samples)
+
+    def encode_maps(self, maps: Tensor, tile: int = 0) -> Tensor:
+        """(b, 8, H, W) in [-1, 1], of whole latents, to latents b c h w; `tile` is in pixels, 0 none. Core crops what is left over."""
+        maps = maps.movedim(1, -1)
+        if not tile:
+            return super().encode(maps)
+        return super().encode_tiled(maps, tile_x=tile, tile_y=tile, overlap=tile // 4)
+
+    def decode_maps(self, latents: Tensor, tile: int = 0) -> Tensor:
+        """Latents b c h w to (b, 8, H, W) in [-1, 1]; `tile` is in pixels, 0 none unless memory runs out."""
+        if not tile:
+            return super().decode(latents).movedim(-1, 1)
+        side = tile // self.upscale_ratio
+        return super().decode_tiled(latents, tile_x=side, tile_y=side, overlap=side // 4).movedim(-1, 1)
+
+    def decode_tiled_(self, samples, tile_x=64, tile_y=64, overlap=16):
+        """Core's own counts on three channels."""
+
+        def decode(tile: Tensor) -> Tensor:
+            return self.first_stage_model.decode(tile.to(self.device, self.vae_dtype)).to(self.vae_output_dtype())
+
+        steps = samples.shape[0] * comfy.utils.get_tiled_scale_steps(samples.shape[3], samples.shape[2], tile_x, tile_y, overlap)
+        maps = comfy.utils.tiled_scale(
+            samples, decode, tile_x, tile_y, overlap, upscale_amount=self.upscale_ratio, out_channels=self.output_channels,
+            output_device=self.output_device, pbar=comfy.utils.ProgressBar(steps),
+        )  # fmt: skip
+        return self.process_output(maps)
+
+
+def scale_memory(vae: comfy.sd.VAE, config: VaeConfig) -> None:
+    """Core's estimates of memory, brought from SD's autoencoder to one of another width and stride."""
+    share, encode, decode = config.width / SD_WIDTH, vae.memory_used_encode, vae.memory_used_decode
+    vae.memory_used_encode = lambda shape, dtype: share * encode(shape, dtype)
+    vae.memory_used_decode = lambda shape, dtype: share * decode(shape, dtype) * config.stride**2 / 64
+
+
+def list_vaes() -> list[str]:
+    """The tiny model's, then core's vae folders."""
+    return [TINY, *folder_paths.get_filename_list(FOLDER)]
+
+
+def load_vae(name: str) -> IntrinsicVAE:
+    """A file of models/vae; WeightsError says what another file is."""
+    return open_vae(str(TINY_VAE) if name == TINY else folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def open_vae(path: str) -> IntrinsicVAE:
+    file = load_intrinsic_vae(path)
+    with torch.device("meta"):
+        wanted = comfy.ldm.models.autoencoder.AutoencoderKL(**file.config.for_core()).state_dict()
+    shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (wanted, file.state))
+    check_fit(*shapes, f"{path}, an intrinsic VAE,")
+    vae = IntrinsicVAE(file)
+    vae.patcher.cached_patcher_init = (open_patcher, (path,))
+    return vae
+
+
+def open_patcher(path: str, disable_dynamic: bool = False):
+    """The patcher alone, as core builds one anew for another device."""
+    return open_vae(path).patcher
+
+
+def encode_maps(vae, maps: Tensor, tile: int, notes: list[str]) -> dict:
+    """The LATENT of (b, 8, H, W), padded to whole latents; it remembers the size that arrived."""
+    check_vae(vae)
+    check_tile(tile)
+    padded = pad_maps(maps, vae.downscale_ratio, notes)
+    size = {} if padded.shape == maps.shape else {SIZE: tuple(maps.shape[2:])}
+    with explain(vae, len(maps), padded.shape[2:], "encode"):
+        return {"samples": vae.encode_maps(padded, tile)} | size
+
+
+def decode_maps(vae, latent: dict, tile: int, notes: list[str]) -> tuple[Tensor, Size]:
+    """The maps (b, 8, h, w) of a LATENT of maps, or of a joint one, and the size that they had with the padding."""
+    check_vae(vae)
+    check_tile(tile)
+    samples = read_samples(latent, "samples")
+    if getattr(samples, "is_nested", False):
+        samples = split_intrinsic(latent)[1]["samples"]
+    if samples.dim() != 4 or samples.shape[1] != vae.latent_channels:
+        raise ValueError(
+            f"A latent {tuple(samples.shape)} arrived, but this intrinsic VAE decodes (batch, {vae.latent_channels}, h, w): wire the "
+            "maps_latent of Split Intrinsic Latent."
+        )
+    with explain(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
+        whole = vae.decode_maps(samples, tile)
+    return cut_maps(whole, latent.get(SIZE), vae.upscale_ratio, notes), tuple(whole.shape[2:])
+
+
+def explain(vae, count: int, size, what: str) -> AbstractContextManager[None]:
+    """Around coding: memory that is full even for core's tiles, or for those asked for, becomes one sentence."""
+    return explain_full_memory(
+        vae.device, lambda: f"{what} the maps of {count} x {size[0]} x {size[1]} (batch x height x width)",
+        "give a tile_size of 256 or less, make the picture smaller, or give fewer at a time, with Latent From Batch or Image From Batch",
+    )  # fmt: skip
+
+
+def check_vae(vae) -> None:
+    if not isinstance(vae, IntrinsicVAE):
+        channels = getattr(vae, "output_channels", "other")
+        raise ValueError(f"A VAE of {channels} channels arrived, wanted an intrinsic one of {CHANNELS}: use that of Load Intrinsic VAE.")
+
+
+def check_tile(tile: int) -> None:
+    if 0 < tile < SMALLEST_TILE:
+        raise ValueError(f"A tile size of {tile} arrived, wanted 0 for none, or at least {SMALLEST_TILE} pixels.")

@@ -1,0 +1,1 @@
+"""Modality Forcing inside ComfyUI."""

@@ -1,0 +1,165 @@
+"""Joint latents of which something is given: the image, the depth, or parts of either. The rest is sampled.
+
+A noise mask per stream says what is given (0) and what is sampled (1). A stream that is wholly given has time 0 for the network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import comfy.model_management
+import comfy.nested_tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ....models.core.geometry.view import View
+from ....models.core.pictures import Pictures
+from ....models.modality_forcing.config import ModalityForcingConfig
+from ....models.modality_forcing.inputs import Size, encode_view, match_counts, pad_size, pad_to, read_depth, read_image
+from ..shared.last_resort import describe
+from .joint_latent import SIZE, SKY, check_vae, split_joint_latent
+from .joint_model import network_config
+
+KEEP_SIZE = (None, None)
+
+
+class Given(NamedTuple):
+    """What a node makes of given streams."""
+
+    latent: dict
+    notes: list[str]  # what was done to the inputs, a sentence each
+    transparent: Tensor | None = None  # b h w, as core has it: 1 where the picture is transparent, 0 where it has no alpha
+
+
+class Stream(NamedTuple):
+    """One stream of a joint latent."""
+
+    values: Tensor  # b c h w
+    noisy: Tensor  # b 1 h w in [0, 1]: 0 given, 1 sampled
+
+
+def image_to_depth_latent(model, vae, image: Tensor) -> Given:
+    """The image given, its depth sampled."""
+    notes: list[str] = []
+    config, pictures = network_config(model, "takes a joint latent"), read_image(image, KEEP_SIZE, notes)
+    size = pictures.rgb.shape[1:3]
+    padded = pad_size(size, config.depth_patch, notes)
+    given = give_image(pictures.rgb, torch.zeros(1, 1, *padded), vae, config, padded)
+    return Given(join_streams(given, empty_depth(padded), config, size), notes, transparent_parts(pictures))
+
+
+def depth_to_image_latent(model, view: View) -> Given:
+    """The depth given, the image sampled. Missing depth is NaN, for which the host puts the run's own noise."""
+    notes: list[str] = []
+    config, view = network_config(model, "takes a joint latent"), read_depth(view, KEEP_SIZE, notes)
+    size = view.depth.shape[1:]
+    padded = pad_size(size, config.depth_patch, notes)
+    net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
+    given = Stream(torch.where(known, net, math.nan), torch.zeros_like(net))
+    return Given(join_streams(empty_image(padded, config), given, config, size), notes)
+
+
+def refine_depth_latent(latent: dict) -> dict:
+    """The image of a joint latent given, its depth sampled; masks of the first run are done with."""
+    image, depth = split_joint_latent(latent)
+    masks = (torch.zeros_like(image[:, :1]), torch.ones_like(depth))
+    return latent | {"noise_mask": comfy.nested_tensor.NestedTensor(masks)}
+
+
+def masked_joint_latent(
+    model, vae=None, image: Tensor | None = None, image_mask: Tensor | None = None, *, view: View | None = None, depth_mask=None
+) -> Given:
+    """What is given and not masked is kept, the rest is sampled: masked parts, missing depth, a stream that is not given."""
+    notes: list[str] = []
+    config = network_config(model, "takes a joint latent")
+    check_parts(vae, image, image_mask, view, depth_mask)
+    pictures = None if image is None else read_image(image, KEEP_SIZE, notes)
+    view = None if view is None else read_depth(view, KEEP_SIZE, notes)
+    size = find_common_size(pictures, view)
+    padded = pad_size(size, config.depth_patch, notes)
+    first, second = empty_image(padded, config), empty_depth(padded)
+    if pictures is not None:
+        first = give_image(pictures.rgb, spread_mask(image_mask, "image_mask", size, padded, notes=notes), vae, config, padded)
+    if view is not None:
+        second = give_depth(view, spread_mask(depth_mask, "depth_mask", size, padded, notes=notes), config, padded)
+    if not bool(first.noisy.any()) and not bool(second.noisy.any()):
+        raise ValueError("Image and depth are both given whole, which leaves nothing to sample: mask a part of one, or leave one off.")
+    transparent = torch.zeros(1, *size) if pictures is None else transparent_parts(pictures)
+    return Given(join_streams(first, second, config, size), notes, transparent)
+
+
+def transparent_parts(pictures: Pictures) -> Tensor:
+    """The alpha of pictures as a MASK of core: b h w, 1 where nothing covers what is behind."""
+    return torch.zeros(pictures.rgb.shape[:3]) if pictures.alpha is None else 1 - pictures.alpha
+
+
+def check_parts(vae, image, image_mask, view, depth_mask) -> None:
+    """Refuse inputs that would do nothing, or that need another one."""
+    if image is None and view is None:
+        raise ValueError("Neither an image nor a view arrived, so nothing is given: wire one, or use Empty Joint Latent to sample both.")
+    if image is not None and vae is None:
+        raise ValueError("An image arrived without a VAE to encode it: wire the VAE of Load Modality Forcing, or flux2-vae for a file.")
+    for name, mask, owner, given in (("image_mask", image_mask, "image", image), ("depth_mask", depth_mask, "view", view)):
+        if mask is not None and given is None:
+            raise ValueError(f"A mask arrived at {name} without the {owner} it masks: wire the {owner}, or take the mask off.")
+
+
+def find_common_size(pictures: Pictures | None, view: View | None) -> Size:
+    """Height and width of the given streams, which must agree."""
+    sizes = [tuple(pictures.rgb.shape[1:3])] if pictures is not None else []
+    sizes += [tuple(view.depth.shape[1:])] if view is not None else []
+    if len(set(sizes)) > 1:
+        (a, b), (c, d) = sizes
+        raise ValueError(f"An image of {a} x {b} and a view of {c} x {d} arrived (height x width): scale the image to the view's size.")
+    return sizes[0]
+
+
+def give_image(rgb: Tensor, noisy: Tensor, vae, config: ModalityForcingConfig, padded: Size) -> Stream:
+    """Pictures b h w 3 as a latent, edges repeated; a latent cell is sampled as much as the most masked pixel in it (b 1 H W)."""
+    rows, columns = (side // config.depth_patch for side in padded)
+    check_vae(vae, torch.empty(1, config.in_channels, rows, columns), config.depth_patch)
+    values = vae.encode(pad_to(rgb.movedim(-1, 1), padded).movedim(1, -1)).float()
+    return Stream(values, F.max_pool2d(noisy, config.depth_patch))
+
+
+def give_depth(view: View, noisy: Tensor, config: ModalityForcingConfig, padded: Size) -> Stream:
+    """A view in network space; what it misses is sampled, whatever the mask (b 1 H W) says."""
+    net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
+    return Stream(net, torch.maximum(noisy, (~known).float()))
+
+
+def spread_mask(mask: Tensor | None, name: str, size: Size, padded: Size, *, notes: list[str]) -> Tensor:
+    """A MASK (b h w, or h w) as b 1 H W of the padded size; one of another size is stretched, none is all 0."""
+    if mask is None:
+        return torch.zeros(1, 1, *padded)
+    if not isinstance(mask, Tensor) or mask.dim() < 2 or not mask.numel() or mask.is_complex() or not bool(torch.isfinite(mask).all()):
+        got = f"{describe(mask)}, empty or with NaN" if isinstance(mask, Tensor) else describe(mask)
+        raise ValueError(f"Expected a MASK (batch, height, width) of values from 0 to 1 at {name}, got {got}. Wire a mask's node.")
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
+    own = tuple(mask.shape[-2:])
+    if own != tuple(size):
+        notes.append(f"The {name} of {own[0]} x {own[1]} was stretched to {size[0]} x {size[1]} (height x width).")
+        mask = F.interpolate(mask, tuple(size), mode="nearest-exact")
+    return pad_to(mask, padded)
+
+
+def empty_image(padded: Size, config: ModalityForcingConfig) -> Stream:
+    rows, columns = (side // config.depth_patch for side in padded)
+    return Stream(torch.zeros(1, config.in_channels, rows, columns), torch.ones(1, 1, rows, columns))
+
+
+def empty_depth(padded: Size) -> Stream:
+    return Stream(torch.zeros(1, 1, *padded), torch.ones(1, 1, *padded))
+
+
+def join_streams(image: Stream, depth: Stream, config: ModalityForcingConfig, size: Size) -> dict:
+    """The LATENT of both, one of a batch of 1 repeated for the others."""
+    counts = {"images": image.values, "image masks": image.noisy, "depth maps": depth.values, "depth masks": depth.noisy}
+    batch = match_counts({name: len(part) for name, part in counts.items()})
+    device = comfy.model_management.intermediate_device()
+    streams = [tuple(part.to(device).expand(batch, -1, -1, -1).contiguous() for part in stream) for stream in (image, depth)]
+    values, noisy = zip(*streams, strict=True)
+    nested = comfy.nested_tensor.NestedTensor
+    return {"samples": nested(values), "noise_mask": nested(noisy), SIZE: tuple(size), SKY: config.infinite_sky}

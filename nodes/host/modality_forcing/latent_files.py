@@ -1,0 +1,126 @@
+"""Joint latents taken apart and joined, and as safetensors files in core's folders. Every bit is kept, NaN (missing depth) too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import comfy.cli_args
+import comfy.nested_tensor
+import folder_paths
+import torch
+
+from ....models.core.text_files import parse_json
+from ....models.core.weights.files import KIND, WeightsError, check_finite, describe, read_header, read_tensors, write_tensors
+from ..shared.nested_latents import MASKS, nest_masks, read_samples, take_apart
+from .joint_latent import SIZE, SKY, split_joint_latent
+
+SUFFIX = ".joint.safetensors"
+FILE_KIND = "joint latent"
+STREAMS = ("image", "depth")
+
+
+def split_streams(latent: dict) -> list[dict]:
+    """The image and the depth, each as a plain LATENT with its own mask."""
+    return take_apart(latent, split_joint_latent(latent))
+
+
+def join_latents(image: dict, depth: dict) -> dict:
+    """One joint LATENT of two plain ones; one of a batch of 1 is repeated. A stream without a mask is sampled wholly."""
+    for name, latent in (("image_latent", image), ("depth_latent", depth)):
+        if getattr(read_samples(latent, name), "is_nested", False):
+            raise ValueError(f"A joint latent arrived at {name}: take it apart with Split Joint Latent and wire the part that is meant.")
+    streams = [image["samples"], depth["samples"]]
+    batch = max(len(stream) for stream in streams)
+    streams = [stream.expand(batch, *stream.shape[1:]) if len(stream) == 1 else stream for stream in streams]
+    joined = image | depth | {"samples": comfy.nested_tensor.NestedTensor(streams)}
+    shown, covered = (stream.shape[-2:] for stream in split_joint_latent(joined))
+    size = scale_size(joined.pop(SIZE), covered, covered[0] // shown[0]) if SIZE in joined else None
+    joined.pop(MASKS, None)
+    return joined | ({SIZE: size} if size else {}) | nest_masks((image, depth), streams)
+
+
+def scale_size(size: Sequence[int], padded: Sequence[int], patch: int) -> tuple[int, int] | None:
+    """The (height, width) of a picture of `size` that was padded to whole patches and then scaled to `padded`, padding and all.
+
+    None if its sides were not scaled alike: what became of the padding is then not known.
+    """
+    height, width = (-(-side // patch) * patch for side in size)
+    if height * padded[1] != width * padded[0]:
+        return None
+    return size[0] * padded[0] // height, size[1] * padded[1] // width
+
+
+def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_pnginfo=None) -> dict:
+    """Write a numbered file into core's output folder; what the interface is told about it. The graph goes with it unless
+    ComfyUI was started with --disable-metadata.
+    """
+    streams = dict(zip(STREAMS, split_joint_latent(latent), strict=True))
+    masks = latent.get(MASKS)
+    if getattr(masks, "is_nested", False):
+        streams |= {f"{name}_mask": mask for name, mask in zip(STREAMS, masks.unbind(), strict=True)}
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+    file = f"{name}_{counter:05}_{SUFFIX}"
+    notes = {key: latent[key] for key in (SIZE, SKY) if key in latent}
+    if not comfy.cli_args.args.disable_metadata:
+        notes |= {"prompt": prompt} | (extra_pnginfo or {})
+    metadata = {key: json.dumps(value) for key, value in notes.items() if value is not None}
+    write_tensors(Path(folder) / file, streams, metadata, kind=FILE_KIND)
+    return {"latents": [{"filename": file, "subfolder": subfolder, "type": "output"}]}
+
+
+def list_joint_latents() -> list[str]:
+    """What can be loaded: files in core's input folder, and in its output folder as deep as a prefix can put them."""
+    given = folder_paths.get_input_directory()
+    loose = os.listdir(given) if os.path.isdir(given) else []
+    saved, _ = folder_paths.recursive_search(folder_paths.get_output_directory())
+    names = sorted(loose) + sorted(f"{Path(name).as_posix()} [output]" for name in saved)
+    return [name for name in names if name.removesuffix(" [output]").endswith(SUFFIX)]
+
+
+def load_joint_latent(file: str) -> dict:
+    """A LATENT as it was saved; WeightsError says what another file is."""
+    path = folder_paths.get_annotated_filepath(file)
+    header = read_header(path)
+    if header.metadata.get(KIND) != FILE_KIND or not set(STREAMS) <= set(header.shapes):
+        raise WeightsError(f"{path} holds {describe(header)}, wanted a joint latent: write one with Save Joint Latent.")
+    tensors = read_tensors(path, finite=False)  # NaN in depth is missing depth
+    check_finite({STREAMS[0]: tensors[STREAMS[0]]}, path)
+    nested = comfy.nested_tensor.NestedTensor
+    latent = {"samples": nested([read_stream(tensors, name, path) for name in STREAMS])}
+    if all(f"{name}_mask" in tensors for name in STREAMS):
+        latent[MASKS] = nested([read_stream(tensors, f"{name}_mask", path) for name in STREAMS])
+    latent |= {key: read_note(header.metadata[key], key, path) for key in (SIZE, SKY) if key in header.metadata}
+    try:
+        image, depth = split_joint_latent(latent)
+    except ValueError as error:
+        raise WeightsError(f"{path} holds no joint latent that can be used: {error}") from error
+    if SIZE in latent and any(asked > padded for asked, padded in zip(latent[SIZE], depth.shape[-2:], strict=True)):
+        raise WeightsError(f"Expected a {SIZE} within {tuple(depth.shape[-2:])} in {path}, got {latent[SIZE]}. Save the latent again.")
+    return latent
+
+
+def read_stream(tensors: dict[str, torch.Tensor], name: str, path: str) -> torch.Tensor:
+    """One stream or mask of fractions."""
+    if not tensors[name].is_floating_point():
+        raise WeightsError(f"Expected floating-point numbers in {name} of {path}, got {tensors[name].dtype}. Save the latent again.")
+    return tensors[name]
+
+
+def read_note(text: str, key: str, path: str) -> list[int] | bool:
+    """[height, width], or whether sky is infinite, as `save_joint_latent` writes it."""
+    source = f"{key} in the metadata of {path}"
+    value, said = parse_json(text, source=source), " ".join(text.split())[:60]
+    if key == SKY and not isinstance(value, bool):
+        raise WeightsError(f"Expected true or false as {source}, got {said}. Save the latent again.")
+    if key == SIZE and not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
+        raise WeightsError(f"Expected [height, width] in pixels as {source}, got {said}. Save the latent again.")
+    return value
+
+
+def hash_joint_latent(file: str) -> str:
+    """Changes when the file does."""
+    return hashlib.sha256(Path(folder_paths.get_annotated_filepath(file)).read_bytes()).hexdigest()

@@ -1,0 +1,3 @@
+"""What menus call the weights that ship with the pack."""
+
+TINY = "tiny (shipped with the pack)"
