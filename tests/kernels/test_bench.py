@@ -217,10 +217,13 @@ def test_bench_refuses_what_it_cannot_time(given, sentence):
 
 
 def test_bench_refuses(capsys):
-    refused = {"no shape 'huge'; choose from SD1.5 512": ["--shape", "huge"], "got 0 rounds": ["--rounds", "0"]}
+    refused = {"no shape 'huge'; choose from SD1.5 512": ["--shape", "huge"]}
     for sentence, given in (refused | {"got the device meta; it times on cuda or cpu": ["--device", "meta"]}).items():
         assert cli.main(["bench", "kernels", *given]) == 1
         assert sentence in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "kernels", "--rounds", "0"])
+    assert "Expected a whole number from 1" in capsys.readouterr().err
 
 
 def test_doctor_says_what_runs_and_why_not(capsys):

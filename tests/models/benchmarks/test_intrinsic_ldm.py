@@ -183,7 +183,7 @@ def test_the_commands_numbers_are_the_codes_own():
 
 def test_a_missing_file_is_a_sentence(tmp_path, capsys):
     assert cli.main(["evaluate", "intrinsic_ldm", "--predictor", str(tmp_path / "none"), "--work", str(tmp_path)]) == 1
-    assert "choose a file" in capsys.readouterr().err
+    assert "No such file or directory; check the path." in capsys.readouterr().err
 
 
 def test_the_networks_compute_in_the_plans_precision(files):

@@ -268,7 +268,7 @@ def test_loss_is_a_function_of_its_generator():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"kind": "other"}, "kind is 'other', but it must be one of modality_forcing, text_to_image"),
+        ({"kind": "other"}, "Expected one of modality_forcing, text_to_image as kind of the recipe's loss, got 'other'"),
         ({"joint": 0.7}, "must be shares that add up to 1"),
         ({"shift_sigma": 2.0}, "shift_sigma is 2.0.*two modes"),
         ({"t_min": 0}, "t_min is 0.*above 0"),

@@ -124,7 +124,7 @@ def test_a_config_without_our_name_counts_where_it_fits(tmp_path, make_network, 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_double_blocks": 1_000_000_000}, "num_double_blocks is 1000000000, but the file has"),
+        ({"num_double_blocks": 1_000_000_000}, "num_double_blocks is 1000000000, but it must be a whole number of at least 0, and at most"),
         ({"infinite_sky": "false"}, "infinite_sky is 'false', but it must be true or false"),
         ({"theta": "2000"}, "theta is '2000', but it must be a finite number"),
         ({"shift_mu": math.nan}, "shift_mu is nan, but it must be a finite number"),

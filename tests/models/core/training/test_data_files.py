@@ -279,7 +279,7 @@ def test_maps_of_other_shapes_are_refused_before_anything_is_cropped(tmp_path, i
 @pytest.mark.parametrize("size", [0, -1, 32.0, "32", [32], [32, 32, 32], [32, 0], [32, True], True, [], {"height": 32}])
 def test_a_size_is_one_number_or_two(folder, size):
     write(folder, LINE)
-    with pytest.raises(ValueError, match=r"Expected a size of one whole number above 0, or \[height, width\] of such, got"):
+    with pytest.raises(ValueError, match=r"Expected a size of one whole number from 1 to 16384, or \[height, width\] of such, got"):
         FolderDataset(folder, size=size)
 
 
@@ -309,7 +309,7 @@ def test_what_a_sample_needs_is_asked_of_each(folder):
 
 ROW = {"image": torch.zeros(2, H, W, 3, dtype=torch.uint8), "depth": torch.ones(2, H, W)}
 SHARDS = {
-    "float image": ({"image": torch.zeros(2, H, W, 3)}, "Expected image as uint8 (height, width, 3) in the shard, got float32"),
+    "float image": ({"image": torch.zeros(2, H, W, 3)}, "Expected image as uint8 (height, width, 3) in s.safetensors, got float32"),
     "channels first": ({"image": torch.zeros(2, 3, H, W, dtype=torch.uint8)}, "got uint8 (3, 6, 9)"),
     "grey image": ({"image": torch.zeros(2, H, W, dtype=torch.uint8)}, "got uint8 (6, 9)"),
     "whole depth": ({"depth": torch.ones(2, H, W, dtype=torch.int32)}, "Expected depth as float16 or float32"),
@@ -327,7 +327,7 @@ SHARDS = {
 def test_rows_of_shards_have_the_formats_types_and_shapes(tmp_path, change, words):
     save_file({**ROW, **change}, tmp_path / "s.safetensors")
     dataset = write(tmp_path, {"shard": "s.safetensors", "row": 1})
-    with pytest.raises(ValueError, match=r"^Sample 0 \(line 1 of .*manifest.jsonl\) cannot be read: ") as error:
+    with pytest.raises(ValueError, match=r"^Sample 0 \(line 1 of .*manifest.jsonl, row \d+ of s.safetensors\) cannot be read: ") as error:
         dataset[0]
     assert words in str(error.value)
 
