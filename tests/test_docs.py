@@ -1,5 +1,6 @@
 """What the pages say of the repository is so: links, paths, commands, rooms and definitions. docs/log.md is history and is left out."""
 
+import ast
 import re
 import shlex
 from pathlib import PurePosixPath
@@ -58,6 +59,31 @@ def test_paths_name_files_and_folders_that_are_there(pack, root):
         files = {span for span in spans if re.fullmatch(r"\w+\.py", span)} - OTHERS
         wrong += [f"{name}: {file}" for file in files if file not in bare]
     assert not wrong, "\n".join(sorted(wrong))
+
+
+def top_level_names(tree):
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_python_examples_import_what_is_there(pack):
+    wrong, seen = [], 0
+    for name, text in pages(pack).items():
+        blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        found = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+        for node in (node for node in found if node.module.startswith("spatialweave.")):
+            base = node.module.removeprefix("spatialweave.").replace(".", "/")
+            (file,) = [path for path in (f"{base}.py", f"{base}/__init__.py") if path in pack.files] or [None]
+            there = set() if file is None else set(top_level_names(pack.tree(file)))
+            wrong += [f"{name}: {alias.name} of {node.module}" for alias in node.names if alias.name not in there]
+            seen += 1
+    assert seen > 10 and not wrong, "\n".join(wrong)
 
 
 def commands(text):
