@@ -61,6 +61,15 @@ def test_paths_name_files_and_folders_that_are_there(pack, root):
     assert not wrong, "\n".join(sorted(wrong))
 
 
+def test_every_node_is_on_the_page_of_the_nodes_by_its_display_name(pack):
+    page = pack.text("docs/nodes.md")
+    rows = re.findall(r"^\| ([^|]+) \|", page.split("## Nodes")[1], flags=re.MULTILINE)
+    shown = [name for row in rows for name in row.split(", ") if row != "Node"]
+    code = "".join(pack.text(name) for name in pack.code if re.fullmatch(r"nodes/\w+\.py", name))
+    names = re.findall(r'node_id="SpatialWeave_\w+",\s*display_name="([^"]+)"', code)
+    assert len(names) > 30 and sorted(shown) == sorted(names)
+
+
 def top_level_names(tree):
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
