@@ -44,7 +44,7 @@ SYSTEM_FILES = {
     "config.py": (),
     "network.py": ("config.py", CORE + "layers/", "kernels/"),
     "weights.py": ("config.py", "network.py", CORE + "weights/"),
-    "sampling.py": ("config.py", CORE + "diffusion/"),
+    "sampling.py": ("config.py", CORE + "diffusion/", CORE + "protocols.py"),
     "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "training_noise.py", CORE),
 }
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")

@@ -198,4 +198,4 @@ def count_steps(on_step: OnStep | None, done: int, total: int) -> OnStep | None:
     """`on_step` for one of several runs: its steps counted on from `done`, out of `total`."""
     if on_step is None:
         return None
-    return lambda step, steps, rgb_x0, depth_x0: on_step(done + step, total, rgb_x0, depth_x0)
+    return lambda step, steps, latents: on_step(done + step, total, latents)

@@ -166,7 +166,7 @@ def test_order_is_the_default_or_the_callers(make_oracle):
 def test_refine_makes_the_depth_again_from_the_finished_image(make_oracle):
     pipeline, oracle = make_oracle(*scene())
     steps = []
-    result = pipeline("cat", height=8, width=12, refine=True, on_step=lambda step, total, rgb, net: steps.append((step, total)))
+    result = pipeline("cat", height=8, width=12, refine=True, on_step=lambda step, total, latents: steps.append((step, total)))
     assert steps == [(i, 6) for i in range(1, 7)]
     assert len(oracle.calls) == 6 + 3  # guided, then not
     assert all(torch.equal(call["img"], result.rgb_latent) and not call["t_rgb"].any() for call in oracle.calls[6:])
