@@ -10,7 +10,7 @@ from torch import Tensor
 from ....models.core.geometry.arrays import OVERSHOOT, as_image
 from ....models.core.geometry.depth import decode_depth
 from ....models.core.geometry.view import View
-from ....models.modality_forcing.inputs import pad_size
+from ....models.modality_forcing.inputs import Notes, pad_size
 from ..shared.last_resort import describe
 from ..shared.nested_latents import SIZE, read_samples
 from .joint_model import network_config
@@ -28,10 +28,9 @@ def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
     return {"samples": comfy.nested_tensor.NestedTensor((image, depth)), SIZE: (height, width), SKY: config.infinite_sky}
 
 
-def explain_size(model, width: int, height: int) -> list[str]:
-    """What is padded, where a size is no multiple of the patch."""
-    notes: list[str] = []
-    pad_size((height, width), network_config(model, "takes a joint latent").depth_patch, notes)
+def explain_size(model, width: int, height: int) -> Notes:
+    """A note on the padding where a size is not a multiple of the patch."""
+    _, notes = pad_size((height, width), network_config(model, "takes a joint latent").depth_patch)
     return notes
 
 

@@ -13,7 +13,7 @@ from spatialweave.models.core.geometry.camera import intrinsics_from_fov
 from spatialweave.models.core.geometry.depth import encode_depth
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.modality_forcing.config import PipelineDefaults, SamplingDefaults
-from spatialweave.models.modality_forcing.inputs import read_depth, read_image
+from spatialweave.models.modality_forcing.inputs import read_given_depth, read_given_image
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.pipeline import TINY_NETWORK, ModalityForcingPipeline
 from spatialweave.models.modality_forcing.sampling import draw_noise, make_schedule, sample
@@ -342,15 +342,15 @@ def test_pillow_images_are_taken_upright(tmp_path, orientation, turned):
     Image.fromarray(np.rot90(upright, turned).copy()).save(tmp_path / "a.png", exif=exif)
     Image.fromarray(np.rot90(np.arange(96, dtype=np.uint16).reshape(12, 8) + 1, turned).copy()).save(tmp_path / "d.png", exif=exif)
     with Image.open(tmp_path / "a.png") as image, Image.open(tmp_path / "d.png") as depth:
-        assert np.array_equal((read_image(image, (None, None), []).rgb[0] * 255).round().numpy(), upright)
-        assert read_depth(depth, (None, None), []).depth.flatten().tolist() == list(range(1, 97))
+        assert np.array_equal((read_given_image(image, (None, None)).rgb[0] * 255).round().numpy(), upright)
+        assert read_given_depth(depth, (None, None))[0].depth.flatten().tolist() == list(range(1, 97))
 
 
 def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
     wide = np.array([[70000, 1], [2, 3]], np.int32)
-    assert read_depth(Image.fromarray(wide), (None, None), []).depth[0].tolist() == wide.tolist()
+    assert read_given_depth(Image.fromarray(wide), (None, None))[0].depth[0].tolist() == wide.tolist()
     with_alpha = Image.merge("LA", [Image.new("L", (4, 6), 9), Image.new("L", (4, 6), 255)])
-    assert read_depth(with_alpha, (None, None), []).depth.shape == (1, 6, 4)
+    assert read_given_depth(with_alpha, (None, None))[0].depth.shape == (1, 6, 4)
 
 
 # --- faults --------------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
         ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "makes the depth, but one was given"),
         ({"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "makes the image, but one was given"),
         ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True}, "it does nothing in image_to_depth, so leave it off"),
-        ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"A depth of shape \(8, 8, 3\) arrived: that is a colour picture"),
+        ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"one value per pixel, got shape \(8, 8, 3\), a color image"),
         ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"in \[0, 1\], got floats from 255 to 255. Divide them by"),
         ({"steps": 0}, "0 steps were asked for"),
         ({"guidance": INF}, "Guidance is inf; it must be a finite number"),
