@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.geometry.arrays import as_float_tensor
-from ..core.geometry.depth import encode_depth
 from ..core.geometry.view import View, explain_invalid
 from ..core.pictures import Pictures, as_tensor, read_pictures
 from ..core.protocols import OnStep
 from .config import Mode, SamplingDefaults
+from .depth_code import depth_to_net
 
 Size = tuple[int, int]  # height, width
 AskedSize = tuple[int | None, int | None]  # None keeps the input's own
@@ -174,7 +174,7 @@ def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, 
     if infinite_sky and view.sky is not None:
         sky = view.sky[:, None]
         known = known | sky
-    net = pad_to(encode_depth(view.depth[:, None], view.mask[:, None], sky=sky), size)
+    net = pad_to(depth_to_net(view.depth[:, None], view.mask[:, None], sky=sky), size)
     return net, pad_to(known.float(), size) > 0
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.geometry.depth import Z_MAX, decode_depth
 from ..core.geometry.view import View, explain_invalid
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
 from .config import DEFAULTS, PRESETS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
+from .depth_code import Z_MAX, net_to_depth
 from .inputs import (
     Notes,
     Request,
@@ -223,7 +223,7 @@ class ModalityForcingPipeline:
             cameras = {"sky": given.sky, "intrinsics": given.intrinsics, "world_to_cam": given.world_to_cam}
             return View.from_depth(given.depth, units=given.units, mask=given.mask, image=image, **cameras), ()
         net = crop_to(net, request.size).cpu()
-        depth = decode_depth(net, infinite_sky=self.config.infinite_sky)
+        depth = net_to_depth(net, infinite_sky=self.config.infinite_sky)
         return View.from_depth(depth, units="relative", image=image), explain_depth(depth, net)
 
     def explain(self, prompts: Sequence[str]) -> Notes:
