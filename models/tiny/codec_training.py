@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..core.training.alignment import Aligner
@@ -56,7 +57,7 @@ def codec_loss(
         "pixel": (picture - image).abs().mean(),
         "edges": settings.edges * edge_distance(picture, image),
         "coarse": settings.coarse * (_shrink(picture) - _shrink(image)).abs().mean(),
-        "align": settings.align * trained.aligner(noisy.flatten(2).transpose(1, 2), batch["cells"]),
+        "align": settings.align * trained.aligner(rearrange(noisy, "b c h w -> b (h w) c"), batch["cells"]),
     }
     logs = {name: value.detach() for name, value in parts.items()}
     return sum(parts.values()), {**logs, "psnr": psnr(picture, image)}
