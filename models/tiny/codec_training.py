@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from ..core.losses import sum_terms
 from ..core.training.alignment import Aligner
 from .codec import TinyCodec
 
@@ -58,8 +59,8 @@ def codec_loss(
         "coarse": settings.coarse * (_shrink(picture) - _shrink(image)).abs().mean(),
         "align": settings.align * trained.aligner(noisy.flatten(2).transpose(1, 2), batch["cells"]),
     }
-    logs = {name: value.detach() for name, value in parts.items()}
-    return sum(parts.values()), {**logs, "psnr": psnr(picture, image)}
+    loss, logs = sum_terms(parts)
+    return loss, {**logs, "psnr": psnr(picture, image)}
 
 
 def edge_distance(a: Tensor, b: Tensor) -> Tensor:

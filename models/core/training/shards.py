@@ -20,6 +20,7 @@ from typing import Any
 
 from ..export.files import write_file
 from ..text_files import TextFileError, read_json_object, show_path
+from .checkpoint import write_json
 from .data import MANIFEST
 
 DATASET = "dataset.json"
@@ -55,7 +56,7 @@ class ShardFolder:
         return facts
 
     def write_facts(self, facts: Mapping[str, Any], *, finished: bool) -> None:
-        write_file(self.path / DATASET, (json.dumps({**facts, FINISHED: finished}, indent=1) + "\n").encode())
+        write_json(self.path / DATASET, {**facts, FINISHED: finished})
 
     @property
     def is_finished(self) -> bool:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....models.core.geometry.view import View
+from ....models.core.padding import pad_to
 from ....models.core.pictures import Pictures
 from ....models.modality_forcing.config import ModalityForcingConfig
-from ....models.modality_forcing.inputs import Size, encode_view, match_counts, pad_size, pad_to, read_depth, read_image
+from ....models.modality_forcing.inputs import Size, encode_view, match_counts, pad_size, read_depth, read_image
 from ..shared.last_resort import describe
 from .joint_latent import SIZE, SKY, check_vae, split_joint_latent
 from .joint_model import network_config
