@@ -55,7 +55,6 @@ EXTRA_IMPORTS = {
     "models/core/weights/download.py": {"huggingface_hub"},
     "models/intrinsic_ldm/training/bases.py": {"diffusers"},
     "models/intrinsic_ldm/training/perceptual.py": {"torchvision"},
-    "models/intrinsic_ldm/data/shards.py": {"accelerate"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.geometry.arrays import as_float_tensor
 from ..core.geometry.view import View, explain_invalid
+from ..core.padding import pad_to, round_up
 from ..core.pictures import Pictures, as_tensor, read_pictures
 from ..core.protocols import OnStep
 from .config import Mode, SamplingDefaults
@@ -154,18 +155,13 @@ def find_size(pictures: Pictures | None, view: View | None, size: AskedSize, def
 
 def pad_size(size: Size, patch: int) -> tuple[Size, Notes]:
     """The next multiples of the patch, with a note if these are others."""
-    padded = tuple(math.ceil(side / patch) * patch for side in size)
+    padded = round_up(size, patch)
     if padded == tuple(size):
         return padded, ()
     return padded, (
         f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at {padded[0]} x {padded[1]}, "
         "given edges repeated, and the result cropped back.",
     )
-
-
-def pad_to(x: Tensor, size: Size) -> Tensor:
-    """'b c h w' up to a size, by repeating the last row and column."""
-    return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), mode="replicate")
 
 
 def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, Tensor]:
@@ -176,11 +172,6 @@ def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, 
         known = known | sky
     net = pad_to(depth_to_net(view.depth[:, None], view.mask[:, None], sky=sky), size)
     return net, pad_to(known.float(), size) > 0
-
-
-def crop_to(x: Tensor, size: Size) -> Tensor:
-    """The first rows and columns of 'b c h w'."""
-    return x[..., : size[0], : size[1]]
 
 
 def choose_settings(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.geometry.view import View, explain_invalid
+from ..core.padding import crop_to, pad_to
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
 from .config import DEFAULTS, PRESETS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
@@ -25,12 +26,10 @@ from .inputs import (
     check_streams,
     choose_settings,
     count_steps,
-    crop_to,
     encode_view,
     find_size,
     match_batches,
     pad_size,
-    pad_to,
     read_given_depth,
     read_given_image,
 )

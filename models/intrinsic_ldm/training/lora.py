@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ...core.losses import sum_terms
 from ...core.training.alignment import CODE
 from ...core.training.data import FolderDataset
 from ...core.training.loop import Batch, Task
 from ...core.training.recipe import Recipe
 from ...core.training.settings import check_settings, read_settings
+from ...core.training.words import put_empty
 from ...core.weights.files import read_tensors, write_tensors
 from ..attention import Coupling
 from ..lora import LowRank, Projection, open_lora, read_lora
@@ -251,7 +253,7 @@ def lora_loss(
         for stream, guess in zip(streams, said.chunk(len(streams)), strict=True)
     }
     parts["intrinsic"] = settings.intrinsic_weight * parts["intrinsic"]
-    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+    return sum_terms(parts)
 
 
 def draw_prompts(
@@ -261,12 +263,7 @@ def draw_prompts(
     dropped = torch.rand(len(batch["context"]), generator=generator) < dropout
     if not dropout:
         return {name: batch[name] for name in names}
-    prompt = {}
-    for name in names:
-        given = batch[name]
-        chosen = dropped.to(given.device).view(-1, *[1] * (given.ndim - 1))
-        prompt[name] = torch.where(chosen, empty[name].to(given), given)
-    return prompt
+    return {name: put_empty(batch[name], empty[name], dropped) for name in names}
 
 
 def export(

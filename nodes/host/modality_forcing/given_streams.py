@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....models.core.geometry.view import View
+from ....models.core.padding import pad_to
 from ....models.core.pictures import Pictures
 from ....models.modality_forcing.config import ModalityForcingConfig
 from ....models.modality_forcing.inputs import (
@@ -23,7 +24,6 @@ from ....models.modality_forcing.inputs import (
     encode_view,
     match_counts,
     pad_size,
-    pad_to,
     read_given_depth,
     read_given_image,
 )
