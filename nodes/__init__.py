@@ -5,17 +5,24 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, ViewToMask, ViewToMoge
-from .depth_files import LoadDepth, SaveDepth
 from .evaluate import CompareViews
-from .export import DepthMesh, PointCloud, ViewCamera
+from .export import DepthMesh, LoadDepth, PointCloud, SaveDepth, ViewCamera
 from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
-from .given_streams import DepthToImageLatent, ImageToDepthLatent, MaskedJointLatent, RefineDepthLatent
 from .host.shared.last_resort import with_net
-from .intrinsic import IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent
-from .intrinsic_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
-from .latents import JoinJointLatent, LoadJointLatent, SaveJointLatent, SplitJointLatent
-from .loaders import LoadModalityForcing, LoadTinyDiffusion
-from .modality_forcing import DecodeJointLatent, EmptyJointLatent, GuidancePerStream, ModalityOrder
+from .intrinsic_ldm import IntrinsicCoGeneration, JoinIntrinsicLatent, LoadTinyDiffusion, SplitIntrinsicLatent
+from .intrinsic_ldm_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
+from .modality_forcing import DecodeJointLatent, GuidancePerStream, LoadModalityForcing, ModalityOrder
+from .modality_forcing_latents import (
+    DepthToImageLatent,
+    EmptyJointLatent,
+    ImageToDepthLatent,
+    JoinJointLatent,
+    LoadJointLatent,
+    MaskedJointLatent,
+    RefineDepthLatent,
+    SaveJointLatent,
+    SplitJointLatent,
+)
 
 
 class Extension(ComfyExtension):

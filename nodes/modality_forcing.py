@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from comfy_api.latest import io
 
 from .host.modality_forcing.guidance import with_depth_guidance
-from .host.modality_forcing.joint_latent import decode_joint_latent, empty_joint_latent, explain_size
+from .host.modality_forcing.joint_latent import decode_joint_latent
 from .host.modality_forcing.joint_model import with_order
-from .host.shared.notes import tell
+from .host.modality_forcing.klein_parts import find_parts
+from .host.modality_forcing.loading import TINY, find_fault, list_models, load_modality_forcing
 from .sockets import View
 
 
-class EmptyJointLatent(io.ComfyNode):
-    """Where a joint generation starts."""
+class LoadModalityForcing(io.ComfyNode):
+    """The model of joint generation."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="SpatialWeave_EmptyJointLatent",
-            display_name="Empty Joint Latent",
-            category="SpatialWeave/Modality Forcing",
-            description="An empty latent for an image together with its depth. Wire it to a KSampler whose model is a joint model.",
-            search_aliases=["rgbd", "depth", "empty latent", "image and depth", "nested latent"],
+            node_id="SpatialWeave_LoadModalityForcing",
+            display_name="Load Modality Forcing",
+            category="SpatialWeave/Loaders",
+            description="Loads a joint model of image and depth with its text encoder and VAE: the tiny one that ships with the pack, or a "
+            "Modality Forcing file from models/diffusion_models.",
+            search_aliases=["joint image depth", "rgbd", "depth model", "flux_rgbd", "modality forcing", "text to depth"],
             inputs=[
-                io.Model.Input("model", tooltip="The joint model that will sample it: it fixes the number of channels and the patch."),
-                io.Int.Input(
-                    "width", default=128, min=16, max=4096, step=1,
-                    tooltip="Width in pixels. Padded inside to whole patches of 16; you get the width you asked for.",
+                io.Combo.Input(
+                    "model_name", options=list_models(), default=TINY,
+                    tooltip="The tiny model needs no download. A file is recognised by its contents; any other model is refused by name.",
                 ),
-                io.Int.Input(
-                    "height", default=128, min=16, max=4096, step=1,
-                    tooltip="Height in pixels. Padded inside to whole patches of 16; you get the height you asked for.",
+                io.Boolean.Input(
+                    "with_clip_and_vae", default=True, optional=True, advanced=True,
+                    tooltip="Off: the model alone, for graphs with a Load CLIP and a Load VAE of their own, which read the same files "
+                    "once more.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pairs of image and depth to make."),
             ],
-            outputs=[io.Latent.Output("latent", display_name="LATENT", tooltip="Image and depth as one nested latent.")],
-            hidden=[io.Hidden.unique_id],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="A core model of a nested latent: wire it to a KSampler."),
+                io.Clip.Output(
+                    "clip", display_name="CLIP",
+                    tooltip="The tiny model's text encoder; for a file the Qwen3 encoder of its base, if models/text_encoders has it.",
+                ),
+                io.Vae.Output(
+                    "vae", display_name="VAE", tooltip="The tiny model's image codec; for a file flux2-vae, if models/vae has it.",
+                ),
+            ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, width, height, batch_size) -> io.NodeOutput:
-        tell(explain_size(model, width, height), cls.hidden)
-        return io.NodeOutput(empty_joint_latent(model, width, height, batch_size))
+    def validate_inputs(cls, model_name) -> bool | str:
+        return True if model_name is None else find_fault(model_name) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        """An encoder or VAE fetched since the last run counts. A digest, as core writes it into the files that users share."""
+        return hashlib.blake2b("\n".join(find_parts()).encode(), digest_size=8).hexdigest()
+
+    @classmethod
+    def execute(cls, model_name, with_clip_and_vae=True) -> io.NodeOutput:
+        return io.NodeOutput(*load_modality_forcing(model_name, with_clip_and_vae))
 
 
 class ModalityOrder(io.ComfyNode):

@@ -7,9 +7,34 @@ from comfy_api.latest import io, ui
 from ..models.intrinsic_ldm.layers import READINGS
 from .host.intrinsic_ldm.graph import check_samplers
 from .host.intrinsic_ldm.model import join_intrinsic, list_loras, plot, split_intrinsic, with_intrinsics
+from .host.intrinsic_ldm.tiny_diffusion import load_tiny_diffusion
 
 CATEGORY = "SpatialWeave/Intrinsics"
 _TAU = "DDPM time from {what}, 0 clean to 1000 noise; other samplers' noise levels are compared at equal signal-to-noise ratio."
+
+
+class LoadTinyDiffusion(io.ComfyNode):
+    """A base model for trying the intrinsics."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_LoadTinyDiffusion",
+            display_name="Load Tiny Diffusion",
+            category="SpatialWeave/Loaders",
+            description="Loads the tiny latent diffusion model that ships with the pack: SD2.1's kind of UNet, VAE and text encoder, for "
+            "pictures of 128 pixels with coloured solids. It stands where Load Checkpoint stands in a graph of SD2.1.",
+            search_aliases=["i-ldm", "tiny checkpoint", "test model", "sd21", "no download"],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="For a KSampler, or Intrinsic Co-Generation."),
+                io.Clip.Output("clip", display_name="CLIP", tooltip="Knows the words of the tiny world; others are named in the log."),
+                io.Vae.Output("vae", display_name="VAE", tooltip="For the image; Load Intrinsic VAE has the one for the maps."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_tiny_diffusion())
 
 
 class IntrinsicCoGeneration(io.ComfyNode):
