@@ -1,4 +1,4 @@
-"""The nodes ComfyUI shows, in the order of its menu."""
+"""The nodes that ComfyUI lists, in the order of its menu."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from .modality_forcing_latents import (
 
 
 class Extension(ComfyExtension):
-    """The explicit list: nothing is found by scanning."""
+    """The explicit list of nodes; no folder is scanned."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        generate = [LoadModalityForcing, EmptyJointLatent, ImageToDepthLatent, DepthToImageLatent, MaskedJointLatent]
-        generate += [RefineDepthLatent, ModalityOrder, GuidancePerStream]
+        generate = [LoadModalityForcing, EmptyJointLatent, ImageToDepthLatent, DepthToImageLatent]
+        generate += [MaskedJointLatent, RefineDepthLatent, ModalityOrder, GuidancePerStream]
         generate += [DecodeJointLatent, SplitJointLatent, JoinJointLatent, SaveJointLatent, LoadJointLatent]
         intrinsics = [LoadTinyDiffusion, IntrinsicCoGeneration, JoinIntrinsicLatent, SplitIntrinsicLatent]
         intrinsics += [LoadIntrinsicVae, EncodeIntrinsics, DecodeIntrinsics]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
-        return [with_net(node) for node in (*generate, *intrinsics, PreviewDepth, *convert, *export, *measure)]
+        nodes = [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure]
+        return [with_net(node) for node in nodes]
