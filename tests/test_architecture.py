@@ -94,6 +94,17 @@ def test_system_files_see_only_what_their_job_needs(pack):
     assert not wrong, "\n".join(wrong)
 
 
+def test_nodes_of_a_system_live_in_its_files(pack):
+    """Loaders included: a file of nodes reaches one system at most, whose name it begins with."""
+    wrong = []
+    for name in (name for name in pack.code if re.fullmatch(r"nodes/[a-z_0-9]+\.py", name)):
+        modules = [module for _, module in pack.imports(name)]
+        reached = {system for system in SYSTEMS for module in modules if f"/{system}/" in module}
+        home = PurePosixPath(name).name
+        wrong += [f"{name} reaches {system}" for system in sorted(reached) if not home.startswith(system)]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_comfyui_is_visible_only_in_nodes(pack):
     wrong = []
     for name in pack.code:
