@@ -1,4 +1,4 @@
-"""Called by worker.py inside ComfyUI: what a joint model composes with. Each function is a row of the README's table.
+"""Called by worker.py inside ComfyUI: what a joint model composes with. Each function is a row of docs/composability.md.
 
 It returns claims, {what must hold: whether it does}, or the sentence with which the combination is refused.
 """

@@ -1,4 +1,4 @@
-"""What a joint model composes with, one case for each row of the README's table; the table is read here, so that it cannot drift."""
+"""What a joint model composes with, one case for each row of docs/composability.md; the table is read here, so that it cannot drift."""
 
 import re
 
@@ -77,8 +77,8 @@ def test_attention_of_other_packages(compose, name):
 
 
 def table(root, heading="What it composes with"):
-    """The README's rows: (what with, yes or no, the tests named)."""
-    text = (root / "README.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    """The page's rows: (what with, yes or no, the tests named)."""
+    text = (root / "docs/composability.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return [(what, answer, re.findall(r"`([^`]+)`", tests)) for what, answer, tests in cells[2:]]
 

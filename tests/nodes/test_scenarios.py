@@ -386,7 +386,7 @@ def test_scenario_12_a_saved_depth_is_the_depth_loaded(geometry, tmp_path, kind,
 
 
 def test_scenario_13_patches_stack_and_what_cannot_is_refused_by_name(hour):
-    """Each cell of the README's table has its own test; this stacks them. Sage attention and real adapters are not installed here."""
+    """Each row of docs/composability.md has its own test; this stacks them. Sage attention and real adapters are not installed here."""
     result = hour("stacked")
     assert result["finite"] and result["attention"] > 0
     assert min(result["each"].values()) > 1e-4, "a patch was dropped without a word"

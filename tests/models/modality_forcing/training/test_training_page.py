@@ -44,7 +44,7 @@ def written(page, comfyui, tmp_path_factory):
 def test_the_page_names_the_recipes_own_paths(page):
     recipe = json.loads(RECIPE.read_text())
     assert recipe["model"]["base"] in page and recipe["data"]["folder"] in page
-    assert f"512 x {find_preset('klein_4b').context_in_dim}" in page and training_task.EMPTY_CONTEXT in page
+    assert f"(n, 512, {find_preset('klein_4b').context_in_dim})" in page and training_task.EMPTY_CONTEXT in page
 
 
 @pytest.mark.slow
