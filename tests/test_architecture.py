@@ -39,13 +39,14 @@ ALLOWED = {
     "workflows/": (),
     "": ("nodes/",),
 }
-# the files that every system with a network has, and what of ours they may see
+# files of a system, and what of ours they may see; a training/ folder may see all of its system but the pipeline
 SYSTEM_FILES = {
     "config.py": (),
     "network.py": ("config.py", CORE + "layers/", "kernels/"),
     "weights.py": ("config.py", "network.py", CORE + "weights/"),
-    "sampling.py": ("config.py", CORE + "diffusion/"),
-    "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "training_noise.py", CORE),
+    "sampling.py": ("config.py", CORE + "diffusion/", CORE + "protocols.py"),
+    "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "depth_code.py", CORE),
+    "depth_code.py": (CORE + "geometry/",),
 }
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
 EXTRA_IMPORTS = {
@@ -83,7 +84,9 @@ def test_system_files_see_only_what_their_job_needs(pack):
     wrong = []
     for name in pack.code:
         path = PurePosixPath(name)
-        if path.parent.name not in SYSTEMS or path.name not in SYSTEM_FILES:
+        if path.parent.name == "training" and path.parts[1] in SYSTEMS:
+            wrong += [f"{name}:{node.lineno} imports {module}" for node, module in pack.imports(name) if module.endswith("/pipeline.py")]
+        if path.parts[:-1] not in [("models", system) for system in SYSTEMS] or path.name not in SYSTEM_FILES:
             continue
         home = path.parent.as_posix() + "/"
         allowed = tuple(entry if "/" in entry else home + entry for entry in SYSTEM_FILES[path.name])
