@@ -242,13 +242,13 @@ def pair_loss(
     noises = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
     if settings.noise == "shared":
         noises["intrinsic"] = noises["image"]
-    parts, coupling.kept = {}, Kept()
+    parts, kept = {}, Kept()
     with ExitStack() as layers:
         keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
         for stream in BOTH:
-            coupling.rows = Rows(("prompt",), len(x0), (stream,))
             noised, context = base.add_noise(clean[stream], noises[stream], t), model.text_encoder(words[stream])
-            said = model.unet(noised, t, context, return_dict=False)[0].float()
+            with coupling.call(Rows(("prompt",), len(x0), (stream,)), kept=kept):
+                said = model.unet(noised, t, context, return_dict=False)[0].float()
             parts[stream] = F.mse_loss(said, base.target(clean[stream], noises[stream], t))
     if model.reader:
         parts["position"] = settings.position * model.reader([heard[0] for heard in keys], x0.shape[2:])

@@ -172,8 +172,6 @@ def build(recipe: Recipe) -> Task:
     dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
     base = load_base(settings.base, recipe.preset, getattr(torch, settings.precision))
     check_sample(dataset[0], base, recipe.data["folder"])
-    if settings.checkpointing:
-        base.network.enable_gradient_checkpointing()
     found = projections(base.network)
     model = TrainedLora(found, settings, Generator().manual_seed(recipe.seed))
     if settings.weights:
@@ -181,7 +179,8 @@ def build(recipe: Recipe) -> Task:
         given = read_lora(tensors, found, base=recipe.preset, name=settings.weights, metadata=metadata)
         model.fill(given, settings.weights)
     coupling, layers = couple(base.network, model.parts)
-    coupling.weights = dict.fromkeys((layer.block for layer in layers), 1.0)  # w = 1 throughout, as in the paper
+    if settings.checkpointing:
+        base.network.enable_gradient_checkpointing(coupling.checkpoint)
     if settings.places:
         look_at_own_place(model.parts, layers, base, coupling, dataset, settings.places, Generator().manual_seed(recipe.seed))
     in_training = partial(lora_loss, base=base, coupling=coupling, settings=loss, empty=empty)
@@ -231,9 +230,9 @@ def lora_loss(
     model: TrainedLora, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, settings: LoraLoss,
     empty: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Mean squares of what the base should have said of each domain: the same time for both, noises drawn apart unless shared.
+    """Mean squared error of the prediction for each stream: one timestep for both, noises drawn apart unless shared.
 
-    `model` trains through `coupling`, which holds its layers inside the base.
+    `model` trains through `coupling`, whose layers are inside the base; w is 1 in every layer, as in the paper.
     """
     clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
     count, streams = len(clean["image"]), settings.streams
@@ -243,11 +242,11 @@ def lora_loss(
     if settings.noise == "shared":
         noise["intrinsic"] = noise["image"]
 
-    coupling.rows = Rows(("prompt",), count, streams)
     rows = torch.cat([base.add_noise(clean[stream], noise[stream], t) for stream in streams])
     # in float32 first: what is stored in float16 cannot be joined under bfloat16 autocast
     repeated = {name: torch.cat([part.float()] * len(streams)) for name, part in prompt.items()}
-    said = base.predict(rows, t.repeat(len(streams)), repeated)
+    with coupling.call(Rows(("prompt",), count, streams)):
+        said = base.predict(rows, t.repeat(len(streams)), repeated)
     parts = {
         stream: F.mse_loss(guess, base.target(clean[stream], noise[stream], t))
         for stream, guess in zip(streams, said.chunk(len(streams)), strict=True)
