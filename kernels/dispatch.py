@@ -1,4 +1,4 @@
-"""Which backend runs an op: by declared limits, forced by a context or an environment variable, with a reason for each refusal.
+"""Chooses the backend of an op: by declared limits, or forced by a context or an environment variable.
 
 with use_backend("composition"): ...          SPATIALWEAVE_KERNELS=triton spatialweave bench kernels
 """
@@ -21,12 +21,12 @@ _log = logging.getLogger("spatialweave.kernels")
 
 
 class BackendUnavailableError(RuntimeError):
-    """A forced backend cannot take the call; the sentence says why."""
+    """A forced backend does not support the call; the message gives the reason."""
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside, every op runs on this backend or refuses."""
+    """Inside, every op runs on this backend or raises BackendUnavailableError."""
     token = _forced.set(_known(name, "use_backend"))
     try:
         yield
@@ -35,7 +35,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def forced_backend() -> str | None:
-    """What the context, else the environment, asks for; None leaves the choice to the limits."""
+    """The backend forced by the context, else by the environment; None if neither does."""
     given = _forced.get()
     if given is not None:
         return given
@@ -45,13 +45,13 @@ def forced_backend() -> str | None:
 
 def _known(name: str, origin: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{origin} got {name!r}; give one of {', '.join(BACKENDS)}.")
+        raise ValueError(f"{origin}: expected one of {', '.join(BACKENDS)}, got {name!r}.")
     return name
 
 
 @dataclass
 class Trust:
-    """What is known of a kernel on this machine, by variant: proven by its self-check, or failed for good with a reason."""
+    """State of a kernel on this machine, by variant: its self-check passed, or it failed, with the reason."""
 
     proven: set = field(default_factory=set)
     failed: dict = field(default_factory=dict)
@@ -60,14 +60,21 @@ class Trust:
         return self.failed.get(key)
 
     def refusal(self, key: object) -> str:
-        """Why `launch` did not."""
+        """Why `launch` did not run the kernel."""
         failed = self.reason(key)
-        return f"it failed: {failed}" if failed else "its self-check cannot run while a CUDA graph is captured: call it once before"
+        return (
+            f"it failed: {failed}"
+            if failed
+            else "its self-check cannot run while a CUDA graph is captured: call it once before"
+        )
 
-    def launch(self, key: object, check: Callable[[], str | None], run: Callable[[], object]) -> tuple[bool, object]:
-        """(True, result), or (False, None) after a failure, which is logged once and remembered; later calls never try again.
+    def launch(
+        self, key: object, check: Callable[[], str | None], run: Callable[[], object]
+    ) -> tuple[bool, object]:
+        """(True, result), or (False, None) after a failure, which is logged once and final for the variant.
 
-        Memory that ran out, and what a CUDA graph under capture forbids, are raised: no failures of the kernel. Unproven ones wait there.
+        OutOfMemoryError and errors during CUDA graph capture are raised: they are no failures of the kernel.
+        A variant whose self-check has not run yet does not launch during capture.
         """
         if key in self.failed or (key not in self.proven and is_capturing()):
             return False, None
@@ -79,18 +86,22 @@ class Trust:
             result = run()
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - a compiler, a linker and a driver raise anything; the composition is right without them
+        except Exception as error:  # noqa: BLE001 - compilers and drivers raise anything
             if is_capturing():
                 raise
             self.failed[key] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            _log.warning("a kernel is not used on this machine (%s): %s; torch's attention runs instead", key, self.failed[key])
+            _log.warning(
+                "a kernel is not used on this machine (%s): %s; torch's attention runs instead",
+                key,
+                self.failed[key],
+            )
             return False, None
         self.proven.add(key)
         return True, result
 
 
 def choose(reasons: dict[str, str | None]) -> str:
-    """The first backend without a reason against it; a forced one or an error. `reasons` by name, None for able."""
+    """The forced backend, or an error; else the first one that `reasons` maps to None."""
     forced = forced_backend()
     if forced is None:
         return next(name for name in BACKENDS if reasons[name] is None)
@@ -104,5 +115,5 @@ def refused(forced: str, reason: str) -> BackendUnavailableError:
 
 
 def is_capturing() -> bool:
-    """Whether a CUDA graph is being captured, in which nothing can be read back, or copied from the host for the first time."""
+    """Whether a CUDA graph is being captured, in which the host can neither read nor upload values."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -1,4 +1,4 @@
-"""Views from and to what core's own nodes make: depth pictures, masks, MoGe's and Depth Anything 3's geometry."""
+"""VIEWs from and to ComfyUI's own types: depth images, masks, MoGe's and Depth Anything 3's geometry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sockets import Da3Geometry, MogeGeometry, View, fov_input, units_input
 
 
 class ViewFromImage(io.ComfyNode):
-    """Depth that comes as a picture."""
+    """A VIEW from an IMAGE of depth values."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,50 +18,71 @@ class ViewFromImage(io.ComfyNode):
             node_id="SpatialWeave_ViewFromImage",
             display_name="View from Depth Image",
             category="SpatialWeave/Geometry",
-            description="Makes a VIEW of a grey depth picture. You say what its values mean; nothing is guessed from their range.",
-            search_aliases=["image to depth", "depth map", "load depth image", "disparity", "convert depth", "rgbd", "marigold", "midas"],
+            description="Converts a grayscale depth image to a VIEW. You state what its values mean; nothing "
+            "is guessed from their range.",
+            search_aliases=[
+                "image to depth", "depth map", "load depth image", "disparity", "convert depth", "rgbd",
+                "marigold", "midas",
+            ],
             inputs=[
-                io.Image.Input("image", tooltip="The grey depth picture. Transparent pixels of an RGBA picture have no depth."),
+                io.Image.Input(
+                    "image",
+                    tooltip="The grayscale depth image. Transparent pixels of an RGBA image have no depth.",
+                ),
                 io.Combo.Input(
-                    "values", options=["white is near, disparity", "white is near", "white is far", "depth as it is"],
+                    "values",
+                    options=["white is near, disparity", "white is near", "white is far", "depth as it is"],
                     default="white is near, disparity",
-                    tooltip="white is near, disparity: equal steps of 1 / depth, as MiDaS and depth ControlNets. white is near, white is "
-                    "far: equal steps of depth. depth as it is: the values are depths, above 1 too, as from DA3Render's raw mode.",
+                    tooltip="white is near, disparity: linear in 1 / depth, as MiDaS and depth ControlNets "
+                    "have it. white is near, white is far: linear in depth. depth as it is: the values are "
+                    "depths and may exceed 1, as from DA3Render's raw mode.",
                 ),
                 units_input(),
                 io.Float.Input(
                     "near", default=1.0, min=0.0, max=100000.0, step=0.0001, round=0.0001,
-                    tooltip="The depth of the near end of the scale, in the unit chosen. Not used for depth as it is.",
+                    tooltip="Depth at the near end of the scale, in the chosen unit. Not used for depth as "
+                    "it is.",
                 ),
                 io.Float.Input(
                     "far", default=10.0, min=0.0, max=100000.0, step=0.0001, round=0.0001,
-                    tooltip="The depth of the far end of the scale, in the unit chosen. Not used for depth as it is.",
+                    tooltip="Depth at the far end of the scale, in the chosen unit. Not used for depth as it "
+                    "is.",
                 ),
                 io.Float.Input(
                     "fov_degrees", default=0.0, min=0.0, max=170.0, step=0.0001, advanced=True,
-                    tooltip="Horizontal field of view of the camera in degrees; 0 if it is not known.",
+                    tooltip="Horizontal field of view of the camera in degrees; 0 if unknown.",
                 ),
-                io.Image.Input("picture", optional=True, tooltip="The picture the depth belongs to, of the same size."),
-                io.Mask.Input("mask", optional=True, tooltip="Where the depth is valid: white counts, black has no depth, such as sky."),
+                io.Image.Input(
+                    "picture", optional=True,
+                    tooltip="The image that the depth belongs to, of the same size.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Where the depth is valid: white is valid, black has no depth, such as sky.",
+                ),
             ],
             outputs=[
-                View.Output("view", display_name="VIEW", tooltip="The depth with its unit, larger = farther."),
-                io.String.Output("text", display_name="STRING", tooltip="Size, range, unit, and which pixels are invalid and why."),
+                View.Output(
+                    "view", display_name="VIEW", tooltip="The depth with its unit, larger = farther.",
+                ),
+                io.String.Output(
+                    "text", display_name="STRING",
+                    tooltip="Size, range, unit, and which pixels are invalid and why.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, image, values, units, near, far, fov_degrees, picture=None, mask=None) -> io.NodeOutput:
-        camera = fov_degrees or None
-        view, notice = view_from_image(
-            image, meaning=values, units=units, near=near, far=far, mask=mask, picture=picture, fov_degrees=camera
-        )  # fmt: skip
+        scale = {"meaning": values, "units": units, "near": near, "far": far}
+        others = {"mask": mask, "picture": picture, "fov_degrees": fov_degrees or None}
+        view, notice = view_from_image(image, **scale, **others)
         text = view.require_valid().describe()
         return io.NodeOutput(view, text if notice is None else f"{text}\n{notice}")
 
 
 class ViewToMask(io.ComfyNode):
-    """Where there is depth, and where sky."""
+    """The validity and sky masks of a VIEW."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -73,10 +94,15 @@ class ViewToMask(io.ComfyNode):
             search_aliases=["depth mask", "valid mask", "sky mask", "hole mask", "convert view to mask"],
             inputs=[View.Input("view", tooltip="Any VIEW.")],
             outputs=[
-                io.Mask.Output("valid", display_name="valid", tooltip="White where there is a depth, black in holes and sky."),
-                io.Mask.Output("sky", display_name="sky", tooltip="White where the depth is known to be infinite."),
+                io.Mask.Output(
+                    "valid", display_name="valid",
+                    tooltip="White where the depth is valid, black in holes and sky.",
+                ),
+                io.Mask.Output(
+                    "sky", display_name="sky", tooltip="White where the depth is known to be infinite.",
+                ),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, view) -> io.NodeOutput:
@@ -85,7 +111,7 @@ class ViewToMask(io.ComfyNode):
 
 
 class ViewFromMoge(io.ComfyNode):
-    """From core's MoGe nodes."""
+    """A VIEW from ComfyUI's MoGe nodes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -93,11 +119,16 @@ class ViewFromMoge(io.ComfyNode):
             node_id="SpatialWeave_ViewFromMoge",
             display_name="View from MoGe Geometry",
             category="SpatialWeave/Geometry",
-            description="Makes a VIEW of what MoGe Inference measured: depth, camera, normals, mask and picture.",
+            description="Converts the geometry of MoGe Inference to a VIEW: depth, camera, normals, mask and "
+            "image.",
             search_aliases=["moge", "moge to depth", "moge geometry", "convert moge", "metric depth"],
-            inputs=[MogeGeometry.Input("moge_geometry", tooltip="From MoGe Inference. A panorama has no z-depth."), units_input()],
-            outputs=[View.Output("view", display_name="VIEW", tooltip="The same geometry; infinite depth is sky.")],
-        )
+            inputs=[MogeGeometry.Input(
+                "moge_geometry", tooltip="From MoGe Inference. A panorama is refused: it has no z-depth.",
+            ), units_input()],
+            outputs=[View.Output(
+                "view", display_name="VIEW", tooltip="The same geometry; pixels of infinite depth are sky.",
+            )],
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, moge_geometry, units) -> io.NodeOutput:
@@ -105,7 +136,7 @@ class ViewFromMoge(io.ComfyNode):
 
 
 class ViewToMoge(io.ComfyNode):
-    """To core's MoGe nodes."""
+    """A VIEW for ComfyUI's MoGe nodes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -113,13 +144,20 @@ class ViewToMoge(io.ComfyNode):
             node_id="SpatialWeave_ViewToMoge",
             display_name="View to MoGe Geometry",
             category="SpatialWeave/Geometry",
-            description="Hands a VIEW to the nodes that core made for MoGe: render, mesh, field of view.",
+            description="Converts a VIEW for ComfyUI's MoGe nodes: render, mesh, field of view.",
             search_aliases=["moge", "depth to moge", "moge geometry", "point map", "depth to mesh"],
-            inputs=[View.Input("view", tooltip="Any VIEW. Pose, confidence and unit have no place in the packet."), fov_input()],
+            inputs=[View.Input(
+                "view",
+                tooltip="Any VIEW. Pose, confidence and unit are dropped: MoGe's geometry does not hold "
+                "them.",
+            ), fov_input()],
             outputs=[
-                MogeGeometry.Output("moge_geometry", display_name="MOGE_GEOMETRY", tooltip="Depth, points, camera, mask, normals, picture.")
+                MogeGeometry.Output(
+                    "moge_geometry", display_name="MOGE_GEOMETRY",
+                    tooltip="Depth, points, camera, mask, normals and image.",
+                )
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, view, fov_degrees) -> io.NodeOutput:
@@ -127,7 +165,7 @@ class ViewToMoge(io.ComfyNode):
 
 
 class ViewFromDa3(io.ComfyNode):
-    """From core's Depth Anything 3 nodes."""
+    """A VIEW from ComfyUI's Depth Anything 3 nodes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -135,11 +173,17 @@ class ViewFromDa3(io.ComfyNode):
             node_id="SpatialWeave_ViewFromDa3",
             display_name="View from DA3 Geometry",
             category="SpatialWeave/Geometry",
-            description="Makes a VIEW of what Depth Anything 3 estimated: depth, sky, confidence, and cameras in multi-view mode.",
+            description="Converts the geometry of Depth Anything 3 to a VIEW: depth, sky, confidence, and "
+            "cameras in multi-view mode.",
             search_aliases=["depth anything", "da3", "da3 to depth", "depth anything v3", "convert da3"],
-            inputs=[Da3Geometry.Input("da3_geometry", tooltip="From Run Depth Anything 3, mono or multiview."), units_input()],
-            outputs=[View.Output("view", display_name="VIEW", tooltip="The same geometry; what is probably sky is sky.")],
-        )
+            inputs=[Da3Geometry.Input(
+                "da3_geometry", tooltip="From Run Depth Anything 3, mono or multiview.",
+            ), units_input()],
+            outputs=[View.Output(
+                "view", display_name="VIEW",
+                tooltip="The same geometry; pixels that are probably sky count as sky.",
+            )],
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, da3_geometry, units) -> io.NodeOutput:
@@ -147,7 +191,7 @@ class ViewFromDa3(io.ComfyNode):
 
 
 class ViewToDa3(io.ComfyNode):
-    """To core's Depth Anything 3 nodes."""
+    """A VIEW for ComfyUI's Depth Anything 3 nodes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -155,13 +199,20 @@ class ViewToDa3(io.ComfyNode):
             node_id="SpatialWeave_ViewToDa3",
             display_name="View to DA3 Geometry",
             category="SpatialWeave/Geometry",
-            description="Hands a VIEW to the nodes that core made for Depth Anything 3: render and mesh.",
+            description="Converts a VIEW for ComfyUI's Depth Anything 3 nodes: render and mesh.",
             search_aliases=["depth anything", "da3", "depth to da3", "da3 geometry", "depth to mesh"],
-            inputs=[View.Input("view", tooltip="Any VIEW. Without a camera core assumes one of about 60 degrees; normals have no place.")],
+            inputs=[View.Input(
+                "view",
+                tooltip="Any VIEW. Without a camera, ComfyUI assumes a field of view of about 60 degrees; "
+                "normals are dropped.",
+            )],
             outputs=[
-                Da3Geometry.Output("da3_geometry", display_name="DA3_GEOMETRY", tooltip="Depth, picture, sky, confidence, camera and pose.")
+                Da3Geometry.Output(
+                    "da3_geometry", display_name="DA3_GEOMETRY",
+                    tooltip="Depth, image, sky, confidence, camera and pose.",
+                )
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, view) -> io.NodeOutput:

@@ -1,4 +1,4 @@
-"""How near a depth comes to the truth."""
+"""Evaluation of a depth map against ground truth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sockets import View, fit_options, fov_input, quantity_input
 
 
 class CompareViews(io.ComfyNode):
-    """The figures of the depth papers."""
+    """The metrics of the monocular depth papers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,35 +18,63 @@ class CompareViews(io.ComfyNode):
             node_id="SpatialWeave_CompareViews",
             display_name="Compare Views",
             category="SpatialWeave/Evaluation",
-            description="Scores a depth against a true one: AbsRel, delta, RMSE, SILog and the angle of the normals.",
-            search_aliases=["depth metrics", "absrel", "rmse", "delta1", "evaluate depth", "depth error", "ground truth", "score"],
+            description="Evaluates a depth map against ground truth: AbsRel, delta, RMSE, SILog and normal "
+            "angle.",
+            search_aliases=[
+                "depth metrics", "absrel", "rmse", "delta1", "evaluate depth", "depth error", "ground truth",
+                "score",
+            ],
             is_output_node=True,
             inputs=[
-                View.Input("view", tooltip="The depth to judge."),
-                View.Input("reference", tooltip="The truth, of the same size. Its unit is the unit of RMSE."),
+                View.Input("view", tooltip="The depth map to evaluate."),
+                View.Input("reference", tooltip="The ground truth, of the same size. RMSE is in its unit."),
                 io.Combo.Input(
                     "alignment", options=["none", *fit_options()], default="scale",
-                    tooltip="What is fitted before scoring. none: nothing, both must have one unit. scale: the medians agree. scale and "
-                    "shift: least squares. robust: by absolute error, which outliers move least. Name it beside every figure.",
+                    tooltip="Alignment before the evaluation. none: both must have the same unit. scale: "
+                    "equal medians. scale and shift: least squares. robust: least absolute error, the least "
+                    "sensitive to outliers. State it with every score.",
                 ),
                 quantity_input(),
                 fov_input(),
             ],
             outputs=[
-                io.Float.Output("absrel", display_name="absrel", tooltip="Mean of error / true depth; 0 is perfect."),
-                io.Float.Output("delta1", display_name="delta1", tooltip="Share of pixels within a factor of 1.25; 1 is perfect."),
-                io.Float.Output("delta2", display_name="delta2", tooltip="Share of pixels within a factor of 1.25 squared."),
-                io.Float.Output("delta3", display_name="delta3", tooltip="Share of pixels within a factor of 1.25 cubed."),
-                io.Float.Output("rmse", display_name="rmse", tooltip="Root of the mean squared error, in the reference's unit."),
-                io.Float.Output("silog", display_name="silog", tooltip="100 x the deviation of the log ratio; blind to one scale."),
-                io.Float.Output("normal_angle", display_name="normal_angle", tooltip="Mean angle between the normals in degrees."),
-                io.String.Output("text", display_name="STRING", tooltip="All figures, the alignment, and how many pixels count."),
+                io.Float.Output(
+                    "absrel", display_name="absrel", tooltip="Mean of |error| / true depth; 0 is perfect.",
+                ),
+                io.Float.Output(
+                    "delta1", display_name="delta1",
+                    tooltip="Fraction of pixels within a factor of 1.25; 1 is perfect.",
+                ),
+                io.Float.Output(
+                    "delta2", display_name="delta2",
+                    tooltip="Fraction of pixels within a factor of 1.25 squared.",
+                ),
+                io.Float.Output(
+                    "delta3", display_name="delta3",
+                    tooltip="Fraction of pixels within a factor of 1.25 cubed.",
+                ),
+                io.Float.Output(
+                    "rmse", display_name="rmse", tooltip="Root mean squared error, in the reference's unit.",
+                ),
+                io.Float.Output(
+                    "silog", display_name="silog",
+                    tooltip="100 x the standard deviation of the log ratio; invariant to scale.",
+                ),
+                io.Float.Output(
+                    "normal_angle", display_name="normal_angle",
+                    tooltip="Mean angle between the normals, in degrees.",
+                ),
+                io.String.Output(
+                    "text", display_name="STRING",
+                    tooltip="All scores, the alignment, and the number of pixels evaluated.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, view, reference, alignment, quantity, fov_degrees) -> io.NodeOutput:
-        found = compare_views(view, reference, alignment=alignment, quantity=quantity, fov_degrees=fov_degrees, each=each_picture)
+        options = {"alignment": alignment, "quantity": quantity, "fov_degrees": fov_degrees}
+        comparison = compare_views(view, reference, **options, each=each_picture)
         names = ("absrel", "delta1", "delta2", "delta3", "rmse", "silog", "normal_angle")
-        text = found.describe()
-        return io.NodeOutput(*(found.scores[name] for name in names), text, ui=ui.PreviewText(text))
+        text = comparison.describe()
+        return io.NodeOutput(*(comparison.scores[name] for name in names), text, ui=ui.PreviewText(text))

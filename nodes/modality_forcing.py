@@ -1,51 +1,80 @@
-"""Joint sampling of an image and its depth; the sampler itself is core's."""
+"""Modality Forcing: the joint model of image and depth, its patches and decoding."""
 
 from __future__ import annotations
+
+import hashlib
 
 from comfy_api.latest import io
 
 from .host.modality_forcing.guidance import with_depth_guidance
-from .host.modality_forcing.joint_latent import decode_joint_latent, empty_joint_latent, explain_size
+from .host.modality_forcing.joint_latent import decode_joint_latent
 from .host.modality_forcing.joint_model import with_order
-from .host.shared.notes import tell
+from .host.modality_forcing.klein_parts import find_parts
+from .host.modality_forcing.loading import TINY, find_fault, list_models, load_modality_forcing
 from .sockets import View
 
 
-class EmptyJointLatent(io.ComfyNode):
-    """Where a joint generation starts."""
+class LoadModalityForcing(io.ComfyNode):
+    """The joint model with its text encoder and VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="SpatialWeave_EmptyJointLatent",
-            display_name="Empty Joint Latent",
-            category="SpatialWeave/Modality Forcing",
-            description="An empty latent for an image together with its depth. Wire it to a KSampler whose model is a joint model.",
-            search_aliases=["rgbd", "depth", "empty latent", "image and depth", "nested latent"],
-            inputs=[
-                io.Model.Input("model", tooltip="The joint model that will sample it: it fixes the number of channels and the patch."),
-                io.Int.Input(
-                    "width", default=128, min=16, max=4096, step=1,
-                    tooltip="Width in pixels. Padded inside to whole patches of 16; you get the width you asked for.",
-                ),
-                io.Int.Input(
-                    "height", default=128, min=16, max=4096, step=1,
-                    tooltip="Height in pixels. Padded inside to whole patches of 16; you get the height you asked for.",
-                ),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pairs of image and depth to make."),
+            node_id="SpatialWeave_LoadModalityForcing",
+            display_name="Load Modality Forcing",
+            category="SpatialWeave/Loaders",
+            description="Loads a joint model of image and depth with its text encoder and VAE: the tiny "
+            "model that ships with the pack, or a Modality Forcing file from models/diffusion_models.",
+            search_aliases=[
+                "joint image depth", "rgbd", "depth model", "flux_rgbd", "modality forcing", "text to depth",
             ],
-            outputs=[io.Latent.Output("latent", display_name="LATENT", tooltip="Image and depth as one nested latent.")],
-            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Combo.Input(
+                    "model_name", options=list_models(), default=TINY,
+                    tooltip="The tiny model needs no download. A file is recognized by its tensors, whatever "
+                    "its name; a file of another model is refused with an error that says what it is.",
+                ),
+                io.Boolean.Input(
+                    "with_clip_and_vae", default=True, optional=True, advanced=True,
+                    tooltip="Off: loads the model alone, for workflows with their own Load CLIP and Load "
+                    "VAE, which would otherwise read the same files twice.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "model", display_name="MODEL",
+                    tooltip="A MODEL that samples a nested latent of image and depth: connect it to a "
+                    "KSampler.",
+                ),
+                io.Clip.Output(
+                    "clip", display_name="CLIP",
+                    tooltip="The tiny model's text encoder; for a file, the Qwen3 text encoder of its base "
+                    "model, if models/text_encoders has it.",
+                ),
+                io.Vae.Output(
+                    "vae", display_name="VAE",
+                    tooltip="The tiny model's image autoencoder; for a file, flux2-vae, if models/vae has "
+                    "it.",
+                ),
+            ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, width, height, batch_size) -> io.NodeOutput:
-        tell(explain_size(model, width, height), cls.hidden)
-        return io.NodeOutput(empty_joint_latent(model, width, height, batch_size))
+    def validate_inputs(cls, model_name) -> bool | str:
+        return True if model_name is None else find_fault(model_name) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        """Changes when a text encoder or VAE file appears. Hashed: ComfyUI writes it into shared files."""
+        return hashlib.blake2b("\n".join(find_parts()).encode(), digest_size=8).hexdigest()
+
+    @classmethod
+    def execute(cls, model_name, with_clip_and_vae=True) -> io.NodeOutput:
+        return io.NodeOutput(*load_modality_forcing(model_name, with_clip_and_vae))
 
 
 class ModalityOrder(io.ComfyNode):
-    """log2_alpha of the paper, as a model patch."""
+    """The paper's log2_alpha as a model patch."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -53,17 +82,24 @@ class ModalityOrder(io.ComfyNode):
             node_id="SpatialWeave_ModalityOrder",
             display_name="Modality Order",
             category="SpatialWeave/Modality Forcing",
-            description="Which comes first while sampling, the image or its depth. Works with core's samplers and schedulers.",
+            description="Sets which is denoised first, the image or its depth. Works with ComfyUI's samplers "
+            "and schedulers.",
             search_aliases=["log2_alpha", "depth first", "image first", "schedule", "rgbd"],
             inputs=[
                 io.Model.Input("model", tooltip="A joint model, from Load Modality Forcing."),
                 io.Float.Input(
                     "log2_alpha", default=5.0, min=-14.0, max=8.0, step=0.01, round=0.01,
-                    tooltip="The odds of the depth's noise are 2 to this power times the image's. 0: both resolve together. Above 0: the "
-                    "image first, the depth reads it (5 in the paper). Below 0: the depth first, the image follows it.",
+                    tooltip="Offset between the two noise schedules: the depth's noise level has "
+                    "2^log2_alpha times the image's odds t / (1 - t). 0: both are denoised together. Above "
+                    "0: the image first, the depth follows it (5 in the paper). Below 0: the depth first, "
+                    "the image follows it.",
                 ),
             ],
-            outputs=[io.Model.Output("model", display_name="MODEL", tooltip="The same model with this order.")],
+            outputs=[
+                io.Model.Output(
+                    "model", display_name="MODEL", tooltip="The same model with this modality order.",
+                ),
+            ],
         )  # fmt: skip
 
     @classmethod
@@ -72,7 +108,7 @@ class ModalityOrder(io.ComfyNode):
 
 
 class GuidancePerStream(io.ComfyNode):
-    """Classifier-free guidance of the depth apart from the image's."""
+    """A separate CFG scale for the depth stream."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -80,17 +116,23 @@ class GuidancePerStream(io.ComfyNode):
             node_id="SpatialWeave_GuidancePerStream",
             display_name="Guidance per Stream",
             category="SpatialWeave/Modality Forcing",
-            description="Guides the depth by a strength of its own; the cfg of the KSampler then guides the image alone.",
+            description="Sets a separate CFG scale for the depth; the KSampler's cfg then applies to the "
+            "image alone.",
             search_aliases=["cfg per modality", "dual cfg", "depth cfg", "guidance scale", "rgbd"],
             inputs=[
                 io.Model.Input("model", tooltip="A joint model, from Load Modality Forcing."),
                 io.Float.Input(
                     "depth_cfg", default=1.0, min=0.0, max=30.0, step=0.01, round=0.01,
-                    tooltip="How strongly the prompt leads the depth. 1: no guidance. Above 1: away from the negative prompt. The cfg of "
-                    "the sampler does the same for the image.",
+                    tooltip="CFG scale of the depth. 1: no guidance. Above 1: towards the prompt and away "
+                    "from the negative prompt. The sampler's cfg does the same for the image.",
                 ),
             ],
-            outputs=[io.Model.Output("model", display_name="MODEL", tooltip="The same model with its depth guided so.")],
+            outputs=[
+                io.Model.Output(
+                    "model", display_name="MODEL",
+                    tooltip="The same model with this CFG scale for its depth.",
+                ),
+            ],
         )  # fmt: skip
 
     @classmethod
@@ -99,7 +141,7 @@ class GuidancePerStream(io.ComfyNode):
 
 
 class DecodeJointLatent(io.ComfyNode):
-    """The end of a joint generation."""
+    """The image and the VIEW of a joint latent."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -107,17 +149,25 @@ class DecodeJointLatent(io.ComfyNode):
             node_id="SpatialWeave_DecodeJointLatent",
             display_name="Decode Joint Latent",
             category="SpatialWeave/Modality Forcing",
-            description="Takes a joint latent apart: the picture, through the VAE, and its depth as a VIEW that knows unit and direction.",
+            description="Decodes a joint latent: the image with the VAE, and its depth as a VIEW with unit "
+            "and direction.",
             search_aliases=["rgbd", "vae decode", "depth", "split latent", "separate"],
             inputs=[
                 io.Latent.Input("samples", tooltip="A joint latent, from a KSampler with a joint model."),
-                io.Vae.Input("vae", tooltip="The VAE of the image stream: the tiny model's own, or flux2-vae for models on FLUX.2."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The VAE of the image stream: the tiny model's own, or flux2-vae for models "
+                    "based on FLUX.2.",
+                ),
             ],
             outputs=[
-                io.Image.Output("image", display_name="IMAGE", tooltip="The picture."),
-                View.Output("view", display_name="VIEW", tooltip="Its depth: relative units of about unit mean, larger = farther."),
+                io.Image.Output("image", display_name="IMAGE", tooltip="The decoded image."),
+                View.Output(
+                    "view", display_name="VIEW",
+                    tooltip="Its depth: relative units with a mean of about 1, larger = farther.",
+                ),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, samples, vae) -> io.NodeOutput:

@@ -39,13 +39,14 @@ ALLOWED = {
     "workflows/": (),
     "": ("nodes/",),
 }
-# the files that every system with a network has, and what of ours they may see
+# files of a system, and what of ours they may see; a training/ folder may see all of its system but the pipeline
 SYSTEM_FILES = {
     "config.py": (),
     "network.py": ("config.py", CORE + "layers/", "kernels/"),
     "weights.py": ("config.py", "network.py", CORE + "weights/"),
-    "sampling.py": ("config.py", CORE + "diffusion/"),
-    "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "training_noise.py", CORE),
+    "sampling.py": ("config.py", CORE + "diffusion/", CORE + "protocols.py"),
+    "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "depth_code.py", CORE),
+    "depth_code.py": (CORE + "geometry/",),
 }
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
 EXTRA_IMPORTS = {
@@ -54,7 +55,6 @@ EXTRA_IMPORTS = {
     "models/core/weights/download.py": {"huggingface_hub"},
     "models/intrinsic_ldm/training/bases.py": {"diffusers"},
     "models/intrinsic_ldm/training/perceptual.py": {"torchvision"},
-    "models/intrinsic_ldm/data/shards.py": {"accelerate"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},
@@ -83,12 +83,25 @@ def test_system_files_see_only_what_their_job_needs(pack):
     wrong = []
     for name in pack.code:
         path = PurePosixPath(name)
-        if path.parent.name not in SYSTEMS or path.name not in SYSTEM_FILES:
+        if path.parent.name == "training" and path.parts[1] in SYSTEMS:
+            wrong += [f"{name}:{node.lineno} imports {module}" for node, module in pack.imports(name) if module.endswith("/pipeline.py")]
+        if path.parts[:-1] not in [("models", system) for system in SYSTEMS] or path.name not in SYSTEM_FILES:
             continue
         home = path.parent.as_posix() + "/"
         allowed = tuple(entry if "/" in entry else home + entry for entry in SYSTEM_FILES[path.name])
         ours = [(node, module) for node, module in pack.imports(name) if module.endswith(".py")]
         wrong += [f"{name}:{node.lineno} imports {module}" for node, module in ours if not module.startswith(allowed or ("-",))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nodes_of_a_system_live_in_its_files(pack):
+    """Loaders included: a file of nodes reaches one system at most, whose name it begins with."""
+    wrong = []
+    for name in (name for name in pack.code if re.fullmatch(r"nodes/[a-z_0-9]+\.py", name)):
+        modules = [module for _, module in pack.imports(name)]
+        reached = {system for system in SYSTEMS for module in modules if f"/{system}/" in module}
+        home = PurePosixPath(name).name
+        wrong += [f"{name} reaches {system}" for system in sorted(reached) if not home.startswith(system)]
     assert not wrong, "\n".join(wrong)
 
 

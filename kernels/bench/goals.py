@@ -1,15 +1,12 @@
-"""What the attention op is to reach, as ratios inside one run of the benchmark, and whether a run reached it."""
+"""Performance goals of the attention op, as time ratios within one run, and whether a run reaches them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from .results import Timing
 from .rivals import FLEX, MASKED, ONE_STREAM, TWO_CALLS
-
-if TYPE_CHECKING:
-    from .run import Timing
 
 Size = tuple[int, int, int, int]  # b, h, n, d
 COMPOSED = "best composition"  # the fastest of our own and of those that one would write
@@ -17,7 +14,10 @@ COMPOSED = "best composition"  # the fastest of our own and of those that one wo
 
 @dataclass(frozen=True)
 class Goal:
-    """`rival`'s time over ours at one weight, for the shapes that `holds` names; `over`: at that weight, of ours itself."""
+    """A lower bound on `rival`'s time over ours at one weight, for the shapes that `holds` accepts.
+
+    `over`: compare our own time at that other weight instead of a rival's.
+    """
 
     rival: str
     weight: str
@@ -58,7 +58,8 @@ ON_A_GPU = (
     Goal(COMPOSED, "mixed", 1.25, 1.5, at(64, least=2304)),
     Goal(COMPOSED, "mixed", 1.6, 2.2, at(64, most=1024)),
     Goal(COMPOSED, "mixed", 1.4, 1.8, at(40, 72, 80)),
-    Goal(COMPOSED, "mixed", 0.98, 1.1, at(128)),  # never slower, which dispatch brings about; 2 % for the noise of a tie
+    # never slower, which dispatch brings about; 2 % for the noise of a tie
+    Goal(COMPOSED, "mixed", 0.98, 1.1, at(128)),
     Goal(FLEX, "mixed", 1.4, 1.8, at(64)),
     Goal(FLEX, "mixed", 1.05, 1.6, at(128)),
     Goal(FLEX, "mixed", 2.0, 3.0, at(72)),
@@ -66,7 +67,8 @@ ON_A_GPU = (
 ON_A_CPU = (
     *SAVED,
     *(Goal(TWO_CALLS, weight, 1 / 0.95, 1 / 0.85) for weight in ("mixed", "one")),
-    Goal(MASKED, "mixed", 1 / 0.95, 1 / 0.85, lambda size: size[0] == 1),  # what one writes for a joint sequence
+    # what one writes for a joint sequence
+    Goal(MASKED, "mixed", 1 / 0.95, 1 / 0.85, lambda size: size[0] == 1),
 )
 
 
@@ -74,14 +76,18 @@ def judge(times: Iterable[Timing]) -> list[Verdict]:
     """Every goal on every shape that has the times for it."""
     found: dict[tuple[str, Size, str], dict[tuple[str, str], float]] = {}
     for timing in times:
-        found.setdefault((timing.shape, timing.size, timing.mode), {})[timing.weight, timing.rival] = timing.median
+        found.setdefault((timing.shape, timing.size, timing.mode), {})[timing.weight, timing.rival] = (
+            timing.median
+        )
     verdicts = []
     for (shape, size, mode), medians in found.items():
         on_a_gpu = any(rival == "ours, composition" for _, rival in medians)
         for goal in ON_A_GPU if on_a_gpu else ON_A_CPU:
             ours, theirs = medians.get((goal.weight, "ours")), _theirs(goal, medians)
             if goal.holds(size) and ours is not None and theirs is not None:
-                verdicts.append(Verdict(shape, mode, goal.rival, goal.weight, theirs / ours, goal.must, goal.stretch))
+                verdicts.append(
+                    Verdict(shape, mode, goal.rival, goal.weight, theirs / ours, goal.must, goal.stretch)
+                )
     return verdicts
 
 
@@ -89,7 +95,11 @@ def _theirs(goal: Goal, medians: dict[tuple[str, str], float]) -> float | None:
     if goal.over is not None:
         return medians.get((goal.over, "ours"))
     if goal.rival == COMPOSED:
-        composed = [median for (weight, rival), median in medians.items() if weight == goal.weight and is_composition(rival)]
+        composed = [
+            median
+            for (weight, rival), median in medians.items()
+            if weight == goal.weight and is_composition(rival)
+        ]
         return min(composed, default=None)
     return medians.get((goal.weight, goal.rival))
 

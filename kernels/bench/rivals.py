@@ -1,4 +1,7 @@
-"""What one would write instead of the attention op: for the benchmark, which checks their numbers before it times them."""
+"""Baselines: what one would write instead of the attention op.
+
+Their outputs are checked before they are timed.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,36 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..dispatch import use_backend
 from ..segment_attention import segment_attention
-from ..segment_attention.log_sum_exp import attend_by_cudnn, attend_by_efficient, attend_by_flash, attend_with_lse
+from ..segment_attention.log_sum_exp import (
+    attend_by_cudnn,
+    attend_by_efficient,
+    attend_by_flash,
+    attend_with_lse,
+)
 from ..segment_attention.reference import bias_row
 from ..segment_attention.segments import Segments, full_weight
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
-TWO_CALLS, MASKED, ONE_STREAM, FLEX = "two calls, gather, merge", "concat and mask", "one stream", "flex attention"
+TWO_CALLS, MASKED, ONE_STREAM, FLEX = (
+    "two calls, gather, merge",
+    "concat and mask",
+    "one stream",
+    "flex attention",
+)
 
 
 def rivals(segments: Segments, log_weight: list, place: torch.device, mode: str = "eager") -> dict[str, Call]:
-    """Ours and the others, without FlexAttention. In a graph our weights are on the device, as nothing on the host can be read there."""
+    """Ours and every baseline but FlexAttention.
+
+    In mode "graph" our weights are on the device: a graph reads no host memory.
+    """
     ours_weight = torch.tensor(log_weight, device=place) if mode == "graph" else log_weight
     pairs, cuda, mask = len(segments.queries) == 1, place.type == "cuda", masked(segments, log_weight)
-    found: dict[str, Call] = {"ours": ours(segments, ours_weight), MASKED: mask, ONE_STREAM: F.scaled_dot_product_attention}
+    found: dict[str, Call] = {
+        "ours": ours(segments, ours_weight),
+        MASKED: mask,
+        ONE_STREAM: F.scaled_dot_product_attention,
+    }
     if pairs:
         found[TWO_CALLS] = two_calls(segments, log_weight, place, attend_with_lse)
     if cuda:
@@ -33,7 +53,10 @@ def rivals(segments: Segments, log_weight: list, place: torch.device, mode: str 
         found |= {f"ours, {name}": ours(segments, ours_weight, name) for name in ("triton", "composition")}
     if cuda and pairs:
         attend = {"cudnn": attend_by_cudnn, "flash": attend_by_flash, "efficient": attend_by_efficient}
-        found |= {f"{TWO_CALLS}, {name}": two_calls(segments, log_weight, place, call) for name, call in attend.items()}
+        found |= {
+            f"{TWO_CALLS}, {name}": two_calls(segments, log_weight, place, call)
+            for name, call in attend.items()
+        }
     return found
 
 
@@ -49,13 +72,15 @@ def ours(segments: Segments, log_weight: list | Tensor, backend: str | None = No
 
 
 def masked(segments: Segments, log_weight: list) -> Call:
-    """Copies of the sources side by side, and a mask in the queries' dtype, which is made once."""
+    """Concatenated keys and values, with the weights as an attention mask in q's dtype, built once."""
     bias: dict[torch.dtype, Tensor] = {}
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.dtype not in bias:
             bias[q.dtype] = bias_row(q, segments, full_weight(log_weight, q, segments)).to(q.dtype)
-        return F.scaled_dot_product_attention(q, beside(k, segments), beside(v, segments), attn_mask=bias[q.dtype])
+        return F.scaled_dot_product_attention(
+            q, beside(k, segments), beside(v, segments), attn_mask=bias[q.dtype]
+        )
 
     return call
 
@@ -69,19 +94,24 @@ def by(backend: SDPBackend, call: Call) -> Call:
 
 
 def beside(tensor: Tensor, segments: Segments) -> Tensor:
-    """Copies of the sources side by side, (rows, heads, keys of all sources, width)."""
-    sources = [(list(rows), slice(s.start, s.start + s.length)) for rows, s in zip(segments.rows(tensor.shape[0]), segments.sources)]
+    """The sources concatenated along the keys, (b, h, n, d)."""
+    sources = [
+        (list(rows), slice(s.start, s.start + s.length))
+        for rows, s in zip(segments.rows(tensor.shape[0]), segments.sources)
+    ]
     own = list(range(tensor.shape[0]))
-    return torch.cat([(tensor if rows == own else gathered(tensor, rows))[:, :, at] for rows, at in sources], 2)
+    return torch.cat(
+        [(tensor if rows == own else gathered(tensor, rows))[:, :, at] for rows, at in sources], 2
+    )
 
 
 def gathered(tensor: Tensor, rows: list[int]) -> Tensor:
-    """Row by row: an index on the host would have to be copied to the device, which a CUDA graph cannot hold."""
+    """Gather row by row: a CUDA graph cannot capture the upload of an index tensor."""
     return torch.stack([tensor[row] for row in rows])
 
 
 def two_calls(segments: Segments, log_weight: list, place: torch.device, attend: Callable) -> Call:
-    """What one writes first: attention to the own row, attention to the gathered partner, and a merge."""
+    """Attention to the own row and to the gathered partner row, merged by their log-sum-exp."""
     rows = torch.tensor(segments.sources[1].rows, device=place)
     shift = torch.tensor(log_weight, device=place)[:, :, 1, None]
 
@@ -95,8 +125,10 @@ def two_calls(segments: Segments, log_weight: list, place: torch.device, attend:
 
 
 def flex(segments: Segments, table: Tensor, *, tuning: str | None = None) -> Call:
-    """FlexAttention over copied keys, compiled once for a shape: `table`, the log weights (S, T) or (B, S, T) on the device, may be
-    overwritten. tuning: a mode of torch.compile. Torch's fall-back to code that is not compiled, after several shapes, is an error.
+    """FlexAttention over concatenated keys, compiled once per shape.
+
+    `table`: log weights (S, T) or (B, S, T) on the device; may be overwritten between calls. `tuning`: the
+    `mode` of torch.compile. With fullgraph=True a fallback to eager after several recompilations is an error.
     """
     modified = by_border(segments, table) if len(segments.queries) == 1 else by_table(segments, table)
 
@@ -110,8 +142,10 @@ def flex(segments: Segments, table: Tensor, *, tuning: str | None = None) -> Cal
 
 
 def by_border(segments: Segments, table: Tensor) -> Callable[..., Tensor]:
-    """For queries of one segment: the number of a key decides which weight is added, and nothing is read for it."""
-    borders = [sum(source.length for source in segments.sources[:slot]) for slot in range(1, len(segments.sources))]
+    """score_mod for one query segment: compares the key index with the borders, without a table lookup."""
+    borders = [
+        sum(source.length for source in segments.sources[:slot]) for slot in range(1, len(segments.sources))
+    ]
 
     def modified(score: Tensor, b: Tensor, h: Tensor, m: Tensor, n: Tensor) -> Tensor:
         weight = table[b, 0, 0]
@@ -123,7 +157,9 @@ def by_border(segments: Segments, table: Tensor) -> Callable[..., Tensor]:
 
 
 def by_table(segments: Segments, table: Tensor) -> Callable[..., Tensor]:
-    """For a joint sequence: the segments of query and key are looked up."""
+    """score_mod for a joint sequence: looks up the segments of the query and of the key."""
     lengths = (segments.queries, [source.length for source in segments.sources])
-    segment, slot = (torch.repeat_interleave(torch.arange(len(of)), torch.tensor(of)).to(table.device) for of in lengths)
+    segment, slot = (
+        torch.repeat_interleave(torch.arange(len(of)), torch.tensor(of)).to(table.device) for of in lengths
+    )
     return lambda score, b, h, m, n: score + table[segment[m], slot[n]]

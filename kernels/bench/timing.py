@@ -1,4 +1,4 @@
-"""Timing calls in turn, as they are called or as replays of CUDA graphs; and what a call spends most of its time in."""
+"""Interleaved timing of calls, eager or as CUDA graph replays, and the dominant kernel of each call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from .rates import time_once
+from .machine import time_once
 from .rivals import Call
 
 LEAST_ROUNDS = 3  # whatever time there is
@@ -18,8 +18,9 @@ Turns = dict[str, list[Callable[[], object]]]  # by rival
 
 
 def in_turn(calls: dict[str, Call], inputs: list, mode: str) -> tuple[Turns, list[str]]:
-    """For each rival one call for each set of inputs, or one replay of a CUDA graph that holds all of these; and a sentence for each rival
-    that a graph does not hold.
+    """Per rival one call per set of inputs, or one replay of a CUDA graph of them all.
+
+    Also one line per rival that cannot be captured.
     """
     found, unheld = Turns(), []
     for rival, call in calls.items():
@@ -45,9 +46,13 @@ def captured(calls: list[Callable[[], object]]) -> Callable[[], object]:
     return graph.replay
 
 
-def interleaved(turns: Turns, place: torch.device, rounds: int, seconds: float | None, *, held: int = 1) -> dict[str, list[float]]:
-    """Milliseconds of a call, round by round, every rival in each. The first round warms up, and tells how many fit in the seconds; there
-    are 3 at least. held: the calls of one replay, which are that many rounds.
+def interleaved(
+    turns: Turns, place: torch.device, rounds: int, seconds: float | None, *, held: int = 1
+) -> dict[str, list[float]]:
+    """Milliseconds per call, round by round, with every rival in each round.
+
+    The first round is warm-up and gives the number of rounds that fit in `seconds`, at least 3. `held`: calls
+    per graph replay, which counts as that many rounds.
     """
     times: dict[str, list[float]] = {rival: [] for rival in turns}
     turn, rounds = 0, math.ceil(rounds / held)
@@ -63,24 +68,30 @@ def interleaved(turns: Turns, place: torch.device, rounds: int, seconds: float |
 
 
 def busiest(calls: dict[str, Call], given: Sequence[Tensor]) -> dict[str, str]:
-    """The kernel, or on a CPU the operator, that takes most of each call's time; nothing where the machine's profiler sees none."""
+    """Per call the kernel (on a CPU the operator) with most of its time; empty where profiling fails."""
     cuda = given[0].device.type == "cuda"
     try:
         events = profiled(calls, given, cuda)
-    except Exception:  # noqa: BLE001 - a name beside a time is not worth losing the time
+    except Exception:  # noqa: BLE001 - the names are optional
         return {}
     where = DeviceType.CUDA if cuda else DeviceType.CPU
-    spans = {event.name: event.time_range for event in events if event.name in calls and event.device_type == DeviceType.CPU}
+    spans = {
+        event.name: event.time_range
+        for event in events
+        if event.name in calls and event.device_type == DeviceType.CPU
+    }
     spent: dict[str, dict[str, float]] = {rival: {} for rival in spans}
     for event in (event for event in events if event.device_type == where and event.name not in calls):
-        for rival in (rival for rival, span in spans.items() if span.start <= event.time_range.start <= span.end):
+        for rival in (
+            rival for rival, span in spans.items() if span.start <= event.time_range.start <= span.end
+        ):
             took = event.time_range.elapsed_us() if cuda else event.self_cpu_time_total
             spent[rival][event.name] = spent[rival].get(event.name, 0.0) + took
     return {rival: max(times, key=lambda name: times[name]) for rival, times in spent.items() if times}
 
 
 def profiled(calls: dict[str, Call], given: Sequence[Tensor], cuda: bool) -> list:
-    """Every call once, in a span of its name. On a GPU its kernels have ended when the span ends."""
+    """Events of one call of each, in a record_function of its name that ends after synchronization."""
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
         for rival, call in calls.items():
             with record_function(rival):

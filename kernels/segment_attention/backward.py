@@ -1,7 +1,8 @@
 """Gradients of segment attention in plain torch, recomputed from the saved log-sum-exp, block by block.
 
     p = exp(scores - lse)        dv = p^T do        ds = p (do v^T - delta)        delta = sum(do * o) - dlse
-    dq = scale ds k              dk = scale ds^T q  d log w(row, head, segment, source) = sum of ds over the segment and the source
+    dq = scale ds k              dk = scale ds^T q
+    d log w(row, head, segment, source) = sum of ds over the segment and the source
 
 A source of weight zero has p = 0, so every gradient through it, d log w included, is 0.
 """
@@ -19,10 +20,14 @@ MOST_SCORES = 1 << 24  # of one block
 
 
 def segment_attention_backward(
-    grads: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor, Tensor, Tensor], outputs: tuple[Tensor, Tensor], segments: Segments,
-    *, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(do, dlse), (q, k, v, log_weight), (o, lse) -> dq, dk, dv, d log_weight, in the shapes and dtypes of the inputs.
+    grads: tuple[Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor],
+    segments: Segments,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(do, dlse), (q, k, v, log_weight), (o, lse) -> dq, dk, dv, d log_weight, shaped as the inputs.
 
     Half precision is computed in float32. The order of all sums is fixed.
     """
@@ -31,7 +36,7 @@ def segment_attention_backward(
     grad, out = grads[0].to(exact), outputs[0].to(exact)
     delta = (grad * out).sum(-1) - grads[1].to(exact)
     lse = outputs[1].to(exact)
-    lse = lse.masked_fill(lse == -math.inf, math.inf)  # a query that saw nothing has p = 0
+    lse = lse.masked_fill(lse == -math.inf, math.inf)  # a query that sees no key has p = 0
     dq, dk, dv = (torch.zeros(tensor.shape, dtype=exact, device=q.device) for tensor in (q, k, v))
     weight = log_weight.to(q.device, exact).expand(q.shape[0], q.shape[1], -1, -1)
     dw = torch.zeros(weight.shape, dtype=exact, device=q.device)
@@ -42,7 +47,14 @@ def segment_attention_backward(
             step = max(16, MOST_SCORES // (len(rows) * q.shape[1] * source.length))
             for segment, (start, stop) in enumerate(segments.query_ranges()):
                 for first in range(start, stop, step):
-                    block.add(rows, [key_rows[row] for row in rows], slice(first, min(first + step, stop)), keys, segment, slot)
+                    block.add(
+                        rows,
+                        [key_rows[row] for row in rows],
+                        slice(first, min(first + step, stop)),
+                        keys,
+                        segment,
+                        slot,
+                    )
     for axis in (0, 1):
         if log_weight.shape[axis] == 1:
             dw = dw.sum(axis, keepdim=True)
@@ -50,7 +62,7 @@ def segment_attention_backward(
 
 
 def distinct(key_rows: tuple[int, ...]) -> list[list[int]]:
-    """Query rows in waves that read different rows of keys, so that no two add to the same place at once."""
+    """Batches of query rows that read distinct key rows, so that index_add_ never adds to one row twice."""
     waves: list[list[int]] = []
     for row, key_row in enumerate(key_rows):
         for wave in waves:
@@ -63,15 +75,34 @@ def distinct(key_rows: tuple[int, ...]) -> list[list[int]]:
 
 
 class _Block:
-    """The tensors, and the contribution of one block of queries and one source."""
+    """The tensors, and `add`: the gradients' contribution of one block of queries and one source."""
 
     def __init__(self, *tensors) -> None:
-        self.q, self.k, self.v, self.grad, self.delta, self.lse, self.weight, self.dq, self.dk, self.dv, self.dw, self.scale = tensors
+        (
+            self.q,
+            self.k,
+            self.v,
+            self.grad,
+            self.delta,
+            self.lse,
+            self.weight,
+            self.dq,
+            self.dk,
+            self.dv,
+            self.dw,
+            self.scale,
+        ) = tensors
 
-    def add(self, rows: list[int], key_rows: list[int], queries: slice, keys: slice, segment: int, slot: int) -> None:
+    def add(
+        self, rows: list[int], key_rows: list[int], queries: slice, keys: slice, segment: int, slot: int
+    ) -> None:
         device, exact = self.q.device, self.dq.dtype
         of, at = torch.tensor(rows, device=device), torch.tensor(key_rows, device=device)
-        q, k, v = self.q[of, :, queries].to(exact), self.k[at, :, keys].to(exact), self.v[at, :, keys].to(exact)
+        q, k, v = (
+            self.q[of, :, queries].to(exact),
+            self.k[at, :, keys].to(exact),
+            self.v[at, :, keys].to(exact),
+        )
         grad = self.grad[of, :, queries]
         shift = self.weight[of, :, segment, slot][..., None] - self.lse[of, :, queries]
         p = (q @ k.transpose(2, 3) * self.scale + shift[..., None]).exp()

@@ -1,4 +1,4 @@
-"""The cases every backend must get right: shapes, segments and weights, with readable names."""
+"""Test cases for every backend: shapes, segments and weights, with readable names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NEVER = -math.inf
 
 @dataclass(frozen=True)
 class Case:
-    """Fresh random tensors of a shape. `rows` is B; `key_rows` and `keys` default to the queries' own numbers.
+    """Shapes and weights of random tensors. `rows` is B; `key_rows` (R) and `keys` (M) default to those of q.
 
-    `loud` multiplies queries and keys; `flat` names rows whose keys are all the first one.
+    `loud` scales queries and keys; in the rows of `flat` all keys equal the first one.
     """
 
     name: str
@@ -34,15 +34,24 @@ class Case:
     flat: tuple[int, ...] = ()
 
     def tensors(
-        self, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        self,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v; "packed" is (B, N, 3, H, D) storage as a fused projection leaves it, "BNHD" is ComfyUI's (B, N, H * D)."""
+        """q, k, v as (B, H, N, D).
+
+        Layout "packed": stored as (B, N, 3, H, D), a fused qkv projection; "BNHD": stored as (B, N, H * D),
+        as in ComfyUI.
+        """
         q, k, v = self._random(generator, dtype, device)
         for row in self.flat:
             k[row] = k[row, :, :1].clone()
         return q.mul_(self.loud), k.mul_(self.loud), v
 
-    def _random(self, generator: torch.Generator, dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _random(
+        self, generator: torch.Generator, dtype: torch.dtype, device: str | torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
         def made(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
@@ -53,8 +62,10 @@ class Case:
             return tuple(part.transpose(1, 2) for part in qkv.unbind(2))  # type: ignore[return-value]
         shapes = ((self.rows, queries), (key_rows, keys), (key_rows, keys))
         if self.layout == "BNHD":
-            return tuple(made(b, n, self.heads, self.width).transpose(1, 2) for b, n in shapes)  # type: ignore[return-value]
-        return tuple(made(b, self.heads, n, self.width) for b, n in shapes)  # type: ignore[return-value]
+            q, k, v = (made(b, n, self.heads, self.width).transpose(1, 2) for b, n in shapes)
+        else:
+            q, k, v = (made(b, self.heads, n, self.width) for b, n in shapes)
+        return q, k, v
 
     def log_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor(self.weights, dtype=dtype)
@@ -64,8 +75,10 @@ def _log(weight: float) -> float:
     return math.log(weight) if weight else NEVER
 
 
-def coupled(name: str, length: int, partner: Callable[[int], int], weights: tuple[float, ...], **more) -> Case:
-    """I-LDM: row b sees itself at 1 and its partner at weights[b]."""
+def coupled(
+    name: str, length: int, partner: Callable[[int], int], weights: tuple[float, ...], **more
+) -> Case:
+    """I-LDM: row b attends to itself at weight 1 and to its partner at weights[b]."""
     rows = len(weights)
     segments = Segments.coupled(length, tuple(partner(row) for row in range(rows)))
     return Case(name, segments, tuple(((0.0, _log(w)),) for w in weights), rows=rows, **more)
@@ -90,9 +103,23 @@ CASES = (
     Case("joint-three-streams", Segments.joint((7, 40, 33)), THREE, width=64, layout="packed"),
     Case("joint-all-one", Segments.joint((16, 64, 20)), ((0.0,) * 3,) * 3, width=32, layout="BNHD"),
     Case("by-head", Segments.coupled(45, (1, 0)), BY_HEAD, width=48),
-    Case("more-keys", Segments((20,), (Source(0, 37), Source(30, 33))), ((0.0, 0.5),), keys=70, width=128, heads=2),
+    Case(
+        "more-keys",
+        Segments((20,), (Source(0, 37), Source(30, 33))),
+        ((0.0, 0.5),),
+        keys=70,
+        width=128,
+        heads=2,
+    ),
     Case("sees-nothing", Segments((9, 8), (Source(0, 17),)), ((NEVER,), (0.3,)), width=16),
-    Case("other-rows", Segments((15,), (Source(2, 11, (2, 0)), Source(0, 30, (1, 1)))), ((0.2, -1.0),), key_rows=3, keys=30, width=160),
+    Case(
+        "other-rows",
+        Segments((15,), (Source(2, 11, (2, 0)), Source(0, 30, (1, 1)))),
+        ((0.2, -1.0),),
+        key_rows=3,
+        keys=30,
+        width=160,
+    ),
 )
 EXTREME = (  # exact numbers are harder here: errors grow with the logits, and gradients cancel
     coupled("large-logits", 40, _pair, (0.4, 1.0, 0.0, 1e-6), width=16, loud=5.0),  # up to 80 and more

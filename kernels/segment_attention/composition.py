@@ -1,8 +1,9 @@
-"""Segment attention composed of ordinary attention calls: the way on CPU, MPS and wherever our kernel does not run.
+"""Segment attention as ordinary attention calls, for CPU, MPS and wherever the kernel does not run.
 
-Zero weights cost nothing; one weight for streams that lie side by side in memory is one call on a view; other weights are calls merged by
-their log-sum-exp, or, where no backend returns one, a bias in the queries' dtype (cuDNN reads a float32 mask as half precision). On a CPU
-short segments of one sequence are one call with a bias, too: torch's attention there takes tiles of 256 queries from 768 on, of 64 below.
+Sources of weight zero are skipped; adjacent sources of one weight are one call on a view; other weights are
+calls merged by their log-sum-exp, or, where no backend returns one, a bias in q's dtype (cuDNN reads a
+float32 mask as half precision). On a CPU short segments of one sequence are one call with a bias, too:
+torch's CPU attention uses tiles of 256 queries from 768 queries on, of 64 below.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ _log = logging.getLogger("spatialweave.kernels")
 
 @dataclass(frozen=True)
 class Inner:
-    """A host's own attention: call(q, k, v, *, scale[, bias]) with 'b h n d' tensors -> 'b h n d'.
+    """A host's own attention: call(q, k, v, *, scale[, bias]) with (b, h, n, d) tensors -> (b, h, n, d).
 
-    `takes_bias`: it adds a bias (b, h or 1, 1, keys) in q's dtype to the scores. `returns_lse`: it returns (o, lse 'b h n') instead of o.
-    Without either it serves only calls whose weights are all 0 or equal; the rest runs on torch's attention, and the log says so once.
+    `takes_bias`: it adds a bias (b, h or 1, 1, m) in q's dtype to the scores. `returns_lse`: it returns (o,
+    lse) with lse (b, h, n) instead of o. Without either it serves only calls whose weights are all 0 or
+    equal; the rest runs on torch's attention, which is logged once.
     """
 
     call: Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -40,13 +42,28 @@ class Inner:
     returns_lse: bool = False
 
     def serves(self, group: Group, need_lse: bool) -> bool:
-        return not group.pieces or self.returns_lse or (not need_lse and (len(group.pieces) == 1 or self.takes_bias))
+        return (
+            not group.pieces
+            or self.returns_lse
+            or (not need_lse and (len(group.pieces) == 1 or self.takes_bias))
+        )
 
 
 def compose(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor, *, scale: float, need_lse: bool, inner: Inner | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    log_weight: Tensor,
+    *,
+    scale: float,
+    need_lse: bool,
+    inner: Inner | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """As `segment_attention_reference`; o lies in memory as (B, N, H, D). Weights on the CPU are known and spare calls."""
+    """As `segment_attention_reference`; o is stored as (B, N, H, D).
+
+    Weights on the CPU are known and save calls.
+    """
     k, v = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (k, v))
     segments, log_weight = _united(segments, log_weight)
     groups = plan_of(q, k, v, segments, log_weight)
@@ -64,22 +81,35 @@ def compose(
 
 
 def _united(segments: Segments, log_weight: Tensor) -> tuple[Segments, Tensor]:
-    """Query segments of the same weights, where these are known, are one segment."""
+    """Merge all query segments into one if their weights are on the CPU and equal."""
     first = log_weight[:, :, :1]
-    if len(segments.queries) == 1 or log_weight.device.type != "cpu" or not torch.equal(first.expand_as(log_weight), log_weight):
+    if (
+        len(segments.queries) == 1
+        or log_weight.device.type != "cpu"
+        or not torch.equal(first.expand_as(log_weight), log_weight)
+    ):
         return segments, log_weight
     return Segments((sum(segments.queries),), segments.sources), first
 
 
 def plan_of(q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor) -> tuple[Group, ...]:
-    """Weights known to the host are numbered as they come, as a plan depends on which are equal: one is made for all steps of a sampler."""
+    """The cached plan of calls.
+
+    It depends on which weights are equal, not on their values, so weights on the CPU are replaced by indices:
+    one plan serves all steps of a sampler.
+    """
     known = None
     if log_weight.device.type == "cpu" and q.device.type != "meta":
         number = {-math.inf: -math.inf}
         rows = log_weight.expand(q.shape[0], *log_weight.shape[1:]).permute(0, 2, 3, 1).tolist()
-        known = tuple(tuple(tuple(tuple(number.setdefault(w, len(number)) for w in of) for of in seen) for seen in row) for row in rows)
+        known = tuple(
+            tuple(tuple(tuple(number.setdefault(w, len(number)) for w in of) for of in seen) for seen in row)
+            for row in rows
+        )
     joinable = all(tensor.stride(0) == tensor.shape[2] * tensor.stride(2) for tensor in (k, v))
-    return make_plan(segments, q.shape[0], k.shape[2], known, joinable, q.stride(0) == q.shape[2] * q.stride(2))
+    return make_plan(
+        segments, q.shape[0], k.shape[2], known, joinable, q.stride(0) == q.shape[2] * q.stride(2)
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +124,7 @@ class _Run:
     inner: Inner | None
 
     def whole(self, group: Group) -> tuple[Tensor, Tensor | None]:
-        """The group is all: its output is ours, without a copy if it lies in memory as promised."""
+        """The output of a group of all queries, copied only if it is not stored as (B, N, H, D)."""
         (b, h, n, d), (out, lse) = self.q.shape, self.one(group)
         if lse is not None and self.need_lse:
             lse = lse.unflatten(2, (group.fold, n)).transpose(1, 2).reshape(b, h, n)
@@ -129,7 +159,7 @@ class _Run:
         return returns_lse(self.q) or (self.inner is not None and self.inner.returns_lse)
 
     def merged(self, q: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-        """The others are merged into the output of a piece that one view serves, in place."""
+        """Merge the other pieces in place into the output of one whose keys are a view."""
         first, *others = sorted(group.pieces, key=lambda piece: not is_arithmetic(piece.rows))
         out, lse = self.call(q, self.keys(self.k, first), self.keys(self.v, first), True)
         out, lse = out if self.inner is None else out.clone(), lse + self.weight(group, first)
@@ -140,7 +170,9 @@ class _Run:
             more, more_lse = self.call(asked, self.keys(self.k, piece), self.keys(self.v, piece), True)
             more_lse = more_lse + self.weight(part, piece)
             to, to_lse = _take(out, at), _take(lse, at)
-            share = torch.where(more_lse == -math.inf, 0.0, torch.sigmoid(more_lse - to_lse))[..., None].to(exact)
+            share = torch.where(more_lse == -math.inf, 0.0, torch.sigmoid(more_lse - to_lse))[..., None].to(
+                exact
+            )
             if exact == out.dtype:
                 to.lerp_(more, share)
             else:
@@ -149,11 +181,17 @@ class _Run:
         return self.hidden(out, group), lse
 
     def is_short(self, groups: tuple[Group, ...]) -> bool:
-        """Whether calls of few queries would be merged, on a CPU, and one call with a bias is small enough. Half precision is not: its
-        bias would round."""
+        """Whether one call with a bias replaces merged calls of few queries: on a CPU, up to MOST_BIAS.
+
+        Never in half precision, in which the bias would round.
+        """
         q, (rows, heads, *_) = self.q, self.log_weight.shape
-        short = any(len(group.pieces) > 1 and self.segments.queries[group.segment] < FULL_TILES for group in groups)
-        small = rows * heads * q.shape[2] * sum(source.length for source in self.segments.sources) <= MOST_BIAS
+        short = any(
+            len(group.pieces) > 1 and self.segments.queries[group.segment] < FULL_TILES for group in groups
+        )
+        small = (
+            rows * heads * q.shape[2] * sum(source.length for source in self.segments.sources) <= MOST_BIAS
+        )
         return short and small and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
 
     def in_one(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
@@ -161,7 +199,9 @@ class _Run:
         order = sorted(range(len(self.segments.sources)), key=lambda slot: self.segments.sources[slot].start)
         segments = Segments(self.segments.queries, tuple(self.segments.sources[slot] for slot in order))
         unseen = (self.log_weight == -math.inf).all(3, keepdim=True)
-        bias = bias_row(self.q, segments, self.log_weight[..., order].masked_fill(unseen, 0.0)).to(self.q.dtype)
+        bias = bias_row(self.q, segments, self.log_weight[..., order].masked_fill(unseen, 0.0)).to(
+            self.q.dtype
+        )
         keys, values = self.k[:, :, start:stop], self.v[:, :, start:stop]
         call = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = call(self.q, keys, values, 0.0, False, attn_mask=bias, scale=self.scale)
@@ -172,27 +212,42 @@ class _Run:
         return out.transpose(1, 2).contiguous().transpose(1, 2), lse if self.need_lse else None
 
     def hidden(self, out: Tensor, group: Group) -> Tensor:
-        """Zeros for heads that see none of the group's sources; a row of which no head does is in no group. The host waits for nothing."""
+        """Zero the heads that see none of the group's sources.
+
+        (Rows of which no head does are in no group.) No sync.
+        """
         known = self.log_weight.device.type == "cpu"
         if known and self.log_weight.shape[1] == 1:
             return out
-        unseen = torch.stack([self.weight_of(self.log_weight, group, piece) for piece in group.pieces]).eq(-math.inf).all(0)
+        unseen = (
+            torch.stack([self.weight_of(self.log_weight, group, piece) for piece in group.pieces])
+            .eq(-math.inf)
+            .all(0)
+        )
         if known and not bool(unseen.any()):
             return out
-        fill = out.masked_fill_ if self.inner is None else out.masked_fill  # what a host returns may be its own
+        # a host may still hold the tensor that it returned
+        fill = out.masked_fill_ if self.inner is None else out.masked_fill
         return fill(unseen.to(out.device, non_blocking=True)[..., None], 0.0)
 
     def biased(self, q: Tensor, group: Group) -> Tensor:
-        """The weights as a bias in the queries' dtype, over copied keys."""
-        keys, values = (torch.cat([self.keys(tensor, piece) for piece in group.pieces], 2) for tensor in (self.k, self.v))
-        bias = torch.cat([self.weight(group, piece)[..., None].expand(-1, -1, -1, piece.length) for piece in group.pieces], 3)
+        """One call with the weights as a bias in q's dtype, over concatenated keys."""
+        keys, values = (
+            torch.cat([self.keys(tensor, piece) for piece in group.pieces], 2) for tensor in (self.k, self.v)
+        )
+        bias = torch.cat(
+            [self.weight(group, piece)[..., None].expand(-1, -1, -1, piece.length) for piece in group.pieces],
+            3,
+        )
         bias = bias.expand(len(group.rows), -1, -1, -1).to(q.dtype)
         unseen = (bias == -math.inf).all(3, keepdim=True)
         bias = bias.masked_fill(unseen, 0.0)
         if self.inner is not None and self.inner.takes_bias:
             out = self.inner.call(q, keys, values, scale=self.scale, bias=bias)
         else:
-            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias.expand(-1, -1, q.shape[2], -1), scale=self.scale)
+            out = F.scaled_dot_product_attention(
+                q, keys, values, attn_mask=bias.expand(-1, -1, q.shape[2], -1), scale=self.scale
+            )
         return out.masked_fill(unseen, 0.0)
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, need_lse: bool) -> tuple[Tensor, Tensor | None]:
@@ -205,7 +260,7 @@ class _Run:
 
     @cached_property
     def near_weight(self) -> Tensor:
-        """All of them beside the queries: one small copy a call."""
+        """The log weights on q's device: one small copy per call."""
         return on_device(self.log_weight, self.q.device)
 
     def weight(self, group: Group, piece: Piece) -> Tensor:
@@ -248,7 +303,7 @@ def _queries(tensor: Tensor, group: Group, segments: Segments) -> Tensor:
 
 
 def _place(whole: Tensor, group: Group, segments: Segments) -> Tensor | None:
-    """Where the group's output lies, if that is a view."""
+    """The view of `whole` that holds the group's output, or None if no view does."""
     if group.fold > 1 or not is_arithmetic(group.rows, 1):
         return None
     start, stop = segments.query_ranges()[group.segment]
@@ -269,14 +324,22 @@ def _put(whole: Tensor, part: Tensor, group: Group, segments: Segments) -> None:
 
 @lru_cache(maxsize=256)
 def _tell(line: str) -> None:
-    """Once: what a host's attention does not serve."""
+    """Log once which calls a host's attention does not serve."""
     _log.warning("%s", line)
 
 
-def explain(groups: tuple[Group, ...], inner: Inner | None, *, lse: bool, need_lse: bool = False, only_unserved: bool = False) -> list[str]:
-    """One sentence per group: what is called, and whether the host's own attention serves it. `lse`: torch's returns one here.
+def explain(
+    groups: tuple[Group, ...],
+    inner: Inner | None,
+    *,
+    lse: bool,
+    need_lse: bool = False,
+    only_unserved: bool = False,
+) -> list[str]:
+    """One line per group: which calls it makes, and whether the host's attention serves them.
 
-    `need_lse`: the call asks for one. `only_unserved`: of the groups that run on torch's attention although the host gave its own.
+    `lse`: torch's attention returns a log-sum-exp here; `need_lse`: the caller asks for one. `only_unserved`:
+    only groups that run on torch's attention although there is an `inner`.
     """
     lines = []
     for group in groups:
@@ -284,12 +347,22 @@ def explain(groups: tuple[Group, ...], inner: Inner | None, *, lse: bool, need_l
         if served and only_unserved:
             continue
         merges = inner.returns_lse if inner is not None and served else lse
-        views = is_arithmetic(group.rows, 1) and all(is_view(part) for piece in group.pieces for part in parts(group, piece))
+        views = is_arithmetic(group.rows, 1) and all(
+            is_view(part) for piece in group.pieces for part in parts(group, piece)
+        )
         where = "views" if views else "gathered rows"
         count = sum(len(parts(group, piece)) for piece in group.pieces)
-        several = f"{count} calls merged by log-sum-exp" if merges else "one call with a bias over copied keys"
+        several = (
+            f"{count} calls merged by log-sum-exp" if merges else "one call with a bias over copied keys"
+        )
         how = several if len(group.pieces) > 1 else ("no call", "one call")[len(group.pieces)]
         who = "the host's attention" if inner is not None and served else "torch's attention"
-        lack = "" if served else f" (the host's returns no log-sum-exp{'' if need_lse else ' and takes no bias'})"
-        lines.append(f"segment {group.segment}, {len(group.rows) * group.fold} rows: {how} on {where}, {who}{lack}")
+        lack = (
+            ""
+            if served
+            else f" (the host's returns no log-sum-exp{'' if need_lse else ' and takes no bias'})"
+        )
+        lines.append(
+            f"segment {group.segment}, {len(group.rows) * group.fold} rows: {how} on {where}, {who}{lack}"
+        )
     return lines

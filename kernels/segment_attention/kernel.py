@@ -1,11 +1,13 @@
-"""The Triton forward kernel of segment attention, and what the backward kernels share with it. Importing this file needs triton.
+"""The Triton forward kernel of segment attention, and what the backward kernels share with it.
 
-A program owns one tile of one query segment (or of keys) of one row and head. A device table names its sources; their log weight is
-constant over a tile, so in base 2 it rides in the subtraction of the running maximum, and tiles of a source of weight zero are not visited.
-Head widths are split in two parts, a power of two and a rest padded to 16 at least: 40 is 32 + 16, 72 is 64 + 16, 160 is 128 + 32.
-No atomics: every output is written once, by one program, in a fixed order.
+A program computes one tile of one query segment (backward: or of keys) of one row and head. A device table
+lists its sources. The log weight of a source is constant over a tile, so in base 2 it is folded into the
+subtraction of the running maximum, and tiles of a source of weight zero are skipped. Head widths are split in
+two parts, a power of two and a rest padded to at least 16: 40 is 32 + 16, 72 is 64 + 16, 160 is 128 + 32. No
+atomics: every output is written once, by one program, in a fixed order.
 
-Names: i_ program, o_ offsets, b_ block, s_ stride; a trailing 1 or 2 is the part of the head width.
+Names: i_ program, o_ offsets, p_ pointer, b_ block, s_ stride; a trailing 1 or 2 is the part of the head
+width.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-UNSPECIALISED = ["n_tiles", "n_queries", "heads", "batch", "s_wb", "s_wh"]  # their values must not make new variants
+# arguments whose values must not trigger a recompilation
+UNSPECIALISED = ["n_tiles", "n_queries", "heads", "batch", "s_wb", "s_wh"]
 
 
 @triton.jit
 def load_part(p, o_n, stop, s_n, o_d, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(rows, part of the width), zeros outside. ROWS, COLUMNS: whether there is an outside."""
+    """A tile (rows, part of D), zeros out of bounds. ROWS, COLUMNS: whether that axis needs a mask."""
     p += o_n[:, None] * s_n + o_d[None, :]
     if ROWS:
         if COLUMNS:
@@ -33,7 +36,7 @@ def load_part(p, o_n, stop, s_n, o_d, D: tl.constexpr, ROWS: tl.constexpr, COLUM
 
 @triton.jit
 def load_rows(p, o_n, stop, s_n, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr):
-    """Both parts of the width; where there is no second, the first again, which nobody uses."""
+    """Both parts of the head width; without a second part (D2 = 0) the first again, which is unused."""
     b_1 = load_part(p, o_n, stop, s_n, tl.arange(0, D1), D, ROWS, False)
     if D2 > 0:
         b_2 = load_part(p, o_n, stop, s_n, D1 + tl.arange(0, D2), D, ROWS, D1 + D2 > D)
@@ -48,7 +51,11 @@ def store_rows(p, b_1, b_2, o_n, stop, s_n, D: tl.constexpr, D1: tl.constexpr, D
     tl.store(p + o_n[:, None] * s_n + o_1[None, :], b_1.to(p.dtype.element_ty), mask=o_n[:, None] < stop)
     if D2 > 0:
         o_2 = D1 + tl.arange(0, D2)
-        tl.store(p + o_n[:, None] * s_n + o_2[None, :], b_2.to(p.dtype.element_ty), mask=(o_n[:, None] < stop) & (o_2[None, :] < D))
+        tl.store(
+            p + o_n[:, None] * s_n + o_2[None, :],
+            b_2.to(p.dtype.element_ty),
+            mask=(o_n[:, None] < stop) & (o_2[None, :] < D),
+        )
 
 
 @triton.jit
@@ -63,7 +70,7 @@ def dot(a, b, c):
 
 @triton.jit
 def products(a_1, a_2, b_1, b_2, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D2: tl.constexpr):
-    """a b^T over both parts of the width."""
+    """a b^T over both parts of the head width."""
     b_s = dot(a_1, tl.trans(b_1), tl.zeros([ROWS, COLUMNS], tl.float32))
     if D2 > 0:
         b_s = dot(a_2, tl.trans(b_2), b_s)
@@ -88,7 +95,7 @@ def read_tile(tiles, i_t):
 
 @triton.jit
 def read_source(sources, weight, j, i_b, batch):
-    """Log2 weight, row, first and last-plus-one key; no keys at weight zero. NaN passes, so that it shows."""
+    """Log2 weight, row, first and last-plus-one key; an empty range at weight zero. NaN propagates."""
     entry = sources + (j * batch + i_b) * 3
     w = tl.load(weight + j) * LOG2E
     start = tl.load(entry + 1)
@@ -97,14 +104,19 @@ def read_source(sources, weight, j, i_b, batch):
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def forward_kernel(
-    q, k, v, o, lse, weight, tiles, sources, s_qb, s_qh, s_qn, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn, s_ob, s_oh, s_on, s_wb, s_wh,
+    q, k, v, o, lse, weight, tiles, sources,
+    s_qb, s_qh, s_qn, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn, s_ob, s_oh, s_on, s_wb, s_wh,
     n_tiles, n_queries, heads, batch, scale,
     T: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     EVEN: tl.constexpr, LSE: tl.constexpr,
 ):  # fmt: skip
-    """tiles (n_tiles, 3): segment, first and last-plus-one query. sources (T, B, 3): row, first, last-plus-one key."""
+    """tiles (n_tiles, 3): segment, first and last-plus-one query.
+
+    sources (T, B, 3): row, first and last-plus-one key.
+    """
     i_t, i_bh = tl.program_id(0) % n_tiles, tl.program_id(0) // n_tiles
-    i_b, i_h = (i_bh % batch).to(tl.int64), (i_bh // batch).to(tl.int64)  # rows of one head side by side: partners share keys in L2
+    # rows of one head side by side: partners share keys in L2
+    i_b, i_h = (i_bh % batch).to(tl.int64), (i_bh // batch).to(tl.int64)
     segment, first, rest = read_tile(tiles, i_t)
     weight += i_b * s_wb + i_h * s_wh + segment * T
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
@@ -126,7 +138,19 @@ def forward_kernel(
             b_l, b_m = b_l * b_a + tl.sum(b_p, 1), b_new
             b_v1, b_v2 = load_rows(p_v + wide * n * s_vn, o_n, stop - n, s_vn, D, D1, D2, not EVEN)
             b_o1, b_o2 = accumulate(b_p, b_v1, b_v2, b_o1 * b_a[:, None], b_o2 * b_a[:, None], D2)
-    b_r = 1.0 / tl.where(b_l == 0.0, 1.0, b_l)  # a query that saw nothing: zeros
-    store_rows(o + i_b * s_ob + i_h * s_oh + first * s_on, b_o1 * b_r[:, None], b_o2 * b_r[:, None], o_m, rest, s_on, D, D1, D2)
+    b_r = 1.0 / tl.where(b_l == 0.0, 1.0, b_l)  # a query that sees no key: zeros
+    store_rows(
+        o + i_b * s_ob + i_h * s_oh + first * s_on,
+        b_o1 * b_r[:, None],
+        b_o2 * b_r[:, None],
+        o_m,
+        rest,
+        s_on,
+        D,
+        D1,
+        D2,
+    )
     if LSE:
-        tl.store(lse + (i_b * heads + i_h) * n_queries + first + o_m, (b_m + tl.log2(b_l)) * LN2, mask=o_m < rest)
+        tl.store(
+            lse + (i_b * heads + i_h) * n_queries + first + o_m, (b_m + tl.log2(b_l)) * LN2, mask=o_m < rest
+        )

@@ -1,4 +1,7 @@
-"""Running the Triton kernels: limits, static configurations, device tables, the self-check. Triton is imported at the first launch."""
+"""Launches the Triton kernels: limits, static configurations, device tables, self-checks.
+
+Imports triton lazily.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ LIMITS = f"float16 and bfloat16, head widths of 16 to {WIDEST} in steps of 8"
 
 @dataclass(frozen=True)
 class Config:
-    """Static, so that the first use costs no tuning and two runs round alike. Queries and keys of a tile, warps, pipeline stages."""
+    """Queries and keys of a tile, warps, pipeline stages.
+
+    Static: no autotuning, and bit-equal results between runs.
+    """
 
     queries: int
     keys: int
@@ -35,7 +41,13 @@ def config(kernel: str, capability: tuple[int, int] | None, width: int) -> Confi
     if kernel != "forward":
         return _backward_config(kernel, capability, width)
     if capability is None:
-        return Config(64, 64, 4, 1) if width < 128 else Config(64, 32, 4, 1) if width == 128 else Config(128, 32, 8, 1)
+        return (
+            Config(64, 64, 4, 1)
+            if width < 128
+            else Config(64, 32, 4, 1)
+            if width == 128
+            else Config(128, 32, 8, 1)
+        )
     if capability[0] == 9:
         if width <= 64:  # timed on an H200: at width 64 1.45 times as fast as 128 x 128, at 40 1.13 times
             return Config(64, 128, 4, 3) if width > 48 else Config(128, 64, 4, 2)
@@ -54,7 +66,11 @@ def _backward_config(kernel: str, capability: tuple[int, int] | None, width: int
     if kernel == "query_gradient":
         if capability == (8, 0) and width == 64:
             return Config(64, 64, 4, 2)  # the larger tile spills there alone
-        return Config(128, 64, 8, 2) if width <= (128 if hopper else 80) else Config(128 if width <= 128 else 64, 32, 8, 2)
+        return (
+            Config(128, 64, 8, 2)
+            if width <= (128 if hopper else 80)
+            else Config(128 if width <= 128 else 64, 32, 8, 2)
+        )
     if width <= 80:
         return Config(32 if capability[0] >= 12 else 64, 128, 8, 2)
     if width <= 128:
@@ -70,7 +86,7 @@ def split_width(width: int) -> tuple[int, int]:
 
 
 def interprets() -> bool:
-    """Triton's own interpreter, for tests on a machine without a GPU."""
+    """Whether Triton's interpreter runs the kernels, for tests on a machine without a GPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
@@ -84,12 +100,13 @@ def machine_reason(device: torch.device) -> str | None:
         return "the kernel was never run on ROCm"
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
-        return f"compute capability {capability[0]}.{capability[1]} has no tensor cores Triton can use, 8.0 is needed"
+        major, minor = capability
+        return f"compute capability {major}.{minor} has no tensor cores Triton can use, 8.0 is needed"
     return triton_reason()
 
 
 def is_rdna(device: torch.device) -> bool:
-    """AMD's cards of 32 lanes with matrix instructions."""
+    """AMD GPUs with wave32 and matrix instructions."""
     if not torch.version.hip or device.type != "cuda":
         return False
     return torch.cuda.get_device_properties(device).gcnArchName.startswith(("gfx11", "gfx12"))
@@ -97,10 +114,10 @@ def is_rdna(device: torch.device) -> bool:
 
 @cache
 def triton_reason() -> str | None:
-    """Why triton cannot be imported, or None. Imports it, and tries once: looking for what is not there takes a while."""
+    """Why triton cannot be imported, or None. Tries once per process: a failing import is slow."""
     try:
         import triton  # noqa: F401
-    except Exception as error:  # noqa: BLE001 - a half installed one raises anything
+    except Exception as error:  # noqa: BLE001 - a broken install raises anything
         return f"triton cannot be imported ({type(error).__name__}: {error})"
     return None
 
@@ -110,25 +127,30 @@ def call_reason(q: Tensor, k: Tensor, v: Tensor, direction: str = "forward") -> 
     width = q.shape[3]
     exact = torch.float32 if interprets() else torch.bfloat16  # the interpreter's bfloat16 products are wrong
     if q.dtype not in (torch.float16, exact):
-        return f"the kernel takes float16 and {str(exact).removeprefix('torch.')}, got {str(q.dtype).removeprefix('torch.')}"
+        return f"the kernel takes float16 and {dtype_name(exact)}, got {dtype_name(q.dtype)}"
     if width % 8 or not 16 <= width <= WIDEST:
         return f"the kernel takes head widths of 16 to {WIDEST} in steps of 8, got {width}"
     if direction == "backward" and width > 128 and is_rdna(q.device):
-        return f"the gradient kernels take head widths of 16 to 128 on AMD's gfx11 and gfx12, whose registers hold no more, got {width}"
+        limit = "head widths of 16 to 128 on AMD's gfx11 and gfx12, whose registers hold no more"
+        return f"the gradient kernels take {limit}, got {width}"
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.stride(3) != 1:
-            return f"the kernel needs the head width of {name} to lie together in memory, its stride is {tensor.stride(3)}"
+            return f"the kernel needs stride 1 in the head width of {name}, its stride is {tensor.stride(3)}"
         if not is_aligned(tensor):
             return f"the kernel needs {name} aligned to 16 bytes, its strides are {tuple(tensor.stride())}"
     return machine_reason(q.device) or TRUST.reason(variant(q, direction))
 
 
 def variant(q: Tensor, direction: str = "forward") -> tuple[str, str, str, int]:
-    """What is proven or failed as one."""
-    return direction, str(q.device), str(q.dtype).removeprefix("torch."), q.shape[3]
+    """The key under which self-checks and failures are remembered."""
+    return direction, str(q.device), dtype_name(q.dtype), q.shape[3]
 
 
-# The tables of a few hundred bytes are never freed: a captured CUDA graph reads them as long as it lives.
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# These tables of a few hundred bytes are never freed: captured CUDA graphs keep reading them.
 @cache
 def tile_table(queries: tuple[int, ...], size: int, device: torch.device) -> Tensor:
     """(tiles, 3) int32: segment, first and last-plus-one query."""
@@ -148,7 +170,7 @@ def source_table(segments: Segments, batch: int, device: torch.device) -> Tensor
 
 
 def device_weight(log_weight: Tensor, device: torch.device) -> tuple[Tensor, int, int]:
-    """Contiguous float32 on the device, and the strides of its rows and heads (0 where one serves all)."""
+    """Contiguous float32 on the device, and the strides of its rows and heads (0 where broadcast)."""
     weight = on_device(log_weight, device).to(torch.float32).contiguous()
     return weight, *(weight.stride(axis) if weight.shape[axis] > 1 else 0 for axis in (0, 1))
 
@@ -158,7 +180,15 @@ def capability_of(q: Tensor) -> tuple[int, int]:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor, *, scale: float, need_lse: bool, tile: Config | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    log_weight: Tensor,
+    *,
+    scale: float,
+    need_lse: bool,
+    tile: Config | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """As `compose`, in one launch. float16, bfloat16; float32 in the interpreter."""
     from .kernel import forward_kernel
@@ -173,16 +203,18 @@ def forward(
     with torch.cuda.device_of(q):
         forward_kernel[(len(tiles) * b * h,)](
             q, k, v, out, lse if lse is not None else out, weight, tiles, source_table(segments, b, q.device),
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *weight_strides, len(tiles), n, h, b, scale,
-            T=len(segments.sources), D=d, D1=d1, D2=d2, BM=tile.queries, BN=tile.keys, EVEN=even, LSE=need_lse,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *weight_strides,
+            len(tiles), n, h, b, scale,
+            T=len(segments.sources), D=d, D1=d1, D2=d2, BM=tile.queries, BN=tile.keys,
+            EVEN=even, LSE=need_lse, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
         )  # fmt: skip
     return out, lse
 
 
 def backward(
-    grads: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor, Tensor, Tensor], outputs: tuple[Tensor, Tensor], segments: Segments,
-    *, scale: float, need_weight: bool = True, tiles: tuple[Config, Config] | None = None,
+    grads: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor], segments: Segments, *,
+    scale: float, need_weight: bool = True, tiles: tuple[Config, Config] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `segment_attention_backward`, in two launches. Without `need_weight` d log_weight is zeros."""
     from .kernel_backward import key_gradient_kernel, query_gradient_kernel
@@ -191,31 +223,47 @@ def backward(
     (b, h, n, d), (r, _, m, _), (d1, d2) = q.shape, k.shape, split_width(q.shape[3])
     out, lse, dlse = rows_together(outputs[0]), outputs[1], grads[1].contiguous()
     do = grads[0] if is_aligned(grads[0]) else rows_together(grads[0].contiguous())
-    by_query, by_key = tiles or (config(name, capability_of(q), d) for name in ("query_gradient", "key_gradient"))
-    dq, dk, dv = (torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) for tensor in (q, k, v))
+    by_query, by_key = tiles or (
+        config(name, capability_of(q), d) for name in ("query_gradient", "key_gradient")
+    )
+    dq, dk, dv = (
+        torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        for tensor in (q, k, v)
+    )
     table, count = tile_table(segments.queries, by_query.queries, q.device), -(-m // by_key.keys)
     sources, slots = source_table(segments, b, q.device), len(segments.sources)
-    delta, dw = torch.empty_like(lse), torch.empty(len(table), b, h, slots, dtype=torch.float32, device=q.device)
+    delta, dw = (
+        torch.empty_like(lse),
+        torch.empty(len(table), b, h, slots, dtype=torch.float32, device=q.device),
+    )
     weight, *weight_strides = device_weight(log_weight, q.device)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     widths = {"T": slots, "D": d, "D1": d1, "D2": d2}
     with torch.cuda.device_of(q):
         query_gradient_kernel[(len(table) * b * h,)](
-            q, k, v, out, do, dq, lse, dlse, delta, dw, weight, table, sources, *strides, *dq.stride()[:3], *do.stride()[:3],
-            *weight_strides, len(table), n, h, b, scale, **widths, BM=by_query.queries, BN=by_query.keys, DW=need_weight,
+            q, k, v, out, do, dq, lse, dlse, delta, dw, weight, table, sources,
+            *strides, *dq.stride()[:3], *do.stride()[:3], *weight_strides, len(table), n, h, b, scale,
+            **widths, BM=by_query.queries, BN=by_query.keys, DW=need_weight,
             EVEN=all(source.length % by_query.keys == 0 for source in segments.sources),
             num_warps=by_query.warps, num_stages=by_query.stages, enable_fp_fusion=True,
         )  # fmt: skip
         key_gradient_kernel[(count * r * h,)](
-            q, k, v, do, dk, dv, lse, delta, weight, range_table(segments, q.device), sources, *strides, *dk.stride()[:3], *do.stride()[:3],
-            *weight_strides, count, n, h, b, r, m, scale, **widths, S=len(segments.queries), BM=by_key.queries, BN=by_key.keys,
-            EVEN=is_even(segments, by_key), num_warps=by_key.warps, num_stages=by_key.stages, enable_fp_fusion=True,
+            q, k, v, do, dk, dv, lse, delta, weight, range_table(segments, q.device), sources,
+            *strides, *dk.stride()[:3], *do.stride()[:3], *weight_strides, count, n, h, b, r, m, scale,
+            **widths, S=len(segments.queries), BM=by_key.queries, BN=by_key.keys,
+            EVEN=is_even(segments, by_key),
+            num_warps=by_key.warps, num_stages=by_key.stages, enable_fp_fusion=True,
         )  # fmt: skip
-    return dq, dk, dv, weight_gradient(dw, log_weight, segments, by_query) if need_weight else torch.zeros_like(log_weight)
+    return (
+        dq,
+        dk,
+        dv,
+        weight_gradient(dw, log_weight, segments, by_query) if need_weight else torch.zeros_like(log_weight),
+    )
 
 
 def weight_gradient(parts: Tensor, log_weight: Tensor, segments: Segments, tile: Config) -> Tensor:
-    """Parts of every tile (tiles, B, H, T) -> as log_weight, summed in one fixed order."""
+    """Partial sums per tile (tiles, B, H, T) -> shape of log_weight, summed in a fixed order."""
     counts = [-(-length // tile.queries) for length in segments.queries]
     whole = torch.stack([part.sum(0) for part in parts.split(counts)], dim=2)
     for axis in (0, 1):
@@ -224,8 +272,10 @@ def weight_gradient(parts: Tensor, log_weight: Tensor, segments: Segments, tile:
 
 
 def is_even(segments: Segments, tile: Config) -> bool:
-    """Whether tiles of keys lie wholly in a source or wholly outside, and segments hold whole tiles of queries."""
-    keys = all(source.start % tile.keys == 0 and source.length % tile.keys == 0 for source in segments.sources)
+    """Whether no tile of keys crosses the end of a source, and query segments are multiples of the tile."""
+    keys = all(
+        source.start % tile.keys == 0 and source.length % tile.keys == 0 for source in segments.sources
+    )
     return keys and all(length % tile.queries == 0 for length in segments.queries)
 
 
@@ -235,7 +285,7 @@ def is_aligned(tensor: Tensor) -> bool:
 
 
 def rows_together(tensor: Tensor) -> Tensor:
-    """In memory as (B, N, H, D)."""
+    """(B, H, N, D), stored as (B, N, H, D)."""
     return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -246,9 +296,9 @@ def range_table(segments: Segments, device: torch.device) -> Tensor:
 
 
 def self_check(q: Tensor) -> str | None:
-    """The forward kernel against the formula in torch on 64 tokens of a variant, before it is trusted; what is wrong, or None.
+    """The forward kernel against the reference on 64 tokens of a variant: what is wrong, or None.
 
-    Not against torch's attention: cuDNN takes half a second to plan for each shape that it meets.
+    Not against torch's attention: cuDNN takes half a second to plan each new shape.
     """
     *made, segments, weight = _sample(q)
     given = (*made, segments, weight)
@@ -256,7 +306,7 @@ def self_check(q: Tensor) -> str | None:
 
 
 def backward_self_check(q: Tensor) -> str | None:
-    """The backward kernels against the formulas in torch, likewise."""
+    """The backward kernels against `segment_attention_backward`, likewise."""
     *made, segments, weight = _sample(q)
     outputs = segment_attention_reference(*made, segments, weight, scale=0.2)
     given = ((made[0].roll(1, 2), torch.zeros_like(outputs[1])), (*made, weight), outputs, segments)
@@ -265,11 +315,16 @@ def backward_self_check(q: Tensor) -> str | None:
 
 def _sample(q: Tensor) -> tuple[Tensor, Tensor, Tensor, Segments, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    made = (torch.randn(2, 64, 2, q.shape[3], generator=generator).to(q.device, q.dtype).transpose(1, 2) for _ in range(3))
+    made = (
+        torch.randn(2, 64, 2, q.shape[3], generator=generator).to(q.device, q.dtype).transpose(1, 2)
+        for _ in range(3)
+    )
     return *made, Segments.coupled(64, (1, 0)), torch.tensor([[[[0.0, -0.7]]], [[[0.0, 0.0]]]])
 
 
 def _compare(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str | None:
-    """Half precision differs by parts in a thousand; an error of a kernel by much more."""
-    errors = [float((one.float() - other.float()).norm() / other.float().norm()) for one, other in zip(ours, theirs)]
+    """Half precision rounds by about 1e-3; a wrong kernel is off by much more."""
+    errors = [
+        float((one.float() - other.float()).norm() / other.float().norm()) for one, other in zip(ours, theirs)
+    ]
     return None if all(error < 0.02 for error in errors) else f"its self-check is off by {max(errors):.3g}"

@@ -1,4 +1,4 @@
-"""Torch's own attention with its log-sum-exp, which is what calls are merged by: where there is one, and from which backend."""
+"""Torch's attention with its log-sum-exp, by which calls are merged: the backends that return one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend
 
 from ..dispatch import Trust
 
-CUDNN = Trust()  # its log-sum-exp is compared before it is used: nothing but this merge reads it
+CUDNN = Trust()  # self-checked before use: torch itself never reads its log-sum-exp
 
 
 def returns_lse(q: Tensor) -> bool:
@@ -21,7 +21,7 @@ def returns_lse(q: Tensor) -> bool:
 
 
 def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Torch's attention and its natural log-sum-exp, (b, h, n); on a GPU by cuDNN where torch itself would choose it, which is faster."""
+    """Output and natural log-sum-exp (b, h, n); by cuDNN, the fastest, where torch would choose it."""
     if q.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)
     if torch._fused_sdp_choice(q, k, v, scale=scale) == SDPBackend.CUDNN_ATTENTION.value:
@@ -29,14 +29,18 @@ def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[T
         ran, result = CUDNN.launch(key, lambda: check_cudnn(q), lambda: attend_by_cudnn(q, k, v, scale=scale))
         if ran:
             return result
-    flash = q.dtype != torch.float32 and q.shape[3] <= 256 and torch.backends.cuda.is_flash_attention_available()
+    flash = (
+        q.dtype != torch.float32 and q.shape[3] <= 256 and torch.backends.cuda.is_flash_attention_available()
+    )
     if flash and torch.cuda.get_device_capability(q.device) >= (8, 0):
         return attend_by_flash(q, k, v, scale=scale)
     return attend_by_efficient(q, k, v, scale=scale)
 
 
 def attend_by_cudnn(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, False, False, scale=scale)[:2]
+    out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, True, 0.0, False, False, scale=scale
+    )[:2]
     return out, lse.reshape(q.shape[:3])  # (b, h, n, 1) in some versions
 
 
@@ -45,16 +49,25 @@ def attend_by_flash(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[T
 
 
 def attend_by_efficient(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, False, scale=scale)[:2]
+    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, None, True, 0.0, False, scale=scale
+    )[:2]
     return out, lse[..., : q.shape[2]]  # padded to a multiple of 32
 
 
 def check_cudnn(q: Tensor) -> str | None:
-    """On 64 tokens of q's dtype and width against the plain formula in float32; what is wrong, or None."""
+    """cuDNN against float32 attention on 64 tokens of q's dtype and width: what is wrong, or None."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 64, 2, q.shape[3], generator=generator).to(q.device, q.dtype).transpose(1, 2) for _ in range(3))
+    q, k, v = (
+        torch.randn(2, 64, 2, q.shape[3], generator=generator).to(q.device, q.dtype).transpose(1, 2)
+        for _ in range(3)
+    )
     out, lse = attend_by_cudnn(q, k, v, scale=0.2)
     scores = q.float() @ k.float().transpose(2, 3) * 0.2
     pairs = ((out.float(), scores.softmax(3) @ v.float()), (lse, scores.logsumexp(3)))
     errors = [float((got - want).norm() / want.norm()) for got, want in pairs]
-    return None if all(error < 0.02 for error in errors) else f"output and log-sum-exp are off by {errors[0]:.3g} and {errors[1]:.3g}"
+    return (
+        None
+        if all(error < 0.02 for error in errors)
+        else f"output and log-sum-exp are off by {errors[0]:.3g} and {errors[1]:.3g}"
+    )

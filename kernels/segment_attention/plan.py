@@ -1,4 +1,4 @@
-"""Which attention calls a composition makes: rows that see the same streams together, copies only where no view serves."""
+"""Plans the attention calls of a composition: rows that see the same sources share a call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from functools import lru_cache
 
 from .segments import Segments
 
-Weights = tuple  # nested (B)(S)(T): a tuple of one number per head, or of one for all heads; equal for equal weights, -inf for weight zero
+# nested (B)(S)(T): a tuple of one number per head, or of one for all; -inf for weight zero
+Weights = tuple
 MOST_RUNS = 3  # beyond this many calls on views, one call on gathered rows is cheaper
 
 
@@ -17,7 +18,7 @@ MOST_RUNS = 3  # beyond this many calls on views, one call on gathered rows is c
 class Piece:
     """Keys of one call: for the group's i-th batch entry, keys `start` to `start + length` of row `rows[i]`.
 
-    A range may go on into the rows that follow in memory. `slots` are the sources it joins, all of one weight.
+    A range may extend into the rows that follow in memory. `slots`: the sources it joins, all of one weight.
     """
 
     slots: tuple[int, ...]
@@ -28,7 +29,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Group:
-    """One query segment of some rows. `fold` > 1: each entry of `rows` stands for that many adjacent rows, read as one sequence."""
+    """One query segment of some rows.
+
+    `fold` > 1: each entry of `rows` stands for that many adjacent rows, whose queries are viewed as one
+    sequence.
+    """
 
     segment: int
     rows: tuple[int, ...]
@@ -37,17 +42,21 @@ class Group:
 
 
 @lru_cache(maxsize=256)
-def make_plan(segments: Segments, batch: int, keys: int, weights: Weights | None, joinable: bool, foldable: bool) -> tuple[Group, ...]:
-    """The calls. `weights` None: known only to the device, so every source is a call. `joinable`: rows of k, v follow each other in memory.
+def make_plan(
+    segments: Segments, batch: int, keys: int, weights: Weights | None, joinable: bool, foldable: bool
+) -> tuple[Group, ...]:
+    """The calls, one group for rows that see the same sources, the same of them at equal weights.
 
-    `foldable`: the same of q. Rows with every weight -inf get a group without pieces. Rows are together that see the same sources, and the
-    same of them at equal weights, whatever these are.
+    `weights` None: on the device, so every source is a call. `joinable`: the rows of k and v are contiguous
+    in memory; `foldable`: those of q. Rows whose weights are all -inf get a group without pieces.
     """
     groups: list[Group] = []
     for segment in range(len(segments.queries)):
         seen: dict[tuple[int, ...], list[int]] = {}
         for row in range(batch):
-            alike = _alike(weights[row][segment]) if weights is not None else tuple(range(len(segments.sources)))
+            alike = (
+                _alike(weights[row][segment]) if weights is not None else tuple(range(len(segments.sources)))
+            )
             seen.setdefault(alike, []).append(row)
         for alike, rows in seen.items():
             keyed = {slot: first for slot, first in enumerate(alike) if first >= 0}
@@ -60,12 +69,12 @@ def make_plan(segments: Segments, batch: int, keys: int, weights: Weights | None
 
 
 def _alike(weights: tuple) -> tuple[int, ...]:
-    """For each source the first of equal weight, -1 for one that no head sees."""
+    """Per source the index of the first source of equal weight, -1 if no head sees it."""
     return tuple(-1 if max(weight) == -math.inf else weights.index(weight) for weight in weights)
 
 
 def is_arithmetic(numbers: Sequence[int], least_step: int = 0) -> bool:
-    """Equal steps of at least `least_step`: a strided view reads them."""
+    """Whether the steps are equal and at least `least_step`, so that a strided view selects the rows."""
     steps = {after - before for before, after in zip(numbers, numbers[1:])}
     return len(steps) <= 1 and min(steps, default=least_step) >= least_step
 
@@ -74,12 +83,19 @@ def _separate(segments: Segments, segment: int, rows: Sequence[int], active: Seq
     pieces = []
     for slot in active:
         source = segments.sources[slot]
-        pieces.append(Piece((slot,), tuple(source.rows[r] if source.rows else r for r in rows), source.start, source.length))
+        pieces.append(
+            Piece(
+                (slot,),
+                tuple(source.rows[r] if source.rows else r for r in rows),
+                source.start,
+                source.length,
+            )
+        )
     return Group(segment, tuple(rows), tuple(pieces))
 
 
 def _join(segments: Segments, segment: int, rows: Sequence[int], keyed: dict, keys: int) -> Group | None:
-    """Sources of equal weight that lie side by side in memory become one piece; order is free in a softmax. None if nothing joins."""
+    """Join sources of equal weight that are adjacent in memory: a softmax is invariant to their order."""
     separate = _separate(segments, segment, rows, list(keyed))
     by_weight: dict[object, list[Piece]] = {}
     for piece in separate.pieces:
@@ -101,18 +117,29 @@ def _side_by_side(pieces: Sequence[Piece], keys: int) -> Piece | None:
     if len({start % keys for start in starts}) > 1:
         return None
     slots = tuple(slot for piece in pieces for slot in piece.slots)
-    return Piece(slots, tuple(start // keys for start in starts), starts[0] % keys, sum(piece.length for piece in pieces))
+    return Piece(
+        slots,
+        tuple(start // keys for start in starts),
+        starts[0] % keys,
+        sum(piece.length for piece in pieces),
+    )
 
 
 def _fold(group: Group, weights: Sequence[tuple]) -> Group:
-    """Adjacent rows that read the same keys at the same weights become one longer sequence of queries."""
-    same = [(weights[index], *(piece.rows[index] for piece in group.pieces)) for index in range(len(group.rows))]
+    """Fold adjacent rows that read the same keys at the same weights into one longer query sequence."""
+    same = [
+        (weights[index], *(piece.rows[index] for piece in group.pieces)) for index in range(len(group.rows))
+    ]
     for fold in range(len(group.rows), 1, -1):
         if len(group.rows) % fold:
             continue
         entries = [(index, index - index % fold) for index in range(len(group.rows))]
-        if all(group.rows[i] - group.rows[first] == i - first and same[i] == same[first] for i, first in entries):
-            pieces = tuple(Piece(piece.slots, piece.rows[::fold], piece.start, piece.length) for piece in group.pieces)
+        if all(
+            group.rows[i] - group.rows[first] == i - first and same[i] == same[first] for i, first in entries
+        ):
+            pieces = tuple(
+                Piece(piece.slots, piece.rows[::fold], piece.start, piece.length) for piece in group.pieces
+            )
             return Group(group.segment, group.rows[::fold], pieces, fold)
     return group
 
@@ -127,17 +154,24 @@ def is_view(group: Group) -> bool:
 
 
 def parts(group: Group, piece: Piece) -> list[Group]:
-    """The calls of one piece: its keys are views, or all gathered where that would take too many calls."""
+    """The calls of one piece: on views of its keys, or one on gathered keys beyond MOST_RUNS views."""
     alone = Group(group.segment, group.rows, (piece,), group.fold)
     return _split(alone) or [alone]
 
 
 def _split(group: Group) -> list[Group] | None:
-    """The group as few groups that views serve, or None. With a piece whose rows one view serves, the others may take several calls."""
+    """The group as at most MOST_RUNS groups on views, or None.
+
+    Beside a piece whose keys are one view the other pieces may take several calls.
+    """
     count = len(group.rows)
     if is_view(group):
         return [group]
-    if len(group.pieces) > 1 and is_arithmetic(group.rows, 1) and any(is_arithmetic(piece.rows) for piece in group.pieces):
+    if (
+        len(group.pieces) > 1
+        and is_arithmetic(group.rows, 1)
+        and any(is_arithmetic(piece.rows) for piece in group.pieces)
+    ):
         if all(is_view(part) for piece in group.pieces for part in parts(group, piece)):
             return [group]
     orders = (list(range(count)), [*range(0, count, 2), *range(1, count, 2)])
@@ -156,11 +190,15 @@ def _runs(group: Group, order: Sequence[int]) -> list[Group]:
 
 
 def own_range(segments: Segments, batch: int) -> tuple[int, int] | None:
-    """First and last-plus-one key, where the sources are one range of every row's own keys, none twice."""
+    """First and last-plus-one key if the sources partition one range of every row's own keys, else None."""
     if any(source.rows not in (None, tuple(range(batch))) for source in segments.sources):
         return None
     ranges = sorted((source.start, source.start + source.length) for source in segments.sources)
-    return (ranges[0][0], ranges[-1][1]) if all(stop == start for (_, stop), (start, _) in zip(ranges, ranges[1:])) else None
+    return (
+        (ranges[0][0], ranges[-1][1])
+        if all(stop == start for (_, stop), (start, _) in zip(ranges, ranges[1:]))
+        else None
+    )
 
 
 def _split_or_gather(group: Group) -> list[Group]:

@@ -1,6 +1,7 @@
-"""Who sees whom: query segments, the key sources they read, and the checks every call passes before anything runs.
+"""Query segments and the key sources they attend to, and the argument checks of every call.
 
-Letters: B rows of queries, R rows of keys, H heads, N queries, M keys, D head width, S query segments, T sources.
+Letters: B rows of queries, R rows of keys, H heads, N queries, M keys, D head width, S query segments, T
+sources. A row is one entry of the batch.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from ..dispatch import is_capturing
 
 MAX_SEGMENTS = 8
 MAX_SOURCES = 8
-NO_MASK = "a mask of single tokens is not taken, only whole segments are seen or not"
+NO_MASK = "a mask of single tokens is not supported, only whole segments are masked"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def whole_numbers(numbers: Iterable, name: str) -> tuple[int, ...]:
-    """As int. Raises TypeError for a fraction, which int() would cut."""
+    """As ints. Raises TypeError for a fraction, which int() would truncate."""
     numbers = tuple(numbers)
     try:
         return tuple(operator.index(number) for number in numbers)
     except TypeError:
-        raise TypeError(f"{name} are {numbers}; give whole numbers.") from None
+        raise TypeError(f"{name}: expected whole numbers, got {numbers}.") from None
 
 
 @dataclass(frozen=True)
 class Source:
-    """Keys `start` to `start + length` of one row of k and v; `rows[b]` is that row for query row b, None means row b itself."""
+    """Keys `start` to `start + length` of row `rows[b]` of k and v, for query row b; None: of row b."""
 
     start: int
     length: int
@@ -43,14 +44,20 @@ class Source:
         object.__setattr__(self, "start", start)
         object.__setattr__(self, "length", length)
         if self.start < 0 or self.length < 1:
-            raise ValueError(f"A source got start {self.start} and length {self.length}; start at 0 or later and take at least one key.")
+            raise ValueError(
+                f"Expected a source with start >= 0 and length >= 1, "
+                f"got start {self.start} and length {self.length}."
+            )
         if self.rows is not None:
-            object.__setattr__(self, "rows", whole_numbers(self.rows, "The rows of a source"))
+            object.__setattr__(self, "rows", whole_numbers(self.rows, "Rows of a source"))
 
 
 @dataclass(frozen=True)
 class Segments:
-    """`queries`: the lengths of the consecutive query segments. Every query may see every source, with the weight the call gives."""
+    """`queries`: lengths of the consecutive query segments.
+
+    Each attends to every source, with the weights of the call.
+    """
 
     queries: tuple[int, ...]
     sources: tuple[Source, ...]
@@ -58,25 +65,30 @@ class Segments:
     def __post_init__(self) -> None:
         object.__setattr__(self, "queries", whole_numbers(self.queries, "The query lengths"))
         object.__setattr__(self, "sources", tuple(self.sources))
-        for name, count, most in (("query segments", len(self.queries), MAX_SEGMENTS), ("sources", len(self.sources), MAX_SOURCES)):
+        for name, count, most in (
+            ("query segments", len(self.queries), MAX_SEGMENTS),
+            ("sources", len(self.sources), MAX_SOURCES),
+        ):
             if not 1 <= count <= most:
-                raise ValueError(f"Segments got {count} {name}; give 1 to {most}.")
+                raise ValueError(f"Expected 1 to {most} {name}, got {count}.")
         if min(self.queries) < 1:
-            raise ValueError(f"Segments got query lengths {self.queries}; give each segment at least one query.")
+            raise ValueError(
+                f"Segments got query lengths {self.queries}; give each segment at least one query."
+            )
 
     @classmethod
     def joint(cls, lengths: Sequence[int]) -> Segments:
-        """One sequence per row, cut in pieces that are queries and keys alike: text, image and depth tokens."""
+        """One joint sequence per row; each segment is a source, too: text, image and depth tokens."""
         starts = [sum(lengths[:index]) for index in range(len(lengths))]
         return cls(tuple(lengths), tuple(Source(start, length) for start, length in zip(starts, lengths)))
 
     @classmethod
     def coupled(cls, length: int, partner: Sequence[int]) -> Segments:
-        """One sequence per row; source 0 is the own row, source 1 the partner's."""
+        """One sequence per row; source 0 is the row itself, source 1 its partner row."""
         return cls((length,), (Source(0, length), Source(0, length, tuple(partner))))
 
     def rows(self, batch: int) -> tuple[tuple[int, ...], ...]:
-        """(T)(B): the row of k and v for every source and query row."""
+        """(T)(B): the row of k and v per source and query row."""
         return tuple(tuple(range(batch)) if source.rows is None else source.rows for source in self.sources)
 
     def query_ranges(self) -> list[tuple[int, int]]:
@@ -85,87 +97,126 @@ class Segments:
 
 
 def partner_rows(partner: str | Sequence[int] | Tensor, batch: int) -> tuple[int, ...]:
-    """ "pairs": 0-1, 2-3, ...; "halves": row b and row b + B/2; or one row number for each row."""
+    """The partner of each row: "pairs" (0-1, 2-3, ...), "halves" (b, b + B/2), or B row indices."""
     if isinstance(partner, str):
         if partner not in ("pairs", "halves"):
-            raise ValueError(f'The partner is {partner!r}; give "pairs", "halves" or {batch} row numbers.')
+            raise ValueError(f'Expected partner "pairs", "halves" or {batch} row indices, got {partner!r}.')
         if batch % 2:
-            raise ValueError(f'Partner "{partner}" needs an even number of rows, got {batch}; give {batch} row numbers instead.')
+            raise ValueError(
+                f'Expected an even number of rows for partner "{partner}", got {batch}. '
+                f"Pass {batch} row indices instead."
+            )
         half = batch // 2
-        return tuple(row ^ 1 for row in range(batch)) if partner == "pairs" else tuple((row + half) % batch for row in range(batch))
+        return tuple(row ^ 1 if partner == "pairs" else (row + half) % batch for row in range(batch))
     rows = partner.tolist() if isinstance(partner, Tensor) else partner
-    return whole_numbers(rows if isinstance(rows, Iterable) else [rows], "The partner rows")
+    return whole_numbers(rows if isinstance(rows, Iterable) else [rows], "Partner rows")
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """q (B, H, N, D), k and v (R, H, M, D), of one dtype and device. Raises ValueError or TypeError with one sentence."""
+    """Check q (B, H, N, D), k and v (R, H, M, D), of one dtype and device. Raises ValueError or TypeError."""
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[1] != k.shape[1] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"Segment attention got {shapes}; give q (rows, heads, queries, width) and k, v (rows, heads, keys, width).")
+    four = q.dim() == k.dim() == 4
+    if not four or k.shape != v.shape or q.shape[1] != k.shape[1] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"Expected q (b, h, n, d) and k, v (r, h, m, d), got {shapes}.")
     if 0 in q.shape or 0 in k.shape:
-        raise ValueError(f"Segment attention got an empty tensor: {shapes}; leave the call out instead.")
+        raise ValueError(f"Expected non-empty tensors, got {shapes}. Skip the call instead.")
     if not q.dtype == k.dtype == v.dtype:
-        raise TypeError(f"Segment attention got q {q.dtype}, k {k.dtype}, v {v.dtype}; cast them to one dtype.")
+        raise TypeError(
+            f"Expected q, k and v of one dtype, got q {q.dtype}, k {k.dtype}, v {v.dtype}. Cast them to one."
+        )
     if q.dtype not in DTYPES:
-        raise TypeError(f"Segment attention got {q.dtype}; cast to one of float16, bfloat16, float32, float64.")
+        raise TypeError(f"Expected float16, bfloat16, float32 or float64, got {q.dtype}. Cast q, k and v.")
     if not q.device == k.device == v.device:
-        raise ValueError(f"Segment attention got q on {q.device}, k on {k.device}, v on {v.device}; move them to one device.")
+        raise ValueError(
+            f"Expected q, k and v on one device, got q on {q.device}, k on {k.device}, v on {v.device}. "
+            "Move them to one."
+        )
 
 
 def check_segments(q: Tensor, k: Tensor, segments: Segments) -> None:
-    """The segments fit the tensors."""
+    """Check that the segments fit the tensors."""
     if sum(segments.queries) != q.shape[2]:
-        raise ValueError(f"The query segments {segments.queries} hold {sum(segments.queries)} queries, q has {q.shape[2]}; cut q whole.")
+        raise ValueError(
+            f"Expected query segments of {q.shape[2]} queries in all, as q has, got {segments.queries}, "
+            f"{sum(segments.queries)} in all."
+        )
     for number, source in enumerate(segments.sources):
         if source.start + source.length > k.shape[2]:
-            raise ValueError(f"Source {number} ends at key {source.start + source.length}, k has {k.shape[2]}; shorten the source.")
+            raise ValueError(
+                f"Source {number}: expected an end of at most {k.shape[2]}, the number of keys, "
+                f"got {source.start + source.length}. Shorten the source."
+            )
         rows = range(q.shape[0]) if source.rows is None else source.rows
         if len(rows) != q.shape[0]:
-            raise ValueError(f"Source {number} names {len(rows)} rows, q has {q.shape[0]}; give one row of k for each row of q.")
+            raise ValueError(
+                f"Source {number}: expected one row of k per row of q, {q.shape[0]}, got {len(rows)} rows."
+            )
         if min(rows) < 0 or max(rows) >= k.shape[0]:
-            raise ValueError(f"Source {number} names rows {min(rows)} to {max(rows)}, k has rows 0 to {k.shape[0] - 1}; name those.")
+            raise ValueError(
+                f"Source {number}: expected rows of k from 0 to {k.shape[0] - 1}, "
+                f"got {min(rows)} to {max(rows)}."
+            )
 
 
 def check_scale(scale: float | None, width: int) -> float:
-    """1/sqrt(D) unless given."""
+    """The softmax scale; 1/sqrt(D) if None."""
     if scale is None:
         return width**-0.5
     if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"The scale is {scale}; give a positive finite number, or None for 1/sqrt({width}).")
+        raise ValueError(f"Expected a positive finite scale, or None for 1/sqrt({width}), got {scale}.")
     return float(scale)
 
 
 def full_weight(log_weight: Tensor | Sequence | float | None, q: Tensor, segments: Segments) -> Tensor:
-    """Log weights as (1 or B, 1 or H, S, T) in float32 (float64 beside float64). Given as (S, T), (B, S, T) or (B, H, S, T)."""
-    wanted = (q.shape[0], q.shape[1], len(segments.queries), len(segments.sources))
+    """(S, T), (B, S, T) or (B, H, S, T) log weights -> (1 or B, 1 or H, S, T); float32, or float64 as q."""
+    expected = (q.shape[0], q.shape[1], len(segments.queries), len(segments.sources))
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     if log_weight is None:
-        return torch.zeros(1, 1, *wanted[2:], dtype=dtype)
+        return torch.zeros(1, 1, *expected[2:], dtype=dtype)
     weight = log_weight if isinstance(log_weight, Tensor) else torch.tensor(log_weight, dtype=dtype)
     if not weight.dtype.is_floating_point:
-        raise TypeError(f"The log weights are {weight.dtype}; give floating-point numbers, and -inf for what is not seen: {NO_MASK}.")
+        raise TypeError(
+            f"Expected floating-point log weights, got {weight.dtype}. "
+            f"Pass -inf for a masked source; {NO_MASK}."
+        )
     if weight.device.type != "cpu" and weight.device != q.device:
-        raise ValueError(f"The log weights are on {weight.device}, q is on {q.device}; put them there or on the CPU.")
+        raise ValueError(
+            f"Expected log weights on {q.device}, as q, or on the CPU, got {weight.device}. Move them."
+        )
     if weight.dim() == 3:
         weight = weight[:, None]
     weight = weight.reshape((1,) * (4 - weight.dim()) + tuple(weight.shape)) if weight.dim() < 4 else weight
-    if weight.dim() != 4 or any(got not in (1, want) for got, want in zip(weight.shape, wanted)):
+    if weight.dim() != 4 or any(got not in (1, want) for got, want in zip(weight.shape, expected)):
         given = tuple(log_weight.shape) if isinstance(log_weight, Tensor) else tuple(weight.shape)
         raise ValueError(
-            f"The log weights have shape {given}; with {wanted[0]} rows, {wanted[1]} heads, {wanted[2]} query segments and {wanted[3]} "
-            f"sources give (segments, sources), (rows, segments, sources) or (rows, heads, segments, sources); {NO_MASK}."
+            f"Expected log weights of shape (s, t), (b, s, t) or (b, h, s, t) with b = {expected[0]} rows, "
+            f"h = {expected[1]} heads, s = {expected[2]} query segments and t = {expected[3]} sources, "
+            f"got {given}. "
+            f"Pass one of these; {NO_MASK}."
         )
-    return weight.expand(*weight.shape[:2], *wanted[2:]).to(dtype)
+    return weight.expand(*weight.shape[:2], *expected[2:]).to(dtype)
 
 
 def check_values(weight: Tensor) -> None:
-    """No NaN and no +inf among log weights whose values the host can read; a GPU's are not waited for, there NaN in is NaN out."""
+    """Raise ValueError for NaN or +inf in log weights on the CPU.
+
+    On a GPU they are not read back, and NaN propagates.
+    """
     if weight.device.type == "cpu" and not bool((weight < math.inf).all()):
-        raise ValueError("The log weights hold NaN or +inf; give finite numbers, or -inf for unseen keys (a weight is never negative).")
+        raise ValueError(
+            "Expected finite log weights, or -inf for masked sources, got NaN or +inf. "
+            "Pass the logarithm of weights that are finite and not negative."
+        )
 
 
 def on_device(weight: Tensor, device: torch.device) -> Tensor:
-    """The log weights beside the queries. Raises RuntimeError while a CUDA graph is captured, whose replays would read the host's again."""
+    """The log weights on q's device.
+
+    Raises RuntimeError in CUDA graph capture, which would record a read of host memory.
+    """
     if weight.device != device and is_capturing():
-        raise RuntimeError(f"The log weights are on {weight.device} while a CUDA graph is captured on {device}; put them there before.")
+        raise RuntimeError(
+            f"Expected log weights on {device} while a CUDA graph is captured, got {weight.device}. "
+            "Move them there before the capture."
+        )
     return weight.to(device, non_blocking=True)

@@ -130,7 +130,9 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
 
 
 def _run_bench(options: argparse.Namespace) -> None:
-    from ...kernels.bench.run import SHAPES, WEIGHTS, Run, as_lines, bench, write_record
+    from ...kernels.bench.report import as_lines, write_record
+    from ...kernels.bench.results import Run
+    from ...kernels.bench.run import SHAPES, WEIGHTS, bench
 
     def keep(run: Run) -> None:
         if options.json:  # after every weight, so that a run that is stopped leaves what it has

@@ -102,7 +102,7 @@ def choose_size(asked: tuple[int, int] | None, given: Mapping[str, Any], notes: 
 def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[int, int], given: Mapping[str, Any]) -> Result:
     with tqdm(desc=request.mode.replace("_", " "), unit="step") as bar:
 
-        def on_step(step: int, steps: int, rgb_x0, depth_x0) -> None:
+        def on_step(step: int, steps: int, latents: Mapping[str, Tensor]) -> None:
             bar.total = steps
             bar.update()
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .geometry.arrays import FULL_SCALE
 from .picture_files import PictureError, Values, name_source, open_values
 
-FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.bool: 1}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 HAS_ALPHA = "The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask."
 NO_ALPHA = "The picture has an alpha channel: its colours were used as they are, also where it is transparent, and the alpha is left out."

@@ -7,11 +7,14 @@ its numbers are the base model's, bit for bit), and the intrinsic rows after the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .rows import Rows
 
@@ -36,31 +39,102 @@ class Kept:
         return torch.cat(keys), torch.cat(values)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Call:
+    """What the layers have to know of one call of the network."""
+
+    rows: Rows
+    weights: Mapping[Hashable, float] | None = None  # w by layer; None is 1 in every layer, as in training
+    kept: Kept | None = None  # where the image's keys and values are kept for the call of its maps, or come from
+
+
 class Coupling:
-    """What one call of the network has to know: its rows, w of each layer, and what is kept from the call before."""
+    """What the coupled layers of one network share: the call that is under way.
 
-    rows: Rows | None = None
-    weights: dict[Hashable, float] = field(default_factory=dict)
-    kept: Kept | None = None
+        with coupling.call(Rows(("prompt", "empty"), batch=2), weights):
+            network(x, t, encoder_hidden_states=context)
+    """
 
-    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, *, heads: int, plain: Plain, inner: Inside | None = None) -> Tensor:
-        """q, k, v (rows, tokens, heads * width) of one layer, after the projections; the output has q's form.
+    def __init__(self) -> None:
+        self._call: Call | None = None
 
-        `plain` is the host's own attention and serves calls of one stream; `inner`, if given, is the same inside the coupled call.
+    @property
+    def is_active(self) -> bool:
+        return self._call is not None
+
+    @property
+    def current(self) -> Call:
+        """The call that is under way."""
+        if self._call is None:
+            raise RuntimeError(
+                "Expected a call of the coupled network inside `with coupling.call(rows, weights):`, got one outside. Put it inside."
+            )
+        return self._call
+
+    @property
+    def rows(self) -> Rows:
+        return self.current.rows
+
+    @contextmanager
+    def call(
+        self, rows: Rows, weights: Mapping[Hashable, float] | None = None, kept: Kept | None = None
+    ) -> Iterator[Call]:
+        """Everything that the network computes inside the block is of these rows, with w of each layer."""
+        with self.resume(Call(rows, weights, kept)) as call:
+            yield call
+
+    @contextmanager
+    def resume(self, call: Call) -> Iterator[Call]:
+        """A call again, for what is recomputed after its block."""
+        before, self._call = self._call, call
+        try:
+            yield call
+        finally:
+            self._call = before
+
+    def checkpoint(self, block: Callable[..., Any], *args: Any) -> Any:
+        """Gradient checkpointing of one block, for diffusers' `enable_gradient_checkpointing(coupling.checkpoint)`.
+
+        The backward pass recomputes the block when the `with` block of its call is over, so it is entered again.
         """
-        rows = self.rows
+        call = self.current
+
+        def run(*args: Any) -> Any:
+            with self.resume(call):
+                return block(*args)
+
+        return checkpoint(run, *args, use_reentrant=False)
+
+    def attend(
+        self,
+        layer: Hashable,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        heads: int,
+        plain: Plain,
+        inner: Inside | None = None,
+    ) -> Tensor:
+        """Attention of one layer after its projections: q, k, v (b, n, h * d) to (b, n, h * d).
+
+        `plain` is the host's own attention and serves calls of one stream; `inner`, if given, is the same
+        inside the coupled call.
+        """
+        call = self.current
+        rows = call.rows
         rows.check(q.shape[0])
         if rows.streams == ("image",):
-            if self.kept is not None:
-                self.kept.put(layer, rows, k, v)
+            if call.kept is not None:
+                call.kept.put(layer, rows, k, v)
             return plain(q, k, v)
-        if rows.streams == ("intrinsic",) and self.kept is None:
-            return plain(q, k, v)  # maps that know of no image: the paper's ablation of training without the image domain
+        if rows.streams == ("intrinsic",) and call.kept is None:
+            return plain(q, k, v)  # maps without an image: the paper's ablation of training without the image domain
         if rows.streams == ("intrinsic",):
-            image_k, image_v = self.kept.take(layer, rows)
+            image_k, image_v = call.kept.take(layer, rows)
             return plain(q, torch.cat([image_k, k], dim=1), torch.cat([image_v, v], dim=1))
-        return attend_domains(q, k, v, rows, self.weights[layer], heads=heads, inner=inner)
+        weight = 1.0 if call.weights is None else call.weights[layer]
+        return attend_domains(q, k, v, rows, weight, heads=heads, inner=inner)
 
 
 def attend_domains(q: Tensor, k: Tensor, v: Tensor, rows: Rows, weight: float, *, heads: int, inner: Inside | None = None) -> Tensor:

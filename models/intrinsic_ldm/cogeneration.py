@@ -136,22 +136,24 @@ class CoGeneration:
 
     def predict(self, latents: Latents, t: Tensor, steering: Steering) -> Latents:
         """The network's guided word on the latents of each stream."""
-        weights = self.coupling.weights = steering.weights(self.layers, float(t))
+        weights = steering.weights(self.layers, float(t))
         if "intrinsic" not in latents or any(weights.values()):
-            self.coupling.kept = None
-            return self.run(latents, t, steering)
-        self.coupling.kept = Kept()
-        return {stream: self.run({stream: latents[stream]}, t, steering)[stream] for stream in BOTH}
+            return self.run(latents, t, steering, weights)
+        kept = Kept()
+        return {stream: self.run({stream: latents[stream]}, t, steering, weights, kept)[stream] for stream in BOTH}
 
-    def run(self, latents: Latents, t: Tensor, steering: Steering) -> Latents:
+    def run(
+        self, latents: Latents, t: Tensor, steering: Steering, weights: Mapping[int, float], kept: Kept | None = None
+    ) -> Latents:
         """One call of the network; its rows are (prompt, stream, picture)."""
         streams: tuple[Stream, ...] = tuple(latents)
         chunks, batch = tuple(steering.contexts), len(latents[streams[0]])
-        rows = self.coupling.rows = Rows(chunks, batch, streams)
+        rows = Rows(chunks, batch, streams)
         x = torch.cat([latents[stream] for _ in chunks for stream in streams])
         context = torch.cat([steering.contexts[chunk] for chunk in chunks for _ in streams])
         dtype = self.unet.dtype
-        said = self.unet(x.to(dtype), t.to(x.device), encoder_hidden_states=context.to(dtype), return_dict=False)[0].float()
+        with self.coupling.call(rows, weights, kept):
+            said = self.unet(x.to(dtype), t.to(x.device), encoder_hidden_states=context.to(dtype), return_dict=False)[0].float()
         return {stream: steering.guide(rows.select(said, stream)) for stream in streams}
 
 

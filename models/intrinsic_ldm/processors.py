@@ -1,11 +1,12 @@
 """I-LDM in a diffusers UNet or transformer: attention processors over the same equation and LoRA as in ComfyUI, for scripts and training.
 
     coupling, layers = couple(unet, lora=low_rank_parts)        # installs the processors; diffusers itself is not imported
-    coupling.rows = Rows(("cond", "uncond"), batch=2)           # per prompt: 2 images, then their 2 sets of maps
-    coupling.weights = {layer.block: schedule.weight(layer.number("stages"), t) for layer in layers}
-    unet(rows, t, encoder_hidden_states=prompts)                # each prompt repeated for its 4 rows
+    rows = Rows(("cond", "uncond"), batch=2)                    # per prompt: 2 images, then their 2 sets of maps
+    weights = {layer.block: schedule.weight(layer.number("stages"), t) for layer in layers}
+    with coupling.call(rows, weights):
+        unet(x, t, encoder_hidden_states=prompts)               # each prompt repeated for its 4 rows
 
-In training w is 1 everywhere, and the LoRA's tensors may require gradients.
+In training w is 1 in every layer (`coupling.call(rows)`), and the LoRA's tensors may require gradients.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.losses import masked_mean
 from .config import CHANNELS, MAPS
 
 MISSING = 0.0  # what an absent map reads; training zeroes each map with DROP for the network to know it
@@ -103,19 +104,14 @@ def vae_losses(
         elif name == "segmentation":
             counts = counts + (segment_balance - 1) * (targets[name] > -1).any(dim=1, keepdim=True)
         errors = (outs[name] - targets[name]).abs() * counts
-        losses[name] = _mean_where(errors.flatten(1).sum(dim=1) / counts.flatten(1).sum(dim=1), has[name])
+        losses[name] = masked_mean(errors.flatten(1).sum(dim=1) / counts.flatten(1).sum(dim=1), has[name])
     known = (targets["normals"] != MISSING).any(dim=1) & has["normals"][:, None, None]
-    losses["normals_angle"] = _mean_where(1 - F.cosine_similarity(outs["normals"], targets["normals"], dim=1), known)
+    losses["normals_angle"] = masked_mean(1 - F.cosine_similarity(outs["normals"], targets["normals"], dim=1), known)
     losses["divergence"] = 1e-6 * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
     if perceptual is not None:
         views = {name: (outs[name].expand(-1, 3, -1, -1), targets[name].expand(-1, 3, -1, -1)) for name in MAPS}
-        losses["perceptual"] = sum(_mean_where(perceptual(*views[name]), has[name]) for name in MAPS) / len(MAPS)
+        losses["perceptual"] = sum(masked_mean(perceptual(*views[name]), has[name]) for name in MAPS) / len(MAPS)
     return losses
-
-
-def _mean_where(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of the values that count; 0 with a gradient of 0 where none does."""
-    return torch.where(counts, values, 0.0).sum() / counts.sum().clamp(min=1)
 
 
 def latent_scale(latents: Tensor) -> float:

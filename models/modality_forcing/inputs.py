@@ -1,4 +1,7 @@
-"""What one call of the pipeline asks for: inputs read, sizes and batches matched, settings chosen. Every fault is one sentence."""
+"""One call of the pipeline, checked: inputs read, sizes and batches matched, settings chosen. Every fault is one sentence.
+
+A function that changes an input returns (value, notes): one sentence for each change.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.geometry.arrays import as_float_tensor
-from ..core.geometry.depth import encode_depth
 from ..core.geometry.view import View, explain_invalid
+from ..core.padding import pad_to, round_up
 from ..core.pictures import Pictures, as_tensor, read_pictures
 from ..core.protocols import OnStep
 from .config import Mode, SamplingDefaults
+from .depth_code import depth_to_net
 
 Size = tuple[int, int]  # height, width
+AskedSize = tuple[int | None, int | None]  # None keeps the input's own
+Notes = tuple[str, ...]  # one sentence for each change to an input
 
 
 @dataclass(frozen=True)
@@ -51,44 +57,52 @@ def check_streams(mode: Mode, image: Any, depth: Any, refine: bool) -> None:
         raise ValueError(f"Refine makes a joint run's depth again from its image; it does nothing in {mode}, so leave it off.")
 
 
-def read_image(source: Any, size: tuple[int | None, int | None], notes: list[str]) -> Pictures:
-    """The given pictures, resized by area averaging where a size is asked for."""
+def read_given_image(source: Any, size: AskedSize) -> Pictures:
+    """The given images, resized by area averaging where `size` asks for another; their notes say what was changed."""
     pictures = read_pictures(source)
-    notes.extend(pictures.notes)
     rgb, alpha = pictures.rgb.cpu(), None if pictures.alpha is None else pictures.alpha.cpu()
-    own, wanted = find_target(rgb.shape[1:3], size)
-    if own != wanted:
-        notes.append(f"The image was resized from {own[0]} x {own[1]} to {wanted[0]} x {wanted[1]} (height x width).")
-        rgb = F.interpolate(rgb.movedim(-1, 1), wanted, mode="area").movedim(1, -1)
-        alpha = None if alpha is None else F.interpolate(alpha[:, None], wanted, mode="area")[:, 0]
-    return Pictures(rgb, alpha)
+    own, target = find_target(rgb.shape[1:3], size)
+    if own == target:
+        return Pictures(rgb, alpha, pictures.notes)
+    rgb = F.interpolate(rgb.movedim(-1, 1), target, mode="area").movedim(1, -1)
+    alpha = None if alpha is None else F.interpolate(alpha[:, None], target, mode="area")[:, 0]
+    return Pictures(rgb, alpha, (*pictures.notes, explain_resize("image", own, target)))
 
 
-def read_depth(source: Any, size: tuple[int | None, int | None], notes: list[str]) -> View:
-    """The given depth as a View with something valid in every map, resized to the nearest pixel where a size is asked for."""
+def read_given_depth(source: Any, size: AskedSize) -> tuple[View, Notes]:
+    """The given depth as a View with a valid pixel in every map, resized to the nearest pixel where `size` asks for another."""
+    view, notes = to_view(source)
+    own, target = find_target(view.depth.shape[1:], size)
+    if own != target:
+        view, notes = resize_view(view, target), (*notes, explain_resize("depth", own, target))
+    return view.require_valid(), notes
+
+
+def to_view(source: Any) -> tuple[View, Notes]:
+    """A View on the CPU from a View, or from z-depth as a tensor, array or Pillow image: (h, w), (b, h, w) or (b, h, w, 1)."""
     if isinstance(source, View):
         view = source.to("cpu")
         holes, pixels = sum(view.invalid_counts), view.mask.numel()
-        notes.extend([f"{holes} of {pixels} depth pixels ({holes / pixels:.1%}) are invalid and left out."] if holes else [])
-    else:
-        depth = as_tensor(source) if hasattr(source, "getbands") else as_float_tensor(source, name="depth")
-        if depth.ndim >= 3 and depth.shape[-1] == 1:
-            depth = depth[..., 0]
-        if depth.ndim >= 3 and depth.shape[-1] in (3, 4) and min(depth.shape[-3:-1]) > 4:
-            raise ValueError(f"A depth of shape {tuple(depth.shape)} arrived: that is a colour picture; wanted one value per pixel.")
-        view = View.from_depth(depth.cpu(), units="relative")
-        notes.extend(filter(None, [explain_invalid(depth.to(torch.float32))]))
-    own, wanted = find_target(view.depth.shape[1:], size)
-    if own != wanted:
-        notes.append(f"The depth was resized from {own[0]} x {own[1]} to {wanted[0]} x {wanted[1]} (height x width).")
-        view = resize_view(view, wanted)
-    return view.require_valid()
+        return view, (f"{holes} of {pixels} depth pixels ({holes / pixels:.1%}) are invalid and left out.",) if holes else ()
+    depth = as_tensor(source) if hasattr(source, "getbands") else as_float_tensor(source, name="depth")
+    if depth.ndim >= 3 and depth.shape[-1] == 1:
+        depth = depth[..., 0]
+    if depth.ndim >= 3 and depth.shape[-1] in (3, 4) and min(depth.shape[-3:-1]) > 4:
+        raise ValueError(
+            f"Expected a depth with one value per pixel, got shape {tuple(depth.shape)}, a color image. Give one of its channels."
+        )
+    note = explain_invalid(depth.to(torch.float32))
+    return View.from_depth(depth.cpu(), units="relative"), (note,) if note else ()
 
 
-def find_target(own: Sequence[int], size: tuple[int | None, int | None]) -> tuple[Size, Size]:
-    """(own size, wanted size): a None in `size` keeps the own."""
+def find_target(own: Sequence[int], size: AskedSize) -> tuple[Size, Size]:
+    """(own size, target size): a None in `size` keeps the own."""
     own = (int(own[0]), int(own[1]))
-    return own, tuple(given or kept for given, kept in zip(size, own, strict=True))
+    return own, tuple(asked or kept for asked, kept in zip(size, own, strict=True))
+
+
+def explain_resize(what: str, own: Size, target: Size) -> str:
+    return f"The {what} was resized from {own[0]} x {own[1]} to {target[0]} x {target[1]} (height x width)."
 
 
 def resize_depth(depth: Tensor, size: Size) -> Tensor:
@@ -127,7 +141,7 @@ def match_counts(counts: Mapping[str, int]) -> int:
     return max(counts.values())
 
 
-def find_size(pictures: Pictures | None, view: View | None, size: tuple[int | None, int | None], default: int) -> Size:
+def find_size(pictures: Pictures | None, view: View | None, size: AskedSize, default: int) -> Size:
     """Height and width of the result: those of the given stream, else those asked for, else the default."""
     for side in size:
         if side is not None and (not isinstance(side, int) or side < 1):
@@ -139,20 +153,15 @@ def find_size(pictures: Pictures | None, view: View | None, size: tuple[int | No
     return size[0] or default, size[1] or default
 
 
-def pad_size(size: Size, patch: int, notes: list[str]) -> Size:
-    """The next multiples of the patch; a note if these are others."""
-    padded = tuple(math.ceil(side / patch) * patch for side in size)
-    if padded != size:
-        notes.append(
-            f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at {padded[0]} x {padded[1]}, "
-            "given edges repeated, and the result cropped back."
-        )
-    return padded
-
-
-def pad_to(x: Tensor, size: Size) -> Tensor:
-    """'b c h w' up to a size, by repeating the last row and column."""
-    return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), mode="replicate")
+def pad_size(size: Size, patch: int) -> tuple[Size, Notes]:
+    """The next multiples of the patch, with a note if these are others."""
+    padded = round_up(size, patch)
+    if padded == tuple(size):
+        return padded, ()
+    return padded, (
+        f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at {padded[0]} x {padded[1]}, "
+        "given edges repeated, and the result cropped back.",
+    )
 
 
 def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, Tensor]:
@@ -161,25 +170,21 @@ def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, 
     if infinite_sky and view.sky is not None:
         sky = view.sky[:, None]
         known = known | sky
-    net = pad_to(encode_depth(view.depth[:, None], view.mask[:, None], sky=sky), size)
+    net = pad_to(depth_to_net(view.depth[:, None], view.mask[:, None], sky=sky), size)
     return net, pad_to(known.float(), size) > 0
 
 
-def crop_to(x: Tensor, size: Size) -> Tensor:
-    """The first rows and columns of 'b c h w'."""
-    return x[..., : size[0], : size[1]]
-
-
 def choose_settings(
-    defaults: SamplingDefaults, mode: Mode, steps: int | None, guidance: float | None, *, log2_alpha: float | None, notes: list[str]
-) -> SamplingDefaults:
-    """The defaults, with what the caller gave in their place."""
+    defaults: SamplingDefaults, mode: Mode, steps: int | None, guidance: float | None, *, log2_alpha: float | None
+) -> tuple[SamplingDefaults, Notes]:
+    """The defaults, replaced by the arguments that are not None."""
     if guidance is not None and not math.isfinite(guidance):
         raise ValueError(f"Guidance is {guidance!r}; it must be a finite number, and acts above 1.")
+    notes: Notes = ()
     if log2_alpha is not None and mode != "joint":
-        notes.append(f"log2_alpha orders the two streams of a joint run; it has no effect in {mode}.")
+        notes = (f"log2_alpha orders the two streams of a joint run; it has no effect in {mode}.",)
     given = {"steps": steps, "guidance": guidance, "log2_alpha": log2_alpha}
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None}), notes
 
 
 def check_seed(seed: int) -> int:
@@ -198,4 +203,4 @@ def count_steps(on_step: OnStep | None, done: int, total: int) -> OnStep | None:
     """`on_step` for one of several runs: its steps counted on from `done`, out of `total`."""
     if on_step is None:
         return None
-    return lambda step, steps, rgb_x0, depth_x0: on_step(done + step, total, rgb_x0, depth_x0)
+    return lambda step, steps, latents: on_step(done + step, total, latents)

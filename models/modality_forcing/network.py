@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..core.layers.attention import Attend, attend
@@ -215,7 +216,7 @@ class StreamAttention(nn.Module):
         self.proj = operations.Linear(hidden_size, hidden_size, **linear)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x 'b n c' -> normalised q, k and plain v, each 'b n h d'."""
+        """x (b, n, c) -> normalized q, k and plain v, each (b, n, h, d)."""
         q, k, v = split_heads(self.qkv(x), self.num_heads)
         return *self.norm(q, k), v
 
@@ -277,35 +278,32 @@ def gate_silu(x: Tensor) -> Tensor:
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """'b n (3 h d)' -> q, k, v, each 'b n h d'."""
-    return qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
+    """(b, n, 3 h d) -> q, k, v, each (b, n, h, d)."""
+    q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=num_heads)
+    return q, k, v
 
 
 def attend_heads(q: Tensor, k: Tensor, v: Tensor, table: RotaryTable, attend: Attend) -> Tensor:
-    """Rotary positions, then attention: q, k, v 'b n h d' -> 'b n (h d)'."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    """Rotary positions, then attention: q, k, v (b, n, h, d) -> (b, n, h d)."""
+    q, k, v = (rearrange(x, "b n h d -> b h n d") for x in (q, k, v))
     return attend(apply_rotary(q, table), apply_rotary(k, table), v)
 
 
 def latent_to_tokens(latent: Tensor) -> Tensor:
-    """'b c h w' -> 'b (h w) c'."""
-    return latent.flatten(2).transpose(1, 2)
+    """(b, c, h, w) -> (b, h w, c)."""
+    return rearrange(latent, "b c h w -> b (h w) c")
 
 
 def tokens_to_latent(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """'b (h w) c' -> 'b c h w'."""
-    return tokens.transpose(1, 2).unflatten(-1, grid)
+    """(b, h w, c) -> (b, c, h, w)."""
+    return rearrange(tokens, "b (h w) c -> b c h w", h=grid[0], w=grid[1])
 
 
 def depth_to_tokens(depth: Tensor, patch: int) -> Tensor:
-    """'b 1 (h p) (w q)' -> 'b (h w) (p q)': one token per patch, its pixels row by row."""
-    b, _, height, width = depth.shape
-    patches = depth.reshape(b, height // patch, patch, width // patch, patch)
-    return patches.transpose(2, 3).reshape(b, -1, patch * patch)
+    """(b, 1, h p, w q) -> (b, h w, p q) with p = q = patch: one token per patch, its pixels row by row."""
+    return rearrange(depth, "b 1 (h p) (w q) -> b (h w) (p q)", p=patch, q=patch)
 
 
 def tokens_to_depth(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Inverse of `depth_to_tokens`."""
-    (b, _, _), (rows, columns) = tokens.shape, grid
-    patches = tokens.reshape(b, rows, columns, patch, patch).transpose(2, 3)
-    return patches.reshape(b, 1, rows * patch, columns * patch)
+    return rearrange(tokens, "b (h w) (p q) -> b 1 (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch)

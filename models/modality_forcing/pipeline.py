@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.geometry.depth import Z_MAX, decode_depth
 from ..core.geometry.view import View, explain_invalid
+from ..core.padding import crop_to, pad_to
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
 from .config import DEFAULTS, PRESETS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
+from .depth_code import Z_MAX, net_to_depth
 from .inputs import (
+    Notes,
     Request,
     check_floor,
     check_seed,
     check_streams,
     choose_settings,
     count_steps,
-    crop_to,
     encode_view,
     find_size,
     match_batches,
     pad_size,
-    pad_to,
-    read_depth,
-    read_image,
+    read_given_depth,
+    read_given_image,
 )
 from .network import ModalityForcing
 from .sampling import PartialDepth, draw_noise, make_schedule, sample
@@ -131,30 +131,34 @@ class ModalityForcingPipeline:
         `log2_alpha` (joint): > 0 image first, 0 both at once, < 0 depth first. `refine` (joint): depth again, from the finished image.
         `x0_t_min` = 0.05 repeats the released sampler. Errors are ValueErrors of one sentence.
         """
-        started, notes, asked = time.perf_counter(), [], (height, width)
+        started, asked = time.perf_counter(), (height, width)
         check_streams(check_mode(mode), image, depth, refine)
-        pictures = None if image is None else read_image(image, asked, notes)
-        view = None if depth is None else read_depth(depth, asked, notes)
+        pictures = None if image is None else read_given_image(image, asked)
+        view, depth_notes = (None, ()) if depth is None else read_given_depth(depth, asked)
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         size = find_size(pictures, view, asked, self.defaults.size)
         defaults = self.defaults.kept_depth if mode == "joint" and view is not None else getattr(self.defaults, mode)
+        batch = match_batches(prompts, pictures, view, batch_size)
+        padded, padding_notes = pad_size(size, self.config.depth_patch)
+        settings, settings_notes = choose_settings(defaults, mode, steps, guidance, log2_alpha=log2_alpha)
         request = Request(
             mode=mode,
             prompts=prompts,
-            batch=match_batches(prompts, pictures, view, batch_size),
+            batch=batch,
             size=size,
-            padded=pad_size(size, self.config.depth_patch, notes),
-            settings=choose_settings(defaults, mode, steps, guidance, log2_alpha=log2_alpha, notes=notes),
+            padded=padded,
+            settings=settings,
             seed=check_seed(seed),
             x0_t_min=check_floor(x0_t_min),
             refine=refine,
         )
-        self.note_unknown_words(prompts, notes)
         rgb, net = self.run(request, pictures, view, on_step)
         made = self.decode_image(rgb, request) if pictures is None else pictures.rgb.expand(request.batch, -1, -1, -1)
-        view = self.finish_view(view if mode == "depth_to_image" else None, net, made, request, notes)
+        view, view_notes = self.finish_view(view if mode == "depth_to_image" else None, net, made, request)
         alpha = None if pictures is None or pictures.alpha is None else pictures.alpha.expand(request.batch, -1, -1)
-        return Result(made, view, rgb, net, tuple(notes), seed, time.perf_counter() - started, alpha)
+        image_notes = () if pictures is None else pictures.notes
+        notes = image_notes + depth_notes + padding_notes + settings_notes + self.explain(prompts) + view_notes
+        return Result(made, view, rgb, net, notes, seed, time.perf_counter() - started, alpha)
 
     def run(self, request: Request, pictures: Pictures | None, view: View | None, on_step: OnStep | None) -> tuple[Tensor, Tensor]:
         """The sampling run, or two with refine: clean RGB latent and network-space depth."""
@@ -212,25 +216,33 @@ class ModalityForcingPipeline:
         net, mask = encode_view(view, request.padded, infinite_sky=self.config.infinite_sky)
         return tuple(x.to(self.device).expand(request.batch, -1, -1, -1) for x in (net, mask))
 
-    def finish_view(self, given: View | None, net: Tensor, image: Tensor, request: Request, notes: list[str]) -> View:
-        """The depth of the result: the given one with its units, or the one made, in relative units of about unit mean."""
+    def finish_view(self, given: View | None, net: Tensor, image: Tensor, request: Request) -> tuple[View, Notes]:
+        """The depth of the result: the given one with its units, or the sampled one, in relative units of about unit mean."""
         if given is not None:
             cameras = {"sky": given.sky, "intrinsics": given.intrinsics, "world_to_cam": given.world_to_cam}
-            return View.from_depth(given.depth, units=given.units, mask=given.mask, image=image, **cameras)
+            return View.from_depth(given.depth, units=given.units, mask=given.mask, image=image, **cameras), ()
         net = crop_to(net, request.size).cpu()
-        depth = decode_depth(net, infinite_sky=self.config.infinite_sky)
-        far = int((torch.isfinite(depth) & (net > Z_MAX)).sum())
-        if far:
-            limit = f"{1 / (2 - Z_MAX):.0f} times the mean"
-            notes.append(f"{far} of {net.numel()} depth pixels lie beyond {limit} and were set to that distance.")
-        sky = int(torch.isinf(depth).sum())
-        if sky:
-            notes.append(f"{sky} of {net.numel()} depth pixels are sky: infinitely far, and masked.")
-        holes = explain_invalid(torch.where(torch.isinf(depth), torch.ones_like(depth), depth))
-        if holes:
-            notes.append(f"Of the depth made, {holes}")
-        return View.from_depth(depth, units="relative", image=image)
+        depth = net_to_depth(net, infinite_sky=self.config.infinite_sky)
+        return View.from_depth(depth, units="relative", image=image), explain_depth(depth, net)
 
-    def note_unknown_words(self, prompts: Sequence[str], notes: list[str]) -> None:
-        if self.explain_prompt is not None:
-            notes.extend(filter(None, (self.explain_prompt(prompt) for prompt in dict.fromkeys(prompts))))
+    def explain(self, prompts: Sequence[str]) -> Notes:
+        """What the text encoder cannot read, once per prompt."""
+        if self.explain_prompt is None:
+            return ()
+        return tuple(filter(None, (self.explain_prompt(prompt) for prompt in dict.fromkeys(prompts))))
+
+
+def explain_depth(depth: Tensor, net: Tensor) -> Notes:
+    """What is special about a sampled depth, given decoded and in network space: clamped, infinite and invalid pixels."""
+    notes = []
+    far = int((torch.isfinite(depth) & (net > Z_MAX)).sum())
+    if far:
+        limit = f"{1 / (2 - Z_MAX):.0f} times the mean"
+        notes.append(f"{far} of {net.numel()} depth pixels lie beyond {limit} and were set to that distance.")
+    sky = int(torch.isinf(depth).sum())
+    if sky:
+        notes.append(f"{sky} of {net.numel()} depth pixels are sky: infinitely far, and masked.")
+    holes = explain_invalid(torch.where(torch.isinf(depth), torch.ones_like(depth), depth))
+    if holes:
+        notes.append(f"Of the depth made, {holes}")
+    return tuple(notes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.diffusion.flow import add_noise, shift_time, step_velocity, step_x0, velocity_to_x0, warp_time
 from ..core.diffusion.guidance import guide_streams
+from ..core.protocols import OnStep
 from .config import Mode, check_mode
 
 NetworkCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -74,14 +75,15 @@ def sample(
     null_context: Tensor | None = None,
     guidance: float = 1.0,
     x0_t_min: float = 0.0,
-    on_step: Callable[[int, int, Tensor, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
     partial_depth: PartialDepth | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the schedule with Euler steps: noise, or a given clean stream, in; clean RGB latent and network-space depth out.
 
     network_call(rgb, depth, context, t_rgb (b,), t_depth (b,)) -> (RGB velocity, clean depth). Guidance acts above 1, on both
     raw outputs, and then needs `null_context`; either context may have batch 1. `x0_t_min` = 0.05 is the released floor under
-    the depth's time; 0 lets the last step land on the prediction. on_step(step from 1, steps, clean RGB, clean depth).
+    the depth's time; 0 lets the last step land on the prediction. on_step's latents
+    are the clean predictions of "image" (b, c, h, w) and "depth" (b, 1, H, W).
     """
     predict = guided_call(network_call, context, null_context, guidance, batch=len(rgb))
     t_rgb, t_depth = schedule.t_rgb.to(rgb.device), schedule.t_depth.to(rgb.device)
@@ -90,7 +92,7 @@ def sample(
             depth = partial_depth.impose(depth, t_depth[i])
         velocity, x0 = predict(rgb, depth, t_rgb[i].expand(len(rgb)), t_depth[i].expand(len(rgb)))
         if on_step is not None:
-            on_step(i + 1, schedule.steps, velocity_to_x0(rgb, velocity, t_rgb[i]), x0)
+            on_step(i + 1, schedule.steps, {"image": velocity_to_x0(rgb, velocity, t_rgb[i]), "depth": x0})
         rgb = step_velocity(rgb, velocity, t_rgb[i], t_rgb[i + 1])
         depth = step_x0(depth, x0, t_depth[i], t_depth[i + 1], x0_t_min)
     if partial_depth is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..core.protocols import ImageCodec
@@ -30,8 +31,8 @@ def fit_colours(codec: ImageCodec, seed: int = 0, *, stride: int = STRIDE) -> tu
     `stride`: how many of them make a side.
     """
     pictures = random_pictures(PICTURES, seed, stride)
-    latents = codec.encode(pictures).float().movedim(1, -1).flatten(0, 2)
-    colours = F.avg_pool2d(pictures, stride).movedim(1, -1).flatten(0, 2)
+    latents = rearrange(codec.encode(pictures).float(), "b c h w -> (b h w) c")
+    colours = rearrange(F.avg_pool2d(pictures, stride), "b c h w -> (b h w) c")
     middle, mean = latents.mean(dim=0), colours.mean(dim=0)
     centred = latents - middle
     square = centred.T @ centred

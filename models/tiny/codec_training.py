@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
+from ..core.losses import sum_terms
 from ..core.training.alignment import Aligner
 from .codec import TinyCodec
 
@@ -56,10 +58,10 @@ def codec_loss(
         "pixel": (picture - image).abs().mean(),
         "edges": settings.edges * edge_distance(picture, image),
         "coarse": settings.coarse * (_shrink(picture) - _shrink(image)).abs().mean(),
-        "align": settings.align * trained.aligner(noisy.flatten(2).transpose(1, 2), batch["cells"]),
+        "align": settings.align * trained.aligner(rearrange(noisy, "b c h w -> b (h w) c"), batch["cells"]),
     }
-    logs = {name: value.detach() for name, value in parts.items()}
-    return sum(parts.values()), {**logs, "psnr": psnr(picture, image)}
+    loss, logs = sum_terms(parts)
+    return loss, {**logs, "psnr": psnr(picture, image)}
 
 
 def edge_distance(a: Tensor, b: Tensor) -> Tensor:

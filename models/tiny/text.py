@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..core.layers.attention import attend
@@ -31,7 +32,7 @@ class TextLayer(nn.Module):
         self.wide, self.narrow = operations.Linear(width, 2 * width, **place), operations.Linear(2 * width, width, **place)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = x + self.out(attend(q, k, v))
         return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
 

@@ -19,7 +19,7 @@ from ..intrinsic_ldm import tiny
 from ..intrinsic_ldm.training import base as training_base
 from ..intrinsic_ldm.training import lora as training_lora
 from ..intrinsic_ldm.training import vae as training_vae
-from ..modality_forcing import training_task
+from ..modality_forcing.training import task as training_task
 from ..tiny.codec import STRIDE, TinyCodec
 from ..tiny.codec_training import CodecLoss, TrainedCodec, codec_loss
 from ..tiny.text import TinyTextEncoder, tokenize

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.geometry.depth import encode_depth
 from ..core.training.data import FolderDataset, read_many
 from ..core.training.sources import fingerprint_path
 from ..core.weights.files import read_tensors, write_tensors
+from ..modality_forcing.depth_code import depth_to_net
 from ..tiny.codec import TinyCodec
 from ..tiny.text import PAD, tokenize
 from ..world.captions import mirror_caption
@@ -185,7 +185,7 @@ def encode(codec: TinyCodec, image: Tensor) -> Tensor:
 
 def code_depth(depth: Tensor, known: Tensor) -> Tensor:
     """Network depth b H W of metric depth b H W; what is not known in this world is sky: not missing, but infinitely far."""
-    return encode_depth(depth[:, None], known[:, None], sky=~known[:, None])[:, 0]
+    return depth_to_net(depth[:, None], known[:, None], sky=~known[:, None])[:, 0]
 
 
 def stack(values: Sequence[Tensor], what: str, source: FolderDataset) -> Tensor:

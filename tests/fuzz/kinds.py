@@ -23,12 +23,12 @@ from spatialweave.models.cli import demo_run as demo
 from spatialweave.models.core.export.depth_files import read_depth
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.core.pictures import read_pictures
+from spatialweave.models.core.training import shards
 from spatialweave.models.core.training.data import FolderDataset
 from spatialweave.models.core.training.recipe import Recipe, naming
 from spatialweave.models.core.weights import registry
 from spatialweave.models.intrinsic_ldm.config import VaeConfig
 from spatialweave.models.intrinsic_ldm.data import build as dataset_build
-from spatialweave.models.intrinsic_ldm.data import facts as dataset_facts
 from spatialweave.models.intrinsic_ldm.data.dataset import IntrinsicSamples
 from spatialweave.models.intrinsic_ldm.lora import Projection, open_lora, read_lora
 from spatialweave.models.intrinsic_ldm.training.bases import find_family, find_kind
@@ -254,7 +254,7 @@ def read_family(path):
 
 
 def read_facts(path):
-    return dataset_facts.check_facts(path.parent, {"format": "spatialweave-intrinsics", "version": 1, "count": 3})
+    return shards.check_facts(shards.ShardFolder(path.parent), {"format": "spatialweave-intrinsics", "version": 1, "count": 3})
 
 
 def read_published(path):

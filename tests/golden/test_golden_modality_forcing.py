@@ -14,11 +14,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from spatialweave.models.core.geometry.depth import contract, decode_depth, encode_depth, uncontract, unit_mean, valid_depth
 from spatialweave.models.core.geometry.points import depth_edges, view_to_point_cloud
-from spatialweave.models.core.geometry.view import View
+from spatialweave.models.core.geometry.view import View, is_valid
 from spatialweave.models.core.layers.modulation import timestep_embedding
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
+from spatialweave.models.modality_forcing.depth_code import contract, depth_to_net, net_to_depth, uncontract, unit_mean
 from spatialweave.models.modality_forcing.inputs import resize_depth
 from spatialweave.models.modality_forcing.network import (
     ModalityForcing,
@@ -214,7 +214,7 @@ def test_golden_sampling(path, description, case):
         assert torch.equal(final_rgb, rgb)
     if case["mode"] == "d2i":
         assert torch.equal(final_depth, depth)
-        assert_within(encode_depth(group["clean_depth_raw"]), group["clean_depth_map"], 2e-6, what="condition")
+        assert_within(depth_to_net(group["clean_depth_raw"]), group["clean_depth_map"], 2e-6, what="condition")
 
     for name, actual in (
         ("final_rgb_latent", final_rgb), ("final_rgb_tokens", latent_to_tokens(final_rgb)),
@@ -223,7 +223,7 @@ def test_golden_sampling(path, description, case):
         assert_within(actual, group[name], 3e-3, 3e-4, name)
     calm = (group["final_depth_net"].abs() - 2).abs() > 0.2
     # a depth near 0 is the map itself, whose tolerance of 3e-3 is absolute: 2e-2 of 0.15
-    assert_relative(decode_depth(final_depth, z_max=None)[calm], group["final_depth"][calm], 2e-2, "final_depth", floor=0.15)
+    assert_relative(net_to_depth(final_depth, z_max=None)[calm], group["final_depth"][calm], 2e-2, "final_depth", floor=0.15)
 
 
 # --- the depth codec -----------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def check_inverse(group, patch, path):
     actual, near_two = uncontract(z, z_max=None), (z.abs() - 2).abs() < 0.01
     assert_relative(actual[~near_two], r[~near_two], 1e-5)
     assert_relative(actual[near_two], r[near_two], 1e-3)
-    assert torch.equal(valid_depth(actual), group["valid_mask"].bool())
+    assert torch.equal(is_valid(actual), group["valid_mask"].bool())
 
 
 def check_clamped_inverse(group, patch, path):
@@ -257,33 +257,33 @@ def check_clamped_inverse(group, patch, path):
 
 
 def check_encode(group, patch, path):
-    net = encode_depth(group["raw"])
-    _, mean = unit_mean(group["raw"], valid_depth(group["raw"]))
+    net = depth_to_net(group["raw"])
+    _, mean = unit_mean(group["raw"], is_valid(group["raw"]))
     assert_within(net, group["net"], 2e-6)
     assert_within(depth_to_tokens(net, patch), group["tokens"], 2e-6)
     assert_relative(mean, group["mean"], 1e-6)
-    assert_relative(decode_depth(net, z_max=None), group["decoded"], 1e-3)
+    assert_relative(net_to_depth(net, z_max=None), group["decoded"], 1e-3)
 
 
 def check_batch(group, patch, path):
-    assert_within(encode_depth(group["raw"]), group["net_per_image"], 2e-6)
+    assert_within(depth_to_net(group["raw"]), group["net_per_image"], 2e-6)
 
 
 def check_decode(group, patch, path):
     net = tokens_to_depth(group["tokens"], tuple(size // patch for size in group["depth"].shape[-2:]), patch)
     near_two = (net.abs() - 2).abs() < 0.01
-    actual = decode_depth(net, z_max=None)
+    actual = net_to_depth(net, z_max=None)
     assert_relative(actual[~near_two], group["depth"][~near_two], 1e-5)
     assert_relative(actual[near_two], group["depth"][near_two], 1e-3)
 
 
 def check_invalid(group, patch, path):
     mask = group["valid_mask"].bool()
-    assert torch.equal(valid_depth(group["raw"]), mask)
+    assert torch.equal(is_valid(group["raw"]), mask)
     _, mean = unit_mean(group["raw"], mask)
     assert_relative(mean, group["valid_mean"], 1e-6)
-    assert_within(encode_depth(group["raw"])[mask], group["net_valid"][mask], 2e-6)
-    net = encode_depth(group["raw"], fill=group["fill_noise"])
+    assert_within(depth_to_net(group["raw"])[mask], group["net_valid"][mask], 2e-6)
+    net = depth_to_net(group["raw"], fill=group["fill_noise"])
     assert_within(net, group["net_filled"], 2e-6)
     assert_within(depth_to_tokens(net, patch), group["net_filled_tokens"], 2e-6)
 
@@ -291,15 +291,15 @@ def check_invalid(group, patch, path):
 def check_resize(group, patch, path):
     resized = resize_depth(group["raw"], tuple(group["nearest"].shape[-2:]))
     assert torch.equal(resized, group["nearest"])
-    assert_within(encode_depth(resized), group["net"], 2e-6)
+    assert_within(depth_to_net(resized), group["net"], 2e-6)
 
 
 def check_warning(group, patch, path):
     """Zeros that count: the file shows the harm. Ours leaves them out, so the valid pixels agree with the file's own target."""
     targets = read_group(path, "invalid")
-    mask = valid_depth(group["raw"])
-    assert_within(encode_depth(group["raw"])[mask], targets["net_valid"][mask], 2e-6)
-    assert (encode_depth(group["raw"])[mask] - group["net"][mask]).abs().max() > 1e-3
+    mask = is_valid(group["raw"])
+    assert_within(depth_to_net(group["raw"])[mask], targets["net_valid"][mask], 2e-6)
+    assert (depth_to_net(group["raw"])[mask] - group["net"][mask]).abs().max() > 1e-3
 
 
 CODEC_CHECKS = {

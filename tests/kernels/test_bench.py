@@ -7,24 +7,8 @@ import torch
 from PIL import Image
 
 from spatialweave.kernels import doctor, segment_attention
-from spatialweave.kernels.bench import (
-    checks as bench_checks,
-)
-from spatialweave.kernels.bench import (
-    goals as bench_goals,
-)
-from spatialweave.kernels.bench import (
-    rates as bench_rates,
-)
-from spatialweave.kernels.bench import (
-    rivals,
-)
-from spatialweave.kernels.bench import (
-    run as bench,
-)
-from spatialweave.kernels.bench import (
-    timing as bench_timing,
-)
+from spatialweave.kernels.bench import goals, machine, report, results, rivals, timing, verify
+from spatialweave.kernels.bench import run as bench
 from spatialweave.kernels.segment_attention.cases import CASES
 from spatialweave.models.cli import console as cli
 
@@ -32,7 +16,7 @@ from spatialweave.models.cli import console as cli
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(bench, "CPU_SCORES", 128**2 * 4)
-    monkeypatch.setattr(bench, "verify", lambda *given: bench_checks.verify(*given, cases=CASES[:2]))
+    monkeypatch.setattr(bench, "verify", lambda *given: verify.verify(*given, cases=CASES[:2]))
 
 
 def test_bench_prints_writes_and_draws(small, tmp_path, capsys):
@@ -57,7 +41,7 @@ def test_bench_prints_writes_and_draws(small, tmp_path, capsys):
 
 
 def test_no_time_from_wrong_numbers(small, monkeypatch, capsys):
-    monkeypatch.setattr(bench_checks, "segment_attention", lambda q, *given, **named: torch.zeros_like(q))
+    monkeypatch.setattr(verify, "segment_attention", lambda q, *given, **named: torch.zeros_like(q))
     assert cli.main(["bench", "kernels", "--device", "cpu", "--rounds", "1"]) == 1
     said = capsys.readouterr().err
     assert "case pairs-mixed, triton, seed " in said and "is off by 1, 1e-05 is allowed; no time is reported" in said
@@ -67,15 +51,15 @@ def test_no_time_from_wrong_gradients(monkeypatch):
     def half_as_steep(q, k, v, *given, **named):
         return segment_attention(q, k / 2 + k.detach() / 2, v, *given, **named)
 
-    monkeypatch.setattr(bench_checks, "segment_attention", half_as_steep)
+    monkeypatch.setattr(verify, "segment_attention", half_as_steep)
     with pytest.raises(FloatingPointError, match="case pairs-mixed, composition, seed .*, gradient of k is off by 0.5"):
-        bench_checks.verify(torch.device("cpu"), torch.float32, cases=CASES[:1])
+        verify.verify(torch.device("cpu"), torch.float32, cases=CASES[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_case_is_verified_in_both_directions(dtype):
     """On a CPU by the composition alone; there are three extreme cases, whose gradients have no scale."""
-    assert bench_checks.verify(torch.device("cpu"), dtype) == 5 * len(CASES) + 3
+    assert verify.verify(torch.device("cpu"), dtype) == 5 * len(CASES) + 3
 
 
 def test_a_wrong_rival_has_no_time_and_a_reason(small, monkeypatch):
@@ -85,7 +69,7 @@ def test_a_wrong_rival_has_no_time_and_a_reason(small, monkeypatch):
     sentence = (
         "SDXL 1024 L2, weight zero, eager: two calls, gather, merge has no time: FloatingPointError: two calls, gather, merge is off by nan"
     )
-    assert len(run.absent) == 4 and run.absent[0].startswith(sentence) and run.absent[0] in bench.as_lines(run)
+    assert len(run.absent) == 4 and run.absent[0].startswith(sentence) and run.absent[0] in report.as_lines(run)
 
 
 def test_the_floor_is_the_slowest_of_products_copies_and_exponentials():
@@ -93,8 +77,8 @@ def test_the_floor_is_the_slowest_of_products_copies_and_exponentials():
     scores, values, fast, slow = 2 * 3 * 100 * 200, 4 * 2 * 3 * 100 * 40, 1e12, 1e3
     floors = {(slow, fast, fast): 160 * scores, (fast, slow, fast): 2 * values, (fast, fast, slow): scores}
     for given, least in floors.items():
-        assert bench_rates.Rates(*given).floor(size, keys, 2) == pytest.approx(least)
-    assert bench_rates.Rates(slow, fast, None).floor(size, keys, 2) == pytest.approx(160 * scores)
+        assert machine.Rates(*given).floor(size, keys, 2) == pytest.approx(least)
+    assert machine.Rates(slow, fast, None).floor(size, keys, 2) == pytest.approx(160 * scores)
 
 
 @pytest.mark.parametrize("rows, weight, keys", [
@@ -106,13 +90,13 @@ def test_the_floor_counts_the_keys_that_are_seen(rows, weight, keys):
 
 def medians(weight, mode="eager", size=(4, 10, 4096, 64), **times):
     named = {name.replace("_", " "): time for name, time in times.items()}
-    return [bench.Timing("a shape", size, weight, rival, time, (time, time), 0.1, mode, "") for rival, time in named.items()]
+    return [results.Timing("a shape", size, weight, rival, time, (time, time), 0.1, mode, "") for rival, time in named.items()]
 
 
 def test_the_goals_are_judged_by_ratios():
     found = medians("zero", ours=1.0, one_stream=1.0) + medians("half zero", ours=1.5)
     found += medians("mixed", ours=2.0, **{"ours, composition": 3.2, "two calls, gather, merge, cudnn": 2.8, "concat and mask": 2.0})
-    verdicts = {(one.rival, one.weight): one for one in bench_goals.judge(found)}
+    verdicts = {(one.rival, one.weight): one for one in goals.judge(found)}
     assert {of: round(one.ratio, 2) for of, one in verdicts.items()} == {
         ("one stream", "zero"): 1.0, ("ours, no row at zero", "half zero"): 1.33, ("best composition", "mixed"): 1.4,
         ("concat and mask", "mixed"): 1.0,
@@ -127,7 +111,7 @@ def test_the_goals_are_judged_by_ratios():
 @pytest.mark.parametrize("size, must", [((4, 20, 1024, 64), 1.6), ((4, 8, 1024, 80), 1.4), ((4, 24, 4096, 128), 0.98)])
 def test_the_goal_over_the_best_composition_depends_on_the_shape(size, must):
     found = medians("mixed", size=size, ours=1.0, **{"ours, composition": 1.0})
-    assert [one.must for one in bench_goals.judge(found) if one.rival == bench_goals.COMPOSED] == [must]
+    assert [one.must for one in goals.judge(found) if one.rival == goals.COMPOSED] == [must]
 
 
 @pytest.mark.parametrize("weight", ["half zero", "joint"])
@@ -149,35 +133,35 @@ def test_flex_attention_and_what_a_graph_replays_are_right(monkeypatch, weight):
 
 def test_the_sets_of_inputs_are_captured_in_one_graph_and_what_cannot_be_has_a_reason(monkeypatch):
     inputs, calls = [(1, 2, 3), (4, 5, 6)], {"sum": lambda q, k, v: q + k + v}
-    monkeypatch.setattr(bench_timing, "captured", lambda plain: lambda: ["replayed", *(call() for call in plain)])
-    found, unheld = bench_timing.in_turn(calls, inputs, "graph")
+    monkeypatch.setattr(timing, "captured", lambda plain: lambda: ["replayed", *(call() for call in plain)])
+    found, unheld = timing.in_turn(calls, inputs, "graph")
     assert [turn() for turn in found["sum"]] == [["replayed", 6, 15]] and not unheld
-    assert [turn() for turn in bench_timing.in_turn(calls, inputs, "eager")[0]["sum"]] == [6, 15]
+    assert [turn() for turn in timing.in_turn(calls, inputs, "eager")[0]["sum"]] == [6, 15]
 
     def refuse(plain):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(bench_timing, "captured", refuse)
+    monkeypatch.setattr(timing, "captured", refuse)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     reason = "sum has no replay: RuntimeError: operation not permitted when stream is capturing"
-    assert bench_timing.in_turn(calls, inputs, "graph") == ({}, [reason])
+    assert timing.in_turn(calls, inputs, "graph") == ({}, [reason])
 
 
 @pytest.mark.parametrize("seconds, held, rounds", [(None, 1, 25), (0.05, 1, 5), (0.001, 1, 3), (9.0, 1, 25), (None, 4, 7), (0.05, 4, 5)])
 def test_rounds_are_those_that_fit_in_the_seconds_but_at_least_three(monkeypatch, seconds, held, rounds):
-    monkeypatch.setattr(bench_timing, "time_once", lambda call, place: call())
+    monkeypatch.setattr(timing, "time_once", lambda call, place: call())
     turns = {"a": [lambda: 8.0] * (4 // held), "b": [lambda: 2.0] * (4 // held)}
-    times = bench_timing.interleaved(turns, torch.device("cpu"), 25, seconds, held=held)
+    times = timing.interleaved(turns, torch.device("cpu"), 25, seconds, held=held)
     assert times == {"a": [8.0 / held] * rounds, "b": [2.0 / held] * rounds}
-    assert len(bench_timing.interleaved(turns, torch.device("cpu"), 2, 9.0)["a"]) == 2, "no more than asked for"
+    assert len(timing.interleaved(turns, torch.device("cpu"), 2, 9.0)["a"]) == 2, "no more than asked for"
 
 
 def test_a_profiler_that_fails_costs_no_times(monkeypatch):
     def broken(*given):
         raise RuntimeError("CUPTI_ERROR_NOT_INITIALIZED")
 
-    monkeypatch.setattr(bench_timing, "profiled", broken)
-    assert bench_timing.busiest({"a": lambda q: q}, [torch.zeros(1)]) == {}
+    monkeypatch.setattr(timing, "profiled", broken)
+    assert timing.busiest({"a": lambda q: q}, [torch.zeros(1)]) == {}
 
 
 def test_a_shape_on_which_ours_fails_costs_the_others_nothing(small, monkeypatch):

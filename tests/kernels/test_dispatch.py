@@ -38,10 +38,10 @@ def test_a_context_and_the_environment_force(monkeypatch):
 
 
 def test_unknown_names_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="use_backend got 'cuda'; give one of triton, composition, reference"), use_backend("cuda"):
+    with pytest.raises(ValueError, match="use_backend: expected one of triton, composition, reference, got 'cuda'"), use_backend("cuda"):
         pass
     monkeypatch.setenv(VARIABLE, "fast")
-    with pytest.raises(ValueError, match="SPATIALWEAVE_KERNELS got 'fast'"):
+    with pytest.raises(ValueError, match="SPATIALWEAVE_KERNELS: expected one of .*, got 'fast'"):
         forced_backend()
 
 
@@ -58,7 +58,7 @@ REASONS = {
     "takes float16 and bfloat16, got float32": lambda: tensors(dtype=torch.float32),
     "head widths of 16 to 160 in steps of 8, got 12": lambda: tensors(12),
     "head widths of 16 to 160 in steps of 8, got 168": lambda: tensors(168),
-    "width of q to lie together in memory, its stride is 8": lambda: [tensor.mT.contiguous().mT for tensor in tensors()],
+    "stride 1 in the head width of q, its stride is 8": lambda: [tensor.mT.contiguous().mT for tensor in tensors()],
     r"needs k aligned to 16 bytes, its strides are \(256, 128, 16, 1\)": lambda: [
         tensors()[0], *(torch.zeros(513).half()[1:].view(2, 2, 8, 16) for _ in range(2))
     ],
@@ -224,7 +224,7 @@ def test_a_graph_takes_no_weights_of_the_host(monkeypatch):
     assert segments.on_device(weight, card).device == card
     monkeypatch.setattr(segments, "is_capturing", lambda: True)
     assert segments.on_device(weight, weight.device) is weight
-    with pytest.raises(RuntimeError, match="The log weights are on cpu while a CUDA graph is captured on meta; put them there before"):
+    with pytest.raises(RuntimeError, match="Expected log weights on meta while a CUDA graph is captured, got cpu. Move them there"):
         segments.on_device(weight, card)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from spatialweave.kernels import Segments, Source, segment_attention, use_backend
-from spatialweave.kernels.bench import checks as bench_checks
+from spatialweave.kernels.bench import verify
 from spatialweave.kernels.segment_attention import launch
 from spatialweave.kernels.segment_attention.cases import CASES, EXTREME, LONG, NEVER, coupled
 from spatialweave.kernels.segment_attention.reference import segment_attention_reference
@@ -54,7 +54,7 @@ def reference(q, k, v, segments, weight, scale):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_every_case_in_both_directions(dtype, case):
     """By the kernel and by the composition."""
-    assert bench_checks.verify(DEVICE, dtype, (case,)) == 2 * (1 if case in EXTREME else 5)
+    assert verify.verify(DEVICE, dtype, (case,)) == 2 * (1 if case in EXTREME else 5)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -74,7 +74,7 @@ def test_no_worse_than_the_composition(length, width, dtype):
         with GuardedMemory() as memory:
             ours, lse = segment_attention(q, k, v, **given)
         again, _ = segment_attention(q, k, v, **given)
-    assert error(ours, want) <= 1.2 * error(theirs, want) + bench_checks.LIMITS[dtype] / 20
+    assert error(ours, want) <= 1.2 * error(theirs, want) + verify.LIMITS[dtype] / 20
     assert error(lse, want_lse) < 1e-5 and torch.equal(ours, again) and memory.is_intact()
 
 
@@ -82,7 +82,7 @@ def test_no_worse_than_the_composition(length, width, dtype):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_long_sequences_in_both_directions(case, dtype):
     with use_backend("triton"):
-        assert bench_checks.verify_case(case, DEVICE, dtype, case.name, seed=len(case.name)) == 5
+        assert verify.verify_case(case, DEVICE, dtype, case.name, seed=len(case.name)) == 5
 
 
 @pytest.mark.parametrize("on", ["host", "device"])
@@ -97,15 +97,15 @@ def test_identities(on):
 
     alone = run(q, k, v, Segments((200,), (Source(0, 200),)), [[0.0]])
     assert torch.equal(run(q, k, v, pair, [[0.0, NEVER]]), alone), "weight 0 is plain attention, bit for bit"
-    assert error(alone, F.scaled_dot_product_attention(q.double(), k.double(), v.double())) < bench_checks.LIMITS[q.dtype]
+    assert error(alone, F.scaled_dot_product_attention(q.double(), k.double(), v.double())) < verify.LIMITS[q.dtype]
     other = [1, 0, 3, 2]
     beside = [torch.cat([tensor, tensor[other]], 2) for tensor in (k, v)]
     whole = F.scaled_dot_product_attention(q.double(), *(tensor.double() for tensor in beside))
-    assert error(run(q, k, v, pair, [[0.0, 0.0]]), whole) < bench_checks.LIMITS[q.dtype], "weight 1 is concatenation"
+    assert error(run(q, k, v, pair, [[0.0, 0.0]]), whole) < verify.LIMITS[q.dtype], "weight 1 is concatenation"
     twins = [tensor[:1].expand(4, -1, -1, -1).contiguous() for tensor in (k, v)]
     plain = F.scaled_dot_product_attention(q.double(), *(tensor.double() for tensor in twins))
     for weight in (1e-6, 0.4, 1.0, 20.0):
-        assert error(run(q, *twins, pair, [[0.0, math.log(weight)]]), plain) < bench_checks.LIMITS[q.dtype], "equal streams"
+        assert error(run(q, *twins, pair, [[0.0, math.log(weight)]]), plain) < verify.LIMITS[q.dtype], "equal streams"
 
 
 def test_a_captured_graph_follows_the_weights_on_the_device():

@@ -183,24 +183,24 @@ def test_the_operator_alone_refuses_to_train_without_a_log_sum_exp():
 X = small(False)
 PAIR = Segments.coupled(17, (1, 0))
 REFUSED = {
-    "heads=5 a tensor has shape .2, 17, 48.; give .rows, tokens": lambda: segment_attention(*(torch.zeros(2, 17, 48),) * 3, PAIR, heads=5),
-    "heads=3 a tensor has shape .2, 3, 17, 16.": lambda: segment_attention(*X, PAIR, heads=3),
-    "hold NaN or .inf; give finite numbers, .* .a weight is never negative": lambda: cross_domain_attention(*X, -0.5),
-    "hold NaN": lambda: segment_attention(*X, PAIR, torch.tensor([[0.0, math.nan]])),
-    "log weights hold NaN or": lambda: segment_attention(*X, PAIR, [[0.0, math.nan]], inner=Inner(plain)),
-    "The weight requires gradients": lambda: cross_domain_attention(*X, torch.ones(2, requires_grad=True)),
-    "The weight has shape .3,.; give one number, .2,. or .2, heads. numbers": lambda: cross_domain_attention(*X, [1.0, 0.5, 0.1]),
-    "The inner attention was given with tensors that require": lambda: segment_attention(*small(), PAIR, inner=Inner(plain)),
+    "Expected .b, n, h . d. with heads=5, got .2, 17, 48.": lambda: segment_attention(*(torch.zeros(2, 17, 48),) * 3, PAIR, heads=5),
+    "with heads=3, got .2, 3, 17, 16.": lambda: segment_attention(*X, PAIR, heads=3),
+    "got NaN or .inf. Pass the logarithm of weights that are finite and not negative": lambda: cross_domain_attention(*X, -0.5),
+    "or -inf for masked sources, got NaN": lambda: segment_attention(*X, PAIR, torch.tensor([[0.0, math.nan]])),
+    "Expected finite log weights": lambda: segment_attention(*X, PAIR, [[0.0, math.nan]], inner=Inner(plain)),
+    "Expected a weight without requires_grad": lambda: cross_domain_attention(*X, torch.ones(2, requires_grad=True)),
+    "Expected a weight of shape .., .2,. or .2, heads., got .3,.": lambda: cross_domain_attention(*X, [1.0, 0.5, 0.1]),
+    "Expected tensors without requires_grad beside an inner attention": lambda: segment_attention(*small(), PAIR, inner=Inner(plain)),
     "q on cpu, k on meta": lambda: segment_attention(X[0], X[1].to("meta"), X[2].to("meta"), PAIR),
-    "Source 0 ends at key 40": lambda: segment_attention(*X, Segments((17,), (Source(0, 40),))),
-    "Cross-domain attention got q .2, 16.; give .rows, heads, tokens": lambda: cross_domain_attention(*(X[0][0, 0][:2],) * 3, 0.5),
-    "a mask of single tokens is not taken": lambda: segment_attention(*X, PAIR, torch.zeros(2, 3, 17, 34)),
-    "The scale is 0": lambda: segment_attention(*X, PAIR, scale=0),
+    "Source 0: expected an end of at most 17, the number of keys, got 40": lambda: segment_attention(*X, Segments((17,), (Source(0, 40),))),
+    "Expected q of shape .b, h, n, d., got .2, 16.": lambda: cross_domain_attention(*(X[0][0, 0][:2],) * 3, 0.5),
+    "a mask of single tokens is not supported": lambda: segment_attention(*X, PAIR, torch.zeros(2, 3, 17, 34)),
+    "positive finite scale, .*, got 0": lambda: segment_attention(*X, PAIR, scale=0),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("given, sentence", [
-    (dict(log_weight=torch.ones(17, 34, dtype=torch.bool)), "The log weights are torch.bool; give .* a mask of single tokens"),
+    (dict(log_weight=torch.ones(17, 34, dtype=torch.bool)), "log weights, got torch.bool. .* a mask of single tokens"),
     (dict(mask=torch.zeros(17, 34)), "mask"),
 ])  # fmt: skip
 def test_masks_are_refused(given, sentence):

@@ -84,16 +84,17 @@ def agreement(kind="sd21", schedule="gaussian", steps=4, cfg=3.0):
     got = torch.cat(small.sample(patched, small.joined(patched), steps=steps, cfg=cfg).unbind())
 
     other, coupling, layers = hosted(kind)
-    coupling.rows = ours("models.intrinsic_ldm.rows").Rows(("cond", "uncond"), 1)
+    both_prompts = ours("models.intrinsic_ldm.rows").Rows(("cond", "uncond"), 1)
     base = ours("nodes.host.intrinsic_ldm.layers").Base(plain)
     chosen, reading = ours("nodes.host.intrinsic_ldm.model").read_schedule(small.SCHEDULES[schedule], base)
     time = ours("models.core.diffusion.ddpm").sigma_to_ddpm
     noise_levels, said = plain.model.model_sampling, conditions(kind)
 
     def denoise(x, sigma, **kwargs):
-        coupling.weights = {layer.block: chosen.weight(layer.number(reading), time(float(sigma[0]))) for layer in layers}
+        weights = {layer.block: chosen.weight(layer.number(reading), time(float(sigma[0]))) for layer in layers}
         rows = torch.cat([noise_levels.calculate_input(sigma, x)] * 2)
-        eps = other(rows, timestep=noise_levels.timestep(sigma).repeat(2), return_dict=False, **said)[0][:, :4]
+        with coupling.call(both_prompts, weights):
+            eps = other(rows, timestep=noise_levels.timestep(sigma).repeat(2), return_dict=False, **said)[0][:, :4]
         cond, uncond = noise_levels.calculate_denoised(sigma.repeat(2), eps, torch.cat([x] * 2)).chunk(2)
         return uncond + (cond - uncond) * cfg
 

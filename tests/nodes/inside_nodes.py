@@ -92,7 +92,7 @@ def decode(height, width, batch=1):
     ramp = torch.linspace(-0.2, 2.2, depth[0].numel()).reshape(depth.shape[1:]).expand(depth.shape)
     pictures, view = _run("DecodeJointLatent", latent | {"samples": NestedTensor((image, ramp))}, vae)
     sky = model.model.model_config.network.infinite_sky
-    want = ours("models.core.geometry.depth").decode_depth(ramp, infinite_sky=sky)[:, 0, :height, :width]
+    want = ours("models.modality_forcing.depth_code").net_to_depth(ramp, infinite_sky=sky)[:, 0, :height, :width]
     want = torch.where(want.isfinite(), want, torch.zeros(()))
     return {
         "picture": list(pictures.shape),

@@ -24,7 +24,8 @@ def test_the_name_of_a_file_may_come_through_a_link(inside, name):
 
 def test_a_linked_name_of_no_file_is_refused_in_the_same_sentence(inside, tmp_path):
     assert inside(FILE, "missing_file", folder=str(tmp_path)) == (
-        "There is no file 'gone.exr' in the input folder; put it there, or choose another."
+        "Expected a depth file at file, got 'gone.exr', which is not in ComfyUI's input folder. "
+        "Put it there, or choose another."
     )
 
 

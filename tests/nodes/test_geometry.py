@@ -68,7 +68,7 @@ def test_every_picture_of_a_batch_is_saved(geometry, tmp_path):
 def test_files_that_cannot_be_are_refused_in_one_sentence(geometry, tmp_path):
     refusals = geometry("file_refusals", folder=str(tmp_path))
     wanted = {"outside": "leads out of the output folder", "nothing valid": "no valid pixel", "too deep": "larger scale"}
-    wanted |= {"not there": "There is no file '../secret.npz' in the input folder"}
+    wanted |= {"not there": "Expected a depth file at file, got '../secret.npz', which is not in ComfyUI's input folder"}
     for case, part in wanted.items():
         assert part in refusals[case] and "\n" not in refusals[case], case
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 RotaryTable = tuple[Tensor, Tensor]
@@ -16,7 +17,7 @@ def grid_positions(height: int, width: int, *, modality: int = 0, device: torch.
     ids[..., 0] = modality
     ids[..., 1] = torch.arange(height, dtype=torch.float32, device=device)[:, None]
     ids[..., 2] = torch.arange(width, dtype=torch.float32, device=device)
-    return ids.flatten(0, 1)
+    return rearrange(ids, "h w axes -> (h w) axes")
 
 
 def text_positions(count: int, *, device: torch.device | None = None) -> Tensor:
@@ -37,7 +38,8 @@ def rotary_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> Ro
 
 
 def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
-    """Turn neighbouring channel pairs (2i, 2i+1) of x 'b h n d' by their angle, in float32; returns x's dtype."""
+    """Turn neighbouring channel pairs (2i, 2i+1) of x (b, h, n, d) by their angle, in float32; returns x's dtype."""
     cos, sin = table
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+    even, odd = rearrange(x.float(), "b h n (d two) -> two b h n d", two=2)
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rearrange(turned, "b h n d two -> b h n (d two)").to(x.dtype)

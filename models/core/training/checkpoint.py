@@ -9,7 +9,6 @@ There is no random state to keep: every draw of a run is a function of (seed, st
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..export.files import write_file
+from ..text_files import read_json_object
 from ..weights.files import WeightsError, read_tensors
 
 POINTER = "latest.json"
@@ -53,7 +54,7 @@ def find_latest(root: Path) -> Path | None:
     pointer = root / POINTER
     if not pointer.is_file():
         return None
-    folder = root / str(read_json(pointer).get("checkpoint"))
+    folder = root / str(read_state(pointer).get("checkpoint"))
     if not (folder / STATE).is_file():
         raise ValueError(f"{pointer} names the checkpoint {folder.name}, but that folder holds no {STATE}; name one that does.")
     return folder
@@ -68,7 +69,7 @@ def load_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dic
         except WeightsError as error:
             reason = str(error).removesuffix(".")
             raise ValueError(f"{folder / name}.safetensors is damaged or missing ({reason}); use an older checkpoint.") from error
-    return groups, read_json(folder / STATE)
+    return groups, read_state(folder / STATE)
 
 
 def load_model(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -83,18 +84,14 @@ def load_model(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: ob
     model.load_state_dict(dict(tensors))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """One of a checkpoint's JSON files; ValueError where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or missing ({error}); use an older checkpoint.") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Through a neighbour and a rename: readers see the old file or the new one."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written ({error.strerror or error}); free some space or choose another folder.") from error
+    """One object, indented, whole or not at all."""
+    write_file(path, (json.dumps(values, indent=1) + "\n").encode())

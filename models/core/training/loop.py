@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint import STATE, find_latest, load_checkpoint, load_model, read_json, save_checkpoint, write_json
+from .checkpoint import STATE, find_latest, load_checkpoint, load_model, read_state, save_checkpoint, write_json
 from .data import OrderedBatches, collate
 from .interrupt import graceful_stop, leave_interrupt_to_parent
 from .optimizer import (
@@ -275,7 +275,7 @@ def find_start(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     if resume and not latest:
         raise ValueError(f"{output} holds no checkpoint to resume from; leave resume out to start.")
     if latest:
-        check_same_recipe(read_json(latest / STATE).get("recipe", {}), recipe.to_json(), latest)
+        check_same_recipe(read_state(latest / STATE).get("recipe", {}), recipe.to_json(), latest)
         check_sources(output, recipe)
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+
+from ..export.files import write_file
+from ..text_files import TextFileError, decode_text, parse_json
 
 SIZE, LEFT, RIGHT, TOP, BOTTOM = (960, 540), 70, 20, 40, 45
 INK, GRID, PAPER = (40, 40, 48), (225, 225, 232), (255, 255, 255)
@@ -24,9 +27,9 @@ def plot_log(log: Path, target: Path) -> None:
     image = Image.new("RGB", SIZE, PAPER)
     if curves:
         draw_curves(ImageDraw.Draw(image), curves)
-    part = target.with_name(target.name + ".part")
-    image.save(part, format="PNG")
-    part.replace(target)
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    write_file(target, data.getvalue())
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -34,8 +37,8 @@ def read_log(path: Path) -> list[dict[str, float]]:
     records = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(decode_text(line, source=path.name), source=path.name)
+        except TextFileError:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)

@@ -21,5 +21,10 @@ def draw_words(batch: Batch, generator: Generator, dropout: float) -> Tensor:
         return words
     if empty is None:
         raise ValueError(f"caption_dropout is {dropout}, but the batch has no empty_{key} to put in a caption's place; set it to 0.")
-    dropped = dropped.to(words.device).reshape(-1, *[1] * (words.ndim - 1))
-    return torch.where(dropped, empty.to(words), words)
+    return put_empty(words, empty, dropped)
+
+
+def put_empty(words: Tensor, empty: Tensor, dropped: Tensor) -> Tensor:
+    """(b, ...) with the empty prompt's values (...) in each sample that is dropped (b,)."""
+    chosen = dropped.to(words.device).reshape(-1, *[1] * (words.ndim - 1))
+    return torch.where(chosen, empty.to(words), words)

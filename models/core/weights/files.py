@@ -24,8 +24,9 @@ MARK_OF_FLOAT8 = "scaled_fp8"  # a tensor of which only the type is meant, and w
 # the codes of 8-bit floats from which on, in each half, there is nothing but NaN and infinity
 FIRST_BAD_CODES = {torch.float8_e4m3fn: (0x7F, 0xFF), torch.float8_e5m2: (0x7C, 0xFC)}
 
-# (what it is, parts of key names that it has): the first that fits is the name
-KNOWN_KEYS = (
+# (what it is, parts of key names that it has) of files that others release, the first that fits being the name; files of ours
+# say what they are in their metadata, under KIND
+RELEASED_KEYS = (
     ("a LoRA, a patch for another model", ("lora_",)),
     ("a Modality Forcing network", ("depth_in.weight", "double_stream_modulation_depth.lin.weight")),
     ("a FLUX.2 text-to-image network without a depth stream", ("double_stream_modulation_img.lin.weight",)),
@@ -46,8 +47,6 @@ KNOWN_KEYS = (
     ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
     ("a CLIP model", ("text_model.encoder.layers.0.",)),
     ("a Stable Diffusion network in diffusers' naming", ("down_blocks.0.", "up_blocks.0.")),
-    ("SpatialWeave's tiny image codec", ("latent_mean", "latent_std")),
-    ("SpatialWeave's tiny text encoder", ("words.weight", "places.weight")),
 )
 
 
@@ -173,9 +172,9 @@ def explain_part(what: str) -> str:
 
 
 def name_keys(names: Iterable[str]) -> str | None:
-    """The entry of KNOWN_KEYS that a set of tensor names fits."""
+    """The entry of RELEASED_KEYS that a set of tensor names fits."""
     names = list(names)
-    return next((what for what, parts in KNOWN_KEYS if all(any(part in name for name in names) for part in parts)), None)
+    return next((what for what, parts in RELEASED_KEYS if all(any(part in name for name in names) for part in parts)), None)
 
 
 def fill_module(module: nn.Module, state: Mapping[str, Tensor], *, what: str, device: str | torch.device = "cpu") -> nn.Module:

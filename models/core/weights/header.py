@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..text_files import show_path
+from ..text_files import read_json, show_path
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the format
 LARGEST_SIDE = 2**63  # what torch can count
@@ -114,9 +114,9 @@ def _name_json(path: Path, size: int) -> str:
     """What a JSON text in the place of weights is: an index names the parts of a model that was saved in several files."""
     shown = show_path(path)
     try:
-        found = json.loads(path.read_bytes()) if size <= LARGEST_INDEX else None
+        found = read_json(path) if size <= LARGEST_INDEX else None
         parts = sorted(set(map(str, found["weight_map"].values())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{shown} is a JSON text, not weights: a download may have saved the server's answer; use the safetensors file."
     named = ", ".join(parts[:3]) + (" ..." if len(parts) > 3 else "")
     return (

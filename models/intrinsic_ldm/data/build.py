@@ -35,12 +35,12 @@ from ...core.pictures import open_grey, open_rgb
 from ...core.text_files import TextFileError, read_json_object, show_path
 from ...core.training.data import fit_map
 from ...core.training.data_files import SKY
+from ...core.training.shard_sources import Source, shown
+from ...core.training.shard_writer import Summary, write_folder
 from ..maps.segmentation import masks_to_ids
 from .dataset import INTEGER_NORMAL, read_normals
 from .pictures import PICTURES, as_source, list_pictures
 from .server import RunFailed, Server
-from .shards import Summary, write_folder
-from .sources import Source, shown
 
 log = logging.getLogger("spatialweave.dataset")
 

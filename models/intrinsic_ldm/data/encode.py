@@ -30,6 +30,9 @@ from ...core.export.files import write_file
 from ...core.text_files import show_path
 from ...core.training.data import MANIFEST, READERS
 from ...core.training.data_files import FILES
+from ...core.training.shard_sources import Source, stamp_files
+from ...core.training.shard_writer import Summary, write_folder
+from ...core.training.shards import ShardFolder
 from ...core.weights.files import check_finite, fill_module, read_tensors
 from ...tiny.text import TinyTextEncoder, read_layout
 from ..maps.segmentation import PLACES
@@ -40,9 +43,6 @@ from ..training.lora import EMPTY_PROMPT
 from ..training.vae import make_autoencoder
 from ..weights import load_intrinsic_vae, to_diffusers_names
 from .dataset import IntrinsicSamples
-from .facts import stamp_files
-from .shards import Summary, write_folder
-from .sources import Source
 
 log = logging.getLogger("spatialweave.dataset")
 
@@ -140,9 +140,10 @@ def encode_dataset(
     if batch < 1:
         raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
     family = find_family(base)
+    files = [("intrinsic VAE", vae), *list_base_files(base)]
     facts = {
         "format": FORMAT, "version": VERSION, "family": family, "size": list(samples.size) if samples.size else None,
-        "precision": precision, "places": places, "files": stamp_files(output, [("intrinsic VAE", vae), *list_base_files(base)]),
+        "precision": precision, "places": places, "files": stamp_files(ShardFolder(output), files),
         "about": {"source": show_path(source.resolve().name), "base": show_path(base.resolve().name), "vae": show_path(vae.name)},
     }  # fmt: skip
     made: list[Encoder] = []  # when the first shard needs it: a finished folder needs none

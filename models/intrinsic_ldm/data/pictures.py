@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...core.text_files import TextFileError, read_text, show_path
-from .sources import Source
+from ...core.training.shard_sources import Source
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION = ".txt"

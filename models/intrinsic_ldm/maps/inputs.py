@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.geometry.normals import NormalStyle
 from ...core.geometry.view import View
+from ...core.padding import crop_to, pad_to, round_up
 from ...core.pictures import read_pictures
 from ..vae import MISSING, map_slices
 from .channels import normals_from_image
@@ -116,26 +116,26 @@ def read_picture(image: Tensor, name: str, notes: list[str]) -> tuple[Tensor, Te
 def pad_maps(stacked: Tensor, stride: int, notes: list[str]) -> Tensor:
     """(b, 8, h, w) up to whole latents by repeating the last row and column, which changes none of the codes."""
     size = tuple(stacked.shape[2:])
-    padded = whole_size(size, stride)
+    padded = round_up(size, stride)
     if padded == size:
         return stacked
     notes.append(
         f"The size {say(size)} (height x width) is not a multiple of {stride}: the maps were padded to {say(padded)}, edges repeated, and "
         f"Decode Intrinsics cuts them back; the image's latent must have {say(padded)} as well."
     )
-    return F.pad(stacked, (0, padded[1] - size[1], 0, padded[0] - size[0]), mode="replicate")
+    return pad_to(stacked, padded)
 
 
 def cut_maps(stacked: Tensor, size: Size | None, stride: int, notes: list[str]) -> Tensor:
     """Decoded maps (b, 8, H, W) at the size they were padded from; a latent that was scaled meanwhile is left whole."""
     padded = tuple(stacked.shape[2:])
-    if size is None or padded == tuple(size) or padded != whole_size(size, stride):
+    if size is None or padded == tuple(size) or padded != round_up(size, stride):
         return stacked
     notes.append(
         f"The maps were cut back from {say(padded)} to {say(size)} (height x width), as they were given; Crop Image at x 0, y 0 cuts "
         "the image alike."
     )
-    return stacked[..., : size[0], : size[1]]
+    return crop_to(stacked, size)
 
 
 def read_beside(picture: Tensor | None, size: Size, padded: Size, notes: list[str]) -> Beside:
@@ -149,10 +149,6 @@ def read_beside(picture: Tensor | None, size: Size, padded: Size, notes: list[st
     if tuple(rgb.shape[1:3]) == tuple(padded):
         rgb, transparent = (part[:, : size[0], : size[1]] for part in (rgb, transparent))
     return Beside(rgb, transparent)
-
-
-def whole_size(size: Sequence[int], stride: int) -> Size:
-    return tuple(-(-side // stride) * stride for side in size)
 
 
 def say(size: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ...core.losses import sum_terms
 from ...core.training.alignment import Aligner, PositionReader, listen
 from ...core.training.data import pick
 from ...core.training.loop import Batch, Task
@@ -92,7 +93,8 @@ def image_vae_loss(
         "divergence": settings.divergence * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
         "align": settings.align * model.aligner(latent.flatten(2).transpose(1, 2), cells),
     }
-    return sum(parts.values()), {**{name: value.detach() for name, value in parts.items()}, "psnr": psnr(out, image)}
+    loss, logs = sum_terms(parts)
+    return loss, {**logs, "psnr": psnr(out, image)}
 
 
 def cut(image: Tensor, cells: Tensor, crop: int, stride: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -221,7 +223,7 @@ def base_loss(
         parts["align"] = settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"])
     if model.reader:
         parts["position"] = settings.position * model.reader([each for (each,) in keys], x0.shape[2:])
-    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+    return sum_terms(parts)
 
 
 def pair_loss(
@@ -240,17 +242,17 @@ def pair_loss(
     noises = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
     if settings.noise == "shared":
         noises["intrinsic"] = noises["image"]
-    parts, coupling.kept = {}, Kept()
+    parts, kept = {}, Kept()
     with ExitStack() as layers:
         keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
         for stream in BOTH:
-            coupling.rows = Rows(("prompt",), len(x0), (stream,))
             noised, context = base.add_noise(clean[stream], noises[stream], t), model.text_encoder(words[stream])
-            said = model.unet(noised, t, context, return_dict=False)[0].float()
+            with coupling.call(Rows(("prompt",), len(x0), (stream,)), kept=kept):
+                said = model.unet(noised, t, context, return_dict=False)[0].float()
             parts[stream] = F.mse_loss(said, base.target(clean[stream], noises[stream], t))
     if model.reader:
         parts["position"] = settings.position * model.reader([heard[0] for heard in keys], x0.shape[2:])
-    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+    return sum_terms(parts)
 
 
 def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, vae_folder: Path) -> None:

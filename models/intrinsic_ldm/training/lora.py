@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ...core.losses import sum_terms
 from ...core.training.alignment import CODE
 from ...core.training.data import FolderDataset
 from ...core.training.loop import Batch, Task
 from ...core.training.recipe import Recipe
 from ...core.training.settings import check_settings, read_settings
+from ...core.training.words import put_empty
 from ...core.weights.files import read_tensors, write_tensors
 from ..attention import Coupling
 from ..lora import LowRank, Projection, open_lora, read_lora
@@ -170,8 +172,6 @@ def build(recipe: Recipe) -> Task:
     dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
     base = load_base(settings.base, recipe.preset, getattr(torch, settings.precision))
     check_sample(dataset[0], base, recipe.data["folder"])
-    if settings.checkpointing:
-        base.network.enable_gradient_checkpointing()
     found = projections(base.network)
     model = TrainedLora(found, settings, Generator().manual_seed(recipe.seed))
     if settings.weights:
@@ -179,7 +179,8 @@ def build(recipe: Recipe) -> Task:
         given = read_lora(tensors, found, base=recipe.preset, name=settings.weights, metadata=metadata)
         model.fill(given, settings.weights)
     coupling, layers = couple(base.network, model.parts)
-    coupling.weights = dict.fromkeys((layer.block for layer in layers), 1.0)  # w = 1 throughout, as in the paper
+    if settings.checkpointing:
+        base.network.enable_gradient_checkpointing(coupling.checkpoint)
     if settings.places:
         look_at_own_place(model.parts, layers, base, coupling, dataset, settings.places, Generator().manual_seed(recipe.seed))
     in_training = partial(lora_loss, base=base, coupling=coupling, settings=loss, empty=empty)
@@ -229,9 +230,9 @@ def lora_loss(
     model: TrainedLora, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, settings: LoraLoss,
     empty: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Mean squares of what the base should have said of each domain: the same time for both, noises drawn apart unless shared.
+    """Mean squared error of the prediction for each stream: one timestep for both, noises drawn apart unless shared.
 
-    `model` trains through `coupling`, which holds its layers inside the base.
+    `model` trains through `coupling`, whose layers are inside the base; w is 1 in every layer, as in the paper.
     """
     clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
     count, streams = len(clean["image"]), settings.streams
@@ -241,17 +242,17 @@ def lora_loss(
     if settings.noise == "shared":
         noise["intrinsic"] = noise["image"]
 
-    coupling.rows = Rows(("prompt",), count, streams)
     rows = torch.cat([base.add_noise(clean[stream], noise[stream], t) for stream in streams])
     # in float32 first: what is stored in float16 cannot be joined under bfloat16 autocast
     repeated = {name: torch.cat([part.float()] * len(streams)) for name, part in prompt.items()}
-    said = base.predict(rows, t.repeat(len(streams)), repeated)
+    with coupling.call(Rows(("prompt",), count, streams)):
+        said = base.predict(rows, t.repeat(len(streams)), repeated)
     parts = {
         stream: F.mse_loss(guess, base.target(clean[stream], noise[stream], t))
         for stream, guess in zip(streams, said.chunk(len(streams)), strict=True)
     }
     parts["intrinsic"] = settings.intrinsic_weight * parts["intrinsic"]
-    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+    return sum_terms(parts)
 
 
 def draw_prompts(
@@ -261,12 +262,7 @@ def draw_prompts(
     dropped = torch.rand(len(batch["context"]), generator=generator) < dropout
     if not dropout:
         return {name: batch[name] for name in names}
-    prompt = {}
-    for name in names:
-        given = batch[name]
-        chosen = dropped.to(given.device).view(-1, *[1] * (given.ndim - 1))
-        prompt[name] = torch.where(chosen, empty[name].to(given), given)
-    return prompt
+    return {name: put_empty(batch[name], empty[name], dropped) for name in names}
 
 
 def export(

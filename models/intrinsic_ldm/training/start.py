@@ -105,8 +105,8 @@ def hear(
         count = len(some)
         clean = torch.cat([torch.stack([sample[key] for sample in some]).float() for key in ("latent", "intrinsic_latent")])
         prompt = {name: torch.stack([sample[name] for sample in some]).float() for name in CONDITIONS[base.family]}
-        coupling.rows = Rows(("prompt",), 2 * count, ("intrinsic",))
-        with ExitStack() as stack:
+        rows = Rows(("prompt",), 2 * count, ("intrinsic",))
+        with coupling.call(rows), ExitStack() as stack:
             queries = {name: stack.enter_context(listen(base.network.get_submodule(name).to_q, to_input=True)) for name in names}
             noised = base.add_noise(clean, noise[start : start + count].repeat(2, 1, 1, 1), t.repeat(2))
             base.predict(noised, t.repeat(2), {name: torch.cat([part, part]) for name, part in prompt.items()})

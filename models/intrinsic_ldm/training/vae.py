@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 from torch import Generator, Tensor, nn
 
+from ...core.losses import sum_terms
 from ...core.training.loop import Batch, Task
 from ...core.training.recipe import Recipe
 from ...core.training.settings import Size, check_settings, read_settings
@@ -194,7 +195,7 @@ def vae_loss(
     balances = {name: getattr(settings, name) for name in BALANCES}
     parts = vae_losses(out, maps, mean, log_variance, perceptual, present=batch["present"], **balances)
     parts = {name: getattr(settings, name) * value for name, value in parts.items()}
-    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+    return sum_terms(parts)
 
 
 def export(folder: Path, state: Mapping[str, Tensor], *, config: VaeConfig, dataset: IntrinsicSamples, settings: VaeSettings) -> None:

@@ -18,7 +18,6 @@ Captions are `caption(scene, random.Random(f"{split}/{seed}/{index}/{k}"))` for 
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +31,10 @@ from typing import Any, Literal, get_args
 import torch
 from tqdm import tqdm
 
-from ...core.export.files import write_file
-from ...core.text_files import read_json_lines, read_json_object
+from ...core.text_files import read_json_lines
 from ...core.training.data import MANIFEST, FolderDataset
 from ...core.training.settings import Size, as_size
+from ...core.training.shards import DATASET, FINISHED, ShardFolder
 from ..captions import caption
 from ..edits import Edit, sample_edits
 from ..render import Frames, render
@@ -47,7 +46,6 @@ Layout = Literal["shards", "files"]
 DepthType = Literal["float16", "float32"]
 FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
 CAPTIONS = 4
-DATASET = "dataset.json"
 DATA_KINDS = {"folder": str, "scenes": int, "size": Size}  # of a recipe's `data` that names a folder of the world
 _FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
 _RENDER_BATCH = 50
@@ -112,23 +110,20 @@ def export_dataset(folder: str | Path, count: int, *, size: int | tuple[int, int
     what does not fit; ExportError (an OSError) what could not be written; ChildProcessError (likewise) that a worker died.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    request, folder = ExportRequest(count, height, width, **options), Path(folder)
+    request, shards = ExportRequest(count, height, width, **options), ShardFolder(Path(folder))
     started = time.perf_counter()
-    lines = _finished_lines(folder, request)
+    lines = _finished_lines(shards, request)
     missing = [number for number in range(request.shards) if len(lines.get(number, ())) != len(request.rows(number))]
     for number in lines:
-        write_file(_part(folder, number), _join(lines[number]))
-    _write_facts(folder, request, finished=False)
+        shards.write_marker(number, lines[number])
+    shards.write_facts(_describe(request), finished=False)
     rendered = sum(len(request.rows(number)) for number in missing)
     with tqdm(total=count, initial=count - rendered, desc="world", unit="scene", dynamic_ncols=True) as bar:
-        for done in _run_jobs(folder, request, missing, workers, bar.update):
+        for done in _run_jobs(shards, request, missing, workers, bar.update):
             bar.update(done)
-    lines |= {number: _read_lines(_part(folder, number)) for number in missing}
-    write_file(folder / MANIFEST, _join([line for number in range(request.shards) for line in lines[number]]))
-    _write_facts(folder, request, finished=True)
-    for path in folder.glob("shard-?????.jsonl"):
-        path.unlink()
-    return Summary(folder, count, rendered, time.perf_counter() - started)
+    lines |= {number: _read_lines(shards.marker_file(number)) for number in missing}
+    shards.finish((line for number in range(request.shards) for line in lines[number]), _describe(request))
+    return Summary(shards.path, count, rendered, time.perf_counter() - started)
 
 
 def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None, needs: Sequence[str] = ()) -> FolderDataset:
@@ -146,14 +141,14 @@ def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None, ne
     return FolderDataset(folder, keys=keys, needs=needs)
 
 
-def _run_jobs(folder: Path, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]) -> Iterator[int]:
+def _run_jobs(shards: ShardFolder, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]) -> Iterator[int]:
     """Write the missing shards. Workers yield scenes as their shards are done; this process alone calls `tick` batch by batch."""
     if workers <= 1 or len(missing) <= 1:
         for number in missing:
-            write_shard(folder, request, number, tick)
+            write_shard(shards, request, number, tick)
         return
     with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        jobs = {pool.submit(write_shard, folder, request, number): number for number in missing}
+        jobs = {pool.submit(write_shard, shards, request, number): number for number in missing}
         try:
             for job in as_completed(jobs):
                 job.result()
@@ -167,7 +162,9 @@ def _run_jobs(folder: Path, request: ExportRequest, missing: list[int], workers:
                 job.cancel()
 
 
-def write_shard(folder: Path, request: ExportRequest, number: int, tick: Callable[[int], Any] | None = None) -> None:
+def write_shard(
+    shards: ShardFolder, request: ExportRequest, number: int, tick: Callable[[int], Any] | None = None
+) -> None:
     """Render one shard and write it, its manifest lines last: where they stand, the shard is whole."""
     rows = request.rows(number)
     samples = _sample(request, rows)
@@ -176,9 +173,12 @@ def write_shard(folder: Path, request: ExportRequest, number: int, tick: Callabl
         scenes["target_"] = [sample.target for sample in samples]
     frames = {prefix: _render(part, request, tick if prefix == "" else None) for prefix, part in scenes.items()}
     write = write_tensors if request.layout == "shards" else write_pictures
-    places = write(folder, f"shard-{number:05d}", rows, frames, normals=request.normals, depth_type=getattr(torch, request.depth_type))
-    lines = [{"index": i, **place, **_facts(sample, request, i)} for i, place, sample in zip(rows, places, samples, strict=True)]
-    write_file(_part(folder, number), _join(lines))
+    depth_type = getattr(torch, request.depth_type)
+    places = write(
+        shards.path, shards.shard_name(number), rows, frames, normals=request.normals, depth_type=depth_type
+    )
+    entries = zip(rows, places, samples, strict=True)
+    shards.write_marker(number, [{"index": i, **place, **_facts(sample, request, i)} for i, place, sample in entries])
 
 
 def _sample(request: ExportRequest, rows: range) -> list[Scene] | list[Edit]:
@@ -208,58 +208,52 @@ def _scene_facts(scene: Scene, request: ExportRequest, index: int) -> dict[str, 
     return {"caption": captions[0], "captions": captions, "objects": [item.name for item in scene.objects], "scene": scene.to_json()}
 
 
-def _finished_lines(folder: Path, request: ExportRequest) -> dict[int, list[dict[str, Any]]]:
+def _finished_lines(folder: ShardFolder, request: ExportRequest) -> dict[int, list[dict[str, Any]]]:
     """Manifest lines of the whole shards that an earlier run of the same request left, by shard."""
-    if not (folder / DATASET).is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds other files and no {DATASET}; choose an empty folder for the dataset.")
+    facts = _read_facts(folder)
+    if not facts:
         return {}
-    facts = _read_facts(folder / DATASET)
     wanted = asdict(request)
     count = facts.get("count")
     extends = isinstance(count, int) and count < request.count
     changed = [key for key in wanted if facts.get(key) != wanted[key] and not (key == "count" and extends)]
     if changed:
         named = ", ".join(f"{key} {facts.get(key)!r}, not {wanted[key]!r}" for key in changed)
-        raise ValueError(f"{folder} holds a dataset with {named}; give the same settings to go on, or choose another folder.")
-    shards = range(request.shards)
-    if facts.get("finished"):
-        lines = _read_lines(folder / MANIFEST) if (folder / MANIFEST).is_file() else []
-        found = {number: [line for line in lines if line.get("index") in request.rows(number)] for number in shards}
+        raise ValueError(
+            f"{folder.path} holds a dataset with {named}; give the same settings to go on, or choose another folder."
+        )
+    numbers = range(request.shards)
+    if facts.get(FINISHED):
+        manifest = folder.path / MANIFEST
+        lines = _read_lines(manifest) if manifest.is_file() else []
+        found = {number: [line for line in lines if line.get("index") in request.rows(number)] for number in numbers}
     else:
-        found = {number: _read_lines(_part(folder, number)) for number in shards if _part(folder, number).is_file()}
-    return {number: lines for number, lines in found.items() if _are_there(folder, lines)}
+        markers = {number: folder.marker_file(number) for number in numbers}
+        found = {number: _read_lines(marker) for number, marker in markers.items() if marker.is_file()}
+    return {number: lines for number, lines in found.items() if _has_files(folder.path, lines)}
 
 
-def _are_there(folder: Path, lines: list[dict[str, Any]]) -> bool:
-    """Whether the files that a shard's lines name still are."""
+def _has_files(folder: Path, lines: list[dict[str, Any]]) -> bool:
+    """Whether every file that a shard's lines name exists."""
     names = {line[key] for line in lines for key in line if key.removeprefix("target_") in _FILES}
     return all((folder / name).is_file() for name in names)
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = read_json_object(path)
-        if facts["format"] == FORMAT and facts["version"] == VERSION:
-            return facts
-        found = f"is {facts['format']!r} of version {facts['version']!r}"
-    except (ValueError, KeyError, TypeError):
-        found = "does not say what its folder holds"
-    raise ValueError(f"{path} {found}, wanted {FORMAT!r} of version {VERSION}; choose another folder.")
+def _read_facts(folder: ShardFolder) -> dict[str, Any]:
+    """The facts of a folder of this format, {} for a new one."""
+    facts = folder.read_facts()
+    if facts and (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
+        raise ValueError(
+            f"Expected {FORMAT!r} of version {VERSION} in {folder.path / DATASET}, got {facts.get('format')!r} of version "
+            f"{facts.get('version')!r}. Choose another folder."
+        )
+    return facts
 
 
-def _write_facts(folder: Path, request: ExportRequest, *, finished: bool) -> None:
-    facts = {"format": FORMAT, "version": VERSION, "licence": LICENCE, **asdict(request), **_CONVENTIONS, "finished": finished}
-    write_file(folder / DATASET, (json.dumps(facts, indent=1) + "\n").encode())
-
-
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}.jsonl"
+def _describe(request: ExportRequest) -> dict[str, Any]:
+    """What dataset.json says of a request."""
+    return {"format": FORMAT, "version": VERSION, "licence": LICENCE, **asdict(request), **_CONVENTIONS}
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [line for _, line in read_json_lines(path)]
-
-
-def _join(lines: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -63,9 +63,9 @@ def row_hook(change: Change, coupling: Coupling) -> Callable:
     placed: dict[tuple, LowRank | Dense] = {}
 
     def hook(module, args, out):
-        rows = coupling.rows
-        if rows is None or "intrinsic" not in rows.streams:
+        if not coupling.is_active or "intrinsic" not in coupling.rows.streams:
             return
+        rows = coupling.rows
         x, target = args[0], out
         if x.shape[0] != rows.count:  # PixArt lays all rows of its prompt attention end to end
             if x.shape[0] != 1 or x.dim() != 3 or x.shape[1] % rows.count:

@@ -1,8 +1,10 @@
 """One sampling run of an image with its intrinsic maps.
 
-The sampler works on ordinary latents, twice as many: the images, then their maps ("rows"). So areas, masks, batches and everything else
-that core does with a latent works as ever. Each prediction is one call of core's calc_cond_batch for all rows, or, where no image query
-sees an intrinsic key (w = 0 in every layer), one for the images, exactly as the base model's, and one for the maps.
+The sampler works on ordinary latents, twice as many: the images, then their maps ("rows"). So areas, masks,
+batches and everything else that core does with a latent works unchanged. Each prediction is one call of core's
+calc_cond_batch for all rows, or, where no image query sees an intrinsic key (w = 0 in every layer), one for the
+images, exactly as the base model's, and one for the maps. What such a call is for (`Step`) travels to the calls of
+the network inside it in core's transformer_options.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import comfy.model_sampling
@@ -30,7 +33,21 @@ from .settings import KEY, Settings, check_latents, check_run
 
 log = logging.getLogger("spatialweave.intrinsics")
 Kinds = comfy.patcher_extension.WrappersMP
-LESS_HELD = "start ComfyUI with --lowvram, which keeps less of the base on the card (the maps double the rows of a batch, not the weights)"
+LESS_HELD = (
+    "start ComfyUI with --lowvram, which keeps less of the base on the card (the maps double the rows of a batch, not the weights)"
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the calls of the network within one prediction are for."""
+
+    streams: tuple[Stream, ...]
+    weights: Mapping[int, float] = field(default_factory=dict)  # w by layer
+    kept: Kept | None = None  # the image's keys and values, from its call to its maps' call
+
+
+IMAGE_ALONE = Step(("image",))
 
 
 def run_coupled(settings: Settings):
@@ -85,7 +102,6 @@ class Run:
     batch: int
     image_loras: list[Change]
     coupling: Coupling = field(default_factory=Coupling)
-    streams: tuple[Stream, ...] = BOTH
     options: dict = field(default_factory=dict)  # of the call of the network that is under way
     undo: list = field(default_factory=list)
     last: list[Tensor] | None = None  # the maps as last predicted, by prompt
@@ -99,37 +115,37 @@ class Run:
         if "multigpu_clones" in model_options:
             raise ValueError("Several GPUs share this model, but an image and its maps must meet on one: take the multi-GPU node out.")
         t = ddpm_time(model, float(timestep.max()))
-        self.coupling.weights = self.settings.weights(t)
-        if any(self.coupling.weights.values()):
-            return self.together(executor, model, conds, x_in, timestep, model_options, t)
+        weights = self.settings.weights(t)
+        if any(weights.values()):
+            step = Step(BOTH, weights)
+            return self.together(executor, model, conds, x_in, timestep, model_options, t, step)
         return self.apart(executor, model, conds, x_in, timestep, model_options, t)
 
-    def together(self, executor, model, conds, x_in, timestep, model_options, t) -> list[Tensor]:
+    def together(self, executor, model, conds, x_in, timestep, model_options, t, step: Step) -> list[Tensor]:
         self.clock.append(("coupled", time.perf_counter(), t))
-        self.streams, self.coupling.kept = BOTH, None
         self.install(model.diffusion_model)
         controls: dict[int, ImageControl] = {}
         conds = [prompts and [self.for_image(prompt, controls) for prompt in prompts] for prompts in conds]
-        options = prompt_attention_for(self.with_attention(model_options), lambda: self.coupling.rows)
+        options = prompt_attention_for(self.options_for(step, model_options), lambda: self.coupling.rows)
         outs = executor(model, conds, x_in, timestep, options)
         self.last = [out[self.batch :] for out in outs]
         return outs
 
     def apart(self, executor, model, conds, x_in, timestep, model_options, t) -> list[Tensor]:
-        """The images as the base model has them, then the maps, if they are still wanted, beside the images' keys and values."""
+        """The images as the base model has them, then, unless they have stopped, the maps beside the images' keys and values."""
         stopped = not self.settings.keep_maps and self.settings.schedule.ceiling(t) == 0
         self.clock.append(("image alone" if stopped else "apart", time.perf_counter(), t))
         image, maps = x_in.split(self.batch)
-        self.streams, self.coupling.kept = ("image",), None if stopped else Kept()
         if stopped:
             self.take_off()  # the base model's own call, in every respect
             images, held = executor(model, conds, image, timestep[: self.batch], model_options), self.last or [maps]
             return [torch.cat([out, held[min(index, len(held) - 1)]]) for index, out in enumerate(images)]
         self.install(model.diffusion_model)
-        images = executor(model, conds, image, timestep[: self.batch], self.with_attention(model_options))
-        self.streams = ("intrinsic",)
+        kept = Kept()
+        options = self.options_for(Step(("image",), kept=kept), model_options)
+        images = executor(model, conds, image, timestep[: self.batch], options)
         bare = [prompts and [{key: value for key, value in prompt.items() if key != "control"} for prompt in prompts] for prompts in conds]
-        options = self.with_attention(model_options)
+        options = self.options_for(Step(("intrinsic",), kept=kept), model_options)
         replaced = options["transformer_options"].get("patches_replace", {})
         options["transformer_options"] = options["transformer_options"] | {"patches_replace": replaced | {"attn2": {}}}
         with torch.random.fork_rng([maps.device] if maps.is_cuda else []):  # what a node draws on the way (ToMe) is not the image's
@@ -143,23 +159,26 @@ class Run:
             return prompt
         return prompt | {"control": controls.setdefault(id(control), ImageControl(control, self.batch))}
 
-    def with_attention(self, options: dict) -> dict:
+    def options_for(self, step: Step, options: dict) -> dict:
+        """A copy of model options that carries the step and, for a UNet, our self-attention."""
+        options = options | {"transformer_options": options.get("transformer_options", {}) | {KEY: step}}
         if not self.settings.base.is_unet:
-            return options | {"transformer_options": dict(options.get("transformer_options", {}))}
+            return options
         ours = {layer.place[1:]: unet_attention(layer.block, self.coupling, self.tried) for layer in self.settings.base.layers}
         return with_attention(options, ours)
 
     def apply(self, executor, x: Tensor, t: Tensor, c_concat, c_crossattn, control, transformer_options: dict, **extra):
-        """An APPLY_MODEL wrapper: the rows of this call, told from the prompts it is for."""
+        """An APPLY_MODEL wrapper: one call of the network, with its rows known from the prompts it is for."""
         chunks = tuple(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True))
-        rows = Rows(chunks, self.batch, self.streams)
+        step = transformer_options.get(KEY, IMAGE_ALONE)  # without one it is the base model's own call
+        rows = Rows(chunks, self.batch, step.streams)
         rows.check(x.shape[0])
-        self.coupling.rows, self.options = rows, transformer_options
+        self.options = transformer_options
         try:
-            with uncompiled() if self.undo else contextlib.nullcontext():
+            with self.coupling.call(rows, step.weights, step.kept), uncompiled() if self.undo else contextlib.nullcontext():
                 return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
         finally:
-            self.coupling.rows, self.options = None, {}
+            self.options = {}
 
     def install(self, network: torch.nn.Module) -> None:
         """With the model where core has put it. Other runs of the same model never see it: `take_off` undoes it."""
@@ -177,7 +196,6 @@ class Run:
     def take_off(self) -> None:
         while self.undo:
             self.undo.pop()()
-        self.coupling.kept, self.coupling.rows = None, None
 
     def finish(self, device: torch.device) -> None:
         """The end of the last step, when all that a GPU was given is done."""

@@ -15,9 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....models.core.geometry.view import View
+from ....models.core.padding import pad_to
 from ....models.core.pictures import Pictures
 from ....models.modality_forcing.config import ModalityForcingConfig
-from ....models.modality_forcing.inputs import Size, encode_view, match_counts, pad_size, pad_to, read_depth, read_image
+from ....models.modality_forcing.inputs import (
+    Notes,
+    Size,
+    encode_view,
+    match_counts,
+    pad_size,
+    read_given_depth,
+    read_given_image,
+)
 from ..shared.last_resort import describe
 from .joint_latent import SIZE, SKY, check_vae, split_joint_latent
 from .joint_model import network_config
@@ -25,11 +34,11 @@ from .joint_model import network_config
 KEEP_SIZE = (None, None)
 
 
-class Given(NamedTuple):
-    """What a node makes of given streams."""
+class GivenLatent(NamedTuple):
+    """A joint latent of which a stream, or a part of one, is given."""
 
     latent: dict
-    notes: list[str]  # what was done to the inputs, a sentence each
+    notes: Notes
     transparent: Tensor | None = None  # b h w, as core has it: 1 where the picture is transparent, 0 where it has no alpha
 
 
@@ -40,25 +49,25 @@ class Stream(NamedTuple):
     noisy: Tensor  # b 1 h w in [0, 1]: 0 given, 1 sampled
 
 
-def image_to_depth_latent(model, vae, image: Tensor) -> Given:
+def image_to_depth_latent(model, vae, image: Tensor) -> GivenLatent:
     """The image given, its depth sampled."""
-    notes: list[str] = []
-    config, pictures = network_config(model, "takes a joint latent"), read_image(image, KEEP_SIZE, notes)
+    config, pictures = network_config(model, "takes a joint latent"), read_given_image(image, KEEP_SIZE)
     size = pictures.rgb.shape[1:3]
-    padded = pad_size(size, config.depth_patch, notes)
+    padded, padding_notes = pad_size(size, config.depth_patch)
     given = give_image(pictures.rgb, torch.zeros(1, 1, *padded), vae, config, padded)
-    return Given(join_streams(given, empty_depth(padded), config, size), notes, transparent_parts(pictures))
+    latent = join_streams(given, empty_depth(padded), config, size)
+    return GivenLatent(latent, pictures.notes + padding_notes, transparent_parts(pictures))
 
 
-def depth_to_image_latent(model, view: View) -> Given:
+def depth_to_image_latent(model, view: View) -> GivenLatent:
     """The depth given, the image sampled. Missing depth is NaN, for which the host puts the run's own noise."""
-    notes: list[str] = []
-    config, view = network_config(model, "takes a joint latent"), read_depth(view, KEEP_SIZE, notes)
+    config = network_config(model, "takes a joint latent")
+    view, depth_notes = read_given_depth(view, KEEP_SIZE)
     size = view.depth.shape[1:]
-    padded = pad_size(size, config.depth_patch, notes)
+    padded, padding_notes = pad_size(size, config.depth_patch)
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
     given = Stream(torch.where(known, net, math.nan), torch.zeros_like(net))
-    return Given(join_streams(empty_image(padded, config), given, config, size), notes)
+    return GivenLatent(join_streams(empty_image(padded, config), given, config, size), depth_notes + padding_notes)
 
 
 def refine_depth_latent(latent: dict) -> dict:
@@ -70,24 +79,27 @@ def refine_depth_latent(latent: dict) -> dict:
 
 def masked_joint_latent(
     model, vae=None, image: Tensor | None = None, image_mask: Tensor | None = None, *, view: View | None = None, depth_mask=None
-) -> Given:
+) -> GivenLatent:
     """What is given and not masked is kept, the rest is sampled: masked parts, missing depth, a stream that is not given."""
-    notes: list[str] = []
     config = network_config(model, "takes a joint latent")
     check_parts(vae, image, image_mask, view, depth_mask)
-    pictures = None if image is None else read_image(image, KEEP_SIZE, notes)
-    view = None if view is None else read_depth(view, KEEP_SIZE, notes)
+    pictures = None if image is None else read_given_image(image, KEEP_SIZE)
+    view, depth_notes = (None, ()) if view is None else read_given_depth(view, KEEP_SIZE)
     size = find_common_size(pictures, view)
-    padded = pad_size(size, config.depth_patch, notes)
+    padded, padding_notes = pad_size(size, config.depth_patch)
+    image_mask, image_mask_notes = spread_mask(image_mask, "image_mask", size, padded)
+    depth_mask, depth_mask_notes = spread_mask(depth_mask, "depth_mask", size, padded)
     first, second = empty_image(padded, config), empty_depth(padded)
     if pictures is not None:
-        first = give_image(pictures.rgb, spread_mask(image_mask, "image_mask", size, padded, notes=notes), vae, config, padded)
+        first = give_image(pictures.rgb, image_mask, vae, config, padded)
     if view is not None:
-        second = give_depth(view, spread_mask(depth_mask, "depth_mask", size, padded, notes=notes), config, padded)
+        second = give_depth(view, depth_mask, config, padded)
     if not bool(first.noisy.any()) and not bool(second.noisy.any()):
         raise ValueError("Image and depth are both given whole, which leaves nothing to sample: mask a part of one, or leave one off.")
     transparent = torch.zeros(1, *size) if pictures is None else transparent_parts(pictures)
-    return Given(join_streams(first, second, config, size), notes, transparent)
+    image_notes = () if pictures is None else pictures.notes
+    notes = image_notes + depth_notes + padding_notes + image_mask_notes + depth_mask_notes
+    return GivenLatent(join_streams(first, second, config, size), notes, transparent)
 
 
 def transparent_parts(pictures: Pictures) -> Tensor:
@@ -130,19 +142,19 @@ def give_depth(view: View, noisy: Tensor, config: ModalityForcingConfig, padded:
     return Stream(net, torch.maximum(noisy, (~known).float()))
 
 
-def spread_mask(mask: Tensor | None, name: str, size: Size, padded: Size, *, notes: list[str]) -> Tensor:
-    """A MASK (b h w, or h w) as b 1 H W of the padded size; one of another size is stretched, none is all 0."""
+def spread_mask(mask: Tensor | None, name: str, size: Size, padded: Size) -> tuple[Tensor, Notes]:
+    """A MASK (b, h, w) or (h, w) as (b, 1, H, W) of the padded size; another size is resized, None is all 0."""
     if mask is None:
-        return torch.zeros(1, 1, *padded)
+        return torch.zeros(1, 1, *padded), ()
     if not isinstance(mask, Tensor) or mask.dim() < 2 or not mask.numel() or mask.is_complex() or not bool(torch.isfinite(mask).all()):
         got = f"{describe(mask)}, empty or with NaN" if isinstance(mask, Tensor) else describe(mask)
         raise ValueError(f"Expected a MASK (batch, height, width) of values from 0 to 1 at {name}, got {got}. Wire a mask's node.")
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
     own = tuple(mask.shape[-2:])
-    if own != tuple(size):
-        notes.append(f"The {name} of {own[0]} x {own[1]} was stretched to {size[0]} x {size[1]} (height x width).")
-        mask = F.interpolate(mask, tuple(size), mode="nearest-exact")
-    return pad_to(mask, padded)
+    if own == tuple(size):
+        return pad_to(mask, padded), ()
+    note = f"The {name} of {own[0]} x {own[1]} was stretched to {size[0]} x {size[1]} (height x width)."
+    return pad_to(F.interpolate(mask, tuple(size), mode="nearest-exact"), padded), (note,)
 
 
 def empty_image(padded: Size, config: ModalityForcingConfig) -> Stream:

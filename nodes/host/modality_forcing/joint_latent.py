@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ....models.core.geometry.arrays import OVERSHOOT, as_image
-from ....models.core.geometry.depth import decode_depth
 from ....models.core.geometry.view import View
-from ....models.modality_forcing.inputs import pad_size
+from ....models.modality_forcing.depth_code import net_to_depth
+from ....models.modality_forcing.inputs import Notes, pad_size
 from ..shared.last_resort import describe
 from ..shared.nested_latents import SIZE, read_samples
 from .joint_model import network_config
@@ -28,10 +28,9 @@ def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
     return {"samples": comfy.nested_tensor.NestedTensor((image, depth)), SIZE: (height, width), SKY: config.infinite_sky}
 
 
-def explain_size(model, width: int, height: int) -> list[str]:
-    """What is padded, where a size is no multiple of the patch."""
-    notes: list[str] = []
-    pad_size((height, width), network_config(model, "takes a joint latent").depth_patch, notes)
+def explain_size(model, width: int, height: int) -> Notes:
+    """A note on the padding where a size is not a multiple of the patch."""
+    _, notes = pad_size((height, width), network_config(model, "takes a joint latent").depth_patch)
     return notes
 
 
@@ -60,7 +59,7 @@ def decode_joint_latent(latent: dict, vae) -> tuple[Tensor, View]:
     check_vae(vae, image, depth.shape[-2] // image.shape[-2])
     height, width = latent.get(SIZE, depth.shape[-2:])
     pictures = vae.decode(image)[:, :height, :width, :3]
-    depth = decode_depth(depth.float(), infinite_sky=latent.get(SKY, False)).to(pictures.device)[..., :height, :width]
+    depth = net_to_depth(depth.float(), infinite_sky=latent.get(SKY, False)).to(pictures.device)[..., :height, :width]
     return pictures, View.from_depth(depth, units="relative", image=as_image(pictures, overshoot=OVERSHOOT))
 
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....models.core.diffusion.carry import from_carried
-from ....models.core.geometry.depth import SKY_CODE
 from ....models.core.visualize.depth_colors import map_colours
+from ....models.modality_forcing.depth_code import SKY_CODE
 
 LONGEST = 256  # pixels of a side: of enough for a look, and nothing beside a step
 

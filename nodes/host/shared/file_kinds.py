@@ -8,14 +8,15 @@ import comfy.model_detection
 import comfy.supported_models
 import torch
 
-from ....models.core.weights.files import Header, describe, name_keys
+from ....models.core.weights.files import KIND, Header, describe, name_keys
 
 UNLIKE = (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # keys or shapes of a half-known kind
 
 
 def describe_file(header: Header) -> str:
     """In a few words, from the file's own statement, its keys, or core."""
-    if name_keys(header.shapes) is None and (name := name_in_core(header)):
+    is_known = header.metadata.get(KIND) or name_keys(header.shapes) is not None
+    if not is_known and (name := name_in_core(header)):
         return f"a network that ComfyUI knows as {name}"
     return describe(header)
 

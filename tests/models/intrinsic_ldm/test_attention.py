@@ -62,26 +62,50 @@ def test_image_and_maps_apart_are_the_coupled_call_with_weight_zero():
     """In other chunks of calls than the images came in: keys and values are found by their prompt."""
     rows, (q, k, v) = rows_of(batch=2, chunks=3, dtype=torch.float32)
     want = attend_domains(q, k, v, rows, 0.0, heads=HEADS)
-    coupling = Coupling(kept=Kept())
+    coupling, kept = Coupling(), Kept()
 
     def call(chunks, stream):
         index = [rows.chunks.index(chunk) for chunk in chunks]
-        coupling.rows = Rows(tuple(chunks), rows.batch, (stream,))
         parts = [rows.select(tensor, stream)[index].flatten(0, 1) for tensor in (q, k, v)]
-        out = coupling.attend("layer", *parts, heads=HEADS, plain=lambda q, k, v: attend_plain(q, k, v, HEADS))
+        with coupling.call(Rows(tuple(chunks), rows.batch, (stream,)), kept=kept):
+            out = coupling.attend("layer", *parts, heads=HEADS, plain=lambda q, k, v: attend_plain(q, k, v, HEADS))
         return (out - rows.select(want, stream)[index].flatten(0, 1)).abs().max()
 
     a, b, c = rows.chunks
     assert max(call([a, b], "image"), call([c], "image")) < 1e-5
     assert max(call([b], "intrinsic"), call([c, a], "intrinsic")) < 1e-5
-    assert not coupling.kept.values, "nothing is kept longer than needed"
+    assert not kept.values, "nothing is kept longer than needed"
 
 
 def test_a_regrouped_batch_is_refused():
-    coupling = Coupling(rows=Rows(("cond",), 2), weights={0: 1.0})
-    q = torch.zeros(3, 4, 8)
-    with pytest.raises(ValueError, match="3 rows arrived .* are 4: a node in the model's line regroups the batch"):
+    coupling, q = Coupling(), torch.zeros(3, 4, 8)
+    with coupling.call(Rows(("cond",), 2), {0: 1.0}):
+        with pytest.raises(ValueError, match="3 rows arrived .* are 4: a node in the model's line regroups the batch"):
+            coupling.attend(0, q, q, q, heads=1, plain=F.scaled_dot_product_attention)
+
+
+def test_a_call_ends_with_its_block_and_calls_nest():
+    coupling, q = Coupling(), torch.zeros(2, 4, 8)
+    with pytest.raises(RuntimeError, match="Expected a call of the coupled network inside"):
         coupling.attend(0, q, q, q, heads=1, plain=F.scaled_dot_product_attention)
+    outer, inner = Rows(("a",), 1), Rows(("b",), 2, ("image",))
+    with coupling.call(outer):
+        with pytest.raises(ZeroDivisionError), coupling.call(inner):
+            assert coupling.rows is inner
+            1 / 0  # noqa: B018 - an error inside
+        assert coupling.rows is outer
+    assert not coupling.is_active
+
+
+def test_weights_left_out_are_one():
+    rows, (q, k, v) = rows_of()
+    coupling, named = Coupling(), {"heads": HEADS, "plain": F.scaled_dot_product_attention}
+    with coupling.call(rows):
+        left_out = coupling.attend(0, q, k, v, **named)
+    with coupling.call(rows, {0: 1.0}):
+        assert torch.equal(coupling.attend(0, q, k, v, **named), left_out)
+    with coupling.call(rows, {0: 0.5}):
+        assert not torch.equal(coupling.attend(0, q, k, v, **named), left_out)
 
 
 def test_gradients_pass_for_training():
@@ -98,7 +122,6 @@ def test_torch_compile_makes_few_graphs_for_many_layers_and_weights():
     from torch._dynamo.utils import counters
 
     coupling, (_, (q, k, v)) = Coupling(), rows_of(1, 1, dtype=torch.float32)
-    coupling.rows = Rows(("prompt",), 1)
 
     def network(q):
         for layer in range(12):
@@ -109,7 +132,8 @@ def test_torch_compile_makes_few_graphs_for_many_layers_and_weights():
     counters.clear()
     compiled = torch.compile(network, backend="eager")
     for step in range(10):
-        coupling.weights = {layer: 0.05 + step / 10 + layer / 200 for layer in range(12)}
-        torch.testing.assert_close(compiled(q), network(q), rtol=0, atol=1e-6)
+        weights = {layer: 0.05 + step / 10 + layer / 200 for layer in range(12)}
+        with coupling.call(Rows(("prompt",), 1), weights):
+            torch.testing.assert_close(compiled(q), network(q), rtol=0, atol=1e-6)
     assert 1 <= counters["stats"]["unique_graphs"] <= 3
     torch._dynamo.reset()

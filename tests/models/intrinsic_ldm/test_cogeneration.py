@@ -145,11 +145,11 @@ def test_with_weight_zero_a_pipeline_of_ones_own_is_asked_for_its_own_operators(
     unet, _, text, _ = base
     coupled = copy.deepcopy(unet)
     coupling, _ = couple(coupled)
-    coupling.rows, coupling.kept = Rows(("prompt",), 2, ("image",)), Kept()
     given = draw_noise(1, 2, SIZE), torch.tensor(500), text.encode(PROMPTS)
     with torch.no_grad(), operators.asked_of(unet) as plain, operators.asked_of(coupled) as ours:
         unet(*given)
-        coupled(*given)
+        with coupling.call(Rows(("prompt",), 2, ("image",)), kept=Kept()):
+            coupled(*given)
     assert operators.same_arguments(plain[0], ours[0]) and operators.first_difference(plain[0], ours[0]) is None
 
 

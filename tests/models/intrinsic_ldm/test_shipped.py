@@ -81,11 +81,11 @@ def test_the_maps_are_those_of_the_picture(made, held_out):
 @torch.no_grad()
 def test_the_keys_of_the_shipped_base_tell_places(system, held_out):
     """Read by least squares on half of the scenes, from noised latents; on the other half keys are put where they are."""
-    system.coupling.rows = Rows(("prompt",), COUNT, ("image",))
+    coupling, rows = system.coupling, Rows(("prompt",), COUNT, ("image",))
     image = held_out[0].image.movedim(-1, 1) * 2 - 1
     latent = system.image_vae.encode(image).latent_dist.mode() * system.image_scale
     noised = 0.7**0.5 * latent + 0.3**0.5 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    with listen(system.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as heard:
+    with listen(system.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as heard, coupling.call(rows):
         system.unet(noised, 400, encoder_hidden_states=torch.zeros(COUNT, 24, tiny.TEXT_WIDTH))
     keys, codes = heard[0].double(), code_positions(8, 8).double()
     learnt, left = keys[: COUNT // 2], keys[COUNT // 2 :]

@@ -1,5 +1,6 @@
 """The network: counts of the published sizes, what each output depends on, precision."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -145,3 +146,15 @@ def test_wrong_shapes_are_shown_beside_the_right_ones(make_network, make_inputs)
     ):
         with pytest.raises(ValueError, match=r"but this network needs \(\(2, 12, 2, 3\), \(2, 1, 8, 12\), \(2, 5, 10\)\)"):
             make_network()(*inputs, *times)
+
+
+def test_the_network_traces_to_one_graph(small_config, make_network, make_inputs):
+    """No graph break, einops included, and the numbers of the eager network, at two sizes."""
+    network = make_network(replace(small_config, num_double_blocks=1, num_single_blocks=1))
+    torch.compiler.reset()
+    traced = torch.compile(network, fullgraph=True, backend="eager", dynamic=True)
+    for grid in ((2, 3), (3, 2)):
+        inputs = make_inputs(grid=grid)
+        with torch.no_grad():
+            for ours, eager in zip(traced(*inputs), network(*inputs), strict=True):
+                assert torch.equal(ours, eager)

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from spatialweave.kernels.testing import assert_close
 from spatialweave.models.core.geometry.camera import intrinsics_from_fov
-from spatialweave.models.core.geometry.depth import encode_depth
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.modality_forcing.config import PipelineDefaults, SamplingDefaults
-from spatialweave.models.modality_forcing.inputs import read_depth, read_image
+from spatialweave.models.modality_forcing.depth_code import depth_to_net
+from spatialweave.models.modality_forcing.inputs import read_given_depth, read_given_image
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.pipeline import TINY_NETWORK, ModalityForcingPipeline
 from spatialweave.models.modality_forcing.sampling import draw_noise, make_schedule, sample
@@ -66,7 +66,7 @@ def make_oracle(config):
     """make_oracle(image b h w 3, raw depth b 1 h w) -> (pipeline, oracle); sizes must be multiples of 4."""
 
     def make(image, depth, **arguments):
-        oracle = Oracle(config, image, encode_depth(depth))
+        oracle = Oracle(config, image, depth_to_net(depth))
         return ModalityForcingPipeline(oracle, config, LosslessCodec(), LetterEncoder(), defaults=FEW, **arguments), oracle
 
     return make
@@ -119,7 +119,7 @@ def test_depth_to_image_keeps_the_depth_with_its_units_and_camera(make_oracle):
     assert_close(result.image, image)
     assert torch.equal(result.view.depth, view.depth) and result.view.units == "metric"
     assert torch.equal(result.view.intrinsics, view.intrinsics) and torch.equal(result.view.image, result.image)
-    assert all(torch.equal(call["depth"], encode_depth(depth)) and not call["t_depth"].any() for call in oracle.calls)
+    assert all(torch.equal(call["depth"], depth_to_net(depth)) and not call["t_depth"].any() for call in oracle.calls)
 
 
 def test_a_run_is_the_samplers_run(pipeline):
@@ -166,7 +166,7 @@ def test_order_is_the_default_or_the_callers(make_oracle):
 def test_refine_makes_the_depth_again_from_the_finished_image(make_oracle):
     pipeline, oracle = make_oracle(*scene())
     steps = []
-    result = pipeline("cat", height=8, width=12, refine=True, on_step=lambda step, total, rgb, net: steps.append((step, total)))
+    result = pipeline("cat", height=8, width=12, refine=True, on_step=lambda step, total, latents: steps.append((step, total)))
     assert steps == [(i, 6) for i in range(1, 7)]
     assert len(oracle.calls) == 6 + 3  # guided, then not
     assert all(torch.equal(call["img"], result.rgb_latent) and not call["t_rgb"].any() for call in oracle.calls[6:])
@@ -181,7 +181,7 @@ def test_joint_with_a_depth_keeps_it_where_it_is_known(make_oracle):
     result = pipeline("cat", depth=known)
     assert_close(result.image, image)
     kept = torch.isfinite(known)
-    assert_close(result.depth_net[kept], encode_depth(known)[kept])
+    assert_close(result.depth_net[kept], depth_to_net(known)[kept])
     assert_close(result.depth_net[~kept], oracle.net[~kept])
     assert len(oracle.calls) == 8 and "48 of 96 depth pixels (50.0%) are invalid and left out: 48 NaN." in result.notes
     assert float(oracle.calls[2]["t_depth"]) < float(oracle.calls[2]["t_rgb"])  # depth first
@@ -210,7 +210,7 @@ def test_padding_repeats_the_edges(make_oracle):
     assert_close(oracle.calls[0]["img"], oracle.latent)
     assert result.image.shape == (1, 7, 10, 3)
     pipeline(mode="depth_to_image", depth=depth[..., :7, :10])
-    seen, wanted = oracle.calls[-1]["depth"], encode_depth(depth[..., :7, :10])
+    seen, wanted = oracle.calls[-1]["depth"], depth_to_net(depth[..., :7, :10])
     assert torch.equal(seen[..., :7, :10], wanted) and torch.equal(seen[..., 7:, :10], wanted[..., 6:, :])
     assert torch.equal(seen[..., 10:], seen[..., 9:10].expand(-1, -1, -1, 2))
 
@@ -263,7 +263,7 @@ def test_missing_depth_is_noise_to_the_network_and_missing_in_the_result(make_or
     hole[..., 2:4, 5:] = True
     seen, (_, noise) = oracle.calls[0]["depth"], draw_noise(0, (1, 48, 2, 3), (1, 1, 8, 12))
     assert torch.equal(seen[hole], noise[hole])
-    assert torch.equal(seen[~hole], encode_depth(depth)[~hole])
+    assert torch.equal(seen[~hole], depth_to_net(depth)[~hole])
     assert torch.equal(result.view.mask, ~hole[:, 0]) and not result.view.depth[hole[:, 0]].any()
     assert len(result.notes) == 1 and result.notes[0].startswith("14 of 96 depth pixels (14.6%) are invalid and left out: 14 ")
 
@@ -342,15 +342,15 @@ def test_pillow_images_are_taken_upright(tmp_path, orientation, turned):
     Image.fromarray(np.rot90(upright, turned).copy()).save(tmp_path / "a.png", exif=exif)
     Image.fromarray(np.rot90(np.arange(96, dtype=np.uint16).reshape(12, 8) + 1, turned).copy()).save(tmp_path / "d.png", exif=exif)
     with Image.open(tmp_path / "a.png") as image, Image.open(tmp_path / "d.png") as depth:
-        assert np.array_equal((read_image(image, (None, None), []).rgb[0] * 255).round().numpy(), upright)
-        assert read_depth(depth, (None, None), []).depth.flatten().tolist() == list(range(1, 97))
+        assert np.array_equal((read_given_image(image, (None, None)).rgb[0] * 255).round().numpy(), upright)
+        assert read_given_depth(depth, (None, None))[0].depth.flatten().tolist() == list(range(1, 97))
 
 
 def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
     wide = np.array([[70000, 1], [2, 3]], np.int32)
-    assert read_depth(Image.fromarray(wide), (None, None), []).depth[0].tolist() == wide.tolist()
+    assert read_given_depth(Image.fromarray(wide), (None, None))[0].depth[0].tolist() == wide.tolist()
     with_alpha = Image.merge("LA", [Image.new("L", (4, 6), 9), Image.new("L", (4, 6), 255)])
-    assert read_depth(with_alpha, (None, None), []).depth.shape == (1, 6, 4)
+    assert read_given_depth(with_alpha, (None, None))[0].depth.shape == (1, 6, 4)
 
 
 # --- faults --------------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
         ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "makes the depth, but one was given"),
         ({"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "makes the image, but one was given"),
         ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True}, "it does nothing in image_to_depth, so leave it off"),
-        ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"A depth of shape \(8, 8, 3\) arrived: that is a colour picture"),
+        ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"one value per pixel, got shape \(8, 8, 3\), a color image"),
         ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"in \[0, 1\], got floats from 255 to 255. Divide them by"),
         ({"steps": 0}, "0 steps were asked for"),
         ({"guidance": INF}, "Guidance is inf; it must be a finite number"),

@@ -119,9 +119,10 @@ def test_bad_guidance_and_contexts_are_refused_in_a_sentence():
 def test_on_step_sees_the_clean_streams_and_can_stop_the_run():
     seen = []
 
-    def watch(step, steps, rgb_x0, depth_x0):
-        assert_close(rgb_x0, RGB0)
-        assert torch.equal(depth_x0, DEPTH0)
+    def watch(step, steps, latents):
+        assert set(latents) == {"image", "depth"}
+        assert_close(latents["image"], RGB0)
+        assert torch.equal(latents["depth"], DEPTH0)
         seen.append((step, steps))
         if step == 3:
             raise KeyboardInterrupt

@@ -92,7 +92,6 @@ def write_keys(path, names):
     [
         (["double_stream_modulation_img.lin.weight", "img_in.weight"], "a FLUX.2 text-to-image network without a depth stream"),
         (["aggregator.frame_blocks.0.attn.qkv.weight"], "a VGGT geometry encoder"),
-        (["encoder.0.weight", "latent_mean", "latent_std"], "SpatialWeave's tiny image codec"),
         (["lora_unet_double_blocks_0.lora_up.weight"], "a LoRA"),
     ],
 )
@@ -103,8 +102,8 @@ def test_foreign_files_are_called_by_name(tmp_path, names, what):
 
 
 def test_our_own_other_files_say_what_they_are(tmp_path):
-    path = write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {}, kind="text encoder of the tiny demo")
-    with pytest.raises(WeightsError, match="is SpatialWeave's text encoder of the tiny demo; a Modality Forcing network is wanted"):
+    path = write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {}, kind="tiny image codec")
+    with pytest.raises(WeightsError, match="is SpatialWeave's tiny image codec; a Modality Forcing network is wanted"):
         load_network(path)
 
 

@@ -12,14 +12,15 @@ from spatialweave.models.core.geometry.view import View
 
 
 def full_view():
+    random = torch.Generator().manual_seed(0)
     return View.from_depth(
-        torch.rand(2, 5, 7) - 0.1,
+        torch.rand(2, 5, 7, generator=random) - 0.1,
         units="relative",
-        image=torch.rand(2, 5, 7, 3),
-        normals=torch.rand(2, 5, 7, 3),
-        confidence=torch.rand(2, 5, 7),
+        image=torch.rand(2, 5, 7, 3, generator=random),
+        normals=torch.nn.functional.normalize(torch.randn(2, 5, 7, 3, generator=random), dim=-1),
+        confidence=torch.rand(2, 5, 7, generator=random),
         intrinsics=intrinsics_from_fov(torch.tensor([60.0, 75.0]), 7, 5),
-        world_to_cam=look_at(torch.rand(2, 3), torch.rand(2, 3) + 2),
+        world_to_cam=look_at(torch.rand(2, 3, generator=random), torch.rand(2, 3, generator=random) + 2),
     )
 
 

@@ -1,4 +1,4 @@
-"""Sky: depth that is not missing but infinite, through the View, the codec and the files."""
+"""Sky: depth that is not missing but infinite, through the View and the files."""
 
 import numpy as np
 import OpenEXR
@@ -7,7 +7,6 @@ import torch
 
 from spatialweave.models.core.export.exr import read_exr, write_exr
 from spatialweave.models.core.export.npz import read_npz, write_npz
-from spatialweave.models.core.geometry.depth import decode_depth, encode_depth
 from spatialweave.models.core.geometry.view import View
 
 DEPTH = torch.tensor([[[1.0, 3.0, torch.inf], [torch.nan, 0.0, 2.0]]])
@@ -41,19 +40,6 @@ def test_sky_begins_where_it_is_said_to():
     for depth in (0.0, -1.0, torch.nan):
         with pytest.raises(ValueError, match="as the beginning of the sky, wanted one above 0"):
             view.with_sky_from(depth)
-
-
-def test_sky_encodes_to_two_and_does_not_move_the_mean():
-    view = View.from_depth(DEPTH, units="metric")
-    net = encode_depth(view.depth[:, None], view.mask[:, None], sky=view.sky[:, None])[:, 0]
-    assert torch.allclose(net[view.mask], torch.tensor([0.5, 2 - 1 / 1.5, 1.0]))  # depths 1, 3, 2 over their mean, 2
-    assert (net[SKY] == 2).all()
-
-
-def test_sky_decodes_to_infinity_only_when_the_network_means_it():
-    net = torch.tensor([0.5, 1.86, 1.88, 2.0, 2.3])
-    assert torch.isinf(decode_depth(net, infinite_sky=True)).tolist() == [False, False, True, True, True]
-    assert torch.isfinite(decode_depth(net)).all()
 
 
 def test_sky_survives_exr_and_npz(tmp_path):

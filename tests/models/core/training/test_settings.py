@@ -11,8 +11,8 @@ from spatialweave.models.core.training.settings import as_size, check_settings, 
 from spatialweave.models.intrinsic_ldm.training.base import BaseLoss, ImageVaeLoss
 from spatialweave.models.intrinsic_ldm.training.lora import LoraLoss, LoraSettings
 from spatialweave.models.intrinsic_ldm.training.vae import VaeLoss, VaeSettings
-from spatialweave.models.modality_forcing.training import LossSettings
-from spatialweave.models.modality_forcing.training_task import ModelSettings
+from spatialweave.models.modality_forcing.training.loss import LossSettings
+from spatialweave.models.modality_forcing.training.task import ModelSettings
 from spatialweave.models.tiny.codec_training import CodecLoss
 from spatialweave.models.trainers.builders import BUILDERS
 

@@ -204,9 +204,9 @@ def test_the_images_term_trains_the_lora_through_keys_and_values_alone(small):
     task = build(small())
     batch, generator = read_batch(task), torch.Generator().manual_seed(4)
     base, coupling = task.loss.keywords["base"], task.loss.keywords["coupling"]
-    coupling.rows = Rows(("prompt",), 3)
     x = torch.randn(6, 4, 8, 8, generator=generator)
-    out = base.predict(x, torch.full((6,), 500), {"context": torch.cat([batch["context"]] * 2)})
+    with coupling.call(Rows(("prompt",), 3)):
+        out = base.predict(x, torch.full((6,), 500), {"context": torch.cat([batch["context"]] * 2)})
     out[:3].square().sum().backward()
     last = [path for path in task.model.paths if path.startswith("up_blocks")][-4:]
     moved = {
@@ -242,12 +242,11 @@ def test_the_shipped_lora_gives_the_trained_models_output(small, tmp_path, famil
         read_tensors(file), projections(base.network), base=family, name=file.name, metadata=read_header(file).metadata
     )  # fmt: skip
     coupling, layers = couple(base.network, lora)
-    coupling.weights = {layer.block: 1.0 for layer in layers}
     theirs, batch = task.loss.keywords, read_batch(task)
-    coupling.rows = theirs["coupling"].rows = Rows(("prompt",), 3)
+    rows = Rows(("prompt",), 3)
     x = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     prompt = {name: torch.cat([batch[name]] * 2) for name in batch if name.startswith("context")}
-    with torch.no_grad():
+    with torch.no_grad(), theirs["coupling"].call(rows), coupling.call(rows, {layer.block: 1.0 for layer in layers}):
         one, two = (each.predict(x, torch.full((6,), 300), prompt) for each in (theirs["base"], base))
     assert torch.equal(one, two) and lora.keys() == set(task.model.paths)
     assert all(part.scale == 2 for part in lora.values())

@@ -184,10 +184,10 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="holds other files and no dataset.json; choose an empty folder for the dataset."):
         export_dataset(tmp_path, 1, **SMALL)
     (tmp_path / "dataset.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not say what its folder holds, wanted 'spatialweave-world' of version 1; choose another"):
+    with pytest.raises(ValueError, match="does not say what its folder holds .it is empty.; choose another folder"):
         export_dataset(tmp_path, 1, **SMALL)
     (tmp_path / "dataset.json").write_text('{"format": "coco", "version": 3}')
-    with pytest.raises(ValueError, match="is 'coco' of version 3, wanted"):
+    with pytest.raises(ValueError, match="Expected 'spatialweave-world' of version 1 in .*dataset.json, got 'coco' of version 3"):
         export_dataset(tmp_path, 1, **SMALL)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 

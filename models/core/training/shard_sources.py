@@ -9,24 +9,23 @@ Files are known by content. Size and times only save reading: where they are as 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.export.files import write_file
-from ...core.text_files import read_json_lines, show_path
-from ...core.training.data import READERS
-from ...core.weights.registry import hash_file
+from ..export.files import write_file
+from ..text_files import read_json_lines, show_path
+from ..weights.registry import hash_file
+from .data import READERS
+from .shards import FILES, NAMED, ShardFolder, join_lines
 
-SOURCES = "sources.jsonl"
-NAMED = 5  # at most, in one sentence
+RECORDS = "sources.jsonl"
 KINDS = {"name": str, "shard": int, "files": dict, "text": str, "fault": str, "entry": dict}  # of a line
 
 Stamp = list  # size, mtime_ns, ctime_ns, SHA-256
-Record = dict[str, Any]  # a line of SOURCES
+Record = dict[str, Any]  # a line of RECORDS
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,13 @@ def stamp_sources(sources: Sequence[Source], before: Sequence[Record]) -> dict[P
     known = {path: last.get(source.name, {}).get(name) for source in sources for name, path in source.files.items()}
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(known, pool.map(stamp_file, known, known.values()), strict=True))
+
+
+def stamp_files(folder: ShardFolder, files: Iterable[tuple[str, Path]]) -> dict[str, Stamp | None]:
+    """The stamps of what a whole folder is made with, by name; what its last run read is not read again."""
+    known = folder.read_facts().get(FILES)
+    known = known if isinstance(known, dict) else {}
+    return {name: stamp_file(path, known.get(name)) for name, path in files}
 
 
 def is_same(stamp: Stamp | None, other: Stamp | None) -> bool:
@@ -166,8 +172,8 @@ def shown(name: str) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The lines of a folder's SOURCES, [] where there is none; ValueError where one is not as `write_records` writes it."""
-    path = folder / SOURCES
+    """The lines of a folder's RECORDS, [] where there is none; ValueError where one is not as `write_records` writes it."""
+    path = folder / RECORDS
     found = read_json_lines(path) if path.is_file() else []
     for number, record in found:
         if any(not isinstance(record.get(key), kind) for key, kind in KINDS.items()):
@@ -177,4 +183,4 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
-    write_file(folder / SOURCES, "".join(json.dumps(record) + "\n" for record in records).encode())
+    write_file(folder / RECORDS, join_lines(records))

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
-from spatialweave.models.modality_forcing import training_task
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig, find_preset
+from spatialweave.models.modality_forcing.training import task as training_task
 from spatialweave.models.modality_forcing.weights import is_image_text, network_shapes
 from spatialweave.models.world.export.dataset import export_dataset
 
-RECIPE = Path(training_task.__file__).parent / "recipes" / "klein_4b.json"
+RECIPE = Path(training_task.__file__).parents[1] / "recipes" / "klein_4b.json"
 COUNT, SIDE, TOKENS, WIDTH = 3, 64, 512, 96  # the small text encoder is 32 wide, of which three layers are read
 NARROW = {"context_in_dim": WIDTH, "hidden_size": 48, "num_heads": 3, "axes_dim": [4, 4, 4, 4], "time_embed_dim": 32}
 

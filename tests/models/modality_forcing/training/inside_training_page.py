@@ -8,7 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
-SMALL_KLEIN = Path(__file__).resolve().parents[2] / "workflows" / "inside_small_klein.py"
+SMALL_KLEIN = Path(__file__).resolve().parents[3] / "workflows" / "inside_small_klein.py"
 
 
 def write_autoencoder(small, path):

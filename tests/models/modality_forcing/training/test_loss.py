@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.core.geometry.depth import decode_depth, encode_depth
 from spatialweave.models.core.training.loop import seed_slice
-from spatialweave.models.modality_forcing import training, training_noise
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
+from spatialweave.models.modality_forcing.depth_code import depth_to_net, net_to_depth
 from spatialweave.models.modality_forcing.network import ModalityForcing
-from spatialweave.models.modality_forcing.training import LossSettings, TrainedModel
+from spatialweave.models.modality_forcing.training import loss as training
+from spatialweave.models.modality_forcing.training import noise as training_noise
+from spatialweave.models.modality_forcing.training.loss import LossSettings, TrainedModel
+from spatialweave.models.modality_forcing.training.start import init_from_text_to_image, init_weights
 from spatialweave.models.modality_forcing.weights import is_image_text
 
 MINI = ModalityForcingConfig(
@@ -36,7 +38,7 @@ def make_batch(batch=4, grid=(2, 2), config=MINI, seed=0):
     depth = torch.rand(batch, 1, grid[0] * p, grid[1] * p, generator=generator) * 3 + 0.5
     return {
         "latent": torch.randn(batch, config.in_channels, *grid, generator=generator),
-        "depth_net": encode_depth(depth),
+        "depth_net": depth_to_net(depth),
         "mask": torch.ones_like(depth, dtype=torch.bool),
         "context": torch.randn(batch, 3, config.context_in_dim, generator=generator),
         "empty_context": torch.zeros(3, config.context_in_dim),
@@ -132,7 +134,7 @@ def test_gradient_loss_knows_nothing_of_unknown_pixels_and_clean_streams():
 
 def test_gradient_loss_is_asked_for():
     network = ModalityForcing(MINI)
-    training.init_weights(network, seeded())
+    init_weights(network, seeded())
     model, batch = TrainedModel(network), make_batch()
     without, parts = training.loss(model, batch, seeded(), settings=LossSettings())
     value, more = training.loss(model, batch, seeded(), settings=LossSettings(depth_gradient=0.5))
@@ -191,7 +193,7 @@ def test_sparse_pictures_keep_few_pixels_and_their_own_unit_mean():
     assert thinned.float().mean().item() == pytest.approx(0.5, abs=0.07)
     assert share[thinned].max() < 0.6 and torch.equal(target[~thinned], net[~thinned])
     finite = known & (net < 2)
-    depth = decode_depth(target, z_max=None)
+    depth = net_to_depth(target, z_max=None)
     for i in thinned.nonzero()[:20, 0]:
         if finite[i].any():
             assert depth[i][finite[i]].mean().item() == pytest.approx(1, abs=1e-4)
@@ -222,7 +224,7 @@ def test_alignment_reads_the_image_rows_of_its_block(kind):
     config = replace(MINI, num_single_blocks=2)
     torch.manual_seed(0)
     network = ModalityForcing(config)
-    training.init_weights(network, seeded())
+    init_weights(network, seeded())
     rows = {}
 
     class Listener(torch.nn.Module):
@@ -260,7 +262,7 @@ def test_dropping_captions_needs_the_empty_one():
 
 def test_loss_is_a_function_of_its_generator():
     model = TrainedModel(ModalityForcing(MINI))
-    training.init_weights(model.network, seeded(1))
+    init_weights(model.network, seeded(1))
     values = [training.loss(model, make_batch(), seed_slice(0, step, 0), settings=LossSettings())[0].item() for step in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
 
@@ -289,7 +291,7 @@ def test_bad_settings_are_refused_in_a_sentence(change, sentence):
 
 def test_new_network_says_nothing_and_can_learn():
     network = ModalityForcing(MINI)
-    training.init_weights(network, seeded())
+    init_weights(network, seeded())
     batch = make_batch()
     t = torch.full((4,), 0.5)
     velocity, x0 = network(batch["latent"], batch["depth_net"], batch["context"], t, t)
@@ -304,7 +306,7 @@ def test_start_from_text_to_image_copies_the_image_stream():
         for parameter in source.parameters():
             parameter.normal_(generator=seeded(parameter.numel()))
     base = {name: value for name, value in source.state_dict().items() if is_image_text(name)}
-    training.init_from_text_to_image(network, base, seeded())
+    init_from_text_to_image(network, base, seeded())
     batch, t = make_batch(), torch.full((4,), 0.5)
     assert torch.equal(
         network.forward_image(batch["latent"], batch["context"], t), source.forward_image(batch["latent"], batch["context"], t)
@@ -318,14 +320,14 @@ def test_start_from_text_to_image_copies_the_image_stream():
     assert network.cross_alpha_img.item() == network.cross_alpha_depth.item() == 0
     assert network.time_in_rgb_to_depth.in_layer.weight.any() and not network.depth_final_layer.linear.weight.any()
     with pytest.raises(ValueError, match="1 tensors that this network lacks, the first nose"):
-        training.init_from_text_to_image(network, {"nose": torch.zeros(1)}, seeded())
+        init_from_text_to_image(network, {"nose": torch.zeros(1)}, seeded())
 
 
 def test_one_batch_is_learned_by_heart():
     """On noise that never changes, both losses must fall far below what any constant answer reaches."""
     torch.manual_seed(0)
     model = TrainedModel(ModalityForcing(replace(MINI, hidden_size=96, axes_dim=(8, 8, 8, 8))))
-    training.init_weights(model.network, seeded())
+    init_weights(model.network, seeded())
     batch, settings = make_batch(4), LossSettings(caption_dropout=0.0, sparse=0.0, t_min=0.3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     history = []

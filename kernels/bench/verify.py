@@ -1,4 +1,4 @@
-"""The op's cases on a device: every backend that takes them, both directions, against the reference in float64. Before any time is told."""
+"""The op's cases on a device: every backend, forward and backward, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ SCALE = 0.2
 
 
 def verify(device: torch.device, dtype: torch.dtype, cases: tuple[Case, ...] = CASES + EXTREME) -> int:
-    """Fresh random numbers at every run. Returns how many comparisons were made; raises FloatingPointError at the first that fails."""
+    """Compare with a fresh random seed.
+
+    Returns the number of comparisons; raises FloatingPointError at the first failure.
+    """
     seed, count = secrets.randbelow(1 << 31), 0
     for case in cases:
         for backend in ("triton", "composition"):
             try:
                 with use_backend(backend):
-                    count += verify_case(case, device, dtype, f"case {case.name}, {backend}, seed {seed}", seed)
+                    count += verify_case(
+                        case, device, dtype, f"case {case.name}, {backend}, seed {seed}", seed
+                    )
             except BackendUnavailableError:
-                continue  # its limits, or it failed, which the log says; ordinary calls do without it, too
+                continue  # outside its limits, or it failed its self-check, which is logged
     return count
 
 
 def verify_case(case: Case, device: torch.device, dtype: torch.dtype, name: str, seed: int) -> int:
-    """The output, and where the logits are of order one the gradients: with larger ones they cancel, and errors have no scale."""
+    """Compare the output, and the gradients unless logits are large: then they cancel."""
     given = case.tensors(torch.Generator().manual_seed(seed), dtype, device)
     weight = full_weight(case.log_weight(), given[0], case.segments)
     train = case not in EXTREME
@@ -42,17 +47,20 @@ def verify_case(case: Case, device: torch.device, dtype: torch.dtype, name: str,
     check(name, got.detach().cpu(), want.detach(), limit=LIMITS[dtype] * (1 if train else 4))
     if not train:
         return 1
-    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(dtype)
+    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(
+        dtype
+    )
     ours = torch.autograd.grad(got, leaves, grad.to(device))
     theirs = torch.autograd.grad(want, exact, grad.double())
-    terms = float((want.detach() * grad.double()).sum(-1).norm().clamp_min(1.0))  # of the sums that are d log w: these cancel
+    # of the sums that are d log w: these cancel
+    terms = float((want.detach() * grad.double()).sum(-1).norm().clamp_min(1.0))
     for of, one, other, least in zip("qkvw", ours, theirs, (1.0, 1.0, 1.0, terms)):
         check(f"{name}, gradient of {of}", one.cpu(), other, limit=3 * LIMITS[dtype], least=least)
     return 5
 
 
 def check(name: str, got: Tensor, want: Tensor, *, limit: float | None = None, least: float = 0.0) -> None:
-    """The error's norm over the expected one's, or over `least` where that is more (a gradient that cancels); NaN fails."""
+    """Frobenius norm of the error relative to the expected one's or to `least`, the larger; NaN fails."""
     error = float((got.double() - want).norm() / want.norm().clamp_min(least))
     limit = LIMITS[got.dtype] if limit is None else limit
     if not error <= limit:

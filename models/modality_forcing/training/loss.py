@@ -19,13 +19,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core.diffusion.flow import add_noise
-from ..core.geometry.depth import contract, uncontract, unit_mean
-from ..core.training.alignment import Aligner, listen
-from ..core.training.settings import read_settings
-from ..core.training.words import draw_words
-from .network import ModalityForcing
-from .training_noise import draw_logit_normal, draw_plateau, uniform
+from ...core.diffusion.flow import add_noise
+from ...core.losses import masked_mean, masked_mean_each, sum_terms
+from ...core.training.alignment import Aligner, listen
+from ...core.training.settings import read_settings
+from ...core.training.words import draw_words
+from ..depth_code import contract, uncontract, unit_mean
+from ..network import ModalityForcing
+from .noise import draw_logit_normal, draw_plateau, uniform
 
 Kind = Literal["modality_forcing", "text_to_image"]
 Batch = Mapping[str, Tensor]
@@ -133,7 +134,7 @@ def loss(
             wanted = teacher.network.forward_image(rgb_t, teacher.context(words), t_rgb)
         weight = settings.distill_high * t_depth + settings.distill_low * (1 - t_depth)
         parts["distill"] = velocity_loss(velocity, wanted, t_rgb > 0, weight)
-    return sum_parts(parts)
+    return sum_terms(parts)
 
 
 def image_loss(
@@ -147,24 +148,19 @@ def image_loss(
     with listen(model.aligned_block(settings.align_block)) as heard:
         velocity = model.network.forward_image(add_noise(latent, noise, t), context, t)
     value = settings.rgb_weight * velocity_loss(velocity, noise - latent, t > 0)
-    return sum_parts({"rgb": value, **align_loss(model, batch, heard, context, settings)})
-
-
-def sum_parts(parts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+    return sum_terms({"rgb": value, **align_loss(model, batch, heard, context, settings)})
 
 
 def velocity_loss(velocity: Tensor, wanted: Tensor, counts: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Mean square over the pictures that count; a clean stream has nothing to learn."""
-    return mean_over((velocity.float() - wanted).square().flatten(1).mean(dim=1) * weight, counts)
+    return masked_mean((velocity.float() - wanted).square().flatten(1).mean(dim=1) * weight, counts)
 
 
 def depth_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor, t_min: float) -> Tensor:
     """||(g - x_t)/t - v||^2 over known pixels, written as ((g - x0)/t)^2: the same, without the difference of near numbers."""
     error = (x0.float() - target) / t.clamp(min=t_min)[:, None, None, None]
-    count = known.flatten(1).sum(dim=1)
-    square = torch.where(known, error, 0.0).square().flatten(1).sum(dim=1) / count.clamp(min=1)
-    return mean_over(square, (t > 0) & (count > 0))
+    square, count = masked_mean_each(torch.where(known, error, 0.0).square(), known)
+    return masked_mean(square, (t > 0) & (count > 0))
 
 
 GRADIENT_STEPS = (1, 2, 4, 8)  # pixels between the two ends; 8 is half a patch
@@ -182,15 +178,9 @@ def gradient_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor) -> Tenso
         length = error.shape[dim] - step
         both = known.narrow(dim, 0, length) & known.narrow(dim, step, length)
         change = (error.narrow(dim, step, length) - error.narrow(dim, 0, length)).abs()
-        count = both.flatten(1).sum(dim=1)
-        mean = torch.where(both, change, 0.0).flatten(1).sum(dim=1) / count.clamp(min=1)
-        total = total + mean_over(mean, (t > 0) & (count > 0))
+        mean, count = masked_mean_each(change, both)
+        total = total + masked_mean(mean, (t > 0) & (count > 0))
     return total
-
-
-def mean_over(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of the values (b,) that count; 0 with a gradient of 0 where none does."""
-    return torch.where(counts, values, 0.0).sum() / counts.sum().clamp(min=1)
 
 
 def draw_times(count: int, generator: Generator, settings: LossSettings) -> tuple[Tensor, Tensor]:
@@ -219,38 +209,3 @@ def drop_depth(net: Tensor, mask: Tensor, generator: Generator, settings: LossSe
 
 def draw_like(x: Tensor, generator: Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator).to(x.device)
-
-
-def init_weights(network: ModalityForcing, generator: Generator) -> None:
-    """Weights of a network that starts from nothing: every block the identity, both outputs 0."""
-    for name, parameter in network.named_parameters():
-        init_parameter(name, parameter, generator)
-
-
-@torch.no_grad()
-def init_parameter(name: str, parameter: Tensor, generator: Generator) -> None:
-    if name.endswith("norm.scale"):
-        parameter.fill_(1.0)
-    elif parameter.ndim < 2 or "modulation" in name or name.startswith(("final_layer.", "depth_final_layer.")):
-        parameter.zero_()
-    else:
-        drawn = torch.empty(parameter.shape)
-        nn.init.trunc_normal_(drawn, std=parameter.shape[1] ** -0.5, a=-2, b=2, generator=generator)
-        parameter.copy_(drawn)
-
-
-@torch.no_grad()
-def init_from_text_to_image(network: ModalityForcing, base: Mapping[str, Tensor], generator: Generator) -> None:
-    """The paper's start: image and text halves from `base` (our names), the depth stream of every double block a copy of the image's,
-    and so the modulations; depth tokens, depth times, decoder, head and cross embedders new, cross alphas 0."""
-    state = network.state_dict()
-    unknown = sorted(set(base) - set(state))
-    if unknown:
-        raise ValueError(f"The text-to-image weights have {len(unknown)} tensors that this network lacks, the first {unknown[0]}.")
-    for name, own in state.items():
-        source = name if name in base else name.replace(".depth_", ".img_").replace("modulation_depth.", "modulation_img.")
-        source = source.replace("single_stream_modulation_img.", "single_stream_modulation.")
-        if source in base:
-            own.copy_(base[source])
-        else:
-            init_parameter(name, own, generator)

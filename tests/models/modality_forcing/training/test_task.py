@@ -10,15 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
-from spatialweave.models.modality_forcing import training_task
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig, find_preset
 from spatialweave.models.modality_forcing.network import ModalityForcing
-from spatialweave.models.modality_forcing.training import LossSettings
+from spatialweave.models.modality_forcing.training import task as training_task
+from spatialweave.models.modality_forcing.training.loss import LossSettings
 from spatialweave.models.modality_forcing.weights import is_image_text, load_network
 from spatialweave.models.tiny.text import TinyTextEncoder, tokenize
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
-RECIPES = Path(training_task.__file__).parent / "recipes"
+RECIPES = Path(training_task.__file__).parents[1] / "recipes"
 NARROW = {"context_in_dim": 20, "hidden_size": 48, "num_heads": 3, "axes_dim": [4, 4, 4, 4], "time_embed_dim": 32}
 MINI = {**NARROW, "in_channels": 4, "depth_patch": 4, "depth_channels": 16, "num_double_blocks": 1, "num_single_blocks": 1}
 ROWS = 4

@@ -1,19 +1,18 @@
-"""Writing a dataset folder shard by shard: resumable, and shared among the processes that accelerate or torchrun started.
+"""Write a dataset folder shard by shard: resumable, and shared among the processes that accelerate or torchrun started.
 
-    FOLDER/dataset.json          what the folder is made from and how; "finished" once all is there
-    FOLDER/sources.jsonl         the files of each sample, see `dataset_sources`
-    FOLDER/manifest.jsonl        one line a sample, written at the end
-    FOLDER/shard-00000.jsonl     until then: a shard's samples in order, written after the shard itself, so that where they stand it is
-                                 whole; "" for each that is in it, or why it was left out
+The files are those of `shards.ShardFolder`, besides:
 
-Each process takes its part of the shards that are not there yet; machines share the work when they see the same folder:
+    FOLDER/sources.jsonl         the files of each sample, see `shard_sources`
+    FOLDER/shard-00000.jsonl     the marker of a finished shard: a list with "" for each of its samples that is in it, or why it was
+                                 left out
+
+Each process writes its part of the shards that are not there yet; machines share the work when they see the same folder:
 `torchrun --standalone --nproc-per-node 2 --no-python spatialweave intrinsics ...`.
-A later run of a finished folder makes anew the shards whose sources were replaced or removed, and adds shards for new ones.
+A later run of a finished folder writes the shards whose sources were replaced or removed again, and adds shards for new ones.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -26,11 +25,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ...core.export.files import write_file
-from ...core.text_files import TextFileError, read_json, show_path
-from ...core.training.data import MANIFEST
-from .facts import check_facts, check_source, is_finished, write_facts
-from .sources import NAMED, Plan, Source, name_some, plan_shards, read_records, shown, write_records
+from ..text_files import TextFileError, read_json, show_path
+from .shard_sources import Plan, Source, name_some, plan_shards, read_records, shown, write_records
+from .shards import NAMED, ShardFolder, check_facts, check_source
 
 log = logging.getLogger("spatialweave.dataset")
 
@@ -71,7 +68,7 @@ def write_folder(
     `facts` say how it is written, as JSON: a folder that was begun with others is refused. `gpu`: the work is done on one where there
     is one.
     """
-    folder = Path(folder)
+    folder = ShardFolder(Path(folder))
     facts = json.loads(json.dumps(facts))
     with processes(gpu=gpu) as state:
         check_facts(folder, facts)
@@ -80,10 +77,10 @@ def write_folder(
         if state.is_main_process:
             changes = begin(folder, facts, plan_folder(folder, facts, sources, shard_size))
         state.wait_for_everyone()
-        if is_finished(folder):
+        if folder.is_finished:
             return summarise(folder, 0, state, changes)
         shards, named = group_shards(folder), {source.name: source for source in sources}
-        missing = [number for number in shards if not part_file(folder, number).is_file()]
+        missing = [number for number in shards if not folder.marker_file(number).is_file()]
         state.wait_for_everyone()
         with state.split_between_processes(missing) as mine:
             gone = [shown(name) for number in mine for name in shards[number] if name not in named]
@@ -93,14 +90,14 @@ def write_folder(
             written = write_shards(folder, todo, write, state, what)
         state.wait_for_everyone()
         if state.is_main_process:
-            join_parts(folder, facts, {source.name: source for source in sources})
+            finish(folder, facts, named)
         state.wait_for_everyone()
         return summarise(folder, written, state, changes)
 
 
-def plan_folder(folder: Path, facts: Mapping[str, Any], sources: Sequence[Source], shard_size: int) -> Plan:
+def plan_folder(folder: ShardFolder, facts: Mapping[str, Any], sources: Sequence[Source], shard_size: int) -> Plan:
     """What has to be done, shards whose file is gone or was not written yet among it."""
-    finished, before = is_finished(folder), read_records(folder)
+    finished, before = folder.is_finished, read_records(folder.path)
     plan = plan_shards(before, sources, shard_size)
     if before and not plan.kept:
         check_source(folder, facts)
@@ -110,49 +107,48 @@ def plan_folder(folder: Path, facts: Mapping[str, Any], sources: Sequence[Source
     return plan
 
 
-def is_whole(folder: Path, number: int, records: Sequence[Mapping[str, Any]], finished: bool) -> bool:
+def is_whole(folder: ShardFolder, number: int, records: Sequence[Mapping[str, Any]], finished: bool) -> bool:
     """Whether a shard was written and still is there; one of which everything was left out has no file."""
-    left_out = [record.get("left_out", "") for record in records] if finished else read_part(folder, number, len(records))
-    return left_out is not None and ("" not in left_out or (folder / f"{shard_name(number)}.safetensors").is_file())
+    if finished:
+        left_out = [record.get("left_out", "") for record in records]
+    else:
+        left_out = read_marker(folder, number, len(records))
+    return left_out is not None and ("" not in left_out or folder.tensor_file(number).is_file())
 
 
-def begin(folder: Path, facts: Mapping[str, Any], plan: Plan) -> str:
+def begin(folder: ShardFolder, facts: Mapping[str, Any], plan: Plan) -> str:
     """Put the plan on disk; what changed since the last run, in words. Stopped anywhere in here, the next run finds the same to do."""
-    if is_finished(folder):
+    if folder.is_finished:
         if plan.is_done():
             return ""
         for number, records in plan.shards().items():
             if number not in plan.stale:
-                write_part(folder, number, [record.get("left_out", "") for record in records])
-    write_facts(folder, facts, finished=False)
-    with contextlib.suppress(FileNotFoundError):
-        (folder / MANIFEST).unlink()  # its rows are no longer those of the shards
-    for number in plan.stale:
-        for path in (part_file(folder, number), folder / f"{shard_name(number)}.safetensors"):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-    write_records(folder, plan.records)
+                folder.write_marker(number, [[record.get("left_out", "") for record in records]])
+    folder.write_facts(facts, finished=False)
+    folder.remove_manifest()
+    folder.remove_shards(plan.stale)
+    write_records(folder.path, plan.records)
     changes = str(plan.changes)
     if changes:
         log.warning("Since the last run %s; shards to write: %d.", changes, len(plan.stale))
     return changes
 
 
-def group_shards(folder: Path) -> dict[int, list[str]]:
+def group_shards(folder: ShardFolder) -> dict[int, list[str]]:
     """The names of each shard's samples."""
     found: dict[int, list[str]] = {}
-    for record in read_records(folder):
+    for record in read_records(folder.path):
         found.setdefault(record["shard"], []).append(record["name"])
     return found
 
 
-def write_shards(folder: Path, shards: Mapping[int, Sequence[Source]], write: WriteShard, state, what: str) -> int:
+def write_shards(folder: ShardFolder, shards: Mapping[int, Sequence[Source]], write: WriteShard, state, what: str) -> int:
     """This process's part of the work; how many samples it wrote."""
     written = 0
     with tqdm(total=sum(map(len, shards.values())), desc=what, unit="sample", dynamic_ncols=True, disable=None) as bar:
         for number, sources in shards.items():
-            left_out = write(shard_name(number), sources, state)
-            write_part(folder, number, left_out)
+            left_out = write(folder.shard_name(number), sources, state)
+            folder.write_marker(number, [list(left_out)])
             written += left_out.count("")
             bar.update(len(sources))
     return written
@@ -175,56 +171,45 @@ def processes(*, gpu: bool) -> Iterator[Any]:
         state._reset_state()  # else a training run of this process could not choose its device
 
 
-def join_parts(folder: Path, facts: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
-    """The manifest of what is in the shards, in the order of the shards; then the parts are not needed."""
-    records, lines = read_records(folder), []
+def finish(folder: ShardFolder, facts: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+    """The manifest of what is in the shards, in the order of the shards."""
+    records, lines = read_records(folder.path), []
     shards: dict[int, list[dict[str, Any]]] = {}
     for record in records:
         shards.setdefault(record["shard"], []).append(record)
     for number, members in shards.items():
         row = 0
-        left_out = read_part(folder, number, len(members))
+        left_out = read_marker(folder, number, len(members))
         if left_out is None:
-            raise ValueError(f"Expected the samples of a shard in {show_path(part_file(folder, number))}, got none. Run again.")
+            marker = show_path(folder.marker_file(number))
+            raise ValueError(f"Expected the samples of a shard in {marker}, got none. Run again.")
         for record, why in zip(members, left_out, strict=True):
             for key in ("row", "left_out"):
                 record.pop(key, None)
             record |= {"left_out": why} if why else {"row": row}
             if not why:
-                lines.append({"shard": f"{shard_name(number)}.safetensors", "row": row, **sources[record["name"]].entry})
+                lines.append({"shard": folder.tensor_file(number).name, "row": row, **sources[record["name"]].entry})
                 row += 1
     if not lines:
-        name, why = records[0]["name"], records[0].get("left_out")
-        raise ValueError(f"None of the {len(records)} samples for {show_path(folder)} could be used; the first, {shown(name)}: {why}")
-    write_file(folder / MANIFEST, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    write_records(folder, records)
-    write_facts(folder, facts, finished=True)
-    for number in shards:
-        part_file(folder, number).unlink()
+        name, why = shown(records[0]["name"]), records[0].get("left_out")
+        raise ValueError(
+            f"None of the {len(records)} samples for {show_path(folder.path)} could be used; the first, {name}: {why}"
+        )
+    write_records(folder.path, records)
+    folder.finish(lines, facts)
 
 
-def summarise(folder: Path, written: int, state, changes: str) -> Summary:
-    records = read_records(folder)
+def summarise(folder: ShardFolder, written: int, state, changes: str) -> Summary:
+    records = read_records(folder.path)
     left_out = tuple((record["name"], record["left_out"]) for record in records if "left_out" in record)
-    return Summary(folder, len(records) - len(left_out), written, state.num_processes, left_out, changes)
+    return Summary(folder.path, len(records) - len(left_out), written, state.num_processes, left_out, changes)
 
 
-def shard_name(number: int) -> str:
-    return f"shard-{number:05d}"
-
-
-def part_file(folder: Path, number: int) -> Path:
-    return folder / f"{shard_name(number)}.jsonl"
-
-
-def read_part(folder: Path, number: int, count: int) -> list[str] | None:
+def read_marker(folder: ShardFolder, number: int, count: int) -> list[str] | None:
     """For each of a shard's samples "" or why it was left out; None where that was not written, or not for so many."""
     try:
-        found = read_json(part_file(folder, number))
+        found = read_json(folder.marker_file(number))
     except (OSError, TextFileError):
         return None
-    return found if isinstance(found, list) and len(found) == count and all(isinstance(why, str) for why in found) else None
-
-
-def write_part(folder: Path, number: int, left_out: Sequence[str]) -> None:
-    write_file(part_file(folder, number), (json.dumps(list(left_out)) + "\n").encode())
+    is_whole = isinstance(found, list) and len(found) == count and all(isinstance(why, str) for why in found)
+    return found if is_whole else None

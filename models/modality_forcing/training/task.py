@@ -12,17 +12,18 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core.geometry.depth import encode_depth
-from ..core.training.alignment import Aligner
-from ..core.training.data import FolderDataset
-from ..core.training.loop import Task
-from ..core.training.recipe import Recipe
-from ..core.training.settings import check_settings, read_settings
-from ..core.weights.files import fill_module, read_tensors, write_tensors
-from .config import ModalityForcingConfig, find_preset
-from .network import ModalityForcing
-from .training import LossSettings, TrainedModel, init_from_text_to_image, init_weights, loss
-from .weights import load_network, read_base, save_network
+from ...core.training.alignment import Aligner
+from ...core.training.data import FolderDataset
+from ...core.training.loop import Task
+from ...core.training.recipe import Recipe
+from ...core.training.settings import check_settings, read_settings
+from ...core.weights.files import fill_module, read_tensors, write_tensors
+from ..config import ModalityForcingConfig, find_preset
+from ..depth_code import depth_to_net
+from ..network import ModalityForcing
+from ..weights import load_network, read_base, save_network
+from .loss import LossSettings, TrainedModel, loss
+from .start import init_from_text_to_image, init_weights
 
 ShipType = Literal["float32", "float16"]
 NETWORK_FILE, TEXT_FILE = "network.safetensors", "text.safetensors"  # what a run ships, in its output folder
@@ -150,7 +151,7 @@ def training_loss(model, batch, generator, *, settings: LossSettings, teacher: T
     """The loss of a batch as the dataset makes it: depth in metres is brought to network space here."""
     if "depth" in batch and "depth_net" not in batch:
         mask = batch["mask"][:, None]
-        batch = {**batch, "depth_net": encode_depth(batch["depth"][:, None], mask), "mask": mask}
+        batch = {**batch, "depth_net": depth_to_net(batch["depth"][:, None], mask), "mask": mask}
     device = batch["latent"].device
     batch = {**batch, "latent": batch["latent"].float(), **{name: value.to(device) for name, value in extra.items()}}
     return loss(model, batch, generator, settings=settings, teacher=teacher)

@@ -1,4 +1,4 @@
-"""The machine under the benchmark: what it is, what it does in a second here and now, and the least time that leaves for an attention."""
+"""The machine: its description, its measured throughput, and the roofline time of an attention."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does in a second: operations of a large matrix product, bytes read and written, exponentials.
+    """Throughput per second: FLOP of a large matmul, bytes read and written, exponentials.
 
     `exponentials` is None where the clock of a GPU is unknown.
     """
@@ -27,7 +27,10 @@ class Rates:
     exponentials: float | None
 
     def floor(self, size: tuple[int, int, int, int], keys: float, width: int) -> float:
-        """Milliseconds for b, h, n, d with so many keys a query and bytes a value: the slowest of products, copies and exponentials."""
+        """Roofline time in ms for size (b, h, n, d): the slowest of matmuls, memory traffic and exponentials.
+
+        `keys`: per query; `width`: bytes per value.
+        """
         b, h, n, d = size
         scores = b * h * n * keys
         least = [4 * scores * d / self.operations, 4 * b * h * n * d * width / self.bytes]
@@ -35,34 +38,47 @@ class Rates:
 
 
 def measure_rates(place: torch.device, dtype: torch.dtype) -> Rates:
-    """Of a large matrix product and a large copy; exponentials on a CPU from a vector that its cache holds, on a GPU 16 a clock and
-    multiprocessor, which is what all since sm_80 do.
+    """Measure a large matmul, a large copy, and exponentials.
+
+    Exponentials on a CPU: of a vector that fits its cache; on a GPU: 16 per clock and multiprocessor, the
+    rate of every architecture since sm_80.
     """
     cuda = place.type == "cuda"
     side, long = (8192, 1 << 28) if cuda else (1024, 1 << 24)
-    a, flat, row = torch.randn(side, side, dtype=dtype, device=place), torch.zeros(long, device=place), torch.randn(1 << 16)
+    a, flat, row = (
+        torch.randn(side, side, dtype=dtype, device=place),
+        torch.zeros(long, device=place),
+        torch.randn(1 << 16),
+    )
     into = torch.empty_like(flat)
-    product, copy = (statistics.median(time_once(call, place) for _ in range(9)) for call in (lambda: a @ a, lambda: into.copy_(flat)))
+    product, copy = (
+        statistics.median(time_once(call, place) for _ in range(9))
+        for call in (lambda: a @ a, lambda: into.copy_(flat))
+    )
     if cuda:
-        exponentials = 16e3 * torch.cuda.get_device_properties(place).multi_processor_count * clock_of(place) or None
+        exponentials = (
+            16e3 * torch.cuda.get_device_properties(place).multi_processor_count * clock_of(place) or None
+        )
     else:
         exponentials = 1e3 * row.numel() / statistics.median(time_once(row.exp, place) for _ in range(9))
     return Rates(2e3 * side**3 / product, 8e3 * long / copy, exponentials)
 
 
 def clock_of(place: torch.device) -> float:
-    """The card's highest clock in kilohertz; where torch does not say, what it runs at now, after the products; else 0."""
+    """The GPU's maximum clock in kHz; where torch does not report it, the current clock; else 0."""
     rate = getattr(torch.cuda.get_device_properties(place), "clock_rate", 0)
     try:
         return rate or 1e3 * torch.cuda.clock_rate(place)
-    except Exception:  # noqa: BLE001 - NVML is another package and another driver call, and raises its own errors
+    except Exception:  # noqa: BLE001 - NVML raises errors of its own
         return 0.0
 
 
 def time_once(call: Callable[[], object], place: torch.device) -> float:
-    """Milliseconds between two events on a GPU; elsewhere on one thread of the processor's, which other work does not lengthen."""
+    """Milliseconds between CUDA events; with one CPU thread of process time, which ignores other load."""
     if place.type != "cuda":
-        clock = time.process_time if place.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+        clock = (
+            time.process_time if place.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+        )
         began = clock()
         call()
         return 1e3 * (clock() - began)
@@ -75,7 +91,7 @@ def time_once(call: Callable[[], object], place: torch.device) -> float:
 
 
 def describe_machine(place: torch.device) -> dict[str, object]:
-    """For the record: without these, times are of no use."""
+    """What a reader needs to interpret the times."""
     gpu = place.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(place) if gpu else place.type,
@@ -89,13 +105,22 @@ def describe_machine(place: torch.device) -> dict[str, object]:
 
 
 def driver_version() -> str | None:
-    """NVIDIA's on Linux."""
-    found = re.search(r"Kernel Module\D*([\d.]+)", DRIVER.read_text(encoding="utf-8")) if DRIVER.is_file() else None
+    """NVIDIA's driver version on Linux, else None."""
+    found = (
+        re.search(r"Kernel Module\D*([\d.]+)", DRIVER.read_text(encoding="utf-8"))
+        if DRIVER.is_file()
+        else None
+    )
     return found[1] if found else None
 
 
 def triton_version() -> str | None:
-    """Of what is installed, under either of its names; nothing is imported."""
-    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions(name="triton")}
-    installed |= {found.metadata["Name"]: found.version for found in importlib.metadata.distributions(name="triton-windows")}
+    """The installed version, under either package name; triton is not imported."""
+    installed = {
+        found.metadata["Name"]: found.version for found in importlib.metadata.distributions(name="triton")
+    }
+    installed |= {
+        found.metadata["Name"]: found.version
+        for found in importlib.metadata.distributions(name="triton-windows")
+    }
     return next(iter(installed.values()), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .view import is_valid as valid_depth
+from ..core.geometry.view import is_valid
 
 SKY_CODE = 2.0  # what infinite depth contracts to
 SKY_BEYOND = 2 - 1 / 8  # a network trained with SKY_CODE means sky above this: 8 times the mean depth
@@ -42,19 +42,19 @@ def unit_mean(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return depth / mean.reshape(-1, *[1] * (depth.ndim - 1)), mean
 
 
-def encode_depth(depth: Tensor, mask: Tensor | None = None, fill: Tensor | None = None, *, sky: Tensor | None = None) -> Tensor:
+def depth_to_net(depth: Tensor, mask: Tensor | None = None, fill: Tensor | None = None, *, sky: Tensor | None = None) -> Tensor:
     """Raw depth 'b 1 h w' -> network space. NaN, infinite, zero and negative pixels, and those outside `mask`, do not count.
 
     Their place takes `fill` (network space, same shape; unit Gaussian noise is what the network was trained with), else 0; where
     `sky` (bool, same shape) is True it takes SKY_CODE, which only a network with `infinite_sky` understands.
     """
-    valid = valid_depth(depth) if mask is None else valid_depth(depth) & mask
+    valid = is_valid(depth) if mask is None else is_valid(depth) & mask
     net = contract(unit_mean(depth, valid)[0])
     net = net if fill is None else torch.where(valid, net, fill)
     return net if sky is None else torch.where(sky & ~valid, torch.full_like(net, SKY_CODE), net)
 
 
-def decode_depth(net: Tensor, *, z_max: float | None = Z_MAX, infinite_sky: bool = False) -> Tensor:
+def net_to_depth(net: Tensor, *, z_max: float | None = Z_MAX, infinite_sky: bool = False) -> Tensor:
     """Network space -> depth of about unit mean, at most that of `z_max`. Values at or below 0 become 0, an invalid depth.
 
     `z_max=None` is the released form, which holds nothing back: below -2 it makes positive depths of them again. With

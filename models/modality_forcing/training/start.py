@@ -1,0 +1,45 @@
+"""The weights a network starts training from: none, or a text-to-image base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..network import ModalityForcing
+
+
+def init_weights(network: ModalityForcing, generator: Generator) -> None:
+    """Weights of a network that starts from nothing: every block the identity, both outputs 0."""
+    for name, parameter in network.named_parameters():
+        init_parameter(name, parameter, generator)
+
+
+@torch.no_grad()
+def init_parameter(name: str, parameter: Tensor, generator: Generator) -> None:
+    if name.endswith("norm.scale"):
+        parameter.fill_(1.0)
+    elif parameter.ndim < 2 or "modulation" in name or name.startswith(("final_layer.", "depth_final_layer.")):
+        parameter.zero_()
+    else:
+        drawn = torch.empty(parameter.shape)
+        nn.init.trunc_normal_(drawn, std=parameter.shape[1] ** -0.5, a=-2, b=2, generator=generator)
+        parameter.copy_(drawn)
+
+
+@torch.no_grad()
+def init_from_text_to_image(network: ModalityForcing, base: Mapping[str, Tensor], generator: Generator) -> None:
+    """The paper's start: image and text halves from `base` (our names), the depth stream of every double block a copy of the image's,
+    and so the modulations; depth tokens, depth times, decoder, head and cross embedders new, cross alphas 0."""
+    state = network.state_dict()
+    unknown = sorted(set(base) - set(state))
+    if unknown:
+        raise ValueError(f"The text-to-image weights have {len(unknown)} tensors that this network lacks, the first {unknown[0]}.")
+    for name, own in state.items():
+        source = name if name in base else name.replace(".depth_", ".img_").replace("modulation_depth.", "modulation_img.")
+        source = source.replace("single_stream_modulation_img.", "single_stream_modulation.")
+        if source in base:
+            own.copy_(base[source])
+        else:
+            init_parameter(name, own, generator)
