@@ -10,8 +10,9 @@ cancelled (deleted from the queue, interrupted at once, interrupted later), ever
 same workflow's with the seed of its first: every file it saves must be the first's, pixel by pixel and number by number.
 
 After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000 runs; its cache of results is
-the one that keeps no more than the last graph's (--cache-classic). Memory and handles are then read in /proc. Growth is the median of the
-last 50 runs against that of the 50 after the first 50. --control: without the pack, what core does in these workflows (loads the same
+the one that keeps no more than the last graph's (--cache-classic). Then garbage is collected, the C library gives back what it kept, and
+memory and handles are read in /proc; "unsettled" is the memory before that. Growth is the median of the last 50 runs against that of the
+50 after the first 50. --control: without the pack, what core does in these workflows (loads the same
 small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without cancels and faults, for comparison.
 
 Exit status 1 when memory grew by 1 % or more, a handle is left, a run was not bit-equal, or a cancelled or faulty run ended otherwise than
@@ -34,7 +35,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FLAGS = ("--cache-classic", "--preview-method", "auto")
 LIMIT = 0.01  # growth
-SIZES = ("rss", "pss", "private", "anonymous")
+SIZES = ("rss", "pss", "private", "anonymous", "unsettled")
 SETTLE = 13  # seconds after which core has collected garbage
 FAULTS = ("missing when queued", "full disk", "killed client", "damaged weights", "missing when run")
 
@@ -56,6 +57,7 @@ def install(pack, base, control):
     nodes.mkdir()
     for name in ("inside_small_bases.py", "inside_small_klein.py", "inside_small_estimators.py"):
         shutil.copy(HERE.parent / "workflows" / name, nodes)
+    shutil.copy(HERE / "inside_soak.py", nodes)
     if not control:
         shutil.copytree(pack, nodes / "spatialweave", ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "docs"))
         folder = base / "models" / "diffusion_models"
@@ -87,6 +89,8 @@ class Soak:
             row = {"run": number, **self.choose(number)}
             row["seconds"] = round(time.monotonic() - began, 3)
             self.client.clear()
+            row["unsettled"] = process.read_memory(self.client.pid)["rss"]
+            self.client.post("/soak/settle", {})
             row |= self.measure()
             self.rows.append(row)
             if self.options.log:
@@ -298,6 +302,7 @@ def main():
         soak.run_all()
         client.post("/free", {"unload_models": True, "free_memory": True})
         time.sleep(SETTLE)
+        client.post("/soak/settle", {})
         left = process.measure(client.pid, [client.base])
         left["ours"] = [path for path in left["ours"] if path != str(client.log)]
         growth, failures = summarise(soak, left)
