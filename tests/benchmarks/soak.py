@@ -22,6 +22,7 @@ it should.
 import argparse
 import importlib.util
 import json
+import os
 import random
 import shutil
 import signal
@@ -253,6 +254,7 @@ def report(soak, growth, left, failures):
     course = [soak.rows[at : at + window] for at in range(0, len(soak.rows), window)]
     return {
         "passed": not failures, "failures": failures, "runs": len(kinds), "flags": list(FLAGS), "control": options.control,
+        "allocators": {name: value for name, value in sorted(os.environ.items()) if "MALLOC" in name},
         "file system of its own": soak.client.mounted, "comfyui": soak.client.server.get_json("/system_stats")["system"]["comfyui_version"],
         "growth": growth, "anonymous memory, megabytes by workflow": attribute(soak.rows, window),
         "at the end, models unloaded": {key: left[key] for key in ("rss", "handles", "kinds", "threads", "children", "ours")},
