@@ -168,15 +168,15 @@ class Soak:
 
     def meet(self, number):
         """The next kind of fault; every kind has its workflows."""
-        turn, kind = self.turn // len(FAULTS), FAULTS[self.turn % len(FAULTS)]
+        places = {"full disk": faults_of.SAVING, "damaged weights": [*faults_of.MODELS], "killed client": self.graphs.names[2:]}
+        last = self.rows[-1]["graph"]  # its weights are in core's cache and would not be read
+        found = {kind: [name for name in places.get(kind, faults_of.READING) if name in self.first and name != last] for kind in FAULTS}
+        kinds = [kind for kind in FAULTS if found[kind]]
+        turn, kind = self.turn // len(kinds), kinds[self.turn % len(kinds)]
         self.turn += 1
+        name = found[kind][(turn + FAULTS.index(kind)) % len(found[kind])]
         seed, met = next(self.seeds), self.faults
         self.write_picture("soak.png", seed)
-        places = {"full disk": faults_of.SAVING, "damaged weights": [*faults_of.MODELS], "killed client": self.graphs.names[2:]}
-        names = [name for name in places.get(kind, faults_of.READING) if name in self.first] or [next(iter(self.first))]
-        last = self.rows[-1]["graph"]  # its weights are in core's cache and would not be read
-        names = [name for name in names if name != last] or names
-        name = names[(turn + FAULTS.index(kind)) % len(names)]
         call = {
             "missing when queued": lambda: met.missing_when_queued(name, seed),
             "missing when run": lambda: met.missing_when_run(name, seed),
