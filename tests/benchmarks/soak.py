@@ -231,14 +231,6 @@ def summarise(soak, left):
     return growth, failures
 
 
-def attribute(rows, window):
-    """Megabytes that came with the runs of each workflow, after the first two windows: which of them grows."""
-    found = {}
-    for before, row in zip(rows[2 * window - 1 :], rows[2 * window :]):
-        found[row["graph"]] = found.get(row["graph"], 0) + (row["anonymous"] - before["anonymous"]) / 1e6
-    return {name: round(found[name], 2) for name in sorted(found, key=found.get, reverse=True)}
-
-
 def slope(values):
     """Of the straight line of least squares, by run."""
     return statistics.linear_regression(range(len(values)), values).slope
@@ -256,7 +248,7 @@ def report(soak, growth, left, failures):
         "passed": not failures, "failures": failures, "runs": len(kinds), "flags": list(FLAGS), "control": options.control,
         "allocators": {name: value for name, value in sorted(os.environ.items()) if "MALLOC" in name},
         "file system of its own": soak.client.mounted, "comfyui": soak.client.server.get_json("/system_stats")["system"]["comfyui_version"],
-        "growth": growth, "anonymous memory, megabytes by workflow": attribute(soak.rows, window),
+        "growth": growth,
         "at the end, models unloaded": {key: left[key] for key in ("rss", "handles", "kinds", "threads", "children", "ours")},
         "kinds of run": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "compared with the first": {"runs": len(again), "files": compared, "unequal": unequal},
@@ -295,6 +287,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server and the mount go, too
     pack, folder = options.pack.resolve(), Path(tempfile.mkdtemp(prefix="soak-"))
     install(pack, folder / "base", options.control)
+    if options.log:
+        options.log.unlink(missing_ok=True)
     runner = load(pack / "workflows" / "run.py")
     names = options.graphs or ([*graphs_of.CONTROL] if options.control else graphs_of.list_graphs(pack))
     client = clients.Client(runner, options.comfyui.resolve(), folder / "base", FLAGS)
