@@ -10,8 +10,9 @@ cancelled (deleted from the queue, interrupted at once, interrupted later), ever
 same workflow's with the seed of its first: every file it saves must be the first's, pixel by pixel and number by number.
 
 After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000 runs; its cache of results is
-the one that keeps no more than the last graph's (--cache-classic). Memory and handles are then read in /proc. Growth is the median of the
-last 50 runs against that of the 50 after the first 50. --control: without the pack, what core does in these workflows (loads the same
+the one that keeps no more than the last graph's (--cache-classic). Then garbage is collected, the C library gives back what it kept, and
+memory and handles are read in /proc; "unsettled" is the memory before that. Growth is the median of the last 50 runs against that of the
+50 after the first 50. --control: without the pack, what core does in these workflows (loads the same
 small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without cancels and faults, for comparison.
 
 Exit status 1 when memory grew by 1 % or more, a handle is left, a run was not bit-equal, or a cancelled or faulty run ended otherwise than
@@ -21,6 +22,7 @@ it should.
 import argparse
 import importlib.util
 import json
+import os
 import random
 import shutil
 import signal
@@ -34,7 +36,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FLAGS = ("--cache-classic", "--preview-method", "auto")
 LIMIT = 0.01  # growth
-SIZES = ("rss", "pss", "private", "anonymous")
+SIZES = ("rss", "pss", "private", "anonymous", "unsettled")
 SETTLE = 13  # seconds after which core has collected garbage
 FAULTS = ("missing when queued", "full disk", "killed client", "damaged weights", "missing when run")
 
@@ -56,6 +58,7 @@ def install(pack, base, control):
     nodes.mkdir()
     for name in ("inside_small_bases.py", "inside_small_klein.py", "inside_small_estimators.py"):
         shutil.copy(HERE.parent / "workflows" / name, nodes)
+    shutil.copy(HERE / "inside_soak.py", nodes)
     if not control:
         shutil.copytree(pack, nodes / "spatialweave", ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "docs"))
         folder = base / "models" / "diffusion_models"
@@ -87,6 +90,8 @@ class Soak:
             row = {"run": number, **self.choose(number)}
             row["seconds"] = round(time.monotonic() - began, 3)
             self.client.clear()
+            row["unsettled"] = process.read_memory(self.client.pid)["rss"]
+            self.client.post("/soak/settle", {})
             row |= self.measure()
             self.rows.append(row)
             if self.options.log:
@@ -163,15 +168,15 @@ class Soak:
 
     def meet(self, number):
         """The next kind of fault; every kind has its workflows."""
-        turn, kind = self.turn // len(FAULTS), FAULTS[self.turn % len(FAULTS)]
+        places = {"full disk": faults_of.SAVING, "damaged weights": [*faults_of.MODELS], "killed client": self.graphs.names[2:]}
+        last = self.rows[-1]["graph"]  # its weights are in core's cache and would not be read
+        found = {kind: [name for name in places.get(kind, faults_of.READING) if name in self.first and name != last] for kind in FAULTS}
+        kinds = [kind for kind in FAULTS if found[kind]]
+        turn, kind = self.turn // len(kinds), kinds[self.turn % len(kinds)]
         self.turn += 1
+        name = found[kind][(turn + FAULTS.index(kind)) % len(found[kind])]
         seed, met = next(self.seeds), self.faults
         self.write_picture("soak.png", seed)
-        places = {"full disk": faults_of.SAVING, "damaged weights": [*faults_of.MODELS], "killed client": self.graphs.names[2:]}
-        names = [name for name in places.get(kind, faults_of.READING) if name in self.first] or [next(iter(self.first))]
-        last = self.rows[-1]["graph"]  # its weights are in core's cache and would not be read
-        names = [name for name in names if name != last] or names
-        name = names[(turn + FAULTS.index(kind)) % len(names)]
         call = {
             "missing when queued": lambda: met.missing_when_queued(name, seed),
             "missing when run": lambda: met.missing_when_run(name, seed),
@@ -226,14 +231,6 @@ def summarise(soak, left):
     return growth, failures
 
 
-def attribute(rows, window):
-    """Megabytes that came with the runs of each workflow, after the first two windows: which of them grows."""
-    found = {}
-    for before, row in zip(rows[2 * window - 1 :], rows[2 * window :]):
-        found[row["graph"]] = found.get(row["graph"], 0) + (row["anonymous"] - before["anonymous"]) / 1e6
-    return {name: round(found[name], 2) for name in sorted(found, key=found.get, reverse=True)}
-
-
 def slope(values):
     """Of the straight line of least squares, by run."""
     return statistics.linear_regression(range(len(values)), values).slope
@@ -249,8 +246,9 @@ def report(soak, growth, left, failures):
     course = [soak.rows[at : at + window] for at in range(0, len(soak.rows), window)]
     return {
         "passed": not failures, "failures": failures, "runs": len(kinds), "flags": list(FLAGS), "control": options.control,
+        "allocators": {name: value for name, value in sorted(os.environ.items()) if "MALLOC" in name},
         "file system of its own": soak.client.mounted, "comfyui": soak.client.server.get_json("/system_stats")["system"]["comfyui_version"],
-        "growth": growth, "anonymous memory, megabytes by workflow": attribute(soak.rows, window),
+        "growth": growth,
         "at the end, models unloaded": {key: left[key] for key in ("rss", "handles", "kinds", "threads", "children", "ours")},
         "kinds of run": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "compared with the first": {"runs": len(again), "files": compared, "unequal": unequal},
@@ -289,6 +287,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server and the mount go, too
     pack, folder = options.pack.resolve(), Path(tempfile.mkdtemp(prefix="soak-"))
     install(pack, folder / "base", options.control)
+    if options.log:
+        options.log.unlink(missing_ok=True)
     runner = load(pack / "workflows" / "run.py")
     names = options.graphs or ([*graphs_of.CONTROL] if options.control else graphs_of.list_graphs(pack))
     client = clients.Client(runner, options.comfyui.resolve(), folder / "base", FLAGS)
@@ -298,6 +298,7 @@ def main():
         soak.run_all()
         client.post("/free", {"unload_models": True, "free_memory": True})
         time.sleep(SETTLE)
+        client.post("/soak/settle", {})
         left = process.measure(client.pid, [client.base])
         left["ours"] = [path for path in left["ours"] if path != str(client.log)]
         growth, failures = summarise(soak, left)

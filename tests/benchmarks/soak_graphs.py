@@ -3,11 +3,11 @@
 import json
 
 SIDE, LONG = 32, 5000  # pixels; steps of a run that is cancelled
-SIDES = {"depth_to_blender": 64, "depth_to_image": 64, "refine_depth": 64, "rgbd_inpaint": 64}
+SIDES = {"depth_to_blender": 64, "depth_to_image": 64, "refine_depth": 64, "rgbd_inpaint": 64, "joint_image_depth": 64}
 SIDES |= {"intrinsic_cogeneration": 64, "intrinsic_sd21": 64, "intrinsic_sdxl": 64}
 SIDES |= {"core_sd21": 64, "core_sdxl": 64, "core_pixart": 320, "intrinsic_pixart": 320}  # the least of core's PixArt
-# else 1; what is done with a depth needs one that is not sky throughout, as those of one step now and then are
-STEPS = dict.fromkeys(("depth_to_blender", "depth_to_image", "refine_depth", "rgbd_inpaint"), 6)
+# else 1; what is done with a depth, a preview too, needs one that is not sky throughout, as those of one step now and then are
+STEPS = dict.fromkeys(("depth_to_blender", "depth_to_image", "joint_image_depth", "refine_depth", "rgbd_inpaint"), 6)
 SIZED = ("EmptyLatentImage", "SpatialWeave_EmptyJointLatent")
 STEPPED = ("KSampler", "BasicScheduler")
 # what else is smaller than as shipped

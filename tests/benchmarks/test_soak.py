@@ -56,7 +56,7 @@ def test_runs_are_cancelled_meet_every_fault_and_stay_bit_equal(figures, root):
 
 
 def row(number, size, handles=7):
-    sizes = dict.fromkeys(("rss", "pss", "private", "anonymous"), size)
+    sizes = dict.fromkeys(("rss", "pss", "private", "anonymous", "unsettled"), size)
     return {"run": number, "handles": handles, "threads": 3, "children": 0, **sizes}
 
 
