@@ -10,7 +10,8 @@ cancelled (deleted from the queue, interrupted at once, interrupted later), ever
 same workflow's with the seed of its first: every file it saves must be the first's, pixel by pixel and number by number.
 
 After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000 runs; its cache of results is
-the one that keeps no more than the last graph's (--cache-classic). Then garbage is collected, the C library gives back what it kept, and
+the one that keeps no more than the last graph's (--cache-classic), so that every run loads its models anew, or with --lru N the last N
+nodes' (--cache-lru), so that they stay loaded as on a server that is used for long. Then garbage is collected, the C library gives back what it kept, and
 memory and handles are read in /proc; "unsettled" is the memory before that. Growth is the median of the last 50 runs against that of the
 50 after the first 50. --control: without the pack, what core does in these workflows (loads the same
 small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without cancels and faults, for comparison.
@@ -34,7 +35,7 @@ from itertools import count
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FLAGS = ("--cache-classic", "--preview-method", "auto")
+FLAGS = ("--preview-method", "auto")
 LIMIT = 0.01  # growth
 SIZES = ("rss", "pss", "private", "anonymous", "unsettled")
 SETTLE = 13  # seconds after which core has collected garbage
@@ -197,6 +198,11 @@ class Soak:
         return {"kind": kind, "graph": name}
 
 
+def flags_of(options):
+    """ComfyUI's, of which the cache is one."""
+    return [*(("--cache-lru", str(options.lru)) if options.lru else ("--cache-classic",)), *FLAGS]
+
+
 def next_of(names, soak):
     """The workflow that waits longest for its turn."""
     last = {row["graph"]: row["run"] for row in soak.rows}
@@ -245,7 +251,7 @@ def report(soak, growth, left, failures):
     window = options.window
     course = [soak.rows[at : at + window] for at in range(0, len(soak.rows), window)]
     return {
-        "passed": not failures, "failures": failures, "runs": len(kinds), "flags": list(FLAGS), "control": options.control,
+        "passed": not failures, "failures": failures, "runs": len(kinds), "flags": flags_of(options), "control": options.control,
         "allocators": {name: value for name, value in sorted(os.environ.items()) if "MALLOC" in name},
         "file system of its own": soak.client.mounted, "comfyui": soak.client.server.get_json("/system_stats")["system"]["comfyui_version"],
         "growth": growth,
@@ -273,6 +279,7 @@ def parse(arguments=None):
     parser.add_argument("--log", type=Path, help="write a line of JSON after each run to this file")
     parser.add_argument("--server-log", type=Path, help="keep what ComfyUI logged in this file")
     parser.add_argument("--control", action="store_true", help="core's own nodes alone, without the pack, no cancels, no faults")
+    parser.add_argument("--lru", type=int, metavar="N", help="keep the results of the last N nodes, models among them, from run to run")
     parser.add_argument("--graphs", nargs="+", help="only these workflows, by name, to find which of them grows")
     options = parser.parse_args(arguments)
     if options.runs < 3 * options.window:
@@ -291,7 +298,7 @@ def main():
         options.log.unlink(missing_ok=True)
     runner = load(pack / "workflows" / "run.py")
     names = options.graphs or ([*graphs_of.CONTROL] if options.control else graphs_of.list_graphs(pack))
-    client = clients.Client(runner, options.comfyui.resolve(), folder / "base", FLAGS)
+    client = clients.Client(runner, options.comfyui.resolve(), folder / "base", flags_of(options))
     try:
         client.server.wait_until_up(client.process, 900)
         soak = Soak(client, graphs_of.Graphs(runner, pack, names), options)
