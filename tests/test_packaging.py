@@ -115,7 +115,17 @@ def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     assert "pip install -e . && spatialweave demo" in readme and 'pip install -e ".[test]" && pytest' in readme
     check = pack.text(".ci/run")
     assert check.count('\n    pip install --quiet -e ".[test]"\n') == check.count('\npip install --quiet -e ".[test]"\n') == 1
-    assert check.count("\n    pytest\n") == 1 and "check newcomer &" in check and "check comfyui\n" in check
+    assert check.count('\n    pytest -m "slow or not slow"\n') == check.count("\n    pytest") == 1
+    assert "check newcomer &" in check and "check comfyui\n" in check
+
+
+def test_what_the_readmes_command_leaves_out_is_run_by_the_check_and_listed(pack):
+    """Plain pytest deselects the marker `slow` and nothing else; each file with such a test is in docs/testing.md."""
+    options = tomllib.loads(pack.text("pyproject.toml"))["tool"]["pytest"]["ini_options"]["addopts"]
+    assert re.findall(r"(?:^|\s)(-[mk]|--ignore\S*|--deselect)\s*('[^']*'|\S*)", options) == [("-m", "'not slow'")]
+    marked = [name for name in pack.files if name.startswith("tests/") and re.search(r"\bmark\.slow\b", pack.text(name))]
+    page = pack.text("docs/testing.md")
+    assert marked and not [name for name in marked if f"`{name}`" not in page]
 
 
 def test_the_tests_can_be_read_and_end_on_windows(pack):

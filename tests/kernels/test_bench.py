@@ -1,6 +1,7 @@
 """The benchmark reports after checks alone, and judges itself by the goals; the doctor names every backend with a reason."""
 
 import json
+from graphlib import TopologicalSorter
 
 import pytest
 import torch
@@ -219,3 +220,11 @@ def test_doctor_says_what_runs_and_why_not(capsys):
         ("triton", "no"), ("triton", "no"), ("composition", "yes"), ("composition", "yes"), ("reference", "yes")
     ]  # fmt: skip
     assert all(row["why"] for row in doctor.examine())
+
+
+def test_no_file_of_the_kernels_imports_in_a_circle(pack):
+    """Late imports and those for type checkers count."""
+    files = [name for name in pack.code if name.startswith("kernels/")]
+    graph = {name: {module for _, module in pack.imports(name) if module.endswith(".py")} for name in files}
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) == set(files) and order.index("kernels/bench/goals.py") < order.index("kernels/bench/report.py")

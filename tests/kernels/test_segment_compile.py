@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 triton = pytest.importorskip("triton", reason="triton exists for Linux and Windows machines with a GPU; torch brings it there")
 WORKER = Path(__file__).with_name("worker_compile.py")
 NVIDIA, AMD = ("80", "86", "89", "90", "120"), ("gfx942", "gfx1201")
@@ -30,11 +31,23 @@ UNMEASURED = f"Triton {HERE} was not measured ({', '.join(PER_SCORE)} were): its
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-I", str(WORKER), *VARIANTS], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(line) for line in done.stdout.splitlines())
+    return build(VARIANTS, tmp_path_factory.mktemp("triton"))
+
+
+def build(variants, folder):
+    """What the worker reads from each compiled variant, by name; two processes share the work."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder / "cache")}
+    workers = []
+    for number in range(2):
+        with (folder / f"out{number}").open("w") as out, (folder / f"err{number}").open("w") as err:
+            command = [sys.executable, "-I", str(WORKER), *variants[number::2]]
+            workers.append(subprocess.Popen(command, stdout=out, stderr=err, env=environment))
+    codes = [worker.wait() for worker in workers]
+    said = "".join((folder / f"err{number}").read_text() for number in range(2))
+    assert codes == [0, 0], said[-3000:]
+    lines = [line for number in range(2) for line in (folder / f"out{number}").read_text().splitlines()]
+    return dict(json.loads(line) for line in lines)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

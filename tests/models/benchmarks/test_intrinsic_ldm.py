@@ -143,6 +143,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(report, files, tmp_pat
     assert once_more == again and not calls, "all was kept, times too"
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(report, files, tmp_path):
     shared = untimed(intrinsic_evaluation.evaluate_intrinsic_ldm(PLAN, files, work=tmp_path, processes=2))
     assert shared == untimed(report).replace('"processes": 1', '"processes": 2')

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import imageio.v3 as imageio
 import numpy as np
@@ -13,6 +14,7 @@ import trimesh
 from PIL import Image
 
 from spatialweave.models.cli import console as cli
+from spatialweave.models.cli import demo_run
 from spatialweave.models.core.export.exr import encode_exr
 
 FAST = ["--steps", "2"]
@@ -23,6 +25,12 @@ def made(tmp_path_factory):
     """(folder, exit code) of one joint run."""
     folder = tmp_path_factory.mktemp("demo") / "out"
     return folder, cli.main(["demo", "a red ball to the left of a blue box", "--output", str(folder), *FAST])
+
+
+@pytest.fixture(autouse=True)
+def short_orbit(monkeypatch):
+    """Most of a demo's time is its orbit of 30 frames: runs of single tests draw 4; `made`, of module scope, has all."""
+    monkeypatch.setattr(demo_run, "render_orbit", partial(demo_run.render_orbit, frames=4))
 
 
 def test_demo_writes_every_format(made):

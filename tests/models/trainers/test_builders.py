@@ -68,6 +68,7 @@ def test_tiny_recipes_follow_one_another(folder):
             assert set(read_header(folder / f"tiny_{number}" / name).dtypes.values()) == kind
 
 
+@pytest.mark.slow
 def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
     """Autoencoder, base, the maps' autoencoder, base with maps and with pairs, LoRA: each goes on from those before, and what ships can
     be loaded."""

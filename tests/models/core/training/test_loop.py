@@ -292,7 +292,6 @@ def test_two_processes_do_what_one_does(tmp_path, root):
     assert len((tmp_path / "together" / "log.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows ends a process at SIGTERM, without asking it")
 def test_interrupted_process_saves_and_resumes_bit_exactly(tmp_path, root):
     recipe = replace(RECIPE, steps=100_000, output=str(tmp_path / "run"), log_every=1)

@@ -146,6 +146,7 @@ def test_encoded_samples_are_diffusers_own_and_train(made, write_pipeline, tmp_p
     assert run_recipe(recipe, {"intrinsic_lora": training_lora.build}).ending == "finished"
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_write_the_same(made, write_pipeline, tmp_path):
     """As torchrun starts them."""
     folder, _ = made

@@ -138,7 +138,6 @@ def test_a_larger_count_extends_a_finished_folder(tmp_path):
     assert contents(grown) == contents(whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lost, layout", [("shard-00001.safetensors", "shards"), ("depth/000003.png", "files")])
 def test_a_lost_file_of_a_finished_folder_is_rendered_again(tmp_path, lost, layout):
     whole = export_dataset(tmp_path / "whole", count=5, size=16, shard_size=2, layout=layout)
