@@ -11,7 +11,9 @@ same workflow's with the seed of its first: every file it saves must be the firs
 
 After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000 runs; its cache of results is
 the one that keeps no more than the last graph's (--cache-classic), so that every run loads its models anew, or with --lru N the last N
-nodes' (--cache-lru), so that they stay loaded as on a server that is used for long. Then garbage is collected, the C library gives back what it kept, and
+nodes' (--cache-lru), so that they stay loaded as on a server that is used for long.
+
+Then garbage is collected, the C library gives back what it kept, and
 memory and handles are read in /proc; "unsettled" is the memory before that. Growth is the median of the last 50 runs against that of the
 50 after the first 50. --control: without the pack, what core does in these workflows (loads the same
 small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without cancels and faults, for comparison.
