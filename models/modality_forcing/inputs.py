@@ -70,14 +70,14 @@ def read_given_image(source: Any, size: AskedSize) -> Pictures:
 
 def read_given_depth(source: Any, size: AskedSize) -> tuple[View, Notes]:
     """The given depth as a View with a valid pixel in every map, resized to the nearest pixel where `size` asks for another."""
-    view, notes = to_view(source)
+    view, notes = source_to_view(source)
     own, target = find_target(view.depth.shape[1:], size)
     if own != target:
         view, notes = resize_view(view, target), (*notes, explain_resize("depth", own, target))
     return view.require_valid(), notes
 
 
-def to_view(source: Any) -> tuple[View, Notes]:
+def source_to_view(source: Any) -> tuple[View, Notes]:
     """A View on the CPU from a View, or from z-depth as a tensor, array or Pillow image: (h, w), (b, h, w) or (b, h, w, 1)."""
     if isinstance(source, View):
         view = source.to("cpu")

@@ -224,7 +224,7 @@ class ModalityForcingPipeline:
             return View.from_depth(given.depth, units=given.units, mask=given.mask, image=image, **cameras), ()
         net = crop_to(net, request.size).cpu()
         depth = net_to_depth(net, infinite_sky=self.config.infinite_sky)
-        return View.from_depth(depth, units="relative", image=image), explain_depth(depth, net)
+        return View.from_depth(depth, units="relative", image=image), explain_sampled_depth(depth, net)
 
     def explain(self, prompts: Sequence[str]) -> Notes:
         """What the text encoder cannot read, once per prompt."""
@@ -233,7 +233,7 @@ class ModalityForcingPipeline:
         return tuple(filter(None, (self.explain_prompt(prompt) for prompt in dict.fromkeys(prompts))))
 
 
-def explain_depth(depth: Tensor, net: Tensor) -> Notes:
+def explain_sampled_depth(depth: Tensor, net: Tensor) -> Notes:
     """What is special about a sampled depth, given decoded and in network space: clamped, infinite and invalid pixels."""
     notes = []
     far = int((torch.isfinite(depth) & (net > Z_MAX)).sum())

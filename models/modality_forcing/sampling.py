@@ -19,7 +19,7 @@ LOG2_ALPHA_MAX = 20  # beyond it float32 times of one stream collapse onto 0 or 
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TimeSchedule:
     """The time of each stream at the N+1 nodes; the network runs at the first N. A stream that is given stands at 0."""
 
     t_rgb: Tensor  # (N+1,) float32, from 1 down to 0, or all 0
@@ -42,7 +42,7 @@ class PartialDepth:
         return torch.where(self.mask, add_noise(self.depth, self.noise, t), depth)
 
 
-def make_schedule(mode: Mode, steps: int, *, log2_alpha: float | None = None, mu: float = 1.1, sigma: float = 1.0) -> Schedule:
+def make_schedule(mode: Mode, steps: int, *, log2_alpha: float | None = None, mu: float = 1.1, sigma: float = 1.0) -> TimeSchedule:
     """The released time tables. `log2_alpha` > 0 lets the image resolve first, < 0 the depth; it acts in joint mode only."""
     check_mode(mode)
     if not isinstance(steps, int) or steps < 1:
@@ -52,10 +52,10 @@ def make_schedule(mode: Mode, steps: int, *, log2_alpha: float | None = None, mu
     shifted = shift_time(torch.linspace(1, 0, steps + 1, dtype=torch.float32), mu, sigma)
     clean = torch.zeros_like(shifted)
     if mode == "image_to_depth":
-        return Schedule(t_rgb=clean, t_depth=shifted)
+        return TimeSchedule(t_rgb=clean, t_depth=shifted)
     if mode == "depth_to_image":
-        return Schedule(t_rgb=shifted, t_depth=clean)
-    return Schedule(t_rgb=shifted, t_depth=shifted if log2_alpha is None else warp_time(shifted, log2_alpha))
+        return TimeSchedule(t_rgb=shifted, t_depth=clean)
+    return TimeSchedule(t_rgb=shifted, t_depth=shifted if log2_alpha is None else warp_time(shifted, log2_alpha))
 
 
 def draw_noise(seed: int, rgb_shape: tuple[int, ...], depth_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def sample(
     network_call: NetworkCall,
     rgb: Tensor,
     depth: Tensor,
-    schedule: Schedule,
+    schedule: TimeSchedule,
     *,
     context: Tensor,
     null_context: Tensor | None = None,
@@ -108,10 +108,10 @@ def guided_call(
         raise ValueError(f"Guidance is {guidance!r}; it must be a finite number, and acts above 1.")
     if guidance > 1 and null_context is None:
         raise ValueError(f"Guidance {guidance:g} needs null_context, the encoding of the empty prompt; give it, or use guidance 1.")
-    prompted = spread(context, batch, "context")
+    prompted = expand_context(context, batch, "context")
     if guidance <= 1:
         return lambda rgb, depth, t_rgb, t_depth: network_call(rgb, depth, prompted, t_rgb, t_depth)
-    empty = spread(null_context, batch, "null context")
+    empty = expand_context(null_context, batch, "null context")
 
     def call(rgb, depth, t_rgb, t_depth):
         outputs = network_call(rgb, depth, prompted, t_rgb, t_depth)
@@ -120,7 +120,7 @@ def guided_call(
     return call
 
 
-def spread(context: Tensor, batch: int, name: str) -> Tensor:
+def expand_context(context: Tensor, batch: int, name: str) -> Tensor:
     """A context of batch 1 for every picture; a ValueError names any other mismatch."""
     if len(context) not in (1, batch):
         raise ValueError(f"The {name} has batch {len(context)}, but {batch} pictures are sampled; it must be 1 or {batch}.")

@@ -25,7 +25,7 @@ from ..shared.shipped import TINY
 from ..shared.tiny_clip import tiny_clip
 from ..shared.tiny_vae import TinyVAE
 from .joint_model import JointConfig, keep_given
-from .klein_parts import load_parts
+from .klein_parts import load_clip_and_vae
 from .previews import note_depth, set_image_colours
 
 FOLDER = "diffusion_models"
@@ -51,7 +51,7 @@ def find_fault(name: str) -> str | None:
 def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
     """(MODEL, CLIP, VAE). A user's file holds a network only: its text encoder and VAE are read from core's folders, where they are."""
     if name == TINY:
-        return load_tiny_model(), *(load_tiny_parts() if with_clip_and_vae else TURNED_OFF)
+        return load_tiny_model(), *(load_tiny_clip_and_vae() if with_clip_and_vae else TURNED_OFF)
     fault = find_fault(name)
     if fault:
         raise WeightsError(fault)
@@ -60,7 +60,7 @@ def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
         model = load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name))
     except WeightsError as error:
         raise WeightsError(f"{str(error).removesuffix('.')}; the published network is {line}.") from error
-    return model, *(load_parts(model.model.model_config.network.context_in_dim) if with_clip_and_vae else TURNED_OFF)
+    return model, *(load_clip_and_vae(model.model.model_config.network.context_in_dim) if with_clip_and_vae else TURNED_OFF)
 
 
 def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -71,7 +71,7 @@ def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelP
     return patcher
 
 
-def load_tiny_parts() -> tuple:
+def load_tiny_clip_and_vae() -> tuple:
     """(CLIP, VAE) that ship with the pack."""
     return tiny_clip(load_text_encoder(TEXT_FILE).state_dict()), TinyVAE(load_codec(CODEC_FILE).state_dict())
 

@@ -36,7 +36,7 @@ def with_net(node: type) -> type:
             if is_memory_full(error) or (isinstance(error, ValueError) and not isinstance(error, UnicodeError)):
                 raise
             names = run.__code__.co_varnames[1 : run.__code__.co_argcount]
-            raise ValueError(explain(cls.GET_SCHEMA(), dict(zip(names, values)) | inputs, error)) from error
+            raise ValueError(explain_unforeseen(cls.GET_SCHEMA(), dict(zip(names, values)) | inputs, error)) from error
 
     node.execute = classmethod(execute)
     return node
@@ -47,7 +47,7 @@ def is_memory_full(error: BaseException) -> bool:
     return comfy.model_management.is_oom(error) or "can't allocate memory" in str(error)
 
 
-def explain(schema: Any, inputs: Mapping[str, Any], error: BaseException) -> str:
+def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseException) -> str:
     """Which node, what went wrong, what had arrived; where a socket holds no value of its type at all, that alone."""
     title = schema.display_name
     for put in schema.inputs:

@@ -14,11 +14,11 @@ def tell(notes: Sequence[str], hidden) -> str:
     text = "\n".join(notes) or NOTHING
     if notes:
         logger.info(text)
-    show(text, getattr(hidden, "unique_id", None))
+    show_text(text, getattr(hidden, "unique_id", None))
     return text
 
 
-def show(text: str, node_id: str | None) -> None:
+def show_text(text: str, node_id: str | None) -> None:
     """The text under a node, where a page is open on it."""
     if node_id is None:
         return
