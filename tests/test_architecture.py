@@ -58,7 +58,7 @@ SAME_JOB = {  # the same thing for each system, network, file format or record
     "transparent_output", "write_record",
 }  # fmt: skip
 FAR_APART = {  # of rooms that never import each other's, a node's class beside the value it gives included
-    "Plan", "PointCloud", "Run", "Source", "examine", "explain", "fingerprint", "fits", "say", "summarise", "verify",
+    "Plan", "PointCloud", "Run", "Source", "examine", "explain", "fingerprint", "fits", "say", "show", "summarise", "verify",
 }  # fmt: skip
 TO_RENAME = {  # two meanings within reach of one reader
     "Base", "Pictures", "check_sizes", "clean_depth", "decode_text", "find_device", "find_family", "find_layers", "find_start",

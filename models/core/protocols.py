@@ -44,7 +44,9 @@ class OnStep(Protocol):
 
 
 class Pipeline(Protocol[ResultT]):
-    """Prompts and images in, a Result out. Every system's pipeline has these parameters, and more of its own by keyword."""
+    """Prompts and images in, a Result out. Every system's pipeline has these parameters, and more of its own
+    by keyword.
+    """
 
     @classmethod
     def from_preset(
@@ -55,7 +57,9 @@ class Pipeline(Protocol[ResultT]):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline[ResultT]:
-        """The networks of that preset; `weights` replaces the shipped ones. ValueError names the known presets."""
+        """The networks of that preset; `weights` replaces the shipped ones. ValueError names the known
+        presets.
+        """
         ...
 
     def __call__(

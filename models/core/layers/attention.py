@@ -12,6 +12,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Full attention over all tokens: q, k, v (b, h, n, d) -> (b, n, h d). `mask` as in scaled_dot_product_attention."""
+    """Full attention over all tokens: q, k, v (b, h, n, d) -> (b, n, h d). `mask` as in
+    scaled_dot_product_attention.
+    """
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "b h n d -> b n (h d)")
