@@ -28,9 +28,7 @@ MAY_BE_ZERO = ("num_double_blocks", "num_single_blocks", "num_depth_decoder_bloc
 
 @dataclass(frozen=True)
 class ModalityForcingConfig:
-    """Everything that fixes the shapes and the arithmetic of one network. Defaults: klein_9b, the released
-    one.
-    """
+    """All sizes and constants of one network. Defaults: klein_9b, the released one."""
 
     in_channels: int = 128  # RGB latent channels; one token per latent pixel
     depth_channels: int = 256  # depth_patch^2: depth lives in pixel space
@@ -143,9 +141,7 @@ class ModalityForcingConfig:
 
     @classmethod
     def from_metadata(cls, values: Mapping[str, Any]) -> ModalityForcingConfig:
-        """From somebody else's file description: as `from_json`, but keys that are not ours (a name, a note)
-        are left alone.
-        """
+        """From another program's metadata: as `from_json`, but unknown keys (a name, a note) are ignored."""
         return cls.from_json(
             {key: value for key, value in values.items() if OTHER_NAMES.get(key, key) in cls.known()}
         )

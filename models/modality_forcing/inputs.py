@@ -64,9 +64,7 @@ def check_streams(mode: Mode, image: Any, depth: Any, refine: bool) -> None:
 
 
 def read_given_image(source: Any, size: AskedSize) -> Pictures:
-    """The given images, resized by area averaging where `size` asks for another; their notes say what was
-    changed.
-    """
+    """The given images, resized by area averaging if `size` asks; their notes name each change."""
     pictures = read_pictures(source)
     rgb, alpha = pictures.rgb.cpu(), None if pictures.alpha is None else pictures.alpha.cpu()
     own, target = find_target(rgb.shape[1:3], size)
@@ -78,9 +76,7 @@ def read_given_image(source: Any, size: AskedSize) -> Pictures:
 
 
 def read_given_depth(source: Any, size: AskedSize) -> tuple[View, Notes]:
-    """The given depth as a View with a valid pixel in every map, resized to the nearest pixel where `size`
-    asks for another.
-    """
+    """The given depth as a View with a valid pixel in every map, nearest-resized if `size` asks."""
     view, notes = source_to_view(source)
     own, target = find_target(view.depth.shape[1:], size)
     if own != target:
@@ -89,9 +85,7 @@ def read_given_depth(source: Any, size: AskedSize) -> tuple[View, Notes]:
 
 
 def source_to_view(source: Any) -> tuple[View, Notes]:
-    """A View on the CPU from a View, or from z-depth as a tensor, array or Pillow image: (h, w), (b, h, w) or
-    (b, h, w, 1).
-    """
+    """A View on the CPU from a View, or from z-depth (h, w), (b, h, w) or (b, h, w, 1) of any array type."""
     if isinstance(source, View):
         view = source.to("cpu")
         holes, pixels = sum(view.invalid_counts), view.mask.numel()
@@ -193,9 +187,7 @@ def pad_to(x: Tensor, size: Size) -> Tensor:
 
 
 def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, Tensor]:
-    """Depth in network space and where it is known, both b 1 H W of the padded size. Sky counts as known
-    where a network has it.
-    """
+    """Depth in network space and its validity mask, both (b, 1, H, W) padded. Infinite sky is valid."""
     known, sky = view.mask[:, None], None
     if infinite_sky and view.sky is not None:
         sky = view.sky[:, None]

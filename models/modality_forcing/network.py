@@ -126,9 +126,7 @@ class ModalityForcing(nn.Module):
         attend: Attend = attend,
         time_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The text-to-image network inside: no depth tokens, no depth time. Shapes as in `forward`; returns
-        the velocity.
-        """
+        """The text-to-image network alone, without depth tokens and depth time. Returns the velocity."""
         grid, text = img.shape[-2:], context.shape[1]
         vec = self.time_in(self.embed_time(t_rgb, img.dtype, time_dtype or img.dtype))
         table = self.rotary(text, grid, depth=False, device=img.device)

@@ -269,9 +269,7 @@ class ModalityForcingPipeline:
     def finish_view(
         self, given: View | None, net: Tensor, image: Tensor, request: Request
     ) -> tuple[View, Notes]:
-        """The depth of the result: the given one with its units, or the sampled one, in relative units of
-        about unit mean.
-        """
+        """The depth of the result: the given one in its units, or the sampled one, relative."""
         if given is not None:
             cameras = {"sky": given.sky, "intrinsics": given.intrinsics, "world_to_cam": given.world_to_cam}
             return View.from_depth(
@@ -289,9 +287,7 @@ class ModalityForcingPipeline:
 
 
 def explain_sampled_depth(depth: Tensor, net: Tensor) -> Notes:
-    """What is special about a sampled depth, given decoded and in network space: clamped, infinite and
-    invalid pixels.
-    """
+    """Notes on a sampled depth, given decoded and in network space: clamped, infinite and invalid pixels."""
     notes = []
     far = int((torch.isfinite(depth) & (net > Z_MAX)).sum())
     if far:

@@ -24,9 +24,7 @@ def convert_network(
     form: str,
     on_progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write a network file in one of CHOICES, under the same names. WeightsError says what is wrong with the
-    source.
-    """
+    """Write a network file in one of CHOICES, under the same names. WeightsError: an unfit source."""
     if form not in CHOICES:
         raise WeightsError(f"There is no format named {form!r}; known formats are {', '.join(CHOICES)}.")
     header = read_header(source)

@@ -20,9 +20,7 @@ LOG2_ALPHA_MAX = 20  # beyond it float32 times of one stream collapse onto 0 or 
 
 @dataclass(frozen=True)
 class TimeSchedule:
-    """The time of each stream at the N+1 nodes; the network runs at the first N. A stream that is given
-    stands at 0.
-    """
+    """Each stream's time at the N+1 nodes; the network runs at the first N. A given stream has time 0."""
 
     t_rgb: Tensor  # (N+1,) float32, from 1 down to 0, or all 0
     t_depth: Tensor
@@ -34,9 +32,7 @@ class TimeSchedule:
 
 @dataclass(frozen=True)
 class PartialDepth:
-    """Depth that the run must keep: before every step the kept pixels become (1 - t) depth + t noise at the
-    depth's own time.
-    """
+    """Known depth: before every step its pixels are set to (1 - t) depth + t noise at its own time."""
 
     depth: Tensor  # b 1 h w, network space
     noise: Tensor  # b 1 h w
@@ -49,9 +45,7 @@ class PartialDepth:
 def make_schedule(
     mode: Mode, steps: int, *, log2_alpha: float | None = None, mu: float = 1.1, sigma: float = 1.0
 ) -> TimeSchedule:
-    """The released time tables. `log2_alpha` > 0 lets the image resolve first, < 0 the depth; it acts in
-    joint mode only.
-    """
+    """The released time tables. Joint mode: `log2_alpha` > 0 denoises the image first, < 0 the depth."""
     check_mode(mode)
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"{steps!r} steps were asked for; sampling needs a whole number of at least 1.")
@@ -72,9 +66,7 @@ def make_schedule(
 
 
 def draw_noise(seed: int, rgb_shape: tuple[int, ...], depth_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Unit Gaussian float32 noise from one CPU generator, RGB first: the numbers ComfyUI draws for the same
-    nested latent.
-    """
+    """Gaussian float32 noise from one CPU generator, RGB first: equal to ComfyUI's for a nested latent."""
     generator = torch.Generator("cpu").manual_seed(seed)
     rgb = torch.randn(rgb_shape, generator=generator, dtype=torch.float32)
     return rgb, torch.randn(depth_shape, generator=generator, dtype=torch.float32)

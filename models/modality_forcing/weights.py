@@ -1,6 +1,4 @@
-"""Weights files of Modality Forcing networks: released key names, which configuration a file has, what a
-wrong file is.
-"""
+"""Weights files: released key names, the configuration of a file, and what a wrong file is."""
 
 from __future__ import annotations
 
@@ -118,9 +116,7 @@ def save_network(
     *,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a network under the released key names, its configuration in the metadata. `dtype` converts, e.g.
-    to bfloat16.
-    """
+    """Write a network under the released key names, with its config as metadata, cast to `dtype` if given."""
     state = {PREFIX + name: value.to(dtype or value.dtype) for name, value in network.state_dict().items()}
     return write_tensors(
         path, state, {"config": json.dumps(config.to_json()), **(extra_metadata or {})}, kind=KIND
@@ -128,9 +124,7 @@ def save_network(
 
 
 def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[str, Tensor]:
-    """The image and text half from a plain FLUX.2 klein file, under our names: what training of a depth
-    stream starts from.
-    """
+    """Image and text weights of a plain FLUX.2 klein file, under our names: a start for training."""
     header = read_header(path)
     found = (name.removesuffix(FLUX2_MARKER) for name in header.shapes if name.endswith(FLUX2_MARKER))
     prefix = next((prefix for prefix in found if PREFIXES.fullmatch(prefix)), None)
@@ -177,9 +171,7 @@ def network_shapes(config: ModalityForcingConfig) -> dict[str, tuple[int, ...]]:
 
 
 def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = describe) -> str:
-    """What stands before the released names in this file; WeightsError if it is no Modality Forcing network,
-    with what it is.
-    """
+    """The prefix of the released names in this file; WeightsError says what another file is."""
     first = MARKERS[0]
     found = [name.removesuffix(first) for name in header.shapes if name.endswith(first)]
     found = [prefix for prefix in found if all(prefix + name in header.shapes for name in MARKERS)]
@@ -280,9 +272,7 @@ def _read_config(text: str, shapes: Shapes) -> ModalityForcingConfig:
 
 
 def config_from_shapes(shapes: Shapes) -> ModalityForcingConfig:
-    """Sizes from tensor shapes (names without prefix). The four rotary axes are taken as equal, and constants
-    as released.
-    """
+    """Sizes from tensor shapes (names without prefix). Rotary axes are taken as equal."""
     hidden, in_channels = shapes["img_in.weight"]
     depth_channels = shapes["depth_in.weight"][1]
     counts = {

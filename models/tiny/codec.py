@@ -32,9 +32,7 @@ class ResidualBlock(nn.Module):
 
 
 class TinyCodec(nn.Module):
-    """`encode`: image b 3 H W in [-1, 1] -> latent b c H/16 W/16, unit variance. `decode`: back. H and W
-    multiples of 16.
-    """
+    """`encode`: image (b, 3, H, W) in [-1, 1] -> latent (b, c, H/16, W/16), unit variance. `decode`: back."""
 
     def __init__(self, config: CodecConfig = CodecConfig(), *, operations=torch.nn, device=None, dtype=None):
         super().__init__()

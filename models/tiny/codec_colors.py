@@ -1,6 +1,4 @@
-"""Colours straight from a latent of a tiny codec, for previews: the linear map that serves best, fitted on
-the codec itself.
-"""
+"""Latent to RGB for previews: the least-squares linear map, fitted on the codec itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Training the tiny codec: reconstruction with sharp edges, from a latent that tolerates noise and says what
-it shows.
-"""
+"""Training of the tiny codec: L1, edge and coarse terms, on a latent with added noise and class alignment."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ from .codec import TinyCodec
 
 @dataclass(frozen=True)
 class CodecLoss:
-    """Weights of the loss. `noise`: largest standard deviation added to the unit-variance latent, drawn
-    evenly from 0 per picture.
-    """
+    """Loss weights. `noise`: largest standard deviation added to the latent, uniform from 0 per image."""
 
     edges: float = 1.0
     coarse: float = 0.5

@@ -47,9 +47,7 @@ class TextLayer(nn.Module):
 
 
 class TinyTextEncoder(nn.Module):
-    """`forward`: ids b n -> context b n d. Padding is a learned word, as in the published model, where all
-    rows take part.
-    """
+    """`forward`: ids (b, n) -> context (b, n, d). Padding is a learned embedding that is attended to."""
 
     def __init__(self, width: int = 128, layers: int = 0, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
@@ -88,9 +86,7 @@ def tokenize(texts: list[str]) -> Tensor:
 
 
 def explain_unknown(text: str) -> list[tuple[str, str | None]]:
-    """Words of a prompt that the tiny model never saw, each with the nearest word it knows (None if nothing
-    is near).
-    """
+    """Words of a prompt outside the vocabulary, each with the nearest known word, or None."""
     unknown = dict.fromkeys(word for word in normalise_words(text) if word not in VOCABULARY)
     return [(word, next(iter(difflib.get_close_matches(word, VOCABULARY, 1, 0.5)), None)) for word in unknown]
 

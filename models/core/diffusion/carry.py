@@ -29,15 +29,11 @@ def from_carried(carried: Tensor, log2_alpha: float) -> Tensor:
 
 
 def release(carried: Tensor, sigma: Tensor, log2_alpha: float) -> Tensor:
-    """What the network sees of u (b ...): the second stream at its own t. sigma (b,); 0 means that the stream
-    is clean.
-    """
+    """The second stream at its own t, as the network sees it, from u (b, ...). sigma (b,); 0 means clean."""
     alpha = 2.0**log2_alpha
     return carried * match_dims(alpha / (1 + (alpha - 1) * sigma), carried)
 
 
 def carried_velocity(carried: Tensor, x0: Tensor, sigma: Tensor, log2_alpha: float) -> Tensor:
-    """The velocity of u (b ...) towards a prediction x0: u - sigma * velocity is exactly x0 / alpha. sigma
-    (b,) above 0.
-    """
+    """Velocity of u (b, ...) towards a prediction x0: u - sigma velocity = x0 / alpha. sigma (b,) above 0."""
     return (carried - to_carried(x0, log2_alpha)) / match_dims(sigma, carried)

@@ -38,9 +38,7 @@ def ddpm_to_sigma(t: float) -> float:
 
 
 def sigma_to_ddpm(sigma: float) -> float:
-    """The inverse of `ddpm_to_sigma`, to a thousandth; noise below or above the table is its first or last
-    row.
-    """
+    """The inverse of `ddpm_to_sigma`, to a thousandth, clamped to the table's first and last row."""
     table = sigma_table()
     if sigma <= table[0]:
         return 0.0
@@ -52,7 +50,7 @@ def sigma_to_ddpm(sigma: float) -> float:
 
 
 def sigma_to_flow(sigma: float) -> float:
-    """k-diffusion's sigma to flow time in [0, 1), at the signal-to-noise ratio of x_t = (1 - t) x0 + t noise."""
+    """k-diffusion's sigma to flow time in [0, 1) of the same SNR: x_t = (1 - t) x0 + t noise."""
     return sigma / (1 + sigma)
 
 

@@ -69,9 +69,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def stack_modulation(parts: list[tuple[Modulation, int]]) -> Modulation:
-    """Rows with different modulation in one sequence: [(triple, rows), ...] -> one triple of (b, sum of rows,
-    c).
-    """
+    """Modulation per token of a sequence: [(triple, tokens), ...] -> one triple of (b, sum of tokens, c)."""
     columns = zip(*(triple for triple, _ in parts), strict=True)
     rows = [count for _, count in parts]
     return Modulation(

@@ -107,9 +107,7 @@ class LossSettings:
 
 
 class TrainedModel(nn.Module):
-    """What trains together: the network, and the text encoder where it is ours (a tiny one), else contexts
-    are computed beforehand.
-    """
+    """What trains together: the network, and the tiny text encoder (else contexts are precomputed)."""
 
     def __init__(
         self, network: ModalityForcing, text_encoder: nn.Module | None = None, aligner: Aligner | None = None
@@ -146,9 +144,7 @@ def loss(
     settings: LossSettings,
     teacher: TrainedModel | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scalar loss and its parts. `teacher` is a frozen text-to-image network: the velocity of the image stays
-    near its own.
-    """
+    """Scalar loss and its terms. `teacher`: a frozen text-to-image network whose velocity is distilled."""
     words = draw_words(batch, generator, settings.caption_dropout)
     if settings.kind == "text_to_image":
         return image_loss(model, batch, words, generator, settings)
@@ -205,9 +201,7 @@ def velocity_loss(velocity: Tensor, wanted: Tensor, counts: Tensor, weight: Tens
 
 
 def depth_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor, t_min: float) -> Tensor:
-    """||(g - x_t)/t - v||^2 over known pixels, written as ((g - x0)/t)^2: the same, without the difference of
-    near numbers.
-    """
+    """||(g - x_t)/t - v||^2 over known pixels, as ((g - x0)/t)^2, which avoids cancellation."""
     error = (x0.float() - target) / t.clamp(min=t_min)[:, None, None, None]
     count = known.flatten(1).sum(dim=1)
     square = torch.where(known, error, 0.0).square().flatten(1).sum(dim=1) / count.clamp(min=1)
@@ -255,9 +249,7 @@ def draw_times(count: int, generator: Generator, settings: LossSettings) -> tupl
 def drop_depth(
     net: Tensor, mask: Tensor, generator: Generator, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
-    """(known, target): some pictures keep few depth pixels, and the unit mean of those, as sparse depth would
-    have.
-    """
+    """(known, target): some samples keep few depth pixels, of unit mean, as sparse depth has."""
     chosen, share = uniform(len(net), generator) < settings.sparse, uniform(len(net), generator)
     if not chosen.any():
         return mask, net

@@ -144,9 +144,7 @@ def make_teacher(model: TrainedModel) -> TrainedModel:
 
 
 def open_folder(data: Mapping[str, Any], settings: LossSettings) -> tuple[FolderDataset, dict[str, Tensor]]:
-    """A dataset folder whose shards hold `latent`, `context` and, for depth, `depth`; with the empty prompt's
-    context beside them.
-    """
+    """A dataset folder of `latent`, `context` and, for depth, `depth`, and the empty prompt's context."""
     check_settings(data, {"folder": str}, "recipe's data")
     if not data.get("folder"):
         raise ValueError("The recipe's data names no folder; give it the folder of a dataset.")

@@ -91,9 +91,7 @@ def masked_joint_latent(
     view: View | None = None,
     depth_mask=None,
 ) -> GivenLatent:
-    """What is given and not masked is kept, the rest is sampled: masked parts, missing depth, a stream that
-    is not given.
-    """
+    """Given and unmasked values are kept; masked ones, missing depth and absent streams are sampled."""
     config = network_config(model, "takes a joint latent")
     check_parts(vae, image, image_mask, view, depth_mask)
     pictures = None if image is None else read_given_image(image, KEEP_SIZE)
@@ -160,9 +158,7 @@ def find_common_size(pictures: Pictures | None, view: View | None) -> Size:
 
 
 def give_image(rgb: Tensor, noisy: Tensor, vae, config: ModalityForcingConfig, padded: Size) -> Stream:
-    """Pictures b h w 3 as a latent, edges repeated; a latent cell is sampled as much as the most masked pixel
-    in it (b 1 H W).
-    """
+    """Images (b, h, w, 3) as a latent, edge-padded; the mask (b, 1, H, W) is max-pooled to latent cells."""
     rows, columns = (side // config.depth_patch for side in padded)
     check_vae(vae, torch.empty(1, config.in_channels, rows, columns), config.depth_patch)
     values = vae.encode(pad_to(rgb.movedim(-1, 1), padded).movedim(1, -1)).float()

@@ -22,9 +22,7 @@ def with_depth_guidance(model, depth_cfg: float):
 
 
 def guide_depth(args: dict, *, depth_cfg: float) -> Tensor:
-    """Core's guided prediction (packed, b 1 n) with its depth part made anew. All of it is clean latents,
-    where guidance is linear.
-    """
+    """Core's guided x0 (packed, (b, 1, n)) with its depth guided anew; guidance is linear on x0."""
     if args["uncond"] is None and depth_cfg != 1:
         raise ValueError(
             f"A depth guidance of {depth_cfg:g} needs a negative prompt to lead away from, and this run has "

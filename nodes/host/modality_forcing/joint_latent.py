@@ -19,9 +19,7 @@ SKY = "spatialweave_infinite_sky"  # whether the model means sky by the farthest
 
 
 def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
-    """A LATENT of zeros for `model`: image b c h w and depth b 1 H W, padded up to whole patches; decoding
-    cuts back.
-    """
+    """A LATENT of zeros: image (b, c, h, w) and depth (b, 1, H, W), padded to patches; decoding crops."""
     config = network_config(model, "takes a joint latent")
     rows, columns = -(-height // config.depth_patch), -(-width // config.depth_patch)
     device = comfy.model_management.intermediate_device()
@@ -41,9 +39,7 @@ def explain_size(model, width: int, height: int) -> Notes:
 
 
 def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
-    """The image latent b c h w and the depth b 1 H W (network space) of a joint LATENT; anything else is
-    refused by name.
-    """
+    """Image latent (b, c, h, w) and depth (b, 1, H, W), network space, of a joint LATENT, else an error."""
     samples = read_samples(latent, "samples")
     remedy = "a joint latent comes from Empty Joint Latent, through a KSampler with a joint model"
     if not getattr(samples, "is_nested", False):

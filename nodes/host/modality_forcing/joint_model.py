@@ -114,9 +114,7 @@ class JointModel(comfy.model_base.Flux):
         self.model_sampling.set_parameters(shift=model_config.network.shift_mu, timesteps=SCHEDULE_ROWS)
 
     def extra_conds(self, **kwargs):
-        """What the network reads. Not Flux's own: its reference images and guidance are nothing to this
-        network.
-        """
+        """The network's conditioning. Flux's own reference images and guidance do not apply."""
         shapes, context = kwargs.get("latent_shapes"), kwargs.get("cross_attn")
         check_latent(shapes, self.model_config.network)
         check_context(context, self.model_config.network)
@@ -152,9 +150,7 @@ class JointModel(comfy.model_base.Flux):
     def scale_latent_inpaint(
         self, sigma: Tensor, noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None = None, **kwargs
     ):
-        """What stands where the mask is 0: the clean latent in a stream that is wholly given, else the latent
-        at this noise level.
-        """
+        """Values where the mask is 0: the clean latent of a given stream, else the latent at this noise."""
         noised = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image)
         if denoise_mask is None:
             return noised

@@ -1,6 +1,4 @@
-"""The text encoder and the VAE that a network's file was trained with: through core's own loaders, from
-core's folders.
-"""
+"""The text encoder and VAE a network was trained with, by core's own loaders from core's folders."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ MISSING = (
 
 
 def load_clip_and_vae(width: int) -> tuple:
-    """(CLIP, VAE) of a network that reads prompts of this width. What is not there says, where it is wired,
-    which file is wanted.
-    """
+    """(CLIP, VAE) for a network of this context width. A missing file becomes a blocker that names it."""
     files = released_files()
     encoder = find_published(files, TEXT_ENCODERS[width]) if width in TEXT_ENCODERS else None
     vae = find_published(files, VAE)
@@ -32,9 +28,7 @@ def load_clip_and_vae(width: int) -> tuple:
 
 
 def find_parts() -> list[str]:
-    """Paths of the published encoders and the VAE that are there: what the loader's result depends on beside
-    its own file.
-    """
+    """Paths of the published encoders and VAE that are installed: the loader's result depends on them."""
     files = released_files()
     places = (
         find_installed(find_published(files, name)) for name in dict.fromkeys((*TEXT_ENCODERS.values(), VAE))

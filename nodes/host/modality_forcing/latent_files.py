@@ -1,6 +1,4 @@
-"""Joint latents taken apart and joined, and as safetensors files in core's folders. Every bit is kept, NaN
-(missing depth) too.
-"""
+"""Joint latents split, joined, and as safetensors files in core's folders, bit-exact, NaN included."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ def split_streams(latent: dict) -> list[dict]:
 
 
 def join_latents(image: dict, depth: dict) -> dict:
-    """One joint LATENT of two plain ones; one of a batch of 1 is repeated. A stream without a mask is sampled
-    wholly.
-    """
+    """One joint LATENT of two plain ones; a batch of 1 is repeated. Without a mask, a stream is sampled."""
     for name, latent in (("image_latent", image), ("depth_latent", depth)):
         if getattr(read_samples(latent, name), "is_nested", False):
             raise ValueError(
@@ -91,9 +87,7 @@ def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_png
 
 
 def list_joint_latents() -> list[str]:
-    """What can be loaded: files in core's input folder, and in its output folder as deep as a prefix can put
-    them.
-    """
+    """Files in core's input folder, and in its output folder with all subfolders."""
     given = folder_paths.get_input_directory()
     loose = os.listdir(given) if os.path.isdir(given) else []
     saved, _ = folder_paths.recursive_search(folder_paths.get_output_directory())

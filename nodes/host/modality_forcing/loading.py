@@ -49,9 +49,7 @@ def list_models() -> list[str]:
 
 
 def find_fault(name: str) -> str | None:
-    """What is wrong with a choice of the loader, in one sentence with the way to mend it; None if it is there
-    to be loaded.
-    """
+    """What is wrong with a choice of the loader, and the remedy, in one sentence; else None."""
     if name in list_models():
         return None
     published = {file.name: file for file in released_files()}
@@ -64,9 +62,7 @@ def find_fault(name: str) -> str | None:
 
 
 def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
-    """(MODEL, CLIP, VAE). A user's file holds a network only: its text encoder and VAE are read from core's
-    folders, where they are.
-    """
+    """(MODEL, CLIP, VAE). A user's file is a network only: CLIP and VAE come from core's folders."""
     if name == TINY:
         return load_tiny_model(), *(load_tiny_clip_and_vae() if with_clip_and_vae else TURNED_OFF)
     fault = find_fault(name)

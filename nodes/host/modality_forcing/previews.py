@@ -47,9 +47,7 @@ class PairPreview:
         return torch.cat(sized, dim=-1) * 2 - 1
 
     def show_image(self, latent: Tensor) -> Tensor | None:
-        """1 3 h w in [0, 1], by the method that ComfyUI is set to; None where that method knows no colours
-        for the latent.
-        """
+        """(1, 3, h, w) in [0, 1], by ComfyUI's preview method; None where that cannot show the latent."""
         self.previewer = self.previewer or latent_preview.get_previewer(latent.device, self.image_format)
         if self.previewer is None:
             return None
@@ -60,9 +58,7 @@ class PairPreview:
         return values.movedim(-1, 1).float() / 255
 
     def show_depth(self) -> Tensor | None:
-        """1 3 h w in [0, 1]: near is bright. One scale for all steps, the network's own, so that nothing
-        flickers.
-        """
+        """(1, 3, h, w) in [0, 1]: near is bright. One scale for all steps, so that nothing flickers."""
         if self.depth is None:
             return None
         net = self.depth[:1].float().nan_to_num().cpu()
@@ -73,9 +69,7 @@ class PairPreview:
 
 
 def with_pair_preview(image_format: comfy.latent_formats.LatentFormat) -> comfy.latent_formats.LatentFormat:
-    """The same format for a joint model. Core's small decoders (TAESD) see one stream, so they are asked for
-    the image's half only.
-    """
+    """The same format for a joint model. TAESD decodes one stream, so it is asked for the image only."""
     joint = copy.copy(image_format)
     joint.latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     joint.latent_rgb_factors_bias = joint.taesd_decoder_name = None

@@ -70,9 +70,7 @@ def check_unconditional(guider) -> None:
 
 
 def check_patches(options: dict) -> None:
-    """Look at the places inside a network that other nodes want to change (ModelPatcher.set_model_*_patch and
-    *_replace).
-    """
+    """Check the patches inside a network (ModelPatcher.set_model_*_patch and *_replace)."""
     wanted = [
         *options.get("patches", ()),
         *(name for places in options.get("patches_replace", {}).values() for name in places),
@@ -87,9 +85,7 @@ def check_patches(options: dict) -> None:
 
 
 def check_options(options: dict, *, image_given: bool) -> None:
-    """Look at what other nodes set on the model's sampling: changes of the guidance, parts of a long latent,
-    skipped steps.
-    """
+    """Check what is set on the model's sampling: guidance changes, context windows, skipped steps."""
     if options.get("context_handler") is not None:
         raise ValueError(
             "Context Windows cuts a video into windows of frames, and a joint latent has none: take that "

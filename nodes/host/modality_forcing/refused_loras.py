@@ -52,9 +52,7 @@ def name_width(width: int) -> str:
 
 
 def part_shape(shape: Shape, offset: Sequence[int] | None) -> Shape:
-    """The shape of the rows or columns that a change is for, where it is not the whole layer: (axis, first,
-    how many).
-    """
+    """The shape of the slice that a change is for, (axis, start, length); None is the whole layer."""
     if offset is None:
         return shape
     axis, _, count = offset

@@ -1,6 +1,4 @@
-"""What a file of weights is that is not ours: by our own table of keys, else by the detection that core loads
-models with.
-"""
+"""What a weights file is that is not ours: by our table of keys, else by core's model detection."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ def describe_file(header: Header) -> str:
 
 
 def name_in_core(header: Header) -> str | None:
-    """The class of core's table of models, as `WAN21_T2V` or `QwenImage`, that Load Diffusion Model would
-    choose.
-    """
+    """The class of core's model table, as `WAN21_T2V` or `QwenImage`, that core's loader would choose."""
     nothing = torch.zeros(())
     # the shapes count, and cost no memory
     state = {name: nothing.expand(shape) for name, shape in header.shapes.items()}

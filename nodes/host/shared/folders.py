@@ -24,9 +24,7 @@ def list_depth_files() -> list[str]:
 
 
 def input_file(name: str) -> Path:
-    """A file of the input folder, or, named "x.png [output]", of another; nothing outside them can be
-    reached.
-    """
+    """A file of the input folder, or of another as in "x.png [output]"; no file outside them is reachable."""
     return Path(folder_paths.get_annotated_filepath(name))
 
 
@@ -35,9 +33,7 @@ def is_input_file(name: str) -> bool:
 
 
 def graph_notes(hidden) -> dict[str, str]:
-    """The graph as core's savers put it into files, by name; nothing if ComfyUI was started with
-    --disable-metadata.
-    """
+    """The graph as core's savers write it into files, by name; empty with --disable-metadata."""
     if comfy.cli_args.args.disable_metadata or not hidden:
         return {}
     graph = {"prompt": hidden.prompt} | (hidden.extra_pnginfo or {})

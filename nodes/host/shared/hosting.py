@@ -27,9 +27,7 @@ def host_model(
 
 
 def set_precision(config, state: dict, device: torch.device) -> None:
-    """Core's choice of precision for this device, and float32 for a small network. A quantised file leaves
-    the choice to the device.
-    """
+    """Core's precision for this device; float32 for a small network; a quantized file: the device's."""
     values = comfy.utils.calculate_parameters(state)
     if values < SMALL:
         config.supported_inference_dtypes = [torch.float32]

@@ -62,9 +62,7 @@ def is_memory_full(error: BaseException) -> bool:
 
 
 def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseException) -> str:
-    """Which node, what went wrong, what had arrived; where a socket holds no value of its type at all, that
-    alone.
-    """
+    """Which node failed, how, and its inputs; if one is not of its socket's type, only that."""
     title = schema.display_name
     for put in schema.inputs:
         kinds = [TYPES[kind] for kind in put.io_type.split(",") if kind in TYPES]

@@ -1,6 +1,4 @@
-"""What a model needs of the memory, said before its weights are read, and what to change when a run does not
-fit.
-"""
+"""A model's memory use, logged before its weights are read, and what to change when a run does not fit."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ def explain_full_memory(device, work: Callable[[], str], remedies: str) -> Itera
 def explain_sampling(
     patcher: ModelPatcher, shapes: Sequence[Sequence[int]], third: str = SMALLER_FILE
 ) -> AbstractContextManager[None]:
-    """Around a run of latents of `shapes`, the last of which names batch, height and width. `third` is the
-    third setting to change.
-    """
+    """Around sampling of `shapes`, the last of which is (batch, ..., height, width). `third`: a remedy."""
 
     def work() -> str:
         size = " x ".join(map(str, (shapes[-1][0], *shapes[-1][-2:])))

@@ -10,9 +10,7 @@ NOTHING = "Taken as it came."
 
 
 def tell(notes: Sequence[str], hidden) -> str:
-    """The notes as one text, a line each; `hidden` is the node's own, with its id. A run without notes takes
-    the last run's away.
-    """
+    """The notes as one text, a line each, shown under the node of `hidden`; no notes clear the last run's."""
     text = "\n".join(notes) or NOTHING
     if notes:
         logger.info(text)

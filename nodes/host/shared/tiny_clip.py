@@ -34,9 +34,7 @@ class TinyTokenizer:
 
 
 class TinyCondModel(TinyTextEncoder):
-    """What core asks of a text encoder. It has no layers to stop at, so the options of CLIP Set Last Layer
-    are refused.
-    """
+    """Core's text encoder interface. Without layers, the options of CLIP Set Last Layer are refused."""
 
     def __init__(self, *, dtype=None, device=None, model_options=None):
         super().__init__(
