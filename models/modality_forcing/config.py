@@ -70,8 +70,7 @@ class ModalityForcingConfig:
         if self.depth_channels != self.depth_patch**2:
             raise ValueError(
                 f"depth_channels is {self.depth_channels}, but patches of {self.depth_patch} x "
-                f"{self.depth_patch} pixels "
-                f"need {self.depth_patch**2}."
+                f"{self.depth_patch} pixels need {self.depth_patch**2}."
             )
         if self.time_embed_dim % 2:
             raise ValueError(
@@ -107,8 +106,7 @@ class ModalityForcingConfig:
         ):
             raise ValueError(
                 f"axes_dim is {self.axes_dim}, but it must be four even numbers that add up to the head "
-                "width "
-                f"{self.head_dim} (hidden_size / num_heads)."
+                f"width {self.head_dim} (hidden_size / num_heads)."
             )
 
     @property

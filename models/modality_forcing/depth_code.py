@@ -48,7 +48,7 @@ def unit_mean(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def depth_to_net(
     depth: Tensor, mask: Tensor | None = None, fill: Tensor | None = None, *, sky: Tensor | None = None
 ) -> Tensor:
-    """Raw depth 'b 1 h w' -> network space. NaN, infinite, zero and negative pixels, and those outside
+    """Raw depth (b, 1, h, w) -> network space. NaN, infinite, zero and negative pixels, and those outside
     `mask`, do not count.
 
     Their place takes `fill` (network space, same shape; unit Gaussian noise is what the network was trained

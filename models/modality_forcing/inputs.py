@@ -115,7 +115,7 @@ def explain_resize(what: str, own: Size, target: Size) -> str:
 
 
 def resize_depth(depth: Tensor, size: Size) -> Tensor:
-    """'b 1 h w' to another size by the nearest pixel, which mixes no depths across an edge."""
+    """(b, 1, h, w) to another size by the nearest pixel, which mixes no depths across an edge."""
     return F.interpolate(depth, size, mode="nearest")
 
 
@@ -176,13 +176,12 @@ def pad_size(size: Size, patch: int) -> tuple[Size, Notes]:
         return padded, ()
     return padded, (
         f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at {padded[0]} "
-        f"x {padded[1]}, "
-        "given edges repeated, and the result cropped back.",
+        f"x {padded[1]}, given edges repeated, and the result cropped back.",
     )
 
 
 def pad_to(x: Tensor, size: Size) -> Tensor:
-    """'b c h w' up to a size, by repeating the last row and column."""
+    """(b, c, h, w) up to a size, by repeating the last row and column."""
     return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]), mode="replicate")
 
 
@@ -197,7 +196,7 @@ def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, 
 
 
 def crop_to(x: Tensor, size: Size) -> Tensor:
-    """The first rows and columns of 'b c h w'."""
+    """The first rows and columns of (b, c, h, w)."""
     return x[..., : size[0], : size[1]]
 
 

@@ -82,9 +82,9 @@ class ModalityForcing(nn.Module):
         attend: Attend = attend,
         time_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """img b c h w (latent), depth b 1 p*h p*w (network space), context b n c, times (b,) -> (velocity of
-        img, clean depth).
+        """Velocity of img (b, c, h, w) and clean depth x0 (b, 1, p h, p w).
 
+        img is the image latent, depth in network space, context (b, n, c), both times (b,).
         The body computes in img's dtype; the depth comes back in float32. `time_dtype` is the precision of
         the time embedding, by default the body's as in the release.
         """

@@ -54,14 +54,14 @@ TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
 class Result:
     """One batch. The two latents have the padded size, so that they fit together and can be sampled on."""
 
-    image: Tensor  # b h w 3 in [0, 1]
+    image: Tensor  # (b, h, w, 3) in [0, 1]
     view: View
-    rgb_latent: Tensor  # b c h w
-    depth_net: Tensor  # b 1 H W, network space
+    rgb_latent: Tensor  # (b, c, h, w)
+    depth_net: Tensor  # (b, 1, H, W), network space
     notes: tuple[str, ...]  # a sentence for everything that was not as given or asked
     seed: int
     seconds: float
-    alpha: Tensor | None = None  # b h w, of the given picture
+    alpha: Tensor | None = None  # (b, h, w), of the given picture
 
 
 class ModalityForcingPipeline:
@@ -93,17 +93,15 @@ class ModalityForcingPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        """The pipeline whose weights lie beside this code, or with other `weights`: a network file, or the
-        output folder of a training run, which holds a text encoder as well. ValueError names the known
-        presets, or what else to do.
+        """The preset with its shipped weights, or with `weights`: a network file, or a training run's output
+        folder, which holds a text encoder as well. ValueError names the known presets, or what else to do.
         """
         find_preset(name)
         if name != "tiny":
             raise ValueError(
                 f"The weights of {name} are not in this pack, only those of tiny are; load them with "
-                "load_network and build "
-                "ModalityForcingPipeline with FLUX.2's autoencoder and text encoder, or use the nodes in "
-                "ComfyUI."
+                "load_network and build ModalityForcingPipeline with FLUX.2's autoencoder and text encoder, "
+                "or use the nodes in ComfyUI."
             )
         # late: the pipeline serves any codec and encoder, and only this preset needs the demo's
         from ..tiny.text import explain_prompt
@@ -138,15 +136,15 @@ class ModalityForcingPipeline:
         x0_t_min: float = 0.0,
         on_step: OnStep | None = None,
     ) -> Result:
-        """Sample a batch. What is None takes the preset's default.
+        """Sample a batch. None takes the preset's default; errors are ValueErrors.
 
-        joint makes both streams from the prompt; given a `depth`, its valid pixels are kept and the rest is
-        made to fit. image_to_depth needs `image`, depth_to_image needs `depth` (a View, or z-depth, larger =
-        farther; NaN, infinite, zero and negative pixels are missing, and filled by the network's own means).
-        Pictures: see `read_pictures`. height and width: joint's size; in the other modes the given picture or
-        depth is resized to it first, and else keeps its own. `log2_alpha` (joint): > 0 image first, 0 both at
-        once, < 0 depth first. `refine` (joint): depth again, from the finished image. `x0_t_min` = 0.05
-        repeats the released sampler. Errors are ValueErrors of one sentence.
+        `mode`: joint samples both streams from the prompt, and keeps the valid pixels of a `depth` if given;
+        image_to_depth needs `image`, see `read_pictures`; depth_to_image needs `depth`, a View, or z-depth in
+        which NaN, infinite, zero and negative pixels are missing; the network sees noise there.
+        `height`, `width`: joint mode's size; in other modes the input is resized to it, or keeps its own.
+        `log2_alpha` (joint): > 0 denoises the image first, 0 both at once, < 0 the depth first.
+        `refine` (joint): sample the depth again, from the finished image.
+        `x0_t_min`: 0.05 reproduces the released sampler.
         """
         started, asked = time.perf_counter(), (height, width)
         check_streams(check_mode(mode), image, depth, refine)
@@ -252,17 +250,17 @@ class ModalityForcingPipeline:
         return self.text_encoder.encode(list(prompts)).to(self.device, torch.float32)
 
     def encode_image(self, pictures: Pictures, request: Request) -> Tensor:
-        """Given pictures -> clean latent b c h w, edges repeated up to the padded size."""
+        """Given pictures -> clean latent (b, c, h, w), edges repeated up to the padded size."""
         image = pad_to(pictures.rgb.movedim(-1, 1) * 2 - 1, request.padded)
         return self.image_codec.encode(image.to(self.device)).float().expand(request.batch, -1, -1, -1)
 
     def decode_image(self, latent: Tensor, request: Request) -> Tensor:
-        """Latent -> pictures b h w 3 in [0, 1] of the size asked for."""
+        """Latent -> pictures (b, h, w, 3) in [0, 1] of the size asked for."""
         image = self.image_codec.decode(latent).float() * 0.5 + 0.5
         return crop_to(image.clamp(0, 1), request.size).movedim(1, -1).cpu()
 
     def encode_view(self, view: View, request: Request) -> tuple[Tensor, Tensor]:
-        """Given depth -> network space and valid mask, both b 1 H W of the padded size."""
+        """Given depth -> network space and valid mask, both (b, 1, H, W) of the padded size."""
         net, mask = encode_view(view, request.padded, infinite_sky=self.config.infinite_sky)
         return tuple(x.to(self.device).expand(request.batch, -1, -1, -1) for x in (net, mask))
 

@@ -34,9 +34,9 @@ class TimeSchedule:
 class PartialDepth:
     """Known depth: before every step its pixels are set to (1 - t) depth + t noise at its own time."""
 
-    depth: Tensor  # b 1 h w, network space
-    noise: Tensor  # b 1 h w
-    mask: Tensor  # b 1 h w bool, True = keep
+    depth: Tensor  # (b, 1, h, w), network space
+    noise: Tensor  # (b, 1, h, w)
+    mask: Tensor  # (b, 1, h, w) bool, True = keep
 
     def impose(self, depth: Tensor, t: Tensor) -> Tensor:
         return torch.where(self.mask, add_noise(self.depth, self.noise, t), depth)

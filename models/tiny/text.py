@@ -23,7 +23,7 @@ HEAD_WIDTH = 32
 
 
 class TextLayer(nn.Module):
-    """Attention among the words, then each by itself, both added to what came: x b n d."""
+    """Attention among the words, then each by itself, both added to what came: x (b, n, d)."""
 
     def __init__(self, width: int, *, operations, **place):
         super().__init__()
@@ -65,7 +65,7 @@ class TinyTextEncoder(nn.Module):
         return self.norm(x) if self.layers else x
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Context b n d of prompts; the empty prompt is all padding."""
+        """Context (b, n, d) of prompts; the empty prompt is all padding."""
         return self(tokenize(texts).to(next(self.parameters()).device))
 
 

@@ -1,13 +1,14 @@
-"""The paper's loss: two streams with a noise level each, image velocity and velocity-weighted clean depth,
-distillation.
+"""The paper's loss: a noise level per stream, image velocity, velocity-weighted depth x0, distillation.
 
 Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. Every draw comes from
 the generator given, on the CPU, so a loss is a function of (model, batch, generator state) on any machine.
 
-A batch has: latent b c h w; depth_net b 1 H W (contracted depth of unit mean) and mask b 1 H W, True = known;
-and either tokens b n (or b k n: k captions each, of which one is drawn) with empty_tokens n, or context b n c
-with empty_context n c. For alignment also cells b k s*h s*w: k kinds of class numbers on a grid s times finer
-than the latent's, -1 where a kind says nothing.
+A batch has
+    latent (b, c, h, w)
+    depth_net (b, 1, H, W), contracted depth of unit mean, and mask (b, 1, H, W), True = known
+    tokens (b, n), or (b, k, n): k captions each, of which one is drawn; with empty_tokens (n,)
+    or, instead of tokens, context (b, n, c) with empty_context (n, c)
+    for alignment cells (b, k, s h, s w): k kinds of class ids, s times finer than the latent; -1 = unknown
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class TrainedModel(nn.Module):
         self.network, self.text_encoder, self.aligner = network, text_encoder, aligner
 
     def context(self, words: Tensor) -> Tensor:
-        """Rows of context b n c from drawn word numbers, or the context itself."""
+        """Rows of context (b, n, c) from drawn word numbers, or the context itself."""
         return self.text_encoder(words) if self.text_encoder is not None else words
 
     def aligned_block(self, number: int) -> nn.Module | None:
@@ -215,10 +216,10 @@ def gradient_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor) -> Tenso
     """Mean |d(x0 - target)| over known neighbours to the right and below, summed over GRADIENT_STEPS; a
     scalar.
 
-    x0, target and known (bool) are b 1 h w with sides above the longest step, t is (b,): pictures whose depth
-    is given do not count. The gradient matching of monocular depth (Li & Snavely 2018, MegaDepth, equation
-    4), in network space and without its logarithm. A network that draws patches has no other reason to make
-    two of them meet.
+    x0, target and known (bool) are (b, 1, h, w) with sides above the longest step, t is (b,): samples whose
+    depth is given do not count. The gradient matching of monocular depth (Li & Snavely 2018, MegaDepth,
+    equation 4), in network space and without its logarithm. A network that draws patches has no other reason
+    to make two of them meet.
     """
     error, total = torch.where(known, x0.float() - target, 0.0), 0.0
     for step, dim in itertools.product(GRADIENT_STEPS, (-1, -2)):

@@ -40,16 +40,14 @@ class GivenLatent(NamedTuple):
 
     latent: dict
     notes: Notes
-    transparent: Tensor | None = (
-        None  # b h w, as core has it: 1 where the picture is transparent, 0 where it has no alpha
-    )
+    transparent: Tensor | None = None  # (b, h, w), core's MASK of alpha: 1 = transparent, 0 without alpha
 
 
 class Stream(NamedTuple):
     """One stream of a joint latent."""
 
-    values: Tensor  # b c h w
-    noisy: Tensor  # b 1 h w in [0, 1]: 0 given, 1 sampled
+    values: Tensor  # (b, c, h, w)
+    noisy: Tensor  # (b, 1, h, w) in [0, 1]: 0 given, 1 sampled
 
 
 def image_to_depth_latent(model, vae, image: Tensor) -> GivenLatent:
@@ -117,7 +115,7 @@ def masked_joint_latent(
 
 
 def transparent_parts(pictures: Pictures) -> Tensor:
-    """The alpha of pictures as a MASK of core: b h w, 1 where nothing covers what is behind."""
+    """The alpha of pictures as a MASK of core: (b, h, w), 1 where nothing covers what is behind."""
     return torch.zeros(pictures.rgb.shape[:3]) if pictures.alpha is None else 1 - pictures.alpha
 
 
@@ -166,7 +164,7 @@ def give_image(rgb: Tensor, noisy: Tensor, vae, config: ModalityForcingConfig, p
 
 
 def give_depth(view: View, noisy: Tensor, config: ModalityForcingConfig, padded: Size) -> Stream:
-    """A view in network space; what it misses is sampled, whatever the mask (b 1 H W) says."""
+    """A view in network space; what it misses is sampled, whatever the mask (b, 1, H, W) says."""
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
     return Stream(net, torch.maximum(noisy, (~known).float()))
 

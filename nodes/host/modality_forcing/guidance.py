@@ -26,8 +26,7 @@ def guide_depth(args: dict, *, depth_cfg: float) -> Tensor:
     if args["uncond"] is None and depth_cfg != 1:
         raise ValueError(
             f"A depth guidance of {depth_cfg:g} needs a negative prompt to lead away from, and this run has "
-            "none: use KSampler or "
-            "CFGGuider, or set depth_cfg to 1."
+            "none: use KSampler or CFGGuider, or set depth_cfg to 1."
         )
     shapes = args["model"].latent_shapes
     image = comfy.utils.unpack_latents(args["denoised"], shapes)[0]

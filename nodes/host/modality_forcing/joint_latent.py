@@ -90,6 +90,6 @@ def check_vae(vae, image: Tensor, stride: int) -> None:
     if (channels, step) != (image.shape[1], stride):
         raise ValueError(
             f"A VAE with {channels} channels at 1/{step} arrived, but this latent has {image.shape[1]} at "
-            f"1/{stride}: use the VAE "
-            "of Load Modality Forcing for the tiny model, flux2-vae for the models on FLUX.2."
+            f"1/{stride}: use the VAE of Load Modality Forcing for the tiny model, flux2-vae for the models "
+            "on FLUX.2."
         )

@@ -46,8 +46,8 @@ class JointTimes(NamedTuple):
 
     image: Tensor  # (b,) time of the image stream
     depth: Tensor  # (b,) time of the depth stream
-    seen_depth: Tensor  # b 1 H W, depth at its own noise level
-    carried_depth: Tensor  # b 1 H W, the same as the sampler carries it
+    seen_depth: Tensor  # (b, 1, H, W), depth at its own noise level
+    carried_depth: Tensor  # (b, 1, H, W), the same as the sampler carries it
     sigma: Tensor  # (b,) the sampler's noise level, above 0
 
 
@@ -213,7 +213,7 @@ def latent_format(network: ModalityForcingConfig) -> comfy.latent_formats.Latent
 
 
 def check_latent(shapes, network: ModalityForcingConfig) -> None:
-    """Refuse everything but an image latent b c h w with a depth map b 1 ph pw, in one sentence."""
+    """Refuse all but an image latent (b, c, h, w) with a depth (b, 1, p h, p w), in one sentence."""
     remedy = "make one with the node Empty Joint Latent, with this model wired to it"
     if shapes is None or len(shapes) != 2:
         streams = (
@@ -248,9 +248,8 @@ def check_context(context: Tensor | None, network: ModalityForcingConfig) -> Non
     if width != network.context_in_dim:
         raise ValueError(
             f"A prompt of width {width} arrived, but this model reads {network.context_in_dim}: encode it "
-            "with the CLIP of Load "
-            "Modality Forcing for the tiny model, with the Qwen3 encoder of its FLUX.2 base (Load CLIP, type "
-            "flux2) for a file."
+            "with the CLIP of Load Modality Forcing for the tiny model, with the Qwen3 encoder of its "
+            "FLUX.2 base (Load CLIP, type flux2) for a file."
         )
 
 
@@ -262,7 +261,7 @@ def noisy_streams(mask: Tensor, shapes) -> Tensor:
 
 
 def noisy_per_value(mask: Tensor, shapes) -> Tensor:
-    """`noisy_streams` for every value of the packed latent: bool, b 1 n."""
+    """`noisy_streams` for every value of the packed latent: bool, (b, 1, n)."""
     lengths = torch.tensor([math.prod(shape[1:]) for shape in shapes], device=mask.device)
     return noisy_streams(mask, shapes).repeat_interleave(lengths, dim=1).unsqueeze(1) > 0
 

@@ -25,7 +25,7 @@ LONGEST = 256  # pixels of a side: of enough for a look, and nothing beside a st
 
 
 class PairPreview:
-    """What core calls with the image's latent, b c h w: the pair of the first picture, 1 3 H W in [-1, 1]."""
+    """Core calls it with the image latent (b, c, h, w): both of the first, (1, 3, H, W), [-1, 1]."""
 
     def __init__(self, image_format: comfy.latent_formats.LatentFormat):
         self.image_format = image_format

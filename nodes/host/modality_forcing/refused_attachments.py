@@ -31,8 +31,8 @@ REASONS = {
 
 # core's nodes that change the guidance itself, by the class in whose method the change is made
 ROWS_AND_COLUMNS = (
-    "works on the rows and columns of one latent, "
-    "where a joint latent is an image and a depth packed into one row"
+    "works on the rows and columns of one latent, where a joint latent is an image and a depth packed into "
+    "one row"
 )
 GUIDANCE_CHANGES = {
     "FreSca": ROWS_AND_COLUMNS,
@@ -64,8 +64,8 @@ def check_unconditional(guider) -> None:
         if any(value is not None and value.shape[-1] == width and not value.any() for value in values):
             raise ValueError(
                 f"All zeros arrived as the {kind} prompt (Conditioning Zero Out makes them), but this "
-                "network's unconditional is the "
-                "encoding of an empty text: use CLIP Text Encode with nothing in it."
+                "network's unconditional is the encoding of an empty text: use CLIP Text Encode with "
+                "nothing in it."
             )
 
 
@@ -79,8 +79,8 @@ def check_patches(options: dict) -> None:
         place = wanted[0] if isinstance(wanted[0], str) else " ".join(str(part) for part in wanted[0])
         raise ValueError(
             f"A node before this one patches {place!r} inside the model, a place that a joint network does "
-            "not have: take that node out "
-            "of the model's line (IP-Adapter, FreeU, PAG and the like are made for other networks)."
+            "not have: take that node out of the model's line (IP-Adapter, FreeU, PAG and the like are made "
+            "for other networks)."
         )
 
 
@@ -98,9 +98,8 @@ def check_options(options: dict, *, image_given: bool) -> None:
     cache = options.get("transformer_options", {}).get("easycache")
     if image_given and getattr(cache, "name", None) == "EasyCache":
         raise ValueError(
-            "EasyCache measures how much the image changes from step to step, and here it is given and never "
-            "does: use LazyCache, "
-            "which looks at the depth as well, or take the node out."
+            "EasyCache measures how much the image changes from step to step, and here it is given and "
+            "never does: use LazyCache, which looks at the depth as well, or take the node out."
         )
 
 

@@ -42,8 +42,7 @@ def check_fits(name: str, given: Shape | None, wanted: Shape, width: int) -> Non
     made = "another network" if other is None else f"a network of width {name_width(other)}"
     raise ValueError(
         f"A LoRA for {made} arrived, but this one has the width {name_width(width)}: it changes {name} as "
-        f"{given}, which is {wanted} here; "
-        "take that LoRA out, or use one made for this base."
+        f"{given}, which is {wanted} here; take that LoRA out, or use one made for this base."
     )
 
 

@@ -44,6 +44,5 @@ def check_sigmas(sigmas: Tensor) -> None:
     if len(sigmas) and float(sigmas[0]) > 1.001:
         raise ValueError(
             f"The SIGMAS begin at a noise level of {float(sigmas[0]):.4g}, but a flow model's is at most 1, "
-            "all noise: take them from "
-            "Basic Scheduler, which asks the model, or set sigma_max to 1."
+            "all noise: take them from Basic Scheduler, which asks the model, or set sigma_max to 1."
         )

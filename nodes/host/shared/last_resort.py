@@ -75,8 +75,7 @@ def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseExcept
     got = "; ".join(f"{name}: {describe(value)}" for name, value in inputs.items())
     return (
         f"{title} cannot work with what arrived, for a reason that was not foreseen ({type(error).__name__}: "
-        f"{words or 'no words'}). "
-        f"Got {got}. Check what is wired to it; the console shows the trace."
+        f"{words or 'no words'}). Got {got}. Check what is wired to it; the console shows the trace."
     )
 
 

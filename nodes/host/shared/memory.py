@@ -14,8 +14,8 @@ from comfy.model_patcher import ModelPatcher
 logger = logging.getLogger("spatialweave.memory")
 GB = 1e9
 SMALLER_FILE = (
-    "choose a smaller file of the model, in fp8 or nvfp4 "
-    "(`spatialweave convert` writes them, in an installed clone of the repository)"
+    "choose a smaller file of the model, in fp8 or nvfp4 (`spatialweave convert` writes them, in an "
+    "installed clone of the repository)"
 )
 UNNAMED = (
     "DefaultCPUAllocator",

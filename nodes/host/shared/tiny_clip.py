@@ -55,7 +55,7 @@ class TinyCondModel(TinyTextEncoder):
         """Nothing is kept between prompts."""
 
     def encode_token_weights(self, tokens: dict[str, list[Tensor]]) -> tuple[Tensor, None]:
-        """Context b n d in float32; there is no pooled output."""
+        """Context (b, n, d) in float32; there is no pooled output."""
         ids = torch.stack(tokens["spatialweave_tiny"]).to(self.device)
         return self(ids).float(), None
 
