@@ -48,6 +48,22 @@ SYSTEM_FILES = {
     "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "depth_code.py", CORE),
     "depth_code.py": (CORE + "geometry/",),
 }
+SIX = {"config.py", "network.py", "weights.py", "sampling.py", "pipeline.py", "training.py"}  # or a folder training/
+NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
+UNFINISHED = {"intrinsic_ldm": {"network.py", "pipeline.py"}}  # a system: what it still lacks
+# public names that several modules define, and why that misleads nobody; any other is refused
+SAME_JOB = {  # the same thing for each system, network, file format or record
+    "Header", "Result", "Summary", "as_lines", "build", "check_sample", "check_vae", "describe", "describe_machine", "draw_noise",
+    "export", "find_config", "find_preset", "load_base", "loss", "make_sample", "mirror", "open_folder", "read_header", "sample",
+    "transparent_output", "write_record",
+}  # fmt: skip
+FAR_APART = {  # of rooms that never import each other's, a node's class beside the value it gives included
+    "Plan", "PointCloud", "Run", "Source", "examine", "explain", "fingerprint", "fits", "say", "show", "summarise", "verify",
+}  # fmt: skip
+TO_RENAME = {  # two meanings within reach of one reader
+    "Base", "Pictures", "check_sizes", "clean_depth", "decode_text", "find_device", "find_family", "find_layers", "find_start",
+    "read_depth", "read_folder", "read_json", "read_number", "read_picture", "read_samples", "write_tensors",
+}  # fmt: skip
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
 EXTRA_IMPORTS = {
     "__init__.py": {"comfyui_version"},
@@ -103,6 +119,29 @@ def test_nodes_of_a_system_live_in_its_files(pack):
         home = PurePosixPath(name).name
         wrong += [f"{name} reaches {system}" for system in sorted(reached) if not home.startswith(system)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_system_with_a_network_has_its_six_files(pack):
+    folders = [system for system in SYSTEMS if f"models/{system}/__init__.py" in pack.code and system not in NO_NETWORK]
+    assert "modality_forcing" in folders
+    for system in folders:
+        home = f"models/{system}/"
+        found = {name.removeprefix(home) for name in pack.code if name.startswith(home)}
+        found |= {"training.py"} if "training/__init__.py" in found else set()
+        lacking = SIX - found - UNFINISHED.get(system, set())
+        assert not lacking, f"{home} lacks {', '.join(sorted(lacking))}"
+
+
+def test_no_public_name_has_two_meanings(pack):
+    defined = {}
+    for name in (name for name in pack.code if name.startswith(("models/", "nodes/", "kernels/"))):
+        for node in pack.tree(name).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                defined.setdefault(node.name, []).append(name)
+    allowed = SAME_JOB | FAR_APART | TO_RENAME | {"main"}
+    several = {name: files for name, files in defined.items() if len(files) > 1 and name not in allowed}
+    assert not several, "\n".join(f"{name}: {', '.join(files)}" for name, files in several.items())
+    assert len(SAME_JOB) + len(FAR_APART) + len(TO_RENAME) == len(SAME_JOB | FAR_APART | TO_RENAME), "a name has one reason"
 
 
 def test_comfyui_is_visible_only_in_nodes(pack):

@@ -44,7 +44,7 @@ class OnStep(Protocol):
 
 
 class Pipeline(Protocol[ResultT]):
-    """Prompts and images in, a Result out. Every system's pipeline has these parameters, and more of its own by keyword."""
+    """Prompts and images in, a Result out. Systems add parameters of their own, by keyword."""
 
     @classmethod
     def from_preset(
@@ -55,7 +55,7 @@ class Pipeline(Protocol[ResultT]):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline[ResultT]:
-        """The networks of that preset; `weights` replaces the shipped ones. ValueError names the known presets."""
+        """A preset's pipeline; `weights` replaces the shipped ones. ValueError names the known presets."""
         ...
 
     def __call__(

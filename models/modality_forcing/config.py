@@ -11,19 +11,24 @@ from typing import Any, Literal, get_args
 Mode = Literal["joint", "image_to_depth", "depth_to_image"]
 MODES: tuple[str, ...] = get_args(Mode)
 
-OTHER_NAMES = {"num_triple_blocks": "num_double_blocks"}  # the paper's word for a double block with a third stream
+OTHER_NAMES = {
+    "num_triple_blocks": "num_double_blocks"
+}  # the paper's word for a double block with a third stream
 WHOLE_NUMBERS = (
     "in_channels", "depth_channels", "context_in_dim", "hidden_size", "num_heads",
     "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "time_embed_dim",
 )  # fmt: skip
 FRACTIONS = ("theta", "mlp_ratio", "time_max_period", "time_factor", "shift_mu", "shift_sigma", "x0_t_min")
-LARGEST, MOST_BLOCKS = 2**20, 1000  # beyond any network; a damaged file must not ask for the time or the memory of more
+LARGEST, MOST_BLOCKS = (
+    2**20,
+    1000,
+)  # beyond any network; a damaged file must not ask for the time or the memory of more
 MAY_BE_ZERO = ("num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks")
 
 
 @dataclass(frozen=True)
 class ModalityForcingConfig:
-    """Everything that fixes the shapes and the arithmetic of one network. Defaults: klein_9b, the released one."""
+    """All sizes and constants of one network. Defaults: klein_9b, the released one."""
 
     in_channels: int = 128  # RGB latent channels; one token per latent pixel
     depth_channels: int = 256  # depth_patch^2: depth lives in pixel space
@@ -43,27 +48,39 @@ class ModalityForcingConfig:
     shift_mu: float = 1.1
     shift_sigma: float = 1.0
     x0_t_min: float = 0.05  # the released sampler's floor under t_depth
-    infinite_sky: bool = False  # trained with sky as infinite depth, which contracts to 2; else sky is missing, like any hole
+    infinite_sky: bool = (
+        False  # trained with sky as infinite depth, which contracts to 2; else sky is missing, like any hole
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
         for name in WHOLE_NUMBERS:
             value, least = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
             if not isinstance(value, int) or not least <= value <= LARGEST:
-                raise ValueError(f"{name} is {str(value)[:80]}, but it must be a whole number of at least {least}, and at most {LARGEST}.")
+                raise ValueError(
+                    f"{name} is {str(value)[:80]}, but it must be a whole number of at least {least}, and at "
+                    f"most {LARGEST}."
+                )
         if sum(getattr(self, name) for name in MAY_BE_ZERO) > MOST_BLOCKS:
-            raise ValueError(f"The blocks of {', '.join(MAY_BE_ZERO)} are more than {MOST_BLOCKS} together; give fewer.")
+            raise ValueError(
+                f"The blocks of {', '.join(MAY_BE_ZERO)} are more than {MOST_BLOCKS} together; give fewer."
+            )
         self._check_fractions()
         self._check_heads()
         if self.depth_channels != self.depth_patch**2:
             raise ValueError(
-                f"depth_channels is {self.depth_channels}, but patches of {self.depth_patch} x {self.depth_patch} pixels "
-                f"need {self.depth_patch**2}."
+                f"depth_channels is {self.depth_channels}, but patches of {self.depth_patch} x "
+                f"{self.depth_patch} pixels need {self.depth_patch**2}."
             )
         if self.time_embed_dim % 2:
-            raise ValueError(f"time_embed_dim is {self.time_embed_dim}, but half cosines and half sines need an even number.")
+            raise ValueError(
+                f"time_embed_dim is {self.time_embed_dim}, but half cosines and half sines need an even "
+                "number."
+            )
         if self.mlp_hidden < 1:
-            raise ValueError(f"mlp_ratio {self.mlp_ratio} times hidden_size {self.hidden_size} must be at least 1.")
+            raise ValueError(
+                f"mlp_ratio {self.mlp_ratio} times hidden_size {self.hidden_size} must be at least 1."
+            )
         for name in ("theta", "time_max_period", "time_factor", "shift_sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be positive.")
@@ -78,11 +95,18 @@ class ModalityForcingConfig:
 
     def _check_heads(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} cannot be shared by {self.num_heads} heads; it must be a multiple.")
-        if len(self.axes_dim) != 4 or any(dim % 2 or dim < 0 for dim in self.axes_dim) or sum(self.axes_dim) != self.head_dim:
             raise ValueError(
-                f"axes_dim is {self.axes_dim}, but it must be four even numbers that add up to the head width "
-                f"{self.head_dim} (hidden_size / num_heads)."
+                f"hidden_size {self.hidden_size} cannot be shared by {self.num_heads} heads; it must be a "
+                "multiple."
+            )
+        if (
+            len(self.axes_dim) != 4
+            or any(dim % 2 or dim < 0 for dim in self.axes_dim)
+            or sum(self.axes_dim) != self.head_dim
+        ):
+            raise ValueError(
+                f"axes_dim is {self.axes_dim}, but it must be four even numbers that add up to the head "
+                f"width {self.head_dim} (hidden_size / num_heads)."
             )
 
     @property
@@ -101,17 +125,24 @@ class ModalityForcingConfig:
     def from_json(cls, values: Mapping[str, Any]) -> ModalityForcingConfig:
         """From a plain dict. Missing keys take the released values; an unknown key is refused by name."""
         if not isinstance(values, Mapping):
-            raise ValueError(f"The network config is {str(values)[:60]}, but it must be an object of names and values.")
+            raise ValueError(
+                f"The network config is {str(values)[:60]}, but it must be an object of names and values."
+            )
         values = {OTHER_NAMES.get(key, key): value for key, value in values.items()}
         unknown = sorted(set(values) - cls.known())
         if unknown:
-            raise ValueError(f"The network config has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(cls.known()))}.")
+            raise ValueError(
+                f"The network config has unknown keys {', '.join(unknown)}; known are "
+                f"{', '.join(sorted(cls.known()))}."
+            )
         return cls(**values)
 
     @classmethod
     def from_metadata(cls, values: Mapping[str, Any]) -> ModalityForcingConfig:
-        """From somebody else's file description: as `from_json`, but keys that are not ours (a name, a note) are left alone."""
-        return cls.from_json({key: value for key, value in values.items() if OTHER_NAMES.get(key, key) in cls.known()})
+        """From another program's metadata: as `from_json`, but unknown keys (a name, a note) are ignored."""
+        return cls.from_json(
+            {key: value for key, value in values.items() if OTHER_NAMES.get(key, key) in cls.known()}
+        )
 
     @classmethod
     def known(cls) -> set[str]:
@@ -124,7 +155,8 @@ PRESETS: Mapping[str, ModalityForcingConfig] = MappingProxyType(
     {
         "klein_9b": KLEIN_9B,
         "klein_4b": replace(
-            KLEIN_9B, context_in_dim=7680, hidden_size=3072, num_heads=24, num_double_blocks=5, num_single_blocks=20
+            KLEIN_9B, context_in_dim=7680, hidden_size=3072, num_heads=24,
+            num_double_blocks=5, num_single_blocks=20,
         ),
         "tiny": replace(
             KLEIN_9B, in_channels=32, context_in_dim=128, hidden_size=192, num_heads=6, axes_dim=(8, 8, 8, 8),
@@ -151,7 +183,9 @@ class PipelineDefaults:
     joint: SamplingDefaults
     image_to_depth: SamplingDefaults
     depth_to_image: SamplingDefaults
-    kept_depth: SamplingDefaults  # joint, with depth that the run must keep: depth first, as the paper's trajectory
+    kept_depth: (
+        SamplingDefaults  # joint, with depth that the run must keep: depth first, as the paper's trajectory
+    )
 
 
 RELEASED_DEFAULTS = PipelineDefaults(
@@ -166,7 +200,8 @@ DEFAULTS: Mapping[str, PipelineDefaults] = MappingProxyType(
     {
         "klein_9b": RELEASED_DEFAULTS,
         "klein_4b": RELEASED_DEFAULTS,
-        # a small network follows its prompt where it is pushed: see docs/log.md for its agreement at 4, 6, 8 and 10
+        # a small network follows its prompt where it is pushed: see docs/log.md for its agreement at 4, 6, 8
+        # and 10
         "tiny": replace(RELEASED_DEFAULTS, size=128, joint=SamplingDefaults(50, 8.0, 5.0)),
     }
 )

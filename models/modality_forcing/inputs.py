@@ -1,4 +1,5 @@
-"""One call of the pipeline, checked: inputs read, sizes and batches matched, settings chosen. Every fault is one sentence.
+"""One call of the pipeline, checked: inputs read, sizes and batches matched, settings chosen. Every fault is
+one sentence.
 
 A function that changes an input returns (value, notes): one sentence for each change.
 """
@@ -48,17 +49,23 @@ def check_streams(mode: Mode, image: Any, depth: Any, refine: bool) -> None:
     if mode in needs and needs[mode][1] is None:
         raise ValueError(f"Mode {mode} needs {needs[mode][0]}, and none was given.")
     if mode == "joint" and image is not None:
-        raise ValueError("Mode joint makes the image, but one was given; use image_to_depth for the depth of a given image.")
+        raise ValueError(
+            "Mode joint makes the image, but one was given; use image_to_depth for the depth of a given "
+            "image."
+        )
     if mode == "image_to_depth" and depth is not None:
         raise ValueError("Mode image_to_depth makes the depth, but one was given; give the image alone.")
     if mode == "depth_to_image" and image is not None:
         raise ValueError("Mode depth_to_image makes the image, but one was given; give the depth alone.")
     if refine and mode != "joint":
-        raise ValueError(f"Refine makes a joint run's depth again from its image; it does nothing in {mode}, so leave it off.")
+        raise ValueError(
+            f"Refine makes a joint run's depth again from its image; it does nothing in {mode}, so leave it "
+            "off."
+        )
 
 
 def read_given_image(source: Any, size: AskedSize) -> Pictures:
-    """The given images, resized by area averaging where `size` asks for another; their notes say what was changed."""
+    """The given images, resized by area averaging if `size` asks; their notes name each change."""
     pictures = read_pictures(source)
     rgb, alpha = pictures.rgb.cpu(), None if pictures.alpha is None else pictures.alpha.cpu()
     own, target = find_target(rgb.shape[1:3], size)
@@ -70,26 +77,29 @@ def read_given_image(source: Any, size: AskedSize) -> Pictures:
 
 
 def read_given_depth(source: Any, size: AskedSize) -> tuple[View, Notes]:
-    """The given depth as a View with a valid pixel in every map, resized to the nearest pixel where `size` asks for another."""
-    view, notes = to_view(source)
+    """The given depth as a View with a valid pixel in every map, nearest-resized if `size` asks."""
+    view, notes = source_to_view(source)
     own, target = find_target(view.depth.shape[1:], size)
     if own != target:
         view, notes = resize_view(view, target), (*notes, explain_resize("depth", own, target))
     return view.require_valid(), notes
 
 
-def to_view(source: Any) -> tuple[View, Notes]:
-    """A View on the CPU from a View, or from z-depth as a tensor, array or Pillow image: (h, w), (b, h, w) or (b, h, w, 1)."""
+def source_to_view(source: Any) -> tuple[View, Notes]:
+    """A View on the CPU from a View, or from z-depth (h, w), (b, h, w) or (b, h, w, 1) of any array type."""
     if isinstance(source, View):
         view = source.to("cpu")
         holes, pixels = sum(view.invalid_counts), view.mask.numel()
-        return view, (f"{holes} of {pixels} depth pixels ({holes / pixels:.1%}) are invalid and left out.",) if holes else ()
+        return view, (
+            f"{holes} of {pixels} depth pixels ({holes / pixels:.1%}) are invalid and left out.",
+        ) if holes else ()
     depth = as_tensor(source) if hasattr(source, "getbands") else as_float_tensor(source, name="depth")
     if depth.ndim >= 3 and depth.shape[-1] == 1:
         depth = depth[..., 0]
     if depth.ndim >= 3 and depth.shape[-1] in (3, 4) and min(depth.shape[-3:-1]) > 4:
         raise ValueError(
-            f"Expected a depth with one value per pixel, got shape {tuple(depth.shape)}, a color image. Give one of its channels."
+            f"Expected a depth with one value per pixel, got shape {tuple(depth.shape)}, a color image. Give "
+            "one of its channels."
         )
     note = explain_invalid(depth.to(torch.float32))
     return View.from_depth(depth.cpu(), units="relative"), (note,) if note else ()
@@ -106,7 +116,7 @@ def explain_resize(what: str, own: Size, target: Size) -> str:
 
 
 def resize_depth(depth: Tensor, size: Size) -> Tensor:
-    """'b 1 h w' to another size by the nearest pixel, which mixes no depths across an edge."""
+    """(b, 1, h, w) to another size by the nearest pixel, which mixes no depths across an edge."""
     return F.interpolate(depth, size, mode="nearest")
 
 
@@ -119,10 +129,14 @@ def resize_view(view: View, size: Size) -> View:
     sky = torch.zeros_like(view.mask) if view.sky is None else view.sky
     depth, mask, sky = (resize_depth(x[:, None].float(), size)[:, 0] for x in (view.depth, view.mask, sky))
     sky = None if view.sky is None else sky > 0
-    return View.from_depth(depth, units=view.units, mask=mask > 0, sky=sky, intrinsics=intrinsics, world_to_cam=view.world_to_cam)
+    return View.from_depth(
+        depth, units=view.units, mask=mask > 0, sky=sky, intrinsics=intrinsics, world_to_cam=view.world_to_cam
+    )
 
 
-def match_batches(prompts: Sequence[str], pictures: Pictures | None, view: View | None, batch_size: int) -> int:
+def match_batches(
+    prompts: Sequence[str], pictures: Pictures | None, view: View | None, batch_size: int
+) -> int:
     """How many results: counts of 1 serve all, other counts must agree."""
     counts = {"prompts": len(prompts), "batch_size": batch_size}
     counts |= {} if pictures is None else {"images": len(pictures.rgb)}
@@ -145,7 +159,10 @@ def find_size(pictures: Pictures | None, view: View | None, size: AskedSize, def
     """Height and width of the result: those of the given stream, else those asked for, else the default."""
     for side in size:
         if side is not None and (not isinstance(side, int) or side < 1):
-            raise ValueError(f"A size of {size[0]} x {size[1]} was asked for; height and width must be whole numbers of at least 1.")
+            raise ValueError(
+                f"A size of {size[0]} x {size[1]} was asked for; height and width must be whole numbers of "
+                "at least 1."
+            )
     if pictures is not None:
         return tuple(pictures.rgb.shape[1:3])
     if view is not None:
@@ -159,13 +176,13 @@ def pad_size(size: Size, patch: int) -> tuple[Size, Notes]:
     if padded == tuple(size):
         return padded, ()
     return padded, (
-        f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at {padded[0]} x {padded[1]}, "
-        "given edges repeated, and the result cropped back.",
+        f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at {padded[0]} "
+        f"x {padded[1]}, given edges repeated, and the result cropped back.",
     )
 
 
 def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, Tensor]:
-    """Depth in network space and where it is known, both b 1 H W of the padded size. Sky counts as known where a network has it."""
+    """Depth in network space and its validity mask, both (b, 1, H, W) padded. Infinite sky is valid."""
     known, sky = view.mask[:, None], None
     if infinite_sky and view.sky is not None:
         sky = view.sky[:, None]
@@ -175,7 +192,12 @@ def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, 
 
 
 def choose_settings(
-    defaults: SamplingDefaults, mode: Mode, steps: int | None, guidance: float | None, *, log2_alpha: float | None
+    defaults: SamplingDefaults,
+    mode: Mode,
+    steps: int | None,
+    guidance: float | None,
+    *,
+    log2_alpha: float | None,
 ) -> tuple[SamplingDefaults, Notes]:
     """The defaults, replaced by the arguments that are not None."""
     if guidance is not None and not math.isfinite(guidance):
@@ -195,7 +217,10 @@ def check_seed(seed: int) -> int:
 
 def check_floor(x0_t_min: float) -> float:
     if not 0 <= x0_t_min < 1:
-        raise ValueError(f"x0_t_min is {x0_t_min!r}; it must be from 0 (exact) to below 1, and is 0.05 in the released sampler.")
+        raise ValueError(
+            f"x0_t_min is {x0_t_min!r}; it must be from 0 (exact) to below 1, and is 0.05 in the released "
+            "sampler."
+        )
     return x0_t_min
 
 

@@ -55,13 +55,21 @@ class ModalityForcing(nn.Module):
         self.single_stream_modulation_depth = ModulationProjection(width, 1, **made)
         self.depth_decoder_modulation = ModulationProjection(width, 1, **made)
 
-        self.double_blocks = nn.ModuleList(TripleStreamBlock(config, **made) for _ in range(config.num_double_blocks))
-        self.single_blocks = nn.ModuleList(SingleStreamBlock(config, **made) for _ in range(config.num_single_blocks))
-        self.depth_decoder_blocks = nn.ModuleList(SingleStreamBlock(config, **made) for _ in range(config.num_depth_decoder_blocks))
+        self.double_blocks = nn.ModuleList(
+            TripleStreamBlock(config, **made) for _ in range(config.num_double_blocks)
+        )
+        self.single_blocks = nn.ModuleList(
+            SingleStreamBlock(config, **made) for _ in range(config.num_single_blocks)
+        )
+        self.depth_decoder_blocks = nn.ModuleList(
+            SingleStreamBlock(config, **made) for _ in range(config.num_depth_decoder_blocks)
+        )
 
         self.final_layer = FinalLayer(width, config.in_channels, **made)
         # float32 whatever the body is: a bfloat16 head shows as bands in the depth
-        self.depth_final_layer = FinalLayer(width, config.depth_channels, **made | {"dtype": dtype and torch.float32})
+        self.depth_final_layer = FinalLayer(
+            width, config.depth_channels, **made | {"dtype": dtype and torch.float32}
+        )
 
     def forward(
         self,
@@ -74,10 +82,11 @@ class ModalityForcing(nn.Module):
         attend: Attend = attend,
         time_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """img b c h w (latent), depth b 1 p*h p*w (network space), context b n c, times (b,) -> (velocity of img, clean depth).
+        """Velocity of img (b, c, h, w) and clean depth x0 (b, 1, p h, p w).
 
-        The body computes in img's dtype; the depth comes back in float32. `time_dtype` is the precision of the time
-        embedding, by default the body's as in the release.
+        img is the image latent, depth in network space, context (b, n, c), both times (b,).
+        The body computes in img's dtype; the depth comes back in float32. `time_dtype` is the precision of
+        the time embedding, by default the body's as in the release.
         """
         grid, tokens = img.shape[-2:], img.shape[-2] * img.shape[-1]
         self.check_inputs(img, depth, context)
@@ -91,7 +100,8 @@ class ModalityForcing(nn.Module):
         }
         streams = self.run_double_blocks(streams, img_vec, depth_vec, table, attend)
 
-        (image_rows,), (depth_rows,) = self.single_stream_modulation(img_vec), self.single_stream_modulation_depth(depth_vec)
+        (image_rows,) = self.single_stream_modulation(img_vec)
+        (depth_rows,) = self.single_stream_modulation_depth(depth_vec)
         rows = stack_modulation([(image_rows, context.shape[1] + tokens), (depth_rows, tokens)])
         x = torch.cat([streams[name] for name in STREAMS], dim=1)
         for block in self.single_blocks:
@@ -108,9 +118,15 @@ class ModalityForcing(nn.Module):
         return velocity, tokens_to_depth(x0, grid, self.config.depth_patch)
 
     def forward_image(
-        self, img: Tensor, context: Tensor, t_rgb: Tensor, *, attend: Attend = attend, time_dtype: torch.dtype | None = None
+        self,
+        img: Tensor,
+        context: Tensor,
+        t_rgb: Tensor,
+        *,
+        attend: Attend = attend,
+        time_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The text-to-image network inside: no depth tokens, no depth time. Shapes as in `forward`; returns the velocity."""
+        """The text-to-image network alone, without depth tokens and depth time. Returns the velocity."""
         grid, text = img.shape[-2:], context.shape[1]
         vec = self.time_in(self.embed_time(t_rgb, img.dtype, time_dtype or img.dtype))
         table = self.rotary(text, grid, depth=False, device=img.device)
@@ -122,11 +138,14 @@ class ModalityForcing(nn.Module):
             x = block(x, rows, table, attend)
         return tokens_to_latent(self.final_layer(x[:, text:], vec), grid)
 
-    def time_vectors(self, t_rgb: Tensor, t_depth: Tensor, dtype: torch.dtype, time_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def time_vectors(
+        self, t_rgb: Tensor, t_depth: Tensor, dtype: torch.dtype, time_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Each stream's time vector (b, c): its own time, plus alpha times the other stream's."""
         rgb, depth = self.embed_time(t_rgb, dtype, time_dtype), self.embed_time(t_depth, dtype, time_dtype)
         img_vec = self.time_in(rgb) + self.cross_alpha_img.to(rgb) * self.time_in_depth_to_img(depth)
-        depth_vec = self.time_in_depth(depth) + self.cross_alpha_depth.to(rgb) * self.time_in_rgb_to_depth(rgb)
+        from_rgb = self.cross_alpha_depth.to(rgb) * self.time_in_rgb_to_depth(rgb)
+        depth_vec = self.time_in_depth(depth) + from_rgb
         return img_vec, depth_vec
 
     def embed_time(self, t: Tensor, dtype: torch.dtype, time_dtype: torch.dtype) -> Tensor:
@@ -141,10 +160,18 @@ class ModalityForcing(nn.Module):
         return rotary_table(torch.cat(ids), self.config.axes_dim, self.config.theta)
 
     def run_double_blocks(
-        self, streams: dict[str, Tensor], img_vec: Tensor, depth_vec: Tensor | None, table: RotaryTable, attend: Attend
+        self,
+        streams: dict[str, Tensor],
+        img_vec: Tensor,
+        depth_vec: Tensor | None,
+        table: RotaryTable,
+        attend: Attend,
     ) -> dict[str, Tensor]:
         """All double blocks over the streams given; text rows are modulated by the image's time."""
-        mods = {"txt": self.double_stream_modulation_txt(img_vec), "img": self.double_stream_modulation_img(img_vec)}
+        mods = {
+            "txt": self.double_stream_modulation_txt(img_vec),
+            "img": self.double_stream_modulation_img(img_vec),
+        }
         if depth_vec is not None:
             mods["depth"] = self.double_stream_modulation_depth(depth_vec)
         for block in self.double_blocks:
@@ -153,14 +180,20 @@ class ModalityForcing(nn.Module):
 
     def check_inputs(self, img: Tensor, depth: Tensor, context: Tensor) -> None:
         c, (b, _, h, w) = self.config, img.shape
-        want = ((b, c.in_channels, h, w), (b, 1, h * c.depth_patch, w * c.depth_patch), (b, context.shape[1], c.context_in_dim))
+        want = (
+            (b, c.in_channels, h, w),
+            (b, 1, h * c.depth_patch, w * c.depth_patch),
+            (b, context.shape[1], c.context_in_dim),
+        )
         got = tuple(tuple(x.shape) for x in (img, depth, context))
         if got != want:
-            raise ValueError(f"Image latent, depth and context have shapes {got}, but this network needs {want}.")
+            raise ValueError(
+                f"Image latent, depth and context have shapes {got}, but this network needs {want}."
+            )
 
 
 class TripleStreamBlock(nn.Module):
-    """A FLUX.2 double block with a third stream: separate weights per stream, one attention over all tokens."""
+    """A FLUX.2 double block with a third stream: weights per stream, one attention over all tokens."""
 
     def __init__(self, config: ModalityForcingConfig, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
@@ -170,10 +203,17 @@ class TripleStreamBlock(nn.Module):
             self.add_module(f"{name}_mlp", gated_mlp(config.hidden_size, config.mlp_hidden, **made))
 
     def forward(
-        self, streams: dict[str, Tensor], mods: Mapping[str, tuple[Modulation, ...]], table: RotaryTable, attend: Attend
+        self,
+        streams: dict[str, Tensor],
+        mods: Mapping[str, tuple[Modulation, ...]],
+        table: RotaryTable,
+        attend: Attend,
     ) -> dict[str, Tensor]:
         attns = [getattr(self, f"{name}_attn") for name in streams]
-        heads = [attn.heads(modulate(x, *mods[name][0][:2])) for attn, (name, x) in zip(attns, streams.items(), strict=True)]
+        heads = [
+            attn.heads(modulate(x, *mods[name][0][:2]))
+            for attn, (name, x) in zip(attns, streams.items(), strict=True)
+        ]
         q, k, v = (torch.cat(parts, dim=1) for parts in zip(*heads, strict=True))
         mixed = attend_heads(q, k, v, table, attend).split([x.shape[1] for x in streams.values()], dim=1)
 
@@ -181,7 +221,9 @@ class TripleStreamBlock(nn.Module):
         for attn, rows, (name, x) in zip(attns, mixed, streams.items(), strict=True):
             first, second = mods[name]
             x = torch.addcmul(x, first.gate, attn.proj(rows))
-            out[name] = torch.addcmul(x, second.gate, getattr(self, f"{name}_mlp")(modulate(x, second.shift, second.scale)))
+            out[name] = torch.addcmul(
+                x, second.gate, getattr(self, f"{name}_mlp")(modulate(x, second.shift, second.scale))
+            )
         return out
 
 
@@ -251,7 +293,9 @@ class FinalLayer(nn.Module):
         super().__init__()
         linear = {"bias": False, "device": device, "dtype": dtype}
         self.linear = operations.Linear(hidden_size, out_channels, **linear)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(hidden_size, 2 * hidden_size, **linear))
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), operations.Linear(hidden_size, 2 * hidden_size, **linear)
+        )
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
@@ -265,10 +309,14 @@ class GatedSiLU(nn.Module):
         return gate_silu(x)
 
 
-def gated_mlp(hidden_size: int, mlp_hidden: int, *, operations=torch.nn, device=None, dtype=None) -> nn.Sequential:
+def gated_mlp(
+    hidden_size: int, mlp_hidden: int, *, operations=torch.nn, device=None, dtype=None
+) -> nn.Sequential:
     linear = {"bias": False, "device": device, "dtype": dtype}
     return nn.Sequential(
-        operations.Linear(hidden_size, 2 * mlp_hidden, **linear), GatedSiLU(), operations.Linear(mlp_hidden, hidden_size, **linear)
+        operations.Linear(hidden_size, 2 * mlp_hidden, **linear),
+        GatedSiLU(),
+        operations.Linear(mlp_hidden, hidden_size, **linear),
     )
 
 

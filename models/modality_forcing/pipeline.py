@@ -16,7 +16,16 @@ from ..core.geometry.view import View, explain_invalid
 from ..core.padding import crop_to, pad_to
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
-from .config import DEFAULTS, PRESETS, RELEASED_DEFAULTS, ModalityForcingConfig, Mode, PipelineDefaults, check_mode, find_preset
+from .config import (
+    DEFAULTS,
+    PRESETS,
+    RELEASED_DEFAULTS,
+    ModalityForcingConfig,
+    Mode,
+    PipelineDefaults,
+    check_mode,
+    find_preset,
+)
 from .depth_code import Z_MAX, net_to_depth
 from .inputs import (
     Notes,
@@ -42,16 +51,16 @@ TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
 
 @dataclass(frozen=True)
 class Result:
-    """One batch. The two network tensors are of the padded size, so that they fit together and can be fed on."""
+    """One batch. The two latents have the padded size, so that they fit together and can be sampled on."""
 
-    image: Tensor  # b h w 3 in [0, 1]
+    image: Tensor  # (b, h, w, 3) in [0, 1]
     view: View
-    rgb_latent: Tensor  # b c h w
-    depth_net: Tensor  # b 1 H W, network space
+    rgb_latent: Tensor  # (b, c, h, w)
+    depth_net: Tensor  # (b, 1, H, W), network space
     notes: tuple[str, ...]  # a sentence for everything that was not as given or asked
     seed: int
     seconds: float
-    alpha: Tensor | None = None  # b h w, of the given picture
+    alpha: Tensor | None = None  # (b, h, w), of the given picture
 
 
 class ModalityForcingPipeline:
@@ -83,14 +92,15 @@ class ModalityForcingPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        """The pipeline whose weights lie beside this code, or with other `weights`: a network file, or the output folder of a
-        training run, which holds a text encoder as well. ValueError names the known presets, or what else to do.
+        """The preset with its shipped weights, or with `weights`: a network file, or a training run's output
+        folder, which holds a text encoder as well. ValueError names the known presets, or what else to do.
         """
         find_preset(name)
         if name != "tiny":
             raise ValueError(
-                f"The weights of {name} are not in this pack, only those of tiny are; load them with load_network and build "
-                "ModalityForcingPipeline with FLUX.2's autoencoder and text encoder, or use the nodes in ComfyUI."
+                f"The weights of {name} are not in this pack, only those of tiny are; load them with "
+                "load_network and build ModalityForcingPipeline with FLUX.2's autoencoder and text encoder, "
+                "or use the nodes in ComfyUI."
             )
         # late: the pipeline serves any codec and encoder, and only this preset needs the demo's
         from ..tiny.text import explain_prompt
@@ -100,7 +110,10 @@ class ModalityForcingPipeline:
         file = run / "network.safetensors" if run else weights or TINY_NETWORK
         network, config = load_network(file, config=PRESETS[name], dtype=dtype, device=device)
         text_file = run / "text.safetensors" if run else TEXT_FILE
-        codec, text = load_codec(device=device).train(False), load_text_encoder(text_file, device=device).train(False)
+        codec, text = (
+            load_codec(device=device).train(False),
+            load_text_encoder(text_file, device=device).train(False),
+        )
         return cls(network, config, codec, text, defaults=DEFAULTS[name], explain_prompt=explain_prompt)
 
     @torch.no_grad()
@@ -122,14 +135,15 @@ class ModalityForcingPipeline:
         x0_t_min: float = 0.0,
         on_step: OnStep | None = None,
     ) -> Result:
-        """Sample a batch. What is None takes the preset's default.
+        """Sample a batch. None takes the preset's default; errors are ValueErrors.
 
-        joint makes both streams from the prompt; given a `depth`, its valid pixels are kept and the rest is made to fit.
-        image_to_depth needs `image`, depth_to_image needs `depth` (a View, or z-depth, larger = farther; NaN, infinite, zero and
-        negative pixels are missing, and filled by the network's own means). Pictures: see `read_pictures`.
-        height and width: joint's size; in the other modes the given picture or depth is resized to it first, and else keeps its own.
-        `log2_alpha` (joint): > 0 image first, 0 both at once, < 0 depth first. `refine` (joint): depth again, from the finished image.
-        `x0_t_min` = 0.05 repeats the released sampler. Errors are ValueErrors of one sentence.
+        `mode`: joint samples both streams from the prompt, and keeps the valid pixels of a `depth` if given;
+        image_to_depth needs `image`, see `read_pictures`; depth_to_image needs `depth`, a View, or z-depth in
+        which NaN, infinite, zero and negative pixels are missing; the network sees noise there.
+        `height`, `width`: joint mode's size; in other modes the input is resized to it, or keeps its own.
+        `log2_alpha` (joint): > 0 denoises the image first, 0 both at once, < 0 the depth first.
+        `refine` (joint): sample the depth again, from the finished image.
+        `x0_t_min`: 0.05 reproduces the released sampler.
         """
         started, asked = time.perf_counter(), (height, width)
         check_streams(check_mode(mode), image, depth, refine)
@@ -137,7 +151,9 @@ class ModalityForcingPipeline:
         view, depth_notes = (None, ()) if depth is None else read_given_depth(depth, asked)
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         size = find_size(pictures, view, asked, self.defaults.size)
-        defaults = self.defaults.kept_depth if mode == "joint" and view is not None else getattr(self.defaults, mode)
+        defaults = (
+            self.defaults.kept_depth if mode == "joint" and view is not None else getattr(self.defaults, mode)
+        )
         batch = match_batches(prompts, pictures, view, batch_size)
         padded, padding_notes = pad_size(size, self.config.depth_patch)
         settings, settings_notes = choose_settings(defaults, mode, steps, guidance, log2_alpha=log2_alpha)
@@ -153,18 +169,32 @@ class ModalityForcingPipeline:
             refine=refine,
         )
         rgb, net = self.run(request, pictures, view, on_step)
-        made = self.decode_image(rgb, request) if pictures is None else pictures.rgb.expand(request.batch, -1, -1, -1)
+        made = (
+            self.decode_image(rgb, request)
+            if pictures is None
+            else pictures.rgb.expand(request.batch, -1, -1, -1)
+        )
         view, view_notes = self.finish_view(view if mode == "depth_to_image" else None, net, made, request)
-        alpha = None if pictures is None or pictures.alpha is None else pictures.alpha.expand(request.batch, -1, -1)
+        alpha = (
+            None
+            if pictures is None or pictures.alpha is None
+            else pictures.alpha.expand(request.batch, -1, -1)
+        )
         image_notes = () if pictures is None else pictures.notes
-        notes = image_notes + depth_notes + padding_notes + settings_notes + self.explain(prompts) + view_notes
+        notes = (
+            image_notes + depth_notes + padding_notes + settings_notes + self.explain(prompts) + view_notes
+        )
         return Result(made, view, rgb, net, notes, seed, time.perf_counter() - started, alpha)
 
-    def run(self, request: Request, pictures: Pictures | None, view: View | None, on_step: OnStep | None) -> tuple[Tensor, Tensor]:
+    def run(
+        self, request: Request, pictures: Pictures | None, view: View | None, on_step: OnStep | None
+    ) -> tuple[Tensor, Tensor]:
         """The sampling run, or two with refine: clean RGB latent and network-space depth."""
         patch, (height, width) = self.config.depth_patch, request.padded
         rgb_shape = (request.batch, self.config.in_channels, height // patch, width // patch)
-        rgb, net = (x.to(self.device) for x in draw_noise(request.seed, rgb_shape, (request.batch, 1, height, width)))
+        rgb, net = (
+            x.to(self.device) for x in draw_noise(request.seed, rgb_shape, (request.batch, 1, height, width))
+        )
         kept = None
         if view is not None:
             encoded, mask = self.encode_view(view, request)
@@ -178,17 +208,34 @@ class ModalityForcingPipeline:
         settings, shift = request.settings, {"mu": self.config.shift_mu, "sigma": self.config.shift_sigma}
         schedule = make_schedule(request.mode, settings.steps, log2_alpha=settings.log2_alpha, **shift)
         total = settings.steps * (2 if request.refine else 1)
-        fixed = {"context": self.encode_text(request.prompts), "x0_t_min": request.x0_t_min, "partial_depth": kept}
+        fixed = {
+            "context": self.encode_text(request.prompts),
+            "x0_t_min": request.x0_t_min,
+            "partial_depth": kept,
+        }
         guided = {}
-        if settings.guidance > 1 and any(request.prompts):  # among empty prompts alone there is nothing to move away from
+        if settings.guidance > 1 and any(
+            request.prompts
+        ):  # among empty prompts alone there is nothing to move away from
             guided = {"null_context": self.encode_text([""]), "guidance": settings.guidance}
-        rgb, depth = sample(self.call_network, rgb, net, schedule, **fixed, **guided, on_step=count_steps(on_step, 0, total))
+        rgb, depth = sample(
+            self.call_network, rgb, net, schedule, **fixed, **guided, on_step=count_steps(on_step, 0, total)
+        )
         if request.refine:
             schedule = make_schedule("image_to_depth", settings.steps, **shift)
-            rgb, depth = sample(self.call_network, rgb, net, schedule, **fixed, on_step=count_steps(on_step, settings.steps, total))
+            rgb, depth = sample(
+                self.call_network,
+                rgb,
+                net,
+                schedule,
+                **fixed,
+                on_step=count_steps(on_step, settings.steps, total),
+            )
         return rgb, depth
 
-    def call_network(self, rgb: Tensor, depth: Tensor, context: Tensor, t_rgb: Tensor, t_depth: Tensor) -> tuple[Tensor, Tensor]:
+    def call_network(
+        self, rgb: Tensor, depth: Tensor, context: Tensor, t_rgb: Tensor, t_depth: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The state is float32; the network runs in its own precision."""
         dtype = self.network.img_in.weight.dtype
         velocity, x0 = self.network(rgb.to(dtype), depth.to(dtype), context, t_rgb, t_depth)
@@ -202,28 +249,32 @@ class ModalityForcingPipeline:
         return self.text_encoder.encode(list(prompts)).to(self.device, torch.float32)
 
     def encode_image(self, pictures: Pictures, request: Request) -> Tensor:
-        """Given pictures -> clean latent b c h w, edges repeated up to the padded size."""
+        """Given pictures -> clean latent (b, c, h, w), edges repeated up to the padded size."""
         image = pad_to(pictures.rgb.movedim(-1, 1) * 2 - 1, request.padded)
         return self.image_codec.encode(image.to(self.device)).float().expand(request.batch, -1, -1, -1)
 
     def decode_image(self, latent: Tensor, request: Request) -> Tensor:
-        """Latent -> pictures b h w 3 in [0, 1] of the size asked for."""
+        """Latent -> pictures (b, h, w, 3) in [0, 1] of the size asked for."""
         image = self.image_codec.decode(latent).float() * 0.5 + 0.5
         return crop_to(image.clamp(0, 1), request.size).movedim(1, -1).cpu()
 
     def encode_view(self, view: View, request: Request) -> tuple[Tensor, Tensor]:
-        """Given depth -> network space and valid mask, both b 1 H W of the padded size."""
+        """Given depth -> network space and valid mask, both (b, 1, H, W) of the padded size."""
         net, mask = encode_view(view, request.padded, infinite_sky=self.config.infinite_sky)
         return tuple(x.to(self.device).expand(request.batch, -1, -1, -1) for x in (net, mask))
 
-    def finish_view(self, given: View | None, net: Tensor, image: Tensor, request: Request) -> tuple[View, Notes]:
-        """The depth of the result: the given one with its units, or the sampled one, in relative units of about unit mean."""
+    def finish_view(
+        self, given: View | None, net: Tensor, image: Tensor, request: Request
+    ) -> tuple[View, Notes]:
+        """The depth of the result: the given one in its units, or the sampled one, relative."""
         if given is not None:
             cameras = {"sky": given.sky, "intrinsics": given.intrinsics, "world_to_cam": given.world_to_cam}
-            return View.from_depth(given.depth, units=given.units, mask=given.mask, image=image, **cameras), ()
+            return View.from_depth(
+                given.depth, units=given.units, mask=given.mask, image=image, **cameras
+            ), ()
         net = crop_to(net, request.size).cpu()
         depth = net_to_depth(net, infinite_sky=self.config.infinite_sky)
-        return View.from_depth(depth, units="relative", image=image), explain_depth(depth, net)
+        return View.from_depth(depth, units="relative", image=image), explain_sampled_depth(depth, net)
 
     def explain(self, prompts: Sequence[str]) -> Notes:
         """What the text encoder cannot read, once per prompt."""
@@ -232,8 +283,8 @@ class ModalityForcingPipeline:
         return tuple(filter(None, (self.explain_prompt(prompt) for prompt in dict.fromkeys(prompts))))
 
 
-def explain_depth(depth: Tensor, net: Tensor) -> Notes:
-    """What is special about a sampled depth, given decoded and in network space: clamped, infinite and invalid pixels."""
+def explain_sampled_depth(depth: Tensor, net: Tensor) -> Notes:
+    """Notes on a sampled depth, given decoded and in network space: clamped, infinite and invalid pixels."""
     notes = []
     far = int((torch.isfinite(depth) & (net > Z_MAX)).sum())
     if far:

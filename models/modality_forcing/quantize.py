@@ -1,4 +1,4 @@
-"""A Modality Forcing file in fewer bits: which of its layers are quantised, and which keep their precision."""
+"""Quantization of a Modality Forcing file: which layers are quantized, and which keep their precision."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ CHOICES = (PLAIN, *FORMATS)
 
 
 def convert_network(
-    source: str | os.PathLike, target: str | os.PathLike, form: str, on_progress: Progress = lambda done, total: None
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    form: str,
+    on_progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write a network file in one of CHOICES, under the same names. WeightsError says what is wrong with the source."""
+    """Write a network file in one of CHOICES, under the same names. WeightsError: an unfit source."""
     if form not in CHOICES:
         raise WeightsError(f"There is no format named {form!r}; known formats are {', '.join(CHOICES)}.")
     header = read_header(source)
@@ -38,8 +41,9 @@ def convert_network(
 def plan_precisions(shapes: Mapping[str, tuple[int, ...]], form: str) -> dict[str, str | torch.dtype]:
     """For each released name: the name of its format, or its dtype.
 
-    Quantised are the matrices of the blocks, 95 % of the network. What stays bfloat16 is small or reaches every token: projections
-    in and out, time embeddings, modulations, norms. The depth head is float32, for lower precision shows as bands in the depth.
+    Quantised are the matrices of the blocks, 95 % of the network. What stays bfloat16 is small or reaches
+    every token: projections in and out, time embeddings, modulations, norms. The depth head is float32, for
+    lower precision shows as bands in the depth.
     """
     plan: dict[str, str | torch.dtype] = {}
     for name, shape in shapes.items():

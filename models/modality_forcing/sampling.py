@@ -19,8 +19,8 @@ LOG2_ALPHA_MAX = 20  # beyond it float32 times of one stream collapse onto 0 or 
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The time of each stream at the N+1 nodes; the network runs at the first N. A stream that is given stands at 0."""
+class TimeSchedule:
+    """Each stream's time at the N+1 nodes; the network runs at the first N. A given stream has time 0."""
 
     t_rgb: Tensor  # (N+1,) float32, from 1 down to 0, or all 0
     t_depth: Tensor
@@ -32,34 +32,41 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PartialDepth:
-    """Depth that the run must keep: before every step the kept pixels become (1 - t) depth + t noise at the depth's own time."""
+    """Known depth: before every step its pixels are set to (1 - t) depth + t noise at its own time."""
 
-    depth: Tensor  # b 1 h w, network space
-    noise: Tensor  # b 1 h w
-    mask: Tensor  # b 1 h w bool, True = keep
+    depth: Tensor  # (b, 1, h, w), network space
+    noise: Tensor  # (b, 1, h, w)
+    mask: Tensor  # (b, 1, h, w) bool, True = keep
 
     def impose(self, depth: Tensor, t: Tensor) -> Tensor:
         return torch.where(self.mask, add_noise(self.depth, self.noise, t), depth)
 
 
-def make_schedule(mode: Mode, steps: int, *, log2_alpha: float | None = None, mu: float = 1.1, sigma: float = 1.0) -> Schedule:
-    """The released time tables. `log2_alpha` > 0 lets the image resolve first, < 0 the depth; it acts in joint mode only."""
+def make_schedule(
+    mode: Mode, steps: int, *, log2_alpha: float | None = None, mu: float = 1.1, sigma: float = 1.0
+) -> TimeSchedule:
+    """The released time tables. Joint mode: `log2_alpha` > 0 denoises the image first, < 0 the depth."""
     check_mode(mode)
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"{steps!r} steps were asked for; sampling needs a whole number of at least 1.")
     if log2_alpha is not None and not abs(log2_alpha) <= LOG2_ALPHA_MAX:
-        raise ValueError(f"log2_alpha is {log2_alpha!r}; it must lie between -{LOG2_ALPHA_MAX} and {LOG2_ALPHA_MAX}, or be None.")
+        raise ValueError(
+            f"log2_alpha is {log2_alpha!r}; it must lie between -{LOG2_ALPHA_MAX} and {LOG2_ALPHA_MAX}, or "
+            "be None."
+        )
     shifted = shift_time(torch.linspace(1, 0, steps + 1, dtype=torch.float32), mu, sigma)
     clean = torch.zeros_like(shifted)
     if mode == "image_to_depth":
-        return Schedule(t_rgb=clean, t_depth=shifted)
+        return TimeSchedule(t_rgb=clean, t_depth=shifted)
     if mode == "depth_to_image":
-        return Schedule(t_rgb=shifted, t_depth=clean)
-    return Schedule(t_rgb=shifted, t_depth=shifted if log2_alpha is None else warp_time(shifted, log2_alpha))
+        return TimeSchedule(t_rgb=shifted, t_depth=clean)
+    return TimeSchedule(
+        t_rgb=shifted, t_depth=shifted if log2_alpha is None else warp_time(shifted, log2_alpha)
+    )
 
 
 def draw_noise(seed: int, rgb_shape: tuple[int, ...], depth_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Unit Gaussian float32 noise from one CPU generator, RGB first: the numbers ComfyUI draws for the same nested latent."""
+    """Gaussian float32 noise from one CPU generator, RGB first: equal to ComfyUI's for a nested latent."""
     generator = torch.Generator("cpu").manual_seed(seed)
     rgb = torch.randn(rgb_shape, generator=generator, dtype=torch.float32)
     return rgb, torch.randn(depth_shape, generator=generator, dtype=torch.float32)
@@ -69,7 +76,7 @@ def sample(
     network_call: NetworkCall,
     rgb: Tensor,
     depth: Tensor,
-    schedule: Schedule,
+    schedule: TimeSchedule,
     *,
     context: Tensor,
     null_context: Tensor | None = None,
@@ -78,12 +85,13 @@ def sample(
     on_step: OnStep | None = None,
     partial_depth: PartialDepth | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the schedule with Euler steps: noise, or a given clean stream, in; clean RGB latent and network-space depth out.
+    """Run the schedule with Euler steps: noise, or a given clean stream, in; clean RGB latent and
+    network-space depth out.
 
-    network_call(rgb, depth, context, t_rgb (b,), t_depth (b,)) -> (RGB velocity, clean depth). Guidance acts above 1, on both
-    raw outputs, and then needs `null_context`; either context may have batch 1. `x0_t_min` = 0.05 is the released floor under
-    the depth's time; 0 lets the last step land on the prediction. on_step's latents
-    are the clean predictions of "image" (b, c, h, w) and "depth" (b, 1, H, W).
+    network_call(rgb, depth, context, t_rgb (b,), t_depth (b,)) -> (RGB velocity, clean depth). Guidance acts
+    above 1, on both raw outputs, and then needs `null_context`; either context may have batch 1. `x0_t_min` =
+    0.05 is the released floor under the depth's time; 0 lets the last step land on the prediction. on_step's
+    latents are the clean predictions of "image" (b, c, h, w) and "depth" (b, 1, H, W).
     """
     predict = guided_call(network_call, context, null_context, guidance, batch=len(rgb))
     t_rgb, t_depth = schedule.t_rgb.to(rgb.device), schedule.t_depth.to(rgb.device)
@@ -107,11 +115,14 @@ def guided_call(
     if not math.isfinite(guidance):
         raise ValueError(f"Guidance is {guidance!r}; it must be a finite number, and acts above 1.")
     if guidance > 1 and null_context is None:
-        raise ValueError(f"Guidance {guidance:g} needs null_context, the encoding of the empty prompt; give it, or use guidance 1.")
-    prompted = spread(context, batch, "context")
+        raise ValueError(
+            f"Guidance {guidance:g} needs null_context, the encoding of the empty prompt; give it, or use "
+            "guidance 1."
+        )
+    prompted = expand_context(context, batch, "context")
     if guidance <= 1:
         return lambda rgb, depth, t_rgb, t_depth: network_call(rgb, depth, prompted, t_rgb, t_depth)
-    empty = spread(null_context, batch, "null context")
+    empty = expand_context(null_context, batch, "null context")
 
     def call(rgb, depth, t_rgb, t_depth):
         outputs = network_call(rgb, depth, prompted, t_rgb, t_depth)
@@ -120,8 +131,10 @@ def guided_call(
     return call
 
 
-def spread(context: Tensor, batch: int, name: str) -> Tensor:
+def expand_context(context: Tensor, batch: int, name: str) -> Tensor:
     """A context of batch 1 for every picture; a ValueError names any other mismatch."""
     if len(context) not in (1, batch):
-        raise ValueError(f"The {name} has batch {len(context)}, but {batch} pictures are sampled; it must be 1 or {batch}.")
+        raise ValueError(
+            f"The {name} has batch {len(context)}, but {batch} pictures are sampled; it must be 1 or {batch}."
+        )
     return context.expand(batch, *context.shape[1:])

@@ -1,4 +1,4 @@
-"""Weights files of Modality Forcing networks: released key names, which configuration a file has, what a wrong file is."""
+"""Weights files: released key names, the configuration of a file, and what a wrong file is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from .config import PRESETS, ModalityForcingConfig
 from .network import ModalityForcing
 
 PREFIX = "dit."  # of the released file
-# any of these, in any order: torch.compile, DataParallel, training loops and ComfyUI put their own words before all names
+# any of these, in any order: torch.compile, DataParallel, training loops and ComfyUI put their own words
+# before all names
 PREFIXES = re.compile(r"(?:(?:dit|model|diffusion_model|module|_orig_mod|net|network)\.)*")
 COMPILED = "_orig_mod."  # torch.compile's, before the names of each block that was compiled by itself
 KIND = "Modality Forcing network"
@@ -41,11 +42,21 @@ FIRST_VARIANT = ("cross_alpha_img", "cross_alpha_depth")  # what the first publi
 BLOCKS = ("double_blocks.", "single_blocks.", "depth_decoder_blocks.")
 DEPTH_HEAD = "depth_final_layer."
 QUANTISED = (".comfy_quant", ".scale_weight", ".weight_scale", "scaled_fp8")
-# what each precision of a file becomes: float16 overflows in this network, and no layer computes in 8 bits without scales
+# what each precision of a file becomes: float16 overflows in this network, and no layer computes in 8 bits
+# without scales
 BODY_DTYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float32, "BF16": torch.bfloat16}
 BODY_DTYPES |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), torch.bfloat16)
 # what shapes and settings of no whole network raise
-UNLIKE = (ValueError, TypeError, AttributeError, KeyError, IndexError, StopIteration, ArithmeticError, RecursionError)
+UNLIKE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    StopIteration,
+    ArithmeticError,
+    RecursionError,
+)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -57,11 +68,12 @@ def load_network(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[ModalityForcing, ModalityForcingConfig]:
-    """A network and its configuration from a safetensors file, or from a state dict whose tensors it then uses.
+    """A network and its configuration from a safetensors file, or from a state dict whose tensors it then
+    uses.
 
-    The configuration is the one given, else the file's own, else read off the shapes. `dtype=None` keeps the file's precision (float32
-    for float16, in which this network overflows, and for float64); the depth head is float32 always. WeightsError says in one sentence
-    what a wrong file is.
+    The configuration is the one given, else the file's own, else read off the shapes. `dtype=None` keeps the
+    file's precision (float32 for float16, in which this network overflows, and for float64); the depth head
+    is float32 always. WeightsError says in one sentence what a wrong file is.
     """
     given = path_or_state if isinstance(path_or_state, Mapping) else None
     what = str(path_or_state) if given is None else "The state dict"
@@ -71,13 +83,21 @@ def load_network(
     names = own_names(header.shapes, prefix, what)
     check_precisions({names[name]: found for name, found in header.dtypes.items()}, what)
     stored = {ours: header.dtypes[name] for name, ours in names.items()}.get("img_in.weight", "")
-    network = ModalityForcing(config, operations=operations, device="meta", dtype=dtype or BODY_DTYPES.get(stored, torch.bfloat16))
+    network = ModalityForcing(
+        config, operations=operations, device="meta", dtype=dtype or BODY_DTYPES.get(stored, torch.bfloat16)
+    )
     shapes = {names[name]: shape for name, shape in header.shapes.items()}
-    check_fit({name: tuple(value.shape) for name, value in network.state_dict().items()}, shapes, f"{what}, a {KIND},")
+    check_fit(
+        {name: tuple(value.shape) for name, value in network.state_dict().items()},
+        shapes,
+        f"{what}, a {KIND},",
+    )
     state = read_tensors(path_or_state) if given is None else given
     if given is not None:
         check_finite(given, what)
-    return fill_module(network, {names[name]: value for name, value in state.items()}, what=what, device=device), config
+    return fill_module(
+        network, {names[name]: value for name, value in state.items()}, what=what, device=device
+    ), config
 
 
 def describe_state(state: Mapping[str, Tensor]) -> Header:
@@ -96,22 +116,29 @@ def save_network(
     *,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a network under the released key names, its configuration in the metadata. `dtype` converts, e.g. to bfloat16."""
+    """Write a network under the released key names, with its config as metadata, cast to `dtype` if given."""
     state = {PREFIX + name: value.to(dtype or value.dtype) for name, value in network.state_dict().items()}
-    return write_tensors(path, state, {"config": json.dumps(config.to_json()), **(extra_metadata or {})}, kind=KIND)
+    return write_tensors(
+        path, state, {"config": json.dumps(config.to_json()), **(extra_metadata or {})}, kind=KIND
+    )
 
 
 def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[str, Tensor]:
-    """The image and text half from a plain FLUX.2 klein file, under our names: what training of a depth stream starts from."""
+    """Image and text weights of a plain FLUX.2 klein file, under our names: a start for training."""
     header = read_header(path)
     found = (name.removesuffix(FLUX2_MARKER) for name in header.shapes if name.endswith(FLUX2_MARKER))
     prefix = next((prefix for prefix in found if PREFIXES.fullmatch(prefix)), None)
     if prefix is None:
-        raise WeightsError(f"{path} is {describe(header)}; a FLUX.2 klein base network is wanted here{explain_part(str(path))}.")
+        raise WeightsError(
+            f"{path} is {describe(header)}; a FLUX.2 klein base network is wanted "
+            f"here{explain_part(str(path))}."
+        )
     renamed = {name: _base_name(ours) for name, ours in own_names(header.shapes, prefix, str(path)).items()}
     kept = {name: ours for name, ours in renamed.items() if is_image_text(ours)}
     wanted = {name: shape for name, shape in network_shapes(config).items() if is_image_text(name)}
-    check_fit(wanted, {ours: header.shapes[name] for name, ours in kept.items()}, f"{path}, a FLUX.2 network,")
+    check_fit(
+        wanted, {ours: header.shapes[name] for name, ours in kept.items()}, f"{path}, a FLUX.2 network,"
+    )
     check_precisions({name: header.dtypes[name] for name in kept}, str(path))
     tensors = read_tensors(path)
     return {ours: tensors[name] for name, ours in kept.items()}
@@ -119,21 +146,32 @@ def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[st
 
 def _base_name(name: str) -> str:
     """FLUX.2 files call the scale of an RMS norm `scale` or `weight`."""
-    return name.removesuffix("weight") + "scale" if name.endswith(("query_norm.weight", "key_norm.weight")) else name
+    return (
+        name.removesuffix("weight") + "scale"
+        if name.endswith(("query_norm.weight", "key_norm.weight"))
+        else name
+    )
 
 
 def is_image_text(name: str) -> bool:
     """True for the parameters that plain FLUX.2 has too; `name` without prefix."""
-    return not (name.startswith(("depth_", "cross_alpha_", "time_in_")) or ".depth_" in name or "modulation_depth." in name)
+    return not (
+        name.startswith(("depth_", "cross_alpha_", "time_in_"))
+        or ".depth_" in name
+        or "modulation_depth." in name
+    )
 
 
 def network_shapes(config: ModalityForcingConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape, without memory for any."""
-    return {name: tuple(value.shape) for name, value in ModalityForcing(config, device="meta").state_dict().items()}
+    return {
+        name: tuple(value.shape)
+        for name, value in ModalityForcing(config, device="meta").state_dict().items()
+    }
 
 
 def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = describe) -> str:
-    """What stands before the released names in this file; WeightsError if it is no Modality Forcing network, with what it is."""
+    """The prefix of the released names in this file; WeightsError says what another file is."""
     first = MARKERS[0]
     found = [name.removesuffix(first) for name in header.shapes if name.endswith(first)]
     found = [prefix for prefix in found if all(prefix + name in header.shapes for name in MARKERS)]
@@ -141,7 +179,9 @@ def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = d
     if prefix is None:
         raise WeightsError(_explain_other(header, what, found, describe))
     if any(name.endswith(QUANTISED) for name in header.shapes):
-        raise WeightsError(f"{what} is a quantised {KIND}; load it through ComfyUI, or use the unquantised file.")
+        raise WeightsError(
+            f"{what} is a quantised {KIND}; load it through ComfyUI, or use the unquantised file."
+        )
     if prefix + FIRST_VARIANT[0] not in header.shapes:
         raise WeightsError(
             f"{what} is a {KIND} of the first variant, in which the streams do not know each other's time; "
@@ -153,7 +193,8 @@ def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = d
 def _explain_other(header: Header, what: str, prefixes: list[str], describe: Callable[[Header], str]) -> str:
     """What a file is whose names are not a whole network's, or have something unknown before them."""
     if prefixes:
-        return f'{what} is a {KIND} with "{prefixes[0]}" before its names; strip that from them (keys {PREFIX}{MARKERS[0]} and others).'
+        keys = f"keys {PREFIX}{MARKERS[0]} and others"
+        return f'{what} is a {KIND} with "{prefixes[0]}" before its names; strip that from them ({keys}).'
     if header.metadata.get(KIND_KEY) == KIND and not find_wrapper(header.shapes):
         missing = next(name for name in MARKERS if PREFIX + name not in header.shapes)
         part = explain_part(what) or "; it is damaged or one part of several: fetch it again, whole"
@@ -169,23 +210,30 @@ def own_names(names: Iterable[str], prefix: str, what: str) -> dict[str, str]:
     for name in names:
         ours = found[name] = name.removeprefix(prefix).replace(COMPILED, "")
         if ours in seen:
-            raise WeightsError(f"Expected one {ours} in {what}, got {seen[ours]!r} and {name!r}. Keep one set of weights in the file.")
+            raise WeightsError(
+                f"Expected one {ours} in {what}, got {seen[ours]!r} and {name!r}. Keep one set of weights in "
+                "the file."
+            )
         seen[ours] = name
     return found
 
 
 def check_precisions(dtypes: Mapping[str, str], what: str) -> None:
-    """Of the tensors that are not quantised; integers stand for fractions at a scale that is not in the file."""
+    """Of the tensors that are not quantized; integers need a scale that is not in the file."""
     for name, found in dtypes.items():
         if found not in BODY_DTYPES:
             known = ", ".join(BODY_DTYPES)
-            raise WeightsError(f"Expected {name} of {what} in one of {known}, got {found}. Use the file that is not quantised.")
+            raise WeightsError(
+                f"Expected {name} of {what} in one of {known}, got {found}. Use the file that is not "
+                "quantised."
+            )
 
 
 def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig:
     """The configuration a file states in its metadata, else the one its shapes give.
 
-    In a file that does not call itself ours, `config` may be another program's: it counts if it makes a network of these shapes.
+    In a file that does not call itself ours, `config` may be another program's: it counts if it makes a
+    network of these shapes.
     """
     names = own_names(header.shapes, prefix, what)
     shapes = {names[name]: shape for name, shape in header.shapes.items()}
@@ -197,7 +245,9 @@ def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig
         fault = error
     if header.metadata.get(KIND_KEY) == KIND and "config" in header.metadata:
         if stated is None:
-            raise WeightsError(f"{what} is a damaged {KIND}: its sizes do not make a network ({str(fault).rstrip('.')}).") from fault
+            raise WeightsError(
+                f"{what} is a damaged {KIND}: its sizes do not make a network ({str(fault).rstrip('.')})."
+            ) from fault
         return stated
     if stated is not None and network_shapes(stated) == shapes:
         return stated
@@ -207,7 +257,9 @@ def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig
         if stated is not None:
             return stated
         reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
-        raise WeightsError(f"{what} is a damaged {KIND}: its sizes do not make a network ({reason}){explain_part(what)}.") from error
+        raise WeightsError(
+            f"{what} is a damaged {KIND}: its sizes do not make a network ({reason}){explain_part(what)}."
+        ) from error
 
 
 def _read_config(text: str, shapes: Shapes) -> ModalityForcingConfig:
@@ -220,7 +272,7 @@ def _read_config(text: str, shapes: Shapes) -> ModalityForcingConfig:
 
 
 def config_from_shapes(shapes: Shapes) -> ModalityForcingConfig:
-    """Sizes from tensor shapes (names without prefix). The four rotary axes are taken as equal, and constants as released."""
+    """Sizes from tensor shapes (names without prefix). Rotary axes are taken as equal."""
     hidden, in_channels = shapes["img_in.weight"]
     depth_channels = shapes["depth_in.weight"][1]
     counts = {
@@ -232,7 +284,9 @@ def config_from_shapes(shapes: Shapes) -> ModalityForcingConfig:
         )
     }
     head = next(shape[0] for name, shape in shapes.items() if name.endswith("query_norm.scale"))
-    mlp = next((shape[1] - hidden for name, shape in shapes.items() if name.endswith("linear2.weight")), 3 * hidden)
+    mlp = next(
+        (shape[1] - hidden for name, shape in shapes.items() if name.endswith("linear2.weight")), 3 * hidden
+    )
     return replace(
         PRESETS["klein_9b"],
         in_channels=in_channels,

@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
 
 
 class TinyCodec(nn.Module):
-    """`encode`: image b 3 H W in [-1, 1] -> latent b c H/16 W/16, unit variance. `decode`: back. H and W multiples of 16."""
+    """`encode`: image (b, 3, H, W) in [-1, 1] -> latent (b, c, H/16, W/16), unit variance. `decode`: back."""
 
     def __init__(self, config: CodecConfig = CodecConfig(), *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
@@ -65,7 +65,8 @@ class TinyCodec(nn.Module):
 
 def _convolution(*, operations, device, dtype):
     def build(inside: int, outside: int, size: int, stride: int = 1) -> nn.Module:
-        return operations.Conv2d(inside, outside, size, stride=stride, padding=size // 2, device=device, dtype=dtype)
+        kwargs = {"stride": stride, "padding": size // 2, "device": device, "dtype": dtype}
+        return operations.Conv2d(inside, outside, size, **kwargs)
 
     return build
 

@@ -1,4 +1,4 @@
-"""Colours straight from a latent of a tiny codec, for previews: the linear map that serves best, fitted on the codec itself."""
+"""Latent to RGB for previews: the least-squares linear map, fitted on the codec itself."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ def random_pictures(count: int, seed: int, stride: int = STRIDE) -> Tensor:
     """Colours that change from patch to patch, and within them: count 3 H W in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     size = CELLS * stride
-    coarse, fine = (torch.rand(count, 3, side, side, generator=generator) * 2 - 1 for side in (CELLS // 2, CELLS * 4))
+    coarse, fine = (
+        torch.rand(count, 3, side, side, generator=generator) * 2 - 1 for side in (CELLS // 2, CELLS * 4)
+    )
     coarse, fine = (F.interpolate(part, (size, size), mode="bilinear") for part in (coarse, fine))
     return (coarse + 0.4 * fine).clamp(-1, 1)
 
 
 @torch.no_grad()
 def fit_colours(codec: ImageCodec, seed: int = 0, *, stride: int = STRIDE) -> tuple[Tensor, Tensor]:
-    """(factors c 3, bias 3): latent @ factors + bias is about the mean colour, in [-1, 1], of the pixels it stands for.
+    """(factors c 3, bias 3): latent @ factors + bias is about the mean colour, in [-1, 1], of the pixels it
+    stands for.
 
     `stride`: how many of them make a side.
     """

@@ -1,4 +1,4 @@
-"""Training the tiny codec: reconstruction with sharp edges, from a latent that tolerates noise and says what it shows."""
+"""Training of the tiny codec: L1, edge and coarse terms, on a latent with added noise and class alignment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .codec import TinyCodec
 
 @dataclass(frozen=True)
 class CodecLoss:
-    """Weights of the loss. `noise`: largest standard deviation added to the unit-variance latent, drawn evenly from 0 per picture."""
+    """Loss weights. `noise`: largest standard deviation added to the latent, uniform from 0 per image."""
 
     edges: float = 1.0
     coarse: float = 0.5
@@ -27,7 +27,10 @@ class CodecLoss:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < 0 or (name == "momentum" and value > 1):
-                raise ValueError(f"The recipe's loss has {name} {value}; give a factor of at least 0, and momentum up to 1.")
+                raise ValueError(
+                    f"The recipe's loss has {name} {value}; give a factor of at least 0, and momentum up to "
+                    "1."
+                )
 
 
 class TrainedCodec(nn.Module):
@@ -41,11 +44,15 @@ class TrainedCodec(nn.Module):
 def codec_loss(
     trained: TrainedCodec, batch: Mapping[str, Tensor], generator: Generator, settings: CodecLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """batch: image b 3 H W in [-1, 1], cells as the aligner takes them. As with a batch norm, training normalises by the batch and
-    keeps running statistics."""
+    """batch: image b 3 H W in [-1, 1], cells as the aligner takes them. As with a batch norm, training
+    normalises by the batch and keeps running statistics.
+    """
     model, image = trained.codec, batch["image"]
     raw = model.encoder(image).float()
-    mean, std = raw.mean((0, 2, 3), keepdim=True), raw.var((0, 2, 3), unbiased=False, keepdim=True).add(1e-6).sqrt()
+    mean, std = (
+        raw.mean((0, 2, 3), keepdim=True),
+        raw.var((0, 2, 3), unbiased=False, keepdim=True).add(1e-6).sqrt(),
+    )
     with torch.no_grad():
         model.latent_mean.lerp_(mean.flatten(), settings.momentum)
         model.latent_std.lerp_(std.flatten(), settings.momentum)

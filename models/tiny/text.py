@@ -1,6 +1,7 @@
 """The tiny text encoder: one vector a word, plus its place in the sentence.
 
-A DiT's text stream does the rest. A UNet has none, and so gets an encoder with layers, in which the words read each other.
+A DiT's text stream does the rest. A UNet has none, and so gets an encoder with layers, in which the words
+read each other.
 """
 
 from __future__ import annotations
@@ -22,23 +23,31 @@ HEAD_WIDTH = 32
 
 
 class TextLayer(nn.Module):
-    """Attention among the words, then each by itself, both added to what came: x b n d."""
+    """Attention among the words, then each by itself, both added to what came: x (b, n, d)."""
 
     def __init__(self, width: int, *, operations, **place):
         super().__init__()
         self.heads = width // HEAD_WIDTH
         self.norm1, self.norm2 = (operations.LayerNorm(width, **place) for _ in range(2))
-        self.qkv, self.out = operations.Linear(width, 3 * width, **place), operations.Linear(width, width, **place)
-        self.wide, self.narrow = operations.Linear(width, 2 * width, **place), operations.Linear(2 * width, width, **place)
+        self.qkv, self.out = (
+            operations.Linear(width, 3 * width, **place),
+            operations.Linear(width, width, **place),
+        )
+        self.wide, self.narrow = (
+            operations.Linear(width, 2 * width, **place),
+            operations.Linear(2 * width, width, **place),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k, v = rearrange(
+            self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads
+        )
         x = x + self.out(attend(q, k, v))
         return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
 
 
 class TinyTextEncoder(nn.Module):
-    """`forward`: ids b n -> context b n d. Padding is a learned word, as in the published model, where all rows take part."""
+    """`forward`: ids (b, n) -> context (b, n, d). Padding is a learned embedding that is attended to."""
 
     def __init__(self, width: int = 128, layers: int = 0, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
@@ -56,7 +65,7 @@ class TinyTextEncoder(nn.Module):
         return self.norm(x) if self.layers else x
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Context b n d of prompts; the empty prompt is all padding."""
+        """Context (b, n, d) of prompts; the empty prompt is all padding."""
         return self(tokenize(texts).to(next(self.parameters()).device))
 
 
@@ -67,7 +76,7 @@ def read_layout(state: Mapping[str, Tensor]) -> tuple[int, int]:
 
 
 def tokenize(texts: list[str]) -> Tensor:
-    """Word numbers b n int64, right-padded to TOKENS. Unknown words share one number: see `explain_unknown`."""
+    """Token ids (b, n) int64, right-padded to TOKENS. Unknown words share one id: see `explain_unknown`."""
     numbers = {word: i + 2 for i, word in enumerate(VOCABULARY)}
     rows = torch.full((len(texts), TOKENS), PAD, dtype=torch.int64)
     for row, text in zip(rows, texts, strict=True):
@@ -77,7 +86,7 @@ def tokenize(texts: list[str]) -> Tensor:
 
 
 def explain_unknown(text: str) -> list[tuple[str, str | None]]:
-    """Words of a prompt that the tiny model never saw, each with the nearest word it knows (None if nothing is near)."""
+    """Words of a prompt outside the vocabulary, each with the nearest known word, or None."""
     unknown = dict.fromkeys(word for word in normalise_words(text) if word not in VOCABULARY)
     return [(word, next(iter(difflib.get_close_matches(word, VOCABULARY, 1, 0.5)), None)) for word in unknown]
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.weights.files import WeightsError, check_fit, describe, fill_module, read_header, read_tensors, write_tensors
+from ..core.weights.files import (
+    WeightsError,
+    check_fit,
+    describe,
+    fill_module,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from .codec import TinyCodec
 from .text import TinyTextEncoder
 
@@ -16,18 +24,36 @@ CODEC_FILE = Path(__file__).with_name("codec.safetensors")
 TEXT_FILE = Path(__file__).with_name("text.safetensors")
 
 
-def load_codec(path: str | os.PathLike = CODEC_FILE, *, operations=torch.nn, device="cpu", dtype=torch.float32) -> TinyCodec:
+def load_codec(
+    path: str | os.PathLike = CODEC_FILE, *, operations=torch.nn, device="cpu", dtype=torch.float32
+) -> TinyCodec:
     """The tiny codec; any other file is refused by what it is."""
-    return _load(TinyCodec(operations=operations, device="meta", dtype=dtype), path, "tiny image codec", "decoder.0.weight", device)
+    return _load(
+        TinyCodec(operations=operations, device="meta", dtype=dtype),
+        path,
+        "tiny image codec",
+        "decoder.0.weight",
+        device,
+    )
 
 
-def load_text_encoder(path: str | os.PathLike = TEXT_FILE, *, operations=torch.nn, device="cpu", dtype=torch.float32) -> TinyTextEncoder:
+def load_text_encoder(
+    path: str | os.PathLike = TEXT_FILE, *, operations=torch.nn, device="cpu", dtype=torch.float32
+) -> TinyTextEncoder:
     """The tiny text encoder; any other file is refused by what it is."""
-    return _load(TinyTextEncoder(operations=operations, device="meta", dtype=dtype), path, "tiny text encoder", "words.weight", device)
+    return _load(
+        TinyTextEncoder(operations=operations, device="meta", dtype=dtype),
+        path,
+        "tiny text encoder",
+        "words.weight",
+        device,
+    )
 
 
-def save_part(path: str | os.PathLike, module: nn.Module, kind: str, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a part of the tiny system; float16 halves the download and costs less than the codec's own error."""
+def save_part(
+    path: str | os.PathLike, module: nn.Module, kind: str, *, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a module of the tiny system; float16 halves the file, at less than the codec's own error."""
     state = {name: value.to(dtype) for name, value in module.state_dict().items()}
     write_tensors(path, state, {"licence": "Apache-2.0"}, kind=kind)
 
@@ -35,6 +61,12 @@ def save_part(path: str | os.PathLike, module: nn.Module, kind: str, *, dtype: t
 def _load(module: nn.Module, path: str | os.PathLike, kind: str, marker: str, device) -> nn.Module:
     header = read_header(path)
     if marker not in header.shapes:
-        raise WeightsError(f"{path} is {describe(header)}, not a {kind}; use the file that ships with SpatialWeave.")
-    check_fit({name: tuple(value.shape) for name, value in module.state_dict().items()}, header.shapes, f"{path}, a {kind},")
+        raise WeightsError(
+            f"{path} is {describe(header)}, not a {kind}; use the file that ships with SpatialWeave."
+        )
+    check_fit(
+        {name: tuple(value.shape) for name, value in module.state_dict().items()},
+        header.shapes,
+        f"{path}, a {kind},",
+    )
     return fill_module(module, read_tensors(path), what=str(path), device=device)

@@ -118,7 +118,7 @@ def partial_denoise(log2_alpha, steps=4, denoise=0.5):
     model = ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
     got = ksample(model, {"samples": NestedTensor(clean)}, steps=steps, denoise=denoise)["samples"].unbind()
     whole = sampling.make_schedule("joint", int(steps / denoise), log2_alpha=log2_alpha)
-    schedule = sampling.Schedule(whole.t_rgb[-steps - 1 :], whole.t_depth[-steps - 1 :])
+    schedule = sampling.TimeSchedule(whole.t_rgb[-steps - 1 :], whole.t_depth[-steps - 1 :])
     noise = sampling.draw_noise(7, *shapes)
     starts = [(1 - t[0]) * x + t[0] * e for x, e, t in zip(clean, noise, (schedule.t_rgb, schedule.t_depth))]
     return difference(got, sampling.sample(r.network, *starts, schedule, context=r.positive[0][0]))

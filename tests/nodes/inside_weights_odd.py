@@ -61,11 +61,11 @@ def network_weights(path):
 def part_refused(what, path):
     """What the loader of a network's text encoder or VAE says to the file that it finds."""
     parts = ours("nodes.host.modality_forcing.klein_parts")
-    before, parts.find_file = parts.find_file, lambda file: path
+    before, parts.find_installed = parts.find_installed, lambda file: path
     try:
-        return said(lambda: parts.load_clip(object(), 96) if what == "clip" else parts.load_vae(object()))
+        return said(lambda: parts.load_clip(object(), 96) if what == "clip" else parts.load_flux2_vae(object()))
     finally:
-        parts.find_file = before
+        parts.find_installed = before
 
 
 def latent_refused(path):

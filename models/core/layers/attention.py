@@ -12,6 +12,6 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Full attention over all tokens: q, k, v (b, h, n, d) -> (b, n, h d). `mask` as in scaled_dot_product_attention."""
+    """Full self-attention: q, k, v (b, h, n, d) -> (b, n, h d). `mask`: scaled_dot_product_attention's."""
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "b h n d -> b n (h d)")

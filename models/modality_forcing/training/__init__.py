@@ -1,1 +1,1 @@
-"""Training a network: `loss` of a batch, its `noise` levels, the weights it `start`s from, and the `task` of a recipe."""
+"""Training: `loss` of a batch, its `noise` levels, the weights to `start` from, the `task` of a recipe."""

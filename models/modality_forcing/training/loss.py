@@ -1,11 +1,14 @@
-"""The paper's loss: two streams with a noise level each, image velocity and velocity-weighted clean depth, distillation.
+"""The paper's loss: a noise level per stream, image velocity, velocity-weighted depth x0, distillation.
 
-Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. Every draw comes from the generator given,
-on the CPU, so a loss is a function of (model, batch, generator state) on any machine.
+Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. Every draw comes from
+the generator given, on the CPU, so a loss is a function of (model, batch, generator state) on any machine.
 
-A batch has: latent b c h w; depth_net b 1 H W (contracted depth of unit mean) and mask b 1 H W, True = known; and either tokens
-b n (or b k n: k captions each, of which one is drawn) with empty_tokens n, or context b n c with empty_context n c. For alignment
-also cells b k s*h s*w: k kinds of class numbers on a grid s times finer than the latent's, -1 where a kind says nothing.
+A batch has
+    latent (b, c, h, w)
+    depth_net (b, 1, H, W), contracted depth of unit mean, and mask (b, 1, H, W), True = known
+    tokens (b, n), or (b, k, n): k captions each, of which one is drawn; with empty_tokens (n,)
+    or, instead of tokens, context (b, n, c) with empty_context (n, c)
+    for alignment cells (b, k, s h, s w): k kinds of class ids, s times finer than the latent; -1 = unknown
 """
 
 from __future__ import annotations
@@ -45,13 +48,19 @@ class LossSettings:
     t_min: float = 0.05  # floor under t in the depth weight 1/t^2; the released sampler has the same
     rgb_weight: float = 1.0
     depth_weight: float = 1.0
-    depth_gradient: float = 0.0  # weight of the depth's gradient matching (ours, see gradient_loss): against seams between patches
-    distill_high: float = 1.0  # weight of the distillation at t_depth = 1 (values: not published, a third party's)
+    # weight of the depth's gradient matching (ours, see gradient_loss): against seams between patches
+    depth_gradient: float = 0.0
+    distill_high: float = (
+        1.0  # weight of the distillation at t_depth = 1 (values: not published, a third party's)
+    )
     distill_low: float = 0.1  # and at t_depth = 0
     caption_dropout: float = 0.1
-    sparse: float = 0.1  # share of pictures that lose known depth pixels, so that sparse depth is nothing new (not published)
+    # share of pictures that lose known depth pixels, so that sparse depth is nothing new (not published)
+    sparse: float = 0.1
     sparse_keep: tuple[float, float] = (0.002, 0.5)  # those keep this share, drawn evenly in its logarithm
-    align: float = 0.0  # weight of the alignment loss (ours, see Aligner), for data that knows what each spot shows
+    align: float = (
+        0.0  # weight of the alignment loss (ours, see Aligner), for data that knows what each spot shows
+    )
     align_block: int = 1  # number of the single block whose image rows it reads
 
     def __post_init__(self) -> None:
@@ -59,15 +68,35 @@ class LossSettings:
         self._check("kind", self.kind in get_args(Kind), f"one of {', '.join(get_args(Kind))}")
         shares = (self.joint, self.image_to_depth, self.depth_to_image)
         if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-            raise ValueError(f"The loss's joint, image_to_depth and depth_to_image are {shares}, but they must be shares that add up to 1.")
-        self._check("shift_sigma", 0 < self.shift_sigma <= math.sqrt(2), "above 0 and at most sqrt(2): beyond it the density has two modes")
-        for name in ("t_min", "rgb_weight", "depth_weight", "depth_gradient", "distill_high", "distill_low", "align", "align_block"):
+            raise ValueError(
+                f"The loss's joint, image_to_depth and depth_to_image are {shares}, but they must be shares "
+                "that add up to 1."
+            )
+        self._check(
+            "shift_sigma",
+            0 < self.shift_sigma <= math.sqrt(2),
+            "above 0 and at most sqrt(2): beyond it the density has two modes",
+        )
+        for name in (
+            "t_min",
+            "rgb_weight",
+            "depth_weight",
+            "depth_gradient",
+            "distill_high",
+            "distill_low",
+            "align",
+            "align_block",
+        ):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("t_min", self.t_min > 0, "above 0: the depth weight is 1/t^2")
         for name in ("caption_dropout", "sparse"):
             self._check(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         keep = self.sparse_keep
-        self._check("sparse_keep", len(keep) == 2 and 0 < keep[0] <= keep[1] <= 1, "two rising shares above 0, at most 1")
+        self._check(
+            "sparse_keep",
+            len(keep) == 2 and 0 < keep[0] <= keep[1] <= 1,
+            "two rising shares above 0, at most 1",
+        )
 
     def _check(self, name: str, fine: bool, wanted: str) -> None:
         if not fine:
@@ -80,14 +109,16 @@ class LossSettings:
 
 
 class TrainedModel(nn.Module):
-    """What trains together: the network, and the text encoder where it is ours (a tiny one), else contexts are computed beforehand."""
+    """What trains together: the network, and the tiny text encoder (else contexts are precomputed)."""
 
-    def __init__(self, network: ModalityForcing, text_encoder: nn.Module | None = None, aligner: Aligner | None = None):
+    def __init__(
+        self, network: ModalityForcing, text_encoder: nn.Module | None = None, aligner: Aligner | None = None
+    ):
         super().__init__()
         self.network, self.text_encoder, self.aligner = network, text_encoder, aligner
 
     def context(self, words: Tensor) -> Tensor:
-        """Rows of context b n c from drawn word numbers, or the context itself."""
+        """Rows of context (b, n, c) from drawn word numbers, or the context itself."""
         return self.text_encoder(words) if self.text_encoder is not None else words
 
     def aligned_block(self, number: int) -> nn.Module | None:
@@ -95,18 +126,27 @@ class TrainedModel(nn.Module):
         return None if self.aligner is None else self.network.single_blocks[number]
 
 
-def align_loss(model: TrainedModel, batch: Batch, heard: list[Tensor], context: Tensor, settings: LossSettings) -> dict[str, Tensor]:
+def align_loss(
+    model: TrainedModel, batch: Batch, heard: list[Tensor], context: Tensor, settings: LossSettings
+) -> dict[str, Tensor]:
     """The alignment's part of the loss, if there is one."""
     if not heard:
         return {}
     text, (height, width) = context.shape[1], batch["latent"].shape[-2:]
-    return {"align": settings.align * model.aligner(heard[0][:, text : text + height * width], batch["cells"])}
+    return {
+        "align": settings.align * model.aligner(heard[0][:, text : text + height * width], batch["cells"])
+    }
 
 
 def loss(
-    model: TrainedModel, batch: Batch, generator: Generator, *, settings: LossSettings, teacher: TrainedModel | None = None
+    model: TrainedModel,
+    batch: Batch,
+    generator: Generator,
+    *,
+    settings: LossSettings,
+    teacher: TrainedModel | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scalar loss and its parts. `teacher` is a frozen text-to-image network: the velocity of the image stays near its own."""
+    """Scalar loss and its terms. `teacher`: a frozen text-to-image network whose velocity is distilled."""
     words = draw_words(batch, generator, settings.caption_dropout)
     if settings.kind == "text_to_image":
         return image_loss(model, batch, words, generator, settings)
@@ -142,7 +182,9 @@ def image_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The text-to-image network alone, no depth tokens: what the depth stream later starts from."""
     latent = batch["latent"]
-    t = draw_logit_normal(uniform(len(latent), generator), settings.shift_mu, settings.shift_sigma).to(latent.device)
+    t = draw_logit_normal(uniform(len(latent), generator), settings.shift_mu, settings.shift_sigma).to(
+        latent.device
+    )
     noise = draw_like(latent, generator)
     context = model.context(words)
     with listen(model.aligned_block(settings.align_block)) as heard:
@@ -157,7 +199,7 @@ def velocity_loss(velocity: Tensor, wanted: Tensor, counts: Tensor, weight: Tens
 
 
 def depth_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor, t_min: float) -> Tensor:
-    """||(g - x_t)/t - v||^2 over known pixels, written as ((g - x0)/t)^2: the same, without the difference of near numbers."""
+    """||(g - x_t)/t - v||^2 over known pixels, as ((g - x0)/t)^2, which avoids cancellation."""
     error = (x0.float() - target) / t.clamp(min=t_min)[:, None, None, None]
     square, count = masked_mean_each(torch.where(known, error, 0.0).square(), known)
     return masked_mean(square, (t > 0) & (count > 0))
@@ -167,11 +209,13 @@ GRADIENT_STEPS = (1, 2, 4, 8)  # pixels between the two ends; 8 is half a patch
 
 
 def gradient_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor) -> Tensor:
-    """Mean |d(x0 - target)| over known neighbours to the right and below, summed over GRADIENT_STEPS; a scalar.
+    """Mean |d(x0 - target)| over known neighbours to the right and below, summed over GRADIENT_STEPS; a
+    scalar.
 
-    x0, target and known (bool) are b 1 h w with sides above the longest step, t is (b,): pictures whose depth is given do not count.
-    The gradient matching of monocular depth (Li & Snavely 2018, MegaDepth, equation 4), in network space and without its
-    logarithm. A network that draws patches has no other reason to make two of them meet.
+    x0, target and known (bool) are (b, 1, h, w) with sides above the longest step, t is (b,): samples whose
+    depth is given do not count. The gradient matching of monocular depth (Li & Snavely 2018, MegaDepth,
+    equation 4), in network space and without its logarithm. A network that draws patches has no other reason
+    to make two of them meet.
     """
     error, total = torch.where(known, x0.float() - target, 0.0), 0.0
     for step, dim in itertools.product(GRADIENT_STEPS, (-1, -2)):
@@ -193,14 +237,18 @@ def draw_times(count: int, generator: Generator, settings: LossSettings) -> tupl
     return t_rgb.masked_fill(image_given, 0.0), t_depth.masked_fill(depth_given, 0.0)
 
 
-def drop_depth(net: Tensor, mask: Tensor, generator: Generator, settings: LossSettings) -> tuple[Tensor, Tensor]:
-    """(known, target): some pictures keep few depth pixels, and the unit mean of those, as sparse depth would have."""
+def drop_depth(
+    net: Tensor, mask: Tensor, generator: Generator, settings: LossSettings
+) -> tuple[Tensor, Tensor]:
+    """(known, target): some samples keep few depth pixels, of unit mean, as sparse depth has."""
     chosen, share = uniform(len(net), generator) < settings.sparse, uniform(len(net), generator)
     if not chosen.any():
         return mask, net
     low, high = (math.log(s) for s in settings.sparse_keep)
     keep = torch.exp(low + (high - low) * share).where(chosen, torch.ones_like(share))
-    known = mask & (torch.rand(net.shape, generator=generator) < keep[:, None, None, None].float()).to(mask.device)
+    known = mask & (torch.rand(net.shape, generator=generator) < keep[:, None, None, None].float()).to(
+        mask.device
+    )
     finite = known & (net < 2)  # 2 is infinitely far, at any scale
     scaled = contract(unit_mean(uncontract(net, z_max=None), finite)[0])
     changed = chosen.to(net.device)[:, None, None, None] & finite

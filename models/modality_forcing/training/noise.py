@@ -19,7 +19,7 @@ def draw_logit_normal(u: Tensor, mu: float, sigma: float) -> Tensor:
 
 
 def draw_plateau(u: Tensor, mu: float, sigma: float) -> Tensor:
-    """Plateau logit-normal from uniform numbers: the logit-normal density up to its mode, from there on its value at the mode."""
+    """Plateau logit-normal from uniform numbers: logit-normal up to its mode, then constant density."""
     mode, density, below, total = plateau(mu, sigma)
     mass = u * total
     rising = torch.sigmoid(mu + sigma * torch.special.ndtri(mass.clamp(max=below)))

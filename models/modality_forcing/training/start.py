@@ -20,7 +20,9 @@ def init_weights(network: ModalityForcing, generator: Generator) -> None:
 def init_parameter(name: str, parameter: Tensor, generator: Generator) -> None:
     if name.endswith("norm.scale"):
         parameter.fill_(1.0)
-    elif parameter.ndim < 2 or "modulation" in name or name.startswith(("final_layer.", "depth_final_layer.")):
+    elif (
+        parameter.ndim < 2 or "modulation" in name or name.startswith(("final_layer.", "depth_final_layer."))
+    ):
         parameter.zero_()
     else:
         drawn = torch.empty(parameter.shape)
@@ -29,15 +31,23 @@ def init_parameter(name: str, parameter: Tensor, generator: Generator) -> None:
 
 
 @torch.no_grad()
-def init_from_text_to_image(network: ModalityForcing, base: Mapping[str, Tensor], generator: Generator) -> None:
-    """The paper's start: image and text halves from `base` (our names), the depth stream of every double block a copy of the image's,
-    and so the modulations; depth tokens, depth times, decoder, head and cross embedders new, cross alphas 0."""
+def init_from_text_to_image(
+    network: ModalityForcing, base: Mapping[str, Tensor], generator: Generator
+) -> None:
+    """The paper's start: image and text halves from `base` (our names), the depth stream of every double
+    block a copy of the image's, and so the modulations; depth tokens, depth times, decoder, head and cross
+    embedders new, cross alphas 0.
+    """
     state = network.state_dict()
     unknown = sorted(set(base) - set(state))
     if unknown:
-        raise ValueError(f"The text-to-image weights have {len(unknown)} tensors that this network lacks, the first {unknown[0]}.")
+        raise ValueError(
+            f"The text-to-image weights have {len(unknown)} tensors that this network lacks, "
+            f"the first {unknown[0]}."
+        )
     for name, own in state.items():
-        source = name if name in base else name.replace(".depth_", ".img_").replace("modulation_depth.", "modulation_img.")
+        of_image = name.replace(".depth_", ".img_").replace("modulation_depth.", "modulation_img.")
+        source = name if name in base else of_image
         source = source.replace("single_stream_modulation_img.", "single_stream_modulation.")
         if source in base:
             own.copy_(base[source])

@@ -27,7 +27,8 @@ from .start import init_from_text_to_image, init_weights
 
 ShipType = Literal["float32", "float16"]
 NETWORK_FILE, TEXT_FILE = "network.safetensors", "text.safetensors"  # what a run ships, in its output folder
-EMPTY_CONTEXT = "empty_context.safetensors"  # of a dataset folder with precomputed contexts: `context` n c, the encoding of ""
+# of a dataset folder with precomputed contexts: `context` (n, c), the encoding of ""
+EMPTY_CONTEXT = "empty_context.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,17 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         if self.base and self.weights:
-            raise ValueError("The recipe's model names both base and weights; a network starts from one of them.")
+            raise ValueError(
+                "The recipe's model names both base and weights; a network starts from one of them."
+            )
         if self.distill and not self.base:
-            raise ValueError("The recipe's model wants distill, but names no base; the teacher is the base, frozen.")
+            raise ValueError(
+                "The recipe's model wants distill, but names no base; the teacher is the base, frozen."
+            )
         if self.ship not in get_args(ShipType):
-            raise ValueError(f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(ShipType))}.")
+            raise ValueError(
+                f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(ShipType))}."
+            )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelSettings:
@@ -62,9 +69,11 @@ def build(
     empty_tokens: Tensor | None = None,
     classes: Sequence[int] = (),
 ) -> Task:
-    """The Task of a recipe. A text encoder given here trains along and reads the dataset's `tokens`, of which `empty_tokens` n is
-    the empty prompt; without one, samples bring their `context`. Without a dataset, the folder named in the recipe is read.
-    `classes`: how many numbers each kind of the samples' `cells` has, for the alignment loss."""
+    """The Task of a recipe. A text encoder given here trains along and reads the dataset's `tokens`, of which
+    `empty_tokens` n is the empty prompt; without one, samples bring their `context`. Without a dataset, the
+    folder named in the recipe is read. `classes`: how many numbers each kind of the samples' `cells` has, for
+    the alignment loss.
+    """
     settings, start = LossSettings.from_json(recipe.loss), ModelSettings.from_json(recipe.model)
     config = replace(find_preset(recipe.preset), **check_config(start.config))
     generator = Generator().manual_seed(recipe.seed)
@@ -88,13 +97,23 @@ def build(
 
 
 def make_aligner(
-    config: ModalityForcingConfig, classes: Sequence[int], sample: Mapping[str, Any], settings: LossSettings, seed: int
+    config: ModalityForcingConfig,
+    classes: Sequence[int],
+    sample: Mapping[str, Any],
+    settings: LossSettings,
+    seed: int,
 ) -> Aligner:
     if not classes or "cells" not in sample:
-        raise ValueError("The recipe's loss wants align, but this dataset does not say what each spot shows; leave align out.")
+        raise ValueError(
+            "The recipe's loss wants align, but this dataset does not say what each spot shows; leave align "
+            "out."
+        )
     if settings.align_block >= config.num_single_blocks:
         last = config.num_single_blocks - 1
-        raise ValueError(f"The loss's align_block is {settings.align_block}, but the network's single blocks end at {last}.")
+        raise ValueError(
+            f"The loss's align_block is {settings.align_block}, but the network's single blocks end at "
+            f"{last}."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Aligner(config.hidden_size, classes, sample["cells"].shape[-1] // sample["latent"].shape[-1])
@@ -104,7 +123,9 @@ def check_config(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return check_settings(changes, get_type_hints(ModalityForcingConfig), "recipe's model.config")
 
 
-def start_network(config: ModalityForcingConfig, start: ModelSettings, generator: Generator) -> ModalityForcing:
+def start_network(
+    config: ModalityForcingConfig, start: ModelSettings, generator: Generator
+) -> ModalityForcing:
     """In float32, which is what optimisers can add small steps to."""
     if start.weights:
         return load_network(start.weights, config=config, dtype=torch.float32)[0]
@@ -123,7 +144,7 @@ def make_teacher(model: TrainedModel) -> TrainedModel:
 
 
 def open_folder(data: Mapping[str, Any], settings: LossSettings) -> tuple[FolderDataset, dict[str, Tensor]]:
-    """A dataset folder whose shards hold `latent`, `context` and, for depth, `depth`; with the empty prompt's context beside them."""
+    """A dataset folder of `latent`, `context` and, for depth, `depth`, and the empty prompt's context."""
     check_settings(data, {"folder": str}, "recipe's data")
     if not data.get("folder"):
         raise ValueError("The recipe's data names no folder; give it the folder of a dataset.")
@@ -132,7 +153,10 @@ def open_folder(data: Mapping[str, Any], settings: LossSettings) -> tuple[Folder
     if not settings.caption_dropout:
         return dataset, {}
     if not empty.is_file():
-        raise ValueError(f"{data['folder']} has no {EMPTY_CONTEXT}, which caption_dropout needs; write it, or set caption_dropout to 0.")
+        raise ValueError(
+            f"{data['folder']} has no {EMPTY_CONTEXT}, which caption_dropout needs; write it, or set "
+            "caption_dropout to 0."
+        )
     return dataset, {"empty_context": read_tensors(empty)["context"]}
 
 
@@ -143,26 +167,48 @@ def check_sample(sample: Mapping[str, Any], has_text_encoder: bool, settings: Lo
     missing = [key for key in wanted if key not in sample]
     if missing:
         raise ValueError(
-            f"The dataset's samples lack {', '.join(missing)} and have {', '.join(sample)}; this loss needs {', '.join(wanted)}."
+            f"The dataset's samples lack {', '.join(missing)} and have {', '.join(sample)}; this loss needs "
+            f"{', '.join(wanted)}."
         )
 
 
-def training_loss(model, batch, generator, *, settings: LossSettings, teacher: TrainedModel | None, extra: Mapping[str, Tensor]):
+def training_loss(
+    model,
+    batch,
+    generator,
+    *,
+    settings: LossSettings,
+    teacher: TrainedModel | None,
+    extra: Mapping[str, Tensor],
+):
     """The loss of a batch as the dataset makes it: depth in metres is brought to network space here."""
     if "depth" in batch and "depth_net" not in batch:
         mask = batch["mask"][:, None]
         batch = {**batch, "depth_net": depth_to_net(batch["depth"][:, None], mask), "mask": mask}
     device = batch["latent"].device
-    batch = {**batch, "latent": batch["latent"].float(), **{name: value.to(device) for name, value in extra.items()}}
+    batch = {
+        **batch,
+        "latent": batch["latent"].float(),
+        **{name: value.to(device) for name, value in extra.items()},
+    }
     return loss(model, batch, generator, settings=settings, teacher=teacher)
 
 
 def export(
-    folder: Path, state: Mapping[str, Tensor], *, config: ModalityForcingConfig, trained: str, dtype: torch.dtype = torch.float32
+    folder: Path,
+    state: Mapping[str, Tensor],
+    *,
+    config: ModalityForcingConfig,
+    trained: str,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """The averaged weights under the released names, and the text encoder's where one trains along."""
     parts = {
-        part: {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+        part: {
+            name.removeprefix(f"{part}."): value
+            for name, value in state.items()
+            if name.startswith(f"{part}.")
+        }
         for part in ("network", "text_encoder")
     }
     network = fill_module(ModalityForcing(config, device="meta"), parts["network"], what="The training state")

@@ -1,6 +1,7 @@
 """Joint latents of which something is given: the image, the depth, or parts of either. The rest is sampled.
 
-A noise mask per stream says what is given (0) and what is sampled (1). A stream that is wholly given has time 0 for the network.
+A noise mask per stream says what is given (0) and what is sampled (1). A stream that is wholly given has time
+0 for the network.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class GivenLatent(NamedTuple):
 
     latent: dict
     notes: Notes
-    transparent: Tensor | None = None  # b h w, as core has it: 1 where the picture is transparent, 0 where it has no alpha
+    transparent: Tensor | None = None  # (b, h, w), core's MASK of alpha: 1 = transparent, 0 without alpha
 
 
 class Stream(NamedTuple):
     """One stream of a joint latent."""
 
-    values: Tensor  # b c h w
-    noisy: Tensor  # b 1 h w in [0, 1]: 0 given, 1 sampled
+    values: Tensor  # (b, c, h, w)
+    noisy: Tensor  # (b, 1, h, w) in [0, 1]: 0 given, 1 sampled
 
 
 def image_to_depth_latent(model, vae, image: Tensor) -> GivenLatent:
@@ -60,14 +61,16 @@ def image_to_depth_latent(model, vae, image: Tensor) -> GivenLatent:
 
 
 def depth_to_image_latent(model, view: View) -> GivenLatent:
-    """The depth given, the image sampled. Missing depth is NaN, for which the host puts the run's own noise."""
+    """The depth given, the image sampled. Missing depth is NaN, for which sampling puts the run's noise."""
     config = network_config(model, "takes a joint latent")
     view, depth_notes = read_given_depth(view, KEEP_SIZE)
     size = view.depth.shape[1:]
     padded, padding_notes = pad_size(size, config.depth_patch)
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
     given = Stream(torch.where(known, net, math.nan), torch.zeros_like(net))
-    return GivenLatent(join_streams(empty_image(padded, config), given, config, size), depth_notes + padding_notes)
+    return GivenLatent(
+        join_streams(empty_image(padded, config), given, config, size), depth_notes + padding_notes
+    )
 
 
 def refine_depth_latent(latent: dict) -> dict:
@@ -78,9 +81,15 @@ def refine_depth_latent(latent: dict) -> dict:
 
 
 def masked_joint_latent(
-    model, vae=None, image: Tensor | None = None, image_mask: Tensor | None = None, *, view: View | None = None, depth_mask=None
+    model,
+    vae=None,
+    image: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    *,
+    view: View | None = None,
+    depth_mask=None,
 ) -> GivenLatent:
-    """What is given and not masked is kept, the rest is sampled: masked parts, missing depth, a stream that is not given."""
+    """Given and unmasked values are kept; masked ones, missing depth and absent streams are sampled."""
     config = network_config(model, "takes a joint latent")
     check_parts(vae, image, image_mask, view, depth_mask)
     pictures = None if image is None else read_given_image(image, KEEP_SIZE)
@@ -95,7 +104,10 @@ def masked_joint_latent(
     if view is not None:
         second = give_depth(view, depth_mask, config, padded)
     if not bool(first.noisy.any()) and not bool(second.noisy.any()):
-        raise ValueError("Image and depth are both given whole, which leaves nothing to sample: mask a part of one, or leave one off.")
+        raise ValueError(
+            "Image and depth are both given whole, which leaves nothing to sample: mask a part of one, or "
+            "leave one off."
+        )
     transparent = torch.zeros(1, *size) if pictures is None else transparent_parts(pictures)
     image_notes = () if pictures is None else pictures.notes
     notes = image_notes + depth_notes + padding_notes + image_mask_notes + depth_mask_notes
@@ -103,19 +115,31 @@ def masked_joint_latent(
 
 
 def transparent_parts(pictures: Pictures) -> Tensor:
-    """The alpha of pictures as a MASK of core: b h w, 1 where nothing covers what is behind."""
+    """The alpha of pictures as a MASK of core: (b, h, w), 1 where nothing covers what is behind."""
     return torch.zeros(pictures.rgb.shape[:3]) if pictures.alpha is None else 1 - pictures.alpha
 
 
 def check_parts(vae, image, image_mask, view, depth_mask) -> None:
     """Refuse inputs that would do nothing, or that need another one."""
     if image is None and view is None:
-        raise ValueError("Neither an image nor a view arrived, so nothing is given: wire one, or use Empty Joint Latent to sample both.")
+        raise ValueError(
+            "Neither an image nor a view arrived, so nothing is given: wire one, or use Empty Joint Latent "
+            "to sample both."
+        )
     if image is not None and vae is None:
-        raise ValueError("An image arrived without a VAE to encode it: wire the VAE of Load Modality Forcing, or flux2-vae for a file.")
-    for name, mask, owner, given in (("image_mask", image_mask, "image", image), ("depth_mask", depth_mask, "view", view)):
+        raise ValueError(
+            "An image arrived without a VAE to encode it: wire the VAE of Load Modality Forcing, or "
+            "flux2-vae for a file."
+        )
+    for name, mask, owner, given in (
+        ("image_mask", image_mask, "image", image),
+        ("depth_mask", depth_mask, "view", view),
+    ):
         if mask is not None and given is None:
-            raise ValueError(f"A mask arrived at {name} without the {owner} it masks: wire the {owner}, or take the mask off.")
+            raise ValueError(
+                f"A mask arrived at {name} without the {owner} it masks: wire the {owner}, or take the mask "
+                "off."
+            )
 
 
 def find_common_size(pictures: Pictures | None, view: View | None) -> Size:
@@ -124,12 +148,15 @@ def find_common_size(pictures: Pictures | None, view: View | None) -> Size:
     sizes += [tuple(view.depth.shape[1:])] if view is not None else []
     if len(set(sizes)) > 1:
         (a, b), (c, d) = sizes
-        raise ValueError(f"An image of {a} x {b} and a view of {c} x {d} arrived (height x width): scale the image to the view's size.")
+        raise ValueError(
+            f"An image of {a} x {b} and a view of {c} x {d} arrived (height x width): scale the image to the "
+            "view's size."
+        )
     return sizes[0]
 
 
 def give_image(rgb: Tensor, noisy: Tensor, vae, config: ModalityForcingConfig, padded: Size) -> Stream:
-    """Pictures b h w 3 as a latent, edges repeated; a latent cell is sampled as much as the most masked pixel in it (b 1 H W)."""
+    """Images (b, h, w, 3) as a latent, edge-padded; the mask (b, 1, H, W) is max-pooled to latent cells."""
     rows, columns = (side // config.depth_patch for side in padded)
     check_vae(vae, torch.empty(1, config.in_channels, rows, columns), config.depth_patch)
     values = vae.encode(pad_to(rgb.movedim(-1, 1), padded).movedim(1, -1)).float()
@@ -137,18 +164,27 @@ def give_image(rgb: Tensor, noisy: Tensor, vae, config: ModalityForcingConfig, p
 
 
 def give_depth(view: View, noisy: Tensor, config: ModalityForcingConfig, padded: Size) -> Stream:
-    """A view in network space; what it misses is sampled, whatever the mask (b 1 H W) says."""
+    """A view in network space; what it misses is sampled, whatever the mask (b, 1, H, W) says."""
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
     return Stream(net, torch.maximum(noisy, (~known).float()))
 
 
 def spread_mask(mask: Tensor | None, name: str, size: Size, padded: Size) -> tuple[Tensor, Notes]:
-    """A MASK (b, h, w) or (h, w) as (b, 1, H, W) of the padded size; another size is resized, None is all 0."""
+    """A MASK (b, h, w) or (h, w), resized and padded to (b, 1, H, W); None is all 0."""
     if mask is None:
         return torch.zeros(1, 1, *padded), ()
-    if not isinstance(mask, Tensor) or mask.dim() < 2 or not mask.numel() or mask.is_complex() or not bool(torch.isfinite(mask).all()):
+    if (
+        not isinstance(mask, Tensor)
+        or mask.dim() < 2
+        or not mask.numel()
+        or mask.is_complex()
+        or not bool(torch.isfinite(mask).all())
+    ):
         got = f"{describe(mask)}, empty or with NaN" if isinstance(mask, Tensor) else describe(mask)
-        raise ValueError(f"Expected a MASK (batch, height, width) of values from 0 to 1 at {name}, got {got}. Wire a mask's node.")
+        raise ValueError(
+            f"Expected a MASK (batch, height, width) of values from 0 to 1 at {name}, got {got}. Wire a "
+            "mask's node."
+        )
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
     own = tuple(mask.shape[-2:])
     if own == tuple(size):
@@ -168,10 +204,23 @@ def empty_depth(padded: Size) -> Stream:
 
 def join_streams(image: Stream, depth: Stream, config: ModalityForcingConfig, size: Size) -> dict:
     """The LATENT of both, one of a batch of 1 repeated for the others."""
-    counts = {"images": image.values, "image masks": image.noisy, "depth maps": depth.values, "depth masks": depth.noisy}
+    counts = {
+        "images": image.values,
+        "image masks": image.noisy,
+        "depth maps": depth.values,
+        "depth masks": depth.noisy,
+    }
     batch = match_counts({name: len(part) for name, part in counts.items()})
     device = comfy.model_management.intermediate_device()
-    streams = [tuple(part.to(device).expand(batch, -1, -1, -1).contiguous() for part in stream) for stream in (image, depth)]
+    streams = [
+        tuple(part.to(device).expand(batch, -1, -1, -1).contiguous() for part in stream)
+        for stream in (image, depth)
+    ]
     values, noisy = zip(*streams, strict=True)
     nested = comfy.nested_tensor.NestedTensor
-    return {"samples": nested(values), "noise_mask": nested(noisy), SIZE: tuple(size), SKY: config.infinite_sky}
+    return {
+        "samples": nested(values),
+        "noise_mask": nested(noisy),
+        SIZE: tuple(size),
+        SKY: config.infinite_sky,
+    }

@@ -19,13 +19,17 @@ SKY = "spatialweave_infinite_sky"  # whether the model means sky by the farthest
 
 
 def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
-    """A LATENT of zeros for `model`: image b c h w and depth b 1 H W, padded up to whole patches; decoding cuts back."""
+    """A LATENT of zeros: image (b, c, h, w) and depth (b, 1, H, W), padded to patches; decoding crops."""
     config = network_config(model, "takes a joint latent")
     rows, columns = -(-height // config.depth_patch), -(-width // config.depth_patch)
     device = comfy.model_management.intermediate_device()
     image = torch.zeros(batch_size, config.in_channels, rows, columns, device=device)
     depth = torch.zeros(batch_size, 1, rows * config.depth_patch, columns * config.depth_patch, device=device)
-    return {"samples": comfy.nested_tensor.NestedTensor((image, depth)), SIZE: (height, width), SKY: config.infinite_sky}
+    return {
+        "samples": comfy.nested_tensor.NestedTensor((image, depth)),
+        SIZE: (height, width),
+        SKY: config.infinite_sky,
+    }
 
 
 def explain_size(model, width: int, height: int) -> Notes:
@@ -35,11 +39,13 @@ def explain_size(model, width: int, height: int) -> Notes:
 
 
 def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
-    """The image latent b c h w and the depth b 1 H W (network space) of a joint LATENT; anything else is refused by name."""
+    """Image latent (b, c, h, w) and depth (b, 1, H, W), network space, of a joint LATENT, else an error."""
     samples = read_samples(latent, "samples")
     remedy = "a joint latent comes from Empty Joint Latent, through a KSampler with a joint model"
     if not getattr(samples, "is_nested", False):
-        raise ValueError(f"A plain latent {tuple(samples.shape)} arrived, which has no depth in it: {remedy}.")
+        raise ValueError(
+            f"A plain latent {tuple(samples.shape)} arrived, which has no depth in it: {remedy}."
+        )
     streams = samples.unbind()
     shapes = " and ".join(str(tuple(stream.shape)) for stream in streams)
     if len(streams) != 2 or streams[0].ndim != 4 or streams[1].ndim != 4 or streams[1].shape[1] != 1:
@@ -47,9 +53,18 @@ def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
         raise ValueError(f"A nested latent of {shapes} arrived, wanted {wanted}: {remedy}.")
     image, depth = streams
     if image.shape[0] != depth.shape[0]:
-        raise ValueError(f"{image.shape[0]} images and {depth.shape[0]} depth maps arrived in one latent: give equally many.")
-    if depth.shape[-2] % image.shape[-2] or depth.shape[-2] * image.shape[-1] != depth.shape[-1] * image.shape[-2]:
-        raise ValueError(f"A nested latent of {shapes} arrived, whose depth does not cover the same picture as its image: {remedy}.")
+        raise ValueError(
+            f"{image.shape[0]} images and {depth.shape[0]} depth maps arrived in one latent: give equally "
+            "many."
+        )
+    if (
+        depth.shape[-2] % image.shape[-2]
+        or depth.shape[-2] * image.shape[-1] != depth.shape[-1] * image.shape[-2]
+    ):
+        raise ValueError(
+            f"A nested latent of {shapes} arrived, whose depth does not cover the same picture as its image: "
+            f"{remedy}."
+        )
     return image, depth
 
 
@@ -59,17 +74,22 @@ def decode_joint_latent(latent: dict, vae) -> tuple[Tensor, View]:
     check_vae(vae, image, depth.shape[-2] // image.shape[-2])
     height, width = latent.get(SIZE, depth.shape[-2:])
     pictures = vae.decode(image)[:, :height, :width, :3]
-    depth = net_to_depth(depth.float(), infinite_sky=latent.get(SKY, False)).to(pictures.device)[..., :height, :width]
+    depth = net_to_depth(depth.float(), infinite_sky=latent.get(SKY, False)).to(pictures.device)[
+        ..., :height, :width
+    ]
     return pictures, View.from_depth(depth, units="relative", image=as_image(pictures, overshoot=OVERSHOOT))
 
 
 def check_vae(vae, image: Tensor, stride: int) -> None:
     """Refuse a VAE of another latent space; core would stop inside a convolution, or show noise."""
     if not hasattr(vae, "spacial_compression_decode"):
-        raise ValueError(f"Expected a VAE, got {describe(vae)}. Wire the VAE of Load Modality Forcing, or of Load VAE.")
+        raise ValueError(
+            f"Expected a VAE, got {describe(vae)}. Wire the VAE of Load Modality Forcing, or of Load VAE."
+        )
     channels, step = getattr(vae, "latent_channels", None), vae.spacial_compression_decode()
     if (channels, step) != (image.shape[1], stride):
         raise ValueError(
-            f"A VAE with {channels} channels at 1/{step} arrived, but this latent has {image.shape[1]} at 1/{stride}: use the VAE "
-            "of Load Modality Forcing for the tiny model, flux2-vae for the models on FLUX.2."
+            f"A VAE with {channels} channels at 1/{step} arrived, but this latent has {image.shape[1]} at "
+            f"1/{stride}: use the VAE of Load Modality Forcing for the tiny model, flux2-vae for the models "
+            "on FLUX.2."
         )

@@ -1,8 +1,9 @@
-"""Modality Forcing as a core MODEL: one nested latent (image, depth), stock samplers, each stream with its own time.
+"""Modality Forcing as a core MODEL: one nested latent (image, depth), stock samplers, each stream with its
+own time.
 
-The sampler steps one flow latent at the image's sigma. The depth stream rides along carried (models/core/diffusion/carry.py),
-so its own schedule, noisier or cleaner by a constant odds ratio, needs no sampler of ours. A stream whose noise mask is 0 is
-given: it keeps its values and its time is 0.
+The sampler steps one flow latent at the image's sigma. The depth stream rides along carried
+(models/core/diffusion/carry.py), so its own schedule, noisier or cleaner by a constant odds ratio, needs no
+sampler of ours. A stream whose noise mask is 0 is given: it keeps its values and its time is 0.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from .refused_attachments import check_conditioning, check_options, check_patche
 from .refused_loras import check_loras
 from .refused_samplers import check_sampler, check_sigmas
 
-# Divisible by every step count to 10 and by 12, 14, 15, 16, 18, 20, 24, 25, 28, 30, 36, 40, 50: core's scheduler "simple"
+# Divisible by every step count to 10 and by 12, 14, 15, 16, 18, 20, 24, 25, 28, 30, 36, 40, 50: core's
+# scheduler "simple"
 # picks table rows, and is then exactly the published schedule.
 SCHEDULE_ROWS = 25200
 
@@ -44,8 +46,8 @@ class JointTimes(NamedTuple):
 
     image: Tensor  # (b,) time of the image stream
     depth: Tensor  # (b,) time of the depth stream
-    seen_depth: Tensor  # b 1 H W, depth at its own noise level
-    carried_depth: Tensor  # b 1 H W, the same as the sampler carries it
+    seen_depth: Tensor  # (b, 1, H, W), depth at its own noise level
+    carried_depth: Tensor  # (b, 1, H, W), the same as the sampler carries it
     sigma: Tensor  # (b,) the sampler's noise level, above 0
 
 
@@ -59,24 +61,48 @@ class HostedNetwork(ModalityForcing):
         self.depth_final_layer = FinalLayer(config.hidden_size, config.depth_channels, **made)
         self.dtype = dtype
 
-    def forward(self, x: list[Tensor], timestep: JointTimes, context: Tensor, transformer_options: dict, log2_alpha: float, **kwargs):
+    def forward(
+        self,
+        x: list[Tensor],
+        timestep: JointTimes,
+        context: Tensor,
+        transformer_options: dict,
+        log2_alpha: float,
+        **kwargs,
+    ):
         """The velocities of both streams as the sampler carries them."""
         check_patches(transformer_options)
-        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options)
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timestep, context, transformer_options, log2_alpha=log2_alpha, **kwargs)
 
-    def predict(self, x: list[Tensor], timestep: JointTimes, context: Tensor, transformer_options: dict, *, log2_alpha: float, **kwargs):
+    def predict(
+        self,
+        x: list[Tensor],
+        timestep: JointTimes,
+        context: Tensor,
+        transformer_options: dict,
+        *,
+        log2_alpha: float,
+        **kwargs,
+    ):
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
+            return optimized_attention(
+                q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options
+            )
 
         times = timestep
-        velocity, x0 = super().forward(x[0], times.seen_depth, context, times.image, times.depth, attend=attend)
+        velocity, x0 = super().forward(
+            x[0], times.seen_depth, context, times.image, times.depth, attend=attend
+        )
         return [velocity, carried_velocity(times.carried_depth, x0, times.sigma, log2_alpha)]
 
 
 class JointModel(comfy.model_base.Flux):
-    """Core's view of the model: a Flux with one more stream, by which core finds the layers that a FLUX.2 LoRA means.
+    """Core's view of the model: a Flux with one more stream, by which core finds the layers that a FLUX.2
+    LoRA means.
 
     `log2_alpha` is the order of the streams: above 0 the image resolves first, below it the depth.
     """
@@ -88,12 +114,13 @@ class JointModel(comfy.model_base.Flux):
         self.model_sampling.set_parameters(shift=model_config.network.shift_mu, timesteps=SCHEDULE_ROWS)
 
     def extra_conds(self, **kwargs):
-        """What the network reads. Not Flux's own: its reference images and guidance are nothing to this network."""
+        """The network's conditioning. Flux's own reference images and guidance do not apply."""
         shapes, context = kwargs.get("latent_shapes"), kwargs.get("cross_attn")
         check_latent(shapes, self.model_config.network)
         check_context(context, self.model_config.network)
         conds = {
-            "c_crossattn": comfy.conds.CONDRegular(context),  # prompts of unequal length run apart; repeating one would change it
+            # prompts of unequal length run apart; repeating one would change it
+            "c_crossattn": comfy.conds.CONDRegular(context),
             "latent_shapes": comfy.conds.CONDConstant(shapes),
             "log2_alpha": comfy.conds.CONDConstant(self.log2_alpha),
         }
@@ -102,20 +129,39 @@ class JointModel(comfy.model_base.Flux):
             conds["noisy"] = comfy.conds.CONDRegular(noisy_streams(mask, shapes))
         return conds
 
-    def process_timestep(self, timestep: Tensor, *, x: Tensor, latent_shapes, log2_alpha: float, noisy: Tensor | None = None, **kwargs):
-        sigma = timestep / getattr(self.model_sampling, "multiplier", 1.0)  # core's SD3 sampling patch counts to 1000
+    def process_timestep(
+        self,
+        timestep: Tensor,
+        *,
+        x: Tensor,
+        latent_shapes,
+        log2_alpha: float,
+        noisy: Tensor | None = None,
+        **kwargs,
+    ):
+        # core's SD3 sampling patch counts to 1000
+        sigma = timestep / getattr(self.model_sampling, "multiplier", 1.0)
         image, depth = (sigma, sigma) if noisy is None else (sigma.unsqueeze(1) * noisy.float()).unbind(1)
         carried = comfy.utils.unpack_latents(x, latent_shapes)[1].float()
-        return JointTimes(image, warp_time(depth, log2_alpha), release(carried, depth, log2_alpha), carried, sigma)
+        return JointTimes(
+            image, warp_time(depth, log2_alpha), release(carried, depth, log2_alpha), carried, sigma
+        )
 
-    def scale_latent_inpaint(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None = None, **kwargs):
-        """What stands where the mask is 0: the clean latent in a stream that is wholly given, else the latent at this noise level."""
+    def scale_latent_inpaint(
+        self, sigma: Tensor, noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None = None, **kwargs
+    ):
+        """Values where the mask is 0: the clean latent of a given stream, else the latent at this noise."""
         noised = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image)
         if denoise_mask is None:
             return noised
         shapes = self.latent_shapes
-        streams = [comfy.utils.unpack_latents(tensor, shapes) for tensor in (noised, latent_image, noisy_per_value(denoise_mask, shapes))]
-        return comfy.utils.pack_latents([torch.where(noisy, some, clean) for some, clean, noisy in zip(*streams, strict=True)])[0]
+        streams = [
+            comfy.utils.unpack_latents(tensor, shapes)
+            for tensor in (noised, latent_image, noisy_per_value(denoise_mask, shapes))
+        ]
+        return comfy.utils.pack_latents(
+            [torch.where(noisy, some, clean) for some, clean, noisy in zip(*streams, strict=True)]
+        )[0]
 
     def process_latent_in(self, latent):
         return self._change_depth(super().process_latent_in(latent), to_carried)
@@ -141,7 +187,11 @@ class JointConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.bfloat16, torch.float32]  # float16 overflows in the released network
 
     def __init__(self, network: ModalityForcingConfig):
-        sizes = {"depth": network.num_double_blocks, "depth_single_blocks": network.num_single_blocks, "hidden_size": network.hidden_size}
+        sizes = {
+            "depth": network.num_double_blocks,
+            "depth_single_blocks": network.num_single_blocks,
+            "hidden_size": network.hidden_size,
+        }
         super().__init__({"config": network, **sizes})  # sizes as core calls them, for its table of LoRA keys
         self.network = network
         self.latent_format = latent_format(network)
@@ -163,18 +213,33 @@ def latent_format(network: ModalityForcingConfig) -> comfy.latent_formats.Latent
 
 
 def check_latent(shapes, network: ModalityForcingConfig) -> None:
-    """Refuse everything but an image latent b c h w with a depth map b 1 ph pw, in one sentence."""
+    """Refuse all but an image latent (b, c, h, w) with a depth (b, 1, p h, p w), in one sentence."""
     remedy = "make one with the node Empty Joint Latent, with this model wired to it"
     if shapes is None or len(shapes) != 2:
-        streams = "no latent" if not shapes else f"a plain latent {tuple(shapes[0])}" if len(shapes) == 1 else f"{len(shapes)} streams"
-        raise ValueError(f"{streams[0].upper()}{streams[1:]} arrived, but this model samples an image and its depth together: {remedy}.")
+        streams = (
+            "no latent"
+            if not shapes
+            else f"a plain latent {tuple(shapes[0])}"
+            if len(shapes) == 1
+            else f"{len(shapes)} streams"
+        )
+        raise ValueError(
+            f"{streams[0].upper()}{streams[1:]} arrived, but this model samples an image and its depth "
+            f"together: {remedy}."
+        )
     image, depth = (tuple(shape) for shape in shapes)
     channels, patch = network.in_channels, network.depth_patch
     if len(image) != 4 or image[1] != channels:
-        raise ValueError(f"An image latent {image} arrived, but this model's has {channels} channels (batch, {channels}, h, w): {remedy}.")
+        raise ValueError(
+            f"An image latent {image} arrived, but this model's has {channels} channels (batch, {channels}, "
+            f"h, w): {remedy}."
+        )
     wanted = (image[0], 1, image[2] * patch, image[3] * patch)
     if depth != wanted:
-        raise ValueError(f"An image latent {image} arrived with a depth {depth}, but that image needs a depth {wanted}: {remedy}.")
+        raise ValueError(
+            f"An image latent {image} arrived with a depth {depth}, but that image needs a depth {wanted}: "
+            f"{remedy}."
+        )
 
 
 def check_context(context: Tensor | None, network: ModalityForcingConfig) -> None:
@@ -182,27 +247,32 @@ def check_context(context: Tensor | None, network: ModalityForcingConfig) -> Non
     width = None if context is None else context.shape[-1]
     if width != network.context_in_dim:
         raise ValueError(
-            f"A prompt of width {width} arrived, but this model reads {network.context_in_dim}: encode it with the CLIP of Load "
-            "Modality Forcing for the tiny model, with the Qwen3 encoder of its FLUX.2 base (Load CLIP, type flux2) for a file."
+            f"A prompt of width {width} arrived, but this model reads {network.context_in_dim}: encode it "
+            "with the CLIP of Load Modality Forcing for the tiny model, with the Qwen3 encoder of its "
+            "FLUX.2 base (Load CLIP, type flux2) for a file."
         )
 
 
 def noisy_streams(mask: Tensor, shapes) -> Tensor:
     """(b, streams): 1 where any part of a stream is to be sampled, 0 where the stream is given."""
-    return torch.stack([(part.flatten(1).amax(1) > 0).float() for part in comfy.utils.unpack_latents(mask, shapes)], dim=1)
+    return torch.stack(
+        [(part.flatten(1).amax(1) > 0).float() for part in comfy.utils.unpack_latents(mask, shapes)], dim=1
+    )
 
 
 def noisy_per_value(mask: Tensor, shapes) -> Tensor:
-    """`noisy_streams` for every value of the packed latent: bool, b 1 n."""
+    """`noisy_streams` for every value of the packed latent: bool, (b, 1, n)."""
     lengths = torch.tensor([math.prod(shape[1:]) for shape in shapes], device=mask.device)
     return noisy_streams(mask, shapes).repeat_interleave(lengths, dim=1).unsqueeze(1) > 0
 
 
 def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
-    """An OUTER_SAMPLE wrapper: values whose mask is 0 come back as they came, where core's blend would round them.
+    """An OUTER_SAMPLE wrapper: values whose mask is 0 come back as they came, where core's blend would round
+    them.
 
-    NaN means missing: the network sees this run's own noise there, as it did in training, and a given NaN comes back as NaN.
-    What cannot serve is refused before any weight is moved; a run that is too large for the memory says what to change.
+    NaN means missing: the network sees this run's own noise there, as it did in training, and a given NaN
+    comes back as NaN. What cannot serve is refused before any weight is moved; a run that is too large for
+    the memory says what to change.
     """
     check_sampler(sampler)
     check_sigmas(sigmas)
@@ -220,7 +290,11 @@ def check_attachments(guider, denoise_mask: Tensor | None, shapes) -> None:
     """Refuse what other nodes attached to the prompts or the model and the network would not read."""
     check_conditioning(guider.conds)
     check_unconditional(guider)
-    given = denoise_mask is not None and len(shapes) == 2 and not bool(noisy_streams(denoise_mask, shapes)[:, 0].any())
+    given = (
+        denoise_mask is not None
+        and len(shapes) == 2
+        and not bool(noisy_streams(denoise_mask, shapes)[:, 0].any())
+    )
     check_options(guider.model_options, image_given=given)
     check_loras(guider.model_patcher, guider.model_patcher.model.model_config.network)
 
@@ -231,11 +305,15 @@ def network_config(model: comfy.model_patcher.ModelPatcher, purpose: str) -> Mod
         raise ValueError(f"Expected a MODEL, got {describe(model)}. Wire that of Load Modality Forcing.")
     if not isinstance(model.model, JointModel):
         kind = type(model.model).__name__
-        raise ValueError(f"A {kind} model arrived, but only a joint model {purpose}: load one with Load Modality Forcing.")
+        raise ValueError(
+            f"A {kind} model arrived, but only a joint model {purpose}: load one with Load Modality Forcing."
+        )
     return model.model.model_config.network
 
 
-def with_order(model: comfy.model_patcher.ModelPatcher, log2_alpha: float) -> comfy.model_patcher.ModelPatcher:
+def with_order(
+    model: comfy.model_patcher.ModelPatcher, log2_alpha: float
+) -> comfy.model_patcher.ModelPatcher:
     """A clone whose depth is at odds 2^log2_alpha times the image's; other models are refused."""
     network_config(model, "has an order")
     ordered = model.clone()

@@ -1,4 +1,4 @@
-"""Joint latents taken apart and joined, and as safetensors files in core's folders. Every bit is kept, NaN (missing depth) too."""
+"""Joint latents split, joined, and as safetensors files in core's folders, bit-exact, NaN included."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ import folder_paths
 import torch
 
 from ....models.core.text_files import parse_json
-from ....models.core.weights.files import KIND, WeightsError, check_finite, describe, read_header, read_tensors, write_tensors
+from ....models.core.weights.files import (
+    KIND,
+    WeightsError,
+    check_finite,
+    describe,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from ..shared.nested_latents import MASKS, nest_masks, read_samples, take_apart
 from .joint_latent import SIZE, SKY, split_joint_latent
 
@@ -29,10 +37,13 @@ def split_streams(latent: dict) -> list[dict]:
 
 
 def join_latents(image: dict, depth: dict) -> dict:
-    """One joint LATENT of two plain ones; one of a batch of 1 is repeated. A stream without a mask is sampled wholly."""
+    """One joint LATENT of two plain ones; a batch of 1 is repeated. Without a mask, a stream is sampled."""
     for name, latent in (("image_latent", image), ("depth_latent", depth)):
         if getattr(read_samples(latent, name), "is_nested", False):
-            raise ValueError(f"A joint latent arrived at {name}: take it apart with Split Joint Latent and wire the part that is meant.")
+            raise ValueError(
+                f"A joint latent arrived at {name}: take it apart with Split Joint Latent and wire the part "
+                "that is meant."
+            )
     streams = [image["samples"], depth["samples"]]
     batch = max(len(stream) for stream in streams)
     streams = [stream.expand(batch, *stream.shape[1:]) if len(stream) == 1 else stream for stream in streams]
@@ -44,7 +55,8 @@ def join_latents(image: dict, depth: dict) -> dict:
 
 
 def scale_size(size: Sequence[int], padded: Sequence[int], patch: int) -> tuple[int, int] | None:
-    """The (height, width) of a picture of `size` that was padded to whole patches and then scaled to `padded`, padding and all.
+    """The (height, width) of a picture of `size` that was padded to whole patches and then scaled to
+    `padded`, padding and all.
 
     None if its sides were not scaled alike: what became of the padding is then not known.
     """
@@ -55,14 +67,16 @@ def scale_size(size: Sequence[int], padded: Sequence[int], patch: int) -> tuple[
 
 
 def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_pnginfo=None) -> dict:
-    """Write a numbered file into core's output folder; what the interface is told about it. The graph goes with it unless
-    ComfyUI was started with --disable-metadata.
+    """Write a numbered file into core's output folder; what the interface is told about it. The graph goes
+    with it unless ComfyUI was started with --disable-metadata.
     """
     streams = dict(zip(STREAMS, split_joint_latent(latent), strict=True))
     masks = latent.get(MASKS)
     if getattr(masks, "is_nested", False):
         streams |= {f"{name}_mask": mask for name, mask in zip(STREAMS, masks.unbind(), strict=True)}
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        filename_prefix, folder_paths.get_output_directory()
+    )
     file = f"{name}_{counter:05}_{SUFFIX}"
     notes = {key: latent[key] for key in (SIZE, SKY) if key in latent}
     if not comfy.cli_args.args.disable_metadata:
@@ -73,7 +87,7 @@ def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_png
 
 
 def list_joint_latents() -> list[str]:
-    """What can be loaded: files in core's input folder, and in its output folder as deep as a prefix can put them."""
+    """Files in core's input folder, and in its output folder with all subfolders."""
     given = folder_paths.get_input_directory()
     loose = os.listdir(given) if os.path.isdir(given) else []
     saved, _ = folder_paths.recursive_search(folder_paths.get_output_directory())
@@ -86,27 +100,39 @@ def load_joint_latent(file: str) -> dict:
     path = folder_paths.get_annotated_filepath(file)
     header = read_header(path)
     if header.metadata.get(KIND) != FILE_KIND or not set(STREAMS) <= set(header.shapes):
-        raise WeightsError(f"{path} holds {describe(header)}, wanted a joint latent: write one with Save Joint Latent.")
+        raise WeightsError(
+            f"{path} holds {describe(header)}, wanted a joint latent: write one with Save Joint Latent."
+        )
     tensors = read_tensors(path, finite=False)  # NaN in depth is missing depth
     check_finite({STREAMS[0]: tensors[STREAMS[0]]}, path)
     nested = comfy.nested_tensor.NestedTensor
     latent = {"samples": nested([read_stream(tensors, name, path) for name in STREAMS])}
     if all(f"{name}_mask" in tensors for name in STREAMS):
         latent[MASKS] = nested([read_stream(tensors, f"{name}_mask", path) for name in STREAMS])
-    latent |= {key: read_note(header.metadata[key], key, path) for key in (SIZE, SKY) if key in header.metadata}
+    latent |= {
+        key: read_note(header.metadata[key], key, path) for key in (SIZE, SKY) if key in header.metadata
+    }
     try:
         image, depth = split_joint_latent(latent)
     except ValueError as error:
         raise WeightsError(f"{path} holds no joint latent that can be used: {error}") from error
-    if SIZE in latent and any(asked > padded for asked, padded in zip(latent[SIZE], depth.shape[-2:], strict=True)):
-        raise WeightsError(f"Expected a {SIZE} within {tuple(depth.shape[-2:])} in {path}, got {latent[SIZE]}. Save the latent again.")
+    if SIZE in latent and any(
+        asked > padded for asked, padded in zip(latent[SIZE], depth.shape[-2:], strict=True)
+    ):
+        raise WeightsError(
+            f"Expected a {SIZE} within {tuple(depth.shape[-2:])} in {path}, got {latent[SIZE]}. Save the "
+            "latent again."
+        )
     return latent
 
 
 def read_stream(tensors: dict[str, torch.Tensor], name: str, path: str) -> torch.Tensor:
     """One stream or mask of fractions."""
     if not tensors[name].is_floating_point():
-        raise WeightsError(f"Expected floating-point numbers in {name} of {path}, got {tensors[name].dtype}. Save the latent again.")
+        raise WeightsError(
+            f"Expected floating-point numbers in {name} of {path}, got {tensors[name].dtype}. Save the "
+            "latent again."
+        )
     return tensors[name]
 
 
@@ -116,8 +142,12 @@ def read_note(text: str, key: str, path: str) -> list[int] | bool:
     value, said = parse_json(text, source=source), " ".join(text.split())[:60]
     if key == SKY and not isinstance(value, bool):
         raise WeightsError(f"Expected true or false as {source}, got {said}. Save the latent again.")
-    if key == SIZE and not (isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)):
-        raise WeightsError(f"Expected [height, width] in pixels as {source}, got {said}. Save the latent again.")
+    if key == SIZE and not (
+        isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    ):
+        raise WeightsError(
+            f"Expected [height, width] in pixels as {source}, got {said}. Save the latent again."
+        )
     return value
 
 

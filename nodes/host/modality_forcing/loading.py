@@ -15,7 +15,14 @@ from ....models.core.weights.quantized_header import find_layers, plain_header
 from ....models.core.weights.registry import find_published
 from ....models.modality_forcing.pipeline import TINY_NETWORK
 from ....models.modality_forcing.released import NETWORK, released_files
-from ....models.modality_forcing.weights import DEPTH_HEAD, check_precisions, find_config, find_prefix, network_shapes, own_names
+from ....models.modality_forcing.weights import (
+    DEPTH_HEAD,
+    check_precisions,
+    find_config,
+    find_prefix,
+    network_shapes,
+    own_names,
+)
 from ....models.tiny.codec_colors import fit_colours
 from ....models.tiny.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
 from ..shared.file_kinds import describe_file
@@ -25,11 +32,15 @@ from ..shared.shipped import TINY
 from ..shared.tiny_clip import tiny_clip
 from ..shared.tiny_vae import TinyVAE
 from .joint_model import JointConfig, keep_given
-from .klein_parts import load_parts
+from .klein_parts import load_clip_and_vae
 from .previews import note_depth, set_image_colours
 
 FOLDER = "diffusion_models"
-TURNED_OFF = (ExecutionBlocker("with_clip_and_vae is off in Load Modality Forcing: turn it on, or wire Load CLIP and Load VAE."),) * 2
+TURNED_OFF = (
+    ExecutionBlocker(
+        "with_clip_and_vae is off in Load Modality Forcing: turn it on, or wire Load CLIP and Load VAE."
+    ),
+) * 2
 
 
 def list_models() -> list[str]:
@@ -38,20 +49,22 @@ def list_models() -> list[str]:
 
 
 def find_fault(name: str) -> str | None:
-    """What is wrong with a choice of the loader, in one sentence with the way to mend it; None if it is there to be loaded."""
+    """What is wrong with a choice of the loader, and the remedy, in one sentence; else None."""
     if name in list_models():
         return None
     published = {file.name: file for file in released_files()}
     wanted = published.get(name, published[NETWORK])
     other = "" if name in published else "the published network is "
-    clone = f"in an installed clone of the repository `spatialweave weights download {wanted.name}` fetches it"
+    clone = (
+        f"in an installed clone of the repository `spatialweave weights download {wanted.name}` fetches it"
+    )
     return f"{name} is not in ComfyUI's models/{FOLDER}: {other}{wanted.line} ({clone})."
 
 
 def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
-    """(MODEL, CLIP, VAE). A user's file holds a network only: its text encoder and VAE are read from core's folders, where they are."""
+    """(MODEL, CLIP, VAE). A user's file is a network only: CLIP and VAE come from core's folders."""
     if name == TINY:
-        return load_tiny_model(), *(load_tiny_parts() if with_clip_and_vae else TURNED_OFF)
+        return load_tiny_model(), *(load_tiny_clip_and_vae() if with_clip_and_vae else TURNED_OFF)
     fault = find_fault(name)
     if fault:
         raise WeightsError(fault)
@@ -60,7 +73,11 @@ def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
         model = load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name))
     except WeightsError as error:
         raise WeightsError(f"{str(error).removesuffix('.')}; the published network is {line}.") from error
-    return model, *(load_parts(model.model.model_config.network.context_in_dim) if with_clip_and_vae else TURNED_OFF)
+    return model, *(
+        load_clip_and_vae(model.model.model_config.network.context_in_dim)
+        if with_clip_and_vae
+        else TURNED_OFF
+    )
 
 
 def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -71,7 +88,7 @@ def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelP
     return patcher
 
 
-def load_tiny_parts() -> tuple:
+def load_tiny_clip_and_vae() -> tuple:
     """(CLIP, VAE) that ship with the pack."""
     return tiny_clip(load_text_encoder(TEXT_FILE).state_dict()), TinyVAE(load_codec(CODEC_FILE).state_dict())
 
@@ -87,13 +104,23 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
     network = find_config(header, prefix, path)
     names = own_names(header.shapes, prefix, path)
     check_fit(network_shapes(network), {names[name]: shape for name, shape in header.shapes.items()}, path)
-    check_precisions({name: found for name, found in header.dtypes.items() if name.removesuffix(".weight") not in quantised}, path)
+    check_precisions(
+        {
+            name: found
+            for name, found in header.dtypes.items()
+            if name.removesuffix(".weight") not in quantised
+        },
+        path,
+    )
     report_need(path)
     state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     check_finite(state, path)
-    state, _ = comfy.utils.convert_old_quants(state, prefix, metadata=metadata)  # core's one form: a description beside each layer
+    # core's one form: a description beside each layer
+    state, _ = comfy.utils.convert_old_quants(state, prefix, metadata=metadata)
     ours = own_names(state, prefix, path)
-    state = {ours[name]: value.float() if value.dtype == torch.float64 else value for name, value in state.items()}
+    state = {
+        ours[name]: value.float() if value.dtype == torch.float64 else value for name, value in state.items()
+    }
 
     config = JointConfig(network)
     config.quant_config = comfy.utils.detect_layer_quantization(state, "")
@@ -105,16 +132,18 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
     return patcher
 
 
-
-
 def in_precision(state: dict[str, torch.Tensor], config: JointConfig) -> dict[str, torch.Tensor]:
-    """The tensors as core will hold them: the depth head in float32 always, and a small network in float32 whole.
+    """The tensors as core will hold them: the depth head in float32 always, and a small network in float32
+    whole.
 
-    Core may use a file's tensors as they are, without copying them into the model's own. A quantised layer is left as it is.
+    Core may use a file's tensors as they are, without copying them into the model's own. A quantised layer is
+    left as it is.
     """
     small = config.supported_inference_dtypes == [torch.float32]
     quantised = tuple(name.removesuffix("comfy_quant") for name in state if name.endswith(".comfy_quant"))
     return {
-        name: value.float() if (small or name.startswith(DEPTH_HEAD)) and not name.startswith(quantised) else value
+        name: value.float()
+        if (small or name.startswith(DEPTH_HEAD)) and not name.startswith(quantised)
+        else value
         for name, value in state.items()
     }

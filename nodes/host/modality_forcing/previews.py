@@ -1,8 +1,9 @@
 """Image and depth side by side while they are sampled, on the node that samples them.
 
 Core previews the first stream of a nested latent, and lets a latent format say how that is reshaped for it
-(`latent_rgb_factors_reshape`). Ours puts the depth beside the image there, as `note_depth`, a wrapper around the run, has seen it
-last. So core sends one preview per step, by its own settings of method and size, and both of its frontends show it.
+(`latent_rgb_factors_reshape`). Ours puts the depth beside the image there, as `note_depth`, a wrapper around
+the run, has seen it last. So core sends one preview per step, by its own settings of method and size, and
+both of its frontends show it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LONGEST = 256  # pixels of a side: of enough for a look, and nothing beside a st
 
 
 class PairPreview:
-    """What core calls with the image's latent, b c h w: the pair of the first picture, 1 3 H W in [-1, 1]."""
+    """Core calls it with the image latent (b, c, h, w): both of the first, (1, 3, H, W), [-1, 1]."""
 
     def __init__(self, image_format: comfy.latent_formats.LatentFormat):
         self.image_format = image_format
@@ -40,20 +41,24 @@ class PairPreview:
         if not shown:
             return latent.new_zeros(1, 3, *latent.shape[-2:])
         size = shown[-1].shape[-2:]
-        sized = [F.interpolate(picture, size, mode="bilinear", antialias=True).clamp(0, 1) for picture in shown]
+        sized = [
+            F.interpolate(picture, size, mode="bilinear", antialias=True).clamp(0, 1) for picture in shown
+        ]
         return torch.cat(sized, dim=-1) * 2 - 1
 
     def show_image(self, latent: Tensor) -> Tensor | None:
-        """1 3 h w in [0, 1], by the method that ComfyUI is set to; None where that method knows no colours for the latent."""
+        """(1, 3, h, w) in [0, 1], by ComfyUI's preview method; None where that cannot show the latent."""
         self.previewer = self.previewer or latent_preview.get_previewer(latent.device, self.image_format)
         if self.previewer is None:
             return None
         picture = self.previewer.decode_latent_to_preview(latent[:1])
-        values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(1, picture.height, picture.width, 3)
+        values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(
+            1, picture.height, picture.width, 3
+        )
         return values.movedim(-1, 1).float() / 255
 
     def show_depth(self) -> Tensor | None:
-        """1 3 h w in [0, 1]: near is bright. One scale for all steps, the network's own, so that nothing flickers."""
+        """(1, 3, h, w) in [0, 1]: near is bright. One scale for all steps, so that nothing flickers."""
         if self.depth is None:
             return None
         net = self.depth[:1].float().nan_to_num().cpu()
@@ -64,7 +69,7 @@ class PairPreview:
 
 
 def with_pair_preview(image_format: comfy.latent_formats.LatentFormat) -> comfy.latent_formats.LatentFormat:
-    """The same format for a joint model. Core's small decoders (TAESD) see one stream, so they are asked for the image's half only."""
+    """The same format for a joint model. TAESD decodes one stream, so it is asked for the image only."""
     joint = copy.copy(image_format)
     joint.latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     joint.latent_rgb_factors_bias = joint.taesd_decoder_name = None
@@ -73,15 +78,27 @@ def with_pair_preview(image_format: comfy.latent_formats.LatentFormat) -> comfy.
 
 
 def set_image_colours(model, factors: Tensor, bias: Tensor) -> None:
-    """Give a model whose image format core does not know the linear map from latent (c,) to colour: c 3 and 3."""
+    """Set the linear map from latent to color, factors (c, 3) and bias (3,), where core does not know it."""
     image_format = model.model.latent_format.latent_rgb_factors_reshape.image_format
     image_format.latent_rgb_factors, image_format.latent_rgb_factors_bias = factors.tolist(), bias.tolist()
 
 
-def note_depth(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, latent_shapes=None, **kwargs):
-    """An OUTER_SAMPLE wrapper: the depth of every prediction is kept for the preview that core makes of it."""
+def note_depth(
+    executor,
+    noise,
+    latent_image,
+    sampler,
+    sigmas,
+    denoise_mask=None,
+    callback=None,
+    *args,
+    latent_shapes=None,
+    **kwargs,
+):
+    """An OUTER_SAMPLE wrapper: keeps the depth of every prediction for the preview that core makes of it."""
     model = executor.class_obj.model_patcher
-    preview, log2_alpha = model.model.latent_format.latent_rgb_factors_reshape, model.get_model_object("log2_alpha")
+    preview = model.model.latent_format.latent_rgb_factors_reshape
+    log2_alpha = model.get_model_object("log2_alpha")
 
     def noting(step, x0, x, total_steps):
         preview.depth = from_carried(comfy.utils.unpack_latents(x0, latent_shapes)[1], log2_alpha)
@@ -90,6 +107,16 @@ def note_depth(executor, noise, latent_image, sampler, sigmas, denoise_mask=None
     preview.start()
     try:
         watched = None if callback is None else noting
-        return executor(noise, latent_image, sampler, sigmas, denoise_mask, watched, *args, latent_shapes=latent_shapes, **kwargs)
+        return executor(
+            noise,
+            latent_image,
+            sampler,
+            sigmas,
+            denoise_mask,
+            watched,
+            *args,
+            latent_shapes=latent_shapes,
+            **kwargs,
+        )
     finally:
         preview.start()

@@ -29,7 +29,9 @@ def check_loras(patcher: ModelPatcher, network: ModalityForcingConfig) -> None:
             name = key.removeprefix(HOSTED)
             for _, patch, _, offset, *_ in patches:
                 if name in shapes:
-                    check_fits(name, changed_shape(patch), part_shape(shapes[name], offset), network.hidden_size)
+                    check_fits(
+                        name, changed_shape(patch), part_shape(shapes[name], offset), network.hidden_size
+                    )
 
 
 def check_fits(name: str, given: Shape | None, wanted: Shape, width: int) -> None:
@@ -39,8 +41,8 @@ def check_fits(name: str, given: Shape | None, wanted: Shape, width: int) -> Non
     other = next((side for side, own in zip(given, wanted, strict=False) if own == width != side), None)
     made = "another network" if other is None else f"a network of width {name_width(other)}"
     raise ValueError(
-        f"A LoRA for {made} arrived, but this one has the width {name_width(width)}: it changes {name} as {given}, which is {wanted} here; "
-        "take that LoRA out, or use one made for this base."
+        f"A LoRA for {made} arrived, but this one has the width {name_width(width)}: it changes {name} as "
+        f"{given}, which is {wanted} here; take that LoRA out, or use one made for this base."
     )
 
 
@@ -49,7 +51,7 @@ def name_width(width: int) -> str:
 
 
 def part_shape(shape: Shape, offset: Sequence[int] | None) -> Shape:
-    """The shape of the rows or columns that a change is for, where it is not the whole layer: (axis, first, how many)."""
+    """The shape of the slice that a change is for, (axis, start, length); None is the whole layer."""
     if offset is None:
         return shape
     axis, _, count = offset

@@ -8,8 +8,13 @@ from __future__ import annotations
 from torch import Tensor
 
 STOPS_EARLY = "stops at the smallest noise level above 0 and leaves that noise in the picture"
-ADDS_ON_TOP = "adds its noise on top of the picture, where a flow model's latent gives way to it, and drifts further with every step"
-ONE_PICTURE = "works on the rows and columns of one latent, and a joint latent is an image and a depth of another size"
+ADDS_ON_TOP = (
+    "adds its noise on top of the picture, where a flow model's latent gives way to it, "
+    "and drifts further with every step"
+)
+ONE_PICTURE = (
+    "works on the rows and columns of one latent, and a joint latent is an image and a depth of another size"
+)
 REASONS = {
     "dpm_fast": STOPS_EARLY,
     "dpm_adaptive": STOPS_EARLY,
@@ -29,13 +34,15 @@ def check_sampler(sampler) -> None:
     name = getattr(made, "__name__", "")
     name = name.removeprefix("sample_").removesuffix("_function")
     if name in REASONS:
-        raise ValueError(f"The sampler {name} {REASONS[name]}: choose euler, dpmpp_2m, res_multistep or another.")
+        raise ValueError(
+            f"The sampler {name} {REASONS[name]}: choose euler, dpmpp_2m, res_multistep or another."
+        )
 
 
 def check_sigmas(sigmas: Tensor) -> None:
     """Refuse the noise levels of other kinds of model, which begin above 1."""
     if len(sigmas) and float(sigmas[0]) > 1.001:
         raise ValueError(
-            f"The SIGMAS begin at a noise level of {float(sigmas[0]):.4g}, but a flow model's is at most 1, all noise: take them from "
-            "Basic Scheduler, which asks the model, or set sigma_max to 1."
+            f"The SIGMAS begin at a noise level of {float(sigmas[0]):.4g}, but a flow model's is at most 1, "
+            "all noise: take them from Basic Scheduler, which asks the model, or set sigma_max to 1."
         )

@@ -1,4 +1,4 @@
-"""What a file of weights is that is not ours: by our own table of keys, else by the detection that core loads models with."""
+"""What a weights file is that is not ours: by our table of keys, else by core's model detection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import torch
 
 from ....models.core.weights.files import KIND, Header, describe, name_keys
 
-UNLIKE = (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # keys or shapes of a half-known kind
+UNLIKE = (
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)  # keys or shapes of a half-known kind
 
 
 def describe_file(header: Header) -> str:
@@ -22,13 +30,18 @@ def describe_file(header: Header) -> str:
 
 
 def name_in_core(header: Header) -> str | None:
-    """The class of core's table of models, as `WAN21_T2V` or `QwenImage`, that Load Diffusion Model would choose."""
+    """The class of core's model table, as `WAN21_T2V` or `QwenImage`, that core's loader would choose."""
     nothing = torch.zeros(())
-    state = {name: nothing.expand(shape) for name, shape in header.shapes.items()}  # the shapes count, and cost no memory
+    # the shapes count, and cost no memory
+    state = {name: nothing.expand(shape) for name, shape in header.shapes.items()}
     for prefix in (comfy.model_detection.unet_prefix_from_state_dict(state), ""):
         with contextlib.suppress(*UNLIKE):
             config = comfy.model_detection.detect_unet_config(state, prefix, metadata=dict(header.metadata))
-            kinds = [kind for kind in comfy.supported_models.models if config and kind.matches(config, state, unet_key_prefix=prefix)]
+            kinds = [
+                kind
+                for kind in comfy.supported_models.models
+                if config and kind.matches(config, state, unet_key_prefix=prefix)
+            ]
             if kinds:
                 return kinds[0].__name__
     return None

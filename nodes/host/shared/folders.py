@@ -18,11 +18,13 @@ from .progress import each_picture
 def list_depth_files() -> list[str]:
     """Names in the input folder that could hold a depth."""
     folder = Path(folder_paths.get_input_directory())
-    return sorted(found.name for found in folder.iterdir() if found.suffix.lower() in SUFFIXES and found.is_file())
+    return sorted(
+        found.name for found in folder.iterdir() if found.suffix.lower() in SUFFIXES and found.is_file()
+    )
 
 
 def input_file(name: str) -> Path:
-    """A file of the input folder, or, named "x.png [output]", of another; nothing outside them can be reached."""
+    """A file of the input folder, or of another as in "x.png [output]"; no file outside them is reachable."""
     return Path(folder_paths.get_annotated_filepath(name))
 
 
@@ -31,21 +33,30 @@ def is_input_file(name: str) -> bool:
 
 
 def graph_notes(hidden) -> dict[str, str]:
-    """The graph as core's savers put it into files, by name; nothing if ComfyUI was started with --disable-metadata."""
+    """The graph as core's savers write it into files, by name; empty with --disable-metadata."""
     if comfy.cli_args.args.disable_metadata or not hidden:
         return {}
     graph = {"prompt": hidden.prompt} | (hidden.extra_pnginfo or {})
     return {name: json.dumps(value) for name, value in graph.items() if value is not None}
 
 
-def save_depth(view: View, prefix: str, kind: str, *, scale: float | None, picture: bool, notes: Mapping[str, str]) -> list[dict[str, str]]:
-    """Write a View into the output folder, counting on as core's savers do; the files as core's history lists them.
+def save_depth(
+    view: View, prefix: str, kind: str, *, scale: float | None, picture: bool, notes: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Write a View into the output folder, counting on as core's savers do; the files as core's history lists
+    them.
 
-    A PNG or EXR holds one picture, an NPZ the batch; all hold ``notes``. ValueError if the prefix leads out of the folder.
+    A PNG or EXR holds one picture, an NPZ the batch; all hold ``notes``. ValueError if the prefix leads out
+    of the folder.
     """
     output = folder_paths.get_output_directory()
-    if not folder_paths.is_within_directory(output, os.path.join(output, os.path.dirname(os.path.normpath(prefix)))):
-        raise ValueError(f"The prefix {prefix!r} leads out of the output folder; give a name, or a folder and a name, inside it.")
+    if not folder_paths.is_within_directory(
+        output, os.path.join(output, os.path.dirname(os.path.normpath(prefix)))
+    ):
+        raise ValueError(
+            f"The prefix {prefix!r} leads out of the output folder; give a name, or a folder and a name, "
+            "inside it."
+        )
     height, width = view.depth.shape[-2:]
     folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
     parts = [view] if kind == "npz" else [view[index] for index in range(len(view))]

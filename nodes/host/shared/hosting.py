@@ -10,9 +10,14 @@ import torch
 SMALL = 100_000_000  # parameters below which half precision saves nothing worth its error
 
 
-def host_model(model, state: dict[str, torch.Tensor], disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+def host_model(
+    model, state: dict[str, torch.Tensor], disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
     """One of core's models with its network's weights, in core's memory management."""
-    load_device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    load_device, offload_device = (
+        comfy.model_management.get_torch_device(),
+        comfy.model_management.unet_offload_device(),
+    )
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
@@ -22,12 +27,14 @@ def host_model(model, state: dict[str, torch.Tensor], disable_dynamic: bool) -> 
 
 
 def set_precision(config, state: dict, device: torch.device) -> None:
-    """Core's choice of precision for this device, and float32 for a small network. A quantised file leaves the choice to the device."""
+    """Core's precision for this device; float32 for a small network; a quantized file: the device's."""
     values = comfy.utils.calculate_parameters(state)
     if values < SMALL:
         config.supported_inference_dtypes = [torch.float32]
     choices = config.supported_inference_dtypes
     weights = None if config.quant_config else comfy.utils.weight_dtype(state)
-    dtype = comfy.model_management.unet_dtype(model_params=values, supported_dtypes=choices, weight_dtype=weights)
+    dtype = comfy.model_management.unet_dtype(
+        model_params=values, supported_dtypes=choices, weight_dtype=weights
+    )
     cast = comfy.model_management.unet_manual_cast(None if config.quant_config else dtype, device, choices)
     config.set_inference_dtype(dtype, cast)

@@ -1,7 +1,8 @@
 """The last resort under every node: what nobody foresaw becomes a sentence with the inputs that had arrived.
 
-Below a node ComfyUI shows an exception's own words, and "'NoneType' object has no attribute 'shape'" tells a user nothing. A refusal of
-ours (ValueError, OSError) stays as it is; so do an interruption and a full memory, for which ComfyUI has words of its own.
+Below a node ComfyUI shows an exception's own words, and "'NoneType' object has no attribute 'shape'" tells a
+user nothing. A refusal of ours (ValueError, OSError) stays as it is; so do an interruption and a full memory,
+for which ComfyUI has words of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ import torch
 
 from ....models.core.geometry.view import View
 
-UNFORESEEN = (TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError, UnicodeError)
+UNFORESEEN = (
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    UnicodeError,
+)
 TYPES = {  # of what a socket carries
-    "IMAGE": torch.Tensor, "MASK": torch.Tensor, "SIGMAS": torch.Tensor, "LATENT": dict, "SPATIALWEAVE_VIEW": View,
+    "IMAGE": torch.Tensor, "MASK": torch.Tensor, "SIGMAS": torch.Tensor,
+    "LATENT": dict, "SPATIALWEAVE_VIEW": View,
     "MOGE_GEOMETRY": Mapping, "DA3_GEOMETRY": Mapping, "MODEL": comfy.model_patcher.ModelPatcher,
 }  # fmt: skip
 LONGEST = 300  # characters of a foreign error's words
@@ -33,10 +43,14 @@ def with_net(node: type) -> type:
         try:
             return run(cls, *values, **inputs)
         except UNFORESEEN as error:
-            if is_memory_full(error) or (isinstance(error, ValueError) and not isinstance(error, UnicodeError)):
+            if is_memory_full(error) or (
+                isinstance(error, ValueError) and not isinstance(error, UnicodeError)
+            ):
                 raise
             names = run.__code__.co_varnames[1 : run.__code__.co_argcount]
-            raise ValueError(explain(cls.GET_SCHEMA(), dict(zip(names, values)) | inputs, error)) from error
+            raise ValueError(
+                explain_unforeseen(cls.GET_SCHEMA(), dict(zip(names, values)) | inputs, error)
+            ) from error
 
     node.execute = classmethod(execute)
     return node
@@ -47,20 +61,21 @@ def is_memory_full(error: BaseException) -> bool:
     return comfy.model_management.is_oom(error) or "can't allocate memory" in str(error)
 
 
-def explain(schema: Any, inputs: Mapping[str, Any], error: BaseException) -> str:
-    """Which node, what went wrong, what had arrived; where a socket holds no value of its type at all, that alone."""
+def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseException) -> str:
+    """Which node failed, how, and its inputs; if one is not of its socket's type, only that."""
     title = schema.display_name
     for put in schema.inputs:
         kinds = [TYPES[kind] for kind in put.io_type.split(",") if kind in TYPES]
         value = inputs.get(put.id)
         if kinds and not isinstance(value, tuple(kinds)) and not (put.optional and value is None):
-            return f"{title}: Expected {put.io_type} at {put.id}, got {describe(value)}. Wire a node that gives one."
+            got = describe(value)
+            return f"{title}: Expected {put.io_type} at {put.id}, got {got}. Wire a node that gives one."
     words = " ".join(str(error).split())
     words = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
     got = "; ".join(f"{name}: {describe(value)}" for name, value in inputs.items())
     return (
-        f"{title} cannot work with what arrived, for a reason that was not foreseen ({type(error).__name__}: {words or 'no words'}). "
-        f"Got {got}. Check what is wired to it; the console shows the trace."
+        f"{title} cannot work with what arrived, for a reason that was not foreseen ({type(error).__name__}: "
+        f"{words or 'no words'}). Got {got}. Check what is wired to it; the console shows the trace."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a model needs of the memory, said before its weights are read, and what to change when a run does not fit."""
+"""A model's memory use, logged before its weights are read, and what to change when a run does not fit."""
 
 from __future__ import annotations
 
@@ -14,31 +14,40 @@ from comfy.model_patcher import ModelPatcher
 logger = logging.getLogger("spatialweave.memory")
 GB = 1e9
 SMALLER_FILE = (
-    "choose a smaller file of the model, in fp8 or nvfp4 (`spatialweave convert` writes them, in an installed clone of the repository)"
+    "choose a smaller file of the model, in fp8 or nvfp4 (`spatialweave convert` writes them, in an "
+    "installed clone of the repository)"
 )
-UNNAMED = ("DefaultCPUAllocator", "MPS backend out of memory")  # what torch says where it has no exception of its own for it
+UNNAMED = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+)  # what torch says where it has no exception of its own for it
 
 
 def report_need(path: str) -> None:
     """Log what a file of weights weighs, and what is free for it on the card and beside it."""
     device = comfy.model_management.get_torch_device()
     name, need = Path(path).name, Path(path).stat().st_size
-    free, beside = (comfy.model_management.get_free_memory(place) for place in (device, comfy.model_management.unet_offload_device()))
+    free, beside = (
+        comfy.model_management.get_free_memory(place)
+        for place in (device, comfy.model_management.unet_offload_device())
+    )
     places = f"{free / GB:.2f} GB free on {device}"
     if not comfy.model_management.is_device_cpu(device):
         places += f", {beside / GB:.2f} GB beside it"
     logger.info("%s: %.2f GB of weights; %s.", name, need / GB, places)
     if need > max(free, beside):
         logger.warning(
-            "%s is larger than the free memory: expect it to be slow, or use a smaller file, in fp8 or nvfp4 (`spatialweave convert` "
+            "%s is larger than the free memory: expect it to be slow, or use a smaller file, in fp8 or nvfp4 "
+            "(`spatialweave convert` "
             "writes them, in an installed clone of the repository).", name,
         )  # fmt: skip
 
 
 @contextlib.contextmanager
 def explain_full_memory(device, work: Callable[[], str], remedies: str) -> Iterator[None]:
-    """Around work on a device: memory that is full becomes one sentence, of what the work was and what to change. Core still knows the
-    fault by its type, and unloads the models."""
+    """Around work on a device: memory that is full becomes one sentence, of what the work was and what to
+    change. Core still knows the fault by its type, and unloads the models.
+    """
     try:
         yield
     except Exception as error:
@@ -49,11 +58,15 @@ def explain_full_memory(device, work: Callable[[], str], remedies: str) -> Itera
         raise comfy.model_management.OOM_EXCEPTION(sentence) from error
 
 
-def explain_sampling(patcher: ModelPatcher, shapes: Sequence[Sequence[int]], third: str = SMALLER_FILE) -> AbstractContextManager[None]:
-    """Around a run of latents of `shapes`, the last of which names batch, height and width. `third` is the third setting to change."""
+def explain_sampling(
+    patcher: ModelPatcher, shapes: Sequence[Sequence[int]], third: str = SMALLER_FILE
+) -> AbstractContextManager[None]:
+    """Around sampling of `shapes`, the last of which is (batch, ..., height, width). `third`: a remedy."""
 
     def work() -> str:
         size = " x ".join(map(str, (shapes[-1][0], *shapes[-1][-2:])))
         return f"sample {size} (batch x height x width) with {patcher.model_size() / GB:.1f} GB of weights"
 
-    return explain_full_memory(patcher.load_device, work, f"make the picture smaller, set the batch size to 1, or {third}")
+    return explain_full_memory(
+        patcher.load_device, work, f"make the picture smaller, set the batch size to 1, or {third}"
+    )

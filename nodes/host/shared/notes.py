@@ -10,7 +10,7 @@ NOTHING = "Taken as it came."
 
 
 def tell(notes: Sequence[str], hidden) -> str:
-    """The notes as one text, a line each; `hidden` is the node's own, with its id. A run without notes takes the last run's away."""
+    """The notes as one text, a line each, shown under the node of `hidden`; no notes clear the last run's."""
     text = "\n".join(notes) or NOTHING
     if notes:
         logger.info(text)
@@ -22,7 +22,8 @@ def show(text: str, node_id: str | None) -> None:
     """The text under a node, where a page is open on it."""
     if node_id is None:
         return
-    from server import PromptServer  # late: it is the whole web server, and importing this pack must cost nothing
+    # late: it is the whole web server, and importing this pack must cost nothing
+    from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)
     if server is not None:

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 def each_picture(pictures: Sequence[Item]) -> Iterator[Item]:
-    """The pictures one by one; each one done moves the running node's bar, and Cancel ends the node before the next one begins."""
+    """Iterate over a batch: each item moves the running node's bar; Cancel ends the node before the next."""
     bar = comfy.utils.ProgressBar(len(pictures))
     for picture in pictures:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -21,7 +21,9 @@ class TinyTokenizer:
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         pass
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> dict[str, list[Tensor]]:
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, **kwargs
+    ) -> dict[str, list[Tensor]]:
         notice = explain_prompt(text)
         if notice:
             logger.warning(notice)
@@ -32,23 +34,28 @@ class TinyTokenizer:
 
 
 class TinyCondModel(TinyTextEncoder):
-    """What core asks of a text encoder. It has no layers to stop at, so the options of CLIP Set Last Layer are refused."""
+    """Core's text encoder interface. Without layers, the options of CLIP Set Last Layer are refused."""
 
     def __init__(self, *, dtype=None, device=None, model_options=None):
-        super().__init__(*model_options["spatialweave_tiny"], operations=comfy.ops.manual_cast, device=device, dtype=dtype)
+        super().__init__(
+            *model_options["spatialweave_tiny"], operations=comfy.ops.manual_cast, device=device, dtype=dtype
+        )
         self.dtypes = {dtype}
         self.device = device
 
     def set_clip_options(self, options: dict) -> None:
         if options.get("layer") is not None:
-            raise ValueError("CLIP Set Last Layer is wired to the tiny text encoder, which has no layers: wire it past that node.")
+            raise ValueError(
+                "CLIP Set Last Layer is wired to the tiny text encoder, which has no layers: wire it past "
+                "that node."
+            )
         self.device = options.get("execution_device", self.device)
 
     def reset_clip_options(self) -> None:
         """Nothing is kept between prompts."""
 
     def encode_token_weights(self, tokens: dict[str, list[Tensor]]) -> tuple[Tensor, None]:
-        """Context b n d in float32; there is no pooled output."""
+        """Context (b, n, d) in float32; there is no pooled output."""
         ids = torch.stack(tokens["spatialweave_tiny"]).to(self.device)
         return self(ids).float(), None
 
@@ -62,4 +69,3 @@ def tiny_clip(state: dict[str, Tensor]) -> comfy.sd.CLIP:
     values = sum(tensor.numel() for tensor in state.values())
     options = {"dtype": torch.float32, "spatialweave_tiny": read_layout(state)}
     return comfy.sd.CLIP(target, parameters=values, state_dict=[state], model_options=options)
-

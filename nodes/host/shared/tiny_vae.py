@@ -19,11 +19,15 @@ class TinyVAE(comfy.sd.VAE):
 
     def __init__(self, state: dict[str, Tensor]):
         self._describe()
-        self.first_stage_model = TinyCodec(operations=comfy.ops.disable_weight_init, dtype=torch.float32).train(False)
+        self.first_stage_model = TinyCodec(
+            operations=comfy.ops.disable_weight_init, dtype=torch.float32
+        ).train(False)
         self.first_stage_model.requires_grad_(False)
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         offload = comfy.model_management.vae_offload_device()
-        self.patcher = comfy.model_patcher.CoreModelPatcher(self.first_stage_model, load_device=self.device, offload_device=offload)
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.first_stage_model, load_device=self.device, offload_device=offload
+        )
         self.first_stage_model.load_state_dict(state, strict=True, assign=self.patcher.is_dynamic())
         self.latent_channels = self.first_stage_model.config.latent_channels
         self.model_size()

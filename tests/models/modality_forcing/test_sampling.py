@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.modality_forcing.sampling import PartialDepth, Schedule, draw_noise, make_schedule, sample
+from spatialweave.models.modality_forcing.sampling import PartialDepth, TimeSchedule, draw_noise, make_schedule, sample
 
 CONTEXT = torch.zeros(1, 3, 4)
 RGB0, DEPTH0 = (torch.randn(2, *shape, generator=torch.Generator().manual_seed(9)) for shape in ((3, 2, 2), (1, 8, 8)))
@@ -158,7 +158,7 @@ def test_draws_depend_on_the_seed_and_the_image_comes_first():
 
 
 def test_schedule_may_be_any_pair_of_tables():
-    schedule = Schedule(torch.tensor([1.0, 0.2, 0.0]), torch.tensor([1.0, 0.9, 0.0]))
+    schedule = TimeSchedule(torch.tensor([1.0, 0.2, 0.0]), torch.tensor([1.0, 0.9, 0.0]))
     rgb, depth = sample(know_everything, RGB, DEPTH, schedule, context=CONTEXT)
     assert_close(rgb, RGB0)
     assert torch.equal(depth, DEPTH0)
