@@ -146,7 +146,7 @@ def test_demo_brings_a_large_picture_down_to_what_the_tiny_model_takes(tmp_path,
     assert cli.main(["demo", "--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), *FAST]) == 0
     assert imageio.imread(tmp_path / "out/depth.png").shape == (55, 128)
     said = capsys.readouterr().out
-    assert "note: The longer side was brought from 700 to 128 pixels" in said and "--size" in said
+    assert "note: The longer side was scaled from 700 to 128 pixels" in said and "--size" in said
     assert json.loads((tmp_path / "out/run.json").read_text())["notes"][0].startswith("The longer side")
 
 
@@ -179,7 +179,7 @@ def test_demo_takes_a_depth_that_does_not_say_its_unit(tmp_path, capsys, name):
 def test_demo_refuses_a_batch_before_it_samples(tmp_path, capsys):
     np.savez(tmp_path / "two.npz", depth=np.ones((2, 32, 48)))
     assert cli.main(["demo", "--depth", str(tmp_path / "two.npz"), "--output", str(tmp_path / "out"), *FAST]) == 1
-    assert "two.npz, got a batch of 2. Save one of them" in capsys.readouterr().err
+    assert "two.npz, got a batch of 2. Save one to a separate file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -210,7 +210,7 @@ def test_demo_reads_the_channel_of_an_exr_that_it_is_told(tmp_path, capsys):
     [
         (["--size", "5x5"], "such as 128x128"),
         (["--size", "big"], "'big'"),
-        (["--image", "a.png", "--depth", "b.npz"], "Both --image and --depth"),
+        (["--image", "a.png", "--depth", "b.npz"], "Expected --image or --depth, got both"),
         (["--image", "missing.png"], "missing.png"),
         (["--depth", "depth.jpg"], ".exr"),
         (["--weights", "missing.safetensors"], "missing.safetensors does not exist"),

@@ -13,6 +13,7 @@ import zlib
 import pytest
 
 from spatialweave.models.cli import console as cli
+from spatialweave.models.cli import demo
 from spatialweave.models.cli import last_resort as cli_net
 
 ODD_NUMBERS = ("nan", "inf", "-inf", "1e999", "-1e999", str(2**70), str(-(2**70)), "9" * 6000, "", " ", "x", "0x10", "\u0661\ud800")
@@ -94,7 +95,7 @@ def test_what_nobody_foresaw_is_a_sentence_with_command_file_and_remedy(error, t
         raise error
 
     read = types.FunctionType(read.__code__, {"__name__": "spatialweave.models.core.export.npz"})
-    monkeypatch.setattr(cli, "_run_demo", lambda options: read(file, error))
+    monkeypatch.setattr(demo, "_run_demo", lambda options: read(file, error))
     assert cli.main(["demo"]) == cli_net.UNFORESEEN
     said = capsys.readouterr().err
     assert said.startswith(f"spatialweave demo: an unforeseen {type(error).__name__} while {file} was being read (")
@@ -105,7 +106,7 @@ def test_the_trace_is_shown_when_it_is_asked_for(monkeypatch, capsys):
     def fail(options):
         raise TypeError("the very fault")
 
-    monkeypatch.setattr(cli, "_run_demo", fail)
+    monkeypatch.setattr(demo, "_run_demo", fail)
     monkeypatch.setenv("SPATIALWEAVE_DEBUG", "1")
     assert cli.main(["demo"]) == cli_net.UNFORESEEN
     said = capsys.readouterr().err
@@ -117,7 +118,7 @@ def test_full_memory_is_called_that(error, monkeypatch, capsys):
     def fail(options):
         raise error
 
-    monkeypatch.setattr(cli, "_run_demo", fail)
+    monkeypatch.setattr(demo, "_run_demo", fail)
     assert cli.main(["demo"]) == cli_net.REFUSED
     assert "the memory is full" in capsys.readouterr().err
 
@@ -268,7 +269,7 @@ def test_a_models_folder_that_is_none_is_refused_by_name(action, tmp_path, capsy
 def test_a_device_that_is_not_there_is_refused_before_any_work(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main([*command, "--device", "nodevice"]) == cli_net.REFUSED
-    assert "Expected a device that is there, such as cpu or cuda, got 'nodevice'" in capsys.readouterr().err
+    assert "Expected an available device, such as cpu or cuda, got 'nodevice'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from spatialweave.models.cli import console as cli
+from spatialweave.models.cli import demo
 from spatialweave.models.cli.help_texts import EXAMPLES
 
 
@@ -68,6 +69,12 @@ def test_help_of_train_names_every_recipe_and_where_it_lies(capsys, root):
     assert not [example for example in EXAMPLES["train"] if not (root / shlex.split(example)[2]).is_file()]
 
 
+def test_every_command_is_a_file_of_its_own(root):
+    """`add_NAME` of models/cli/NAME.py declares the command NAME."""
+    for name, _, add in cli._COMMANDS:
+        assert add.__name__ == f"add_{name}" and add.__module__ == f"spatialweave.models.cli.{name}"
+
+
 def test_no_command_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([])
@@ -75,7 +82,10 @@ def test_no_command_is_a_usage_error(capsys):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from spatialweave.models import cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from spatialweave.models.cli import console; console.build_parser(); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0
 
 
@@ -103,6 +113,6 @@ def test_interruption_is_no_traceback(monkeypatch, capsys):
     def stop(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run_demo", stop)
+    monkeypatch.setattr(demo, "_run_demo", stop)
     assert cli.main(["demo"]) == 130
     assert "stopped" in capsys.readouterr().err
