@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from spatialweave.models.world.captions import VOCABULARY, Phrase, caption, mirror_caption, normalise_words, parse_caption, true_relations
+from spatialweave.models.world.captions import WORDS, Phrase, caption, mirror_caption, normalize_words, parse_caption, true_relations
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import sample_scenes
 
@@ -61,8 +61,8 @@ def test_order_in_depth_shows_in_the_depth_map(shown):
 
 def test_every_word_is_in_the_vocabulary(shown):
     for text in (text for texts in shown[1] for text in texts):
-        assert set(normalise_words(text)) <= set(VOCABULARY), text
-        assert set(normalise_words(mirror_caption(text))) <= set(VOCABULARY)
+        assert set(normalize_words(text)) <= WORDS, text
+        assert set(normalize_words(mirror_caption(text))) <= WORDS
 
 
 def test_parsing_recovers_what_was_said(shown):
