@@ -34,7 +34,7 @@ def test_objects_are_named_apart_stand_free_and_lie_in_the_picture():
 
 
 def test_foreign_splits_and_counts_are_refused():
-    with pytest.raises(ValueError, match="The world has the splits train, test; 'val' is not one of them."):
+    with pytest.raises(ValueError, match="Expected a split of the world, train or test, got 'val'"):
         sample_scenes(0, 1, split="val")
-    with pytest.raises(ValueError, match="A scene holds 1 to 6 objects; max_objects is 9."):
+    with pytest.raises(ValueError, match="Expected max_objects from 1 to 6, got 9"):
         sample_scenes(0, 1, max_objects=9)

@@ -14,7 +14,7 @@ from spatialweave.models.core.weights.files import WeightsError, write_tensors
 from spatialweave.models.world.export.dataset import export_dataset
 from spatialweave.models.world.judges.lifted import lift_one, sample_lifted
 from spatialweave.models.world.judges.plausibility import examine, is_broken
-from spatialweave.models.world.judges.predictor import Predictor, find_segments, understand
+from spatialweave.models.world.judges.predictor import Predictor, decode_outputs, find_segments
 from spatialweave.models.world.judges.predictor_evaluation import predictor_accuracy, tear
 from spatialweave.models.world.judges.predictor_network import FIRST_COLOR, HEADS, SKY, SURROUNDINGS, PredictorNetwork
 from spatialweave.models.world.judges.predictor_task import READ, PredictorSamples, build
@@ -71,7 +71,7 @@ def test_the_network_is_small_and_speaks_for_every_pixel():
 
 
 def test_a_guess_without_fault_is_the_exact_maps(frames):
-    read, exact = understand(perfect_guess(frames, sample_scenes(3, 6, split="test"))), exact_maps(frames)
+    read, exact = decode_outputs(perfect_guess(frames, sample_scenes(3, 6, split="test"))), exact_maps(frames)
     assert torch.allclose(read.disparity, exact.disparity, atol=1e-5)
     assert torch.allclose(read.normals, exact.normals, atol=1e-5) and torch.equal(read.line, exact.line)
     figures = compare_maps(read, exact)
@@ -248,16 +248,16 @@ def test_folders_and_settings_that_do_not_serve_are_refused(tmp_path):
     with pytest.raises(ValueError, match="make it with: spatialweave world .*none --scenes 70 --size 64 --workers 2 --normals"):
         build(Recipe("predictor", 1, data=data))
     export_dataset(tmp_path, 1, size=16)
-    with pytest.raises(ValueError, match="lacks normals; the predictor trains on shards that `spatialweave world --normals` wrote."):
+    with pytest.raises(ValueError, match="got no normals. Train the predictor on shards that `spatialweave world --normals` wrote"):
         build(Recipe("predictor", 1, data={"folder": str(tmp_path)}))
-    with pytest.raises(ValueError, match="lifted -1"):
+    with pytest.raises(ValueError, match="got -1"):
         build(Recipe("predictor", 1, data={"folder": str(tmp_path), "lifted": -1}))
 
 
 def test_other_weights_and_sizes_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="SpatialWeave's world scorer.*predictor"):
         Predictor.from_pretrained(WEIGHTS)
-    with pytest.raises(ValueError, match="sides that 16 divides"):
+    with pytest.raises(ValueError, match="sides divisible by 16"):
         Predictor(draw_network()).read(torch.rand(1, 30, 32, 3))
     path = write_tensors(tmp_path / "p.safetensors", {n: v.half() for n, v in draw_network().state_dict().items()}, {}, kind="x")
     assert len(Predictor.from_pretrained(path).read(torch.rand(2, 32, 32, 3))) == 2

@@ -11,7 +11,7 @@ from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.world.captions import caption, parse_caption
 from spatialweave.models.world.judges.scorer import KINDS, WEIGHTS, Scorer, Seen, SeenObject, judge_facts
 from spatialweave.models.world.judges.scorer_evaluation import corrupt_caption, scorer_accuracy, true_facts, turn_relation
-from spatialweave.models.world.judges.scorer_training import soften
+from spatialweave.models.world.judges.scorer_training import degrade
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import sample_scenes
 
@@ -52,7 +52,7 @@ def test_soft_and_tinted_pictures_are_judged_nearly_as_well(scorer):
     generator = torch.Generator().manual_seed(0)
 
     def change(image):
-        return soften(image.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
+        return degrade(image.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
 
     figures = scorer_accuracy(scorer, 32, seed=7, change=change)
     assert figures["accuracy"] >= 0.9, figures
@@ -142,7 +142,7 @@ def test_a_prompt_of_many_equal_words_ends():
     crowd = seen(*[("red", "ball", "small", x / 5, 5.0) for x in range(5)])
     facts = judge_facts(" ".join(["ball"] * 40), crowd)
     assert [fact.holds for fact in facts] == [True] * 5 + [False] * 35
-    with pytest.raises(ValueError, match="The scorer judges prompts of at most 50 objects; this one names 51."):
+    with pytest.raises(ValueError, match="at most 50 objects, got 51"):
         judge_facts("ball " * 51, crowd)
 
 
@@ -164,11 +164,11 @@ def test_turned_relations():
 
 
 def test_bad_pictures_and_counts_are_refused(scorer):
-    with pytest.raises(ValueError, match=r"reads pictures b h w 3 of at least 8 x 8 pixels in \[0, 1\]; it was given \(1, 3, 64, 64\)\."):
+    with pytest.raises(ValueError, match=r"Expected images \(b, h, w, 3\) of at least 8 x 8 pixels in \[0, 1\], got \(1, 3, 64, 64\)"):
         scorer.read(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="2 pictures came with 1 texts; each picture needs one."):
+    with pytest.raises(ValueError, match="a text for each of 2 images, got 1"):
         scorer.judge(torch.zeros(2, 64, 64, 3), ["a ball"])
-    with pytest.raises(ValueError, match="measured on at least 1 scene; asked for 0"):
+    with pytest.raises(ValueError, match="at least 1 scene for the scorer's evaluation, got 0"):
         scorer_accuracy(scorer, 0)
 
 
