@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .option_types import find_device, number, path, whole
+from .option_types import check_device, number, path, whole
 from .output_lines import write_line
 
 
@@ -37,7 +37,7 @@ def _run_bench(options: argparse.Namespace) -> None:
             write_record(options.json, run)
 
     measured = bench(
-        find_device(options.device),
+        check_device(options.device),
         rounds=options.rounds,
         seconds=options.seconds,
         shapes=tuple(options.shape or SHAPES),

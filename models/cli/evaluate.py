@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..intrinsic_ldm.config import GUIDANCE, PRECISIONS, STEPS
-from .option_types import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, find_device, number, path, whole
+from .option_types import LARGEST_SEED, MOST_PROCESSES, MOST_STEPS, check_device, number, path, whole
 from .output_lines import write_line
 
 
@@ -79,7 +79,7 @@ def _run_intrinsic_ldm(options: argparse.Namespace) -> None:
     others = {name: getattr(options, name) for name in names if getattr(options, name)}
     numbers = (options.n, options.seeds, options.steps, options.guidance, options.batch)
     plan = Plan(*numbers, precision=options.precision)
-    device = find_device(options.device)
+    device = check_device(options.device)
     settings = {"work": options.work, "device": device, "processes": options.processes}
     report = evaluate_intrinsic_ldm(plan, Files(**others), **settings)
     for line in as_lines(report):

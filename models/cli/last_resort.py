@@ -82,7 +82,7 @@ def format_error(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def find_file(error: BaseException) -> Path | None:
+def find_input_file(error: BaseException) -> Path | None:
     """The file in the local variables of our innermost function on the traceback that has one, else None."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [frame for frame in frames if frame.f_globals.get("__name__", "").startswith(PACKAGE + ".")]
@@ -99,7 +99,7 @@ def _refuse(command: str, error: Exception) -> int:
 
 
 def _unforeseen(command: str, error: Exception) -> int:
-    found = find_file(error)
+    found = find_input_file(error)
     reading = f" while {_show(found)} was being read" if found else ""
     if _is_out_of_memory(error):
         sentence = f"the memory is full{reading} ({format_error(error)}); reduce the size or the batch."

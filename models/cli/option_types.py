@@ -67,7 +67,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def find_device(name: str | None) -> str | None:
+def check_device(name: str | None) -> str | None:
     """The name of a device, None for the default; ValueError if torch cannot use it here."""
     import torch  # late: help does not need it
 

@@ -179,7 +179,7 @@ def mirror_caption(text: str) -> str:
     return re.sub(r"\b(left|right)\b", lambda match: "right" if match[0] == "left" else "left", text)
 
 
-def normalize_words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Lower-case words with synonyms resolved, without punctuation."""
     return [_SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9]+", text.lower())]
 
@@ -189,7 +189,7 @@ def parse_caption(text: str) -> Description:
 
     Words outside the grammar are ignored; without a shape it states nothing.
     """
-    words = normalize_words(text)
+    words = split_words(text)
     phrases: list[Phrase] = []
     gaps: list[list[str]] = [[]]
     pending: dict = {}

@@ -12,7 +12,9 @@ from spatialweave.models.benchmarks.intervals import CONFIDENCE, significant_sig
 def test_mean_and_standard_error_are_scipys():
     values = [1.0, 1.5, 4.0, 2.5]
     summary = summarize_seeds(values)
-    assert summary["mean"] == pytest.approx(np.mean(values)) and summary["error"] == pytest.approx(sem(values))
+    assert summary["mean"] == pytest.approx(np.mean(values)) and summary["error"] == pytest.approx(
+        sem(values)
+    )
     assert summary["per_seed"] == values
 
 

@@ -37,7 +37,9 @@ def test_the_commands_are_those_that_the_readme_and_the_changelog_name():
 
 @pytest.mark.parametrize("words", PARSERS, ids=" ".join)
 def test_help_explains_every_option(words, capsys):
-    assert all(action.help or action.choices for action in PARSERS[words]._actions), "an option without a word of help"
+    assert all(action.help or action.choices for action in PARSERS[words]._actions), (
+        "an option without a word of help"
+    )
     assert f"spatialweave {' '.join(words)} " in read_help(words, capsys)
 
 
@@ -99,7 +101,11 @@ def test_train_refuses_an_unknown_key_by_name(tmp_path, capsys):
 def test_train_says_how_to_make_the_data_it_lacks(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "r.json"
-    recipe.write_text(json.dumps({"system": "tiny_codec", "steps": 1, "data": {"folder": "data/none", "scenes": 10, "size": 64}}))
+    recipe.write_text(
+        json.dumps(
+            {"system": "tiny_codec", "steps": 1, "data": {"folder": "data/none", "scenes": 10, "size": 64}}
+        )
+    )
     assert cli.main(["train", str(recipe), "--output", str(tmp_path / "out")]) == 1
     assert "spatialweave world data/none --scenes 10 --size 64" in capsys.readouterr().err
 

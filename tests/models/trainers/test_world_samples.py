@@ -25,12 +25,20 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     scenes = sample_scenes(5, 4)
     frames = render(scenes, 32, 32, samples=1)
-    tensors = {"image": (frames.image * 255).round().byte(), "depth": frames.depth, "segmentation": frames.segmentation.to(torch.int16)}
+    tensors = {
+        "image": (frames.image * 255).round().byte(),
+        "depth": frames.depth,
+        "segmentation": frames.segmentation.to(torch.int16),
+    }
     save_file(tensors, folder / "shard-00000.safetensors")
     lines = []
     for row, scene in enumerate(scenes):
         captions = [caption(scene, random.Random(k)) for k in range(3)]
-        words = {"caption": captions[0], "captions": captions, "objects": [item.name for item in scene.objects]}
+        words = {
+            "caption": captions[0],
+            "captions": captions,
+            "objects": [item.name for item in scene.objects],
+        }
         lines.append(json.dumps({"shard": "shard-00000.safetensors", "row": row, **words}))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return folder, frames
@@ -74,19 +82,27 @@ def test_a_batch_is_its_samples_side_by_side(world):
         each = collate([samples[index] for index in order])
         assert batch.keys() == each.keys() and all(torch.equal(batch[name], each[name]) for name in each)
     plain = WorldLatents(FolderDataset(folder), TinyCodec().train(False), depth=False)
-    assert plain[0].keys() == {"latent", "tokens", "cells"} and torch.equal(plain[3]["tokens"], latents[3]["tokens"])
+    assert plain[0].keys() == {"latent", "tokens", "cells"} and torch.equal(
+        plain[3]["tokens"], latents[3]["tokens"]
+    )
 
 
 def test_cells_say_what_the_middle_of_each_shows(world):
     folder, frames = world
     scenes = sample_scenes(5, 4)
-    pictures, latents = WorldImages(FolderDataset(folder)), WorldLatents(FolderDataset(folder), TinyCodec().train(False))
+    pictures, latents = (
+        WorldImages(FolderDataset(folder)),
+        WorldLatents(FolderDataset(folder), TinyCodec().train(False)),
+    )
     for i, scene in enumerate(scenes):
         cells = pictures[2 * i]["cells"]
         assert cells.shape == (2, 8, 8) and torch.equal(cells, latents[2 * i]["cells"])
         for y in range(8):
             for x in range(8):
-                shown, (shape, color) = int(frames.segmentation[i, 4 * y + 2, 4 * x + 2]), cells[:, y, x].tolist()
+                shown, (shape, color) = (
+                    int(frames.segmentation[i, 4 * y + 2, 4 * x + 2]),
+                    cells[:, y, x].tolist(),
+                )
                 if shown < 1:
                     assert (shape, color) == (1 if shown < 0 else 0, -1)
                 else:

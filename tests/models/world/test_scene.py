@@ -1,4 +1,5 @@
-"""Scenes as data: reproducible, apart by split, whole after a trip through JSON, and as their captions need them."""
+"""Scenes as data: reproducible, apart by split, whole after a trip through JSON, and as their captions need
+them."""
 
 import json
 import math
@@ -15,7 +16,10 @@ def test_same_seed_same_scenes_and_a_scene_is_independent_of_the_batch():
 
 
 def test_splits_share_no_scene():
-    train, test = ({json.dumps(scene.to_json()) for scene in sample_scenes(0, 200, split=split)} for split in ("train", "test"))
+    train, test = (
+        {json.dumps(scene.to_json()) for scene in sample_scenes(0, 200, split=split)}
+        for split in ("train", "test")
+    )
     assert len(train) == len(test) == 200 and not train & test
 
 

@@ -153,7 +153,7 @@ def test_nothing_is_fetched_that_lies_in_a_subfolder_or_another_models_folder(re
 
 def test_a_command_without_what_it_needs_says_so(registered, capsys, monkeypatch):
     assert cli.main(["weights", "verify"]) == 1
-    assert "name it with --models, or set COMFYUI_PATH" in capsys.readouterr().err
+    assert "Name it with --models, or set COMFYUI_PATH" in capsys.readouterr().err
     assert cli.main(["weights", "download", "--models", str(registered)]) == 1
     assert "Run `spatialweave weights download NAME` with one of part.safetensors" in capsys.readouterr().err
     assert cli.main(["weights", "verify", "x", "--models", str(registered)]) == 1
