@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, fields
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from . import shading, solids
@@ -97,26 +98,34 @@ def _cameras(scenes: list[Scene], height: int, width: int, device) -> tuple[Tens
 def _rays(
     pose: Tensor, intrinsics: Tensor, height: int, width: int, dx: float, dy: float
 ) -> tuple[Tensor, Tensor]:
-    """Origins (b, 3, 1) and directions (b, 3, n) in the world frame; a direction has z-depth 1, so ray length
-    is depth."""
+    """Origins (b, 3, 1) and directions (b, 3, n) in the world frame.
+
+    Directions have z-depth 1, so the length of a ray is depth.
+    """
     device = pose.device
     x = (torch.arange(width, device=device) + dx - intrinsics[:, 0, 2:]) / intrinsics[:, 0, 0:1]
     y = (torch.arange(height, device=device) + dy - intrinsics[:, 1, 2:]) / intrinsics[:, 1, 1:2]
     x, y = x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
-    in_cam = torch.stack((x, y, torch.ones_like(x)), 1).flatten(2)
-    to_world = pose[:, :3, :3].transpose(1, 2)
+    in_cam = rearrange(torch.stack((x, y, torch.ones_like(x)), 1), "b xyz h w -> b xyz (h w)")
+    to_world = rearrange(pose[:, :3, :3], "b cam world -> b world cam")
     return -to_world @ pose[:, :3, 3:], to_world @ in_cam
 
 
 def _geometry(
     hit: solids.Hit, rays: tuple[Tensor, Tensor], pose: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """depth (b, h, w), normals (b, h, w, 3) and segmentation (b, h, w) of the rays through the pixel
+    centers."""
     sky = hit.distance >= FAR_METRES
     depth = hit.distance.masked_fill(sky, math.inf)
-    normals = (pose[:, :3, :3] @ hit.normal).masked_fill(sky[:, None], 0.0).transpose(1, 2)
+    normals = (pose[:, :3, :3] @ hit.normal).masked_fill(sky[:, None], 0.0)
     segmentation = (hit.object + 1).masked_fill(sky, -1)
-    shape = (-1, height, width)
-    return depth.reshape(shape), normals.reshape(*shape, 3), segmentation.reshape(shape)
+    size = {"h": height, "w": width}
+    return (
+        rearrange(depth, "b (h w) -> b h w", **size),
+        rearrange(normals, "b xyz (h w) -> b h w xyz", **size),
+        rearrange(segmentation, "b (h w) -> b h w", **size),
+    )
 
 
 def _shade_sample(world: solids.World, pose, intrinsics, size, sample, scenes: list[Scene]) -> Tensor:
@@ -134,7 +143,7 @@ def _shade_sample(world: solids.World, pose, intrinsics, size, sample, scenes: l
         tuple(_LIGHT_RADIUS * o for o in offset),
         pixel=1.0 / intrinsics[:, 0, 0],
     )
-    return color.transpose(1, 2).reshape(-1, *size, 3)
+    return rearrange(color, "b rgb (h w) -> b h w rgb", h=size[0], w=size[1])
 
 
 def draw_lines(

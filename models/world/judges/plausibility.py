@@ -39,13 +39,11 @@ class Plausibility:
 def examine(maps: SceneMaps) -> list[Plausibility]:
     """Test every solid of each image."""
     found = []
-    for picture in range(len(maps)):
-        parts = (maps.disparity[picture], maps.normals[picture], maps.segments[picture])
-        numbers = [number for number in parts[2].unique().tolist() if number > 0]
-        hanging = sum(is_hanging(*parts, number) for number in numbers)
-        found.append(
-            Plausibility(len(numbers), hanging, sum(is_broken(parts[2], number) for number in numbers))
-        )
+    for disparity, normals, segments in zip(maps.disparity, maps.normals, maps.segments, strict=True):
+        numbers = [number for number in segments.unique().tolist() if number > 0]
+        hanging = sum(is_hanging(disparity, normals, segments, number) for number in numbers)
+        broken = sum(is_broken(segments, number) for number in numbers)
+        found.append(Plausibility(len(numbers), hanging, broken))
     return found
 
 

@@ -39,9 +39,9 @@ class Predictor:
         WeightsError.
         """
         network = PredictorNetwork(device="meta")
-        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         header = read_header(path)
-        check_fit(wanted, header.shapes, f"{path} is {describe(header)}, which as the world's predictor")
+        check_fit(expected, header.shapes, f"{path} is {describe(header)}, which as the world's predictor")
         return cls(fill_module(network, read_tensors(path), what=str(path), device=device))
 
     @torch.no_grad()

@@ -43,12 +43,10 @@ def predictor_accuracy(
         read = predictor.read(change(frames.image) if change else frames.image)
         for name, values in compare_maps(read, exact_maps(frames)).items():
             rows[name].append(values)
-        for picture in examine(read):
-            solids, hanging, broken = (
-                solids + picture.solids,
-                hanging + picture.hanging,
-                broken + picture.broken,
-            )
+        for result in examine(read):
+            solids += result.solids
+            hanging += result.hanging
+            broken += result.broken
         torn = torch.stack(
             [tear(image, segments == 1) for image, segments in zip(frames.image, frames.segmentation)]
         )
@@ -56,9 +54,12 @@ def predictor_accuracy(
         found_hanging += count_lifted(predictor, seed, count, start, resolution, change)
     figures = {name: float(torch.cat(values).nanmean()) for name, values in rows.items()}
     return figures | {
-        "called_hanging": hanging / max(1, solids), "called_broken": broken / max(1, solids),
-        "hanging_found": found_hanging / n, "broken_found": found_broken / n, "scenes": n,
-    }  # fmt: skip
+        "called_hanging": hanging / max(1, solids),
+        "called_broken": broken / max(1, solids),
+        "hanging_found": found_hanging / n,
+        "broken_found": found_broken / n,
+        "scenes": n,
+    }
 
 
 def count_lifted(predictor: Predictor, seed: int, count: int, start: int, resolution: int, change) -> int:
@@ -67,11 +68,9 @@ def count_lifted(predictor: Predictor, seed: int, count: int, start: int, resolu
     frames = render([scene for scene, _ in lifted], resolution, resolution)
     read = predictor.read(change(frames.image) if change else frames.image)
     found = 0
-    for picture, (_, item) in enumerate(lifted):
-        number = find_segment(read.segments[picture], frames.segmentation[picture] == item + 1)
-        found += number > 0 and is_hanging(
-            read.disparity[picture], read.normals[picture], read.segments[picture], number
-        )
+    for i, (_, item) in enumerate(lifted):
+        number = find_segment(read.segments[i], frames.segmentation[i] == item + 1)
+        found += number > 0 and is_hanging(read.disparity[i], read.normals[i], read.segments[i], number)
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..scene import COLORS
@@ -35,9 +36,9 @@ def make_sample(raw: Mapping[str, Tensor], objects: Sequence[str]) -> dict[str, 
     )
     known = torch.isfinite(depth) & (depth > 0)
     return {
-        "image": raw["image"].permute(2, 0, 1),
+        "image": rearrange(raw["image"], "h w c -> c h w"),
         "log_depth": (depth.masked_fill(~known, math.exp(MEAN_LOG_DEPTH)).log() - MEAN_LOG_DEPTH)[None],
-        "normals": raw["normals"].permute(2, 0, 1),
+        "normals": rearrange(raw["normals"], "h w xyz -> xyz h w"),
         "kind": torch.tensor([SKY, SURROUNDINGS, *colors])[raw["segmentation"].long() + 1],
         "line": raw["line"][None],
     }

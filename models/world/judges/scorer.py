@@ -113,9 +113,9 @@ class Scorer:
         WeightsError.
         """
         network = ScorerNetwork(operations=operations, device="meta")
-        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         header = read_header(path)
-        check_fit(wanted, header.shapes, f"{path} is {describe(header)}, which as the world's scorer")
+        check_fit(expected, header.shapes, f"{path} is {describe(header)}, which as the world's scorer")
         return cls(fill_module(network, read_tensors(path), what=str(path), device=device))
 
     def read(self, image: Tensor) -> list[list[SeenObject]]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +37,7 @@ def object_table(scene: Scene) -> Tensor:
 def make_sample(image: Tensor, segmentation: Tensor, scene: Scene) -> dict[str, Tensor]:
     """One training sample from an image uint8 (h, w, 3), its segmentation (h, w) and its scene."""
     return {
-        "image": image.permute(2, 0, 1),
+        "image": rearrange(image, "h w c -> c h w"),
         "cells": segmentation[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].clamp_min(0).to(torch.int64),
         "objects": object_table(scene),
         "floor": torch.tensor(FLOORS.index(scene.surroundings.floor)),
@@ -74,8 +75,9 @@ def scatter_targets(objects: Tensor, cells: Tensor) -> dict[str, Tensor]:
     classes (b, h, w) int64; offset (b, 2, h, w); log_depth (b, 1, h, w).
     """
     b, h, w = cells.shape
-    rows = objects.gather(1, cells.reshape(b, h * w, 1).expand(-1, -1, objects.shape[2]))
-    fields = dict(zip(TABLE, rows.reshape(b, h, w, -1).unbind(-1), strict=True))
+    index = rearrange(cells, "b h w -> b (h w) 1").expand(-1, -1, objects.shape[2])
+    rows = rearrange(objects.gather(1, index), "b (h w) field -> field b h w", h=h, w=w)
+    fields = dict(zip(TABLE, rows, strict=True))
     short = min(h, w) / 2
     column, row = (
         torch.arange(w, device=cells.device) + 0.5,
@@ -153,14 +155,14 @@ def turn_hue(image: Tensor, angle: Tensor) -> Tensor:
 
 def blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of images (b, c, h, w), `sigma` (b,) in pixels."""
-    b, c, h, w = image.shape
+    b, c = image.shape[:2]
     taps = torch.arange(-4, 5, device=image.device)
-    kernel = torch.softmax(-0.5 * (taps / sigma.clamp_min(0.05)[:, None]) ** 2, 1).repeat_interleave(c, 0)[
-        :, None, :, None
-    ]
-    flat = F.pad(image.reshape(1, b * c, h, w), (4, 4, 4, 4), mode="replicate")
-    flat = F.conv2d(F.conv2d(flat, kernel, groups=b * c), kernel.transpose(2, 3), groups=b * c)
-    return flat.reshape(b, c, h, w)
+    kernel = torch.softmax(-0.5 * (taps / sigma.clamp_min(0.05)[:, None]) ** 2, 1)
+    vertical = repeat(kernel, "b k -> (b c) 1 k 1", c=c)
+    horizontal = rearrange(vertical, "n 1 k 1 -> n 1 1 k")
+    flat = F.pad(rearrange(image, "b c h w -> 1 (b c) h w"), (4, 4, 4, 4), mode="replicate")
+    flat = F.conv2d(F.conv2d(flat, vertical, groups=b * c), horizontal, groups=b * c)
+    return rearrange(flat, "1 (b c) h w -> b c h w", b=b)
 
 
 def quantize_blocks(image: Tensor, step: Tensor) -> Tensor:
@@ -168,14 +170,13 @@ def quantize_blocks(image: Tensor, step: Tensor) -> Tensor:
 
     DCT coefficients of 8 x 8 blocks are rounded to multiples of `step` (b,), which grow with frequency.
     """
-    b, c, h, w = image.shape
     index = torch.arange(8, device=image.device, dtype=torch.float32)
     basis = (
         torch.cos(math.pi / 8 * index[:, None] * (index + 0.5))
         * torch.where(index > 0, 0.5, math.sqrt(0.125))[:, None]
     )
-    blocks = image.reshape(b, c, h // 8, 8, w // 8, 8).transpose(3, 4)
+    blocks = rearrange(image, "b c (y p) (x q) -> b c y x p q", p=8, q=8)
     coefficients = basis @ blocks @ basis.T
     steps = step[:, None, None, None, None, None] * (1 + (index[:, None] + index) / 2)
     rounded = (coefficients / steps).round() * steps
-    return (basis.T @ rounded @ basis).transpose(3, 4).reshape(b, c, h, w)
+    return rearrange(basis.T @ rounded @ basis, "b c y x p q -> b c (y p) (x q)")
