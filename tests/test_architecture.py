@@ -26,7 +26,7 @@ ALLOWED = {
     CORE + "training/": (CORE,),
     CORE: (),
     "models/vggt/": (CORE, "kernels/"),
-    "models/tiny/": (CORE, "models/world/captions.py", "models/world/scene.py"),  # the words of the captions are its vocabulary
+    "models/tiny/": (CORE,),
     "models/world/": (CORE,),
     **{f"models/{system}/": (CORE, "kernels/", "models/vggt/", "models/tiny/") for system in SYSTEMS},
     "models/benchmarks/": (CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in SYSTEMS)),

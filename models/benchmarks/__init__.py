@@ -1,1 +1,1 @@
-"""Evaluation of whole systems on held-out scenes of the procedural world."""
+"""Evaluation on held-out scenes of the procedural world: a file per system, shared parts beside them."""

@@ -1,16 +1,15 @@
-"""Evaluation of the tiny I-LDM on held-out captions of the procedural world: what stands in docs/evidence.md is measured here.
+"""Evaluation of the tiny I-LDM on held-out captions of the procedural world: the figures of docs/evidence.md.
 
-Each method makes the same captions from the same noise, a few pictures at a time and in turns, so that their times are of one run. What was
-measured on a few pictures goes into a file of the work folder at once: an evaluation that was stopped goes on where it was. A file's name
-tells everything that decides its content, so other settings or weights make other files.
+Each method generates the same captions from the same noise, a batch at a time and in turns, so that their
+times are comparable. The figures of each batch go into a file of the work folder at once, from which an
+interrupted evaluation continues. A file's name has a hash of everything that determines its content: other
+settings or weights have other files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -39,22 +38,23 @@ from ..world.judges.predictor_evaluation import predictor_accuracy
 from ..world.judges.scorer_evaluation import scorer_accuracy
 from ..world.judges.scorer_features import LAYERS, frechet_distance
 from ..world.render import render
-from .intrinsic_judge import Judge, code_frames
-from .modality_forcing import hold_out
+from .held_out import hold_out
+from .intervals import summarize_seeds
+from .intrinsic_ldm_judge import Judge, code_frames
 
-READING: Reading = "blocks"  # as the node counts layers where none are named
-APART = 1_000_003  # between the noise of one seed and the next; more than there are captions
+READING: Reading = "blocks"  # the node's default way of counting layers
+SEED_STRIDE = 1_000_003  # between the noise seeds of two sampling seeds; more than there are captions
 RENDERED, OTHERS = "rendered", "rendered_others"
-MOST_JUDGED = 256  # scenes on which the judges themselves are measured
+MOST_JUDGED = 256  # scenes on which the judges themselves are evaluated
 
-Figures = dict[str, Tensor]  # by name, (pictures,), and features (pictures, channels) by the names of LAYERS
-Look = Callable[[int, int, int], Figures]  # (first picture, how many, seed)
-Part = tuple[int | None, int, int]  # (seed, or None for renderings, first picture, how many)
+Figures = dict[str, Tensor]  # figures (n,) by name, and features (n, c) by the names of LAYERS, of n images
+Measure = Callable[[int, int, int], Figures]  # of (first image, count, seed)
+Part = tuple[int | None, int, int]  # (seed, or None for renderings, first image, count)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every method is measured on."""
+    """The settings that all methods share."""
 
     count: int = 512  # captions
     seeds: int = 3
@@ -62,22 +62,25 @@ class Plan:
     guidance: float = GUIDANCE
     batch: int = 16
     size: int = tiny.SIZE
-    precision: str = PRECISIONS[0]  # in which the networks make pictures; the judges stay with float32
+    precision: str = PRECISIONS[0]  # dtype of the generating networks; the judges use float32
 
     def __post_init__(self) -> None:
         if self.count < 2 or min(self.seeds, self.steps, self.batch) < 1:
-            raise ValueError(f"{self} arrived; an evaluation needs at least 2 captions, and 1 seed, step and picture at a time.")
+            raise ValueError(
+                "Expected at least 2 captions, and 1 seed, step and image per batch, "
+                f"got {self}. Increase them."
+            )
         if self.precision not in PRECISIONS:
-            raise ValueError(f"The precision {self.precision!r} arrived; it is one of {', '.join(PRECISIONS)}.")
+            raise ValueError(f"Expected precision {' or '.join(PRECISIONS)}, got {self.precision!r}.")
 
     def parts(self, count: int) -> Iterator[tuple[int, int]]:
-        """(first picture, how many) of each part of `count` pictures."""
+        """(first image, count) of each batch of `count` images."""
         return ((start, min(self.batch, count - start)) for start in range(0, count, self.batch))
 
 
 @dataclass(frozen=True)
 class Files:
-    """The weights: the system's, the LoRA trained without the image domain if there is one, and the judges'."""
+    """Weights: the system's, the LoRA trained without the image domain (optional), and the judges'."""
 
     base: Path = tiny.BASE_FILE
     vae: Path = tiny.VAE_FILE
@@ -87,49 +90,58 @@ class Files:
     predictor: Path = predictor.WEIGHTS
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each file; OSError names one that is not there."""
+        """SHA-256 of each file; OSError for a missing one."""
         paths = {name: path for name, path in vars(self).items() if path is not None}
         return {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in paths.items()}
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to make pictures; `settings` is all that decides them."""
+    """One way to generate images; `settings` determine them completely."""
 
     name: str
     settings: Mapping[str, Any]
     make: Callable[..., Generated]  # (captions, seed=)
 
 
-class Rig:
-    """Judges and methods, and the folder of what they found."""
+class Evaluation:
+    """Judges and methods, and the work folder with their results."""
 
     def __init__(self, plan: Plan, files: Files, work: Path, device: str):
         self.plan, self.work, self.digests = plan, work, files.digests()
-        self.judge = Judge(scorer.Scorer.from_pretrained(files.scorer), predictor.Predictor.from_pretrained(files.predictor))
+        self.judge = Judge(
+            scorer.Scorer.from_pretrained(files.scorer), predictor.Predictor.from_pretrained(files.predictor)
+        )
         self.methods = make_methods(plan, files, self.digests, device)
 
-    def keep(self, name: str, settings: Mapping[str, Any], seed: int, start: int, count: int, look: Look) -> Figures:
-        """What `look` (start, count, seed) finds, from the work folder if it was found before."""
+    def cached(
+        self, name: str, settings: Mapping[str, Any], seed: int, start: int, count: int, measure: Measure
+    ) -> Figures:
+        """`measure(start, count, seed)`, from the work folder if it is there."""
         judges = {judge: self.digests[judge] for judge in ("scorer", "predictor")}
         number = fingerprint(settings, judges, self.plan.batch)
         path = self.work / f"{name}-{number}-seed{seed}-{start:05d}-{count}.safetensors"
         if not path.is_file():
-            write_tensors(path, look(start, count, seed), {}, kind="part of an evaluation of I-LDM")
-        return read_tensors(path, finite=False)  # a figure of nothing is NaN
+            write_tensors(path, measure(start, count, seed), {}, kind="part of an evaluation of I-LDM")
+        return read_tensors(path, finite=False)  # a figure is NaN where there is nothing to measure
 
     def rendered(self, start: int, count: int) -> dict[str, Figures]:
-        """Of the captions' own scenes, with their exact maps; and of as many others, which tell what distance chance makes."""
-        look, settings = partial(look_at_rendered, self.plan, self.judge), {"size": self.plan.size}
+        """Figures of the captions' own scenes with their exact maps, and of as many others for a baseline
+        distance."""
+        measure, settings = partial(measure_rendered, self.plan, self.judge), {"size": self.plan.size}
         firsts = {RENDERED: 0, OTHERS: self.plan.count}
-        return {name: self.keep(name, settings, 0, first + start, count, look) for name, first in firsts.items()}
+        return {
+            name: self.cached(name, settings, 0, first + start, count, measure)
+            for name, first in firsts.items()
+        }
 
     def generated(self, seed: int, start: int, count: int) -> dict[str, Figures]:
-        """Of every method's pictures, one method after the other."""
-        return {
-            method.name: self.keep(method.name, method.settings, seed, start, count, partial(measure, method, self.judge))
-            for method in self.methods
-        }
+        """Figures of every method's images, one method after the other."""
+        figures = {}
+        for method in self.methods:
+            look = partial(measure, method, self.judge)
+            figures[method.name] = self.cached(method.name, method.settings, seed, start, count, look)
+        return figures
 
     def measure(self, part: Part) -> dict[str, Figures]:
         seed, start, count = part
@@ -137,70 +149,93 @@ class Rig:
 
 
 def evaluate_intrinsic_ldm(
-    plan: Plan | None = None, files: Files | None = None, *, work: str | Path, device: str = "cpu", processes: int = 1
+    plan: Plan | None = None,
+    files: Files | None = None,
+    *,
+    work: str | Path,
+    device: str = "cpu",
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """The report: settings, digests of the weights, each method's figures with mean, standard error and value for each seed, the same
-    figures of rendered pictures, and how often the judges are right. `work` keeps what is done, and `processes` share it."""
+    """The report: settings, hashes of the weights, figures of each method and of rendered images, accuracy of
+    the judges.
+
+    A figure has its mean, standard error and the value of each seed. `work` is the folder of partial results,
+    which `processes` share.
+    """
     if processes < 1:
-        raise ValueError(f"{processes} processes arrived; an evaluation is shared by at least 1.")
+        raise ValueError(f"Expected at least 1 process, got {processes}. Set --processes.")
     plan, files, work = plan or Plan(), files or Files(), Path(work)
-    parts: list[Part] = [(seed, *part) for seed in (None, *range(plan.seeds)) for part in plan.parts(plan.count)]
+    parts: list[Part] = [
+        (seed, *part) for seed in (None, *range(plan.seeds)) for part in plan.parts(plan.count)
+    ]
     found: dict[str, dict[int | None, list[Figures]]] = {}
-    with tqdm(total=plan.count * (1 + plan.seeds), desc="evaluating", unit="picture") as bar:
+    with tqdm(total=plan.count * (1 + plan.seeds), desc="evaluating", unit="image") as bar:
         if processes > 1:
-            share(plan, files, work, device, parts, processes, bar)
-        rig = Rig(plan, files, work, device)
+            run_processes(plan, files, work, device, parts, processes, bar)
+        evaluation = Evaluation(plan, files, work, device)
         for part in parts:
-            for name, figures in rig.measure(part).items():
+            for name, figures in evaluation.measure(part).items():
                 found.setdefault(name, {}).setdefault(part[0], []).append(figures)
             bar.update(part[2] if processes <= 1 else 0)
     joined = {name: [join(each) for each in seeds.values()] for name, seeds in found.items()}
     (reference,), (others,) = joined[RENDERED], joined[OTHERS]
     return {
         "settings": asdict(plan) | describe_machine(device) | {"processes": processes},
-        "weights": rig.digests,
+        "weights": evaluation.digests,
         "methods": {
-            method.name: {"settings": dict(method.settings), "figures": summarise(joined[method.name], reference)} for method in rig.methods
+            method.name: {
+                "settings": dict(method.settings),
+                "figures": summarize(joined[method.name], reference),
+            }
+            for method in evaluation.methods
         },
-        RENDERED: summarise([reference], others),
-        "judges": measure_judges(rig.judge, plan, rig.digests, work),
+        RENDERED: summarize([reference], others),
+        "judges": measure_judges(evaluation.judge, plan, evaluation.digests, work),
     }
 
 
-def share(plan: Plan, files: Files, work: Path, device: str, parts: list[Part], processes: int, bar: tqdm) -> None:
-    """Have everything measured into the work folder. ChildProcessError where a process dies."""
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+def run_processes(
+    plan: Plan, files: Files, work: Path, device: str, parts: list[Part], processes: int, bar: tqdm
+) -> None:
+    """Measure every part into the work folder. ChildProcessError if a process dies."""
+    settings = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(processes, get_context("spawn"), **settings) as pool:
         jobs = {pool.submit(measure_part, plan, files, work, device, part): part for part in parts}
         try:
             for job in as_completed(jobs):
                 job.result()
                 bar.update(jobs[job][2])
         except BrokenProcessPool as error:
-            raise ChildProcessError("A process of the evaluation died, often for want of memory; run again with fewer.") from error
+            raise ChildProcessError(
+                "A process of the evaluation died, often for lack of memory. Run again with fewer processes."
+            ) from error
         finally:
             for job in jobs:
                 job.cancel()
 
 
 def measure_part(plan: Plan, files: Files, work: Path, device: str, part: Part) -> None:
-    """One job of a process, whose rig stays from job to job."""
-    open_rig(plan, files, work, device).measure(part)
+    """One job of a process, which keeps its networks from job to job."""
+    open_evaluation(plan, files, work, device).measure(part)
 
 
 @cache
-def open_rig(plan: Plan, files: Files, work: Path, device: str) -> Rig:
-    return Rig(plan, files, work, device)
+def open_evaluation(plan: Plan, files: Files, work: Path, device: str) -> Evaluation:
+    return Evaluation(plan, files, work, device)
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What the times depend on, and the last digits."""
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{torch.get_num_threads()} thread(s) of a CPU"
+    """What times and last digits depend on."""
+    on_cuda = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_cuda else f"{torch.get_num_threads()} thread(s) of a CPU"
     return {"device": name, "torch": torch.__version__, "diffusers": import_diffusers().__version__}
 
 
 def make_methods(plan: Plan, files: Files, digests: Mapping[str, str], device: str) -> list[Method]:
-    """The paper's ways, in the order of its table."""
-    open_files = partial(CoGeneration.from_files, files.base, files.vae, device=device, dtype=getattr(torch, plan.precision))
+    """The paper's methods, in the order of its table."""
+    open_files = partial(
+        CoGeneration.from_files, files.base, files.vae, device=device, dtype=getattr(torch, plan.precision)
+    )
     ours = open_files(files.lora)
     drop = Drop(middle_layers(ours.layers, READING))
     methods = [
@@ -211,45 +246,61 @@ def make_methods(plan: Plan, files: Files, digests: Mapping[str, str], device: s
         make_method("no_schedule", ours, plan, digests, "lora", schedule=Constant(1.0)),
     ]
     if files.ablation is not None:
-        methods.append(make_method("without_image_domain", open_files(files.ablation), plan, digests, "ablation", schedule=Gaussian()))
+        ablation = open_files(files.ablation)
+        methods.append(
+            make_method("without_image_domain", ablation, plan, digests, "ablation", schedule=Gaussian())
+        )
     return methods
 
 
 def make_method(
-    name: str, pipeline: CoGeneration, plan: Plan, digests: Mapping[str, str], lora: str, *, maps: bool = True, steps: int = 0,
+    name: str,
+    pipeline: CoGeneration,
+    plan: Plan,
+    digests: Mapping[str, str],
+    lora: str,
+    *,
+    maps: bool = True,
+    steps: int = 0,
     schedule: Schedule | None = None,
-) -> Method:  # fmt: skip
-    """`lora` names the file that takes part, "" for none."""
+) -> Method:
+    """`lora` is the field of Files that the method uses, "" for none."""
     steps = steps or plan.steps
     given = {"maps": maps, "steps": steps, "guidance": plan.guidance, "size": plan.size, "reading": READING}
-    words = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in vars(schedule).items()} if schedule else {}
-    settings = {"steps": steps, "guidance": plan.guidance, "size": plan.size, "sampler": "DDIM", "precision": plan.precision}
+    settings = {
+        "steps": steps,
+        "guidance": plan.guidance,
+        "size": plan.size,
+        "sampler": "DDIM",
+        "precision": plan.precision,
+    }
     settings |= {"noise": "seed and caption's number"}
     if schedule is not None:
-        settings |= {"schedule": type(schedule).__name__, "reading": READING, **words}
+        numbers = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in vars(schedule).items()}
+        settings |= {"schedule": type(schedule).__name__, "reading": READING, **numbers}
     settings["weights"] = {part: digests[part] for part in ("base", *(("vae", lora) if lora else ()))}
     return Method(name, settings, partial(pipeline, **given, **({"schedule": schedule} if schedule else {})))
 
 
 def measure(method: Method, judge: Judge, start: int, count: int, seed: int) -> Figures:
-    """Some pictures, made and judged; `seconds` a picture is sampling and decoding alone."""
+    """Generate and judge some images; `seconds` per image are sampling and decoding alone."""
     _, captions = hold_out(start, count)
     began = time.perf_counter()
-    made = method.make(captions, seed=seed * APART + start)
+    made = method.make(captions, seed=seed * SEED_STRIDE + start)
     seconds = (time.perf_counter() - began) / count
     figures = judge.measure(made.image, captions, made.maps)
     return figures | {"seconds": torch.full((count,), seconds, dtype=torch.float64)}
 
 
-def look_at_rendered(plan: Plan, judge: Judge, start: int, count: int, seed: int) -> Figures:
-    """Scenes of the test split, each with its own caption; `seed` is of no consequence."""
+def measure_rendered(plan: Plan, judge: Judge, start: int, count: int, seed: int) -> Figures:
+    """Judge rendered scenes of the test split, each with its own caption; `seed` is not used."""
     scenes, captions = hold_out(start, count)
     frames = render(scenes, plan.size, plan.size)
     return judge.measure(frames.image, captions, code_frames(frames))
 
 
 def fingerprint(*settings: Any) -> str:
-    """A short number of anything that JSON can say."""
+    """A short hash of JSON-serializable values."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -257,25 +308,22 @@ def join(parts: list[Figures]) -> Figures:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def summarise(seeds: list[Figures], reference: Figures) -> dict[str, dict[str, Any]]:
-    """Each figure's mean over the pictures of a seed, NaN left out, then over seeds; `frechet_...` are distances to the reference.
-
-    The error is the standard error over seeds, None for a single one; all is None where a seed has nothing to measure.
-    """
-    values = {name: [float(figures[name].nanmean()) for figures in seeds] for name in seeds[0] if name not in LAYERS}
-    values |= {f"frechet_{layer}": [frechet_distance(figures[layer], reference[layer]) for figures in seeds] for layer in LAYERS}
-    return {name: summarise_seeds(each) for name, each in values.items()}
-
-
-def summarise_seeds(values: list[float]) -> dict[str, Any]:
-    if any(math.isnan(value) for value in values):
-        return {"mean": None, "error": None, "per_seed": [None] * len(values)}
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "error": error, "per_seed": values}
+def summarize(seeds: list[Figures], reference: Figures) -> dict[str, dict[str, Any]]:
+    """Each figure's mean over the images of a seed, ignoring NaN, then over seeds; `frechet_*` are distances
+    to the reference. See `summarize_seeds`."""
+    values = {
+        name: [float(figures[name].nanmean()) for figures in seeds] for name in seeds[0] if name not in LAYERS
+    }
+    for layer in LAYERS:
+        distances = [frechet_distance(figures[layer], reference[layer]) for figures in seeds]
+        values[f"frechet_{layer}"] = distances
+    return {name: summarize_seeds(each) for name, each in values.items()}
 
 
-def measure_judges(judge: Judge, plan: Plan, digests: Mapping[str, str], work: Path) -> dict[str, dict[str, float]]:
-    """How right the judges are on rendered pictures, kept like the rest."""
+def measure_judges(
+    judge: Judge, plan: Plan, digests: Mapping[str, str], work: Path
+) -> dict[str, dict[str, float]]:
+    """Accuracy of the judges on rendered images, cached like the rest."""
     count = min(plan.count, MOST_JUDGED)
     path = work / f"judges-{fingerprint(digests['scorer'], digests['predictor'], count, plan.size)}.json"
     if not path.is_file():

@@ -1,13 +1,9 @@
-"""Evaluation of whole systems on the held-out scenes of the procedural world: what stands in the README is made here."""
+"""Evaluation of Modality Forcing on held-out scenes of the procedural world: the figures of the README."""
 
 from __future__ import annotations
 
-import json
-import logging
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,41 +14,36 @@ from ..core.evaluation.metrics import abs_rel, delta
 from ..core.geometry.align import align_scale
 from ..core.geometry.view import View
 from ..modality_forcing.pipeline import ModalityForcingPipeline
-from ..world.captions import caption
 from ..world.judges.scorer import Scorer
 from ..world.judges.scorer_evaluation import scorer_accuracy
-from ..world.render import Frames, render
-from ..world.scene import Scene, sample_scenes
+from .held_out import HeldOut, held_out_batches
 
-log = logging.getLogger("spatialweave.evaluation")
-HELD_OUT_SEED = 0  # of the test split; fixed, so that figures of different weights compare
-DEPTH_STEPS = 10  # image to depth, everywhere below
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Some test scenes, rendered, with one caption each."""
-
-    scenes: list[Scene]
-    frames: Frames
-    captions: list[str]
+DEPTH_STEPS = 10  # of every image-to-depth run below
 
 
 def evaluate_modality_forcing(
-    preset: str = "tiny", *, weights: str | Path | None = None, seed: int = 0, count: int = 128, batch: int = 16
+    preset: str = "tiny",
+    *,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    count: int = 128,
+    batch: int = 16,
 ) -> dict[str, float]:
-    """Figures by name. Depth errors are scale-aligned per picture (median); all agreement is judged by the world's scorer.
+    """Figures by name. Depth errors are scale-aligned per image (median); captions are judged by the world's
+    scorer.
 
-    image_to_depth.*: depth of a rendered picture against its exact depth, where that is finite (no sky).
-    joint.absrel: generated depth against the depth that the same model infers from the generated picture.
-    depth_to_image.absrel: exact depth given, a picture made, its depth inferred, against what was given.
-    caption.agreement: share of the facts in a caption (objects, sides, depth order) that hold in the generated picture;
-    caption.all_facts: share of the captions with all of them. scorer.accuracy: how often the judge itself is right.
+    image_to_depth.*: inferred depth of a rendered image against its exact depth, where that is finite (no
+    sky). joint.absrel: generated depth against the depth that the same model infers from the generated image.
+    depth_to_image.absrel: depth inferred from the image generated for an exact depth, against that depth.
+    caption.agreement: fraction of the facts in a caption (objects, sides, depth order) that hold in the
+    generated image; caption.all_facts: fraction of the captions with all of them. scorer.accuracy: accuracy
+    of the scorer.
     """
     if count < 1:
-        raise ValueError(f"--n is {count}; an evaluation needs at least 1 scene.")
+        raise ValueError(f"Expected at least 1 scene, got {count}. Set --n.")
     started = time.perf_counter()
-    pipeline, scorer = ModalityForcingPipeline.from_preset(preset, **({"weights": weights} if weights else {})), Scorer.from_pretrained()
+    pipeline = ModalityForcingPipeline.from_preset(preset, **({"weights": weights} if weights else {}))
+    scorer = Scorer.from_pretrained()
     tally = Tally()
     with tqdm(total=count, desc="evaluating", unit="scene") as bar:
         for held_out in held_out_batches(count, batch, pipeline.defaults.size):
@@ -68,7 +59,7 @@ def evaluate_modality_forcing(
 
 
 class Tally:
-    """Sums of figures, each weighted by the pictures behind it."""
+    """Running means of figures, each weighted by its number of images."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -82,22 +73,11 @@ class Tally:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
-def held_out_batches(count: int, batch: int, size: int, *, seed: int = HELD_OUT_SEED) -> Iterator[HeldOut]:
-    """The first `count` test scenes at `size` pixels a side; other seeds give others, to choose settings by."""
-    for start in range(0, count, batch):
-        scenes, captions = hold_out(start, min(batch, count - start), seed=seed)
-        yield HeldOut(scenes, render(scenes, size, size), captions)
-
-
-def hold_out(start: int, count: int, *, seed: int = HELD_OUT_SEED) -> tuple[list[Scene], list[str]]:
-    """Test scenes from number `start` on, and the caption of each."""
-    scenes = sample_scenes(seed, count, split="test", start=start)
-    return scenes, [caption(scene, random.Random(f"evaluation/{start + i}")) for i, scene in enumerate(scenes)]
-
-
 def measure_image_to_depth(*, pipeline, held_out: HeldOut, tally: Tally, seed: int) -> None:
     view = infer_depth(pipeline, held_out.frames.image, seed)
-    add_depth_figures(tally, "image_to_depth", view, held_out.frames.depth, (("absrel", abs_rel), ("delta1", delta)))
+    add_depth_figures(
+        tally, "image_to_depth", view, held_out.frames.depth, (("absrel", abs_rel), ("delta1", delta))
+    )
 
 
 def measure_joint(*, pipeline, held_out: HeldOut, tally: Tally, seed: int, scorer: Scorer) -> None:
@@ -107,7 +87,9 @@ def measure_joint(*, pipeline, held_out: HeldOut, tally: Tally, seed: int, score
     judgements = scorer.judge(made.image, held_out.captions)
     facts = [fact.holds for judgement in judgements for fact in judgement.facts]
     tally.add("caption.agreement", sum(facts) / len(facts), len(facts))
-    tally.add("caption.all_facts", sum(j.agreement == 1 for j in judgements) / len(judgements), len(judgements))
+    tally.add(
+        "caption.all_facts", sum(j.agreement == 1 for j in judgements) / len(judgements), len(judgements)
+    )
 
 
 def measure_depth_to_image(*, pipeline, held_out: HeldOut, tally: Tally, seed: int) -> None:
@@ -120,8 +102,13 @@ def infer_depth(pipeline, image: Tensor, seed: int) -> View:
     return pipeline("", mode="image_to_depth", image=image, steps=DEPTH_STEPS, seed=seed).view
 
 
-def add_depth_figures(tally: Tally, name: str, view: View, target: Tensor, figures: tuple[tuple[str, Callable], ...]) -> None:
-    """Compare where the target is a finite depth. A pixel that the model took for sky has depth 0: it counts as wholly wrong."""
+def add_depth_figures(
+    tally: Tally, name: str, view: View, target: Tensor, figures: tuple[tuple[str, Callable], ...]
+) -> None:
+    """Compare where the target (b, h, w) is finite.
+
+    A pixel predicted as sky has depth 0 and so the full error.
+    """
     mask = torch.isfinite(target) & (target > 0)
     for pred, exact, valid in zip(view.depth, target, mask, strict=True):
         if valid.any():
@@ -129,12 +116,3 @@ def add_depth_figures(tally: Tally, name: str, view: View, target: Tensor, figur
             aligned = align_scale(pred, exact, valid & (pred > 0)).apply(pred)
             for key, measure in figures:
                 tally.add(f"{name}.{key}", measure(aligned, exact, valid), 1)
-
-
-def write_figures(path: Path, figures: Mapping[str, float]) -> None:
-    """JSON; the folder is made. OSError is one sentence."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(figures), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"Cannot write {path}: {error.strerror or error}; choose another folder.") from error

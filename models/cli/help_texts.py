@@ -1,4 +1,4 @@
-"""What `--help` says beside each option's own words: defaults where there are any, and for every command how to begin."""
+"""Help texts beyond the options' own: defaults where an option has one, and examples of every command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'spatialweave intrinsics sample "a red ball to the left of a blue box" --schedule drop --seed 3',
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
-    "convert": ("spatialweave convert flux_rgbd_9b_v2.safetensors flux_rgbd_9b_v2_fp8.safetensors --format fp8",),
+    "convert": (
+        "spatialweave convert flux_rgbd_9b_v2.safetensors flux_rgbd_9b_v2_fp8.safetensors --format fp8",
+    ),
     "weights": (
         "spatialweave weights --models ComfyUI/models",
         "spatialweave weights download flux2-vae.safetensors --models ComfyUI/models",
@@ -39,16 +41,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Names a default where there is one to name: not for a switch, and not for what has none."""
+    """Appends the default to an option's help, except for switches and options without one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        words = action.help or ""
-        unnamed = action.default in (None, [], argparse.SUPPRESS) or isinstance(action.default, bool) or action.required
-        return words if unnamed else f"{words} (default: %(default)s)"
+        text = action.help or ""
+        has_none = action.default in (None, [], argparse.SUPPRESS) or isinstance(action.default, bool)
+        return text if has_none or action.required else f"{text} (default: %(default)s)"
 
 
 def epilog(command: str) -> str:
-    """The end of a command's help."""
+    """The last paragraphs of a command's help: examples, and for `train` the recipes of the pack."""
     lines = ["examples:", *EXAMPLES[command]]
     if command == "train":
         pack = Path(__file__).resolve().parents[2]

@@ -1,15 +1,15 @@
-"""The command `spatialweave intrinsics`: datasets for I-LDM, their latents, and the tiny system on prompts of one's own."""
+"""The command `spatialweave intrinsics`: datasets for I-LDM, their latents, samples of the tiny system."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..intrinsic_ldm.config import GUIDANCE, PRECISIONS, STEPS
-from .option_types import LARGEST_SEED, MOST_STEPS, number, path, whole
+from .option_types import LARGEST_SEED, MOST_STEPS, number, parse_size, path, whole
+from .output_lines import write_line
 
 
 def add_intrinsics(command: argparse.ArgumentParser) -> None:
@@ -21,43 +21,59 @@ def add_intrinsics(command: argparse.ArgumentParser) -> None:
 
 
 def _add_build(actions, looks: Mapping[str, Any]) -> None:
-    build = actions.add_parser("build", help="estimate the maps of plain pictures with a running ComfyUI", **looks)
-    build.add_argument("source", type=path, help="folder with pictures; a .txt of the same name, in UTF-8, is a picture's caption")
-    build.add_argument("output", type=path, help="folder for the dataset; an unfinished one is completed, a finished one follows SOURCE")
-    build.add_argument("--server", action="append", help="a ComfyUI's address, by default http://127.0.0.1:8188; may be repeated")
-    build.add_argument("--workflow", type=path, help="in API form; by default workflows/api/build_intrinsic_dataset.json of the pack")
-    build.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change its inputs; may be repeated")
-    build.add_argument("--size", default="512x512", metavar="WxH", help="pixels; pictures are scaled to cover and cropped")
-    build.add_argument("--timeout", type=number(0.001, 10**6), default=600, help="seconds that a picture may take")
+    summary = "estimate the maps of plain images with a running ComfyUI"
+    build = actions.add_parser("build", help=summary, **looks)
+    option = build.add_argument
+    source = option("source", type=path)
+    source.help = "folder with images; a .txt of the same name, in UTF-8, is an image's caption"
+    output = option("output", type=path)
+    output.help = "folder for the dataset; an unfinished one is completed, a finished one follows SOURCE"
+    server = option("--server", action="append")
+    server.help = "a ComfyUI's address, by default http://127.0.0.1:8188; may be repeated"
+    workflow = option("--workflow", type=path)
+    workflow.help = "in API form; by default workflows/api/build_intrinsic_dataset.json of the pack"
+    changes = option("--set", action="append", default=[], metavar="NODE.INPUT=VALUE")
+    changes.help = "change an input of the workflow; may be repeated"
+    option("--size", default="512x512", metavar="WxH", help="pixels; images are scaled to cover and cropped")
+    option("--timeout", type=number(0.001, 10**6), default=600, help="maximum seconds for one image")
     build.set_defaults(run=_run_build)
 
 
 def _add_encode(actions, looks: Mapping[str, Any]) -> None:
-    encode = actions.add_parser("encode", help="latents and prompts of a dataset folder, for training an intrinsic LoRA", **looks)
-    encode.add_argument("source", type=path, help="dataset folder with images, captions and maps")
-    encode.add_argument("output", type=path, help="folder for the latents; an unfinished one is completed, a finished one follows SOURCE")
-    encode.add_argument("--base", type=path, required=True, help="folder of the base model in diffusers' form: SD2.1, SDXL or PixArt")
-    encode.add_argument("--vae", type=path, required=True, help="the intrinsic VAE's file")
-    encode.add_argument("--size", metavar="WxH", help="pixels; larger pictures are scaled to cover and cropped; by default as they are")
-    encode.add_argument("--batch", type=whole(1, 4096), default=4, help="pictures encoded at once")
-    places = encode.add_argument("--places", type=whole(1, 16), default=16)
-    places.help = "along a side, which masks' colours tell apart; few suit a small network"
-    encode.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the text encoders")
+    summary = "latents and prompts of a dataset folder, for training an intrinsic LoRA"
+    encode = actions.add_parser("encode", help=summary, **looks)
+    option = encode.add_argument
+    option("source", type=path, help="dataset folder with images, captions and maps")
+    output = option("output", type=path)
+    output.help = "folder for the latents; an unfinished one is completed, a finished one follows SOURCE"
+    base = option("--base", type=path, required=True)
+    base.help = "folder of the base model in diffusers' form: SD2.1, SDXL or PixArt"
+    option("--vae", type=path, required=True, help="the intrinsic VAE's file")
+    size = option("--size", metavar="WxH")
+    size.help = "pixels; larger images are scaled to cover and cropped; by default as they are"
+    option("--batch", type=whole(1, 4096), default=4, help="images encoded at once")
+    places = option("--places", type=whole(1, 16), default=16)
+    places.help = "grid positions a side that mask colors distinguish; a small network needs few"
+    option("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="dtype of the text encoders")
     encode.set_defaults(run=_run_encode)
 
 
 def _add_sample(actions, looks: Mapping[str, Any]) -> None:
-    show = actions.add_parser("sample", help="the tiny system on your prompts: images, their maps, and one page of all", **looks)
-    show.add_argument("prompt", nargs="+", help="what to show; each gives one row of the page")
-    show.add_argument("--output", type=path, default=Path("spatialweave-intrinsics"), help="folder for the pictures")
-    show.add_argument("--schedule", choices=["gaussian", "drop", "constant", "off"], default="gaussian", help="how much the image sees")
-    show.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="same seed, same result")
-    show.add_argument("--steps", type=whole(1, MOST_STEPS), default=STEPS, help="sampling steps")
-    show.add_argument("--guidance", type=number(-1000, 1000), default=GUIDANCE, help="how strongly the prompt steers; 1 is off")
-    show.add_argument("--base", type=path, help="another tiny base than the one that ships")
-    show.add_argument("--vae", type=path, help="another intrinsic VAE for it")
-    show.add_argument("--lora", type=path, help="another intrinsic LoRA for it")
-    show.set_defaults(run=_run_sample)
+    summary = "the tiny system on your prompts: images, their maps, and a contact sheet"
+    sample = actions.add_parser("sample", help=summary, **looks)
+    option = sample.add_argument
+    option("prompt", nargs="+", help="what to show; each prompt is one row of the contact sheet")
+    option("--output", type=path, default=Path("spatialweave-intrinsics"), help="folder for the images")
+    schedule = option("--schedule", choices=["gaussian", "drop", "constant", "off"], default="gaussian")
+    schedule.help = "weight schedule of the cross-modal attention: how much the image attends to its maps"
+    option("--seed", type=whole(0, LARGEST_SEED), default=0, help="same seed, same result")
+    option("--steps", type=whole(1, MOST_STEPS), default=STEPS, help="sampling steps")
+    guidance = option("--guidance", type=number(-1000, 1000), default=GUIDANCE)
+    guidance.help = "scale of classifier-free guidance; 1 is off"
+    option("--base", type=path, help="another tiny base than the shipped one")
+    option("--vae", type=path, help="another intrinsic VAE for it")
+    option("--lora", type=path, help="another intrinsic LoRA for it")
+    sample.set_defaults(run=_run_sample)
 
 
 def _run_sample(options: argparse.Namespace) -> None:
@@ -66,39 +82,42 @@ def _run_sample(options: argparse.Namespace) -> None:
     others = {name: getattr(options, name) for name in ("base", "vae", "lora") if getattr(options, name)}
     settings = (options.schedule, options.seed, options.steps, options.guidance)
     for line in sample(SampleRequest(options.prompt, options.output, *settings, **others)):
-        _say(line)
+        write_line(line)
 
 
 def _run_build(options: argparse.Namespace) -> None:
     from ..intrinsic_ldm.data.build import WORKFLOW, build_dataset
 
     summary = build_dataset(
-        options.source, options.output, servers=options.server or ["http://127.0.0.1:8188"], size=_read_size(options.size),
-        workflow=options.workflow or WORKFLOW, changes=options.set, timeout=options.timeout,
-    )  # fmt: skip
-    _say(str(summary))
+        options.source,
+        options.output,
+        servers=options.server or ["http://127.0.0.1:8188"],
+        size=_read_size(options.size),
+        workflow=options.workflow or WORKFLOW,
+        changes=options.set,
+        timeout=options.timeout,
+    )
+    write_line(str(summary))
 
 
 def _run_encode(options: argparse.Namespace) -> None:
     from ..intrinsic_ldm.data.encode import encode_dataset
 
     summary = encode_dataset(
-        options.source, options.output, base=options.base, vae=options.vae, size=_read_size(options.size), batch=options.batch,
-        precision=options.precision, places=options.places,
-    )  # fmt: skip
-    _say(str(summary))
-
-
-def _say(line: str) -> None:
-    """A line on standard output, what its encoding lacks as \\uNNNN."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        options.source,
+        options.output,
+        base=options.base,
+        vae=options.vae,
+        size=_read_size(options.size),
+        batch=options.batch,
+        precision=options.precision,
+        places=options.places,
+    )
+    write_line(str(summary))
 
 
 def _read_size(text: str | None) -> tuple[int, int] | None:
-    """WxH as (height, width)."""
-    from .demo_run import parse_size
-
+    """(height, width) of WxH."""
     if text is None:
         return None
     width, height = parse_size(text)

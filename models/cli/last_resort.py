@@ -1,7 +1,8 @@
-"""The console door's net: whatever a command raises ends in one sentence and an exit code, and whatever it says can be written.
+"""The outermost error handler of the console: any exception becomes one sentence and an exit code.
 
-A refusal (ValueError, OSError and their like) is a sentence of the code that found the fault. Anything else is a fault that nobody
-foresaw: its sentence names the command, the file that was being read where that is known, and how to see the trace for a report.
+Expected errors (ValueError, OSError and their like) carry the sentence of the code that found them. The
+sentence of any other exception names the command, the file that was being read if it is known, and how to see
+the traceback for a report. Standard output and error are made to accept any text.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 REFUSED = 1
-UNFORESEEN = 70  # sysexits.h: an internal software error
-INTERRUPTED = 130  # the shell's number for Ctrl-C
-PIPE_CLOSED = 141  # and for a reader that left, as `| head` does
-DEBUG = "SPATIALWEAVE_DEBUG"  # in the environment, and not empty: every trace is shown
+UNFORESEEN = 70  # sysexits.h: internal software error
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+PIPE_CLOSED = 141  # and for a closed pipe, as after `| head`
+DEBUG = "SPATIALWEAVE_DEBUG"  # environment variable; if not empty, every traceback is shown
 PACKAGE = __name__.partition(".models.")[0]
 
 _REMEDIES = {
@@ -37,18 +38,18 @@ _REMEDIES = {
 
 
 def run_command(name: Callable[[], str], run: Callable[[], object]) -> int:
-    """The exit code of what `run` does; `name` says which command that is, when it is known. One sentence goes to standard error."""
+    """Run a command and return its exit code; `name` returns the command's name, once known, for errors."""
     steady_streams()
     try:
         return _run(name, run)
-    finally:  # help goes this way too, by SystemExit
+    finally:  # also after --help, which raises SystemExit
         _flush_or_leave()
 
 
 def _run(name: Callable[[], str], run: Callable[[], object]) -> int:
     try:
         run()
-        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be said
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
     except KeyboardInterrupt:
         return _say(name(), "stopped; what was already written stays.", INTERRUPTED)
     except BrokenPipeError as error:
@@ -57,33 +58,35 @@ def _run(name: Callable[[], str], run: Callable[[], object]) -> int:
         return PIPE_CLOSED
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         return _unforeseen(name(), error) if isinstance(error, UnicodeError) else _refuse(name(), error)
-    except Exception as error:  # noqa: BLE001 - the last resort: it ends the program, and says how to see the trace
+    except Exception as error:  # noqa: BLE001 - the last resort: it ends the program with a report
         return _unforeseen(name(), error)
     return 0
 
 
 def steady_streams() -> None:
-    """Standard output and error that take any text: what an encoding lacks is written as an escape, what is closed is nowhere."""
+    """Let standard output and error accept any text: escapes, and devnull where closed."""
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed before the program began
             setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))
-        with contextlib.suppress(AttributeError, ValueError):  # another program's stream
+        with contextlib.suppress(AttributeError, ValueError):  # a stream that another program has replaced
             getattr(sys, stream).reconfigure(errors="backslashreplace")
 
 
-def word(error: BaseException) -> str:
-    """An error in one line, with a remedy where only the system speaks."""
+def format_error(error: BaseException) -> str:
+    """An error in one line, with a remedy for an error of the operating system."""
     if isinstance(error, OSError) and error.strerror and str(error).startswith("[Errno"):
         unnamed = "standard output" if error.errno == errno.ENOSPC else "the system"
-        place = unnamed if error.filename is None else _show(error.filename).removesuffix(".part")
-        return f"{place}: {error.strerror}; {_REMEDIES.get(error.errno, 'choose a file or folder that can be used')}."
+        path = unnamed if error.filename is None else _show(error.filename).removesuffix(".part")
+        remedy = _REMEDIES.get(error.errno, "choose a file or folder that can be used")
+        return f"{path}: {error.strerror}; {remedy}."
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def find_file(error: BaseException) -> Path | None:
-    """The file that the innermost of our functions had in hand when this was raised."""
+def find_input_file(error: BaseException) -> Path | None:
+    """The file in the local variables of our innermost function on the traceback that has one, else None."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for frame in reversed([frame for frame in frames if frame.f_globals.get("__name__", "").startswith(PACKAGE + ".")]):
+    ours = [frame for frame in frames if frame.f_globals.get("__name__", "").startswith(PACKAGE + ".")]
+    for frame in reversed(ours):
         for value in frame.f_locals.values():
             with contextlib.suppress(OSError, ValueError):
                 if isinstance(value, Path) and value.is_file():
@@ -92,21 +95,28 @@ def find_file(error: BaseException) -> Path | None:
 
 
 def _refuse(command: str, error: Exception) -> int:
-    return _say(command, word(error), REFUSED, error)
+    return _say(command, format_error(error), REFUSED, error)
 
 
 def _unforeseen(command: str, error: Exception) -> int:
-    found = find_file(error)
-    place = f" while {_show(found)} was being read" if found else ""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
-        return _say(command, f"the memory is full{place} ({word(error)}); ask for something smaller.", REFUSED, error)
-    remedy = "check that it is what this command takes" if found else "check what was given to it"
-    report = f"{DEBUG}=1 in the environment shows the trace, for a report"
-    return _say(command, f"an unforeseen {type(error).__name__}{place} ({word(error)}); {remedy}. {report}.", UNFORESEEN, error)
+    found = find_input_file(error)
+    reading = f" while {_show(found)} was being read" if found else ""
+    if _is_out_of_memory(error):
+        sentence = f"the memory is full{reading} ({format_error(error)}); reduce the size or the batch."
+        return _say(command, sentence, REFUSED, error)
+    remedy = "check that the command takes such a file" if found else "check the arguments"
+    report = f"{DEBUG}=1 in the environment shows the traceback, for a report"
+    sentence = f"an unforeseen {type(error).__name__}{reading} ({format_error(error)}); {remedy}. {report}."
+    return _say(command, sentence, UNFORESEEN, error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _say(command: str, sentence: str, code: int, error: BaseException | None = None) -> int:
-    with contextlib.suppress(OSError, ValueError):  # nobody may be listening
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed
         if error is not None and os.environ.get(DEBUG):
             sys.stderr.write("".join(traceback.format_exception(error)))
         sys.stderr.write(f"{command}: {sentence}\n")
@@ -115,7 +125,7 @@ def _say(command: str, sentence: str, code: int, error: BaseException | None = N
 
 
 def _flush_or_leave() -> None:
-    """What cannot be written any more is dropped, or Python would complain of it at its end."""
+    """Flush standard output; if that fails, drop the rest, or Python would report it at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -124,4 +134,6 @@ def _flush_or_leave() -> None:
 
 
 def _show(path: object) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace") if isinstance(path, str | bytes | os.PathLike) else str(path)
+    if isinstance(path, str | bytes | os.PathLike):
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return str(path)

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..core.layers.attention import attend
-from ..world.captions import VOCABULARY, normalise_words
+from .vocabulary import VOCABULARY, normalize_words
 
 TOKENS = 24  # the longest caption of the grammar has 23 words
 PAD, UNKNOWN = 0, 1
@@ -80,20 +80,20 @@ def tokenize(texts: list[str]) -> Tensor:
     numbers = {word: i + 2 for i, word in enumerate(VOCABULARY)}
     rows = torch.full((len(texts), TOKENS), PAD, dtype=torch.int64)
     for row, text in zip(rows, texts, strict=True):
-        words = normalise_words(text)[:TOKENS]
+        words = normalize_words(text)[:TOKENS]
         row[: len(words)] = torch.tensor([numbers.get(word, UNKNOWN) for word in words], dtype=torch.int64)
     return rows
 
 
 def explain_unknown(text: str) -> list[tuple[str, str | None]]:
     """Words of a prompt outside the vocabulary, each with the nearest known word, or None."""
-    unknown = dict.fromkeys(word for word in normalise_words(text) if word not in VOCABULARY)
+    unknown = dict.fromkeys(word for word in normalize_words(text) if word not in VOCABULARY)
     return [(word, next(iter(difflib.get_close_matches(word, VOCABULARY, 1, 0.5)), None)) for word in unknown]
 
 
 def dropped_words(text: str) -> list[str]:
     """Words beyond the encoder's length, which the model does not see."""
-    return normalise_words(text)[TOKENS:]
+    return normalize_words(text)[TOKENS:]
 
 
 def explain_prompt(text: str) -> str | None:

@@ -1,1 +1,4 @@
-"""What a recipe's `system` names: one builder for each. Here and in benchmarks/ systems meet the world."""
+"""Builders of training runs by the `system` of a recipe.
+
+Only here and in benchmarks/ do systems meet the world.
+"""

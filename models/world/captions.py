@@ -1,7 +1,7 @@
-"""Captions: what a scene shows, as facts; facts to words; words back to facts.
+"""Captions of scenes: written from a scene, and parsed into the facts that they state.
 
-Left, right, in front of and behind are the viewer's, as in everyday English. One grammar writes the captions that models
-train on and reads the prompts that the scorer checks.
+Left, right, in front of and behind are the viewer's. One grammar writes the captions that models train on and
+reads the prompts that the scorer checks.
 """
 
 from __future__ import annotations
@@ -11,36 +11,71 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .scene import COLORS, SHAPES, Scene, SceneObject, apparent_circle
+from .scene import COLORS, SHAPES, SIZES, Scene, SceneObject, apparent_circle
 
 RelationKind = Literal["left of", "right of", "in front of", "behind"]
-OPPOSITE: dict[str, RelationKind] = {"left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of"}
-RELATION_WORDS: dict[str, str] = {
-    "left of": "to the left of", "right of": "to the right of", "in front of": "in front of", "behind": "behind",
-}  # fmt: skip
-_PLACES = {
-    "wooden": "on a wooden floor", "checkered": "on a checkered floor", "tiled": "on a tiled floor", "plain": "in a room",
-    "grass": "on grass", "sand": "on sand", "paved": "on paving stones",
+OPPOSITE: dict[str, RelationKind] = {
+    "left of": "right of",
+    "right of": "left of",
+    "in front of": "behind",
+    "behind": "in front of",
 }
-_SYNONYMS = {"sphere": "ball", "cube": "box", "block": "box", "balls": "ball", "spheres": "ball", "boxes": "box", "cubes": "box",
-             "cylinders": "cylinder", "cones": "cone", "teal": "cyan", "turquoise": "cyan", "violet": "purple", "big": "large",
-             "tiny": "small", "little": "small", "an": "a", "floors": "floor", "tiles": "tiled", "wood": "wooden",
-             "checkerboard": "checkered"}
+RELATION_WORDS: dict[str, str] = {
+    "left of": "to the left of",
+    "right of": "to the right of",
+    "in front of": "in front of",
+    "behind": "behind",
+}
+_PLACES = {
+    "wooden": "on a wooden floor",
+    "checkered": "on a checkered floor",
+    "tiled": "on a tiled floor",
+    "plain": "in a room",
+    "grass": "on grass",
+    "sand": "on sand",
+    "paved": "on paving stones",
+}
+_SYNONYMS = {
+    "sphere": "ball",
+    "spheres": "ball",
+    "balls": "ball",
+    "cube": "box",
+    "cubes": "box",
+    "block": "box",
+    "boxes": "box",
+    "cylinders": "cylinder",
+    "cones": "cone",
+    "teal": "cyan",
+    "turquoise": "cyan",
+    "violet": "purple",
+    "big": "large",
+    "tiny": "small",
+    "little": "small",
+    "an": "a",
+    "floors": "floor",
+    "tiles": "tiled",
+    "wood": "wooden",
+    "checkerboard": "checkered",
+}
 _CHAINS = {
-    "from left to right": "left of", "from right to left": "right of", "from front to back": "in front of", "from back to front": "behind",
-}  # fmt: skip
-_SIDE_MARGIN = 0.16  # of half a picture: nearer than this, left and right are not said
-_DEPTH_MARGIN = 0.55  # metres between centres before in front and behind are said
+    "from left to right": "left of",
+    "from right to left": "right of",
+    "from front to back": "in front of",
+    "from back to front": "behind",
+}
+_SIDE_MARGIN = 0.16  # of half the image: the least distance at which captions state left and right
+_DEPTH_MARGIN = 0.55  # metres: the least distance at which captions state in front and behind
 
-VOCABULARY: tuple[str, ...] = tuple(sorted({
-    *SHAPES, *COLORS, "small", "large", "shiny", "a", "and", "next", "to", "the", "left", "right", "of", "in", "front", "behind", "from",
-    "back", "on", *(word for place in _PLACES.values() for word in place.split()),
-}))
+# Every word that a caption may have; the tiny text encoder knows these (a test holds that both agree).
+WORDS: frozenset[str] = frozenset(
+    [*SHAPES, *COLORS, *SIZES, "a", "shiny"]
+    + " ".join(["and next to", *RELATION_WORDS.values(), *_CHAINS, *_PLACES.values()]).split()
+)
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """One object as a caption names it; None where the caption is silent."""
+    """One object as a caption names it; None for what the caption does not state."""
 
     shape: str
     color: str | None = None
@@ -54,7 +89,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Relation:
-    """`first` stands `kind` `second`; both index the description's phrases."""
+    """`first` is `kind` (say, left of) `second`; both index the description's phrases."""
 
     kind: RelationKind
     first: int
@@ -63,13 +98,15 @@ class Relation:
 
 @dataclass(frozen=True)
 class Description:
+    """The facts that a prompt states; `place` is the scene's floor."""
+
     phrases: tuple[Phrase, ...]
     relations: tuple[Relation, ...]
     place: str | None = None
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """A sentence that names every object of the scene, says one true thing about where they stand, and sometimes the place."""
+    """A sentence that names every object, states one true relation between them, and sometimes the place."""
     order = list(range(len(scene.objects)))
     rng.shuffle(order)
     place = _PLACES[scene.surroundings.floor] if rng.random() < 0.5 else None
@@ -92,7 +129,9 @@ def _phrase(item: SceneObject, rng: random.Random, sizes: bool) -> Phrase:
 def _two(scene: Scene, order: list[int], phrases: list[str], rng: random.Random) -> str:
     kinds = true_relations(scene, order[0], order[1])
     if not kinds or rng.random() < 0.12:
-        return f"{phrases[0]} and {phrases[1]}" if rng.random() < 0.5 else f"{phrases[0]} next to {phrases[1]}"
+        return (
+            f"{phrases[0]} and {phrases[1]}" if rng.random() < 0.5 else f"{phrases[0]} next to {phrases[1]}"
+        )
     return f"{phrases[0]} {RELATION_WORDS[rng.choice(kinds)]} {phrases[1]}"
 
 
@@ -101,7 +140,10 @@ def _many(scene: Scene, order: list[int], phrases: list[str], rng: random.Random
     rng.shuffle(ways)
     for kind, words in ways:
         chain = sorted(order, key=lambda i: _sort_key(scene, i, kind))
-        if all(kind in true_relations(scene, a, b) for a, b in zip(chain, chain[1:], strict=False)) and rng.random() < 0.75:
+        if (
+            all(kind in true_relations(scene, a, b) for a, b in zip(chain, chain[1:], strict=False))
+            and rng.random() < 0.75
+        ):
             text = {i: phrase for i, phrase in zip(order, phrases, strict=True)}
             return f"{_list([text[i] for i in chain])} {words}"
     kinds = true_relations(scene, order[0], order[1])
@@ -121,7 +163,7 @@ def _sort_key(scene: Scene, index: int, kind: str) -> float:
 
 
 def true_relations(scene: Scene, first: int, second: int) -> list[RelationKind]:
-    """What holds clearly between two objects of a scene, seen from its camera."""
+    """The relations that clearly hold between two objects of a scene, seen from its camera."""
     ax, _, az, _ = apparent_circle(scene.objects[first], scene.camera)
     bx, _, bz, _ = apparent_circle(scene.objects[second], scene.camera)
     kinds: list[RelationKind] = []
@@ -133,18 +175,21 @@ def true_relations(scene: Scene, first: int, second: int) -> list[RelationKind]:
 
 
 def mirror_caption(text: str) -> str:
-    """The caption of the same scene seen in a mirror: left and right change places."""
+    """The caption of the mirrored scene: left and right exchanged."""
     return re.sub(r"\b(left|right)\b", lambda match: "right" if match[0] == "left" else "left", text)
 
 
-def normalise_words(text: str) -> list[str]:
-    """Lower-case words with synonyms resolved; punctuation dropped."""
+def split_words(text: str) -> list[str]:
+    """Lower-case words with synonyms resolved, without punctuation."""
     return [_SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9]+", text.lower())]
 
 
 def parse_caption(text: str) -> Description:
-    """Facts a prompt states. Words outside the grammar are passed over; a prompt without a known shape states nothing."""
-    words = normalise_words(text)
+    """The facts that a prompt states.
+
+    Words outside the grammar are ignored; without a shape it states nothing.
+    """
+    words = split_words(text)
     phrases: list[Phrase] = []
     gaps: list[list[str]] = [[]]
     pending: dict = {}

@@ -1,7 +1,7 @@
-"""Scenes as data: what stands where, of which colour, lit and seen how. No torch, no pixels.
+"""Scenes as data: objects, surroundings, light and camera. No torch, no pixels.
 
-World frame: right-handed, y up, the ground is y = 0, cameras look roughly along -z; lengths in metres. A scene is a pure function of
-(seed, index, split).
+World frame: right-handed, y up, the ground is y = 0, cameras look roughly along -z; lengths in metres. A
+scene is a pure function of (seed, index, split).
 """
 
 from __future__ import annotations
@@ -31,28 +31,54 @@ COLORS: dict[str, tuple[float, float, float]] = {
 ROOM_FLOORS = ("wooden", "checkered", "tiled", "plain")
 GROUNDS = ("grass", "sand", "paved")
 WALLS = ("plain", "striped", "brick")
-FAR_METRES = 24.0  # the ground fades into haze here; farther is sky, which has no depth
+FAR_METRES = 24.0  # the ground has faded into haze here; beyond is sky, which has no depth
 
 _FLOOR_PAIRS: dict[str, tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...]] = {
     "wooden": (
-        ((0.62, 0.45, 0.31), (0.50, 0.35, 0.23)), ((0.72, 0.58, 0.44), (0.62, 0.48, 0.35)), ((0.44, 0.34, 0.27), (0.36, 0.27, 0.21)),
+        ((0.62, 0.45, 0.31), (0.50, 0.35, 0.23)),
+        ((0.72, 0.58, 0.44), (0.62, 0.48, 0.35)),
+        ((0.44, 0.34, 0.27), (0.36, 0.27, 0.21)),
     ),
     "checkered": (
-        ((0.88, 0.87, 0.84), (0.30, 0.30, 0.32)), ((0.85, 0.80, 0.72), (0.50, 0.44, 0.40)), ((0.82, 0.85, 0.88), (0.42, 0.47, 0.53)),
+        ((0.88, 0.87, 0.84), (0.30, 0.30, 0.32)),
+        ((0.85, 0.80, 0.72), (0.50, 0.44, 0.40)),
+        ((0.82, 0.85, 0.88), (0.42, 0.47, 0.53)),
     ),
-    "tiled": (((0.78, 0.76, 0.73), (0.55, 0.53, 0.51)), ((0.66, 0.69, 0.71), (0.46, 0.48, 0.50)), ((0.80, 0.72, 0.64), (0.60, 0.53, 0.46))),
-    "plain": (((0.70, 0.68, 0.65), (0.66, 0.64, 0.61)), ((0.58, 0.60, 0.63), (0.54, 0.56, 0.59)), ((0.76, 0.72, 0.66), (0.72, 0.68, 0.62))),
+    "tiled": (
+        ((0.78, 0.76, 0.73), (0.55, 0.53, 0.51)),
+        ((0.66, 0.69, 0.71), (0.46, 0.48, 0.50)),
+        ((0.80, 0.72, 0.64), (0.60, 0.53, 0.46)),
+    ),
+    "plain": (
+        ((0.70, 0.68, 0.65), (0.66, 0.64, 0.61)),
+        ((0.58, 0.60, 0.63), (0.54, 0.56, 0.59)),
+        ((0.76, 0.72, 0.66), (0.72, 0.68, 0.62)),
+    ),
     "grass": (((0.42, 0.50, 0.28), (0.31, 0.40, 0.22)), ((0.50, 0.54, 0.32), (0.40, 0.44, 0.25))),
     "sand": (((0.83, 0.74, 0.58), (0.74, 0.64, 0.48)), ((0.86, 0.80, 0.68), (0.78, 0.71, 0.58))),
     "paved": (((0.62, 0.61, 0.60), (0.44, 0.43, 0.43)), ((0.70, 0.66, 0.62), (0.50, 0.47, 0.45))),
 }
-_WALL_TONES = ((0.82, 0.80, 0.76), (0.74, 0.78, 0.80), (0.80, 0.75, 0.68), (0.70, 0.72, 0.68), (0.86, 0.84, 0.82), (0.66, 0.64, 0.68))
-_SKIES = (((0.32, 0.52, 0.80), (0.78, 0.86, 0.93)), ((0.45, 0.58, 0.76), (0.90, 0.88, 0.84)), ((0.36, 0.42, 0.60), (0.92, 0.80, 0.70)))
+_WALL_TONES = (
+    (0.82, 0.80, 0.76),
+    (0.74, 0.78, 0.80),
+    (0.80, 0.75, 0.68),
+    (0.70, 0.72, 0.68),
+    (0.86, 0.84, 0.82),
+    (0.66, 0.64, 0.68),
+)
+_SKIES = (
+    ((0.32, 0.52, 0.80), (0.78, 0.86, 0.93)),
+    ((0.45, 0.58, 0.76), (0.90, 0.88, 0.84)),
+    ((0.36, 0.42, 0.60), (0.92, 0.80, 0.70)),
+)
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One solid standing on the ground. `extents` are half sizes along its own x, y, z in metres; `yaw` in degrees about y."""
+    """One solid standing on the ground.
+
+    `extents` are half sizes along its own x, y, z in metres; `yaw` in degrees about y.
+    """
 
     shape: str
     color: str
@@ -72,14 +98,18 @@ class SceneObject:
 
     @property
     def footprint(self) -> float:
-        """Radius in metres of a circle on the ground that holds the object at every yaw."""
+        """Radius in metres of a circle on the ground that contains the object at every yaw."""
         round_base = self.shape != "box"
-        return max(self.extents[0], self.extents[2]) if round_base else math.hypot(self.extents[0], self.extents[2])
+        return (
+            max(self.extents[0], self.extents[2])
+            if round_base
+            else math.hypot(self.extents[0], self.extents[2])
+        )
 
 
 @dataclass(frozen=True)
 class SceneCamera:
-    """Pinhole camera; `fov` is horizontal, in degrees, for a square picture (the shorter side otherwise)."""
+    """Pinhole camera; `fov` is horizontal, in degrees, for a square image (the shorter side otherwise)."""
 
     position: tuple[float, float, float]
     target: tuple[float, float, float]
@@ -98,7 +128,8 @@ class Light:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """A room (a box seen from inside, `room` = half width, depth behind, depth in front, height) or open ground (`room` None)."""
+    """A room (a box seen from inside, `room` = half width, depth behind, depth in front, height) or open
+    ground (`room` None)."""
 
     floor: str
     floor_colors: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -126,7 +157,7 @@ class Scene:
 
 
 def scene_from_json(data: dict) -> Scene:
-    """Inverse of `Scene.to_json`, also after a trip through a JSON file (lists become tuples)."""
+    """Inverse of `Scene.to_json`, also after a round trip through a JSON file (lists become tuples)."""
 
     def freeze(value):
         return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
@@ -143,13 +174,21 @@ def scene_from_json(data: dict) -> Scene:
     )
 
 
-def sample_scenes(seed: int, count: int, *, split: Split = "train", max_objects: int = 3, start: int = 0) -> list[Scene]:
-    """Scenes `start` to `start + count` of a split. Each depends on (split, seed, index) alone, so splits never share a scene."""
+def sample_scenes(
+    seed: int, count: int, *, split: Split = "train", max_objects: int = 3, start: int = 0
+) -> list[Scene]:
+    """Scenes `start` to `start + count` of a split.
+
+    Each depends on (split, seed, index) alone, so splits never share a scene.
+    """
     if split not in SPLITS:
-        raise ValueError(f"The world has the splits {', '.join(SPLITS)}; '{split}' is not one of them.")
+        raise ValueError(f"Expected a split of the world, {' or '.join(SPLITS)}, got {split!r}.")
     if not 1 <= max_objects <= 6:
-        raise ValueError(f"A scene holds 1 to 6 objects; max_objects is {max_objects}.")
-    return [_sample_scene(random.Random(f"{split}/{seed}/{index}"), max_objects) for index in range(start, start + count)]
+        raise ValueError(f"Expected max_objects from 1 to 6, got {max_objects}.")
+    return [
+        _sample_scene(random.Random(f"{split}/{seed}/{index}"), max_objects)
+        for index in range(start, start + count)
+    ]
 
 
 def _sample_scene(rng: random.Random, max_objects: int) -> Scene:
@@ -182,10 +221,18 @@ def _sample_light(rng: random.Random, surroundings: Surroundings) -> Light:
     warm = rng.uniform(0.0, 1.0)
     color = (1.0, 0.97 - 0.07 * warm, 0.94 - 0.16 * warm)
     if surroundings.room is not None:
-        position = (rng.choice((-1, 1)) * rng.uniform(0.8, 2.3), surroundings.room[3] - 0.3, rng.uniform(0.4, 2.6))
+        position = (
+            rng.choice((-1, 1)) * rng.uniform(0.8, 2.3),
+            surroundings.room[3] - 0.3,
+            rng.uniform(0.4, 2.6),
+        )
         return Light(position, False, color, rng.uniform(0.40, 0.52))
     azimuth, elevation = math.radians(rng.uniform(0, 360)), math.radians(rng.uniform(32, 62))
-    direction = (math.cos(elevation) * math.cos(azimuth), math.sin(elevation), math.cos(elevation) * math.sin(azimuth))
+    direction = (
+        math.cos(elevation) * math.cos(azimuth),
+        math.sin(elevation),
+        math.cos(elevation) * math.sin(azimuth),
+    )
     return Light(direction, True, color, rng.uniform(0.36, 0.46))
 
 
@@ -193,7 +240,11 @@ def _sample_camera(rng: random.Random, surroundings: Surroundings) -> SceneCamer
     angle = math.radians(rng.uniform(-24, 24))
     distance = rng.uniform(4.6, 6.0)
     target = (rng.uniform(-0.3, 0.3), rng.uniform(0.25, 0.7), rng.uniform(-0.2, 0.4))
-    position = (target[0] + distance * math.sin(angle), rng.uniform(1.2, 2.5), target[2] + distance * math.cos(angle))
+    position = (
+        target[0] + distance * math.sin(angle),
+        rng.uniform(1.2, 2.5),
+        target[2] + distance * math.cos(angle),
+    )
     if surroundings.room is not None:
         limit = surroundings.room[0] - 0.4
         position = (max(-limit, min(limit, position[0])), *position[1:])
@@ -201,7 +252,8 @@ def _sample_camera(rng: random.Random, surroundings: Surroundings) -> SceneCamer
 
 
 def _place_objects(rng: random.Random, camera: SceneCamera, count: int) -> tuple[SceneObject, ...] | None:
-    """Objects that neither touch, leave the picture, nor hide each other; None when this camera leaves no room for them."""
+    """Objects that neither touch, leave the image, nor occlude each other; None if they do not fit this
+    camera."""
     names = rng.sample([(shape, color) for shape in SHAPES for color in COLORS], count)
     placed: list[SceneObject] = []
     for shape, color in names:
@@ -218,16 +270,31 @@ def _place_objects(rng: random.Random, camera: SceneCamera, count: int) -> tuple
 def _sample_object(rng: random.Random, shape: str, color: str) -> SceneObject:
     size = rng.choice(SIZES)
     radius = rng.uniform(0.34, 0.44) if size == "small" else rng.uniform(0.66, 0.82)
-    height = {"ball": 1.0, "box": rng.uniform(0.8, 1.15), "cylinder": rng.uniform(1.0, 1.4), "cone": rng.uniform(1.15, 1.5)}[shape]
+    height = {
+        "ball": 1.0,
+        "box": rng.uniform(0.8, 1.15),
+        "cylinder": rng.uniform(1.0, 1.4),
+        "cone": rng.uniform(1.15, 1.5),
+    }[shape]
     width = 0.86 if shape in ("box", "cylinder") else 1.0
     side = radius * width
     extents = (side, radius * height, side * (rng.uniform(0.85, 1.15) if shape == "box" else 1.0))
     material = "shiny" if rng.random() < 0.35 else "matte"
-    return SceneObject(shape, color, size, material, (rng.uniform(-2.0, 2.0), rng.uniform(-1.9, 1.8)), extents, rng.uniform(0, 90))
+    return SceneObject(
+        shape,
+        color,
+        size,
+        material,
+        (rng.uniform(-2.0, 2.0), rng.uniform(-1.9, 1.8)),
+        extents,
+        rng.uniform(0, 90),
+    )
 
 
-def is_placeable(candidate: SceneObject, others: list[SceneObject] | tuple[SceneObject, ...], camera: SceneCamera) -> bool:
-    """Whether the object stands free, is wholly in a square picture, and neither hides nor is hidden by more than a rim."""
+def is_placeable(
+    candidate: SceneObject, others: list[SceneObject] | tuple[SceneObject, ...], camera: SceneCamera
+) -> bool:
+    """Whether the object is free, wholly in a square image, and at most a rim is occluded by or of others."""
     x, y, depth, radius = apparent_circle(candidate, camera)
     if depth < 1.5 or abs(x) + radius > 0.97 or abs(y) + radius > 1.05:
         return False
@@ -240,8 +307,10 @@ def is_placeable(candidate: SceneObject, others: list[SceneObject] | tuple[Scene
 
 
 def apparent_circle(item: SceneObject, camera: SceneCamera) -> tuple[float, float, float, float]:
-    """Where a square picture shows the object: (x, y, depth, radius of a disc around it), x and y in [-1, 1], y down,
-    depth in metres."""
+    """Projection of the object into a square image: (x, y, depth, radius of a disc around it).
+
+    x, y and radius in units of half the image, y down; depth in metres.
+    """
     right, down, forward = camera_axes(camera)
     offset = [c - p for c, p in zip(item.center, camera.position, strict=True)]
     x, y, depth = (sum(a * b for a, b in zip(axis, offset, strict=True)) for axis in (right, down, forward))
@@ -249,8 +318,11 @@ def apparent_circle(item: SceneObject, camera: SceneCamera) -> tuple[float, floa
     return x * scale, y * scale, depth, max(item.footprint, item.extents[1]) * scale
 
 
-def camera_axes(camera: SceneCamera) -> tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]:
-    """Right, down, forward (OpenCV) of a camera that holds the world's y upright, as unit vectors in the world frame."""
+def camera_axes(
+    camera: SceneCamera,
+) -> tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]:
+    """Right, down, forward (OpenCV) of a camera that holds the world's y upright, as unit vectors in the
+    world frame."""
     forward = _unit(tuple(t - p for t, p in zip(camera.target, camera.position, strict=True)))
     right = _unit((-forward[2], 0.0, forward[0]))
     down = (

@@ -1,6 +1,6 @@
 """Closed-form ray intersections with the four solids, the ground and the room.
 
-Vectors keep their three components before the rays (b 3 n), so that every operation runs along contiguous rays.
+Vectors are (b, 3, n), components before rays, so that every operation runs along contiguous rays.
 Letters: b scenes, k solids (padded), n rays.
 """
 
@@ -19,7 +19,11 @@ _EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class World:
-    """Scenes as padded tensors. shape b k int64 (-1 = none), center / extents / albedo b k 3, yaw b k radians, shiny b k."""
+    """Scenes as padded tensors.
+
+    shape (b, k): int64, index in SHAPES, -1 = none; center, extents, albedo (b, k, 3); yaw (b, k): radians;
+    shiny (b, k): bool; room (b, 6); indoors (b,).
+    """
 
     scenes: tuple[Scene, ...]
     shape: Tensor
@@ -28,8 +32,8 @@ class World:
     yaw: Tensor
     albedo: Tensor
     shiny: Tensor
-    room: Tensor  # b 6: low x y z, high x y z; infinite sides for open ground
-    indoors: Tensor  # b bool
+    room: Tensor  # low x, y, z, high x, y, z; infinite sides for open ground
+    indoors: Tensor  # bool
 
     def pairs(self, kind: int) -> tuple[Tensor, Tensor]:
         return torch.nonzero(self.shape == kind, as_tuple=True)
@@ -37,7 +41,11 @@ class World:
 
 @dataclass(frozen=True)
 class Hit:
-    """distance b n along the ray (inf = nothing), object b n (-1 = surroundings), normal b 3 n towards the viewer, point b 3 n."""
+    """Nearest hits of rays.
+
+    distance (b, n): along the ray, inf = none; object (b, n): index, -1 = surroundings; normal (b, 3, n):
+    towards the viewer; point (b, 3, n).
+    """
 
     distance: Tensor
     object: Tensor
@@ -47,12 +55,22 @@ class Hit:
 
 def pack(scenes: list[Scene], device) -> World:
     k = max(1, max(len(scene.objects) for scene in scenes))
-    rows = [[_object_row(item) for item in scene.objects] + [_EMPTY_ROW] * (k - len(scene.objects)) for scene in scenes]
+    rows = [
+        [_object_row(item) for item in scene.objects] + [_EMPTY_ROW] * (k - len(scene.objects))
+        for scene in scenes
+    ]
     table = torch.tensor(rows, dtype=torch.float32, device=device)
     rooms = torch.tensor([_room_row(scene) for scene in scenes], dtype=torch.float32, device=device)
     return World(
-        tuple(scenes), table[..., 0].long(), table[..., 1:4], table[..., 4:7], table[..., 7], table[..., 8:11], table[..., 11] > 0.5,
-        rooms, torch.tensor([scene.surroundings.indoors for scene in scenes], device=device),
+        tuple(scenes),
+        table[..., 0].long(),
+        table[..., 1:4],
+        table[..., 4:7],
+        table[..., 7],
+        table[..., 8:11],
+        table[..., 11] > 0.5,
+        rooms,
+        torch.tensor([scene.surroundings.indoors for scene in scenes], device=device),
     )
 
 
@@ -61,7 +79,14 @@ _EMPTY_ROW = [-1.0, 0, 0, 0, 1.0, 1.0, 1.0, 0, 0, 0, 0, 0]
 
 def _object_row(item) -> list[float]:
     albedo = [channel**2.2 for channel in COLORS[item.color]]
-    return [SHAPES.index(item.shape), *item.center, *item.extents, math.radians(item.yaw), *albedo, float(item.material == "shiny")]
+    return [
+        SHAPES.index(item.shape),
+        *item.center,
+        *item.extents,
+        math.radians(item.yaw),
+        *albedo,
+        float(item.material == "shiny"),
+    ]
 
 
 def _room_row(scene: Scene) -> list[float]:
@@ -77,7 +102,8 @@ def trace(world: World, origins: Tensor, directions: Tensor) -> Hit:
     winner = torch.full_like(distance, -1, dtype=torch.long)
     for kind in range(len(SHAPES)):
         scene, slot = world.pairs(kind)
-        for b, k, candidate in zip(scene.tolist(), slot.tolist(), _hit_solids(world, kind, scene, slot, origins, directions), strict=True):
+        candidates = _hit_solids(world, kind, scene, slot, origins, directions)
+        for b, k, candidate in zip(scene.tolist(), slot.tolist(), candidates, strict=True):
             nearer = candidate < distance[b]
             distance[b] = torch.where(nearer, candidate, distance[b])
             winner[b].masked_fill_(nearer, k)
@@ -88,26 +114,38 @@ def trace(world: World, origins: Tensor, directions: Tensor) -> Hit:
 
 
 def is_blocked(world: World, origins: Tensor, directions: Tensor) -> Tensor:
-    """Whether a solid lies between the origin and origin + direction (b n bool): shadow rays. Rooms cast no shadow."""
-    blocked = torch.zeros((directions.shape[0], directions.shape[2]), dtype=torch.bool, device=directions.device)
+    """Shadow rays: whether a solid is between origin and origin + direction, (b, n) bool.
+
+    Rooms cast no shadow.
+    """
+    shape = (directions.shape[0], directions.shape[2])
+    blocked = torch.zeros(shape, dtype=torch.bool, device=directions.device)
     for kind in range(len(SHAPES)):
         scene, slot = world.pairs(kind)
-        for b, distance in zip(scene.tolist(), _hit_solids(world, kind, scene, slot, origins, directions), strict=True):
+        distances = _hit_solids(world, kind, scene, slot, origins, directions)
+        for b, distance in zip(scene.tolist(), distances, strict=True):
             blocked[b] |= distance < 1.0
     return blocked
 
 
-def _hit_solids(world: World, kind: int, scene: Tensor, slot: Tensor, origins: Tensor, directions: Tensor) -> list[Tensor]:
-    """Ray lengths (n) for each object of one kind, inf where missed. One object at a time: its rays stay in the cache."""
+def _hit_solids(
+    world: World, kind: int, scene: Tensor, slot: Tensor, origins: Tensor, directions: Tensor
+) -> list[Tensor]:
+    """Ray lengths (n,) for each object of one kind, inf for a miss.
+
+    One object at a time, for the CPU's cache.
+    """
     hits = []
     for b, k in zip(scene.tolist(), slot.tolist(), strict=True):
         turn = _to_local(world.yaw[b, k], world.extents[b, k])
-        hits.append(_INTERSECT[kind]((turn @ (origins[b] - world.center[b, k, :, None])).unbind(0), (turn @ directions[b]).unbind(0)))
+        start = turn @ (origins[b] - world.center[b, k, :, None])
+        hits.append(_INTERSECT[kind](start.unbind(0), (turn @ directions[b]).unbind(0)))
     return hits
 
 
 def _to_local(yaw: Tensor, extents: Tensor) -> Tensor:
-    """World vectors into an object's frame, where the solid has half size 1: (... 3 3), from yaw (...) and extents (... 3)."""
+    """Matrices (..., 3, 3) to the frame where the solid has half size 1, from yaw (...) and extents (...,
+    3)."""
     cos, sin, zero, one = torch.cos(yaw), torch.sin(yaw), torch.zeros_like(yaw), torch.ones_like(yaw)
     turn = torch.stack((cos, zero, -sin, zero, one, zero, sin, zero, cos), -1).reshape(*yaw.shape, 3, 3)
     return turn / extents[..., None]
@@ -166,7 +204,8 @@ def _hit_cone(start, along) -> Tensor:
     best = torch.full_like(a, math.inf)
     for length in ((-half - root) / a, (-half + root) / a):
         y = oy + length * dy
-        best = torch.where((disc > 0) & (length > _EPSILON) & (y > -1) & (y < 1) & (length < best), length, best)
+        valid = (disc > 0) & (length > _EPSILON) & (y > -1) & (y < 1)
+        best = torch.where(valid & (length < best), length, best)
     base = (-1 - oy) / torch.where(dy.abs() < 1e-9, torch.full_like(dy, 1e-9), dy)
     x, z = ox + base * dx, oz + base * dz
     return torch.where((base > _EPSILON) & (x * x + z * z < 1) & (base < best), base, best)
@@ -176,7 +215,7 @@ _INTERSECT = (_hit_ball, _hit_box, _hit_cylinder, _hit_cone)
 
 
 def _hit_room(world: World, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rays leave the room (or meet the ground), and the inward normal there."""
+    """Distance (b, n) to the room's walls or the ground, and the inward normals (b, 3, n) there."""
     low, high = world.room[:, :3, None], world.room[:, 3:, None]
     safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
     exits = (torch.where(safe > 0, high, low) - origins) / safe
@@ -185,7 +224,7 @@ def _hit_room(world: World, origins: Tensor, directions: Tensor) -> tuple[Tensor
 
 
 def _solid_normals(world: World, scene: Tensor, winner: Tensor, point: Tensor) -> Tensor:
-    """Outward unit normals (m 3) at the points (m 3) of the solids `winner` (m) of the scenes `scene` (m)."""
+    """Outward unit normals (m, 3) at points (m, 3) of the solids `winner` (m,) of the scenes `scene` (m,)."""
     yaw, extents, kind = world.yaw[scene, winner], world.extents[scene, winner], world.shape[scene, winner]
     turn = _to_local(yaw, extents)
     gradient = (turn @ (point - world.center[scene, winner])[..., None]).squeeze(-1)

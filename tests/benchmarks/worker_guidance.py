@@ -10,7 +10,7 @@ import sys
 
 from tqdm import tqdm
 
-from spatialweave.models.benchmarks.modality_forcing import held_out_batches
+from spatialweave.models.benchmarks.held_out import held_out_batches
 from spatialweave.models.modality_forcing.pipeline import ModalityForcingPipeline
 from spatialweave.models.world.judges.scorer import Scorer
 

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
-from spatialweave.models.cli import demo_run as demo
+from spatialweave.models.cli import demo_sampling as demo
 from spatialweave.models.core.export.depth_files import read_depth
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.core.pictures import read_pictures

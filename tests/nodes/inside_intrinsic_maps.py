@@ -396,7 +396,7 @@ def filled_in(first=5000, count=12):
     For each map the mean over scenes, that of the average scene (what can be known without looking), that with the map given, and in how
     many scenes it is nearer to its own map than to the next scene's.
     """
-    frames = ours("models.world.render").render(ours("models.benchmarks.modality_forcing").hold_out(first, count)[0], 128, 128)
+    frames = ours("models.world.render").render(ours("models.benchmarks.held_out").hold_out(first, count)[0], 128, 128)
     (vae,), names = run("LoadIntrinsicVae", vae_name=ours("nodes.host.shared.shipped").TINY), ours("models.intrinsic_ldm.config").MAPS
     encode_given, view = ours("models.intrinsic_ldm.maps.channels.codec").encode_pictures, ours("models.core.geometry.view").View
     slices, show = ours("models.intrinsic_ldm.vae").map_slices(), ours("models.core.geometry.normals").normals_to_image

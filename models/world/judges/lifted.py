@@ -1,4 +1,4 @@
-"""Scenes in which one thing hangs in the air: nothing of the world does, but a generator's picture may show it, and a judge must tell."""
+"""Scenes with one solid in mid-air, which generated images may show although no scene of the world does."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ class LiftedObject(SceneObject):
 
 
 def lift_one(scene: Scene, rng: random.Random) -> tuple[Scene, int] | None:
-    """The scene with one of its objects lifted, and which; None if there it would leave the picture or meet another."""
+    """The scene with one object lifted, and its index; None if it would leave the image or overlap
+    another."""
     number = rng.randrange(len(scene.objects))
     item = scene.objects[number]
-    lifted = LiftedObject(**{f.name: getattr(item, f.name) for f in fields(SceneObject)}, lift=rng.uniform(*LIFTS))
+    lifted = LiftedObject(
+        **{f.name: getattr(item, f.name) for f in fields(SceneObject)}, lift=rng.uniform(*LIFTS)
+    )
     x, y, _, radius = apparent_circle(lifted, scene.camera)
     others = [apparent_circle(other, scene.camera) for other in scene.objects if other is not item]
     covered = any(math.hypot(x - ox, y - oy) < 0.8 * (radius + oradius) for ox, oy, _, oradius in others)
@@ -35,8 +38,13 @@ def lift_one(scene: Scene, rng: random.Random) -> tuple[Scene, int] | None:
     return with_objects(scene, (*scene.objects[:number], lifted, *scene.objects[number + 1 :])), number
 
 
-def sample_lifted(seed: int, count: int, *, split: Split = "train", start: int = 0) -> list[tuple[Scene, int]]:
-    """`count` scenes, from a split's scene `start` on, each with the number of its lifted object; where none can be, it is left out."""
+def sample_lifted(
+    seed: int, count: int, *, split: Split = "train", start: int = 0
+) -> list[tuple[Scene, int]]:
+    """`count` scenes from index `start` of a split on, each with the index of its lifted object.
+
+    Scenes without room to lift an object are skipped.
+    """
     found: list[tuple[Scene, int]] = []
     index = start
     while len(found) < count:

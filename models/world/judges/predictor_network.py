@@ -1,6 +1,7 @@
-"""The predictor's network: a picture in, what each of its pixels shows out. The scorer's make of U, led back to full size.
+"""The predictor's network: depth, normals, class and line of each pixel. The scorer's U-Net, at full
+resolution.
 
-Letters: b pictures, c channels, `h w` pixels.
+Letters: b images, c channels, `h w` pixels.
 """
 
 from __future__ import annotations
@@ -11,29 +12,34 @@ from torch import Tensor, nn
 from ..scene import COLORS
 from .scorer_network import Residual, convolve, double
 
-ALIGN = 16  # the network halves four times
-WIDTHS = (16, 24, 32, 48, 56)  # channels at the picture's size, then at 1/2, 1/4, 1/8 and 1/16 of it
-SURROUNDINGS, SKY, FIRST_COLOR = 0, 1, 2  # of `kind`; the solids' colours follow, in the order in scene.py
+ALIGN = 16  # the network downsamples four times by 2
+WIDTHS = (16, 24, 32, 48, 56)  # channels at the image's size, then at 1/2, 1/4, 1/8 and 1/16 of it
+SURROUNDINGS, SKY, FIRST_COLOR = 0, 1, 2  # of `kind`; the solids' colors follow, in the order in scene.py
 HEADS = {"log_depth": 1, "normals": 3, "kind": FIRST_COLOR + len(COLORS), "line": 1}
 
 
 class PredictorNetwork(nn.Module):
-    """`forward`: image b 3 h w in [0, 1] -> values and logits b c h w by the names of HEADS. Height and width are multiples of 16.
+    """`forward`: image (b, 3, h, w) in [0, 1] -> values and logits (b, c, h, w) by the names of HEADS.
 
-    `log_depth` is the natural logarithm of z-depth in metres less the scorer's MEAN_LOG_DEPTH; `normals` are in the camera frame and of
-    any length; `kind` are the logits of surroundings, sky and the solids' colours; `line` is the logit of a line.
+    Height and width are multiples of 16.
+
+    `log_depth` is the natural logarithm of z-depth in metres less the scorer's MEAN_LOG_DEPTH; `normals` are
+    in the camera frame, not normalized; `kind` are the logits of surroundings, sky and the solids' colors;
+    `line` is the logit of a line.
     """
 
     def __init__(self, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
-        place = {"device": device, "dtype": dtype}
-        self.stem = convolve(3, WIDTHS[0], 1, operations, place)
+        factory = {"device": device, "dtype": dtype}
+        self.stem = convolve(3, WIDTHS[0], 1, operations, factory)
         pairs = list(zip(WIDTHS, WIDTHS[1:]))
-        self.down = nn.ModuleList(convolve(wide, narrow, 2, operations, place) for wide, narrow in pairs)
-        self.refine = nn.ModuleList([nn.Identity(), *(Residual(width, operations, place) for width in WIDTHS[2:])])
-        self.up = nn.ModuleList(operations.Conv2d(narrow, wide, 1, **place) for wide, narrow in pairs)
-        self.merge = nn.ModuleList(convolve(wide, wide, 1, operations, place) for wide, _ in pairs)
-        self.heads = operations.Conv2d(WIDTHS[0], sum(HEADS.values()), 1, **place)
+        self.down = nn.ModuleList(convolve(wide, narrow, 2, operations, factory) for wide, narrow in pairs)
+        self.refine = nn.ModuleList(
+            [nn.Identity(), *(Residual(width, operations, factory) for width in WIDTHS[2:])]
+        )
+        self.up = nn.ModuleList(operations.Conv2d(narrow, wide, 1, **factory) for wide, narrow in pairs)
+        self.merge = nn.ModuleList(convolve(wide, wide, 1, operations, factory) for wide, _ in pairs)
+        self.heads = operations.Conv2d(WIDTHS[0], sum(HEADS.values()), 1, **factory)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         x, finer = self.stem(image * 4 - 2), []

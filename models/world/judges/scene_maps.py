@@ -1,6 +1,7 @@
-"""A picture's depth, normals, segments and lines, whoever says them, and how far two such accounts agree.
+"""Depth, normals, segmentation and lines of an image, from any source, and figures of their agreement.
 
-Segments are the solids; the surroundings and the sky are none. All figures are per picture, NaN where a picture has nothing to measure.
+Segments are the solids, without surroundings and sky. All figures are per image, NaN where an image has
+nothing to measure.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from ...core.geometry.align import align_scale_shift
 from ..render import Frames
 
 FIGURES = ("depth_absrel", "normal_angle", "segmentation_miou", "line_f1")
-OFFSET = 2.0  # keeps a code of inverse depth in [-1, 1] above 0
+OFFSET = 2.0  # makes encoded inverse depth in [-1, 1] positive
 
 
 @dataclass(frozen=True)
 class SceneMaps:
-    """disparity b h w: 1 / depth, larger = nearer, 0 = sky or not known; normals b h w 3: unit vectors, camera frame OpenCV, 0 = not known;
-    segments b h w int64: a number for each solid, 0 = none; line b h w bool."""
+    """Maps of a batch of images.
+
+    disparity (b, h, w): 1 / depth, larger = nearer, 0 = sky or unknown
+    normals (b, h, w, 3): unit vectors, OpenCV camera frame, 0 = unknown
+    segments (b, h, w): int64, a label for each solid, 0 = none
+    line (b, h, w): bool
+    """
 
     disparity: Tensor
     normals: Tensor
@@ -35,56 +41,62 @@ class SceneMaps:
 
 
 def exact_maps(frames: Frames) -> SceneMaps:
-    """What the renderer knows."""
+    """The maps of rendered scenes."""
     return SceneMaps(1 / frames.depth, frames.normals, frames.segmentation.clamp_min(0), frames.line > 0.5)
 
 
-def compare_maps(said: SceneMaps, truth: SceneMaps) -> dict[str, Tensor]:
-    """`said` against `truth`, each figure (b,) float64.
+def compare_maps(predicted: SceneMaps, truth: SceneMaps) -> dict[str, Tensor]:
+    """`predicted` against `truth`, each figure (b,) float64.
 
-    depth_absrel: mean of |depth - true depth| / true depth after scale and shift of `said`'s disparity by least squares, as for an
-    affine-invariant prediction, held between the picture's true ends; where the fit would turn near and far around, `said` counts as one
-    constant. normal_angle: mean, in degrees, where both have a normal. segmentation_miou: see `match_segments`. line_f1: of line pixels
-    right to within one pixel.
+    depth_absrel: mean of |depth - true depth| / true depth, after a least-squares scale and shift of the
+    predicted disparity (affine-invariant), clamped to the image's true range; where the fitted scale is not
+    positive, the prediction counts as constant. normal_angle: mean, in degrees, where both have a normal.
+    segmentation_miou: see `match_segments`. line_f1: F1 of line pixels with a tolerance of one pixel.
     """
     rows = [
         (_depth_error(*depths), _angle(*normals), match_segments(*segments), line_f1(*lines))
         for depths, normals, segments, lines in zip(
-            zip(said.disparity, truth.disparity),
-            zip(said.normals, truth.normals),
-            zip(said.segments, truth.segments),
-            zip(said.line, truth.line),
+            zip(predicted.disparity, truth.disparity),
+            zip(predicted.normals, truth.normals),
+            zip(predicted.segments, truth.segments),
+            zip(predicted.line, truth.line),
             strict=True,
         )
     ]
-    return dict(zip(FIGURES, torch.tensor(rows, dtype=torch.float64).reshape(-1, len(FIGURES)).unbind(1), strict=True))
+    return dict(
+        zip(FIGURES, torch.tensor(rows, dtype=torch.float64).reshape(-1, len(FIGURES)).unbind(1), strict=True)
+    )
 
 
-def _depth_error(said: Tensor, truth: Tensor) -> float:
-    """Disparities h w; sky on the true side does not count, and on the other is the farthest there is."""
+def _depth_error(predicted: Tensor, truth: Tensor) -> float:
+    """Disparities (h, w); true sky is ignored, predicted sky counts as farthest."""
     known = (truth > 0)[None]
     if not bool(known.any()):
         return torch.nan
-    said, truth = said[None].double() + OFFSET, truth[None].double()
-    fit = align_scale_shift(said, truth, known)
+    predicted, truth = predicted[None].double() + OFFSET, truth[None].double()
+    fit = align_scale_shift(predicted, truth, known)
     inside = truth[known]
-    aligned = fit.apply(said) if float(fit.scale) > 0 else inside.mean().expand_as(truth)
+    aligned = fit.apply(predicted) if float(fit.scale) > 0 else inside.mean().expand_as(truth)
     aligned = aligned.clamp(float(inside.min()), float(inside.max()))
     return abs_rel(1 / aligned, 1 / truth.masked_fill(~known, 1.0), known)
 
 
-def _angle(said: Tensor, truth: Tensor) -> float:
-    known = ((said != 0).any(-1) & (truth != 0).any(-1))[None]
-    return normal_angle(said[None], truth[None], known) if bool(known.any()) else torch.nan
+def _angle(predicted: Tensor, truth: Tensor) -> float:
+    known = ((predicted != 0).any(-1) & (truth != 0).any(-1))[None]
+    return normal_angle(predicted[None], truth[None], known) if bool(known.any()) else torch.nan
 
 
-def match_segments(said: Tensor, truth: Tensor) -> float:
-    """Mean intersection over union of segments h w matched one to one, so that their sum is greatest; what finds no partner counts as 0.
+def match_segments(predicted: Tensor, truth: Tensor) -> float:
+    """Mean intersection over union of segments (h, w) under the best one-to-one matching; unmatched segments
+    count as 0.
 
-    Two accounts without any segment agree wholly.
+    Two maps without any segment have 1.
     """
-    sides = [(ids.unique(), ids) for ids in (said, truth)]
-    masks = [torch.stack([ids == number for number in numbers[numbers > 0]] or [ids < 0]).flatten(1).double() for numbers, ids in sides]
+    sides = [(ids.unique(), ids) for ids in (predicted, truth)]
+    masks = [
+        torch.stack([ids == number for number in numbers[numbers > 0]] or [ids < 0]).flatten(1).double()
+        for numbers, ids in sides
+    ]
     counts = [int((numbers > 0).sum()) for numbers, _ in sides]
     if not max(counts):
         return 1.0
@@ -94,11 +106,11 @@ def match_segments(said: Tensor, truth: Tensor) -> float:
     return float(overlap[linear_sum_assignment(overlap, maximize=True)].sum() / max(counts))
 
 
-def line_f1(said: Tensor, truth: Tensor) -> float:
-    """Harmonic mean of how many lines h w said are true and how many true ones are said, to within one pixel; 1 where there are none."""
-    if not bool(said.any() | truth.any()):
+def line_f1(predicted: Tensor, truth: Tensor) -> float:
+    """F1 of line pixels (h, w) with a tolerance of one pixel; 1 where there are none."""
+    if not bool(predicted.any() | truth.any()):
         return 1.0
-    near = [F.max_pool2d(line[None, None].float(), 3, 1, 1)[0, 0] > 0 for line in (said, truth)]
-    precision = float((said & near[1]).sum()) / max(1, int(said.sum()))
+    near = [F.max_pool2d(line[None, None].float(), 3, 1, 1)[0, 0] > 0 for line in (predicted, truth)]
+    precision = float((predicted & near[1]).sum()) / max(1, int(predicted.sum()))
     recall = float((truth & near[0]).sum()) / max(1, int(truth.sum()))
     return 2 * precision * recall / max(precision + recall, 1e-12)

@@ -1,4 +1,4 @@
-"""How right the scorer is, on pictures of the test split with captions that are true and captions with one thing turned false."""
+"""Accuracy of the scorer on the test split, with true captions and captions with one fact changed."""
 
 from __future__ import annotations
 
@@ -18,23 +18,30 @@ _BATCH = 32
 
 
 def scorer_accuracy(
-    scorer: Scorer, n: int = 200, seed: int = 0, *, resolution: int = 128, change: Callable[[Tensor], Tensor] | None = None
+    scorer: Scorer,
+    n: int = 200,
+    seed: int = 0,
+    *,
+    resolution: int = 128,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
-    """Share of facts judged rightly over `n` test scenes, each with one true and one corrupted caption.
+    """Fraction of facts judged correctly over `n` test scenes, each with one true and one corrupted caption.
 
-    Keys: accuracy (all facts), true_captions, corrupted_captions, turned (only the facts that were turned false), one per kind
-    of fact, and for the objects themselves found, invented (objects seen that are not there, per scene), size and floor.
-    `change` stands between renderer and scorer, b h w 3 to the same: a codec's round trip, for instance.
+    Keys: accuracy (all facts), true_captions, corrupted_captions, turned (only the facts that were made
+    false), one per kind of fact, and of the objects found (recall), invented (false detections per scene),
+    size and floor. `change` is applied to rendered images (b, h, w, 3), say, the round trip of a codec.
     """
     if n < 1:
-        raise ValueError(f"The scorer is measured on at least 1 scene; asked for {n}.")
+        raise ValueError(f"Expected at least 1 scene for the scorer's evaluation, got {n}.")
     tally = _Tally()
     for start in range(0, n, _BATCH):
         scenes = sample_scenes(seed, min(_BATCH, n - start), split="test", start=start)
         image = render(scenes, resolution, resolution).image
         rngs = [random.Random(f"scorer/{seed}/{start + i}") for i in range(len(scenes))]
         captions = [caption(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
-        wrong = [corrupt_caption(scene, text, rng) for scene, text, rng in zip(scenes, captions, rngs, strict=True)]
+        wrong = [
+            corrupt_caption(scene, text, rng) for scene, text, rng in zip(scenes, captions, rngs, strict=True)
+        ]
         image = change(image) if change else image
         for name, texts in (("true_captions", captions), ("corrupted_captions", wrong)):
             for scene, text, judgement in zip(scenes, texts, scorer.judge(image, texts), strict=True):
@@ -73,20 +80,23 @@ class _Tally:
 
 
 def true_facts(scene: Scene, text: str) -> list[bool]:
-    """Which of a caption's objects, sides and depth orders hold, from the scene itself, in the order in which the scorer judges them."""
+    """Whether each of a caption's objects and relations holds in the scene, in the order of the scorer's
+    facts."""
     description = parse_caption(text)
     named = {item.name: i for i, item in enumerate(scene.objects)}
     index = [named.get(f"{phrase.color} {phrase.shape}") for phrase in description.phrases]
 
     def holds(relation) -> bool:
         first, second = index[relation.first], index[relation.second]
-        return first is not None and second is not None and relation.kind in true_relations(scene, first, second)
+        return (
+            first is not None and second is not None and relation.kind in true_relations(scene, first, second)
+        )
 
     return [i is not None for i in index] + [holds(relation) for relation in description.relations]
 
 
 def corrupt_caption(scene: Scene, text: str, rng: random.Random) -> str:
-    """The caption with one colour, one shape or its relation exchanged, so that it no longer fits the scene."""
+    """The caption with one color, one shape or its relation exchanged, so that it is false."""
     ways = ["color", "shape"] + (["relation"] * 2 if parse_caption(text).relations else [])
     way = rng.choice(ways)
     if way == "relation":
@@ -100,8 +110,12 @@ def corrupt_caption(scene: Scene, text: str, rng: random.Random) -> str:
 
 
 def turn_relation(text: str) -> str:
-    """Left for right, front for back."""
-    for before, after in (("from front to back", "from back to front"), ("in front of", "behind"), ("behind", "in front of")):
+    """Exchange left and right, or front and back."""
+    for before, after in (
+        ("from front to back", "from back to front"),
+        ("in front of", "behind"),
+        ("behind", "in front of"),
+    ):
         if before in text:
             return text.replace(before, after)
     return mirror_caption(text)
@@ -109,5 +123,3 @@ def turn_relation(text: str) -> str:
 
 def _fix_articles(text: str) -> str:
     return re.sub(r"\ban?(?= ([a-z]))", lambda match: "an" if match[1] in "aeiou" else "a", text)
-
-

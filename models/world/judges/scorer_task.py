@@ -1,4 +1,4 @@
-"""From the recipe `recipes/scorer.json` to what the training loop takes: network, dataset folder, loss, weights file."""
+"""The training task of the recipe `recipes/scorer.json`: network, dataset folder, loss, weights file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .scorer_training import loss, make_sample
 
 KIND = "world scorer"
 FILE = "scorer.safetensors"
-READ = ("image", "segmentation")  # of a dataset's tensors
+READ = ("image", "segmentation")  # keys of the dataset's tensors
 
 
 class ScorerSamples(torch.utils.data.Dataset):
@@ -29,20 +29,27 @@ class ScorerSamples(torch.utils.data.Dataset):
     def __init__(self, source: FolderDataset):
         self.source = source.needing(*READ, "scene")
         sample = source[0]
-        lacks = [key for key in READ if key not in sample] + ([] if "scene" in source.entry(0) else ["scene"])
-        if lacks:
-            raise ValueError(f"{source.folder} lacks {', '.join(lacks)}; the scorer trains on shards that `spatialweave world` wrote.")
+        missing = [key for key in READ if key not in sample]
+        missing += [] if "scene" in source.entry(0) else ["scene"]
+        if missing:
+            raise ValueError(
+                f"Expected {', '.join((*READ, 'scene'))} in {source.folder}, got no {', '.join(missing)}. "
+                "Train the scorer on shards that `spatialweave world` wrote."
+            )
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         sample = self.source[index]
-        return make_sample(sample["image"], sample["segmentation"], scene_from_json(self.source.entry(index)["scene"]))
+        return make_sample(
+            sample["image"], sample["segmentation"], scene_from_json(self.source.entry(index)["scene"])
+        )
 
 
 def build(recipe: Recipe) -> Task:
-    """The Task of a recipe whose `data` names a folder of the train split; `scenes` and `size` say how to make it."""
+    """The Task of a recipe whose `data` names a folder of the train split; an error says how to write a
+    missing one."""
     check_settings(recipe.data, DATA_KINDS, "recipe's data")
     check_settings(recipe.model, {}, "recipe's model")
     check_settings(recipe.loss, {}, "recipe's loss")
@@ -54,5 +61,5 @@ def build(recipe: Recipe) -> Task:
 
 
 def export(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """The averaged weights in float16, as they ship."""
+    """Write the averaged weights in float16, as they ship."""
     write_tensors(folder / FILE, {name: value.half() for name, value in state.items()}, {}, kind=KIND)

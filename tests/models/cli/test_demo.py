@@ -1,4 +1,5 @@
-"""The demo end to end with the shipped weights: every file it promises, read back by somebody else's reader."""
+"""The demo end to end with the shipped weights: every file it promises, read back by somebody else's
+reader."""
 
 import json
 import os
@@ -36,7 +37,17 @@ def short_orbit(monkeypatch):
 def test_demo_writes_every_format(made):
     folder, code = made
     assert code == 0
-    names = {"image.png", "depth.png", "depth.json", "depth.exr", "depth.npz", "points.ply", "orbit.webp", "sheet.png", "run.json"}
+    names = {
+        "image.png",
+        "depth.png",
+        "depth.json",
+        "depth.exr",
+        "depth.npz",
+        "points.ply",
+        "orbit.webp",
+        "sheet.png",
+        "run.json",
+    }
     assert {path.name for path in folder.iterdir()} == names
 
 
@@ -52,7 +63,9 @@ def test_demo_depth_is_the_same_in_every_format(made):
     facts = json.loads((folder / "depth.json").read_text())
     archive = np.load(folder / "depth.npz")
     exact, valid = archive["depth"].squeeze(), archive["mask"].squeeze().astype(bool)
-    png = imageio.imread(folder / "depth.png").astype(np.float64) * facts["depth_scale"] + facts["depth_offset"]
+    png = (
+        imageio.imread(folder / "depth.png").astype(np.float64) * facts["depth_scale"] + facts["depth_offset"]
+    )
     with OpenEXR.File(str(folder / "depth.exr")) as file:
         exr = file.channels()["Z"].pixels
     assert valid.any()
@@ -66,7 +79,9 @@ def test_demo_points_lie_before_the_camera_at_the_depth_written(made):
     depth = np.load(folder / "depth.npz")["depth"]
     assert len(points) > 1000
     assert (points[:, 2] < 0).all()  # glTF: a camera looks down -z
-    assert np.isin((-points[:, 2]).astype(np.float32), depth).mean() > 0.999, "every point has the depth of a pixel; edges have none"
+    assert np.isin((-points[:, 2]).astype(np.float32), depth).mean() > 0.999, (
+        "every point has the depth of a pixel; edges have none"
+    )
 
 
 def test_demo_orbit_is_an_animation_that_moves(made):
@@ -85,7 +100,12 @@ def test_demo_same_seed_gives_the_same_files(made, tmp_path):
 
 def test_demo_refines_the_depth_and_keeps_the_picture(made, tmp_path):
     folder, _ = made
-    assert cli.main(["demo", "a red ball to the left of a blue box", "--refine", "--output", str(tmp_path), *FAST]) == 0
+    assert (
+        cli.main(
+            ["demo", "a red ball to the left of a blue box", "--refine", "--output", str(tmp_path), *FAST]
+        )
+        == 0
+    )
     assert (tmp_path / "image.png").read_bytes() == (folder / "image.png").read_bytes()
     assert (tmp_path / "depth.exr").read_bytes() != (folder / "depth.exr").read_bytes()
     assert json.loads((tmp_path / "run.json").read_text())["refine"]
@@ -119,7 +139,9 @@ def test_demo_size_off_the_patch_comes_back_as_asked(tmp_path, capsys):
 )
 def test_demo_takes_any_picture(mode, array, tmp_path):
     imageio.imwrite(tmp_path / "in.png", array)
-    assert cli.main(["demo", "--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert (
+        cli.main(["demo", "--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    )
     assert imageio.imread(tmp_path / "out/depth.png").shape == array.shape[:2]
 
 
@@ -127,7 +149,20 @@ def test_demo_makes_a_picture_for_a_depth_with_holes(made, tmp_path, capsys):
     depth = np.tile(np.linspace(2, 8, 64, dtype=np.float32), (48, 1))
     depth[0, 0], depth[1, 1], depth[2, 2] = np.nan, -1, 0
     np.savez(tmp_path / "in.npz", depth=depth, units="metric")
-    assert cli.main(["demo", "a green cone", "--depth", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert (
+        cli.main(
+            [
+                "demo",
+                "a green cone",
+                "--depth",
+                str(tmp_path / "in.npz"),
+                "--output",
+                str(tmp_path / "out"),
+                *FAST,
+            ]
+        )
+        == 0
+    )
     assert "3 of 3072" in capsys.readouterr().out
     kept = np.load(tmp_path / "out/depth.npz")["depth"].squeeze()
     assert np.array_equal(kept[5:], depth[5:])  # given metric depth is handed on, bit for bit
@@ -135,26 +170,59 @@ def test_demo_makes_a_picture_for_a_depth_with_holes(made, tmp_path, capsys):
 
 def test_demo_constant_depth_works(tmp_path):
     np.savez(tmp_path / "in.npz", depth=np.full((32, 32), 3.0, np.float32), units="metric")
-    assert cli.main(["demo", "", "--depth", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert (
+        cli.main(["demo", "", "--depth", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out"), *FAST])
+        == 0
+    )
 
 
 def test_demo_size_serves_a_given_picture_and_a_given_depth(tmp_path, capsys):
     imageio.imwrite(tmp_path / "in.png", np.zeros((48, 80, 3), np.uint8))
-    assert cli.main(["demo", "--image", str(tmp_path / "in.png"), "--size", "40x24", "--output", str(tmp_path / "a"), *FAST]) == 0
+    assert (
+        cli.main(
+            [
+                "demo",
+                "--image",
+                str(tmp_path / "in.png"),
+                "--size",
+                "40x24",
+                "--output",
+                str(tmp_path / "a"),
+                *FAST,
+            ]
+        )
+        == 0
+    )
     assert imageio.imread(tmp_path / "a/depth.png").shape == (24, 40)
     assert "resized from 48 x 80 to 24 x 40" in capsys.readouterr().out
     np.savez(tmp_path / "in.npz", depth=np.full((48, 80), 3.0, np.float32), units="metric")
-    assert cli.main(["demo", "--depth", str(tmp_path / "in.npz"), "--size", "40x24", "--output", str(tmp_path / "b"), *FAST]) == 0
+    assert (
+        cli.main(
+            [
+                "demo",
+                "--depth",
+                str(tmp_path / "in.npz"),
+                "--size",
+                "40x24",
+                "--output",
+                str(tmp_path / "b"),
+                *FAST,
+            ]
+        )
+        == 0
+    )
     assert Image.open(tmp_path / "b/image.png").size == (40, 24)
 
 
 def test_demo_brings_a_large_picture_down_to_what_the_tiny_model_takes(tmp_path, capsys):
     """A photograph of 12 megapixels would be 47,000 tokens a stream."""
     imageio.imwrite(tmp_path / "in.png", np.zeros((300, 700, 3), np.uint8))
-    assert cli.main(["demo", "--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert (
+        cli.main(["demo", "--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    )
     assert imageio.imread(tmp_path / "out/depth.png").shape == (55, 128)
     said = capsys.readouterr().out
-    assert "note: The longer side was brought from 700 to 128 pixels" in said and "--size" in said
+    assert "note: The longer side was scaled from 700 to 128 pixels" in said and "--size" in said
     assert json.loads((tmp_path / "out/run.json").read_text())["notes"][0].startswith("The longer side")
 
 
@@ -165,7 +233,9 @@ def test_demo_passes_the_prompt_on_beside_a_given_picture(tmp_path, capsys):
     assert "'gren' (nearest: 'green')" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/run.json").read_text())["prompt"] == "a gren cone"
     assert cli.main(["demo", *given]) == 0
-    assert json.loads((tmp_path / "out/run.json").read_text())["prompt"] == "", "the prompt of the joint demo describes another picture"
+    assert json.loads((tmp_path / "out/run.json").read_text())["prompt"] == "", (
+        "the prompt of the joint demo describes another picture"
+    )
 
 
 @pytest.mark.parametrize("name", ["foreign.png", "foreign.exr", "foreign.npz"])
@@ -186,8 +256,11 @@ def test_demo_takes_a_depth_that_does_not_say_its_unit(tmp_path, capsys, name):
 
 def test_demo_refuses_a_batch_before_it_samples(tmp_path, capsys):
     np.savez(tmp_path / "two.npz", depth=np.ones((2, 32, 48)))
-    assert cli.main(["demo", "--depth", str(tmp_path / "two.npz"), "--output", str(tmp_path / "out"), *FAST]) == 1
-    assert "two.npz, got a batch of 2. Save one of them" in capsys.readouterr().err
+    assert (
+        cli.main(["demo", "--depth", str(tmp_path / "two.npz"), "--output", str(tmp_path / "out"), *FAST])
+        == 1
+    )
+    assert "two.npz, got a batch of 2. Save one to a separate file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -199,7 +272,9 @@ def test_demo_names_what_it_leaves_of_a_file(tmp_path, capsys):
         points=np.ones((32, 48, 3)),
         intrinsics=[[60, 0, 24], [0, 60, 16], [0, 0, 1]],
     )
-    assert cli.main(["demo", "--depth", str(tmp_path / "d.npz"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert (
+        cli.main(["demo", "--depth", str(tmp_path / "d.npz"), "--output", str(tmp_path / "out"), *FAST]) == 0
+    )
     assert "d.npz, these arrays are not read: points (float64 (32, 48, 3))." in capsys.readouterr().out
 
 
@@ -218,7 +293,7 @@ def test_demo_reads_the_channel_of_an_exr_that_it_is_told(tmp_path, capsys):
     [
         (["--size", "5x5"], "such as 128x128"),
         (["--size", "big"], "'big'"),
-        (["--image", "a.png", "--depth", "b.npz"], "Both --image and --depth"),
+        (["--image", "a.png", "--depth", "b.npz"], "Expected --image or --depth, got both"),
         (["--image", "missing.png"], "missing.png"),
         (["--depth", "depth.jpg"], ".exr"),
         (["--weights", "missing.safetensors"], "missing.safetensors does not exist"),
@@ -257,13 +332,16 @@ def test_demo_names_an_output_folder_that_cannot_be_made(tmp_path, capsys):
 
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX limits the size of a process's files")
 def test_demo_keeps_what_it_made_when_the_disk_is_full(tmp_path):
-    """A limit on file size stands for the full disk: the operating system refuses the write in the same place."""
+    """A limit on file size stands for the full disk: the operating system refuses the write in the same
+    place."""
     script = (
-        "import resource, signal, sys; from spatialweave.models import cli; "
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+        "import resource, signal, sys; from spatialweave.models import cli; signal.signal(signal.SIGXFSZ, "
+        "signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
         f"sys.exit(cli.main(['demo', '--steps', '1', '--output', {str(tmp_path / 'out')!r}]))"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("spatialweave demo: ") and str(tmp_path / "out") in last

@@ -1,4 +1,5 @@
-"""Whatever a user types, names or closes, a command ends in one sentence and an exit code: in this process, and in real ones."""
+"""Whatever a user types, names or closes, a command ends in one sentence and an exit code: in this process,
+and in real ones."""
 
 import argparse
 import json
@@ -13,9 +14,24 @@ import zlib
 import pytest
 
 from spatialweave.models.cli import console as cli
+from spatialweave.models.cli import demo
 from spatialweave.models.cli import last_resort as cli_net
 
-ODD_NUMBERS = ("nan", "inf", "-inf", "1e999", "-1e999", str(2**70), str(-(2**70)), "9" * 6000, "", " ", "x", "0x10", "\u0661\ud800")
+ODD_NUMBERS = (
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "-1e999",
+    str(2**70),
+    str(-(2**70)),
+    "9" * 6000,
+    "",
+    " ",
+    "x",
+    "0x10",
+    "\u0661\ud800",
+)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
 
 
@@ -27,14 +43,21 @@ def list_parsers(parser, words=()):
 
 
 PARSERS = dict(list_parsers(cli.build_parser()))
-OPTIONS = [(name, action) for name, parser in PARSERS.items() for action in parser._actions if action.type is not None]
+OPTIONS = [
+    (name, action)
+    for name, parser in PARSERS.items()
+    for action in parser._actions
+    if action.type is not None
+]
 
 
 def run(*arguments, cwd, **more):
     """A command in a process of its own."""
     settings = {"capture_output": True, "timeout": 120} | more
     settings["env"] = {**os.environ, "OMP_NUM_THREADS": "1", **more.get("env", {})}
-    return subprocess.run([sys.executable, "-P", "-m", "spatialweave.models.cli", *arguments], cwd=cwd, check=False, **settings)
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "spatialweave.models.cli", *arguments], cwd=cwd, check=False, **settings
+    )
 
 
 def last_line(done):
@@ -45,7 +68,8 @@ def last_line(done):
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: f"{option[0]} {option[1].dest}")
 def test_every_option_with_a_type_refuses_what_is_no_value_of_it(option):
-    """Nothing but ArgumentTypeError, which argparse shows with the usage; no infinite and no enormous number comes through."""
+    """Nothing but ArgumentTypeError, which argparse shows with the usage; no infinite and no enormous number
+    comes through."""
     _, action = option
     for text in ODD_NUMBERS:
         try:
@@ -77,11 +101,22 @@ def test_an_empty_path_is_not_the_current_folder(capsys):
 
 
 FAULTS = [
-    TypeError("unsupported operand"), KeyError("depth"), IndexError("out of range"), AttributeError("no attribute"),
-    ZeroDivisionError("by zero"), OverflowError("too large"), RuntimeError("sizes differ"), RecursionError("too deep"), AssertionError(),
-    zlib.error("bad data"), struct.error("short"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), EOFError(),
-    StopIteration(), NotImplementedError(),
-]  # fmt: skip
+    TypeError("unsupported operand"),
+    KeyError("depth"),
+    IndexError("out of range"),
+    AttributeError("no attribute"),
+    ZeroDivisionError("by zero"),
+    OverflowError("too large"),
+    RuntimeError("sizes differ"),
+    RecursionError("too deep"),
+    AssertionError(),
+    zlib.error("bad data"),
+    struct.error("short"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    EOFError(),
+    StopIteration(),
+    NotImplementedError(),
+]
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
@@ -94,10 +129,12 @@ def test_what_nobody_foresaw_is_a_sentence_with_command_file_and_remedy(error, t
         raise error
 
     read = types.FunctionType(read.__code__, {"__name__": "spatialweave.models.core.export.npz"})
-    monkeypatch.setattr(cli, "_run_demo", lambda options: read(file, error))
+    monkeypatch.setattr(demo, "_run_demo", lambda options: read(file, error))
     assert cli.main(["demo"]) == cli_net.UNFORESEEN
     said = capsys.readouterr().err
-    assert said.startswith(f"spatialweave demo: an unforeseen {type(error).__name__} while {file} was being read (")
+    assert said.startswith(
+        f"spatialweave demo: an unforeseen {type(error).__name__} while {file} was being read ("
+    )
     assert said.count("\n") == 1 and "SPATIALWEAVE_DEBUG=1" in said
 
 
@@ -105,19 +142,22 @@ def test_the_trace_is_shown_when_it_is_asked_for(monkeypatch, capsys):
     def fail(options):
         raise TypeError("the very fault")
 
-    monkeypatch.setattr(cli, "_run_demo", fail)
+    monkeypatch.setattr(demo, "_run_demo", fail)
     monkeypatch.setenv("SPATIALWEAVE_DEBUG", "1")
     assert cli.main(["demo"]) == cli_net.UNFORESEEN
     said = capsys.readouterr().err
     assert "Traceback" in said and "in fail" in said and said.strip().endswith("for a report.")
 
 
-@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 8 TiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Unable to allocate 8 TiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
 def test_full_memory_is_called_that(error, monkeypatch, capsys):
     def fail(options):
         raise error
 
-    monkeypatch.setattr(cli, "_run_demo", fail)
+    monkeypatch.setattr(demo, "_run_demo", fail)
     assert cli.main(["demo"]) == cli_net.REFUSED
     assert "the memory is full" in capsys.readouterr().err
 
@@ -132,7 +172,12 @@ def png(width, height):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     head = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(10)))
+        + chunk(b"IEND", b"")
+    )
 
 
 RECIPE = {"system": "tiny_codec", "steps": 1}
@@ -144,19 +189,44 @@ FILES = {  # a family of faults: (the file's name, its bytes, the command before
     "another encoding": ("latin.json", json.dumps(RECIPE).encode("utf-16"), ("train",)),
     "a list for an object": ("list.json", b"[1, 2]", ("train",)),
     "nested too deeply": ("deep.json", b"[" * 100000, ("train",)),
-    "a number of many digits": ("digits.json", b'{"system": "tiny_codec", "steps": 1' + b"0" * 6000 + b"}", ("train",)),
-    "a value of another type": ("type.json", json.dumps(RECIPE | {"betas": 3, "lr_scale": [1]}).encode(), ("train",)),
+    "a number of many digits": (
+        "digits.json",
+        b'{"system": "tiny_codec", "steps": 1' + b"0" * 6000 + b"}",
+        ("train",),
+    ),
+    "a value of another type": (
+        "type.json",
+        json.dumps(RECIPE | {"betas": 3, "lr_scale": [1]}).encode(),
+        ("train",),
+    ),
     "not a number": ("nan.json", json.dumps(RECIPE | {"lr": float("nan")}).encode(), ("train",)),
-    "data of another type": ("data.json", json.dumps(RECIPE | {"data": {"folder": [1]}, "output": "out"}).encode(), ("train",)),
+    "data of another type": (
+        "data.json",
+        json.dumps(RECIPE | {"data": {"folder": [1]}, "output": "out"}).encode(),
+        ("train",),
+    ),
     "a pickle": ("old.safetensors", b"\x80\x02}q\x00." * 5, ("demo", "--weights")),
     "a header that lies": ("lie.safetensors", struct.pack("<Q", 2**62) + b"{}", ("demo", "--weights")),
     "weights that are a folder": ("", b"", ("demo", "--weights")),
-    "a workflow of the browser": ("ui.json", b'{"nodes": []}', ("intrinsics", "build", "pictures", "out", "--workflow")),
-    "a workflow of numbers": ("numbers.json", b'{"1": 2}', ("intrinsics", "build", "pictures", "out", "--workflow")),
-}  # fmt: skip
+    "a workflow of the browser": (
+        "ui.json",
+        b'{"nodes": []}',
+        ("intrinsics", "build", "pictures", "out", "--workflow"),
+    ),
+    "a workflow of numbers": (
+        "numbers.json",
+        b'{"1": 2}',
+        ("intrinsics", "build", "pictures", "out", "--workflow"),
+    ),
+}
 
 
-IN_ANOTHER_PROCESS = ("a bomb", "a value of another type", "nested too deeply", "a header that lies")  # the others only cost time there
+IN_ANOTHER_PROCESS = (
+    "a bomb",
+    "a value of another type",
+    "nested too deeply",
+    "a header that lies",
+)  # the others only cost time there
 
 
 @pytest.mark.parametrize("family", FILES)
@@ -173,7 +243,11 @@ def test_a_broken_file_of_each_family_is_refused_by_name(family, tmp_path, monke
         monkeypatch.chdir(tmp_path)
         code, said = cli.main([*command, name or "."]), capsys.readouterr().err.strip().split("\n")[-1]
     assert code == cli_net.REFUSED, said
-    assert said.startswith(f"spatialweave {command[0]}: ") and (name or "network.safetensors") in said and len(said.split()) > 5
+    assert (
+        said.startswith(f"spatialweave {command[0]}: ")
+        and (name or "network.safetensors") in said
+        and len(said.split()) > 5
+    )
 
 
 def test_any_terminal_can_show_what_a_command_says(tmp_path):
@@ -206,17 +280,29 @@ def test_a_reader_that_leaves_early_ends_a_command_quietly(command, tmp_path):
 def test_a_full_disk_behind_standard_output_is_said(tmp_path):
     with open("/dev/full", "wb") as full:
         done = run("weights", "list", cwd=tmp_path, capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode == cli_net.REFUSED and "standard output: No space left on device" in last_line(done)
+    assert done.returncode == cli_net.REFUSED and "standard output: No space left on device" in last_line(
+        done
+    )
 
 
 @POSIX
 @pytest.mark.parametrize("closed", [1, 2])
 def test_closed_streams_are_no_fault(closed, tmp_path):
-    done = run("weights", "list", cwd=tmp_path, preexec_fn=lambda: os.close(closed), capture_output=False, stdin=subprocess.DEVNULL)
+    done = run(
+        "weights",
+        "list",
+        cwd=tmp_path,
+        preexec_fn=lambda: os.close(closed),
+        capture_output=False,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0
 
 
-WRITERS = [("demo", "--size", "16x16", "--steps", "1", "--output"), ("world", "--scenes", "1", "--size", "16")]
+WRITERS = [
+    ("demo", "--size", "16x16", "--steps", "1", "--output"),
+    ("world", "--scenes", "1", "--size", "16"),
+]
 
 
 @pytest.mark.parametrize("command", WRITERS, ids=lambda words: words[0])
@@ -248,13 +334,31 @@ def test_a_disk_that_takes_no_more_is_said_with_the_file(tmp_path):
 
 @POSIX
 def test_ctrl_c_says_that_what_was_written_stays(tmp_path):
-    call = [sys.executable, "-P", "-m", "spatialweave.models.cli", "world", "data", "--scenes", "100000", "--size", "64"]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    call = [
+        sys.executable,
+        "-P",
+        "-m",
+        "spatialweave.models.cli",
+        "world",
+        "data",
+        "--scenes",
+        "100000",
+        "--size",
+        "64",
+    ]
+    streams = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "env": os.environ | {"OMP_NUM_THREADS": "1"},
+    }
     process = subprocess.Popen(call, cwd=tmp_path, **streams)
     said = process.stderr.read(60)  # the bar: it is at work
     process.send_signal(signal.SIGINT)
     said += process.communicate(timeout=60)[1]
-    assert process.returncode == cli_net.INTERRUPTED and b"spatialweave world: stopped; what was already written stays." in said
+    assert (
+        process.returncode == cli_net.INTERRUPTED
+        and b"spatialweave world: stopped; what was already written stays." in said
+    )
     assert b"Traceback" not in said
 
 
@@ -264,15 +368,32 @@ def test_a_models_folder_that_is_none_is_refused_by_name(action, tmp_path, capsy
     assert "nowhere, which is no folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [("bench", "kernels"), ("evaluate", "intrinsic_ldm", "--n", "2")], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "command", [("bench", "kernels"), ("evaluate", "intrinsic_ldm", "--n", "2")], ids=lambda words: words[0]
+)
 def test_a_device_that_is_not_there_is_refused_before_any_work(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main([*command, "--device", "nodevice"]) == cli_net.REFUSED
-    assert "Expected a device that is there, such as cpu or cuda, got 'nodevice'" in capsys.readouterr().err
+    assert "Expected an available device, such as cpu or cuda, got 'nodevice'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_demo_without_a_depth_is_refused_before_a_file_is_written(tmp_path, capsys):
-    assert cli.main(["demo", "--guidance", "1000", "--steps", "1", "--size", "16x16", "--output", str(tmp_path / "out")]) == cli_net.REFUSED
+    assert (
+        cli.main(
+            [
+                "demo",
+                "--guidance",
+                "1000",
+                "--steps",
+                "1",
+                "--size",
+                "16x16",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == cli_net.REFUSED
+    )
     assert "weaker guidance than 1000" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from spatialweave.models.cli import console as cli
+from spatialweave.models.cli import demo
 from spatialweave.models.cli.help_texts import EXAMPLES
 
 
@@ -36,7 +37,9 @@ def test_the_commands_are_those_that_the_readme_and_the_changelog_name():
 
 @pytest.mark.parametrize("words", PARSERS, ids=" ".join)
 def test_help_explains_every_option(words, capsys):
-    assert all(action.help or action.choices for action in PARSERS[words]._actions), "an option without a word of help"
+    assert all(action.help or action.choices for action in PARSERS[words]._actions), (
+        "an option without a word of help"
+    )
     assert f"spatialweave {' '.join(words)} " in read_help(words, capsys)
 
 
@@ -68,6 +71,12 @@ def test_help_of_train_names_every_recipe_and_where_it_lies(capsys, root):
     assert not [example for example in EXAMPLES["train"] if not (root / shlex.split(example)[2]).is_file()]
 
 
+def test_every_command_is_a_file_of_its_own(root):
+    """`add_NAME` of models/cli/NAME.py declares the command NAME."""
+    for name, _, add in cli._COMMANDS:
+        assert add.__name__ == f"add_{name}" and add.__module__ == f"spatialweave.models.cli.{name}"
+
+
 def test_no_command_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([])
@@ -75,7 +84,10 @@ def test_no_command_is_a_usage_error(capsys):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from spatialweave.models import cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from spatialweave.models.cli import console; console.build_parser(); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0
 
 
@@ -89,7 +101,11 @@ def test_train_refuses_an_unknown_key_by_name(tmp_path, capsys):
 def test_train_says_how_to_make_the_data_it_lacks(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "r.json"
-    recipe.write_text(json.dumps({"system": "tiny_codec", "steps": 1, "data": {"folder": "data/none", "scenes": 10, "size": 64}}))
+    recipe.write_text(
+        json.dumps(
+            {"system": "tiny_codec", "steps": 1, "data": {"folder": "data/none", "scenes": 10, "size": 64}}
+        )
+    )
     assert cli.main(["train", str(recipe), "--output", str(tmp_path / "out")]) == 1
     assert "spatialweave world data/none --scenes 10 --size 64" in capsys.readouterr().err
 
@@ -103,6 +119,6 @@ def test_interruption_is_no_traceback(monkeypatch, capsys):
     def stop(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run_demo", stop)
+    monkeypatch.setattr(demo, "_run_demo", stop)
     assert cli.main(["demo"]) == 130
     assert "stopped" in capsys.readouterr().err

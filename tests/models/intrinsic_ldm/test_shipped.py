@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spatialweave.models.benchmarks.intrinsic_judge import Judge, code_frames, read_codes
-from spatialweave.models.benchmarks.modality_forcing import hold_out
+from spatialweave.models.benchmarks.held_out import hold_out
+from spatialweave.models.benchmarks.intrinsic_ldm_judge import Judge, code_frames, read_codes
 from spatialweave.models.core.training.alignment import code_positions, listen
 from spatialweave.models.core.weights.files import read_header
 from spatialweave.models.intrinsic_ldm import tiny

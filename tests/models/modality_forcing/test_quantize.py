@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spatialweave.models.cli import console as cli
+from spatialweave.models.cli import convert
 from spatialweave.models.core.weights.files import WeightsError, read_header
 from spatialweave.models.core.weights.quantization import FORMATS
 from spatialweave.models.core.weights.quantized_header import find_layers, plain_header
@@ -27,7 +28,7 @@ def saved(tmp_path, make_network):
 
 
 def test_the_command_offers_what_there_is():
-    assert list(CHOICES) == cli.WEIGHT_FORMATS
+    assert list(CHOICES) == convert.WEIGHT_FORMATS
 
 
 def test_bf16_keeps_the_depth_head_in_float32(saved, tmp_path):

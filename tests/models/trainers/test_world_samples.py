@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from spatialweave.models.core.training.data import FolderDataset, collate
 from spatialweave.models.tiny.codec import TinyCodec
 from spatialweave.models.tiny.text import TOKENS, explain_prompt, tokenize
-from spatialweave.models.trainers.world_samples import WorldLatents, WorldPictures
-from spatialweave.models.world.captions import VOCABULARY, caption
+from spatialweave.models.tiny.vocabulary import VOCABULARY
+from spatialweave.models.trainers.world_samples import WorldImages, WorldLatents
+from spatialweave.models.world.captions import caption
 from spatialweave.models.world.export.dataset import open_world
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import COLORS, SHAPES, sample_scenes
@@ -24,12 +25,20 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     scenes = sample_scenes(5, 4)
     frames = render(scenes, 32, 32, samples=1)
-    tensors = {"image": (frames.image * 255).round().byte(), "depth": frames.depth, "segmentation": frames.segmentation.to(torch.int16)}
+    tensors = {
+        "image": (frames.image * 255).round().byte(),
+        "depth": frames.depth,
+        "segmentation": frames.segmentation.to(torch.int16),
+    }
     save_file(tensors, folder / "shard-00000.safetensors")
     lines = []
     for row, scene in enumerate(scenes):
         captions = [caption(scene, random.Random(k)) for k in range(3)]
-        words = {"caption": captions[0], "captions": captions, "objects": [item.name for item in scene.objects]}
+        words = {
+            "caption": captions[0],
+            "captions": captions,
+            "objects": [item.name for item in scene.objects],
+        }
         lines.append(json.dumps({"shard": "shard-00000.safetensors", "row": row, **words}))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return folder, frames
@@ -37,7 +46,7 @@ def world(tmp_path_factory):
 
 def test_pictures_come_as_they_are_and_mirrored(world):
     folder, frames = world
-    pictures = WorldPictures(FolderDataset(folder))
+    pictures = WorldImages(FolderDataset(folder))
     assert len(pictures) == 8
     exact = frames.image[2].permute(2, 0, 1) * 2 - 1
     assert (pictures[4]["image"] - exact).abs().max() < 1 / 127
@@ -65,7 +74,7 @@ def test_latents_are_the_codecs_and_depth_is_contracted_with_sky_at_two(world):
 
 def test_a_batch_is_its_samples_side_by_side(world):
     folder, _ = world
-    pictures = WorldPictures(FolderDataset(folder))
+    pictures = WorldImages(FolderDataset(folder))
     latents = WorldLatents(FolderDataset(folder), TinyCodec().train(False))
     order = [5, 0, 3, 3, 6]
     for samples in (pictures, latents):
@@ -73,19 +82,27 @@ def test_a_batch_is_its_samples_side_by_side(world):
         each = collate([samples[index] for index in order])
         assert batch.keys() == each.keys() and all(torch.equal(batch[name], each[name]) for name in each)
     plain = WorldLatents(FolderDataset(folder), TinyCodec().train(False), depth=False)
-    assert plain[0].keys() == {"latent", "tokens", "cells"} and torch.equal(plain[3]["tokens"], latents[3]["tokens"])
+    assert plain[0].keys() == {"latent", "tokens", "cells"} and torch.equal(
+        plain[3]["tokens"], latents[3]["tokens"]
+    )
 
 
 def test_cells_say_what_the_middle_of_each_shows(world):
     folder, frames = world
     scenes = sample_scenes(5, 4)
-    pictures, latents = WorldPictures(FolderDataset(folder)), WorldLatents(FolderDataset(folder), TinyCodec().train(False))
+    pictures, latents = (
+        WorldImages(FolderDataset(folder)),
+        WorldLatents(FolderDataset(folder), TinyCodec().train(False)),
+    )
     for i, scene in enumerate(scenes):
         cells = pictures[2 * i]["cells"]
         assert cells.shape == (2, 8, 8) and torch.equal(cells, latents[2 * i]["cells"])
         for y in range(8):
             for x in range(8):
-                shown, (shape, color) = int(frames.segmentation[i, 4 * y + 2, 4 * x + 2]), cells[:, y, x].tolist()
+                shown, (shape, color) = (
+                    int(frames.segmentation[i, 4 * y + 2, 4 * x + 2]),
+                    cells[:, y, x].tolist(),
+                )
                 if shown < 1:
                     assert (shape, color) == (1 if shown < 0 else 0, -1)
                 else:

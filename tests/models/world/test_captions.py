@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from spatialweave.models.world.captions import VOCABULARY, Phrase, caption, mirror_caption, normalise_words, parse_caption, true_relations
+from spatialweave.models.world.captions import (
+    WORDS,
+    Phrase,
+    caption,
+    mirror_caption,
+    parse_caption,
+    split_words,
+    true_relations,
+)
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import sample_scenes
 
@@ -18,11 +26,15 @@ def shown():
 
 
 def check_relations(text, scene, labels, depth):
-    """Sides by the centroids of the labels, depth order by the depth of the ground under each object's centre."""
+    """Sides by the centroids of the labels, depth order by the depth of the ground under each object's
+    centre."""
     description = parse_caption(text)
     index = {item.name: i for i, item in enumerate(scene.objects)}
     for relation in description.relations:
-        first, second = (index[f"{p.color} {p.shape}"] for p in (description.phrases[relation.first], description.phrases[relation.second]))
+        first, second = (
+            index[f"{p.color} {p.shape}"]
+            for p in (description.phrases[relation.first], description.phrases[relation.second])
+        )
         x = [(labels == i + 1).nonzero()[:, 1].float().mean() for i in (first, second)]
         if relation.kind in ("left of", "right of"):
             assert (x[0] < x[1]) == (relation.kind == "left of"), text
@@ -47,11 +59,15 @@ def test_relations_hold_in_the_frames_and_in_their_mirror_images(shown):
 
 
 def test_order_in_depth_shows_in_the_depth_map(shown):
-    """What stands clearly in front has the nearer nearest point, unless it is much smaller than what is behind."""
+    """What stands clearly in front has the nearer nearest point, unless it is much smaller than what is
+    behind."""
     scenes, _, frames = shown
     agree = []
     for i, scene in enumerate(scenes):
-        nearest = [float(frames.depth[i][frames.segmentation[i] == k + 1].median()) for k in range(len(scene.objects))]
+        nearest = [
+            float(frames.depth[i][frames.segmentation[i] == k + 1].median())
+            for k in range(len(scene.objects))
+        ]
         for a in range(len(scene.objects)):
             for b in range(a):
                 for kind in {"in front of", "behind"} & set(true_relations(scene, a, b)):
@@ -61,8 +77,8 @@ def test_order_in_depth_shows_in_the_depth_map(shown):
 
 def test_every_word_is_in_the_vocabulary(shown):
     for text in (text for texts in shown[1] for text in texts):
-        assert set(normalise_words(text)) <= set(VOCABULARY), text
-        assert set(normalise_words(mirror_caption(text))) <= set(VOCABULARY)
+        assert set(split_words(text)) <= WORDS, text
+        assert set(split_words(mirror_caption(text))) <= WORDS
 
 
 def test_parsing_recovers_what_was_said(shown):

@@ -48,7 +48,8 @@ def mesh_depth(origin, directions, mesh):
 
 
 def solid_mesh(item):
-    """The solid as trimesh makes it, upright along y, turned by +yaw about y (right-handed), standing at its place."""
+    """The solid as trimesh makes it, upright along y, turned by +yaw about y (right-handed), standing at its
+    place."""
     if item.shape == "box":
         mesh = trimesh.creation.box(extents=2 * np.array(item.extents))
     else:
@@ -67,7 +68,10 @@ def test_ball_and_ground_depth_is_analytic(make_scene, make_object, look):
     item = make_object("ball", extents=(0.6, 0.6, 0.6))
     scene = make_scene(item)
     origin, directions, _, _ = look(scene, SIZE, SIZE)
-    exact = np.minimum(sphere_depth(origin, directions, np.array(item.center), np.array(item.extents)), ground_depth(origin, directions))
+    exact = np.minimum(
+        sphere_depth(origin, directions, np.array(item.center), np.array(item.extents)),
+        ground_depth(origin, directions),
+    )
     depth = render([scene], SIZE, SIZE, samples=1).depth[0].numpy()
     assert (np.isinf(depth) == np.isinf(exact)).all()
     seen = np.isfinite(exact)
@@ -84,7 +88,9 @@ def test_room_depth_is_analytic(make_scene, make_object, look):
     np.testing.assert_allclose(frames.depth[0].numpy()[walls], exact[walls], rtol=2e-5)
 
 
-@pytest.mark.parametrize("shape, yaw", [("box", 0.0), ("box", 28.0), ("box", 71.0), ("cylinder", 10.0), ("cone", 0.0)])
+@pytest.mark.parametrize(
+    "shape, yaw", [("box", 0.0), ("box", 28.0), ("box", 71.0), ("cylinder", 10.0), ("cone", 0.0)]
+)
 def test_solids_match_triangle_meshes(make_scene, make_object, look, shape, yaw):
     extents = (0.7, 0.8, 0.5) if shape == "box" else (0.6, 0.8, 0.6)
     item = make_object(shape, extents=extents, yaw=yaw)
@@ -93,7 +99,9 @@ def test_solids_match_triangle_meshes(make_scene, make_object, look, shape, yaw)
     exact = mesh_depth(origin, directions, solid_mesh(item))
     frames = render([scene], SIZE, SIZE, samples=1)
     hit, depth = frames.segmentation[0].numpy() == 1, frames.depth[0].numpy()
-    assert (hit != np.isfinite(exact)).sum() <= 2, "a mesh's rim is a polygon: single pixels of the outline may differ"
+    assert (hit != np.isfinite(exact)).sum() <= 2, (
+        "a mesh's rim is a polygon: single pixels of the outline may differ"
+    )
     both = hit & np.isfinite(exact)
     assert both.sum() > 80
     error = np.abs(depth[both] - exact[both])
@@ -101,7 +109,8 @@ def test_solids_match_triangle_meshes(make_scene, make_object, look, shape, yaw)
 
 
 def test_points_lie_on_their_surfaces(make_scene, make_object, look):
-    """Unprojected with the frames' own intrinsics and pose, every pixel satisfies the equation of what it shows."""
+    """Unprojected with the frames' own intrinsics and pose, every pixel satisfies the equation of what it
+    shows."""
     ball = make_object("ball", "red", (-0.8, 0.0))
     tube = make_object("cylinder", "blue", (0.7, 0.4), extents=(0.4, 0.6, 0.4))
     cone = make_object("cone", "green", (0.1, -2.4), extents=(0.6, 0.9, 0.6))
@@ -124,10 +133,16 @@ def test_points_lie_on_their_surfaces(make_scene, make_object, look):
 
 def world_points(frames):
     """h w 3 of the first picture, in float64."""
-    depth, matrix, pose = (value[0].double().numpy() for value in (frames.depth, frames.intrinsics, frames.world_to_cam))
+    depth, matrix, pose = (
+        value[0].double().numpy() for value in (frames.depth, frames.intrinsics, frames.world_to_cam)
+    )
     height, width = depth.shape
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    cam = np.stack((x, y, np.ones_like(x)), -1) @ np.linalg.inv(matrix).T * np.where(np.isfinite(depth), depth, 0)[..., None]
+    cam = (
+        np.stack((x, y, np.ones_like(x)), -1)
+        @ np.linalg.inv(matrix).T
+        * np.where(np.isfinite(depth), depth, 0)[..., None]
+    )
     return (cam - pose[:3, 3]) @ pose[:3, :3]
 
 
@@ -139,7 +154,11 @@ def test_normals_are_the_gradient_of_the_points(make_scene, make_object):
         indoors=True,
     )
     frames = render([scene], 160, 160, samples=1)
-    pose, normals, labels = frames.world_to_cam[0].double().numpy(), frames.normals[0].double().numpy(), frames.segmentation[0].numpy()
+    pose, normals, labels = (
+        frames.world_to_cam[0].double().numpy(),
+        frames.normals[0].double().numpy(),
+        frames.segmentation[0].numpy(),
+    )
     np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
     points = world_points(frames) @ pose[:3, :3].T + pose[:3, 3]
     assert ((points * normals).sum(-1) < 1e-6).all(), "normals face the camera"
@@ -150,10 +169,15 @@ def test_normals_are_the_gradient_of_the_points(make_scene, make_object):
     for dy in (0, 1, 2):
         for dx in (0, 1, 2):
             there = slice(dy, dy + cosine.shape[0]), slice(dx, dx + cosine.shape[1])
-            smooth &= (labels[there] == labels[1:-1, 1:-1]) & ((normals[there] * normals[1:-1, 1:-1]).sum(-1) > np.cos(np.radians(15)))
+            smooth &= (labels[there] == labels[1:-1, 1:-1]) & (
+                (normals[there] * normals[1:-1, 1:-1]).sum(-1) > np.cos(np.radians(15))
+            )
     assert smooth.mean() > 0.85
     degrees = np.degrees(np.arccos(np.clip(cosine[smooth], -1, 1)))
-    assert np.median(degrees) < 0.1 and np.quantile(degrees, 0.99) < 2.0, (np.median(degrees), np.quantile(degrees, 0.99))
+    assert np.median(degrees) < 0.1 and np.quantile(degrees, 0.99) < 2.0, (
+        np.median(degrees),
+        np.quantile(degrees, 0.99),
+    )
 
 
 def test_cameras_match_their_definition(make_scene, make_object, look):
@@ -161,7 +185,9 @@ def test_cameras_match_their_definition(make_scene, make_object, look):
     for height, width in ((64, 64), (48, 96), (96, 48)):
         frames = render([scene], height, width, samples=1)
         origin, _, rotation, focal = look(scene, height, width)
-        np.testing.assert_allclose(frames.intrinsics[0], [[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], rtol=1e-6)
+        np.testing.assert_allclose(
+            frames.intrinsics[0], [[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], rtol=1e-6
+        )
         np.testing.assert_allclose(frames.world_to_cam[0, :3, :3], rotation, atol=1e-6)
         np.testing.assert_allclose(frames.world_to_cam[0, :3, 3], -rotation @ origin, atol=1e-6)
 
@@ -169,7 +195,9 @@ def test_cameras_match_their_definition(make_scene, make_object, look):
 def test_projected_centres_are_where_apparent_circle_says():
     scenes = sample_scenes(4, 12)
     frames = render(scenes, 64, 64, samples=1)
-    for scene, matrix, pose in zip(scenes, frames.intrinsics.double().numpy(), frames.world_to_cam.double().numpy(), strict=True):
+    for scene, matrix, pose in zip(
+        scenes, frames.intrinsics.double().numpy(), frames.world_to_cam.double().numpy(), strict=True
+    ):
         for item in scene.objects:
             x, y, z = matrix @ (pose[:3, :3] @ item.center + pose[:3, 3])
             circle = apparent_circle(item, scene.camera)
@@ -181,5 +209,8 @@ def test_a_lone_ball_is_seen_at_its_projected_centre(make_scene, make_object):
         scene = make_scene(make_object("ball", position=position))
         row, column = torch.nonzero(render([scene], 128, 128, samples=1).segmentation[0] == 1, as_tuple=True)
         x, y, _, radius = apparent_circle(scene.objects[0], scene.camera)
-        assert abs(column.float().mean() + 0.5 - 64 * (x + 1)) < 1.5 and abs(row.float().mean() + 0.5 - 64 * (y + 1)) < 1.5
+        assert (
+            abs(column.float().mean() + 0.5 - 64 * (x + 1)) < 1.5
+            and abs(row.float().mean() + 0.5 - 64 * (y + 1)) < 1.5
+        )
         assert abs((len(row) / np.pi) ** 0.5 - 64 * radius) < 1.5

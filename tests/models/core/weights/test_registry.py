@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from spatialweave.models.cli import console as cli
-from spatialweave.models.cli import published
+from spatialweave.models.cli import published_files
 from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.core.weights.registry import (
     PublishedFile,
@@ -118,7 +118,7 @@ def registered(models, monkeypatch):
     """The command with a registry of that one file."""
     place = models / "vae" / FILE.name
     files = [known(place), replace(FILE, name="absent.safetensors")]
-    monkeypatch.setattr(published, "released_files", lambda: files)
+    monkeypatch.setattr(published_files, "released_files", lambda: files)
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     return models
 
@@ -144,7 +144,7 @@ def test_verify_fails_when_a_file_is_bad(registered, capsys):
 
 @pytest.mark.parametrize("place", ["vae/flux2", "other/vae"])
 def test_nothing_is_fetched_that_lies_in_a_subfolder_or_another_models_folder(registered, tmp_path, monkeypatch, capsys, place):
-    monkeypatch.setattr(published, "download", lambda file, models: pytest.fail(f"{file.name} was fetched again"))
+    monkeypatch.setattr(published_files, "download", lambda file, models: pytest.fail(f"{file.name} was fetched again"))
     (tmp_path / place).mkdir(parents=True)
     there = (registered / "vae" / FILE.name).rename(tmp_path / place / FILE.name)
     assert cli.main(["weights", "download", FILE.name, "--models", str(registered), "--models", str(tmp_path / "other")]) == 0
@@ -153,9 +153,9 @@ def test_nothing_is_fetched_that_lies_in_a_subfolder_or_another_models_folder(re
 
 def test_a_command_without_what_it_needs_says_so(registered, capsys, monkeypatch):
     assert cli.main(["weights", "verify"]) == 1
-    assert "name it with --models, or set COMFYUI_PATH" in capsys.readouterr().err
+    assert "Name it with --models, or set COMFYUI_PATH" in capsys.readouterr().err
     assert cli.main(["weights", "download", "--models", str(registered)]) == 1
-    assert "Which one? `spatialweave weights download NAME`, NAME being one of part.safetensors" in capsys.readouterr().err
+    assert "Run `spatialweave weights download NAME` with one of part.safetensors" in capsys.readouterr().err
     assert cli.main(["weights", "verify", "x", "--models", str(registered)]) == 1
     assert "No published file is named 'x'" in capsys.readouterr().err
     (registered.parent / "comfy").mkdir()

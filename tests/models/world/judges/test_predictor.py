@@ -1,4 +1,5 @@
-"""The predictor: its targets, how two accounts of a picture compare, what hangs and what is broken, a recipe that trains and exports."""
+"""The predictor: its targets, how two accounts of a picture compare, what hangs and what is broken, a recipe
+that trains and exports."""
 
 import json
 import math
@@ -14,12 +15,24 @@ from spatialweave.models.core.weights.files import WeightsError, write_tensors
 from spatialweave.models.world.export.dataset import export_dataset
 from spatialweave.models.world.judges.lifted import lift_one, sample_lifted
 from spatialweave.models.world.judges.plausibility import examine, is_broken
-from spatialweave.models.world.judges.predictor import Predictor, find_segments, understand
+from spatialweave.models.world.judges.predictor import Predictor, decode_outputs, find_segments
 from spatialweave.models.world.judges.predictor_evaluation import predictor_accuracy, tear
-from spatialweave.models.world.judges.predictor_network import FIRST_COLOR, HEADS, SKY, SURROUNDINGS, PredictorNetwork
+from spatialweave.models.world.judges.predictor_network import (
+    FIRST_COLOR,
+    HEADS,
+    SKY,
+    SURROUNDINGS,
+    PredictorNetwork,
+)
 from spatialweave.models.world.judges.predictor_task import READ, PredictorSamples, build
 from spatialweave.models.world.judges.predictor_training import loss, make_sample, mirror
-from spatialweave.models.world.judges.scene_maps import SceneMaps, compare_maps, exact_maps, line_f1, match_segments
+from spatialweave.models.world.judges.scene_maps import (
+    SceneMaps,
+    compare_maps,
+    exact_maps,
+    line_f1,
+    match_segments,
+)
 from spatialweave.models.world.judges.scorer import WEIGHTS, Scorer
 from spatialweave.models.world.judges.scorer_features import frechet_distance, pooled_features
 from spatialweave.models.world.judges.scorer_network import MEAN_LOG_DEPTH
@@ -67,11 +80,13 @@ def test_the_network_is_small_and_speaks_for_every_pixel():
     network = draw_network()
     assert 2 * sum(parameter.numel() for parameter in network.parameters()) <= 500_000
     out = network(torch.rand(2, 3, 32, 48))
-    assert {name: tuple(value.shape) for name, value in out.items()} == {name: (2, width, 32, 48) for name, width in HEADS.items()}
+    assert {name: tuple(value.shape) for name, value in out.items()} == {
+        name: (2, width, 32, 48) for name, width in HEADS.items()
+    }
 
 
 def test_a_guess_without_fault_is_the_exact_maps(frames):
-    read, exact = understand(perfect_guess(frames, sample_scenes(3, 6, split="test"))), exact_maps(frames)
+    read, exact = decode_outputs(perfect_guess(frames, sample_scenes(3, 6, split="test"))), exact_maps(frames)
     assert torch.allclose(read.disparity, exact.disparity, atol=1e-5)
     assert torch.allclose(read.normals, exact.normals, atol=1e-5) and torch.equal(read.line, exact.line)
     figures = compare_maps(read, exact)
@@ -87,29 +102,45 @@ def test_segments_are_connected_regions_without_specks():
     kind[0, 55:, :10] = SKY
     (segments,) = find_segments(kind)
     assert segments.unique().tolist() == [0, 1, 2, 3]
-    assert len({int(segments[y, x]) for y, x in ((10, 10), (10, 50), (40, 40))}) == 3 and segments[60, 60] == segments[60, 5] == 0
+    assert (
+        len({int(segments[y, x]) for y, x in ((10, 10), (10, 50), (40, 40))}) == 3
+        and segments[60, 60] == segments[60, 5] == 0
+    )
 
 
 def test_depth_is_compared_up_to_scale_and_shift_of_its_inverse(frames):
     exact = exact_maps(frames)
 
     def change(disparity):
-        return compare_maps(SceneMaps(disparity, exact.normals, exact.segments, exact.line), exact)["depth_absrel"]
+        return compare_maps(SceneMaps(disparity, exact.normals, exact.segments, exact.line), exact)[
+            "depth_absrel"
+        ]
 
     assert change(0.3 * exact.disparity - 0.9).max() < 1e-5
     constant, turned = change(torch.full_like(exact.disparity, 0.7)), change(-exact.disparity)
-    assert (constant > 0.1).all() and torch.allclose(turned, constant), "near for far is worth no more than a constant"
-    noisy = change(exact.disparity * (1 + 0.1 * torch.randn(exact.disparity.shape, generator=torch.Generator().manual_seed(0))))
+    assert (constant > 0.1).all() and torch.allclose(turned, constant), (
+        "near for far is worth no more than a constant"
+    )
+    noisy = change(
+        exact.disparity
+        * (1 + 0.1 * torch.randn(exact.disparity.shape, generator=torch.Generator().manual_seed(0)))
+    )
     assert (noisy > 0.02).all() and (noisy < constant).all()
 
 
 def test_maps_of_other_scenes_agree_badly(frames):
     exact = exact_maps(frames)
-    shuffled = SceneMaps(*(value.roll(1, 0) for value in (exact.disparity, exact.normals, exact.segments, exact.line)))
+    shuffled = SceneMaps(
+        *(value.roll(1, 0) for value in (exact.disparity, exact.normals, exact.segments, exact.line))
+    )
     own, others = compare_maps(exact, exact), compare_maps(shuffled, exact)
     assert own["depth_absrel"].max() < 1e-6 and own["segmentation_miou"].min() == own["line_f1"].min() == 1
     assert own["normal_angle"].max() < 1e-3 < 5 < others["normal_angle"].mean()
-    assert others["depth_absrel"].mean() > 0.05 and others["segmentation_miou"].mean() < 0.3 and others["line_f1"].mean() < 0.5
+    assert (
+        others["depth_absrel"].mean() > 0.05
+        and others["segmentation_miou"].mean() < 0.3
+        and others["line_f1"].mean() < 0.5
+    )
 
 
 def test_segments_are_matched_one_to_one():
@@ -119,7 +150,9 @@ def test_segments_are_matched_one_to_one():
     assert match_segments(said, truth) == 1.0
     said = torch.where(truth > 0, 3, 0)  # one segment for two
     assert match_segments(said, truth) == pytest.approx(0.5 / 2)
-    assert match_segments(torch.zeros_like(truth), truth) == 0.0 and match_segments(truth * 0, truth * 0) == 1.0
+    assert (
+        match_segments(torch.zeros_like(truth), truth) == 0.0 and match_segments(truth * 0, truth * 0) == 1.0
+    )
     half = truth.clone()
     half[:, 2:4] = 0
     assert match_segments(half, truth) == pytest.approx((0.5 + 1) / 2)
@@ -135,7 +168,9 @@ def test_lines_may_be_one_pixel_off():
 
 def test_what_cannot_be_measured_is_no_number(frames):
     exact = exact_maps(frames)
-    nothing = SceneMaps(*(torch.zeros_like(value) for value in (exact.disparity, exact.normals, exact.segments, exact.line)))
+    nothing = SceneMaps(
+        *(torch.zeros_like(value) for value in (exact.disparity, exact.normals, exact.segments, exact.line))
+    )
     figures = compare_maps(exact, nothing)
     assert figures["depth_absrel"].isnan().all() and figures["normal_angle"].isnan().all()
 
@@ -188,11 +223,17 @@ def test_targets_are_the_datasets_maps(folder):
     scene = sample_scenes(0, 1)[0]
     exact, sample = render([scene], 32, 32, samples=1), samples[0]
     known = torch.isfinite(exact.depth[0])
-    assert torch.allclose((sample["log_depth"][0] + MEAN_LOG_DEPTH).exp()[known], exact.depth[0][known], rtol=2e-3)
+    assert torch.allclose(
+        (sample["log_depth"][0] + MEAN_LOG_DEPTH).exp()[known], exact.depth[0][known], rtol=2e-3
+    )
     assert torch.allclose(sample["normals"].movedim(0, -1).float() / 127, exact.normals[0], atol=0.01)
-    assert torch.equal(sample["kind"] == SKY, ~known) and torch.equal(sample["line"][0] > 0, exact.line[0] > 0)
+    assert torch.equal(sample["kind"] == SKY, ~known) and torch.equal(
+        sample["line"][0] > 0, exact.line[0] > 0
+    )
     for label, item in enumerate(scene.objects, 1):
-        assert (sample["kind"][exact.segmentation[0] == label] == FIRST_COLOR + list(COLORS).index(item.color)).all()
+        assert (
+            sample["kind"][exact.segmentation[0] == label] == FIRST_COLOR + list(COLORS).index(item.color)
+        ).all()
 
 
 def build_source(folder):
@@ -213,14 +254,21 @@ def test_mirrored_targets_fit_mirrored_pictures(folder):
     flipped = [i for i in range(6) if not torch.equal(turned["image"][i], batch["image"][i])]
     assert 0 < len(flipped) < 6
     for i in flipped:
-        assert all(torch.equal(turned[name][i], batch[name][i].flip(-1)) for name in ("image", "log_depth", "kind", "line"))
+        assert all(
+            torch.equal(turned[name][i], batch[name][i].flip(-1))
+            for name in ("image", "log_depth", "kind", "line")
+        )
         assert torch.equal(turned["normals"][i, 0], -batch["normals"][i, 0].flip(-1))
         assert torch.equal(turned["normals"][i, 1:], batch["normals"][i, 1:].flip(-1))
 
 
 def test_one_batch_can_be_learned_by_heart(folder):
     samples = PredictorSamples(build_source(folder))
-    batch, network, generator = collate([samples[i] for i in range(4)]), draw_network(), torch.Generator().manual_seed(0)
+    batch, network, generator = (
+        collate([samples[i] for i in range(4)]),
+        draw_network(),
+        torch.Generator().manual_seed(0),
+    )
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
     losses = []
     for _ in range(40):
@@ -235,7 +283,9 @@ def test_one_batch_can_be_learned_by_heart(folder):
 
 def test_a_recipe_trains_and_exports_what_the_predictor_loads(folder, tmp_path):
     data = {"folder": str(folder), "lifted": 2}
-    outcome = run_recipe(Recipe("predictor", 2, batch_size=2, data=data, output=str(tmp_path)), {"predictor": build})
+    outcome = run_recipe(
+        Recipe("predictor", 2, batch_size=2, data=data, output=str(tmp_path)), {"predictor": build}
+    )
     assert outcome.step == 2 and math.isfinite(outcome.loss)
     path = tmp_path / "predictor.safetensors"
     assert path.stat().st_size <= 500_000
@@ -245,30 +295,54 @@ def test_a_recipe_trains_and_exports_what_the_predictor_loads(folder, tmp_path):
 
 def test_folders_and_settings_that_do_not_serve_are_refused(tmp_path):
     data = {"folder": str(tmp_path / "none"), "scenes": 70, "size": 64}
-    with pytest.raises(ValueError, match="make it with: spatialweave world .*none --scenes 70 --size 64 --workers 2 --normals"):
+    with pytest.raises(
+        ValueError,
+        match="make it with: spatialweave world .*none --scenes 70 --size 64 --workers 2 --normals",
+    ):
         build(Recipe("predictor", 1, data=data))
     export_dataset(tmp_path, 1, size=16)
-    with pytest.raises(ValueError, match="lacks normals; the predictor trains on shards that `spatialweave world --normals` wrote."):
+    with pytest.raises(
+        ValueError,
+        match="got no normals. Train the predictor on shards that `spatialweave world --normals` wrote",
+    ):
         build(Recipe("predictor", 1, data={"folder": str(tmp_path)}))
-    with pytest.raises(ValueError, match="lifted -1"):
+    with pytest.raises(ValueError, match="got -1"):
         build(Recipe("predictor", 1, data={"folder": str(tmp_path), "lifted": -1}))
 
 
 def test_other_weights_and_sizes_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="SpatialWeave's world scorer.*predictor"):
         Predictor.from_pretrained(WEIGHTS)
-    with pytest.raises(ValueError, match="sides that 16 divides"):
+    with pytest.raises(ValueError, match="sides divisible by 16"):
         Predictor(draw_network()).read(torch.rand(1, 30, 32, 3))
-    path = write_tensors(tmp_path / "p.safetensors", {n: v.half() for n, v in draw_network().state_dict().items()}, {}, kind="x")
+    path = write_tensors(
+        tmp_path / "p.safetensors",
+        {n: v.half() for n, v in draw_network().state_dict().items()},
+        {},
+        kind="x",
+    )
     assert len(Predictor.from_pretrained(path).read(torch.rand(2, 32, 32, 3))) == 2
 
 
 def test_a_sample_wants_its_objects_by_name():
-    raw = {"image": torch.zeros(4, 4, 3, dtype=torch.uint8), "depth": torch.tensor([[0.0, math.inf, math.nan, 5.0]]).expand(4, 4)}
-    raw |= {"segmentation": torch.tensor([[-1, 0, 1, 2]]).expand(4, 4), "line": torch.zeros(4, 4), "normals": torch.zeros(4, 4, 3)}
+    raw = {
+        "image": torch.zeros(4, 4, 3, dtype=torch.uint8),
+        "depth": torch.tensor([[0.0, math.inf, math.nan, 5.0]]).expand(4, 4),
+    }
+    raw |= {
+        "segmentation": torch.tensor([[-1, 0, 1, 2]]).expand(4, 4),
+        "line": torch.zeros(4, 4),
+        "normals": torch.zeros(4, 4, 3),
+    }
     sample = make_sample(raw, [f"green {SHAPES[0]}", f"red {SHAPES[1]}"])
-    assert sample["kind"][0].tolist() == [SKY, SURROUNDINGS, *(FIRST_COLOR + list(COLORS).index(c) for c in ("green", "red"))]
-    assert sample["log_depth"][0, 0].tolist() == pytest.approx([0, 0, 0, math.log(5) - MEAN_LOG_DEPTH], abs=1e-6)
+    assert sample["kind"][0].tolist() == [
+        SKY,
+        SURROUNDINGS,
+        *(FIRST_COLOR + list(COLORS).index(c) for c in ("green", "red")),
+    ]
+    assert sample["log_depth"][0, 0].tolist() == pytest.approx(
+        [0, 0, 0, math.log(5) - MEAN_LOG_DEPTH], abs=1e-6
+    )
 
 
 def test_frechet_distance_is_the_closed_form_of_two_gaussians():
@@ -276,7 +350,9 @@ def test_frechet_distance_is_the_closed_form_of_two_gaussians():
     wanted = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, 0.2], [0.0, 0.2, 0.5]], dtype=torch.float64)
     spread = torch.linalg.cholesky(wanted)
     noise = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
-    noise = (noise - noise.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(noise.T.cov())).T  # exactly white
+    noise = (noise - noise.mean(0)) @ torch.linalg.inv(
+        torch.linalg.cholesky(noise.T.cov())
+    ).T  # exactly white
     first, second = noise @ spread.T + torch.tensor([1.0, 0.0, 0.0]), 0.5 * noise
     # of C1 and a multiple s of the unit matrix the root is s C1^1/2
     closed = 1.0 + wanted.trace() + 0.75 - 2 * 0.5 * torch.linalg.eigvalsh(wanted).sqrt().sum()
@@ -288,16 +364,27 @@ def test_frechet_distance_is_the_closed_form_of_two_gaussians():
 
 
 def test_features_tell_shuffled_pictures_by_content_and_blurred_ones_by_detail():
-    scorer, image = Scorer.from_pretrained(), render(sample_scenes(5, 96, split="test"), 64, 64, samples=1).image
+    scorer, image = (
+        Scorer.from_pretrained(),
+        render(sample_scenes(5, 96, split="test"), 64, 64, samples=1).image,
+    )
     features, others = pooled_features(scorer, image[:48]), image[48:]
-    assert {name: tuple(value.shape) for name, value in features.items()} == {"content": (48, 56), "detail": (48, 48)}
+    assert {name: tuple(value.shape) for name, value in features.items()} == {
+        "content": (48, 56),
+        "detail": (48, 48),
+    }
     assert not scorer.network.coarse._forward_hooks and not scorer.network.stem._forward_hooks
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    squares = others.unflatten(1, (4, 16)).unflatten(3, (4, 16)).permute(0, 1, 3, 2, 4, 5).flatten(1, 2)[:, order]
+    squares = (
+        others.unflatten(1, (4, 16)).unflatten(3, (4, 16)).permute(0, 1, 3, 2, 4, 5).flatten(1, 2)[:, order]
+    )
     shuffled = squares.unflatten(1, (4, 4)).permute(0, 1, 3, 2, 4, 5).reshape(others.shape)
     soft = blur(others.permute(0, 3, 1, 2), torch.full((48,), 2.0)).permute(0, 2, 3, 1)
     distances = [
-        {name: frechet_distance(value, features[name]) for name, value in pooled_features(scorer, picture).items()}
+        {
+            name: frechet_distance(value, features[name])
+            for name, value in pooled_features(scorer, picture).items()
+        }
         for picture in (others, shuffled, soft)
     ]
     assert distances[1]["content"] > 2 * distances[0]["content"]
@@ -305,7 +392,18 @@ def test_features_tell_shuffled_pictures_by_content_and_blurred_ones_by_detail()
 
 
 def test_the_shipped_predictor_reads_what_it_never_saw():
-    """Against exact maps of 32 scenes of the test split, as I-LDM's evidence counts on it; docs/log.md has the figures of 128 others."""
+    """Against exact maps of 32 scenes of the test split, as I-LDM's evidence counts on it; docs/log.md has
+    the figures of 128 others."""
     found = predictor_accuracy(Predictor.from_pretrained(), 32, seed=31)
-    assert found["depth_absrel"] < 0.04 and found["normal_angle"] < 10 and found["segmentation_miou"] > 0.88 and found["line_f1"] > 0.9
-    assert max(found["called_hanging"], found["called_broken"]) < 0.06 < 0.6 < min(found["hanging_found"], found["broken_found"])
+    assert (
+        found["depth_absrel"] < 0.04
+        and found["normal_angle"] < 10
+        and found["segmentation_miou"] > 0.88
+        and found["line_f1"] > 0.9
+    )
+    assert (
+        max(found["called_hanging"], found["called_broken"])
+        < 0.06
+        < 0.6
+        < min(found["hanging_found"], found["broken_found"])
+    )

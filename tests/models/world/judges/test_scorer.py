@@ -1,4 +1,5 @@
-"""The scorer reads rendered pictures back: against the scenes themselves, and against facts stated by hand."""
+"""The scorer reads rendered pictures back: against the scenes themselves, and against facts stated by
+hand."""
 
 import random
 from collections import Counter
@@ -10,8 +11,13 @@ from safetensors.torch import save_file
 from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.world.captions import caption, parse_caption
 from spatialweave.models.world.judges.scorer import KINDS, WEIGHTS, Scorer, Seen, SeenObject, judge_facts
-from spatialweave.models.world.judges.scorer_evaluation import corrupt_caption, scorer_accuracy, true_facts, turn_relation
-from spatialweave.models.world.judges.scorer_training import soften
+from spatialweave.models.world.judges.scorer_evaluation import (
+    corrupt_caption,
+    scorer_accuracy,
+    true_facts,
+    turn_relation,
+)
+from spatialweave.models.world.judges.scorer_training import degrade
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import sample_scenes
 
@@ -32,7 +38,13 @@ def trio(make_scene, make_object):
 
 
 def seen(*objects, floor="grass"):
-    return Seen(tuple(SeenObject(shape, color, size, x, 0.0, depth, (0, 0, 1, 1), 1.0) for color, shape, size, x, depth in objects), floor)
+    return Seen(
+        tuple(
+            SeenObject(shape, color, size, x, 0.0, depth, (0, 0, 1, 1), 1.0)
+            for color, shape, size, x, depth in objects
+        ),
+        floor,
+    )
 
 
 def test_what_ships_is_small(scorer):
@@ -52,7 +64,7 @@ def test_soft_and_tinted_pictures_are_judged_nearly_as_well(scorer):
     generator = torch.Generator().manual_seed(0)
 
     def change(image):
-        return soften(image.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
+        return degrade(image.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
 
     figures = scorer_accuracy(scorer, 32, seed=7, change=change)
     assert figures["accuracy"] >= 0.9, figures
@@ -83,7 +95,9 @@ def test_other_sizes_read_the_same(scorer, trio, height, width):
 
 def test_a_mirrored_picture_mirrors_the_sides(scorer, trio):
     image = render([trio], 128, 128).image
-    plain, mirrored = ({item.name: item.x for item in found} for found in scorer.read(torch.cat((image, image.flip(2)))))
+    plain, mirrored = (
+        {item.name: item.x for item in found} for found in scorer.read(torch.cat((image, image.flip(2))))
+    )
     assert plain.keys() == mirrored.keys()
     assert all(abs(plain[name] + mirrored[name]) < 0.06 for name in plain)
 
@@ -97,11 +111,23 @@ def test_an_empty_picture_shows_nothing(scorer):
 
 def test_pictures_are_judged_against_prompts(scorer, trio):
     image = render([trio], 128, 128).image.expand(3, -1, -1, -1)
-    texts = ["a red ball to the left of a blue box", "a red ball to the right of a blue box", "a yellow ball behind a green cone"]
+    texts = [
+        "a red ball to the left of a blue box",
+        "a red ball to the right of a blue box",
+        "a yellow ball behind a green cone",
+    ]
     right, turned, absent = scorer.judge(image, texts)
     assert [fact.holds for fact in right.facts] == [True, True, True] and right.agreement == 1
-    assert [(fact.kind, fact.holds) for fact in turned.facts] == [("object", True), ("object", True), ("side", False)]
-    assert [(fact.kind, fact.holds) for fact in absent.facts] == [("object", False), ("object", True), ("depth order", False)]
+    assert [(fact.kind, fact.holds) for fact in turned.facts] == [
+        ("object", True),
+        ("object", True),
+        ("side", False),
+    ]
+    assert [(fact.kind, fact.holds) for fact in absent.facts] == [
+        ("object", False),
+        ("object", True),
+        ("depth order", False),
+    ]
     assert absent.agreement == pytest.approx(1 / 3)
 
 
@@ -114,7 +140,11 @@ def test_facts_by_hand():
     assert holds("a red ball") == [True] and holds("a blue ball") == [False] and holds("a ball") == [True]
     assert holds("a small red ball in front of a large blue box on grass") == [True] * 6
     assert holds("a large red ball behind a blue box on sand") == [True, False, True, False, False]
-    assert holds("a large red ball behind a blue box on sand", ("object", "depth order")) == [True, True, False]
+    assert holds("a large red ball behind a blue box on sand", ("object", "depth order")) == [
+        True,
+        True,
+        False,
+    ]
     assert holds("a red ball and a red ball") == [True, False], "one object is not two"
     assert holds("") == [] == holds("a portrait of a dog")
 
@@ -122,11 +152,19 @@ def test_facts_by_hand():
 def test_facts_words_say_what_was_judged():
     picture = seen(("red", "ball", "small", -0.5, 4.0), ("blue", "box", "large", 0.3, 6.0))
     facts = judge_facts("an orange ball to the left of a blue box", picture)
-    assert [fact.words for fact in facts] == ["an orange ball", "a blue box", "an orange ball to the left of a blue box"]
+    assert [fact.words for fact in facts] == [
+        "an orange ball",
+        "a blue box",
+        "an orange ball to the left of a blue box",
+    ]
 
 
 def test_the_matching_that_makes_most_true_counts():
-    picture = seen(("red", "box", "small", 0.6, 4.0), ("red", "ball", "small", 0.0, 5.0), ("blue", "box", "small", -0.6, 6.0))
+    picture = seen(
+        ("red", "box", "small", 0.6, 4.0),
+        ("red", "ball", "small", 0.0, 5.0),
+        ("blue", "box", "small", -0.6, 6.0),
+    )
     assert all(fact.holds for fact in judge_facts("a box to the left of a ball", picture))
     assert all(fact.holds for fact in judge_facts("a box to the right of a ball", picture))
     assert not all(fact.holds for fact in judge_facts("a red box to the left of a ball", picture))
@@ -135,14 +173,18 @@ def test_the_matching_that_makes_most_true_counts():
 def test_things_too_near_to_tell_stand_in_no_relation():
     picture = seen(("red", "ball", "small", 0.0, 5.0), ("blue", "box", "small", 0.01, 5.05))
     for kind in ("to the left of", "to the right of", "in front of", "behind"):
-        assert [fact.holds for fact in judge_facts(f"a red ball {kind} a blue box", picture)] == [True, True, False]
+        assert [fact.holds for fact in judge_facts(f"a red ball {kind} a blue box", picture)] == [
+            True,
+            True,
+            False,
+        ]
 
 
 def test_a_prompt_of_many_equal_words_ends():
     crowd = seen(*[("red", "ball", "small", x / 5, 5.0) for x in range(5)])
     facts = judge_facts(" ".join(["ball"] * 40), crowd)
     assert [fact.holds for fact in facts] == [True] * 5 + [False] * 35
-    with pytest.raises(ValueError, match="The scorer judges prompts of at most 50 objects; this one names 51."):
+    with pytest.raises(ValueError, match="at most 50 objects, got 51"):
         judge_facts("ball " * 51, crowd)
 
 
@@ -164,11 +206,14 @@ def test_turned_relations():
 
 
 def test_bad_pictures_and_counts_are_refused(scorer):
-    with pytest.raises(ValueError, match=r"reads pictures b h w 3 of at least 8 x 8 pixels in \[0, 1\]; it was given \(1, 3, 64, 64\)\."):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected images \(b, h, w, 3\) of at least 8 x 8 pixels in \[0, 1\], got \(1, 3, 64, 64\)",
+    ):
         scorer.read(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="2 pictures came with 1 texts; each picture needs one."):
+    with pytest.raises(ValueError, match="a text for each of 2 images, got 1"):
         scorer.judge(torch.zeros(2, 64, 64, 3), ["a ball"])
-    with pytest.raises(ValueError, match="measured on at least 1 scene; asked for 0"):
+    with pytest.raises(ValueError, match="at least 1 scene for the scorer's evaluation, got 0"):
         scorer_accuracy(scorer, 0)
 
 
@@ -180,5 +225,7 @@ def test_bad_weights_are_named(tmp_path):
         Scorer.from_pretrained(tmp_path / "none.safetensors")
     with pytest.raises(WeightsError, match="damaged"):
         Scorer.from_pretrained(damaged)
-    with pytest.raises(WeightsError, match="is SpatialWeave's tiny text encoder, which as the world's scorer does not fit"):
+    with pytest.raises(
+        WeightsError, match="is SpatialWeave's tiny text encoder, which as the world's scorer does not fit"
+    ):
         Scorer.from_pretrained(foreign)

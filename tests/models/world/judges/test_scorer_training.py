@@ -10,9 +10,23 @@ from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.world.export.dataset import export_dataset
 from spatialweave.models.world.judges.scorer import Scorer
-from spatialweave.models.world.judges.scorer_network import MEAN_LOG_DEPTH, OFFSET_CELLS, STRIDE, ScorerNetwork
+from spatialweave.models.world.judges.scorer_network import (
+    MEAN_LOG_DEPTH,
+    OFFSET_CELLS,
+    STRIDE,
+    ScorerNetwork,
+)
 from spatialweave.models.world.judges.scorer_task import build
-from spatialweave.models.world.judges.scorer_training import blur, loss, make_sample, mirror, quantise_blocks, soften, spread, turn_hue
+from spatialweave.models.world.judges.scorer_training import (
+    blur,
+    degrade,
+    loss,
+    make_sample,
+    mirror,
+    quantize_blocks,
+    scatter_targets,
+    turn_hue,
+)
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import COLORS, SHAPES, apparent_circle, sample_scenes
 
@@ -27,7 +41,7 @@ def batch():
 
 def test_targets_name_each_cells_object(batch):
     scenes, samples = batch
-    target = spread(samples["objects"], samples["cells"])
+    target = scatter_targets(samples["objects"], samples["cells"])
     for i, scene in enumerate(scenes):
         for label, item in enumerate(scene.objects, 1):
             rows, columns = torch.nonzero(samples["cells"][i] == label, as_tuple=True)
@@ -35,7 +49,9 @@ def test_targets_name_each_cells_object(batch):
             assert (target["shape"][i, rows, columns] == 1 + SHAPES.index(item.shape)).all()
             assert (target["color"][i, rows, columns] == 1 + list(COLORS).index(item.color)).all()
             x, y, depth, _ = apparent_circle(item, scene.camera)
-            assert torch.allclose(target["log_depth"][i, 0, rows, columns], torch.tensor(math.log(depth) - MEAN_LOG_DEPTH))
+            assert torch.allclose(
+                target["log_depth"][i, 0, rows, columns], torch.tensor(math.log(depth) - MEAN_LOG_DEPTH)
+            )
             votes = OFFSET_CELLS * target["offset"][i, :, rows, columns] + torch.stack((columns, rows)) + 0.5
             assert torch.allclose(votes.T * STRIDE, torch.tensor([32 * (x + 1), 32 * (y + 1)]), atol=1e-3)
         nothing = samples["cells"][i] == 0
@@ -46,21 +62,27 @@ def test_mirrored_targets_fit_mirrored_pictures(batch):
     samples = batch[1]
     image = samples["image"].float() / 255
     for seed in range(8):
-        flipped, cells, objects = mirror(image, samples["cells"], samples["objects"], torch.Generator().manual_seed(seed))
-        plain, turned = spread(samples["objects"], samples["cells"]), spread(objects, cells)
+        flipped, cells, objects = mirror(
+            image, samples["cells"], samples["objects"], torch.Generator().manual_seed(seed)
+        )
+        plain, turned = scatter_targets(samples["objects"], samples["cells"]), scatter_targets(objects, cells)
         for i in range(len(image)):
             if torch.equal(flipped[i], image[i]):
                 assert torch.equal(turned["offset"][i], plain["offset"][i])
             else:
                 assert torch.equal(flipped[i], image[i].flip(2))
                 inside = cells[i] > 0
-                assert torch.allclose(turned["offset"][i, 0][inside], -plain["offset"][i, 0].flip(1)[inside], atol=1e-5)
-                assert torch.allclose(turned["offset"][i, 1][inside], plain["offset"][i, 1].flip(1)[inside], atol=1e-5)
+                assert torch.allclose(
+                    turned["offset"][i, 0][inside], -plain["offset"][i, 0].flip(1)[inside], atol=1e-5
+                )
+                assert torch.allclose(
+                    turned["offset"][i, 1][inside], plain["offset"][i, 1].flip(1)[inside], atol=1e-5
+                )
 
 
 def test_softened_pictures_stay_pictures_and_repeat_by_seed(batch):
     image = batch[1]["image"].float() / 255
-    one, two = (soften(image, torch.Generator().manual_seed(3)) for _ in range(2))
+    one, two = (degrade(image, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, two) and one.min() >= 0 and one.max() <= 1
     assert 0.003 < (one - image).abs().mean() < 0.15
 
@@ -86,8 +108,8 @@ def test_block_quantisation_rounds_cosine_coefficients():
     from scipy.fft import dctn
 
     image = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(quantise_blocks(image, torch.tensor([1e-5, 1e-5])), image, atol=1e-4)
-    rough = quantise_blocks(image, torch.tensor([0.2, 0.2]))
+    assert torch.allclose(quantize_blocks(image, torch.tensor([1e-5, 1e-5])), image, atol=1e-4)
+    rough = quantize_blocks(image, torch.tensor([0.2, 0.2]))
     coefficients = dctn(rough[0, 0, :8, 8:16].double().numpy(), norm="ortho")
     assert abs(coefficients[0, 0] / 0.2 - round(coefficients[0, 0] / 0.2)) < 1e-4
     assert abs(coefficients[2, 4] / 0.8 - round(coefficients[2, 4] / 0.8)) < 1e-4
@@ -110,7 +132,9 @@ def test_one_batch_can_be_learned_by_heart(batch):
 
 def test_a_recipe_trains_and_exports_what_the_scorer_loads(tmp_path):
     export_dataset(tmp_path / "world", 6, size=64, samples=1)
-    recipe = Recipe("scorer", 2, batch_size=2, data={"folder": str(tmp_path / "world")}, output=str(tmp_path / "run"))
+    recipe = Recipe(
+        "scorer", 2, batch_size=2, data={"folder": str(tmp_path / "world")}, output=str(tmp_path / "run")
+    )
     outcome = run_recipe(recipe, {"scorer": build})
     assert outcome.step == 2 and math.isfinite(outcome.loss)
     scorer = Scorer.from_pretrained(tmp_path / "run" / "scorer.safetensors")
@@ -119,7 +143,10 @@ def test_a_recipe_trains_and_exports_what_the_scorer_loads(tmp_path):
 
 def test_a_missing_folder_says_how_to_make_it(tmp_path):
     data = {"folder": str(tmp_path / "none"), "scenes": 70, "size": 64}
-    with pytest.raises(ValueError, match=r"holds no dataset; make it with: spatialweave world .*none --scenes 70 --size 64 --workers 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds no dataset; make it with: spatialweave world .*none --scenes 70 --size 64 --workers 2",
+    ):
         build(Recipe("scorer", 1, data=data))
     with pytest.raises(ValueError, match="'foldr'"):
         build(Recipe("scorer", 1, data={"foldr": "x"}))
@@ -139,5 +166,7 @@ def test_a_folder_without_labels_is_refused(tmp_path):
     export_dataset(tmp_path, 1, size=16, layout="files")
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace('"segmentation": ', '"labels": '))
-    with pytest.raises(ValueError, match="lacks segmentation; the scorer trains on shards that `spatialweave world` wrote."):
+    with pytest.raises(
+        ValueError, match="got no segmentation. Train the scorer on shards that `spatialweave world` wrote"
+    ):
         build(Recipe("scorer", 1, data={"folder": str(tmp_path)}))

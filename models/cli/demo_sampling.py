@@ -1,9 +1,11 @@
-"""The demo: one sampling run of the tiny model, written in every format. Each file is on disk before the next is begun."""
+"""What `spatialweave demo` runs: the tiny model samples once, and the result is written in every format.
+
+Each file is complete on disk before the next is begun.
+"""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,46 +32,37 @@ from ..core.visualize.orbit import ASSUMED_FOV, render_orbit
 from ..modality_forcing.config import DEFAULTS, Mode
 from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
 
-SIDE = DEFAULTS["tiny"].size  # pixels: what the tiny model was trained at
+SIDE = DEFAULTS["tiny"].size  # pixels, the training resolution of the tiny model
 
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What to make. At most one of `image` and `depth`; with neither, both streams are made from the prompt."""
+    """The settings of one run. At most one of `image` and `depth`; with neither, both streams are sampled."""
 
     prompt: str
     output: Path
     image: Path | None = None
     depth: Path | None = None
-    channel: str | None = None  # of an EXR: the one with the depth
+    channel: str | None = None  # the depth channel of an EXR
     size: tuple[int, int] | None = None  # width, height; None: see `choose_size`
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
     log2_alpha: float | None = None
-    refine: bool = False  # the depth again, from the finished picture; of joint runs
+    refine: bool = False  # joint mode: infer the depth again from the finished image
     weights: Path | None = None
 
     @property
     def mode(self) -> Mode:
         if self.image and self.depth:
-            raise ValueError("Both --image and --depth were given; give the one to start from, the other is made.")
+            raise ValueError("Expected --image or --depth, got both. Leave one out; it is generated.")
         return "image_to_depth" if self.image else "depth_to_image" if self.depth else "joint"
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """'WxH' in pixels."""
-    found = re.fullmatch(r"([0-9]{1,5})[x,]([0-9]{1,5})", text.strip().lower())
-    width, height = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not (16 <= width <= 1024 and 16 <= height <= 1024):
-        raise ValueError(f"Expected a size as WIDTHxHEIGHT with sides from 16 to 1024 pixels, such as 128x128, got {text[:40]!r}.")
-    return width, height
 
 
 def run_demo(request: DemoRequest) -> Iterator[str]:
     """Sample, then write; yields one line per note and per file."""
     notes: list[str] = []
-    given = read_given(request, notes)  # first: a refusal must come before any folder is made
+    given = read_input(request, notes)  # first: an error must come before any folder is created
     size = choose_size(request.size, given, notes)
     pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
     make_folder(request.output)
@@ -81,25 +74,33 @@ def run_demo(request: DemoRequest) -> Iterator[str]:
     yield from write_all(request, result)
 
 
-def read_given(request: DemoRequest, notes: list[str]) -> dict[str, Any]:
-    """The stream to start from, under the pipeline's name for it; nothing in joint mode."""
+def read_input(request: DemoRequest, notes: list[str]) -> dict[str, Any]:
+    """The input stream as a keyword argument of the pipeline; none in joint mode."""
     if request.mode == "joint":
         return {}
-    return {"image": open_image(request.image, notes)} if request.image else {"depth": open_depth(request.depth, request.channel, notes)}
+    if request.image:
+        return {"image": open_image(request.image, notes)}
+    return {"depth": open_depth(request.depth, request.channel, notes)}
 
 
-def choose_size(asked: tuple[int, int] | None, given: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
-    """(width, height): as asked; else the given stream's own, brought down to what the tiny model was trained at; else that square."""
-    if asked or not given:
-        return asked or (SIDE, SIDE)
-    width, height = reversed(given["image"].shape[1:3] if "image" in given else given["depth"].depth.shape[1:])
+def choose_size(size: tuple[int, int] | None, given: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
+    """(width, height): `size`; else the input's own, at most the training resolution; else its square."""
+    if size or not given:
+        return size or (SIDE, SIDE)
+    shape = given["image"].shape[1:3] if "image" in given else given["depth"].depth.shape[1:]
+    width, height = reversed(shape)
     longest = max(width, height)
     if longest > SIDE:
-        notes.append(f"The longer side was brought from {longest} to {SIDE} pixels, as the tiny model is used to; --size asks for another.")
+        notes.append(
+            f"The longer side was scaled from {longest} to {SIDE} pixels, the training resolution of the "
+            "tiny model; set --size for another."
+        )
     return tuple(max(1, round(side * min(1, SIDE / longest))) for side in (width, height))
 
 
-def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[int, int], given: Mapping[str, Any]) -> Result:
+def sample(
+    pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[int, int], given: Mapping[str, Any]
+) -> Result:
     with tqdm(desc=request.mode.replace("_", " "), unit="step") as bar:
 
         def on_step(step: int, steps: int, latents: Mapping[str, Tensor]) -> None:
@@ -107,22 +108,37 @@ def sample(pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[
             bar.update()
 
         return pipeline(
-            request.prompt, mode=request.mode, width=size[0], height=size[1], seed=request.seed, steps=request.steps,
-            guidance=request.guidance, log2_alpha=request.log2_alpha, refine=request.refine, on_step=on_step, **given,
-        )  # fmt: skip
+            request.prompt,
+            mode=request.mode,
+            width=size[0],
+            height=size[1],
+            seed=request.seed,
+            steps=request.steps,
+            guidance=request.guidance,
+            log2_alpha=request.log2_alpha,
+            refine=request.refine,
+            on_step=on_step,
+            **given,
+        )
 
 
 def check_depth(view: View, request: DemoRequest) -> None:
-    """Refuse a depth without a pixel before anything is written: what was asked for was too far from what the model knows."""
+    """ValueError for a depth without a valid pixel, before anything is written."""
     try:
         view.require_valid()
     except ValueError as error:
-        guidance = "weaker guidance" if request.guidance is None else f"weaker guidance than {request.guidance:g}"
-        raise ValueError(f"Expected a depth with valid pixels, but the model made none. Try more steps, {guidance}.") from error
+        guidance = "weaker guidance" + ("" if request.guidance is None else f" than {request.guidance:g}")
+        raise ValueError(
+            f"Expected a depth with valid pixels, got none from the model. Try more steps or {guidance}."
+        ) from error
 
 
 def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
-    """image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp, sheet.png, run.json."""
+    """Write every format, and yield a line for each file once it is written.
+
+    Files: image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp,
+    sheet.png, run.json.
+    """
     started, folder, view = time.perf_counter(), request.output, result.view
     yield f"wrote {write_png8(folder / 'image.png', result.image[0])}"
     yield f"wrote {write_png16(folder / 'depth.png', view)}"
@@ -130,20 +146,28 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
     yield f"wrote {write_npz(folder / 'depth.npz', view)}"
     assumed = None if view.intrinsics is not None else ASSUMED_FOV
     (cloud,) = view_to_point_cloud(view, fov_degrees=assumed)
-    lines = [f"depth is {view.units}; " + (f"horizontal field of view {assumed:.0f} degrees assumed" if assumed else "camera as given")]
-    yield f"wrote {write_ply(folder / 'points.ply', cloud.points, cloud.colours, cloud.normals, comments=lines)}"
+    camera = f"horizontal field of view {assumed:.0f} degrees assumed" if assumed else "camera as given"
+    lines = [f"depth is {view.units}; {camera}"]
+    points = write_ply(folder / "points.ply", cloud.points, cloud.colours, cloud.normals, comments=lines)
+    yield f"wrote {points}"
     orbit = render_orbit(view)
     yield f"wrote {write_webp(folder / 'orbit.webp', orbit.frames)}"
-    facts = [f"seed {result.seed}", f"sampled in {result.seconds:.1f} s", "SpatialWeave: Modality Forcing, tiny preset"]
+    system = "SpatialWeave: Modality Forcing, tiny preset"
+    facts = [f"seed {result.seed}", f"sampled in {result.seconds:.1f} s", system]
     if request.refine:
         facts.insert(1, "depth refined")
     sheet = contact_sheet(view, orbit, caption=describe_run(request), facts=facts)
     yield f"wrote {write_png8(folder / 'sheet.png', sheet)}"
     record = {
-        "prompt": request.prompt, "mode": request.mode, "seed": result.seed, "refine": request.refine,
-        "notes": list(result.notes), "units": view.units,
-        "sampling_seconds": round(result.seconds, 2), "writing_seconds": round(time.perf_counter() - started, 2),
-    }  # fmt: skip
+        "prompt": request.prompt,
+        "mode": request.mode,
+        "seed": result.seed,
+        "refine": request.refine,
+        "notes": list(result.notes),
+        "units": view.units,
+        "sampling_seconds": round(result.seconds, 2),
+        "writing_seconds": round(time.perf_counter() - started, 2),
+    }
     yield f"wrote {write_file(folder / 'run.json', (json.dumps(record, indent=2) + chr(10)).encode())}"
 
 
@@ -155,22 +179,27 @@ def describe_run(request: DemoRequest) -> str:
 
 
 def open_image(path: Path, notes: list[str]) -> Tensor:
-    """A picture file, whatever its channels and bits, as b h w 3, with its alpha as a fourth channel."""
+    """An image file of any channels and bit depth as (b, h, w, 3), or (b, h, w, 4) with its alpha."""
     found = open_picture(path)
-    notes.extend(note for note in found.notes if note != HAS_ALPHA)  # the pipeline says that of four channels
+    notes.extend(note for note in found.notes if note != HAS_ALPHA)  # the pipeline notes it for four channels
     return found.rgb if found.alpha is None else torch.cat([found.rgb, found.alpha[..., None]], dim=-1)
 
 
 def open_depth(path: Path, channel: str | None, notes: list[str]) -> View:
-    """A depth file. One that does not say its unit is relative, and a PNG's scale then does not matter: the network sees ratios alone."""
+    """A depth file; relative if it states no unit. Its scale is then irrelevant: the model sees ratios."""
     try:
         view, left_out = load_depth(path, channel=channel)
     except UnstatedError:
-        notes.append(f"{path.name} does not say its scale or unit: its values were taken for depth, larger = farther, in relative units.")
+        notes.append(
+            f"{path.name} does not say its scale or unit: "
+            "its values were read as relative depth, larger = farther."
+        )
         view, left_out = load_depth(path, channel=channel, scale=1.0, units="relative")
     notes.extend(left_out)
     if len(view) != 1:
-        raise ValueError(f"Expected one depth in {path}, got a batch of {len(view)}. Save one of them as a file of its own.")
+        raise ValueError(
+            f"Expected one depth map in {path}, got a batch of {len(view)}. Save one to a separate file."
+        )
     return view
 
 
@@ -178,4 +207,6 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"The output folder {folder} cannot be made ({error.strerror}); choose another with --output.") from error
+        raise OSError(
+            f"Cannot create the output folder {folder} ({error.strerror}). Choose another with --output."
+        ) from error

@@ -1,0 +1,41 @@
+"""The words of the tiny text encoder, in the order of its embedding rows, and the synonyms that it resolves.
+
+They are the words of the captions on which it was trained, those of the procedural world; a test holds that both agree.
+"""
+
+from __future__ import annotations
+
+import re
+
+VOCABULARY: tuple[str, ...] = (
+    "a", "and", "back", "ball", "behind", "blue", "box", "checkered", "cone", "cyan", "cylinder", "floor", "from",
+    "front", "grass", "green", "in", "large", "left", "next", "of", "on", "orange", "paving", "pink", "purple", "red",
+    "right", "room", "sand", "shiny", "small", "stones", "the", "tiled", "to", "wooden", "yellow",
+)  # fmt: skip
+SYNONYMS: dict[str, str] = {
+    "sphere": "ball",
+    "spheres": "ball",
+    "balls": "ball",
+    "cube": "box",
+    "cubes": "box",
+    "block": "box",
+    "boxes": "box",
+    "cylinders": "cylinder",
+    "cones": "cone",
+    "teal": "cyan",
+    "turquoise": "cyan",
+    "violet": "purple",
+    "big": "large",
+    "tiny": "small",
+    "little": "small",
+    "an": "a",
+    "floors": "floor",
+    "tiles": "tiled",
+    "wood": "wooden",
+    "checkerboard": "checkered",
+}
+
+
+def normalize_words(text: str) -> list[str]:
+    """Lower-case words with synonyms resolved, without punctuation."""
+    return [SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9]+", text.lower())]
