@@ -238,6 +238,15 @@ def test_no_test_folder_is_a_package(pack):
     assert not [name for name in pack.files if name.startswith("tests/") and name.endswith("__init__.py")]
 
 
+def test_modules_that_tests_name_as_text_are_there(pack):
+    """`ours("models...")` inside ComfyUI: no import statement shows a name that a move left behind."""
+    files = set(pack.code)
+    for name in (name for name in pack.files if re.fullmatch(r"tests/.*inside_[a-z_]+\.py", name)):
+        for module in re.findall(r"""\bours\(["']([\w.]+)["']\)""", pack.text(name)):
+            path = module.replace(".", "/")
+            assert files & {f"{path}.py", f"{path}/__init__.py"}, f"{name}: there is no {module}"
+
+
 # A third-party lint for ComfyUI packs rejects these anywhere in a .py file; write `operations.Linear` and take a device.
 LAYERS = "Linear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d LayerNorm GroupNorm Embedding".split()
 FORBIDDEN = {

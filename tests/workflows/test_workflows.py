@@ -193,8 +193,8 @@ def pipeline(installed):
 
     folder = installed / "custom_nodes" / "spatialweave" / "models"
     network, config = load_network(folder / "modality_forcing/tiny.safetensors", dtype=torch.float32)
-    text = load_text_encoder(folder / "demo/text.safetensors")
-    return ModalityForcingPipeline(network, config, load_codec(folder / "demo/codec.safetensors"), text)
+    text = load_text_encoder(folder / "tiny/text.safetensors")
+    return ModalityForcingPipeline(network, config, load_codec(folder / "tiny/codec.safetensors"), text)
 
 
 def rounding_steps(picture, wanted):
