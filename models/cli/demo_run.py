@@ -131,7 +131,7 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
     assumed = None if view.intrinsics is not None else ASSUMED_FOV
     (cloud,) = view_to_point_cloud(view, fov_degrees=assumed)
     lines = [f"depth is {view.units}; " + (f"horizontal field of view {assumed:.0f} degrees assumed" if assumed else "camera as given")]
-    yield f"wrote {write_ply(folder / 'points.ply', cloud.points, cloud.colours, cloud.normals, comments=lines)}"
+    yield f"wrote {write_ply(folder / 'points.ply', cloud.points, cloud.colors, cloud.normals, comments=lines)}"
     orbit = render_orbit(view)
     yield f"wrote {write_webp(folder / 'orbit.webp', orbit.frames)}"
     facts = [f"seed {result.seed}", f"sampled in {result.seconds:.1f} s", "SpatialWeave: Modality Forcing, tiny preset"]

@@ -1,7 +1,8 @@
 """Stable Diffusion's noise schedule and what its timesteps mean to other samplers: pure functions of numbers.
 
-Three names of one noise level, compared at equal signal-to-noise ratio. With x_t = sqrt(a) x0 + sqrt(1 - a) noise:
-DDPM t (0..999, the row of a), k-diffusion's sigma = sqrt((1 - a) / a), and flow matching's time sigma / (1 + sigma).
+Three names of one noise level, compared at equal signal-to-noise ratio. With x_t = sqrt(a) x0 + sqrt(1 - a)
+noise: DDPM t (0..999, the row of a), k-diffusion's sigma = sqrt((1 - a) / a), and flow matching's time sigma
+/ (1 + sigma).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from functools import cache
 
 STEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012  # "scaled linear": the square roots are equally spaced
-DIGITS = 3  # of a timestep found by inversion; float32 sigmas cannot tell more, and a schedule's edge must not depend on the rest
+# of a timestep found by inversion; float32 sigmas cannot tell more, and a schedule's edge must not depend on
+# the rest
+DIGITS = 3
 
 
 @cache
@@ -35,7 +38,10 @@ def ddpm_to_sigma(t: float) -> float:
 
 
 def sigma_to_ddpm(sigma: float) -> float:
-    """The inverse of `ddpm_to_sigma`, to a thousandth; noise below or above the table is its first or last row."""
+    """The inverse of `ddpm_to_sigma`, to a thousandth.
+
+    Noise below or above the table is its first or last row.
+    """
     table = sigma_table()
     if sigma <= table[0]:
         return 0.0
@@ -47,7 +53,8 @@ def sigma_to_ddpm(sigma: float) -> float:
 
 
 def sigma_to_flow(sigma: float) -> float:
-    """k-diffusion's sigma to flow time in [0, 1): x_t = (1 - t) x0 + t noise has the same noise per signal."""
+    """k-diffusion's sigma to flow time in [0, 1): x_t = (1 - t) x0 + t noise has the same noise per signal.
+    """
     return sigma / (1 + sigma)
 
 

@@ -1,4 +1,7 @@
-"""Rectified flow: x_t = (1 - t) x0 + t noise, t = 1 noise, t = 0 clean, velocity = noise - x0. Pure functions."""
+"""Rectified flow: x_t = (1 - t) x0 + t noise, t = 1 noise, t = 0 clean, velocity = noise - x0.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ def shift_time(tau: Tensor, mu: float, sigma: float = 1.0) -> Tensor:
 
 
 def warp_time(t: Tensor, log2_alpha: float) -> Tensor:
-    """The time of a second stream: alpha t / (1 + (alpha - 1) t). alpha > 1 keeps it noisier than the first, 1 changes nothing."""
+    """The time of a second stream: alpha t / (1 + (alpha - 1) t).
+
+    Alpha > 1 keeps it noisier than the first, 1 changes nothing.
+    """
     alpha = 2.0**log2_alpha
-    return (alpha * t / (1 + (alpha - 1) * t)).clamp(0, 1)  # close to t = 1 a small alpha rounds to slightly more than 1
+    # close to t = 1 a small alpha rounds to slightly more than 1
+    return (alpha * t / (1 + (alpha - 1) * t)).clamp(0, 1)
 
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """x_t of x0 'b ...' at times t, (b,) or one number for all."""
+    """x_t of x0 (b, ...) at times t, (b,) or one number for all."""
     t = match_dims(t, x0)
     return (1 - t) * x0 + t * noise
 
@@ -31,14 +38,18 @@ def velocity_to_x0(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
 
 
 def step_velocity(x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """One Euler step along a velocity, from the number t to t_next. A stream whose time stands still comes back as it was."""
+    """One Euler step along a velocity, from the number t to t_next.
+
+    A stream whose time stands still comes back as it was.
+    """
     return x if t == t_next else x + (t_next - t) * velocity
 
 
 def step_x0(x: Tensor, x0: Tensor, t: Tensor, t_next: Tensor, t_min: float = 0.0) -> Tensor:
     """The same Euler step from a prediction of the clean data; a step to t_next = 0 lands exactly on x0.
 
-    With `t_min` > 0 the velocity is (x - x0) / max(t, t_min), as in the released sampler: it falls short when t < t_min.
+    With `t_min` > 0 the velocity is (x - x0) / max(t, t_min), as in the released sampler: it falls short when
+    t < t_min.
     """
     if t == t_next:
         return x
@@ -46,5 +57,8 @@ def step_x0(x: Tensor, x0: Tensor, t: Tensor, t_next: Tensor, t_min: float = 0.0
 
 
 def match_dims(t: Tensor, x: Tensor) -> Tensor:
-    """Times (b,) with singleton axes behind them, so that they multiply x 'b ...'; a single time stays as it is."""
+    """Times (b,) with singleton axes behind them, so that they multiply x (b, ...).
+
+    A single time stays as it is.
+    """
     return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t

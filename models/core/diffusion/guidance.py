@@ -12,6 +12,8 @@ def guide(prompted: Tensor, unprompted: Tensor, scale: float) -> Tensor:
     return unprompted + scale * (prompted - unprompted)
 
 
-def guide_streams(prompted: Sequence[Tensor], unprompted: Sequence[Tensor], scale: float) -> tuple[Tensor, ...]:
+def guide_streams(
+    prompted: Sequence[Tensor], unprompted: Sequence[Tensor], scale: float
+) -> tuple[Tensor, ...]:
     """`guide` with one scale for every output of a network."""
     return tuple(guide(p, u, scale) for p, u in zip(prompted, unprompted, strict=True))

@@ -1,4 +1,4 @@
-"""Depth as a network sees it: unit mean per picture, then the mip-NeRF 360 contraction into (0, 2). Pure functions.
+"""Depth in network space: unit mean per image, then the mip-NeRF 360 contraction into (0, 2).
 
 Raw depth is z-depth in any unit, larger = farther; the scale is lost on the way in and cannot come back.
 """
@@ -32,9 +32,11 @@ def uncontract(z: Tensor, *, z_max: float | None = Z_MAX) -> Tensor:
 
 
 def unit_mean(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide each picture 'b ...' by the mean of its valid pixels: (depth / mean, mean (b,)). Invalid pixels become 0.
+    """Divide each image (b, ...) by the mean of its valid pixels: (depth / mean, mean (b,)). Invalid pixels
+    become 0.
 
-    `mask` is True where a pixel counts. A picture without a valid pixel comes back as zeros with the mean 1e-12.
+    `mask` is True where a pixel counts. An image without a valid pixel comes back as zeros with the mean
+    1e-12.
     """
     depth = torch.where(mask, depth, torch.zeros_like(depth))
     total, count = depth.flatten(1).sum(dim=1), mask.flatten(1).sum(dim=1)
@@ -42,11 +44,15 @@ def unit_mean(depth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return depth / mean.reshape(-1, *[1] * (depth.ndim - 1)), mean
 
 
-def encode_depth(depth: Tensor, mask: Tensor | None = None, fill: Tensor | None = None, *, sky: Tensor | None = None) -> Tensor:
-    """Raw depth 'b 1 h w' -> network space. NaN, infinite, zero and negative pixels, and those outside `mask`, do not count.
+def encode_depth(
+    depth: Tensor, mask: Tensor | None = None, fill: Tensor | None = None, *, sky: Tensor | None = None
+) -> Tensor:
+    """Raw depth (b, 1, h, w) -> network space. NaN, infinite, zero and negative pixels, and those outside
+    `mask`, do not count.
 
-    Their place takes `fill` (network space, same shape; unit Gaussian noise is what the network was trained with), else 0; where
-    `sky` (bool, same shape) is True it takes SKY_CODE, which only a network with `infinite_sky` understands.
+    Their place takes `fill` (network space, same shape; unit Gaussian noise is what the network was trained
+    with), else 0; where `sky` (bool, same shape) is True it takes SKY_CODE, which only a network with
+    `infinite_sky` understands.
     """
     valid = valid_depth(depth) if mask is None else valid_depth(depth) & mask
     net = contract(unit_mean(depth, valid)[0])
@@ -55,10 +61,11 @@ def encode_depth(depth: Tensor, mask: Tensor | None = None, fill: Tensor | None 
 
 
 def decode_depth(net: Tensor, *, z_max: float | None = Z_MAX, infinite_sky: bool = False) -> Tensor:
-    """Network space -> depth of about unit mean, at most that of `z_max`. Values at or below 0 become 0, an invalid depth.
+    """Network space -> depth of about unit mean, at most that of `z_max`. Values at or below 0 become 0, an
+    invalid depth.
 
-    `z_max=None` is the released form, which holds nothing back: below -2 it makes positive depths of them again. With
-    `infinite_sky`, values above SKY_BEYOND become infinite: sky, as a View has it.
+    `z_max=None` is the released form, which holds nothing back: below -2 it makes positive depths of them
+    again. With `infinite_sky`, values above SKY_BEYOND become infinite: sky, as a View has it.
     """
     depth = uncontract(net, z_max=None) if z_max is None else uncontract(net.clamp(min=0), z_max=z_max)
     return torch.where(net > SKY_BEYOND, torch.full_like(depth, torch.inf), depth) if infinite_sky else depth

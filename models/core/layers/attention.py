@@ -11,6 +11,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Full attention over all tokens: q, k, v 'b h n d' -> 'b n (h d)'. `mask` as in scaled_dot_product_attention."""
+    """Full attention over all tokens: q, k, v 'b (h, n) d' -> 'b n (h d)'.
+
+    `mask` as in scaled_dot_product_attention.
+    """
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)

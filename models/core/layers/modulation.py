@@ -18,15 +18,20 @@ class Modulation(NamedTuple):
     gate: Tensor
 
 
-def timestep_embedding(t: Tensor, dim: int, *, dtype: torch.dtype, max_period: float = 10000, time_factor: float = 1000.0) -> Tensor:
+def timestep_embedding(
+    t: Tensor, dim: int, *, dtype: torch.dtype, max_period: float = 10000, time_factor: float = 1000.0
+) -> Tensor:
     """Cosines, then sines, of time_factor * t * max_period^(-2k/dim): t (b,) -> (b, dim) in `dtype`.
 
-    t is rounded to `dtype` before the factor and the product is rounded again. In bfloat16 this quantises t visibly;
-    the released model was trained so, hence it is part of the function and not an accident to repair.
+    t is rounded to `dtype` before the factor and the product is rounded again. In bfloat16 this quantizes t
+    visibly; the released model was trained so, hence it is part of the function and not an accident to
+    repair.
     """
     half = dim // 2
     scaled = t.to(dtype) * time_factor
-    frequency = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    frequency = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
     angle = scaled.float()[:, None] * frequency
     return torch.cat((angle.cos(), angle.sin()), dim=-1).to(dtype)
 
@@ -49,7 +54,9 @@ class ModulationProjection(nn.Module):
     def __init__(self, hidden_size: int, count: int, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
         self.count = count
-        self.lin = operations.Linear(hidden_size, 3 * count * hidden_size, bias=False, device=device, dtype=dtype)
+        self.lin = operations.Linear(
+            hidden_size, 3 * count * hidden_size, bias=False, device=device, dtype=dtype
+        )
 
     def forward(self, vec: Tensor) -> tuple[Modulation, ...]:
         parts = self.lin(F.silu(vec))[:, None].chunk(3 * self.count, dim=-1)
@@ -62,7 +69,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def stack_modulation(parts: list[tuple[Modulation, int]]) -> Modulation:
-    """Rows with different modulation in one sequence: [(triple, rows), ...] -> one triple of (b, sum of rows, c)."""
+    """Rows with different modulation in one sequence: [(triple, rows), ...] -> one triple of (b, sum of rows,
+    c).
+    """
     columns = zip(*(triple for triple, _ in parts), strict=True)
     rows = [count for _, count in parts]
-    return Modulation(*(torch.cat([x.expand(-1, n, -1) for x, n in zip(column, rows, strict=True)], dim=1) for column in columns))
+    return Modulation(
+        *(
+            torch.cat([x.expand(-1, n, -1) for x, n in zip(column, rows, strict=True)], dim=1)
+            for column in columns
+        )
+    )

@@ -10,7 +10,9 @@ from torch import Tensor
 RotaryTable = tuple[Tensor, Tensor]
 
 
-def grid_positions(height: int, width: int, *, modality: int = 0, device: torch.device | None = None) -> Tensor:
+def grid_positions(
+    height: int, width: int, *, modality: int = 0, device: torch.device | None = None
+) -> Tensor:
     """Ids of a row-major token grid: (h*w, 4) float32, each (modality, row, column, 0)."""
     ids = torch.zeros(height, width, 4, dtype=torch.float32, device=device)
     ids[..., 0] = modality
@@ -27,7 +29,9 @@ def text_positions(count: int, *, device: torch.device | None = None) -> Tensor:
 
 
 def rotary_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> RotaryTable:
-    """Cosines and sines of every angle: positions (n, axes) -> two (n, d/2) float32 tables, axes side by side."""
+    """Cosines and sines of every angle: positions (n, axes) -> two (n, d/2) float32 tables, axes side by
+    side.
+    """
     angles = []
     for axis, dim in enumerate(axes_dim):
         exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device) / dim
@@ -37,7 +41,10 @@ def rotary_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> Ro
 
 
 def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
-    """Turn neighbouring channel pairs (2i, 2i+1) of x 'b h n d' by their angle, in float32; returns x's dtype."""
+    """Turn neighbouring channel pairs (2i, 2i+1) of x 'b (h, n) d' by their angle, in float32.
+
+    Returns x's dtype.
+    """
     cos, sin = table
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
