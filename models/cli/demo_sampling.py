@@ -148,7 +148,7 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
     (cloud,) = view_to_point_cloud(view, fov_degrees=assumed)
     camera = f"horizontal field of view {assumed:.0f} degrees assumed" if assumed else "camera as given"
     lines = [f"depth is {view.units}; {camera}"]
-    points = write_ply(folder / "points.ply", cloud.points, cloud.colours, cloud.normals, comments=lines)
+    points = write_ply(folder / "points.ply", cloud.points, cloud.colors, cloud.normals, comments=lines)
     yield f"wrote {points}"
     orbit = render_orbit(view)
     yield f"wrote {write_webp(folder / 'orbit.webp', orbit.frames)}"

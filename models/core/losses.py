@@ -14,11 +14,16 @@ def sum_terms(terms: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the values where `mask` (bool, same shape) is true; 0 with a gradient of 0 where it never is."""
+    """The mean of the values where `mask` (bool, same shape) is true.
+
+    0 with a gradient of 0 where it never is.
+    """
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def masked_mean_each(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`masked_mean`, for each sample of (b, ...): means (b,), and the number of elements (b,) that they are over."""
+    """As :func:`masked_mean`, for each sample of (b, ...): means (b,), and the number of elements (b,) that
+    they are over.
+    """
     count = mask.flatten(1).sum(dim=1)
     return torch.where(mask, values, 0.0).flatten(1).sum(dim=1) / count.clamp(min=1), count

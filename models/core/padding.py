@@ -1,4 +1,5 @@
-"""Sizes that a network's patches or an autoencoder's stride divide, and back to the size that was asked for."""
+"""Sizes that a network's patches or an autoencoder's stride divide, and back to the size that was asked for.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What Pillow reads of a picture file: its numbers upright and unscaled, its alpha, and what was noteworthy. No torch.
+"""What Pillow reads of an image file: its values upright and unscaled, its alpha, and notes. No torch.
 
-EXIF orientation is applied; tRNS, palettes and premultiplied colours become alpha and plain colours. Whatever is no picture is refused in
-one sentence with the file's name. `pictures.py` makes colours, masks and labels of the numbers.
+EXIF orientation is applied; tRNS, palettes and premultiplied colors become alpha and plain colors. Whatever
+is no image is refused in one sentence with the file's name. `pictures.py` makes colors, masks and labels of
+the numbers.
 """
 
 from __future__ import annotations
@@ -27,26 +28,27 @@ UPRIGHT = {
 }  # fmt: skip
 # what Pillow raises on side data that is broken
 UNREADABLE = (
-    OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, SyntaxError, ArithmeticError, RuntimeError, struct.error,
+    OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, SyntaxError, ArithmeticError,
+    RuntimeError, struct.error,
 )  # fmt: skip
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read; one sentence names the file, the fault and the remedy."""
+    """An image that cannot be read; one sentence names the file, the fault and the remedy."""
 
 
 class Values(NamedTuple):
-    """The upright numbers of one picture file, nothing scaled."""
+    """The upright numbers of one image file, nothing scaled."""
 
-    values: np.ndarray  # h w (grey) or h w 3; uint8, uint16, int32 (Pillow's mode I) or float32
-    alpha: np.ndarray | None  # h w float32 in [0, 1]
+    values: np.ndarray  # (h, w) (grey) or (h, w, 3); uint8, uint16, int32 (Pillow's mode I) or float32
+    alpha: np.ndarray | None  # (h, w) float32 in [0, 1]
     mode: str  # Pillow's
     notes: tuple[str, ...] = ()
     text: Mapping[str, str] = MappingProxyType({})  # of a PNG
 
 
 def open_values(source: Any, *, name: str | os.PathLike | None = None, indices: bool = False) -> Values:
-    """The numbers of a picture file, upright and unscaled; ``indices`` keeps those of a palette."""
+    """The numbers of an image file, upright and unscaled; ``indices`` keeps those of a palette."""
     from PIL import Image  # late: whoever has tensors needs none
 
     name = name_source(source, name)
@@ -59,7 +61,8 @@ def open_values(source: Any, *, name: str | os.PathLike | None = None, indices: 
             return _decode(image, name, indices)
     except PictureError:
         raise
-    except Exception as error:  # of a foreign file's bytes Pillow raises nearly anything, depending on the place of the damage
+    # of a foreign file's bytes Pillow raises nearly anything, depending on the place of the damage
+    except Exception as error:
         raise PictureError(f"Expected a picture in {name}, got {_fault(error, source)}.") from error
 
 
@@ -77,7 +80,11 @@ def _fault(error: Exception, source: Any) -> str:
     from PIL import Image, UnidentifiedImageError
 
     size = len(source) if isinstance(source, (bytes, bytearray)) else None
-    if isinstance(source, (str, os.PathLike)) and not isinstance(error, ValueError) and os.path.isfile(source):
+    if (
+        isinstance(source, (str, os.PathLike))
+        and not isinstance(error, ValueError)
+        and os.path.isfile(source)
+    ):
         size = os.path.getsize(source)
     if isinstance(error, Image.DecompressionBombError):
         return f"more pixels than are read at once ({error}). Make it smaller"
@@ -94,18 +101,24 @@ def _decode(image: Any, name: str, indices: bool) -> Values:
     """The values of an open Pillow image; what Pillow raises is the caller's to name."""
     width, height = image.size
     if width * height == 0:
-        raise PictureError(f"Expected a picture in {name}, got one of {width} x {height} pixels. Save it anew.")
+        raise PictureError(
+            f"Expected a picture in {name}, got one of {width} x {height} pixels. Save it anew."
+        )
     if width * height > MOST_PIXELS:
-        raise PictureError(f"Expected at most {MOST_PIXELS} pixels in {name}, got {width} x {height}. Make it smaller.")
-    if image.format == "EPS":  # Pillow would hand it to Ghostscript, which is a language and no picture
-        raise PictureError(f"Expected pixels in {name}, got an EPS file. Give a PNG, JPEG, WebP or TIFF file.")
+        raise PictureError(
+            f"Expected at most {MOST_PIXELS} pixels in {name}, got {width} x {height}. Make it smaller."
+        )
+    if image.format == "EPS":  # Pillow would hand it to Ghostscript, which is a language and no image
+        raise PictureError(
+            f"Expected pixels in {name}, got an EPS file. Give a PNG, JPEG, WebP or TIFF file."
+        )
     bits, notes = _find_bits(image), _count_frames(image)
     image.load()
     text = dict(getattr(image, "text", {}))
     image = _turn_upright(image, notes)
     values, alpha = _split(image, bits, indices)
     if bits > 8 and values.dtype == np.uint8:
-        notes.append(f"The picture has {bits} bits a colour; Pillow reads the upper 8 of them.")
+        notes.append(f"The picture has {bits} bits a color; Pillow reads the upper 8 of them.")
     return Values(values, alpha, image.mode, tuple(notes), text)
 
 
@@ -140,31 +153,35 @@ def _turn_upright(image: Any, notes: list[str]) -> Any:
 
 
 def _split(image: Any, bits: int, indices: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (h w or h w 3) and alpha (h w in [0, 1], or None) of a loaded image of any mode."""
+    """Values (h w or (h, w, 3)) and alpha (h w in [0, 1], or None) of a loaded image of any mode."""
     mode, key = image.mode, image.info.get("transparency")
     if mode == "P" and indices:
         return np.asarray(image), None
     if mode in (*DEEP_MODES, "I", "F"):
         values = np.asarray(image).astype({"I": np.int32, "F": np.float32}.get(mode, np.uint16))
-        if mode in DEEP_MODES and image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero; Pillow turns 8 bits alone
+        # white is zero; Pillow turns 8 bits alone
+        if mode in DEEP_MODES and image.format == "TIFF" and image.tag_v2.get(262) == 0:
             values = 65535 - values
         return values, _key_to_alpha(values, key)
     if mode in ("1", "L", "RGB"):
         values = np.asarray(image.convert("L") if mode == "1" else image)
         if key is not None and mode != "RGB":
-            key = int(key) * {1: 255, 2: 85, 4: 17}.get(1 if mode == "1" else bits, 1)  # tRNS counts in the stored bits
+            # tRNS counts in the stored bits
+            key = int(key) * {1: 255, 2: 85, 4: 17}.get(1 if mode == "1" else bits, 1)
         if key is not None and mode == "RGB" and bits == 16:
             key = tuple(part >> 8 for part in key)
         return values, _key_to_alpha(values, key)
     values = np.asarray(_to_plain(image))
     if values.ndim == 3 and values.shape[-1] in (2, 4):
         alpha = values[..., -1].astype(np.float32) / 255
-        return np.ascontiguousarray(values[..., :-1]).squeeze(-1) if values.shape[-1] == 2 else values[..., :3], alpha
+        return np.ascontiguousarray(values[..., :-1]).squeeze(-1) if values.shape[-1] == 2 else values[
+            ..., :3
+        ], alpha
     return values, None
 
 
 def _key_to_alpha(values: np.ndarray, key: Any) -> np.ndarray | None:
-    """Alpha of a colour key (PNG's tRNS): 0 where the picture has that very colour, else 1."""
+    """Alpha of a color key (PNG's tRNS): 0 where the image has that very color, else 1."""
     if key is None:
         return None
     same = values == np.asarray(key)
@@ -172,7 +189,7 @@ def _key_to_alpha(values: np.ndarray, key: Any) -> np.ndarray | None:
 
 
 def _to_plain(image: Any) -> Any:
-    """Palettes, premultiplied colours and other colour spaces as LA, RGB or RGBA."""
+    """Palettes, premultiplied colors and other color spaces as LA, RGB or RGBA."""
     mode = image.mode
     if mode in ("LA", "RGBA"):
         return image

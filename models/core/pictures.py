@@ -1,8 +1,8 @@
-"""The one door for pictures: files, bytes, Pillow images, arrays and tensors, grey or colours of any depth, as one form.
+"""Images of any source (files, bytes, Pillow, arrays, tensors), grey or color, of any bit depth, as one type.
 
-What a file says counts: EXIF orientation is applied, 16 bits and floats are scaled by their type, alpha is split off. What cannot be
-read as a picture is refused in one sentence with the file's name; what had to be done to it (the first frame of several, 16-bit colours
-at 8 bits) is in the notes.
+What a file says counts: EXIF orientation is applied, 16 bits and floats are scaled by their type, alpha is
+split off. What cannot be read as an image is refused in one sentence with the file's name; what had to be
+done to it (the first frame of several, 16-bit colors at 8 bits) is in the notes.
 """
 
 from __future__ import annotations
@@ -19,28 +19,40 @@ from .geometry.arrays import FULL_SCALE
 from .picture_files import PictureError, Values, name_source, open_values
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
-HAS_ALPHA = "The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask."
-NO_ALPHA = "The picture has an alpha channel: its colours were used as they are, also where it is transparent, and the alpha is left out."
+HAS_ALPHA = (
+    "The picture has an alpha channel: its colors were used as they are, and the alpha is handed on as a "
+    "mask."
+)
+NO_ALPHA = (
+    "The picture has an alpha channel: its colors were used as they are, also where it is transparent, and "
+    "the alpha is left out."
+)
 IS_GREY = "The picture is grey: its one channel was used for red, green and blue."
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch of pictures, and what had to be done to them."""
+    """A batch of images, and what had to be done to them."""
 
-    rgb: Tensor  # b h w 3 float32 in [0, 1]
-    alpha: Tensor | None  # b h w float32 in [0, 1], where the source had one
+    rgb: Tensor  # (b, h, w, 3) float32 in [0, 1]
+    alpha: Tensor | None  # (b, h, w) float32 in [0, 1], where the source had one
     notes: tuple[str, ...] = ()
 
 
 def open_picture(source: Any, *, name: str | os.PathLike | None = None) -> Pictures:
-    """The picture of a file (path), of a file's bytes, or of a Pillow image, with b = 1. ``name`` is what an error calls it."""
+    """The image of a file (path), of a file's bytes, or of a Pillow image, with b = 1.
+
+    ``name`` is what an error calls it.
+    """
     name = name_source(source, name)
     return _to_pictures(open_values(source, name=name), name)
 
 
 def open_rgb(source: Any, *, name: str | os.PathLike | None = None) -> tuple[Tensor, tuple[str, ...]]:
-    """The colours of a picture file as uint8 h w 3, and the notes; 8 bits stay as they are, 16 are divided by 257. Alpha is left out."""
+    """The colors of an image file as uint8 (h, w, 3), and the notes.
+
+    8 bits stay as they are, 16 are divided by 257. Alpha is left out.
+    """
     name = name_source(source, name)
     found = open_values(source, name=name)
     left_out = () if found.alpha is None else (NO_ALPHA,)
@@ -53,7 +65,10 @@ def open_rgb(source: Any, *, name: str | os.PathLike | None = None) -> tuple[Ten
 
 
 def open_grey(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
-    """A picture file as float32 h w in [0, 1]: colours by their luma. One with transparent pixels is refused: it has no one meaning."""
+    """An image file as float32 (h, w) in [0, 1]: colors by their luma.
+
+    One with transparent pixels is refused: it has no one meaning.
+    """
     name = name_source(source, name)
     found = _require_opaque(open_values(source, name=name), name)
     if found.values.ndim == 2:
@@ -62,9 +77,10 @@ def open_grey(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
 
 
 def open_mask(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
-    """A mask file as bool h w: black (0 in every channel) is False, all else True, whatever the type. NaN is False.
+    """A mask file as bool (h, w): black (0 in every channel) is False, all else True, whatever the type. NaN
+    is False.
 
-    A palette counts by its colours. One with transparent pixels is refused: they could be meant either way.
+    A palette counts by its colors. One with transparent pixels is refused: they could be meant either way.
     """
     name = name_source(source, name)
     on = _require_opaque(open_values(source, name=name), name).values > 0
@@ -72,20 +88,32 @@ def open_mask(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
 
 
 def open_labels(source: Any, *, name: str | os.PathLike | None = None) -> tuple[Tensor, int]:
-    """Whole numbers of a one-channel file as int32 h w (of a palette its indices), and the bits of a number: 8, 16 or 32."""
+    """Whole numbers of a one-channel file as int32 (h, w) (of a palette its indices), and the bits of a
+    number: 8, 16 or 32.
+    """
     name = name_source(source, name)
     values = open_values(source, name=name, indices=True).values
-    if values.ndim != 2 or not (np.isfinite(values).all() and (values == np.round(values)).all() and (values >= 0).all()):
-        kind = "colours" if values.ndim != 2 else f"values from {values.min():.6g} to {values.max():.6g}, not all whole and >= 0"
-        raise PictureError(f"Expected one grey channel of whole numbers in {name}, got {kind}. Save the numbers as a grey PNG.")
+    if values.ndim != 2 or not (
+        np.isfinite(values).all() and (values == np.round(values)).all() and (values >= 0).all()
+    ):
+        kind = (
+            "colors"
+            if values.ndim != 2
+            else f"values from {values.min():.6g} to {values.max():.6g}, not all whole and >= 0"
+        )
+        raise PictureError(
+            f"Expected one grey channel of whole numbers in {name}, got {kind}. Save the numbers as a grey "
+            "PNG."
+        )
     return torch.from_numpy(values.astype(np.int32)), values.dtype.itemsize * 8
 
 
 def read_pictures(source: Any) -> Pictures:
-    """Pictures 'h w', 'h w c' or 'b h w c' with 1 to 4 channels. Integers are scaled by their type, floats must lie in [0, 1].
+    """Images (h, w), (h, w, c) or (b, h, w, c) with 1 to 4 channels. Integers are scaled by their type,
+    floats must lie in [0, 1].
 
-    Alpha is split off and does not touch the colours. Colours a little outside [0, 1] are clamped and counted in the notes.
-    A Pillow image is read as :func:`open_picture` reads its file.
+    Alpha is split off and does not touch the colors. Colors a little outside [0, 1] are clamped and counted
+    in the notes. A Pillow image is read as :func:`open_picture` reads its file.
     """
     if hasattr(source, "getbands"):
         return open_picture(source)
@@ -99,7 +127,10 @@ def read_pictures(source: Any) -> Pictures:
 
 
 def as_tensor(source: Any) -> Tensor:
-    """A tensor of a tensor, an array or a Pillow image; nothing is scaled. Alpha of a Pillow image is left out."""
+    """A tensor of a tensor, an array or a Pillow image; nothing is scaled.
+
+    Alpha of a Pillow image is left out.
+    """
     if isinstance(source, Tensor):
         return source
     if hasattr(source, "getbands"):
@@ -108,7 +139,7 @@ def as_tensor(source: Any) -> Tensor:
 
 
 def as_channels(picture: Tensor) -> Tensor:
-    """'h w', 'h w c' or 'b h w c' -> 'b h w c'; a ValueError shows any other shape."""
+    """(h, w), (h, w, c) or (b, h, w, c) -> (b, h, w, c); a ValueError shows any other shape."""
     shape = tuple(picture.shape)
     if picture.ndim == 2:
         picture = picture[None, :, :, None]
@@ -116,19 +147,25 @@ def as_channels(picture: Tensor) -> Tensor:
         picture = picture[None]
     if picture.ndim != 4 or not 1 <= picture.shape[-1] <= 4 or picture.numel() == 0:
         raise ValueError(
-            f"Expected a picture of height x width, with 1 to 4 channels or none, or a batch of such, got shape {shape}. "
-            "Put the channels last."
+            "Expected a picture of height x width, with 1 to 4 channels or none, or a batch of such, got "
+            f"shape {shape}. Put the channels last."
         )
     return picture
 
 
 def hold_in_range(picture: Tensor) -> tuple[Tensor, list[str]]:
-    """Clamp floats to [0, 1] and say how many; NaN becomes 0. What is far outside was meant otherwise and is refused."""
+    """Clamp floats to [0, 1] and say how many; NaN becomes 0.
+
+    What is far outside was meant otherwise and is refused.
+    """
     broken = ~torch.isfinite(picture)
     picture = torch.where(broken, torch.zeros_like(picture), picture)
     low, high = picture.min().item(), picture.max().item()
     if low < -1 or high > 2:
-        raise ValueError(f"Expected picture values in [0, 1], got floats from {low:.4g} to {high:.4g}. Divide them by their full scale.")
+        raise ValueError(
+            f"Expected picture values in [0, 1], got floats from {low:.4g} to {high:.4g}. Divide them by "
+            "their full scale."
+        )
     notes = []
     if broken.any():
         notes.append(f"{int(broken.sum())} picture values are NaN or infinite and were set to 0.")
@@ -144,16 +181,22 @@ def _to_floats(pictures: Tensor) -> tuple[Tensor, list[str]]:
         return pictures.to(torch.float32) / FULL_SCALE[pictures.dtype], []
     if pictures.is_floating_point():
         return hold_in_range(pictures.to(torch.float32))
-    raise ValueError(f"Expected a picture of 8 or 16 bits (uint8, uint16) or floats in [0, 1], got {pictures.dtype}. Scale it to those.")
+    raise ValueError(
+        f"Expected a picture of 8 or 16 bits (uint8, uint16) or floats in [0, 1], got {pictures.dtype}. "
+        "Scale it to those."
+    )
 
 
 def _to_pictures(found: Values, name: str) -> Pictures:
-    """The values of one file as colours in [0, 1]."""
+    """The values of one file as colors in [0, 1]."""
     values = found.values
-    if values.dtype == np.int32:  # 16 bits, as some of Pillow's readers hand them on; what is wider says no full scale
+    # 16 bits, as some of Pillow's readers hand them on; what is wider says no full scale
+    if values.dtype == np.int32:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
-            raise PictureError(f"Expected 16-bit values (0 to 65535) in {name}, got {low} to {high}. Save it with 16 bits.")
+            raise PictureError(
+                f"Expected 16-bit values (0 to 65535) in {name}, got {low} to {high}. Save it with 16 bits."
+            )
         values = values.astype(np.uint16)
     try:
         rgb, notes = _to_floats(as_channels(torch.from_numpy(np.array(values))))
@@ -168,5 +211,8 @@ def _to_pictures(found: Values, name: str) -> Pictures:
 
 def _require_opaque(found: Values, name: str) -> Values:
     if found.alpha is not None and (found.alpha < 1).any():
-        raise PictureError(f"Expected an opaque grey picture in {name}, got one with transparent pixels. Save it without alpha.")
+        raise PictureError(
+            f"Expected an opaque grey picture in {name}, got one with transparent pixels. Save it without "
+            "alpha."
+        )
     return found

@@ -1,4 +1,4 @@
-"""The one door for text that others wrote: JSON, JSON lines and captions, as any editor on any system saves them.
+"""Text files of others: JSON, JSON lines and captions, as any editor on any system saves them.
 
 UTF-8 with or without a byte order mark. Lines end at a line feed only: U+2028, U+0085 and form feeds, which
 ``str.splitlines`` also cuts at, are ordinary characters of a caption. Every refusal names the file.
@@ -12,15 +12,25 @@ import os
 from pathlib import Path
 from typing import Any
 
-_OTHER_MARKS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"))
+_OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 
 
 class TextFileError(ValueError):
-    """A text file that cannot be read as what it should be; one sentence names the file, the place and the remedy."""
+    """A text file that cannot be read as what it should be.
+
+    One sentence names the file, the place and the remedy.
+    """
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """The text of a UTF-8 file without its byte order mark; OSError if it cannot be opened, TextFileError if it is not UTF-8."""
+    """The text of a UTF-8 file without its byte order mark.
+
+    OSError if it cannot be opened, TextFileError if it is not UTF-8.
+    """
     return decode_text(Path(path).read_bytes(), source=show_path(path))
 
 
@@ -34,10 +44,13 @@ def decode_text(data: bytes, *, source: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise TextFileError(
-            f"Expected UTF-8 text in {source}, got byte 0x{data[error.start]:02x} in line {line}. Save it as UTF-8."
+            f"Expected UTF-8 text in {source}, got byte 0x{data[error.start]:02x} in line {line}. Save it as "
+            "UTF-8."
         ) from error
     if "\0" in text:  # Latin letters in UTF-16 without a mark are valid UTF-8, each with a NUL
-        raise TextFileError(f"Expected UTF-8 text in {source}, got NUL bytes, as UTF-16 has them. Save it as UTF-8.")
+        raise TextFileError(
+            f"Expected UTF-8 text in {source}, got NUL bytes, as UTF-16 has them. Save it as UTF-8."
+        )
     return text
 
 
@@ -50,7 +63,9 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     """As :func:`read_json`, of a file that holds one object."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise TextFileError(f"Expected a JSON object in {show_path(path)}, got {_kind(value)}. Write it as {{...}}.")
+        raise TextFileError(
+            f"Expected a JSON object in {show_path(path)}, got {_kind(value)}. Write it as {{...}}."
+        )
     return value
 
 
@@ -59,11 +74,19 @@ def parse_json(text: str, *, source: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise TextFileError(f"Expected JSON in {source}, got values nested too deeply to read. Flatten it.") from error
+        raise TextFileError(
+            f"Expected JSON in {source}, got values nested too deeply to read. Flatten it."
+        ) from error
     except ValueError as error:  # besides JSONDecodeError: an integer of more digits than Python reads
         reason = getattr(error, "msg", error)
-        where = f" in line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise TextFileError(f"Expected JSON in {source}, got text that is not JSON{where} ({reason}). Correct it.") from error
+        where = (
+            f" in line {error.lineno}, column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else ""
+        )
+        raise TextFileError(
+            f"Expected JSON in {source}, got text that is not JSON{where} ({reason}). Correct it."
+        ) from error
 
 
 def read_json_lines(path: str | os.PathLike) -> list[tuple[int, dict[str, Any]]]:
@@ -75,13 +98,17 @@ def read_json_lines(path: str | os.PathLike) -> list[tuple[int, dict[str, Any]]]
         source = f"line {number} of {show_path(path)}"
         entry = parse_json(line, source=source)
         if not isinstance(entry, dict):
-            raise TextFileError(f"Expected a JSON object in {source}, got {_kind(entry)}. Write one object a line.")
+            raise TextFileError(
+                f"Expected a JSON object in {source}, got {_kind(entry)}. Write one object a line."
+            )
         entries.append((number, entry))
     return entries
 
 
 def show_path(path: str | os.PathLike) -> str:
-    """A path as printable text: bytes of a file name that are not UTF-8 are shown as \\xNN, so that any stream can write it."""
+    """A path as printable text: bytes of a file name that are not UTF-8 are shown as \\xNN, so that any
+    stream can write it.
+    """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.visualize.depth_colors import colour_depth
+from ..core.visualize.depth_colors import color_depth
 from .maps.codec import Pictures
 
 LABELS = ("Base alone", "With its maps", "Depth, relative", "Normals", "Segmentation", "Line art")
@@ -47,4 +47,4 @@ def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: Pictures, *, fa
 def row_of(index: int, base: Tensor, found: Pictures) -> list[Tensor]:
     """The pictures of one prompt, h w 3, in the order of LABELS."""
     maps = (found.normals[index], found.segmentation[index], found.line[index])
-    return [base[index], found.view.image[index], colour_depth(found.view[index]).image, *maps]
+    return [base[index], found.view.image[index], color_depth(found.view[index]).image, *maps]

@@ -342,7 +342,7 @@ def test_golden_point_cloud(path, description, case):
     assert len(cloud.points) == case["points"]
     assert_within(cloud.points * to_gltf, group["points"], tolerance, what="points")
     assert_within(cloud.centred().points * to_gltf, group["points_centred"], tolerance, what="centred")
-    assert torch.equal((cloud.colours * 255).round().long(), group["colors"])
+    assert torch.equal((cloud.colors * 255).round().long(), group["colors"])
     if "kept_rc" in group:
         assert torch.equal(cloud.pixels, group["kept_rc"])
     if "kept_before_outliers_rc" in group:

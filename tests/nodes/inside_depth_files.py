@@ -157,7 +157,7 @@ def foreign_export(folder):
     return {
         "image": view.image[0, 0, 0].tolist(),
         "camera": str(view.intrinsics.dtype),
-        "colors": float(clouds[0].colours.max()),
+        "colors": float(clouds[0].colors.max()),
         "exr": float(exr.read_depth(written, channel="B", units="relative").depth.max()),
         "text": text,
     }

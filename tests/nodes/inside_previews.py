@@ -41,7 +41,7 @@ def previews(log2_alpha, height, width, batch=1, steps=3):
     result, sent = watched("latent2rgb", lambda: sampling.ksample(model, r.latent(batch, height, width), steps=steps))
     image, depth = result["samples"].unbind()
     last = pixels(sent[-1][1])
-    want = ours("models.core.visualize.depth_colors").map_colours(1 - depth[0, 0] / 2)
+    want = ours("models.core.visualize.depth_colors").map_colors(1 - depth[0, 0] / 2)
     plain = preview_object().image_format
     colours = pixels(
         latent_preview.Latent2RGBPreviewer(plain.latent_rgb_factors, plain.latent_rgb_factors_bias).decode_latent_to_preview(image)

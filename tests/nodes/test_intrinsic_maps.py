@@ -117,7 +117,7 @@ def test_pixels_that_are_no_numbers_are_missing_and_counted(maps, name):
 def test_alpha_goes_on_as_a_mask_and_one_channel_of_line_art_is_enough(maps):
     result = maps("channels")
     assert result["latents"] < 1e-5 and result["alphas"] < 1e-6
-    said = "the picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask."
+    said = "the picture has an alpha channel: its colors were used as they are, and the alpha is handed on as a mask."
     assert result["notes"] == {"rgba normals": [f"normals: {said}"], "rgba both": [f"normals: {said}", f"line: {said}"]}
 
 

@@ -63,7 +63,7 @@ def test_scenario_01_rgba_and_one_channel_are_accepted_as_given_picture(hour):
     assert result["as core's mask"] < 1 / 255 and result["masks"] == [[1, 64, 48], False, True]
     notes = result["notes"]
     assert notes["rgb"] == notes["grey as rgb"] == "Taken as it came."
-    alpha = "The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask."
+    alpha = "The picture has an alpha channel: its colors were used as they are, and the alpha is handed on as a mask."
     assert notes["rgba"] == notes["masked rgba"] == alpha
     assert notes["grey"] == "The picture is grey: its one channel was used for red, green and blue."
 
@@ -76,7 +76,7 @@ def test_scenarios_01_02_04_each_notice_is_given_once_in_the_log_and_as_text(hou
     colours = [
         "1 picture values are NaN or infinite and were set to 0.",
         "2 picture values lie outside [0, 1] and were clamped.",
-        "The picture has an alpha channel: its colours were used as they are, and the alpha is handed on as a mask.",
+        "The picture has an alpha channel: its colors were used as they are, and the alpha is handed on as a mask.",
     ]
     holes = "70 of 3811 depth pixels (1.8%) are invalid and left out."
     stretched = "The image_mask of 20 x 30 was stretched to 37 x 103 (height x width)."
@@ -87,7 +87,7 @@ def test_scenarios_01_02_04_each_notice_is_given_once_in_the_log_and_as_text(hou
 
 def test_scenario_01_intrinsic_maps_take_rgba_and_one_channel(maps):
     """Encode Intrinsics' pictures and the one beside Decode Intrinsics. One channel is no normal map, which a sentence says."""
-    result, alpha = maps("channels"), "the picture has an alpha channel: its colours were used as they are, and the alpha is handed on"
+    result, alpha = maps("channels"), "the picture has an alpha channel: its colors were used as they are, and the alpha is handed on"
     assert result["latents"] < 1e-5 and result["alphas"] < 1e-6
     assert [len(result["notes"].get(name, ())) for name in ("rgba normals", "rgba both", "rgb", "mask", "one channel")] == [1, 2, 0, 0, 0]
     assert all(alpha in note for notes in result["notes"].values() for note in notes)
@@ -234,7 +234,7 @@ def test_scenario_05_the_empty_prompt_works_in_all_modes(hour):
 
 def test_scenario_06_batches_of_different_size_are_refused_and_one_serves_all(geometry):
     result = geometry("batches")
-    assert result["refusal"] == "4 of depth and 3 of image arrived: give equally many, or one for all."
+    assert result["refusal"] == "Expected batches of one size, got 4 of depth and 3 of image. Give equally many, or one for all."
     assert result["broadcast"] == [4, 3, 5, 3]
 
 

@@ -16,14 +16,22 @@ from ..geometry.view import View
 from .metrics import normal_angle, score_depth
 
 Alignment = Literal["none", Fit]
-_WORDS = {"absrel": "AbsRel", "delta1": "delta1", "delta2": "delta2", "delta3": "delta3", "rmse": "RMSE", "silog": "SILog"}
+_WORDS = {
+    "absrel": "AbsRel",
+    "delta1": "delta1",
+    "delta2": "delta2",
+    "delta3": "delta3",
+    "rmse": "RMSE",
+    "silog": "SILog",
+}
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The figures of one comparison, and under which conditions they hold."""
 
-    scores: dict[str, float]  # score_depth's names, and normal_angle in degrees, NaN where no normal can be measured
+    # score_depth's names, and normal_angle in degrees, NaN where no normal can be measured
+    scores: dict[str, float]
     alignment: str
     pixels: int  # that count: valid on both sides
     total: int
@@ -35,8 +43,13 @@ class Comparison:
         lines = [f"{word} {self.scores[name]:.4g}" for name, word in _WORDS.items()]
         lines[4] += " metres" if self.units == "metric" else " relative units"
         angle = self.scores["normal_angle"]
-        lines.append("normal angle not measurable" if math.isnan(angle) else f"normal angle {angle:.4g} degrees")
-        lines.append(f"alignment: {self.alignment}; {self.pixels} of {self.total} pixels count ({self.pixels / self.total:.1%})")
+        lines.append(
+            "normal angle not measurable" if math.isnan(angle) else f"normal angle {angle:.4g} degrees"
+        )
+        lines.append(
+            f"alignment: {self.alignment}; {self.pixels} of {self.total} pixels count "
+            f"({self.pixels / self.total:.1%})"
+        )
         if self.held:
             lines.append(f"{self.held} aligned pixels fell out of range and were held at its end")
         return "\n".join(lines)
@@ -51,21 +64,32 @@ def compare_views(
     fov_degrees: float | None = None,
     each: Each = iter,
 ) -> Comparison:
-    """Score a View against the truth, over the pixels valid in both; "none" leaves the scale alone, and wants one unit.
+    """Score a View against the truth, over the pixels valid in both; "none" leaves the scale alone, and wants
+    one unit.
 
-    Normals are the views' own where both have some, else measured from both depths through the reference's camera, the
-    view's, or one of ``fov_degrees``. What the alignment drives below 1/1000 of the nearest true depth or beyond 1000 times
-    the farthest is held there, so that a bad fit costs what it should.
+    Normals are the views' own where both have some, else measured from both depths through the reference's
+    camera, the view's, or one of ``fov_degrees``. What the alignment drives below 1/1000 of the nearest true
+    depth or beyond 1000 times the farthest is held there, so that a bad fit costs what it should.
     """
     if alignment != "none" and alignment not in get_args(Fit):
-        raise ValueError(f"The alignment {alignment!r} arrived, wanted 'none' or one of {get_args(Fit)}.")
+        raise ValueError(
+            f"Expected an alignment of 'none' or {get_args(Fit)}, got {alignment!r}. Choose one of these."
+        )
     if alignment == "none" and view.units != reference.units:
-        raise ValueError(f"A {view.units} and a {reference.units} depth arrived, which share no scale; choose an alignment.")
+        raise ValueError(
+            f"Expected two depths of one unit, got {view.units} and {reference.units}, which share no scale; "
+            "choose an alignment."
+        )
     depth, target, mask = match_views(view.require_valid(), reference.require_valid())
     for index, one in enumerate(mask):
         if not bool(one.any()):
-            raise ValueError(f"Picture {index} of {len(mask)} has no pixel that is valid in both; check that they show the same.")
-    aligned = depth if alignment == "none" else align_depth(depth, target, mask, alignment, quantity, each=each)[0]
+            raise ValueError(
+                f"Picture {index} of {len(mask)} has no pixel that is valid in both; check that they show "
+                "the same."
+            )
+    aligned = (
+        depth if alignment == "none" else align_depth(depth, target, mask, alignment, quantity, each=each)[0]
+    )
     low, high = float(target[mask].min()) / 1000, float(target[mask].max()) * 1000
     held = mask & ((aligned < low) | (aligned > high)) if alignment != "none" else torch.zeros_like(mask)
     aligned = torch.where(held, aligned.clamp(low, high), aligned)
@@ -76,16 +100,25 @@ def compare_views(
 
 
 def _normals(
-    view: View, reference: View, depth: Tensor, target: Tensor, mask: Tensor, *, fov_degrees: float | None, each: Each
+    view: View,
+    reference: View,
+    depth: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    fov_degrees: float | None,
+    each: Each,
 ) -> tuple[Tensor, Tensor]:
-    """Normals ``b h w 3`` of both sides; zero, as where none can be measured, if no camera is known."""
+    """Normals (b, h, w, 3) of both sides; zero, as where none can be measured, if no camera is known."""
     if view.normals is not None and reference.normals is not None:
         return tuple(torch.broadcast_tensors(view.normals, reference.normals))
     camera = reference if reference.intrinsics is not None else view
     if camera.intrinsics is None and fov_degrees is None:
         none = torch.zeros((*depth.shape, 3), device=depth.device)
         return none, none
-    parts = zip(depth, target, find_intrinsics(camera, fov_degrees).expand(len(depth), 3, 3), mask, strict=True)
+    parts = zip(
+        depth, target, find_intrinsics(camera, fov_degrees).expand(len(depth), 3, 3), mask, strict=True
+    )
     pairs = []
     for parts_of_one in each(list(parts)):
         one, truth, intrinsics, known = (part.unsqueeze(0) for part in parts_of_one)
@@ -95,7 +128,7 @@ def _normals(
 
 
 def _angle(pred: Tensor, true: Tensor, mask: Tensor) -> float:
-    """Mean angle of the normals in degrees, NaN if no picture has any."""
+    """Mean angle of the normals in degrees, NaN if no image has any."""
     known = mask & (pred != 0).any(-1) & (true != 0).any(-1)
     has_some = known.flatten(1).any(1)
     return normal_angle(pred[has_some], true[has_some], known[has_some]) if bool(has_some.any()) else math.nan

@@ -1,8 +1,9 @@
 """Depth and normal errors as the depth papers count them: aligned tensors in, floats out.
 
-``pred`` and ``target`` are ``b h w`` (normals ``b h w 3``), ``mask`` is ``b h w`` bool, True = counts. A figure is the mean
-over the valid pixels of a picture, then over the pictures, so that a picture with many holes weighs as much as another.
-Nothing is aligned in here: that is geometry.align's, and which alignment was used belongs beside every published figure.
+``pred`` and ``target`` are (b, h, w) (normals (b, h, w, 3)), ``mask`` is (b, h, w) bool, True = counts. A
+figure is the mean over the valid pixels of an image, then over the images, so that an image with many holes
+weighs as much as another. Nothing is aligned in here: that is geometry.align's, and which alignment was used
+belongs beside every published figure.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def delta(pred: Tensor, target: Tensor, mask: Tensor, power: int = 1) -> float:
     """Share of the pixels with max(pred / target, target / pred) < 1.25 ** power; 1 is perfect."""
     threshold = 1.25**power
     # written as products, so that a prediction of 0 or below simply fails
-    return _per_picture(pred, target, mask, lambda p, t: ((p < threshold * t) & (t < threshold * p)).double().mean())
+    return _per_picture(
+        pred, target, mask, lambda p, t: ((p < threshold * t) & (t < threshold * p)).double().mean()
+    )
 
 
 def rmse(pred: Tensor, target: Tensor, mask: Tensor) -> float:
@@ -31,18 +34,24 @@ def rmse(pred: Tensor, target: Tensor, mask: Tensor) -> float:
 
 
 def si_log(pred: Tensor, target: Tensor, mask: Tensor) -> float:
-    """Scale-invariant log error, 100 x the standard deviation of ln pred - ln target (KITTI); blind to any one scale."""
+    """Scale-invariant log error, 100 x the standard deviation of ln pred - ln target (KITTI).
+
+    Blind to any one scale.
+    """
     return _per_picture(pred, target, mask, _si_log)
 
 
 def _si_log(pred: Tensor, target: Tensor) -> Tensor:
     if not bool((pred > 0).all()):
-        raise ValueError(f"{int((pred <= 0).sum())} predicted pixels are not above 0 and have no logarithm; clip or mask them.")
+        raise ValueError(
+            f"{int((pred <= 0).sum())} predicted pixels are not above 0 and have no logarithm; clip or mask "
+            "them."
+        )
     return 100 * (pred.log() - target.log()).std(correction=0)
 
 
 def normal_angle(pred: Tensor, target: Tensor, mask: Tensor) -> float:
-    """Mean angle in degrees between normals ``b h w 3``; they need not be of unit length."""
+    """Mean angle in degrees between normals (b, h, w, 3); they need not be of unit length."""
     _check(pred, target, mask.unsqueeze(-1).expand(pred.shape))
     pred, target = pred.double(), target.double()
     # atan2 keeps its digits where the arc cosine loses them, near 0 and 180 degrees
@@ -62,22 +71,32 @@ def score_depth(pred: Tensor, target: Tensor, mask: Tensor) -> dict[str, float]:
     }
 
 
-def _per_picture(pred: Tensor, target: Tensor, mask: Tensor, error: Callable[[Tensor, Tensor], Tensor]) -> float:
+def _per_picture(
+    pred: Tensor, target: Tensor, mask: Tensor, error: Callable[[Tensor, Tensor], Tensor]
+) -> float:
     _check(pred, target, mask)
     if not bool((target[mask] > 0).all()):
-        raise ValueError("The target holds depths of 0 or below inside the mask; mask them, they are no depth.")
+        raise ValueError(
+            "The target holds depths of 0 or below inside the mask; mask them, they are no depth."
+        )
     return _mean([error(p[m].double(), t[m].double()) for p, t, m in zip(pred, target, mask, strict=True)])
 
 
 def _check(pred: Tensor, target: Tensor, mask: Tensor) -> None:
     if not pred.shape == target.shape == mask.shape:
         shapes = tuple(pred.shape), tuple(target.shape), tuple(mask.shape)
-        raise ValueError(f"Prediction, target and mask have shapes {shapes}, wanted three equal ones.")
+        raise ValueError(
+            f"Expected prediction, target and mask of one shape, got {shapes}. Resize them to one size."
+        )
     for index, (p, t, m) in enumerate(zip(pred, target, mask, strict=True)):
         if not bool(m.any()):
-            raise ValueError(f"Picture {index} of {len(mask)} has no valid pixel to score; leave it out or mend its mask.")
+            raise ValueError(
+                f"Picture {index} of {len(mask)} has no valid pixel to score; leave it out or mend its mask."
+            )
         if not bool(torch.isfinite(p[m]).all() and torch.isfinite(t[m]).all()):
-            raise ValueError(f"Picture {index} of {len(mask)} holds NaN or infinity inside its mask; mask these pixels.")
+            raise ValueError(
+                f"Picture {index} of {len(mask)} holds NaN or infinity inside its mask; mask these pixels."
+            )
 
 
 def _mean(figures: list[Tensor]) -> float:

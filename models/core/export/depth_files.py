@@ -1,4 +1,4 @@
-"""One door to the depth formats: the name's ending says which, the writers and readers beside this file do the rest."""
+"""Depth files of any format: the suffix chooses the writer or reader."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def write_depth(
     picture: bool = True,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a View by the ending of ``path``: NPZ takes any batch and everything in it, PNG and EXR the depth of one picture.
+    """Write a View by the ending of ``path``: NPZ takes any batch and everything in it, PNG and EXR the depth
+    of one image.
 
-    ``scale`` is the depth of one of the PNG's 65535 steps, None to fill them; ``picture`` puts the view's picture into the
-    EXR's R, G and B, in linear light. ``notes`` are texts that travel in the file, as core's savers' "prompt" and "workflow".
+    ``scale`` is the depth of one of the PNG's 65535 steps, None to fill them; ``picture`` puts the view's
+    image into the EXR's R, G and B, in linear light. ``notes`` are texts that travel in the file, as core's
+    savers' "prompt" and "workflow".
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -48,9 +50,11 @@ def read_depth(
     channel: str | None = None,
     background: float | None = None,
 ) -> View:
-    """Read a depth by the ending of ``path``. What the file does not say of its unit, a PNG's scale or an EXR's channel is asked for.
+    """Read a depth by the ending of ``path``. What the file does not say of its unit, a PNG's scale or an
+    EXR's channel is asked for.
 
-    From the depth ``background`` on all is sky, for programs that write a number where nothing is: Blender's Z pass 1e10.
+    From the depth ``background`` on all is sky, for programs that write a number where nothing is: Blender's
+    Z pass 1e10.
     """
     return load_depth(path, units=units, scale=scale, channel=channel, background=background)[0]
 
@@ -94,6 +98,10 @@ def _stamp(path: Path) -> str:
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        remedy = " Save an array by numpy.savez(path, depth=array)." if suffix == ".npy" else ""
-        raise ValueError(f"{path.name} is no depth file by its name, wanted one that ends in {', '.join(SUFFIXES)}.{remedy}")
+        remedy = (
+            "Save an array by numpy.savez(path, depth=array)" if suffix == ".npy" else "Choose another file"
+        )
+        raise ValueError(
+            f"Expected a depth file that ends in {', '.join(SUFFIXES)}, got {path.name}. {remedy}."
+        )
     return suffix

@@ -1,10 +1,11 @@
-"""OpenEXR: 32-bit float channels, the numbers as they are, no colour curve anywhere.
+"""OpenEXR: 32-bit float channels, the numbers as they are, no color curve anywhere.
 
-Decision: our own writer and reader of flat scanline files. PyAV, which ComfyUI brings, writes float EXR exactly (tried: bit
-for bit, infinities too), but only as Y or RGB(A): neither the Z channel where compositing programs look for a depth, nor Z
-beside RGB, nor attributes for the units; its decoder drops a Z channel. The OpenEXR package is not among ComfyUI's
-requirements, and serves the tests as the independent reader; where it is installed it is not used either, so that one file is
-one depth on every machine. Format: openexr.com, "OpenEXR File Layout".
+Decision: our own writer and reader of flat scanline files. PyAV, which ComfyUI brings, writes float EXR
+exactly (tried: bit for bit, infinities too), but only as Y or RGB(A): neither the Z channel where compositing
+programs look for a depth, nor Z beside RGB, nor attributes for the units; its decoder drops a Z channel. The
+OpenEXR package is not among ComfyUI's requirements, and serves the tests as the independent reader; where it
+is installed it is not used either, so that one file is one depth on every machine. Format: openexr.com,
+"OpenEXR File Layout".
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ _ZIP = METHODS.index("ZIP")
 _DIRECTION = "larger = farther"
 _LARGEST_HALF = 65504.0
 _DEPTH_WORDS = {"depth", "z", "zdepth", "z_depth", "depthz"}
-_NAME_IT = "Name the one with the depth: exr_channel in Load Depth, channel= in Python, --channel at the command line."
-_VALUES = {"z", "v", "y", "value"}  # Blender's compositor writes depth.V, others the one value of a grey layer as Y
+_NAME_IT = (
+    "Name the one with the depth: exr_channel in Load Depth, channel= in Python, --channel at the command "
+    "line."
+)
+# Blender's compositor writes depth.V, others the one value of a grey layer as Y
+_VALUES = {"z", "v", "y", "value"}
 
 
 def srgb_to_linear(image: Tensor) -> Tensor:
@@ -41,12 +46,18 @@ def srgb_to_linear(image: Tensor) -> Tensor:
     return ((image + 0.055) / 1.055).clamp_min(0).pow(2.4).where(image > 0.04045, image / 12.92)
 
 
-def encode_exr(channels: Mapping[str, np.ndarray], attributes: Mapping[str, str | float] | None = None) -> bytes:
-    """Channels of equal ``h w`` as the bytes of a ZIP-compressed scanline EXR of float32, with text or float attributes."""
+def encode_exr(
+    channels: Mapping[str, np.ndarray], attributes: Mapping[str, str | float] | None = None
+) -> bytes:
+    """Channels of equal (h, w) as the bytes of a ZIP-compressed scanline EXR of float32, with text or float
+    attributes.
+    """
     planes = {name: np.asarray(channels[name], dtype="<f4") for name in sorted(channels)}
     shapes = {plane.shape for plane in planes.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
-        raise ValueError(f"EXR channels of shapes {sorted(shapes)} arrived, wanted one or more of one (height, width).")
+        raise ValueError(
+            f"Expected EXR channels of one (h, w), got {sorted(shapes)}. Resize them to one size."
+        )
     height, width = shapes.pop()
     window = struct.pack("<4i", 0, 0, width - 1, height - 1)
     listing = b"".join(name.encode() + b"\0" + struct.pack("<4i", 2, 0, 1, 1) for name in planes) + b"\0"
@@ -61,12 +72,16 @@ def encode_exr(channels: Mapping[str, np.ndarray], attributes: Mapping[str, str 
         ("screenWindowWidth", "float", struct.pack("<f", 1)),
     ]
     for name, value in (attributes or {}).items():
-        header.append((name, "string", value.encode()) if isinstance(value, str) else (name, "float", struct.pack("<f", value)))
+        header.append(
+            (name, "string", value.encode())
+            if isinstance(value, str)
+            else (name, "float", struct.pack("<f", value))
+        )
     # longer names would need a flag in the version field
     if any(len(name) > _LONGEST_NAME for name in (*planes, *(attributes or {}))):
         raise ValueError(f"EXR channel and attribute names hold at most {_LONGEST_NAME} characters.")
     head = struct.pack("<2I", MAGIC, 2) + b"".join(_attribute(*entry) for entry in header) + b"\0"
-    stack = np.stack(list(planes.values()), axis=1)  # h c w: a scanline holds one channel after the other
+    stack = np.stack(list(planes.values()), axis=1)  # (h, c, w): a scanline holds one channel after the other
     blocks = []
     for row in range(0, height, ROWS["ZIP"]):
         packed = compress_zip(stack[row : row + ROWS["ZIP"]].tobytes())
@@ -76,41 +91,57 @@ def encode_exr(channels: Mapping[str, np.ndarray], attributes: Mapping[str, str 
 
 
 def decode_exr(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Channels (float32 ``h w``, uint as uint32) and attributes of a flat scanline EXR.
+    """Channels (float32 (h, w), uint as uint32) and attributes of a flat scanline EXR.
 
-    Without compression, or by RLE, ZIP, ZIPS or PXR24. The frame is the display window's; outside the data window the channels are 0.
+    Without compression, or by RLE, ZIP, ZIPS or PXR24. The frame is the display window's; outside the data
+    window the channels are 0.
     """
     header, planes = read_file(data, choose=list)
     floats = {name: plane.astype(np.float32) for name, plane in planes.items() if plane.dtype.kind == "f"}
     return {**planes, **floats}, header.attributes
 
 
-def write_exr(path: str | os.PathLike, view: View, *, rgb_linear: Tensor | None = None, notes: Mapping[str, str] | None = None) -> Path:
-    """Write the depth of a View with batch 1 as channel Z, 0 where invalid, infinite where sky, units and direction as attributes.
+def write_exr(
+    path: str | os.PathLike,
+    view: View,
+    *,
+    rgb_linear: Tensor | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the depth of a View with batch 1 as channel Z, 0 where invalid, infinite where sky, units and
+    direction as attributes.
 
-    ``rgb_linear`` ``h w 3`` is written to R, G, B as it is; pass ``srgb_to_linear(view.image[0])`` for an ordinary picture. The
-    camera and ``notes`` become text attributes.
+    ``rgb_linear`` (h, w, 3) is written to R, G, B as it is; pass ``srgb_to_linear(view.image[0])`` for an
+    ordinary image. The camera and ``notes`` become text attributes.
     """
     view = one_picture(view)
     depth = view.depth[0] if view.sky is None else view.depth[0].masked_fill(view.sky[0], math.inf)
     channels = {"Z": depth.detach().cpu().numpy()}
     if rgb_linear is not None:
         if rgb_linear.shape != (*view.depth.shape[1:], 3):
-            wanted = (*view.depth.shape[1:], 3)
-            raise ValueError(f"RGB of shape {tuple(rgb_linear.shape)} does not fit the depth map, wanted {wanted}.")
+            expected = (*view.depth.shape[1:], 3)
+            raise ValueError(
+                f"Expected RGB of the depth map's {expected}, got {tuple(rgb_linear.shape)}. Resize it."
+            )
         channels |= {name: rgb_linear[..., index].detach().cpu().numpy() for index, name in enumerate("RGB")}
     attributes = {"depthUnits": view.units, "depthDirection": _DIRECTION, "depthInvalid": 0.0}
-    short = {name: text for name, text in (notes or {}).items() if len(name) <= _LONGEST_NAME and name != CAMERA}
+    short = {
+        name: text for name, text in (notes or {}).items() if len(name) <= _LONGEST_NAME and name != CAMERA
+    }
     return write_file(path, encode_exr(channels, {**short, **attributes, **camera_to_text(view)}))
 
 
 def read_exr(
-    path: str | os.PathLike, *, units: Units | None = None, channel: str | None = None, background: float | None = None
+    path: str | os.PathLike,
+    *,
+    units: Units | None = None,
+    channel: str | None = None,
+    background: float | None = None,
 ) -> View:
     """Read a depth from an EXR: the ``channel`` named, or the one that :func:`find_depth` finds.
 
-    ``units`` serves files without ours. From the depth ``background`` on all is sky. A half channel holds at most
-    65504: of a background beyond, that is what is left.
+    ``units`` serves files without ours. From the depth ``background`` on all is sky. A half channel holds at
+    most 65504: of a background beyond, that is what is left.
     """
     path = Path(path)
     try:
@@ -130,7 +161,8 @@ def read_exr(
 
 
 def find_depth(names: Collection[str]) -> str:
-    """The one channel that is a depth by its name; ValueError lists them all if there is none, or more than one.
+    """The one channel that is a depth by its name; ValueError lists them all if there is none, or more than
+    one.
 
     Of layers (``ViewLayer.Depth.Z``) the last part counts. Z beside X is the third component of a vector.
     """
@@ -141,7 +173,9 @@ def find_depth(names: Collection[str]) -> str:
         return (found or list(names))[0]
     vectors = sorted(name for name in names if _is_vector(name, names))
     about = f"; {', '.join(vectors)} beside X is part of a vector, no depth" if vectors else ""
-    raise ValueError(f"Expected one channel that is a depth by its name, got {sorted(names)}{about}. {_NAME_IT}")
+    raise ValueError(
+        f"Expected one channel that is a depth by its name, got {sorted(names)}{about}. {_NAME_IT}"
+    )
 
 
 def _is_vector(name: str, names: Collection[str]) -> bool:
@@ -178,17 +212,21 @@ def _tell(path: Path, header: Header, channel: str) -> None:
 
 
 def _check_statements(attributes: Mapping[str, Any], units: Units | None, path: Path) -> None:
-    """Refuse what a file says of its depth and this reader does not know; the caller's ``units`` replace the file's."""
+    """Refuse what a file says of its depth and this reader does not know.
+
+    The caller's ``units`` replace the file's.
+    """
     stated = attributes.get("depthUnits", "metric")
     if units is None and stated not in get_args(Units):
         raise ValueError(
-            f"{path}: Expected depthUnits 'metric' or 'relative', got {stated!r}. Bring the values to metres, "
-            "or state units if they are."
+            f"{path}: Expected depthUnits 'metric' or 'relative', got {stated!r}. Bring the values to "
+            "metres, or state units if they are."
         )
     direction = attributes.get("depthDirection", _DIRECTION)
     if direction != _DIRECTION:
         raise ValueError(
-            f"{path}: Expected depthDirection {_DIRECTION!r}, got {direction!r}. Turn the values into distances first."
+            f"{path}: Expected depthDirection {_DIRECTION!r}, got {direction!r}. Turn the values into "
+            "distances first."
         )
 
 

@@ -66,7 +66,7 @@ def read_file(
 ) -> tuple[Header, dict[str, np.ndarray]]:
     """Header and the channels that ``choose`` picks of all names.
 
-    They are ``h w`` of the display window, 0 outside the data window. Uint stays uint32, half float16.
+    They are (h, w) of the display window, 0 outside the data window. Uint stays uint32, half float16.
     ValueError says in one sentence why a file cannot be read.
     """
     try:
@@ -140,7 +140,9 @@ def _read_box(raw: dict[str, tuple[str, bytes]], name: str) -> Box:
     if height < 1 or width < 1:
         raise DamagedError(f"the {name} {show_box(box)} holds no pixels")
     if height * width > _MOST_PIXELS:
-        raise ValueError(f"Expected at most 16384 x 8192 pixels, got a {name} of {width} x {height}. Crop it.")
+        raise ValueError(
+            f"Expected at most 16384 x 8192 pixels, got a {name} of {width} x {height}. Crop it."
+        )
     return box
 
 
@@ -171,8 +173,11 @@ def _read_channel_list(listing: bytes) -> dict[str, np.dtype]:
         kinds[name], position = _PIXELS[kind], position + 16
     if not kinds:
         raise DamagedError("no channels")
-    if raw_names != sorted(raw_names):  # other readers take the lines' parts in this order, whatever the list's is
-        raise DamagedError(f"its channels {', '.join(map(ascii, kinds))} are not listed in alphabetical order")
+    # other readers take the lines' parts in this order, whatever the list's is
+    if raw_names != sorted(raw_names):
+        raise DamagedError(
+            f"its channels {', '.join(map(ascii, kinds))} are not listed in alphabetical order"
+        )
     return kinds
 
 
@@ -182,7 +187,8 @@ def _check_size(header: Header, length: int) -> None:
     line = width * sum(kind.itemsize for kind in header.channels.values())
     if line * ROWS[header.method] > _LONGEST_BLOCK:
         raise ValueError(
-            f"Expected blocks of at most 1 GiB, got {len(header.channels)} channels, {width} wide. Save depth alone."
+            f"Expected blocks of at most 1 GiB, got {len(header.channels)} channels, {width} wide. Save "
+            "depth alone."
         )
     if line * height > DENSEST * length:
         raise DamagedError(f"{width} x {height} pixels do not fit into {length} bytes")
@@ -234,8 +240,8 @@ def _read_planes(data: bytes, header: Header, names: Collection[str]) -> dict[st
 def _find_blocks(data: bytes, header: Header) -> dict[int, int]:
     """Where the block of each first row, counted from the data window's top, begins.
 
-    DamagedError if one is missing. The table says so; writers that were stopped leave zeros in it, and then the
-    blocks behind it are walked through.
+    DamagedError if one is missing. The table says so; writers that were stopped leave zeros in it, and then
+    the blocks behind it are walked through.
     """
     height, _ = size_of(header.data_window)
     rows = ROWS[header.method]

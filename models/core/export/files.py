@@ -31,21 +31,30 @@ _REASONS = {
 
 _LONGEST_NAME = 250  # characters; disks take 255, and a partial file's name is five longer
 
-_UNITS = {"relative": "relative", **dict.fromkeys(("metric", "m", "meter", "meters", "metre", "metres"), "metric")}
+_UNITS = {
+    "relative": "relative",
+    **dict.fromkeys(("metric", "m", "meter", "meters", "metre", "metres"), "metric"),
+}
 _LONGEST_SHOWN = 60  # characters of a wrong value in a sentence
 
 CAMERA = "intrinsics"  # pixels of the depth map, row by row
 
 
 class ExportError(OSError):
-    """A file could not be written; the message is one sentence for the user, ``errno`` the system's number."""
+    """A file could not be written.
+
+    The message is one sentence for the user, ``errno`` the system's number.
+    """
 
     def __str__(self) -> str:
         return self.strerror
 
 
 class UnstatedError(ValueError):
-    """A file does not say what its numbers are, nor did the caller; ``missing`` names the arguments that would."""
+    """A file does not say what its numbers are, nor did the caller.
+
+    ``missing`` names the arguments that would.
+    """
 
     def __init__(self, message: str, missing: tuple[str, ...] = ("units",)) -> None:
         super().__init__(message)
@@ -53,7 +62,10 @@ class UnstatedError(ValueError):
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> Path:
-    """Write ``data`` whole to ``path``, making its folders; on failure raise ExportError and leave an older file as it was."""
+    """Write ``data`` whole to ``path``, making its folders.
+
+    On failure raise ExportError and leave an older file as it was.
+    """
     path = Path(path)
     try:
         part = path.with_name(path.name + ".part")
@@ -69,13 +81,19 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
         number = _find_cause(error, path)
         reason = _REASONS.get(number, error.strerror or str(error))
         raise ExportError(number, f"Cannot write {path}: {reason}.") from error
-    except ValueError as error:  # no name at all, a NUL in it, or letters that this system's names cannot hold
-        raise ExportError(errno.EINVAL, f"Cannot write {str(path)!r}: it is no name for a file ({error}); choose another one.") from error
+    # no name at all, a NUL in it, or letters that this system's names cannot hold
+    except ValueError as error:
+        raise ExportError(
+            errno.EINVAL,
+            f"Cannot write {str(path)!r}: it is no name for a file ({error}); choose another one.",
+        ) from error
     return path
 
 
 def _find_cause(error: OSError, path: Path) -> int | None:
-    """The system's number of what went wrong; Windows calls a folder in the way "access denied" and a long name "not found"."""
+    """The system's number of what went wrong; Windows calls a
+    folder in the way "access denied" and a long name "not found".
+    """
     if os.path.isdir(path):
         return errno.EISDIR
     return errno.ENAMETOOLONG if len(path.name) > _LONGEST_NAME else error.errno
@@ -84,7 +102,10 @@ def _find_cause(error: OSError, path: Path) -> int | None:
 def one_picture(view: View) -> View:
     """Return a View of batch 1 with something to write in it, or say how to get one."""
     if len(view) != 1:
-        raise ValueError(f"A batch of {len(view)} depth maps arrived for a file that holds one; write view[0], view[1] ... one by one.")
+        raise ValueError(
+            f"Expected one depth map a file, got a batch of {len(view)}. Write view[0], view[1] ... one by "
+            "one."
+        )
     return view.require_valid()
 
 
@@ -94,7 +115,9 @@ def camera_to_text(view: View) -> dict[str, str]:
 
 
 def camera_from_text(found: Mapping[str, Any], path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """What :func:`camera_to_text` wrote, or a JSON file's list, as ``intrinsics`` ``1 3 3`` for :func:`to_view`; {} if there is none."""
+    """What :func:`camera_to_text` wrote, or a JSON file's list, as ``intrinsics`` (1, 3, 3) for
+    :func:`to_view`; {} if there is none.
+    """
     value = found.get(CAMERA)
     if value is None:
         return {}
@@ -103,7 +126,8 @@ def camera_from_text(found: Mapping[str, Any], path: str | os.PathLike) -> dict[
         return {CAMERA: matrix.reshape(1, 3, 3)}
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(
-            f"{show_path(path)} holds a camera that is no 3 x 3 of numbers; remove its entry {CAMERA!r}, or write the file anew."
+            f"{show_path(path)} holds a camera that is no 3 x 3 of numbers; remove its entry {CAMERA!r}, or "
+            "write the file anew."
         ) from error
 
 
@@ -117,20 +141,27 @@ def read_number(value: Any, name: str, source: str, *, above_zero: bool = False,
             raise ValueError
     except (ValueError, OverflowError) as error:
         wanted = "a finite number above 0" if above_zero else "a finite number"
-        raise ValueError(f"Expected {wanted} as {name!r} in {source}, got {_shorten(value)}. Correct or remove it.") from error
+        raise ValueError(
+            f"Expected {wanted} as {name!r} in {source}, got {_shorten(value)}. Correct or remove it."
+        ) from error
     return number
 
 
 def choose_units(stated: Any, given: Units | None, source: str) -> Units | None:
     """The caller's unit, or else the file's, in whatever word it has for it; None if neither names one.
 
-    A unit of neither kind, as millimetres, is refused unless the caller takes the depth for relative, which it is.
+    A unit of neither kind, as millimetres, is refused unless the caller takes the depth for relative, which
+    it is.
     """
     if stated is None:
         return given
     found = name_units(stated, source)
     if found not in _UNITS and given != "relative":
-        raise ValueError(_wrong_units(stated, source, "Convert the depth to meters and correct the entry, or read it as relative."))
+        raise ValueError(
+            _wrong_units(
+                stated, source, "Convert the depth to meters and correct the entry, or read it as relative."
+            )
+        )
     return given or found
 
 
@@ -148,7 +179,9 @@ def _wrong_units(stated: Any, source: str, remedy: str) -> str:
 
 def check_direction(stated: Any, source: str) -> None:
     """Refuse a file that says of its numbers that they do not grow with the distance."""
-    if stated is not None and (not isinstance(stated, str) or "".join(stated.lower().split()) != "larger=farther"):
+    if stated is not None and (
+        not isinstance(stated, str) or "".join(stated.lower().split()) != "larger=farther"
+    ):
         raise ValueError(
             f"Expected the direction 'larger = farther' in {source}, got {_shorten(stated)}. "
             "Store depth, not disparity or an inverted image, and correct the entry."
@@ -156,11 +189,16 @@ def check_direction(stated: Any, source: str) -> None:
 
 
 def to_view(depth, *, units: Any, path: str | os.PathLike, **others) -> View:
-    """What a reader found as a View; ``units`` None means that neither file nor caller named them. Refusals name the file."""
+    """What a reader found as a View; ``units`` None means that neither file nor caller named them.
+
+    Refusals name the file.
+    """
     source = show_path(path)
     units = choose_units(units, None, source)
     if units is None:
-        raise UnstatedError(f"{source} does not say what its numbers are: pass units='metric' (metres) or units='relative'.")
+        raise UnstatedError(
+            f"{source} does not say what its numbers are: pass units='metric' (metres) or units='relative'."
+        )
     try:
         return View.from_depth(depth, units=units, **others)
     except ValueError as error:

@@ -1,6 +1,7 @@
-"""NPZ: a whole View, batch and all, exactly; plain numpy arrays under the View's own field names, nothing pickled.
+"""NPZ: a whole View, batch included, without loss, as plain numpy arrays under the View's field names.
 
-Depth Anything 3's and VGGT's own exports are read too: their camera, pose, confidence and images under their names.
+Depth Anything 3's and VGGT's own exports are read too: their camera, pose, confidence and images under their
+names.
 """
 
 from __future__ import annotations
@@ -26,28 +27,40 @@ from ..text_files import show_path
 from .files import check_direction, choose_units, read_number, to_view, write_file
 
 _FIELDS = tuple(field.name for field in fields(View) if field.name not in ("depth", "units"))
-# other programs' names of our fields, by the confidence that tells their layout: Depth Anything 3's and VGGT's
+# other programs' names of our fields, by the confidence that tells their layout: Depth Anything 3's and
+# VGGT's
 _LAYOUTS = {
     "conf": {"conf": "confidence", "extrinsics": "world_to_cam"},
-    "depth_conf": {"depth_conf": "confidence", "extrinsic": "world_to_cam", "intrinsic": "intrinsics", "images": "image"},
+    "depth_conf": {
+        "depth_conf": "confidence",
+        "extrinsic": "world_to_cam",
+        "intrinsic": "intrinsics",
+        "images": "image",
+    },
 }
 _STATED = ("units", "depth_units", "direction", "depth_direction", "depth_scale", "depth_offset")
-_BOMB = 2**30, 200  # bytes of one array, and how many of them a byte of the file stands for: no real map packs so well
+# bytes of one array, and how many of them a byte of the file stands for: no real map packs so well
+_BOMB = 2**30, 200
 _LAST_CHARACTER = 0x10FFFF
 _DAMAGES = (
-    ValueError, TypeError, KeyError, OverflowError, RuntimeError, SyntaxError, EOFError, OSError, MemoryError, struct.error,
+    ValueError, TypeError, KeyError, OverflowError, RuntimeError, SyntaxError, EOFError, OSError, MemoryError,
+    struct.error,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 
 
 def encode_npz(view: View, notes: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a compressed NPZ with ``units`` as text, each present tensor of the View, and ``notes`` as texts."""
+    """The bytes of a compressed NPZ with ``units`` as text, each present tensor of the View, and ``notes`` as
+    texts.
+    """
     tensors = {field.name: getattr(view, field.name) for field in fields(view) if field.name != "units"}
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
     taken = {"depth", *_FIELDS, *_STATED, *_LAYOUTS}
     texts = {name: np.array(text) for name, text in (notes or {}).items() if name not in taken}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, units=np.array(view.units), direction=np.array("larger = farther"), **texts, **arrays)
+    np.savez_compressed(
+        buffer, units=np.array(view.units), direction=np.array("larger = farther"), **texts, **arrays
+    )
     return buffer.getvalue()
 
 
@@ -57,15 +70,18 @@ def write_npz(path: str | os.PathLike, view: View, *, notes: Mapping[str, str] |
 
 
 def read_npz(path: str | os.PathLike, *, units: Units | None = None) -> View:
-    """Read a View from an NPZ with at least ``depth``, in any layout View.from_depth takes; ``units`` serves files without."""
+    """Read a View from an NPZ with at least ``depth``, in any layout View.from_depth takes.
+
+    ``units`` serves files without.
+    """
     return load_npz(path, units=units)[0]
 
 
 def load_npz(path: str | os.PathLike, *, units: Units | None = None) -> tuple[View, tuple[str, ...]]:
     """As :func:`read_npz`, with a sentence on the arrays that were left out.
 
-    What the file states is heeded: ``depth_scale`` and ``depth_offset`` make depths of its numbers, another direction or a
-    unit that is not ours is refused.
+    What the file states is heeded: ``depth_scale`` and ``depth_offset`` make depths of its numbers, another
+    direction or a unit that is not ours is refused.
     """
     source, data = show_path(path), Path(path).read_bytes()
     try:
@@ -74,11 +90,16 @@ def load_npz(path: str | os.PathLike, *, units: Units | None = None) -> tuple[Vi
         raise ValueError(_damaged(source, error)) from error
     if "depth" not in entries:
         raise ValueError(
-            f"{source} holds {sorted(entries)}, wanted an array named 'depth'. Save it by this name: numpy.savez(path, depth=...)."
+            f"Expected an array named 'depth' in {source}, got {sorted(entries)}. Save it by this name: "
+            "numpy.savez(path, depth=...)."
         )
     found = _find_fields(entries)
     try:
-        arrays = {name: _read_entry(data, entries[name], source) for name in ("depth", *found, *_STATED) if name in entries}
+        arrays = {
+            name: _read_entry(data, entries[name], source)
+            for name in ("depth", *found, *_STATED)
+            if name in entries
+        }
     except _DAMAGES as error:
         raise error if isinstance(error, _NotPlain) else ValueError(_damaged(source, error)) from error
     stated = {name: _read_stated(arrays.pop(name), name, source) for name in _STATED if name in arrays}
@@ -89,7 +110,11 @@ def load_npz(path: str | os.PathLike, *, units: Units | None = None) -> tuple[Vi
         depth = depth[:, None]  # our own writer's, whose maps may be one pixel wide
     if set(_LAYOUTS) & set(entries):
         # these programs write identities where they know no camera
-        found = {name: field for name, field in found.items() if field != "intrinsics" or not _is_identity(arrays[name])}
+        found = {
+            name: field
+            for name, field in found.items()
+            if field != "intrinsics" or not _is_identity(arrays[name])
+        }
     others = {field: _of_others(name, field, arrays[name], source) for name, field in found.items()}
     return to_view(depth, units=units, path=path, **others), _name_left_out(entries, found, source)
 
@@ -126,7 +151,9 @@ def _list_entries(data: bytes) -> dict[str, _Entry]:
         for info in archive.infolist():
             if info.filename.endswith(".npy") and not info.filename.startswith("__MACOSX/"):
                 with archive.open(info) as file:
-                    entries[info.filename.removesuffix(".npy")] = _Entry(info, *_read_header(file), file.tell())
+                    entries[info.filename.removesuffix(".npy")] = _Entry(
+                        info, *_read_header(file), file.tell()
+                    )
     return entries
 
 
@@ -140,17 +167,19 @@ def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _read_entry(data: bytes, entry: _Entry, source: str) -> np.ndarray:
-    """The numbers of one array, which must be as many as its header says and no more than a real file packs."""
+    """The numbers of one array, which must be as many as its header says and no more than a real file packs.
+    """
     name, size = entry.info.filename.removesuffix(".npy"), entry.size
     if entry.dtype.hasobject:
         raise _NotPlain(
-            f"{source} is not an NPZ of plain arrays: expected numbers in the array {name!r}, got pickled objects. Save it as float32."
+            f"{source} is not an NPZ of plain arrays: expected numbers in the array {name!r}, got pickled "
+            "objects. Save it as float32."
         )
     most, ratio = _BOMB
     if max(size, entry.info.file_size) > max(most, ratio * entry.info.compress_size):
         raise _NotPlain(
-            f"Expected a depth in {source}, got {max(size, entry.info.file_size):.3g} bytes of {name!r} packed into "
-            f"{entry.info.compress_size}. It is damaged or forged: write it anew."
+            f"Expected a depth in {source}, got {max(size, entry.info.file_size):.3g} bytes of {name!r} "
+            f"packed into {entry.info.compress_size}. It is damaged or forged: write it anew."
         )
     if min(entry.shape, default=1) < 0 or size != entry.info.file_size - entry.start:
         raise ValueError(f"the array {name!r} of {size} bytes holds {entry.info.file_size - entry.start}")
@@ -162,11 +191,18 @@ def _read_entry(data: bytes, entry: _Entry, source: str) -> np.ndarray:
 
 
 def _find_fields(entries: Mapping[str, _Entry]) -> dict[str, str]:
-    """Which arrays are fields of the View: name in the file to name of the field. Our own names go before the others'."""
+    """Which arrays are fields of the View: name in the file to name of the field.
+
+    Our own names go before the others'.
+    """
     found = {name: name for name in _FIELDS if name in entries}
     for sign, names in _LAYOUTS.items():
         if sign in entries:
-            found |= {name: field for name, field in names.items() if name in entries and field not in found.values()}
+            found |= {
+                name: field
+                for name, field in names.items()
+                if name in entries and field not in found.values()
+            }
     return found
 
 
@@ -189,12 +225,19 @@ def _read_stated(array: np.ndarray, name: str, source: str) -> str | float:
     if array.dtype.kind == "U":
         codes = np.frombuffer(array.tobytes(), np.dtype("u4").newbyteorder(array.dtype.byteorder))
         if bool((codes > _LAST_CHARACTER).any()):  # Python would not survive such a text
-            raise ValueError(f"Expected text as {name!r} in {source}, got characters that are none. It is damaged: write it anew.")
+            raise ValueError(
+                f"Expected text as {name!r} in {source}, got characters that are none. It is damaged: write "
+                "it anew."
+            )
     one = array.reshape(-1)[0] if array.size == 1 else array
     if name in ("depth_scale", "depth_offset"):
-        return read_number(one.item() if array.size == 1 else one, name, source, above_zero=name == "depth_scale")
+        return read_number(
+            one.item() if array.size == 1 else one, name, source, above_zero=name == "depth_scale"
+        )
     if array.size != 1 or array.dtype.kind not in "US":
-        raise ValueError(f"Expected text as {name!r} in {source}, got {array.dtype} {array.shape}. Correct or remove it.")
+        raise ValueError(
+            f"Expected text as {name!r} in {source}, got {array.dtype} {array.shape}. Correct or remove it."
+        )
     return one.decode("utf-8", "backslashreplace") if isinstance(one, bytes) else str(one)
 
 
@@ -211,12 +254,18 @@ def _scaled(values: np.ndarray, stated: Mapping[str, Any], source: str) -> np.nd
     if not {"depth_scale", "depth_offset"} & set(stated):
         return values
     values = as_float_tensor(values, name="depth", source=source).double().numpy()
-    return np.where(values == 0, 0.0, values * stated.get("depth_scale", 1.0) + stated.get("depth_offset", 0.0))
+    return np.where(
+        values == 0, 0.0, values * stated.get("depth_scale", 1.0) + stated.get("depth_offset", 0.0)
+    )
 
 
 def _name_left_out(entries: Mapping[str, _Entry], found: Mapping[str, str], source: str) -> tuple[str, ...]:
     """One sentence on the arrays that have no place in a View; texts are notes."""
-    rest = {name: entry for name, entry in entries.items() if name not in ("depth", *found, *_STATED) and entry.dtype.kind not in "US"}
+    rest = {
+        name: entry
+        for name, entry in entries.items()
+        if name not in ("depth", *found, *_STATED) and entry.dtype.kind not in "US"
+    }
     if not rest:
         return ()
     listed = ", ".join(f"{name} ({entry.dtype} {entry.shape})" for name, entry in sorted(rest.items()))
@@ -224,4 +273,6 @@ def _name_left_out(entries: Mapping[str, _Entry], found: Mapping[str, str], sour
 
 
 def _damaged(source: str, error: BaseException) -> str:
-    return f"{source} is not an NPZ of plain arrays, or a damaged one: {error or type(error).__name__}. Write it anew by numpy.savez."
+    reason = error or type(error).__name__
+    fault = f"{source} is not an NPZ of plain arrays, or a damaged one: {reason}"
+    return f"{fault}. Write it anew by numpy.savez."

@@ -1,4 +1,4 @@
-"""PLY: a coloured point cloud, binary little endian, float positions and normals, 8-bit colours."""
+"""PLY: a colored point cloud, binary little endian, float positions and normals, 8-bit colors."""
 
 from __future__ import annotations
 
@@ -17,74 +17,99 @@ from .files import write_file
 
 Axes = Literal["gltf", "opencv"]
 
-_AXES_COMMENT = {"gltf": "axes: x right, y up, looks down -z (glTF)", "opencv": "axes: x right, y down, z forward (OpenCV)"}
+_AXES_COMMENT = {
+    "gltf": "axes: x right, y up, looks down -z (glTF)",
+    "opencv": "axes: x right, y down, z forward (OpenCV)",
+}
 
 
 def encode_ply(
     points: Tensor,
-    colours: Tensor | None = None,
+    colors: Tensor | None = None,
     normals: Tensor | None = None,
     *,
     axes: Axes = "gltf",
     comments: Sequence[str] = (),
 ) -> bytes:
-    """Points ``n 3`` in OpenCV axes, colours ``n 3`` in [0, 1], normals ``n 3``, as the bytes of a PLY.
+    """Points (n, 3) in OpenCV axes, colors (n, 3) in [0, 1], normals (n, 3), as the bytes of a PLY.
 
-    "gltf" turns points and normals y up, -z forward, as Blender's importer, ComfyUI's viewer and camera_info expect;
-    "opencv" writes them as they are. Which of the two stands in a comment, after which ``comments`` follow.
+    "gltf" turns points and normals y up, -z forward, as Blender's importer, ComfyUI's viewer and camera_info
+    expect; "opencv" writes them as they are. Which of the two stands in a comment, after which ``comments``
+    follow.
     """
     if axes not in get_args(Axes):
-        raise ValueError(f"Axes {axes!r} arrived, wanted one of {get_args(Axes)}.")
+        raise ValueError(f"Expected axes of {get_args(Axes)}, got {axes!r}. Choose one of these.")
     if any(not line.isascii() or "\n" in line for line in comments):
         raise ValueError("A PLY comment must be one line of ASCII text.")
-    columns = _columns(points, colours, normals, np.array(FLIP_Y_Z) if axes == "gltf" else np.ones(3))
+    columns = _columns(points, colors, normals, np.array(FLIP_Y_Z) if axes == "gltf" else np.ones(3))
     records = np.empty(len(points), dtype=[(name, kind) for name, kind, _ in columns])
     for name, _, values in columns:
         records[name] = values
     words = {"<f4": "float", "u1": "uchar"}
     header = ["ply", "format binary_little_endian 1.0", f"comment {_AXES_COMMENT[axes]}"]
     header += [f"comment {line}" for line in comments]
-    header += [f"element vertex {len(points)}"] + [f"property {words[kind]} {name}" for name, kind, _ in columns]
+    header += [f"element vertex {len(points)}"] + [
+        f"property {words[kind]} {name}" for name, kind, _ in columns
+    ]
     return ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + records.tobytes()
 
 
 def write_ply(
     path: str | os.PathLike,
     points: Tensor,
-    colours: Tensor | None = None,
+    colors: Tensor | None = None,
     normals: Tensor | None = None,
     *,
     axes: Axes = "gltf",
     comments: Sequence[str] = (),
 ) -> Path:
     """Write a point cloud; see :func:`encode_ply`."""
-    return write_file(path, encode_ply(points, colours, normals, axes=axes, comments=comments))
+    return write_file(path, encode_ply(points, colors, normals, axes=axes, comments=comments))
 
 
 def encode_point_cloud(cloud: PointCloud, camera_to_viewer: Tensor, *, comments: Sequence[str] = ()) -> bytes:
-    """A cloud as the bytes of a PLY in glTF axes, moved there by the pose ``4 4`` (geometry.points.viewer_pose)."""
+    """A cloud as the bytes of a PLY in glTF axes, moved there by the pose (4, 4)
+    (geometry.points.viewer_pose).
+    """
     if len(cloud.points) == 0:
-        raise ValueError("No point is left: every pixel is invalid or lies on a depth edge; raise the edge threshold, or set it to 0.")
-    back = cloud.points.new_tensor(FLIP_Y_Z)  # the writer turns OpenCV axes itself; a change of signs is exact
+        raise ValueError(
+            "No point is left: every pixel is invalid or lies on a depth edge; raise the edge threshold, or "
+            "set it to 0."
+        )
+    # the writer turns OpenCV axes itself; a change of signs is exact
+    back = cloud.points.new_tensor(FLIP_Y_Z)
     normals = None if cloud.normals is None else cloud.normals @ camera_to_viewer[:3, :3].T * back
-    return encode_ply(transform_points(cloud.points, camera_to_viewer) * back, cloud.colours, normals, comments=comments)
+    return encode_ply(
+        transform_points(cloud.points, camera_to_viewer) * back, cloud.colors, normals, comments=comments
+    )
 
 
-def _columns(points: Tensor, colours: Tensor | None, normals: Tensor | None, flip: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+def _columns(
+    points: Tensor, colors: Tensor | None, normals: Tensor | None, flip: np.ndarray
+) -> list[tuple[str, str, np.ndarray]]:
     """Name, kind and values of each vertex property, checked."""
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
-        raise ValueError(f"Points of shape {tuple(points.shape)} arrived, wanted (n, 3) with at least one point; is every pixel masked?")
-    for name, values in (("colours", colours), ("normals", normals)):
+        raise ValueError(
+            f"Expected points (n, 3), at least one, got {tuple(points.shape)}. Check that not every pixel is "
+            "masked."
+        )
+    for name, values in (("colors", colors), ("normals", normals)):
         if values is not None and values.shape != points.shape:
-            raise ValueError(f"{len(points)} points and {name} of shape {tuple(values.shape)} arrived, wanted one row of 3 for each point.")
-    if not bool(torch.isfinite(points).all()):
-        raise ValueError(f"{int((~torch.isfinite(points).all(dim=1)).sum())} of {len(points)} points are NaN or infinite; mask them first.")
+            raise ValueError(
+                f"Expected {name} {tuple(points.shape)}, one row a point, got {tuple(values.shape)}. Pass "
+                "those of the points."
+            )
+    broken = int((~torch.isfinite(points).all(dim=1)).sum())
+    if broken:
+        raise ValueError(
+            f"Expected finite points, got {broken} of {len(points)} NaN or infinite. Mask them first."
+        )
     places = points.detach().cpu().double().numpy() * flip
     columns = [(name, "<f4", places[:, axis]) for axis, name in enumerate("xyz")]
     if normals is not None:
         directions = normals.detach().cpu().double().numpy() * flip
         columns += [(name, "<f4", directions[:, axis]) for axis, name in enumerate(("nx", "ny", "nz"))]
-    if colours is not None:
-        levels = (colours.detach().cpu().double().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    if colors is not None:
+        levels = (colors.detach().cpu().double().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
         columns += [(name, "u1", levels[:, axis]) for axis, name in enumerate(("red", "green", "blue"))]
     return columns

@@ -1,8 +1,9 @@
-"""16-bit grey PNG: ``depth = value * scale + offset``, 0 is invalid; scale, offset and units stand in the file and in a JSON beside it.
+"""16-bit grey PNG: ``depth = value * scale + offset``, 0 is invalid; a JSON beside it repeats the facts.
 
 What text and JSON state must be possible and must agree: neither goes before the other.
 
-Python float text keeps every digit, so a file read back differs from what was written by at most half a scale.
+Python float text keeps every digit, so a file read back differs from what was written by at most half a
+scale.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ _FACTS = ("depth_units", "depth_scale", "depth_offset", "depth_invalid", "depth_
 
 
 def quantise(depth: Tensor, mask: Tensor, scale: float | None = None) -> tuple[np.ndarray, float, float]:
-    """Depth and mask ``h w`` to uint16 ``h w`` with its scale and offset.
+    """Depth and mask (h, w) to uint16 (h, w) with its scale and offset.
 
-    Without ``scale`` the valid range fills 1 ... 65535. With it the offset is 0 (0.001 writes metres as millimetres),
-    depths under one step become 1, so as not to read as invalid, and depths beyond 65535 steps are refused.
+    Without ``scale`` the valid range fills 1 ... 65535. With it the offset is 0 (0.001 writes metres as
+    millimetres), depths under one step become 1, so as not to read as invalid, and depths beyond 65535 steps
+    are refused.
     """
     values, valid = depth.detach().cpu().double().numpy(), mask.cpu().numpy()
     low, high = float(values[valid].min()), float(values[valid].max())
@@ -58,15 +60,15 @@ def quantise(depth: Tensor, mask: Tensor, scale: float | None = None) -> tuple[n
         offset = 0.0
         if not (math.isfinite(scale) and scale > 0) or high > scale * (_TOP + 0.5):
             raise ValueError(
-                f"Depths up to {high:.6g} do not fit into 16 bits at a scale of {scale:.6g} (at most {scale * _TOP:.6g}); "
-                "give a larger scale or none, or write EXR."
+                f"Depths up to {high:.6g} do not fit into 16 bits at a scale of {scale:.6g} (at most "
+                f"{scale * _TOP:.6g}); give a larger scale or none, or write EXR."
             )
     steps = np.where(valid, np.rint((values - offset) / scale).clip(1, _TOP), 0)
     return steps.astype(np.uint16), scale, offset
 
 
 def encode_png16(values: np.ndarray, text: dict[str, str] | None = None) -> bytes:
-    """uint16 ``h w`` as the bytes of a grey PNG with ``text`` in its tEXt chunks."""
+    """uint16 (h, w) as the bytes of a grey PNG with ``text`` in its tEXt chunks."""
     from PIL import Image, PngImagePlugin
 
     chunks = PngImagePlugin.PngInfo()
@@ -77,8 +79,11 @@ def encode_png16(values: np.ndarray, text: dict[str, str] | None = None) -> byte
     return buffer.getvalue()
 
 
-def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = None, notes: Mapping[str, str] | None = None) -> Path:
-    """Write the depth of a View with batch 1, and the same facts as JSON under the name with .json; see :func:`quantise`.
+def write_png16(
+    path: str | os.PathLike, view: View, *, scale: float | None = None, notes: Mapping[str, str] | None = None
+) -> Path:
+    """Write the depth of a View with batch 1, and the same facts as JSON under the name with .json; see
+    :func:`quantise`.
 
     ``notes`` go into the PNG's text, beside the facts.
     """
@@ -110,23 +115,35 @@ def write_png16(path: str | os.PathLike, view: View, *, scale: float | None = No
     return path
 
 
-def read_png16(path: str | os.PathLike, *, scale: float | None = None, offset: float = 0.0, units: Units | None = None) -> View:
+def read_png16(
+    path: str | os.PathLike, *, scale: float | None = None, offset: float = 0.0, units: Units | None = None
+) -> View:
     """Read a 16-bit grey PNG as a View; value 0 is invalid, and so is the value that tRNS calls transparent.
 
-    Scale, offset, units and camera come from the file's text or, when another program dropped that, from the JSON beside it;
-    where both state one, they must agree. Other programs' files say neither: pass ``scale`` and ``units`` (and ``offset``),
-    which also override the file's own. ValueError tells what is missing; FileNotFoundError and the like are the system's.
+    Scale, offset, units and camera come from the file's text or, when another program dropped that, from the
+    JSON beside it; where both state one, they must agree. Other programs' files say neither: pass ``scale``
+    and ``units`` (and ``offset``), which also override the file's own. ValueError tells what is missing;
+    FileNotFoundError and the like are the system's.
     """
     path = Path(path)
     source = show_path(path)
     values, text, transparent = _load(path)
     beside = find_sidecar(path)
-    facts = _agree(_read_text(text, source), _read_sidecar(beside, values.shape, source), beside, source, ignored=scale is not None)
-    units = choose_units(facts.get("depth_units"), units, source if "depth_units" in text else show_path(beside))
+    facts = _agree(
+        _read_text(text, source),
+        _read_sidecar(beside, values.shape, source),
+        beside,
+        source,
+        ignored=scale is not None,
+    )
+    units = choose_units(
+        facts.get("depth_units"), units, source if "depth_units" in text else show_path(beside)
+    )
     if scale is None:
         if "depth_scale" not in facts:
             raise UnstatedError(
-                f"{source} does not say its scale: pass scale and units, as scale=0.001, units='metric' for millimetres.",
+                f"{source} does not say its scale: pass scale and units, as scale=0.001, units='metric' for "
+                "millimetres.",
                 ("scale",) if units else ("scale", "units"),
             )
         scale, offset = facts["depth_scale"], facts.get("depth_offset", 0.0)
@@ -144,7 +161,7 @@ def find_sidecar(path: Path) -> Path:
 
 
 def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:
-    """Values ``h w``, text and transparent value of a 16-bit grey PNG."""
+    """Values (h, w), text and transparent value of a 16-bit grey PNG."""
     from PIL import Image
 
     data, source = io.BytesIO(path.read_bytes()), show_path(path)
@@ -156,18 +173,41 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:
         frames, values = getattr(picture, "n_frames", 1), np.asarray(picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise ValueError(
-            f"Expected a 16-bit grey PNG in {source}, got more pixels than can be opened ({error}). Make it smaller."
+            f"Expected a 16-bit grey PNG in {source}, got more pixels than can be opened ({error}). Make it "
+            "smaller."
         ) from error
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+    ) as error:
         # what Pillow raises, depending on the place of the damage
-        raise ValueError(f"{source} is no picture, or a damaged one; wanted a 16-bit grey PNG.") from error
+        raise ValueError(
+            f"Expected a 16-bit grey PNG in {source}, got no image or a damaged one. Save it again."
+        ) from error
     if kind != "PNG" or not mode.startswith("I"):
-        remedy = "load a depth of 8 bits as a picture, and say what white means in View from Depth Image (view_from_image)"
-        raise ValueError(f"{source} is a {kind} picture of mode {mode}, wanted a 16-bit grey PNG: {remedy}.")
+        remedy = (
+            "Load a depth of 8 bits as an image, and say what white means in View from Depth Image "
+            "(view_from_image)"
+        )
+        raise ValueError(
+            f"Expected a 16-bit grey PNG in {source}, got a {kind} image of mode {mode}. {remedy}."
+        )
     if frames > 1:
-        raise ValueError(f"Expected one depth in {source}, got an animation of {frames}. Save its frames one by one.")
+        raise ValueError(
+            f"Expected one depth in {source}, got an animation of {frames}. Save its frames one by one."
+        )
     if turned in range(2, 9):
-        raise ValueError(f"Expected an upright depth in {source}, got Exif orientation {turned}. Turn its pixels and remove the tag.")
+        raise ValueError(
+            f"Expected an upright depth in {source}, got Exif orientation {turned}. Turn its pixels and "
+            "remove the tag."
+        )
     return values.astype(np.uint16), text, transparent if isinstance(transparent, int) else None
 
 
@@ -178,7 +218,10 @@ def _read_text(text: dict[str, str], source: str) -> dict[str, Any]:
 
 
 def _read_sidecar(beside: Path, shape: tuple[int, int], picture: str) -> dict[str, Any]:
-    """The facts in the JSON beside a picture of this shape (height, width); nothing if there is none, or if it is about other things."""
+    """The facts in the JSON beside an image of this shape (height, width).
+
+    Nothing if there is none, or if it is about other things.
+    """
     if not beside.is_file():
         return {}
     stated, source = read_json_object(beside), show_path(beside)
@@ -187,7 +230,8 @@ def _read_sidecar(beside: Path, shape: tuple[int, int], picture: str) -> dict[st
         for name, own in zip(("height", "width"), shape, strict=True):
             if name in stated and read_number(stated[name], name, source) != own:
                 raise ValueError(
-                    f"Expected the {name} {own} of {picture} in {source}, got {stated[name]}: it describes another image. Remove it."
+                    f"Expected the {name} {own} of {picture} in {source}, got {stated[name]}: it describes "
+                    "another image. Remove it."
                 )
     return _check_facts(found, source) | camera_from_text(stated, beside)
 
@@ -200,7 +244,10 @@ def _check_facts(found: dict[str, Any], source: str, *, text: bool = False) -> d
         if name in found
     }
     if facts.pop("depth_invalid", 0) != 0:
-        raise ValueError(f"Expected 0 as 'depth_invalid' in {source}, got {found['depth_invalid']}. Set its invalid pixels to 0.")
+        raise ValueError(
+            f"Expected 0 as 'depth_invalid' in {source}, got {found['depth_invalid']}. Set its invalid "
+            "pixels to 0."
+        )
     if "depth_direction" in found:
         check_direction(found["depth_direction"], source)
     if "depth_units" in found:
@@ -208,8 +255,13 @@ def _check_facts(found: dict[str, Any], source: str, *, text: bool = False) -> d
     return facts
 
 
-def _agree(text: dict[str, Any], sidecar: dict[str, Any], beside: Path, source: str, *, ignored: bool) -> dict[str, Any]:
-    """What text and JSON state together; where they differ, neither is believed. ``ignored``: the caller brings the scale."""
+def _agree(
+    text: dict[str, Any], sidecar: dict[str, Any], beside: Path, source: str, *, ignored: bool
+) -> dict[str, Any]:
+    """What text and JSON state together; where they differ, neither is believed.
+
+    ``ignored``: the caller brings the scale.
+    """
     for name in text.keys() & sidecar.keys():
         mine, other = text[name], sidecar[name]
         if ignored and name in ("depth_scale", "depth_offset"):
@@ -217,7 +269,7 @@ def _agree(text: dict[str, Any], sidecar: dict[str, Any], beside: Path, source: 
         if not (torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other):
             shown = [value.tolist() if isinstance(value, Tensor) else value for value in (mine, other)]
             raise ValueError(
-                f"Expected one {name} for {source}, got {shown[0]} in its text and {shown[1]} in {show_path(beside)}. "
-                "Correct or remove the JSON."
+                f"Expected one {name} for {source}, got {shown[0]} in its text and {shown[1]} in "
+                f"{show_path(beside)}. Correct or remove the JSON."
             )
     return sidecar | text

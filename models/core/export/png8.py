@@ -1,4 +1,4 @@
-"""8-bit RGB PNG: pictures for people; a depth belongs into png16, exr or npz."""
+"""8-bit RGB PNG: images for people; a depth belongs into png16, exr or npz."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from .webp import to_uint8
 
 
 def encode_png8(image: Tensor, text: Mapping[str, str] | None = None) -> bytes:
-    """A picture ``h w 3`` in [0, 1] as the bytes of a PNG, with ``text`` (seed, prompt ...) in its metadata."""
+    """An image (h, w, 3) in [0, 1] as the bytes of a PNG, with ``text`` (seed, prompt ...) in its metadata.
+    """
     from PIL import Image, PngImagePlugin
 
     if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"A picture of shape {tuple(image.shape)} arrived, wanted (height, width, 3); pick one of the batch.")
+        raise ValueError(f"Expected an image (h, w, 3), got {tuple(image.shape)}. Pick one of the batch.")
     chunks = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         chunks.add_itxt(key, value)
@@ -28,5 +29,5 @@ def encode_png8(image: Tensor, text: Mapping[str, str] | None = None) -> bytes:
 
 
 def write_png8(path: str | os.PathLike, image: Tensor, text: Mapping[str, str] | None = None) -> Path:
-    """Write one picture; see :func:`encode_png8`."""
+    """Write one image; see :func:`encode_png8`."""
     return write_file(path, encode_png8(image, text))

@@ -1,4 +1,4 @@
-"""Animated WebP through Pillow: small, in full colour, and shown by every browser."""
+"""Animated WebP through Pillow: small, in full color, and shown by every browser."""
 
 from __future__ import annotations
 
@@ -14,21 +14,32 @@ from .files import write_file
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """A picture ``... 3`` in [0, 1] as 8-bit levels."""
+    """An image (..., 3) in [0, 1] as 8-bit levels."""
     return (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def encode_webp(frames: Tensor | Sequence[Tensor], *, fps: float = 24.0, quality: int = 88, lossless: bool = False) -> bytes:
-    """Frames ``t h w 3`` in [0, 1], or a list of equal ``h w 3``, as an endless animation; one frame is a still picture."""
+def encode_webp(
+    frames: Tensor | Sequence[Tensor], *, fps: float = 24.0, quality: int = 88, lossless: bool = False
+) -> bytes:
+    """Frames (t, h, w, 3) in [0, 1], or a list of equal (h, w, 3), as an endless animation.
+
+    One frame is a still image.
+    """
     from PIL import Image, features
 
-    if len(frames) == 0 or any(frame.shape != frames[0].shape or frame.ndim != 3 or frame.shape[-1] != 3 for frame in frames):
+    if len(frames) == 0 or any(
+        frame.shape != frames[0].shape or frame.ndim != 3 or frame.shape[-1] != 3 for frame in frames
+    ):
         shapes = sorted({tuple(frame.shape) for frame in frames})
-        raise ValueError(f"Frames of shapes {shapes} arrived, wanted one or more, all of the same (height, width, 3).")
+        raise ValueError(
+            f"Expected one or more frames, all of one (h, w, 3), got {shapes}. Resize them to one size."
+        )
     if not 0 < fps <= 1000:
-        raise ValueError(f"{fps} frames a second were asked for, wanted more than 0 and at most 1000.")
+        raise ValueError(f"Expected more than 0 and at most 1000 frames a second, got {fps}. Correct fps.")
     if not features.check("webp"):
-        raise RuntimeError("This Pillow was built without WebP: reinstall it with pip install --force-reinstall pillow.")
+        raise RuntimeError(
+            "This Pillow was built without WebP: reinstall it with pip install --force-reinstall pillow."
+        )
     first, *rest = [Image.fromarray(to_uint8(frame).numpy()) for frame in frames]
     # WebP counts whole milliseconds: rounding the running time keeps the length of the whole right
     times = [round(1000 * index / fps) for index in range(len(frames) + 1)]
@@ -41,7 +52,12 @@ def encode_webp(frames: Tensor | Sequence[Tensor], *, fps: float = 24.0, quality
 
 
 def write_webp(
-    path: str | os.PathLike, frames: Tensor | Sequence[Tensor], *, fps: float = 24.0, quality: int = 88, lossless: bool = False
+    path: str | os.PathLike,
+    frames: Tensor | Sequence[Tensor],
+    *,
+    fps: float = 24.0,
+    quality: int = 88,
+    lossless: bool = False,
 ) -> Path:
     """Write an animation; see :func:`encode_webp`."""
     return write_file(path, encode_webp(frames, fps=fps, quality=quality, lossless=lossless))

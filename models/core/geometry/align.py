@@ -1,7 +1,7 @@
-"""Fit a predicted depth to a target before they are compared: one scale, or scale and shift, for each picture.
+"""Align a predicted depth to a target: one scale, or scale and shift, for each image.
 
-``pred`` and ``target`` are ``b ...`` in any one quantity (depth, or disparity), ``mask`` is bool, True where both count.
-All sums run in float64.
+``pred`` and ``target`` are (b, ...) in any one quantity (depth, or disparity), ``mask`` is bool, True where
+both count. All sums run in float64.
 """
 
 from __future__ import annotations
@@ -19,44 +19,53 @@ ScaleMethod = Literal["median", "least_squares", "l1"]
 AffineMethod = Literal["least_squares", "l1"]
 Fit = Literal["scale", "scale, robust", "scale and shift", "scale and shift, robust"]
 Quantity = Literal["depth", "disparity"]
-Each = Callable[[list], Iterable]  # runs a loop over pictures: a host shows how far it is, and ends it between two of them
+# runs a loop over images: a host shows how far it is, and ends it between two of them
+Each = Callable[[list], Iterable]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """``aligned = scale * pred + shift``, one of each per picture."""
+    """``aligned = scale * pred + shift``, one of each per image."""
 
     scale: Tensor  # b, float64
     shift: Tensor  # b, float64
 
     def apply(self, pred: Tensor) -> Tensor:
-        """The aligned prediction ``b ...`` in the dtype of ``pred``."""
+        """The aligned prediction (b, ...) in the dtype of ``pred``."""
         shape = (-1,) + (1,) * (pred.ndim - 1)
         return (pred.double() * self.scale.reshape(shape) + self.shift.reshape(shape)).to(pred.dtype)
 
     def describe(self) -> str:
-        """Scale and shift of each picture, a line each."""
+        """Scale and shift of each image, a line each."""
         pairs = zip(self.scale.tolist(), self.shift.tolist(), strict=True)
-        return "\n".join(f"picture {index}: scale {scale:.6g}, shift {shift:.6g}" for index, (scale, shift) in enumerate(pairs))
+        return "\n".join(
+            f"picture {index}: scale {scale:.6g}, shift {shift:.6g}"
+            for index, (scale, shift) in enumerate(pairs)
+        )
 
     def check_direction(self) -> None:
-        """Raise ValueError naming the first picture that the fit turns around: its near things become far."""
+        """Raise ValueError naming the first image that the fit turns around: its near things become far."""
         for index, scale in enumerate(self.scale.tolist()):
             if not scale > 0:
                 raise ValueError(
-                    f"The best fit of picture {index} has the scale {scale:.4g}, which makes near things far, or all things equally "
-                    "far: check that disparity was not taken for depth and that both show the same scene, or fit the scale alone."
+                    f"The best fit of picture {index} has the scale {scale:.4g}, which makes near things "
+                    "far, or all things equally far: check that disparity was not taken for depth and that "
+                    "both show the same scene, or fit the scale alone."
                 )
 
 
-def align_scale(pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMethod = "median", each: Each = iter) -> Alignment:
-    """The scale of each picture, shift 0.
+def align_scale(
+    pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMethod = "median", each: Each = iter
+) -> Alignment:
+    """The scale of each image, shift 0.
 
-    "median" is median(target) / median(pred), the custom in depth papers; "least_squares" minimises the squared error;
-    "l1" the absolute error, exactly, and is the one that outliers move least.
+    "median" is median(target) / median(pred), the custom in depth papers; "least_squares" minimizes the
+    squared error; "l1" the absolute error, exactly, and is the one that outliers move least.
     """
     if method not in get_args(ScaleMethod):
-        raise ValueError(f"Scale method {method!r} arrived, wanted one of {get_args(ScaleMethod)}.")
+        raise ValueError(
+            f"Expected a scale method of {get_args(ScaleMethod)}, got {method!r}. Choose one of these."
+        )
     fit = {"median": _median_scale, "least_squares": _least_squares_scale, "l1": _l1_scale}[method]
     scale = torch.stack([fit(p, t) for p, t in each(_pixels(pred, target, mask))])
     return Alignment(scale, torch.zeros_like(scale))
@@ -65,12 +74,16 @@ def align_scale(pred: Tensor, target: Tensor, mask: Tensor, *, method: ScaleMeth
 def align_scale_shift(
     pred: Tensor, target: Tensor, mask: Tensor, *, method: AffineMethod = "least_squares", each: Each = iter
 ) -> Alignment:
-    """Scale and shift of each picture, by least squares or by absolute error ("l1", robust, iteratively reweighted).
+    """Scale and shift of each image, by least squares or by absolute error ("l1", robust, iteratively
+    reweighted).
 
     A constant prediction carries no shift: it gets the scale that meets the target's mean.
     """
     if method not in get_args(AffineMethod):
-        raise ValueError(f"Scale and shift method {method!r} arrived, wanted one of {get_args(AffineMethod)}.")
+        raise ValueError(
+            f"Expected a scale and shift method of {get_args(AffineMethod)}, got {method!r}. Choose one of "
+            "these."
+        )
     fit = {"least_squares": _affine, "l1": _l1_affine}[method]
     fits = [fit(p, t) for p, t in each(_pixels(pred, target, mask))]
     return Alignment(torch.stack([scale for scale, _ in fits]), torch.stack([shift for _, shift in fits]))
@@ -79,19 +92,26 @@ def align_scale_shift(
 def align_depth(
     depth: Tensor, target: Tensor, mask: Tensor, fit: Fit, quantity: Quantity = "depth", *, each: Each = iter
 ) -> tuple[Tensor, Alignment]:
-    """Depth ``b h w`` fitted to a target where ``mask`` is True, by median or least squares, or robustly by absolute error.
+    """Depth (b, h, w) fitted to a target where ``mask`` is True, by median or least squares, or robustly by
+    absolute error.
 
-    In "disparity" 1 / depth is fitted to 1 / target, which weighs near things more and is what a network of disparity needs.
-    The fit holds for all pixels; those it drives to 0, below, or beyond infinity come back as 0 or less, or infinite.
+    In "disparity" 1 / depth is fitted to 1 / target, which weighs near things more and is what a network of
+    disparity needs. The fit holds for all pixels; those it drives to 0, below, or beyond infinity come back
+    as 0 or less, or infinite.
     """
     if fit not in get_args(Fit) or quantity not in get_args(Quantity):
-        raise ValueError(f"The fit {fit!r} of {quantity!r} arrived, wanted one of {get_args(Fit)} of one of {get_args(Quantity)}.")
+        raise ValueError(
+            f"Expected a fit of {get_args(Fit)} in {get_args(Quantity)}, got {fit!r} in {quantity!r}. Choose "
+            "one of these."
+        )
     depth, target = depth.double(), target.double()
     if quantity == "disparity":
         depth, target = 1 / depth, 1 / target
     ends = (torch.where(mask, values, torch.zeros_like(values)) for values in (depth, target))
     if fit.startswith("scale and shift"):
-        found = align_scale_shift(*ends, mask, method="l1" if fit.endswith("robust") else "least_squares", each=each)
+        found = align_scale_shift(
+            *ends, mask, method="l1" if fit.endswith("robust") else "least_squares", each=each
+        )
     else:
         found = align_scale(*ends, mask, method="l1" if fit.endswith("robust") else "median", each=each)
     aligned = found.apply(depth)
@@ -99,25 +119,30 @@ def align_depth(
 
 
 def match_views(view: View, reference: View) -> tuple[Tensor, Tensor, Tensor]:
-    """Depth, true depth and their common mask, ``b h w``; one of a batch of 1 serves the whole batch."""
+    """Depth, true depth and their common mask, (b, h, w); one of a batch of 1 serves the whole batch."""
     if view.depth.shape[1:] != reference.depth.shape[1:]:
-        own, wanted = (f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in (view.depth, reference.depth))
+        own, other = (f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in (view.depth, reference.depth))
         raise ValueError(
-            f"A depth of {own} and a reference of {wanted} pixels arrived, wanted the same size: scale the picture to {wanted} with "
-            "Upscale Image before its depth is made, or make both depths from one picture."
+            f"Expected a depth of the reference's {other} pixels, got {own}. Scale the image to {other} with "
+            "Upscale Image before estimating its depth, or estimate both depths from one image."
         )
     if len(view) != len(reference) and 1 not in (len(view), len(reference)):
-        raise ValueError(f"{len(view)} depth maps and {len(reference)} references arrived: give equally many, or one for all.")
+        raise ValueError(
+            f"Expected as many references as depth maps, got {len(reference)} for {len(view)}. Give equally "
+            "many, or one for all."
+        )
     depth, target = torch.broadcast_tensors(view.depth, reference.depth.to(view.depth.device))
     return depth, target, view.mask & reference.mask.to(view.mask.device)
 
 
-def align_view(view: View, reference: View, fit: Fit, quantity: Quantity = "depth", *, each: Each = iter) -> tuple[View, Alignment]:
+def align_view(
+    view: View, reference: View, fit: Fit, quantity: Quantity = "depth", *, each: Each = iter
+) -> tuple[View, Alignment]:
     """The View in the scale and unit of a reference, and what was fitted.
 
-    Pixels that the fit drives to 0, below, or beyond infinity become invalid. A pose keeps its place in the scaled world.
-    A shift, or a scale of disparity with one, bends surfaces: pose and normals do not survive it. A scale of 0 or below is
-    refused: it is no depth of this scene that comes out.
+    Pixels that the fit drives to 0, below, or beyond infinity become invalid. A pose keeps its place in the
+    scaled world. A shift, or a scale of disparity with one, bends surfaces: pose and normals do not survive
+    it. A scale of 0 or below is refused: it is no depth of this scene that comes out.
     """
     depth, target, mask = match_views(view, reference)
     aligned, found = align_depth(depth, target, mask, fit, quantity, each=each)
@@ -135,25 +160,37 @@ def align_view(view: View, reference: View, fit: Fit, quantity: Quantity = "dept
 
 
 def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The valid pixels of each picture, flat and float64."""
+    """The valid pixels of each image, flat and float64."""
     if not pred.shape == target.shape == mask.shape:
         shapes = tuple(pred.shape), tuple(target.shape), tuple(mask.shape)
-        raise ValueError(f"Prediction, target and mask have shapes {shapes}, wanted three equal ones.")
+        raise ValueError(
+            f"Expected prediction, target and mask of one shape, got {shapes}. Resize them to one size."
+        )
     pairs = [(p[m].double(), t[m].double()) for p, t, m in zip(pred, target, mask, strict=True)]
     for index, (p, t) in enumerate(pairs):
         if p.numel() == 0:
-            raise ValueError(f"Picture {index} of {len(pairs)} has no valid pixel to align by; leave it out or mend its mask.")
+            raise ValueError(
+                f"Picture {index} of {len(pairs)} has no valid pixel to align by; leave it out or mend its "
+                "mask."
+            )
         if not bool(torch.isfinite(p).all() and torch.isfinite(t).all()):
-            raise ValueError(f"Picture {index} of {len(pairs)} holds NaN or infinity inside its mask; mask these pixels.")
+            raise ValueError(
+                f"Picture {index} of {len(pairs)} holds NaN or infinity inside its mask; mask these pixels."
+            )
         if not bool(p.any()):
-            raise ValueError(f"The prediction of picture {index} is zero in every valid pixel: no scale can fit it.")
+            raise ValueError(
+                f"The prediction of picture {index} is zero in every valid pixel: no scale can fit it."
+            )
     return pairs
 
 
 def _median_scale(pred: Tensor, target: Tensor) -> Tensor:
     median = percentile(pred, 50)
     if float(median) == 0:
-        raise ValueError("The prediction's median is zero, so the median gives no scale; use method 'least_squares' or 'l1'.")
+        raise ValueError(
+            "The prediction's median is zero, so the median gives no scale; use method 'least_squares' or "
+            "'l1'."
+        )
     return percentile(target, 50) / median
 
 
@@ -170,7 +207,7 @@ def _l1_scale(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _affine(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weighted least squares of scale and shift, in the centred form that keeps its digits."""
+    """Weighted least squares of scale and shift, in the centered form that keeps its digits."""
     weight = torch.ones_like(pred) if weight is None else weight
     weight = weight / weight.sum()
     mean_pred, mean_target = (weight * pred).sum(), (weight * target).sum()
@@ -183,13 +220,18 @@ def _affine(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple
 
 
 def _l1_affine(pred: Tensor, target: Tensor, *, steps: int = 100) -> tuple[Tensor, Tensor]:
-    """Iteratively reweighted least squares; the floor of the residual, 1e-6 of the target's size, bounds the weights."""
+    """Iteratively reweighted least squares.
+
+    The floor of the residual, 1e-6 of the target's size, bounds the weights.
+    """
     scale, shift = _affine(pred, target)
     floor = 1e-6 * target.abs().mean().clamp_min(torch.finfo(target.dtype).tiny)
     for _ in range(steps):
         residual = (scale * pred + shift - target).abs()
         new_scale, new_shift = _affine(pred, target, 1 / residual.clamp_min(floor))
-        settled = (new_scale - scale).abs() <= 1e-9 * scale.abs() and (new_shift - shift).abs() <= 1e-3 * floor
+        settled = (new_scale - scale).abs() <= 1e-9 * scale.abs() and (
+            new_shift - shift
+        ).abs() <= 1e-3 * floor
         scale, shift = new_scale, new_shift
         if settled:
             break

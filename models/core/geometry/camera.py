@@ -1,7 +1,8 @@
 """Pinhole cameras: intrinsics, projection, poses, and ComfyUI's camera packet.
 
-Camera frame: OpenCV (x right, y down, z forward). Pixel centres lie at +0.5, so a picture spans [0, width] x [0, height].
-World frame: right-handed, y up. ``world_to_cam`` maps world points to the camera frame: ``p_cam = R p_world + t``.
+Camera frame: OpenCV (x right, y down, z forward). Pixel centers lie at +0.5: an image spans [0, width] x
+[0, height]. World frame: right-handed, y up. ``world_to_cam`` maps world points to the camera frame,
+``p_cam = R p_world + t``.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ _CROOKED = 0.05  # of a rotation times its transpose, from identity: half precis
 
 
 def intrinsics_from_fov(fov_degrees_horizontal: float | Tensor, width: int, height: int) -> Tensor:
-    """Intrinsics of a centred camera with square pixels: a number gives ``3 3``, a tensor of shape ``b`` gives ``b 3 3``."""
+    """Intrinsics of a centered camera with square pixels: a number gives (3, 3), a tensor of shape ``b``
+    gives (b, 3, 3).
+    """
     fov = torch.as_tensor(fov_degrees_horizontal, dtype=torch.float32)
     if not bool(((fov > 0) & (fov < 180)).all()):
-        raise ValueError(f"A horizontal field of view of {fov.tolist()} degrees arrived, wanted more than 0 and less than 180.")
+        raise ValueError(
+            f"Expected a horizontal field of view above 0 and below 180 degrees, got {fov.tolist()}. Correct "
+            "it."
+        )
     if width < 1 or height < 1:
-        raise ValueError(f"A picture of {width} x {height} pixels has no camera: width and height must be at least 1.")
+        raise ValueError(
+            f"Expected a width and height of at least 1 pixel, got {width} x {height}. Correct them."
+        )
     focal = 0.5 * width / torch.tan(torch.deg2rad(fov) / 2)
     zero, one = torch.zeros_like(focal), torch.ones_like(focal)
     rows = [focal, zero, one * (width / 2), zero, focal, one * (height / 2), zero, zero, one]
@@ -34,7 +42,10 @@ def intrinsics_from_fov(fov_degrees_horizontal: float | Tensor, width: int, heig
 
 
 def fov_from_intrinsics(intrinsics: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Full horizontal and vertical angle in degrees, each ``...``, of ``... 3 3``; right for off-centre principal points too."""
+    """Full horizontal and vertical angle in degrees, each ``...``, of (..., 3, 3).
+
+    Right for off-center principal points too.
+    """
     left, right = intrinsics[..., 0, 2], width - intrinsics[..., 0, 2]
     top, bottom = intrinsics[..., 1, 2], height - intrinsics[..., 1, 2]
     focal_x, focal_y = intrinsics[..., 0, 0], intrinsics[..., 1, 1]
@@ -44,51 +55,66 @@ def fov_from_intrinsics(intrinsics: Tensor, width: int, height: int) -> tuple[Te
 
 
 def check_intrinsics(intrinsics: Tensor, height: int, width: int) -> None:
-    """Refuse intrinsics ``b 3 3`` that cannot count in pixels of a ``height`` x ``width`` map.
+    """Refuse intrinsics (b, 3, 3) that cannot count in pixels of a ``height`` x ``width`` map.
 
-    The principal point may lie outside the map, which can be a crop. In its first pixel, with a focal length that is
-    short for pixels, it counts in widths and heights (MoGe's form, 0.5 in the middle) or from -1 to 1.
+    The principal point may lie outside the map, which can be a crop. In its first pixel, with a focal length
+    that is short for pixels, it counts in widths and heights (MoGe's form, 0.5 in the middle) or from -1 to
+    1.
     """
     matrices = intrinsics.detach().cpu().double()
     for index, matrix in enumerate(matrices):
         (focal_x, _, center_x), (slant, focal_y, center_y), last = matrix.tolist()
         where = f"intrinsics in pixels of a map {width} x {height} (camera {index})"
         if not bool(matrix.isfinite().all()):
-            raise ValueError(f"Expected {where}, got numbers that are not finite. Leave the intrinsics out, or correct them.")
-        if abs(slant) > 1e-4 or any(abs(got - want) > 1e-4 for got, want in zip(last, (0, 0, 1), strict=True)):
             raise ValueError(
-                f"Expected {where} as [[fx, s, cx], [0, fy, cy], [0, 0, 1]], got {_rounded(matrix)}. Transpose or divide them so."
+                f"Expected {where}, got numbers that are not finite. Leave the intrinsics out, or correct "
+                "them."
+            )
+        if abs(slant) > 1e-4 or any(
+            abs(got - want) > 1e-4 for got, want in zip(last, (0, 0, 1), strict=True)
+        ):
+            raise ValueError(
+                f"Expected {where} as [[fx, s, cx], [0, fy, cy], [0, 0, 1]], got {_rounded(matrix)}. "
+                "Transpose or divide them so."
             )
         if not (focal_x > 0 and focal_y > 0):
-            raise ValueError(f"Expected {where}, got focal lengths of {focal_x:.6g} and {focal_y:.6g}. They are above 0: correct them.")
+            raise ValueError(
+                f"Expected {where}, got focal lengths of {focal_x:.6g} and {focal_y:.6g}. They are above 0: "
+                "correct them."
+            )
         in_first_pixel = abs(center_x) < 1 and abs(center_y) < 1 and height * width > 1
         if in_first_pixel and (focal_x < max(width, _LONGEST_FOCAL) or focal_y < max(height, _LONGEST_FOCAL)):
             raise ValueError(
-                f"Expected {where}, got a principal point of ({center_x:.6g}, {center_y:.6g}), which no pixels count. "
-                "Of intrinsics in widths and heights, multiply the first row by the width and the second by the height."
+                f"Expected {where}, got a principal point of ({center_x:.6g}, {center_y:.6g}), which no "
+                "pixels count. Of intrinsics in widths and heights, multiply the first row by the width and "
+                "the second by the height."
             )
 
 
 def check_pose(world_to_cam: Tensor) -> None:
-    """Refuse ``b 4 4`` that are no rigid motions: rotation, shift, and 0 0 0 1 below."""
+    """Refuse (b, 4, 4) that are no rigid motions: rotation, shift, and 0 0 0 1 below."""
     for index, matrix in enumerate(world_to_cam.detach().cpu().double()):
         rotation = matrix[:3, :3]
         if not bool(matrix.isfinite().all()):
-            raise ValueError(f"Expected a pose (world_to_cam, camera {index}), got numbers that are not finite. Leave it out.")
+            raise ValueError(
+                f"Expected a pose (world_to_cam, camera {index}), got numbers that are not finite. Leave it "
+                "out."
+            )
         if bool((matrix[3] - matrix.new_tensor([0, 0, 0, 1])).abs().max() > 1e-4):
             raise ValueError(
-                f"Expected 0 0 0 1 as the last row of the pose (world_to_cam, camera {index}), got {_rounded(matrix[3])}. Transpose it."
+                f"Expected 0 0 0 1 as the last row of the pose (world_to_cam, camera {index}), got "
+                f"{_rounded(matrix[3])}. Transpose it."
             )
         crooked = (rotation @ rotation.T - torch.eye(3, dtype=rotation.dtype)).abs().max()
         if float(crooked) > _CROOKED or float(torch.linalg.det(rotation)) < 0:
             raise ValueError(
-                f"Expected a rotation in the pose (world_to_cam, camera {index}), got a matrix that scales, bends or mirrors: "
-                f"{_rounded(rotation)}. Divide out its scale, or leave it out."
+                f"Expected a rotation in the pose (world_to_cam, camera {index}), got a matrix that scales, "
+                f"bends or mirrors: {_rounded(rotation)}. Divide out its scale, or leave it out."
             )
 
 
 def pad_pose(pose: Tensor) -> Tensor:
-    """Poses ``... 3 4``, as DA3 and VGGT write them, with the row 0 0 0 1 below; other shapes as they are."""
+    """Poses (..., 3, 4), as DA3 and VGGT write them, with the row 0 0 0 1 below; other shapes as they are."""
     if pose.shape[-2:] != (3, 4):
         return pose
     last = pose.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*pose.shape[:-2], 1, 4)
@@ -101,23 +127,28 @@ def _rounded(matrix: Tensor) -> list:
 
 
 def pixel_centres(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
-    """The centre (x, y) of each pixel: ``h w 2`` float32, the first one (0.5, 0.5)."""
+    """The center (x, y) of each pixel: (h, w, 2) float32, the first one (0.5, 0.5)."""
     y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def _per_camera(matrix: Tensor, points: Tensor) -> Tensor:
-    """Give ``b n m`` the singleton axes that broadcast it over the points ``b ... 3``; ``n m`` serves any points."""
+    """Give (b, n, m) the singleton axes that broadcast it over the points (b, ..., 3).
+
+    (n, m) serves any points.
+    """
     if matrix.ndim == 2:
         return matrix
     return matrix.reshape(matrix.shape[:1] + (1,) * (points.ndim - 2) + matrix.shape[1:])
 
 
 def project(points_cam: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-    """Camera points ``b ... 3`` by ``b 3 3`` (or ``... 3`` by ``3 3``) to pixels ``b ... 2`` and z-depth ``b ...``.
+    """Camera points (b, ..., 3) by (b, 3, 3) (or (..., 3) by (3, 3)) to pixels (b, ..., 2) and z-depth (b,
+    ...).
 
-    Only points with z > 0 lie before the camera; the pixels of the others mean nothing, and the caller masks them by the depth.
+    Only points with z > 0 lie before the camera; the pixels of the others mean nothing, and the caller masks
+    them by the depth.
     """
     matrix = _per_camera(intrinsics, points_cam)
     homogeneous = (matrix @ points_cam.unsqueeze(-1)).squeeze(-1)
@@ -125,14 +156,14 @@ def project(points_cam: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unproject(pixels: Tensor, depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """Pixels ``b ... 2`` at z-depth ``b ...`` by ``b 3 3`` (or without b) to camera points ``b ... 3``."""
+    """Pixels (b, ..., 2) at z-depth (b, ...) by (b, 3, 3) (or without b) to camera points (b, ..., 3)."""
     homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
     matrix = _per_camera(torch.linalg.inv(intrinsics), homogeneous)
     return (matrix @ homogeneous.unsqueeze(-1)).squeeze(-1) * depth.unsqueeze(-1)
 
 
 def transform_points(points: Tensor, pose: Tensor) -> Tensor:
-    """Rigidly move points ``b ... 3`` by ``b 4 4`` (or ``... 3`` by ``4 4``)."""
+    """Rigidly move points (b, ..., 3) by (b, 4, 4) (or (..., 3) by (4, 4))."""
     rotation, shift = _per_camera(pose[..., :3, :3], points), pose[..., :3, 3]
     if shift.ndim == 2:
         shift = shift.reshape(shift.shape[:1] + (1,) * (points.ndim - 2) + (3,))
@@ -140,7 +171,7 @@ def transform_points(points: Tensor, pose: Tensor) -> Tensor:
 
 
 def invert_pose(pose: Tensor) -> Tensor:
-    """The inverse of a rigid ``... 4 4``: world_to_cam <-> cam_to_world."""
+    """The inverse of a rigid (..., 4, 4): world_to_cam <-> cam_to_world."""
     rotation = pose[..., :3, :3].transpose(-1, -2)
     inverse = torch.zeros_like(pose)
     inverse[..., :3, :3] = rotation
@@ -150,21 +181,27 @@ def invert_pose(pose: Tensor) -> Tensor:
 
 
 def look_at(eye: Tensor | tuple[float, ...], target: Tensor | tuple[float, ...]) -> Tensor:
-    """World_to_cam ``... 4 4`` (OpenCV) of an upright camera at ``eye``, looking at ``target``, both ``... 3`` in a y-up world.
+    """World_to_cam (..., 4, 4) (OpenCV) of an upright camera at ``eye``, looking at ``target``, both (..., 3)
+    in a y-up world.
 
-    Looking straight up or down leaves "upright" open: the top of the picture is then -z looking down, +z looking up.
+    Looking straight up or down leaves "upright" open: the top of the image is then -z looking down, +z
+    looking up.
     """
     eye, target = torch.as_tensor(eye, dtype=torch.float32), torch.as_tensor(target, dtype=torch.float32)
     eye, target = torch.broadcast_tensors(eye, target)
     distance = (target - eye).norm(dim=-1, keepdim=True)
     if not bool((distance > 0).all()):
-        raise ValueError("The camera stands on the point it looks at; move the eye or the target.")
+        raise ValueError(
+            "Expected an eye and a target that differ, got one point for both. Move one of them."
+        )
     forward = (target - eye) / distance
     upright, on_the_pole = torch.zeros_like(forward), torch.zeros_like(forward)
     upright[..., 1] = 1
     on_the_pole[..., 2] = torch.sign(forward[..., 1])
     right = torch.linalg.cross(forward, upright)
-    right = torch.where(right.norm(dim=-1, keepdim=True) > 1e-6, right, torch.linalg.cross(forward, on_the_pole))
+    right = torch.where(
+        right.norm(dim=-1, keepdim=True) > 1e-6, right, torch.linalg.cross(forward, on_the_pole)
+    )
     right = right / right.norm(dim=-1, keepdim=True)
     rotation = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-2)
     pose = torch.zeros(eye.shape[:-1] + (4, 4), device=eye.device)
@@ -175,7 +212,9 @@ def look_at(eye: Tensor | tuple[float, ...], target: Tensor | tuple[float, ...])
 
 
 def upright_world(world_to_cam: Tensor) -> Tensor:
-    """Restate a pose ``... 4 4`` given in an OpenCV world (y down, as VGGT's and DA3's) for the same world turned y up."""
+    """Restate a pose (..., 4, 4) given in an OpenCV world (y down, as VGGT's and DA3's) for the same world
+    turned y up.
+    """
     return world_to_cam * torch.tensor([*FLIP_Y_Z, 1.0], dtype=world_to_cam.dtype, device=world_to_cam.device)
 
 
@@ -195,16 +234,18 @@ def camera_info(
 ) -> dict[str, Any]:
     """One camera as ComfyUI's LOAD3D_CAMERA: right-handed, y up, looks down -z; fov is vertical, in degrees.
 
-    ``intrinsics`` is ``3 3``, ``world_to_cam`` ``4 4`` of a y-up world; without it the camera stands in the origin of its
-    own frame in glTF axes, where our PLY files of one view lie. The packet has no principal point: an off-centre one is
-    shown centred, with the same focal length. ``target_distance`` is where the viewer's orbit has its centre.
+    ``intrinsics`` is (3, 3), ``world_to_cam`` (4, 4) of a y-up world; without it the camera stands in the
+    origin of its own frame in glTF axes, where our PLY files of one view lie. The packet has no principal
+    point: an off-center one is shown centered, with the same focal length. ``target_distance`` is where the
+    viewer's orbit has its center.
     """
     from scipy.spatial.transform import Rotation
 
     if intrinsics.shape != (3, 3) or (world_to_cam is not None and world_to_cam.shape != (4, 4)):
         pose = None if world_to_cam is None else tuple(world_to_cam.shape)
         raise ValueError(
-            f"Intrinsics {tuple(intrinsics.shape)} and pose {pose} arrived, wanted one camera, (3, 3) and (4, 4): pick one of the batch."
+            f"Expected one camera, intrinsics (3, 3) and a pose (4, 4), got {tuple(intrinsics.shape)} and "
+            f"{pose}. Pick one of the batch."
         )
     flip = torch.tensor(FLIP_Y_Z, dtype=torch.float64)
     own_frame = torch.diag(torch.cat([flip, flip.new_ones(1)]))
@@ -227,7 +268,12 @@ def camera_info(
 
 
 def resize_camera(info: dict[str, Any], middle: Tensor, unit: float) -> dict[str, Any]:
-    """A LOAD3D_CAMERA for the same scene with ``middle`` ``3`` as its origin and ``unit`` as its measure: it sees the same."""
-    places = {name: torch.tensor([info[name][axis] for axis in "xyz"], dtype=torch.float64) for name in ("position", "target")}
+    """A LOAD3D_CAMERA for the same scene with ``middle`` ``3`` as its origin and ``unit`` as its measure: it
+    sees the same.
+    """
+    places = {
+        name: torch.tensor([info[name][axis] for axis in "xyz"], dtype=torch.float64)
+        for name in ("position", "target")
+    }
     moved = {name: _xyz((place - middle.detach().cpu().double()) / unit) for name, place in places.items()}
     return {**info, **moved, "near": info["near"] / unit, "far": info["far"] / unit}

@@ -1,4 +1,4 @@
-"""Depth that comes as a picture: the caller says what its values mean, because no picture does."""
+"""Depth that comes as an image: the caller says what its values mean, because no image does."""
 
 from __future__ import annotations
 
@@ -27,67 +27,93 @@ def view_from_image(
     picture: Tensor | None = None,
     fov_degrees: float | None = None,
 ) -> tuple[View, str | None]:
-    """The View of a grey depth picture ``b h w c`` (c = 1, 3, or 4 with alpha), and one sentence on its invalid pixels or None.
+    """The View of a grey depth image (b, h, w, c) (c = 1, 3, or 4 with alpha), and one sentence on its
+    invalid pixels or None.
 
-    "depth as it is" takes the values for depths, above 1 too. "white is far" and "white is near" run from 0 to 1 in equal
-    steps of depth between ``near`` and ``far``; "white is near, disparity" in equal steps of 1 / depth, and only there may
-    ``far`` be infinite: black is sky then. Transparent pixels, and those outside ``mask`` ``b h w`` (True = valid), are invalid.
-    ``picture`` ``b h w 3`` goes along; ``fov_degrees`` is the horizontal field of view, None if unknown.
+    "depth as it is" takes the values for depths, above 1 too. "white is far" and "white is near" run from 0
+    to 1 in equal steps of depth between ``near`` and ``far``; "white is near, disparity" in equal steps of 1
+    / depth, and only there may ``far`` be infinite: black is sky then. Transparent pixels, and those outside
+    ``mask`` (b, h, w) (True = valid), are invalid. ``picture`` (b, h, w, 3) goes along; ``fov_degrees`` is
+    the horizontal field of view, None if unknown.
     """
     if meaning not in get_args(Meaning):
-        raise ValueError(f"The meaning {meaning!r} arrived, wanted one of {get_args(Meaning)}.")
+        raise ValueError(f"Expected a meaning of {get_args(Meaning)}, got {meaning!r}. Choose one of these.")
     grey, opaque = _grey(image)
     if meaning != "depth as it is":
         grey = _in_range(grey / FULL_SCALE.get(image.dtype, 1))
     depth = grey if meaning == "depth as it is" else _scaled(grey, meaning, near, far)
     valid = opaque if mask is None else _and(opaque, mask)
     if picture is not None and (picture.ndim != 4 or picture.shape[-1] not in (1, 3, 4)):
-        raise ValueError(f"Expected a picture (batch, height, width, 3), got {tuple(picture.shape)}. Wire an IMAGE.")
-    others = {"image": None if picture is None else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT)}
+        raise ValueError(
+            f"Expected a picture (batch, height, width, 3), got {tuple(picture.shape)}. Wire an IMAGE."
+        )
+    others = {
+        "image": None if picture is None else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT)
+    }
     if fov_degrees is not None:
         height, width = depth.shape[-2:]
         others["intrinsics"] = intrinsics_from_fov(fov_degrees, width, height)
     view = View.from_depth(depth[:, None], units=units, mask=valid, **others)
-    return view, explain_invalid(depth.expand_as(view.depth), None if valid is None else valid.expand_as(view.mask))
+    return view, explain_invalid(
+        depth.expand_as(view.depth), None if valid is None else valid.expand_as(view.mask)
+    )
 
 
 def _grey(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The one channel ``b h w`` of a grey picture, and where it is opaque."""
+    """The one channel (b, h, w) of a grey image, and where it is opaque."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"A depth picture of shape {tuple(image.shape)} arrived, wanted (batch, height, width, 1, 3 or 4 channels).")
+        raise ValueError(
+            f"Expected a depth image (b, h, w, c) with c = 1, 3 or 4, got {tuple(image.shape)}. Wire an "
+            "IMAGE."
+        )
     if image.is_complex():
-        raise ValueError(f"Expected a depth picture of real numbers, got {str(image.dtype).removeprefix('torch.')}. Give its real part.")
+        raise ValueError(
+            f"Expected a depth picture of real numbers, got {str(image.dtype).removeprefix('torch.')}. Give "
+            "its real part."
+        )
     full, image = FULL_SCALE.get(image.dtype, 1), image.float()
-    colours = image[..., :3] / full
-    finite = colours.isfinite().all(dim=-1)
+    colors = image[..., :3] / full
+    finite = colors.isfinite().all(dim=-1)
     # a few steps of 8 bits: compressed grey is not exactly grey
-    if bool(((colours.amax(-1) - colours.amin(-1))[finite] > 2.5 / 255).any()):
-        raise ValueError("A coloured picture arrived, wanted a grey one: a colour scale does not give its depths back.")
+    if bool(((colors.amax(-1) - colors.amin(-1))[finite] > 2.5 / 255).any()):
+        raise ValueError(
+            "Expected a grey depth image, got a colored one. A color map cannot be inverted here: load the "
+            "depth itself."
+        )
     return image[..., 0], image[..., 3] > 0 if image.shape[-1] == 4 else None
 
 
 def _in_range(grey: Tensor) -> Tensor:
-    """Grey values in [0, 1], where they are numbers; a little beyond is clamped, more was meant otherwise and is refused."""
+    """Grey values in [0, 1], where they are numbers.
+
+    A little beyond is clamped, more was meant otherwise and is refused.
+    """
     known = grey[grey.isfinite()]
     low, high = (float(known.min()), float(known.max())) if known.numel() else (0.0, 0.0)
     if low < -OVERSHOOT or high > 1 + OVERSHOOT:
         raise ValueError(
-            f"Expected grey values from 0 to 1 in the depth picture, got {low:.6g} to {high:.6g}. Choose 'depth as it is' if they are "
-            "depths, else divide them by their full scale."
+            f"Expected grey values from 0 to 1 in the depth picture, got {low:.6g} to {high:.6g}. Choose "
+            "'depth as it is' if they are depths, else divide them by their full scale."
         )
     return torch.where(grey.isfinite(), grey.clamp(0, 1), grey)
 
 
 def _scaled(grey: Tensor, meaning: Meaning, near: float, far: float) -> Tensor:
     if not 0 <= near < far:
-        raise ValueError(f"The depths {near:g} (near) and {far:g} (far) arrived: near must be 0 or more, and far beyond it.")
+        raise ValueError(
+            f"Expected depths 0 <= near < far, got {near:g} (near) and {far:g} (far). Correct them."
+        )
     if meaning == "white is near, disparity":
         if near == 0:
-            raise ValueError("The depth 0 (near) arrived: disparity at depth 0 is infinite, so near must be above 0.")
+            raise ValueError("Expected near above 0, got 0, where disparity is infinite. Raise near.")
         return 1 / torch.lerp(torch.tensor(1 / far), torch.tensor(1 / near), grey)
     if math.isinf(far):
-        raise ValueError("The depth inf (far) arrived: equal steps never reach it; only disparity can end at infinity.")
-    return torch.lerp(*(torch.tensor(end) for end in ((near, far) if meaning == "white is far" else (far, near))), grey)
+        raise ValueError(
+            "Expected a finite far, got infinity, which equal steps of depth never reach. Choose disparity."
+        )
+    return torch.lerp(
+        *(torch.tensor(end) for end in ((near, far) if meaning == "white is far" else (far, near))), grey
+    )
 
 
 def _and(opaque: Tensor | None, mask: Tensor) -> Tensor:
@@ -96,5 +122,8 @@ def _and(opaque: Tensor | None, mask: Tensor) -> Tensor:
     if opaque is None:
         return mask
     if opaque.shape[1:] != mask.shape[1:] or (len(opaque) != len(mask) and 1 not in (len(opaque), len(mask))):
-        raise ValueError(f"A mask {tuple(mask.shape)} arrived for a depth picture {tuple(opaque.shape)}: give one each, or one for all.")
+        raise ValueError(
+            f"Expected a mask for a depth image {tuple(opaque.shape)}, got {tuple(mask.shape)}. Give one "
+            "each, or one for all."
+        )
     return opaque & mask

@@ -13,28 +13,37 @@ from .view import View
 
 @dataclass(frozen=True)
 class GridMesh:
-    """The surface of one picture, OpenCV camera frame. Triangles run counter-clockwise seen from the camera, in glTF axes too."""
+    """The surface of one image, OpenCV camera frame.
 
-    vertices: Tensor  # n 3
+    Triangles run counter-clockwise seen from the camera, in glTF axes too.
+    """
+
+    vertices: Tensor  # (n, 3)
     faces: Tensor  # m 3 int64
-    uvs: Tensor  # n 2: the pixel's centre in widths and heights, the origin in the upper left corner
-    pixels: Tensor  # n 2 int64: row, column
+    uvs: Tensor  # (n, 2): the pixel's center in widths and heights, the origin in the upper left corner
+    pixels: Tensor  # (n, 2) int64: row, column
 
     def require_faces(self) -> GridMesh:
         """Return self, or raise ValueError where nothing is left to show."""
         if len(self.faces) == 0:
-            raise ValueError("No triangle is left: everywhere is invalid or a depth edge; raise the edge threshold, or lower the stride.")
+            raise ValueError(
+                "No triangle is left: everywhere is invalid or a depth edge; raise the edge threshold, or "
+                "lower the stride."
+            )
         return self
 
 
-def view_to_mesh(view: View, *, fov_degrees: float | None = None, edge_rtol: float = 0.04, stride: int = 1) -> tuple[GridMesh, ...]:
-    """One mesh per picture. `stride` takes every so-manieth pixel, the last row and column always among them.
+def view_to_mesh(
+    view: View, *, fov_degrees: float | None = None, edge_rtol: float = 0.04, stride: int = 1
+) -> tuple[GridMesh, ...]:
+    """One mesh per image. `stride` takes every so-manieth pixel, the last row and column always among them.
 
-    A triangle whose corners' depths differ by more than `edge_rtol` times the nearest, for each pixel between them, would
-    span an edge and is left out (0 keeps all); so are those with an invalid corner. `fov_degrees` as in view_to_point_cloud.
+    A triangle whose corners' depths differ by more than `edge_rtol` times the nearest, for each pixel between
+    them, would span an edge and is left out (0 keeps all); so are those with an invalid corner. `fov_degrees`
+    as in view_to_point_cloud.
     """
     if stride < 1:
-        raise ValueError(f"A stride of {stride} arrived, wanted 1 or more.")
+        raise ValueError(f"Expected a stride of at least 1, got {stride}. Correct it.")
     points = depth_to_points(view.depth, find_intrinsics(view, fov_degrees))
     height, width = view.depth.shape[-2:]
     rows, columns = _every(height, stride, points.device), _every(width, stride, points.device)
@@ -53,10 +62,13 @@ def _mesh(points: Tensor, mask: Tensor, pixels: Tensor, limit: float) -> GridMes
     row, column = pixels[..., 0], pixels[..., 1]
     depth, valid = points[row, column, 2], mask[row, column]
     number = torch.arange(valid.numel(), device=points.device).reshape(valid.shape)
-    a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, 1:], number[1:, :-1]  # clockwise from the upper left
+    # clockwise from the upper left
+    a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, 1:], number[1:, :-1]
     # the diagonal runs where the depth changes less; through valid corners before all
     jump = torch.where(valid, depth, torch.full_like(depth, torch.inf)).flatten()
-    falling = ((jump[a] - jump[c]).abs().nan_to_num(torch.inf) <= (jump[b] - jump[d]).abs().nan_to_num(torch.inf)).unsqueeze(-1)
+    falling = (
+        (jump[a] - jump[c]).abs().nan_to_num(torch.inf) <= (jump[b] - jump[d]).abs().nan_to_num(torch.inf)
+    ).unsqueeze(-1)
     first = torch.where(falling, torch.stack([a, d, c], -1), torch.stack([a, d, b], -1))
     second = torch.where(falling, torch.stack([a, c, b], -1), torch.stack([b, d, c], -1))
     faces = torch.cat([first.reshape(-1, 3), second.reshape(-1, 3)])
@@ -67,4 +79,9 @@ def _mesh(points: Tensor, mask: Tensor, pixels: Tensor, limit: float) -> GridMes
     used[faces.flatten()] = True
     places = pixels.reshape(-1, 2)[used]
     size = points.new_tensor([points.shape[1], points.shape[0]])
-    return GridMesh(points[places[:, 0], places[:, 1]], (used.cumsum(0) - 1)[faces], (places.flip(-1) + 0.5) / size, places)
+    return GridMesh(
+        points[places[:, 0], places[:, 1]],
+        (used.cumsum(0) - 1)[faces],
+        (places.flip(-1) + 0.5) / size,
+        places,
+    )

@@ -1,4 +1,4 @@
-"""Normals of a depth map, and normals as a picture. Camera frame OpenCV; a normal faces the camera, so its z is negative."""
+"""Normals from depth, and normal maps as images. OpenCV camera frame: towards the camera, z < 0."""
 
 from __future__ import annotations
 
@@ -16,35 +16,53 @@ from .view import View, is_valid
 NormalStyle = Literal["opengl", "directx"]
 
 
-def normals_from_depth(depth: Tensor, intrinsics: Tensor, mask: Tensor | None = None, *, edge_rtol: float = 0.04) -> Tensor:
-    """Unit normals ``b h w 3`` of z-depth ``b h w`` seen through ``b 3 3``; zero where no two directions can be measured.
+def normals_from_depth(
+    depth: Tensor, intrinsics: Tensor, mask: Tensor | None = None, *, edge_rtol: float = 0.04
+) -> Tensor:
+    """Unit normals (b, h, w, 3) of z-depth (b, h, w) seen through (b, 3, 3); zero where no two directions can
+    be measured.
 
-    Differences of neighbouring points span the surface. Where the depth bends by more than ``edge_rtol`` of itself between
-    the two sides of a pixel, an edge runs there, and the flatter side alone counts, so that no surface is spanned across
-    the edge. Exact on planes, second order elsewhere; kornia's depth_to_normals is Sobel only and rounds edges off.
+    Differences of neighbouring points span the surface. Where the depth bends by more than ``edge_rtol`` of
+    itself between the two sides of a pixel, an edge runs there, and the flatter side alone counts, so that no
+    surface is spanned across the edge. Exact on planes, second order elsewhere; kornia's depth_to_normals is
+    Sobel only and rounds edges off.
     """
     mask = is_valid(depth) if mask is None else mask & is_valid(depth)
     depth = torch.where(mask, depth, torch.ones_like(depth))
     height, width = depth.shape[-2:]
-    points = unproject(pixel_centres(height, width, device=depth.device).expand(*depth.shape, 2), depth, intrinsics)
+    points = unproject(
+        pixel_centres(height, width, device=depth.device).expand(*depth.shape, 2), depth, intrinsics
+    )
     along_x, has_x = _difference(points, mask, 2, edge_rtol)
     along_y, has_y = _difference(points, mask, 1, edge_rtol)
     # y times x, not x times y: with y down this one points back at the camera
     normals = torch.linalg.cross(along_y, along_x)
     length = normals.norm(dim=-1, keepdim=True)
     measured = (mask & has_x & has_y).unsqueeze(-1) & (length > 0)
-    return torch.where(measured, normals / length.clamp_min(torch.finfo(length.dtype).tiny), torch.zeros_like(normals))
+    return torch.where(
+        measured, normals / length.clamp_min(torch.finfo(length.dtype).tiny), torch.zeros_like(normals)
+    )
 
 
 def view_with_normals(view: View, *, fov_degrees: float | None = None, edge_rtol: float = 0.04) -> View:
-    """The View with normals measured from its depth, through its own camera or one of ``fov_degrees``; 0 knows no edges."""
-    normals = normals_from_depth(view.depth, find_intrinsics(view, fov_degrees), view.mask, edge_rtol=edge_rtol or math.inf)
+    """The View with normals measured from its depth, through its own camera or one of ``fov_degrees``.
+
+    0 knows no edges.
+    """
+    normals = normals_from_depth(
+        view.depth, find_intrinsics(view, fov_degrees), view.mask, edge_rtol=edge_rtol or math.inf
+    )
     return replace(view, normals=normals)
 
 
 def _difference(points: Tensor, mask: Tensor, axis: int, edge_rtol: float) -> tuple[Tensor, Tensor]:
-    """The step ``b h w 3`` of the surface along one axis, central where smooth, and where ``b h w`` there is one."""
-    step, both = points.diff(dim=axis), mask.narrow(axis, 1, mask.shape[axis] - 1) & mask.narrow(axis, 0, mask.shape[axis] - 1)
+    """The step (b, h, w, 3) of the surface along one axis, central where smooth, and where (b, h, w) there is
+    one.
+    """
+    step, both = (
+        points.diff(dim=axis),
+        mask.narrow(axis, 1, mask.shape[axis] - 1) & mask.narrow(axis, 0, mask.shape[axis] - 1),
+    )
     none, no = torch.zeros_like(points.narrow(axis, 0, 1)), torch.zeros_like(mask.narrow(axis, 0, 1))
     ahead, has_ahead = torch.cat([step, none], axis), torch.cat([both, no], axis)
     behind, has_behind = torch.cat([none, step], axis), torch.cat([no, both], axis)
@@ -57,13 +75,18 @@ def _difference(points: Tensor, mask: Tensor, axis: int, edge_rtol: float) -> tu
 
 
 def normals_to_image(normals: Tensor, style: NormalStyle = "opengl") -> Tensor:
-    """Normals ``... 3`` as the usual picture ``... 3`` in [0, 1]: right is red, towards the viewer is blue.
+    """Normals (..., 3) as the usual image (..., 3) in [0, 1]: right is red, towards the viewer is blue.
 
-    Up is green in "opengl" (Blender, ControlNet), down is green in "directx". A zero normal is black, which no unit normal is.
+    Up is green in "opengl" (Blender, ControlNet), down is green in "directx". A zero normal is black, which
+    no unit normal is.
     """
     if style not in get_args(NormalStyle):
-        raise ValueError(f"Normal map style {style!r} arrived, wanted one of {get_args(NormalStyle)}.")
+        raise ValueError(
+            f"Expected a normal map style of {get_args(NormalStyle)}, got {style!r}. Choose one of these."
+        )
     green = -1.0 if style == "opengl" else 1.0
-    colours = 0.5 + 0.5 * normals * torch.tensor([1.0, green, -1.0], dtype=normals.dtype, device=normals.device)
+    colors = 0.5 + 0.5 * normals * torch.tensor(
+        [1.0, green, -1.0], dtype=normals.dtype, device=normals.device
+    )
     known = (normals != 0).any(dim=-1, keepdim=True)
-    return torch.where(known, colours.clamp(0, 1), torch.zeros_like(colours))
+    return torch.where(known, colors.clamp(0, 1), torch.zeros_like(colors))

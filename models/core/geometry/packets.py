@@ -1,7 +1,7 @@
-"""A View as the packets in which ComfyUI's own depth nodes hand geometry on, and back: MOGE_GEOMETRY and DA3_GEOMETRY.
+"""A View to and from the packets of ComfyUI's depth nodes: MOGE_GEOMETRY and DA3_GEOMETRY.
 
-Both are plain dicts of tensors, described at the top of ComfyUI's nodes_moge.py and nodes_depth_anything_3.py. Neither says
-whether its depth is in metres, so whoever reads one has to.
+Both are plain dicts of tensors, described at the top of ComfyUI's nodes_moge.py and
+nodes_depth_anything_3.py. Neither says whether its depth is in metres, so whoever reads one has to.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ SKY_FROM = 0.5  # from this probability on, ComfyUI's DA3 nodes call a pixel sky
 
 
 def from_moge(packet: dict[str, Any], units: Units) -> View:
-    """The View of a MOGE_GEOMETRY; points become depth and camera, infinite depth is sky. Panoramas are refused: they have no z-depth."""
+    """The View of a MOGE_GEOMETRY; points become depth and camera, infinite depth is sky.
+
+    Panoramas are refused: they have no z-depth.
+    """
     depth, points, intrinsics = packet.get("depth"), packet.get("points"), packet.get("intrinsics")
     if depth is None and points is None:
-        raise ValueError(f"This MOGE_GEOMETRY has the keys {sorted(packet)}, wanted depth or points; run MoGe Inference first.")
+        raise ValueError(
+            f"Expected depth or points in the MOGE_GEOMETRY, got the keys {sorted(packet)}. Run MoGe "
+            "Inference first."
+        )
     if intrinsics is None and points is not None:
-        raise ValueError("This MOGE_GEOMETRY is a panorama, with distances all around instead of one camera's depth; use MoGe Inference.")
+        raise ValueError(
+            "This MOGE_GEOMETRY is a panorama, with distances all around instead of one camera's depth; use "
+            "MoGe Inference."
+        )
     depth = _plain(points[..., 2] if depth is None else depth)
     height, width = depth.shape[-2:]
     others = {"image": _rgb(packet.get("image")), "normals": packet.get("normal")}
@@ -37,9 +46,10 @@ def from_moge(packet: dict[str, Any], units: Units) -> View:
 
 
 def to_moge(view: View, fov_degrees: float | None = None) -> dict[str, Tensor]:
-    """A MOGE_GEOMETRY: holes are NaN, sky is infinite, intrinsics count in widths and heights; no pose, confidence or unit fits in.
+    """A MOGE_GEOMETRY: holes are NaN, sky is infinite, intrinsics count in widths and heights; no pose,
+    confidence or unit fits in.
 
-    A view without a camera needs ``fov_degrees``; one without a picture hands on its depth as the picture.
+    A view without a camera needs ``fov_degrees``; one without an image hands on its depth as the image.
     """
     intrinsics = find_intrinsics(view, fov_degrees)
     height, width = view.depth.shape[-2:]
@@ -48,7 +58,13 @@ def to_moge(view: View, fov_degrees: float | None = None) -> dict[str, Tensor]:
         depth = depth.masked_fill(view.sky, torch.inf)
     points = depth_to_points(view.depth, intrinsics).masked_fill(~view.mask.unsqueeze(-1), torch.inf)
     sizes = torch.tensor([[width], [height], [1.0]], device=intrinsics.device)
-    packet = {"points": points, "depth": depth, "intrinsics": intrinsics / sizes, "mask": view.mask, "image": _picture(view)}
+    packet = {
+        "points": points,
+        "depth": depth,
+        "intrinsics": intrinsics / sizes,
+        "mask": view.mask,
+        "image": _picture(view),
+    }
     if view.normals is not None:
         packet["normal"] = view.normals
     return {name: tensor.cpu() for name, tensor in packet.items()}
@@ -57,11 +73,14 @@ def to_moge(view: View, fov_degrees: float | None = None) -> dict[str, Tensor]:
 def from_da3(packet: dict[str, Any], units: Units) -> View:
     """The View of a DA3_GEOMETRY; pixels that are probably sky become sky, poses are turned y up.
 
-    ComfyUI gives the camera in pixels of the size at which the network ran, which it does not tell: the camera counts as
-    centred, which DA3's decoded ones are, and that gives the size away. Packets of `to_da3` state it.
+    ComfyUI gives the camera in pixels of the size at which the network ran, which it does not tell: the
+    camera counts as centered, which DA3's decoded ones are, and that gives the size away. Packets of `to_da3`
+    state it.
     """
     if "depth" not in packet:
-        raise ValueError(f"This DA3_GEOMETRY has the keys {sorted(packet)}, wanted depth among them; run Depth Anything 3 first.")
+        raise ValueError(
+            f"Expected depth in the DA3_GEOMETRY, got the keys {sorted(packet)}. Run Depth Anything 3 first."
+        )
     depth = _plain(packet["depth"])
     others = {"image": _rgb(packet.get("image")), "confidence": packet.get("confidence")}
     if packet.get("sky") is not None:
@@ -70,19 +89,26 @@ def from_da3(packet: dict[str, Any], units: Units) -> View:
     intrinsics = packet.get("intrinsics")
     # ComfyUI writes identities where the network gave no camera
     if intrinsics is not None and bool((intrinsics[..., :2, 2] > 0).all()):
-        others["intrinsics"] = _rescaled(_plain(intrinsics[0]), depth.shape[-2:], packet.get("intrinsics_size"))
+        others["intrinsics"] = _rescaled(
+            _plain(intrinsics[0]), depth.shape[-2:], packet.get("intrinsics_size")
+        )
         if packet.get("extrinsics") is not None:
             others["world_to_cam"] = upright_world(pad_pose(_plain(packet["extrinsics"][0])))
     return View.from_depth(depth, units=units, **_on_cpu(others))
 
 
 def to_da3(view: View) -> dict[str, Any]:
-    """A DA3_GEOMETRY: holes are 0, sky takes the farthest depth of its picture and probability 1; a view with poses is "multiview".
+    """A DA3_GEOMETRY: holes are 0, sky takes the farthest depth of its image and probability 1; a view with
+    poses is "multiview".
 
-    ``intrinsics_size``, the (height, width) in whose pixels the camera counts, is ours; ComfyUI's nodes do not read it.
+    ``intrinsics_size``, the (height, width) in whose pixels the camera counts, is ours; ComfyUI's nodes do
+    not read it.
     """
     depth = view.depth
-    packet: dict[str, Any] = {"image": _picture(view), "mode": "mono" if view.world_to_cam is None else "multiview"}
+    packet: dict[str, Any] = {
+        "image": _picture(view),
+        "mode": "mono" if view.world_to_cam is None else "multiview",
+    }
     if view.sky is not None:
         depth = torch.where(view.sky, depth.amax(dim=(1, 2), keepdim=True), depth)
         packet["sky"] = view.sky.float()
@@ -100,7 +126,9 @@ def to_da3(view: View) -> dict[str, Any]:
 def _on_cpu(others: dict[str, Tensor | None]) -> dict[str, Tensor]:
     """What there is of these; truth values stay such."""
     there = {name: value for name, value in others.items() if value is not None}
-    return {name: value.cpu() if value.dtype == torch.bool else _plain(value) for name, value in there.items()}
+    return {
+        name: value.cpu() if value.dtype == torch.bool else _plain(value) for name, value in there.items()
+    }
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -118,10 +146,15 @@ def _picture(view: View) -> Tensor:
 
 
 def _rescaled(intrinsics: Tensor, size: tuple[int, int], counted_in: tuple[int, int] | None) -> Tensor:
-    """Intrinsics ``b 3 3`` in pixels of ``size`` (height, width), from those of the size given or of a centred camera."""
+    """Intrinsics (b, 3, 3) in pixels of ``size`` (height, width), from those of the size given or of a
+    centered camera.
+    """
     height, width = size
     if counted_in is None:
         scale_x, scale_y = width / 2 / intrinsics[:, 0, 2], height / 2 / intrinsics[:, 1, 2]
     else:
-        scale_x, scale_y = (intrinsics.new_full((len(intrinsics),), ratio) for ratio in (width / counted_in[1], height / counted_in[0]))
+        scale_x, scale_y = (
+            intrinsics.new_full((len(intrinsics),), ratio)
+            for ratio in (width / counted_in[1], height / counted_in[0])
+        )
     return intrinsics * torch.stack([scale_x, scale_y, torch.ones_like(scale_x)], dim=-1).unsqueeze(-1)

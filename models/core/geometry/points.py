@@ -1,4 +1,4 @@
-"""Depth maps to points: pixels to camera space, depth edges, coloured clouds."""
+"""Depth maps to points: pixels to camera space, depth edges, colored clouds."""
 
 from __future__ import annotations
 
@@ -29,35 +29,44 @@ MAX_OUTLIER_POINTS = 200_000  # outlier removal compares every pair of points
 
 @dataclass(frozen=True)
 class PointCloud:
-    """The points of one picture, in row-major pixel order. OpenCV camera frame: x right, y down, z forward."""
+    """The points of one image, in row-major pixel order. OpenCV camera frame: x right, y down, z forward."""
 
-    points: Tensor  # n 3
-    colours: Tensor | None  # n 3 in [0, 1]
-    normals: Tensor | None  # n 3
-    pixels: Tensor  # n 2 int64: row, column
+    points: Tensor  # (n, 3)
+    colors: Tensor | None  # (n, 3) in [0, 1]
+    normals: Tensor | None  # (n, 3)
+    pixels: Tensor  # (n, 2) int64: row, column
 
     def centred(self) -> PointCloud:
         """The same cloud around its median on each axis."""
         if not len(self.points):
             return self
-        low, high = self.points.median(dim=0).values, -(-self.points).median(dim=0).values  # torch's median is the lower of two
-        return PointCloud(self.points - (low + high) / 2, self.colours, self.normals, self.pixels)
+        # torch's median is the lower of two
+        low, high = self.points.median(dim=0).values, -(-self.points).median(dim=0).values
+        return PointCloud(self.points - (low + high) / 2, self.colors, self.normals, self.pixels)
 
 
 def depth_to_points(depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """z-depth 'b h w' and intrinsics 'b 3 3' (pixels of this map) -> points 'b h w 3' through the pixel centres, OpenCV frame."""
+    """z-depth (b, h, w) and intrinsics (b, 3, 3) (pixels of this map) -> points (b, h, w, 3) through the
+    pixel centers, OpenCV frame.
+    """
     centres = pixel_centres(*depth.shape[-2:], device=depth.device)
     return unproject(centres.expand(*depth.shape, 2), depth, intrinsics)
 
 
 def depth_edges(depth: Tensor, rtol: float) -> Tensor:
-    """True where the depth 'b h w' varies by more than rtol times itself within 3 x 3 pixels. Holes (0) have edges round them."""
+    """True where the depth (b, h, w) varies by more than rtol times itself within 3 x 3 pixels.
+
+    Holes (0) have edges round them.
+    """
     spread = F.max_pool2d(depth, 3, stride=1, padding=1) + F.max_pool2d(-depth, 3, stride=1, padding=1)
     return spread > rtol * depth.clamp(min=1e-6)
 
 
 def solid_pixels(view: View, edge_rtol: float) -> Tensor:
-    """True (b h w) where there is a depth, and no depth edge within 3 x 3 pixels; `edge_rtol=0` keeps the edges."""
+    """True (b (h, w)) where there is a depth, and no depth edge within 3 x 3 pixels.
+
+    `edge_rtol=0` keeps the edges.
+    """
     return view.mask & ~depth_edges(view.depth, edge_rtol) if edge_rtol > 0 else view.mask
 
 
@@ -70,9 +79,11 @@ def view_to_point_cloud(
     remove_outliers: bool = False,
     seed: int = 0,
 ) -> tuple[PointCloud, ...]:
-    """One cloud per picture: valid pixels away from depth edges, at most `max_points` of them (a seeded random choice).
+    """One cloud per image: valid pixels away from depth edges, at most `max_points` of them (a seeded random
+    choice).
 
-    `fov_degrees` is the horizontal field of view, needed when the view has no intrinsics. `edge_rtol=0` keeps the edges.
+    `fov_degrees` is the horizontal field of view, needed when the view has no intrinsics. `edge_rtol=0` keeps
+    the edges.
     """
     points = depth_to_points(view.depth, find_intrinsics(view, fov_degrees))
     keep = solid_pixels(view, edge_rtol)
@@ -91,43 +102,60 @@ def view_to_point_cloud(
 
 
 def find_intrinsics(view: View, fov_degrees: float | None) -> Tensor:
-    """The view's own intrinsics 'b 3 3', or those of a centred camera with this field of view."""
+    """The view's own intrinsics (b, 3, 3), or those of a centered camera with this field of view."""
     if view.intrinsics is not None:
         return view.intrinsics
     if fov_degrees is None:
         raise ValueError(
-            f"The view has no camera, so its points have no place; give fov_degrees ({ASSUMED_FOV:g} is usual) or set its intrinsics."
+            f"The view has no camera, so its points have no place; give fov_degrees ({ASSUMED_FOV:g} is "
+            "usual) or set its intrinsics."
         )
     height, width = view.depth.shape[-2:]
     return intrinsics_from_fov(fov_degrees, width, height).to(view.depth.device).expand(len(view), 3, 3)
 
 
 def viewer_pose(view: View, frame: Frame) -> Tensor:
-    """Poses 'b 4 4' from the camera to the axes of glTF, Blender and ComfyUI's viewer (y up): the camera's own frame, or its world."""
+    """Poses (b, 4, 4) from the camera to the axes of glTF, Blender and ComfyUI's viewer (y up): the camera's
+    own frame, or its world.
+    """
     if frame == "world":
         if view.world_to_cam is None:
-            raise ValueError("The view has no pose, so its place in the world is not known; choose the frame 'camera'.")
+            raise ValueError(
+                "The view has no pose, so its place in the world is not known; choose the frame 'camera'."
+            )
         return invert_pose(view.world_to_cam)
     return torch.diag(torch.tensor([*FLIP_Y_Z, 1.0], device=view.depth.device)).expand(len(view), 4, 4)
 
 
 def view_camera(view: View, *, fov_degrees: float | None = None, frame: Frame = "camera") -> dict[str, Any]:
-    """ComfyUI's LOAD3D_CAMERA of a View with batch 1: it orbits the median depth, and clips well before and behind all of it."""
+    """ComfyUI's LOAD3D_CAMERA of a View with batch 1: it orbits the median depth, and clips well before and
+    behind all of it.
+    """
     viewer_pose(view, frame)
     height, width = view.depth.shape[-2:]
     depth = view.require_valid().depth[view.mask]
     pose = view.world_to_cam[0] if frame == "world" else None
     intrinsics, middle = find_intrinsics(view, fov_degrees)[0], float(depth.median())
     return camera_info(
-        intrinsics, width, height, pose, target_distance=middle, near=float(depth.min()) / 10, far=float(depth.max()) * 10
-    )  # fmt: skip
+        intrinsics,
+        width,
+        height,
+        pose,
+        target_distance=middle,
+        near=float(depth.min()) / 10,
+        far=float(depth.max()) * 10,
+    )
 
 
-def point_cloud_camera(view: View, cloud: PointCloud, *, fov_degrees: float | None = None, frame: Frame = "camera") -> dict[str, Any]:
-    """The LOAD3D_CAMERA of a View with batch 1 for ComfyUI's point cloud viewer, which shows clouds in a place and size of its own.
+def point_cloud_camera(
+    view: View, cloud: PointCloud, *, fov_degrees: float | None = None, frame: Frame = "camera"
+) -> dict[str, Any]:
+    """The LOAD3D_CAMERA of a View with batch 1 for ComfyUI's point cloud viewer, which shows clouds in a
+    place and size of its own.
 
-    There the middle of the cloud's bounding box is the origin and its farthest point has the distance 1 (frontend 1.49,
-    PointCloudModelAdapter), while the camera stays where it is put. Meshes are shown as they are: view_camera is theirs.
+    There the middle of the cloud's bounding box is the origin and its farthest point has the distance 1
+    (frontend 1.49, PointCloudModelAdapter), while the camera stays where it is put. Meshes are shown as they
+    are: view_camera is theirs.
     """
     points = transform_points(cloud.points, viewer_pose(view, frame)[0])
     middle = (points.amin(dim=0) + points.amax(dim=0)) / 2
@@ -136,16 +164,22 @@ def point_cloud_camera(view: View, cloud: PointCloud, *, fov_degrees: float | No
 
 
 def find_outliers(points: Tensor, *, neighbours: int = 5, deviations: float = 1.0) -> Tensor:
-    """True (n,) where the mean distance to the nearest `neighbours` lies this many standard deviations above the average."""
+    """True (n,) where the mean distance to the nearest `neighbours` lies this many standard deviations above
+    the average.
+    """
     count = len(points)
     if count > MAX_OUTLIER_POINTS:
-        raise ValueError(f"Outlier removal of {count} points compares too many pairs; use at most {MAX_OUTLIER_POINTS} points.")
+        raise ValueError(
+            f"Outlier removal of {count} points compares too many pairs; use at most {MAX_OUTLIER_POINTS} "
+            "points."
+        )
     if count <= neighbours:
         return torch.zeros(count, dtype=torch.bool, device=points.device)
     rows = max(1, 2**24 // count)
-    # the nearest point of all is the point itself; squared differences, because the matrix form of cdist loses small distances
-    mean = torch.cat([
-        torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist").topk(neighbours + 1, largest=False).values[:, 1:].mean(dim=1)
-        for part in points.split(rows)
-    ])  # fmt: skip
+    # the nearest point of all is the point itself; squared differences, because the matrix form of cdist
+    # loses small distances
+    exact = "donot_use_mm_for_euclid_dist"
+    distances = (torch.cdist(part, points, compute_mode=exact) for part in points.split(rows))
+    nearest = (each.topk(neighbours + 1, largest=False).values[:, 1:] for each in distances)
+    mean = torch.cat([each.mean(dim=1) for each in nearest])
     return mean > mean.mean() + deviations * mean.std(correction=0)

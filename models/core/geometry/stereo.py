@@ -1,6 +1,7 @@
-"""A second eye: pictures moved sideways by their depth, with masks of what no camera saw. Pure torch, row by row.
+"""A second eye: forward warping of an image by its depth, row by row, with masks of the disocclusions.
 
-Nearness is nearest depth / depth: 1 where the scene is nearest, 0 at infinity. It needs no unit and no camera, and sky has one.
+Nearness is nearest depth / depth: 1 where the scene is nearest, 0 at infinity. It needs no unit and no
+camera, and sky has one.
 """
 
 from __future__ import annotations
@@ -15,40 +16,63 @@ from .view import View, percentile
 
 @dataclass(frozen=True)
 class Shifted:
-    """Pictures as seen from the side. Where ``holes`` is True nothing is known, and the picture is black."""
+    """Images as seen from the side. Where ``holes`` is True nothing is known, and the image is black."""
 
-    image: Tensor  # b h w 3
-    holes: Tensor  # b h w bool
+    image: Tensor  # (b, h, w, 3)
+    holes: Tensor  # (b, h, w) bool
 
 
-def stereo_pair(view: View, *, parallax: float = 3.0, screen: float = 0.5, edge_rtol: float = 0.04) -> tuple[Shifted, Shifted]:
-    """What the left and the right eye see, each half the parallax away from the picture.
+def stereo_pair(
+    view: View, *, parallax: float = 3.0, screen: float = 0.5, edge_rtol: float = 0.04
+) -> tuple[Shifted, Shifted]:
+    """What the left and the right eye see, each half the parallax away from the image.
 
-    ``parallax`` is the shift between the eyes from infinity to the nearest depth, in percent of the width. What has the
-    nearness ``screen`` does not move and appears in the plane of the screen: 0 lets everything stand out, 1 lies behind it.
+    ``parallax`` is the shift between the eyes from infinity to the nearest depth, in percent of the width.
+    What has the nearness ``screen`` does not move and appears in the plane of the screen: 0 lets everything
+    stand out, 1 lies behind it.
     """
     if view.image is None:
-        raise ValueError("The view has no picture to show from two sides; give one to View from Depth Image, or decode both.")
+        raise ValueError(
+            "The view has no picture to show from two sides; give one to View from Depth Image, or decode "
+            "both."
+        )
     if not 0 <= screen <= 1:
-        raise ValueError(f"The screen's nearness {screen:g} arrived, wanted 0 (infinity) to 1 (the nearest depth).")
+        raise ValueError(
+            f"Expected a screen from 0 (infinity) to 1 (the nearest depth), got {screen:g}. Correct it."
+        )
     if not parallax >= 0:
-        raise ValueError(f"A parallax of {parallax:g} % arrived, wanted 0 or more; to swap the eyes, swap the pictures.")
+        raise ValueError(
+            f"Expected a parallax of at least 0 %, got {parallax:g}. To swap the eyes, swap the images."
+        )
     half = (nearness(view.require_valid()) - screen) * (parallax / 200 * view.depth.shape[-1])
     known = view.mask if view.sky is None else view.mask | view.sky
-    return tuple(shift_picture(view.image.float(), shift, half, known, _joined(view, edge_rtol)) for shift in (half, -half))
+    return tuple(
+        shift_picture(view.image.float(), shift, half, known, _joined(view, edge_rtol))
+        for shift in (half, -half)
+    )
 
 
 def nearness(view: View) -> Tensor:
-    """Nearest depth / depth ``b h w``, 0 where the depth is invalid or sky; the nearest is the 0.1st percentile, so 1 can be passed."""
-    nearest = torch.stack([percentile(d[m], 0.1) for d, m in zip(view.depth, view.mask, strict=True)]).reshape(-1, 1, 1)
-    return torch.where(view.mask, nearest / view.depth.clamp_min(torch.finfo(torch.float32).tiny), torch.zeros_like(view.depth))
+    """Nearest depth / depth (b, h, w), 0 where the depth is invalid or sky.
+
+    The nearest is the 0.1st percentile, so 1 can be passed.
+    """
+    nearest = torch.stack(
+        [percentile(d[m], 0.1) for d, m in zip(view.depth, view.mask, strict=True)]
+    ).reshape(-1, 1, 1)
+    return torch.where(
+        view.mask,
+        nearest / view.depth.clamp_min(torch.finfo(torch.float32).tiny),
+        torch.zeros_like(view.depth),
+    )
 
 
 def shift_picture(image: Tensor, shift: Tensor, front: Tensor, known: Tensor, joined: Tensor) -> Shifted:
-    """Move each pixel of ``b h w 3`` right by ``shift`` pixels ``b h w``; where two meet, the one with more ``front`` is seen.
+    """Move each pixel of (b, h, w, 3) right by ``shift`` pixels (b, h, w); where two meet, the one with more
+    ``front`` is seen.
 
-    Neighbours that are ``joined`` (``b h w-1``) are one surface, stretched or squeezed without gaps; others are torn apart.
-    Only ``known`` pixels are moved.
+    Neighbours that are ``joined`` (``b h w-1``) are one surface, stretched or squeezed without gaps; others
+    are torn apart. Only ``known`` pixels are moved.
     """
     batch, height, width = shift.shape
     column = torch.arange(width, device=shift.device)
@@ -75,8 +99,12 @@ def _single_pixels(place: Tensor, loose: Tensor) -> tuple[Tensor, Tensor, Tensor
     return (place + 0.5).floor(), torch.zeros_like(place), loose
 
 
-def _draw(picture: Tensor, seen: Tensor, target: Tensor, share: Tensor, drawn: Tensor, image: Tensor, front: Tensor) -> None:
-    """Put colours between each pixel and its right neighbour into ``picture`` where they are before what is ``seen`` there."""
+def _draw(
+    picture: Tensor, seen: Tensor, target: Tensor, share: Tensor, drawn: Tensor, image: Tensor, front: Tensor
+) -> None:
+    """Put colors between each pixel and its right neighbour into ``picture`` where they are before what is
+    ``seen`` there.
+    """
     b, y, x = drawn.nonzero(as_tuple=True)
     after = (x + 1).clamp(max=front.shape[-1] - 1)
     share, target = share[b, y, x], target[b, y, x].long()
@@ -84,8 +112,8 @@ def _draw(picture: Tensor, seen: Tensor, target: Tensor, share: Tensor, drawn: T
     flat = (b * front.shape[1] + y) * front.shape[2] + target
     nearest = seen.view(-1).scatter_reduce(0, flat, height, "amax")
     winner = (height >= nearest[flat]) & (height > seen.view(-1)[flat])
-    colour = torch.lerp(image[b, y, x], image[b, y, after], share.unsqueeze(-1))
-    picture.view(-1, 3)[flat[winner]] = colour[winner]
+    color = torch.lerp(image[b, y, x], image[b, y, after], share.unsqueeze(-1))
+    picture.view(-1, 3)[flat[winner]] = color[winner]
     seen.copy_(nearest.view_as(seen))
 
 
@@ -93,5 +121,7 @@ def _joined(view: View, edge_rtol: float) -> Tensor:
     """True ``b h w-1`` where a pixel and its right neighbour belong to one surface; sky joins sky."""
     left, right = view.depth[..., :-1], view.depth[..., 1:]
     near = torch.minimum(left, right)
-    joined = view.mask[..., :-1] & view.mask[..., 1:] & ((left - right).abs() <= (edge_rtol or torch.inf) * near)
+    joined = (
+        view.mask[..., :-1] & view.mask[..., 1:] & ((left - right).abs() <= (edge_rtol or torch.inf) * near)
+    )
     return joined if view.sky is None else joined | (view.sky[..., :-1] & view.sky[..., 1:])

@@ -1,4 +1,4 @@
-"""View: what is known of the geometry behind one batch of pictures. Every depth the pack takes or makes travels as one."""
+"""View: a batch of depth maps with its images, masks, normals and cameras. Every depth travels as one."""
 
 from __future__ import annotations
 
@@ -14,60 +14,86 @@ from .camera import check_intrinsics, check_pose, pad_pose
 Units = Literal["metric", "relative"]
 Spacing = Literal["disparity", "log", "depth"]
 
-# axes after the batch that are fixed, per optional field; None stands for the depth map's own height and width
+# axes after the batch that are fixed, per optional field; None stands for the depth map's own height and
+# width
 _TAILS = {
-    "image": (None, None, 3), "normals": (None, None, 3), "confidence": (None, None), "sky": (None, None), "intrinsics": (3, 3),
+    "image": (None, None, 3),
+    "normals": (None, None, 3),
+    "confidence": (None, None),
+    "sky": (None, None),
+    "intrinsics": (3, 3),
     "world_to_cam": (4, 4),
-}  # fmt: skip
+}
 _NORMAL_SLACK = 0.1  # from 1, of the median length: resizing shortens some normals, an encoding changes all
 _NORMAL_ROUNDING = 1e-3  # half precision's
-_SAME_SIZE = "bring the pictures to one size, with Upscale Image or Resize Image/Mask, before they meet"  # a View keeps its own
+# a View does not resize
+_SAME_SIZE = "Bring the images to one size first, with Upscale Image or Resize Image/Mask"
 
 
 class NoSuchPicture(IndexError, ValueError):
-    """An index beyond a batch: ends a loop as an IndexError, and is a refusal in one sentence as a ValueError."""
+    """An index beyond a batch: ends a loop as an IndexError, and is a refusal in one sentence as a
+    ValueError.
+    """
 
 
 @dataclass(frozen=True)
 class View:
-    """A batch of depth maps with what belongs to them. Build it with :meth:`from_depth`, which counts and masks bad pixels.
+    """A batch of depth maps with the fields that belong to them. Build it with :meth:`from_depth`.
 
-    Nothing inside is normalised. Where ``mask`` is False the depth is exactly 0 and means nothing.
+    Depth is never normalized. Where ``mask`` is False the depth is exactly 0 and means nothing.
     """
 
-    depth: Tensor  # b h w float32, z-depth, larger = farther, > 0 where valid
-    units: Units  # "metric" is metres, "relative" is up to one unknown scale per picture
-    mask: Tensor  # b h w bool, True = valid
-    image: Tensor | None = None  # b h w 3 in [0, 1]
-    normals: Tensor | None = None  # b h w 3, unit length, camera frame OpenCV, facing the camera
-    confidence: Tensor | None = None  # b h w, larger = surer
-    sky: Tensor | None = None  # b h w bool: invalid because it is known to be infinitely far, not because it is missing
-    intrinsics: Tensor | None = None  # b 3 3 in pixels of this map, pixel centres at +0.5
-    world_to_cam: Tensor | None = None  # b 4 4, OpenCV camera, y-up world
+    depth: Tensor  # (b, h, w) float32, z-depth, larger = farther, > 0 where valid
+    units: Units  # "metric" is metres, "relative" is up to one unknown scale per image
+    mask: Tensor  # (b, h, w) bool, True = valid
+    image: Tensor | None = None  # (b, h, w, 3) in [0, 1]
+    normals: Tensor | None = None  # (b, h, w, 3), unit length, camera frame OpenCV, facing the camera
+    confidence: Tensor | None = None  # (b, h, w), larger = surer
+    # (b, h, w) bool: invalid because it is known to be infinitely far, not because it is missing
+    sky: Tensor | None = None
+    intrinsics: Tensor | None = None  # (b, 3, 3) in pixels of this map, pixel centers at +0.5
+    world_to_cam: Tensor | None = None  # (b, 4, 4), OpenCV camera, y-up world
 
     def __post_init__(self) -> None:
         if self.units not in get_args(Units):
-            raise ValueError(f"Expected depth units of {get_args(Units)}, got {self.units!r}. State what the numbers are.")
+            raise ValueError(
+                f"Expected depth units of {get_args(Units)}, got {self.units!r}. State what the numbers are."
+            )
         if self.depth.ndim != 3 or self.depth.dtype != torch.float32 or self.mask.dtype != torch.bool:
             raise ValueError(
-                f"A depth {tuple(self.depth.shape)} of {self.depth.dtype} with a mask of {self.mask.dtype} arrived, wanted "
-                "(batch, height, width) of torch.float32 with torch.bool; View.from_depth converts."
+                "Expected depth (b, h, w) of torch.float32 and a mask of torch.bool, got depth "
+                f"{tuple(self.depth.shape)} of {self.depth.dtype} and a mask of {self.mask.dtype}. "
+                "View.from_depth converts."
             )
         if self.depth.numel() == 0:
-            raise ValueError(f"Expected at least one pixel, got an empty depth map {tuple(self.depth.shape)}. Check its source.")
+            raise ValueError(
+                f"Expected at least one pixel, got an empty depth map {tuple(self.depth.shape)}. Check its "
+                "source."
+            )
         if self.mask.shape != self.depth.shape:
-            raise ValueError(f"The mask {tuple(self.mask.shape)} must have the shape of the depth map, {tuple(self.depth.shape)}.")
+            raise ValueError(
+                f"Expected a mask of the depth map's shape {tuple(self.depth.shape)}, got "
+                f"{tuple(self.mask.shape)}. View.from_depth adds a missing batch axis."
+            )
         for name in _TAILS:
             self._check_field(name)
         if not torch.equal(self.mask, is_valid(self.depth)) or bool((self.depth[~self.mask] != 0).any()):
-            raise ValueError("Depth and mask disagree: valid depth is finite and above 0, the rest is 0; View.from_depth sees to both.")
+            raise ValueError(
+                "Expected finite depth above 0 where the mask is True and 0 elsewhere, got a depth and a "
+                "mask that disagree. View.from_depth sets both."
+            )
         if self.sky is not None and (self.sky.dtype != torch.bool or bool((self.sky & self.mask).any())):
-            raise ValueError("Sky and mask disagree: sky is a bool map of invalid pixels; View.from_depth sees to both.")
+            raise ValueError(
+                "Expected sky as a bool map of invalid pixels, got a sky and a mask that disagree. "
+                "View.from_depth sets both."
+            )
         self._check_contents()
 
     def _check_contents(self) -> None:
         if self.image is not None and not bool(((self.image >= 0) & (self.image <= 1)).all()):
-            raise ValueError("Expected an image in [0, 1], got values outside it. View.from_depth scales whole numbers.")
+            raise ValueError(
+                "Expected an image in [0, 1], got values outside it. View.from_depth scales whole numbers."
+            )
         if self.intrinsics is not None:
             check_intrinsics(self.intrinsics, *self.depth.shape[1:])
         if self.world_to_cam is not None:
@@ -78,26 +104,33 @@ class View:
         if tensor is None:
             return
         batch, *size = self.depth.shape
-        wanted = (batch, *size, *_TAILS[name][2:]) if _TAILS[name][0] is None else (batch, *_TAILS[name])
-        if tuple(tensor.shape) != wanted:
-            remedy = f": {_SAME_SIZE}" if _TAILS[name][0] is None and list(tensor.shape[1:3]) != size else ""
+        per_pixel = _TAILS[name][0] is None
+        expected = (batch, *size, *_TAILS[name][2:]) if per_pixel else (batch, *_TAILS[name])
+        if tuple(tensor.shape) != expected:
+            remedy = _SAME_SIZE if per_pixel and list(tensor.shape[1:3]) != size else "Reshape it"
             raise ValueError(
-                f"The {name} {tuple(tensor.shape)} does not fit a depth map {tuple(self.depth.shape)}, wanted {wanted}{remedy}."
+                f"Expected {name} {expected} for a depth map {tuple(self.depth.shape)}, got "
+                f"{tuple(tensor.shape)}. {remedy}."
             )
         if tensor.dtype != torch.float32 and name != "sky":
-            raise ValueError(f"Expected {name} of torch.float32, got {tensor.dtype}. View.from_depth converts.")
+            raise ValueError(
+                f"Expected {name} of torch.float32, got {tensor.dtype}. View.from_depth converts."
+            )
 
     @classmethod
-    def from_depth(cls, depth: Tensor, *, units: Units, mask: Tensor | None = None, **others: Tensor | None) -> View:
-        """Make a View of any depth: ``h w``, ``b h w``, ``b 1 h w``, ``h w 1`` or ``b h w 1``, any number type, numpy arrays too.
+    def from_depth(
+        cls, depth: Tensor, *, units: Units, mask: Tensor | None = None, **others: Tensor | None
+    ) -> View:
+        """A View of any depth: (h, w), (b, h, w), (b, 1, h, w), (h, w, 1) or (b, h, w, 1), any number type.
 
-        NaN, infinite, zero and negative pixels, and those the given ``mask`` (True = valid) leaves out, become invalid:
-        masked and set to 0, never filled in; those at +infinity are ``sky`` as well, unless a ``sky`` is given.
-        :func:`explain_invalid` words their count; a wholly invalid map is allowed here and refused by :meth:`require_valid`.
-        Inputs without a batch axis get one; a batch of 1 is repeated to the others' batch, and two different batches are
-        refused. ``others`` are the optional fields. Mask and sky may be probabilities, which count from 0.5 on; images of 8
-        and 16 bits are scaled; normals get unit length, 0 where they are not finite; confidence is 0 where it is NaN.
-        :func:`.arrays.as_float_map` tells how an axis of 1 is read.
+        NaN, infinite, zero and negative pixels, and those the given ``mask`` (True = valid) leaves out,
+        become invalid: masked and set to 0, never filled in; those at +infinity are ``sky`` as well, unless a
+        ``sky`` is given. :func:`explain_invalid` words their count; a wholly invalid map is allowed here and
+        refused by :meth:`require_valid`. Inputs without a batch axis get one; a batch of 1 is repeated to the
+        others' batch, and two different batches are refused. ``others`` are the optional fields. Mask and sky
+        may be probabilities, which count from 0.5 on; images of 8 and 16 bits are scaled; normals get unit
+        length, 0 where they are not finite; confidence is 0 where it is NaN. :func:`.arrays.as_float_map`
+        tells how an axis of 1 is read.
         """
         unknown = set(others) - set(_TAILS)
         if unknown:
@@ -105,35 +138,45 @@ class View:
         batched = {"depth": as_float_map(depth)}
         size = tuple(batched["depth"].shape[1:])
         given = {"mask": mask, **others}
-        batched |= {name: _read_field(name, value, size) for name, value in given.items() if value is not None}
+        batched |= {
+            name: _read_field(name, value, size) for name, value in given.items() if value is not None
+        }
         batched = _same_batch(batched)
         depth = batched.pop("depth")
         valid = is_valid(depth)
         given = batched.pop("mask", valid)
         if given.shape != depth.shape:
-            raise ValueError(f"The mask {tuple(given.shape)} must have the shape of the depth map, {tuple(depth.shape)}: {_SAME_SIZE}.")
+            raise ValueError(
+                f"Expected a mask of the depth map's shape {tuple(depth.shape)}, got {tuple(given.shape)}. "
+                f"{_SAME_SIZE}."
+            )
         valid = valid & given
         far = depth == torch.inf
         if "sky" in batched or bool(far.any()):
             batched["sky"] = batched.get("sky", far) & ~valid
         if "normals" in batched:
             batched["normals"] = _unit_normals(batched["normals"], valid)
-        return cls(depth=torch.where(valid, depth, torch.zeros_like(depth)), units=units, mask=valid, **batched)
+        return cls(
+            depth=torch.where(valid, depth, torch.zeros_like(depth)), units=units, mask=valid, **batched
+        )
 
     def __len__(self) -> int:
         return self.depth.shape[0]
 
     def __getitem__(self, index: int) -> View:
-        """One picture of the batch, as a View with batch 1."""
+        """One image of the batch, as a View with batch 1."""
         if not -len(self) <= index < len(self):
-            raise NoSuchPicture(f"Picture {index} was asked of a batch of {len(self)}: choose an index below that, counted from 0.")
+            raise NoSuchPicture(
+                f"Picture {index} was asked of a batch of {len(self)}: choose an index below that, counted "
+                "from 0."
+            )
         index %= len(self)
         return self._map(lambda tensor: tensor[index : index + 1])
 
     def with_sky_from(self, depth: float) -> View:
         """The same View with all that lies at this depth or beyond as sky."""
         if not depth > 0:
-            raise ValueError(f"The depth {depth:g} arrived as the beginning of the sky, wanted one above 0.")
+            raise ValueError(f"Expected a depth above 0 from which on it is sky, got {depth:g}. Correct it.")
         far = self.mask & (self.depth >= depth)
         sky = far if self.sky is None else far | self.sky
         return replace(self, depth=self.depth.masked_fill(far, 0), mask=self.mask & ~far, sky=sky)
@@ -143,22 +186,27 @@ class View:
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, change) -> View:
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if isinstance(getattr(self, field.name), Tensor)}
+        tensors = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
     @property
     def invalid_counts(self) -> tuple[int, ...]:
-        """Number of invalid pixels of each picture."""
+        """Number of invalid pixels of each image."""
         return tuple((~self.mask).sum(dim=(1, 2)).tolist())
 
     def require_valid(self) -> View:
-        """Return self, or raise ValueError naming the first picture without a single valid pixel."""
+        """Return self, or raise ValueError naming the first image without a single valid pixel."""
         pixels = self.depth[0].numel()
         for index, count in enumerate(self.invalid_counts):
             if count == pixels:
                 raise ValueError(
-                    f"Depth map {index} of {len(self)} has no valid pixel (finite and above 0) among {pixels}; "
-                    "check the file or the mask, and that depth, not disparity or an inverted picture, was given."
+                    f"Depth map {index} of {len(self)} has no valid pixel (finite and above 0) among "
+                    f"{pixels}; check the file or the mask, and that depth, not disparity or an inverted "
+                    "picture, was given."
                 )
         return self
 
@@ -176,26 +224,39 @@ class View:
         return f"depth {batch} x {height} x {width}, {span}, larger = farther, {holes}"
 
     def to_control_image(
-        self, *, spacing: Spacing = "disparity", near_percentile: float = 1.0, far_percentile: float = 99.0, invalid_grey: float = 0.0
+        self,
+        *,
+        spacing: Spacing = "disparity",
+        near_percentile: float = 1.0,
+        far_percentile: float = 99.0,
+        invalid_grey: float = 0.0,
     ) -> Tensor:
-        """A grey IMAGE ``b h w 3`` in [0, 1] for depth ControlNets: near is white, far is black.
+        """A grey IMAGE (b, h, w, 3) in [0, 1] for depth ControlNets: near is white, far is black.
 
-        Each picture is stretched on its own between two percentiles of its valid depth (0 = nearest pixel, 100 = farthest):
-        what is nearer than ``near_percentile`` is white, what is farther than ``far_percentile`` black. In between grey runs
-        linearly in ``spacing``: "disparity" (1 / depth, what MiDaS and most ControlNets were trained on), "depth", or between
-        the two "log", where equal ratios of depth look equal.
-        A picture of constant depth becomes mid grey. Invalid pixels get ``invalid_grey``: black by default, because nearly
-        all of them are sky, which lies beyond the farthest pixel. The scale is lost: use the exports to keep it.
+        Each image is stretched on its own between two percentiles of its valid depth (0 = nearest pixel, 100
+        = farthest): what is nearer than ``near_percentile`` is white, what is farther than ``far_percentile``
+        black. In between grey runs linearly in ``spacing``: "disparity" (1 / depth, what MiDaS and most
+        ControlNets were trained on), "depth", or between the two "log", where equal ratios of depth look
+        equal. An image of constant depth becomes mid grey. Invalid pixels get ``invalid_grey``: black by
+        default, because nearly all of them are sky, which lies beyond the farthest pixel. The scale is lost:
+        use the exports to keep it.
         """
         if spacing not in get_args(Spacing):
-            raise ValueError(f"Spacing {spacing!r} arrived, wanted one of {get_args(Spacing)}.")
+            raise ValueError(
+                f"Expected a spacing of {get_args(Spacing)}, got {spacing!r}. Choose one of these."
+            )
         if not 0 <= near_percentile < far_percentile <= 100:
-            raise ValueError(f"Percentiles {near_percentile} (near) and {far_percentile} (far) must rise between 0 and 100.")
+            raise ValueError(
+                f"Expected percentiles 0 <= near < far <= 100, got {near_percentile} (near) and "
+                f"{far_percentile} (far). Correct them."
+            )
         grey = torch.full_like(self.depth, invalid_grey)
         for index in range(len(self)):
             valid = self.mask[index]
             if bool(valid.any()):
-                grey[index][valid] = _near_white(self.depth[index][valid], spacing, near_percentile, far_percentile)
+                grey[index][valid] = _near_white(
+                    self.depth[index][valid], spacing, near_percentile, far_percentile
+                )
         return grey.unsqueeze(-1).repeat(1, 1, 1, 3)
 
 
@@ -218,11 +279,15 @@ def explain_invalid(depth: Tensor, mask: Tensor | None = None) -> str | None:
     if invalid == 0:
         return None
     listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    return f"{invalid} of {depth.numel()} depth pixels ({invalid / depth.numel():.1%}) are invalid and left out: {listed}."
+    share = f"{invalid} of {depth.numel()} depth pixels ({invalid / depth.numel():.1%})"
+    return f"{share} are invalid and left out: {listed}."
 
 
 def percentile(values: Tensor, percent: float) -> Tensor:
-    """Percentile of a flat, non-empty tensor with linear interpolation; torch.quantile stops at 16 million elements."""
+    """Percentile of a flat, non-empty tensor with linear interpolation.
+
+    Torch.quantile stops at 16 million elements.
+    """
     place = (values.numel() - 1) * percent / 100
     below = int(place)
     low = values.kthvalue(below + 1).values
@@ -244,7 +309,9 @@ def _near_white(depth: Tensor, spacing: Spacing, near_percentile: float, far_per
 
 
 def _read_field(name: str, value: Tensor, size: tuple[int, int]) -> Tensor:
-    """What belongs to a depth map of ``size`` (height, width), in the type and with the axes of the View's field."""
+    """What belongs to a depth map of ``size`` (height, width), in the type and with the axes of the View's
+    field.
+    """
     if name in ("mask", "sky"):
         return as_mask(value, name=name, size=size)
     if name == "confidence":
@@ -257,7 +324,10 @@ def _read_field(name: str, value: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _unit_normals(normals: Tensor, valid: Tensor) -> Tensor:
-    """Normals ``b h w 3`` of length 1, and 0 where they are not finite; vectors of another length as a rule are no normals."""
+    """Normals (b, h, w, 3) of length 1, and 0 where they are not finite.
+
+    Vectors of another length as a rule are no normals.
+    """
     if normals.shape[:-1] != valid.shape:
         return normals  # the View says it
     normals = torch.where(normals.isfinite().all(-1, keepdim=True), normals, torch.zeros_like(normals))
@@ -269,7 +339,11 @@ def _unit_normals(normals: Tensor, valid: Tensor) -> Tensor:
             "Of normals stored as colors, take 2 x color - 1 first."
         )
     off = ((lengths - 1).abs() > _NORMAL_ROUNDING) & (lengths > 0)
-    return torch.where(off.unsqueeze(-1), torch.nn.functional.normalize(normals, dim=-1), normals) if bool(off.any()) else normals
+    return (
+        torch.where(off.unsqueeze(-1), torch.nn.functional.normalize(normals, dim=-1), normals)
+        if bool(off.any())
+        else normals
+    )
 
 
 def _with_batch(tensor: Tensor, ndim: int, name: str) -> Tensor:
@@ -278,7 +352,8 @@ def _with_batch(tensor: Tensor, ndim: int, name: str) -> Tensor:
         return tensor.unsqueeze(0)
     if tensor.ndim != ndim:
         raise ValueError(
-            f"Expected {ndim} axes in {name} with the batch first, or {ndim - 1} without, got the shape {tuple(tensor.shape)}. Reshape it."
+            f"Expected {ndim} axes in {name} with the batch first, or {ndim - 1} without, got the shape "
+            f"{tuple(tensor.shape)}. Reshape it."
         )
     return tensor
 
@@ -289,5 +364,8 @@ def _same_batch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     batch = tensors[largest].shape[0]
     for name, tensor in tensors.items():
         if tensor.shape[0] not in (1, batch):
-            raise ValueError(f"{batch} of {largest} and {tensor.shape[0]} of {name} arrived: give equally many, or one for all.")
+            raise ValueError(
+                f"Expected batches of one size, got {batch} of {largest} and {tensor.shape[0]} of {name}. "
+                "Give equally many, or one for all."
+            )
     return {name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""A training state on disk: a folder of safetensors and one JSON file. Written whole or not at all, found by a pointer.
+"""Checkpoints: a folder of safetensors and one JSON file, written atomically and found by a pointer file.
 
     OUTPUT/latest.json            {"checkpoint": "step-00003000"}
     OUTPUT/step-00003000/         model.safetensors  ema.safetensors  optimizer.safetensors  state.json
@@ -27,15 +27,22 @@ POINTER = "latest.json"
 STATE = "state.json"
 
 
-def save_checkpoint(root: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int) -> Path:
-    """Write `<group>.safetensors` for each group and state.json, move the pointer, drop all but the last `keep`. Returns the folder."""
+def save_checkpoint(
+    root: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write `<group>.safetensors` for each group and state.json, move the pointer, drop all but the last
+    `keep`. Returns the folder.
+    """
     folder = root / f"step-{step:08d}"
     part = folder.with_suffix(".part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         for name, tensors in groups.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part / f"{name}.safetensors")
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                part / f"{name}.safetensors",
+            )
         write_json(part / STATE, {"step": step, **state})
         if folder.exists():
             shutil.rmtree(folder)
@@ -43,7 +50,10 @@ def save_checkpoint(root: Path, step: int, groups: Mapping[str, Mapping[str, Ten
         write_json(root / POINTER, {"checkpoint": folder.name})
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise OSError(f"The checkpoint {folder} could not be written: {error}. Free some space or choose another output folder.") from error
+        raise OSError(
+            f"The checkpoint {folder} could not be written: {error}. Free some space or choose another "
+            "output folder."
+        ) from error
     for old in sorted(p for p in root.glob("step-????????") if p.name < folder.name)[: -(keep - 1) or None]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -56,11 +66,16 @@ def find_latest(root: Path) -> Path | None:
         return None
     folder = root / str(read_state(pointer).get("checkpoint"))
     if not (folder / STATE).is_file():
-        raise ValueError(f"{pointer} names the checkpoint {folder.name}, but that folder holds no {STATE}; name one that does.")
+        raise ValueError(
+            f"{pointer} names the checkpoint {folder.name}, but that folder holds no {STATE}; name one that "
+            "does."
+        )
     return folder
 
 
-def load_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def load_checkpoint(
+    folder: Path, names: tuple[str, ...]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The named groups of tensors, on the CPU, and the state."""
     groups = {}
     for name in names:
@@ -68,7 +83,9 @@ def load_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dic
             groups[name] = read_tensors(folder / f"{name}.safetensors")
         except WeightsError as error:
             reason = str(error).removesuffix(".")
-            raise ValueError(f"{folder / name}.safetensors is damaged or missing ({reason}); use an older checkpoint.") from error
+            raise ValueError(
+                f"{folder / name}.safetensors is damaged or missing ({reason}); use an older checkpoint."
+            ) from error
     return groups, read_state(folder / STATE)
 
 
@@ -80,7 +97,10 @@ def load_model(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: ob
     faults = {"missing": missing, "unknown": unknown, "of another shape": shapes}
     if any(faults.values()):
         says = [f"{len(group)} {what} (first {group[0]})" for what, group in faults.items() if group]
-        raise ValueError(f"{source} does not fit this model: {', '.join(says)}; model and preset must be those of the run that wrote it.")
+        raise ValueError(
+            f"{source} does not fit this model: {', '.join(says)}; model and preset must be those of the run "
+            "that wrote it."
+        )
     model.load_state_dict(dict(tensors))
 
 

@@ -1,23 +1,28 @@
 """Training data on disk: a folder with one manifest line per sample, and the order in which a run reads it.
 
-A dataset folder holds `manifest.jsonl`, one JSON object per sample, and the files the lines name, relative to the folder. A line is
-either a row of a shard or a set of loose files; one manifest may mix both. Every other key is metadata and stays in `entry(index)`.
+A dataset folder holds `manifest.jsonl`, one JSON object per sample, and the files the lines name, relative to
+the folder. A line is either a row of a shard or a set of loose files; one manifest may mix both. Every other
+key is metadata and stays in `entry(index)`.
 
     {"shard": "shard-00000.safetensors", "row": 17, "caption": "a red ball", ...}
-        Each tensor of a shard has the samples as its first axis. `image` is uint8 (n, H, W, 3); `depth` is float16 or float32 (n, H, W)
-        metres along z, where inf, nan and values <= 0 mean "not known"; `mask` (optional) is bool or uint8 (n, H, W), 0 = do not use.
-        Any further tensor, such as a precomputed `latent` (n, c, h, w) or `context` (n, tokens, c), is handed on under its name.
-    {"image": "images/0.png", "depth": "depth/0.png", "depth_scale": 0.001, "mask": "mask/0.png", "caption": "a red ball", ...}
-        Names are relative to the folder. `image`: any picture Pillow opens, turned as its EXIF says; 16 bits are scaled to 8. `depth`: a
-        16-bit grey PNG, metres = value * depth_scale, 0 = not known; or an .npy or .npz file (array `depth`, or the only one), metres =
-        value * depth_scale, too, where the line has one. What a depth file states itself (a PNG's text or the JSON beside it; depth_scale,
-        depth_offset, mask, units and direction in an NPZ) counts, and where it contradicts the line the sample is refused. `mask`
-        (optional): a picture of the depth's size, black = do not use. `segmentation` (optional): a grey PNG of numbers, in one of 8 bits
-        255 = sky.
+        Each tensor of a shard has the samples as its first axis. `image` is uint8 (n, H, W, 3); `depth` is
+        float16 or float32 (n, H, W) metres along z, where inf, nan and values <= 0 mean "not known"; `mask`
+        (optional) is bool or uint8 (n, H, W), 0 = do not use. Any further tensor, such as a precomputed
+        `latent` (n, c, h, w) or `context` (n, tokens, c), is handed on under its name.
+    {"image": "images/0.png", "depth": "depth/0.png", "depth_scale": 0.001, "mask": "mask/0.png", "caption":
+    "a red ball", ...}
+        Names are relative to the folder. `image`: any image Pillow opens, turned as its EXIF says; 16 bits
+        are scaled to 8. `depth`: a 16-bit grey PNG, metres = value * depth_scale, 0 = not known; or an .npy
+        or .npz file (array `depth`, or the only one), metres = value * depth_scale, too, where the line has
+        one. What a depth file states itself (a PNG's text or the JSON beside it; depth_scale, depth_offset,
+        mask, units and direction in an NPZ) counts, and where it contradicts the line the sample is refused.
+        `mask` (optional): an image of the depth's size, black = do not use. `segmentation` (optional): a grey
+        PNG of numbers, in one of 8 bits 255 = sky.
 
-A sample is a dict: image uint8 H W 3; depth float32 H W with 0 where it is not known; mask bool H W, True = known; segmentation (-1 =
-sky); caption str, "" where the line has none; and whatever further tensors its shard holds. Image and depth may differ in size, but not
-in proportion, beyond a pixel of rounding. Readers open files late and drop the handles when copied: safe under spawn.
+A sample is a dict: image uint8 H W 3; depth float32 H W with 0 where it is not known; mask bool H W, True =
+known; segmentation (-1 = sky); caption str, "" where the line has none; and whatever further tensors its
+shard holds. Image and depth may differ in size, but not in proportion, beyond a pixel of rounding. Readers
+open files late and drop the handles when copied: safe under spawn.
 """
 
 from __future__ import annotations
@@ -39,7 +44,15 @@ from torch import Tensor
 from ..pictures import open_mask, open_rgb
 from ..text_files import show_path
 from ..weights.files import read_header
-from .data_files import MANIFEST, SCALE, check_forms, check_sizes, read_depth, read_manifest, read_segmentation
+from .data_files import (
+    MANIFEST,
+    SCALE,
+    check_forms,
+    check_sizes,
+    read_depth,
+    read_manifest,
+    read_segmentation,
+)
 from .settings import as_size
 
 log = logging.getLogger("spatialweave.dataset")
@@ -50,14 +63,21 @@ READERS = min(8, os.cpu_count() or 1)  # threads of one reading
 
 
 class FolderDataset(torch.utils.data.Dataset):
-    """The samples of one dataset folder. `size` (height, width; one number for both) scales to cover and crops the middle.
+    """The samples of one dataset folder. `size` (height, width; one number for both) scales to cover and
+    crops the middle.
 
-    `keys` leaves out other tensors; `needs` are those, and entries of the line, without which a sample is refused.
+    `keys` leaves out other tensors; `needs` are those, and entries of the line, without which a sample is
+    refused.
     """
 
     def __init__(
-        self, folder: str | Path, *, size: int | Sequence[int] | None = None, keys: Sequence[str] | None = None, needs: Sequence[str] = ()
-    ):  # fmt: skip
+        self,
+        folder: str | Path,
+        *,
+        size: int | Sequence[int] | None = None,
+        keys: Sequence[str] | None = None,
+        needs: Sequence[str] = (),
+    ):
         self.folder, self.size, self.keys = Path(folder), as_size(size), tuple(keys) if keys else None
         self.needs = tuple(needs)
         self.entries, self.lines = read_manifest(self.folder)
@@ -93,9 +113,14 @@ class FolderDataset(torch.utils.data.Dataset):
             check_sizes(raw)
             lacks = [key for key in self.needs if key not in raw and key not in entry]
             if lacks:
-                raise ValueError(f"Expected {', '.join(self.needs)}, got none of {', '.join(lacks)}. Name them in the line, or the shard")
+                raise ValueError(
+                    f"Expected {', '.join(self.needs)}, got none of {', '.join(lacks)}. Name them in the "
+                    "line, or the shard"
+                )
         except (OSError, KeyError, IndexError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{self.where(index)} cannot be read: {str(error).removesuffix('.')}.") from error
+            raise ValueError(
+                f"{self.where(index)} cannot be read: {str(error).removesuffix('.')}."
+            ) from error
         if "depth" in raw:
             raw |= clean_depth(raw["depth"], raw.get("mask"))
         if self.size:
@@ -115,7 +140,9 @@ class FolderDataset(torch.utils.data.Dataset):
             part = shard.get_slice(key)
             count = (part.get_shape() or [0])[0]
             if row >= count:
-                raise ValueError(f"Expected a row below {count} of {key} in {name}, got {row}. Count the rows from 0")
+                raise ValueError(
+                    f"Expected a row below {count} of {key} in {name}, got {row}. Count the rows from 0"
+                )
             found[key] = part[row]
         check_forms(found, name)
         return found
@@ -134,7 +161,7 @@ class FolderDataset(torch.utils.data.Dataset):
         return raw
 
     def _say(self, notes: Sequence[str], name: str) -> None:
-        """Each kind of note about pictures once a dataset."""
+        """Each kind of note about images once a dataset."""
         for note in notes:
             kind = re.sub(r"\d+", "", note)
             if kind not in self._said:
@@ -152,10 +179,15 @@ def clean_depth(depth: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
 
 
 def fit(sample: dict[str, Tensor], size: tuple[int, int], index: int) -> dict[str, Tensor]:
-    """Scale every map of a sample to cover `size` and crop the middle: pictures and lines smoothly, all else by the nearest pixel."""
+    """Scale every map of a sample to cover `size` and crop the middle: images and lines smoothly, all else by
+    the nearest pixel.
+    """
     foreign = sorted(set(sample) - set(MAPS))
     if foreign:
-        raise ValueError(f"Sample {index} holds {', '.join(foreign)}, which cannot be resized; leave size out, or those with keys.")
+        raise ValueError(
+            f"Sample {index} holds {', '.join(foreign)}, which cannot be resized; leave size out, or those "
+            "with keys."
+        )
     return {key: fit_map(value, size, smooth=key in SMOOTH) for key, value in sample.items()}
 
 
@@ -177,20 +209,27 @@ def fit_map(value: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
 def collate(samples: list[dict[str, Any]] | Mapping[str, Any]) -> Mapping[str, Any]:
     """Samples to a batch: tensors stacked, strings listed. Samples of different sizes or keys are refused.
 
-    What a dataset's own `__getitems__` made is a batch already: one that lies in memory is cut out of it at once.
+    What a dataset's own `__getitems__` made is a batch already: one that lies in memory is cut out of it at
+    once.
     """
     if isinstance(samples, Mapping):
         return samples
     first = samples[0]
     for sample in samples:
         if sample.keys() != first.keys() or describe(sample) != describe(first):
-            raise ValueError(f"A batch mixes {describe(first)} with {describe(sample)}; set data.size to bring all samples to one size.")
+            raise ValueError(
+                f"A batch mixes {describe(first)} with {describe(sample)}; set data.size to bring all "
+                "samples to one size."
+            )
     columns = {key: [sample[key] for sample in samples] for key in first}
-    return {key: torch.stack(values) if isinstance(values[0], Tensor) else values for key, values in columns.items()}
+    return {
+        key: torch.stack(values) if isinstance(values[0], Tensor) else values
+        for key, values in columns.items()
+    }
 
 
 def read_many(dataset: Any, indices: Sequence[int]) -> list[Any]:
-    """These samples, by several threads: decoding pictures and copying tensors do not hold Python's lock."""
+    """These samples, by several threads: decoding images and copying tensors do not hold Python's lock."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(dataset.__getitem__, indices))
 
@@ -202,16 +241,31 @@ def pick(dataset: Sequence[Any], count: int) -> list[Any]:
 
 
 def describe(sample: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {tuple(value.shape)}" for key, value in sample.items() if isinstance(value, Tensor)) or "no tensors"
+    return (
+        ", ".join(f"{key} {tuple(value.shape)}" for key, value in sample.items() if isinstance(value, Tensor))
+        or "no tensors"
+    )
 
 
 class OrderedBatches:
-    """Which samples each slice takes: epoch after epoch of a shuffle that is a function of (seed, epoch), without end.
+    """Which samples each slice takes: epoch after epoch of a shuffle that is a function of (seed, epoch),
+    without end.
 
-    Step s takes the `batch` samples from position s * batch on, cut into `slices` equal parts; process p of n takes parts p, p + n, ...
+    Step s takes the `batch` samples from position s * batch on, cut into `slices` equal parts; process p of n
+    takes parts p, p + n, ...
     """
 
-    def __init__(self, count: int, batch: int, seed: int, *, first_step: int = 0, slices: int = 1, processes: int = 1, process: int = 0):
+    def __init__(
+        self,
+        count: int,
+        batch: int,
+        seed: int,
+        *,
+        first_step: int = 0,
+        slices: int = 1,
+        processes: int = 1,
+        process: int = 0,
+    ):
         if count < 1:
             raise ValueError("The dataset is empty; training needs at least one sample.")
         self.count, self.batch, self.seed, self.first_step = count, batch, seed, first_step

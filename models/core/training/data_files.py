@@ -1,6 +1,7 @@
-"""What a dataset folder's manifest and loose files say, each checked at its door: lines, names, depth, label pictures, sizes.
+"""Validation of a dataset folder's manifest and loose files: lines, names, depth, label images, sizes.
 
-The format stands in `data.py`. Every refusal is one sentence; of the manifest's lines it names the line, of files the file.
+The format stands in `data.py`. Every refusal is one sentence; of the manifest's lines it names the line, of
+files the file.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from ..text_files import read_json, read_json_lines, show_path
 
 MANIFEST = "manifest.jsonl"
 FILES = ("image", "depth", "mask", "normals", "segmentation", "line")  # keys of a loose line that name files
-SKY, SKY_LABEL = -1, 255  # in the segmentation of a shard, and of an 8-bit picture
+SKY, SKY_LABEL = -1, 255  # in the segmentation of a shard, and of an 8-bit image
 LARGEST_SCALE = 1e25  # times the largest of 32 bits still a float32
 SCALE, OFFSET = "depth_scale", "depth_offset"  # as a line, a PNG's text or an NPZ states them
 
 
 def read_manifest(folder: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Every line of the folder's manifest, checked, with its caption as text; and the lines' numbers in the file."""
+    """Every line of the folder's manifest, checked, with its caption as text.
+
+    And the lines' numbers in the file.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"{show_path(folder)} is not a dataset folder: it has no {MANIFEST}.")
@@ -40,39 +44,59 @@ def read_manifest(folder: Path) -> tuple[list[dict[str, Any]], list[int]]:
         numbers.append(number)
     if not entries:
         raise ValueError(f"{show_path(path)} is empty; a dataset needs at least one sample.")
-    lost = sorted(name for name in {e["shard"] for e in entries if "shard" in e} if not (folder / name).is_file())
+    lost = sorted(
+        name for name in {e["shard"] for e in entries if "shard" in e} if not (folder / name).is_file()
+    )
     if lost:
         raise ValueError(f"{show_path(path)} names shards that are not there: {', '.join(lost)}.")
     return entries, numbers
 
 
 def check_line(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The line with null entries for files left out and null for a caption as "". `where` is what an error calls it."""
-    entry = {key: value for key, value in entry.items() if value is not None or key not in (*FILES, "shard", "captions", SCALE)}
+    """The line with null entries for files left out and null
+    for a caption as "". `where` is what an error calls it.
+    """
+    entry = {
+        key: value
+        for key, value in entry.items()
+        if value is not None or key not in (*FILES, "shard", "captions", SCALE)
+    }
     if "shard" in entry:
         check_name(entry["shard"], "shard", where)
         row = entry.get("row")
         if not isinstance(row, int) or isinstance(row, bool) or row < 0:
-            raise ValueError(f'Expected a "row" of 0 or more in {where}, got {row!r}. Count the rows of the shard from 0.')
+            raise ValueError(
+                f'Expected a "row" of 0 or more in {where}, got {row!r}. Count the rows of the shard from 0.'
+            )
     elif not {"image", "depth"} & entry.keys():
-        raise ValueError(f'Expected "shard" and "row", or "image" and "depth" files, in {where}, got {sorted(entry)}. Name a sample.')
+        raise ValueError(
+            f'Expected "shard" and "row", or "image" and "depth" files, in {where}, '
+            f'got {sorted(entry)}. Name a sample.'
+        )
     else:
         for key in FILES:
             if key in entry:
                 check_name(entry[key], key, where)
         if SCALE in entry and not is_scale(entry[SCALE]):
-            raise ValueError(f'Expected a number above 0 as "{SCALE}" in {where}, got {entry[SCALE]!r}. Write it without quotes.')
+            raise ValueError(
+                f'Expected a number above 0 as "{SCALE}" in {where}, got {entry[SCALE]!r}. '
+                "Write it without quotes."
+            )
     return {**entry, "caption": check_caption(entry.get("caption"), where), **check_captions(entry, where)}
 
 
 def check_caption(text: Any, where: str) -> str:
     """A caption as text that can be encoded; null is ""."""
     if not isinstance(text, (str, type(None))):
-        raise ValueError(f'Expected text as "caption" in {where}, got {text!r}. Write one string, or leave it out.')
+        raise ValueError(
+            f'Expected text as "caption" in {where}, got {text!r}. Write one string, or leave it out.'
+        )
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f'Expected a "caption" of whole characters in {where}, got half of a surrogate pair. Correct it.') from error
+        raise ValueError(
+            f'Expected a "caption" of whole characters in {where}, got half of a surrogate pair. Correct it.'
+        ) from error
     return text or ""
 
 
@@ -81,16 +105,29 @@ def check_captions(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "captions" not in entry:
         return {}
     if not isinstance(entry["captions"], list):
-        raise ValueError(f'Expected a list of texts as "captions" in {where}, got {entry["captions"]!r}. Use "caption" for one.')
+        raise ValueError(
+            f'Expected a list of texts as "captions" in {where}, got {entry["captions"]!r}. '
+            'Use "caption" for one.'
+        )
     return {"captions": [check_caption(text, where) for text in entry["captions"]]}
 
 
 def check_name(name: Any, key: str, where: str) -> None:
     """The name of a file inside the folder, by either system's rules."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f'Expected the name of a file as "{key}" in {where}, got {name!r}. Write it relative to the folder.')
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
-        raise ValueError(f'Expected "{key}" in {where} relative to the folder and inside it, got {name!r}. Move the file there.')
+        raise ValueError(
+            f'Expected the name of a file as "{key}" in {where}, got {name!r}. '
+            "Write it relative to the folder."
+        )
+    if (
+        PurePosixPath(name).is_absolute()
+        or PureWindowsPath(name).anchor
+        or ".." in PureWindowsPath(name).parts
+    ):
+        raise ValueError(
+            f'Expected "{key}" in {where} relative to the folder and inside it, got {name!r}. '
+            "Move the file there."
+        )
 
 
 def is_scale(value: Any) -> bool:
@@ -108,17 +145,21 @@ def read_depth(path: Path, scale: float | None) -> Tensor:
     values, known, stated, offset = read(path, name)
     if scale is not None and stated is not None and (offset or not math.isclose(scale, stated, rel_tol=1e-6)):
         raise ValueError(
-            f"Expected one scale for {name}, got {SCALE} {scale:g} in the line, and in the file {SCALE} {stated:g} with {OFFSET} "
-            f"{offset:g}. Take one of them out."
+            f"Expected one scale for {name}, got {SCALE} {scale:g} in the line, and in the file {SCALE} "
+            f"{stated:g} with {OFFSET} {offset:g}. Take one of them out."
         )
     factor = stated if scale is None else scale
     if factor is None and values.dtype.kind in "iu":
-        raise ValueError(f'Expected "{SCALE}" in the line, as {name} holds whole numbers of 16 bits, got none. Write metres per step.')
+        raise ValueError(
+            f'Expected "{SCALE}" in the line, as {name} holds whole numbers of 16 bits, got none. '
+            "Write metres per step."
+        )
     metres = (values.astype(np.float64) * (1.0 if factor is None else factor) + offset).astype(np.float32)
     return torch.from_numpy(metres if known is None else np.where(known, metres, np.float32(np.nan)))
 
 
-Stated = tuple[np.ndarray, Any, "float | None", float]  # values h w, where they are known, scale and offset as the file states them
+# values (h, w), where they are known, scale and offset as the file states them
+Stated = tuple[np.ndarray, Any, "float | None", float]
 
 
 def read_depth_npy(path: Path, name: str) -> Stated:
@@ -126,17 +167,26 @@ def read_depth_npy(path: Path, name: str) -> Stated:
 
 
 def read_depth_npz(path: Path, name: str) -> Stated:
-    """The array `depth`, or the only one; of what else it states mask, depth_scale, depth_offset and direction count."""
+    """The array `depth`, or the only one.
+
+    Of what else it states mask, depth_scale, depth_offset and direction count.
+    """
     arrays = load_arrays(path, name)
     if "depth" not in arrays and len(arrays) != 1:
-        raise ValueError(f"Expected an array 'depth' in {name}, got {', '.join(sorted(arrays)) or 'none'}. Save it under that name.")
+        raise ValueError(
+            f"Expected an array 'depth' in {name}, got {', '.join(sorted(arrays)) or 'none'}. Save it under "
+            "that name."
+        )
     key = "depth" if "depth" in arrays else next(iter(arrays))
     depth = one_map(arrays[key], name, key)
     known = None
     if "mask" in arrays:
         known = as_mask(arrays["mask"], name="mask", source=name, size=depth.shape).numpy()
         if known.shape != (1, *depth.shape):
-            raise ValueError(f"Expected a mask of {depth.shape} in {name}, got {known.shape[1:]}. Save it at the depth's size.")
+            raise ValueError(
+                f"Expected a mask of {depth.shape} in {name}, got {known.shape[1:]}. Save it at the depth's "
+                "size."
+            )
         known = known[0]
     plain = {f"depth_{key}": arrays[key] for key in ("direction", "units") if key in arrays}
     scale, offset = stated_scale({**arrays, **plain}, name)
@@ -144,15 +194,21 @@ def read_depth_npz(path: Path, name: str) -> Stated:
 
 
 def read_depth_picture(path: Path, name: str) -> Stated:
-    """One grey channel of 16 or 32 bits or floats; 0 and what tRNS declares transparent are not known. A PNG's text, or else
-    the JSON beside it, may say the scale."""
+    """One grey channel of 16 or 32 bits or floats; 0 and what tRNS declares transparent are not known. A
+    PNG's text, or else the JSON beside it, may say the scale."""
     found = open_values(path)
     values = found.values
     if values.ndim != 2 or values.dtype == np.uint8:
-        kind = "is a colour picture" if values.ndim != 2 else "has 8 bits"
-        raise ValueError(f"Expected depth as one grey channel of 16 bits, got {name}, which {kind} (mode {found.mode}). Save a 16-bit PNG.")
+        kind = "is a color picture" if values.ndim != 2 else "has 8 bits"
+        raise ValueError(
+            f"Expected depth as one grey channel of 16 bits, got {name}, which {kind} (mode {found.mode}). "
+            "Save a 16-bit PNG."
+        )
     if values.dtype == np.int32 and values.min() < 0:
-        raise ValueError(f"Expected depth of at least 0 in {name}, got {values.min()}. Save it as unsigned 16-bit PNG, or as .npy.")
+        raise ValueError(
+            f"Expected depth of at least 0 in {name}, got {values.min()}. Save it as unsigned 16-bit PNG, or "
+            "as .npy."
+        )
     beside, beside_name = read_sidecar(path)
     scale, offset = stated_scale(found.text, name, text=True)
     if scale is None:
@@ -164,9 +220,12 @@ def read_depth_picture(path: Path, name: str) -> Stated:
 
 
 def stated_scale(facts: Mapping[str, Any], name: str, *, text: bool = False) -> tuple[float | None, float]:
-    """depth_scale and depth_offset of a file's own text, arrays or JSON; a unit that is no metre and a direction that is none of depth
-    are refused."""
-    facts = {key: value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for key, value in facts.items()}
+    """depth_scale and depth_offset of a file's own text, arrays or JSON; a unit that is no metre and a
+    direction that is none of depth are refused."""
+    facts = {
+        key: value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        for key, value in facts.items()
+    }
     check_direction(facts.get("depth_direction"), name)
     choose_units(facts.get("depth_units"), None, name)
     scale = read_number(facts[SCALE], SCALE, name, above_zero=True, text=text) if SCALE in facts else None
@@ -174,7 +233,7 @@ def stated_scale(facts: Mapping[str, Any], name: str, *, text: bool = False) -> 
 
 
 def read_sidecar(path: Path) -> tuple[Mapping[str, Any], str]:
-    """The JSON beside a depth picture, where it is one about depth, and its name."""
+    """The JSON beside a depth image, where it is one about depth, and its name."""
     beside = find_sidecar(path)
     stated = read_json(beside) if beside.is_file() else None
     return (stated if isinstance(stated, dict) and SCALE in stated else {}), show_path(beside)
@@ -187,30 +246,47 @@ def load_arrays(path: Path, name: str) -> Any:
         is_archive = not isinstance(loaded, np.ndarray)
         found = {key: loaded[key] for key in loaded.files} if is_archive else loaded
     except OSError as error:
-        raise ValueError(f"Expected depth in {name}, got an error of the system ({error.strerror or error}). Check the path.") from error
-    except Exception as error:  # of a foreign file's bytes numpy raises nearly anything, depending on the place of the damage
-        raise ValueError(f"Expected an .npy or .npz of plain numbers in {name}, got {error or 'a damaged one'}. Save it anew.") from error
+        raise ValueError(
+            f"Expected depth in {name}, got an error of the system ({error.strerror or error}). Check the "
+            "path."
+        ) from error
+    # of a foreign file's bytes numpy raises nearly anything, depending on the place of the damage
+    except Exception as error:
+        raise ValueError(
+            f"Expected an .npy or .npz of plain numbers in {name}, got {error or 'a damaged one'}. Save it "
+            "anew."
+        ) from error
     if is_archive != (path.suffix.lower() == ".npz"):
-        raise ValueError(f"Expected {path.suffix} in {name}, got {'an archive' if is_archive else 'a bare array'}. Rename it.")
+        raise ValueError(
+            f"Expected {path.suffix} in {name}, got {'an archive' if is_archive else 'a bare array'}. Rename "
+            "it."
+        )
     return found
 
 
 def one_map(array: Any, name: str, key: str) -> np.ndarray:
-    """float32 h w of one map in any layout that the door for arrays takes."""
+    """float32 (h, w) of one map in any layout that the door for arrays takes."""
     depth = as_float_map(array, name=key, source=name)
     if len(depth) != 1 or 0 in depth.shape:
-        raise ValueError(f"Expected one depth map in {name}, got {len(depth)} of {tuple(depth.shape[1:])}. Save one a file.")
+        raise ValueError(
+            f"Expected one depth map in {name}, got {len(depth)} of {tuple(depth.shape[1:])}. Save one a "
+            "file."
+        )
     return depth[0].numpy()
 
 
 def read_segmentation(source: Any, *, name: Any = None) -> Tensor:
-    """A loose segmentation as int32 H W: 0 = no mask, and where it has 8 bits 255 as -1, sky. A palette counts by its indices."""
+    """A loose segmentation as int32 H W: 0 = no mask, and where it has 8 bits 255 as -1, sky.
+
+    A palette counts by its indices.
+    """
     labels, bits = open_labels(source, name=name)
     return labels.masked_fill(labels == SKY_LABEL, SKY) if bits == 8 else labels
 
 
 def check_sizes(maps: Mapping[str, Tensor], names: Sequence[str] = FILES) -> None:
-    """Refuse maps of one sample (H W, or H W c) that show other cuts of the scene: sides in another proportion, beyond a pixel of rounding.
+    """Refuse maps of one sample (H W, or H W c) that show other cuts of the scene: sides in another
+    proportion, beyond a pixel of rounding.
 
     An image at twice the depth's size is fine. A mask has the depth's own size.
     """
@@ -222,12 +298,14 @@ def check_sizes(maps: Mapping[str, Tensor], names: Sequence[str] = FILES) -> Non
     for name, (h, w) in sizes.items():
         if abs(h * width - height * w) > max(height, width):
             raise ValueError(
-                f"Expected {largest} and {name} of one shape, got {width} x {height} and {w} x {h} pixels (width x height). "
-                "Crop or turn them alike."
+                f"Expected {largest} and {name} of one shape, got {width} x {height} and {w} x {h} pixels "
+                "(width x height). Crop or turn them alike."
             )
     if "mask" in sizes and "depth" in sizes and sizes["mask"] != sizes["depth"]:
         (h, w), (height, width) = sizes["mask"], sizes["depth"]
-        raise ValueError(f"Expected a mask of the depth's {width} x {height} pixels, got {w} x {h}. Save it at that size.")
+        raise ValueError(
+            f"Expected a mask of the depth's {width} x {height} pixels, got {w} x {h}. Save it at that size."
+        )
 
 
 # of a shard's row: number of axes, and the types it may have
@@ -246,8 +324,14 @@ def check_forms(row: Mapping[str, Tensor], shard: str) -> None:
         if name not in row:
             continue
         shape, dtype = tuple(row[name].shape), row[name].dtype
-        fits = len(shape) == len(axes) and all(want in (None, side) for want, side in zip(axes, shape, strict=True)) and 0 not in shape
+        fits = (
+            len(shape) == len(axes)
+            and all(want in (None, side) for want, side in zip(axes, shape, strict=True))
+            and 0 not in shape
+        )
         if not fits or dtype not in types:
-            wanted = " or ".join(str(each) for each in types) + (" (height, width, 3)" if len(axes) == 3 else " (height, width)")
+            wanted = " or ".join(str(each) for each in types) + (
+                " (height, width, 3)" if len(axes) == 3 else " (height, width)"
+            )
             said = f"Expected {name} as {wanted} in {shard}, got {dtype} {shape}. Write the shard anew."
             raise ValueError(said.replace("torch.", ""))

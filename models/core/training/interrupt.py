@@ -39,5 +39,6 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
 
 
 def leave_interrupt_to_parent(worker: int) -> None:
-    """For data processes: Ctrl-C reaches them too, and one that dies of it would take the unsaved run along."""
+    """For data processes: Ctrl-C reaches them too, and one that dies of it would take the unsaved run along.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

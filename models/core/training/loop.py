@@ -1,8 +1,8 @@
-"""The training loop: accumulate, clip, average, log, save, resume. It receives a model and a loss and knows no system.
+"""The training loop: accumulate, clip, average, log, save, resume. It knows no system.
 
-One optimiser step takes `batch_size` samples, cut into `accumulate * processes` equal slices. Which samples they are is a function of
-(seed, epoch), what is drawn for a slice is a function of (seed, step, slice). So a resumed run continues bit for bit, and two
-processes do what one process does with twice the micro-batches.
+One optimizer step takes `batch_size` samples, cut into `accumulate * processes` equal slices. Which samples
+they are is a function of (seed, epoch), what is drawn for a slice is a function of (seed, step, slice). So a
+resumed run continues bit for bit, and two processes do what one process does with twice the micro-batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint import STATE, find_latest, load_checkpoint, load_model, read_state, save_checkpoint, write_json
+from .checkpoint import (
+    STATE,
+    find_latest,
+    load_checkpoint,
+    load_model,
+    read_state,
+    save_checkpoint,
+    write_json,
+)
 from .data import OrderedBatches, collate
 from .interrupt import graceful_stop, leave_interrupt_to_parent
 from .optimizer import (
@@ -46,14 +54,16 @@ Ending = Literal["finished", "time", "interrupted"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a system hands to the loop."""
+    """A system's model, loss and data."""
 
     model: nn.Module  # everything that trains, and is saved
     loss: Loss  # loss(model, batch, generator) -> (scalar, named scalars); generator is on the CPU
     dataset: Any  # len() and [index] -> dict of tensors and strings
     collate: Callable[[list], Batch] = collate
-    companions: tuple[nn.Module, ...] = ()  # networks the loss uses and nobody trains: moved to the device, not saved
-    export: Callable[[Path, Mapping[str, Tensor]], None] | None = None  # (output folder, averaged state): writes what ships
+    # networks the loss uses and nobody trains: moved to the device, not saved
+    companions: tuple[nn.Module, ...] = ()
+    # (output folder, averaged state): writes what ships
+    export: Callable[[Path, Mapping[str, Tensor]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ def run_recipe(
 ) -> Outcome:
     """Train what the recipe says. `builders` maps each system's name to the function that makes its Task.
 
-    `on_log` hears every log line; it may raise KeyboardInterrupt, which stops the run as Ctrl-C does: saved, and to be resumed.
+    `on_log` receives every log line; it may raise KeyboardInterrupt, which stops the run as Ctrl-C does:
+    saved, and resumable.
     """
     source = recipe
     if not isinstance(recipe, Recipe):
@@ -89,7 +100,10 @@ def run_recipe(
     if not recipe.output:
         raise ValueError("The recipe names no output folder; add output to it, or give --output.")
     if recipe.system not in builders:
-        raise ValueError(f"The recipe is for the system {recipe.system!r}, which has no trainer here; there are {', '.join(builders)}.")
+        raise ValueError(
+            f"The recipe is for the system {recipe.system!r}, which has no trainer here; there are "
+            f"{', '.join(builders)}."
+        )
     latest = find_start(Path(recipe.output), recipe, resume)  # before anything slow
     with naming(source):
         task = builders[recipe.system](recipe)
@@ -109,7 +123,8 @@ def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnL
             return run.go(asked, on_log)
     finally:
         accelerator.free_memory()
-        accelerator.state._reset_state()  # else the next run of this process could not choose another precision
+        # else the next run of this process could not choose another precision
+        accelerator.state._reset_state()
 
 
 class Run:
@@ -120,8 +135,9 @@ class Run:
         self.slices = recipe.accumulate * accelerator.num_processes
         if recipe.batch_size % self.slices:
             raise ValueError(
-                f"A batch of {recipe.batch_size} cannot be cut into {self.slices} equal slices (accumulate {recipe.accumulate} times "
-                f"{accelerator.num_processes} processes); make batch_size a multiple."
+                f"A batch of {recipe.batch_size} cannot be cut into {self.slices} equal slices (accumulate "
+                f"{recipe.accumulate} times {accelerator.num_processes} processes); make batch_size a "
+                "multiple."
             )
         self.parameters = choose_trainable(task.model, recipe.freeze)
         optimizer = make_optimizer(self.parameters, recipe)
@@ -137,7 +153,14 @@ class Run:
         recipe, start, first, ending = self.recipe, time.monotonic(), self.step, "finished"
         batches = iter(self.loader())
         hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
-        with tqdm(total=recipe.last_step, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=hidden) as bar:
+        with tqdm(
+            total=recipe.last_step,
+            initial=first,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=hidden,
+        ) as bar:
             while self.step < recipe.last_step and ending == "finished":
                 self.train_step(batches)
                 self.step += 1
@@ -148,17 +171,23 @@ class Run:
                     stopped = stopped or self.tell(on_log, record)
                 bar.update()
                 ending = self.find_ending(stopped, seconds)
-                if self.step % recipe.save_every == 0 and self.step < recipe.last_step and ending == "finished":
+                if (
+                    self.step % recipe.save_every == 0
+                    and self.step < recipe.last_step
+                    and ending == "finished"
+                ):
                     self.save()
         return Outcome(ending, self.step, self.save(), self.meter.last)
 
     def train_step(self, batches) -> None:
-        """One optimiser step over this process's slices of the batch."""
+        """One optimizer step over this process's slices of the batch."""
         recipe, accelerator = self.recipe, self.accelerator
         set_learning_rate(self.optimizer.optimizer, learning_rate(recipe, self.step))
         for micro in range(recipe.accumulate):
             batch = move(next(batches), accelerator.device)
-            generator = seed_slice(recipe.seed, self.step, micro * accelerator.num_processes + accelerator.process_index)
+            generator = seed_slice(
+                recipe.seed, self.step, micro * accelerator.num_processes + accelerator.process_index
+            )
             waits = micro + 1 < recipe.accumulate
             with accelerator.no_sync(self.model) if waits else nullcontext():
                 loss, logs = self.model(batch, generator)
@@ -174,7 +203,8 @@ class Run:
         accelerator, workers = self.accelerator, self.recipe.workers
         order = OrderedBatches(
             len(self.task.dataset), self.recipe.batch_size, self.recipe.seed,
-            first_step=self.step, slices=self.slices, processes=accelerator.num_processes, process=accelerator.process_index,
+            first_step=self.step, slices=self.slices,
+            processes=accelerator.num_processes, process=accelerator.process_index,
         )  # fmt: skip
         return torch.utils.data.DataLoader(
             self.task.dataset, batch_sampler=order, collate_fn=self.task.collate, num_workers=workers,
@@ -192,13 +222,18 @@ class Run:
 
     def write_log(self, seconds_per_step: float) -> dict[str, float]:
         lr = learning_rate(self.recipe, self.step - 1)
-        record = {"step": self.step, **self.meter.take(self.step), "lr": lr, "seconds_per_step": round(seconds_per_step, 4)}
+        record = {
+            "step": self.step,
+            **self.meter.take(self.step),
+            "lr": lr,
+            "seconds_per_step": round(seconds_per_step, 4),
+        }
         if self.accelerator.is_main_process:
             self.log.write(record, last=self.step == self.recipe.last_step)
         return record
 
     def tell(self, on_log: OnLog | None, record: dict[str, float]) -> bool:
-        """True if the listener wants the run to stop."""
+        """Pass a log line to `on_log`; True if it asks to stop."""
         try:
             if on_log and self.accelerator.is_main_process:
                 on_log(record)
@@ -207,7 +242,10 @@ class Run:
         return False
 
     def save(self) -> Path:
-        """A checkpoint and the exported weights, by the main process; never of a state whose loss was not finite."""
+        """A checkpoint and the exported weights, by the main process.
+
+        Never of a state whose loss was not finite.
+        """
         self.meter.check(self.step)
         folder = self.output / f"step-{self.step:08d}"
         if self.accelerator.is_main_process:
@@ -236,7 +274,9 @@ class Run:
 
 
 class LossModule(nn.Module):
-    """Model and loss as one forward, because that is what accelerate wraps for precision and for several processes."""
+    """Model and loss as one forward, because that is what accelerate wraps for precision and for several
+    processes.
+    """
 
     def __init__(self, model: nn.Module, loss: Loss):
         super().__init__()
@@ -249,29 +289,43 @@ class LossModule(nn.Module):
 def make_accelerator(recipe: Recipe):
     """Device and processes as `accelerate launch` or torchrun say; without them, the one GPU or the CPU.
 
-    Several GPUs: `accelerate launch --no_python --num_processes 2 spatialweave train ...`; several CPU processes:
-    `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 --no-python spatialweave train ...`.
+    Several GPUs: `accelerate launch --no_python --num_processes 2 spatialweave train ...`; several CPU
+    processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 --no-python spatialweave train ...`.
     """
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
-        raise ImportError('Training needs accelerate, which is not installed: pip install "spatialweave[train]".') from error
-    # a stage that leaves some parameters out, like text to image without the depth stream, must not wait for their gradients
+        raise ImportError(
+            'Training needs accelerate, which is not installed: pip install "spatialweave[train]".'
+        ) from error
+    # a stage that leaves some parameters out, like text to image without the depth stream, must not wait for
+    # their gradients
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused])
 
 
 def find_device() -> torch.device:
-    """Where a run of this process will train, for what is computed before it begins; as accelerate decides."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
+    """Where a run of this process will train, for what is computed before it begins.
+
+    As accelerate decides.
+    """
+    on_cpu = (
+        os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+        or not torch.cuda.is_available()
+    )
     return torch.device("cpu") if on_cpu else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def find_start(output: Path, recipe: Recipe, resume: bool) -> Path | None:
-    """The checkpoint to resume from, None for a new run. Another run is not overwritten, and not continued as something else."""
+    """The checkpoint to resume from, None for a new run.
+
+    Another run is not overwritten, and not continued as something else.
+    """
     latest = find_latest(output)
     if latest and not resume:
-        raise ValueError(f"{output} already holds a run at {latest.name}; resume it, or choose another output folder.")
+        raise ValueError(
+            f"{output} already holds a run at {latest.name}; resume it, or choose another output folder."
+        )
     if resume and not latest:
         raise ValueError(f"{output} holds no checkpoint to resume from; leave resume out to start.")
     if latest:
@@ -280,12 +334,17 @@ def find_start(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"The output folder {output} cannot be made ({error.strerror or error}); choose another.") from error
+        raise OSError(
+            f"The output folder {output} cannot be made ({error.strerror or error}); choose another."
+        ) from error
     return latest
 
 
 def seed_slice(seed: int, step: int, part: int) -> Generator:
-    """The generator of one slice of one step; torch's own generators are set alike, for dropout and the like."""
+    """The generator of one slice of one step.
+
+    Torch's own generators are set alike, for dropout and the like.
+    """
     digest = hashlib.blake2b(f"slice/{seed}/{step}/{part}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "big") >> 1
     torch.manual_seed(number)

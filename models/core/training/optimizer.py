@@ -1,4 +1,6 @@
-"""What trains and how: parameter groups of AdamW and Muon, learning rate factors, averaged weights, optimiser state by name."""
+"""What trains and how: parameter groups of AdamW and Muon, learning rate factors, averaged weights, optimizer
+state by name.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,19 @@ def matches(name: str, prefix: str) -> bool:
 
 
 def choose_trainable(model: nn.Module, freeze: Iterable[str]) -> Parameters:
-    """Freeze by prefix and return the rest by name. A prefix that fits nothing is refused: it would freeze nothing silently."""
+    """Freeze by prefix and return the rest by name.
+
+    A prefix that fits nothing is refused: it would freeze nothing silently.
+    """
     freeze, names = tuple(freeze), [name for name, _ in model.named_parameters()]
     check_prefixes(freeze, names, "freeze")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(matches(name, prefix) for prefix in freeze))
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
-        raise ValueError(f"The recipe freezes {', '.join(freeze)}, which is every parameter; nothing would train.")
+        raise ValueError(
+            f"The recipe freezes {', '.join(freeze)}, which is every parameter; nothing would train."
+        )
     return trainable
 
 
@@ -35,12 +42,14 @@ def check_prefixes(prefixes: Iterable[str], names: Iterable[str], key: str) -> N
     for prefix in prefixes:
         if not any(matches(name, prefix) for name in names):
             known = ", ".join(sorted({name.split(".")[0] for name in names}))
-            raise ValueError(f"The recipe's {key} names {prefix!r}, but no parameter begins so; names begin with {known}.")
+            raise ValueError(
+                f"The recipe's {key} names {prefix!r}, but no parameter begins so; names begin with {known}."
+            )
 
 
 def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, one group per (learning rate factor, weight decay), fused: one pass over the weights, also on CPUs. With Muon where
-    the recipe says so."""
+    """AdamW, one group per (learning rate factor, weight decay), fused: one pass over the weights, also on
+    CPUs. With Muon where the recipe says so."""
     check_prefixes(recipe.lr_scale, parameters, "lr_scale")
     check_prefixes(recipe.muon, parameters, "muon")
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
@@ -51,7 +60,11 @@ def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimi
         turned = parameter.ndim == 2 and any(matches(name, prefix) for prefix in recipe.muon)
         groups.setdefault((turned, scale, decay), []).append(parameter)
     adamw, muon = (
-        [{"params": params, "scale": scale, "weight_decay": decay} for (turned, scale, decay), params in groups.items() if turned == wanted]
+        [
+            {"params": params, "scale": scale, "weight_decay": decay}
+            for (turned, scale, decay), params in groups.items()
+            if turned == wanted
+        ]
         for wanted in (False, True)
     )
     settings = {"lr": recipe.lr, "betas": recipe.betas, "fused": True}
@@ -59,15 +72,21 @@ def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimi
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """torch's Muon (Jordan et al. 2024) for some matrices and AdamW for all else, as one optimiser with one learning rate: Muon's
-    updates are scaled to AdamW's usual size (Liu et al. 2025, "Muon is scalable for LLM training")."""
+    """torch's Muon (Jordan et al. 2024) for some matrices and AdamW for all else, as one optimizer with one
+    learning rate: Muon's updates are scaled to AdamW's usual size (Liu et al. 2025, "Muon is scalable for LLM
+    training")."""
 
     def __init__(self, muon: list[dict], adamw: list[dict], *, lr: float, **settings):
         if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"The recipe has muon, which torch {torch.__version__} lacks; leave it out, or take torch 2.9 or later.")
+            raise ValueError(
+                f"The recipe has muon, which torch {torch.__version__} lacks; leave it out, or take torch "
+                "2.9 or later."
+            )
         parts = [torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw")]
         parts += [torch.optim.AdamW(adamw, lr=lr, **settings)] if adamw else []
-        super().__init__([{**group, "part": i} for i, part in enumerate(parts) for group in part.param_groups], {})
+        super().__init__(
+            [{**group, "part": i} for i, part in enumerate(parts) for group in part.param_groups], {}
+        )
         self.parts = parts
 
     @torch.no_grad()
@@ -75,8 +94,12 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("MuonAdamW takes no closure.")
         for i, part in enumerate(self.parts):
-            # groups and state live here, where a checkpoint is loaded and accelerate looks; the parts only compute
-            part.param_groups, part.state = [group for group in self.param_groups if group["part"] == i], self.state
+            # groups and state live here, where a checkpoint is loaded and accelerate looks; the parts only
+            # compute
+            part.param_groups, part.state = (
+                [group for group in self.param_groups if group["part"] == i],
+                self.state,
+            )
             part.step()
 
 
@@ -86,7 +109,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor]:
-    """The optimiser's state as `<parameter>|<quantity>` -> tensor; parameters that never had a gradient have none."""
+    """The optimizer's state as `<parameter>|<quantity>` -> tensor.
+
+    Parameters that never had a gradient have none.
+    """
     return {
         f"{name}|{quantity}": value
         for name, parameter in parameters.items()
@@ -94,17 +120,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) 
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor]
+) -> None:
     """Inverse of `optimizer_tensors`."""
     for key, value in tensors.items():
         name, quantity = key.rsplit("|", 1)
         if name not in parameters:
-            raise ValueError(f"The checkpoint has optimiser state for {name!r}, which does not train here; freeze must stay as it was.")
+            raise ValueError(
+                f"The checkpoint has optimiser state for {name!r}, which does not train here; freeze must "
+                "stay as it was."
+            )
         optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device)
 
 
 class AveragedWeights:
-    """Exponential moving average of the trainable weights in float32, with a warm-up: early steps forget the start quickly."""
+    """Exponential moving average of the trainable weights in float32, with a warm-up: early steps forget the
+    start quickly.
+    """
 
     def __init__(self, parameters: Parameters, decay: float):
         self.decay = decay
@@ -113,7 +146,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimiser step 0, 1, ...: average += (1 - decay) * (weights - average)."""
+        """After optimizer step 0, 1, ...: average += (1 - decay) * (weights - average)."""
         if not self.tensors:
             return
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
@@ -125,6 +158,7 @@ class AveragedWeights:
             self.tensors[name].copy_(value)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's whole state with averaged in place of trained weights, each in the dtype the model has."""
+        """The model's whole state with averaged in place of trained weights, each in the dtype the model has.
+        """
         state = {name: value.detach() for name, value in model.state_dict().items()}
         return state | {name: value.to(state[name].dtype) for name, value in self.tensors.items()}

@@ -18,9 +18,16 @@ SKIP = ("step", "lr", "seconds_per_step", "grad_norm")
 
 
 def plot_log(log: Path, target: Path) -> None:
-    """Every loss of a `log.jsonl` over steps, on a logarithmic axis, smoothed; the raw curve lies pale behind."""
+    """Every loss of a `log.jsonl` over steps, on a logarithmic axis, smoothed.
+
+    The raw curve lies pale behind.
+    """
     records = read_log(log)
-    curves = {name: [(r["step"], r[name]) for r in records if r.get(name, 0) > 0] for name in records[-1] if name not in SKIP}
+    curves = {
+        name: [(r["step"], r[name]) for r in records if r.get(name, 0) > 0]
+        for name in records[-1]
+        if name not in SKIP
+    }
     curves = {name: points for name, points in curves.items() if points}
     if len(curves) == 2:  # one part: the same curve as the whole
         del curves["loss"]
@@ -71,12 +78,16 @@ def draw_curves(draw: ImageDraw.ImageDraw, curves: dict[str, list[tuple[float, f
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round values between 10^low and 10^high: 1, 2 and 5 times powers of ten, or even steps where the range is narrow."""
+    """Round values between 10^low and 10^high: 1, 2 and 5 times powers of ten, or even steps where the range
+    is narrow.
+    """
     if high - low < 0.8:
         width = (10**high - 10**low) / 5
         power = 10 ** math.floor(math.log10(width))
         step = power * min((1, 2, 5, 10), key=lambda m: abs(m * power - width))
-        return [round(i * step, 12) for i in range(math.ceil(10**low / step), math.floor(10**high / step) + 1)]
+        return [
+            round(i * step, 12) for i in range(math.ceil(10**low / step), math.floor(10**high / step) + 1)
+        ]
     found = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     return [value for value in found if low <= math.log10(value) <= high]
 

@@ -17,7 +17,9 @@ PLOT_EVERY = 10  # log lines
 
 
 class Meter:
-    """Means of what the loss reports between two log lines, summed on the device so that no step waits for the numbers."""
+    """Means of what the loss reports between two log lines, summed on the device so that no step waits for
+    the numbers.
+    """
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
@@ -45,12 +47,13 @@ class Meter:
             return
         if not bool(torch.isfinite(self.accelerator.reduce(self.sums["loss"], reduction="sum"))):
             raise FloatingPointError(
-                f"The loss is no longer finite near step {step}; lower lr or clip harder. The last checkpoint is still good."
+                f"The loss is no longer finite near step {step}; lower lr or clip harder. The last "
+                "checkpoint is still good."
             )
 
 
 class Log:
-    """The log file of an output folder, and its picture."""
+    """The log file of an output folder, and its image."""
 
     def __init__(self, output: Path):
         self.path, self.plot, self.lines = output / LOG, output / PLOT, 0

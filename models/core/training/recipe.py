@@ -28,18 +28,23 @@ _SHARES = ("decay", "final_lr", "ema")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. `model`, `data` and `loss` belong to the system, which checks them; the rest is checked here."""
+    """One training run.
+
+    `model`, `data` and `loss` belong to the system, which checks them; the rest is checked here.
+    """
 
     system: str
     steps: int
     preset: str = "tiny"
     seed: int = 0
-    batch_size: int = 32  # samples of one optimiser step, over all processes and micro-batches
+    batch_size: int = 32  # samples of one optimizer step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches a process cuts its part of the batch into
     lr: float = 1e-4
-    lr_scale: Mapping[str, float] = field(default_factory=dict)  # parameter name prefix -> factor on lr; the longest prefix counts
+    # parameter name prefix -> factor on lr; the longest prefix counts
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
     freeze: tuple[str, ...] = ()  # parameter name prefixes that do not train
-    muon: tuple[str, ...] = ()  # prefixes of the parameters whose matrices torch's Muon trains; AdamW has all else
+    # prefixes of the parameters whose matrices torch's Muon trains; AdamW has all else
+    muon: tuple[str, ...] = ()
     warmup: int = 0  # steps of linear rise from 0
     schedule: Schedule = "constant"
     decay: float = 0.0  # "constant" only: the last share of the steps, in which lr falls linearly to final_lr
@@ -50,7 +55,9 @@ class Recipe:
     ema: float = 0.999  # decay of the averaged weights; 0 keeps the last weights themselves
     mixed_precision: Precision = "no"
     workers: int = 0  # data processes
-    stop: int = 0  # end after this step, on a learning rate made for all `steps`: the start of another stage; 0 goes through all
+    # end after this step, on a learning rate made for all `steps`: the start of another stage; 0 goes through
+    # all
+    stop: int = 0
     max_minutes: float = 0.0  # stop and save after this long; 0 has no limit
     save_every: int = 1000
     keep: int = 2  # checkpoints that stay
@@ -68,15 +75,27 @@ class Recipe:
             self._check(name, isinstance(getattr(self, name), str), "a string")
         self._check("system", bool(self.system), "the name of a system")
         for name, least in _LEAST.items():
-            self._check(name, _is_whole(getattr(self, name)) and getattr(self, name) >= least, f"a whole number of at least {least}")
+            self._check(
+                name,
+                _is_whole(getattr(self, name)) and getattr(self, name) >= least,
+                f"a whole number of at least {least}",
+            )
         self._check("lr", is_number(self.lr) and self.lr > 0, "a number above 0")
         for name in ("weight_decay", "clip", "max_minutes"):
-            self._check(name, is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number of at least 0")
+            self._check(
+                name, is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number of at least 0"
+            )
         for name in _SHARES:
-            self._check(name, is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
+            self._check(
+                name, is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "a number from 0 to 1"
+            )
         self._check("ema", self.ema < 1, "below 1, or the average would never move")
         betas = self.betas if isinstance(self.betas, tuple) else ()
-        self._check("betas", len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas), "two numbers in [0, 1)")
+        self._check(
+            "betas",
+            len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas),
+            "two numbers in [0, 1)",
+        )
         for name, options in (("schedule", get_args(Schedule)), ("mixed_precision", get_args(Precision))):
             self._check(name, getattr(self, name) in options, f"one of {', '.join(options)}")
         self._check_tables()
@@ -86,17 +105,29 @@ class Recipe:
         for name in ("lr_scale", "model", "data", "loss"):
             self._check(name, isinstance(getattr(self, name), Mapping), "a JSON object")
         scales = self.lr_scale.values()
-        self._check("lr_scale", all(is_number(s) and s > 0 for s in scales), "prefixes with factors above 0 (freeze is for 0)")
+        self._check(
+            "lr_scale",
+            all(is_number(s) and s > 0 for s in scales),
+            "prefixes with factors above 0 (freeze is for 0)",
+        )
         for name in ("freeze", "muon"):
             value = getattr(self, name)
             listed = isinstance(value, tuple) and all(isinstance(prefix, str) and prefix for prefix in value)
             self._check(name, listed, "a list of name prefixes")
 
     def _check_sums(self) -> None:
-        self._check("batch_size", self.batch_size % self.accumulate == 0, f"a multiple of accumulate, {self.accumulate}")
+        self._check(
+            "batch_size",
+            self.batch_size % self.accumulate == 0,
+            f"a multiple of accumulate, {self.accumulate}",
+        )
         self._check("warmup", self.warmup <= self.steps, f"at most the {self.steps} steps of the run")
         self._check("stop", self.stop <= self.steps, f"at most the {self.steps} steps of the run")
-        self._check("decay", self.schedule == "constant" or self.decay == 0, 'left out when schedule is "cosine", which falls by itself')
+        self._check(
+            "decay",
+            self.schedule == "constant" or self.decay == 0,
+            'left out when schedule is "cosine", which falls by itself',
+        )
 
     def _check(self, name: str, fine: bool, wanted: str) -> None:
         if not fine:
@@ -114,11 +145,16 @@ class Recipe:
     def from_json(cls, values: Mapping[str, Any]) -> Recipe:
         """From a plain dict; an unknown or missing key is refused by name."""
         if not isinstance(values, Mapping):
-            raise ValueError(f"A recipe is a JSON object, but a {type(values).__name__} arrived.")
+            raise ValueError(
+                f"Expected a JSON object as the recipe, got a {type(values).__name__}. Write it as {{...}}."
+            )
         check_keys(values, [f.name for f in fields(cls)], "recipe")
         missing = [name for name in ("system", "steps") if name not in values]
         if missing:
-            raise ValueError(f"The recipe lacks {' and '.join(missing)}; every recipe names its system and its number of steps.")
+            raise ValueError(
+                f"The recipe lacks {' and '.join(missing)}; every recipe names its system and its number of "
+                "steps."
+            )
         return cls(**values)
 
     @classmethod
@@ -127,7 +163,9 @@ class Recipe:
         try:
             return cls.from_json(read_json_object(path))
         except OSError as error:
-            raise ValueError(f"The recipe {show_path(path)} cannot be read: {error.strerror or error}.") from error
+            raise ValueError(
+                f"The recipe {show_path(path)} cannot be read: {error.strerror or error}."
+            ) from error
         except TextFileError:
             raise  # names the file
         except ValueError as error:
@@ -136,7 +174,9 @@ class Recipe:
 
 @contextmanager
 def naming(source: Recipe | str | Path) -> Iterator[None]:
-    """Around what a recipe states or names: a refusal says the recipe's file, which is what has to be corrected."""
+    """Around what a recipe states or names: a refusal says the recipe's file, which is what has to be
+    corrected.
+    """
     try:
         yield
     except ValueError as error:
@@ -151,12 +191,17 @@ def check_keys(values: Mapping[str, Any], known: list[str], what: str) -> None:
     if not unknown:
         return
     near = {key: difflib.get_close_matches(str(key), known, 1, 0.5) for key in unknown}
-    named = ", ".join(f"{key!r} (did you mean {near[key][0]!r}?)" if near[key] else repr(key) for key in unknown)
+    named = ", ".join(
+        f"{key!r} (did you mean {near[key][0]!r}?)" if near[key] else repr(key) for key in unknown
+    )
     raise ValueError(f"The {what} has unknown keys: {named}; known are {', '.join(known)}.")
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of step 0, 1, ... before the factors of `lr_scale`: warm-up, then the schedule, by steps alone."""
+    """The learning rate of step 0, 1, ...
+
+    Before the factors of `lr_scale`: warm-up, then the schedule, by steps alone.
+    """
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / (recipe.warmup + 1)
     if recipe.schedule == "cosine":

@@ -1,4 +1,6 @@
-"""Settings in the parts of a recipe, checked by the types in their dataclass: each fault is one sentence with its key. No torch."""
+"""Settings in the parts of a recipe, checked by the types in their dataclass: each fault is one sentence with
+its key. No torch.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,13 @@ Size = Union[int, tuple[int, int]]  # pixels: one number for both sides, or [hei
 Settings = TypeVar("Settings")
 
 _WORDS = {
-    int: "a whole number", float: "a finite number", str: "a string", bool: "true or false", type(None): "null", Any: "any value",
-}  # fmt: skip
+    int: "a whole number",
+    float: "a finite number",
+    str: "a string",
+    bool: "true or false",
+    type(None): "null",
+    Any: "any value",
+}
 
 
 def read_settings(kind: type[Settings], values: Any, what: str) -> Settings:
@@ -28,12 +35,17 @@ def check_settings(values: Any, kinds: Mapping[str, Any], what: str) -> Mapping[
     check_keys(values, list(kinds), what)
     for name, value in values.items():
         if not fits(value, kinds[name]):
-            raise ValueError(f"Expected {describe(kinds[name])} as {name} of the {what}, got {value!r}. Correct it, or leave it out.")
+            raise ValueError(
+                f"Expected {describe(kinds[name])} as {name} of the {what}, got {value!r}. Correct it, or "
+                "leave it out."
+            )
     return values
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of an annotated type: int, float, str, bool, Literal, tuples, mappings and unions of such."""
+    """Whether a JSON value is of an annotated type: int, float, str, bool, Literal, tuples, mappings and
+    unions of such.
+    """
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
@@ -45,7 +57,9 @@ def fits(value: Any, kind: Any) -> bool:
         if not isinstance(value, (list, tuple)):
             return False
         parts = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        return len(value) == len(parts) and all(fits(each, part) for each, part in zip(value, parts, strict=True))
+        return len(value) == len(parts) and all(
+            fits(each, part) for each, part in zip(value, parts, strict=True)
+        )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(fits(each, inner[1]) for each in value.values())
     if kind is float:

@@ -1,6 +1,7 @@
-"""What a dataset folder was made from, file by file: so a later run knows what was replaced, added or removed since.
+"""The files that a dataset folder was made from, so that a later run finds what changed since.
 
-    FOLDER/sources.jsonl    one line a sample: its name, its shard, its row there or why it was left out, its manifest entry, and each of
+    FOLDER/sources.jsonl    one line a sample: its name, its shard, its row there or why it was left out, its
+                            manifest entry, and each of
                             its files with size, times in ns and SHA-256
 
 Files are known by content. Size and times only save reading: where they are as before, so is the content.
@@ -30,7 +31,10 @@ Record = dict[str, Any]  # a line of RECORDS
 
 @dataclass(frozen=True)
 class Source:
-    """One sample to be written. What is in `files` and `text` decides what is computed, `entry` is only written down."""
+    """One sample to be written.
+
+    What is in `files` and `text` decides what is computed, `entry` is only written down.
+    """
 
     name: str  # of its own in the folder
     files: Mapping[str, Path]  # as they are to be called -> where they lie
@@ -56,7 +60,9 @@ class Changes:
             (self.added, "is new", "are new"),
             (self.removed, "is removed", "are removed"),
         ]
-        return "; ".join(f"{name_some(names)} {one if len(names) == 1 else many}" for names, one, many in what if names)
+        return "; ".join(
+            f"{name_some(names)} {one if len(names) == 1 else many}" for names, one, many in what if names
+        )
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -77,7 +83,9 @@ def stamp_file(path: Path, known: Stamp | None = None) -> Stamp | None:
 def stamp_sources(sources: Sequence[Source], before: Sequence[Record]) -> dict[Path, Stamp | None]:
     """The stamps of all files, each read once, by several threads: hashing does not hold Python's lock."""
     last = {record["name"]: record["files"] for record in before}
-    known = {path: last.get(source.name, {}).get(name) for source in sources for name, path in source.files.items()}
+    known = {
+        path: last.get(source.name, {}).get(name) for source in sources for name, path in source.files.items()
+    }
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(known, pool.map(stamp_file, known, known.values()), strict=True))
 
@@ -115,7 +123,8 @@ class Plan:
 
 
 def plan_shards(before: Sequence[Record], sources: Sequence[Source], shard_size: int) -> Plan:
-    """Samples keep the shard that they had, new ones get shards of their own behind: a change touches no more than its shard.
+    """Samples keep the shard that they had, new ones get shards of their own behind: a change touches no more
+    than its shard.
 
     What had been left out is in no shard: once mended it counts as new, and may go without a trace.
     """
@@ -151,13 +160,22 @@ def plan_shards(before: Sequence[Record], sources: Sequence[Source], shard_size:
 def describe_source(source: Source, shard: int, stamps: Mapping[Path, Stamp | None]) -> Record:
     files = {name: stamps[path] for name, path in source.files.items()}
     text = hashlib.sha256(source.text.encode("utf-8", "surrogatepass")).hexdigest() if source.text else ""
-    return {"name": source.name, "shard": shard, "files": files, "text": text, "fault": source.fault, "entry": dict(source.entry)}
+    return {
+        "name": source.name,
+        "shard": shard,
+        "files": files,
+        "text": text,
+        "fault": source.fault,
+        "entry": dict(source.entry),
+    }
 
 
 def find_changes(now: Record, before: Record, source: Source, changes: Changes) -> bool:
     """Whether a sample has to be computed anew; what changed is added to `changes`."""
     names = {*now["files"], *before["files"]}
-    replaced = sorted(name for name in names if not is_same(now["files"].get(name), before["files"].get(name)))
+    replaced = sorted(
+        name for name in names if not is_same(now["files"].get(name), before["files"].get(name))
+    )
     if now["text"] != before["text"] or now["fault"] != before["fault"]:
         replaced.append(source.words)
     elif now["entry"].get("caption") != before["entry"].get("caption"):
@@ -172,13 +190,19 @@ def shown(name: str) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The lines of a folder's RECORDS, [] where there is none; ValueError where one is not as `write_records` writes it."""
+    """The lines of a folder's RECORDS, [] where there is none.
+
+    ValueError where one is not as `write_records` writes it.
+    """
     path = folder / RECORDS
     found = read_json_lines(path) if path.is_file() else []
     for number, record in found:
         if any(not isinstance(record.get(key), kind) for key, kind in KINDS.items()):
             where = f"line {number} of {show_path(path)}"
-            raise ValueError(f"Expected a sample with {', '.join(KINDS)} in {where}, got another. Choose another folder to write to.")
+            raise ValueError(
+                f"Expected a sample with {', '.join(KINDS)} in {where}, got another. Choose another folder "
+                "to write to."
+            )
     return [record for _, record in found]
 
 

@@ -1,14 +1,16 @@
-"""Write a dataset folder shard by shard: resumable, and shared among the processes that accelerate or torchrun started.
+"""Write a dataset folder shard by shard: resumable, shared among accelerate's or torchrun's processes.
 
 The files are those of `shards.ShardFolder`, besides:
 
     FOLDER/sources.jsonl         the files of each sample, see `shard_sources`
-    FOLDER/shard-00000.jsonl     the marker of a finished shard: a list with "" for each of its samples that is in it, or why it was
+    FOLDER/shard-00000.jsonl     the marker of a finished shard: a list with "" for each of its samples that
+                                 is in it, or why it was
                                  left out
 
-Each process writes its part of the shards that are not there yet; machines share the work when they see the same folder:
-`torchrun --standalone --nproc-per-node 2 --no-python spatialweave intrinsics ...`.
-A later run of a finished folder writes the shards whose sources were replaced or removed again, and adds shards for new ones.
+Each process writes its part of the shards that are not there yet; machines share the work when they see the
+same folder: `torchrun --standalone --nproc-per-node 2 --no-python spatialweave intrinsics ...`. A later run
+of a finished folder writes the shards whose sources were replaced or removed again, and adds shards for new
+ones.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from .shards import NAMED, ShardFolder, check_facts, check_source
 
 log = logging.getLogger("spatialweave.dataset")
 
-# (the shard's name without ending, its samples, accelerate's view of this process) -> for each sample "" or why it was left out
+# (the shard's name without ending, its samples, accelerate's view of this process) -> for each sample "" or
+# why it was left out
 WriteShard = Callable[[str, Sequence[Source], Any], list[str]]
 
 
@@ -48,25 +51,38 @@ class Summary:
 
     def __str__(self) -> str:
         shared = f", {self.processes} processes at work" if self.processes > 1 else ""
-        lines = [f"{show_path(self.folder)}: {self.count} samples, {self.written} of them written in this process{shared}."]
+        lines = [
+            f"{show_path(self.folder)}: {self.count} samples, "
+            f"{self.written} of them written in this process{shared}."
+        ]
         if self.changes:
             lines.append(f"Since the last run {self.changes}.")
         if self.left_out:
             named = [f"{shown(name)} ({why.removesuffix('.')})" for name, why in self.left_out[:NAMED]]
-            more = f" and {len(self.left_out) - NAMED} more, which sources.jsonl names" if len(self.left_out) > NAMED else ""
+            more = (
+                f" and {len(self.left_out) - NAMED} more, which sources.jsonl names"
+                if len(self.left_out) > NAMED
+                else ""
+            )
             remedy = "Mend or replace them and run again, or delete their shards to try them as they are."
             lines.append(f"{len(self.left_out)} left out: {', '.join(named)}{more}. {remedy}")
         return " ".join(lines)
 
 
 def write_folder(
-    folder: str | Path, facts: Mapping[str, Any], *, sources: Sequence[Source], shard_size: int, write: WriteShard, what: str,
+    folder: str | Path,
+    facts: Mapping[str, Any],
+    *,
+    sources: Sequence[Source],
+    shard_size: int,
+    write: WriteShard,
+    what: str,
     gpu: bool = False,
-) -> Summary:  # fmt: skip
+) -> Summary:
     """Write the shards that are missing or whose sources changed and, when all are there, the manifest.
 
-    `facts` say how it is written, as JSON: a folder that was begun with others is refused. `gpu`: the work is done on one where there
-    is one.
+    `facts` say how it is written, as JSON: a folder that was begun with others is refused. `gpu`: the work is
+    done on one where there is one.
     """
     folder = ShardFolder(Path(folder))
     facts = json.loads(json.dumps(facts))
@@ -85,7 +101,9 @@ def write_folder(
         with state.split_between_processes(missing) as mine:
             gone = [shown(name) for number in mine for name in shards[number] if name not in named]
             if gone:
-                raise ValueError(f"Expected the same sources in every process, got none for {name_some(gone)}. Run again.")
+                raise ValueError(
+                    f"Expected the same sources in every process, got none for {name_some(gone)}. Run again."
+                )
             todo = {number: [named[name] for name in shards[number]] for number in mine}
             written = write_shards(folder, todo, write, state, what)
         state.wait_for_everyone()
@@ -95,7 +113,9 @@ def write_folder(
         return summarise(folder, written, state, changes)
 
 
-def plan_folder(folder: ShardFolder, facts: Mapping[str, Any], sources: Sequence[Source], shard_size: int) -> Plan:
+def plan_folder(
+    folder: ShardFolder, facts: Mapping[str, Any], sources: Sequence[Source], shard_size: int
+) -> Plan:
     """What has to be done, shards whose file is gone or was not written yet among it."""
     finished, before = folder.is_finished, read_records(folder.path)
     plan = plan_shards(before, sources, shard_size)
@@ -117,7 +137,10 @@ def is_whole(folder: ShardFolder, number: int, records: Sequence[Mapping[str, An
 
 
 def begin(folder: ShardFolder, facts: Mapping[str, Any], plan: Plan) -> str:
-    """Put the plan on disk; what changed since the last run, in words. Stopped anywhere in here, the next run finds the same to do."""
+    """Put the plan on disk; what changed since the last run, in words.
+
+    Stopped anywhere in here, the next run finds the same to do.
+    """
     if folder.is_finished:
         if plan.is_done():
             return ""
@@ -142,10 +165,14 @@ def group_shards(folder: ShardFolder) -> dict[int, list[str]]:
     return found
 
 
-def write_shards(folder: ShardFolder, shards: Mapping[int, Sequence[Source]], write: WriteShard, state, what: str) -> int:
+def write_shards(
+    folder: ShardFolder, shards: Mapping[int, Sequence[Source]], write: WriteShard, state, what: str
+) -> int:
     """This process's part of the work; how many samples it wrote."""
     written = 0
-    with tqdm(total=sum(map(len, shards.values())), desc=what, unit="sample", dynamic_ncols=True, disable=None) as bar:
+    with tqdm(
+        total=sum(map(len, shards.values())), desc=what, unit="sample", dynamic_ncols=True, disable=None
+    ) as bar:
         for number, sources in shards.items():
             left_out = write(folder.shard_name(number), sources, state)
             folder.write_marker(number, [list(left_out)])
@@ -156,16 +183,24 @@ def write_shards(folder: ShardFolder, shards: Mapping[int, Sequence[Source]], wr
 
 @contextmanager
 def processes(*, gpu: bool) -> Iterator[Any]:
-    """accelerate's view of the processes: one, or those that it or torchrun started. ValueError where it does not see those."""
+    """accelerate's view of the processes: one, or those that it or torchrun started.
+
+    ValueError where it does not see those.
+    """
     try:
         from accelerate import PartialState
     except ImportError as error:
-        raise ImportError('Writing a dataset needs accelerate, which is not installed: pip install "spatialweave[train]".') from error
+        raise ImportError(
+            'Writing a dataset needs accelerate, which is not installed: pip install "spatialweave[train]".'
+        ) from error
     state = PartialState(cpu=not (gpu and torch.cuda.is_available()))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         if state.num_processes != started:
-            raise ValueError(f"{started} processes were started, but accelerate sees {state.num_processes}: each would write everything.")
+            raise ValueError(
+                f"{started} processes were started, but accelerate sees {state.num_processes}: each would "
+                "write everything."
+            )
         yield state
     finally:
         state._reset_state()  # else a training run of this process could not choose its device
@@ -188,12 +223,15 @@ def finish(folder: ShardFolder, facts: Mapping[str, Any], sources: Mapping[str, 
                 record.pop(key, None)
             record |= {"left_out": why} if why else {"row": row}
             if not why:
-                lines.append({"shard": folder.tensor_file(number).name, "row": row, **sources[record["name"]].entry})
+                lines.append(
+                    {"shard": folder.tensor_file(number).name, "row": row, **sources[record["name"]].entry}
+                )
                 row += 1
     if not lines:
         name, why = shown(records[0]["name"]), records[0].get("left_out")
         raise ValueError(
-            f"None of the {len(records)} samples for {show_path(folder.path)} could be used; the first, {name}: {why}"
+            f"None of the {len(records)} samples for {show_path(folder.path)} could be used; the first, "
+            f"{name}: {why}"
         )
     write_records(folder.path, records)
     folder.finish(lines, facts)
@@ -206,7 +244,9 @@ def summarise(folder: ShardFolder, written: int, state, changes: str) -> Summary
 
 
 def read_marker(folder: ShardFolder, number: int, count: int) -> list[str] | None:
-    """For each of a shard's samples "" or why it was left out; None where that was not written, or not for so many."""
+    """For each of a shard's samples "" or why it was left
+    out; None where that was not written, or not for so many.
+    """
     try:
         found = read_json(folder.marker_file(number))
     except (OSError, TextFileError):

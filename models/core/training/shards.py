@@ -1,12 +1,15 @@
-"""A dataset folder on disk while it is written shard by shard: its facts, a marker for each finished shard, its manifest.
+"""A dataset folder on disk while it is written shard by shard: its facts, a marker for each finished shard,
+its manifest.
 
-    FOLDER/dataset.json          how the folder is written and from what; "finished": true once all shards are there
+    FOLDER/dataset.json          how the folder is written and from what; "finished": true once all shards are
+                                 there
     FOLDER/shard-00000.*         the shard's tensors (safetensors), or the files that its manifest lines name
     FOLDER/shard-00000.jsonl     the marker of a finished shard: written after its tensors, removed at the end
     FOLDER/manifest.jsonl        one line a sample, written at the end
 
-A shard with a marker is whole: a run that was stopped goes on with the shards that have none. `shard_writer` runs this for samples
-that are made from files, shared among processes; datasets that render their samples use `ShardFolder` alone.
+A shard with a marker is whole: a run that was stopped goes on with the shards that have none. `shard_writer`
+runs this for samples that are made from files, shared among processes; datasets that render their samples use
+`ShardFolder` alone.
 """
 
 from __future__ import annotations
@@ -36,12 +39,16 @@ class ShardFolder:
     path: Path
 
     def read_facts(self) -> dict[str, Any]:
-        """The content of dataset.json, {} for a new folder; ValueError for a folder that holds anything else."""
+        """The content of dataset.json, {} for a new folder.
+
+        ValueError for a folder that holds anything else.
+        """
         file = self.path / DATASET
         if not file.is_file():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise ValueError(
-                    f"{show_path(self.path)} holds other files and no {DATASET}; choose an empty folder for the dataset."
+                    f"{show_path(self.path)} holds other files and no {DATASET}; choose an empty folder for "
+                    "the dataset."
                 )
             return {}
         try:
@@ -90,7 +97,9 @@ class ShardFolder:
             (self.path / MANIFEST).unlink()
 
     def finish(self, lines: Iterable[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
-        """Write the manifest, mark the folder as finished, and only then delete the markers: a stop in between loses nothing."""
+        """Write the manifest, mark the folder as finished, and only then delete the markers: a stop in
+        between loses nothing.
+        """
         write_file(self.path / MANIFEST, join_lines(lines))
         self.write_facts(facts, finished=True)
         for file in self.path.glob("shard-?????.jsonl"):
@@ -109,9 +118,9 @@ def check_facts(folder: ShardFolder, facts: Mapping[str, Any]) -> None:
         return
     if found.get(VERSION) != facts.get(VERSION):
         raise ValueError(
-            f"Expected {show_path(folder.path / DATASET)} of version {facts.get(VERSION)}, got {found.get(VERSION)!r}: "
-            "the folder does not say which files it was made from. A finished one trains as it is; choose another "
-            "folder to write to."
+            f"Expected {show_path(folder.path / DATASET)} of version {facts.get(VERSION)}, got "
+            f"{found.get(VERSION)!r}: the folder does not say which files it was made from. A finished one "
+            "trains as it is; choose another folder to write to."
         )
     before, now, compared = flatten(found), flatten(facts), facts.keys() - {ABOUT}
     changed = [
@@ -123,7 +132,8 @@ def check_facts(folder: ShardFolder, facts: Mapping[str, Any]) -> None:
         named = ", ".join(describe_change(key, before, now) for key in changed[:NAMED])
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise ValueError(
-            f"{show_path(folder.path)} was begun with {named}{more}; give the same to go on, or choose another folder."
+            f"{show_path(folder.path)} was begun with {named}{more}; give the same to go on, or choose "
+            "another folder."
         )
 
 
@@ -132,8 +142,8 @@ def check_source(folder: ShardFolder, facts: Mapping[str, Any]) -> None:
     before, now = (flatten(found).get(f"{ABOUT}.source") for found in (folder.read_facts(), facts))
     if before != now:
         raise ValueError(
-            f"Expected the samples of {before!r}, from which {show_path(folder.path)} was made, got {now!r}, which holds "
-            "none of them. Choose another folder to write to."
+            f"Expected the samples of {before!r}, from which {show_path(folder.path)} was made, got {now!r}, "
+            "which holds none of them. Choose another folder to write to."
         )
 
 

@@ -1,6 +1,7 @@
-"""What a resumed run has to find as it was: its recipe, and the files that it names, by content.
+"""What must be unchanged when a run is resumed: its recipe, and by content the files that it names.
 
-    OUTPUT/sources.json    {"data.folder": {"manifest.jsonl": fingerprint, ...}, ...}, written when a run begins
+    OUTPUT/sources.json    {"data.folder": {"manifest.jsonl": fingerprint, ...}, ...}, written when a run
+                           begins
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .data import MANIFEST, READERS
 from .recipe import CHANGEABLE, Recipe
 
 SOURCES = "sources.json"
-PATHS = ("folder", "codec", "vae", "maps", "pairs", "base", "weights", "text", "perceptual_weights")  # keys of a recipe that name files
+# keys of a recipe that name files
+PATHS = ("folder", "codec", "vae", "maps", "pairs", "base", "weights", "text", "perceptual_weights")
 BESIDE = "empty_context.safetensors"  # in a dataset folder, not named by its manifest
 PART, PARTS = 2**16, 64  # bytes read in one place, places in a file: it is read whole up to 4 MB
 MOST_READ = 50_000  # files of a folder whose content is looked at; of more, sizes have to do
@@ -29,11 +31,15 @@ def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], latest:
     changed = [key for key in now if key not in CHANGEABLE and before.get(key) != now[key]]
     if changed:
         named = ", ".join(f"{key} (was {before.get(key)!r}, is {now[key]!r})" for key in changed)
-        raise ValueError(f"The recipe changed since {latest.name}: {named}; a resumed run may only change {', '.join(CHANGEABLE)}.")
+        raise ValueError(
+            f"The recipe changed since {latest.name}: {named}; a resumed run may only change "
+            f"{', '.join(CHANGEABLE)}."
+        )
 
 
 def fingerprint_sources(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """What stands behind each path in a recipe: fingerprints by the file's name, in a folder relative to it."""
+    """What stands behind each path in a recipe: fingerprints by the file's name, in a folder relative to it.
+    """
     found = {}
     for part in ("model", "data", "loss"):
         for key, value in getattr(recipe, part).items():
@@ -43,7 +49,9 @@ def fingerprint_sources(recipe: Recipe) -> dict[str, dict[str, str]]:
 
 
 def fingerprint_path(path: Path) -> dict[str, str]:
-    """Fingerprints of a file, of a dataset folder's files, or of all weights and settings below another folder."""
+    """Fingerprints of a file, of a dataset folder's files, or of all weights and settings below another
+    folder.
+    """
     if path.is_file():
         return {path.name: fingerprint_file(path)}
     names = sorted(set(list_dataset(path) if (path / MANIFEST).is_file() else list_weights(path)))
@@ -62,7 +70,12 @@ def list_dataset(folder: Path) -> Iterator[str]:
         entries = [entry for _, entry in read_json_lines(folder / MANIFEST)]
     except TextFileError:  # the reader of the data will say so
         return
-    named = {value for entry in entries for key, value in entry.items() if isinstance(value, str) and "caption" not in key}
+    named = {
+        value
+        for entry in entries
+        for key, value in entry.items()
+        if isinstance(value, str) and "caption" not in key
+    }
     for name in named:
         if "\n" not in name and len(name) < 1000 and Path(name).suffix and (folder / name).is_file():
             yield name
@@ -74,12 +87,18 @@ def list_dataset(folder: Path) -> Iterator[str]:
 def list_weights(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.is_file() and not any(p.startswith(".") for p in name.parts):
+        if (
+            path.suffix in (".safetensors", ".json", ".txt", ".model")
+            and path.is_file()
+            and not any(p.startswith(".") for p in name.parts)
+        ):
             yield name.as_posix()
 
 
 def fingerprint_file(path: Path) -> str:
-    """A short hash of a file's size and of parts of it, spread evenly: other weights or pictures differ in all of them."""
+    """A short hash of a file's size and of parts of it, spread evenly: other weights or images differ in all
+    of them.
+    """
     size = path.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=12)
     with path.open("rb") as file:
@@ -97,19 +116,27 @@ def write_sources(output: Path, recipe: Recipe) -> None:
 
 
 def check_sources(output: Path, recipe: Recipe) -> None:
-    """ValueError names the files that are others than when the run in this folder began. A run that wrote none down is believed."""
+    """ValueError names the files that are others than when the run in this folder began.
+
+    A run that wrote none down is believed.
+    """
     path = output / SOURCES
     if not path.is_file():
         return
     before: Mapping[str, Any] = read_json_object(path)
     for key, now in fingerprint_sources(recipe).items():
         then = before.get(key)
-        changed = sorted(name for name in {*now, *then} if now.get(name) != then.get(name)) if isinstance(then, dict) else []
+        changed = (
+            sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
+            if isinstance(then, dict)
+            else []
+        )
         if changed:
             more = f" and {len(changed) - NAMED:,} more" if len(changed) > NAMED else ""
             part, _, name = key.partition(".")
             where = f"{key} ({show_path(getattr(recipe, part)[name])})"
             raise ValueError(
-                f"Expected the files with which the run in {show_path(output)} began, got others in {where}: {', '.join(changed[:NAMED])}"
-                f"{more}. Put them back to resume, or start anew in another output folder."
+                f"Expected the files with which the run in {show_path(output)} began, got others in {where}: "
+                f"{', '.join(changed[:NAMED])}{more}. Put them back to resume, or start anew in another "
+                "output folder."
             )

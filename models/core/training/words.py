@@ -1,4 +1,4 @@
-"""Which words a picture trains with: one of its captions, or the empty prompt, for guidance."""
+"""Captions of a batch: one of several for each image, or the empty prompt (caption dropout)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from .loop import Batch
 
 
 def draw_words(batch: Batch, generator: Generator, dropout: float) -> Tensor:
-    """Each picture's word numbers or context, one caption of several, some replaced by those of the empty prompt."""
+    """Each image's word numbers or context, one caption of several, some replaced by those of the empty
+    prompt.
+    """
     key = "tokens" if "tokens" in batch else "context"
     words = batch[key]
     if words.ndim == (3 if key == "tokens" else 4):
@@ -20,7 +22,10 @@ def draw_words(batch: Batch, generator: Generator, dropout: float) -> Tensor:
     if not dropout:
         return words
     if empty is None:
-        raise ValueError(f"caption_dropout is {dropout}, but the batch has no empty_{key} to put in a caption's place; set it to 0.")
+        raise ValueError(
+            f"caption_dropout is {dropout}, but the batch has no empty_{key} to put in a caption's place; "
+            "set it to 0."
+        )
     return put_empty(words, empty, dropped)
 
 

@@ -1,4 +1,6 @@
-"""The contact sheet: a picture, its depth, its normals and a few frames of its orbit on one dark page, with how it was made."""
+"""The contact sheet: an image, its depth, its normals and a few frames of its orbit on one dark page, with
+how it was made.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from ..export.webp import to_uint8
 from ..geometry.camera import intrinsics_from_fov
 from ..geometry.normals import normals_from_depth, normals_to_image
 from ..geometry.view import View
-from .depth_colors import NO_DEPTH, DepthPicture, colour_depth, map_colours
+from .depth_colors import NO_DEPTH, DepthPicture, color_depth, map_colors
 from .orbit import Orbit
 
 if TYPE_CHECKING:
@@ -27,16 +29,20 @@ _INNER = _WIDTH - 2 * _MARGIN
 
 
 def contact_sheet(view: View, orbit: Orbit, *, caption: str, facts: Sequence[str] = ()) -> Tensor:
-    """A sheet ``h w 3`` in [0, 1] of a View with batch 1 and an image.
+    """A sheet (h, w, 3) in [0, 1] of a View with batch 1 and an image.
 
-    ``caption`` is printed under the pictures, below it ``facts`` ("seed 7", "3.2 s", the model ...) on one line. Normals are
-    the View's own, else from its depth, which the label says, as it says an assumed angle of view.
+    ``caption`` is printed under the images, below it ``facts`` ("seed 7", "3.2 s", the model ...) on one
+    line. Normals are the View's own, else from its depth, which the label says, as it says an assumed angle
+    of view.
     """
     if len(view) != 1 or view.image is None:
-        raise ValueError(f"A contact sheet shows one picture with its image, got a batch of {len(view)}; pass view[0], made with image=.")
+        raise ValueError(
+            f"A contact sheet shows one picture with its image, got a batch of {len(view)}; pass view[0], "
+            "made with image=."
+        )
     from PIL import Image, ImageDraw
 
-    depth = colour_depth(view)
+    depth = color_depth(view)
     normals, normals_label = _normals(view, orbit)
     strip = _strip(orbit)
     lines = _wrap(caption, _font(_TITLE), _INNER, most=3)
@@ -68,18 +74,25 @@ def contact_sheet(view: View, orbit: Orbit, *, caption: str, facts: Sequence[str
 
 
 def _normals(view: View, orbit: Orbit) -> tuple[Tensor, str]:
-    """The normals as a picture and what to call them."""
+    """The normals as an image and what to call them."""
     normals, label = view.normals, "Normals"
     if normals is None:
         height, width = view.depth.shape[1:]
-        intrinsics = view.intrinsics if view.intrinsics is not None else intrinsics_from_fov(orbit.fov_degrees, width, height)[None]
-        normals, label = normals_from_depth(view.depth.cpu(), intrinsics.cpu(), view.mask.cpu()), "Normals of this depth"
+        intrinsics = (
+            view.intrinsics
+            if view.intrinsics is not None
+            else intrinsics_from_fov(orbit.fov_degrees, width, height)[None]
+        )
+        normals, label = (
+            normals_from_depth(view.depth.cpu(), intrinsics.cpu(), view.mask.cpu()),
+            "Normals of this depth",
+        )
     known = (normals[0] != 0).any(dim=-1, keepdim=True).cpu()
     return torch.where(known, normals_to_image(normals[0].cpu()), torch.tensor(NO_DEPTH)), label
 
 
 def _strip(orbit: Orbit) -> list[Tensor]:
-    """Four frames, from the left over above to the right and back to the level of the picture."""
+    """Four frames, from the left over above to the right and back to the level of the image."""
     count = len(orbit.frames)
     return [orbit.frames[round(share * count) % count] for share in (0.75, 0.0, 0.25, 0.5)]
 
@@ -91,14 +104,19 @@ def _font(size: int):
 
 
 def _fit(picture: Tensor, box: tuple[int, int]) -> tuple[int, int]:
-    """The largest width and height of the picture's shape inside a box."""
+    """The largest width and height of the image's shape inside a box."""
     height, width = picture.shape[:2]
     scale = min(box[0] / width, box[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _paste(page: Image.Image, picture: Tensor, corner: tuple[int, int], box: tuple[int, int], *, lanczos: bool) -> None:
-    """Set a picture into the middle of a box, with softly rounded corners; maps are scaled without Lanczos' overshoot."""
+def _paste(
+    page: Image.Image, picture: Tensor, corner: tuple[int, int], box: tuple[int, int], *, lanczos: bool
+) -> None:
+    """Set an image into the middle of a box, with softly rounded corners.
+
+    Maps are scaled without Lanczos' overshoot.
+    """
     from PIL import Image, ImageDraw
 
     size = _fit(picture, box)
@@ -111,20 +129,30 @@ def _paste(page: Image.Image, picture: Tensor, corner: tuple[int, int], box: tup
 
 
 def _legend(page: Image.Image, depth: DepthPicture, corner: tuple[int, int], width: int) -> None:
-    """A bar from near to far with the depths at its ends and middle, and the grey of missing depth if there is any."""
+    """A bar from near to far with the depths at its ends and middle, and the grey of missing depth if there
+    is any.
+    """
     from PIL import ImageDraw
 
     pen, (left, top) = ImageDraw.Draw(page), corner
-    bar = map_colours(torch.linspace(1, 0, width)).expand(10, width, 3)
+    bar = map_colors(torch.linspace(1, 0, width)).expand(10, width, 3)
     _paste(page, bar, (left, top), (width, 10), lanczos=False)
     near, middle, far = (f"{depth.depth_at(share):.3g}" for share in (0, 0.5, 1))
-    for place, anchor, text in ((left, "lt", f"near {near}"), (left + width // 2, "mt", middle), (left + width, "rt", f"far {far}")):
+    for place, anchor, text in (
+        (left, "lt", f"near {near}"),
+        (left + width // 2, "mt", middle),
+        (left + width, "rt", f"far {far}"),
+    ):
         pen.text((place, top + 18), text, font=_font(15), fill=_MUTED, anchor=anchor)
     if depth.has_holes:
         label_end = left + width
         pen.text((label_end, top - 28), "no depth", font=_font(15), fill=_MUTED, anchor="rt")
         chip = label_end - round(_font(15).getlength("no depth")) - 22
-        pen.rounded_rectangle((chip, top - 28, chip + 14, top - 14), radius=3, fill=tuple(round(255 * level) for level in NO_DEPTH))
+        pen.rounded_rectangle(
+            (chip, top - 28, chip + 14, top - 14),
+            radius=3,
+            fill=tuple(round(255 * level) for level in NO_DEPTH),
+        )
 
 
 def _last_line(pen: ImageDraw.ImageDraw, facts: Sequence[str], top: int) -> None:
@@ -158,5 +186,7 @@ def _wrap(text: str, font, width: int, *, most: int) -> list[str]:
 
 def _shorten(line: str, font, width: int) -> str:
     """The beginning of a line, with dots, that fits a width."""
-    fitting = bisect.bisect_right(range(1, len(line) + 1), width, key=lambda count: font.getlength(line[:count].rstrip() + " ..."))
+    fitting = bisect.bisect_right(
+        range(1, len(line) + 1), width, key=lambda count: font.getlength(line[:count].rstrip() + " ...")
+    )
     return line[:fitting].rstrip() + " ..."

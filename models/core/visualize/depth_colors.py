@@ -1,4 +1,4 @@
-"""Depth in colour: near is bright, far is dark, by a colour map of our own that is even in lightness."""
+"""Depth in color: near is bright, far is dark, by a color map of our own that is even in lightness."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from torch import Tensor
 
 from ..geometry.view import Spacing, View, percentile
 
-# Far to near in equal steps: OKLab lightness 0.22 to 0.965, hue from violet over red and orange to pale yellow, chroma inside
-# sRGB. Even lightness is what makes equal steps look equal, survives grey printing, and serves colour-blind readers.
+# Far to near in equal steps: OKLab lightness 0.22 to 0.965, hue from violet over red and orange to pale
+# yellow, chroma inside sRGB. Even lightness is what makes equal steps look equal, survives grey printing, and
+# serves color-blind readers.
 _ANCHORS = (
     (23, 22, 53), (44, 30, 81), (69, 36, 107), (98, 44, 126), (133, 51, 131), (170, 58, 129), (201, 73, 118),
     (226, 96, 105), (245, 123, 92), (253, 155, 92), (254, 188, 117), (254, 218, 149), (255, 245, 195),
 )  # fmt: skip
-NO_DEPTH = (0.235, 0.245, 0.270)  # neutral, unlike any colour of the map
+NO_DEPTH = (0.235, 0.245, 0.270)  # neutral, unlike any color of the map
 
 
 @dataclass(frozen=True)
 class DepthPicture:
-    """One depth map in colour and what its ends mean, in the unit of the View; equal if the depth is constant."""
+    """One depth map in color and what its ends mean, in the unit of the View.
 
-    image: Tensor  # h w 3 in [0, 1]
+    Equal if the depth is constant.
+    """
+
+    image: Tensor  # (h, w, 3) in [0, 1]
     near: float
     far: float
     spacing: Spacing
     has_holes: bool
 
     def depth_at(self, share: float) -> float:
-        """The depth that the colour map shows at ``share`` of its way from near (0) to far (1)."""
+        """The depth that the color map shows at ``share`` of its way from near (0) to far (1)."""
         if self.spacing == "depth":
             return self.near + share * (self.far - self.near)
         if self.spacing == "log":
@@ -37,23 +41,32 @@ class DepthPicture:
         return 1 / (1 / self.near + share * (1 / self.far - 1 / self.near))
 
 
-def map_colours(nearness: Tensor) -> Tensor:
-    """Values ``...`` in [0, 1], 1 = near, to colours ``... 3``."""
+def map_colors(nearness: Tensor) -> Tensor:
+    """Values ``...`` in [0, 1], 1 = near, to colors (..., 3)."""
     anchors = torch.tensor(_ANCHORS, dtype=torch.float32, device=nearness.device) / 255
     place = nearness.float().clamp(0, 1) * (len(_ANCHORS) - 1)
     before = place.floor().long().clamp(max=len(_ANCHORS) - 2)
     return torch.lerp(anchors[before], anchors[before + 1], (place - before).unsqueeze(-1))
 
 
-def colour_depth(
+def color_depth(
     view: View, *, spacing: Spacing = "log", near_percentile: float = 0.5, far_percentile: float = 99.5
 ) -> DepthPicture:
-    """Colour the depth of a View with batch 1, stretched as View.to_control_image does; invalid pixels are a neutral grey."""
+    """Color the depth of a View with batch 1, stretched as View.to_control_image does.
+
+    Invalid pixels are a neutral grey.
+    """
     if len(view) != 1:
-        raise ValueError(f"A batch of {len(view)} depth maps arrived, wanted one; pass view[0], view[1] ... one by one.")
+        raise ValueError(
+            f"Expected one depth map, got a batch of {len(view)}. Pass view[0], view[1] ... one by one."
+        )
     view.require_valid()
-    grey = view.to_control_image(spacing=spacing, near_percentile=near_percentile, far_percentile=far_percentile)[0, ..., 0]
+    grey = view.to_control_image(
+        spacing=spacing, near_percentile=near_percentile, far_percentile=far_percentile
+    )[0, ..., 0]
     mask, valid = view.mask[0], view.depth[view.mask]
-    image = torch.where(mask.unsqueeze(-1), map_colours(grey), torch.tensor(NO_DEPTH, device=grey.device)).cpu()
+    image = torch.where(
+        mask.unsqueeze(-1), map_colors(grey), torch.tensor(NO_DEPTH, device=grey.device)
+    ).cpu()
     near, far = float(percentile(valid, near_percentile)), float(percentile(valid, far_percentile))
     return DepthPicture(image, near, far, spacing, not bool(mask.all()))

@@ -1,8 +1,8 @@
-"""A short camera swing around one picture and its depth.
+"""A short camera swing around one image and its depth.
 
-Nothing is invented: what the turn uncovers behind an object shows dimmed, like a shadow, and where the picture ends or has
-no depth a neutral background stays. Every frame is a z-buffer over the points of the relief at twice the frame's size,
-scaled down to smooth the outlines.
+Nothing is invented: what the turn uncovers behind an object shows dimmed, like a shadow, and where the image
+ends or has no depth a neutral background stays. Every frame is a z-buffer over the points of the relief at
+twice the frame's size, scaled down to smooth the outlines.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from .relief import Relief, clean_depth, make_relief
 
 ASSUMED_FOV = 55.0
 _SUPERSAMPLES = 2
-_DENSITY = 1.35  # points per supersampled pixel and axis; cracks that perspective opens beyond that are closed
+# points per supersampled pixel and axis; cracks that perspective opens beyond that are closed
+_DENSITY = 1.35
 _LARGEST_SOURCE = 768
-_BACKDROP = 6.0  # beyond this many centre distances parallax hardly changes, but errors of depth would show
+_BACKDROP = 6.0  # beyond this many center distances parallax hardly changes, but errors of depth would show
 _STEP_BACK = 1.15
 _CRACK = 3  # supersampled pixels to either side
 _TOP, _BOTTOM = (0.215, 0.224, 0.248), (0.135, 0.141, 0.157)
@@ -30,9 +31,10 @@ _TOP, _BOTTOM = (0.215, 0.224, 0.248), (0.135, 0.141, 0.157)
 
 @dataclass(frozen=True)
 class Orbit:
-    """Frames of one loop, the angle they were rendered with, and whether it was assumed for want of a camera."""
+    """Frames of one loop, the angle they were rendered with, and whether it was assumed for want of a camera.
+    """
 
-    frames: Tensor  # t h w 3 in [0, 1]
+    frames: Tensor  # (t, h, w, 3) in [0, 1]
     fov_degrees: float
     fov_was_assumed: bool
 
@@ -46,16 +48,22 @@ def render_orbit(
     pitch_degrees: float = 5.0,
     fov_degrees: float | None = None,
 ) -> Orbit:
-    """Swing a camera once around the scene behind a View of batch 1 with an image; ``size`` is the longer side of a frame.
+    """Swing a camera once around the scene behind a View of batch 1 with an image; ``size`` is the longer
+    side of a frame.
 
-    The field of view is ``fov_degrees``, else the View's own, else 55 degrees are assumed and reported so. The last frame
-    joins the first. Frame 0 looks from above the middle, a quarter on from the right, half way on as the picture was taken,
-    three quarters on from the left.
+    The field of view is ``fov_degrees``, else the View's own, else 55 degrees are assumed and reported so.
+    The last frame joins the first. Frame 0 looks from above the middle, a quarter on from the right, half way
+    on as the image was taken, three quarters on from the left.
     """
     if len(view) != 1 or view.image is None:
-        raise ValueError(f"An orbit needs one picture with its image, got a batch of {len(view)}; pass view[0], made with image=.")
+        raise ValueError(
+            f"Expected a View of one depth map with its image, got a batch of {len(view)}. Pass view[0], "
+            "made with image=."
+        )
     if frames < 1 or size < 16:
-        raise ValueError(f"{frames} frames of {size} pixels were asked for, wanted at least 1 of at least 16.")
+        raise ValueError(
+            f"Expected at least 1 frame of at least 16 pixels, got {frames} of {size}. Correct them."
+        )
     fov, assumed = _field_of_view(view, fov_degrees)
     q, image = _prepare(view)
     height, width = q.shape
@@ -64,7 +72,7 @@ def render_orbit(
     scale = _SUPERSAMPLES * size / max(height, width)
     canvas = [max(1, round(side * scale / _SUPERSAMPLES)) * _SUPERSAMPLES for side in (height, width)]
     intrinsics = intrinsics_from_fov(fov, canvas[1], canvas[0])
-    # pixels that a point at infinity travels when the camera swings fully, for a disparity of 1 / centre
+    # pixels that a point at infinity travels when the camera swings fully, for a disparity of 1 / center
     travel = float(intrinsics[0, 0]) * math.tan(math.radians(max(abs(yaw_degrees), abs(pitch_degrees))))
     relief = make_relief(
         torch.where(q > 0, q.clamp_min(backdrop), q),
@@ -95,7 +103,7 @@ def _field_of_view(view: View, fov_degrees: float | None) -> tuple[float, bool]:
 
 
 def _prepare(view: View) -> tuple[Tensor, Tensor]:
-    """Disparity ``h w`` and image ``h w 3``, cleaned, and no larger than frames can show."""
+    """Disparity (h, w) and image (h, w, 3), cleaned, and no larger than frames can show."""
     view.require_valid()
     depth, image = view.depth[0].cpu(), view.image[0].detach().cpu().float()
     q = torch.where(depth > 0, 1 / depth, depth)
@@ -113,10 +121,13 @@ def _prepare(view: View) -> tuple[Tensor, Tensor]:
 
 
 def _turn(centre: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:
-    """The pose ``4 4`` that swings the camera right and up around (0, 0, centre), and steps it back a little."""
+    """The pose (4, 4) that swings the camera right and up around (0, 0, center), and steps it back a little.
+    """
     yaw, pitch = math.radians(yaw_degrees), math.radians(pitch_degrees)
     about_y = torch.tensor([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
-    about_x = torch.tensor([[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]])
+    about_x = torch.tensor(
+        [[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]]
+    )
     pivot = torch.tensor([0.0, 0.0, centre])
     pose = torch.eye(4)
     pose[:3, :3] = about_x @ about_y
@@ -125,17 +136,26 @@ def _turn(centre: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:
 
 
 def _draw(relief: Relief, pose: Tensor, intrinsics: Tensor, background: Tensor, *, crack: float) -> Tensor:
-    """The relief over ``background`` ``h w 3``, curtains only where no point is; cracks up to disparity ``crack`` are closed."""
+    """The relief over ``background`` (h, w, 3), curtains only where no point is.
+
+    Cracks up to disparity ``crack`` are closed.
+    """
     height, width = background.shape[:2]
-    picture, q = _splat(relief.points, relief.colours, pose, intrinsics, (height, width))
-    curtain, curtain_q = _splat(relief.curtain_points, relief.curtain_colours, pose, intrinsics, (height, width))
+    picture, q = _splat(relief.points, relief.colors, pose, intrinsics, (height, width))
+    curtain, curtain_q = _splat(
+        relief.curtain_points, relief.curtain_colors, pose, intrinsics, (height, width)
+    )
     picture, q = torch.where((q > 0)[..., None], picture, curtain), torch.where(q > 0, q, curtain_q)
     picture = _close_cracks(picture, q, crack)
     return picture[..., :3] + (1 - picture[..., 3:]) * background
 
 
-def _splat(points: Tensor, colours: Tensor, pose: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Z-buffer points ``n 3``: the colour ``h w 4`` and disparity ``h w`` of the nearest one in each pixel, 0 where there is none."""
+def _splat(
+    points: Tensor, colors: Tensor, pose: Tensor, intrinsics: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Z-buffer points (n, 3): the color (h, w, 4) and disparity (h, w) of the nearest one in each pixel, 0
+    where there is none.
+    """
     height, width = size
     x, y, z = (points @ pose[:3, :3].T + pose[:3, 3]).unbind(1)
     q = 1 / z
@@ -146,25 +166,33 @@ def _splat(points: Tensor, colours: Tensor, pose: Tensor, intrinsics: Tensor, si
     nearest = torch.zeros(height * width).scatter_reduce_(0, pixel, q, "amax")
     front = q == nearest[pixel]
     picture = torch.zeros(height * width, 4)
-    picture[pixel[front]] = colours[seen[front]]
+    picture[pixel[front]] = colors[seen[front]]
     return picture.reshape(height, width, 4), nearest.reshape(height, width)
 
 
 def _close_cracks(picture: Tensor, q: Tensor, crack: float) -> Tensor:
-    """Fill empty pixels that lie between two points of one surface; what an object uncovers lies between two surfaces and stays."""
+    """Fill empty pixels that lie between two points of one surface.
+
+    What an object uncovers lies between two surfaces and stays.
+    """
     for axis in (0, 1):
         before, after = _nearest_filled(q, axis, 1), _nearest_filled(q, axis, -1)
         between = (q == 0) & (before[0] > 0) & (after[0] > 0) & ((before[0] - after[0]).abs() < crack)
         place = between.nonzero(as_tuple=True)
         if len(place[0]):
-            mean = (picture[_moved(place, axis, -before[1][place])] + picture[_moved(place, axis, after[1][place])]) / 2
+            mean = (
+                picture[_moved(place, axis, -before[1][place])]
+                + picture[_moved(place, axis, after[1][place])]
+            ) / 2
             picture[place] = mean
             q = torch.where(between, (before[0] + after[0]) / 2, q)
     return picture
 
 
 def _nearest_filled(q: Tensor, axis: int, direction: int) -> tuple[Tensor, Tensor]:
-    """Disparity of the nearest filled pixel before (1) or after (-1) along an axis, 0 if none is within reach, and its distance."""
+    """Disparity of the nearest filled pixel before (1) or after (-1) along an axis, 0 if none is within
+    reach, and its distance.
+    """
     found, distance = torch.zeros_like(q), torch.zeros_like(q, dtype=torch.long)
     for step in range(1, _CRACK + 1):
         neighbour = torch.zeros_like(q)
@@ -174,7 +202,10 @@ def _nearest_filled(q: Tensor, axis: int, direction: int) -> tuple[Tensor, Tenso
         ahead, behind = (step, 0) if direction == 1 else (0, step)
         neighbour.narrow(axis, ahead, length).copy_(q.narrow(axis, behind, length))
         new = (found == 0) & (neighbour > 0)
-        found, distance = torch.where(new, neighbour, found), torch.where(new, torch.full_like(distance, step), distance)
+        found, distance = (
+            torch.where(new, neighbour, found),
+            torch.where(new, torch.full_like(distance, step), distance),
+        )
     return found, distance
 
 
@@ -183,7 +214,7 @@ def _moved(place: tuple[Tensor, Tensor], axis: int, by: Tensor) -> tuple[Tensor,
 
 
 def _backdrop(height: int, width: int) -> Tensor:
-    """A neutral gradient ``h w 3``, lighter above, with darker corners."""
+    """A neutral gradient (h, w, 3), lighter above, with darker corners."""
     y, x = torch.linspace(0, 1, height)[:, None, None], torch.linspace(-1, 1, width)[None, :, None]
-    colour = torch.tensor(_TOP) * (1 - y) + torch.tensor(_BOTTOM) * y
-    return colour * (1 - 0.25 * (x**2 + (2 * y - 1) ** 2) / 2)
+    color = torch.tensor(_TOP) * (1 - y) + torch.tensor(_BOTTOM) * y
+    return color * (1 - 0.25 * (x**2 + (2 * y - 1) ** 2) / 2)

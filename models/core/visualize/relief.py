@@ -1,8 +1,9 @@
-"""One picture and its depth as a dense coloured relief, its surfaces cut apart at depth edges: what the orbit looks at.
+"""One image and its depth as a dense colored relief, its surfaces cut apart at depth edges: what the orbit
+looks at.
 
-This is for the eye. Edges of the depth are drawn to where the colours change, noise within a surface is evened out, and
-several points stand for each pixel; the exports never see any of it. Inside, depth is disparity ``q`` = 1 / depth: planes
-are linear in it, and an invalid pixel is simply 0, infinitely far.
+This is for the eye. Edges of the depth are drawn to where the colors change, noise within a surface is evened
+out, and several points stand for each pixel; the exports never see any of it. Inside, depth is disparity
+``q`` = 1 / depth: planes are linear in it, and an invalid pixel is simply 0, infinitely far.
 """
 
 from __future__ import annotations
@@ -20,28 +21,34 @@ _CURTAIN_DIMMING = 0.66
 
 
 def clean_depth(q: Tensor, image: Tensor) -> Tensor:
-    """Disparity ``h w`` with soft edges made hard, edges moved onto those of the image ``h w 3``, and less noise."""
+    """Disparity (h, w) with soft edges made hard, edges moved onto those of the image (h, w, 3), and less
+    noise.
+    """
     q = _harden(q)
-    q = _follow_colours(q, image)
+    q = _follow_colors(q, image)
     return _smooth(q)
 
 
 @dataclass(frozen=True)
 class Relief:
-    """Points in camera space with colour and opacity, red, green and blue already multiplied by it.
+    """Points in camera space with color and opacity, red, green and blue already multiplied by it.
 
-    Sky, or whatever has no depth, is there as points of opacity 0: nothing is seen in it, yet it is no hole. The curtains hang
-    from the near to the far side of every edge, in the far side's colour, dimmed: they show through what a turn uncovers.
+    Sky, or whatever has no depth, is there as points of opacity 0: nothing is seen in it, yet it is no hole.
+    The curtains hang from the near to the far side of every edge, in the far side's color, dimmed: they show
+    through what a turn uncovers.
     """
 
-    points: Tensor  # n 3
-    colours: Tensor  # n 4
+    points: Tensor  # (n, 3)
+    colors: Tensor  # (n, 4)
     curtain_points: Tensor  # m 3
-    curtain_colours: Tensor  # m 4
+    curtain_colors: Tensor  # m 4
 
 
-def make_relief(q: Tensor, image: Tensor, factor: int, intrinsics: Tensor, *, backdrop: float, curtain_density: float) -> Relief:
-    """``factor`` squared points for each pixel of ``q`` ``h w``, at least 2 x 2; invalid ones at the disparity ``backdrop``.
+def make_relief(
+    q: Tensor, image: Tensor, factor: int, intrinsics: Tensor, *, backdrop: float, curtain_density: float
+) -> Relief:
+    """``factor`` squared points for each pixel of ``q`` (h, w), at least 2 x 2; invalid ones at the disparity
+    ``backdrop``.
 
     Curtains get ``curtain_density`` points for a disparity of 1.
     """
@@ -50,27 +57,39 @@ def make_relief(q: Tensor, image: Tensor, factor: int, intrinsics: Tensor, *, ba
     image = _unmix(image, q, across, down)
     size = (height * factor, width * factor)
     fine_q = F.interpolate(q[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    colours = F.interpolate(image.movedim(-1, 0)[None], size, mode="bicubic", align_corners=False)[0].movedim(0, -1).clamp(0, 1)
+    colors = (
+        F.interpolate(image.movedim(-1, 0)[None], size, mode="bicubic", align_corners=False)[0]
+        .movedim(0, -1)
+        .clamp(0, 1)
+    )
     rows, columns = _near_breaks(across, down, factor)
     if len(rows):
-        fine_q[rows, columns], colours[rows, columns] = _take_sides(q, image, rows, columns, factor)
+        fine_q[rows, columns], colors[rows, columns] = _take_sides(q, image, rows, columns, factor)
     solid = (fine_q > 0).to(fine_q)[..., None]
     fine_q = torch.where(fine_q > 0, fine_q, torch.full_like(fine_q, backdrop))
-    colours = torch.cat([colours * solid, solid], -1)
+    colors = torch.cat([colors * solid, solid], -1)
     rays = unproject(pixel_centres(*size) / factor, torch.ones(size), intrinsics)
-    curtain = _hang_curtains(fine_q, colours, rays, _steep(q, 0.02), curtain_density)
-    return Relief((rays / fine_q[..., None]).reshape(-1, 3), colours.reshape(-1, 4), *curtain)
+    curtain = _hang_curtains(fine_q, colors, rays, _steep(q, 0.02), curtain_density)
+    return Relief((rays / fine_q[..., None]).reshape(-1, 3), colors.reshape(-1, 4), *curtain)
 
 
-def _hang_curtains(q: Tensor, colours: Tensor, rays: Tensor, step: float, density: float) -> tuple[Tensor, Tensor]:
-    """Points ``m 3`` and colours ``m 4`` between neighbours of the refined grid that lie more than ``step`` apart."""
+def _hang_curtains(
+    q: Tensor, colors: Tensor, rays: Tensor, step: float, density: float
+) -> tuple[Tensor, Tensor]:
+    """Points (m, 3) and colors (m, 4) between neighbours of the refined grid that lie more than ``step``
+    apart.
+    """
     points, paints = [], []
     for axis in (0, 1):
         count = q.shape[axis] - 1
         one, two = q.narrow(axis, 0, count), q.narrow(axis, 1, count)
         place = ((one - two).abs() > step).nonzero(as_tuple=True)
         near, far = torch.maximum(one, two)[place], torch.minimum(one, two)[place]
-        far_side = torch.where((one < two)[place][:, None], colours.narrow(axis, 0, count)[place], colours.narrow(axis, 1, count)[place])
+        far_side = torch.where(
+            (one < two)[place][:, None],
+            colors.narrow(axis, 0, count)[place],
+            colors.narrow(axis, 1, count)[place],
+        )
         counts = ((near - far) * density).ceil().long() + 1
         owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
         first = (counts.cumsum(0) - counts)[owner]
@@ -93,7 +112,9 @@ def _steep(q: Tensor, share: float) -> float:
 
 
 def _harden(q: Tensor, rounds: int = 2) -> Tensor:
-    """Send each pixel halfway up a soft depth edge to the side it is nearer to, so that nothing floats between surfaces."""
+    """Send each pixel halfway up a soft depth edge to the side it is nearer to, so that nothing floats
+    between surfaces.
+    """
     steep = _steep(q, 0.08)
     for _ in range(rounds):
         high, low = _extremes(q, 3)
@@ -104,12 +125,12 @@ def _harden(q: Tensor, rounds: int = 2) -> Tensor:
 
 
 def _windows(values: Tensor, size: int) -> Tensor:
-    """Every size x size window of ``c h w`` as ``c size*size h w``; beyond the border everything is 0."""
+    """Every size x size window of (c, h, w) as ``c size*size h w``; beyond the border everything is 0."""
     channels, height, width = values.shape
     return F.unfold(values[None], size, padding=size // 2).reshape(channels, size * size, height, width)
 
 
-def _follow_colours(q: Tensor, image: Tensor, size: int = 7) -> Tensor:
+def _follow_colors(q: Tensor, image: Tensor, size: int = 7) -> Tensor:
     """Beside a depth edge, let the pixels around that look alike decide on which side a pixel lies."""
     high, low = _extremes(q, 5)
     beside = ((high - low > _steep(q, 0.08)) & (q > 0) & (low > 0)).nonzero(as_tuple=True)
@@ -142,24 +163,25 @@ def _smooth(q: Tensor) -> Tensor:
 def _breaks(q: Tensor, image: Tensor, axis: int) -> Tensor:
     """True between neighbours along an axis (one fewer than pixels) that lie on different surfaces.
 
-    A step counts if it is large for the whole scene, or large here while the surface on neither side was heading there:
-    a floor seen flat steps far from row to row, but evenly. Where the colour changes as well, a smaller step suffices.
+    A step counts if it is large for the whole scene, or large here while the surface on neither side was
+    heading there: a floor seen flat steps far from row to row, but evenly. Where the color changes as well, a
+    smaller step suffices.
     """
     large = _steep(q, 0.05)
-    recolours = image.diff(dim=axis).abs().amax(-1).movedim(axis, -1) > 0.12
+    recolors = image.diff(dim=axis).abs().amax(-1).movedim(axis, -1) > 0.12
     q = q.movedim(axis, -1)
     first, second = q[..., :-1], q[..., 1:]
     step, nearest = second - first, torch.maximum(first, second)
     endless = torch.full_like(step[..., :1], float("inf"))
     before, after = torch.cat([endless, step[..., :-1]], -1), torch.cat([step[..., 1:], endless], -1)
     bend = torch.minimum((step - before).abs(), (step - after).abs())
-    limit = torch.where(recolours, 0.03, 0.06) * nearest
+    limit = torch.where(recolors, 0.03, 0.06) * nearest
     broken = (step.abs() > large) | ((bend > limit) & (step.abs() > limit))
     return (broken | ((first > 0) != (second > 0))).movedim(-1, axis)
 
 
 def _beside_breaks(across: Tensor, down: Tensor) -> Tensor:
-    """Pixels ``h w`` with a break on any of their four sides."""
+    """Pixels (h, w) with a break on any of their four sides."""
     beside = torch.zeros(across.shape[0], down.shape[1], dtype=torch.bool)
     beside[:, 1:] |= across
     beside[:, :-1] |= across
@@ -169,7 +191,9 @@ def _beside_breaks(across: Tensor, down: Tensor) -> Tensor:
 
 
 def _unmix(image: Tensor, q: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Pixels beside a break mix both colours: give them the mean of unmixed pixels of their own surface nearby, if there are."""
+    """Pixels beside a break mix both colors: give them the mean of unmixed pixels of their own surface
+    nearby, if there are.
+    """
     mixed = _beside_breaks(across, down)
     around = _windows(torch.cat([image.movedim(-1, 0), q[None], (~mixed).to(q)[None]]), 5)
     weight = around[4] * ((around[3] - q).abs() < 0.06 * q)
@@ -185,18 +209,23 @@ def _near_breaks(across: Tensor, down: Tensor, factor: int) -> tuple[Tensor, Ten
 
 
 def _spline(place: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The 4 pixels around places ``n`` on an axis and their cubic B-spline weights, both ``4 n``; smooth and never negative."""
+    """The 4 pixels around places ``n`` on an axis and their cubic B-spline weights, both (4, n).
+
+    Smooth and never negative.
+    """
     before = place.floor()
     t = place - before
     weights = torch.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
     return (before.long() + torch.arange(-1, 3)[:, None]).clamp(0, count - 1), weights
 
 
-def _take_sides(q: Tensor, image: Tensor, rows: Tensor, columns: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Disparity ``n`` and colour ``n 3`` of refined pixels beside a break, each from one surface only.
+def _take_sides(
+    q: Tensor, image: Tensor, rows: Tensor, columns: Tensor, factor: int
+) -> tuple[Tensor, Tensor]:
+    """Disparity ``n`` and color (n, 3) of refined pixels beside a break, each from one surface only.
 
-    The surfaces around vote with spline weights, so that the outline between them runs smoothly through the pixels. Two
-    rounds: a third surface, often the sky behind both, must not be mixed into the second.
+    The surfaces around vote with spline weights, so that the outline between them runs smoothly through the
+    pixels. Two rounds: a third surface, often the sky behind both, must not be mixed into the second.
     """
     y, weight_y = _spline((rows + 0.5) / factor - 0.5, q.shape[0])
     x, weight_x = _spline((columns + 0.5) / factor - 0.5, q.shape[1])
@@ -211,5 +240,5 @@ def _take_sides(q: Tensor, image: Tensor, rows: Tensor, columns: Tensor, factor:
         apart = high - low > 0.04 * high
         weight = torch.where(side | ~apart, weight, torch.zeros_like(weight))
     weight = weight / weight.sum(0)
-    colours = (image.reshape(-1, 3)[index] * weight[..., None]).sum(0)
-    return (around * weight).sum(0), colours
+    colors = (image.reshape(-1, 3)[index] * weight[..., None]).sum(0)
+    return (around * weight).sum(0), colors

@@ -1,1 +1,4 @@
-"""Weights files: reading, checking, converting, quantizing; the registry of published ones, and their download."""
+"""Weights files: reading, checking, converting, quantizing.
+
+The registry of published ones, and their download.
+"""

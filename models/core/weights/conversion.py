@@ -1,4 +1,6 @@
-"""A weights file in other precisions, block by block: whatever the size of the file, only a few blocks are in memory."""
+"""A weights file in other precisions, block by block: whatever the size of the file, only a few blocks are in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ from .files import Header, WeightsError, read_header
 from .quantization import FORMATS, ROWS, Format, largest_magnitude
 
 BLOCK = 2**21  # values in memory at once, unless 128 rows have more
-LAYERS = "_quantization_metadata"  # core's metadata entry that says which layers are quantised, and how
+LAYERS = "_quantization_metadata"  # core's metadata entry that says which layers are quantized, and how
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in FLOATS.items()} | {torch.float8_e4m3fn: "F8_E4M3", torch.int8: "I8", torch.uint8: "U8"}
+NAMES = {dtype: name for name, dtype in FLOATS.items()} | {
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 
 Progress = Callable[[int, int], None]  # bytes of the source done, of how many
 
@@ -41,19 +47,28 @@ def convert_file(
     metadata: Mapping[str, str],
     on_progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write `source` as `target`, whole or not at all. `plan` gives each tensor a dtype, or the name of a format of `quantisation`.
+    """Write `source` as `target`, whole or not at all. `plan` gives each tensor a dtype, or the name of a
+    format of `quantisation`.
 
-    A matrix that its format does not fit takes bfloat16. The source's metadata is kept, `metadata` added. WeightsError names a
-    source that cannot be converted; OSError is one sentence.
+    A matrix that its format does not fit takes bfloat16. The source's metadata is kept, `metadata` added.
+    WeightsError names a source that cannot be converted; OSError is one sentence.
     """
     source, target = Path(source), Path(target)
     header = read_header(source)
     if target.exists():
         raise WeightsError(f"{target} exists already; choose another name, or delete it first.")
     jobs = {name: _settle(plan[name], header, name, source) for name in header.shapes}
-    layers = {layer_name(name): job.describe(header.shapes[name]) for name, job in jobs.items() if isinstance(job, Format)}
+    layers = {
+        layer_name(name): job.describe(header.shapes[name])
+        for name, job in jobs.items()
+        if isinstance(job, Format)
+    }
     described = {LAYERS: json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
-    head, places, size = _lay_out(header, jobs, {key: str(value) for key, value in (header.metadata | dict(metadata) | described).items()})
+    head, places, size = _lay_out(
+        header,
+        jobs,
+        {key: str(value) for key, value in (header.metadata | dict(metadata) | described).items()},
+    )
 
     part = target.with_name(target.name + ".part")
     try:
@@ -71,7 +86,9 @@ def convert_file(
         with contextlib.suppress(OSError):
             part.unlink()
         if isinstance(error, OSError):
-            raise OSError(f"Cannot write {target}: {error.strerror or error}; free some space or choose another folder.") from error
+            raise OSError(
+                f"Cannot write {target}: {error.strerror or error}; free some space or choose another folder."
+            ) from error
         raise
     return target
 
@@ -82,7 +99,9 @@ def _check_opens(part: Path, target: Path) -> None:
         with safe_open(part, framework="pt"):
             pass
     except SafetensorError as error:
-        raise WeightsError(f"{target} would not open as safetensors ({error}); it was not written.") from error
+        raise WeightsError(
+            f"{target} would not open as safetensors ({error}); it was not written."
+        ) from error
 
 
 def layer_name(weight: str) -> str:
@@ -93,19 +112,31 @@ def layer_name(weight: str) -> str:
 def _settle(wanted: str | torch.dtype, header: Header, name: str, source: Path) -> Format | torch.dtype:
     """The format or dtype a tensor will have."""
     if header.dtypes[name] not in FLOATS:
-        raise WeightsError(f"{source} has {name} in {header.dtypes[name]}: it is quantised already; convert the unquantised file.")
+        raise WeightsError(
+            f"{source} has {name} in {header.dtypes[name]}: it is quantised already; convert the unquantised "
+            "file."
+        )
     if isinstance(wanted, torch.dtype):
         return wanted
     found, shape = FORMATS[wanted], header.shapes[name]
     return found if len(shape) == 2 and name.endswith(".weight") and found.fits(shape) else torch.bfloat16
 
 
-def _lay_out(header: Header, jobs: Mapping[str, Format | torch.dtype], metadata: dict) -> tuple[bytes, dict[str, Place], int]:
-    """The file's first bytes, where each tensor will lie in it, and its size. Larger items first: every tensor is then aligned."""
+def _lay_out(
+    header: Header, jobs: Mapping[str, Format | torch.dtype], metadata: dict
+) -> tuple[bytes, dict[str, Place], int]:
+    """The file's first bytes, where each tensor will lie in it, and its size.
+
+    Larger items first: every tensor is then aligned.
+    """
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, job in jobs.items():
-        stored = job.stored(header.shapes[name]) if isinstance(job, Format) else {"": (job, header.shapes[name])}
-        tensors |= {f"{layer_name(name)}.{suffix}" if suffix else name: entry for suffix, entry in stored.items()}
+        stored = (
+            job.stored(header.shapes[name]) if isinstance(job, Format) else {"": (job, header.shapes[name])}
+        )
+        tensors |= {
+            f"{layer_name(name)}.{suffix}" if suffix else name: entry for suffix, entry in stored.items()
+        }
     entries: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
     places, end = {}, 0
     for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
@@ -115,10 +146,21 @@ def _lay_out(header: Header, jobs: Mapping[str, Format | torch.dtype], metadata:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    return head, {name: place._replace(start=place.start + len(head)) for name, place in places.items()}, end + len(head)
+    return (
+        head,
+        {name: place._replace(start=place.start + len(head)) for name, place in places.items()},
+        end + len(head),
+    )
 
 
-def _convert(read: BinaryIO, written: BinaryIO, header: Header, jobs: Mapping, places: Mapping[str, Place], on_progress: Progress) -> None:
+def _convert(
+    read: BinaryIO,
+    written: BinaryIO,
+    header: Header,
+    jobs: Mapping,
+    places: Mapping[str, Place],
+    on_progress: Progress,
+) -> None:
     total = sum(end - start for start, end in header.places.values())
     done = 0
     for name, job in jobs.items():
@@ -132,16 +174,23 @@ def _convert(read: BinaryIO, written: BinaryIO, header: Header, jobs: Mapping, p
                     written.write(_bytes(block.to(job)))
         except ValueError as error:
             raise WeightsError(
-                f"{name} of {read.name} cannot be converted: {error}; the file is damaged or its training failed."
+                f"{name} of {read.name} cannot be converted: {error}; the file is damaged or its training "
+                "failed."
             ) from error
         start, end = header.places[name]
         done += end - start
         on_progress(done, total)
 
 
-def _quantise(read: BinaryIO, written: BinaryIO, header: Header, name: str, job: Format, places: Mapping[str, Place]) -> None:
-    largest = max(map(largest_magnitude, _blocks(read, header, name)), default=0.0) if job.needs_largest else 0.0
-    cursors = {suffix: places[f"{layer_name(name)}.{suffix}"].start for suffix in job.stored(header.shapes[name])}
+def _quantise(
+    read: BinaryIO, written: BinaryIO, header: Header, name: str, job: Format, places: Mapping[str, Place]
+) -> None:
+    largest = (
+        max(map(largest_magnitude, _blocks(read, header, name)), default=0.0) if job.needs_largest else 0.0
+    )
+    cursors = {
+        suffix: places[f"{layer_name(name)}.{suffix}"].start for suffix in job.stored(header.shapes[name])
+    }
     for block in _blocks(read, header, name):
         largest_magnitude(block)
         for suffix, values in job.quantise(block.float(), largest).items():
@@ -152,7 +201,10 @@ def _quantise(read: BinaryIO, written: BinaryIO, header: Header, name: str, job:
 
 
 def _blocks(read: BinaryIO, header: Header, name: str) -> Iterator[Tensor]:
-    """A tensor of the source in blocks of whole rows, (rows, columns); what is no matrix comes as one column."""
+    """A tensor of the source in blocks of whole rows, (rows, columns).
+
+    What is no matrix comes as one column.
+    """
     dtype, shape = FLOATS[header.dtypes[name]], header.shapes[name]
     columns = shape[1] if len(shape) == 2 else 1
     rows = math.prod(shape) // columns if columns else 0

@@ -1,4 +1,6 @@
-"""Weights files: read safetensors, say what is wrong with them or what they are instead, fill a module strictly."""
+"""Weights files: read safetensors, say what is wrong with them or what they are instead, fill a module
+strictly.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,16 @@ from ..text_files import show_path
 from .header import Header, WeightsError, read_header
 
 KIND = "spatialweave"  # metadata entry that says what a file of ours holds
-# what parallel training and torch.compile put in front of every name when the wrapper is saved instead of the network in it
+# what parallel training and torch.compile put in front of every name when the wrapper is saved instead of the
+# network in it
 WRAPPERS = {"module.": "DataParallel or DistributedDataParallel", "_orig_mod.": "torch.compile"}
 PART = re.compile(r"-(\d{3,})-of-(\d{3,})\.safetensors")  # of a model saved in several files
 MARK_OF_FLOAT8 = "scaled_fp8"  # a tensor of which only the type is meant, and whose numbers may be anything
 # the codes of 8-bit floats from which on, in each half, there is nothing but NaN and infinity
 FIRST_BAD_CODES = {torch.float8_e4m3fn: (0x7F, 0xFF), torch.float8_e5m2: (0x7C, 0xFC)}
 
-# (what it is, parts of key names that it has) of files that others release, the first that fits being the name; files of ours
-# say what they are in their metadata, under KIND
+# (what it is, parts of key names that it has) of files that others release, the first that fits being the
+# name; files of ours say what they are in their metadata, under KIND
 RELEASED_KEYS = (
     ("a LoRA, a patch for another model", ("lora_",)),
     ("a Modality Forcing network", ("depth_in.weight", "double_stream_modulation_depth.lin.weight")),
@@ -50,8 +53,13 @@ RELEASED_KEYS = (
 )
 
 
-def read_tensors(path: str | os.PathLike, device: str | torch.device = "cpu", *, finite: bool = True) -> dict[str, Tensor]:
-    """All tensors of a file; WeightsError if they cannot be read, or if one holds NaN or infinity and `finite` is asked for."""
+def read_tensors(
+    path: str | os.PathLike, device: str | torch.device = "cpu", *, finite: bool = True
+) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    WeightsError if they cannot be read, or if one holds NaN or infinity and `finite` is asked for.
+    """
     read_header(path)
     try:
         tensors = load_file(path, device=str(device))
@@ -63,7 +71,10 @@ def read_tensors(path: str | os.PathLike, device: str | torch.device = "cpu", *,
 
 
 def check_file(path: str | os.PathLike) -> Header:
-    """The header of a file that another program's loader will read, whose tensors are all finite; one tensor is looked at at a time."""
+    """The header of a file that another program's loader will read, whose tensors are all finite.
+
+    One tensor is looked at at a time.
+    """
     header = read_header(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -75,12 +86,15 @@ def check_file(path: str | os.PathLike) -> Header:
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """WeightsError for the first tensor that holds NaN or infinity; `what` is the file's name. Costs far less than reading them."""
+    """WeightsError for the first tensor that holds NaN or infinity; `what` is the file's name.
+
+    Costs far less than reading them.
+    """
     for name, value in tensors.items():
         if not name.endswith(MARK_OF_FLOAT8) and not is_finite(value):
             raise WeightsError(
-                f"Expected finite numbers in {name} of {what}, got {_count_bad(value)}. Use another file: this one is damaged, or its "
-                "training diverged."
+                f"Expected finite numbers in {name} of {what}, got {_count_bad(value)}. Use another file: "
+                "this one is damaged, or its training diverged."
             )
 
 
@@ -90,10 +104,13 @@ def is_finite(value: Tensor) -> bool:
         return True
     if value.dtype in FIRST_BAD_CODES:
         positive, negative = FIRST_BAD_CODES[value.dtype]
-        return int(value.view(torch.int8).amax()) < positive and int(value.view(torch.uint8).amax()) < negative
+        return (
+            int(value.view(torch.int8).amax()) < positive and int(value.view(torch.uint8).amax()) < negative
+        )
     if value.itemsize == 1:
         return not _count_small(value)
-    low, high = (torch.view_as_real(value) if value.is_complex() else value).aminmax()  # both are NaN if any number is
+    # both are NaN if any number is
+    low, high = (torch.view_as_real(value) if value.is_complex() else value).aminmax()
     return bool(low.isfinite() & high.isfinite())
 
 
@@ -113,8 +130,13 @@ def _count_bad(value: Tensor) -> str:
     return f"{' and '.join(said)} of {value.numel()}"
 
 
-def write_tensors(path: str | os.PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str], *, kind: str) -> Path:
-    """Write a safetensors file whole or not at all; `kind` is what `describe` will call it. OSError is one sentence."""
+def write_tensors(
+    path: str | os.PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str], *, kind: str
+) -> Path:
+    """Write a safetensors file whole or not at all; `kind` is what `describe` will call it.
+
+    OSError is one sentence.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     tensors = {name: value.detach().to("cpu").contiguous() for name, value in state.items()}
@@ -147,56 +169,82 @@ def describe_keys(names: Iterable[str]) -> str:
     known = name_keys(names)
     if known is not None:
         return known
-    return f"a file of an unknown kind with {len(names)} tensors" + (f", the first named {min(names)}" if names else "")
+    return f"a file of an unknown kind with {len(names)} tensors" + (
+        f", the first named {min(names)}" if names else ""
+    )
 
 
 def find_wrapper(names: Iterable[str]) -> str:
     """What of WRAPPERS stands before all of the names; "" if nothing does."""
     names = list(names)
-    first = next((wrapper for wrapper in WRAPPERS if names and all(name.startswith(wrapper) for name in names)), "")
+    first = next(
+        (wrapper for wrapper in WRAPPERS if names and all(name.startswith(wrapper) for name in names)), ""
+    )
     return first + find_wrapper(name.removeprefix(first) for name in names) if first else ""
 
 
 def explain_wrapper(wrapper: str) -> str:
     """What to do about it, behind the name of a file."""
     makers = " inside ".join(maker for part, maker in WRAPPERS.items() if part in wrapper)
-    return f'saved from {makers}, with "{wrapper}" before every name (save the network inside, or strip it from the names)'
+    remedy = "save the network inside, or strip it from the names"
+    return f'saved from {makers}, with "{wrapper}" before every name ({remedy})'
 
 
 def explain_part(what: str) -> str:
-    """Where the name of a file says that it is one part of several: that, and what to do, to be put before a full stop."""
+    """Where the name of a file says that it is one part of several: that, and what to do, to be put before a
+    full stop.
+    """
     match = PART.search(what)
     if not match or int(match[2]) < 2:
         return ""
-    return f"; it is part {int(match[1])} of {int(match[2])} of one model, so join all parts into one safetensors file and use that"
+    part = f"part {int(match[1])} of {int(match[2])} of one model"
+    return f"; it is {part}, so join all parts into one safetensors file and use that"
 
 
 def name_keys(names: Iterable[str]) -> str | None:
     """The entry of RELEASED_KEYS that a set of tensor names fits."""
     names = list(names)
-    return next((what for what, parts in RELEASED_KEYS if all(any(part in name for name in names) for part in parts)), None)
+    return next(
+        (what for what, parts in RELEASED_KEYS if all(any(part in name for name in names) for part in parts)),
+        None,
+    )
 
 
-def fill_module(module: nn.Module, state: Mapping[str, Tensor], *, what: str, device: str | torch.device = "cpu") -> nn.Module:
+def fill_module(
+    module: nn.Module, state: Mapping[str, Tensor], *, what: str, device: str | torch.device = "cpu"
+) -> nn.Module:
     """Give a module built on the meta device its tensors, in its own precisions, each exactly once.
 
-    Tensors that need no conversion are used, not copied. WeightsError counts and names what is missing, unknown, misshapen or integer
-    where the module has fractions.
+    Tensors that need no conversion are used, not copied. WeightsError counts and names what is missing,
+    unknown, misshapen or integer where the module has fractions.
     """
     own = module.state_dict()
-    check_fit({name: tuple(value.shape) for name, value in own.items()}, {name: tuple(v.shape) for name, v in state.items()}, what)
+    check_fit(
+        {name: tuple(value.shape) for name, value in own.items()},
+        {name: tuple(v.shape) for name, v in state.items()},
+        what,
+    )
     for name, value in state.items():
         if own[name].is_floating_point() and not value.is_floating_point():
             kind = str(value.dtype).removeprefix("torch.")
-            raise WeightsError(f"Expected floating-point numbers in {name} of {what}, got {kind}. Use the file that is not quantised.")
-    module.load_state_dict({name: value.to(device, own[name].dtype) for name, value in state.items()}, assign=True)
+            raise WeightsError(
+                f"Expected floating-point numbers in {name} of {what}, got {kind}. Use the file that is not "
+                "quantised."
+            )
+    module.load_state_dict(
+        {name: value.to(device, own[name].dtype) for name, value in state.items()}, assign=True
+    )
     return module
 
 
 def check_fit(wanted: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]], what: str) -> None:
     """Raise WeightsError unless both have the same names and shapes."""
     missing, unknown = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
-    misshapen = [f"{name} is {got[name]}, wanted {wanted[name]}" for name in sorted(set(wanted) & set(got)) if wanted[name] != got[name]]
+    misshapen = [
+        f"{name} is {got[name]}, expected {wanted[name]}"
+        for name in sorted(set(wanted) & set(got))
+        if wanted[name] != got[name]
+    ]
     faults = [("missing", missing), ("unknown", unknown), ("of another shape", misshapen)]
     said = [f"{len(names)} tensors {fault} (first: {names[0]})" for fault, names in faults if names]
     wrapper = find_wrapper(got)

@@ -1,4 +1,7 @@
-"""The header of a safetensors file, checked whole before any tensor is read; what other files are, by their first bytes."""
+"""The header of a safetensors file, checked whole before any tensor is read.
+
+What other files are, by their first bytes.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ LARGEST_HEADER = 100_000_000  # bytes; the limit of the format
 LARGEST_SIDE = 2**63  # what torch can count
 METADATA = "__metadata__"
 BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8,
-    "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6,
-    "F4": 4,
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 
 # what other files begin with, and how to say it
@@ -43,7 +47,10 @@ LARGEST_INDEX = 50_000_000  # bytes of JSON that are read to tell an index from 
 
 
 class WeightsError(ValueError):
-    """A weights file that cannot be used; the message is one sentence that names the file, the fault and the cure."""
+    """A weights file that cannot be used.
+
+    The message is one sentence that names the file, the fault and the cure.
+    """
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Header:
 
 
 def read_header(path: str | os.PathLike) -> Header:
-    """Names, shapes and metadata of a safetensors file; WeightsError if it is missing, damaged or not safetensors.
+    """Names, shapes and metadata of a safetensors file; WeightsError if it is missing, damaged or not
+    safetensors.
 
     Whatever the safetensors library would not open is refused here, by the file's name.
     """
@@ -68,7 +76,11 @@ def read_header(path: str | os.PathLike) -> Header:
     try:
         if not path.is_file():
             folder = path.is_dir()
-            what = "is a folder, not a weights file; name the file inside" if folder else "does not exist; check the path"
+            what = (
+                "is a folder, not a weights file; name the file inside"
+                if folder
+                else "does not exist; check the path"
+            )
             raise WeightsError(f"{shown} {what}.")
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -102,7 +114,8 @@ def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
         )
     if start.lstrip().startswith(JSON_STARTS) and struct.unpack("<Q", start[:8])[0] > size:
         raise WeightsError(_name_json(path, size))
-    # a safetensors file starts with its header's length: a byte of that may look like the others, the header's brace does not
+    # a safetensors file starts with its header's length: a byte of that may look like the others, the
+    # header's brace does not
     if start[8:9] == b"{":
         return
     for magic, what in FOREIGN_STARTS:
@@ -111,17 +124,22 @@ def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
 
 
 def _name_json(path: Path, size: int) -> str:
-    """What a JSON text in the place of weights is: an index names the parts of a model that was saved in several files."""
+    """What a JSON text in the place of weights is: an index names the parts of a model that was saved in
+    several files.
+    """
     shown = show_path(path)
     try:
         found = read_json(path) if size <= LARGEST_INDEX else None
         parts = sorted(set(map(str, found["weight_map"].values())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{shown} is a JSON text, not weights: a download may have saved the server's answer; use the safetensors file."
+        return (
+            f"{shown} is a JSON text, not weights: a download may have saved the server's answer; use the "
+            "safetensors file."
+        )
     named = ", ".join(parts[:3]) + (" ..." if len(parts) > 3 else "")
     return (
-        f"{shown} is the index of a model saved in {len(parts)} parts ({named}), not weights; join the parts into one safetensors "
-        "file and use that."
+        f"{shown} is the index of a model saved in {len(parts)} parts ({named}), not weights; join the parts "
+        "into one safetensors file and use that."
     )
 
 
@@ -158,19 +176,24 @@ def _refuse_constant(word: str) -> None:
 
 
 def _read_metadata(entries: dict[str, Any], shown: str) -> dict[str, str]:
-    """Taken out of the entries. The format has texts only, and its library opens no file with anything else."""
+    """Taken out of the entries.
+
+    The format has texts only, and its library opens no file with anything else.
+    """
     metadata = entries.pop(METADATA, None)
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
         raise WeightsError(
-            f"Expected an object of texts as {METADATA} of {shown}, got {_shorten(metadata)}. Save the file again."
+            f"Expected an object of texts as {METADATA} of {shown}, got {_shorten(metadata)}. Save the file "
+            "again."
         )
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise WeightsError(
-                f"Expected text in the metadata entry {key!r} of {shown}, got {_shorten(value)}, with which no safetensors library opens "
-                f"the file. Save it again with text there, as {json.dumps({key: json.dumps(value)})[:120]}."
+                f"Expected text in the metadata entry {key!r} of {shown}, got {_shorten(value)}, with which "
+                "no safetensors library opens the file. Save it again with text there, as "
+                f"{json.dumps({key: json.dumps(value)})[:120]}."
             )
     return metadata
 
@@ -186,19 +209,20 @@ def _read_entry(name: str, entry: Any, shown: str) -> tuple[int, int]:
         whole = False
     if not whole or not isinstance(dtype, str):
         raise WeightsError(
-            f"{shown} is damaged or not a safetensors file: its header cannot be read (the entry of {name!r} is {_shorten(entry)}); "
-            "fetch it again."
+            f"{shown} is damaged or not a safetensors file: its header cannot be read (the entry of {name!r} "
+            f"is {_shorten(entry)}); fetch it again."
         )
     if dtype not in BITS:
         known = ", ".join(BITS)
         raise WeightsError(
-            f"Expected {name} of {shown} in one of {known}, got {_shorten(dtype)}. Save the file again in one of these."
+            f"Expected {name} of {shown} in one of {known}, got {_shorten(dtype)}. Save the file again in "
+            "one of these."
         )
     bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (last - first):
         raise WeightsError(
-            f"{shown} is damaged: {name} is {dtype} {tuple(shape)}, which takes {bits // 8:,} bytes, and its header gives it "
-            f"{last - first:,}; fetch it again."
+            f"{shown} is damaged: {name} is {dtype} {tuple(shape)}, which takes {bits // 8:,} bytes, and its "
+            f"header gives it {last - first:,}; fetch it again."
         )
     return first, last
 
@@ -210,7 +234,8 @@ def _check_order(spans: Mapping[str, tuple[int, int]], shown: str) -> None:
         if first != end:
             fault = "overlaps the tensor before it" if first < end else "leaves unused bytes before it"
             raise WeightsError(
-                f"{shown} is damaged: {name} {fault} (it begins at byte {first:,}, not {end:,}); fetch it again."
+                f"{shown} is damaged: {name} {fault} (it begins at byte {first:,}, not {end:,}); fetch it "
+                "again."
             )
         end = last
 

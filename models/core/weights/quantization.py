@@ -1,12 +1,13 @@
-"""Weight matrices in fewer bits, as ComfyUI's own loader reads them: which tensors stand for a matrix, and their values.
+"""Quantized weight matrices in the formats that ComfyUI's loader reads: their tensors and values.
 
-A matrix is quantised in blocks of whole rows, so that it never has to be in memory at once: first `largest_magnitude` over all
-blocks where the format asks for it, then `quantise` block by block, in order. Every block but the last has a multiple of
-`ROWS` rows. What stands for `layer.weight` is named by suffix: `weight`, `weight_scale` and, for nvfp4, `weight_scale_2`.
+A matrix is quantized in blocks of whole rows, so that it never has to be in memory at once: first
+`largest_magnitude` over all blocks where the format asks for it, then `quantise` block by block, in order.
+Every block but the last has a multiple of `ROWS` rows. What stands for `layer.weight` is named by suffix:
+`weight`, `weight_scale` and, for nvfp4, `weight_scale_2`.
 
-Formats, from ComfyUI's QUANTIZATION.md and comfy/ops.py: float8_e4m3fn with one scale per matrix; int8_tensorwise with one scale
-per row, the columns first turned by ConvRot's Hadamard matrix, which spreads outliers over a group; nvfp4, 4-bit floats with a
-float8 scale for each 16 and one scale per matrix.
+Formats, from ComfyUI's QUANTIZATION.md and comfy/ops.py: float8_e4m3fn with one scale per matrix;
+int8_tensorwise with one scale per row, the columns first turned by ConvRot's Hadamard matrix, which spreads
+outliers over a group; nvfp4, 4-bit floats with a float8 scale for each 16 and one scale per matrix.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Shape = tuple[int, ...]
-Stored = dict[str, tuple[torch.dtype, Shape]]  # suffix -> what is written for a whole matrix; a shape () is one for all blocks
+# suffix -> what is written for a whole matrix; a shape () is one for all blocks
+Stored = dict[str, tuple[torch.dtype, Shape]]
 
 ROWS = 128  # nvfp4's scales lie in tiles of so many rows
 FP8_MAX, FP4_MAX, INT8_MAX = 448.0, 6.0, 127.0
 FP4_GROUP = 16  # columns that share a scale
-ROTATIONS = (256, 64, 16)  # group sizes of the Hadamard matrix, the first that divides the columns; core's default is 256
+# group sizes of the Hadamard matrix, the first that divides the columns; core's default is 256
+ROTATIONS = (256, 64, 16)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Format:
     fits: Callable[[Shape], bool]
     stored: Callable[[Shape], Stored]
     describe: Callable[[Shape], dict]  # core's description of the layer
-    quantise: Callable[[Tensor, float], dict[str, Tensor]]  # (float32 block, largest magnitude) -> suffix: its part
+    # (float32 block, largest magnitude) -> suffix: its part
+    quantise: Callable[[Tensor, float], dict[str, Tensor]]
 
 
 def largest_magnitude(block: Tensor) -> float:
@@ -49,7 +53,10 @@ def largest_magnitude(block: Tensor) -> float:
 
 def quantise_fp8(block: Tensor, largest: float) -> dict[str, Tensor]:
     scale = torch.tensor(largest / FP8_MAX or 1.0)
-    return {"weight": (block / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), "weight_scale": scale}
+    return {
+        "weight": (block / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn),
+        "weight_scale": scale,
+    }
 
 
 def quantise_int8(block: Tensor, largest: float) -> dict[str, Tensor]:
@@ -71,19 +78,26 @@ def quantise_nvfp4(block: Tensor, largest: float) -> dict[str, Tensor]:
 
 
 def fp4_codes(values: Tensor) -> Tensor:
-    """The nearest 4-bit floats (1 sign, 2 exponent, 1 mantissa bit), ties to the even code, as uint8 below 16.
+    """The nearest 4-bit floats (1 sign, 2 exponent, 1 mantissa bit), ties to the even code, as uint8 below
+    16.
 
-    0, 0.5, 1, 1.5, 2, 3, 4, 6 are codes 0 to 7: below 2 they are 0.5 apart, below 4 then 1, and 2 above; `round` goes to even.
+    0, 0.5, 1, 1.5, 2, 3, 4, 6 are codes 0 to 7: below 2 they are 0.5 apart, below 4 then 1, and 2 above;
+    `round` goes to even.
     """
     size = values.abs().clamp_(max=FP4_MAX)
-    codes = torch.where(size < 2, (size * 2).round_(), torch.where(size < 4, size.round() + 2, (size / 2).round_() + 4))
+    codes = torch.where(
+        size < 2, (size * 2).round_(), torch.where(size < 4, size.round() + 2, (size / 2).round_() + 4)
+    )
     return codes.to(torch.uint8).bitwise_or_(values.signbit().to(torch.uint8) << 3)
 
 
 def tile_scales(scales: Tensor) -> Tensor:
-    """Group scales (rows, groups) padded with 0 to (128 i, 4 j), in the order of cuBLAS' tiles of 128 x 4: row % 32, row // 32, group."""
+    """Group scales (rows, groups) padded with 0 to (128 i, 4 j), in the order of cuBLAS' tiles of 128 x 4:
+    row % 32, row // 32, group.
+    """
     rows, groups = scales.shape
-    bits = F.pad(scales.view(torch.uint8), (0, -groups % 4, 0, -rows % ROWS))  # as bytes: float8 has few operations
+    # as bytes: float8 has few operations
+    bits = F.pad(scales.view(torch.uint8), (0, -groups % 4, 0, -rows % ROWS))
     tiles = bits.unflatten(1, (-1, 4)).unflatten(0, (-1, 4, 32)).permute(0, 3, 2, 1, 4)
     return tiles.reshape(bits.shape).view(torch.float8_e4m3fn)
 
@@ -94,7 +108,9 @@ def rotation_size(columns: int) -> int | None:
 
 
 def hadamard(size: int) -> Tensor:
-    """ConvRot's matrix: orthogonal, symmetric, and without a constant column, so that a mean is spread as well. `size` is a power of 4."""
+    """ConvRot's matrix: orthogonal, symmetric, and without a constant column, so that a mean is spread as
+    well. `size` is a power of 4.
+    """
     four = torch.ones(4, 4) - 2 * torch.eye(4).flip(1)
     matrix = four
     while matrix.shape[0] < size:
@@ -108,7 +124,8 @@ def _int8_description(shape: Shape) -> dict:
 
 
 FORMATS = {
-    # Without calibrated input scales core would cut activations off at 448: it is told to multiply in the model's own precision.
+    # Without calibrated input scales core would cut activations off at 448: it is told to multiply in the
+    # model's own precision.
     "fp8": Format(
         needs_largest=True,
         fits=lambda shape: True,
@@ -128,7 +145,10 @@ FORMATS = {
         fits=lambda shape: shape[0] % 16 == 0 and shape[1] % FP4_GROUP == 0,
         stored=lambda shape: {
             "weight": (torch.uint8, (shape[0], shape[1] // 2)),
-            "weight_scale": (torch.float8_e4m3fn, (shape[0] + -shape[0] % ROWS, shape[1] // FP4_GROUP + -(shape[1] // FP4_GROUP) % 4)),
+            "weight_scale": (
+                torch.float8_e4m3fn,
+                (shape[0] + -shape[0] % ROWS, shape[1] // FP4_GROUP + -(shape[1] // FP4_GROUP) % 4),
+            ),
             "weight_scale_2": (torch.float32, ()),
         },
         describe=lambda shape: {"format": "nvfp4"},

@@ -1,4 +1,6 @@
-"""What a quantised weights file holds, read off its header: which layers, in which of core's formats, and the shapes they stand for."""
+"""What a quantized weights file holds, read off its header: which layers, in which of core's formats, and the
+shapes they stand for.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,19 @@ LAYOUTS = {
     "float8_e4m3fn": Layout(("F8_E4M3",), ("weight_scale",), ("input_scale",)),
     "float8_e5m2": Layout(("F8_E5M2",), ("weight_scale",), ("input_scale",)),
     "mxfp8": Layout(("F8_E4M3",), ("weight_scale",), ("input_scale",)),
-    "nvfp4": Layout(("U8",), ("weight_scale", "weight_scale_2"), ("input_scale", "pre_quant_scale"), columns=2),
+    "nvfp4": Layout(
+        ("U8",), ("weight_scale", "weight_scale_2"), ("input_scale", "pre_quant_scale"), columns=2
+    ),
     "int8_tensorwise": Layout(("I8",), ("weight_scale",)),
 }
 
 
 def plain_header(path: str | os.PathLike, header: Header) -> Header:
-    """The header as if nothing were quantised: shapes of the matrices that the layers stand for, and no tensors but theirs.
+    """The header as if nothing were quantized: shapes of the matrices that the layers stand for, and no
+    tensors but theirs.
 
-    A file without quantised layers comes back as it is. WeightsError names a layer whose format, dtype or scales core cannot read.
+    A file without quantized layers comes back as it is. WeightsError names a layer whose format, dtype or
+    scales core cannot read.
     """
     layers = find_layers(path, header)
     if not layers:
@@ -55,15 +61,28 @@ def plain_header(path: str | os.PathLike, header: Header) -> Header:
 
 
 def find_layers(path: str | os.PathLike, header: Header) -> dict[str, str]:
-    """Layer -> the name of its format, as core would find them; empty for a file that is not quantised."""
+    """Layer -> the name of its format, as core would find them; empty for a file that is not quantized."""
     try:
         if LAYERS in header.metadata:
-            return {layer: _read_format(entry) for layer, entry in json.loads(header.metadata[LAYERS])["layers"].items()}
+            return {
+                layer: _read_format(entry)
+                for layer, entry in json.loads(header.metadata[LAYERS])["layers"].items()
+            }
         if any(name.endswith(OLD_MARK) for name in header.shapes):
-            return {name.removesuffix(".scale_weight"): "float8_e4m3fn" for name in header.shapes if name.endswith(".scale_weight")}
-        return {name.removesuffix(MARK): _read_mark(path, header.places[name]) for name in header.shapes if name.endswith(MARK)}
+            return {
+                name.removesuffix(".scale_weight"): "float8_e4m3fn"
+                for name in header.shapes
+                if name.endswith(".scale_weight")
+            }
+        return {
+            name.removesuffix(MARK): _read_mark(path, header.places[name])
+            for name in header.shapes
+            if name.endswith(MARK)
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{path} says that it is quantised, but not how ({error}); fetch it again, or convert it again.") from error
+        raise WeightsError(
+            f"{path} says that it is quantised, but not how ({error}); fetch it again, or convert it again."
+        ) from error
 
 
 def _read_mark(path: str | os.PathLike, place: tuple[int, int]) -> str:
@@ -84,17 +103,27 @@ def _new_name(name: str) -> str:
 
 
 def _check_layer(
-    path: str | os.PathLike, layer: str, wanted: str, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
+    path: str | os.PathLike,
+    layer: str,
+    wanted: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, str],
 ) -> Layout:
     layout = LAYOUTS.get(wanted)
     if layout is None:
-        raise WeightsError(f"{path} has layer {layer} in the format {wanted}; the formats read here are {', '.join(LAYOUTS)}.")
+        raise WeightsError(
+            f"{path} has layer {layer} in the format {wanted}; the formats read here are "
+            f"{', '.join(LAYOUTS)}."
+        )
     missing = [name for name in ("weight", *layout.scales) if f"{layer}.{name}" not in shapes]
     if missing:
-        raise WeightsError(f"{path} says layer {layer} is in {wanted}, but has no {layer}.{missing[0]}; fetch it again.")
+        raise WeightsError(
+            f"{path} says layer {layer} is in {wanted}, but has no {layer}.{missing[0]}; fetch it again."
+        )
     found, shape = dtypes[f"{layer}.weight"], shapes[f"{layer}.weight"]
     if found not in layout.dtypes or len(shape) != 2:
         raise WeightsError(
-            f"{path} says layer {layer} is in {wanted}, but its weight is {found} {shape}, not a {layout.dtypes[0]} matrix; fetch it again."
+            f"{path} says layer {layer} is in {wanted}, but its weight is {found} {shape}, not a "
+            f"{layout.dtypes[0]} matrix; fetch it again."
         )
     return layout

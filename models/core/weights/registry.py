@@ -1,4 +1,7 @@
-"""Published weights by exact file: what it is, size, SHA-256, licence, folder and address. Reads no network."""
+"""Published weights by exact file: what it is, size, SHA-256, licence, folder and address.
+
+Reads no network.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from typing import Any
 from ..text_files import read_json, read_text, show_path
 from .files import WeightsError, read_header
 
-RECORD = ".sha256"  # beside a file whose hash nobody published: the one it had when it came, as the program sha256sum writes it
+# beside a file whose hash nobody published: the one it had when it came, as the program sha256sum writes it
+RECORD = ".sha256"
 CHUNK = 2**22  # bytes read at once
 
 
@@ -30,7 +34,8 @@ class PublishedFile:
     size: int | None
     sha256: str | None
     licence: str
-    also_published: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of other editions under this name -> repository
+    # SHA-256 of other editions under this name -> repository
+    also_published: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -39,10 +44,14 @@ class PublishedFile:
     @property
     def line(self) -> str:
         """All that a person needs to fetch the file, on one line."""
-        size = f"{self.size:,} bytes" if self.size else f"about {self.about}, exact size unknown until downloaded"
+        size = (
+            f"{self.size:,} bytes"
+            if self.size
+            else f"about {self.about}, exact size unknown until downloaded"
+        )
         return (
-            f"{self.name} ({self.what}): {size}; licence {self.licence}; SHA-256 {self.sha256 or 'unknown until downloaded'}; "
-            f"folder models/{self.folder}; {self.url}"
+            f"{self.name} ({self.what}): {size}; licence {self.licence}; SHA-256 "
+            f"{self.sha256 or 'unknown until downloaded'}; folder models/{self.folder}; {self.url}"
         )
 
     @property
@@ -56,22 +65,34 @@ def read_registry(path: Path) -> list[PublishedFile]:
     """The files a system's JSON names; ValueError names the entry that does not say what it should."""
     entries = read_json(path)
     if not isinstance(entries, list):
-        raise WeightsError(f"Expected a list of published files in {show_path(path)}, got something else. Write it as [...].")
-    return [_read_entry(entry, f"entry {number} of {show_path(path)}") for number, entry in enumerate(entries, 1)]
+        raise WeightsError(
+            f"Expected a list of published files in {show_path(path)}, got something else. Write it as [...]."
+        )
+    return [
+        _read_entry(entry, f"entry {number} of {show_path(path)}") for number, entry in enumerate(entries, 1)
+    ]
 
 
 def _read_entry(entry: Any, where: str) -> PublishedFile:
     known = {each.name: each for each in fields(PublishedFile)}
     if not isinstance(entry, dict) or not known.keys() - {"also_published"} <= entry.keys() <= known.keys():
         raise WeightsError(f"Expected an object with {', '.join(known)} as {where}. Fetch the pack again.")
-    fine = {name: isinstance(entry[name], str) and bool(entry[name]) for name in entry.keys() - {"size", "sha256", "also_published"}}
+    fine = {
+        name: isinstance(entry[name], str) and bool(entry[name])
+        for name in entry.keys() - {"size", "sha256", "also_published"}
+    }
     fine["size"] = entry["size"] is None or (type(entry["size"]) is int and entry["size"] > 0)
     hashes = entry.get("also_published", {})
-    fine["also_published"] = isinstance(hashes, dict) and all(is_hash(key) and isinstance(name, str) for key, name in hashes.items())
+    fine["also_published"] = isinstance(hashes, dict) and all(
+        is_hash(key) and isinstance(name, str) for key, name in hashes.items()
+    )
     fine["sha256"] = entry["sha256"] is None or is_hash(entry["sha256"])
     wrong = sorted(name for name, is_fine in fine.items() if not is_fine)
     if wrong:
-        raise WeightsError(f"Expected another kind of {wrong[0]} in {where}, got {str(entry[wrong[0]])[:80]!r}. Fetch the pack again.")
+        raise WeightsError(
+            f"Expected another kind of {wrong[0]} in {where}, got {str(entry[wrong[0]])[:80]!r}. Fetch the "
+            "pack again."
+        )
     return PublishedFile(**entry)
 
 
@@ -84,41 +105,53 @@ def find_published(files: Sequence[PublishedFile], name: str) -> PublishedFile:
     """The file of that name; a WeightsError names the known ones."""
     found = next((file for file in files if file.name == name), None)
     if found is None:
-        raise WeightsError(f"No published file is named {name!r}; known are {', '.join(file.name for file in files)}.")
+        raise WeightsError(
+            f"No published file is named {name!r}; known are {', '.join(file.name for file in files)}."
+        )
     return found
 
 
 def find_on_disk(file: PublishedFile, folders: Sequence[Path]) -> Path | None:
-    """The file in one of several models folders, at its place or in a folder below it; hidden ones hold unfinished downloads."""
+    """The file in one of several models folders, at its place or in a folder below it.
+
+    Hidden ones hold unfinished downloads.
+    """
     for folder in folders:
         place = folder / file.folder / file.name
         if place.is_file():
             return place
         home = folder / file.folder
         found = sorted(path for path in home.glob(f"**/{glob.escape(file.name)}") if path.is_file())
-        below = [path for path in found if not any(part.startswith(".") for part in path.relative_to(home).parts)]
+        below = [
+            path for path in found if not any(part.startswith(".") for part in path.relative_to(home).parts)
+        ]
         if below:
             return below[0]
     return None
 
 
 def verify(file: PublishedFile, path: Path, on_progress: Callable[[int], None] = lambda done: None) -> str:
-    """What a file on disk is worth, in one sentence; WeightsError if it is cut off, or is not the published one."""
+    """What a file on disk is worth, in one sentence.
+
+    WeightsError if it is cut off, or is not the published one.
+    """
     read_header(path)
     size = path.stat().st_size
     if file.size is not None and size != file.size and not file.also_published:
-        raise WeightsError(f"{path} has {size:,} bytes, the published file {file.size:,}; fetch it again: {file.line}")
+        raise WeightsError(
+            f"{path} has {size:,} bytes, the published file {file.size:,}; fetch it again: {file.line}"
+        )
     found = hash_file(path, on_progress)
     if found == file.sha256:
         return f"{path} is the published file."
     if found in file.also_published:
         return f"{path} is the edition published in {file.also_published[found]}."
-    wanted = file.sha256 or read_record(path)
-    if wanted is None:
+    expected = file.sha256 or read_record(path)
+    if expected is None:
         return f"{path} is whole; nobody published a hash to compare its SHA-256 with: {found}."
-    if found == wanted:
+    if found == expected:
         return f"{path} is as it was downloaded."
-    raise WeightsError(f"{path} has the SHA-256 {found}, wanted {wanted}; fetch it again: {file.line}")
+    raise WeightsError(f"Expected the SHA-256 {expected} of {path}, got {found}. Fetch it again: {file.line}")
 
 
 def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done: None) -> str:
@@ -139,7 +172,10 @@ def read_record(path: Path) -> str | None:
         return None
     found = (read_text(record).split() or [""])[0].lower()
     if not is_hash(found):
-        raise WeightsError(f"Expected a SHA-256 of 64 digits in {show_path(record)}, got {found[:80]!r}. Delete that file, or correct it.")
+        raise WeightsError(
+            f"Expected a SHA-256 of 64 digits in {show_path(record)}, got {found[:80]!r}. Delete that file, "
+            "or correct it."
+        )
     return found
 
 

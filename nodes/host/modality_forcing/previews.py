@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....models.core.diffusion.carry import from_carried
-from ....models.core.visualize.depth_colors import map_colours
+from ....models.core.visualize.depth_colors import map_colors
 from ....models.modality_forcing.depth_code import SKY_CODE
 
 LONGEST = 256  # pixels of a side: of enough for a look, and nothing beside a step
@@ -65,7 +65,7 @@ class PairPreview:
         scale = min(1.0, LONGEST / max(net.shape[-2:]))
         if scale < 1:
             net = F.interpolate(net, scale_factor=scale, mode="area")
-        return map_colours(1 - net[:, 0] / SKY_CODE).movedim(-1, 1)
+        return map_colors(1 - net[:, 0] / SKY_CODE).movedim(-1, 1)
 
 
 def with_pair_preview(image_format: comfy.latent_formats.LatentFormat) -> comfy.latent_formats.LatentFormat:

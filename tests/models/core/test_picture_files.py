@@ -140,7 +140,7 @@ def test_sixteen_bits_are_scaled_by_their_type(source):
 def test_sixteen_bit_colours_lose_their_lower_bits_and_say_so(source):
     rgb, notes = open_rgb(source())
     assert abs(rgb[..., 2].numpy().astype(int) - RAMP / 257).max() <= 1  # Pillow has no deeper colours
-    assert any("16 bits a colour" in note for note in notes)
+    assert any("16 bits a color" in note for note in notes)
 
 
 def test_floats_are_taken_as_they_are_or_refused(tmp_path):

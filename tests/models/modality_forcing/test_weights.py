@@ -131,7 +131,7 @@ def test_damaged_networks_are_named(saved, tmp_path, make_network):
     with pytest.raises(WeightsError, match=r"1 tensors missing \(first: img_in.weight\)"):
         load_network(tmp_path / "headless.safetensors")
     state["dit.single_blocks.1.linear2.weight"] = gone[1:]
-    with pytest.raises(WeightsError, match="of another shape .first: single_blocks.1.linear2.weight is .47, 144., wanted .48, 144."):
+    with pytest.raises(WeightsError, match="of another shape .first: single_blocks.1.linear2.weight is .47, 144., expected .48, 144."):
         load_network(state, config=network.config)
     write_tensors(tmp_path / "config.safetensors", state, {"config": '{"hidden_size": 7}'}, kind="Modality Forcing network")
     with pytest.raises(WeightsError, match="its sizes do not make a network .hidden_size 7 cannot be shared by 32 heads"):

@@ -81,11 +81,11 @@ def test_what_is_refused():
     left[..., 5:], right[..., :5] = 0, 0
     halves = [View.from_depth(half, units="metric") for half in (left, right)]
     for arguments, sentence in (
-        ((relative, truth()), r"A relative and a metric depth arrived, which share no scale; choose an alignment\.$"),
+        ((relative, truth()), r"Expected two depths of one unit, got relative and metric, which share no scale; choose an alignment\.$"),
         (halves, r"Picture 0 of 1 has no pixel that is valid in both"),
-        ((truth(), View.from_depth(torch.ones(1, 5, 5), units="metric")), r"A depth of 10 x 6 and a reference of 5 x 5 pixels arrived"),
+        ((truth(), View.from_depth(torch.ones(1, 5, 5), units="metric")), r"Expected a depth of the reference's 5 x 5 pixels, got 10 x 6"),
     ):
         with pytest.raises(ValueError, match=sentence):
             compare_views(*arguments)
-    with pytest.raises(ValueError, match="The alignment 'shift' arrived, wanted 'none' or one of"):
+    with pytest.raises(ValueError, match="Expected an alignment of 'none' or .*, got 'shift'"):
         compare_views(truth(), truth(), alignment="shift")

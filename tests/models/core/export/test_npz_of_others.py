@@ -122,7 +122,7 @@ def test_a_scale_that_the_file_states_makes_depths_of_its_numbers(tmp_path):
         ({"depth": np.ones(5)}, "Cannot read .*o.npz: .* got .5,."),
         ({"depth": np.ones((0, 5))}, "Cannot read .*o.npz: .* empty depth map"),
         ({"image": IMAGE.astype(np.float32)}, "Cannot read .*o.npz: Expected floats from 0 to 1 in the array 'image', got 0 to 143"),
-        ({"image": IMAGE[:3]}, "Cannot read .*o.npz: The image"),
+        ({"image": IMAGE[:3]}, "Cannot read .*o.npz: Expected image"),
         ({"intrinsics": PIXELS / [[WIDTH], [HEIGHT], [1]]}, "Cannot read .*o.npz: Expected intrinsics in pixels of a map 8 x 6"),
         ({"intrinsics": np.array([[None]], object)}, "o.npz is not an NPZ of plain arrays: .* 'intrinsics', got pickled objects"),
         ({"world_to_cam": np.full((4, 4), np.nan)}, "Cannot read .*o.npz: Expected a pose"),

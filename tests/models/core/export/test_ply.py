@@ -47,11 +47,11 @@ def test_points_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((POINTS[:0],), r"Points of shape \(0, 3\) arrived, wanted \(n, 3\) with at least one point"),
-        ((POINTS[None],), r"Points of shape \(1, 3, 3\)"),
-        ((POINTS, COLOURS[:2]), r"3 points and colours of shape \(2, 3\)"),
-        ((POINTS, None, NORMALS[:, :2]), r"3 points and normals of shape \(3, 2\)"),
-        ((POINTS * float("nan"),), "3 of 3 points are NaN or infinite"),
+        ((POINTS[:0],), r"Expected points \(n, 3\), at least one, got \(0, 3\)"),
+        ((POINTS[None],), r"Expected points \(n, 3\), at least one, got \(1, 3, 3\)"),
+        ((POINTS, COLOURS[:2]), r"Expected colors \(3, 3\), one row a point, got \(2, 3\)"),
+        ((POINTS, None, NORMALS[:, :2]), r"Expected normals \(3, 3\), one row a point, got \(3, 2\)"),
+        ((POINTS * float("nan"),), "got 3 of 3 NaN or infinite"),
     ],
 )
 def test_bad_clouds_are_worded(arguments, message):
@@ -60,7 +60,7 @@ def test_bad_clouds_are_worded(arguments, message):
 
 
 def test_bad_axes_and_comments_are_worded():
-    with pytest.raises(ValueError, match="Axes 'blender' arrived"):
+    with pytest.raises(ValueError, match="Expected axes of .*, got 'blender'"):
         encode_ply(POINTS, axes="blender")
     with pytest.raises(ValueError, match="one line of ASCII"):
         encode_ply(POINTS, comments=["two\nlines"])

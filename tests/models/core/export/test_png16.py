@@ -92,18 +92,18 @@ def test_arguments_override_the_file(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_other_pictures_are_named(tmp_path, mode):
     Image.new(mode, (4, 4)).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=f"x.png is a PNG picture of mode {mode}, wanted a 16-bit grey PNG: .* View from Depth Image"):
+    with pytest.raises(ValueError, match=f"16-bit grey PNG in .*x.png, got a PNG image of mode {mode}. .* View from Depth Image"):
         read_png16(tmp_path / "x.png")
 
 
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="x.png is no picture, or a damaged one"):
+    with pytest.raises(ValueError, match="Expected a 16-bit grey PNG in .*x.png, got no image or a damaged one"):
         read_png16(tmp_path / "x.png")
     write_png16(tmp_path / "y.png", a_view())
     whole = (tmp_path / "y.png").read_bytes()
     (tmp_path / "y.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="y.png is no picture, or a damaged one"):
+    with pytest.raises(ValueError, match="Expected a 16-bit grey PNG in .*y.png, got no image or a damaged one"):
         read_png16(tmp_path / "y.png")
     with pytest.raises(FileNotFoundError):
         read_png16(tmp_path / "absent.png")
@@ -112,7 +112,7 @@ def test_damaged_files_are_named(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Depths up to 100 do not fit into 16 bits at a scale of 0.001 \(at most 65.535\)"):
         write_png16(tmp_path / "d.png", View.from_depth(torch.full((2, 2), 100.0), units="metric"), scale=0.001)
-    with pytest.raises(ValueError, match="A batch of 2 depth maps arrived for a file that holds one"):
+    with pytest.raises(ValueError, match="Expected one depth map a file, got a batch of 2"):
         write_png16(tmp_path / "d.png", View.from_depth(torch.ones(2, 2, 2), units="metric"))
     with pytest.raises(ValueError, match="has no valid pixel"):
         write_png16(tmp_path / "d.png", View.from_depth(torch.zeros(2, 2), units="metric"))

@@ -23,5 +23,5 @@ def test_every_level_is_exact(tmp_path):
 
 
 def test_a_batch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"shape \(1, 4, 4, 3\) arrived, wanted \(height, width, 3\)"):
+    with pytest.raises(ValueError, match=r"Expected an image \(h, w, 3\), got \(1, 4, 4, 3\)"):
         write_png8(tmp_path / "a.png", torch.zeros(1, 4, 4, 3))

@@ -39,7 +39,7 @@ def test_one_frame_is_a_still(tmp_path):
 
 def test_bad_frames_are_worded(tmp_path):
     for frames in ([], [torch.zeros(4, 4, 3), torch.zeros(4, 5, 3)], [torch.zeros(4, 4, 4)]):
-        with pytest.raises(ValueError, match="wanted one or more, all of the same"):
+        with pytest.raises(ValueError, match="Expected one or more frames, all of one"):
             write_webp(tmp_path / "a.webp", frames)
-    with pytest.raises(ValueError, match="0 frames a second"):
+    with pytest.raises(ValueError, match="frames a second, got 0"):
         write_webp(tmp_path / "a.webp", FRAMES, fps=0)

@@ -92,13 +92,13 @@ def test_bad_input_is_worded():
         align_scale(pred, pred, torch.tensor([[True], [False]]).expand(2, 3))
     with pytest.raises(ValueError, match="holds NaN or infinity inside its mask"):
         align_scale(pred * float("nan"), pred, yes)
-    with pytest.raises(ValueError, match="wanted three equal ones"):
+    with pytest.raises(ValueError, match="Expected prediction, target and mask of one shape, got "):
         align_scale_shift(pred, pred[:1], yes)
     with pytest.raises(ValueError, match="picture 0 is zero in every valid pixel"):
         align_scale(pred * 0, pred, yes)
     with pytest.raises(ValueError, match="median is zero"):
         align_scale(torch.tensor([[0.0, 0, 1]]), pred[:1], yes[:1])
-    with pytest.raises(ValueError, match="Scale method 'mean'"):
+    with pytest.raises(ValueError, match="Expected a scale method of .*, got 'mean'"):
         align_scale(pred, pred, yes, method="mean")
-    with pytest.raises(ValueError, match="Scale and shift method 'median'"):
+    with pytest.raises(ValueError, match="Expected a scale and shift method of .*, got 'median'"):
         align_scale_shift(pred, pred, yes, method="median")

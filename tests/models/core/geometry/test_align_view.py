@@ -84,9 +84,9 @@ def test_one_reference_serves_a_batch():
 def test_what_is_refused():
     reference, other = truth(), View.from_depth(torch.ones(3, 6, 8), units="metric")
     for call, sentence in (
-        (lambda: align_view(other, reference, "scale"), "3 depth maps and 2 references arrived: give equally many, or one for all"),
-        (lambda: align_view(reference, reference, "shift"), "The fit 'shift' of 'depth' arrived"),
-        (lambda: align_view(View.from_depth(torch.ones(1, 2, 2), units="metric"), reference, "scale"), "scale the picture to 8 x 6"),
+        (lambda: align_view(other, reference, "scale"), "got 2 for 3. Give equally many, or one for all"),
+        (lambda: align_view(reference, reference, "shift"), "got 'shift' in 'depth'"),
+        (lambda: align_view(View.from_depth(torch.ones(1, 2, 2), units="metric"), reference, "scale"), "Scale the image to 8 x 6"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call()

@@ -75,14 +75,14 @@ def test_picture_and_field_of_view_go_along():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"meaning": "bright"}, r"The meaning 'bright' arrived, wanted one of"),
-        ({"image": torch.zeros(1, 2, 2, 2)}, r"shape \(1, 2, 2, 2\) arrived, wanted .* 1, 3 or 4 channels"),
-        ({"image": torch.rand(1, 4, 4, 3)}, "A coloured picture arrived"),
-        ({"near": 3.0, "far": 2.0}, r"near must be 0 or more, and far beyond it"),
-        ({"meaning": "white is near, disparity", "near": 0.0}, "near must be above 0"),
-        ({"far": math.inf}, "only disparity can end at infinity"),
-        ({"image": torch.ones(4, 1, 2, 4), "mask": torch.ones(3, 1, 2)}, r"A mask \(3, 1, 2\) arrived for a depth picture \(4, 1, 2\)"),
-        ({"image": torch.ones(4, 1, 2, 3), "picture": torch.ones(3, 1, 2, 3)}, "4 of depth and 3 of image arrived"),
+        ({"meaning": "bright"}, r"Expected a meaning of .*, got 'bright'"),
+        ({"image": torch.zeros(1, 2, 2, 2)}, r"with c = 1, 3 or 4, got \(1, 2, 2, 2\)"),
+        ({"image": torch.rand(1, 4, 4, 3)}, "Expected a grey depth image, got a colored one"),
+        ({"near": 3.0, "far": 2.0}, r"Expected depths 0 <= near < far, got 3 \(near\) and 2 \(far\)"),
+        ({"meaning": "white is near, disparity", "near": 0.0}, "Expected near above 0, got 0"),
+        ({"far": math.inf}, "Expected a finite far, got infinity"),
+        ({"image": torch.ones(4, 1, 2, 4), "mask": torch.ones(3, 1, 2)}, r"a mask for a depth image \(4, 1, 2\), got \(3, 1, 2\)"),
+        ({"image": torch.ones(4, 1, 2, 3), "picture": torch.ones(3, 1, 2, 3)}, "got 4 of depth and 3 of image"),
     ],
 )
 def test_what_is_refused(change, sentence):

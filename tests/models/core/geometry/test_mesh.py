@@ -88,7 +88,7 @@ def test_one_mesh_per_picture_without_stray_vertices():
 
 
 def test_a_stride_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="A stride of 0 arrived, wanted 1 or more"):
+    with pytest.raises(ValueError, match="Expected a stride of at least 1, got 0"):
         view_to_mesh(make(slope()), fov_degrees=60.0, stride=0)
 
 

@@ -71,5 +71,5 @@ def test_picture_conventions():
     normals = torch.tensor([facing, upward, none])
     assert normals_to_image(normals).tolist() == [[0.5, 0.5, 1], [0.5, 1, 0.5], [0, 0, 0]]
     assert normals_to_image(normals, "directx").tolist() == [[0.5, 0.5, 1], [0.5, 0, 0.5], [0, 0, 0]]
-    with pytest.raises(ValueError, match="style 'unity'"):
+    with pytest.raises(ValueError, match="Expected a normal map style of .*, got 'unity'"):
         normals_to_image(normals, "unity")

@@ -65,9 +65,9 @@ def test_view_without_camera_or_picture_in_a_moge_packet():
 def test_panoramas_and_empty_packets_are_refused():
     with pytest.raises(ValueError, match=r"is a panorama, .* use MoGe Inference\.$"):
         from_moge({"points": torch.zeros(1, 2, 4, 3), "depth": torch.ones(1, 2, 4)}, "relative")
-    with pytest.raises(ValueError, match=r"has the keys \['image'\], wanted depth or points"):
+    with pytest.raises(ValueError, match=r"Expected depth or points in the MOGE_GEOMETRY, got the keys \['image'\]"):
         from_moge({"image": torch.zeros(1, 2, 2, 3)}, "metric")
-    with pytest.raises(ValueError, match=r"has the keys \['image'\], wanted depth"):
+    with pytest.raises(ValueError, match=r"Expected depth in the DA3_GEOMETRY, got the keys \['image'\]"):
         from_da3({"image": torch.zeros(1, 2, 2, 3)}, "metric")
 
 

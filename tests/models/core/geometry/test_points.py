@@ -49,7 +49,7 @@ def test_cloud_holds_valid_pixels_with_their_colours():
     whole, holed = view_to_point_cloud(view, fov_degrees=65.0, edge_rtol=0)
     assert len(whole.points) == 9 and len(holed.points) == 8
     assert holed.pixels[0].tolist() == [0, 1]
-    assert torch.equal(holed.colours, image[1].reshape(9, 3)[1:])
+    assert torch.equal(holed.colors, image[1].reshape(9, 3)[1:])
     assert whole.normals is None
     assert [len(cloud.points) for cloud in view_to_point_cloud(view, fov_degrees=65.0)] == [9, 5]
 

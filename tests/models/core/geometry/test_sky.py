@@ -26,7 +26,7 @@ def test_sky_is_absent_where_nothing_is_infinite():
 
 def test_sky_on_valid_pixels_is_refused():
     view = View.from_depth(DEPTH, units="metric")
-    with pytest.raises(ValueError, match="Sky and mask disagree"):
+    with pytest.raises(ValueError, match="got a sky and a mask that disagree"):
         View(view.depth, "metric", view.mask, sky=torch.ones_like(view.mask))
 
 
@@ -38,7 +38,7 @@ def test_sky_begins_where_it_is_said_to():
     assert view.mask.tolist() == [[[True, True, False], [False, False, True]]] and float(view.depth.max()) == 3
     assert View.from_depth(torch.ones(1, 2, 2), units="metric").with_sky_from(1e10).sky.any().item() is False
     for depth in (0.0, -1.0, torch.nan):
-        with pytest.raises(ValueError, match="as the beginning of the sky, wanted one above 0"):
+        with pytest.raises(ValueError, match="Expected a depth above 0 from which on it is sky, got "):
             view.with_sky_from(depth)
 
 

@@ -95,8 +95,8 @@ def test_each_picture_of_a_batch_has_its_own_scale():
     ("view", "options", "sentence"),
     [
         (View.from_depth(torch.ones(1, 2, 2), units="metric"), {}, "The view has no picture to show from two sides"),
-        (make(torch.ones(4)), {"screen": 1.5}, r"The screen's nearness 1.5 arrived, wanted 0 \(infinity\) to 1"),
-        (make(torch.ones(4)), {"parallax": -1.0}, "A parallax of -1 % arrived, wanted 0 or more"),
+        (make(torch.ones(4)), {"screen": 1.5}, r"Expected a screen from 0 \(infinity\) to 1 .*, got 1.5"),
+        (make(torch.ones(4)), {"parallax": -1.0}, "Expected a parallax of at least 0 %, got -1"),
         (make(torch.zeros(4)), {}, "no valid pixel"),
     ],
 )

@@ -58,11 +58,11 @@ def test_batch_mismatch_names_both_counts():
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"image": torch.zeros(1, 2, 2, 4)}, r"image \(1, 2, 2, 4\) does not fit .* wanted \(1, 2, 2, 3\)\.$"),
-        ({"image": torch.zeros(1, 5, 2, 3)}, r"image \(1, 5, 2, 3\) does not fit .*: bring the pictures to one size, with Upscale Image"),
+        ({"image": torch.zeros(1, 2, 2, 4)}, r"Expected image \(1, 2, 2, 3\) for .*, got \(1, 2, 2, 4\)\. Reshape it\.$"),
+        ({"image": torch.zeros(1, 5, 2, 3)}, r"Expected image .*, got \(1, 5, 2, 3\)\. Bring the images to one size"),
         ({"normals": torch.zeros(2, 3)}, r"Expected 4 axes in normals .* got the shape \(2, 3\)"),
-        ({"intrinsics": torch.eye(4)}, r"intrinsics \(1, 4, 4\) does not fit .* wanted \(1, 3, 3\)\.$"),
-        ({"mask": torch.ones(3, 2)}, r"mask \(1, 3, 2\) must have the shape .*: bring the pictures to one size"),
+        ({"intrinsics": torch.eye(4)}, r"Expected intrinsics \(1, 3, 3\) for .*, got \(1, 4, 4\)\. Reshape it\.$"),
+        ({"mask": torch.ones(3, 2)}, r"Expected a mask of the depth map's shape .*, got \(1, 3, 2\)\. Bring the images to one size"),
     ],
 )
 def test_misfits_are_named(others, message):
@@ -85,11 +85,11 @@ def test_constructor_refuses_what_from_depth_would_mend():
     depth, mask = torch.ones(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"torch.float64 .* View.from_depth converts"):
         View(depth.double(), "metric", mask)
-    with pytest.raises(ValueError, match="Depth and mask disagree"):
+    with pytest.raises(ValueError, match="got a depth and a mask that disagree"):
         View(depth * NAN, "metric", mask)
-    with pytest.raises(ValueError, match="Depth and mask disagree"):
+    with pytest.raises(ValueError, match="got a depth and a mask that disagree"):
         View(depth, "metric", ~mask)
-    with pytest.raises(ValueError, match="mask .* must have the shape"):
+    with pytest.raises(ValueError, match="Expected a mask of the depth map's shape"):
         View(depth, "metric", mask[:, :1])
 
 
@@ -156,7 +156,7 @@ def test_control_image_of_constant_or_empty_depth():
 
 def test_control_image_refuses_bad_arguments():
     view = View.from_depth(torch.ones(2, 2), units="metric")
-    with pytest.raises(ValueError, match="Spacing 'inverse'"):
+    with pytest.raises(ValueError, match="Expected a spacing of .*, got 'inverse'"):
         view.to_control_image(spacing="inverse")
-    with pytest.raises(ValueError, match=r"Percentiles 90 \(near\) and 10 \(far\) must rise"):
+    with pytest.raises(ValueError, match=r"Expected percentiles 0 <= near < far <= 100, got 90 \(near\) and 10 \(far\)"):
         view.to_control_image(near_percentile=90, far_percentile=10)

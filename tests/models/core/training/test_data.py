@@ -117,7 +117,7 @@ def test_bad_samples_are_named_with_their_line(tmp_path):
         dataset[0]
     with pytest.raises(ValueError, match='Sample 1 .*Expected "depth_scale" in the line, as .*depth.png holds whole numbers'):
         dataset[1]
-    with pytest.raises(ValueError, match="Sample 2 .*colour.png, which is a colour picture"):
+    with pytest.raises(ValueError, match="Sample 2 .*colour.png, which is a color picture"):
         dataset[2]
 
 

@@ -205,7 +205,7 @@ def test_the_json_beside_a_png_counts(folder):
 
 @pytest.mark.parametrize(("image", "words"), [
     (Image.new("L", (W, H), 9), "has 8 bits (mode L)"), (Image.new("1", (W, H), 1), "has 8 bits (mode 1)"),
-    (Image.new("P", (W, H), 9), "is a colour picture"), (Image.new("RGB", (W, H)), "is a colour picture"),
+    (Image.new("P", (W, H), 9), "is a color picture"), (Image.new("RGB", (W, H)), "is a color picture"),
 ])  # fmt: skip
 def test_a_depth_picture_of_eight_bits_or_colours_is_refused(folder, image, words):
     image.save(folder / "x.png")
@@ -292,7 +292,7 @@ def test_loose_label_pictures_are_read_as_shards_have_them(folder):
     found = dataset[0]["segmentation"]
     assert found[0, 0] == -1 and found.flatten()[1:].tolist() == numbers.flatten()[1:].tolist()
     assert dataset[1]["segmentation"][0, 0] == 255
-    with pytest.raises(ValueError, match="Sample 2 .*Expected one grey channel of whole numbers in .*a.png, got colours"):
+    with pytest.raises(ValueError, match="Sample 2 .*Expected one grey channel of whole numbers in .*a.png, got colors"):
         dataset[2]
     assert "segmentation" not in FolderDataset(folder, keys=("image",))[0]
     scaled = FolderDataset(folder, size=(3, 4))[0]["segmentation"]

@@ -70,7 +70,7 @@ def test_unknown_keys_are_refused_with_their_neighbour():
 def test_missing_keys_and_foreign_json_are_named():
     with pytest.raises(ValueError, match="lacks system and steps"):
         Recipe.from_json({})
-    with pytest.raises(ValueError, match="a list arrived"):
+    with pytest.raises(ValueError, match="Expected a JSON object as the recipe, got a list"):
         Recipe.from_json([1])
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.core.visualize.contact_sheet import contact_sheet
-from spatialweave.models.core.visualize.depth_colors import NO_DEPTH, colour_depth
+from spatialweave.models.core.visualize.depth_colors import NO_DEPTH, color_depth
 from spatialweave.models.core.visualize.orbit import Orbit
 
 PAGE = torch.tensor([22, 23, 27]) / 255
@@ -32,7 +32,7 @@ def test_the_panels_hold_image_and_depth():
     assert sheet.dtype == torch.float32 and sheet.shape[1:] == (1480, 3)
     large = Image.fromarray((view.image[0] * 255).round().byte().numpy()).resize((440, 440), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal((sheet[76:476, 76:476] * 255).round().byte(), np.asarray(large)[20:420, 20:420])
-    depth = colour_depth(view).image
+    depth = color_depth(view).image
     for row in (4, 24, 44):
         place = 56 + round((row + 0.5) * 440 / 48)
         torch.testing.assert_close(sheet[place, 740], depth[row, 24], atol=0.06, rtol=0)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageCms
 
 from spatialweave.models.core.geometry.view import View
-from spatialweave.models.core.visualize.depth_colors import NO_DEPTH, colour_depth, map_colours
+from spatialweave.models.core.visualize.depth_colors import NO_DEPTH, color_depth, map_colors
 
 
 def lightness(colours):
@@ -17,34 +17,34 @@ def lightness(colours):
 
 
 def test_lightness_rises_evenly_from_far_to_near():
-    steps = np.diff(lightness(map_colours(torch.linspace(0, 1, 13))))
+    steps = np.diff(lightness(map_colors(torch.linspace(0, 1, 13))))
     assert steps.min() > 5.5 and steps.max() / steps.min() < 1.4
-    fine = lightness(map_colours(torch.linspace(0, 1, 200)))
+    fine = lightness(map_colors(torch.linspace(0, 1, 200)))
     assert np.diff(fine).min() > -0.5 and fine[0] < 12 and fine[-1] > 94
 
 
 def test_values_outside_are_held():
-    torch.testing.assert_close(map_colours(torch.tensor([-1.0, 2.0])), map_colours(torch.tensor([0.0, 1.0])))
+    torch.testing.assert_close(map_colors(torch.tensor([-1.0, 2.0])), map_colors(torch.tensor([0.0, 1.0])))
 
 
 @pytest.mark.parametrize(("spacing", "middle"), [("disparity", 2 / (1 / 2 + 1 / 8)), ("log", 4.0), ("depth", 5.0)])
 def test_legend_says_what_the_colours_show(spacing, middle):
     depth = torch.tensor([[2.0, middle, 8.0, float("nan")]])
-    picture = colour_depth(View.from_depth(depth, units="metric"), spacing=spacing, near_percentile=0, far_percentile=100)
+    picture = color_depth(View.from_depth(depth, units="metric"), spacing=spacing, near_percentile=0, far_percentile=100)
     assert (picture.near, picture.far) == (2, 8)
     assert picture.depth_at(0.5) == pytest.approx(middle)
-    torch.testing.assert_close(picture.image[0, :3], map_colours(torch.tensor([1.0, 0.5, 0.0])), atol=1e-5, rtol=0)
+    torch.testing.assert_close(picture.image[0, :3], map_colors(torch.tensor([1.0, 0.5, 0.0])), atol=1e-5, rtol=0)
     assert picture.image[0, 3].tolist() == pytest.approx(NO_DEPTH) and picture.has_holes
 
 
 def test_constant_depth_has_a_colour_and_one_value():
-    picture = colour_depth(View.from_depth(torch.full((2, 2), 3.0), units="metric"))
+    picture = color_depth(View.from_depth(torch.full((2, 2), 3.0), units="metric"))
     assert picture.near == picture.far == picture.depth_at(0.5) == 3 and not picture.has_holes
-    torch.testing.assert_close(picture.image, map_colours(torch.full((2, 2), 0.5)))
+    torch.testing.assert_close(picture.image, map_colors(torch.full((2, 2), 0.5)))
 
 
 def test_bad_input_is_worded():
-    with pytest.raises(ValueError, match="A batch of 2 depth maps arrived, wanted one"):
-        colour_depth(View.from_depth(torch.ones(2, 2, 2), units="metric"))
+    with pytest.raises(ValueError, match="Expected one depth map, got a batch of 2"):
+        color_depth(View.from_depth(torch.ones(2, 2, 2), units="metric"))
     with pytest.raises(ValueError, match="has no valid pixel"):
-        colour_depth(View.from_depth(torch.zeros(2, 2), units="metric"))
+        color_depth(View.from_depth(torch.zeros(2, 2), units="metric"))

@@ -111,9 +111,9 @@ def test_a_few_valid_pixels_suffice():
 
 def test_bad_input_is_worded():
     view = square_before_a_wall()
-    with pytest.raises(ValueError, match="An orbit needs one picture with its image, got a batch of 1"):
+    with pytest.raises(ValueError, match="Expected a View of one depth map with its image, got a batch of 1"):
         render_orbit(View.from_depth(view.depth, units="metric"))
-    with pytest.raises(ValueError, match="0 frames of 320 pixels"):
+    with pytest.raises(ValueError, match="at least 16 pixels, got 0 of 320"):
         render_orbit(view, frames=0)
     with pytest.raises(ValueError, match="4 x 1 pixels is too narrow to orbit"):
         render_orbit(View.from_depth(torch.ones(1, 4), units="metric", image=torch.ones(1, 4, 3)))

@@ -148,5 +148,5 @@ def test_a_bad_fit_is_counted_and_named():
         check_fit(wanted, got, "my.safetensors")
     assert str(error.value) == (
         "my.safetensors does not fit: 1 tensors missing (first: a); 2 tensors unknown (first: d); "
-        "1 tensors of another shape (first: b is (2, 2), wanted (2,))."
+        "1 tensors of another shape (first: b is (2, 2), expected (2,))."
     )

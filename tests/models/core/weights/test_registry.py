@@ -104,7 +104,7 @@ def test_verification(models):
     assert verify(other, place) == f"{place} is the edition published in someone/else."
     write_record(place, digest)
     assert verify(FILE, place) == f"{place} is as it was downloaded."
-    with pytest.raises(WeightsError, match=f"has the SHA-256 {digest}, wanted 000.*; fetch it again: part.safetensors"):
+    with pytest.raises(WeightsError, match=f"Expected the SHA-256 000.* of .*, got {digest}. Fetch it again: part.safetensors"):
         verify(replace(known(place), sha256="0" * 64), place)
     with pytest.raises(WeightsError, match="bytes, the published file 5; fetch it again"):
         verify(replace(known(place), size=5), place)
@@ -139,7 +139,7 @@ def test_verify_fails_when_a_file_is_bad(registered, capsys):
     place = registered / "vae" / FILE.name
     place.write_bytes(place.read_bytes()[:-1] + b"\x01")
     assert cli.main([*call[:2], FILE.name, *call[2:]]) == 1
-    assert "has the SHA-256" in capsys.readouterr().err
+    assert "Expected the SHA-256" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["vae/flux2", "other/vae"])
