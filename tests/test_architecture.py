@@ -42,7 +42,8 @@ ALLOWED = {
 # files of a system, and what of ours they may see; a training/ folder may see all of its system but the pipeline
 SYSTEM_FILES = {
     "config.py": (),
-    "network.py": ("config.py", CORE + "layers/", "kernels/"),
+    # attention, layers and lora are I-LDM's equation and LoRA without a host: core's networks in ComfyUI share them
+    "network.py": ("config.py", "attention.py", "layers.py", "lora.py", CORE + "layers/", "kernels/"),
     "weights.py": ("config.py", "network.py", CORE + "weights/"),
     "sampling.py": ("config.py", CORE + "diffusion/", CORE + "protocols.py"),
     "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "depth_code.py", CORE),
@@ -69,7 +70,7 @@ EXTRA_IMPORTS = {
     "__init__.py": {"comfyui_version"},
     "models/core/training/": {"accelerate"},
     "models/core/weights/download.py": {"huggingface_hub"},
-    "models/intrinsic_ldm/training/bases.py": {"diffusers"},
+    "models/intrinsic_ldm/backbones.py": {"diffusers"},
     "models/intrinsic_ldm/training/perceptual.py": {"torchvision"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},

@@ -28,11 +28,11 @@ from ..core.export.files import write_file
 from ..core.text_files import read_json_object
 from ..core.weights.files import read_tensors, write_tensors
 from ..intrinsic_ldm import tiny
-from ..intrinsic_ldm.cogeneration import CoGeneration, Generated
+from ..intrinsic_ldm.backbones import import_diffusers
 from ..intrinsic_ldm.config import GUIDANCE, PRECISIONS, STEPS
 from ..intrinsic_ldm.layers import Reading, middle_layers
+from ..intrinsic_ldm.pipeline import IntrinsicPipeline, Result
 from ..intrinsic_ldm.schedules import Constant, Drop, Gaussian, Schedule
-from ..intrinsic_ldm.training.bases import import_diffusers
 from ..world.judges import predictor, scorer
 from ..world.judges.predictor_evaluation import predictor_accuracy
 from ..world.judges.scorer_evaluation import scorer_accuracy
@@ -101,7 +101,7 @@ class Method:
 
     name: str
     settings: Mapping[str, Any]
-    make: Callable[..., Generated]  # (captions, seed=)
+    make: Callable[..., Result]  # (captions, seed=)
 
 
 class Evaluation:
@@ -233,10 +233,8 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 def make_methods(plan: Plan, files: Files, digests: Mapping[str, str], device: str) -> list[Method]:
     """The paper's methods, in the order of its table."""
-    open_files = partial(
-        CoGeneration.from_files, files.base, files.vae, device=device, dtype=getattr(torch, plan.precision)
-    )
-    ours = open_files(files.lora)
+    open_files = partial(IntrinsicPipeline.from_preset, "tiny", device=device, dtype=getattr(torch, plan.precision))
+    ours = open_files(weights={"base": files.base, "vae": files.vae, "lora": files.lora})
     drop = Drop(middle_layers(ours.layers, READING))
     methods = [
         make_method("base", ours, plan, digests, "", maps=False),
@@ -246,7 +244,7 @@ def make_methods(plan: Plan, files: Files, digests: Mapping[str, str], device: s
         make_method("no_schedule", ours, plan, digests, "lora", schedule=Constant(1.0)),
     ]
     if files.ablation is not None:
-        ablation = open_files(files.ablation)
+        ablation = open_files(weights={"base": files.base, "vae": files.vae, "lora": files.ablation})
         methods.append(
             make_method("without_image_domain", ablation, plan, digests, "ablation", schedule=Gaussian())
         )
@@ -255,7 +253,7 @@ def make_methods(plan: Plan, files: Files, digests: Mapping[str, str], device: s
 
 def make_method(
     name: str,
-    pipeline: CoGeneration,
+    pipeline: IntrinsicPipeline,
     plan: Plan,
     digests: Mapping[str, str],
     lora: str,
@@ -266,7 +264,8 @@ def make_method(
 ) -> Method:
     """`lora` is the field of Files that the method uses, "" for none."""
     steps = steps or plan.steps
-    given = {"maps": maps, "steps": steps, "guidance": plan.guidance, "size": plan.size, "reading": READING}
+    given = {"maps": maps, "steps": steps, "guidance": plan.guidance, "reading": READING}
+    given |= {"height": plan.size, "width": plan.size}
     settings = {
         "steps": steps,
         "guidance": plan.guidance,

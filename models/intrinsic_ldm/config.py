@@ -1,10 +1,22 @@
-"""What the intrinsic VAE codes, and the base autoencoder it is a widened copy of."""
+"""Base models by preset, what the intrinsic VAE codes, and the base autoencoder it is a widened copy of."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+Family = Literal["sd21", "sdxl", "pixart"]  # the form of a base's inputs, see network.py
+FAMILIES: tuple[Family, ...] = get_args(Family)
+Noise = Literal["independent", "shared"]  # of an image and its maps in training
+CONDITIONS: Mapping[Family, tuple[str, ...]] = {  # what the network reads of a prompt
+    "sd21": ("context",),
+    "sdxl": ("context", "pooled"),
+    "pixart": ("context", "context_mask"),
+}
 
 MAPS = {"depth": 1, "normals": 3, "segmentation": 3, "line": 1}  # channels of each, in the order in which they are stacked
 CHANNELS = sum(MAPS.values())
@@ -76,3 +88,36 @@ class VaeConfig:
             return cls(**json.loads(text))
         except (TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{text[:80]!r} arrived for the settings of an intrinsic VAE ({error}); save the file again.") from error
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A kind of base model, with the defaults of sampling on it."""
+
+    family: Family
+    size: int  # pixels of an image's side
+    steps: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"Expected a family of {', '.join(FAMILIES)}, got {self.family!r}. Choose one of these.")
+        if min(self.size, self.steps) < 1 or not 0 <= self.guidance < math.inf:
+            raise ValueError(f"Expected size and steps of at least 1 and a guidance of at least 0, got {self}. Correct it.")
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "tiny": Preset("sd21", 128, STEPS, GUIDANCE),
+        "sd21": Preset("sd21", 768, 25, 7.5),  # the paper's steps and guidance
+        "sdxl": Preset("sdxl", 1024, 25, 5.0),  # diffusers' guidance for it
+        "pixart": Preset("pixart", 1024, 20, 4.5),  # diffusers' steps and guidance for it
+    }
+)
+
+
+def find_preset(name: str) -> Preset:
+    """ValueError names the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"Expected a preset of {', '.join(PRESETS)}, got {name!r}. Choose one of these.")
+    return PRESETS[name]

@@ -1,4 +1,4 @@
-"""Sampling an image, or an image beside its intrinsic maps: one noise for all streams, and a stock scheduler of diffusers.
+"""Sampling an image, or an image with its intrinsic maps: one initial noise for all streams, and a stock scheduler of diffusers.
 
 The network is a callable; what couples the streams is its business.
 """
@@ -9,29 +9,48 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-Latents = dict[str, Tensor]  # of each stream, b c h w
-Predict = Callable[[Latents, Tensor], Latents]  # latents and DDPM time to the network's word on each
-OnStep = Callable[[int, int], None]  # steps done, steps in all; may raise to stop
+from ..core.protocols import OnStep
+
+Latents = dict[str, Tensor]  # by stream, (b, c, h, w)
+Predict = Callable[[Latents, Tensor], Latents]  # latents and DDPM time to the prediction after CFG, by stream
+
+
+def draw_noise(seed: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """Noise (b, c, h, w) on the CPU: image i's is a function of seed + i alone, whatever the batch."""
+    count, *each = shape
+    generators = (torch.Generator().manual_seed(seed + index) for index in range(count))
+    return torch.stack([torch.randn(each, generator=generator) for generator in generators])
 
 
 def sample_streams(
-    predict: Predict, noise: Tensor, scheduler: Any, *, streams: Sequence[str], steps: int, on_step: OnStep | None = None
+    predict: Predict,
+    noise: Tensor,
+    scheduler: Any,
+    *,
+    streams: Sequence[str],
+    steps: int,
+    on_step: OnStep | None = None,
 ) -> Latents:
-    """From noise b c h w of unit spread to each stream's latents of unit spread, in `steps` steps of the scheduler.
+    """From noise (b, c, h, w) of unit standard deviation to each stream's latents, likewise, in `steps` steps of the scheduler.
 
-    The scheduler's times are DDPM times, whichever steps it makes of them. It is not changed: each stream counts on a copy.
+    The scheduler's times are DDPM times, whichever steps it makes of them. It is not changed: each stream counts
+    on a copy. `on_step` gets the clean prediction of each stream where the scheduler gives one (DDIM and Euler do),
+    else its latents after the step.
     """
     if steps < 1:
-        raise ValueError(f"{steps} steps arrived; sampling takes at least 1.")
+        raise ValueError(f"Expected at least 1 step of sampling, got {steps}. Give a greater number.")
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
     counters = {stream: copy.deepcopy(scheduler) for stream in streams}
     latents = {stream: noise * scheduler.init_noise_sigma for stream in streams}
-    for done, t in enumerate(scheduler.timesteps, start=1):
-        said = predict({stream: counters[stream].scale_model_input(x, t) for stream, x in latents.items()}, t)
-        latents = {stream: counters[stream].step(said[stream], t, x, return_dict=False)[0] for stream, x in latents.items()}
+    for step, t in enumerate(scheduler.timesteps, start=1):
+        predicted = predict({stream: counters[stream].scale_model_input(x, t) for stream, x in latents.items()}, t)
+        outputs = {stream: counters[stream].step(predicted[stream], t, x) for stream, x in latents.items()}
+        latents = {stream: output.prev_sample for stream, output in outputs.items()}
         if on_step is not None:
-            on_step(done, steps)
+            clean = {stream: getattr(output, "pred_original_sample", None) for stream, output in outputs.items()}
+            on_step(step, steps, latents if any(x0 is None for x0 in clean.values()) else clean)
     return latents

@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from ..core.export.png8 import write_png8
 from . import tiny
-from .cogeneration import CoGeneration
 from .config import GUIDANCE, STEPS
 from .layers import middle_layers
-from .maps.codec import decode_pictures
+from .pipeline import IntrinsicPipeline
 from .schedules import OFF, Constant, Drop, Gaussian, Schedule
 from .sheet import intrinsic_sheet
 
@@ -37,7 +36,7 @@ class SampleRequest:
     lora: PathLike = tiny.LORA_FILE
 
 
-def choose_schedule(name: str, system: CoGeneration) -> Schedule:
+def choose_schedule(name: str, system: IntrinsicPipeline) -> Schedule:
     """The paper's settings of each kind; drop takes the layers in the middle."""
     if name not in SCHEDULES:
         raise ValueError(f"A schedule {name!r} arrived; it is one of {', '.join(SCHEDULES)}.")
@@ -46,13 +45,15 @@ def choose_schedule(name: str, system: CoGeneration) -> Schedule:
 
 def sample(request: SampleRequest) -> Iterator[str]:
     """Write image, base image and maps of each prompt, and sheet.png; a line for each file."""
-    system = CoGeneration.from_files(request.base, request.vae, request.lora)
+    system = IntrinsicPipeline.from_preset(
+        "tiny", weights={"base": request.base, "vae": request.vae, "lora": request.lora}
+    )
     settings = {"steps": request.steps, "guidance": request.guidance, "seed": request.seed}
     with tqdm(total=2 * request.steps, desc="sampling", unit="step") as bar:
-        settings["on_step"] = lambda done, steps: bar.update()
+        settings["on_step"] = lambda step, steps, latents: bar.update()
         made = system(request.prompts, schedule=choose_schedule(request.schedule, system), **settings)
         base = system(request.prompts, maps=False, **settings).image
-    found = decode_pictures(made.maps, picture=made.image)
+    found = made.decode_maps()
     facts = f"{request.schedule}, seed {request.seed}, {request.steps} steps, guidance {request.guidance:g}, SpatialWeave's tiny I-LDM"
     pictures = {"base": base, "image": made.image, "depth": found.view.to_control_image()}
     pictures |= {"normals": found.normals, "segmentation": found.segmentation, "line": found.line}

@@ -27,11 +27,11 @@ from spatialweave.models.core.training import shards
 from spatialweave.models.core.training.data import FolderDataset
 from spatialweave.models.core.training.recipe import Recipe, naming
 from spatialweave.models.core.weights import registry
+from spatialweave.models.intrinsic_ldm.backbones import find_family, find_kind
 from spatialweave.models.intrinsic_ldm.config import VaeConfig
 from spatialweave.models.intrinsic_ldm.data import build as dataset_build
 from spatialweave.models.intrinsic_ldm.data.dataset import IntrinsicSamples
 from spatialweave.models.intrinsic_ldm.lora import Projection, open_lora, read_lora
-from spatialweave.models.intrinsic_ldm.training.bases import find_family, find_kind
 from spatialweave.models.intrinsic_ldm.weights import load_intrinsic_vae
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
 from spatialweave.models.modality_forcing.network import ModalityForcing

@@ -11,7 +11,7 @@ def write_tiny():
     from safetensors.torch import save_file
 
     from spatialweave.models.intrinsic_ldm import tiny
-    from spatialweave.models.intrinsic_ldm.processors import projections
+    from spatialweave.models.intrinsic_ldm.network import projections
     from spatialweave.models.intrinsic_ldm.weights import save_intrinsic_vae
     from spatialweave.models.tiny.text import TinyTextEncoder
 

@@ -31,10 +31,11 @@ def joint_outputs():
 
 
 def intrinsic_outputs():
-    from spatialweave.models.intrinsic_ldm.cogeneration import CoGeneration
+    from spatialweave.models.intrinsic_ldm.pipeline import IntrinsicPipeline
     from spatialweave.models.intrinsic_ldm.schedules import Gaussian
 
-    made = CoGeneration.from_files()(["a red ball behind a blue box"], schedule=Gaussian(), steps=3, seed=3)
+    pipeline = IntrinsicPipeline.from_preset("tiny")
+    made = pipeline(["a red ball behind a blue box"], schedule=Gaussian(), steps=3, seed=3)
     return {"co-generated image": made.image, "co-generated maps": made.maps}
 
 

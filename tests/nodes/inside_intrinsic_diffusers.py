@@ -54,7 +54,7 @@ def hosted(kind):
     """The diffusers model with our processors, their state and its layers; once for each kind."""
     if kind not in KEEP:
         other, file = small_diffusers(kind), small.lora(kind)
-        reader, processors = ours("models.intrinsic_ldm.lora"), ours("models.intrinsic_ldm.processors")
+        reader, processors = ours("models.intrinsic_ldm.lora"), ours("models.intrinsic_ldm.network")
         tensors = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", file))
         low_rank = reader.read_lora(tensors, processors.projections(other), base=kind, name=file)
         KEEP[kind] = other, *processors.couple(other, low_rank)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...core.export.files import write_file
 from ...core.text_files import show_path
@@ -33,14 +33,11 @@ from ...core.training.data_files import FILES
 from ...core.training.shard_sources import Source, stamp_files
 from ...core.training.shard_writer import Summary, write_folder
 from ...core.training.shards import ShardFolder
-from ...core.weights.files import check_finite, fill_module, read_tensors
-from ...tiny.text import TinyTextEncoder, read_layout
+from ...core.weights.files import fill_module
+from ..backbones import find_family, find_variant, load_parts, make_autoencoder
 from ..maps.segmentation import PLACES
 from ..tiny import TEXT_FILE
-from ..training.base import FrozenVae
-from ..training.bases import find_family, find_part, find_variant, import_diffusers, read_json
 from ..training.lora import EMPTY_PROMPT
-from ..training.vae import make_autoencoder
 from ..weights import load_intrinsic_vae, to_diffusers_names
 from .dataset import IntrinsicSamples
 
@@ -61,10 +58,9 @@ class Encoder:
         self.intrinsic = fill_module(
             make_autoencoder(intrinsic.config, "meta"), to_diffusers_names(intrinsic.state), what=str(vae), device=device
         ).train(False)  # fmt: skip
-        self.is_tiny = (base / TEXT_FILE).is_file()
-        self.text, self.image = load_tiny_parts(base) if self.is_tiny else load_frozen_parts(base, dtype)
-        self.text.to(device)
-        self.image.to(device)
+        self.prompts, image = load_parts(base, dtype)
+        self.prompts.to(device)
+        self.image = image.requires_grad_(False).to(device)
 
     @torch.no_grad()
     def encode(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -78,14 +74,11 @@ class Encoder:
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """What the base reads of each prompt, by the names in `CONDITIONS`."""
-        if self.is_tiny:
-            return {"context": as_half(self.text.encode(prompts))}
-        settings = {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-        if self.family == "pixart":
-            context, mask, *_ = self.text.encode_prompt(prompts, **settings)
-            return {"context": as_half(context), "context_mask": mask.to("cpu", torch.uint8)}
-        context, _, *pooled = self.text.encode_prompt(prompts, **settings)
-        return {"context": as_half(context), **({"pooled": as_half(pooled[0])} if self.family == "sdxl" else {})}
+        found = self.prompts.encode(prompts)
+        return {
+            name: value.to("cpu", torch.uint8) if name == "context_mask" else as_half(value)
+            for name, value in found.items()
+        }
 
 
 def as_half(x: Tensor) -> Tensor:
@@ -93,36 +86,6 @@ def as_half(x: Tensor) -> Tensor:
     if not bool((x.abs() < LARGEST).all()):
         raise ValueError("An encoder gave numbers that are infinite or too large for float16; use --precision float32.")
     return x.to("cpu", torch.float16)
-
-
-def load_tiny_parts(base: Path):
-    """(the text encoder, the image's autoencoder) of a base that `training_base` made."""
-    state = read_tensors(base / TEXT_FILE)
-    text = fill_module(TinyTextEncoder(*read_layout(state), device="meta"), state, what=str(base / TEXT_FILE))
-    return text.train(False), FrozenVae(base / "vae").vae
-
-
-def load_frozen_parts(base: Path, dtype: torch.dtype):
-    """(a pipeline that holds the text encoders alone, the image's autoencoder in float32) of a base's folder."""
-    diffusers = import_diffusers()
-    index = read_json(base / "model_index.json")
-    absent: dict[str, Any] = {find_part(find_family(base)): None, "vae": None}
-    if "safety_checker" in index:
-        absent |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    local = {"local_files_only": True, "use_safetensors": True}
-    try:
-        text = diffusers.DiffusionPipeline.from_pretrained(
-            base, **absent, **local, torch_dtype=dtype, variant=find_variant(base / "text_encoder")
-        )  # fmt: skip
-        image = diffusers.AutoencoderKL.from_pretrained(base, subfolder="vae", **local, variant=find_variant(base / "vae"))
-    except (OSError, RuntimeError, TypeError, ImportError) as error:
-        raise ValueError(
-            f"The text encoders or the VAE in {base} cannot be loaded: {error} Fetch the folder again, with its .safetensors files."
-        ) from error
-    for part, module in (*text.components.items(), ("vae", image)):
-        if isinstance(module, nn.Module):
-            check_finite(module.state_dict(), f"the {part} in {base}")
-    return text, image.requires_grad_(False).train(False)
 
 
 def encode_dataset(

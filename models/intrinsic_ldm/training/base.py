@@ -28,10 +28,11 @@ from ...core.weights.files import check_finite, fill_module, write_tensors
 from ...tiny.codec_training import edge_distance, psnr
 from .. import tiny
 from ..attention import Coupling, Kept
-from ..processors import couple, find_layers
+from ..backbones import import_diffusers
+from ..config import Noise
+from ..network import Backbone, couple, find_layers
 from ..rows import BOTH, Rows
 from ..vae import latent_scale
-from .bases import Base, Noise, import_diffusers
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def build_base(
         for module, state in ((network, given.unet), (text_encoder, given.text)):
             fill_module(module, {name: value.float() for name, value in state.items()}, what=f"The base {recipe.model['weights']}")
     scheduler = diffusers.DDPMScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False)
-    base = Base(network, tiny.FAMILY, scheduler)
+    base = Backbone(network, tiny.FAMILY, scheduler)
     if with_pairs:
         loss = partial(pair_loss, base=base, coupling=couple(network)[0], empty=empty_tokens, settings=settings)
     else:
@@ -206,7 +207,7 @@ def build_base(
 
 
 def base_loss(
-    model: TrainedBase, batch: Batch, generator: Generator, *, base: Base, empty: Tensor, settings: BaseLoss
+    model: TrainedBase, batch: Batch, generator: Generator, *, base: Backbone, empty: Tensor, settings: BaseLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean square of what the UNet should have said at a time drawn evenly, on one caption of each picture."""
     x0 = batch["latent"].float()
@@ -227,7 +228,7 @@ def base_loss(
 
 
 def pair_loss(
-    model: TrainedBase, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, empty: Tensor, settings: BaseLoss
+    model: TrainedBase, batch: Batch, generator: Generator, *, base: Backbone, coupling: Coupling, empty: Tensor, settings: BaseLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The same for pictures and for the maps of their scenes, which read the picture's keys and values in each self-attention; pictures
     read no maps. One time for both. Under one noise a spot looks alike in both, so it is found; but the difference of the latents then has

@@ -29,10 +29,11 @@ from ...core.training.settings import check_settings, read_settings
 from ...core.training.words import put_empty
 from ...core.weights.files import read_tensors, write_tensors
 from ..attention import Coupling
+from ..backbones import load_backbone
+from ..config import CONDITIONS, FAMILIES, Noise
 from ..lora import LowRank, Projection, open_lora, read_lora
-from ..processors import PARTS, couple, projections
+from ..network import PARTS, Backbone, couple, projections
 from ..rows import BOTH, Rows, Stream
-from .bases import CONDITIONS, FAMILIES, Base, Noise, load_base
 from .ranks import holding, measure_inputs, shorten
 from .start import look_at_own_place
 
@@ -170,7 +171,8 @@ def build(recipe: Recipe) -> Task:
     if recipe.preset not in FAMILIES:
         raise ValueError(f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of {', '.join(FAMILIES)}.")
     dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
-    base = load_base(settings.base, recipe.preset, getattr(torch, settings.precision))
+    base = load_backbone(settings.base, recipe.preset, getattr(torch, settings.precision))
+    base.network.requires_grad_(False)
     check_sample(dataset[0], base, recipe.data["folder"])
     found = projections(base.network)
     model = TrainedLora(found, settings, Generator().manual_seed(recipe.seed))
@@ -212,7 +214,7 @@ def open_folder(data: Mapping[str, Any], conditions: tuple[str, ...], loss: Lora
     return dataset, {name: empty[name] for name in conditions}
 
 
-def check_sample(sample: Mapping[str, Any], base: Base, folder: str) -> None:
+def check_sample(sample: Mapping[str, Any], base: Backbone, folder: str) -> None:
     """The dataset must have been encoded for this base."""
     wanted = ("latent", "intrinsic_latent", *CONDITIONS[base.family])
     lacks = [name for name in wanted if name not in sample]
@@ -227,7 +229,7 @@ def check_sample(sample: Mapping[str, Any], base: Base, folder: str) -> None:
 
 
 def lora_loss(
-    model: TrainedLora, batch: Batch, generator: Generator, *, base: Base, coupling: Coupling, settings: LoraLoss,
+    model: TrainedLora, batch: Batch, generator: Generator, *, base: Backbone, coupling: Coupling, settings: LoraLoss,
     empty: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Mean squared error of the prediction for each stream: one timestep for both, noises drawn apart unless shared.
@@ -266,7 +268,7 @@ def draw_prompts(
 
 
 def export(
-    folder: Path, state: Mapping[str, Tensor], *, model: TrainedLora, base: Base, dataset: FolderDataset, settings: LoraSettings,
+    folder: Path, state: Mapping[str, Tensor], *, model: TrainedLora, base: Backbone, dataset: FolderDataset, settings: LoraSettings,
     loss: Callable[[TrainedLora, Batch, Generator], Any],
 ) -> None:  # fmt: skip
     """The averaged LoRA as one file, in PEFT's names or kohya's."""
@@ -280,9 +282,9 @@ def export(
         down, up = (state[f"layers.{flat(path)}.{end}"] for end in ("down", "up"))
         down, up = (part.to(dtype) for part in (shorten(down, up, rank, squares[path]) if path in squares else (down, up)))
         if settings.names == "peft":
-            tensors |= {f"{base.part}.{path}.lora_A.weight": down, f"{base.part}.{path}.lora_B.weight": up}
+            tensors |= {f"{base.component}.{path}.lora_A.weight": down, f"{base.component}.{path}.lora_B.weight": up}
         else:
-            name = f"lora_{base.part}_{flat(path)}"
+            name = f"lora_{base.component}_{flat(path)}"
             alpha = torch.tensor(settings.scale * rank)
             tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
     metadata = {"base": base.name}
@@ -291,5 +293,5 @@ def export(
         facts = {"r": settings.rank, "lora_alpha": settings.scale * settings.rank, "target_modules": targets}
         facts["rank_pattern"] = {path: ranks[path] for path in shorter}
         facts["alpha_pattern"] = {path: settings.scale * ranks[path] for path in shorter}
-        metadata["lora_adapter_metadata"] = json.dumps({f"{base.part}.{name}": value for name, value in facts.items() if value})
+        metadata["lora_adapter_metadata"] = json.dumps({f"{base.component}.{name}": value for name, value in facts.items() if value})
     write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {base.name}")

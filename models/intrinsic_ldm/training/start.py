@@ -18,9 +18,10 @@ from torch import Generator, Tensor, nn
 from ...core.training.alignment import CODE, code_positions, find_grid, listen
 from ...core.training.data import pick
 from ..attention import Coupling
+from ..config import CONDITIONS
 from ..layers import Layer
+from ..network import Backbone
 from ..rows import Rows
-from .bases import CONDITIONS, Base
 
 SAMPLES, AT_ONCE = 64, 4
 RIDGE = 1e-3  # of the mean square of the features, so that a direction without variance is not read
@@ -68,7 +69,7 @@ def solve_ridge(squares: Tensor, products: Tensor) -> Tensor:
 
 @torch.no_grad()
 def look_at_own_place(
-    parts: Mapping[str, Any], layers: Sequence[Layer], base: Base, coupling: Coupling, dataset: Sequence[Mapping[str, Any]],
+    parts: Mapping[str, Any], layers: Sequence[Layer], base: Backbone, coupling: Coupling, dataset: Sequence[Mapping[str, Any]],
     strength: float, generator: Generator,
 ) -> None:  # fmt: skip
     """Fill the low-rank parts of `to_q`, by `projections`' names and at least CODE in rank, which must add nothing yet.
@@ -97,7 +98,7 @@ def look_at_own_place(
 
 
 def hear(
-    names: Mapping[str, Any], base: Base, coupling: Coupling, samples: Sequence[Mapping[str, Any]], noise: Tensor, times: Tensor
+    names: Mapping[str, Any], base: Backbone, coupling: Coupling, samples: Sequence[Mapping[str, Any]], noise: Tensor, times: Tensor
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """What each self-attention hears of some pictures and of their maps, (b n d) each, every row seen by itself under the same noise."""
     for start in range(0, len(samples), AT_ONCE):

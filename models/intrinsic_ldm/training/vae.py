@@ -20,11 +20,11 @@ from ...core.training.loop import Batch, Task
 from ...core.training.recipe import Recipe
 from ...core.training.settings import Size, check_settings, read_settings
 from ...core.weights.files import fill_module, read_tensors
+from ..backbones import make_autoencoder, read_json
 from ..config import GROUPS, VaeConfig
 from ..data.dataset import IntrinsicSamples
 from ..vae import DROP, drop_maps, latent_scale, vae_losses, widen_state
 from ..weights import load_intrinsic_vae, save_intrinsic_vae, to_core_names, to_diffusers_names
-from .bases import import_diffusers, read_json
 from .perceptual import load_perceptual
 
 Ship = Literal["float32", "float16", "bfloat16"]
@@ -109,12 +109,6 @@ def build(recipe: Recipe) -> Task:
 
 def source(settings: VaeSettings) -> str:
     return f"The autoencoder {settings.base or settings.weights}"
-
-
-def make_autoencoder(config: VaeConfig, device: str = "cpu") -> nn.Module:
-    """diffusers' AutoencoderKL with eight channels on both sides."""
-    with torch.device(device):
-        return import_diffusers().AutoencoderKL(**config.for_diffusers(), scaling_factor=config.base_scale)
 
 
 def check_size(maps: Tensor, config: VaeConfig) -> None:

@@ -241,7 +241,7 @@ def test_the_networks_compute_in_the_plans_precision(files):
         )
         (gaussian,) = (method for method in methods if method.name == "gaussian")
         pipeline = gaussian.make.func
-        for network in (pipeline.unet, pipeline.image_vae, pipeline.maps_vae):
+        for network in (pipeline.backbone.network, pipeline.image_vae.module, pipeline.maps_vae.module):
             assert {parameter.dtype for parameter in network.parameters()} == {getattr(torch, precision)}
         pictures[precision] = gaussian.make(["a red ball"], seed=3)
     for kind in ("image", "maps"):

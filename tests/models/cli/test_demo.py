@@ -15,7 +15,7 @@ import trimesh
 from PIL import Image
 
 from spatialweave.models.cli import console as cli
-from spatialweave.models.cli import demo_run
+from spatialweave.models.cli import demo_sampling
 from spatialweave.models.core.export.exr import encode_exr
 
 FAST = ["--steps", "2"]
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_orbit(monkeypatch):
     """Most of a demo's time is its orbit of 30 frames: runs of single tests draw 4; `made`, of module scope, has all."""
-    monkeypatch.setattr(demo_run, "render_orbit", partial(demo_run.render_orbit, frames=4))
+    monkeypatch.setattr(demo_sampling, "render_orbit", partial(demo_sampling.render_orbit, frames=4))
 
 
 def test_demo_writes_every_format(made):

@@ -5,9 +5,10 @@ import inspect
 import pytest
 
 from spatialweave.models.core.protocols import Pipeline
+from spatialweave.models.intrinsic_ldm.pipeline import IntrinsicPipeline
 from spatialweave.models.modality_forcing.pipeline import ModalityForcingPipeline
 
-PIPELINES = [ModalityForcingPipeline]
+PIPELINES = [IntrinsicPipeline, ModalityForcingPipeline]
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 CONTEXT, POOLED, WORDS, SIDE = 24, 16, 5, 8
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def small_unet(family):
@@ -83,6 +84,71 @@ def write_latents():
         save_file({name: in_half(value) for name, value in empty.items()}, folder / "empty_context.safetensors")
         lines = [json.dumps({"shard": "shard-00000.safetensors", "row": row, "caption": "x"}) for row in range(rows)]
         (folder / "manifest.jsonl").write_text("\n".join(lines))
+        return folder
+
+    return write
+
+
+def small_clip(width, projected=False):
+    import transformers
+
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    config = transformers.CLIPTextConfig(
+        hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, vocab_size=60, max_position_embeddings=77,
+        projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return kind(config)
+
+
+def clip_words():
+    import transformers
+
+    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    return transformers.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+def small_t5(width):
+    import transformers
+
+    config = transformers.T5Config(vocab_size=40, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    return transformers.T5EncoderModel(config), transformers.T5Tokenizer(vocab=words, extra_ids=0)
+
+
+@pytest.fixture
+def write_pipeline(write_base, tmp_path):
+    """write_pipeline(family) -> a folder as published, with everything in it random and small."""
+    pytest.importorskip("transformers", reason="ComfyUI's text encoders are not installed")
+    import diffusers
+
+    from spatialweave.models.intrinsic_ldm.config import VaeConfig
+
+    small_vae = VaeConfig(width=32, multiples=(1, 1, 1, 2), blocks=1)
+
+    def write(family):
+        folder = write_base(tmp_path / family, family)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(8)
+            vae = diffusers.AutoencoderKL(**small_vae.for_diffusers(3), scaling_factor=0.5)
+            if family == "pixart":
+                encoder, tokenizer = small_t5(24)
+                parts = {"text_encoder": encoder, "tokenizer": tokenizer}
+            elif family == "sdxl":
+                parts = {
+                    "text_encoder": small_clip(8), "tokenizer": clip_words(), "text_encoder_2": small_clip(16, projected=True),
+                    "tokenizer_2": clip_words(),
+                }  # fmt: skip
+            else:
+                parts = {"text_encoder": small_clip(24), "tokenizer": clip_words()}
+        for name, part in {**parts, "vae": vae}.items():
+            part.save_pretrained(folder / name)
+        index = {name: (type(part).__module__.split(".")[0], type(part).__name__) for name, part in {**parts, "vae": vae}.items()}
+        network = ("transformer", "PixArtTransformer2DModel") if family == "pixart" else ("unet", "UNet2DConditionModel")
+        kind = {"sd21": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "pixart": "PixArtAlphaPipeline"}[family]
+        index |= {"_class_name": kind, network[0]: ("diffusers", network[1]), "scheduler": ("diffusers", "DDPMScheduler")}
+        if family == "sd21":
+            index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        (folder / "model_index.json").write_text(json.dumps(index))
         return folder
 
     return write

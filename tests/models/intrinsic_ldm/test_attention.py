@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from spatialweave.models.intrinsic_ldm.attention import Coupling, Kept, attend_domains
-from spatialweave.models.intrinsic_ldm.processors import attend_plain
+from spatialweave.models.intrinsic_ldm.network import attend_plain
 from spatialweave.models.intrinsic_ldm.rows import Rows
 
 HEADS = 2

@@ -22,9 +22,9 @@ COUNT = 12
 @pytest.fixture(scope="module")
 def system():
     pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
-    from spatialweave.models.intrinsic_ldm.cogeneration import CoGeneration
+    from spatialweave.models.intrinsic_ldm.pipeline import IntrinsicPipeline
 
-    return CoGeneration.from_files()
+    return IntrinsicPipeline.from_preset("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def test_both_autoencoders_bring_back_scenes_that_they_never_saw(system, held_ou
     """Image: peak signal to noise; maps: as far from the exact ones as the code costs, measured as the evidence measures them."""
     frames, _ = held_out
     x = frames.image.movedim(-1, 1) * 2 - 1
-    back = system.image_vae.decode(system.image_vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
+    back = system.image_vae.module.decode(system.image_vae.module.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
     assert 10 * torch.log10(4 / (back - x).square().mean()) > 29
     maps = code_frames(frames)
-    again = system.maps_vae.decode(system.maps_vae.encode(maps).latent_dist.mode()).sample.clamp(-1, 1)
+    again = system.maps_vae.module.decode(system.maps_vae.module.encode(maps).latent_dist.mode()).sample.clamp(-1, 1)
     found = {name: float(value.nanmean()) for name, value in compare_maps(read_codes(again), exact_maps(frames)).items()}
     assert found["depth_absrel"] < 0.035 and found["normal_angle"] < 6, found
     assert found["segmentation_miou"] > 0.8 and found["line_f1"] > 0.95, found
@@ -83,10 +83,10 @@ def test_the_keys_of_the_shipped_base_tell_places(system, held_out):
     """Read by least squares on half of the scenes, from noised latents; on the other half keys are put where they are."""
     coupling, rows = system.coupling, Rows(("prompt",), COUNT, ("image",))
     image = held_out[0].image.movedim(-1, 1) * 2 - 1
-    latent = system.image_vae.encode(image).latent_dist.mode() * system.image_scale
+    latent = system.image_vae.module.encode(image).latent_dist.mode() * system.image_vae.scale
     noised = 0.7**0.5 * latent + 0.3**0.5 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    with listen(system.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as heard, coupling.call(rows):
-        system.unet(noised, 400, encoder_hidden_states=torch.zeros(COUNT, 24, tiny.TEXT_WIDTH))
+    with listen(system.backbone.network.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as heard, coupling.call(rows):
+        system.backbone.network(noised, 400, encoder_hidden_states=torch.zeros(COUNT, 24, tiny.TEXT_WIDTH))
     keys, codes = heard[0].double(), code_positions(8, 8).double()
     learnt, left = keys[: COUNT // 2], keys[COUNT // 2 :]
     read = torch.linalg.lstsq(learnt.flatten(0, 1), codes.repeat(COUNT // 2, 1)).solution

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
+from spatialweave.models.intrinsic_ldm.backbones import load_image_vae, load_text_pipeline
 from spatialweave.models.intrinsic_ldm.config import VaeConfig
 from spatialweave.models.intrinsic_ldm.data.dataset import IntrinsicSamples
-from spatialweave.models.intrinsic_ldm.data.encode import encode_dataset, load_frozen_parts
-from spatialweave.models.intrinsic_ldm.processors import projections
+from spatialweave.models.intrinsic_ldm.data.encode import encode_dataset
+from spatialweave.models.intrinsic_ldm.network import projections
 from spatialweave.models.intrinsic_ldm.training import lora as training_lora
 from spatialweave.models.intrinsic_ldm.training import vae as training_vae
 from spatialweave.models.intrinsic_ldm.weights import save_intrinsic_vae
@@ -27,60 +28,6 @@ pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
 transformers = pytest.importorskip("transformers", reason="ComfyUI's text encoders are not installed")
 TINY = VaeConfig(width=32, multiples=(1, 1, 1, 2), blocks=1)
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-def small_clip(width, projected=False):
-    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-    config = transformers.CLIPTextConfig(
-        hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, vocab_size=60, max_position_embeddings=77,
-        projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    return kind(config)
-
-
-def clip_words():
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-    return transformers.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
-
-
-def small_t5(width):
-    config = transformers.T5Config(vocab_size=40, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in LETTERS)]
-    return transformers.T5EncoderModel(config), transformers.T5Tokenizer(vocab=words, extra_ids=0)
-
-
-@pytest.fixture
-def write_pipeline(write_base, tmp_path):
-    """write_pipeline(family) -> a folder as published, with everything in it random and small."""
-
-    def write(family):
-        folder = write_base(tmp_path / family, family)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(8)
-            vae = diffusers.AutoencoderKL(**TINY.for_diffusers() | {"in_channels": 3, "out_channels": 3}, scaling_factor=0.5)
-            if family == "pixart":
-                encoder, tokenizer = small_t5(24)
-                parts = {"text_encoder": encoder, "tokenizer": tokenizer}
-            elif family == "sdxl":
-                parts = {
-                    "text_encoder": small_clip(8), "tokenizer": clip_words(), "text_encoder_2": small_clip(16, projected=True),
-                    "tokenizer_2": clip_words(),
-                }  # fmt: skip
-            else:
-                parts = {"text_encoder": small_clip(24), "tokenizer": clip_words()}
-        for name, part in {**parts, "vae": vae}.items():
-            part.save_pretrained(folder / name)
-        index = {name: (type(part).__module__.split(".")[0], type(part).__name__) for name, part in {**parts, "vae": vae}.items()}
-        network = ("transformer", "PixArtTransformer2DModel") if family == "pixart" else ("unet", "UNet2DConditionModel")
-        kind = {"sd21": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "pixart": "PixArtAlphaPipeline"}[family]
-        index |= {"_class_name": kind, network[0]: ("diffusers", network[1]), "scheduler": ("diffusers", "DDPMScheduler")}
-        if family == "sd21":
-            index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-        (folder / "model_index.json").write_text(json.dumps(index))
-        return folder
-
-    return write
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +55,9 @@ def test_the_documentations_script_runs_on_a_pipeline(made, write_pipeline, tmp_
     save_file(lora, tmp_path / "runs" / "intrinsic_lora_sd21" / "intrinsic_lora.safetensors")
     shutil.copy(folder / "vae.safetensors", tmp_path / "runs" / "intrinsic_vae" / "intrinsic_vae.safetensors")
     (code,) = re.findall(r"^```python\n(.*?)^```", (root / "docs" / "intrinsic_training.md").read_text(encoding="utf-8"), flags=re.M | re.S)
-    assert "side = Gaussian(), 7.5, 96" in code and "steps=25" in code
-    code = code.replace("7.5, 96", "7.5, 4").replace("steps=25", "steps=3")
-    said = "assert image.shape == (1, 3, 32, 32) and image.isfinite().all() and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
+    assert "height=768, width=768, steps=25" in code
+    code = code.replace("height=768, width=768, steps=25", "height=32, width=32, steps=3")
+    said = "assert image.shape == (1, 32, 32, 3) and image.isfinite().all() and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{said}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -126,7 +73,7 @@ def test_encoded_samples_are_diffusers_own_and_train(made, write_pipeline, tmp_p
     sample = IntrinsicSamples(folder / "world", image=True)[4]
     with torch.no_grad():
         maps = model.encode(sample["maps"][None]).latent_dist.mean * 3.0
-        text, vae = load_frozen_parts(base, torch.float32)
+        text, vae = load_text_pipeline(base, torch.float32), load_image_vae(base)
         latent = vae.encode(sample["image"][None]).latent_dist.mean * 0.5
         said = text.encode_prompt([sample["caption"]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     torch.testing.assert_close(found["intrinsic_latent"][4:], maps, atol=2e-3, rtol=2e-3)

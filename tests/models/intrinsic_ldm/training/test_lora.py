@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from spatialweave.models.core.training.loop import run_recipe, train
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.core.weights.files import read_header, read_tensors
+from spatialweave.models.intrinsic_ldm.backbones import find_kind, load_backbone
 from spatialweave.models.intrinsic_ldm.lora import read_lora
-from spatialweave.models.intrinsic_ldm.processors import couple, projections
+from spatialweave.models.intrinsic_ldm.network import couple, projections
 from spatialweave.models.intrinsic_ldm.rows import Rows
 from spatialweave.models.intrinsic_ldm.training import lora as training_lora
-from spatialweave.models.intrinsic_ldm.training.bases import find_kind, load_base
 from spatialweave.models.intrinsic_ldm.training.ranks import shorten
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
@@ -236,7 +236,7 @@ BUILDERS = {"intrinsic_lora": training_lora.build}
 def test_the_shipped_lora_gives_the_trained_models_output(small, tmp_path, family, names):
     task = build(small(family, model={"names": names}))
     task.export(tmp_path, {name: value.detach() for name, value in task.model.state_dict().items()})
-    base = load_base(tmp_path / family, family)
+    base = load_backbone(tmp_path / family, family)
     file = tmp_path / training_lora.LORA_FILE
     lora = read_lora(
         read_tensors(file), projections(base.network), base=family, name=file.name, metadata=read_header(file).metadata
@@ -376,7 +376,7 @@ def test_a_recipe_that_cannot_work_is_refused(small, changes, words):
 def test_a_base_of_another_family_or_kind_is_refused(small, tmp_path, write_base, write_latents):
     recipe = small("sdxl")
     write_latents(tmp_path / "other", "sd21")
-    with pytest.raises(ValueError, match="holds a base of the family sdxl, but the recipe's preset is 'sd21'"):
+    with pytest.raises(ValueError, match="Expected a base of the family sd21 in .*, as the preset says, got sdxl"):
         training_lora.build(Recipe.from_json(recipe.to_json() | {"preset": "sd21"}))
     with pytest.raises(ValueError, match="lacks pooled"):
         training_lora.build(Recipe.from_json(recipe.to_json() | {"data": {"folder": str(tmp_path / "other")}}))
@@ -388,7 +388,7 @@ def test_a_base_of_another_family_or_kind_is_refused(small, tmp_path, write_base
 
 def test_what_a_base_predicts_and_its_files_are_checked(small, tmp_path):
     recipe = small(prediction="sample")
-    with pytest.raises(ValueError, match="predicts 'sample'"):
+    with pytest.raises(ValueError, match="predicts epsilon or v_prediction in .*, got 'sample'"):
         training_lora.build(recipe)
     for file in (tmp_path / "sd21" / "unet").glob("*.safetensors"):
         file.unlink()
@@ -428,7 +428,7 @@ def test_a_lora_may_start_at_its_own_place(small, family):
     count, generator = len(samples), torch.Generator().manual_seed(0)
     times = torch.linspace(0, 999, count).long()[torch.randperm(count, generator=generator)]
     noise = torch.randn(count, *samples[0]["latent"].shape, generator=generator)
-    base = load_base(small(family).model["base"], family)  # without processors of ours, each row alone
+    base = load_backbone(small(family).model["base"], family)  # without processors of ours, each row alone
     heard = {}
     for path in task.model.paths:
         if path.endswith("to_q"):

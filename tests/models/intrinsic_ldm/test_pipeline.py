@@ -16,10 +16,28 @@ from spatialweave.models.intrinsic_ldm.schedules import OFF, Constant, Curve, Dr
 from spatialweave.models.tiny.text import TinyTextEncoder
 
 diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
-from spatialweave.models.intrinsic_ldm.cogeneration import CoGeneration, draw_noise, make_scheduler  # noqa: E402
+from spatialweave.models.intrinsic_ldm.pipeline import IntrinsicPipeline  # noqa: E402
+from spatialweave.models.intrinsic_ldm.sampling import draw_noise  # noqa: E402
 
 SIZE = 32
 PROMPTS = ["a red ball", "a blue box behind a green cone"]
+
+
+def make_scheduler():
+    """The tiny base's: SD2.1's noise, from the noisiest timestep down to a clean image."""
+    return diffusers.DDIMScheduler(
+        **tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
+    )
+
+
+def latent_noise(seed, size=SIZE):
+    return draw_noise(seed, (len(PROMPTS), tiny.VAE.latent_channels, size // 8, size // 8))
+
+
+def square(size):
+    return {"height": size, "width": size}
+
+
 SCHEDULERS = {
     "ddim": make_scheduler,
     "euler": lambda: diffusers.EulerDiscreteScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, timestep_spacing="trailing"),
@@ -33,7 +51,7 @@ def folder(write_tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def system(folder):
-    return CoGeneration.from_files(*(folder / f"{part}.safetensors" for part in ("base", "vae", "lora")))
+    return IntrinsicPipeline.from_preset("tiny", weights={part: folder / f"{part}.safetensors" for part in ("base", "vae", "lora")})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +73,7 @@ def sample_plainly(base, scheduler, steps, guidance, seed):
     unet, vae, text, scale = base
     context = torch.cat([text.encode(PROMPTS), text.encode([""] * len(PROMPTS))])
     scheduler.set_timesteps(steps)
-    x = draw_noise(seed, len(PROMPTS), SIZE) * scheduler.init_noise_sigma
+    x = latent_noise(seed) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         said = unet(scheduler.scale_model_input(torch.cat([x, x]), t), t, encoder_hidden_states=context).sample
         prompted, empty = said.chunk(2)
@@ -66,7 +84,7 @@ def sample_plainly(base, scheduler, steps, guidance, seed):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_with_weight_zero_the_image_is_the_bases_bit_for_bit(system, base, name):
     want = sample_plainly(base, SCHEDULERS[name](), 3, 4.0, seed=5)
-    given = {"steps": 3, "guidance": 4.0, "seed": 5, "size": SIZE}
+    given = {"steps": 3, "guidance": 4.0, "seed": 5, **square(SIZE)}
     alone = system(PROMPTS, maps=False, scheduler=SCHEDULERS[name](), **given)
     beside = system(PROMPTS, schedule=OFF, scheduler=SCHEDULERS[name](), **given)
     assert torch.equal(alone.image, want) and torch.equal(beside.image, want)
@@ -74,7 +92,7 @@ def test_with_weight_zero_the_image_is_the_bases_bit_for_bit(system, base, name)
 
 
 def test_a_weight_moves_the_image_and_only_where_the_schedule_says(system):
-    given = {"steps": 3, "seed": 1, "size": SIZE}
+    given = {"steps": 3, "seed": 1, **square(SIZE)}
     off = system(PROMPTS, schedule=OFF, **given).image
     times = make_scheduler()
     times.set_timesteps(3)
@@ -111,7 +129,7 @@ def weights_that_want_gradients(wanted, *modules):
 
 
 def test_the_weights_want_gradients_as_those_of_a_diffusers_pipeline(system):
-    assert all(parameter.requires_grad for part in (system.unet, system.image_vae) for parameter in part.parameters())
+    assert all(parameter.requires_grad for part in (system.backbone.network, system.image_vae.module) for parameter in part.parameters())
 
 
 @pytest.mark.parametrize("wanted", [None, True, False], ids=["as loaded", "with gradients", "frozen"])
@@ -120,14 +138,14 @@ def test_with_weight_zero_the_network_is_asked_for_the_bases_operators(system, b
     """Equal operators on arguments that lie alike: the same image on any machine, whichever product its processor would choose."""
     unet, vae, text, scale = base
     context = torch.cat([text.encode(PROMPTS), text.encode([""] * len(PROMPTS))])
-    x = draw_noise(5, len(PROMPTS), size)
-    around = contextlib.nullcontext() if wanted is None else weights_that_want_gradients(wanted, unet, system.unet)
+    x = latent_noise(5, size)
+    around = contextlib.nullcontext() if wanted is None else weights_that_want_gradients(wanted, unet, system.backbone.network)
     with around, torch.no_grad():
         with operators.asked_of(unet) as plain:
             unet(torch.cat([x, x]), torch.tensor(999), encoder_hidden_states=context)
-        with operators.asked_of(system.unet) as ours:
-            system(PROMPTS, schedule=OFF, steps=1, guidance=4.0, seed=5, size=size)
-            system(PROMPTS, maps=False, steps=1, guidance=4.0, seed=5, size=size)
+        with operators.asked_of(system.backbone.network) as ours:
+            system(PROMPTS, schedule=OFF, steps=1, guidance=4.0, seed=5, **square(size))
+            system(PROMPTS, maps=False, steps=1, guidance=4.0, seed=5, **square(size))
     image, maps, alone = ours
     for call in (image, alone):
         assert operators.same_arguments(plain[0], call)
@@ -139,13 +157,13 @@ def test_with_weight_zero_the_network_is_asked_for_the_bases_operators(system, b
 def test_with_weight_zero_a_pipeline_of_ones_own_is_asked_for_its_own_operators(base, operators):
     """`couple` on somebody's network: its image's calls are those it had before."""
     from spatialweave.models.intrinsic_ldm.attention import Kept
-    from spatialweave.models.intrinsic_ldm.processors import couple
+    from spatialweave.models.intrinsic_ldm.network import couple
     from spatialweave.models.intrinsic_ldm.rows import Rows
 
     unet, _, text, _ = base
     coupled = copy.deepcopy(unet)
     coupling, _ = couple(coupled)
-    given = draw_noise(1, 2, SIZE), torch.tensor(500), text.encode(PROMPTS)
+    given = latent_noise(1), torch.tensor(500), text.encode(PROMPTS)
     with torch.no_grad(), operators.asked_of(unet) as plain, operators.asked_of(coupled) as ours:
         unet(*given)
         with coupling.call(Rows(("prompt",), 2, ("image",)), kept=Kept()):
@@ -196,7 +214,7 @@ def test_one_step_is_equation_4_in_float64(system, base, folder):
             processor = Equation4(delta, w, len(PROMPTS))
         processors[name] = processor
     exact.set_attn_processor(processors)
-    noise = draw_noise(seed, len(PROMPTS), SIZE).double()
+    noise = latent_noise(seed).double()
     context = torch.cat([text.encode(PROMPTS)] * 2 + [text.encode([""] * 2)] * 2).double()
     (prompted, empty) = exact(torch.cat([noise] * 4), torch.tensor(999), encoder_hidden_states=context).sample.chunk(2)
     v = empty + guidance * (prompted - empty)
@@ -204,15 +222,15 @@ def test_one_step_is_equation_4_in_float64(system, base, folder):
     a = (1 - betas).cumprod(0)[999]
     x0 = a.sqrt() * torch.cat([noise] * 2) - (1 - a).sqrt() * v  # one step from the noisiest time ends at the clean picture
     image, maps = x0.chunk(2)
-    made = system(PROMPTS, schedule=Constant(w), steps=1, guidance=guidance, seed=seed, size=SIZE)
+    made = system(PROMPTS, schedule=Constant(w), steps=1, guidance=guidance, seed=seed, **square(SIZE))
     want = (vae.decode((image / scale).float()).sample.movedim(1, -1) + 1) / 2
     assert (made.image - want.clamp(0, 1)).abs().max() < 1e-4
-    want = system.maps_vae.decode((maps / 0.6).float()).sample.clamp(-1, 1)
+    want = system.maps_vae.module.decode((maps / 0.6).float()).sample.clamp(-1, 1)
     assert (made.maps - want).abs().max() < 1e-4
 
 
 def test_pictures_repeat_by_seed_and_are_their_own(system):
-    given = {"schedule": Gaussian(), "steps": 2, "size": SIZE}
+    given = {"schedule": Gaussian(), "steps": 2, **square(SIZE)}
     pair = system(PROMPTS, seed=7, **given)
     again = system(PROMPTS, seed=7, **given)
     assert torch.equal(pair.image, again.image) and torch.equal(pair.maps, again.maps)
@@ -221,35 +239,41 @@ def test_pictures_repeat_by_seed_and_are_their_own(system):
 
 
 def test_guidance_of_one_reads_no_empty_prompt(system):
-    plain = system(PROMPTS, schedule=Constant(), steps=1, guidance=1.0, size=SIZE)
-    near = system(PROMPTS, schedule=Constant(), steps=1, guidance=1.0 + 1e-6, size=SIZE)
+    plain = system(PROMPTS, schedule=Constant(), steps=1, guidance=1.0, **square(SIZE))
+    near = system(PROMPTS, schedule=Constant(), steps=1, guidance=1.0 + 1e-6, **square(SIZE))
     assert (plain.image - near.image).abs().max() < 1e-4 and (plain.maps - near.maps).abs().max() < 1e-4
 
 
 def test_steps_are_told_and_the_scheduler_is_left_alone(system):
     told, scheduler = [], make_scheduler()
-    system(PROMPTS[:1], steps=3, size=SIZE, scheduler=scheduler, on_step=lambda done, steps: told.append((done, steps)))
-    assert told == [(1, 3), (2, 3), (3, 3)] and scheduler.num_inference_steps is None
+    system(PROMPTS[:1], steps=3, **square(SIZE), scheduler=scheduler, on_step=lambda *step: told.append(step))
+    assert [(step, steps) for step, steps, _ in told] == [(1, 3), (2, 3), (3, 3)] and scheduler.num_inference_steps is None
+    assert all(latents.keys() == {"image", "intrinsic"} for *_, latents in told)
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"steps": 0}, "0 steps arrived"),
-        ({"size": 40}, "a multiple of 16"),
+        ({"steps": 0}, "at least 1 step of sampling, got 0"),
+        (square(40), "multiples of 16 for this base, got 40 x 40"),
+        ({"prompt": []}, "at least one prompt"),
         ({"schedule": Drop(frozenset({9}))}, "names layer 9"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(system, change, said):
     with pytest.raises(ValueError, match=said):
-        system(PROMPTS, **{"size": SIZE, "steps": 1, **change})
+        system(**{"prompt": PROMPTS, **square(SIZE), "steps": 1, **change})
+
+
+def open_tiny(base, vae, lora):
+    return IntrinsicPipeline.from_preset("tiny", weights={"base": base, "vae": vae, "lora": lora})
 
 
 def test_wrong_files_are_named(folder):
     base, vae, lora = (folder / f"{part}.safetensors" for part in ("base", "vae", "lora"))
     with pytest.raises(WeightsError, match="not a tiny latent diffusion model"):
-        CoGeneration.from_files(vae, vae, lora)
+        open_tiny(vae, vae, lora)
     with pytest.raises(WeightsError, match="wanted an intrinsic VAE"):
-        CoGeneration.from_files(base, lora, lora)
+        open_tiny(base, lora, lora)
     with pytest.raises(ValueError, match="belongs to no LoRA"):
-        CoGeneration.from_files(base, vae, vae)
+        open_tiny(base, vae, vae)

@@ -1,0 +1,268 @@
+"""Base models from files: the tiny one that ships, or SD2.1, SDXL and PixArt from a folder in diffusers' form.
+
+Nothing is ever fetched: a folder lies on this machine or is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.text_files import read_json_object, show_path
+from ..core.weights.files import check_finite, fill_module, read_tensors
+from ..tiny.text import TinyTextEncoder, explain_prompt, read_layout
+from . import tiny
+from .config import Family, VaeConfig
+from .network import Backbone, find_component
+
+SD1_PROMPT = 768  # width of SD1.5's context, where SD2.1's is 1024
+SDXL_SCALE = 0.13025  # of the autoencoder that PixArt-Sigma shares
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A KL autoencoder of diffusers with what makes its latents zero-mean and of unit standard deviation."""
+
+    module: nn.Module
+    scale: float
+    shift: float = 0.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """float32 (b, c, H, W) of latents (b, c, h, w), whatever dtype the autoencoder computes in."""
+        latents = latents / self.scale
+        latents = latents + self.shift if self.shift else latents
+        return self.module.decode(latents.to(self.dtype)).sample.float()
+
+
+class PromptEncoder:
+    """Prompts to what the network of a family reads of them: the base's own text encoders, in a diffusers pipeline or a tiny one."""
+
+    def __init__(self, text: Any, family: Family):
+        self.text, self.family, self.is_tiny = text, family, isinstance(text, TinyTextEncoder)
+
+    def to(self, device: str | torch.device) -> PromptEncoder:
+        self.text.to(device)
+        return self
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """A row for each prompt, by the family's CONDITIONS: context (b, n, d); SDXL also pooled (b, d), PixArt context_mask (b, n)."""
+        if self.is_tiny:
+            return {"context": self.text.encode(prompts)}
+        settings = {"device": self.text.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        if self.family == "pixart":
+            context, mask, *_ = self.text.encode_prompt(prompts, **settings)
+            return {"context": context, "context_mask": mask}
+        context, _, *pooled = self.text.encode_prompt(prompts, **settings)
+        return {"context": context, **({"pooled": pooled[0]} if self.family == "sdxl" else {})}
+
+    def explain(self, prompts: list[str]) -> list[str]:
+        """A sentence for each prompt with words that the encoder cannot read."""
+        return [said for said in map(explain_prompt, prompts) if said] if self.is_tiny else []
+
+
+@dataclass(frozen=True)
+class LatentDiffusion:
+    """A whole base model: network, image autoencoder, text encoders."""
+
+    backbone: Backbone
+    autoencoder: Autoencoder
+    prompts: PromptEncoder
+
+
+def import_diffusers():
+    """The library, or how to get it."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(
+            'Base models outside ComfyUI need diffusers, which is not installed: pip install "spatialweave[train]".'
+        ) from error
+    return diffusers
+
+
+def load_tiny(path: str | os.PathLike = tiny.BASE_FILE, dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+    """The tiny base. Its text encoder, which runs once per prompt, stays in float32."""
+    diffusers, base = import_diffusers(), tiny.load_base(path)
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
+        image = diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(3))
+        text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
+    unet = load_module(unet, base.unet, "the tiny base's UNet", dtype)
+    image = load_module(image, base.vae, "the tiny base's autoencoder", dtype)
+    text = load_module(text, base.text, "the tiny base's text encoder")
+    scheduler = diffusers.DDPMScheduler(
+        **tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False, timestep_spacing="trailing"
+    )
+    backbone = Backbone(unet, tiny.FAMILY, scheduler)
+    return LatentDiffusion(backbone, Autoencoder(image, base.vae_scale), PromptEncoder(text, tiny.FAMILY))
+
+
+def load_folder(folder: str | Path, family: Family, dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+    """A pipeline in diffusers' form; its image autoencoder stays in float32, which SDXL's needs. ValueError says what it lacks."""
+    folder = Path(folder)
+    backbone = load_backbone(folder, family, dtype)
+    prompts, vae = load_parts(folder, dtype)
+    return LatentDiffusion(backbone, Autoencoder(vae, vae.config.scaling_factor, vae.config.shift_factor or 0.0), prompts)
+
+
+def load_module(
+    module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """The module with these weights, in inference mode, its parameters as `from_pretrained` leaves them.
+
+    They keep `requires_grad`: for few tokens torch multiplies a batch by weights that require gradients in one
+    product (mm), by others row by row (bmm), even where nothing is recorded, and on some processors the two round
+    differently. A base loaded by diffusers has weights that require gradients, so its image would not be ours bit
+    for bit.
+    """
+    module = nn.Module.to(module, dtype)  # torch's own, as diffusers' warns of the precision; filling keeps a module's
+    return fill_module(module, state, what=what).train(False)
+
+
+def make_autoencoder(config: VaeConfig, device: str = "cpu") -> nn.Module:
+    """diffusers' AutoencoderKL with eight channels on both sides."""
+    with torch.device(device):
+        return import_diffusers().AutoencoderKL(**config.for_diffusers(), scaling_factor=config.base_scale)
+
+
+def load_backbone(folder: str | Path, family: Family, dtype: torch.dtype = torch.float32) -> Backbone:
+    """A pipeline's network, in inference mode, and its scheduler; ValueError says what the folder is or lacks."""
+    diffusers = import_diffusers()
+    folder = Path(folder)
+    found = find_family(folder)
+    if found != family:
+        raise ValueError(f"Expected a base of the family {family} in {folder}, as the preset says, got {found}. Change one of them.")
+    kind = diffusers.PixArtTransformer2DModel if family == "pixart" else diffusers.UNet2DConditionModel
+    component = find_component(family)
+    try:
+        scheduler = diffusers.DDPMScheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+        network = kind.from_pretrained(
+            folder,
+            subfolder=component,
+            torch_dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=find_variant(folder / component),
+        )
+    except (OSError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"The base in {folder} cannot be loaded: {error} Fetch the folder again, with its .safetensors files."
+        ) from error
+    check_finite(network.state_dict(), f"the base in {folder}")
+    check_prediction(folder, scheduler.config.prediction_type)
+    return Backbone(network.train(False), family, scheduler, find_kind(folder, family))
+
+
+def check_prediction(folder: Path, prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ValueError(
+            f"Expected a base that predicts {' or '.join(PREDICTIONS)} in {folder}, got {prediction!r} in its scheduler's config. "
+            "Choose another base."
+        )
+
+
+def load_parts(base: Path, dtype: torch.dtype) -> tuple[PromptEncoder, nn.Module]:
+    """The text encoders, and the image autoencoder in float32, of a base's folder."""
+    family = find_family(base)
+    if (base / tiny.TEXT_FILE).is_file():  # made by `training.base`
+        state = read_tensors(base / tiny.TEXT_FILE)
+        text = fill_module(TinyTextEncoder(*read_layout(state), device="meta"), state, what=str(base / tiny.TEXT_FILE))
+        return PromptEncoder(text.train(False), family), load_image_vae(base)
+    text, image = load_text_pipeline(base, dtype), load_image_vae(base)
+    for name, module in text.components.items():
+        if isinstance(module, nn.Module):
+            check_finite(module.state_dict(), f"the {name} in {base}")
+    return PromptEncoder(text, family), image
+
+
+def load_text_pipeline(base: Path, dtype: torch.dtype) -> Any:
+    """A diffusers pipeline of the text encoders and tokenizers alone."""
+    index = read_json(base / "model_index.json")
+    absent: dict[str, Any] = {find_component(find_family(base)): None, "vae": None}
+    if "safety_checker" in index:
+        absent |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    with explain_parts(base):
+        return import_diffusers().DiffusionPipeline.from_pretrained(
+            base,
+            **absent,
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=dtype,
+            variant=find_variant(base / "text_encoder"),
+        )
+
+
+def load_image_vae(base: Path) -> nn.Module:
+    with explain_parts(base):
+        image = import_diffusers().AutoencoderKL.from_pretrained(
+            base, subfolder="vae", local_files_only=True, use_safetensors=True, variant=find_variant(base / "vae")
+        )
+    check_finite(image.state_dict(), f"the vae in {base}")
+    return image.train(False)
+
+
+@contextmanager
+def explain_parts(base: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, ImportError) as error:
+        raise ValueError(
+            f"The text encoders or the VAE in {base} cannot be loaded: {error} Fetch the folder again, with its .safetensors files."
+        ) from error
+
+
+def find_family(folder: Path) -> Family:
+    """Which of the families the base in a diffusers folder belongs to; ValueError for others and for what is no such folder."""
+    parts = [part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()]
+    if not parts:
+        raise ValueError(
+            f"{folder} is no base in diffusers' form: it has neither unet/config.json nor transformer/config.json; name the folder of a "
+            "downloaded pipeline of SD2.1, SDXL or PixArt."
+        )
+    config = read_json(folder / parts[0] / "config.json")
+    kind, added = config.get("_class_name"), config.get("addition_embed_type")
+    families = {
+        ("PixArtTransformer2DModel", None): "pixart",
+        ("UNet2DConditionModel", None): "sd21",
+        ("UNet2DConditionModel", "text_time"): "sdxl",
+    }
+    if not all(isinstance(each, str | None) for each in (kind, added)) or (kind, added) not in families:
+        also = f" with {added}" if added else ""
+        raise ValueError(f"{folder} holds a {kind}{also}, wanted the base of SD2.1, SDXL or PixArt; name such a folder.")
+    return families[kind, added]
+
+
+def find_kind(folder: Path, family: Family) -> str:
+    """SD1.5 by the width of its prompts, PixArt-Sigma by SDXL's autoencoder; "" for the family's own."""
+    if family == "sd21":
+        return "sd15" if read_json(folder / "unet" / "config.json").get("cross_attention_dim") == SD1_PROMPT else ""
+    vae = folder / "vae" / "config.json"
+    if family == "pixart" and vae.is_file():
+        return "pixart_sigma" if read_json(vae).get("scaling_factor") == SDXL_SCALE else ""
+    return ""
+
+
+def find_variant(folder: Path) -> str | None:
+    """ "fp16" where a folder has nothing but half precision files."""
+    names = [path.name for path in folder.glob("*.safetensors*")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a base's folder that holds one object; ValueError says what is wrong with it."""
+    try:
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{show_path(path)} is missing or damaged ({error}); fetch the folder of the base again.") from error

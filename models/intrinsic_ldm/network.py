@@ -1,0 +1,193 @@
+"""The base model's network with coupled self-attention: a diffusers UNet or transformer, for scripts and training.
+
+    coupling, layers = couple(unet, lora=low_rank_parts)        # installs the processors; diffusers itself is not imported
+    rows = Rows(("cond", "uncond"), batch=2)                    # per prompt: 2 images, then their 2 sets of maps
+    weights = {layer.block: schedule.weight(layer.number("stages"), t) for layer in layers}
+    with coupling.call(rows, weights):
+        unet(x, t, encoder_hidden_states=context)               # each prompt's context repeated for its 4 rows
+
+In training w is 1 in every layer (`coupling.call(rows)`), and the LoRA's tensors may require gradients.
+In ComfyUI the same equation and LoRA act inside core's networks, see nodes/host/intrinsic_ldm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Coupling
+from .config import Family
+from .layers import Layer
+from .lora import LowRank, Projection, add_to_stream
+
+PIXELS = 8  # of an image's side to one of the latent's
+BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.")
+PARTS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of a self-attention
+ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A base model's network of any family, and its noise as diffusers' DDPM scheduler knows it.
+
+    A family is the form of the network's inputs: "sd21" reads a prompt, "sdxl" also its pooled embedding and the
+    image's size, "pixart" the prompt's mask and, where the model is the 1024 pixel one, the size.
+    """
+
+    network: nn.Module
+    family: Family
+    scheduler: Any
+    kind: str = ""  # what its LoRA is for, where that is narrower than the family: "sd15" and "pixart_sigma"
+
+    @property
+    def name(self) -> str:
+        """Of the base in a LoRA's file, as the node tells models apart."""
+        return self.kind or self.family
+
+    @property
+    def component(self) -> str:
+        """What diffusers calls the network in its pipeline, and LoRA files in front of their names."""
+        return find_component(self.family)
+
+    @property
+    def steps(self) -> int:
+        return self.scheduler.config.num_train_timesteps
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels
+
+    @property
+    def context_width(self) -> int:
+        config = self.network.config
+        return config.caption_channels if self.family == "pixart" else config.cross_attention_dim
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that divide the sides of every image."""
+        config = self.network.config
+        return PIXELS * (config.patch_size if self.family == "pixart" else 2 ** (len(config.block_out_channels) - 1))
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """sqrt(a) x0 + sqrt(1 - a) noise at the timesteps t (b,)."""
+        return self.scheduler.add_noise(x0, noise, t)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the base predicts: the noise, or v = sqrt(a) noise - sqrt(1 - a) x0."""
+        return noise if self.scheduler.config.prediction_type == "epsilon" else self.scheduler.get_velocity(x0, noise, t)
+
+    def predict(self, x: Tensor, t: Tensor, prompt: Mapping[str, Tensor]) -> Tensor:
+        """The prediction for rows x (b, c, h, w) at timesteps t (b,) or (), in float32; `prompt` holds the family's CONDITIONS."""
+        dtype, height, width = self.network.dtype, PIXELS * x.shape[2], PIXELS * x.shape[3]
+        more = {}
+        if self.family == "sdxl":
+            # the image is whole: its original size, the corner it was cropped at, the size it has
+            size = torch.tensor([[height, width, 0, 0, height, width]], device=x.device, dtype=dtype)
+            more["added_cond_kwargs"] = {"text_embeds": prompt["pooled"].to(dtype), "time_ids": size.expand(len(x), -1)}
+        if self.family == "pixart":
+            t = t.expand(len(x))
+            more["encoder_attention_mask"] = prompt["context_mask"].to(dtype)
+            more["added_cond_kwargs"] = _pixart_size(self.network, height, width, x.to(dtype))
+        context = prompt["context"].to(dtype)
+        out = self.network(x.to(dtype), timestep=t, encoder_hidden_states=context, return_dict=False, **more)[0]
+        return out[:, : x.shape[1]].float()  # PixArt's other half are variances
+
+
+def find_component(family: Family) -> str:
+    return "transformer" if family == "pixart" else "unet"
+
+
+def _pixart_size(network: nn.Module, height: int, width: int, like: Tensor) -> dict[str, Tensor | None]:
+    if not network.use_additional_conditions:
+        return {"resolution": None, "aspect_ratio": None}
+    rows = len(like)
+    return {
+        "resolution": like.new_tensor([[height, width]]).expand(rows, -1),
+        "aspect_ratio": like.new_tensor([[height / width]]).expand(rows, -1),
+    }
+
+
+class CrossDomainProcessor:
+    """What a diffusers Attention calls in place of its own processor; hidden_states are (b, n, d)."""
+
+    def __init__(self, layer: Layer, coupling: Coupling, lora: Mapping[str, LowRank]):
+        self.layer, self.coupling = layer, coupling
+        self.lora = {part: lora.get(f"{layer.name}.{part}") for part in PARTS}
+
+    def __call__(
+        self, attn, hidden_states: Tensor, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs
+    ) -> Tensor:
+        if encoder_hidden_states is not None or attention_mask is not None or attn.group_norm is not None:
+            raise ValueError(
+                f"{self.layer.name} was given a prompt, a mask or a group norm, which no self-attention of SD or PixArt has."
+            )
+        q, k, v = (self._project(getattr(attn, part), part, hidden_states) for part in ("to_q", "to_k", "to_v"))
+        out = self.coupling.attend(
+            self.layer.block, q, k, v, heads=attn.heads, plain=lambda q, k, v: attend_plain(q, k, v, attn.heads)
+        )
+        out = attn.to_out[1](self._project(attn.to_out[0], "to_out.0", out))
+        out = out + hidden_states if attn.residual_connection else out
+        return out / attn.rescale_output_factor
+
+    def _project(self, linear: nn.Module, part: str, x: Tensor) -> Tensor:
+        out = linear(x)
+        if self.lora[part] is not None:
+            add_to_stream(out, x, self.lora[part], self.coupling.rows, "intrinsic")
+        return out
+
+
+def attend_plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of (b, n, h * d) within each row."""
+    parts = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (q, k, v))
+    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+
+
+def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple[Coupling, list[Layer]]:
+    """Put our processors into every self-attention of a diffusers model; the state they share, and the layers.
+
+    `lora` by `projections(model)`'s names, as `read_lora` gives it; a name of no layer raises ValueError.
+    """
+    coupling, layers, lora = Coupling(), find_layers(model), dict(lora or {})
+    unknown = sorted(set(lora) - set(projections(model)))
+    if unknown:
+        raise ValueError(f"The LoRA changes {unknown[0]}, which is no self-attention projection of this {type(model).__name__}.")
+    ours = {f"{layer.name}.processor": CrossDomainProcessor(layer, coupling, lora) for layer in layers}
+    model.set_attn_processor(model.attn_processors | ours)
+    return coupling, layers
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """The self-attention layers of a diffusers UNet2DConditionModel or PixArt transformer, in the order in which they run."""
+    names = [name for name, _ in model.named_modules() if name.endswith(".attn1")]
+    if not names:
+        raise ValueError(f"A {type(model).__name__} arrived, which has no attention called attn1: give a UNet or a PixArt transformer.")
+    if not hasattr(model, "down_blocks"):
+        return [Layer(name, (name,), index, index) for index, name in enumerate(names)]
+    names.sort(key=lambda name: ORDER[name.split(".")[0]])  # a stable sort: inside a part the module order is the running order
+    levels = len(model.down_blocks)
+    return [Layer(name, (name,), stage_of(name, levels), index) for index, name in enumerate(names)]
+
+
+def stage_of(name: str, levels: int) -> int:
+    """1 to levels going down, levels + 1 in the middle, then up."""
+    found = BLOCK.match(name)
+    if found is None:
+        return levels + 1
+    return int(found[2]) + (1 if found[1] == "down_blocks" else levels + 2)
+
+
+def projections(model: nn.Module) -> dict[str, Projection]:
+    """Every projection that an intrinsic LoRA may change."""
+    found = {}
+    for layer in find_layers(model):
+        attn = model.get_submodule(layer.name)
+        for part in PARTS:
+            linear = attn.get_submodule(part)
+            found[f"{layer.name}.{part}"] = Projection(linear.in_features, linear.out_features)
+    return found

@@ -1,0 +1,241 @@
+"""Prompts in, images with their intrinsic maps out: the tiny base, SD2.1, SDXL or PixArt through diffusers.
+
+    pipeline = IntrinsicPipeline.from_preset("sd21", weights={"base": FOLDER, "vae": FILE, "lora": FILE})
+    result = pipeline("a red chair by a window", seed=3)
+    result.image                    # (b, h, w, 3) in [0, 1]
+    result.decode_maps()            # depth, normals, segmentation and line art, see maps/codec.py
+
+In ComfyUI nodes do the same inside core's sampling (nodes/host/intrinsic_ldm/run.py); equation, LoRA and schedules
+are shared.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.diffusion.guidance import guide
+from ..core.geometry.normals import NormalStyle
+from ..core.protocols import OnStep
+from . import tiny
+from .attention import Kept
+from .backbones import Autoencoder, LatentDiffusion, import_diffusers, load_folder, load_module, load_tiny, make_autoencoder
+from .config import Preset, find_preset
+from .layers import Layer, Reading, check_layers
+from .lora import LowRank, open_lora, read_lora
+from .maps.channels import FAR, NEAR
+from .maps.codec import Pictures, decode_pictures
+from .network import PIXELS, Backbone, couple, projections
+from .rows import BOTH, Rows, Stream
+from .sampling import Latents, draw_noise, sample_streams
+from .schedules import Drop, Gaussian, Schedule
+from .weights import IntrinsicVae, load_intrinsic_vae, to_diffusers_names
+
+PathLike = str | os.PathLike
+TINY_FILES = {"base": tiny.BASE_FILE, "vae": tiny.VAE_FILE, "lora": tiny.LORA_FILE}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One batch. `maps` are as `stack_maps` lays them, None where only the image was asked for."""
+
+    image: Tensor  # (b, h, w, 3) in [0, 1]
+    maps: Tensor | None  # (b, 8, h, w) in [-1, 1]
+    notes: tuple[str, ...]  # a sentence for everything that was not read or done as asked
+    seed: int
+    seconds: float
+
+    def decode_maps(self, *, near: float = NEAR, far: float = FAR, style: NormalStyle = "opengl") -> Pictures:
+        """The View with depth and normals, the normal map, segmentation and line art; `near` and `far` scale the depth."""
+        if self.maps is None:
+            raise ValueError("Expected a result with maps, got one of maps=False. Sample again without it.")
+        return decode_pictures(self.maps, near=near, far=far, style=style, picture=self.image)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is fixed for all steps of a run: w of each layer over time, each prompt's condition, and the guidance scale."""
+
+    schedule: Schedule
+    reading: Reading
+    conditions: Mapping[str, Mapping[str, Tensor]]  # of "prompt", and of "empty" under guidance; by CONDITIONS, a row per image
+    guidance: float
+
+    def weights(self, layers: Sequence[Layer], t: float) -> dict[int, float]:
+        return {layer.block: self.schedule.weight(layer.number(self.reading), t) for layer in layers}
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        """(prompts, b, c, h, w) to (b, c, h, w)."""
+        return predictions[0] if len(predictions) == 1 else guide(predictions[0], predictions[1], self.guidance)
+
+
+class IntrinsicPipeline:
+    """A base with its intrinsic LoRA and both autoencoders."""
+
+    def __init__(self, base: LatentDiffusion, intrinsic: IntrinsicVae, lora: Mapping[str, LowRank], preset: Preset):
+        """`lora` by `projections(base.backbone.network)`'s names, as `read_lora` gives it."""
+        self.backbone, self.image_vae, self.prompts = base.backbone, base.autoencoder, base.prompts
+        check_vae(intrinsic, self.backbone)
+        maps = make_autoencoder(intrinsic.config, "meta")
+        maps = load_module(maps, to_diffusers_names(intrinsic.state), "the intrinsic VAE", self.image_vae.dtype)
+        self.maps_vae = Autoencoder(maps, intrinsic.latent_scale)
+        self.coupling, self.layers = couple(self.backbone.network, lora)
+        self.preset = preset
+
+    @classmethod
+    def from_preset(
+        cls,
+        name: str = "tiny",
+        *,
+        weights: Mapping[str, PathLike] | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> IntrinsicPipeline:
+        """`weights`: "base" (of SD2.1, SDXL and PixArt a folder in diffusers' form), "vae" and "lora", files of one's own.
+
+        The preset tiny has files that ship for those left out. The network computes in `dtype`; the autoencoders
+        of the other presets stay in float32. ValueError (WeightsError) says what a wrong name or file is.
+        """
+        preset = find_preset(name)
+        files = choose_files(name, weights or {})
+        base = load_tiny(files["base"], dtype) if name == "tiny" else load_folder(files["base"], preset.family, dtype)
+        intrinsic = load_intrinsic_vae(files["vae"])
+        like = torch.empty(0, device=device, dtype=dtype)
+        lora = {path: part.to(like) for path, part in open_intrinsic_lora(files["lora"], base.backbone, name).items()}
+        return cls(base, intrinsic, lora, preset).to(device)
+
+    def to(self, device: str | torch.device) -> IntrinsicPipeline:
+        """Networks and text encoders; the LoRA is on the device that `from_preset` was given."""
+        for module in (self.backbone.network, self.image_vae.module, self.maps_vae.module, self.prompts):
+            module.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        schedule: Schedule | None = None,
+        reading: Reading = "blocks",
+        maps: bool = True,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        scheduler: Any = None,
+        on_step: OnStep | None = None,
+    ) -> Result:
+        """One image per prompt. Image i starts from noise of seed + i, and so do its maps. None takes the preset's default.
+
+        `schedule` is w(l, t), the paper's Gaussian by default, which `reading` counts layers for; without `maps` the
+        base samples the image alone. `scheduler`: any of diffusers'; by default DDIM on the base's own noise.
+
+        Where w is 0 in every layer of a step the image's rows go through the network as the base's do, in calls of
+        the same shape: with OFF the image is the base's bit for bit.
+        """
+        started, prompts = time.perf_counter(), [prompt] if isinstance(prompt, str) else list(prompt)
+        schedule, size = schedule or Gaussian(), (height or self.preset.size, width or self.preset.size)
+        self.check(prompts, size, schedule, reading)
+        guidance = self.preset.guidance if guidance is None else guidance
+        steering = Steering(schedule, reading, self.encode_prompts(prompts, guidance), guidance)
+        shape = (len(prompts), self.backbone.channels, *(side // PIXELS for side in size))
+        latents = sample_streams(
+            lambda latents, t: self.predict(latents, t, steering),
+            draw_noise(seed, shape).to(self.backbone.network.device),
+            scheduler or make_scheduler(self.backbone),
+            streams=BOTH if maps else ("image",),
+            steps=self.preset.steps if steps is None else steps,
+            on_step=on_step,
+        )
+        image = ((self.image_vae.decode(latents["image"]).movedim(1, -1) + 1) / 2).clamp(0, 1).cpu()
+        stacked = self.maps_vae.decode(latents["intrinsic"]).clamp(-1, 1).cpu() if maps else None
+        return Result(image, stacked, tuple(self.prompts.explain(prompts)), seed, time.perf_counter() - started)
+
+    def check(self, prompts: Sequence[str], size: tuple[int, int], schedule: Schedule, reading: Reading) -> None:
+        multiple = self.backbone.multiple
+        if not prompts:
+            raise ValueError("Expected at least one prompt, got none. Give one for each image.")
+        if any(side < multiple or side % multiple for side in size):
+            raise ValueError(
+                f"Expected height and width as multiples of {multiple} for this base, got {size[0]} x {size[1]}. Choose others."
+            )
+        if isinstance(schedule, Drop):
+            check_layers(schedule.layers, self.layers, reading)
+
+    def encode_prompts(self, prompts: list[str], guidance: float) -> dict[str, dict[str, Tensor]]:
+        """Of "prompt" and, under guidance, of "empty": what the network reads, a row per image."""
+        conditions = {"prompt": self.prompts.encode(prompts)}
+        if guidance != 1:
+            conditions["empty"] = self.prompts.encode([""] * len(prompts))
+        return conditions
+
+    def predict(self, latents: Latents, t: Tensor, steering: Steering) -> Latents:
+        """The prediction after CFG on the latents of each stream."""
+        weights = steering.weights(self.layers, float(t))
+        if "intrinsic" not in latents or any(weights.values()):
+            return self.run(latents, t, steering, weights)
+        kept = Kept()
+        return {stream: self.run({stream: latents[stream]}, t, steering, weights, kept)[stream] for stream in BOTH}
+
+    def run(
+        self, latents: Latents, t: Tensor, steering: Steering, weights: Mapping[int, float], kept: Kept | None = None
+    ) -> Latents:
+        """One call of the network; its rows are (prompt, stream, image)."""
+        streams: tuple[Stream, ...] = tuple(latents)
+        rows = Rows(tuple(steering.conditions), len(latents[streams[0]]), streams)
+        x = torch.cat([latents[stream] for _ in rows.chunks for stream in streams])
+        prompt = {
+            name: torch.cat([condition[name] for condition in steering.conditions.values() for _ in streams])
+            for name in steering.conditions["prompt"]
+        }
+        with self.coupling.call(rows, weights, kept):
+            predictions = self.backbone.predict(x, t.to(x.device), prompt)
+        return {stream: steering.guide(rows.select(predictions, stream)) for stream in streams}
+
+
+def choose_files(name: str, weights: Mapping[str, PathLike]) -> dict[str, Path]:
+    """A path for base, vae and lora."""
+    if not isinstance(weights, Mapping) or set(weights) - set(TINY_FILES):
+        raise ValueError(f"Expected weights as a mapping with {', '.join(TINY_FILES)}, got {weights!r}. Name the files so.")
+    files = {**(TINY_FILES if name == "tiny" else {}), **weights}
+    missing = [part for part in TINY_FILES if part not in files]
+    if missing:
+        raise ValueError(
+            f"Expected weights with {', '.join(TINY_FILES)} for the preset {name}, got none for {', '.join(missing)}. "
+            "Only the tiny preset's ship with SpatialWeave; docs/intrinsic_training.md says how to make yours."
+        )
+    return {part: Path(path) for part, path in files.items()}
+
+
+def open_intrinsic_lora(path: PathLike, backbone: Backbone, base: str) -> dict[str, LowRank]:
+    """A file's low-rank parts by projection; `base` names the base in errors. ValueError for a LoRA of another base."""
+    tensors, metadata = open_lora(path)
+    parts = read_lora(tensors, projections(backbone.network), base=base, name=str(path), metadata=metadata)
+    trained_on = metadata.get("base", backbone.name)
+    if trained_on != backbone.name:
+        raise ValueError(
+            f"Expected a LoRA trained on {backbone.name}, got {path}, trained on {trained_on}. Choose the LoRA made for this base."
+        )
+    return parts
+
+
+def check_vae(intrinsic: IntrinsicVae, backbone: Backbone) -> None:
+    config = intrinsic.config
+    if (config.latent_channels, config.stride) != (backbone.channels, PIXELS):
+        raise ValueError(
+            f"Expected an intrinsic VAE with latents of {backbone.channels} channels at 1/{PIXELS} of the image's size, as the base "
+            f"has them, got {config.latent_channels} channels at 1/{config.stride}. Choose the one made for this base."
+        )
+
+
+def make_scheduler(backbone: Backbone) -> Any:
+    """diffusers' DDIM on the base's own noise and in its own spacing of timesteps."""
+    return import_diffusers().DDIMScheduler.from_config(backbone.scheduler.config, clip_sample=False)
