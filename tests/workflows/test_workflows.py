@@ -347,7 +347,7 @@ def test_a_failing_run_says_which_node_and_why(server, runner, root):
     """A plain latent into the joint model: our sentence reaches the user through ComfyUI's error box."""
     graph = read(root, JOINT, api=True)
     graph["5"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
-    with pytest.raises(runner.RunError, match=r"node 6 \(KSampler\): .*A plain latent .* arrived, but this model samples an image"):
+    with pytest.raises(runner.RunError, match=r"node 6 \(KSampler\): .*Expected a joint latent, .* got a plain latent"):
         server[0].wait(server[0].queue(graph), 120)
 
 

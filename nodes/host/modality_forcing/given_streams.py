@@ -123,12 +123,11 @@ def check_parts(vae, image, image_mask, view, depth_mask) -> None:
     """Refuse inputs that would do nothing, or that need another one."""
     if image is None and view is None:
         raise ValueError(
-            "Neither an image nor a view arrived, so nothing is given: wire one, or use Empty Joint Latent "
-            "to sample both."
+            "Expected an image or a view, got neither. Wire one, or use Empty Joint Latent to sample both."
         )
     if image is not None and vae is None:
         raise ValueError(
-            "An image arrived without a VAE to encode it: wire the VAE of Load Modality Forcing, or "
+            "Expected a VAE to encode the image, got none. Wire the VAE of Load Modality Forcing, or "
             "flux2-vae for a file."
         )
     for name, mask, owner, given in (
@@ -137,8 +136,8 @@ def check_parts(vae, image, image_mask, view, depth_mask) -> None:
     ):
         if mask is not None and given is None:
             raise ValueError(
-                f"A mask arrived at {name} without the {owner} it masks: wire the {owner}, or take the mask "
-                "off."
+                f"Expected the {owner} that {name} masks, got the mask alone. "
+                f"Wire the {owner}, or take the mask off."
             )
 
 
@@ -149,8 +148,8 @@ def find_common_size(pictures: Pictures | None, view: View | None) -> Size:
     if len(set(sizes)) > 1:
         (a, b), (c, d) = sizes
         raise ValueError(
-            f"An image of {a} x {b} and a view of {c} x {d} arrived (height x width): scale the image to the "
-            "view's size."
+            "Expected an image and a view of one size (height x width), got "
+            f"an image of {a} x {b} and a view of {c} x {d}. Scale the image to the view's size."
         )
     return sizes[0]
 

@@ -41,29 +41,29 @@ def explain_size(model, width: int, height: int) -> Notes:
 def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
     """Image latent (b, c, h, w) and depth (b, 1, H, W), network space, of a joint LATENT, else an error."""
     samples = read_samples(latent, "samples")
-    remedy = "a joint latent comes from Empty Joint Latent, through a KSampler with a joint model"
+    remedy = "A joint latent comes from Empty Joint Latent, through a KSampler with a joint model"
     if not getattr(samples, "is_nested", False):
         raise ValueError(
-            f"A plain latent {tuple(samples.shape)} arrived, which has no depth in it: {remedy}."
+            f"Expected a joint latent, got a plain latent {tuple(samples.shape)}, no depth in it. {remedy}."
         )
     streams = samples.unbind()
     shapes = " and ".join(str(tuple(stream.shape)) for stream in streams)
     if len(streams) != 2 or streams[0].ndim != 4 or streams[1].ndim != 4 or streams[1].shape[1] != 1:
         wanted = "an image (batch, channels, h, w) and a depth (batch, 1, H, W)"
-        raise ValueError(f"A nested latent of {shapes} arrived, wanted {wanted}: {remedy}.")
+        raise ValueError(f"Expected {wanted}, got a nested latent of {shapes}. {remedy}.")
     image, depth = streams
     if image.shape[0] != depth.shape[0]:
         raise ValueError(
-            f"{image.shape[0]} images and {depth.shape[0]} depth maps arrived in one latent: give equally "
-            "many."
+            "Expected as many images as depth maps in one latent, got "
+            f"{image.shape[0]} images and {depth.shape[0]} depth maps. Give equally many."
         )
     if (
         depth.shape[-2] % image.shape[-2]
         or depth.shape[-2] * image.shape[-1] != depth.shape[-1] * image.shape[-2]
     ):
         raise ValueError(
-            f"A nested latent of {shapes} arrived, whose depth does not cover the same picture as its image: "
-            f"{remedy}."
+            f"Expected a depth of the image's extent, got a nested latent of {shapes}, whose depth does not "
+            f"cover the same image. {remedy}."
         )
     return image, depth
 

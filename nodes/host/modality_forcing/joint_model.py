@@ -214,7 +214,7 @@ def latent_format(network: ModalityForcingConfig) -> comfy.latent_formats.Latent
 
 def check_latent(shapes, network: ModalityForcingConfig) -> None:
     """Refuse all but an image latent (b, c, h, w) with a depth (b, 1, p h, p w), in one sentence."""
-    remedy = "make one with the node Empty Joint Latent, with this model wired to it"
+    remedy = "Make one with the node Empty Joint Latent, with this model wired to it"
     if shapes is None or len(shapes) != 2:
         streams = (
             "no latent"
@@ -224,21 +224,19 @@ def check_latent(shapes, network: ModalityForcingConfig) -> None:
             else f"{len(shapes)} streams"
         )
         raise ValueError(
-            f"{streams[0].upper()}{streams[1:]} arrived, but this model samples an image and its depth "
-            f"together: {remedy}."
+            f"Expected a joint latent, an image and its depth together, got {streams}. {remedy}."
         )
     image, depth = (tuple(shape) for shape in shapes)
     channels, patch = network.in_channels, network.depth_patch
     if len(image) != 4 or image[1] != channels:
         raise ValueError(
-            f"An image latent {image} arrived, but this model's has {channels} channels (batch, {channels}, "
-            f"h, w): {remedy}."
+            f"Expected an image latent (batch, {channels}, h, w) of {channels} channels, got an image latent "
+            f"{image}. {remedy}."
         )
     wanted = (image[0], 1, image[2] * patch, image[3] * patch)
     if depth != wanted:
         raise ValueError(
-            f"An image latent {image} arrived with a depth {depth}, but that image needs a depth {wanted}: "
-            f"{remedy}."
+            f"Expected a depth {wanted} beside the image latent {image}, got a depth {depth}. {remedy}."
         )
 
 
@@ -247,9 +245,9 @@ def check_context(context: Tensor | None, network: ModalityForcingConfig) -> Non
     width = None if context is None else context.shape[-1]
     if width != network.context_in_dim:
         raise ValueError(
-            f"A prompt of width {width} arrived, but this model reads {network.context_in_dim}: encode it "
-            "with the CLIP of Load Modality Forcing for the tiny model, with the Qwen3 encoder of its "
-            "FLUX.2 base (Load CLIP, type flux2) for a file."
+            f"Expected a prompt of width {network.context_in_dim}, got a prompt of width {width}. Encode it "
+            "with the CLIP of Load Modality Forcing for the tiny model, with the Qwen3 encoder of its FLUX.2 "
+            "base (Load CLIP, type flux2) for a file."
         )
 
 
@@ -306,7 +304,8 @@ def network_config(model: comfy.model_patcher.ModelPatcher, purpose: str) -> Mod
     if not isinstance(model.model, JointModel):
         kind = type(model.model).__name__
         raise ValueError(
-            f"A {kind} model arrived, but only a joint model {purpose}: load one with Load Modality Forcing."
+            f"Expected a joint model, which alone {purpose}, got a {kind} model. "
+            "Load one with Load Modality Forcing."
         )
     return model.model.model_config.network
 
