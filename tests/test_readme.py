@@ -53,7 +53,7 @@ def test_the_python_example_does_the_three_jobs_without_comfyui(pack, tmp_path):
 
 def test_the_intrinsics_example_gives_an_image_and_its_four_maps(pack, tmp_path):
     pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
-    code = read_example(pack, "docs/python.md", "I-LDM").replace("decode_pictures(result.maps)", "maps = decode_pictures(result.maps)")
+    code = read_example(pack, "docs/python.md", "I-LDM").replace("result.decode_maps()", "maps = result.decode_maps()")
     assert "maps = " in code
     run(code + "assert result.image.shape == (1, 128, 128, 3) and maps.view.depth.shape == (1, 128, 128)", tmp_path)
 
