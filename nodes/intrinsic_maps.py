@@ -110,9 +110,10 @@ class EncodeIntrinsics(io.ComfyNode):
     @classmethod
     def execute(cls, vae, normal_style, tile_size, depth=None, normals=None, segmentation=None, line=None) -> io.NodeOutput:
         given = read_maps(depth=depth, normals=normals, segmentation=segmentation, line=line, style=normal_style)
-        latent = encode_maps(vae, given.stacked, tile_size, given.notes)
-        tell(given.notes, cls.hidden)
-        return io.NodeOutput(latent, "\n".join([given.coded, *given.notes]), given.transparent)
+        latent, changes = encode_maps(vae, given.stacked, tile_size)
+        notes = given.notes + changes
+        tell(notes, cls.hidden)
+        return io.NodeOutput(latent, "\n".join([given.coded, *notes]), given.transparent)
 
 
 class DecodeIntrinsics(io.ComfyNode):
@@ -159,9 +160,9 @@ class DecodeIntrinsics(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, vae, near, far, index, normal_style, tile_size, picture=None) -> io.NodeOutput:
-        notes: list[str] = []
-        stacked, padded = decode_maps(vae, samples, tile_size, notes)
-        beside = read_beside(picture, tuple(stacked.shape[2:]), padded, notes)
+        stacked, padded, changes = decode_maps(vae, samples, tile_size)
+        beside = read_beside(picture, tuple(stacked.shape[2:]), padded)
+        notes = changes + beside.notes
         found = decode_pictures(stacked, near=near, far=far, style=normal_style, picture=beside.picture)
         made = (found.view, found.normals, found.segmentation, found.masks(index), found.line)
         tell(notes, cls.hidden)

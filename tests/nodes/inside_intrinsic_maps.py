@@ -117,7 +117,7 @@ def against_the_network(latent_scale=0.5, base_scale=0.13025):
     vae = saved(SMALL | {"base_scale": base_scale}, latent_scale=latent_scale, name="units.safetensors")
     network = comfy.ldm.models.autoencoder.AutoencoderKL(**config().for_core()).train(False)
     network.load_state_dict(random_state(config()))
-    maps, pipeline = pictures(), ours("models.intrinsic_ldm.maps.channels.codec")
+    maps, pipeline = pictures(), ours("models.intrinsic_ldm.maps.codec")
     latent, text, _ = encode(vae, **maps)
     raw = network.encode(pipeline.encode_pictures(**maps)[0])
     found = decode(vae, latent, near=2.0, far=9.0)
@@ -178,7 +178,7 @@ def widened(naming):
 def tiles():
     """Tiles as large as the picture change nothing; smaller ones, and those that core takes when memory runs out, keep the shapes."""
     vae, maps = saved(), pictures(1, 128, 192)
-    stacked = ours("models.intrinsic_ldm.maps.channels.codec").encode_pictures(**maps)[0]
+    stacked = ours("models.intrinsic_ldm.maps.codec").encode_pictures(**maps)[0]
     whole = vae.encode_maps(stacked)
     shown = vae.decode_maps(whole)
     small = decode(vae, encode(vae, tile_size=64, **maps)[0], tile_size=64)
@@ -261,7 +261,7 @@ def saved_by_core():
 def odd_size(height, width):
     """Padded to whole latents by repeating edges, given back in its own size: directly, as a joint latent, and beside a picture."""
     vae, maps = saved(OF_SD), pictures(1, height, width)
-    stacked = ours("models.intrinsic_ldm.maps.channels.codec").encode_pictures(**maps)[0]
+    stacked = ours("models.intrinsic_ldm.maps.codec").encode_pictures(**maps)[0]
     rows, columns = (torch.arange(-(-side // 8) * 8).clamp(max=side - 1) for side in (height, width))
     latent, text, _ = encode(vae, **maps)
     again = core.NODE_CLASS_MAPPINGS["LatentUpscaleBy"]().upscale(latent, "nearest-exact", 2.0)[0]
@@ -279,7 +279,7 @@ def odd_size(height, width):
 
 def broken(name):
     """Pixels that are no numbers in one map: the latent against that of maps which lack those pixels, and what is said."""
-    vae, (view, pipeline) = saved(OF_SD), (ours("models.core.geometry.view").View, ours("models.intrinsic_ldm.maps.channels.codec"))
+    vae, (view, pipeline) = saved(OF_SD), (ours("models.core.geometry.view").View, ours("models.intrinsic_ldm.maps.codec"))
     maps = pictures(1, 64, 64)
     where = torch.zeros(64, 64, dtype=torch.bool)
     where[30, 30], where[40, 7:9] = True, True
@@ -398,7 +398,7 @@ def filled_in(first=5000, count=12):
     """
     frames = ours("models.world.render").render(ours("models.benchmarks.modality_forcing").hold_out(first, count)[0], 128, 128)
     (vae,), names = run("LoadIntrinsicVae", vae_name=ours("nodes.host.shared.shipped").TINY), ours("models.intrinsic_ldm.config").MAPS
-    encode_given, view = ours("models.intrinsic_ldm.maps.channels.codec").encode_pictures, ours("models.core.geometry.view").View
+    encode_given, view = ours("models.intrinsic_ldm.maps.codec").encode_pictures, ours("models.core.geometry.view").View
     slices, show = ours("models.intrinsic_ldm.vae").map_slices(), ours("models.core.geometry.normals").normals_to_image
     exact, whole, without = [], [], {name: [] for name in names}
     for depth, normals, ids, line in zip(frames.depth, frames.normals, frames.segmentation, frames.line):
