@@ -176,8 +176,7 @@ def attend_plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple[Coupling, list[Layer]]:
-    """Put our processors into every self-attention of a diffusers model; the state they share, and the
-    layers.
+    """Install our processors in every self-attention of a diffusers model; returns their state, the layers.
 
     `lora` by `projections(model)`'s names, as `read_lora` gives it; a name of no layer raises ValueError.
     """

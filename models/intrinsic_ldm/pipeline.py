@@ -171,7 +171,8 @@ class IntrinsicPipeline:
         calls of the same shape: with OFF the image is the base's bit for bit.
         """
         started, prompts = time.perf_counter(), [prompt] if isinstance(prompt, str) else list(prompt)
-        schedule, size = schedule or Gaussian(), (height or self.preset.size, width or self.preset.size)
+        schedule = Gaussian() if schedule is None else schedule
+        size = tuple(self.preset.size if side is None else side for side in (height, width))
         self.check(prompts, size, schedule, reading)
         guidance = self.preset.guidance if guidance is None else guidance
         steering = Steering(schedule, reading, self.encode_prompts(prompts, guidance), guidance)
