@@ -127,9 +127,10 @@ class EncodeIntrinsics(io.ComfyNode):
     ) -> io.NodeOutput:
         maps = {"depth": depth, "normals": normals, "segmentation": segmentation, "line": line}
         given = read_maps(**maps, style=normal_style)
-        latent = encode_maps(vae, given.stacked, tile_size, given.notes)
-        tell(given.notes, cls.hidden)
-        return io.NodeOutput(latent, "\n".join([given.coded, *given.notes]), given.transparent)
+        latent, changes = encode_maps(vae, given.stacked, tile_size)
+        notes = given.notes + changes
+        tell(notes, cls.hidden)
+        return io.NodeOutput(latent, "\n".join([given.coded, *notes]), given.transparent)
 
 
 class DecodeIntrinsics(io.ComfyNode):
@@ -199,9 +200,9 @@ class DecodeIntrinsics(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, vae, near, far, index, normal_style, tile_size, picture=None) -> io.NodeOutput:
-        notes: list[str] = []
-        stacked, padded = decode_maps(vae, samples, tile_size, notes)
-        beside = read_beside(picture, tuple(stacked.shape[2:]), padded, notes)
+        stacked, padded, changes = decode_maps(vae, samples, tile_size)
+        beside = read_beside(picture, tuple(stacked.shape[2:]), padded)
+        notes = changes + beside.notes
         decoded = decode_pictures(stacked, near=near, far=far, style=normal_style, picture=beside.picture)
         maps = (decoded.view, decoded.normals, decoded.segmentation, decoded.masks(index), decoded.line)
         tell(notes, cls.hidden)

@@ -1,8 +1,9 @@
-"""Cross-domain self-attention, equations 1 and 4 of the paper, for any host that has q, k, v of one layer in hand.
+"""Cross-domain self-attention, equations 1 and 4 of the paper, from q, k, v of one layer of any host.
 
-Image queries see image keys at weight 1 and intrinsic keys at weight w, which enters as log w beside the scores; intrinsic queries see
-both at 1. Where w is 0 in every layer of a step the host may run the image rows alone, in calls of exactly the base model's shape (so
-its numbers are the base model's, bit for bit), and the intrinsic rows after them: the image's keys and values are kept in between.
+Image queries see image keys at weight 1 and intrinsic keys at weight w, which enters as log w beside the
+scores; intrinsic queries see both at 1. Where w is 0 in every layer of a step the host may run the image rows
+alone, in calls of exactly the base model's shape (so its numbers are the base model's, bit for bit), and the
+intrinsic rows after them: the image's keys and values are kept in between.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ from torch.utils.checkpoint import checkpoint
 from .rows import Rows
 
 Plain = Callable[[Tensor, Tensor, Tensor], Tensor]  # a host's own attention
-Inside = Callable[..., Tensor]  # the same inside a coupled call: (q, k, v, *, scale[, bias]) in 'b h n d', as our op's Inner says
+# the same inside a coupled call: (q, k, v, *, scale[, bias]) in 'b h n d', as our op's Inner says
+Inside = Callable[..., Tensor]
 
 
 @dataclass
 class Kept:
-    """The image's keys and values between the image's call and its intrinsic maps' call, by chunk and layer."""
+    """KV cache between the image's call and its intrinsic maps' call, by chunk and layer."""
 
     values: dict[tuple[Hashable, Hashable], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def put(self, layer: Hashable, rows: Rows, k: Tensor, v: Tensor) -> None:
-        for chunk, key, value in zip(rows.chunks, rows.select(k, "image"), rows.select(v, "image"), strict=True):
+        for chunk, key, value in zip(
+            rows.chunks, rows.select(k, "image"), rows.select(v, "image"), strict=True
+        ):
             self.values[chunk, layer] = key, value
 
     def take(self, layer: Hashable, rows: Rows) -> tuple[Tensor, Tensor]:
-        """What was put for these chunks, whatever calls they came in; each is given out once and then forgotten."""
+        """Keys and values of these chunks, whichever calls stored them; each is returned once and removed."""
         pairs = [self.values.pop((chunk, layer)) for chunk in rows.chunks]
         keys, values = zip(*pairs, strict=True)
         return torch.cat(keys), torch.cat(values)
@@ -45,14 +49,13 @@ class Call:
 
     rows: Rows
     weights: Mapping[Hashable, float] | None = None  # w by layer; None is 1 in every layer, as in training
-    kept: Kept | None = None  # where the image's keys and values are kept for the call of its maps, or come from
+    kept: Kept | None = None  # the KV cache that an image's call fills and its maps' call reads
 
 
 class Coupling:
-    """What the coupled layers of one network share: the call that is under way.
+    """What the coupled layers of one network share: the current call.
 
-        with coupling.call(Rows(("prompt", "empty"), batch=2), weights):
-            network(x, t, encoder_hidden_states=context)
+    Around each call of the network: `with coupling.call(Rows(("prompt", "empty"), batch=2), weights):`.
     """
 
     def __init__(self) -> None:
@@ -64,10 +67,11 @@ class Coupling:
 
     @property
     def current(self) -> Call:
-        """The call that is under way."""
+        """Of the `with` block; RuntimeError outside."""
         if self._call is None:
             raise RuntimeError(
-                "Expected a call of the coupled network inside `with coupling.call(rows, weights):`, got one outside. Put it inside."
+                "Expected a call of the coupled network inside `with coupling.call(rows, weights):`, got one "
+                "outside. Put it inside."
             )
         return self._call
 
@@ -93,9 +97,11 @@ class Coupling:
             self._call = before
 
     def checkpoint(self, block: Callable[..., Any], *args: Any) -> Any:
-        """Gradient checkpointing of one block, for diffusers' `enable_gradient_checkpointing(coupling.checkpoint)`.
+        """Gradient checkpointing of one block, for diffusers'
+        `enable_gradient_checkpointing(coupling.checkpoint)`.
 
-        The backward pass recomputes the block when the `with` block of its call is over, so it is entered again.
+        The backward pass recomputes the block when the `with` block of its call is over, so it is entered
+        again.
         """
         call = self.current
 
@@ -129,7 +135,9 @@ class Coupling:
                 call.kept.put(layer, rows, k, v)
             return plain(q, k, v)
         if rows.streams == ("intrinsic",) and call.kept is None:
-            return plain(q, k, v)  # maps without an image: the paper's ablation of training without the image domain
+            return plain(
+                q, k, v
+            )  # maps without an image: the paper's ablation of training without the image domain
         if rows.streams == ("intrinsic",):
             image_k, image_v = call.kept.take(layer, rows)
             return plain(q, torch.cat([image_k, k], dim=1), torch.cat([image_v, v], dim=1))
@@ -137,8 +145,12 @@ class Coupling:
         return attend_domains(q, k, v, rows, weight, heads=heads, inner=inner)
 
 
-def attend_domains(q: Tensor, k: Tensor, v: Tensor, rows: Rows, weight: float, *, heads: int, inner: Inside | None = None) -> Tensor:
-    """Equation 4 for a batch that holds both streams: q, k, v (rows, tokens, heads * width), `weight` w of this layer and step."""
+def attend_domains(
+    q: Tensor, k: Tensor, v: Tensor, rows: Rows, weight: float, *, heads: int, inner: Inside | None = None
+) -> Tensor:
+    """Equation 4 for a batch that holds both streams: q, k, v (rows, tokens, heads * width), `weight` w of
+    this layer and step.
+    """
     # late: registering the op takes a quarter of the time in which the whole pack loads
     from ...kernels.segment_attention import Inner, cross_domain_attention
 

@@ -1,4 +1,4 @@
-"""Base models from files: the tiny one that ships, or SD2.1, SDXL and PixArt from a folder in diffusers' form.
+"""Base models from files: the shipped tiny one, or SD2.1, SDXL and PixArt from a folder in diffusers' form.
 
 Nothing is ever fetched: a folder lies on this machine or is refused.
 """
@@ -47,7 +47,9 @@ class Autoencoder:
 
 
 class PromptEncoder:
-    """Prompts to what the network of a family reads of them: the base's own text encoders, in a diffusers pipeline or a tiny one."""
+    """Prompts to what the network of a family reads of them: the base's own text encoders, in a diffusers
+    pipeline or a tiny one.
+    """
 
     def __init__(self, text: Any, family: Family):
         self.text, self.family, self.is_tiny = text, family, isinstance(text, TinyTextEncoder)
@@ -57,10 +59,16 @@ class PromptEncoder:
         return self
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """A row for each prompt, by the family's CONDITIONS: context (b, n, d); SDXL also pooled (b, d), PixArt context_mask (b, n)."""
+        """A row for each prompt, by the family's CONDITIONS: context (b, n, d); SDXL also pooled (b, d),
+        PixArt context_mask (b, n).
+        """
         if self.is_tiny:
             return {"context": self.text.encode(prompts)}
-        settings = {"device": self.text.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        settings = {
+            "device": self.text.device,
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": False,
+        }
         if self.family == "pixart":
             context, mask, *_ = self.text.encode_prompt(prompts, **settings)
             return {"context": context, "context_mask": mask}
@@ -92,7 +100,9 @@ def import_diffusers():
     return diffusers
 
 
-def load_tiny(path: str | os.PathLike = tiny.BASE_FILE, dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+def load_tiny(
+    path: str | os.PathLike = tiny.BASE_FILE, dtype: torch.dtype = torch.float32
+) -> LatentDiffusion:
     """The tiny base. Its text encoder, which runs once per prompt, stays in float32."""
     diffusers, base = import_diffusers(), tiny.load_base(path)
     with torch.device("meta"):
@@ -110,11 +120,15 @@ def load_tiny(path: str | os.PathLike = tiny.BASE_FILE, dtype: torch.dtype = tor
 
 
 def load_folder(folder: str | Path, family: Family, dtype: torch.dtype = torch.float32) -> LatentDiffusion:
-    """A pipeline in diffusers' form; its image autoencoder stays in float32, which SDXL's needs. ValueError says what it lacks."""
+    """A pipeline in diffusers' form; its image autoencoder stays in float32, which SDXL's needs. ValueError
+    says what it lacks.
+    """
     folder = Path(folder)
     backbone = load_backbone(folder, family, dtype)
     prompts, vae = load_parts(folder, dtype)
-    return LatentDiffusion(backbone, Autoencoder(vae, vae.config.scaling_factor, vae.config.shift_factor or 0.0), prompts)
+    return LatentDiffusion(
+        backbone, Autoencoder(vae, vae.config.scaling_factor, vae.config.shift_factor or 0.0), prompts
+    )
 
 
 def load_module(
@@ -122,12 +136,13 @@ def load_module(
 ) -> nn.Module:
     """The module with these weights, in inference mode, its parameters as `from_pretrained` leaves them.
 
-    They keep `requires_grad`: for few tokens torch multiplies a batch by weights that require gradients in one
-    product (mm), by others row by row (bmm), even where nothing is recorded, and on some processors the two round
-    differently. A base loaded by diffusers has weights that require gradients, so its image would not be ours bit
-    for bit.
+    They keep `requires_grad`: for few tokens torch multiplies a batch by weights that require gradients in
+    one product (mm), by others row by row (bmm), even where nothing is recorded, and on some processors the
+    two round differently. A base loaded by diffusers has weights that require gradients, so its image would
+    not be ours bit for bit.
     """
-    module = nn.Module.to(module, dtype)  # torch's own, as diffusers' warns of the precision; filling keeps a module's
+    # torch's own `to`, as diffusers' warns of the precision; filling keeps a module's dtype
+    module = nn.Module.to(module, dtype)
     return fill_module(module, state, what=what).train(False)
 
 
@@ -138,16 +153,23 @@ def make_autoencoder(config: VaeConfig, device: str = "cpu") -> nn.Module:
 
 
 def load_backbone(folder: str | Path, family: Family, dtype: torch.dtype = torch.float32) -> Backbone:
-    """A pipeline's network, in inference mode, and its scheduler; ValueError says what the folder is or lacks."""
+    """A pipeline's network, in inference mode, and its scheduler; ValueError says what the folder is or
+    lacks.
+    """
     diffusers = import_diffusers()
     folder = Path(folder)
     found = find_family(folder)
     if found != family:
-        raise ValueError(f"Expected a base of the family {family} in {folder}, as the preset says, got {found}. Change one of them.")
+        raise ValueError(
+            f"Expected a base of the family {family} in {folder}, as the preset says, got {found}. Change "
+            "one of them."
+        )
     kind = diffusers.PixArtTransformer2DModel if family == "pixart" else diffusers.UNet2DConditionModel
     component = find_component(family)
     try:
-        scheduler = diffusers.DDPMScheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+        scheduler = diffusers.DDPMScheduler.from_config(
+            read_json(folder / "scheduler" / "scheduler_config.json")
+        )
         network = kind.from_pretrained(
             folder,
             subfolder=component,
@@ -158,7 +180,8 @@ def load_backbone(folder: str | Path, family: Family, dtype: torch.dtype = torch
         )
     except (OSError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"The base in {folder} cannot be loaded: {error} Fetch the folder again, with its .safetensors files."
+            f"The base in {folder} cannot be loaded: {error} Fetch the folder again, with its .safetensors "
+            "files."
         ) from error
     check_finite(network.state_dict(), f"the base in {folder}")
     check_prediction(folder, scheduler.config.prediction_type)
@@ -168,7 +191,8 @@ def load_backbone(folder: str | Path, family: Family, dtype: torch.dtype = torch
 def check_prediction(folder: Path, prediction: str) -> None:
     if prediction not in PREDICTIONS:
         raise ValueError(
-            f"Expected a base that predicts {' or '.join(PREDICTIONS)} in {folder}, got {prediction!r} in its scheduler's config. "
+            f"Expected a base that predicts {' or '.join(PREDICTIONS)} in {folder}, got {prediction!r} in "
+            "its scheduler's config. "
             "Choose another base."
         )
 
@@ -178,7 +202,9 @@ def load_parts(base: Path, dtype: torch.dtype) -> tuple[PromptEncoder, nn.Module
     family = find_family(base)
     if (base / tiny.TEXT_FILE).is_file():  # made by `training.base`
         state = read_tensors(base / tiny.TEXT_FILE)
-        text = fill_module(TinyTextEncoder(*read_layout(state), device="meta"), state, what=str(base / tiny.TEXT_FILE))
+        text = fill_module(
+            TinyTextEncoder(*read_layout(state), device="meta"), state, what=str(base / tiny.TEXT_FILE)
+        )
         return PromptEncoder(text.train(False), family), load_image_vae(base)
     text, image = load_text_pipeline(base, dtype), load_image_vae(base)
     for name, module in text.components.items():
@@ -207,7 +233,11 @@ def load_text_pipeline(base: Path, dtype: torch.dtype) -> Any:
 def load_image_vae(base: Path) -> nn.Module:
     with explain_parts(base):
         image = import_diffusers().AutoencoderKL.from_pretrained(
-            base, subfolder="vae", local_files_only=True, use_safetensors=True, variant=find_variant(base / "vae")
+            base,
+            subfolder="vae",
+            local_files_only=True,
+            use_safetensors=True,
+            variant=find_variant(base / "vae"),
         )
     check_finite(image.state_dict(), f"the vae in {base}")
     return image.train(False)
@@ -219,16 +249,20 @@ def explain_parts(base: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, TypeError, ImportError) as error:
         raise ValueError(
-            f"The text encoders or the VAE in {base} cannot be loaded: {error} Fetch the folder again, with its .safetensors files."
+            f"The text encoders or the VAE in {base} cannot be loaded: {error} Fetch the folder again, with "
+            "its .safetensors files."
         ) from error
 
 
 def find_family(folder: Path) -> Family:
-    """Which of the families the base in a diffusers folder belongs to; ValueError for others and for what is no such folder."""
+    """Which of the families the base in a diffusers folder belongs to; ValueError for others and for what is
+    no such folder.
+    """
     parts = [part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()]
     if not parts:
         raise ValueError(
-            f"{folder} is no base in diffusers' form: it has neither unet/config.json nor transformer/config.json; name the folder of a "
+            f"{folder} is no base in diffusers' form: it has neither unet/config.json nor "
+            "transformer/config.json; name the folder of a "
             "downloaded pipeline of SD2.1, SDXL or PixArt."
         )
     config = read_json(folder / parts[0] / "config.json")
@@ -240,14 +274,17 @@ def find_family(folder: Path) -> Family:
     }
     if not all(isinstance(each, str | None) for each in (kind, added)) or (kind, added) not in families:
         also = f" with {added}" if added else ""
-        raise ValueError(f"{folder} holds a {kind}{also}, wanted the base of SD2.1, SDXL or PixArt; name such a folder.")
+        raise ValueError(
+            f"{folder} holds a {kind}{also}, wanted the base of SD2.1, SDXL or PixArt; name such a folder."
+        )
     return families[kind, added]
 
 
 def find_kind(folder: Path, family: Family) -> str:
     """SD1.5 by the width of its prompts, PixArt-Sigma by SDXL's autoencoder; "" for the family's own."""
     if family == "sd21":
-        return "sd15" if read_json(folder / "unet" / "config.json").get("cross_attention_dim") == SD1_PROMPT else ""
+        width = read_json(folder / "unet" / "config.json").get("cross_attention_dim")
+        return "sd15" if width == SD1_PROMPT else ""
     vae = folder / "vae" / "config.json"
     if family == "pixart" and vae.is_file():
         return "pixart_sigma" if read_json(vae).get("scaling_factor") == SDXL_SCALE else ""
@@ -265,4 +302,6 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{show_path(path)} is missing or damaged ({error}); fetch the folder of the base again.") from error
+        raise ValueError(
+            f"{show_path(path)} is missing or damaged ({error}); fetch the folder of the base again."
+        ) from error

@@ -1,4 +1,4 @@
-"""The base model's network with coupled self-attention: a diffusers UNet or transformer, for scripts and training.
+"""The base model's network with coupled self-attention: a diffusers UNet or transformer.
 
     coupling, layers = couple(unet, lora=low_rank_parts)        # installs the processors; diffusers itself is not imported
     rows = Rows(("cond", "uncond"), batch=2)                    # per prompt: 2 images, then their 2 sets of maps
@@ -36,8 +36,8 @@ ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 class Backbone:
     """A base model's network of any family, and its noise as diffusers' DDPM scheduler knows it.
 
-    A family is the form of the network's inputs: "sd21" reads a prompt, "sdxl" also its pooled embedding and the
-    image's size, "pixart" the prompt's mask and, where the model is the 1024 pixel one, the size.
+    A family is the form of the network's inputs: "sd21" reads a prompt, "sdxl" also its pooled embedding and
+    the image's size, "pixart" the prompt's mask and, where the model is the 1024 pixel one, the size.
     """
 
     network: nn.Module
@@ -72,7 +72,9 @@ class Backbone:
     def multiple(self) -> int:
         """Pixels that divide the sides of every image."""
         config = self.network.config
-        return PIXELS * (config.patch_size if self.family == "pixart" else 2 ** (len(config.block_out_channels) - 1))
+        return PIXELS * (
+            config.patch_size if self.family == "pixart" else 2 ** (len(config.block_out_channels) - 1)
+        )
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """sqrt(a) x0 + sqrt(1 - a) noise at the timesteps t (b,)."""
@@ -80,22 +82,33 @@ class Backbone:
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the base predicts: the noise, or v = sqrt(a) noise - sqrt(1 - a) x0."""
-        return noise if self.scheduler.config.prediction_type == "epsilon" else self.scheduler.get_velocity(x0, noise, t)
+        return (
+            noise
+            if self.scheduler.config.prediction_type == "epsilon"
+            else self.scheduler.get_velocity(x0, noise, t)
+        )
 
     def predict(self, x: Tensor, t: Tensor, prompt: Mapping[str, Tensor]) -> Tensor:
-        """The prediction for rows x (b, c, h, w) at timesteps t (b,) or (), in float32; `prompt` holds the family's CONDITIONS."""
+        """The prediction for rows x (b, c, h, w) at timesteps t (b,) or (), in float32; `prompt` holds the
+        family's CONDITIONS.
+        """
         dtype, height, width = self.network.dtype, PIXELS * x.shape[2], PIXELS * x.shape[3]
         more = {}
         if self.family == "sdxl":
             # the image is whole: its original size, the corner it was cropped at, the size it has
             size = torch.tensor([[height, width, 0, 0, height, width]], device=x.device, dtype=dtype)
-            more["added_cond_kwargs"] = {"text_embeds": prompt["pooled"].to(dtype), "time_ids": size.expand(len(x), -1)}
+            more["added_cond_kwargs"] = {
+                "text_embeds": prompt["pooled"].to(dtype),
+                "time_ids": size.expand(len(x), -1),
+            }
         if self.family == "pixart":
             t = t.expand(len(x))
             more["encoder_attention_mask"] = prompt["context_mask"].to(dtype)
             more["added_cond_kwargs"] = _pixart_size(self.network, height, width, x.to(dtype))
         context = prompt["context"].to(dtype)
-        out = self.network(x.to(dtype), timestep=t, encoder_hidden_states=context, return_dict=False, **more)[0]
+        (out, *_) = self.network(
+            x.to(dtype), timestep=t, encoder_hidden_states=context, return_dict=False, **more
+        )
         return out[:, : x.shape[1]].float()  # PixArt's other half are variances
 
 
@@ -121,15 +134,29 @@ class CrossDomainProcessor:
         self.lora = {part: lora.get(f"{layer.name}.{part}") for part in PARTS}
 
     def __call__(
-        self, attn, hidden_states: Tensor, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs
+        self,
+        attn,
+        hidden_states: Tensor,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        temb=None,
+        **kwargs,
     ) -> Tensor:
         if encoder_hidden_states is not None or attention_mask is not None or attn.group_norm is not None:
             raise ValueError(
-                f"{self.layer.name} was given a prompt, a mask or a group norm, which no self-attention of SD or PixArt has."
+                f"{self.layer.name} was given a prompt, a mask or a group norm, which no self-attention of "
+                "SD or PixArt has."
             )
-        q, k, v = (self._project(getattr(attn, part), part, hidden_states) for part in ("to_q", "to_k", "to_v"))
+        q, k, v = (
+            self._project(getattr(attn, part), part, hidden_states) for part in ("to_q", "to_k", "to_v")
+        )
         out = self.coupling.attend(
-            self.layer.block, q, k, v, heads=attn.heads, plain=lambda q, k, v: attend_plain(q, k, v, attn.heads)
+            self.layer.block,
+            q,
+            k,
+            v,
+            heads=attn.heads,
+            plain=lambda q, k, v: attend_plain(q, k, v, attn.heads),
         )
         out = attn.to_out[1](self._project(attn.to_out[0], "to_out.0", out))
         out = out + hidden_states if attn.residual_connection else out
@@ -149,27 +176,36 @@ def attend_plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple[Coupling, list[Layer]]:
-    """Put our processors into every self-attention of a diffusers model; the state they share, and the layers.
+    """Install our processors in every self-attention of a diffusers model; returns their state, the layers.
 
     `lora` by `projections(model)`'s names, as `read_lora` gives it; a name of no layer raises ValueError.
     """
     coupling, layers, lora = Coupling(), find_layers(model), dict(lora or {})
     unknown = sorted(set(lora) - set(projections(model)))
     if unknown:
-        raise ValueError(f"The LoRA changes {unknown[0]}, which is no self-attention projection of this {type(model).__name__}.")
+        raise ValueError(
+            f"The LoRA changes {unknown[0]}, which is no self-attention projection of this "
+            f"{type(model).__name__}."
+        )
     ours = {f"{layer.name}.processor": CrossDomainProcessor(layer, coupling, lora) for layer in layers}
     model.set_attn_processor(model.attn_processors | ours)
     return coupling, layers
 
 
 def find_layers(model: nn.Module) -> list[Layer]:
-    """The self-attention layers of a diffusers UNet2DConditionModel or PixArt transformer, in the order in which they run."""
+    """The self-attention layers of a diffusers UNet2DConditionModel or PixArt transformer, in the order in
+    which they run.
+    """
     names = [name for name, _ in model.named_modules() if name.endswith(".attn1")]
     if not names:
-        raise ValueError(f"A {type(model).__name__} arrived, which has no attention called attn1: give a UNet or a PixArt transformer.")
+        raise ValueError(
+            f"A {type(model).__name__} arrived, which has no attention called attn1: give a UNet or a PixArt "
+            "transformer."
+        )
     if not hasattr(model, "down_blocks"):
         return [Layer(name, (name,), index, index) for index, name in enumerate(names)]
-    names.sort(key=lambda name: ORDER[name.split(".")[0]])  # a stable sort: inside a part the module order is the running order
+    # a stable sort: within down, middle and up the module order is the running order
+    names.sort(key=lambda name: ORDER[name.split(".")[0]])
     levels = len(model.down_blocks)
     return [Layer(name, (name,), stage_of(name, levels), index) for index, name in enumerate(names)]
 

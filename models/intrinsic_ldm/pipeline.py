@@ -5,8 +5,8 @@
     result.image                    # (b, h, w, 3) in [0, 1]
     result.decode_maps()            # depth, normals, segmentation and line art, see maps/codec.py
 
-In ComfyUI nodes do the same inside core's sampling (nodes/host/intrinsic_ldm/run.py); equation, LoRA and schedules
-are shared.
+In ComfyUI nodes do the same inside core's sampling (nodes/host/intrinsic_ldm/run.py); equation, LoRA and
+schedules are shared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from ..core.geometry.normals import NormalStyle
 from ..core.protocols import OnStep
 from . import tiny
 from .attention import Kept
-from .backbones import Autoencoder, LatentDiffusion, import_diffusers, load_folder, load_module, load_tiny, make_autoencoder
+from .backbones import (
+    Autoencoder,
+    LatentDiffusion,
+    import_diffusers,
+    load_folder,
+    load_module,
+    load_tiny,
+    make_autoencoder,
+)
 from .config import Preset, find_preset
 from .layers import Layer, Reading, check_layers
 from .lora import LowRank, open_lora, read_lora
@@ -53,7 +61,9 @@ class Result:
     seconds: float
 
     def decode_maps(self, *, near: float = NEAR, far: float = FAR, style: NormalStyle = "opengl") -> Pictures:
-        """The View with depth and normals, the normal map, segmentation and line art; `near` and `far` scale the depth."""
+        """The View with depth and normals, the normal map, segmentation and line art; `near` and `far` scale
+        the depth.
+        """
         if self.maps is None:
             raise ValueError("Expected a result with maps, got one of maps=False. Sample again without it.")
         return decode_pictures(self.maps, near=near, far=far, style=style, picture=self.image)
@@ -61,11 +71,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Steering:
-    """What is fixed for all steps of a run: w of each layer over time, each prompt's condition, and the guidance scale."""
+    """What is fixed for all steps of a run: w of each layer over time, each prompt's condition, and the
+    guidance scale.
+    """
 
     schedule: Schedule
     reading: Reading
-    conditions: Mapping[str, Mapping[str, Tensor]]  # of "prompt", and of "empty" under guidance; by CONDITIONS, a row per image
+    # of "prompt", and of "empty" under guidance: tensors by CONDITIONS, a row per image
+    conditions: Mapping[str, Mapping[str, Tensor]]
     guidance: float
 
     def weights(self, layers: Sequence[Layer], t: float) -> dict[int, float]:
@@ -73,18 +86,24 @@ class Steering:
 
     def guide(self, predictions: Tensor) -> Tensor:
         """(prompts, b, c, h, w) to (b, c, h, w)."""
-        return predictions[0] if len(predictions) == 1 else guide(predictions[0], predictions[1], self.guidance)
+        return (
+            predictions[0] if len(predictions) == 1 else guide(predictions[0], predictions[1], self.guidance)
+        )
 
 
 class IntrinsicPipeline:
     """A base with its intrinsic LoRA and both autoencoders."""
 
-    def __init__(self, base: LatentDiffusion, intrinsic: IntrinsicVae, lora: Mapping[str, LowRank], preset: Preset):
+    def __init__(
+        self, base: LatentDiffusion, intrinsic: IntrinsicVae, lora: Mapping[str, LowRank], preset: Preset
+    ):
         """`lora` by `projections(base.backbone.network)`'s names, as `read_lora` gives it."""
         self.backbone, self.image_vae, self.prompts = base.backbone, base.autoencoder, base.prompts
         check_vae(intrinsic, self.backbone)
         maps = make_autoencoder(intrinsic.config, "meta")
-        maps = load_module(maps, to_diffusers_names(intrinsic.state), "the intrinsic VAE", self.image_vae.dtype)
+        maps = load_module(
+            maps, to_diffusers_names(intrinsic.state), "the intrinsic VAE", self.image_vae.dtype
+        )
         self.maps_vae = Autoencoder(maps, intrinsic.latent_scale)
         self.coupling, self.layers = couple(self.backbone.network, lora)
         self.preset = preset
@@ -98,17 +117,25 @@ class IntrinsicPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> IntrinsicPipeline:
-        """`weights`: "base" (of SD2.1, SDXL and PixArt a folder in diffusers' form), "vae" and "lora", files of one's own.
+        """`weights`: "base" (a file for tiny, else a folder in diffusers' form), "vae" and "lora" (files).
 
-        The preset tiny has files that ship for those left out. The network computes in `dtype`; the autoencoders
-        of the other presets stay in float32. ValueError (WeightsError) says what a wrong name or file is.
+        The preset tiny has files that ship for those left out. The network computes in `dtype`; the
+        autoencoders of the other presets stay in float32. ValueError (WeightsError) says what a wrong name or
+        file is.
         """
         preset = find_preset(name)
         files = choose_files(name, weights or {})
-        base = load_tiny(files["base"], dtype) if name == "tiny" else load_folder(files["base"], preset.family, dtype)
+        base = (
+            load_tiny(files["base"], dtype)
+            if name == "tiny"
+            else load_folder(files["base"], preset.family, dtype)
+        )
         intrinsic = load_intrinsic_vae(files["vae"])
         like = torch.empty(0, device=device, dtype=dtype)
-        lora = {path: part.to(like) for path, part in open_intrinsic_lora(files["lora"], base.backbone, name).items()}
+        lora = {
+            path: part.to(like)
+            for path, part in open_intrinsic_lora(files["lora"], base.backbone, name).items()
+        }
         return cls(base, intrinsic, lora, preset).to(device)
 
     def to(self, device: str | torch.device) -> IntrinsicPipeline:
@@ -133,16 +160,19 @@ class IntrinsicPipeline:
         scheduler: Any = None,
         on_step: OnStep | None = None,
     ) -> Result:
-        """One image per prompt. Image i starts from noise of seed + i, and so do its maps. None takes the preset's default.
+        """One image per prompt. Image i starts from noise of seed + i, and so do its maps. None takes the
+        preset's default.
 
-        `schedule` is w(l, t), the paper's Gaussian by default, which `reading` counts layers for; without `maps` the
-        base samples the image alone. `scheduler`: any of diffusers'; by default DDIM on the base's own noise.
+        `schedule` is w(l, t), the paper's Gaussian by default, which `reading` counts layers for; without
+        `maps` the base samples the image alone. `scheduler`: any of diffusers'; by default DDIM on the base's
+        own noise.
 
-        Where w is 0 in every layer of a step the image's rows go through the network as the base's do, in calls of
-        the same shape: with OFF the image is the base's bit for bit.
+        Where w is 0 in every layer of a step the image's rows go through the network as the base's do, in
+        calls of the same shape: with OFF the image is the base's bit for bit.
         """
         started, prompts = time.perf_counter(), [prompt] if isinstance(prompt, str) else list(prompt)
-        schedule, size = schedule or Gaussian(), (height or self.preset.size, width or self.preset.size)
+        schedule = Gaussian() if schedule is None else schedule
+        size = tuple(self.preset.size if side is None else side for side in (height, width))
         self.check(prompts, size, schedule, reading)
         guidance = self.preset.guidance if guidance is None else guidance
         steering = Steering(schedule, reading, self.encode_prompts(prompts, guidance), guidance)
@@ -157,15 +187,20 @@ class IntrinsicPipeline:
         )
         image = ((self.image_vae.decode(latents["image"]).movedim(1, -1) + 1) / 2).clamp(0, 1).cpu()
         stacked = self.maps_vae.decode(latents["intrinsic"]).clamp(-1, 1).cpu() if maps else None
-        return Result(image, stacked, tuple(self.prompts.explain(prompts)), seed, time.perf_counter() - started)
+        return Result(
+            image, stacked, tuple(self.prompts.explain(prompts)), seed, time.perf_counter() - started
+        )
 
-    def check(self, prompts: Sequence[str], size: tuple[int, int], schedule: Schedule, reading: Reading) -> None:
+    def check(
+        self, prompts: Sequence[str], size: tuple[int, int], schedule: Schedule, reading: Reading
+    ) -> None:
         multiple = self.backbone.multiple
         if not prompts:
             raise ValueError("Expected at least one prompt, got none. Give one for each image.")
         if any(side < multiple or side % multiple for side in size):
             raise ValueError(
-                f"Expected height and width as multiples of {multiple} for this base, got {size[0]} x {size[1]}. Choose others."
+                f"Expected height and width as multiples of {multiple} for this base, got {size[0]} x "
+                f"{size[1]}. Choose others."
             )
         if isinstance(schedule, Drop):
             check_layers(schedule.layers, self.layers, reading)
@@ -183,10 +218,17 @@ class IntrinsicPipeline:
         if "intrinsic" not in latents or any(weights.values()):
             return self.run(latents, t, steering, weights)
         kept = Kept()
-        return {stream: self.run({stream: latents[stream]}, t, steering, weights, kept)[stream] for stream in BOTH}
+        return {
+            stream: self.run({stream: latents[stream]}, t, steering, weights, kept)[stream] for stream in BOTH
+        }
 
     def run(
-        self, latents: Latents, t: Tensor, steering: Steering, weights: Mapping[int, float], kept: Kept | None = None
+        self,
+        latents: Latents,
+        t: Tensor,
+        steering: Steering,
+        weights: Mapping[int, float],
+        kept: Kept | None = None,
     ) -> Latents:
         """One call of the network; its rows are (prompt, stream, image)."""
         streams: tuple[Stream, ...] = tuple(latents)
@@ -204,25 +246,32 @@ class IntrinsicPipeline:
 def choose_files(name: str, weights: Mapping[str, PathLike]) -> dict[str, Path]:
     """A path for base, vae and lora."""
     if not isinstance(weights, Mapping) or set(weights) - set(TINY_FILES):
-        raise ValueError(f"Expected weights as a mapping with {', '.join(TINY_FILES)}, got {weights!r}. Name the files so.")
+        raise ValueError(
+            f"Expected weights as a mapping with {', '.join(TINY_FILES)}, got {weights!r}. Name the files so."
+        )
     files = {**(TINY_FILES if name == "tiny" else {}), **weights}
     missing = [part for part in TINY_FILES if part not in files]
     if missing:
         raise ValueError(
-            f"Expected weights with {', '.join(TINY_FILES)} for the preset {name}, got none for {', '.join(missing)}. "
-            "Only the tiny preset's ship with SpatialWeave; docs/intrinsic_training.md says how to make yours."
+            f"Expected weights with {', '.join(TINY_FILES)} for the preset {name}, got none for "
+            f"{', '.join(missing)}. "
+            "Only the tiny preset's ship with SpatialWeave; docs/intrinsic_training.md says how to make "
+            "yours."
         )
     return {part: Path(path) for part, path in files.items()}
 
 
 def open_intrinsic_lora(path: PathLike, backbone: Backbone, base: str) -> dict[str, LowRank]:
-    """A file's low-rank parts by projection; `base` names the base in errors. ValueError for a LoRA of another base."""
+    """A file's low-rank parts by projection; `base` names the base in errors. ValueError for a LoRA of
+    another base.
+    """
     tensors, metadata = open_lora(path)
     parts = read_lora(tensors, projections(backbone.network), base=base, name=str(path), metadata=metadata)
     trained_on = metadata.get("base", backbone.name)
     if trained_on != backbone.name:
         raise ValueError(
-            f"Expected a LoRA trained on {backbone.name}, got {path}, trained on {trained_on}. Choose the LoRA made for this base."
+            f"Expected a LoRA trained on {backbone.name}, got {path}, trained on {trained_on}. Choose the "
+            "LoRA made for this base."
         )
     return parts
 
@@ -231,8 +280,10 @@ def check_vae(intrinsic: IntrinsicVae, backbone: Backbone) -> None:
     config = intrinsic.config
     if (config.latent_channels, config.stride) != (backbone.channels, PIXELS):
         raise ValueError(
-            f"Expected an intrinsic VAE with latents of {backbone.channels} channels at 1/{PIXELS} of the image's size, as the base "
-            f"has them, got {config.latent_channels} channels at 1/{config.stride}. Choose the one made for this base."
+            f"Expected an intrinsic VAE with latents of {backbone.channels} channels at 1/{PIXELS} of the "
+            "image's size, as the base "
+            f"has them, got {config.latent_channels} channels at 1/{config.stride}. Choose the one made for "
+            "this base."
         )
 
 

@@ -14,10 +14,12 @@ BOTH: tuple[Stream, ...] = ("image", "intrinsic")
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of prompts' parts ("chunks"), in each of them `batch` rows for every stream, image first: row (chunk, stream, b).
+    """A batch of prompts' parts ("chunks"), in each of them `batch` rows for every stream, image first: row
+    (chunk, stream, b).
 
-    A chunk is one prompt on one area of the picture, known by a key that is the same in every call of a step; CFG has two of them or more.
-    An image and its intrinsic maps are partners within a chunk, so a conditional row never meets an unconditional one.
+    A chunk is one prompt on one area of the picture, known by a key that is the same in every call of a step;
+    CFG has two of them or more. An image and its intrinsic maps are partners within a chunk, so a conditional
+    row never meets an unconditional one.
     """
 
     chunks: tuple[Hashable, ...]
@@ -31,8 +33,10 @@ class Rows:
     def check(self, count: int) -> None:
         if count != self.count:
             raise ValueError(
-                f"{count} rows arrived in one call of the model, but {len(self.chunks)} prompts of {self.batch} pictures with "
-                f"{' and '.join(self.streams)} are {self.count}: a node in the model's line regroups the batch; take it out."
+                f"{count} rows arrived in one call of the model, but {len(self.chunks)} prompts of "
+                f"{self.batch} pictures with "
+                f"{' and '.join(self.streams)} are {self.count}: a node in the model's line regroups the "
+                "batch; take it out."
             )
 
     def grid(self, tensor: Tensor) -> Tensor:

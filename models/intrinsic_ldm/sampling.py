@@ -1,4 +1,4 @@
-"""Sampling an image, or an image with its intrinsic maps: one initial noise for all streams, and a stock scheduler of diffusers.
+"""Sampling an image, or an image with its intrinsic maps: one noise for all streams, diffusers' schedulers.
 
 The network is a callable; what couples the streams is its business.
 """
@@ -34,11 +34,11 @@ def sample_streams(
     steps: int,
     on_step: OnStep | None = None,
 ) -> Latents:
-    """From noise (b, c, h, w) of unit standard deviation to each stream's latents, likewise, in `steps` steps of the scheduler.
+    """From noise (b, c, h, w) of unit standard deviation to each stream's clean latents (b, c, h, w).
 
-    The scheduler's times are DDPM times, whichever steps it makes of them. It is not changed: each stream counts
-    on a copy. `on_step` gets the clean prediction of each stream where the scheduler gives one (DDIM and Euler do),
-    else its latents after the step.
+    The scheduler's times are DDPM times, whichever steps it makes of them. It is not changed: each stream
+    counts on a copy. `on_step` gets the clean prediction of each stream where the scheduler gives one (DDIM
+    and Euler do), else its latents after the step.
     """
     if steps < 1:
         raise ValueError(f"Expected at least 1 step of sampling, got {steps}. Give a greater number.")
@@ -47,10 +47,14 @@ def sample_streams(
     counters = {stream: copy.deepcopy(scheduler) for stream in streams}
     latents = {stream: noise * scheduler.init_noise_sigma for stream in streams}
     for step, t in enumerate(scheduler.timesteps, start=1):
-        predicted = predict({stream: counters[stream].scale_model_input(x, t) for stream, x in latents.items()}, t)
+        predicted = predict(
+            {stream: counters[stream].scale_model_input(x, t) for stream, x in latents.items()}, t
+        )
         outputs = {stream: counters[stream].step(predicted[stream], t, x) for stream, x in latents.items()}
         latents = {stream: output.prev_sample for stream, output in outputs.items()}
         if on_step is not None:
-            clean = {stream: getattr(output, "pred_original_sample", None) for stream, output in outputs.items()}
+            clean = {
+                stream: getattr(output, "pred_original_sample", None) for stream, output in outputs.items()
+            }
             on_step(step, steps, latents if any(x0 is None for x0 in clean.values()) else clean)
     return latents

@@ -20,7 +20,7 @@ from ..core.weights.files import KIND as KIND_KEY
 from ..core.weights.files import WeightsError, describe, read_header, read_tensors, write_tensors
 from .config import VaeConfig
 
-FAMILY = "sd21"  # of the bases that `training_bases` knows: a UNet that reads a prompt and nothing else
+FAMILY = "sd21"  # of config.FAMILIES: a UNet whose only condition is the prompt's context
 NAME = "SpatialWeave tiny"
 SIZE = 128  # pixels of a side in training
 TEXT_WIDTH, TEXT_LAYERS = 64, 2

@@ -1,8 +1,11 @@
-"""The intrinsic VAE as a core VAE: in core's memory manager and with core's tiling, but for maps instead of a picture."""
+"""The intrinsic VAE as a core VAE: in core's memory manager and with core's tiling, but for maps instead of a
+picture.
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import comfy.ldm.models.autoencoder
 import comfy.model_management
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from ....models.core.weights.files import check_fit
 from ....models.intrinsic_ldm.config import CHANNELS, VaeConfig
-from ....models.intrinsic_ldm.maps.inputs import Size, cut_maps, pad_maps
+from ....models.intrinsic_ldm.maps.inputs import Notes, Size, cut_maps, pad_maps
 from ....models.intrinsic_ldm.tiny import VAE_FILE as TINY_VAE
 from ....models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intrinsic_vae
 from ..shared.memory import explain_full_memory
@@ -29,9 +32,12 @@ NO_PICTURE = "An intrinsic VAE arrived, which {does} maps and no picture: use {n
 
 
 class IntrinsicVAE(comfy.sd.VAE):
-    """Core's encode, decode and tiling around an autoencoder of 8 channels. Its latents are in the units of the base model's own.
+    """Core's encode, decode and tiling around an autoencoder of 8 channels. Its latents are in the units of
+    the
+    base model's own.
 
-    Core's nodes for pictures call `encode` and `decode`, which refuse; ours call `encode_maps` and `decode_maps`.
+    Core's nodes for pictures call `encode` and `decode`, which refuse; ours call `encode_maps` and
+    `decode_maps`.
     """
 
     def __init__(self, file: IntrinsicVae):
@@ -57,7 +63,9 @@ class IntrinsicVAE(comfy.sd.VAE):
         self.decode(samples)
 
     def encode_maps(self, maps: Tensor, tile: int = 0) -> Tensor:
-        """(b, 8, H, W) in [-1, 1], of whole latents, to latents b c h w; `tile` is in pixels, 0 none. Core crops what is left over."""
+        """(b, 8, H, W) in [-1, 1], of whole latents, to latents b c h w; `tile` is in pixels, 0 none. Core
+        crops what is left over.
+        """
         maps = maps.movedim(1, -1)
         if not tile:
             return super().encode(maps)
@@ -117,18 +125,33 @@ def open_patcher(path: str, disable_dynamic: bool = False):
     return open_vae(path).patcher
 
 
-def encode_maps(vae, maps: Tensor, tile: int, notes: list[str]) -> dict:
-    """The LATENT of (b, 8, H, W), padded to whole latents; it remembers the size that arrived."""
+class EncodedMaps(NamedTuple):
+    """What `encode_maps` returns."""
+
+    latent: dict  # LATENT; where the maps were padded it holds the size before
+    notes: Notes
+
+
+class DecodedMaps(NamedTuple):
+    """What `decode_maps` returns."""
+
+    stacked: Tensor  # (b, 8, h, w) in [-1, 1]
+    padded: Size  # height and width before the padding was cropped
+    notes: Notes
+
+
+def encode_maps(vae, maps: Tensor, tile: int) -> EncodedMaps:
+    """The LATENT of maps (b, 8, H, W), padded to whole latents."""
     check_vae(vae)
     check_tile(tile)
-    padded = pad_maps(maps, vae.downscale_ratio, notes)
+    padded, notes = pad_maps(maps, vae.downscale_ratio)
     size = {} if padded.shape == maps.shape else {SIZE: tuple(maps.shape[2:])}
     with explain(vae, len(maps), padded.shape[2:], "encode"):
-        return {"samples": vae.encode_maps(padded, tile)} | size
+        return EncodedMaps({"samples": vae.encode_maps(padded, tile)} | size, notes)
 
 
-def decode_maps(vae, latent: dict, tile: int, notes: list[str]) -> tuple[Tensor, Size]:
-    """The maps (b, 8, h, w) of a LATENT of maps, or of a joint one, and the size that they had with the padding."""
+def decode_maps(vae, latent: dict, tile: int) -> DecodedMaps:
+    """The maps of a LATENT of maps, or of a joint one."""
     check_vae(vae)
     check_tile(tile)
     samples = read_samples(latent, "samples")
@@ -136,19 +159,23 @@ def decode_maps(vae, latent: dict, tile: int, notes: list[str]) -> tuple[Tensor,
         samples = split_intrinsic(latent)[1]["samples"]
     if samples.dim() != 4 or samples.shape[1] != vae.latent_channels:
         raise ValueError(
-            f"A latent {tuple(samples.shape)} arrived, but this intrinsic VAE decodes (batch, {vae.latent_channels}, h, w): wire the "
+            f"A latent {tuple(samples.shape)} arrived, but this intrinsic VAE decodes (batch, "
+            f"{vae.latent_channels}, h, w): wire the "
             "maps_latent of Split Intrinsic Latent."
         )
     with explain(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
         whole = vae.decode_maps(samples, tile)
-    return cut_maps(whole, latent.get(SIZE), vae.upscale_ratio, notes), tuple(whole.shape[2:])
+    stacked, notes = cut_maps(whole, latent.get(SIZE), vae.upscale_ratio)
+    return DecodedMaps(stacked, tuple(whole.shape[2:]), notes)
 
 
 def explain(vae, count: int, size, what: str) -> AbstractContextManager[None]:
-    """Around coding: memory that is full even for core's tiles, or for those asked for, becomes one sentence."""
+    """Around coding: memory that is full even for core's tiles, or for those asked for, becomes one sentence.
+    """
     return explain_full_memory(
         vae.device, lambda: f"{what} the maps of {count} x {size[0]} x {size[1]} (batch x height x width)",
-        "give a tile_size of 256 or less, make the picture smaller, or give fewer at a time, with Latent From Batch or Image From Batch",
+        "give a tile_size of 256 or less, make the picture smaller, or give fewer at a time, with Latent "
+        "From Batch or Image From Batch",
     )  # fmt: skip
 
 

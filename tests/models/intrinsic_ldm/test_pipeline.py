@@ -256,6 +256,7 @@ def test_steps_are_told_and_the_scheduler_is_left_alone(system):
     [
         ({"steps": 0}, "at least 1 step of sampling, got 0"),
         (square(40), "multiples of 16 for this base, got 40 x 40"),
+        ({"height": 0}, "got 0 x 32"),
         ({"prompt": []}, "at least one prompt"),
         ({"schedule": Drop(frozenset({9}))}, "names layer 9"),
     ],

@@ -101,19 +101,20 @@ def test_maps_that_are_given_are_read_padded_and_cut_back():
     masks[0, 5, 6] = torch.nan
     found = read_maps(**given(segmentation=masks))
     assert (split_maps(found.stacked)["segmentation"][:, :, 5, 6] == MISSING).all() and found.stacked.isfinite().all()
-    assert found.notes == ["1 of 1536 pixels of segmentation (0.1%) are NaN or infinite and are coded as missing."]
+    assert found.notes == ("1 of 1536 pixels of segmentation (0.1%) are NaN or infinite and are coded as missing.",)
     view = given()["depth"]
     holes = torch.zeros(2, 32, 48, dtype=torch.bool)
     holes[0, :3], holes[1, 20] = True, True
     sky = View.from_depth(view.depth.masked_fill(holes, torch.inf), units="metric")
-    assert read_maps(depth=sky).notes == [], "sky has a code"
+    assert read_maps(depth=sky).notes == (), "sky has a code"
     gaps = View.from_depth(view.depth.masked_fill(holes, 0), units="metric")
-    assert read_maps(depth=gaps).notes == ["192 of 3072 pixels of depth (6.2%) are invalid and are coded as missing."]
-    notes = []
-    padded = pad_maps(found.stacked[:, :, :30, :41], 8, notes)
-    assert padded.shape == (2, 8, 32, 48) and torch.equal(padded[..., 47], padded[..., 40]) and len(notes) == 1
-    assert torch.equal(cut_maps(padded, (30, 41), 8, notes), found.stacked[:, :, :30, :41]) and len(notes) == 2
-    assert pad_maps(padded, 8, notes) is padded and cut_maps(padded, None, 8, notes) is padded and len(notes) == 2
+    assert read_maps(depth=gaps).notes == ("192 of 3072 pixels of depth (6.2%) are invalid and are coded as missing.",)
+    padded, (note,) = pad_maps(found.stacked[:, :, :30, :41], 8)
+    assert padded.shape == (2, 8, 32, 48) and torch.equal(padded[..., 47], padded[..., 40]) and "padded to 32 x 48" in note
+    whole, (note,) = cut_maps(padded, (30, 41), 8)
+    assert torch.equal(whole, found.stacked[:, :, :30, :41]) and "cut back from 32 x 48 to 30 x 41" in note
+    for same, notes in (pad_maps(padded, 8), cut_maps(padded, None, 8)):
+        assert same is padded and notes == ()
 
 
 def test_nearest_colour_is_that_of_a_search():
