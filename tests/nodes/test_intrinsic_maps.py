@@ -208,7 +208,7 @@ REFUSALS = {
     "three streams": ["no image with its maps"],
     "index": ["Picture 1", "batch of 1"],
     "ends": ["5 (near) and 2 (far)"],
-    "picture of another size": ["The image (1, 8, 8, 3)", "(1, 32, 32)"],
+    "picture of another size": ["got (1, 8, 8, 3)", "(1, 32, 32)"],
     "core's VAE Encode": ["encodes maps and no picture", "Encode Intrinsics"],
     "core's VAE Decode": ["decodes maps and no picture", "Decode Intrinsics"],
     "core's tiled VAE Encode": ["Encode Intrinsics"],
