@@ -143,6 +143,7 @@ class Soak:
         if name not in self.first:
             return self.run_first(name)
         graph = self.first_graph(name)
+        self.client.forget()  # so that all of it runs again
         found, cached = self.succeed(name, graph)
         unshown = [node for node in cached if not graph[node]["class_type"].startswith("Save")]
         wanted = {key: value for key, value in self.first[name].items() if key in found or key.split(".")[0] not in unshown}
@@ -305,7 +306,7 @@ def main():
         client.server.wait_until_up(client.process, 900)
         soak = Soak(client, graphs_of.Graphs(runner, pack, names), options)
         soak.run_all()
-        client.post("/free", {"unload_models": True, "free_memory": True})
+        client.forget()
         time.sleep(SETTLE)
         client.post("/soak/settle", {})
         left = process.measure(client.pid, [client.base])

@@ -105,6 +105,10 @@ class Client:
         """What lies in the folders that runs write to."""
         return sorted(path for kind in ("output", "temp") for path in self.folders[kind].rglob("*") if path.is_file())
 
+    def forget(self):
+        """Before its next run ComfyUI unloads all models and drops its cache of results."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+
     def clear(self):
         """Take away what runs wrote, and their history."""
         for path in self.files():
@@ -117,8 +121,10 @@ class Client:
 
     def read_results(self, entry):
         """A digest of each file that a run saved, by node and place in the node's list: pixels, arrays, or the bytes."""
-        found = {}
+        found, cached = {}, self.cached_nodes(entry)  # what a cached node once saved is deleted
         for node, output in entry["outputs"].items():
+            if node in cached:
+                continue
             listed = [item for items in output.values() for item in items if isinstance(item, dict) and "filename" in item]
             for index, item in enumerate(listed):
                 path = self.folders[item["type"]] / item["subfolder"] / item["filename"]

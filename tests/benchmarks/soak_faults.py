@@ -155,7 +155,7 @@ class Faults:
     def damaged_weights(self, name, seed, way):
         """A file under our loader is cut off, or a page of a server instead; put back afterwards as it was."""
         path = self.client.base / "models" / MODELS[name]
-        self.client.post("/free", {"unload_models": True, "free_memory": True})  # what is loaded would not be read again
+        self.client.forget()  # what is loaded would not be read again
         whole, status = path.read_bytes(), path.stat()
         bad = {"cut off": whole[: len(whole) // 2], "a web page": b"<!DOCTYPE html><html><body>Not found</body></html>"}[way]
         try:
