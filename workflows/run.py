@@ -48,7 +48,9 @@ class Server:
         except ValueError:  # a port that is no number
             usable = False
         if not usable:
-            raise QuestionError(f"{url!r} is no address of a server; wanted one such as http://127.0.0.1:8188.")
+            raise QuestionError(
+                f"{url!r} is no address of a server; wanted one such as http://127.0.0.1:8188."
+            )
 
     def get(self, path: str) -> bytes:
         return self.ask(urllib.request.Request(self.url + path))
@@ -62,14 +64,18 @@ class Server:
             raise
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-            raise RunError(f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address.") from error
+            raise RunError(
+                f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address."
+            ) from error
 
     def get_json(self, path: str) -> dict:
         try:
             answer = json.loads(self.get(path))
         except urllib.error.HTTPError as error:
             status = f"{error.code} {error.reason}"
-            raise RunError(f"Expected HTTP status 200 from {self.url}{path}, got {status}; is that a ComfyUI?") from error
+            raise RunError(
+                f"Expected HTTP status 200 from {self.url}{path}, got {status}; is that a ComfyUI?"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise RunError(f"{self.url}{path} sent something else than JSON; is that a ComfyUI?") from error
         if not isinstance(answer, dict):
@@ -81,7 +87,9 @@ class Server:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if process is not None and process.poll() is not None:
-                raise RunError(f"ComfyUI ended with status {process.returncode} while it started; its log says why.")
+                raise RunError(
+                    f"ComfyUI ended with status {process.returncode} while it started; its log says why."
+                )
             try:
                 self.get("/system_stats")
                 return
@@ -99,9 +107,15 @@ class Server:
         except urllib.error.HTTPError as error:
             raise RunError(explain_refusal(graph, error.read(), f"{error.code} {error.reason}")) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RunError(f"{self.url}/prompt sent something else than a run's number; is that a ComfyUI?") from error
+            raise RunError(
+                f"{self.url}/prompt sent something else than a run's number; is that a ComfyUI?"
+            ) from error
         if faults:
-            raise RunError("\n".join(["ComfyUI runs only what is sound of this graph, so nothing was collected.", *faults]))
+            raise RunError(
+                "\n".join(
+                    ["ComfyUI runs only what is sound of this graph, so nothing was collected.", *faults]
+                )
+            )
         return run
 
     def wait(self, run: str, seconds: float) -> dict:
@@ -122,7 +136,12 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for node, output in sorted(outputs.items()):
-            for entry in (item for items in output.values() for item in items if isinstance(item, dict) and "filename" in item):
+            for entry in (
+                item
+                for items in output.values()
+                for item in items
+                if isinstance(item, dict) and "filename" in item
+            ):
                 path = folder / f"{node}_{Path(entry['filename']).name}"
                 named = {"subfolder": "", "type": "output", **entry}
                 query = urllib.parse.urlencode({key: named[key] for key in ("filename", "subfolder", "type")})
@@ -130,7 +149,9 @@ class Server:
                     data = self.get(f"/view?{query}")
                 except urllib.error.HTTPError as error:
                     what = f"the file {entry['filename']!r} of node {node} from {self.url}"
-                    raise RunError(f"Expected {what}, got HTTP status {error.code} {error.reason}.") from error
+                    raise RunError(
+                        f"Expected {what}, got HTTP status {error.code} {error.reason}."
+                    ) from error
                 path.write_bytes(data)
                 paths.append(path)
         return paths
@@ -152,7 +173,10 @@ def list_faults(graph: dict, answer: dict) -> list[str]:
     lines, nodes = [], answer.get("node_errors")
     for node, fault in nodes.items() if isinstance(nodes, dict) else ():
         kind = graph.get(node, {}).get("class_type", "?")
-        lines += [f"node {node} ({kind}): {error['message']} {error.get('details', '')}".rstrip() for error in fault["errors"]]
+        lines += [
+            f"node {node} ({kind}): {error['message']} {error.get('details', '')}".rstrip()
+            for error in fault["errors"]
+        ]
     return lines
 
 
@@ -172,8 +196,19 @@ def start_comfyui(folder: Path, *options: str, log) -> tuple[Server, subprocess.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    call = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch", *options]
-    process = subprocess.Popen(call, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    call = [
+        sys.executable,
+        "main.py",
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--disable-auto-launch",
+        *options,
+    ]
+    process = subprocess.Popen(
+        call, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+    )
     return Server(f"http://127.0.0.1:{port}"), process
 
 
@@ -193,7 +228,9 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise QuestionError(f"{show_path(path)} cannot be read ({error.strerror}); give a workflow in API form.") from error
+        raise QuestionError(
+            f"{show_path(path)} cannot be read ({error.strerror}); give a workflow in API form."
+        ) from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise QuestionError(f"Expected UTF-8 text in {show_path(path)}, got UTF-16. Save it as UTF-8.")
     try:
@@ -201,7 +238,9 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         fault = f"byte 0x{data[error.start]:02x} in line {line}"
-        raise QuestionError(f"Expected UTF-8 text in {show_path(path)}, got {fault}. Save it as UTF-8.") from error
+        raise QuestionError(
+            f"Expected UTF-8 text in {show_path(path)}, got {fault}. Save it as UTF-8."
+        ) from error
 
 
 def read_graph(path: Path) -> dict:
@@ -212,10 +251,20 @@ def read_graph(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise QuestionError(f"{name} is not JSON ({error}); give a workflow in API form.") from error
     if isinstance(graph, dict) and "nodes" in graph:
-        raise QuestionError(f"{name} is a workflow as the browser shows it; this runner takes the API form, see {path.parent / 'api'}.")
-    nodes = [node if isinstance(node, dict) else {} for node in (graph.values() if isinstance(graph, dict) else [None])]
-    if not nodes or not all(isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict) for node in nodes):
-        raise QuestionError(f"{name} is no workflow in API form: nodes by number, each with class_type and inputs.")
+        raise QuestionError(
+            f"{name} is a workflow as the browser shows it; this runner takes the API form, see "
+            f"{path.parent / 'api'}."
+        )
+    nodes = [
+        node if isinstance(node, dict) else {}
+        for node in (graph.values() if isinstance(graph, dict) else [None])
+    ]
+    if not nodes or not all(
+        isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict) for node in nodes
+    ):
+        raise QuestionError(
+            f"{name} is no workflow in API form: nodes by number, each with class_type and inputs."
+        )
     return graph
 
 
@@ -236,7 +285,9 @@ def change_inputs(graph: dict, changes: list[str]) -> dict:
     return graph
 
 
-def run(graph: dict, server: Server, process: subprocess.Popen | None, options: argparse.Namespace) -> list[Path]:
+def run(
+    graph: dict, server: Server, process: subprocess.Popen | None, options: argparse.Namespace
+) -> list[Path]:
     server.wait_until_up(process, options.start_timeout)
     began = time.monotonic()
     outputs = server.wait(server.queue(graph), options.timeout)
@@ -245,19 +296,45 @@ def run(graph: dict, server: Server, process: subprocess.Popen | None, options: 
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workflow", type=Path, help="a workflow in API form")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--server", default="http://127.0.0.1:8188", help="a running ComfyUI (default: %(default)s)")
-    where.add_argument("--comfyui", type=Path, help="start the ComfyUI in this folder, with this Python, and end it afterwards")
+    where.add_argument(
+        "--server", default="http://127.0.0.1:8188", help="a running ComfyUI (default: %(default)s)"
+    )
+    where.add_argument(
+        "--comfyui",
+        type=Path,
+        help="start the ComfyUI in this folder, with this Python, and end it afterwards",
+    )
     parser.add_argument("--cpu", action="store_true", help="with --comfyui: start it without a graphics card")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the files made (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change an input; may be repeated")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds for the run (default: %(default)s)")
-    parser.add_argument("--start-timeout", type=float, default=180, help="seconds for ComfyUI to start (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs"),
+        help="folder for the files made (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="change an input; may be repeated",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=3600, help="seconds for the run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--start-timeout", type=float, default=180, help="seconds for ComfyUI to start (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.cpu and not options.comfyui:
-        parser.error("--cpu is for a ComfyUI that is started here: add --comfyui FOLDER; a running one keeps its device")
+        parser.error(
+            "--cpu is for a ComfyUI that is started here: add --comfyui FOLDER; a running one keeps its "
+            "device"
+        )
     return options
 
 

@@ -233,7 +233,9 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 def make_methods(plan: Plan, files: Files, digests: Mapping[str, str], device: str) -> list[Method]:
     """The paper's methods, in the order of its table."""
-    open_files = partial(IntrinsicPipeline.from_preset, "tiny", device=device, dtype=getattr(torch, plan.precision))
+    open_files = partial(
+        IntrinsicPipeline.from_preset, "tiny", device=device, dtype=getattr(torch, plan.precision)
+    )
     ours = open_files(weights={"base": files.base, "vae": files.vae, "lora": files.lora})
     drop = Drop(middle_layers(ours.layers, READING))
     methods = [

@@ -46,7 +46,11 @@ Layout = Literal["shards", "files"]
 DepthType = Literal["float16", "float32"]
 FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
 CAPTIONS = 4
-DATA_KINDS = {"folder": str, "scenes": int, "size": Size}  # of a recipe's `data` that names a folder of the world
+DATA_KINDS = {
+    "folder": str,
+    "scenes": int,
+    "size": Size,
+}  # of a recipe's `data` that names a folder of the world
 _FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
 _RENDER_BATCH = 50
 _CONVENTIONS = {
@@ -76,10 +80,17 @@ class ExportRequest:
         for name, least in (("count", 1), ("height", 8), ("width", 8), ("shard_size", 1), ("samples", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"A dataset's {name} is at least {least}; asked for {getattr(self, name)}.")
-        options = {"split": SPLITS, "kind": get_args(Kind), "layout": get_args(Layout), "depth_type": get_args(DepthType)}
+        options = {
+            "split": SPLITS,
+            "kind": get_args(Kind),
+            "layout": get_args(Layout),
+            "depth_type": get_args(DepthType),
+        }
         for name, allowed in options.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"A dataset's {name} is one of {', '.join(allowed)}; asked for {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"A dataset's {name} is one of {', '.join(allowed)}; asked for {getattr(self, name)!r}."
+                )
 
     @property
     def shards(self) -> int:
@@ -99,11 +110,17 @@ class Summary:
     seconds: float
 
     def __str__(self) -> str:
-        kept = f", {self.count - self.rendered} of them from an earlier run" if self.rendered < self.count else ""
+        kept = (
+            f", {self.count - self.rendered} of them from an earlier run"
+            if self.rendered < self.count
+            else ""
+        )
         return f"{self.folder}: {self.count} samples{kept}, {self.rendered / max(self.seconds, 1e-9):.1f} a second."
 
 
-def export_dataset(folder: str | Path, count: int, *, size: int | tuple[int, int] = 128, workers: int = 1, **options: Any) -> Summary:
+def export_dataset(
+    folder: str | Path, count: int, *, size: int | tuple[int, int] = 128, workers: int = 1, **options: Any
+) -> Summary:
     """Write a dataset; `size` is one side or (height, width), `options` the other fields of ExportRequest.
 
     An unfinished folder of the same request is completed: whole shards stay. A larger count extends a folder. ValueError says
@@ -113,7 +130,9 @@ def export_dataset(folder: str | Path, count: int, *, size: int | tuple[int, int
     request, shards = ExportRequest(count, height, width, **options), ShardFolder(Path(folder))
     started = time.perf_counter()
     lines = _finished_lines(shards, request)
-    missing = [number for number in range(request.shards) if len(lines.get(number, ())) != len(request.rows(number))]
+    missing = [
+        number for number in range(request.shards) if len(lines.get(number, ())) != len(request.rows(number))
+    ]
     for number in lines:
         shards.write_marker(number, lines[number])
     shards.write_facts(_describe(request), finished=False)
@@ -126,7 +145,9 @@ def export_dataset(folder: str | Path, count: int, *, size: int | tuple[int, int
     return Summary(shards.path, count, rendered, time.perf_counter() - started)
 
 
-def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None, needs: Sequence[str] = ()) -> FolderDataset:
+def open_world(
+    data: Mapping[str, Any], *, keys: Sequence[str] | None = None, needs: Sequence[str] = ()
+) -> FolderDataset:
     """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it.
 
     `needs`: tensors and entries of the line without which a sample is refused.
@@ -135,19 +156,25 @@ def open_world(data: Mapping[str, Any], *, keys: Sequence[str] | None = None, ne
     if not (folder / MANIFEST).is_file():
         normals = " --normals" if "normals" in (keys or ()) else ""
         raise ValueError(
-            f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world {folder} "
-            f"--scenes {data.get('scenes', 24000)} --size {max(as_size(data.get('size', 128)))} --workers 2{normals}"
+            f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world "
+            f"{folder} "
+            f"--scenes {data.get('scenes', 24000)} --size {max(as_size(data.get('size', 128)))} --workers "
+            f"2{normals}"
         )
     return FolderDataset(folder, keys=keys, needs=needs)
 
 
-def _run_jobs(shards: ShardFolder, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]) -> Iterator[int]:
+def _run_jobs(
+    shards: ShardFolder, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]
+) -> Iterator[int]:
     """Write the missing shards. Workers yield scenes as their shards are done; this process alone calls `tick` batch by batch."""
     if workers <= 1 or len(missing) <= 1:
         for number in missing:
             write_shard(shards, request, number, tick)
         return
-    with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(missing)), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         jobs = {pool.submit(write_shard, shards, request, number): number for number in missing}
         try:
             for job in as_completed(jobs):
@@ -155,7 +182,8 @@ def _run_jobs(shards: ShardFolder, request: ExportRequest, missing: list[int], w
                 yield len(request.rows(jobs[job]))
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "A worker process ended early, often for want of memory; run again with fewer workers, whole shards stay."
+                "A worker process ended early, often for want of memory; run again with fewer workers, "
+                "whole shards stay."
             ) from error
         finally:
             for job in jobs:
@@ -171,24 +199,34 @@ def write_shard(
     scenes = {"": [sample.source if isinstance(sample, Edit) else sample for sample in samples]}
     if request.kind == "edits":
         scenes["target_"] = [sample.target for sample in samples]
-    frames = {prefix: _render(part, request, tick if prefix == "" else None) for prefix, part in scenes.items()}
+    frames = {
+        prefix: _render(part, request, tick if prefix == "" else None) for prefix, part in scenes.items()
+    }
     write = write_tensors if request.layout == "shards" else write_pictures
     depth_type = getattr(torch, request.depth_type)
     places = write(
         shards.path, shards.shard_name(number), rows, frames, normals=request.normals, depth_type=depth_type
     )
     entries = zip(rows, places, samples, strict=True)
-    shards.write_marker(number, [{"index": i, **place, **_facts(sample, request, i)} for i, place, sample in entries])
+    shards.write_marker(
+        number, [{"index": i, **place, **_facts(sample, request, i)} for i, place, sample in entries]
+    )
 
 
 def _sample(request: ExportRequest, rows: range) -> list[Scene] | list[Edit]:
     draw = sample_scenes if request.kind == "scenes" else sample_edits
-    return draw(request.seed, len(rows), split=request.split, max_objects=request.max_objects, start=rows.start)
+    return draw(
+        request.seed, len(rows), split=request.split, max_objects=request.max_objects, start=rows.start
+    )
 
 
-def _render(scenes: list[Scene], request: ExportRequest, tick: Callable[[int], Any] | None) -> Iterator[Frames]:
+def _render(
+    scenes: list[Scene], request: ExportRequest, tick: Callable[[int], Any] | None
+) -> Iterator[Frames]:
     for start in range(0, len(scenes), _RENDER_BATCH):
-        frames = render(scenes[start : start + _RENDER_BATCH], request.height, request.width, samples=request.samples)
+        frames = render(
+            scenes[start : start + _RENDER_BATCH], request.height, request.width, samples=request.samples
+        )
         if tick:
             tick(len(frames))
         yield frames
@@ -199,13 +237,25 @@ def _facts(sample: Scene | Edit, request: ExportRequest, index: int) -> dict[str
     if isinstance(sample, Scene):
         return _scene_facts(sample, request, index)
     target = {f"target_{key}": value for key, value in _scene_facts(sample.target, request, index).items()}
-    edit = {"instruction": sample.instruction, "kind": sample.kind, "object": sample.object, "parameters": sample.parameters}
+    edit = {
+        "instruction": sample.instruction,
+        "kind": sample.kind,
+        "object": sample.object,
+        "parameters": sample.parameters,
+    }
     return {**edit, **_scene_facts(sample.source, request, index), **target}
 
 
 def _scene_facts(scene: Scene, request: ExportRequest, index: int) -> dict[str, Any]:
-    captions = [caption(scene, random.Random(f"{request.split}/{request.seed}/{index}/{k}")) for k in range(CAPTIONS)]
-    return {"caption": captions[0], "captions": captions, "objects": [item.name for item in scene.objects], "scene": scene.to_json()}
+    captions = [
+        caption(scene, random.Random(f"{request.split}/{request.seed}/{index}/{k}")) for k in range(CAPTIONS)
+    ]
+    return {
+        "caption": captions[0],
+        "captions": captions,
+        "objects": [item.name for item in scene.objects],
+        "scene": scene.to_json(),
+    }
 
 
 def _finished_lines(folder: ShardFolder, request: ExportRequest) -> dict[int, list[dict[str, Any]]]:
@@ -220,13 +270,17 @@ def _finished_lines(folder: ShardFolder, request: ExportRequest) -> dict[int, li
     if changed:
         named = ", ".join(f"{key} {facts.get(key)!r}, not {wanted[key]!r}" for key in changed)
         raise ValueError(
-            f"{folder.path} holds a dataset with {named}; give the same settings to go on, or choose another folder."
+            f"{folder.path} holds a dataset with {named}; give the same settings to go on, or choose "
+            "another folder."
         )
     numbers = range(request.shards)
     if facts.get(FINISHED):
         manifest = folder.path / MANIFEST
         lines = _read_lines(manifest) if manifest.is_file() else []
-        found = {number: [line for line in lines if line.get("index") in request.rows(number)] for number in numbers}
+        found = {
+            number: [line for line in lines if line.get("index") in request.rows(number)]
+            for number in numbers
+        }
     else:
         markers = {number: folder.marker_file(number) for number in numbers}
         found = {number: _read_lines(marker) for number, marker in markers.items() if marker.is_file()}
@@ -244,7 +298,8 @@ def _read_facts(folder: ShardFolder) -> dict[str, Any]:
     facts = folder.read_facts()
     if facts and (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
         raise ValueError(
-            f"Expected {FORMAT!r} of version {VERSION} in {folder.path / DATASET}, got {facts.get('format')!r} of version "
+            f"Expected {FORMAT!r} of version {VERSION} in {folder.path / DATASET}, got "
+            f"{facts.get('format')!r} of version "
             f"{facts.get('version')!r}. Choose another folder."
         )
     return facts

@@ -24,7 +24,9 @@ _NUMBERS = ("intrinsics", "world_to_cam")
 Parts = dict[str, Iterable[Frames]]  # prefix of the names ("" or "target_") -> batches of frames, in order
 
 
-def write_tensors(folder: Path, name: str, rows: range, parts: Parts, *, normals: bool, depth_type: torch.dtype) -> list[dict[str, Any]]:
+def write_tensors(
+    folder: Path, name: str, rows: range, parts: Parts, *, normals: bool, depth_type: torch.dtype
+) -> list[dict[str, Any]]:
     """`name`.safetensors with every tensor of the frames; where each row stands."""
     tensors: dict[str, Tensor] = {}
     for prefix, batches in parts.items():
@@ -48,7 +50,9 @@ def pack_frames(frames: Frames, *, normals: bool, depth_type: torch.dtype) -> di
     return packed
 
 
-def write_pictures(folder: Path, name: str, rows: range, parts: Parts, *, normals: bool, depth_type: torch.dtype) -> list[dict[str, Any]]:
+def write_pictures(
+    folder: Path, name: str, rows: range, parts: Parts, *, normals: bool, depth_type: torch.dtype
+) -> list[dict[str, Any]]:
     """One PNG a map and scene, in a folder for each kind of map; the paths, scale and camera of each row. 16-bit depth has one type."""
     places: list[dict[str, Any]] = [{"depth_scale": DEPTH_SCALE} for _ in rows]
     for prefix, batches in parts.items():
@@ -71,7 +75,9 @@ def picture_files(frame: Frames, *, normals: bool) -> dict[str, bytes]:
     files = {
         "image": encode_png(to_bytes(frame.image)),
         "depth": encode_png16(values),
-        "segmentation": encode_png(torch.where(frame.segmentation < 0, SKY_LABEL, frame.segmentation).to(torch.uint8)),
+        "segmentation": encode_png(
+            torch.where(frame.segmentation < 0, SKY_LABEL, frame.segmentation).to(torch.uint8)
+        ),
         "line": encode_png(to_bytes(frame.line)),
     }
     return files | ({"normals": encode_png(to_bytes(normals_to_image(frame.normals)))} if normals else {})

@@ -1,6 +1,7 @@
-"""What a graph's wires say before anything is sampled.
+"""Checks of the prompt graph's links before sampling.
 
-A plain model cannot refuse a joint latent itself, as none of our code runs in its sampling.
+A MODEL without Intrinsic Co-Generation cannot refuse a joint latent itself: none of our code runs in its
+sampling.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from typing import Any
 from comfy_execution.graph_utils import is_link
 
 COUPLES = "SpatialWeave_IntrinsicCoGeneration"
-MODELS = ("model", "guider")  # inputs of core's samplers that a model comes through
-Graph = Mapping[str, Mapping[str, Any]]  # in API form
+MODELS = ("model", "guider")  # inputs of core's samplers that carry a model
+Graph = Mapping[str, Mapping[str, Any]]  # node id -> node, in API form
 
 
 def check_samplers(hidden) -> None:
-    """Raises ValueError where the joint latent of a node goes into a sampler whose model met no Intrinsic Co-Generation.
+    """Raise ValueError if a joint latent is linked to a sampler whose model lacks Intrinsic Co-Generation.
 
-    `hidden` is the node's own, with its id and the graph; a script has none. Samplers behind other nodes are not looked for: they may get
-    but a part of the latent.
+    `hidden` is the node's hidden inputs, its id and the graph; there is none in a script. Only direct links
+    are checked: behind other nodes a sampler may receive one stream of the latent alone.
     """
     prompt: Graph = getattr(hidden, "prompt", None) or {}
     for key, node in prompt.items():
@@ -31,13 +32,14 @@ def check_samplers(hidden) -> None:
             if is_link(link) and COUPLES not in kinds_behind(prompt, link[0]):
                 title = node.get("_meta", {}).get("title") or node["class_type"]
                 raise ValueError(
-                    f"The joint latent goes into {title} (node {key}), whose {name} is plain: wire the MODEL of Intrinsic Co-Generation "
+                    f"The joint latent goes into {title} (node {key}), whose {name} is plain: wire the "
+                    "MODEL of Intrinsic Co-Generation "
                     "into it, or the image's own latent instead of the joint one."
                 )
 
 
 def kinds_behind(prompt: Graph, key: str) -> set[str]:
-    """The classes of a node and of all that it is made from."""
+    """The class types of a node and of all nodes upstream of it."""
     seen, waiting = set(), [key]
     while waiting:
         key = waiting.pop()

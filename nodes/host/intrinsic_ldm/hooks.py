@@ -1,7 +1,8 @@
-"""What changes the intrinsic rows on their way through core's layers: the intrinsic LoRA, and the image's LoRAs taken off again.
+"""Forward hooks on core's layers that change the outputs of the intrinsic rows only.
 
-Both are forward hooks, set when a run's model is in place and removed when the run ends. The image rows' numbers are not touched: the
-image's own LoRAs stay where core put them, in the weights, and the intrinsic rows get what these add subtracted.
+One kind adds the intrinsic LoRA, the other subtracts the LoRAs of the image branch. Both are registered once
+core has loaded the run's model and removed when the run ends. The image rows are unchanged: core keeps the
+image's LoRAs patched into the weights, and their contribution is subtracted from the intrinsic rows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SHARE = "or switch share_image_loras on, which gives it to the intrinsic maps to
 
 @dataclass(frozen=True)
 class Dense:
-    """The change of a whole weight or bias, where it has no low rank."""
+    """A full-rank change of the weight or bias of a linear or convolution layer."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -41,12 +42,14 @@ class Dense:
         return self.bias if self.weight is None else F.linear(x, self.weight)
 
     def to(self, like: Tensor) -> Dense:
-        return Dense(*(None if part is None else part.to(like) for part in (self.weight, self.bias)), self.module)
+        return Dense(
+            *(None if part is None else part.to(like) for part in (self.weight, self.bias)), self.module
+        )
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something to add to the intrinsic rows of one module's output."""
+    """A change added to the intrinsic rows of one module's output, on some of its output columns."""
 
     path: str
     delta: LowRank | Dense
@@ -55,8 +58,11 @@ class Change:
 
 
 def install(network: nn.Module, changes: list[Change], coupling: Coupling) -> list:
-    """Handles of the hooks, each with `remove`."""
-    return [network.get_submodule(change.path).register_forward_hook(row_hook(change, coupling)) for change in changes]
+    """Register the hooks; returns their handles, each with `remove`."""
+    return [
+        network.get_submodule(change.path).register_forward_hook(row_hook(change, coupling))
+        for change in changes
+    ]
 
 
 def row_hook(change: Change, coupling: Coupling) -> Callable:
@@ -67,10 +73,11 @@ def row_hook(change: Change, coupling: Coupling) -> Callable:
             return
         rows = coupling.rows
         x, target = args[0], out
-        if x.shape[0] != rows.count:  # PixArt lays all rows of its prompt attention end to end
+        if x.shape[0] != rows.count:  # PixArt flattens its cross-attention to (1, rows * n, c)
             if x.shape[0] != 1 or x.dim() != 3 or x.shape[1] % rows.count:
                 raise ValueError(
-                    f"{change.path} works on {tuple(x.shape)}, which does not show its {rows.count} rows: take that LoRA out, {SHARE}."
+                    f"{change.path} works on {tuple(x.shape)}, which does not show its {rows.count} rows: "
+                    f"take that LoRA out, {SHARE}."
                 )
             x, target = (tensor.reshape(rows.count, -1, tensor.shape[-1]) for tensor in (x, out))
         key = (x.device, x.dtype)
@@ -82,27 +89,41 @@ def row_hook(change: Change, coupling: Coupling) -> Callable:
 
 
 def image_lora_changes(patcher) -> list[Change]:
-    """What takes the image branch's LoRAs (weight patches of the MODEL) off the intrinsic rows. Merged models stay: they are the base.
+    """Changes that subtract the image branch's LoRAs (weight patches of the MODEL) from the intrinsic rows.
 
-    Raises ValueError for a LoRA whose effect is no sum, or that is applied where it cannot be told from the base.
+    Merged models are not subtracted: they are part of the base. Raises ValueError for a LoRA whose effect is
+    not additive, or that is applied in a way that cannot be separated from the base.
     """
     if "bypass_lora" in patcher.injections:
-        raise ValueError(f"A LoRA arrived in bypass mode, which works on all rows alike: use Load LoRA instead, {SHARE}.")
+        raise ValueError(
+            f"A LoRA arrived in bypass mode, which works on all rows alike: use Load LoRA instead, {SHARE}."
+        )
     for key, wrappers in patcher.weight_wrapper_patches.items():
         if key.startswith(NETWORK):
             raise ValueError(
-                f"{name_of(wrappers[-1])} rewrites {key} at each use, for all rows alike: take the node that put it there out, {SHARE}."
+                f"{name_of(wrappers[-1])} rewrites {key} at each use, for all rows alike: take the node "
+                f"that put it there out, {SHARE}."
             )
-    return [change for key, patches in patcher.patches.items() if key.startswith(NETWORK) for change in undo(patcher, key, patches)]
+    return [
+        change
+        for key, patches in patcher.patches.items()
+        if key.startswith(NETWORK)
+        for change in undo(patcher, key, patches)
+    ]
 
 
 def name_of(function) -> str:
-    """Where another pack's function is from, for an error."""
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    """Module path and qualified name of another pack's function, for an error message."""
+    return (
+        f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    )
 
 
 def undo(patcher, key: str, patches: list[tuple]) -> list[Change]:
-    """The changes that subtract a weight's LoRAs. A merge takes its share of all that came before it, so of these too."""
+    """The changes that subtract the LoRAs of one weight.
+
+    A merge scales everything patched before it by its model strength, so earlier LoRAs are scaled too.
+    """
     path, _, kind = key.removeprefix(NETWORK).rpartition(".")
     module = patcher.model.diffusion_model.get_submodule(path)
     whole_merges = all(patch[2] == 1.0 or patch[3] is None for patch in patches)
@@ -112,7 +133,10 @@ def undo(patcher, key: str, patches: list[tuple]) -> list[Change]:
     for patch in patches:
         strength, value, of_model, offset, function = patch
         if of_model != 1.0:
-            changes = [replace(change, delta=replace(change.delta, scale=change.delta.scale * of_model)) for change in changes]
+            changes = [
+                replace(change, delta=replace(change.delta, scale=change.delta.scale * of_model))
+                for change in changes
+            ]
             dense.append((0.0, ("diff", (torch.zeros(1),)), of_model, offset, None))
         if is_merge(value):
             continue
@@ -125,19 +149,28 @@ def undo(patcher, key: str, patches: list[tuple]) -> list[Change]:
             changes.append(Change(path, low, columns, sign=-1.0))
     if any(strength for strength, *_ in dense):
         if not isinstance(module, nn.Linear | nn.Conv2d):
-            raise ValueError(f"A LoRA changes {key}, a {type(module).__name__}, whose change is no sum: take that LoRA out, {SHARE}.")
+            raise ValueError(
+                f"A LoRA changes {key}, a {type(module).__name__}, whose change is no sum: take that LoRA "
+                f"out, {SHARE}."
+            )
         whole = comfy.lora.calculate_weight(dense, torch.zeros(getattr(module, kind).shape), key)
-        changes.append(Change(path, Dense(whole, None, module) if kind == "weight" else Dense(None, whole, module), sign=-1.0))
+        changes.append(
+            Change(
+                path,
+                Dense(whole, None, module) if kind == "weight" else Dense(None, whole, module),
+                sign=-1.0,
+            )
+        )
     return changes
 
 
 def is_merge(value) -> bool:
-    """Another model's weight, as core's merging nodes give it, and not a LoRA's change."""
+    """Whether a patch is another model's weight from core's merging nodes, not a LoRA."""
     return isinstance(value, list) or (isinstance(value, tuple) and value[0] not in ("diff", "set"))
 
 
 def low_rank(value, strength: float) -> LowRank | None:
-    """A plain LoRA's two matrices, or None where it is of another kind."""
+    """The two matrices of a plain linear LoRA; None for every other kind of adapter."""
     if not isinstance(value, comfy.weight_adapter.LoRAAdapter):
         return None
     up, down, alpha, middle, _, reshape = value.weights
@@ -149,9 +182,17 @@ def low_rank(value, strength: float) -> LowRank | None:
 def check_additive(value, key: str) -> None:
     if isinstance(value, tuple):
         if value[0] == "set":
-            raise ValueError(f"A LoRA sets {key} outright, and the maps cannot have back what was there: take that LoRA out, {SHARE}.")
+            raise ValueError(
+                f"A LoRA sets {key} outright, and the maps cannot have back what was there: take that LoRA "
+                f"out, {SHARE}."
+            )
         return
     name, weights = getattr(value, "name", type(value).__name__), getattr(value, "weights", ())
-    scaled = name in ("lora", "loha", "lokr") and weights and torch.is_tensor(weights[4 if name == "lora" else -1])
+    scaled = (
+        name in ("lora", "loha", "lokr") and weights and torch.is_tensor(weights[4 if name == "lora" else -1])
+    )
     if name not in ("lora", "loha", "lokr") or scaled:
-        raise ValueError(f"A {'DoRA' if scaled else name.upper()} changes {key}, and its effect is no sum: use an ordinary LoRA, {SHARE}.")
+        raise ValueError(
+            f"A {'DoRA' if scaled else name.upper()} changes {key}, and its effect is no sum: use an "
+            f"ordinary LoRA, {SHARE}."
+        )

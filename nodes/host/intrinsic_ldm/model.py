@@ -1,4 +1,4 @@
-"""MODEL and intrinsic LoRA to a MODEL that samples an image together with its intrinsic maps; the latents it takes."""
+"""Patches a MODEL to sample an image together with its intrinsic maps, and joins and splits its latents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from ....models.core.diffusion.ddpm import STEPS, flow_to_sigma, sigma_to_ddpm
 from ....models.intrinsic_ldm.layers import Reading, check_layers, middle_layers
 from ....models.intrinsic_ldm.lora import open_lora, read_lora
 from ....models.intrinsic_ldm.plot import plot_weights
-from ....models.intrinsic_ldm.schedules import OFF, Constant, Cut, Drop, Gaussian, Schedule, read_curve, read_layers
+from ....models.intrinsic_ldm.schedules import (
+    OFF,
+    Constant,
+    Cut,
+    Drop,
+    Gaussian,
+    Schedule,
+    read_curve,
+    read_layers,
+)
 from ....models.intrinsic_ldm.tiny import LORA_FILE as TINY_LORA
 from ..shared.nested_latents import MASKS, SIZE, nest_masks, read_samples, take_apart
 from ..shared.shipped import TINY
@@ -27,12 +36,24 @@ FOLDER = "loras"
 
 
 def list_loras() -> list[str]:
-    """The tiny model's, then core's loras folders."""
+    """The tiny model's LoRA, then the files of core's loras folders."""
     return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
-def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, keep_maps: bool, share_image_loras: bool, node_id=None):
-    """(a clone of MODEL that samples joint latents, its settings). `schedule` is the node's choice with its numbers."""
+def with_intrinsics(
+    model,
+    lora_name: str,
+    schedule: dict,
+    *,
+    cut_below: float,
+    keep_maps: bool,
+    share_image_loras: bool,
+    node_id=None,
+):
+    """(a clone of MODEL that samples joint latents, its settings).
+
+    `schedule` is the value of the node's dynamic combo: the kind of schedule and its parameters.
+    """
     base = Base(model)
     chosen, reading = read_schedule(schedule, base)
     path = str(TINY_LORA) if lora_name == TINY else folder_paths.get_full_path_or_raise(FOLDER, lora_name)
@@ -44,13 +65,17 @@ def with_intrinsics(model, lora_name: str, schedule: dict, *, cut_below: float, 
 
 
 def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
-    """The LoRA of a file as changes of the network's modules."""
-    tensors, metadata = open_lora(path) if path.lower().endswith((".safetensors", ".sft")) else (open_torch_file(path, name), None)
+    """The LoRA at `path` as changes of the network's modules."""
+    tensors, metadata = (
+        open_lora(path)
+        if path.lower().endswith((".safetensors", ".sft"))
+        else (open_torch_file(path, name), None)
+    )
     trained_on = (metadata or {}).get("base", base.family)
     if trained_on != base.family:
         raise ValueError(
-            f"The LoRA {name} was trained on a base of the family {trained_on}, but a {base.name} arrived, of the family {base.family}: "
-            "load such a base, or the LoRA made for this one."
+            f"The LoRA {name} was trained on a base of the family {trained_on}, but a {base.name} arrived, "
+            f"of the family {base.family}: load such a base, or the LoRA made for this one."
         )
     network = model.model.diffusion_model
     found = read_lora(tensors, base.projections(network), base=base.name, name=name, metadata=metadata)
@@ -62,25 +87,31 @@ def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
                 continue
             module, third = base.find(layer, part)
             width = low.up.shape[0]
-            changes.append(Change(module, low, slice(None) if third is None else slice(third * width, (third + 1) * width)))
+            changes.append(
+                Change(
+                    module, low, slice(None) if third is None else slice(third * width, (third + 1) * width)
+                )
+            )
     return changes
 
 
 def open_torch_file(path: str, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a PyTorch file, by core, which runs nothing that lies in it."""
+    """The tensors of a PyTorch file, read by core without executing pickled code."""
     wanted = f"Expected a PyTorch file of tensors as the LoRA {name}"
     try:
         tensors = comfy.utils.load_torch_file(path, safe_load=True)
-    except Exception as error:  # torch's reader raises whatever a file's first bytes lead it to
+    except Exception as error:  # torch's reader raises many types, depending on the first bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"{wanted}, got one that does not load ({reason}). Use the safetensors file.") from error
+        raise ValueError(
+            f"{wanted}, got one that does not load ({reason}). Use the safetensors file."
+        ) from error
     if not isinstance(tensors, dict):
         raise ValueError(f"{wanted}, got {type(tensors).__name__}. Use the safetensors file.")
     return tensors
 
 
 def read_schedule(choice: dict, base: Base) -> tuple[Schedule, Reading]:
-    """The node's choice as a schedule, checked against the layers that the model has."""
+    """The node's schedule and layer reading, checked against the model's layers."""
     kind, reading = choice["schedule"], choice.get("layer_reading", "blocks")
     if kind == "drop":
         layers = read_layers(choice["layers"]) or middle_layers(base.layers, reading)
@@ -94,7 +125,7 @@ def read_schedule(choice: dict, base: Base) -> tuple[Schedule, Reading]:
 
 
 def plot(settings: Settings, model, sigmas=None) -> torch.Tensor:
-    """w over the steps of SIGMAS, or without them over DDPM time, as IMAGE (1, h, w, 3)."""
+    """Plot of w over the steps of SIGMAS, or over DDPM time without them, as IMAGE (1, h, w, 3)."""
     if sigmas is None:
         times = [float(t) for t in range(STEPS - 1, -1, -5)]
     else:
@@ -102,47 +133,70 @@ def plot(settings: Settings, model, sigmas=None) -> torch.Tensor:
         times = [sigma_to_ddpm(flow_to_sigma(sigma) if flow else sigma) for sigma in sigmas.tolist()[:-1]]
         if not times:
             raise ValueError("The SIGMAS have no steps; give those of a whole run, from a scheduler node.")
-    picture = plot_weights(settings.schedule, settings.base.layers, settings.reading, times, steps=sigmas is not None)
+    picture = plot_weights(
+        settings.schedule, settings.base.layers, settings.reading, times, steps=sigmas is not None
+    )
     return torch.from_numpy(picture.copy()).float()[None] / 255
 
 
 def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
-    """A joint LATENT: the image's latent, and the maps' or zeros. One of a batch of 1 is repeated."""
+    """A joint LATENT of the image's latent and the maps' (zeros if None); a batch of 1 is repeated."""
     base, key = Base(model), comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     if not model.get_wrappers(key, KEY):
-        raise ValueError(f"A plain {base.name} model arrived, which takes no joint latent: wire that of Intrinsic Co-Generation.")
+        raise ValueError(
+            f"A plain {base.name} model arrived, which takes no joint latent: wire that of Intrinsic "
+            "Co-Generation."
+        )
     streams = []
     for name, latent in (("image", image), ("maps", maps)):
         samples = read_samples(image if latent is None else latent, f"{name}_latent")
         if getattr(samples, "is_nested", False):
             raise ValueError(
-                f"A joint latent arrived at {name}: take it apart with Split Intrinsic Latent and wire the part that is meant."
+                f"A joint latent arrived at {name}: take it apart with Split Intrinsic Latent and wire the "
+                "part that is meant."
             )
         samples = torch.zeros_like(samples) if latent is None else samples
-        samples = comfy.sample.fix_empty_latent_channels(model, samples)  # what core's samplers do for a stream that comes alone
+        # core's samplers do this for a plain latent, but not for the streams of a nested one
+        samples = comfy.sample.fix_empty_latent_channels(model, samples)
         if samples.dim() != 4 or samples.shape[1] != base.channels:
-            raise ValueError(f"A latent {tuple(samples.shape)} arrived at {name}, but {base.name}'s is (batch, {base.channels}, h, w).")
+            raise ValueError(
+                f"A latent {tuple(samples.shape)} arrived at {name}, but {base.name}'s is (batch, "
+                f"{base.channels}, h, w)."
+            )
         streams.append(samples)
     counts = [len(stream) for stream in streams]
     if streams[0].shape[2:] != streams[1].shape[2:]:
         sizes = " and ".join("{} x {}".format(*stream.shape[2:]) for stream in streams)
         raise ValueError(
-            f"Latents of {sizes} (image and maps) arrived, but both are of one size: VAE Encode crops an odd size and Encode Intrinsics "
-            "pads it, so bring the picture to the padded size before VAE Encode, or give Empty Latent Image that size."
+            f"Latents of {sizes} (image and maps) arrived, but both are of one size: VAE Encode crops an "
+            "odd size and Encode Intrinsics pads it, so bring the picture to the padded size before VAE "
+            "Encode, or give Empty Latent Image that size."
         )
     if counts[0] != counts[1] and 1 not in counts:
-        raise ValueError(f"{counts[0]} images and {counts[1]} sets of maps arrived: give equally many, or one for all.")
+        raise ValueError(
+            f"{counts[0]} images and {counts[1]} sets of maps arrived: give equally many, or one for all."
+        )
     streams = [stream.expand(max(counts), -1, -1, -1).clone() for stream in streams]
-    joined = {key: value for key, value in image.items() if key != MASKS} | {"samples": comfy.nested_tensor.NestedTensor(streams)}
-    joined |= {SIZE: maps[SIZE]} if maps and SIZE in maps else {}  # what the maps had before they were padded, for Decode Intrinsics
+    joined = {key: value for key, value in image.items() if key != MASKS} | {
+        "samples": comfy.nested_tensor.NestedTensor(streams)
+    }
+    # the maps' size in pixels before padding, for Decode Intrinsics
+    joined |= {SIZE: maps[SIZE]} if maps and SIZE in maps else {}
     return joined | nest_masks((image, maps), streams)
 
 
 def split_intrinsic(latent: dict) -> list[dict]:
-    """The image's and the maps' latents of a joint one, each with its own mask."""
+    """The image latent and the maps latent of a joint one, each with its own noise mask."""
     samples = read_samples(latent, "samples")
-    shapes = [tuple(stream.shape) for stream in samples.unbind()] if getattr(samples, "is_nested", False) else [tuple(samples.shape)]
+    shapes = (
+        [tuple(stream.shape) for stream in samples.unbind()]
+        if getattr(samples, "is_nested", False)
+        else [tuple(samples.shape)]
+    )
     if len(shapes) != 2 or shapes[0] != shapes[1]:
         listed = " and ".join(map(str, shapes))
-        raise ValueError(f"A latent {listed} arrived, which is no image with its maps: wire one of Join Intrinsic Latent, sampled.")
+        raise ValueError(
+            f"A latent {listed} arrived, which is no image with its maps: wire one of Join Intrinsic "
+            "Latent, sampled."
+        )
     return take_apart(latent, samples.unbind())

@@ -1,4 +1,4 @@
-"""One noise for both domains: what a sampler draws on the way, an image and its intrinsic maps get alike."""
+"""Shared noise: the noise that a sampler draws at each step is the same for an image and its maps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from torch.overrides import TorchFunctionMode
 
 
 def rewind(noise: torch.Tensor, seed: int | None) -> None:
-    """Put torch's generator to where a run of the images alone has it when sampling starts, with their noise (b, c, h, w) drawn and none
-    for maps. Nodes that draw on the way (ToMe) then do the same to the image. Noise that core did not draw from the seed leaves it as is.
+    """Set torch's global generator to its state after drawing the images' noise (b, c, h, w) alone.
+
+    Nodes that draw random numbers during sampling (ToMe) then give the same image as without the maps. The
+    generator is left as it is if `noise` is not what core draws from this seed.
     """
     if seed is None:
         return
@@ -18,10 +20,11 @@ def rewind(noise: torch.Tensor, seed: int | None) -> None:
 
 
 class SharedNoise(TorchFunctionMode):
-    """While it is on, noise of the shape of the whole batch (images first, their maps after) is drawn once and given to both.
+    """A context in which noise for the whole batch `shape` is drawn for its first half and repeated.
 
-    It is drawn as a run of the images alone would draw it, so seeds mean the same with and without the maps, in any sampler: they all
-    come down to torch.randn, torch.randn_like or normal_, some through libraries of their own.
+    The first half are the images, the second their maps. Random numbers are drawn as for the images alone, so
+    that a seed gives the same noise with and without the maps. This holds for every sampler: all of them call
+    torch.randn, torch.randn_like or normal_ in the end, some through other libraries.
     """
 
     def __init__(self, shape: torch.Size):

@@ -1,4 +1,4 @@
-"""Other nodes' work inside the model, kept on the image's branch, and our attention put beside it."""
+"""Our self-attention as a model patch, and other nodes' patches restricted to the image rows."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ OVERRIDE = "optimized_attention_override"
 
 
 def unet_attention(layer: int, coupling: Coupling, tried: list | None) -> Callable:
-    """Core's attn1 replacement for one layer; what it calls besides is what core itself would have called.
+    """Core's attn1 replacement for one layer; where nothing is coupled it calls core's own attention.
 
-    `tried` holds the attentions of other packs that were found to take weights; None where a run has no weights but 0 and 1.
+    `tried` lists the attention overrides of other packs that are known to apply an attention bias; None if
+    the run needs no bias, as w is 0 or 1 and the same in all layers.
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
@@ -36,114 +37,170 @@ def unet_attention(layer: int, coupling: Coupling, tried: list | None) -> Callab
 
 
 def host_attention(like: Tensor, heads: int, precision, options: dict, tried: list | None) -> Inside | None:
-    """An attention that another pack has put into the model, for our op to call; None where there is none, and the op is faster."""
+    """Another pack's attention override, wrapped for our op to call; None if there is none.
+
+    Without an override our op is faster than core's attention.
+    """
     if OVERRIDE not in options:
         return None
 
     def call(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-        named = {"attn_precision": precision, "skip_reshape": True, "skip_output_reshape": True, "transformer_options": options}
+        named = {
+            "attn_precision": precision,
+            "skip_reshape": True,
+            "skip_output_reshape": True,
+            "transformer_options": options,
+        }
         if abs(scale - q.shape[-1] ** -0.5) > 1e-6 * scale:
-            raise ValueError(f"The scale {scale} arrived, but core's attention has 1/sqrt({q.shape[-1]}); leave it out.")
+            raise ValueError(
+                f"The scale {scale} arrived, but core's attention has 1/sqrt({q.shape[-1]}); leave it out."
+            )
         if bias is None:
             return optimized_attention(q, k, v, heads, **named)
-        return optimized_attention_masked(q, k, v, heads, mask=bias.expand(*bias.shape[:2], q.shape[2], bias.shape[3]), **named)
+        return optimized_attention_masked(
+            q, k, v, heads, mask=bias.expand(*bias.shape[:2], q.shape[2], bias.shape[3]), **named
+        )
 
     override = options[OVERRIDE]
     if tried is not None and not any(override is other for other in tried):
         if not takes_weights(call, like.new_empty(0), heads, like.shape[-1] // heads):
             raise ValueError(
-                f"The attention {name_of(behind_setter(override))}, which another node put into the model, drops the weights (masks) it "
-                "is given: take that node out of the model's line, or set schedule to constant with weight 1, which needs none."
+                f"The attention {name_of(behind_setter(override))}, which another node put into the model, "
+                "drops the weights (masks) it is given: take that node out of the model's line, or set "
+                "schedule to constant with weight 1, which needs none."
             )
         tried.append(override)
     return call
 
 
 def behind_setter(override: Callable) -> Callable:
-    """The function that core's set_model_optimized_attention has wrapped, whose name says more."""
-    return inspect.getclosurevars(override).nonlocals.get("optimized_attention", override) if inspect.isfunction(override) else override
+    """The function wrapped by core's set_model_optimized_attention, for its name in messages."""
+    return (
+        inspect.getclosurevars(override).nonlocals.get("optimized_attention", override)
+        if inspect.isfunction(override)
+        else override
+    )
 
 
 def takes_weights(call: Inside, like: Tensor, heads: int, width: int) -> bool:
-    """Whether keys at weight 0 are as if left out, and keys given twice at weight 1/2 as if given once, whatever else the attention does.
+    """Whether an attention applies an additive bias, measured on random q and k (1, 4, 32, width).
 
-    Values of far apart sizes tell it from the roundings of an attention that computes in 8 bits.
+    Keys with bias -inf must have no effect, and keys repeated twice with bias log(1/2) that of one copy. The
+    values differ by more than the rounding error of an attention that computes in 8 bits.
     """
     count, half = 32, math.log(0.5)
     generator = torch.Generator().manual_seed(0)
-    q, once, twice, unseen = (torch.randn(1, heads, count, width, generator=generator).to(like) * 0.1 for _ in range(4))
+    q, once, twice, unseen = (
+        torch.randn(1, heads, count, width, generator=generator).to(like) * 0.1 for _ in range(4)
+    )
     low, high, huge = (torch.full_like(q, value) for value in (-1.0, 1.0, 10.0))
     bias = torch.tensor([0.0, half, half, -math.inf]).repeat_interleave(count).to(like)[None, None, None]
     scale = width**-0.5
-    got = call(q, torch.cat([once, twice, twice, unseen], 2), torch.cat([low, high, high, huge], 2), scale=scale, bias=bias)
+    got = call(
+        q,
+        torch.cat([once, twice, twice, unseen], 2),
+        torch.cat([low, high, high, huge], 2),
+        scale=scale,
+        bias=bias,
+    )
     want = call(q, torch.cat([once, twice], 2), torch.cat([low, high], 2), scale=scale)
     return bool((got - want).abs().max() < 0.1)
 
 
-def pixart_attention(module, layer: int, coupling: Coupling, options: Callable[[], dict], tried: list | None) -> Callable:
-    """A forward for PixArt's self-attention, which core gives no place for a replacement; `options` has the call's own."""
+def pixart_attention(
+    module, layer: int, coupling: Coupling, options: Callable[[], dict], tried: list | None
+) -> Callable:
+    """A forward for PixArt's self-attention module, as core has no attn1 replacement for it.
+
+    `options` returns the transformer_options of the current call.
+    """
 
     def forward(x: Tensor, mask=None, HW=None, block_id=None) -> Tensor:  # noqa: N803 - core's name
         rows, tokens, width = x.shape
         q, k, v = module.qkv(x).reshape(rows, tokens, 3, width).unbind(2)
 
-        def plain(q, k, v):  # core gives PixArt's attention no options, so no override reaches it there
-            parts = [tensor.reshape(rows, -1, module.num_heads, module.head_dim).transpose(1, 2) for tensor in (q, k, v)]
+        def plain(q, k, v):  # as in core, which passes PixArt's attention no options and so no override
+            parts = [
+                tensor.reshape(rows, -1, module.num_heads, module.head_dim).transpose(1, 2)
+                for tensor in (q, k, v)
+            ]
             return optimized_attention(*parts, module.num_heads, mask=None, skip_reshape=True)
 
         inner = host_attention(q, module.num_heads, None, options(), tried)
-        out = coupling.attend(layer, module.q_norm(q), module.k_norm(k), v, heads=module.num_heads, plain=plain, inner=inner)
+        out = coupling.attend(
+            layer, module.q_norm(q), module.k_norm(k), v, heads=module.num_heads, plain=plain, inner=inner
+        )
         return module.proj(out.reshape(rows, tokens, width))
 
     return forward
 
 
 def with_attention(options: dict, attention: dict[tuple, Callable]) -> dict:
-    """Model options with our self-attention in every layer. A layer that another node has replaced is refused by name."""
+    """Model options with our self-attention in every layer; ValueError if another node has replaced one."""
     replaced = options.get("transformer_options", {}).get("patches_replace", {})
     taken = replaced.get("attn1", {})
     for place in attention:
         other = taken.get(place, taken.get(place[:2]))
         if other is not None:
             raise ValueError(
-                f"Self-attention {' '.join(map(str, place))} is already replaced by {name_of(other)}, and one layer can follow one node "
-                "only: take that node (a reference or attention pack) out of the model's line."
+                f"Self-attention {' '.join(map(str, place))} is already replaced by {name_of(other)}, and "
+                "one layer can follow one node only: take that node (a reference or attention pack) out of "
+                "the model's line."
             )
     return with_replacements(options, {"attn1": taken | attention})
 
 
 def with_replacements(options: dict, replacements: dict[str, dict]) -> dict:
-    """A copy of model options with whole tables of replacements exchanged."""
+    """A copy of model options with the given tables of patches_replace exchanged."""
     inner = options.get("transformer_options", {})
-    return options | {"transformer_options": inner | {"patches_replace": inner.get("patches_replace", {}) | replacements}}
+    return options | {
+        "transformer_options": inner | {"patches_replace": inner.get("patches_replace", {}) | replacements}
+    }
 
 
 def prompt_attention_for(options: dict, rows: Callable[[], Rows]) -> dict:
-    """Replacements of prompt attention (IPAdapter's way in) seen by the image rows only; the intrinsic rows get core's own."""
+    """Model options whose cross-attention replacements (such as IPAdapter's) apply to the image rows only.
+
+    The intrinsic rows use core's own cross-attention.
+    """
     table = options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
-    return with_replacements(options, {"attn2": {place: image_rows_only(fn, rows) for place, fn in table.items()}}) if table else options
+    return (
+        with_replacements(
+            options, {"attn2": {place: image_rows_only(fn, rows) for place, fn in table.items()}}
+        )
+        if table
+        else options
+    )
 
 
 def image_rows_only(replacement: Callable, rows: Callable[[], Rows]) -> Callable:
     def attend(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
         now = rows()
-        image, maps = ([now.select(tensor, stream).flatten(0, 1) for tensor in (q, k, v)] for stream in now.streams)
+        image, maps = (
+            [now.select(tensor, stream).flatten(0, 1) for tensor in (q, k, v)] for stream in now.streams
+        )
         parts = [
             replacement(*image, extra),
-            optimized_attention(*maps, extra["n_heads"], attn_precision=extra.get("attn_precision"), transformer_options=extra),
+            optimized_attention(
+                *maps, extra["n_heads"], attn_precision=extra.get("attn_precision"), transformer_options=extra
+            ),
         ]
-        return torch.stack([part.unflatten(0, (len(now.chunks), now.batch)) for part in parts], dim=1).flatten(0, 2)
+        return torch.stack(
+            [part.unflatten(0, (len(now.chunks), now.batch)) for part in parts], dim=1
+        ).flatten(0, 2)
 
     return attend
 
 
 class ImageControl:
-    """A ControlNet that sees the image rows only; the intrinsic rows get nothing added."""
+    """A ControlNet applied to the image rows only; its residuals for the intrinsic rows are zero."""
 
     def __init__(self, control, batch: int):
         self.control, self.batch = control, batch
 
-    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: dict):
+    def get_control(
+        self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: dict
+    ):
         rows = Rows(tuple(range(batched_number)), self.batch)
         rows.check(x_noisy.shape[0])
 
@@ -155,7 +212,10 @@ class ImageControl:
         found = self.control.get_control(image(x_noisy), image(t), seen, batched_number, transformer_options)
         if found is None:
             return None
-        return {place: [None if part is None else self._spread(part, rows) for part in parts] for place, parts in found.items()}
+        return {
+            place: [None if part is None else self._spread(part, rows) for part in parts]
+            for place, parts in found.items()
+        }
 
     def _spread(self, part: Tensor, rows: Rows) -> Tensor:
         whole = part.new_zeros(rows.count, *part.shape[1:])

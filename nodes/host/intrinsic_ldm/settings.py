@@ -1,4 +1,4 @@
-"""What a MODEL with intrinsics was asked for, and what is refused before a run begins."""
+"""Settings of a MODEL patched by Intrinsic Co-Generation, and the checks before a run begins."""
 
 from __future__ import annotations
 
@@ -28,19 +28,23 @@ class Settings:
     node_id: str | None = None
 
     def weights(self, t: float) -> dict[int, float]:
-        """w of every layer at DDPM time t, by the layer's place in the order of running."""
-        return {layer.block: self.schedule.weight(layer.number(self.reading), t) for layer in self.base.layers}
+        """w of every layer at DDPM time t, by the layer's index in the order of execution."""
+        return {
+            layer.block: self.schedule.weight(layer.number(self.reading), t) for layer in self.base.layers
+        }
 
     @property
     def is_weighted(self) -> bool:
-        """Whether some w is neither 0 nor 1, or not the same in every layer: then an attention has to take it as a bias."""
+        """Whether attention needs a bias: some w is neither 0 nor 1, or not the same in every layer."""
         return self.schedule.schedule != Constant(1.0) and self.schedule.ceiling(STEPS) > 0
 
     def describe(self, spans: dict[str, list[float]], stopped_at: float | None, steps: int) -> str:
-        """One or two sentences on a finished run; `spans` are seconds by kind of prediction."""
+        """A sentence on a finished run; `spans` are the seconds of each prediction, by kind of prediction."""
         count, total = sum(map(len, spans.values())), sum(map(sum, spans.values()))
         coupled, alone = spans.get("coupled", []), spans.get("image alone", [])
-        text = f"{count} predictions in {steps} steps, {total:.2f} s; image and maps coupled in {len(coupled)}"
+        text = (
+            f"{count} predictions in {steps} steps, {total:.2f} s; image and maps coupled in {len(coupled)}"
+        )
         if not alone:
             return f"{text}, the maps' pass in all."
         full = coupled + spans.get("apart", [])
@@ -49,23 +53,43 @@ class Settings:
             return f"{text}, which is all of them."
         each, short = sum(full) / len(full), sum(alone) / len(alone)
         saved = (each - short) * len(alone)
-        return f"{text}: {short:.3g} s a prediction instead of {each:.3g} s, {saved:.2f} s or {saved / (total + saved):.0%} saved."
+        return (
+            f"{text}: {short:.3g} s a prediction instead of {each:.3g} s, {saved:.2f} s or "
+            f"{saved / (total + saved):.0%} saved."
+        )
 
 
 def check_latents(shapes, base: Base) -> None:
-    """Refuse everything but two streams of one shape, in one sentence."""
+    """Raise ValueError unless the latent is nested, of two streams (b, c, h, w) of one shape."""
     if not shapes or len(shapes) == 1:
         shape = tuple(shapes[0]) if shapes else ()
-        raise ValueError(f"A plain latent {shape} arrived, but this model samples an image together with its intrinsic maps: {JOIN}.")
+        raise ValueError(
+            f"A plain latent {shape} arrived, but this model samples an image together with its intrinsic "
+            f"maps: {JOIN}."
+        )
     listed = " and ".join(str(tuple(shape)) for shape in shapes)
     if len(shapes) != 2 or tuple(shapes[0]) != tuple(shapes[1]) or len(shapes[0]) != 4:
-        raise ValueError(f"A nested latent of {listed} arrived, wanted an image and its maps of one shape (batch, c, h, w): {JOIN}.")
+        raise ValueError(
+            f"A nested latent of {listed} arrived, wanted an image and its maps of one shape (batch, c, h, "
+            f"w): {JOIN}."
+        )
     if shapes[0][1] != base.channels:
-        raise ValueError(f"Latents {listed} arrived, but {base.name}'s have {base.channels} channels: {JOIN}, with this model wired to it.")
+        raise ValueError(
+            f"Latents {listed} arrived, but {base.name}'s have {base.channels} channels: {JOIN}, with this "
+            "model wired to it."
+        )
 
 
 def check_run(guider, sampler, settings: Settings) -> None:
-    wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {}).get("outer_sample", {}).get(KEY, [])
+    wrappers = (
+        guider.model_options.get("transformer_options", {})
+        .get("wrappers", {})
+        .get("outer_sample", {})
+        .get(KEY, [])
+    )
     if len(wrappers) > 1:
-        raise ValueError("The model went through Intrinsic Co-Generation twice, but an image has one set of maps: leave one node out.")
+        raise ValueError(
+            "The model went through Intrinsic Co-Generation twice, but an image has one set of maps: leave "
+            "one node out."
+        )
     check_nodes(guider, sampler, share_image_loras=settings.share_image_loras)

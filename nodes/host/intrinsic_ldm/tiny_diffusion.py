@@ -1,4 +1,7 @@
-"""The tiny latent diffusion model as core objects: core's own UNet, autoencoder and text slot, in sizes that core's files do not have."""
+"""The tiny latent diffusion model as core's MODEL, CLIP and VAE.
+
+The UNet, the autoencoder and the text encoder's wrapper are core's own classes in a smaller configuration.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ from .vae import scale_memory
 
 
 class TinyLatent(comfy.latent_formats.LatentFormat):
-    """Core's previews show it by a linear map, fitted on the autoencoder."""
+    """Latent format whose previews are a linear map to RGB, fitted on the autoencoder."""
 
     latent_channels = VAE.latent_channels
 
 
 class TinyDiffusion(comfy.supported_models.SD20):
-    """SD2.1's kind, of another size: core's sampling, ControlNet, LoRA and patches know it as such."""
+    """SD2.1 in a smaller configuration, so that core's sampling, ControlNet, LoRA and patches apply."""
 
     unet_extra_config = {"num_heads": -1, "num_head_channels": unet_for_core()["num_head_channels"]}
     latent_format = TinyLatent
@@ -38,11 +41,11 @@ class TinyDiffusion(comfy.supported_models.SD20):
         return comfy.model_base.ModelType.V_PREDICTION
 
     def inpaint_model(self):
-        return False  # core counts channels, of which SD's latents have 4
+        return False  # core infers it from the input channels, assuming latents of 4
 
 
 class TinyAutoencoder(comfy.sd.VAE):
-    """Core's autoencoder, encode, decode and tiling, for latents of our number of channels."""
+    """Core's VAE with its tiling, for the tiny model's latent channels."""
 
     def __init__(self, state: dict[str, Tensor]):
         super().__init__(sd=dict(state), config={"params": VAE.for_core(3)}, dtype=torch.float32)
@@ -51,7 +54,10 @@ class TinyAutoencoder(comfy.sd.VAE):
 
 
 class Colours:
-    """The autoencoder as `fit_colours` reads it: raw means of the latents, which the latent format scales for core."""
+    """The autoencoder as `fit_colours` expects it: images to scaled latent means.
+
+    Core's VAE returns unscaled means, which the latent format scales.
+    """
 
     def __init__(self, network: torch.nn.Module, scale: float):
         self.network, self.scale = network, scale
@@ -61,28 +67,33 @@ class Colours:
 
 
 def load_tiny_diffusion() -> tuple:
-    """(MODEL, CLIP, VAE) that ship with the pack."""
+    """(MODEL, CLIP, VAE) of the weights in this repository."""
     base = load_base(BASE_FILE)
     return tiny_model(base), tiny_clip(dict(base.text)), TinyAutoencoder(to_core_names(base.vae))
 
 
 def load_tiny_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The model alone, as core builds one anew for another device."""
+    """The model alone: core's factory for a second copy on another device."""
     return tiny_model(load_base(BASE_FILE), disable_dynamic)
 
 
 def tiny_model(base: TinyBase, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """A core MODEL of the UNet, with colours for its previews."""
+    """A core MODEL of the UNet, with RGB factors for latent previews."""
     config = TinyDiffusion(unet_for_core())
     names = comfy.utils.unet_to_diffusers(config.unet_config)
     state = {names.get(name, name): value for name, value in base.unet.items()}
     set_precision(config, state, comfy.model_management.get_torch_device())
     config.latent_format.scale_factor = base.vae_scale
     factors, bias = fit_colours(encoder_of(base), stride=VAE.stride)
-    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = factors.tolist(), bias.tolist()
+    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = (
+        factors.tolist(),
+        bias.tolist(),
+    )
     model = config.get_model(state)
     wanted = {name: tuple(value.shape) for name, value in model.diffusion_model.state_dict().items()}
-    check_fit(wanted, {name: tuple(value.shape) for name, value in state.items()}, f"{BASE_FILE}, the tiny UNet,")
+    check_fit(
+        wanted, {name: tuple(value.shape) for name, value in state.items()}, f"{BASE_FILE}, the tiny UNet,"
+    )
     patcher = host_model(model, state, disable_dynamic)
     patcher.cached_patcher_init = (load_tiny_unet, ())
     return patcher

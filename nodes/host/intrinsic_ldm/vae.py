@@ -1,6 +1,4 @@
-"""The intrinsic VAE as a core VAE: in core's memory manager and with core's tiling, but for maps instead of a
-picture.
-"""
+"""The intrinsic VAE as a core VAE, with core's memory management and tiling, for maps instead of images."""
 
 from __future__ import annotations
 
@@ -26,26 +24,32 @@ from ..shared.shipped import TINY
 from .model import split_intrinsic
 
 FOLDER = "vae"
-SD_WIDTH = 128  # of the autoencoders that core's estimates of memory are for
+SD_WIDTH = 128  # base channels of SD's autoencoder, for which core estimates memory
 SMALLEST_TILE = 64
-NO_PICTURE = "An intrinsic VAE arrived, which {does} maps and no picture: use {node} for maps, the base model's VAE for the picture."
+NO_PICTURE = (
+    "An intrinsic VAE arrived, which {does} maps and no picture: use {node} for maps, the base model's VAE "
+    "for the picture."
+)
 
 
 class IntrinsicVAE(comfy.sd.VAE):
-    """Core's encode, decode and tiling around an autoencoder of 8 channels. Its latents are in the units of
-    the
-    base model's own.
+    """Core's VAE class around an autoencoder of 8 image channels; its latents have the base VAE's scale.
 
-    Core's nodes for pictures call `encode` and `decode`, which refuse; ours call `encode_maps` and
+    Core's image nodes call `encode` and `decode`, which raise ValueError; our nodes call `encode_maps` and
     `decode_maps`.
     """
 
     def __init__(self, file: IntrinsicVae):
-        config, dtype = file.config, comfy.model_management.vae_dtype()  # float32 unless ComfyUI was started with another
-        super().__init__(sd=fold_scale(file.state, file.ratio), config={"params": config.for_core()}, dtype=dtype)
+        config, dtype = (
+            file.config,
+            comfy.model_management.vae_dtype(),
+        )  # float32 unless ComfyUI was started with another
+        super().__init__(
+            sd=fold_scale(file.state, file.ratio), config={"params": config.for_core()}, dtype=dtype
+        )
         self.latent_channels, self.output_channels = config.latent_channels, CHANNELS
         self.upscale_ratio = self.downscale_ratio = config.stride
-        self.working_dtypes = [torch.float32]  # bfloat16 would tell 1 / depth in steps of 1/256
+        self.working_dtypes = [torch.float32]  # bfloat16 would round 1 / depth to steps of 1/256
         self.process_input = lambda maps: maps
         self.process_output = lambda maps: maps.clamp_(-1, 1)
         scale_memory(self, config)
@@ -63,8 +67,9 @@ class IntrinsicVAE(comfy.sd.VAE):
         self.decode(samples)
 
     def encode_maps(self, maps: Tensor, tile: int = 0) -> Tensor:
-        """(b, 8, H, W) in [-1, 1], of whole latents, to latents b c h w; `tile` is in pixels, 0 none. Core
-        crops what is left over.
+        """Maps (b, 8, H, W) in [-1, 1] to latents (b, c, h, w); `tile` is in pixels, 0 for none.
+
+        H and W are multiples of the stride; core would crop the remainder.
         """
         maps = maps.movedim(1, -1)
         if not tile:
@@ -72,40 +77,48 @@ class IntrinsicVAE(comfy.sd.VAE):
         return super().encode_tiled(maps, tile_x=tile, tile_y=tile, overlap=tile // 4)
 
     def decode_maps(self, latents: Tensor, tile: int = 0) -> Tensor:
-        """Latents b c h w to (b, 8, H, W) in [-1, 1]; `tile` is in pixels, 0 none unless memory runs out."""
+        """Latents (b, c, h, w) to maps (b, 8, H, W) in [-1, 1].
+
+        `tile` is in pixels; with 0 core decodes in tiles only if memory runs out.
+        """
         if not tile:
             return super().decode(latents).movedim(-1, 1)
         side = tile // self.upscale_ratio
         return super().decode_tiled(latents, tile_x=side, tile_y=side, overlap=side // 4).movedim(-1, 1)
 
     def decode_tiled_(self, samples, tile_x=64, tile_y=64, overlap=16):
-        """Core's own counts on three channels."""
+        """Tiled decoding to 8 channels, as core's own method assumes 3."""
 
         def decode(tile: Tensor) -> Tensor:
-            return self.first_stage_model.decode(tile.to(self.device, self.vae_dtype)).to(self.vae_output_dtype())
+            return self.first_stage_model.decode(tile.to(self.device, self.vae_dtype)).to(
+                self.vae_output_dtype()
+            )
 
-        steps = samples.shape[0] * comfy.utils.get_tiled_scale_steps(samples.shape[3], samples.shape[2], tile_x, tile_y, overlap)
+        steps = samples.shape[0] * comfy.utils.get_tiled_scale_steps(
+            samples.shape[3], samples.shape[2], tile_x, tile_y, overlap
+        )
         maps = comfy.utils.tiled_scale(
-            samples, decode, tile_x, tile_y, overlap, upscale_amount=self.upscale_ratio, out_channels=self.output_channels,
+            samples, decode, tile_x, tile_y, overlap,
+            upscale_amount=self.upscale_ratio, out_channels=self.output_channels,
             output_device=self.output_device, pbar=comfy.utils.ProgressBar(steps),
         )  # fmt: skip
         return self.process_output(maps)
 
 
 def scale_memory(vae: comfy.sd.VAE, config: VaeConfig) -> None:
-    """Core's estimates of memory, brought from SD's autoencoder to one of another width and stride."""
+    """Scale core's memory estimates from SD's autoencoder to one of another width and stride."""
     share, encode, decode = config.width / SD_WIDTH, vae.memory_used_encode, vae.memory_used_decode
     vae.memory_used_encode = lambda shape, dtype: share * encode(shape, dtype)
     vae.memory_used_decode = lambda shape, dtype: share * decode(shape, dtype) * config.stride**2 / 64
 
 
 def list_vaes() -> list[str]:
-    """The tiny model's, then core's vae folders."""
+    """The tiny model's VAE, then the files of core's vae folders."""
     return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def load_vae(name: str) -> IntrinsicVAE:
-    """A file of models/vae; WeightsError says what another file is."""
+    """The intrinsic VAE of a file in models/vae; WeightsError for any other file."""
     return open_vae(str(TINY_VAE) if name == TINY else folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
@@ -121,27 +134,27 @@ def open_vae(path: str) -> IntrinsicVAE:
 
 
 def open_patcher(path: str, disable_dynamic: bool = False):
-    """The patcher alone, as core builds one anew for another device."""
+    """The patcher alone: core's factory for a second copy on another device."""
     return open_vae(path).patcher
 
 
 class EncodedMaps(NamedTuple):
-    """What `encode_maps` returns."""
+    """The result of `encode_maps`."""
 
-    latent: dict  # LATENT; where the maps were padded it holds the size before
+    latent: dict  # LATENT, with the size in pixels before padding if there was any
     notes: Notes
 
 
 class DecodedMaps(NamedTuple):
-    """What `decode_maps` returns."""
+    """The result of `decode_maps`."""
 
     stacked: Tensor  # (b, 8, h, w) in [-1, 1]
-    padded: Size  # height and width before the padding was cropped
+    padded: Size  # height and width in pixels, padding included
     notes: Notes
 
 
 def encode_maps(vae, maps: Tensor, tile: int) -> EncodedMaps:
-    """The LATENT of maps (b, 8, H, W), padded to whole latents."""
+    """The LATENT of maps (b, 8, H, W), padded to multiples of the VAE's stride."""
     check_vae(vae)
     check_tile(tile)
     padded, notes = pad_maps(maps, vae.downscale_ratio)
@@ -151,7 +164,7 @@ def encode_maps(vae, maps: Tensor, tile: int) -> EncodedMaps:
 
 
 def decode_maps(vae, latent: dict, tile: int) -> DecodedMaps:
-    """The maps of a LATENT of maps, or of a joint one."""
+    """The maps of a maps LATENT, or of the maps stream of a joint one."""
     check_vae(vae)
     check_tile(tile)
     samples = read_samples(latent, "samples")
@@ -160,8 +173,7 @@ def decode_maps(vae, latent: dict, tile: int) -> DecodedMaps:
     if samples.dim() != 4 or samples.shape[1] != vae.latent_channels:
         raise ValueError(
             f"A latent {tuple(samples.shape)} arrived, but this intrinsic VAE decodes (batch, "
-            f"{vae.latent_channels}, h, w): wire the "
-            "maps_latent of Split Intrinsic Latent."
+            f"{vae.latent_channels}, h, w): wire the maps_latent of Split Intrinsic Latent."
         )
     with explain(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
         whole = vae.decode_maps(samples, tile)
@@ -170,8 +182,7 @@ def decode_maps(vae, latent: dict, tile: int) -> DecodedMaps:
 
 
 def explain(vae, count: int, size, what: str) -> AbstractContextManager[None]:
-    """Around coding: memory that is full even for core's tiles, or for those asked for, becomes one sentence.
-    """
+    """A context that explains running out of memory, even in tiles, in one sentence."""
     return explain_full_memory(
         vae.device, lambda: f"{what} the maps of {count} x {size[0]} x {size[1]} (batch x height x width)",
         "give a tile_size of 256 or less, make the picture smaller, or give fewer at a time, with Latent "
@@ -182,9 +193,14 @@ def explain(vae, count: int, size, what: str) -> AbstractContextManager[None]:
 def check_vae(vae) -> None:
     if not isinstance(vae, IntrinsicVAE):
         channels = getattr(vae, "output_channels", "other")
-        raise ValueError(f"A VAE of {channels} channels arrived, wanted an intrinsic one of {CHANNELS}: use that of Load Intrinsic VAE.")
+        raise ValueError(
+            f"A VAE of {channels} channels arrived, wanted an intrinsic one of {CHANNELS}: use that of Load "
+            "Intrinsic VAE."
+        )
 
 
 def check_tile(tile: int) -> None:
     if 0 < tile < SMALLEST_TILE:
-        raise ValueError(f"A tile size of {tile} arrived, wanted 0 for none, or at least {SMALLEST_TILE} pixels.")
+        raise ValueError(
+            f"A tile size of {tile} arrived, wanted 0 for none, or at least {SMALLEST_TILE} pixels."
+        )
