@@ -1,4 +1,4 @@
-"""SpatialWeave: pictures with their depth, in ComfyUI and in plain Python."""
+"""SpatialWeave: images with depth and other geometry, in ComfyUI and in plain Python."""
 
 import logging
 
@@ -9,13 +9,16 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """Give ComfyUI our nodes; imported late so that `import spatialweave` costs nothing and needs no ComfyUI."""
+    """The nodes for ComfyUI, imported late: `import spatialweave` alone is cheap and needs no ComfyUI."""
     try:
         from .nodes import Extension
-    except Exception as error:  # ComfyUI logs what is raised here as one line, without a traceback
+    except Exception as error:  # ComfyUI logs one line of it, without a traceback
         found = _find_comfyui()
         if found and _read_version(found) < _read_version(NEEDS_COMFYUI):
-            notice = f"SpatialWeave {__version__} needs ComfyUI {NEEDS_COMFYUI} or newer, and this is {found}; update ComfyUI."
+            notice = (
+                f"SpatialWeave {__version__} needs ComfyUI {NEEDS_COMFYUI} or newer, and this is {found}; "
+                "update ComfyUI."
+            )
             raise ImportError(notice) from error
         logging.getLogger("spatialweave").exception("SpatialWeave could not load its nodes:")
         raise
@@ -23,7 +26,7 @@ async def comfy_entrypoint():
 
 
 def _find_comfyui() -> str:
-    """The version of the ComfyUI around us; empty if there is none that says so."""
+    """The version of the running ComfyUI, "" if unknown."""
     try:
         from comfyui_version import __version__ as found
     except ImportError:
@@ -32,5 +35,5 @@ def _find_comfyui() -> str:
 
 
 def _read_version(text: str) -> list[int]:
-    """'0.33.0' as numbers that compare; what is no number counts as 0, so that '0.33.0-rc1' is no older than '0.33.0'."""
+    """'0.33.0' as [0, 33, 0], to compare; a part that is not a number is 0: '0.33.0-rc1' equals '0.33.0'."""
     return [int(part) if part.isdigit() else 0 for part in text.split(".")]

@@ -26,26 +26,26 @@ from pathlib import Path
 
 
 class RunError(RuntimeError):
-    """A run that failed; the message says which node, and why."""
+    """A failed run; the message names the node and the reason."""
 
     status = 1
 
 
 class QuestionError(RunError):
-    """What was asked for makes no sense, so nothing was run."""
+    """Invalid arguments or an invalid workflow; nothing was run."""
 
     status = 2
 
 
 class Server:
-    """A ComfyUI over HTTP."""
+    """HTTP client of a ComfyUI server."""
 
     def __init__(self, url: str):
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         try:
             parts = urllib.parse.urlsplit(self.url)
             usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # a port that is no number
+        except ValueError:  # a port that is not a number
             usable = False
         if not usable:
             raise QuestionError(
@@ -56,7 +56,7 @@ class Server:
         return self.ask(urllib.request.Request(self.url + path))
 
     def ask(self, request: urllib.request.Request) -> bytes:
-        """The body of an answer; HTTPError where the status is another than success, RunError where nothing sound came."""
+        """The body of the response; HTTPError for an error status, RunError if there is no valid response."""
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.read()
@@ -83,7 +83,7 @@ class Server:
         return answer
 
     def wait_until_up(self, process: subprocess.Popen | None, seconds: float) -> None:
-        """Return when the server answers; RunError when its process ends first or the time is over."""
+        """Return once the server responds; RunError if its process ends first or after `seconds`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if process is not None and process.poll() is not None:
@@ -98,7 +98,7 @@ class Server:
         raise RunError(f"No ComfyUI answered at {self.url} within {seconds:.0f} s.")
 
     def queue(self, graph: dict) -> str:
-        """Send a graph; the id of its run. RunError words what ComfyUI has against it."""
+        """Queue a graph; returns its prompt id. RunError lists the errors of ComfyUI's validation."""
         body = json.dumps({"prompt": graph, "client_id": uuid.uuid4().hex}).encode()
         request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         try:
@@ -119,7 +119,7 @@ class Server:
         return run
 
     def wait(self, run: str, seconds: float) -> dict:
-        """The outputs by node id, when the run has ended; RunError with the failing node's message."""
+        """The outputs by node id of a finished run; RunError with the failing node's message."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             entry = self.get_json(f"/history/{run}").get(run)
@@ -132,7 +132,7 @@ class Server:
         raise RunError(f"The run did not end within {seconds:.0f} s.")
 
     def collect(self, outputs: dict, folder: Path) -> list[Path]:
-        """Fetch every file the outputs name; the paths written, in node order."""
+        """Download all files of the outputs; returns the written paths, in the order of node ids."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for node, output in sorted(outputs.items()):
@@ -158,7 +158,10 @@ class Server:
 
 
 def explain_refusal(graph: dict, body: bytes, status: str) -> str:
-    """One line for each complaint of ComfyUI's validation; what is not from ComfyUI, such as a proxy's page, is quoted."""
+    """One line per error of ComfyUI's validation.
+
+    A body that is not ComfyUI's, such as a proxy's page, is quoted in part.
+    """
     try:
         answer = json.loads(body)
         lines = [answer["error"]["message"]]
@@ -169,7 +172,7 @@ def explain_refusal(graph: dict, body: bytes, status: str) -> str:
 
 
 def list_faults(graph: dict, answer: dict) -> list[str]:
-    """What ComfyUI's answer has against single nodes, a line each."""
+    """One line per error of a node in ComfyUI's response."""
     lines, nodes = [], answer.get("node_errors")
     for node, fault in nodes.items() if isinstance(nodes, dict) else ():
         kind = graph.get(node, {}).get("class_type", "?")
@@ -181,7 +184,7 @@ def list_faults(graph: dict, answer: dict) -> list[str]:
 
 
 def explain_failure(messages: list) -> str:
-    """What the failing node said."""
+    """The error message of the failing node."""
     for kind, data in messages:
         if kind == "execution_error":
             said = str(data.get("exception_message", "no reason given")).strip()
@@ -190,7 +193,7 @@ def explain_failure(messages: list) -> str:
 
 
 def start_comfyui(folder: Path, *options: str, log) -> tuple[Server, subprocess.Popen]:
-    """Start ComfyUI on a free port of this machine with this Python; the caller ends the process."""
+    """Start ComfyUI on a free local port with this Python; the caller ends the process."""
     if not (folder / "main.py").is_file():
         raise QuestionError(f"{folder} is no ComfyUI: it has no main.py.")
     with socket.socket() as probe:
@@ -213,18 +216,18 @@ def start_comfyui(folder: Path, *options: str, log) -> tuple[Server, subprocess.
 
 
 def show_path(path: Path) -> str:
-    """A path that any stream can write: bytes of a name that are not UTF-8 as \\xNN."""
+    """A path as printable text, with bytes that are not UTF-8 as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def say(line: str, stream) -> None:
-    """A line on a stream, what its encoding lacks as \\uNNNN."""
+    """Print a line, with characters that the stream's encoding lacks as \\uNNNN."""
     encoding = stream.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def read_text(path: Path) -> str:
-    """UTF-8 with or without a byte order mark; what another encoding wrote is refused by name."""
+    """A UTF-8 file with or without a byte order mark; QuestionError for any other encoding."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -244,7 +247,7 @@ def read_text(path: Path) -> str:
 
 
 def read_graph(path: Path) -> dict:
-    """A workflow in API form; the form the browser saves is refused by name."""
+    """A workflow in API form; QuestionError for the UI form that the browser saves."""
     text, name = read_text(path), show_path(path)
     try:
         graph = json.loads(text)
@@ -269,7 +272,7 @@ def read_graph(path: Path) -> dict:
 
 
 def change_inputs(graph: dict, changes: list[str]) -> dict:
-    """Apply NODE.INPUT=VALUE; a value that reads as JSON is taken as such, anything else as text."""
+    """Apply NODE.INPUT=VALUE; a value is parsed as JSON if it is valid JSON, and is text otherwise."""
     for change in changes:
         place, given, value = change.partition("=")
         node, _, name = place.partition(".")

@@ -117,7 +117,7 @@ class Evaluation:
     def cached(
         self, name: str, settings: Mapping[str, Any], seed: int, start: int, count: int, measure: Measure
     ) -> Figures:
-        """`measure(start, count, seed)`, from the work folder if it is there."""
+        """`measure(start, count, seed)`, cached in the work folder."""
         judges = {judge: self.digests[judge] for judge in ("scorer", "predictor")}
         number = fingerprint(settings, judges, self.plan.batch)
         path = self.work / f"{name}-{number}-seed{seed}-{start:05d}-{count}.safetensors"
@@ -126,8 +126,10 @@ class Evaluation:
         return read_tensors(path, finite=False)  # a figure is NaN where there is nothing to measure
 
     def rendered(self, start: int, count: int) -> dict[str, Figures]:
-        """Figures of the captions' own scenes with their exact maps, and of as many others for a baseline
-        distance."""
+        """Figures of the captions' own scenes with their exact maps, and of as many other scenes.
+
+        The others give the Fréchet distance of two sets of renderings, as a baseline.
+        """
         measure, settings = partial(measure_rendered, self.plan, self.judge), {"size": self.plan.size}
         firsts = {RENDERED: 0, OTHERS: self.plan.count}
         return {
@@ -156,8 +158,7 @@ def evaluate_intrinsic_ldm(
     device: str = "cpu",
     processes: int = 1,
 ) -> dict[str, Any]:
-    """The report: settings, hashes of the weights, figures of each method and of rendered images, accuracy of
-    the judges.
+    """The report: settings, weight hashes, figures by method and of renderings, accuracy of the judges.
 
     A figure has its mean, standard error and the value of each seed. `work` is the folder of partial results,
     which `processes` share.
@@ -215,7 +216,7 @@ def run_processes(
 
 
 def measure_part(plan: Plan, files: Files, work: Path, device: str, part: Part) -> None:
-    """One job of a process, which keeps its networks from job to job."""
+    """Measure one part in a worker process, which keeps its networks between parts."""
     open_evaluation(plan, files, work, device).measure(part)
 
 
@@ -225,7 +226,7 @@ def open_evaluation(plan: Plan, files: Files, work: Path, device: str) -> Evalua
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What times and last digits depend on."""
+    """Device and library versions, on which run times and rounding depend."""
     on_cuda = torch.device(device).type == "cuda"
     name = torch.cuda.get_device_name(device) if on_cuda else f"{torch.get_num_threads()} thread(s) of a CPU"
     return {"device": name, "torch": torch.__version__, "diffusers": import_diffusers().__version__}
@@ -310,8 +311,10 @@ def join(parts: list[Figures]) -> Figures:
 
 
 def summarize(seeds: list[Figures], reference: Figures) -> dict[str, dict[str, Any]]:
-    """Each figure's mean over the images of a seed, ignoring NaN, then over seeds; `frechet_*` are distances
-    to the reference. See `summarize_seeds`."""
+    """Each figure's mean over the images of a seed, ignoring NaN, then over seeds; see `summarize_seeds`.
+
+    `frechet_*` are Fréchet distances to the features of the reference.
+    """
     values = {
         name: [float(figures[name].nanmean()) for figures in seeds] for name in seeds[0] if name not in LAYERS
     }

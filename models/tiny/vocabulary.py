@@ -1,6 +1,6 @@
-"""The words of the tiny text encoder, in the order of its embedding rows, and the synonyms that it resolves.
+"""The vocabulary of the tiny text encoder, in the order of its embedding rows, and its synonyms.
 
-They are the words of the captions on which it was trained, those of the procedural world; a test holds that both agree.
+The vocabulary is that of the training captions, those of the procedural world; a test holds that both agree.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 
 VOCABULARY: tuple[str, ...] = (
-    "a", "and", "back", "ball", "behind", "blue", "box", "checkered", "cone", "cyan", "cylinder", "floor", "from",
-    "front", "grass", "green", "in", "large", "left", "next", "of", "on", "orange", "paving", "pink", "purple", "red",
-    "right", "room", "sand", "shiny", "small", "stones", "the", "tiled", "to", "wooden", "yellow",
+    "a", "and", "back", "ball", "behind", "blue", "box", "checkered", "cone", "cyan", "cylinder", "floor",
+    "from", "front", "grass", "green", "in", "large", "left", "next", "of", "on", "orange", "paving", "pink",
+    "purple", "red", "right", "room", "sand", "shiny", "small", "stones", "the", "tiled", "to", "wooden",
+    "yellow",
 )  # fmt: skip
 SYNONYMS: dict[str, str] = {
     "sphere": "ball",
@@ -37,5 +38,5 @@ SYNONYMS: dict[str, str] = {
 
 
 def normalize_words(text: str) -> list[str]:
-    """Lower-case words with synonyms resolved, without punctuation."""
+    """Lower-case words without punctuation, synonyms replaced."""
     return [SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9]+", text.lower())]

@@ -1,1 +1,1 @@
-"""The one place that touches ComfyUI's internals: networks as core MODEL, CLIP and VAE, and where their files lie."""
+"""The only code that uses ComfyUI's internals: networks as core MODEL, CLIP and VAE, and their folders."""

@@ -1,1 +1,1 @@
-"""Dataset folders of the world."""
+"""Dataset folders of the procedural world."""

@@ -1,19 +1,25 @@
-"""Datasets of the world as folders that our trainers and anybody else can read. CC0: do with them what you like.
+"""Renders the procedural world into dataset folders (CC0) of safetensors shards or PNG files.
 
-    FOLDER/dataset.json                 how the folder was made, and what its numbers mean; "finished" once all is there
-    FOLDER/manifest.jsonl               one line a scene: {"shard", "row", "caption", "captions", "objects", "scene", ...}
-    FOLDER/shard-00000.safetensors      layout "shards"; each tensor has the scenes as its first axis n:
-        image uint8 n H W 3; depth float16 or float32 n H W, metres along z, inf = sky; segmentation int16 n H W: 0 surroundings,
-        i + 1 object i of the line's "objects", -1 sky; line uint8 n H W, 1 = line; normals int8 n H W 3 (optional): 127 times the
-        unit normal in the camera frame, 0 = sky; intrinsics float32 n 3 3, pixels; world_to_cam float32 n 4 4. OpenCV camera.
-    FOLDER/image/000000.png, depth/...  layout "files": "image", "depth" (16 bits, metres = value * depth_scale, 0 = sky),
-        "segmentation" (8 bits, 255 = sky), "line", "normals", named by the line; intrinsics and world_to_cam stand in the line.
+    FOLDER/dataset.json     settings of the export, conventions of the data; "finished" once complete
+    FOLDER/manifest.jsonl   one line per sample: "shard", "row", "caption", "captions", "objects", "scene", ...
+    FOLDER/shard-00000.safetensors      layout "shards"; n scenes each, OpenCV camera:
+        image         uint8   (n, H, W, 3)
+        depth         float16 or float32 (n, H, W), metres along z, inf = sky
+        segmentation  int16   (n, H, W), 0 = surroundings, i + 1 = object i of the line's "objects", -1 = sky
+        line          uint8   (n, H, W), 1 = line
+        normals       int8    (n, H, W, 3), optional; 127 times the unit normal in the camera frame, 0 = sky
+        intrinsics    float32 (n, 3, 3), pixels
+        world_to_cam  float32 (n, 4, 4)
+    FOLDER/image/000000.png, depth/...  layout "files"; the manifest line has the paths and the camera:
+        image, line, normals (8 bits); segmentation (8 bits, 255 = sky);
+        depth (16 bits, metres = value * depth_scale, 0 = sky)
 
-`kind="edits"` holds, besides all of the scene before the edit, the scene after it under the same names with `target_` in front, and
-"instruction", "kind", "object" (its number in "objects", null for camera edits) and "parameters" in the line.
+With `kind="edits"` a sample also has the scene after the edit, under the same names with the prefix
+`target_`. Its manifest line has "instruction", "kind", "object" (index in "objects", null for camera edits)
+and "parameters".
 
-Captions are `caption(scene, random.Random(f"{split}/{seed}/{index}/{k}"))` for k = 0 ... 3; "caption" is the first.
-`core.training.data.FolderDataset` reads both layouts.
+Captions are `caption(scene, random.Random(f"{split}/{seed}/{index}/{k}"))` for k = 0 ... 3; "caption" is the
+first. `core.training.data.FolderDataset` reads both layouts.
 """
 
 from __future__ import annotations
@@ -46,22 +52,22 @@ Layout = Literal["shards", "files"]
 DepthType = Literal["float16", "float32"]
 FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
 CAPTIONS = 4
-DATA_KINDS = {
-    "folder": str,
-    "scenes": int,
-    "size": Size,
-}  # of a recipe's `data` that names a folder of the world
-_FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # of a line, what names a file
+# types of the keys of a recipe's `data` for a folder of this format
+DATA_KINDS = {"folder": str, "scenes": int, "size": Size}
+_FILES = ("shard", "image", "depth", "segmentation", "line", "normals")  # keys of a line that name a file
 _RENDER_BATCH = 50
 _CONVENTIONS = {
-    "camera": "OpenCV: x right, y down, z forward; pixel centres at +0.5; world_to_cam maps world points (y up, metres) to it",
+    "camera": (
+        "OpenCV: x right, y down, z forward; pixel centres at +0.5; world_to_cam maps world points (y up, "
+        "metres) to it"
+    ),
     "depth": "metres along z, larger = farther; sky is inf in shards and 0 in 16-bit PNG",
 }
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to write; equal requests write equal bytes, whatever the number of workers."""
+    """Settings of an export; equal settings write equal bytes with any number of workers."""
 
     count: int
     height: int = 128
@@ -102,7 +108,7 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an export did."""
+    """The result of an export: samples in the folder, samples rendered in this run, seconds."""
 
     folder: Path
     count: int
@@ -115,7 +121,10 @@ class Summary:
             if self.rendered < self.count
             else ""
         )
-        return f"{self.folder}: {self.count} samples{kept}, {self.rendered / max(self.seconds, 1e-9):.1f} a second."
+        return (
+            f"{self.folder}: {self.count} samples{kept}, "
+            f"{self.rendered / max(self.seconds, 1e-9):.1f} a second."
+        )
 
 
 def export_dataset(
@@ -123,8 +132,9 @@ def export_dataset(
 ) -> Summary:
     """Write a dataset; `size` is one side or (height, width), `options` the other fields of ExportRequest.
 
-    An unfinished folder of the same request is completed: whole shards stay. A larger count extends a folder. ValueError says
-    what does not fit; ExportError (an OSError) what could not be written; ChildProcessError (likewise) that a worker died.
+    An unfinished folder of the same request is completed: whole shards are kept. A larger count extends a
+    folder. Raises ValueError for settings that differ from the folder's, ExportError (an OSError) if a file
+    cannot be written, and ChildProcessError (an OSError, too) if a worker process dies.
     """
     height, width = (size, size) if isinstance(size, int) else size
     request, shards = ExportRequest(count, height, width, **options), ShardFolder(Path(folder))
@@ -148,9 +158,10 @@ def export_dataset(
 def open_world(
     data: Mapping[str, Any], *, keys: Sequence[str] | None = None, needs: Sequence[str] = ()
 ) -> FolderDataset:
-    """The dataset folder that a recipe's `data` names, all of it or these tensors; if it is not there, the sentence says how to make it.
+    """The dataset folder of a recipe's `data`; a missing one raises ValueError with the command to make it.
 
-    `needs`: tensors and entries of the line without which a sample is refused.
+    `keys` selects tensors, None for all; a sample without the tensors or manifest entries of `needs` raises
+    an error.
     """
     folder = Path(str(data.get("folder", "")))
     if not (folder / MANIFEST).is_file():
@@ -167,7 +178,11 @@ def open_world(
 def _run_jobs(
     shards: ShardFolder, request: ExportRequest, missing: list[int], workers: int, tick: Callable[[int], Any]
 ) -> Iterator[int]:
-    """Write the missing shards. Workers yield scenes as their shards are done; this process alone calls `tick` batch by batch."""
+    """Write the missing shards.
+
+    With worker processes it yields the number of scenes of each finished shard; without, it yields nothing
+    and calls `tick` with the size of each rendered batch.
+    """
     if workers <= 1 or len(missing) <= 1:
         for number in missing:
             write_shard(shards, request, number, tick)
@@ -193,7 +208,7 @@ def _run_jobs(
 def write_shard(
     shards: ShardFolder, request: ExportRequest, number: int, tick: Callable[[int], Any] | None = None
 ) -> None:
-    """Render one shard and write it, its manifest lines last: where they stand, the shard is whole."""
+    """Render and write one shard; its manifest lines come last, so that they mark a complete shard."""
     rows = request.rows(number)
     samples = _sample(request, rows)
     scenes = {"": [sample.source if isinstance(sample, Edit) else sample for sample in samples]}
@@ -233,7 +248,7 @@ def _render(
 
 
 def _facts(sample: Scene | Edit, request: ExportRequest, index: int) -> dict[str, Any]:
-    """The line's words: of a scene, or of an edit's two scenes."""
+    """Manifest entries of a scene, or of both scenes of an edit."""
     if isinstance(sample, Scene):
         return _scene_facts(sample, request, index)
     target = {f"target_{key}": value for key, value in _scene_facts(sample.target, request, index).items()}
@@ -259,7 +274,7 @@ def _scene_facts(scene: Scene, request: ExportRequest, index: int) -> dict[str, 
 
 
 def _finished_lines(folder: ShardFolder, request: ExportRequest) -> dict[int, list[dict[str, Any]]]:
-    """Manifest lines of the whole shards that an earlier run of the same request left, by shard."""
+    """Manifest lines of the complete shards of an earlier run of the same request, by shard number."""
     facts = _read_facts(folder)
     if not facts:
         return {}
@@ -288,13 +303,13 @@ def _finished_lines(folder: ShardFolder, request: ExportRequest) -> dict[int, li
 
 
 def _has_files(folder: Path, lines: list[dict[str, Any]]) -> bool:
-    """Whether every file that a shard's lines name exists."""
+    """Whether all files named in a shard's manifest lines exist."""
     names = {line[key] for line in lines for key in line if key.removeprefix("target_") in _FILES}
     return all((folder / name).is_file() for name in names)
 
 
 def _read_facts(folder: ShardFolder) -> dict[str, Any]:
-    """The facts of a folder of this format, {} for a new one."""
+    """The content of dataset.json, {} for a new folder; ValueError for another format or version."""
     facts = folder.read_facts()
     if facts and (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
         raise ValueError(
@@ -306,7 +321,7 @@ def _read_facts(folder: ShardFolder) -> dict[str, Any]:
 
 
 def _describe(request: ExportRequest) -> dict[str, Any]:
-    """What dataset.json says of a request."""
+    """The content of dataset.json for a request."""
     return {"format": FORMAT, "version": VERSION, "licence": LICENCE, **asdict(request), **_CONVENTIONS}
 
 

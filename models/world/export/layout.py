@@ -1,4 +1,7 @@
-"""The two layouts of a dataset folder: rendered frames to safetensors shards, or to loose PNG files. The format: see dataset.py."""
+"""The two layouts of a dataset folder: rendered frames to safetensors shards or to PNG files.
+
+dataset.py describes the format.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from ...core.export.png16 import encode_png16, quantise
 from ...core.geometry.normals import normals_to_image
 from ..render import Frames
 
-DEPTH_SCALE = 0.0005  # metres a step of a 16-bit PNG: half a millimetre, up to 32.7 m
-SKY_LABEL = 255  # of an 8-bit segmentation picture
+DEPTH_SCALE = 0.0005  # metres per unit of a 16-bit PNG: 0.5 mm, up to 32.7 m
+SKY_LABEL = 255  # of an 8-bit segmentation map
 _NUMBERS = ("intrinsics", "world_to_cam")
 
 Parts = dict[str, Iterable[Frames]]  # prefix of the names ("" or "target_") -> batches of frames, in order
@@ -27,7 +30,7 @@ Parts = dict[str, Iterable[Frames]]  # prefix of the names ("" or "target_") -> 
 def write_tensors(
     folder: Path, name: str, rows: range, parts: Parts, *, normals: bool, depth_type: torch.dtype
 ) -> list[dict[str, Any]]:
-    """`name`.safetensors with every tensor of the frames; where each row stands."""
+    """Write `name`.safetensors with all tensors of the frames; returns the shard and row of each sample."""
     tensors: dict[str, Tensor] = {}
     for prefix, batches in parts.items():
         packed = [pack_frames(frames, normals=normals, depth_type=depth_type) for frames in batches]
@@ -37,7 +40,7 @@ def write_tensors(
 
 
 def pack_frames(frames: Frames, *, normals: bool, depth_type: torch.dtype) -> dict[str, Tensor]:
-    """Frames in the numbers of a shard."""
+    """Frames in the data types of a shard, each with the batch as its first axis."""
     packed = {
         "image": to_bytes(frames.image),
         "depth": frames.depth.to(depth_type),
@@ -53,7 +56,10 @@ def pack_frames(frames: Frames, *, normals: bool, depth_type: torch.dtype) -> di
 def write_pictures(
     folder: Path, name: str, rows: range, parts: Parts, *, normals: bool, depth_type: torch.dtype
 ) -> list[dict[str, Any]]:
-    """One PNG a map and scene, in a folder for each kind of map; the paths, scale and camera of each row. 16-bit depth has one type."""
+    """Write a PNG per map and scene, in one folder per kind of map.
+
+    Returns the paths, depth scale and camera of each sample. `depth_type` is ignored: PNG depth has 16 bits.
+    """
     places: list[dict[str, Any]] = [{"depth_scale": DEPTH_SCALE} for _ in rows]
     for prefix, batches in parts.items():
         done = 0
@@ -70,7 +76,7 @@ def write_pictures(
 
 
 def picture_files(frame: Frames, *, normals: bool) -> dict[str, bytes]:
-    """The maps of one scene (fields without their first axis) as bytes of PNG files."""
+    """The maps of one scene as bytes of PNG files; `frame` has no batch axis."""
     values, _, _ = quantise(frame.depth, torch.isfinite(frame.depth), DEPTH_SCALE)
     files = {
         "image": encode_png(to_bytes(frame.image)),
@@ -84,7 +90,7 @@ def picture_files(frame: Frames, *, normals: bool) -> dict[str, bytes]:
 
 
 def encode_png(values: Tensor) -> bytes:
-    """uint8 h w or h w 3 as PNG."""
+    """A uint8 tensor (h, w) or (h, w, 3) as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -52,7 +52,7 @@ IMAGE_ALONE = Step(("image",))
 
 
 def run_coupled(settings: Settings):
-    """An OUTER_SAMPLE wrapper that holds the run's state until the sampler returns, fails or is interrupted."""
+    """An OUTER_SAMPLE wrapper that holds the run's state until the sampler returns or raises."""
 
     def outer_sample(
         executor, noise, latent_image, sampler, sigmas,
@@ -120,7 +120,7 @@ class Run:
     coupling: Coupling = field(default_factory=Coupling)
     options: dict = field(default_factory=dict)  # transformer_options of the current forward pass
     undo: list = field(default_factory=list)
-    last: list[Tensor] | None = None  # x0 of the maps at the last prediction, one (b, c, h, w) per prompt list
+    last: list[Tensor] | None = None  # last x0 (b, c, h, w) of the maps per prompt list
     # (kind of prediction, start time in seconds, DDPM t)
     clock: list[tuple[str, float, float]] = field(default_factory=list)
     tried: list | None = None  # attention overrides known to apply a bias; None if the run needs no bias
@@ -219,7 +219,7 @@ class Run:
         transformer_options: dict,
         **extra,
     ):
-        """An APPLY_MODEL wrapper: one forward pass, with its rows derived from the conditionings of its batch."""
+        """An APPLY_MODEL wrapper: one forward pass, its rows derived from the batch's conditionings."""
         chunks = tuple(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True))
         step = transformer_options.get(KEY, IMAGE_ALONE)  # no step: the base model's own call
         rows = Rows(chunks, self.batch, step.streams)
