@@ -18,7 +18,7 @@ OVERRIDE = "optimized_attention_override"
 
 
 def unet_attention(layer: int, coupling: Coupling, tried: list | None) -> Callable:
-    """Core's attn1 replacement for one layer; where nothing is coupled it calls core's own attention.
+    """Core's attn1 replacement for one layer; passes of one stream use core's own attention.
 
     `tried` lists the attention overrides of other packs that are known to apply an attention bias; None if
     the run needs no bias, as w is 0 or 1 and the same in all layers.
@@ -83,7 +83,7 @@ def behind_setter(override: Callable) -> Callable:
 
 
 def takes_weights(call: Inside, like: Tensor, heads: int, width: int) -> bool:
-    """Whether an attention applies an additive bias, measured on random q and k (1, 4, 32, width).
+    """Whether an attention applies an additive bias, measured on small random q and k.
 
     Keys with bias -inf must have no effect, and keys repeated twice with bias log(1/2) that of one copy. The
     values differ by more than the rounding error of an attention that computes in 8 bits.
