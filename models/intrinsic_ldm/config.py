@@ -18,13 +18,21 @@ CONDITIONS: Mapping[Family, tuple[str, ...]] = {  # what the network reads of a 
     "pixart": ("context", "context_mask"),
 }
 
-MAPS = {"depth": 1, "normals": 3, "segmentation": 3, "line": 1}  # channels of each, in the order in which they are stacked
+MAPS = {
+    "depth": 1,
+    "normals": 3,
+    "segmentation": 3,
+    "line": 1,
+}  # channels of each, in the order in which they are stacked
 CHANNELS = sum(MAPS.values())
 SD_SCALE = 0.18215  # what SD1, SD2.1 and PixArt-alpha multiply their latents by; SDXL: 0.13025
 STEPS, GUIDANCE = 25, 4.0  # of the tiny system's sampling; the paper has 25 and 7.5 on SD2.1
 PRECISIONS = ("float32", "bfloat16")  # in which a system may compute where it can be chosen
 GROUPS = 32  # of every group norm, in core and in diffusers
-LARGEST, MOST_BLOCKS = 65536, 16  # beyond any autoencoder; a damaged file must not ask for the time or the memory of more
+LARGEST, MOST_BLOCKS = (
+    65536,
+    16,
+)  # beyond any autoencoder; a damaged file must not ask for the time or the memory of more
 
 
 @dataclass(frozen=True)
@@ -32,28 +40,50 @@ class VaeConfig:
     """A KL autoencoder of latent diffusion, as core and diffusers both build it. The defaults are SD2.1's, SDXL's and PixArt's."""
 
     width: int = 128  # channels at full size
-    multiples: tuple[int, ...] = (1, 2, 4, 4)  # of the width, from full size down; each step but the last halves the sides
+    multiples: tuple[int, ...] = (
+        1,
+        2,
+        4,
+        4,
+    )  # of the width, from full size down; each step but the last halves the sides
     blocks: int = 2  # in each step going down; one more going up
     latent_channels: int = 4
     base_scale: float = SD_SCALE  # what the base model multiplies latents by before it samples them
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multiples", tuple(self.multiples))
-        for name, value in (*asdict(self).items(), *((f"multiples[{i}]", each) for i, each in enumerate(self.multiples))):
+        for name, value in (
+            *asdict(self).items(),
+            *((f"multiples[{i}]", each) for i, each in enumerate(self.multiples)),
+        ):
             if name not in ("multiples", "base_scale") and type(value) is not int:
-                raise ValueError(f"Expected a whole number as {name} of an intrinsic VAE, got {value!r}. Save the file again.")
+                raise ValueError(
+                    f"Expected a whole number as {name} of an intrinsic VAE, got {value!r}. Save the file again."
+                )
         sizes = (self.width, self.blocks, self.latent_channels, *self.multiples)
         if max(sizes, default=0) > LARGEST or self.blocks > MOST_BLOCKS or len(self.multiples) > MOST_BLOCKS:
             raise ValueError(
                 f"Expected an intrinsic VAE of at most {MOST_BLOCKS} blocks a step and steps, and sizes of at most {LARGEST}, got "
                 f"{str(self)[:200]}. Save the file again, or correct the config."
             )
-        if self.width < 1 or self.blocks < 1 or self.latent_channels < 1 or not self.multiples or min(self.multiples) < 1:
-            raise ValueError(f"{self} arrived: width, blocks, latent channels and each multiple must be 1 or more.")
+        if (
+            self.width < 1
+            or self.blocks < 1
+            or self.latent_channels < 1
+            or not self.multiples
+            or min(self.multiples) < 1
+        ):
+            raise ValueError(
+                f"{self} arrived: width, blocks, latent channels and each multiple must be 1 or more."
+            )
         if any(self.width * multiple % GROUPS for multiple in self.multiples):
-            raise ValueError(f"A width {self.width} by {self.multiples} arrived: each must be divisible by the {GROUPS} of a group norm.")
+            raise ValueError(
+                f"A width {self.width} by {self.multiples} arrived: each must be divisible by the {GROUPS} of a group norm."
+            )
         if isinstance(self.base_scale, bool) or not 0 < self.base_scale < math.inf:
-            raise ValueError(f"The base scale {self.base_scale} arrived: it must be above 0, as SD's {SD_SCALE}.")
+            raise ValueError(
+                f"The base scale {self.base_scale} arrived: it must be above 0, as SD's {SD_SCALE}."
+            )
 
     @property
     def stride(self) -> int:
@@ -87,7 +117,9 @@ class VaeConfig:
         try:
             return cls(**json.loads(text))
         except (TypeError, json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{text[:80]!r} arrived for the settings of an intrinsic VAE ({error}); save the file again.") from error
+            raise ValueError(
+                f"{text[:80]!r} arrived for the settings of an intrinsic VAE ({error}); save the file again."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -101,9 +133,13 @@ class Preset:
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise ValueError(f"Expected a family of {', '.join(FAMILIES)}, got {self.family!r}. Choose one of these.")
+            raise ValueError(
+                f"Expected a family of {', '.join(FAMILIES)}, got {self.family!r}. Choose one of these."
+            )
         if min(self.size, self.steps) < 1 or not 0 <= self.guidance < math.inf:
-            raise ValueError(f"Expected size and steps of at least 1 and a guidance of at least 0, got {self}. Correct it.")
+            raise ValueError(
+                f"Expected size and steps of at least 1 and a guidance of at least 0, got {self}. Correct it."
+            )
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

@@ -29,10 +29,19 @@ PARTS = {
 }
 # what the names of other adapters end with, and what these are
 OTHERS = (
-    (re.compile(r"\.(?:lora_magnitude_vector(?:\..+)?|dora_scale)$"), "a DoRA, which also rescales the weights"),
-    (re.compile(r"\.hada_w[12](?:_[ab])?$|\.hada_t[12]$"), "a LoHa, a Hadamard product of two low-rank parts"),
+    (
+        re.compile(r"\.(?:lora_magnitude_vector(?:\..+)?|dora_scale)$"),
+        "a DoRA, which also rescales the weights",
+    ),
+    (
+        re.compile(r"\.hada_w[12](?:_[ab])?$|\.hada_t[12]$"),
+        "a LoHa, a Hadamard product of two low-rank parts",
+    ),
     (re.compile(r"\.lokr_(?:w[12](?:_[ab])?|t2)$"), "a LoKr, a Kronecker product"),
-    (re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$|\.(?:diff|diff_b|lora_mid\.weight)$"), "a LoRA with parts that are no low-rank matrices"),
+    (
+        re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$|\.(?:diff|diff_b|lora_mid\.weight)$"),
+        "a LoRA with parts that are no low-rank matrices",
+    ),
 )
 ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # of a folder that PEFT saved
 PREFIXES = re.compile(
@@ -64,7 +73,16 @@ class LowRank:
         return LowRank(self.down.to(like), self.up.to(like), self.scale)
 
 
-def add_to_stream(out: Tensor, x: Tensor, delta, rows: Rows, stream: Stream, *, columns: slice = slice(None), sign: float = 1.0) -> None:
+def add_to_stream(
+    out: Tensor,
+    x: Tensor,
+    delta,
+    rows: Rows,
+    stream: Stream,
+    *,
+    columns: slice = slice(None),
+    sign: float = 1.0,
+) -> None:
     """Add delta(x) to the rows of one stream of out (rows, ..., outputs), in place; the other stream's numbers are not touched."""
     if stream in rows.streams:
         target = rows.select(out, stream)[..., columns]
@@ -96,7 +114,9 @@ def read_lora(
     names: dict[str, str] = {}  # by path, as the file has it
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as safetensors.")
+            raise ValueError(
+                f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as safetensors."
+            )
         module, part = split_name(str(key), name)
         path = known.get(module, known.get(module.removesuffix(".0")))
         if path is None:
@@ -114,7 +134,10 @@ def read_lora(
         raise ValueError(f"The LoRA {name} is empty; choose an intrinsic LoRA trained on {base}.")
     check_finite(tensors, f"the LoRA {name}")
     scaling = read_scaling(metadata, name)
-    return {path: build((path, names[path]), found, projections[path], scaling, base) for path, found in parts.items()}
+    return {
+        path: build((path, names[path]), found, projections[path], scaling, base)
+        for path, found in parts.items()
+    }
 
 
 def split_name(key: str, name: str) -> tuple[str, str]:
@@ -130,22 +153,36 @@ def split_name(key: str, name: str) -> tuple[str, str]:
     )
 
 
-def build(names: tuple[str, ...], found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str) -> LowRank:
+def build(
+    names: tuple[str, ...], found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str
+) -> LowRank:
     """Of one projection, by its names, ours first."""
     path, name = names[0], scaling.name
     if not {"down", "up"} <= found.keys():
         missing = "down" if "down" not in found else "up"
-        raise ValueError(f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download it again.")
+        raise ValueError(
+            f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download it again."
+        )
     down, up = (read_matrix(part, found[part], path, name) for part in ("down", "up"))
-    if down.shape[1] != projection.inputs or up.shape[0] != projection.outputs or down.shape[0] != up.shape[1]:
+    if (
+        down.shape[1] != projection.inputs
+        or up.shape[0] != projection.outputs
+        or down.shape[0] != up.shape[1]
+    ):
         raise ValueError(
             f"The LoRA {name} has matrices {tuple(up.shape)} x {tuple(down.shape)} for {path}, but {base} has {projection.outputs} x "
             f"{projection.inputs} there: it was trained on another base; load that one, or the LoRA made for this one."
         )
     rank = down.shape[0]
     if not rank:
-        raise ValueError(f"Expected a rank of 1 or more for {path} in the LoRA {name}, got 0. Save it again, or leave that layer out.")
-    return LowRank(down, up, scaling.scale(names, rank, read_alpha(found["alpha"], path, name) if "alpha" in found else None))
+        raise ValueError(
+            f"Expected a rank of 1 or more for {path} in the LoRA {name}, got 0. Save it again, or leave that layer out."
+        )
+    return LowRank(
+        down,
+        up,
+        scaling.scale(names, rank, read_alpha(found["alpha"], path, name) if "alpha" in found else None),
+    )
 
 
 def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
@@ -169,5 +206,7 @@ def read_alpha(tensor: Tensor, path: str, name: str) -> float:
     value = float(tensor) if tensor.numel() == 1 and tensor.dtype != torch.bool else None
     if value is None or not 0 < value < math.inf:
         got = f"a tensor {tuple(tensor.shape)} of {tensor.dtype}" if value is None else value
-        raise ValueError(f"Expected one number above 0 as alpha of {path} in the LoRA {name}, got {got}. Save the LoRA again.")
+        raise ValueError(
+            f"Expected one number above 0 as alpha of {path} in the LoRA {name}, got {got}. Save the LoRA again."
+        )
     return value

@@ -170,7 +170,9 @@ def read_number(settings: Mapping[str, Any], key: str, source: str) -> float | N
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
-        raise ValueError(f"Expected a number above 0 for {show(key)} in {source}, got {show(value)[:80]}. {AGAIN}")
+        raise ValueError(
+            f"Expected a number above 0 for {show(key)} in {source}, got {show(value)[:80]}. {AGAIN}"
+        )
     return float(value)
 
 

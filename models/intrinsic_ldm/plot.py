@@ -18,7 +18,9 @@ STOP, STOPPED = "w stays 0: the maps' pass may stop here", (24, 92, 160)
 LOW, HIGH = np.array([236, 238, 244]), np.array([178, 58, 18])  # w = 0, w = the greatest
 
 
-def weight_table(schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float]) -> np.ndarray:
+def weight_table(
+    schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float]
+) -> np.ndarray:
     """w as (layers, times), the layers in the order in which they run."""
     return np.array([[schedule.weight(layer.number(reading), t) for t in times] for layer in layers])
 
@@ -28,7 +30,9 @@ def find_stop(schedule: Schedule, times: Sequence[float]) -> int | None:
     return next((index for index, t in enumerate(times) if schedule.ceiling(t) == 0), None)
 
 
-def plot_weights(schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float], *, steps: bool) -> np.ndarray:
+def plot_weights(
+    schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float], *, steps: bool
+) -> np.ndarray:
     """The table as a picture H W 3, uint8: time from left (noise) to right (clean), layers from top (first to run) to bottom.
 
     `steps`: the times are the steps of one run, each as wide as the others; else they are DDPM times in equal distances. A line stands
@@ -54,7 +58,11 @@ def _mark_times(pen: ImageDraw.ImageDraw, times: Sequence[float], steps: bool) -
     count = len(times)
     for index in sorted({round(part * (count - 1) / 5) for part in range(6)}):
         x = LEFT + FIELD[0] * (index + 0.5) / count
-        label = f"step {index + 1}\nt {times[index]:.0f}" if steps else f"t {times[index]:.0f}\nsigma {ddpm_to_sigma(times[index]):.3g}"
+        label = (
+            f"step {index + 1}\nt {times[index]:.0f}"
+            if steps
+            else f"t {times[index]:.0f}\nsigma {ddpm_to_sigma(times[index]):.3g}"
+        )
         pen.line((x, TOP + FIELD[1], x, TOP + FIELD[1] + 4), fill=QUIET)
         pen.text((x - 22, TOP + FIELD[1] + 7), label, fill=INK, spacing=1)
 
@@ -84,6 +92,8 @@ def _mark_layers(pen: ImageDraw.ImageDraw, numbers: Sequence[int], reading: Read
 
 def _mark_scale(picture: Image.Image, pen: ImageDraw.ImageDraw, top: float) -> None:
     ramp = LOW + (HIGH - LOW) * np.linspace(1, 0, FIELD[1])[:, None, None]
-    picture.paste(Image.fromarray(ramp.round().astype(np.uint8)).resize((14, FIELD[1])), (LEFT + FIELD[0] + 14, TOP))
+    picture.paste(
+        Image.fromarray(ramp.round().astype(np.uint8)).resize((14, FIELD[1])), (LEFT + FIELD[0] + 14, TOP)
+    )
     for value in (0.0, top / 2, top):
         pen.text((LEFT + FIELD[0] + 32, TOP + FIELD[1] * (1 - value / top) - 6), f"{value:.3g}", fill=INK)

@@ -82,13 +82,17 @@ class Curve:
 
     def __post_init__(self):
         if not self.points:
-            raise ValueError('The curve has no points; give some as "t: w", for example 1000: 0, 800: 1, 500: 0.')
+            raise ValueError(
+                'The curve has no points; give some as "t: w", for example 1000: 0, 800: 1, 500: 0.'
+            )
         for t, w in self.points:
             check_number("t of a curve's point", t, 0, 1000)
             check_number("w of a curve's point", w, 0, 100)
         times = [t for t, _ in self.points]
         if len(set(times)) < len(times):
-            raise ValueError(f"The curve has two points at t = {max(t for t in times if times.count(t) > 1):g}; leave one of them out.")
+            raise ValueError(
+                f"The curve has two points at t = {max(t for t in times if times.count(t) > 1):g}; leave one of them out."
+            )
         object.__setattr__(self, "points", tuple(sorted(self.points)))
 
     def weight(self, layer: int, t: float) -> float:
@@ -126,11 +130,15 @@ class Cut:
 def read_curve(text: str) -> Curve:
     """ "1000: 0, 800: 1, 500: 0" as a Curve; commas, semicolons or line ends between the points."""
     points = []
-    for part in filter(None, (piece.strip() for piece in text.replace(";", ",").replace("\n", ",").split(","))):
+    for part in filter(
+        None, (piece.strip() for piece in text.replace(";", ",").replace("\n", ",").split(","))
+    ):
         try:
             t, w = (float(number) for number in part.split(":"))
         except ValueError:
-            raise ValueError(f'The curve has {part!r}; give each point as "t: w", for example 1000: 0, 800: 1, 500: 0.') from None
+            raise ValueError(
+                f'The curve has {part!r}; give each point as "t: w", for example 1000: 0, 800: 1, 500: 0.'
+            ) from None
         points.append((t, w))
     return Curve(tuple(points))
 
@@ -143,9 +151,13 @@ def read_layers(text: str) -> frozenset[int]:
         try:
             low, high = int(first), int(last or first)
         except ValueError:
-            raise ValueError(f'The layers have {part!r}; give numbers and ranges, for example "3-7" or "1, 4-6".') from None
+            raise ValueError(
+                f'The layers have {part!r}; give numbers and ranges, for example "3-7" or "1, 4-6".'
+            ) from None
         if high < low or high - low > 1000:
-            raise ValueError(f"The layers have the range {part!r}; give the lower number first, at most a thousand apart.")
+            raise ValueError(
+                f"The layers have the range {part!r}; give the lower number first, at most a thousand apart."
+            )
         numbers.update(range(low, high + 1))
     return frozenset(numbers)
 

@@ -37,7 +37,9 @@ def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: Pictures, *, fa
         top = MARGIN + HEAD + index * row
         for column, picture in enumerate(row_of(index, base, found)):
             sharp = Image.Resampling.NEAREST if LABELS[column] == "Segmentation" else Image.Resampling.BICUBIC
-            panel = Image.fromarray((picture.clamp(0, 1) * 255).round().byte().numpy()).resize((PANEL, PANEL), sharp)
+            panel = Image.fromarray((picture.clamp(0, 1) * 255).round().byte().numpy()).resize(
+                (PANEL, PANEL), sharp
+            )
             page.paste(panel, (MARGIN + column * (PANEL + GAP), top))
         pen.text((MARGIN, top + PANEL + 9), prompt, font=large, fill=TEXT)
     pen.text((MARGIN, page.height - MARGIN), facts, font=small, fill=MUTED)

@@ -40,7 +40,12 @@ def choose_schedule(name: str, system: IntrinsicPipeline) -> Schedule:
     """The paper's settings of each kind; drop takes the layers in the middle."""
     if name not in SCHEDULES:
         raise ValueError(f"A schedule {name!r} arrived; it is one of {', '.join(SCHEDULES)}.")
-    return {"gaussian": Gaussian(), "drop": Drop(middle_layers(system.layers, "blocks")), "constant": Constant(), "off": OFF}[name]
+    return {
+        "gaussian": Gaussian(),
+        "drop": Drop(middle_layers(system.layers, "blocks")),
+        "constant": Constant(),
+        "off": OFF,
+    }[name]
 
 
 def sample(request: SampleRequest) -> Iterator[str]:

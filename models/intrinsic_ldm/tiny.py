@@ -29,7 +29,12 @@ WIDTHS = (64, 128)  # of the UNet at 1/8 and 1/16 of the picture
 HEADS = (2, 4)
 BLOCKS = 1
 # SD's own noise and SD2.1's target, so that every schedule of the paper reads the times as they are there
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
 PREDICTION = "v_prediction"
 
 TEXT_FILE = "text.safetensors"  # of a folder in diffusers' form whose text encoder is a tiny one
@@ -75,13 +80,19 @@ class TinyBase:
 
 def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
     """One file, in float16."""
-    tensors = {f"{part}.{name}": value.half() for part in PARTS for name, value in getattr(base, part).items()}
-    return write_tensors(path, tensors, {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}, kind=KIND)
+    tensors = {
+        f"{part}.{name}": value.half() for part in PARTS for name, value in getattr(base, part).items()
+    }
+    return write_tensors(
+        path, tensors, {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}, kind=KIND
+    )
 
 
 def read_folder(folder: Path) -> TinyBase:
     """The base that a training run left in diffusers' form, its text encoder beside."""
-    unet, vae = (read_tensors(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae"))
+    unet, vae = (
+        read_tensors(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae")
+    )
     config = folder / "vae" / "config.json"
     scale = _read_scale(read_json_object(config).get("scaling_factor"), f"scaling_factor in {config}")
     return TinyBase(unet, vae, read_tensors(folder / TEXT_FILE), scale)
@@ -91,13 +102,21 @@ def load_base(path: str | os.PathLike = BASE_FILE) -> TinyBase:
     """What `save_base` wrote, in float32; WeightsError says what another file is."""
     header = read_header(path)
     if header.metadata.get(KIND_KEY) != KIND or VAE_SCALE not in header.metadata:
-        raise WeightsError(f"{path} is {describe(header)}, not a {KIND}; use the file that ships with SpatialWeave.")
+        raise WeightsError(
+            f"{path} is {describe(header)}, not a {KIND}; use the file that ships with SpatialWeave."
+        )
     tensors = read_tensors(path)
     parts = {
-        part: {name.removeprefix(f"{part}."): value.float() for name, value in tensors.items() if name.startswith(f"{part}.")}
+        part: {
+            name.removeprefix(f"{part}."): value.float()
+            for name, value in tensors.items()
+            if name.startswith(f"{part}.")
+        }
         for part in PARTS
     }
-    return TinyBase(**parts, vae_scale=_read_scale(header.metadata[VAE_SCALE], f"{VAE_SCALE} in the metadata of {path}"))
+    return TinyBase(
+        **parts, vae_scale=_read_scale(header.metadata[VAE_SCALE], f"{VAE_SCALE} in the metadata of {path}")
+    )
 
 
 def _read_scale(stated: Any, source: str) -> float:

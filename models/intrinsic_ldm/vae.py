@@ -43,16 +43,23 @@ def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
     for name, tensor in given.items():
         if tensor.dim() != 4 or tensor.shape[1] != MAPS[name] or len(size) > 1:
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items())
-            raise ValueError(f"Maps of {shapes} arrived; give {name} as (batch, {MAPS[name]}, h, w), all of one batch and size.")
+            raise ValueError(
+                f"Maps of {shapes} arrived; give {name} as (batch, {MAPS[name]}, h, w), all of one batch and size."
+            )
     like = next(iter(given.values()))
-    parts = [given.get(name, like.new_full((len(like), width, *like.shape[2:]), MISSING)) for name, width in MAPS.items()]
+    parts = [
+        given.get(name, like.new_full((len(like), width, *like.shape[2:]), MISSING))
+        for name, width in MAPS.items()
+    ]
     return torch.cat(parts, dim=1)
 
 
 def split_maps(stacked: Tensor) -> dict[str, Tensor]:
     """(b, 8, h, w) as one view for each map."""
     if stacked.dim() != 4 or stacked.shape[1] != CHANNELS:
-        raise ValueError(f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes them.")
+        raise ValueError(
+            f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes them."
+        )
     return {name: stacked[:, channels] for name, channels in map_slices().items()}
 
 
@@ -72,7 +79,9 @@ def widen_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     wide = dict(state)
     for name, width in ((FIRST, state[f"{FIRST}.weight"].shape[1]), (LAST, state[f"{LAST}.weight"].shape[0])):
         if width != 3:
-            raise ValueError(f"The autoencoder's {name} has {width} channels, wanted the 3 of an image: give the base model's own VAE.")
+            raise ValueError(
+                f"The autoencoder's {name} has {width} channels, wanted the 3 of an image: give the base model's own VAE."
+            )
     wide[f"{FIRST}.weight"] = _spread(state[f"{FIRST}.weight"], dim=1) / len(MAPS)
     for part in ("weight", "bias"):
         wide[f"{LAST}.{part}"] = _spread(state[f"{LAST}.{part}"], dim=0)
@@ -95,7 +104,9 @@ def vae_losses(
     ground: they cover so little that L1 alone is content with no line at all and with grey segments. Edge detectors meet that in the same
     way (Xie and Tu, Holistically-Nested Edge Detection, 2015, equation 2).
     """
-    present = torch.ones(len(out), len(MAPS), dtype=torch.bool, device=out.device) if present is None else present
+    present = (
+        torch.ones(len(out), len(MAPS), dtype=torch.bool, device=out.device) if present is None else present
+    )
     losses, outs, targets, has = {}, split_maps(out), split_maps(target), dict(zip(MAPS, present.unbind(1)))
     for name in MAPS:
         counts = torch.ones_like(targets[name])
@@ -106,11 +117,19 @@ def vae_losses(
         errors = (outs[name] - targets[name]).abs() * counts
         losses[name] = masked_mean(errors.flatten(1).sum(dim=1) / counts.flatten(1).sum(dim=1), has[name])
     known = (targets["normals"] != MISSING).any(dim=1) & has["normals"][:, None, None]
-    losses["normals_angle"] = masked_mean(1 - F.cosine_similarity(outs["normals"], targets["normals"], dim=1), known)
-    losses["divergence"] = 1e-6 * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
+    losses["normals_angle"] = masked_mean(
+        1 - F.cosine_similarity(outs["normals"], targets["normals"], dim=1), known
+    )
+    losses["divergence"] = (
+        1e-6 * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
+    )
     if perceptual is not None:
-        views = {name: (outs[name].expand(-1, 3, -1, -1), targets[name].expand(-1, 3, -1, -1)) for name in MAPS}
-        losses["perceptual"] = sum(masked_mean(perceptual(*views[name]), has[name]) for name in MAPS) / len(MAPS)
+        views = {
+            name: (outs[name].expand(-1, 3, -1, -1), targets[name].expand(-1, 3, -1, -1)) for name in MAPS
+        }
+        losses["perceptual"] = sum(masked_mean(perceptual(*views[name]), has[name]) for name in MAPS) / len(
+            MAPS
+        )
     return losses
 
 

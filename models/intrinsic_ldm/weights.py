@@ -12,7 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.weights.files import Header, WeightsError, describe, explain_part, read_header, read_tensors, write_tensors
+from ..core.weights.files import (
+    Header,
+    WeightsError,
+    describe,
+    explain_part,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from .config import CHANNELS, VaeConfig
 
 KIND = "intrinsic VAE"
@@ -39,7 +47,9 @@ OLD_PAIRS = tuple(  # diffusers' words before 0.18
     for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "proj_attn"))
 )
 STEP = re.compile(r"^(encoder|decoder)\.(down|up)\.(\d+)\.(?:block\.(\d+)\.|(?:downsample|upsample)\.)")
-DIFFUSERS_STEP = re.compile(r"^(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(?:resnets\.(\d+)\.|(?:downsamplers|upsamplers)\.0\.)")
+DIFFUSERS_STEP = re.compile(
+    r"^(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(?:resnets\.(\d+)\.|(?:downsamplers|upsamplers)\.0\.)"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,9 @@ class IntrinsicVae:
         return self.latent_scale / self.config.base_scale
 
 
-def save_intrinsic_vae(path: str | os.PathLike, state: Mapping[str, Tensor], config: VaeConfig, *, latent_scale: float) -> Path:
+def save_intrinsic_vae(
+    path: str | os.PathLike, state: Mapping[str, Tensor], config: VaeConfig, *, latent_scale: float
+) -> Path:
     """Write weights under the names that they have, core's or diffusers', with what `load_intrinsic_vae` reads."""
     metadata = {CONFIG: config.to_json(), LATENT_SCALE: repr(float(latent_scale))}
     return write_tensors(path, state, metadata, kind=KIND)
@@ -75,11 +87,15 @@ def load_intrinsic_vae(path: str | os.PathLike) -> IntrinsicVae:
     except ValueError:
         scale = math.nan
     if not 0 < scale < math.inf:
-        raise WeightsError(f"{path} gives its {LATENT_SCALE} as {text!r}, wanted a number above 0; save the file again.")
+        raise WeightsError(
+            f"{path} gives its {LATENT_SCALE} as {text!r}, wanted a number above 0; save the file again."
+        )
     state = read_tensors(path)
     named = to_core_names(state)
     if len(named) < len(state):
-        raise WeightsError(f"Expected each tensor of {path} once, got some under core's names and diffusers' too. Keep one set of weights.")
+        raise WeightsError(
+            f"Expected each tensor of {path} once, got some under core's names and diffusers' too. Keep one set of weights."
+        )
     return IntrinsicVae(named, config, scale)
 
 
@@ -93,11 +109,17 @@ def find_config(header: Header, what: str) -> VaeConfig:
     if (into, out) != (CHANNELS, CHANNELS):
         raise WeightsError(f"{what} is {describe(header)} with {into} channels in and {out} out; {WANTED}.")
     try:
-        multiples = tuple(shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in range(levels))
-        blocks = sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in shapes)
+        multiples = tuple(
+            shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in range(levels)
+        )
+        blocks = sum(
+            bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in shapes
+        )
         told = VaeConfig(width, multiples, blocks, shapes[CODE][0])
     except (KeyError, IndexError, ArithmeticError, ValueError) as error:
-        raise WeightsError(f"{what} looks like an autoencoder of another make ({error}); {WANTED}{explain_part(what)}.") from error
+        raise WeightsError(
+            f"{what} looks like an autoencoder of another make ({error}); {WANTED}{explain_part(what)}."
+        ) from error
     return _follow_statement(header, told, what)
 
 
@@ -108,9 +130,13 @@ def _follow_statement(header: Header, told: VaeConfig, what: str) -> VaeConfig:
     try:
         stated = VaeConfig.from_json(header.metadata[CONFIG])
     except ValueError as error:
-        raise WeightsError(f"{what} looks like an autoencoder of another make ({error}); {WANTED}.") from error
+        raise WeightsError(
+            f"{what} looks like an autoencoder of another make ({error}); {WANTED}."
+        ) from error
     if replace(stated, base_scale=told.base_scale) != told:
-        raise WeightsError(f"Expected {what} to hold what its {CONFIG} states ({stated}), got tensors of {told}. Save the file again.")
+        raise WeightsError(
+            f"Expected {what} to hold what its {CONFIG} states ({stated}), got tensors of {told}. Save the file again."
+        )
     return stated
 
 
@@ -152,14 +178,20 @@ def to_core_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of either naming as core's AutoencoderKL has them; its attention projects by 1 x 1 convolutions."""
     levels = count_levels(state)
     named = {core_name(name, levels): value for name, value in state.items()}
-    return {name: value[:, :, None, None] if ".attn_1." in name and value.dim() == 2 else value for name, value in named.items()}
+    return {
+        name: value[:, :, None, None] if ".attn_1." in name and value.dim() == 2 else value
+        for name, value in named.items()
+    }
 
 
 def to_diffusers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Core's weights as diffusers' AutoencoderKL has them; its attention projects by linear layers."""
     levels = count_levels(state)
     named = {diffusers_name(name, levels): value for name, value in state.items()}
-    return {name: value[:, :, 0, 0] if ".attentions.0." in name and value.dim() == 4 else value for name, value in named.items()}
+    return {
+        name: value[:, :, 0, 0] if ".attentions.0." in name and value.dim() == 4 else value
+        for name, value in named.items()
+    }
 
 
 def fold_scale(state: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor]:

@@ -85,12 +85,16 @@ def build_dataset(
                 log.warning("%s is left out: %s", shown(member.name), fault)
             left_out.append(fault)
         if asked and not samples:
-            raise ValueError(f"None of the pictures from {shown(members[0].name)} on went through; the last: {fault}")
+            raise ValueError(
+                f"None of the pictures from {shown(members[0].name)} on went through; the last: {fault}"
+            )
         if samples:
             write_file(output / f"{name}.safetensors", save(stack_samples(samples)))
         return left_out
 
-    return write_folder(output, facts, sources=pictures, shard_size=shard_size, write=write, what="intrinsics")
+    return write_folder(
+        output, facts, sources=pictures, shard_size=shard_size, write=write, what="intrinsics"
+    )
 
 
 def find_pictures(folder: Path) -> list[Source]:
@@ -98,10 +102,16 @@ def find_pictures(folder: Path) -> list[Source]:
     found = list_pictures(folder)
     for closed in found.closed if folder.is_dir() else ():
         log.warning("%s is left out: the folder cannot be read; change its permissions.", show_path(closed))
-    hidden = f"{found.hidden} pictures whose names begin with a dot, or in __MACOSX, are passed over" if found.hidden else ""
+    hidden = (
+        f"{found.hidden} pictures whose names begin with a dot, or in __MACOSX, are passed over"
+        if found.hidden
+        else ""
+    )
     if not found.pictures:
         more = f"; {hidden}" if hidden else ""
-        raise ValueError(f"{show_path(folder)} is no folder with pictures in it ({', '.join(PICTURES)}){more}; name one.")
+        raise ValueError(
+            f"{show_path(folder)} is no folder with pictures in it ({', '.join(PICTURES)}){more}; name one."
+        )
     if hidden:
         log.info("%s.", hidden)
     return [as_source(folder, *pair) for pair in found.pictures]
@@ -143,7 +153,10 @@ class Estimation:
 
 def find_settings(graph: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the maps of a graph: not its nodes' titles, nor the picture that it was drawn with."""
-    settings = {node: {"class_type": entry["class_type"], "inputs": dict(entry["inputs"])} for node, entry in graph.items()}
+    settings = {
+        node: {"class_type": entry["class_type"], "inputs": dict(entry["inputs"])}
+        for node, entry in graph.items()
+    }
     settings[find_input(graph)]["inputs"].pop("image", None)
     return settings
 
@@ -155,7 +168,9 @@ def find_input(graph: Mapping[str, Any]) -> str:
 
 def list_files(output: Any) -> list[Mapping[str, str]]:
     """The files that a node's entry in the history names."""
-    groups = [group for group in output.values() if isinstance(group, list)] if isinstance(output, dict) else []
+    groups = (
+        [group for group in output.values() if isinstance(group, list)] if isinstance(output, dict) else []
+    )
     return [file for group in groups for file in group if isinstance(file, dict) and "filename" in file]
 
 
@@ -165,11 +180,17 @@ def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
         graph = read_json_object(path)
     except (OSError, TextFileError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"The workflow {show_path(path)} cannot be read ({reason}); export one from ComfyUI in API form.") from error
+        raise ValueError(
+            f"The workflow {show_path(path)} cannot be read ({reason}); export one from ComfyUI in API form."
+        ) from error
     if "nodes" in graph:
         raise ValueError(f"{show_path(path)} is a workflow as the browser saves it; export it in API form.")
     for number, node in graph.items():
-        if not isinstance(node, dict) or not isinstance(node.get("inputs"), dict) or not isinstance(node.get("class_type"), str):
+        if (
+            not isinstance(node, dict)
+            or not isinstance(node.get("inputs"), dict)
+            or not isinstance(node.get("class_type"), str)
+        ):
             raise ValueError(
                 f"Expected nodes with class_type and inputs in {show_path(path)}, got another entry {number!r}; export it in API form."
             )
@@ -177,7 +198,9 @@ def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
         place, given, value = change.partition("=")
         node, _, name = place.partition(".")
         if not given or name not in graph.get(node, {}).get("inputs", {}):
-            raise ValueError(f"There is no input {place!r} in {path.name}; give --set NODE.INPUT=VALUE with one that is there.")
+            raise ValueError(
+                f"There is no input {place!r} in {path.name}; give --set NODE.INPUT=VALUE with one that is there."
+            )
         try:
             graph[node]["inputs"][name] = json.loads(value)
         except ValueError:
@@ -202,11 +225,15 @@ def read_picture(path: Path, size: Sequence[int]) -> tuple[Tensor, tuple[str, ..
     image, notes = open_rgb(path)
     height, width = image.shape[:2]
     if height * width * max(size[0] / height, size[1] / width) ** 2 > LARGEST:
-        raise PictureError(f"Expected a picture that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got {width} x {height}.")
+        raise PictureError(
+            f"Expected a picture that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got {width} x {height}."
+        )
     try:
         return fit_map(image, tuple(size), smooth=True), notes
     except RuntimeError as error:  # torch's word for memory that is full
-        raise PictureError(f"Expected a picture that fits into memory in {show_path(path)}, got {width} x {height}.") from error
+        raise PictureError(
+            f"Expected a picture that fits into memory in {show_path(path)}, got {width} x {height}."
+        ) from error
 
 
 def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, Tensor]:
@@ -220,14 +247,20 @@ def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, T
     if files.get("normals"):
         row["normals"] = as_integers(read_answer(read_normals, files["normals"][0], "normals"))
     if "segmentation" in files:
-        ids = number_masks([read_answer(open_grey, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2])
-        row["segmentation"] = ids if sky is None or sky.shape != ids.shape else ids.masked_fill(sky & (ids == 0), SKY)
+        ids = number_masks(
+            [read_answer(open_grey, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2]
+        )
+        row["segmentation"] = (
+            ids if sky is None or sky.shape != ids.shape else ids.masked_fill(sky & (ids == 0), SKY)
+        )
     if files.get("line"):
         row["line"] = read_answer(open_grey, files["line"][0], "line").half()
     for name, value in row.items():
         if value.shape[:2] != image.shape[:2]:
             got, wanted = "x".join(map(str, value.shape[1::-1])), "x".join(map(str, image.shape[1::-1]))
-            raise ValueError(f"The workflow made a {name} of {got} pixels for a picture of {wanted}; keep the picture's size in it.")
+            raise ValueError(
+                f"The workflow made a {name} of {got} pixels for a picture of {wanted}; keep the picture's size in it."
+            )
     return row
 
 
@@ -259,12 +292,21 @@ def number_masks(masks: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Masks h w in [0, 1] as one map of numbers, int16 h w; smaller ones lie on top of larger."""
     for mask in masks:
         if mask.shape != tuple(size):
-            raise ValueError(f"The workflow made a mask of {tuple(mask.shape)} pixels for a picture of {tuple(size)}; keep its size in it.")
-    return masks_to_ids(torch.stack(list(masks))).to(torch.int16) if masks else torch.zeros(*size, dtype=torch.int16)
+            raise ValueError(
+                f"The workflow made a mask of {tuple(mask.shape)} pixels for a picture of {tuple(size)}; keep its size in it."
+            )
+    return (
+        masks_to_ids(torch.stack(list(masks))).to(torch.int16)
+        if masks
+        else torch.zeros(*size, dtype=torch.int16)
+    )
 
 
 def stack_samples(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Rows to a shard's tensors; what one row lacks and others have is zero in it, which for depth and normals is not known."""
     names = sorted({name for sample in samples for name in sample})
     like = {name: next(sample[name] for sample in samples if name in sample) for name in names}
-    return {name: torch.stack([sample.get(name, torch.zeros_like(like[name])) for sample in samples]) for name in names}
+    return {
+        name: torch.stack([sample.get(name, torch.zeros_like(like[name])) for sample in samples])
+        for name in names
+    }

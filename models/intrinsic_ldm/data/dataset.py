@@ -43,7 +43,14 @@ class IntrinsicSamples(torch.utils.data.Dataset):
     the masks' colours, see `encode_segments`.
     """
 
-    def __init__(self, folder: str | Path, *, size: int | Sequence[int] | None = None, image: bool = False, places: int = PLACES):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        size: int | Sequence[int] | None = None,
+        image: bool = False,
+        places: int = PLACES,
+    ):
         self.folder, self.size, self.image, self.places = Path(folder), as_size(size), image, places
         self.source = FolderDataset(self.folder, keys=("depth", "mask", *MAPS, *(["image"] if image else [])))
 
@@ -59,7 +66,10 @@ class IntrinsicSamples(torch.utils.data.Dataset):
         try:
             raw |= read_loose(self.folder, self.source.entry(index))
             check_sizes(raw)
-            maps, present = encode_sample({name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw}, places=self.places)
+            maps, present = encode_sample(
+                {name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw},
+                places=self.places,
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{self.source.where(index)} cannot be used: {error}") from error
         sample = {"maps": maps, "present": present}
@@ -111,10 +121,14 @@ def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[T
         unit = normals.float() / (1 if normals.is_floating_point() else INTEGER_NORMAL)
         maps["normals"] = encode_normals(unit.movedim(-1, 0)[None])
     if "segmentation" in raw:
-        maps["segmentation"] = encode_segmentation(raw["segmentation"].long().clamp(min=0)[None], places=places)[0]
+        maps["segmentation"] = encode_segmentation(
+            raw["segmentation"].long().clamp(min=0)[None], places=places
+        )[0]
     if "line" in raw:
         low, high = float(raw["line"].min()), float(raw["line"].max())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-            raise ValueError(f"Expected line values from 0 (paper) to 1 (line), got {low:.4g} to {high:.4g}. Divide by the full scale.")
+            raise ValueError(
+                f"Expected line values from 0 (paper) to 1 (line), got {low:.4g} to {high:.4g}. Divide by the full scale."
+            )
         maps["line"] = encode_line(raw["line"].float()[None, None])
     return stack_maps(maps)[0], torch.tensor([name in maps for name in MAPS])

@@ -65,11 +65,19 @@ class Encoder:
     @torch.no_grad()
     def encode(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Everything that a shard holds of these samples, on the CPU."""
-        images, maps = (torch.stack([sample[key] for sample in samples]).to(self.device) for key in ("image", "maps"))
+        images, maps = (
+            torch.stack([sample[key] for sample in samples]).to(self.device) for key in ("image", "maps")
+        )
         config = self.image.config
-        latent = (self.image.encode(images).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
+        latent = (
+            self.image.encode(images).latent_dist.mode() - (config.shift_factor or 0)
+        ) * config.scaling_factor
         coded = self.intrinsic.encode(maps).latent_dist.mode() * self.intrinsic_scale
-        return {"latent": as_half(latent), "intrinsic_latent": as_half(coded), **self.encode_prompts([s["caption"] for s in samples])}
+        return {
+            "latent": as_half(latent),
+            "intrinsic_latent": as_half(coded),
+            **self.encode_prompts([s["caption"] for s in samples]),
+        }
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -84,7 +92,9 @@ class Encoder:
 def as_half(x: Tensor) -> Tensor:
     """float16 on the CPU; ValueError for what it cannot hold."""
     if not bool((x.abs() < LARGEST).all()):
-        raise ValueError("An encoder gave numbers that are infinite or too large for float16; use --precision float32.")
+        raise ValueError(
+            "An encoder gave numbers that are infinite or too large for float16; use --precision float32."
+        )
     return x.to("cpu", torch.float16)
 
 
@@ -99,7 +109,9 @@ def encode_dataset(
     source, output, base, vae = (Path(path) for path in (source, output, base, vae))
     samples = IntrinsicSamples(source, size=size, image=True, places=places)
     if not vae.is_file():
-        raise ValueError(f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote.")
+        raise ValueError(
+            f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote."
+        )
     if batch < 1:
         raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
     family = find_family(base)
@@ -120,13 +132,19 @@ def encode_dataset(
             parts = [encoder.encode(taken[start : start + batch]) for start in range(0, len(taken), batch)]
             tensors = {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
             write_file(output / f"{name}.safetensors", save(tensors))
-        if state.is_main_process and not (output / EMPTY_PROMPT).is_file():  # whatever is missing, this process has some of it
+        if (
+            state.is_main_process and not (output / EMPTY_PROMPT).is_file()
+        ):  # whatever is missing, this process has some of it
             empty = encoder.encode_prompts([""])
-            write_file(output / EMPTY_PROMPT, save({key: part[0].contiguous() for key, part in empty.items()}))
+            write_file(
+                output / EMPTY_PROMPT, save({key: part[0].contiguous() for key, part in empty.items()})
+            )
         return left_out
 
     sources = list_samples(samples)
-    return write_folder(output, facts, sources=sources, shard_size=shard_size, write=write, what="encode", gpu=True)
+    return write_folder(
+        output, facts, sources=sources, shard_size=shard_size, write=write, what="encode", gpu=True
+    )
 
 
 def list_base_files(base: Path) -> Iterator[tuple[str, Path]]:
@@ -145,11 +163,19 @@ def list_samples(samples: IntrinsicSamples) -> list[Source]:
     found: dict[str, Source] = {}
     for index in range(len(samples)):
         entry = samples.entry(index)
-        files = {str(entry["shard"])} if "shard" in entry else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
+        files = (
+            {str(entry["shard"])}
+            if "shard" in entry
+            else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
+        )
         name = f"{entry['shard']}:{entry['row']}" if "shard" in entry else str(entry.get("image", index))
         while name in found:  # a sample may stand in a manifest twice, with two captions
             name += "+"
-        files |= {beside for file in files if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()}
+        files |= {
+            beside
+            for file in files
+            if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()
+        }
         found[name] = Source(
             name,
             {file: samples.folder / file for file in sorted(files)},

@@ -45,7 +45,9 @@ def list_pictures(folder: Path) -> Listing:
 
 def walk(folder: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str]]]:
     seen = set()
-    for home, folders, files in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(Path(error.filename))):
+    for home, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: closed.append(Path(error.filename))
+    ):
         real = os.path.realpath(home)
         if real in seen:
             folders.clear()
@@ -62,7 +64,9 @@ def is_hidden(name: str) -> bool:
 def find_captions(files: list[str]) -> dict[str, str]:
     """Captions by the name they share with a picture; where several differ in the case of their suffix, the one in lower case."""
     texts = [name for name in files if name.lower().endswith(CAPTION) and not is_hidden(name)]
-    return {os.path.splitext(name)[0]: name for name in sorted(texts, key=lambda name: name.endswith(CAPTION))}
+    return {
+        os.path.splitext(name)[0]: name for name in sorted(texts, key=lambda name: name.endswith(CAPTION))
+    }
 
 
 def as_source(folder: Path, picture: Path, text: Path | None) -> Source:

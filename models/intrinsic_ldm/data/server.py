@@ -62,7 +62,9 @@ class Server:
             if isinstance(status, dict) and status.get("status_str") == "error":
                 raise RunFailed(explain_failure(status.get("messages")))
             time.sleep(POLL)
-        raise RunFailed(f"ComfyUI at {self.url} did not end the run within {self.seconds:g} s; give --timeout more")
+        raise RunFailed(
+            f"ComfyUI at {self.url} did not end the run within {self.seconds:g} s; give --timeout more"
+        )
 
     def _queue(self, graph: Mapping[str, Any]) -> str:
         body = json.dumps({"prompt": graph, "client_id": uuid.uuid4().hex}).encode()
@@ -79,10 +81,14 @@ class Server:
     def fetch(self, file: Mapping[str, str]) -> bytes:
         """A file that a history names; RunFailed where the server does not have it."""
         named = {"subfolder": "", "type": "output", **file}
-        path = "/view?" + urllib.parse.urlencode({key: named[key] for key in ("filename", "subfolder", "type")})
+        path = "/view?" + urllib.parse.urlencode(
+            {key: named[key] for key in ("filename", "subfolder", "type")}
+        )
         status, body = self._ask(urllib.request.Request(self.url + path))
         if status == 404:
-            raise RunFailed(f"the file {named['filename']!r}, which the workflow saved, is not there at {self.url}")
+            raise RunFailed(
+                f"the file {named['filename']!r}, which the workflow saved, is not there at {self.url}"
+            )
         if status != 200:
             raise self._refusal(path, status, body)
         return body
@@ -97,7 +103,9 @@ class Server:
                 return error.code, error.read()
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-            raise OSError(f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address.") from error
+            raise OSError(
+                f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address."
+            ) from error
 
     def _read(self, path: str, body: bytes) -> dict[str, Any]:
         """A JSON object; OSError says that what answers is no ComfyUI."""
@@ -128,12 +136,19 @@ def quote(body: bytes) -> str:
 def explain_refusal(graph: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     """ComfyUI's complaints about a graph in one line."""
     error, nodes = answer.get("error"), answer.get("node_errors")
-    said = [str(error.get("message", "no reason given")) if isinstance(error, dict) else str(error)] if error else []
+    said = (
+        [str(error.get("message", "no reason given")) if isinstance(error, dict) else str(error)]
+        if error
+        else []
+    )
     for node, fault in nodes.items() if isinstance(nodes, dict) else ():
         kind = graph.get(node, {}).get("class_type", "?")
         for each in fault.get("errors", ()) if isinstance(fault, dict) else ():
             said.append(f"node {node} ({kind}): {each.get('message', '')} {each.get('details', '')}".rstrip())
-    return "; ".join(said or ["no reason given"]) + "; set its inputs with --set, for example to the models that you have."
+    return (
+        "; ".join(said or ["no reason given"])
+        + "; set its inputs with --set, for example to the models that you have."
+    )
 
 
 def explain_failure(messages: Any) -> str:

@@ -24,7 +24,12 @@ def depth_ends(depth: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
     ends = []
     for picture, known in zip(depth.float(), valid):
         disparity = 1 / picture[known]
-        ends.append([percentile(disparity, percent) if len(disparity) else disparity.new_tensor(torch.nan) for percent in (HIGH, LOW)])
+        ends.append(
+            [
+                percentile(disparity, percent) if len(disparity) else disparity.new_tensor(torch.nan)
+                for percent in (HIGH, LOW)
+            ]
+        )
     near, far = torch.stack([torch.stack(pair) for pair in ends]).unbind(1)
     return 1 / near, 1 / far
 
@@ -51,9 +56,14 @@ def decode_depth(code: Tensor, *, near: float | Tensor = NEAR, far: float | Tens
     The code does not know either end: give those of `depth_ends`, each (b,), or any two for a depth that is right up to scale and shift of
     1 / depth. Codes outside [-1, 1] are taken for the ends; NaN stays NaN.
     """
-    near, far = (torch.as_tensor(end, dtype=torch.float32, device=code.device).reshape(-1, 1, 1, 1) for end in (near, far))
+    near, far = (
+        torch.as_tensor(end, dtype=torch.float32, device=code.device).reshape(-1, 1, 1, 1)
+        for end in (near, far)
+    )
     if not bool(((near > 0) & (far >= near)).all()):
-        raise ValueError(f"The depths {float(near.min()):g} (near) and {float(far.max()):g} (far) arrived: wanted 0 < near <= far.")
+        raise ValueError(
+            f"The depths {float(near.min()):g} (near) and {float(far.max()):g} (far) arrived: wanted 0 < near <= far."
+        )
     return 1 / torch.lerp(1 / far, 1 / near, (code.float().clamp(-1, 1) + 1) / 2)
 
 
@@ -110,7 +120,9 @@ def _valid_depth(depth: Tensor, mask: Tensor | None) -> Tensor:
     if depth.dim() != 4 or depth.shape[1] != 1 or (mask is not None and mask.shape != depth.shape):
         shapes = " with a mask ".join(str(tuple(part.shape)) for part in (depth, mask) if part is not None)
         raise ValueError(f"A depth {shapes} arrived, wanted (batch, 1, h, w) and a mask of the same shape.")
-    valid = is_valid(depth) & depth.float().reciprocal().isfinite()  # nearer than float32 can say as 1 / depth is no depth
+    valid = (
+        is_valid(depth) & depth.float().reciprocal().isfinite()
+    )  # nearer than float32 can say as 1 / depth is no depth
     return valid if mask is None else valid & mask
 
 

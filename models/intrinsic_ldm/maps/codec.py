@@ -40,7 +40,10 @@ def encode_pictures(
     if segmentation is not None:
         masks = segmentation.reshape(-1, *segmentation.shape[-2:])
         given["segmentation"], (left_out,) = maps.encode_segmentation(masks_to_ids(masks)[None])
-        notes.append(f"masks: {len(masks)}" + (f", of which {left_out} found no colour (there are {COLOURS})" if left_out else ""))
+        notes.append(
+            f"masks: {len(masks)}"
+            + (f", of which {left_out} found no colour (there are {COLOURS})" if left_out else "")
+        )
     if line is not None:
         grey = line[..., :3].mean(dim=-1) if line.dim() == 4 else line.reshape(-1, *line.shape[-2:])
         given["line"] = maps.encode_line(grey[:, None])
@@ -53,7 +56,9 @@ def encode_pictures(
 
 def check_colours(image: Tensor, name: str) -> None:
     if image.dim() != 4 or image.shape[-1] < 3:
-        raise ValueError(f"A picture {tuple(image.shape)} arrived at {name}, wanted colours, (batch, height, width, 3).")
+        raise ValueError(
+            f"A picture {tuple(image.shape)} arrived at {name}, wanted colours, (batch, height, width, 3)."
+        )
 
 
 def check_sizes(given: dict[str, Tensor]) -> None:
@@ -82,7 +87,9 @@ class Pictures:
     def masks(self, index: int) -> Tensor:
         """The masks (n, h, w) of one picture, in the order of their ids."""
         if not 0 <= index < len(self.present):
-            raise ValueError(f"Picture {index} was asked of a batch of {len(self.present)}: choose an index below that.")
+            raise ValueError(
+                f"Picture {index} was asked of a batch of {len(self.present)}: choose an index below that."
+            )
         return ids_to_masks(self.ids[index], self.present[index])
 
     def describe(self, index: int) -> str:
@@ -92,14 +99,23 @@ class Pictures:
 
 
 def decode_pictures(
-    stacked: Tensor, *, near: float = maps.NEAR, far: float = maps.FAR, style: NormalStyle = "opengl", picture: Tensor | None = None
+    stacked: Tensor,
+    *,
+    near: float = maps.NEAR,
+    far: float = maps.FAR,
+    style: NormalStyle = "opengl",
+    picture: Tensor | None = None,
 ) -> Pictures:
     """(b, 8, h, w) of the VAE to pictures. `near` and `far` are the depths that the two ends of the code are taken for."""
     parts = split_maps(stacked.float())
     depth = maps.decode_depth(parts["depth"], near=near, far=far)
     normals = maps.decode_normals(parts["normals"]).movedim(1, -1)
     ids, present = maps.decode_segmentation(parts["segmentation"])
-    image = None if picture is None else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT).to(depth.device)
+    image = (
+        None
+        if picture is None
+        else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT).to(depth.device)
+    )
     return Pictures(
         View.from_depth(depth, units="relative", normals=normals, image=image),
         normals_to_image(normals, style),

@@ -32,11 +32,15 @@ def encode_segments(ids: Tensor, *, places: int = PLACES) -> tuple[Tensor, list[
     colour changes: many tell crowded masks apart, few are what a small network can learn.
     """
     if not 1 <= places <= PLACES:
-        raise ValueError(f"{places} places along a side arrived for the colours of masks; give 1 to {PLACES}.")
+        raise ValueError(
+            f"{places} places along a side arrived for the colours of masks; give 1 to {PLACES}."
+        )
     coloured, left_out = torch.zeros_like(ids, dtype=torch.long), []
     for picture, out in zip(ids, coloured):
         numbers, which, counts = picture.unique(return_inverse=True, return_counts=True)
-        masks = [index for index in counts.argsort(descending=True, stable=True).tolist() if numbers[index] > 0]
+        masks = [
+            index for index in counts.argsort(descending=True, stable=True).tolist() if numbers[index] > 0
+        ]
         left_out.append(max(0, len(masks) - COLOURS))
         centres = find_centres(which, counts).tolist()
         taken = assign_colours({index: tuple(centres[index]) for index in masks[:COLOURS]}, places)
@@ -51,7 +55,10 @@ def find_centres(which: Tensor, counts: Tensor) -> Tensor:
     rows = torch.arange(height, dtype=torch.float64, device=which.device)[:, None].expand(height, width)
     columns = torch.arange(width, dtype=torch.float64, device=which.device).expand(height, width)
     # sums of whole numbers are exact, so a centre that lies on the border of two places is always counted to the same
-    sums = [torch.bincount(which.flatten(), weights=place.flatten(), minlength=len(counts)) for place in (rows, columns)]
+    sums = [
+        torch.bincount(which.flatten(), weights=place.flatten(), minlength=len(counts))
+        for place in (rows, columns)
+    ]
     return torch.stack(sums, dim=1) / counts[:, None] / counts.new_tensor([height, width])
 
 
@@ -60,7 +67,9 @@ def assign_colours(centres: Mapping[int, tuple[float, float]], places: int = PLA
     colours: dict[int, int] = {}
     for mask, (y, x) in sorted(centres.items(), key=lambda item: (item[1], item[0])):
         place = int(y * places) * places + int(x * places)
-        colour = place * 37 % COLOURS + 1  # 37 shares no factor with 63: neighbours in place are far apart in colour
+        colour = (
+            place * 37 % COLOURS + 1
+        )  # 37 shares no factor with 63: neighbours in place are far apart in colour
         while colour in colours.values():
             colour = colour % COLOURS + 1
         colours[mask] = colour
@@ -98,7 +107,13 @@ def spread_clusters(ids: Tensor, colours: Tensor) -> Tensor:
         if not bool(unsure.any()):
             break
         padded = F.pad(ids, (1, 1, 1, 1), value=UNSURE)
-        around = torch.stack([window[unsure] for row in padded.unfold(0, 3, 1).unfold(1, 3, 1).unbind(2) for window in row.unbind(2)])
+        around = torch.stack(
+            [
+                window[unsure]
+                for row in padded.unfold(0, 3, 1).unfold(1, 3, 1).unbind(2)
+                for window in row.unbind(2)
+            ]
+        )
         distance = (table[around.clamp(min=0)] - colours[unsure]).square().sum(-1)  # 9 n
         nearest = distance.masked_fill(around == UNSURE, torch.inf).argmin(dim=0, keepdim=True)
         ids = ids.masked_scatter(unsure, around.gather(0, nearest))

@@ -65,15 +65,21 @@ def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], c
     check_settings(recipe.model, {"weights": str}, "recipe's model")
     settings, config = read_settings(ImageVaeLoss, recipe.loss, "recipe's loss"), tiny.VAE
     if settings.crop % config.stride:
-        raise ValueError(f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent.")
+        raise ValueError(
+            f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent."
+        )
     sides = tuple(dataset[0]["image"].shape[1:])
     if settings.crop > min(sides):
-        raise ValueError(f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got {settings.crop}.")
+        raise ValueError(
+            f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got {settings.crop}."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))
         if recipe.model.get("weights"):
-            vae = fill_module(vae, FrozenVae(Path(recipe.model["weights"])).vae.state_dict(), what=recipe.model["weights"])
+            vae = fill_module(
+                vae, FrozenVae(Path(recipe.model["weights"])).vae.state_dict(), what=recipe.model["weights"]
+            )
         model = TrainedVae(vae, Aligner(config.latent_channels, classes, config.stride // cell))
     loss = partial(image_vae_loss, settings=settings, stride=config.stride)
     return Task(model, loss, dataset, export=partial(export_image_vae, dataset=dataset))
@@ -91,7 +97,9 @@ def image_vae_loss(
     parts = {
         "pixel": (out - image).abs().mean(),
         "edges": settings.edges * edge_distance(out, image),
-        "divergence": settings.divergence * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
+        "divergence": settings.divergence
+        * 0.5
+        * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
         "align": settings.align * model.aligner(latent.flatten(2).transpose(1, 2), cells),
     }
     loss, logs = sum_terms(parts)
@@ -103,22 +111,31 @@ def cut(image: Tensor, cells: Tensor, crop: int, stride: int, generator: Generat
     if not crop:
         return image, cells
     finer = image.shape[3] // cells.shape[3]  # pixels to a side of a cell
-    rows, columns = (torch.randint((size - crop) // stride + 1, (len(image),), generator=generator) * stride for size in image.shape[2:])
+    rows, columns = (
+        torch.randint((size - crop) // stride + 1, (len(image),), generator=generator) * stride
+        for size in image.shape[2:]
+    )
     cut_out = []
     for tensor, scale in ((image, 1), (cells, finer)):
         side = crop // scale
         corners = zip(tensor, (rows // scale).tolist(), (columns // scale).tolist(), strict=True)
-        cut_out.append(torch.stack([each[:, top : top + side, left : left + side] for each, top, left in corners]))
+        cut_out.append(
+            torch.stack([each[:, top : top + side, left : left + side] for each, top, left in corners])
+        )
     return cut_out[0], cut_out[1]
 
 
 def export_image_vae(folder: Path, state: Mapping[str, Tensor], *, dataset: Any, measure: int = 64) -> None:
     """A folder in diffusers' form, with the factor that gives its latents unit spread, measured on `measure` pictures."""
     vae = import_diffusers().AutoencoderKL(**tiny.VAE.for_diffusers(3))
-    vae.load_state_dict({name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")})
+    vae.load_state_dict(
+        {name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")}
+    )
     with torch.no_grad():
         picked = [sample["image"] for sample in pick(dataset, measure)]
-        vae.register_to_config(scaling_factor=latent_scale(vae.encode(torch.stack(picked)).latent_dist.mode()))
+        vae.register_to_config(
+            scaling_factor=latent_scale(vae.encode(torch.stack(picked)).latent_dist.mode())
+        )
     vae.save_pretrained(folder / "vae")
 
 
@@ -128,9 +145,13 @@ class FrozenVae(nn.Module):
     def __init__(self, folder: Path):
         super().__init__()
         try:
-            self.vae = import_diffusers().AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            self.vae = import_diffusers().AutoencoderKL.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            )
         except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no autoencoder in diffusers' form ({error}); train the tiny one first.") from error
+            raise ValueError(
+                f"{folder} holds no autoencoder in diffusers' form ({error}); train the tiny one first."
+            ) from error
         check_finite(self.vae.state_dict(), f"the autoencoder in {folder}")
         self.requires_grad_(False).train(False)
 
@@ -150,15 +171,21 @@ class BaseLoss:
 
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):
-            raise ValueError(f"The recipe's loss has noise {self.noise!r}; it is one of {', '.join(get_args(Noise))}.")
+            raise ValueError(
+                f"The recipe's loss has noise {self.noise!r}; it is one of {', '.join(get_args(Noise))}."
+            )
         if not 0 <= self.caption_dropout <= 1 or min(self.align, self.position) < 0:
-            raise ValueError(f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at least 0.")
+            raise ValueError(
+                f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at least 0."
+            )
 
 
 class TrainedBase(nn.Module):
     """What trains together: the UNet, the text encoder, and what reads the UNet's middle and the keys of its self-attention."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner | None, with_positions: bool):
+    def __init__(
+        self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner | None, with_positions: bool
+    ):
         super().__init__()
         self.unet, self.text_encoder, self.aligner = unet, text_encoder, aligner
         self.reader = PositionReader([keys.out_features for keys in self.keys()]) if with_positions else None
@@ -168,7 +195,13 @@ class TrainedBase(nn.Module):
 
 
 def build_base(
-    recipe: Recipe, *, text_encoder: nn.Module, empty_tokens: Tensor, dataset: Any, classes: tuple[int, ...], vae_folder: Path
+    recipe: Recipe,
+    *,
+    text_encoder: nn.Module,
+    empty_tokens: Tensor,
+    dataset: Any,
+    classes: tuple[int, ...],
+    vae_folder: Path,
 ) -> Task:
     """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells, and maps, if maps are among its pictures;
     or, for `pair_loss`, latent, intrinsic_latent, tokens n and maps_tokens n. `model.weights` is the folder of a base to go on from. The
@@ -179,9 +212,13 @@ def build_base(
     sample = dataset[0]
     with_pairs = "intrinsic_latent" in sample
     if with_pairs and settings.align:
-        raise ValueError(f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; set align to 0.")
+        raise ValueError(
+            f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; set align to 0."
+        )
     if settings.noise != "independent" and not with_pairs:
-        raise ValueError(f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have two; leave it out.")
+        raise ValueError(
+            f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have two; leave it out."
+        )
     if sample["latent"].shape[0] != tiny.VAE.latent_channels:
         raise ValueError(
             f"Latents {tuple(sample['latent'].shape)} arrived, but the tiny base's have {tiny.VAE.latent_channels} channels: encode the "
@@ -191,23 +228,39 @@ def build_base(
         torch.manual_seed(recipe.seed)
         network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
         smallest = sample["latent"].shape[-1] // 2 ** (len(tiny.WIDTHS) - 1)
-        aligner = Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest) if settings.align else None
+        aligner = (
+            Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest)
+            if settings.align
+            else None
+        )
         model = TrainedBase(network, text_encoder, aligner, settings.position > 0)
     if recipe.model.get("weights"):
         given = tiny.read_folder(Path(recipe.model["weights"]))
         for module, state in ((network, given.unet), (text_encoder, given.text)):
-            fill_module(module, {name: value.float() for name, value in state.items()}, what=f"The base {recipe.model['weights']}")
+            fill_module(
+                module,
+                {name: value.float() for name, value in state.items()},
+                what=f"The base {recipe.model['weights']}",
+            )
     scheduler = diffusers.DDPMScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False)
     base = Backbone(network, tiny.FAMILY, scheduler)
     if with_pairs:
-        loss = partial(pair_loss, base=base, coupling=couple(network)[0], empty=empty_tokens, settings=settings)
+        loss = partial(
+            pair_loss, base=base, coupling=couple(network)[0], empty=empty_tokens, settings=settings
+        )
     else:
         loss = partial(base_loss, base=base, empty=empty_tokens, settings=settings)
     return Task(model, loss, dataset, export=partial(export_base, scheduler=scheduler, vae_folder=vae_folder))
 
 
 def base_loss(
-    model: TrainedBase, batch: Batch, generator: Generator, *, base: Backbone, empty: Tensor, settings: BaseLoss
+    model: TrainedBase,
+    batch: Batch,
+    generator: Generator,
+    *,
+    base: Backbone,
+    empty: Tensor,
+    settings: BaseLoss,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean square of what the UNet should have said at a time drawn evenly, on one caption of each picture."""
     x0 = batch["latent"].float()
@@ -218,7 +271,9 @@ def base_loss(
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     with listen(model.unet.mid_block) as heard, ExitStack() as layers:
         keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
-        said = model.unet(base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False)[0].float()
+        said = model.unet(base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False)[
+            0
+        ].float()
     parts = {"image": F.mse_loss(said, base.target(x0, noise, t))}
     if model.aligner:
         parts["align"] = settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"])
@@ -236,8 +291,12 @@ def pair_loss(
     clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
     x0 = clean["image"]
     words = {
-        "image": draw_words({"tokens": batch["tokens"], "empty_tokens": empty}, generator, settings.caption_dropout),
-        "intrinsic": draw_words({"tokens": batch["maps_tokens"], "empty_tokens": empty}, generator, settings.caption_dropout),
+        "image": draw_words(
+            {"tokens": batch["tokens"], "empty_tokens": empty}, generator, settings.caption_dropout
+        ),
+        "intrinsic": draw_words(
+            {"tokens": batch["maps_tokens"], "empty_tokens": empty}, generator, settings.caption_dropout
+        ),
     }
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
     noises = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
@@ -247,7 +306,10 @@ def pair_loss(
     with ExitStack() as layers:
         keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
         for stream in BOTH:
-            noised, context = base.add_noise(clean[stream], noises[stream], t), model.text_encoder(words[stream])
+            noised, context = (
+                base.add_noise(clean[stream], noises[stream], t),
+                model.text_encoder(words[stream]),
+            )
             with coupling.call(Rows(("prompt",), len(x0), (stream,)), kept=kept):
                 said = model.unet(noised, t, context, return_dict=False)[0].float()
             parts[stream] = F.mse_loss(said, base.target(clean[stream], noises[stream], t))
@@ -260,10 +322,22 @@ def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, va
     """A whole base in diffusers' form, but for its text encoder, which is a file of ours; and all of it as the one file that ships."""
     diffusers = import_diffusers()
     network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
-    network.load_state_dict({name.removeprefix("unet."): value.float() for name, value in state.items() if name.startswith("unet.")})
+    network.load_state_dict(
+        {
+            name.removeprefix("unet."): value.float()
+            for name, value in state.items()
+            if name.startswith("unet.")
+        }
+    )
     network.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
-    diffusers.AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, use_safetensors=True).save_pretrained(folder / "vae")
-    words = {name.removeprefix("text_encoder."): value for name, value in state.items() if name.startswith("text_encoder.")}
+    diffusers.AutoencoderKL.from_pretrained(
+        vae_folder, local_files_only=True, use_safetensors=True
+    ).save_pretrained(folder / "vae")
+    words = {
+        name.removeprefix("text_encoder."): value
+        for name, value in state.items()
+        if name.startswith("text_encoder.")
+    }
     write_tensors(folder / tiny.TEXT_FILE, words, {}, kind="tiny text encoder")
     tiny.save_base(folder / tiny.BASE_FILE.name, tiny.read_folder(folder))

@@ -58,16 +58,22 @@ class LoraSettings:
     checkpointing: bool = False  # compute the base's insides twice rather than keep them
     names: Names = "peft"  # whose words the shipped file speaks; both are read back
     ship: Ship = "float32"
-    ship_rank: int | Mapping[str, int] = 0  # of the shipped file, for all or by the projection's name; 0 or no name keeps all
+    ship_rank: int | Mapping[str, int] = (
+        0  # of the shipped file, for all or by the projection's name; 0 or no name keeps all
+    )
 
     def __post_init__(self) -> None:
-        if not set(self.ship_ranks) <= set(PARTS) or not all(0 <= rank <= self.rank for rank in self.ship_ranks.values()):
+        if not set(self.ship_ranks) <= set(PARTS) or not all(
+            0 <= rank <= self.rank for rank in self.ship_ranks.values()
+        ):
             raise ValueError(
                 f"The recipe's model has ship_rank {self.ship_rank} for a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
                 f"each of {', '.join(PARTS)}."
             )
         if not self.base:
-            raise ValueError("The recipe's model names no base; give it the folder of a diffusers pipeline, for example of SD2.1.")
+            raise ValueError(
+                "The recipe's model names no base; give it the folder of a diffusers pipeline, for example of SD2.1."
+            )
         if self.places and (self.weights or self.places < 0 or self.rank < CODE):
             raise ValueError(
                 f"The recipe's model has places {self.places}, rank {self.rank} and weights {self.weights!r}; places starts a LoRA of rank "
@@ -77,9 +83,15 @@ class LoraSettings:
             raise ValueError(
                 f"The recipe's model has rank {self.rank} and alpha {self.alpha}; give a rank of at least 1, alpha of at least 0."
             )
-        for name, options in (("names", get_args(Names)), ("precision", get_args(Precision)), ("ship", get_args(Ship))):
+        for name, options in (
+            ("names", get_args(Names)),
+            ("precision", get_args(Precision)),
+            ("ship", get_args(Ship)),
+        ):
             if getattr(self, name) not in options:
-                raise ValueError(f"The recipe's model has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}.")
+                raise ValueError(
+                    f"The recipe's model has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}."
+                )
 
     @property
     def scale(self) -> float:
@@ -92,7 +104,9 @@ class LoraSettings:
 
     def shipped_rank(self, path: str) -> int:
         """Of the projection with this path."""
-        return next((rank for part, rank in self.ship_ranks.items() if rank and path.endswith("." + part)), self.rank)
+        return next(
+            (rank for part, rank in self.ship_ranks.items() if rank and path.endswith("." + part)), self.rank
+        )
 
 
 @dataclass(frozen=True)
@@ -100,14 +114,18 @@ class LoraLoss:
     """The `loss` part of a recipe."""
 
     intrinsic_weight: float = 1.0  # lambda of equation 5
-    domains: Domains = "both"  # "intrinsic": the maps alone, which do not see an image either; the paper's ablation
-    noise: Noise = "independent"  # as the paper trains; "shared": one noise for both domains, as they are sampled
+    domains: Domains = "both"
+    noise: Noise = (
+        "independent"  # as the paper trains; "shared": one noise for both domains, as they are sampled
+    )
     caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
 
     def __post_init__(self) -> None:
         for name, options in (("domains", get_args(Domains)), ("noise", get_args(Noise))):
             if getattr(self, name) not in options:
-                raise ValueError(f"The recipe's loss has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}.")
+                raise ValueError(
+                    f"The recipe's loss has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}."
+                )
         if self.intrinsic_weight <= 0 or not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"The recipe's loss has intrinsic_weight {self.intrinsic_weight} and caption_dropout {self.caption_dropout}; one must be "
@@ -139,7 +157,10 @@ class TrainedLora(nn.Module):
     def __init__(self, found: Mapping[str, Projection], settings: LoraSettings, generator: Generator):
         super().__init__()
         self.paths = tuple(found)
-        made = {flat(path): LowRankLayer(found[path], settings.rank, settings.scale, generator) for path in self.paths}
+        made = {
+            flat(path): LowRankLayer(found[path], settings.rank, settings.scale, generator)
+            for path in self.paths
+        }
         self.layers = nn.ModuleDict(made)
 
     @property
@@ -169,7 +190,9 @@ def build(recipe: Recipe) -> Task:
     loss = read_settings(LoraLoss, recipe.loss, "recipe's loss")
     check_settings(recipe.data, {"folder": str}, "recipe's data")
     if recipe.preset not in FAMILIES:
-        raise ValueError(f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of {', '.join(FAMILIES)}.")
+        raise ValueError(
+            f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of {', '.join(FAMILIES)}."
+        )
     dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
     base = load_backbone(settings.base, recipe.preset, getattr(torch, settings.precision))
     base.network.requires_grad_(False)
@@ -184,7 +207,15 @@ def build(recipe: Recipe) -> Task:
     if settings.checkpointing:
         base.network.enable_gradient_checkpointing(coupling.checkpoint)
     if settings.places:
-        look_at_own_place(model.parts, layers, base, coupling, dataset, settings.places, Generator().manual_seed(recipe.seed))
+        look_at_own_place(
+            model.parts,
+            layers,
+            base,
+            coupling,
+            dataset,
+            settings.places,
+            Generator().manual_seed(recipe.seed),
+        )
     in_training = partial(lora_loss, base=base, coupling=coupling, settings=loss, empty=empty)
     return Task(
         model=model,
@@ -195,7 +226,9 @@ def build(recipe: Recipe) -> Task:
     )
 
 
-def open_folder(data: Mapping[str, Any], conditions: tuple[str, ...], loss: LoraLoss) -> tuple[FolderDataset, dict[str, Tensor]]:
+def open_folder(
+    data: Mapping[str, Any], conditions: tuple[str, ...], loss: LoraLoss
+) -> tuple[FolderDataset, dict[str, Tensor]]:
     """The encoded dataset, and the parts of the empty prompt where the loss wants it."""
     if not data.get("folder"):
         raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics encode")
@@ -219,8 +252,14 @@ def check_sample(sample: Mapping[str, Any], base: Backbone, folder: str) -> None
     wanted = ("latent", "intrinsic_latent", *CONDITIONS[base.family])
     lacks = [name for name in wanted if name not in sample]
     if lacks:
-        raise ValueError(f"The samples of {folder} lack {', '.join(lacks)}; make them with: spatialweave intrinsics encode")
-    latent, maps, width = sample["latent"].shape, sample["intrinsic_latent"].shape, sample["context"].shape[-1]
+        raise ValueError(
+            f"The samples of {folder} lack {', '.join(lacks)}; make them with: spatialweave intrinsics encode"
+        )
+    latent, maps, width = (
+        sample["latent"].shape,
+        sample["intrinsic_latent"].shape,
+        sample["context"].shape[-1],
+    )
     if latent != maps or latent[0] != base.channels or width != base.context_width:
         raise ValueError(
             f"The samples of {folder} have latents {tuple(latent)} and {tuple(maps)} and prompts of width {width}, but this {base.family} "
@@ -272,7 +311,11 @@ def export(
     loss: Callable[[TrainedLora, Batch, Generator], Any],
 ) -> None:  # fmt: skip
     """The averaged LoRA as one file, in PEFT's names or kohya's."""
-    dtype, tensors, ranks = getattr(torch, settings.ship), {}, {path: settings.shipped_rank(path) for path in model.paths}
+    dtype, tensors, ranks = (
+        getattr(torch, settings.ship),
+        {},
+        {path: settings.shipped_rank(path) for path in model.paths},
+    )
     shorter = [path for path, rank in ranks.items() if rank < settings.rank]
     squares: dict[str, Tensor] = {}
     if shorter:
@@ -280,18 +323,30 @@ def export(
             squares = measure_inputs(base.network, shorter, dataset, partial(loss, model))
     for path, rank in ranks.items():
         down, up = (state[f"layers.{flat(path)}.{end}"] for end in ("down", "up"))
-        down, up = (part.to(dtype) for part in (shorten(down, up, rank, squares[path]) if path in squares else (down, up)))
+        down, up = (
+            part.to(dtype)
+            for part in (shorten(down, up, rank, squares[path]) if path in squares else (down, up))
+        )
         if settings.names == "peft":
-            tensors |= {f"{base.component}.{path}.lora_A.weight": down, f"{base.component}.{path}.lora_B.weight": up}
+            tensors |= {
+                f"{base.component}.{path}.lora_A.weight": down,
+                f"{base.component}.{path}.lora_B.weight": up,
+            }
         else:
             name = f"lora_{base.component}_{flat(path)}"
             alpha = torch.tensor(settings.scale * rank)
-            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
+            tensors |= {
+                f"{name}.lora_down.weight": down,
+                f"{name}.lora_up.weight": up,
+                f"{name}.alpha": alpha,
+            }
     metadata = {"base": base.name}
     if settings.names == "peft":
         targets = sorted({path.rpartition("attn1.")[2] for path in ranks})
         facts = {"r": settings.rank, "lora_alpha": settings.scale * settings.rank, "target_modules": targets}
         facts["rank_pattern"] = {path: ranks[path] for path in shorter}
         facts["alpha_pattern"] = {path: settings.scale * ranks[path] for path in shorter}
-        metadata["lora_adapter_metadata"] = json.dumps({f"{base.component}.{name}": value for name, value in facts.items() if value})
+        metadata["lora_adapter_metadata"] = json.dumps(
+            {f"{base.component}.{name}": value for name, value in facts.items() if value}
+        )
     write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {base.name}")

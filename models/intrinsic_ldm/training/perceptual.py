@@ -49,6 +49,10 @@ def load_perceptual(path: str | Path) -> PerceptualDistance:
         ) from error
     with torch.device("meta"):
         layers = vgg16(weights=None).features[: TAPS[-1] + 1]
-    tensors = {name.removeprefix(PREFIX): value for name, value in read_tensors(path).items() if name.startswith(PREFIX)}
+    tensors = {
+        name.removeprefix(PREFIX): value
+        for name, value in read_tensors(path).items()
+        if name.startswith(PREFIX)
+    }
     layers = fill_module(layers, tensors, what=f"{path}, wanted as torchvision's VGG16,")
     return PerceptualDistance(layers).requires_grad_(False).train(False)

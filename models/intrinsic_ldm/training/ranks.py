@@ -21,7 +21,10 @@ LEAST = 1e-8  # of the greatest: a variance below counts as this, for nothing wa
 
 @torch.no_grad()
 def measure_inputs(
-    network: nn.Module, paths: Sequence[str], dataset: Sequence[Mapping[str, Any]], run: Callable[[Mapping[str, Tensor], Generator], Any]
+    network: nn.Module,
+    paths: Sequence[str],
+    dataset: Sequence[Mapping[str, Any]],
+    run: Callable[[Mapping[str, Tensor], Generator], Any],
 ) -> dict[str, Tensor]:
     """The mean of x x^T, (d, d) in float64, over what each projection hears of the maps while `run` (batch, generator) has the network
     compute some pictures and then their maps, or the maps alone."""
@@ -31,11 +34,16 @@ def measure_inputs(
         batch = collate(samples[start : start + AT_ONCE])
         batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         with ExitStack() as stack:
-            heard = {path: stack.enter_context(listen(network.get_submodule(path), to_input=True)) for path in paths}
+            heard = {
+                path: stack.enter_context(listen(network.get_submodule(path), to_input=True))
+                for path in paths
+            }
             run(batch, generator)
         for path, (given,) in heard.items():
             maps = given[-len(batch["latent"]) :].double().cpu()
-            squares[path] = squares[path] + torch.einsum("bni,bnj->ij", maps, maps) / (maps.shape[1] * len(samples))
+            squares[path] = squares[path] + torch.einsum("bni,bnj->ij", maps, maps) / (
+                maps.shape[1] * len(samples)
+            )
     return squares
 
 

@@ -34,12 +34,17 @@ class Places:
         self.keys, self.heads = attn.to_k, attn.heads
         width, inner = attn.to_k.in_features, attn.to_k.out_features // attn.heads
         self.features, self.read = torch.zeros(width, width), torch.zeros(width, CODE)
-        self.keyed, self.keyed_read = torch.zeros(self.heads, inner, inner), torch.zeros(self.heads, inner, CODE)
+        self.keyed, self.keyed_read = (
+            torch.zeros(self.heads, inner, inner),
+            torch.zeros(self.heads, inner, CODE),
+        )
         self.own = self.any = 0.0
 
     def split(self, image: Tensor) -> Tensor:
         """Keys of features b n d: heads b n d/heads."""
-        return self.keys(image.to(self.keys.weight.dtype)).float().unflatten(2, (self.heads, -1)).movedim(2, 0)
+        return (
+            self.keys(image.to(self.keys.weight.dtype)).float().unflatten(2, (self.heads, -1)).movedim(2, 0)
+        )
 
     def add(self, image: Tensor, maps: Tensor, code: Tensor) -> None:
         code = code.expand(len(maps), -1, -1).flatten(0, 1)
@@ -98,17 +103,31 @@ def look_at_own_place(
 
 
 def hear(
-    names: Mapping[str, Any], base: Backbone, coupling: Coupling, samples: Sequence[Mapping[str, Any]], noise: Tensor, times: Tensor
+    names: Mapping[str, Any],
+    base: Backbone,
+    coupling: Coupling,
+    samples: Sequence[Mapping[str, Any]],
+    noise: Tensor,
+    times: Tensor,
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """What each self-attention hears of some pictures and of their maps, (b n d) each, every row seen by itself under the same noise."""
     for start in range(0, len(samples), AT_ONCE):
         some, t = samples[start : start + AT_ONCE], times[start : start + AT_ONCE]
         count = len(some)
-        clean = torch.cat([torch.stack([sample[key] for sample in some]).float() for key in ("latent", "intrinsic_latent")])
-        prompt = {name: torch.stack([sample[name] for sample in some]).float() for name in CONDITIONS[base.family]}
+        clean = torch.cat(
+            [torch.stack([sample[key] for sample in some]).float() for key in ("latent", "intrinsic_latent")]
+        )
+        prompt = {
+            name: torch.stack([sample[name] for sample in some]).float() for name in CONDITIONS[base.family]
+        }
         rows = Rows(("prompt",), 2 * count, ("intrinsic",))
         with coupling.call(rows), ExitStack() as stack:
-            queries = {name: stack.enter_context(listen(base.network.get_submodule(name).to_q, to_input=True)) for name in names}
+            queries = {
+                name: stack.enter_context(listen(base.network.get_submodule(name).to_q, to_input=True))
+                for name in names
+            }
             noised = base.add_noise(clean, noise[start : start + count].repeat(2, 1, 1, 1), t.repeat(2))
-            base.predict(noised, t.repeat(2), {name: torch.cat([part, part]) for name, part in prompt.items()})
+            base.predict(
+                noised, t.repeat(2), {name: torch.cat([part, part]) for name, part in prompt.items()}
+            )
         yield {name: tuple(given.float().split(count)) for name, (given,) in queries.items()}

@@ -39,17 +39,25 @@ class VaeSettings:
 
     base: str = ""  # the base's autoencoder: a folder in diffusers' form (also the whole pipeline's), or a file of either naming
     weights: str = ""  # or an intrinsic VAE to go on from
-    config: Mapping[str, Any] = field(default_factory=dict)  # changes to VaeConfig; a folder or an intrinsic VAE says it by itself
+    config: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # changes to VaeConfig; a folder or an intrinsic VAE says it by itself
     measure: int = 64  # samples that the latent scale is measured on, spread over the dataset
     ship: Ship = "float32"
 
     def __post_init__(self) -> None:
         if self.base and self.weights:
-            raise ValueError("The recipe's model names both base and weights; an autoencoder starts from one of them.")
+            raise ValueError(
+                "The recipe's model names both base and weights; an autoencoder starts from one of them."
+            )
         if self.measure < 1:
-            raise ValueError(f"The recipe's model measures the latent scale on {self.measure} samples; give measure at least 1.")
+            raise ValueError(
+                f"The recipe's model measures the latent scale on {self.measure} samples; give measure at least 1."
+            )
         if self.ship not in get_args(Ship):
-            raise ValueError(f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(Ship))}.")
+            raise ValueError(
+                f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(Ship))}."
+            )
         check_settings(self.config, get_type_hints(VaeConfig), "recipe's model.config")
 
 
@@ -67,18 +75,24 @@ class VaeLoss:
     normals_angle: float = 1.0
     divergence: float = 1.0  # besides the 1e-6 that it has already
     perceptual: float = 1.0
-    perceptual_weights: str = ""  # torchvision's VGG16 as a safetensors file; without it there is no perceptual part
+    perceptual_weights: str = (
+        ""  # torchvision's VGG16 as a safetensors file; without it there is no perceptual part
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
-            raise ValueError(f"The recipe's loss drops maps with probability {self.drop}; give drop from 0 to below 1.")
+            raise ValueError(
+                f"The recipe's loss drops maps with probability {self.drop}; give drop from 0 to below 1."
+            )
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, (int, float)) and value < 0:
                 raise ValueError(f"The recipe's loss has {f.name} {value}; give a factor of at least 0.")
         for name in BALANCES:
             if not getattr(self, name):
-                raise ValueError(f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all pixels alike.")
+                raise ValueError(
+                    f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all pixels alike."
+                )
 
 
 def build(recipe: Recipe) -> Task:
@@ -87,7 +101,9 @@ def build(recipe: Recipe) -> Task:
     loss = read_settings(VaeLoss, recipe.loss, "recipe's loss")
     check_settings(recipe.data, {"folder": str, "size": Size | None}, "recipe's data")
     if not recipe.data.get("folder"):
-        raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics build (or world --normals)")
+        raise ValueError(
+            "The recipe's data names no folder; make one with: spatialweave intrinsics build (or world --normals)"
+        )
     dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))
     config, state = find_start(settings)
     check_size(dataset[0]["maps"], config)
@@ -113,7 +129,9 @@ def source(settings: VaeSettings) -> str:
 
 def check_size(maps: Tensor, config: VaeConfig) -> None:
     height, width = maps.shape[-2:]
-    if height % config.stride or width % config.stride or height * width == config.stride**2:  # one latent pixel has no group norm
+    if (
+        height % config.stride or width % config.stride or height * width == config.stride**2
+    ):  # one latent pixel has no group norm
         raise ValueError(
             f"The samples are {width} x {height} pixels, but this autoencoder wants sides that {config.stride} divides, and "
             "more than one latent pixel; set the recipe's data.size."
@@ -136,9 +154,15 @@ def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | No
         config = read_config(settings)
     tensors = read_tensors(path)
     if any(name.startswith(IN_CHECKPOINT) for name in tensors):
-        tensors = {name.removeprefix(IN_CHECKPOINT): value for name, value in tensors.items() if name.startswith(IN_CHECKPOINT)}
+        tensors = {
+            name.removeprefix(IN_CHECKPOINT): value
+            for name, value in tensors.items()
+            if name.startswith(IN_CHECKPOINT)
+        }
     if "encoder.conv_in.weight" not in tensors or "decoder.conv_out.weight" not in tensors:
-        raise ValueError(f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in diffusers' form.")
+        raise ValueError(
+            f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in diffusers' form."
+        )
     return config, to_diffusers_names(widen_state(to_core_names(tensors)))
 
 
@@ -152,7 +176,9 @@ def read_config(settings: VaeSettings) -> VaeConfig:
 
 def check_unchanged(settings: VaeSettings, config: VaeConfig) -> None:
     if settings.config:
-        raise ValueError(f"{source(settings)} says its own layout ({config}); leave config out of the recipe's model.")
+        raise ValueError(
+            f"{source(settings)} says its own layout ({config}); leave config out of the recipe's model."
+        )
 
 
 def read_folder(folder: Path) -> tuple[VaeConfig, Path]:
@@ -170,15 +196,24 @@ def read_folder(folder: Path) -> tuple[VaeConfig, Path]:
             f"{folder / 'config.json'} describes no KL autoencoder ({error} is missing); name the base model's VAE."
         ) from error
     if found.get("norm_num_groups", GROUPS) != GROUPS:
-        raise ValueError(f"The autoencoder in {folder} has norms of {found['norm_num_groups']} groups, wanted SD's {GROUPS}.")
+        raise ValueError(
+            f"The autoencoder in {folder} has norms of {found['norm_num_groups']} groups, wanted SD's {GROUPS}."
+        )
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
     if not files:
-        raise ValueError(f"{folder} holds no diffusion_pytorch_model.safetensors; fetch the folder again with its safetensors files.")
+        raise ValueError(
+            f"{folder} holds no diffusion_pytorch_model.safetensors; fetch the folder again with its safetensors files."
+        )
     return config, files[0]
 
 
 def vae_loss(
-    model: nn.Module, batch: Batch, generator: Generator, *, settings: VaeLoss, perceptual: Callable[[Tensor, Tensor], Tensor] | None
+    model: nn.Module,
+    batch: Batch,
+    generator: Generator,
+    *,
+    settings: VaeLoss,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """batch: maps b 8 h w in [-1, 1], present b 4. One draw from the posterior, as the base's own autoencoder was trained."""
     maps = batch["maps"].float()
@@ -192,10 +227,19 @@ def vae_loss(
     return sum_terms(parts)
 
 
-def export(folder: Path, state: Mapping[str, Tensor], *, config: VaeConfig, dataset: IntrinsicSamples, settings: VaeSettings) -> None:
+def export(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    *,
+    config: VaeConfig,
+    dataset: IntrinsicSamples,
+    settings: VaeSettings,
+) -> None:
     """The averaged weights under core's names, in the precision asked for, with the scale of their latents."""
     device = next(iter(state.values())).device
-    model = fill_module(make_autoencoder(config, "meta"), state, what="The training state", device=device).train(False)
+    model = fill_module(
+        make_autoencoder(config, "meta"), state, what="The training state", device=device
+    ).train(False)
     scale = measure_scale(model, dataset, settings.measure)
     tensors = {name: value.to(getattr(torch, settings.ship)) for name, value in to_core_names(state).items()}
     save_intrinsic_vae(folder / VAE_FILE, tensors, config, latent_scale=scale)
@@ -208,5 +252,7 @@ def measure_scale(model: nn.Module, dataset: IntrinsicSamples, count: int) -> fl
     latents = []
     for number in range(count):
         maps = dataset[number * len(dataset) // count]["maps"]
-        latents.append(model.encode(maps[None].to(device)).latent_dist.mode().float().flatten())  # sizes may differ
+        latents.append(
+            model.encode(maps[None].to(device)).latent_dist.mode().float().flatten()
+        )  # sizes may differ
     return latent_scale(torch.cat(latents))
