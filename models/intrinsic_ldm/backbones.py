@@ -95,7 +95,8 @@ def import_diffusers():
         import diffusers
     except ImportError as error:
         raise ImportError(
-            'Base models outside ComfyUI need diffusers, which is not installed: pip install "spatialweave[train]".'
+            'Base models outside ComfyUI need diffusers, which is not installed: pip install '
+            '"spatialweave[train]".'
         ) from error
     return diffusers
 

@@ -58,13 +58,14 @@ class VaeConfig:
         ):
             if name not in ("multiples", "base_scale") and type(value) is not int:
                 raise ValueError(
-                    f"Expected a whole number as {name} of an intrinsic VAE, got {value!r}. Save the file again."
+                    f"Expected a whole number as {name} of an intrinsic VAE, got {value!r}. Save the file "
+                    "again."
                 )
         sizes = (self.width, self.blocks, self.latent_channels, *self.multiples)
         if max(sizes, default=0) > LARGEST or self.blocks > MOST_BLOCKS or len(self.multiples) > MOST_BLOCKS:
             raise ValueError(
-                f"Expected an intrinsic VAE of at most {MOST_BLOCKS} blocks a step and steps, and sizes of at most {LARGEST}, got "
-                f"{str(self)[:200]}. Save the file again, or correct the config."
+                f"Expected an intrinsic VAE of at most {MOST_BLOCKS} blocks a step and steps, and sizes of "
+                f"at most {LARGEST}, got {str(self)[:200]}. Save the file again, or correct the config."
             )
         if (
             self.width < 1
@@ -78,7 +79,8 @@ class VaeConfig:
             )
         if any(self.width * multiple % GROUPS for multiple in self.multiples):
             raise ValueError(
-                f"A width {self.width} by {self.multiples} arrived: each must be divisible by the {GROUPS} of a group norm."
+                f"A width {self.width} by {self.multiples} arrived: each must be divisible by the {GROUPS} "
+                "of a group norm."
             )
         if isinstance(self.base_scale, bool) or not 0 < self.base_scale < math.inf:
             raise ValueError(

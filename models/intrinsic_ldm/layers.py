@@ -55,6 +55,6 @@ def check_layers(chosen: Collection[int], layers: Sequence[Layer], reading: Read
     if unknown or not set(chosen) & set(present):
         named = f"layer {unknown[0]}" if unknown else "no layer with self-attention"
         raise ValueError(
-            f"The schedule names {named}, but read as {reading} this model counts {numbers[0]} to {numbers[-1]}, with self-attention in "
-            f"{', '.join(map(str, present))}: choose among these."
+            f"The schedule names {named}, but read as {reading} this model counts {numbers[0]} to "
+            f"{numbers[-1]}, with self-attention in {', '.join(map(str, present))}: choose among these."
         )

@@ -99,7 +99,8 @@ def open_lora(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def read_lora(
-    tensors: Mapping[str, Tensor], projections: Mapping[str, Projection], *, base: str, name: str, metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor], projections: Mapping[str, Projection], *, base: str, name: str,
+    metadata: Mapping[str, str] | None = None
 ) -> dict[str, LowRank]:  # fmt: skip
     """The low-rank parts of a file, by projection. `base` and `name` are words for errors: "SD2.1" and the file's name.
 
@@ -115,18 +116,21 @@ def read_lora(
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(
-                f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as safetensors."
+                f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as "
+                "safetensors."
             )
         module, part = split_name(str(key), name)
         path = known.get(module, known.get(module.removesuffix(".0")))
         if path is None:
             raise ValueError(
-                f"The LoRA {name} changes {module}, which is no self-attention projection of {base}: choose an intrinsic LoRA that was "
-                "trained on this base (an ordinary LoRA goes through Load LoRA instead)."
+                f"The LoRA {name} changes {module}, which is no self-attention projection of {base}: choose "
+                "an intrinsic LoRA that was trained on this base (an ordinary LoRA goes through Load LoRA "
+                "instead)."
             )
         if (path, part) in keys:
             raise ValueError(
-                f"Expected one {part} of {path} in the LoRA {name}, got {keys[path, part]!r} and {key!r}. Keep the tensors of one adapter."
+                f"Expected one {part} of {path} in the LoRA {name}, got {keys[path, part]!r} and {key!r}. "
+                "Keep the tensors of one adapter."
             )
         keys[path, part], names[path] = key, module
         parts.setdefault(path, {})[part] = tensor
@@ -149,7 +153,8 @@ def split_name(key: str, name: str) -> tuple[str, str]:
             return bare[: match.start()], part
     other = next((f" (it is of {what})" for ending, what in OTHERS if ending.search(bare)), "")
     raise ValueError(
-        f"The file {name} holds {key!r}, which belongs to no LoRA of PEFT's or kohya's naming{other}: choose an intrinsic LoRA."
+        f"The file {name} holds {key!r}, which belongs to no LoRA of PEFT's or kohya's naming{other}: choose "
+        "an intrinsic LoRA."
     )
 
 
@@ -161,7 +166,8 @@ def build(
     if not {"down", "up"} <= found.keys():
         missing = "down" if "down" not in found else "up"
         raise ValueError(
-            f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download it again."
+            f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download "
+            "it again."
         )
     down, up = (read_matrix(part, found[part], path, name) for part in ("down", "up"))
     if (
@@ -170,13 +176,15 @@ def build(
         or down.shape[0] != up.shape[1]
     ):
         raise ValueError(
-            f"The LoRA {name} has matrices {tuple(up.shape)} x {tuple(down.shape)} for {path}, but {base} has {projection.outputs} x "
-            f"{projection.inputs} there: it was trained on another base; load that one, or the LoRA made for this one."
+            f"The LoRA {name} has matrices {tuple(up.shape)} x {tuple(down.shape)} for {path}, but {base} "
+            f"has {projection.outputs} x {projection.inputs} there: it was trained on another base; load "
+            "that one, or the LoRA made for this one."
         )
     rank = down.shape[0]
     if not rank:
         raise ValueError(
-            f"Expected a rank of 1 or more for {path} in the LoRA {name}, got 0. Save it again, or leave that layer out."
+            f"Expected a rank of 1 or more for {path} in the LoRA {name}, got 0. Save it again, or leave "
+            "that layer out."
         )
     return LowRank(
         down,
@@ -190,13 +198,13 @@ def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
-            f"Expected floating-point numbers in the {part} matrix of {path} in the LoRA {name}, got {kind}, which stands for them at a "
-            "scale that is not in the file. Use the LoRA that is not quantised."
+            f"Expected floating-point numbers in the {part} matrix of {path} in the LoRA {name}, got {kind}, "
+            "which stands for them at a scale that is not in the file. Use the LoRA that is not quantised."
         )
     if tensor.dim() < 2 or any(side != 1 for side in tensor.shape[2:]):
         raise ValueError(
-            f"Expected a matrix (rank and width) as {part} of {path} in the LoRA {name}, got {tuple(tensor.shape)}. Choose an intrinsic "
-            "LoRA: one of convolutions belongs to other layers."
+            f"Expected a matrix (rank and width) as {part} of {path} in the LoRA {name}, got "
+            f"{tuple(tensor.shape)}. Choose an intrinsic LoRA: one of convolutions belongs to other layers."
         )
     return tensor.flatten(1)
 
@@ -207,6 +215,7 @@ def read_alpha(tensor: Tensor, path: str, name: str) -> float:
     if value is None or not 0 < value < math.inf:
         got = f"a tensor {tuple(tensor.shape)} of {tensor.dtype}" if value is None else value
         raise ValueError(
-            f"Expected one number above 0 as alpha of {path} in the LoRA {name}, got {got}. Save the LoRA again."
+            f"Expected one number above 0 as alpha of {path} in the LoRA {name}, got {got}. Save the LoRA "
+            "again."
         )
     return value

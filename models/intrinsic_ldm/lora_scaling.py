@@ -57,15 +57,16 @@ class Scaling:
         path, stated = names[0], match_pattern(self.ranks, names, self.rank)
         if stated is not None and stated != rank:
             raise ValueError(
-                f"Expected rank {stated} for {path} in the LoRA {self.name}, as its settings say, got {rank}. {AGAIN}"
+                f"Expected rank {stated} for {path} in the LoRA {self.name}, as its settings say, got "
+                f"{rank}. {AGAIN}"
             )
         alpha = match_pattern(self.alphas, names, self.alpha)
         if None not in (alpha, beside) and not math.isclose(
             alpha, beside, rel_tol=1e-2
         ):  # one of them may be in bfloat16
             raise ValueError(
-                f"Expected one alpha for {path} in the LoRA {self.name}, got {beside:g} beside the matrices and {alpha:g} in its "
-                f"settings. {AGAIN}"
+                f"Expected one alpha for {path} in the LoRA {self.name}, got {beside:g} beside the matrices "
+                f"and {alpha:g} in its settings. {AGAIN}"
             )
         used = beside if beside is not None else alpha if alpha is not None else rank
         return used / (math.sqrt(rank) if self.by_root else rank)
@@ -103,7 +104,8 @@ def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
         raise ValueError(f"Expected true or false as use_rslora in {source}, got {show(by_root)}. {AGAIN}")
     return Scaling(
         name, read_number(settings, "lora_alpha", source), read_rank(settings, "r", source),
-        read_patterns(settings, "alpha_pattern", read_number, source), read_patterns(settings, "rank_pattern", read_rank, source),
+        read_patterns(settings, "alpha_pattern", read_number, source),
+        read_patterns(settings, "rank_pattern", read_rank, source),
         bool(by_root),
     )  # fmt: skip
 
@@ -118,7 +120,8 @@ def choose_component(found: Mapping[str, Any], source: str) -> dict[str, Any]:
     strange = sorted(set(by_part) - {*NETWORKS, *OTHER_PARTS})
     if strange:
         raise ValueError(
-            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. {AGAIN}"
+            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. "
+            f"{AGAIN}"
         )
     there = [part for part in NETWORKS if part in by_part]
     named = [part for part in there if part in NETWORKS[:3]]
@@ -140,8 +143,8 @@ def check_supported(settings: Mapping[str, Any], name: str) -> None:
     if faults:
         key = faults[0]
         raise ValueError(
-            f"Expected a plain LoRA in {name}, got one with {key} = {show(settings[key])}, which asks for other numbers than "
-            "up(down(x)). Choose an intrinsic LoRA without it."
+            f"Expected a plain LoRA in {name}, got one with {key} = {show(settings[key])}, which asks for "
+            "other numbers than up(down(x)). Choose an intrinsic LoRA without it."
         )
 
 

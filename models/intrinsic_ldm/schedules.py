@@ -91,7 +91,8 @@ class Curve:
         times = [t for t, _ in self.points]
         if len(set(times)) < len(times):
             raise ValueError(
-                f"The curve has two points at t = {max(t for t in times if times.count(t) > 1):g}; leave one of them out."
+                f"The curve has two points at t = {max(t for t in times if times.count(t) > 1):g}; leave one "
+                "of them out."
             )
         object.__setattr__(self, "points", tuple(sorted(self.points)))
 

@@ -44,7 +44,8 @@ def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
         if tensor.dim() != 4 or tensor.shape[1] != MAPS[name] or len(size) > 1:
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items())
             raise ValueError(
-                f"Maps of {shapes} arrived; give {name} as (batch, {MAPS[name]}, h, w), all of one batch and size."
+                f"Maps of {shapes} arrived; give {name} as (batch, {MAPS[name]}, h, w), all of one batch and "
+                "size."
             )
     like = next(iter(given.values()))
     parts = [
@@ -58,7 +59,8 @@ def split_maps(stacked: Tensor) -> dict[str, Tensor]:
     """(b, 8, h, w) as one view for each map."""
     if stacked.dim() != 4 or stacked.shape[1] != CHANNELS:
         raise ValueError(
-            f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes them."
+            f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes "
+            "them."
         )
     return {name: stacked[:, channels] for name, channels in map_slices().items()}
 
@@ -80,7 +82,8 @@ def widen_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, width in ((FIRST, state[f"{FIRST}.weight"].shape[1]), (LAST, state[f"{LAST}.weight"].shape[0])):
         if width != 3:
             raise ValueError(
-                f"The autoencoder's {name} has {width} channels, wanted the 3 of an image: give the base model's own VAE."
+                f"The autoencoder's {name} has {width} channels, wanted the 3 of an image: give the base "
+                "model's own VAE."
             )
     wide[f"{FIRST}.weight"] = _spread(state[f"{FIRST}.weight"], dim=1) / len(MAPS)
     for part in ("weight", "bias"):
@@ -94,7 +97,8 @@ def _spread(colours: Tensor, dim: int) -> Tensor:
 
 
 def vae_losses(
-    out: Tensor, target: Tensor, mean: Tensor, log_variance: Tensor, perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    out: Tensor, target: Tensor, mean: Tensor, log_variance: Tensor,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     *, present: Tensor | None = None, line_balance: float = 1.0, segment_balance: float = 1.0,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Each map's L1, the normals' 1 - cosine, the posterior's divergence by 1e-6, and a perceptual distance of views of three channels.

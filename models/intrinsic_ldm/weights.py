@@ -94,7 +94,8 @@ def load_intrinsic_vae(path: str | os.PathLike) -> IntrinsicVae:
     named = to_core_names(state)
     if len(named) < len(state):
         raise WeightsError(
-            f"Expected each tensor of {path} once, got some under core's names and diffusers' too. Keep one set of weights."
+            f"Expected each tensor of {path} once, got some under core's names and diffusers' too. Keep one "
+            "set of weights."
         )
     return IntrinsicVae(named, config, scale)
 
@@ -135,7 +136,8 @@ def _follow_statement(header: Header, told: VaeConfig, what: str) -> VaeConfig:
         ) from error
     if replace(stated, base_scale=told.base_scale) != told:
         raise WeightsError(
-            f"Expected {what} to hold what its {CONFIG} states ({stated}), got tensors of {told}. Save the file again."
+            f"Expected {what} to hold what its {CONFIG} states ({stated}), got tensors of {told}. Save the "
+            "file again."
         )
     return stated
 

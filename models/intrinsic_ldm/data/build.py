@@ -51,7 +51,8 @@ LARGEST = 2**28  # pixels of a picture that was scaled to cover, before it is cr
 
 
 def build_dataset(
-    source: str | Path, output: str | Path, *, servers: Sequence[str], size: Sequence[int] = (512, 512), workflow: str | Path = WORKFLOW,
+    source: str | Path, output: str | Path, *, servers: Sequence[str], size: Sequence[int] = (512, 512),
+    workflow: str | Path = WORKFLOW,
     changes: Sequence[str] = (), shard_size: int = 64, timeout: float = 600,
 ) -> Summary:  # fmt: skip
     """Estimate the maps of every picture below `source`. `size` (height, width); `changes` are NODE.INPUT=VALUE for the workflow.
@@ -192,14 +193,16 @@ def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
             or not isinstance(node.get("class_type"), str)
         ):
             raise ValueError(
-                f"Expected nodes with class_type and inputs in {show_path(path)}, got another entry {number!r}; export it in API form."
+                f"Expected nodes with class_type and inputs in {show_path(path)}, got another entry "
+                f"{number!r}; export it in API form."
             )
     for change in changes:
         place, given, value = change.partition("=")
         node, _, name = place.partition(".")
         if not given or name not in graph.get(node, {}).get("inputs", {}):
             raise ValueError(
-                f"There is no input {place!r} in {path.name}; give --set NODE.INPUT=VALUE with one that is there."
+                f"There is no input {place!r} in {path.name}; give --set NODE.INPUT=VALUE with one that is "
+                "there."
             )
         try:
             graph[node]["inputs"][name] = json.loads(value)
@@ -207,8 +210,8 @@ def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
             graph[node]["inputs"][name] = value
     if not any(node["class_type"] == "LoadImage" for node in graph.values()) or not find_savers(graph):
         raise ValueError(
-            f"{show_path(path.name)} has no Load Image, or no saver whose filename_prefix ends in one of {', '.join(SAVED)}; start from "
-            f"workflows/{WORKFLOW.name}."
+            f"{show_path(path.name)} has no Load Image, or no saver whose filename_prefix ends in one of "
+            f"{', '.join(SAVED)}; start from workflows/{WORKFLOW.name}."
         )
     return graph
 
@@ -226,7 +229,8 @@ def read_picture(path: Path, size: Sequence[int]) -> tuple[Tensor, tuple[str, ..
     height, width = image.shape[:2]
     if height * width * max(size[0] / height, size[1] / width) ** 2 > LARGEST:
         raise PictureError(
-            f"Expected a picture that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got {width} x {height}."
+            f"Expected a picture that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got "
+            f"{width} x {height}."
         )
     try:
         return fit_map(image, tuple(size), smooth=True), notes
@@ -259,7 +263,8 @@ def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, T
         if value.shape[:2] != image.shape[:2]:
             got, wanted = "x".join(map(str, value.shape[1::-1])), "x".join(map(str, image.shape[1::-1]))
             raise ValueError(
-                f"The workflow made a {name} of {got} pixels for a picture of {wanted}; keep the picture's size in it."
+                f"The workflow made a {name} of {got} pixels for a picture of {wanted}; keep the picture's "
+                "size in it."
             )
     return row
 
@@ -293,7 +298,8 @@ def number_masks(masks: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     for mask in masks:
         if mask.shape != tuple(size):
             raise ValueError(
-                f"The workflow made a mask of {tuple(mask.shape)} pixels for a picture of {tuple(size)}; keep its size in it."
+                f"The workflow made a mask of {tuple(mask.shape)} pixels for a picture of {tuple(size)}; "
+                "keep its size in it."
             )
     return (
         masks_to_ids(torch.stack(list(masks))).to(torch.int16)

@@ -128,7 +128,8 @@ def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[T
         low, high = float(raw["line"].min()), float(raw["line"].max())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise ValueError(
-                f"Expected line values from 0 (paper) to 1 (line), got {low:.4g} to {high:.4g}. Divide by the full scale."
+                f"Expected line values from 0 (paper) to 1 (line), got {low:.4g} to {high:.4g}. Divide by "
+                "the full scale."
             )
         maps["line"] = encode_line(raw["line"].float()[None, None])
     return stack_maps(maps)[0], torch.tensor([name in maps for name in MAPS])

@@ -56,7 +56,8 @@ class Encoder:
         intrinsic = load_intrinsic_vae(vae)
         self.intrinsic_scale = intrinsic.latent_scale
         self.intrinsic = fill_module(
-            make_autoencoder(intrinsic.config, "meta"), to_diffusers_names(intrinsic.state), what=str(vae), device=device
+            make_autoencoder(intrinsic.config, "meta"), to_diffusers_names(intrinsic.state), what=str(vae),
+            device=device
         ).train(False)  # fmt: skip
         self.prompts, image = load_parts(base, dtype)
         self.prompts.to(device)
@@ -99,7 +100,8 @@ def as_half(x: Tensor) -> Tensor:
 
 
 def encode_dataset(
-    source: str | Path, output: str | Path, *, base: str | Path, vae: str | Path, size: Sequence[int] | None = None,
+    source: str | Path, output: str | Path, *, base: str | Path, vae: str | Path,
+    size: Sequence[int] | None = None,
     batch: int = 4, shard_size: int = 256, precision: str = "float32", places: int = PLACES,
 ) -> Summary:  # fmt: skip
     """Encode a dataset folder for one base and one intrinsic VAE.
@@ -203,7 +205,7 @@ def read_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[lis
             log.warning("%s", sample)
         elif sample["image"].shape != taken[0]["image"].shape:
             raise ValueError(
-                f"Sample {index} of {samples.folder} is {tuple(sample['image'].shape[1:])} pixels high and wide, others are "
-                f"{tuple(taken[0]['image'].shape[1:])}; give --size to bring them to one."
+                f"Sample {index} of {samples.folder} is {tuple(sample['image'].shape[1:])} pixels high and "
+                f"wide, others are {tuple(taken[0]['image'].shape[1:])}; give --size to bring them to one."
             )
     return taken, [str(sample) if isinstance(sample, ValueError) else "" for sample in found]

@@ -115,15 +115,16 @@ class Server:
             answer = None
         if not isinstance(answer, dict):
             raise OSError(
-                f"Expected a JSON object from {self.url}{path}, got {quote(body)}. Give --server the address of a ComfyUI."
+                f"Expected a JSON object from {self.url}{path}, got {quote(body)}. Give --server the address "
+                "of a ComfyUI."
             )
         return answer
 
     def _refusal(self, path: str, status: int, body: bytes) -> OSError:
         where = path.partition("?")[0]
         return OSError(
-            f"Expected HTTP status 200 from {self.url}{where}, got {status} ({quote(body)}). Look into the server's log, or give --server "
-            "the address of a ComfyUI."
+            f"Expected HTTP status 200 from {self.url}{where}, got {status} ({quote(body)}). Look into the "
+            "server's log, or give --server the address of a ComfyUI."
         )
 
 

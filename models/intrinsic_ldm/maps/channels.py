@@ -62,7 +62,8 @@ def decode_depth(code: Tensor, *, near: float | Tensor = NEAR, far: float | Tens
     )
     if not bool(((near > 0) & (far >= near)).all()):
         raise ValueError(
-            f"The depths {float(near.min()):g} (near) and {float(far.max()):g} (far) arrived: wanted 0 < near <= far."
+            f"The depths {float(near.min()):g} (near) and {float(far.max()):g} (far) arrived: wanted 0 < "
+            "near <= far."
         )
     return 1 / torch.lerp(1 / far, 1 / near, (code.float().clamp(-1, 1) + 1) / 2)
 

@@ -62,7 +62,8 @@ class ReadImage(NamedTuple):
 
 
 def read_maps(
-    *, depth: View | None = None, normals: Tensor | None = None, segmentation: Tensor | None = None, line: Tensor | None = None,
+    *, depth: View | None = None, normals: Tensor | None = None, segmentation: Tensor | None = None,
+    line: Tensor | None = None,
     style: NormalStyle = "opengl",
 ) -> Given:  # fmt: skip
     """As `encode_pictures`, of images with 1 to 4 channels and with NaN or infinite pixels."""

@@ -66,12 +66,14 @@ def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], c
     settings, config = read_settings(ImageVaeLoss, recipe.loss, "recipe's loss"), tiny.VAE
     if settings.crop % config.stride:
         raise ValueError(
-            f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent."
+            f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels "
+            "of one latent."
         )
     sides = tuple(dataset[0]["image"].shape[1:])
     if settings.crop > min(sides):
         raise ValueError(
-            f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got {settings.crop}."
+            f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got "
+            f"{settings.crop}."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -176,7 +178,8 @@ class BaseLoss:
             )
         if not 0 <= self.caption_dropout <= 1 or min(self.align, self.position) < 0:
             raise ValueError(
-                f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at least 0."
+                f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at "
+                "least 0."
             )
 
 
@@ -213,16 +216,18 @@ def build_base(
     with_pairs = "intrinsic_latent" in sample
     if with_pairs and settings.align:
         raise ValueError(
-            f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; set align to 0."
+            f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; "
+            "set align to 0."
         )
     if settings.noise != "independent" and not with_pairs:
         raise ValueError(
-            f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have two; leave it out."
+            f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have "
+            "two; leave it out."
         )
     if sample["latent"].shape[0] != tiny.VAE.latent_channels:
         raise ValueError(
-            f"Latents {tuple(sample['latent'].shape)} arrived, but the tiny base's have {tiny.VAE.latent_channels} channels: encode the "
-            "pictures for it."
+            f"Latents {tuple(sample['latent'].shape)} arrived, but the tiny base's have "
+            f"{tiny.VAE.latent_channels} channels: encode the pictures for it."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -283,7 +288,8 @@ def base_loss(
 
 
 def pair_loss(
-    model: TrainedBase, batch: Batch, generator: Generator, *, base: Backbone, coupling: Coupling, empty: Tensor, settings: BaseLoss
+    model: TrainedBase, batch: Batch, generator: Generator, *, base: Backbone, coupling: Coupling,
+    empty: Tensor, settings: BaseLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The same for pictures and for the maps of their scenes, which read the picture's keys and values in each self-attention; pictures
     read no maps. One time for both. Under one noise a spot looks alike in both, so it is found; but the difference of the latents then has

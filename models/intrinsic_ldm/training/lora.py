@@ -67,21 +67,24 @@ class LoraSettings:
             0 <= rank <= self.rank for rank in self.ship_ranks.values()
         ):
             raise ValueError(
-                f"The recipe's model has ship_rank {self.ship_rank} for a LoRA of rank {self.rank}; give 0 to {self.rank}, or that for "
-                f"each of {', '.join(PARTS)}."
+                f"The recipe's model has ship_rank {self.ship_rank} for a LoRA of rank {self.rank}; give 0 "
+                f"to {self.rank}, or that for each of {', '.join(PARTS)}."
             )
         if not self.base:
             raise ValueError(
-                "The recipe's model names no base; give it the folder of a diffusers pipeline, for example of SD2.1."
+                "The recipe's model names no base; give it the folder of a diffusers pipeline, for example "
+                "of SD2.1."
             )
         if self.places and (self.weights or self.places < 0 or self.rank < CODE):
             raise ValueError(
-                f"The recipe's model has places {self.places}, rank {self.rank} and weights {self.weights!r}; places starts a LoRA of rank "
-                f"{CODE} or more that goes on from none, and is above 0."
+                f"The recipe's model has places {self.places}, rank {self.rank} and weights "
+                f"{self.weights!r}; places starts a LoRA of rank {CODE} or more that goes on from none, and "
+                "is above 0."
             )
         if self.rank < 1 or self.alpha < 0:
             raise ValueError(
-                f"The recipe's model has rank {self.rank} and alpha {self.alpha}; give a rank of at least 1, alpha of at least 0."
+                f"The recipe's model has rank {self.rank} and alpha {self.alpha}; give a rank of at least 1, "
+                "alpha of at least 0."
             )
         for name, options in (
             ("names", get_args(Names)),
@@ -90,7 +93,8 @@ class LoraSettings:
         ):
             if getattr(self, name) not in options:
                 raise ValueError(
-                    f"The recipe's model has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}."
+                    f"The recipe's model has {name} {getattr(self, name)!r}; it is one of "
+                    f"{', '.join(options)}."
                 )
 
     @property
@@ -124,12 +128,13 @@ class LoraLoss:
         for name, options in (("domains", get_args(Domains)), ("noise", get_args(Noise))):
             if getattr(self, name) not in options:
                 raise ValueError(
-                    f"The recipe's loss has {name} {getattr(self, name)!r}; it is one of {', '.join(options)}."
+                    f"The recipe's loss has {name} {getattr(self, name)!r}; it is one of "
+                    f"{', '.join(options)}."
                 )
         if self.intrinsic_weight <= 0 or not 0 <= self.caption_dropout <= 1:
             raise ValueError(
-                f"The recipe's loss has intrinsic_weight {self.intrinsic_weight} and caption_dropout {self.caption_dropout}; one must be "
-                "above 0, the other from 0 to 1."
+                f"The recipe's loss has intrinsic_weight {self.intrinsic_weight} and caption_dropout "
+                f"{self.caption_dropout}; one must be above 0, the other from 0 to 1."
             )
 
     @property
@@ -174,7 +179,8 @@ class TrainedLora(nn.Module):
             if path not in given or given[path].down.shape != layer.down.shape:
                 rank = f"rank {len(given[path].down)}" if path in given else "nothing"
                 raise ValueError(
-                    f"The LoRA {name} has {rank} for {path}, wanted rank {len(layer.down)}; set the recipe's rank to the file's."
+                    f"The LoRA {name} has {rank} for {path}, wanted rank {len(layer.down)}; set the recipe's "
+                    "rank to the file's."
                 )
             layer.down.copy_(given[path].down)
             layer.up.copy_(given[path].up * (given[path].scale / layer.scale))
@@ -191,7 +197,8 @@ def build(recipe: Recipe) -> Task:
     check_settings(recipe.data, {"folder": str}, "recipe's data")
     if recipe.preset not in FAMILIES:
         raise ValueError(
-            f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of {', '.join(FAMILIES)}."
+            f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of "
+            f"{', '.join(FAMILIES)}."
         )
     dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
     base = load_backbone(settings.base, recipe.preset, getattr(torch, settings.precision))
@@ -238,7 +245,8 @@ def open_folder(
     path = Path(data["folder"]) / EMPTY_PROMPT
     if not path.is_file():
         raise ValueError(
-            f"{data['folder']} has no {EMPTY_PROMPT}, which caption_dropout needs; encode it anew, or set caption_dropout to 0."
+            f"{data['folder']} has no {EMPTY_PROMPT}, which caption_dropout needs; encode it anew, or set "
+            "caption_dropout to 0."
         )
     empty = read_tensors(path)
     lacks = [name for name in conditions if name not in empty]
@@ -262,13 +270,15 @@ def check_sample(sample: Mapping[str, Any], base: Backbone, folder: str) -> None
     )
     if latent != maps or latent[0] != base.channels or width != base.context_width:
         raise ValueError(
-            f"The samples of {folder} have latents {tuple(latent)} and {tuple(maps)} and prompts of width {width}, but this {base.family} "
-            f"base wants two alike of {base.channels} channels and a width of {base.context_width}; encode the folder for it."
+            f"The samples of {folder} have latents {tuple(latent)} and {tuple(maps)} and prompts of width "
+            f"{width}, but this {base.family} base wants two alike of {base.channels} channels and a width "
+            f"of {base.context_width}; encode the folder for it."
         )
 
 
 def lora_loss(
-    model: TrainedLora, batch: Batch, generator: Generator, *, base: Backbone, coupling: Coupling, settings: LoraLoss,
+    model: TrainedLora, batch: Batch, generator: Generator, *, base: Backbone, coupling: Coupling,
+    settings: LoraLoss,
     empty: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Mean squared error of the prediction for each stream: one timestep for both, noises drawn apart unless shared.
@@ -307,7 +317,8 @@ def draw_prompts(
 
 
 def export(
-    folder: Path, state: Mapping[str, Tensor], *, model: TrainedLora, base: Backbone, dataset: FolderDataset, settings: LoraSettings,
+    folder: Path, state: Mapping[str, Tensor], *, model: TrainedLora, base: Backbone, dataset: FolderDataset,
+    settings: LoraSettings,
     loss: Callable[[TrainedLora, Batch, Generator], Any],
 ) -> None:  # fmt: skip
     """The averaged LoRA as one file, in PEFT's names or kohya's."""

@@ -45,7 +45,8 @@ def load_perceptual(path: str | Path) -> PerceptualDistance:
         from torchvision.models import vgg16
     except ImportError as error:
         raise ImportError(
-            "The recipe's loss names perceptual_weights, but torchvision is not installed: pip install torchvision, or leave them out."
+            "The recipe's loss names perceptual_weights, but torchvision is not installed: pip install "
+            "torchvision, or leave them out."
         ) from error
     with torch.device("meta"):
         layers = vgg16(weights=None).features[: TAPS[-1] + 1]

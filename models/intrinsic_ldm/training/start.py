@@ -74,7 +74,8 @@ def solve_ridge(squares: Tensor, products: Tensor) -> Tensor:
 
 @torch.no_grad()
 def look_at_own_place(
-    parts: Mapping[str, Any], layers: Sequence[Layer], base: Backbone, coupling: Coupling, dataset: Sequence[Mapping[str, Any]],
+    parts: Mapping[str, Any], layers: Sequence[Layer], base: Backbone, coupling: Coupling,
+    dataset: Sequence[Mapping[str, Any]],
     strength: float, generator: Generator,
 ) -> None:  # fmt: skip
     """Fill the low-rank parts of `to_q`, by `projections`' names and at least CODE in rank, which must add nothing yet.

@@ -52,7 +52,8 @@ class VaeSettings:
             )
         if self.measure < 1:
             raise ValueError(
-                f"The recipe's model measures the latent scale on {self.measure} samples; give measure at least 1."
+                f"The recipe's model measures the latent scale on {self.measure} samples; give measure at "
+                "least 1."
             )
         if self.ship not in get_args(Ship):
             raise ValueError(
@@ -91,7 +92,8 @@ class VaeLoss:
         for name in BALANCES:
             if not getattr(self, name):
                 raise ValueError(
-                    f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all pixels alike."
+                    f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all "
+                    "pixels alike."
                 )
 
 
@@ -102,7 +104,8 @@ def build(recipe: Recipe) -> Task:
     check_settings(recipe.data, {"folder": str, "size": Size | None}, "recipe's data")
     if not recipe.data.get("folder"):
         raise ValueError(
-            "The recipe's data names no folder; make one with: spatialweave intrinsics build (or world --normals)"
+            "The recipe's data names no folder; make one with: spatialweave intrinsics build (or world "
+            "--normals)"
         )
     dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))
     config, state = find_start(settings)
@@ -133,8 +136,8 @@ def check_size(maps: Tensor, config: VaeConfig) -> None:
         height % config.stride or width % config.stride or height * width == config.stride**2
     ):  # one latent pixel has no group norm
         raise ValueError(
-            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that {config.stride} divides, and "
-            "more than one latent pixel; set the recipe's data.size."
+            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that "
+            f"{config.stride} divides, and more than one latent pixel; set the recipe's data.size."
         )
 
 
@@ -161,7 +164,8 @@ def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | No
         }
     if "encoder.conv_in.weight" not in tensors or "decoder.conv_out.weight" not in tensors:
         raise ValueError(
-            f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in diffusers' form."
+            f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in "
+            "diffusers' form."
         )
     return config, to_diffusers_names(widen_state(to_core_names(tensors)))
 
@@ -188,21 +192,25 @@ def read_folder(folder: Path) -> tuple[VaeConfig, Path]:
     try:
         widths = found["block_out_channels"]
         config = VaeConfig(
-            widths[0], tuple(width // widths[0] for width in widths), found["layers_per_block"], found["latent_channels"],
+            widths[0], tuple(width // widths[0] for width in widths), found["layers_per_block"],
+            found["latent_channels"],
             found.get("scaling_factor", VaeConfig.base_scale),
         )  # fmt: skip
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} describes no KL autoencoder ({error} is missing); name the base model's VAE."
+            f"{folder / 'config.json'} describes no KL autoencoder ({error} is missing); name the base "
+            "model's VAE."
         ) from error
     if found.get("norm_num_groups", GROUPS) != GROUPS:
         raise ValueError(
-            f"The autoencoder in {folder} has norms of {found['norm_num_groups']} groups, wanted SD's {GROUPS}."
+            f"The autoencoder in {folder} has norms of {found['norm_num_groups']} groups, wanted SD's "
+            f"{GROUPS}."
         )
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
     if not files:
         raise ValueError(
-            f"{folder} holds no diffusion_pytorch_model.safetensors; fetch the folder again with its safetensors files."
+            f"{folder} holds no diffusion_pytorch_model.safetensors; fetch the folder again with its "
+            "safetensors files."
         )
     return config, files[0]
 
