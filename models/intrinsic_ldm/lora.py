@@ -1,6 +1,7 @@
-"""The intrinsic LoRA: read from a file of any common naming, and added to the intrinsic rows only.
+"""The intrinsic LoRA: reading files of the common key formats, and applying it to the intrinsic rows only.
 
-A file is matched to a base model by the names and widths of its self-attention projections; nothing in it is passed over silently.
+A file is matched to a base model by the names and widths of its self-attention projections; no key is
+ignored silently.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from ..core.weights.files import check_finite, read_header, read_tensors
 from .lora_scaling import ENTRY, Scaling, read_scaling
 from .rows import Rows, Stream
 
-# PEFT's (with an adapter's name or without), kohya's and diffusers' old words for the two matrices, and for alpha
+# key suffixes of PEFT (with or without an adapter name), kohya and old diffusers: both matrices and alpha
 PARTS = {
     "down": re.compile(r"\.(?:lora_A(?:\.[^.]+)?|lora_down|lora\.down)\.weight$"),
     "up": re.compile(r"\.(?:lora_B(?:\.[^.]+)?|lora_up|lora\.up)\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
 }
-# what the names of other adapters end with, and what these are
+# key suffixes of other adapter types, and what they are
 OTHERS = (
     (
         re.compile(r"\.(?:lora_magnitude_vector(?:\..+)?|dora_scale)$"),
@@ -43,15 +44,16 @@ OTHERS = (
         "a LoRA with parts that are no low-rank matrices",
     ),
 )
-ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # of a folder that PEFT saved
+ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # file names in a folder saved by PEFT
 PREFIXES = re.compile(
-    r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|module\.|_orig_mod\.|lora_unet_|lora_transformer_|lycoris_)*"
+    r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|module\.|_orig_mod\."
+    r"|lora_unet_|lora_transformer_|lycoris_)*"
 )
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear layer that may have a low-rank part: its widths, and the names other programs know it by."""
+    """A linear layer that may have a low-rank update: its widths, and its module paths in other programs."""
 
     inputs: int
     outputs: int
@@ -83,15 +85,18 @@ def add_to_stream(
     columns: slice = slice(None),
     sign: float = 1.0,
 ) -> None:
-    """Add delta(x) to the rows of one stream of out (rows, ..., outputs), in place; the other stream's numbers are not touched."""
+    """Add delta(x) in place to the rows of one stream of out (rows, ..., outputs); no other row changes."""
     if stream in rows.streams:
         target = rows.select(out, stream)[..., columns]
         target.add_(delta(rows.select(x, stream)), alpha=sign)
 
 
 def open_lora(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file, as `read_lora` takes them. PEFT itself writes the settings into a JSON file beside its
-    adapter_model.safetensors, diffusers into the metadata."""
+    """The tensors and the metadata of a file, as `read_lora` takes them.
+
+    PEFT writes the adapter config into a JSON file beside its adapter_model.safetensors, diffusers into the
+    metadata.
+    """
     metadata, beside = dict(read_header(path).metadata), Path(path).with_name(CONFIG_FILE)
     if Path(path).stem == ADAPTER_STEM and ENTRY not in metadata and beside.is_file():
         metadata[ENTRY] = read_text(beside)
@@ -102,17 +107,17 @@ def read_lora(
     tensors: Mapping[str, Tensor], projections: Mapping[str, Projection], *, base: str, name: str,
     metadata: Mapping[str, str] | None = None
 ) -> dict[str, LowRank]:  # fmt: skip
-    """The low-rank parts of a file, by projection. `base` and `name` are words for errors: "SD2.1" and the file's name.
+    """The low-rank updates of a file by projection; errors name the base model `base` and the file `name`.
 
-    alpha comes from the file (`alpha` beside the matrices, or PEFT's adapter settings in the metadata), else it is the rank, scale 1;
-    with PEFT's use_rslora the scale is alpha over the rank's root.
-    Raises ValueError for a file of another base, of other layers, incomplete, with NaN, or with settings that other numbers follow from.
+    alpha comes from the file (an `alpha` tensor, or PEFT's adapter config in the metadata); without one it
+    equals the rank (scale 1). With PEFT's use_rslora the scale is alpha / sqrt(rank).
+    Raises ValueError for another base model, other layers, a missing matrix, NaN, or an unsupported setting.
     """
     known = {alias: path for path, projection in projections.items() for alias in (path, *projection.aliases)}
     known |= {alias.replace(".", "_"): path for alias, path in tuple(known.items())}
     parts: dict[str, dict[str, Tensor]] = {}
     keys: dict[tuple[str, str], str] = {}
-    names: dict[str, str] = {}  # by path, as the file has it
+    names: dict[str, str] = {}  # module path -> its name in the file
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(
@@ -145,7 +150,7 @@ def read_lora(
 
 
 def split_name(key: str, name: str) -> tuple[str, str]:
-    """A file's key as the module's path and "down", "up" or "alpha"."""
+    """A key of a file as the module path and "down", "up" or "alpha"."""
     bare = PREFIXES.sub("", key)
     for part, ending in PARTS.items():
         match = ending.search(bare)
@@ -161,7 +166,7 @@ def split_name(key: str, name: str) -> tuple[str, str]:
 def build(
     names: tuple[str, ...], found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str
 ) -> LowRank:
-    """Of one projection, by its names, ours first."""
+    """The low-rank update of one projection; `names` are its module paths, ours first."""
     path, name = names[0], scaling.name
     if not {"down", "up"} <= found.keys():
         missing = "down" if "down" not in found else "up"
@@ -194,7 +199,10 @@ def build(
 
 
 def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
-    """A matrix, or a 1 x 1 convolution as one. Integers are quantised values whose scale is not known here."""
+    """A matrix, or a 1 x 1 convolution flattened to one.
+
+    Integer dtypes are refused: their quantization scale is unknown here.
+    """
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
@@ -210,7 +218,7 @@ def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
 
 
 def read_alpha(tensor: Tensor, path: str, name: str) -> float:
-    """One number above 0, of any numeric type."""
+    """A scalar above 0, of any numeric dtype."""
     value = float(tensor) if tensor.numel() == 1 and tensor.dtype != torch.bool else None
     if value is None or not 0 < value < math.inf:
         got = f"a tensor {tuple(tensor.shape)} of {tensor.dtype}" if value is None else value

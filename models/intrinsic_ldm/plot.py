@@ -1,4 +1,4 @@
-"""A picture of w over the steps of a run and the layers of a model."""
+"""Heat map of w over the steps of a run and the layers of a model."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from ..core.diffusion.ddpm import ddpm_to_sigma
 from .layers import Layer, Reading
 from .schedules import Schedule
 
-LEFT, TOP, RIGHT, BOTTOM = 70, 34, 66, 40  # pixels around the field of cells
+LEFT, TOP, RIGHT, BOTTOM = 70, 34, 66, 40  # margins around the heat map, in pixels
 FIELD = 560, 320
 PAPER, INK, QUIET = (255, 255, 255), (30, 30, 36), (120, 120, 130)
 STOP, STOPPED = "w stays 0: the maps' pass may stop here", (24, 92, 160)
-LOW, HIGH = np.array([236, 238, 244]), np.array([178, 58, 18])  # w = 0, w = the greatest
+LOW, HIGH = np.array([236, 238, 244]), np.array([178, 58, 18])  # colors of w = 0 and of the maximum
 
 
 def weight_table(
     schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float]
 ) -> np.ndarray:
-    """w as (layers, times), the layers in the order in which they run."""
+    """w as (layers, times), the layers in running order."""
     return np.array([[schedule.weight(layer.number(reading), t) for t in times] for layer in layers])
 
 
 def find_stop(schedule: Schedule, times: Sequence[float]) -> int | None:
-    """The first of the times from which on w stays 0 in every layer, where the maps' pass may stop; None if there is none."""
+    """Index of the first time from which on w is 0 in every layer and the maps' pass may stop, or None."""
     return next((index for index, t in enumerate(times) if schedule.ceiling(t) == 0), None)
 
 
 def plot_weights(
     schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float], *, steps: bool
 ) -> np.ndarray:
-    """The table as a picture H W 3, uint8: time from left (noise) to right (clean), layers from top (first to run) to bottom.
+    """The table as an image (H, W, 3), uint8.
 
-    `steps`: the times are the steps of one run, each as wide as the others; else they are DDPM times in equal distances. A line stands
-    where w is 0 to the end, from which on the maps need no pass.
+    The x axis is time from noise (left) to clean (right), the y axis the layers in running order from the
+    top. `steps`: the times are the steps of one run, drawn with equal widths; else they are DDPM timesteps at
+    equal distances. A line marks the time from which on w stays 0 and the maps need no pass.
     """
     table = weight_table(schedule, layers, reading, times)
     top = max(1.0, float(table.max()))
@@ -68,7 +69,7 @@ def _mark_times(pen: ImageDraw.ImageDraw, times: Sequence[float], steps: bool) -
 
 
 def _mark_stop(pen: ImageDraw.ImageDraw, stop: int | None, count: int) -> None:
-    """A line between the last time with a weight and the first without."""
+    """A line between the last time with a nonzero weight and the first without."""
     if stop is None:
         return
     x, width = LEFT + round(FIELD[0] * stop / count), pen.textlength(STOP)
@@ -77,7 +78,7 @@ def _mark_stop(pen: ImageDraw.ImageDraw, stop: int | None, count: int) -> None:
 
 
 def _mark_layers(pen: ImageDraw.ImageDraw, numbers: Sequence[int], reading: Reading) -> None:
-    """A number beside each run of layers that share it, as far as there is room."""
+    """A label per run of layers with the same number, where there is room."""
     pen.text((6, TOP - 16), "stage" if reading == "stages" else "block", fill=INK)
     height, drawn, start = FIELD[1] / len(numbers), -99.0, 0
     for index, number in enumerate(numbers):

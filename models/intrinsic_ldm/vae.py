@@ -1,7 +1,8 @@
-"""The intrinsic VAE: the base model's KL autoencoder with room for four maps where it had an image.
+"""The intrinsic VAE: the base model's KL autoencoder with the channels of four maps in place of RGB.
 
-Depth, normals, segmentation and line art lie side by side as eight channels in [-1, 1] and share one latent of the base's own shape. Here
-is what is pure: the channels, the first weights, masking, the losses and the latent's scale; the network is the base's.
+Depth, normals, segmentation and line art are concatenated to eight channels in [-1, 1] and share one latent
+of the base model's shape. This file has the pure functions: channel layout, weight initialization, map
+dropout, losses and latent scale; the network is the base model's.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor
 from ..core.losses import masked_mean
 from .config import CHANNELS, MAPS
 
-MISSING = 0.0  # what an absent map reads; training zeroes each map with DROP for the network to know it
+MISSING = 0.0  # value of a missing map; training drops each map with probability DROP so that this is learned
 DROP = 0.1
 FIRST, LAST = "encoder.conv_in", "decoder.conv_out"
 
 
 def map_slices() -> dict[str, slice]:
-    """Each map's channels."""
+    """The channel range of each map."""
     found, start = {}, 0
     for name, width in MAPS.items():
         found[name] = slice(start, start + width)
@@ -30,9 +31,9 @@ def map_slices() -> dict[str, slice]:
 
 
 def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
-    """Maps (b, channels, h, w) in [-1, 1] as (b, 8, h, w); a map that is None or left out is missing.
+    """Maps (b, c, h, w) in [-1, 1] concatenated to (b, 8, h, w); a map that is None or left out is missing.
 
-    Raises ValueError for no map at all, an unknown one, or shapes that do not fit.
+    Raises ValueError for an empty mapping, an unknown name, or shapes that do not agree.
     """
     given = {name: tensor for name, tensor in maps.items() if tensor is not None}
     unknown = sorted(set(given) - set(MAPS))
@@ -56,7 +57,7 @@ def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
 
 
 def split_maps(stacked: Tensor) -> dict[str, Tensor]:
-    """(b, 8, h, w) as one view for each map."""
+    """(b, 8, h, w) as one view (b, c, h, w) per map."""
     if stacked.dim() != 4 or stacked.shape[1] != CHANNELS:
         raise ValueError(
             f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes "
@@ -66,17 +67,17 @@ def split_maps(stacked: Tensor) -> dict[str, Tensor]:
 
 
 def drop_maps(stacked: Tensor, generator: torch.Generator, p: float = DROP) -> Tensor:
-    """Each map of each example missing with probability p, by itself; the losses keep the whole as their target."""
+    """Set each map of each sample to MISSING independently with probability p; loss targets stay whole."""
     keep = torch.rand(len(stacked), len(MAPS), generator=generator).to(stacked.device) >= p
     widths = torch.tensor(list(MAPS.values()), device=stacked.device)
     return torch.where(keep.repeat_interleave(widths, dim=1)[:, :, None, None], stacked, MISSING)
 
 
 def widen_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A base autoencoder's weights (3 channels, core's or diffusers' names) as the first weights of the intrinsic one.
+    """Initial weights of the intrinsic VAE from an RGB autoencoder with ComfyUI's or diffusers' names.
 
-    Three-channel maps start from the base's colour filters, one-channel maps from their mean, all divided by the number of maps on the way
-    in, so that activations keep their range.
+    Three-channel maps copy the RGB filters, one-channel maps their mean over the color channels. The input
+    filters are divided by the number of maps, which keeps the range of the activations.
     """
     wide = dict(state)
     for name, width in ((FIRST, state[f"{FIRST}.weight"].shape[1]), (LAST, state[f"{LAST}.weight"].shape[0])):
@@ -101,12 +102,13 @@ def vae_losses(
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     *, present: Tensor | None = None, line_balance: float = 1.0, segment_balance: float = 1.0,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Each map's L1, the normals' 1 - cosine, the posterior's divergence by 1e-6, and a perceptual distance of views of three channels.
+    """L1 per map, 1 - cosine of the normals, the KL term times 1e-6, and a perceptual distance per map.
 
-    `present` (b, 4) is False where the target lacks a map, which then does not count; `perceptual` gives (b,). Pixels without a normal
-    have no angle. A pixel of a line counts `line_balance` times one of the paper, one of a segment `segment_balance` times one of the
-    ground: they cover so little that L1 alone is content with no line at all and with grey segments. Edge detectors meet that in the same
-    way (Xie and Tu, Holistically-Nested Edge Detection, 2015, equation 2).
+    `present` (b, 4) is False where the target lacks a map, which is then excluded. `perceptual` takes two
+    maps as (b, 3, h, w) and returns (b,). Pixels without a normal are excluded from the cosine term. A line
+    pixel weighs `line_balance` times a paper pixel, a segment pixel `segment_balance` times a background
+    pixel: they cover so little area that plain L1 settles for no line at all and for gray segments. The same
+    class balancing as for edge detection (Xie and Tu, Holistically-Nested Edge Detection, 2015, equation 2).
     """
     present = (
         torch.ones(len(out), len(MAPS), dtype=torch.bool, device=out.device) if present is None else present
@@ -138,5 +140,8 @@ def vae_losses(
 
 
 def latent_scale(latents: Tensor) -> float:
-    """The factor that gives latents (n, c, h, w) the unit spread that the noise schedule counts on; SD's own is 0.18215."""
+    """The factor that scales latents (n, c, h, w) to unit standard deviation, as the noise schedule expects.
+
+    SD's own is 0.18215.
+    """
     return 1.0 / float(latents.float().std())
