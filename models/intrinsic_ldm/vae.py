@@ -133,9 +133,9 @@ def vae_losses(
         views = {
             name: (outs[name].expand(-1, 3, -1, -1), targets[name].expand(-1, 3, -1, -1)) for name in MAPS
         }
-        losses["perceptual"] = sum(masked_mean(perceptual(*views[name]), has[name]) for name in MAPS) / len(
-            MAPS
-        )
+        losses["perceptual"] = (
+            sum(masked_mean(perceptual(*views[name]), has[name]) for name in MAPS) / len(MAPS)
+        )  # fmt: skip
     return losses
 
 

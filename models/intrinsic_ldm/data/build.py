@@ -1,13 +1,15 @@
-"""A dataset folder with intrinsic maps from plain pictures: `spatialweave intrinsics build`, with the estimators of a running ComfyUI.
+"""A dataset folder with intrinsic maps from plain images, with the estimators of a running ComfyUI.
 
-Each picture is brought to one size and put through a workflow in API form, by its first Load Image; what that saves is gathered. Which map
-a saved file is, the saver's `filename_prefix` says by its last word: .../depth is an NPZ of Save Depth, with sky and normals where the
-estimator gives them; .../normals a normal map in OpenGL's colours, which then counts; .../segmentation one picture for each mask;
-.../line white on black. A .txt of the same name beside a picture is its caption.
+`spatialweave intrinsics build`: each image is resized and cropped to one size and fed to the first Load Image
+of a workflow in API form; the files that the workflow saves are collected. The last path component of a
+saver's `filename_prefix` names the map: .../depth is an NPZ of Save Depth, with sky and normals where the
+estimator returns them; .../normals a normal map in OpenGL's colors, which takes precedence; .../segmentation
+one image per mask; .../line white on black. A .txt of the same name beside an image is its caption.
 
-Shards hold image uint8, depth float32 (0 = not known), normals int8 (127 times the unit normal, 0 = not known), segmentation int16
-(0 = no mask, -1 = sky), line float16; `dataset.py` reads them. A picture that cannot be read, with its caption, or on which the workflow
-fails is left out and named, in the log and at the end; a shard on which the workflow fails throughout ends the run.
+Shards hold image uint8, depth float32 (0 = unknown), normals int8 (127 times the unit normal, 0 = unknown),
+segmentation int16 (0 = no mask, -1 = sky), line float16; `dataset.py` reads them. An image is skipped, and
+named in the log and at the end, if it or its caption cannot be read or the workflow fails on it; a shard on
+which the workflow fails for every image ends the run.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ log = logging.getLogger("spatialweave.dataset")
 FORMAT, VERSION = "spatialweave-intrinsics", 2
 WORKFLOW = Path(__file__).parents[3] / "workflows" / "api" / "build_intrinsic_dataset.json"
 SAVED = ("depth", "normals", "segmentation", "line")
-LARGEST = 2**28  # pixels of a picture that was scaled to cover, before it is cropped
+LARGEST = 2**28  # pixels of an image after it is scaled to cover, before the crop
 
 
 def build_dataset(
@@ -55,9 +57,10 @@ def build_dataset(
     workflow: str | Path = WORKFLOW,
     changes: Sequence[str] = (), shard_size: int = 64, timeout: float = 600,
 ) -> Summary:  # fmt: skip
-    """Estimate the maps of every picture below `source`. `size` (height, width); `changes` are NODE.INPUT=VALUE for the workflow.
+    """Estimate the maps of every image below `source`.
 
-    Of several processes each asks its own of the `servers`, in turn where there are fewer.
+    `size` is (height, width); `changes` are NODE.INPUT=VALUE for the workflow. Each process uses its own one
+    of the `servers`, in turn if there are fewer servers than processes.
     """
     source, output = Path(source), Path(output)
     pictures = find_pictures(source)
@@ -99,7 +102,7 @@ def build_dataset(
 
 
 def find_pictures(folder: Path) -> list[Source]:
-    """The pictures below a folder; ValueError where there are none. What is passed over is said in the log."""
+    """The images below a folder; ValueError if there are none. Skipped files are reported in the log."""
     found = list_pictures(folder)
     for closed in found.closed if folder.is_dir() else ():
         log.warning("%s is left out: the folder cannot be read; change its permissions.", show_path(closed))
@@ -119,15 +122,16 @@ def find_pictures(folder: Path) -> list[Source]:
 
 
 class Estimation:
-    """What is done with each picture."""
+    """Estimation of the maps of one image after another."""
 
     def __init__(self, graph: Mapping[str, Any], size: tuple[int, int]):
         self.graph, self.size, self.savers = graph, size, find_savers(graph)
-        self.upload = f"spatialweave_{uuid.uuid4().hex[:12]}.png"  # one file of each process on the server, written over and over
+        # one upload per process on the server, overwritten for each image
+        self.upload = f"spatialweave_{uuid.uuid4().hex[:12]}.png"
         self.said: set[str] = set()
 
     def read(self, path: Path, name: str) -> Tensor:
-        """uint8 h w 3, scaled to cover and cropped. What the reader notes is logged once of many pictures."""
+        """uint8 (h, w, 3), scaled to cover and cropped. Each distinct note of the reader is logged once."""
         image, notes = read_picture(path, self.size)
         for note in notes:
             if note not in self.said:
@@ -136,7 +140,7 @@ class Estimation:
         return image
 
     def estimate(self, server: Server, image: Tensor) -> dict[str, Tensor]:
-        """One picture's row of a shard."""
+        """One image's row of a shard."""
         buffer = io.BytesIO()
         Image.fromarray(image.numpy()).save(buffer, "PNG")
         server.upload(self.upload, buffer.getvalue())
@@ -146,14 +150,14 @@ class Estimation:
         files: dict[str, list[bytes]] = {}
         for node, word in self.savers.items():
             listed = list_files(outputs.get(node))
-            if not listed and word != "segmentation":  # of which there may be none
+            if not listed and word != "segmentation":  # an image may have no masks
                 raise RunFailed(f"node {node} ({self.graph[node]['class_type']}) saved no {word}")
             files.setdefault(word, []).extend(server.fetch(file) for file in listed)
         return assemble(image, files)
 
 
 def find_settings(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the maps of a graph: not its nodes' titles, nor the picture that it was drawn with."""
+    """The settings that determine the maps: the graph without node titles and without its input image."""
     settings = {
         node: {"class_type": entry["class_type"], "inputs": dict(entry["inputs"])}
         for node, entry in graph.items()
@@ -163,12 +167,12 @@ def find_settings(graph: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_input(graph: Mapping[str, Any]) -> str:
-    """The node that takes the picture."""
+    """Id of the node that loads the image."""
     return next(node for node, entry in graph.items() if entry["class_type"] == "LoadImage")
 
 
 def list_files(output: Any) -> list[Mapping[str, str]]:
-    """The files that a node's entry in the history names."""
+    """The files listed in a node's entry in the history."""
     groups = (
         [group for group in output.values() if isinstance(group, list)] if isinstance(output, dict) else []
     )
@@ -176,7 +180,7 @@ def list_files(output: Any) -> list[Mapping[str, str]]:
 
 
 def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
-    """A workflow in API form with changed inputs; ValueError where it has no picture to take or saves no map."""
+    """A workflow in API form with changed inputs; ValueError if it has no Load Image or saves no map."""
     try:
         graph = read_json_object(path)
     except (OSError, TextFileError) as error:
@@ -217,14 +221,14 @@ def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
 
 
 def find_savers(graph: Mapping[str, Any]) -> dict[str, str]:
-    """Which map each saving node saves, by node id."""
+    """The map that each saving node saves, by node id."""
     prefixes = {node: str(entry["inputs"].get("filename_prefix", "")) for node, entry in graph.items()}
     last = {node: prefix.rpartition("/")[2] for node, prefix in prefixes.items()}
     return {node: word for node, word in last.items() if word in SAVED}
 
 
 def read_picture(path: Path, size: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
-    """uint8 h w 3, scaled to cover and cropped, and the reader's notes; PictureError where it cannot be read."""
+    """uint8 (h, w, 3), scaled to cover and cropped, and the reader's notes; PictureError for a bad file."""
     image, notes = open_rgb(path)
     height, width = image.shape[:2]
     if height * width * max(size[0] / height, size[1] / width) ** 2 > LARGEST:
@@ -234,14 +238,14 @@ def read_picture(path: Path, size: Sequence[int]) -> tuple[Tensor, tuple[str, ..
         )
     try:
         return fit_map(image, tuple(size), smooth=True), notes
-    except RuntimeError as error:  # torch's word for memory that is full
+    except RuntimeError as error:  # torch raises this when memory is exhausted
         raise PictureError(
             f"Expected a picture that fits into memory in {show_path(path)}, got {width} x {height}."
         ) from error
 
 
 def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, Tensor]:
-    """The picture h w 3 and the saved files of each map as a row of a shard; ValueError where a map has another size."""
+    """The image (h, w, 3) and the saved files of each map as a shard's row; ValueError if sizes differ."""
     row, sky = {"image": image}, None
     if files.get("depth"):
         view = read_view(files["depth"][0])
@@ -270,7 +274,7 @@ def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, T
 
 
 def read_view(data: bytes) -> View:
-    """The geometry of an NPZ; its normals measured from the depth where it has a camera and none."""
+    """The geometry of an NPZ; normals are computed from the depth if the file has a camera but no normals."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_file(Path(folder) / "view.npz", data)
         try:
@@ -282,7 +286,7 @@ def read_view(data: bytes) -> View:
 
 
 def read_answer(read: Callable[..., Any], data: bytes, word: str) -> Any:
-    """A picture that the workflow saved; RunFailed where it is none."""
+    """An image that the workflow saved; RunFailed if it is not an image."""
     try:
         return read(data, name=f"the {word} that the workflow saved")
     except PictureError as error:
@@ -294,7 +298,7 @@ def as_integers(normals: Tensor) -> Tensor:
 
 
 def number_masks(masks: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Masks h w in [0, 1] as one map of numbers, int16 h w; smaller ones lie on top of larger."""
+    """Masks (h, w) in [0, 1] as one id map (h, w), int16; smaller masks lie on top of larger ones."""
     for mask in masks:
         if mask.shape != tuple(size):
             raise ValueError(
@@ -309,7 +313,7 @@ def number_masks(masks: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 
 
 def stack_samples(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows to a shard's tensors; what one row lacks and others have is zero in it, which for depth and normals is not known."""
+    """Rows as a shard's tensors; a map that a row lacks is zero in it: unknown depth or normals."""
     names = sorted({name for sample in samples for name in sample})
     like = {name: next(sample[name] for sample in samples if name in sample) for name in names}
     return {

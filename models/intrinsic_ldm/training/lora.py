@@ -1,10 +1,12 @@
-"""Training the intrinsic LoRA: equation 5 of the paper, on a base that stays as it is.
+"""Training the intrinsic LoRA on a frozen base model: equation 5 of the paper.
 
-Pictures and their maps go through the base as rows of one batch, coupled in its self-attention with w = 1. The LoRA acts on the rows of
-maps and alone trains; the image's term trains it too, through the keys and values that the maps show to the image.
+Images and their maps are rows of one batch, coupled in the base's self-attention with w = 1. Only the LoRA
+trains, and it acts on the map rows only; the image's loss term trains it, too, through the maps' keys and
+values that image queries attend to.
 
-A batch has latent and intrinsic_latent b c h w, of unit spread, and the prompt's parts that the base reads (`CONDITIONS`), all computed
-beforehand by `spatialweave intrinsics encode`. Every draw comes from the generator given, on the CPU.
+A batch has latent and intrinsic_latent (b, c, h, w) of unit standard deviation and the base's prompt tensors
+(`CONDITIONS`), all computed beforehand by `spatialweave intrinsics encode`. All random numbers come from the
+given generator, on the CPU.
 """
 
 from __future__ import annotations
@@ -41,26 +43,26 @@ Domains = Literal["both", "intrinsic"]
 Names = Literal["peft", "kohya"]
 Precision = Literal["float32", "bfloat16"]
 Ship = Literal["float32", "float16", "bfloat16"]
-LORA_FILE = "intrinsic_lora.safetensors"  # what a run ships, in its output folder
-EMPTY_PROMPT = "empty_context.safetensors"  # in the dataset folder: the same parts of the prompt "", without a first axis
+LORA_FILE = "intrinsic_lora.safetensors"  # in the run's output folder
+EMPTY_PROMPT = "empty_context.safetensors"  # in the dataset folder: tensors of the prompt "", no first axis
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The `model` part of a recipe."""
+    """The `model` settings of a recipe."""
 
-    base: str = ""  # folder of a pipeline in diffusers' form
+    base: str = ""  # folder of a pipeline in diffusers' layout
     rank: int = 32
-    alpha: float = 0.0  # the LoRA counts alpha / rank times; 0 is the rank, factor 1
-    weights: str = ""  # an intrinsic LoRA to go on from, in place of one that does nothing yet
-    places: float = 0.0  # how far the logit of a query's own place in the image starts above the mean; 0 starts as nothing
+    alpha: float = 0.0  # the LoRA's scale is alpha / rank; 0 sets alpha to the rank (scale 1)
+    weights: str = ""  # an intrinsic LoRA to continue from, instead of one with zero update
+    # initial logit gain of the key at a query's own position over the mean; 0 is LoRA's usual zero update
+    places: float = 0.0
     precision: Precision = "float32"  # of the frozen base
-    checkpointing: bool = False  # compute the base's insides twice rather than keep them
-    names: Names = "peft"  # whose words the shipped file speaks; both are read back
+    checkpointing: bool = False  # gradient checkpointing of the base's blocks
+    names: Names = "peft"  # key format of the shipped file; both can be read
     ship: Ship = "float32"
-    ship_rank: int | Mapping[str, int] = (
-        0  # of the shipped file, for all or by the projection's name; 0 or no name keeps all
-    )
+    # rank of the shipped file, for all projections or by name; 0 or a missing name keeps the trained rank
+    ship_rank: int | Mapping[str, int] = 0
 
     def __post_init__(self) -> None:
         if not set(self.ship_ranks) <= set(PARTS) or not all(
@@ -103,11 +105,11 @@ class LoraSettings:
 
     @property
     def ship_ranks(self) -> Mapping[str, int]:
-        """`ship_rank` by the projection's name."""
+        """`ship_rank` by projection name."""
         return self.ship_rank if isinstance(self.ship_rank, Mapping) else dict.fromkeys(PARTS, self.ship_rank)
 
     def shipped_rank(self, path: str) -> int:
-        """Of the projection with this path."""
+        """The shipped rank of the projection with this module path."""
         return next(
             (rank for part, rank in self.ship_ranks.items() if rank and path.endswith("." + part)), self.rank
         )
@@ -115,14 +117,12 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class LoraLoss:
-    """The `loss` part of a recipe."""
+    """The `loss` settings of a recipe."""
 
     intrinsic_weight: float = 1.0  # lambda of equation 5
     domains: Domains = "both"
-    noise: Noise = (
-        "independent"  # as the paper trains; "shared": one noise for both domains, as they are sampled
-    )
-    caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
+    noise: Noise = "independent"  # as in the paper; "shared": the same noise for both domains, as in sampling
+    caption_dropout: float = 0.1  # probability of an empty prompt, for CFG
 
     def __post_init__(self) -> None:
         for name, options in (("domains", get_args(Domains)), ("noise", get_args(Noise))):
@@ -143,7 +143,7 @@ class LoraLoss:
 
 
 class LowRankLayer(nn.Module):
-    """One projection's low-rank part while it trains; starts as nothing, as LoRA does: the down matrix drawn, the up matrix 0."""
+    """The low-rank update of one projection in training; as usual, down is random and up starts at 0."""
 
     def __init__(self, projection: Projection, rank: int, scale: float, generator: Generator):
         super().__init__()
@@ -157,7 +157,7 @@ class LowRankLayer(nn.Module):
 
 
 class TrainedLora(nn.Module):
-    """All that trains. Parameters are called layers.<path with _ for .>.down and .up; `parts` has them by the path itself."""
+    """All trained parameters, named layers.<path with _ for .>.down and .up; `parts` is keyed by path."""
 
     def __init__(self, found: Mapping[str, Projection], settings: LoraSettings, generator: Generator):
         super().__init__()
@@ -174,7 +174,7 @@ class TrainedLora(nn.Module):
 
     @torch.no_grad()
     def fill(self, given: Mapping[str, LowRank], name: str) -> None:
-        """Go on from another run's file; every layer has to be there with this rank."""
+        """Load another run's LoRA; it must have every layer at this rank."""
         for path, layer in self.parts.items():
             if path not in given or given[path].down.shape != layer.down.shape:
                 rank = f"rank {len(given[path].down)}" if path in given else "nothing"
@@ -191,7 +191,10 @@ def flat(path: str) -> str:
 
 
 def build(recipe: Recipe) -> Task:
-    """The Task of a recipe: `preset` is the base's family, `data.folder` what `spatialweave intrinsics encode` wrote."""
+    """The Task of a recipe.
+
+    `preset` is the base's family, `data.folder` the output of `spatialweave intrinsics encode`.
+    """
     settings = read_settings(LoraSettings, recipe.model, "recipe's model")
     loss = read_settings(LoraLoss, recipe.loss, "recipe's loss")
     check_settings(recipe.data, {"folder": str}, "recipe's data")
@@ -236,7 +239,7 @@ def build(recipe: Recipe) -> Task:
 def open_folder(
     data: Mapping[str, Any], conditions: tuple[str, ...], loss: LoraLoss
 ) -> tuple[FolderDataset, dict[str, Tensor]]:
-    """The encoded dataset, and the parts of the empty prompt where the loss wants it."""
+    """The encoded dataset, and the tensors of the empty prompt if the loss uses caption dropout."""
     if not data.get("folder"):
         raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics encode")
     dataset = FolderDataset(data["folder"], keys=("latent", "intrinsic_latent", *conditions))
@@ -256,7 +259,7 @@ def open_folder(
 
 
 def check_sample(sample: Mapping[str, Any], base: Backbone, folder: str) -> None:
-    """The dataset must have been encoded for this base."""
+    """ValueError unless the dataset was encoded for this base."""
     wanted = ("latent", "intrinsic_latent", *CONDITIONS[base.family])
     lacks = [name for name in wanted if name not in sample]
     if lacks:
@@ -281,9 +284,9 @@ def lora_loss(
     settings: LoraLoss,
     empty: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Mean squared error of the prediction for each stream: one timestep for both, noises drawn apart unless shared.
+    """Mean squared error of the model output per stream: one timestep for both, separate noise unless shared.
 
-    `model` trains through `coupling`, whose layers are inside the base; w is 1 in every layer, as in the paper.
+    `model` trains through `coupling`, which the base's layers call; w is 1 in every layer, as in the paper.
     """
     clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
     count, streams = len(clean["image"]), settings.streams
@@ -294,7 +297,7 @@ def lora_loss(
         noise["intrinsic"] = noise["image"]
 
     rows = torch.cat([base.add_noise(clean[stream], noise[stream], t) for stream in streams])
-    # in float32 first: what is stored in float16 cannot be joined under bfloat16 autocast
+    # float32 first: float16 tensors cannot be concatenated under bfloat16 autocast
     repeated = {name: torch.cat([part.float()] * len(streams)) for name, part in prompt.items()}
     with coupling.call(Rows(("prompt",), count, streams)):
         said = base.predict(rows, t.repeat(len(streams)), repeated)
@@ -309,7 +312,7 @@ def lora_loss(
 def draw_prompts(
     batch: Batch, names: tuple[str, ...], empty: Mapping[str, Tensor], generator: Generator, dropout: float
 ) -> dict[str, Tensor]:
-    """Each picture's prompt, some replaced by the empty one."""
+    """Each image's prompt, randomly replaced by the empty one."""
     dropped = torch.rand(len(batch["context"]), generator=generator) < dropout
     if not dropout:
         return {name: batch[name] for name in names}
@@ -321,7 +324,7 @@ def export(
     settings: LoraSettings,
     loss: Callable[[TrainedLora, Batch, Generator], Any],
 ) -> None:  # fmt: skip
-    """The averaged LoRA as one file, in PEFT's names or kohya's."""
+    """Write the averaged LoRA as one file, in PEFT's or kohya's key format."""
     dtype, tensors, ranks = (
         getattr(torch, settings.ship),
         {},
