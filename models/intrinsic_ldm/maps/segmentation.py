@@ -51,7 +51,7 @@ def encode_segments(ids: Tensor, *, places: int = PLACES) -> tuple[Tensor, list[
 
 
 def find_centres(which: Tensor, counts: Tensor) -> Tensor:
-    """Centroids (n, 2), row and column in [0, 1), of the regions 0 to n - 1 in (h, w) of areas `counts` (n,)."""
+    """Centroids (n, 2), row and column in [0, 1), of regions 0 to n - 1 in (h, w), areas `counts` (n,)."""
     height, width = which.shape
     rows = torch.arange(height, dtype=torch.float64, device=which.device)[:, None].expand(height, width)
     columns = torch.arange(width, dtype=torch.float64, device=which.device).expand(height, width)
