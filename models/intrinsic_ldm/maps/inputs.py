@@ -148,7 +148,7 @@ def split_alpha(image: Tensor, name: str) -> ReadImage:
 
 
 def pad_maps(stacked: Tensor, stride: int) -> Sized:
-    """(b, 8, h, w) padded to a multiple of `stride` by replicating the last row and column."""
+    """(b, 8, h, w) padded to a multiple of `stride` by edge replication, which changes none of the codes."""
     size = tuple(stacked.shape[2:])
     padded = round_up(size, stride)
     if padded == size:
