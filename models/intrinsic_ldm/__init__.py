@@ -1,1 +1,4 @@
-"""I-LDM (arXiv 2508.10382): an image and its intrinsic maps sampled together by one network, coupled in its self-attention."""
+"""I-LDM (arXiv 2508.10382): joint sampling of an image and its intrinsic maps.
+
+One network samples both; they are coupled in its self-attention.
+"""

@@ -1,9 +1,9 @@
 """Cross-domain self-attention, equations 1 and 4 of the paper, from q, k, v of one layer of any host.
 
-Image queries see image keys at weight 1 and intrinsic keys at weight w, which enters as log w beside the
-scores; intrinsic queries see both at 1. Where w is 0 in every layer of a step the host may run the image rows
-alone, in calls of exactly the base model's shape (so its numbers are the base model's, bit for bit), and the
-intrinsic rows after them: the image's keys and values are kept in between.
+Image queries attend to image keys with weight 1 and to intrinsic keys with weight w, added to the logits as
+log w; intrinsic queries attend to both with weight 1. Where w is 0 in every layer of a step, the host may run
+the image rows alone, in calls of exactly the base model's shape (so the output equals the base model's bit
+for bit), and then the intrinsic rows with the image's keys and values from a KV cache.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .rows import Rows
 
-Plain = Callable[[Tensor, Tensor, Tensor], Tensor]  # a host's own attention
-# the same inside a coupled call: (q, k, v, *, scale[, bias]) in 'b h n d', as our op's Inner says
+Plain = Callable[[Tensor, Tensor, Tensor], Tensor]  # the host's own attention
+# the host's attention inside a coupled call: (q, k, v, *, scale[, bias]), tensors (b, h, n, d), see Inner
 Inside = Callable[..., Tensor]
 
 
@@ -45,17 +45,17 @@ class Kept:
 
 @dataclass(frozen=True)
 class Call:
-    """What the layers have to know of one call of the network."""
+    """The layers' inputs for one call of the network."""
 
     rows: Rows
     weights: Mapping[Hashable, float] | None = None  # w by layer; None is 1 in every layer, as in training
-    kept: Kept | None = None  # the KV cache that an image's call fills and its maps' call reads
+    kept: Kept | None = None  # KV cache, filled by an image's call and read by its maps' call
 
 
 class Coupling:
-    """What the coupled layers of one network share: the current call.
+    """State shared by the coupled layers of one network: the current call.
 
-    Around each call of the network: `with coupling.call(Rows(("prompt", "empty"), batch=2), weights):`.
+    Wrap each call of the network: `with coupling.call(Rows(("prompt", "empty"), batch=2), weights):`.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Coupling:
 
     @property
     def current(self) -> Call:
-        """Of the `with` block; RuntimeError outside."""
+        """The call of the open `with` block; RuntimeError outside."""
         if self._call is None:
             raise RuntimeError(
                 "Expected a call of the coupled network inside `with coupling.call(rows, weights):`, got one "
@@ -83,13 +83,13 @@ class Coupling:
     def call(
         self, rows: Rows, weights: Mapping[Hashable, float] | None = None, kept: Kept | None = None
     ) -> Iterator[Call]:
-        """Everything that the network computes inside the block is of these rows, with w of each layer."""
+        """Calls of the network inside the block have these rows, with w by layer."""
         with self.resume(Call(rows, weights, kept)) as call:
             yield call
 
     @contextmanager
     def resume(self, call: Call) -> Iterator[Call]:
-        """A call again, for what is recomputed after its block."""
+        """Enter a call again, for recomputation after its block."""
         before, self._call = self._call, call
         try:
             yield call
@@ -97,10 +97,9 @@ class Coupling:
             self._call = before
 
     def checkpoint(self, block: Callable[..., Any], *args: Any) -> Any:
-        """Gradient checkpointing of one block, for diffusers'
-        `enable_gradient_checkpointing(coupling.checkpoint)`.
+        """Gradient checkpointing of one block, for diffusers' `enable_gradient_checkpointing`.
 
-        The backward pass recomputes the block when the `with` block of its call is over, so it is entered
+        The backward pass recomputes the block after the `with` block of its call, so the call is entered
         again.
         """
         call = self.current
@@ -124,8 +123,8 @@ class Coupling:
     ) -> Tensor:
         """Attention of one layer after its projections: q, k, v (b, n, h * d) to (b, n, h * d).
 
-        `plain` is the host's own attention and serves calls of one stream; `inner`, if given, is the same
-        inside the coupled call.
+        `plain` is the host's own attention, for calls of one stream; `inner`, if given, is the same for
+        coupled calls.
         """
         call = self.current
         rows = call.rows
@@ -135,9 +134,8 @@ class Coupling:
                 call.kept.put(layer, rows, k, v)
             return plain(q, k, v)
         if rows.streams == ("intrinsic",) and call.kept is None:
-            return plain(
-                q, k, v
-            )  # maps without an image: the paper's ablation of training without the image domain
+            # maps without an image: the paper's ablation of training without the image domain
+            return plain(q, k, v)
         if rows.streams == ("intrinsic",):
             image_k, image_v = call.kept.take(layer, rows)
             return plain(q, torch.cat([image_k, k], dim=1), torch.cat([image_v, v], dim=1))
@@ -148,10 +146,8 @@ class Coupling:
 def attend_domains(
     q: Tensor, k: Tensor, v: Tensor, rows: Rows, weight: float, *, heads: int, inner: Inside | None = None
 ) -> Tensor:
-    """Equation 4 for a batch that holds both streams: q, k, v (rows, tokens, heads * width), `weight` w of
-    this layer and step.
-    """
-    # late: registering the op takes a quarter of the time in which the whole pack loads
+    """Equation 4 for a batch with both streams: q, k, v (rows, n, h * d); `weight` is w(l, t)."""
+    # imported here: registering the op takes a quarter of the pack's import time
     from ...kernels.segment_attention import Inner, cross_domain_attention
 
     weights = torch.ones(rows.count)

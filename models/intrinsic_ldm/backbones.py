@@ -1,6 +1,6 @@
-"""Base models from files: the shipped tiny one, or SD2.1, SDXL and PixArt from a folder in diffusers' form.
+"""Base models from files: the shipped tiny one, or SD2.1, SDXL and PixArt from a diffusers folder.
 
-Nothing is ever fetched: a folder lies on this machine or is refused.
+Nothing is downloaded: a folder must be local.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from . import tiny
 from .config import Family, VaeConfig
 from .network import Backbone, find_component
 
-SD1_PROMPT = 768  # width of SD1.5's context, where SD2.1's is 1024
-SDXL_SCALE = 0.13025  # of the autoencoder that PixArt-Sigma shares
+SD1_PROMPT = 768  # width of SD1.5's context; SD2.1's is 1024
+SDXL_SCALE = 0.13025  # latent scaling factor of SDXL's autoencoder, which PixArt-Sigma shares
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A KL autoencoder of diffusers with what makes its latents zero-mean and of unit standard deviation."""
+    """A KL autoencoder of diffusers, with shift and scale to latents of mean 0 and standard deviation 1."""
 
     module: nn.Module
     scale: float
@@ -40,15 +40,16 @@ class Autoencoder:
         return next(self.module.parameters()).dtype
 
     def decode(self, latents: Tensor) -> Tensor:
-        """float32 (b, c, H, W) of latents (b, c, h, w), whatever dtype the autoencoder computes in."""
+        """Latents (b, c, h, w) to (b, c, H, W) in float32, for any compute dtype of the autoencoder."""
         latents = latents / self.scale
         latents = latents + self.shift if self.shift else latents
         return self.module.decode(latents.to(self.dtype)).sample.float()
 
 
 class PromptEncoder:
-    """Prompts to what the network of a family reads of them: the base's own text encoders, in a diffusers
-    pipeline or a tiny one.
+    """Prompts to the tensors that a family's network takes.
+
+    The text encoders are the base's own, in a diffusers pipeline, or the tiny one.
     """
 
     def __init__(self, text: Any, family: Family):
@@ -59,8 +60,9 @@ class PromptEncoder:
         return self
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """A row for each prompt, by the family's CONDITIONS: context (b, n, d); SDXL also pooled (b, d),
-        PixArt context_mask (b, n).
+        """A row per prompt, by the family's CONDITIONS.
+
+        context (b, n, d); for SDXL also pooled (b, d), for PixArt context_mask (b, n).
         """
         if self.is_tiny:
             return {"context": self.text.encode(prompts)}
@@ -76,7 +78,7 @@ class PromptEncoder:
         return {"context": context, **({"pooled": pooled[0]} if self.family == "sdxl" else {})}
 
     def explain(self, prompts: list[str]) -> list[str]:
-        """A sentence for each prompt with words that the encoder cannot read."""
+        """A sentence for each prompt with tokens outside the encoder's vocabulary."""
         return [said for said in map(explain_prompt, prompts) if said] if self.is_tiny else []
 
 
@@ -90,12 +92,13 @@ class LatentDiffusion:
 
 
 def import_diffusers():
-    """The library, or how to get it."""
+    """The diffusers module; an error explains how to install it."""
     try:
         import diffusers
     except ImportError as error:
         raise ImportError(
-            'Base models outside ComfyUI need diffusers, which is not installed: pip install "spatialweave[train]".'
+            'Base models outside ComfyUI need diffusers, which is not installed: pip install '
+            '"spatialweave[train]".'
         ) from error
     return diffusers
 
@@ -120,8 +123,9 @@ def load_tiny(
 
 
 def load_folder(folder: str | Path, family: Family, dtype: torch.dtype = torch.float32) -> LatentDiffusion:
-    """A pipeline in diffusers' form; its image autoencoder stays in float32, which SDXL's needs. ValueError
-    says what it lacks.
+    """A pipeline in diffusers' layout, its image autoencoder in float32, as SDXL's requires.
+
+    ValueError if something is missing.
     """
     folder = Path(folder)
     backbone = load_backbone(folder, family, dtype)
@@ -134,28 +138,25 @@ def load_folder(folder: str | Path, family: Family, dtype: torch.dtype = torch.f
 def load_module(
     module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """The module with these weights, in inference mode, its parameters as `from_pretrained` leaves them.
+    """The module with these weights, in inference mode, with `requires_grad` as `from_pretrained` leaves it.
 
-    They keep `requires_grad`: for few tokens torch multiplies a batch by weights that require gradients in
-    one product (mm), by others row by row (bmm), even where nothing is recorded, and on some processors the
-    two round differently. A base loaded by diffusers has weights that require gradients, so its image would
-    not be ours bit for bit.
+    For few tokens torch multiplies a batch by weights that require gradients in one product (mm), by others
+    row by row (bmm), even under no_grad, and on some processors the two round differently. Weights loaded by
+    diffusers require gradients; without that our image would not equal the base's bit for bit.
     """
-    # torch's own `to`, as diffusers' warns of the precision; filling keeps a module's dtype
+    # torch's own `to`, as diffusers' warns about the precision; filling keeps a module's dtype
     module = nn.Module.to(module, dtype)
     return fill_module(module, state, what=what).train(False)
 
 
 def make_autoencoder(config: VaeConfig, device: str = "cpu") -> nn.Module:
-    """diffusers' AutoencoderKL with eight channels on both sides."""
+    """diffusers' AutoencoderKL with eight input and output channels."""
     with torch.device(device):
         return import_diffusers().AutoencoderKL(**config.for_diffusers(), scaling_factor=config.base_scale)
 
 
 def load_backbone(folder: str | Path, family: Family, dtype: torch.dtype = torch.float32) -> Backbone:
-    """A pipeline's network, in inference mode, and its scheduler; ValueError says what the folder is or
-    lacks.
-    """
+    """A pipeline's network, in inference mode, and its scheduler; ValueError for an unsuitable folder."""
     diffusers = import_diffusers()
     folder = Path(folder)
     found = find_family(folder)
@@ -255,9 +256,7 @@ def explain_parts(base: Path) -> Iterator[None]:
 
 
 def find_family(folder: Path) -> Family:
-    """Which of the families the base in a diffusers folder belongs to; ValueError for others and for what is
-    no such folder.
-    """
+    """The family of the base in a diffusers folder; ValueError for any other folder."""
     parts = [part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()]
     if not parts:
         raise ValueError(
@@ -281,7 +280,7 @@ def find_family(folder: Path) -> Family:
 
 
 def find_kind(folder: Path, family: Family) -> str:
-    """SD1.5 by the width of its prompts, PixArt-Sigma by SDXL's autoencoder; "" for the family's own."""
+    """SD1.5 by its context width, PixArt-Sigma by SDXL's autoencoder; "" for the family's default."""
     if family == "sd21":
         width = read_json(folder / "unet" / "config.json").get("cross_attention_dim")
         return "sd15" if width == SD1_PROMPT else ""
@@ -292,13 +291,13 @@ def find_kind(folder: Path, family: Family) -> str:
 
 
 def find_variant(folder: Path) -> str | None:
-    """ "fp16" where a folder has nothing but half precision files."""
+    """ "fp16" if a folder has only half-precision files."""
     names = [path.name for path in folder.glob("*.safetensors*")]
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of a base's folder that holds one object; ValueError says what is wrong with it."""
+    """A JSON file with one object in a base's folder; ValueError describes the fault."""
     try:
         return read_json_object(path)
     except (OSError, ValueError) as error:

@@ -1,8 +1,10 @@
-"""The self-attention layers of a base model, and which number l the weight schedules know each by.
+"""The self-attention layers of a base model, and the layer number l that the weight schedules take.
 
-The paper does not say what its l counts. Two readings can be chosen, and w acts at sampling only, so both serve the same LoRA:
-"stages": a UNet's resolutions in order, 1 to 2n + 1 for n of them (SD2.1: down 1-4, middle 5, up 6-9), a transformer's blocks from 0;
-"blocks": the transformer blocks in the order in which they run, from 0 (SD2.1: 0 to 15).
+The paper does not define how its l is counted. Two numberings can be selected; w acts at sampling only, so
+both work with the same LoRA:
+"stages": the resolution levels of a UNet in running order, 1 to 2n + 1 for n levels (SD2.1: down 1-4,
+middle 5, up 6-9); the blocks of a transformer from 0;
+"blocks": the transformer blocks in running order, from 0 (SD2.1: 0 to 15).
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ READINGS: tuple[Reading, ...] = ("stages", "blocks")
 
 @dataclass(frozen=True)
 class Layer:
-    """One self-attention: `name` is diffusers' path of it, `place` where the host finds it, the numbers as above."""
+    """One self-attention layer.
+
+    `name` is its module path in diffusers, `place` its key in the host's network; `stage` and `block` are its
+    numbers in the two numberings.
+    """
 
     name: str
     place: tuple
@@ -29,7 +35,11 @@ class Layer:
 
 
 def layer_numbers(layers: Sequence[Layer], reading: Reading) -> range:
-    """The numbers there are. A UNet's outermost and deepest stages may have no self-attention, and are as many before as after."""
+    """All layer numbers of a model.
+
+    A UNet's outermost and deepest stages may have no self-attention; the up path is taken to have as many
+    stages as the down path.
+    """
     numbers = [layer.number(reading) for layer in layers]
     if reading == "stages" and any(layer.stage != layer.block for layer in layers):
         return range(1, min(numbers) + max(numbers))
@@ -37,7 +47,7 @@ def layer_numbers(layers: Sequence[Layer], reading: Reading) -> range:
 
 
 def middle_layers(layers: Sequence[Layer], reading: Reading) -> frozenset[int]:
-    """L where the user names none: the paper's 3 to 7 of nine stages, else about the middle 40 per cent of the numbers there are.
+    """The default L of `Drop`: the paper's 3 to 7 of nine stages, else the middle 40 percent, rounded.
 
     The paper's appendix on other bases is not public; it says only that the outer blocks get low weight.
     """
@@ -49,12 +59,12 @@ def middle_layers(layers: Sequence[Layer], reading: Reading) -> frozenset[int]:
 
 
 def check_layers(chosen: Collection[int], layers: Sequence[Layer], reading: Reading) -> None:
-    """Refuse a number that no layer can have, and a choice without any self-attention: they would do nothing, silently."""
+    """ValueError for a number outside the model's range, or a choice without self-attention (no effect)."""
     numbers, present = layer_numbers(layers, reading), sorted({layer.number(reading) for layer in layers})
     unknown = sorted(set(chosen) - set(numbers))
     if unknown or not set(chosen) & set(present):
         named = f"layer {unknown[0]}" if unknown else "no layer with self-attention"
         raise ValueError(
-            f"The schedule names {named}, but read as {reading} this model counts {numbers[0]} to {numbers[-1]}, with self-attention in "
-            f"{', '.join(map(str, present))}: choose among these."
+            f"The schedule names {named}, but read as {reading} this model counts {numbers[0]} to "
+            f"{numbers[-1]}, with self-attention in {', '.join(map(str, present))}: choose among these."
         )

@@ -1,6 +1,7 @@
-"""The intrinsic LoRA: read from a file of any common naming, and added to the intrinsic rows only.
+"""The intrinsic LoRA: reading files of the common key formats, and applying it to the intrinsic rows only.
 
-A file is matched to a base model by the names and widths of its self-attention projections; nothing in it is passed over silently.
+A file is matched to a base model by the names and widths of its self-attention projections; no key is
+ignored silently.
 """
 
 from __future__ import annotations
@@ -21,28 +22,38 @@ from ..core.weights.files import check_finite, read_header, read_tensors
 from .lora_scaling import ENTRY, Scaling, read_scaling
 from .rows import Rows, Stream
 
-# PEFT's (with an adapter's name or without), kohya's and diffusers' old words for the two matrices, and for alpha
+# key suffixes of PEFT (with or without an adapter name), kohya and old diffusers: both matrices and alpha
 PARTS = {
     "down": re.compile(r"\.(?:lora_A(?:\.[^.]+)?|lora_down|lora\.down)\.weight$"),
     "up": re.compile(r"\.(?:lora_B(?:\.[^.]+)?|lora_up|lora\.up)\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
 }
-# what the names of other adapters end with, and what these are
+# key suffixes of other adapter types, and what they are
 OTHERS = (
-    (re.compile(r"\.(?:lora_magnitude_vector(?:\..+)?|dora_scale)$"), "a DoRA, which also rescales the weights"),
-    (re.compile(r"\.hada_w[12](?:_[ab])?$|\.hada_t[12]$"), "a LoHa, a Hadamard product of two low-rank parts"),
+    (
+        re.compile(r"\.(?:lora_magnitude_vector(?:\..+)?|dora_scale)$"),
+        "a DoRA, which also rescales the weights",
+    ),
+    (
+        re.compile(r"\.hada_w[12](?:_[ab])?$|\.hada_t[12]$"),
+        "a LoHa, a Hadamard product of two low-rank parts",
+    ),
     (re.compile(r"\.lokr_(?:w[12](?:_[ab])?|t2)$"), "a LoKr, a Kronecker product"),
-    (re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$|\.(?:diff|diff_b|lora_mid\.weight)$"), "a LoRA with parts that are no low-rank matrices"),
+    (
+        re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$|\.(?:diff|diff_b|lora_mid\.weight)$"),
+        "a LoRA with parts that are no low-rank matrices",
+    ),
 )
-ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # of a folder that PEFT saved
+ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # file names in a folder saved by PEFT
 PREFIXES = re.compile(
-    r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|module\.|_orig_mod\.|lora_unet_|lora_transformer_|lycoris_)*"
+    r"^(base_model\.model\.|unet\.|transformer\.|diffusion_model\.|module\.|_orig_mod\."
+    r"|lora_unet_|lora_transformer_|lycoris_)*"
 )
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear layer that may have a low-rank part: its widths, and the names other programs know it by."""
+    """A linear layer that may have a low-rank update: its widths, and its module paths in other programs."""
 
     inputs: int
     outputs: int
@@ -64,16 +75,28 @@ class LowRank:
         return LowRank(self.down.to(like), self.up.to(like), self.scale)
 
 
-def add_to_stream(out: Tensor, x: Tensor, delta, rows: Rows, stream: Stream, *, columns: slice = slice(None), sign: float = 1.0) -> None:
-    """Add delta(x) to the rows of one stream of out (rows, ..., outputs), in place; the other stream's numbers are not touched."""
+def add_to_stream(
+    out: Tensor,
+    x: Tensor,
+    delta,
+    rows: Rows,
+    stream: Stream,
+    *,
+    columns: slice = slice(None),
+    sign: float = 1.0,
+) -> None:
+    """Add delta(x) in place to the rows of one stream of out (rows, ..., outputs); no other row changes."""
     if stream in rows.streams:
         target = rows.select(out, stream)[..., columns]
         target.add_(delta(rows.select(x, stream)), alpha=sign)
 
 
 def open_lora(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file, as `read_lora` takes them. PEFT itself writes the settings into a JSON file beside its
-    adapter_model.safetensors, diffusers into the metadata."""
+    """The tensors and the metadata of a file, as `read_lora` takes them.
+
+    PEFT writes the adapter config into a JSON file beside its adapter_model.safetensors, diffusers into the
+    metadata.
+    """
     metadata, beside = dict(read_header(path).metadata), Path(path).with_name(CONFIG_FILE)
     if Path(path).stem == ADAPTER_STEM and ENTRY not in metadata and beside.is_file():
         metadata[ENTRY] = read_text(beside)
@@ -81,32 +104,38 @@ def open_lora(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def read_lora(
-    tensors: Mapping[str, Tensor], projections: Mapping[str, Projection], *, base: str, name: str, metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor], projections: Mapping[str, Projection], *, base: str, name: str,
+    metadata: Mapping[str, str] | None = None
 ) -> dict[str, LowRank]:  # fmt: skip
-    """The low-rank parts of a file, by projection. `base` and `name` are words for errors: "SD2.1" and the file's name.
+    """The low-rank updates of a file by projection; errors name the base model `base` and the file `name`.
 
-    alpha comes from the file (`alpha` beside the matrices, or PEFT's adapter settings in the metadata), else it is the rank, scale 1;
-    with PEFT's use_rslora the scale is alpha over the rank's root.
-    Raises ValueError for a file of another base, of other layers, incomplete, with NaN, or with settings that other numbers follow from.
+    alpha comes from the file (an `alpha` tensor, or PEFT's adapter config in the metadata); without one it
+    equals the rank (scale 1). With PEFT's use_rslora the scale is alpha / sqrt(rank).
+    Raises ValueError for another base model, other layers, a missing matrix, NaN, or an unsupported setting.
     """
     known = {alias: path for path, projection in projections.items() for alias in (path, *projection.aliases)}
     known |= {alias.replace(".", "_"): path for alias, path in tuple(known.items())}
     parts: dict[str, dict[str, Tensor]] = {}
     keys: dict[tuple[str, str], str] = {}
-    names: dict[str, str] = {}  # by path, as the file has it
+    names: dict[str, str] = {}  # module path -> its name in the file
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as safetensors.")
+            raise ValueError(
+                f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as "
+                "safetensors."
+            )
         module, part = split_name(str(key), name)
         path = known.get(module, known.get(module.removesuffix(".0")))
         if path is None:
             raise ValueError(
-                f"The LoRA {name} changes {module}, which is no self-attention projection of {base}: choose an intrinsic LoRA that was "
-                "trained on this base (an ordinary LoRA goes through Load LoRA instead)."
+                f"The LoRA {name} changes {module}, which is no self-attention projection of {base}: choose "
+                "an intrinsic LoRA that was trained on this base (an ordinary LoRA goes through Load LoRA "
+                "instead)."
             )
         if (path, part) in keys:
             raise ValueError(
-                f"Expected one {part} of {path} in the LoRA {name}, got {keys[path, part]!r} and {key!r}. Keep the tensors of one adapter."
+                f"Expected one {part} of {path} in the LoRA {name}, got {keys[path, part]!r} and {key!r}. "
+                "Keep the tensors of one adapter."
             )
         keys[path, part], names[path] = key, module
         parts.setdefault(path, {})[part] = tensor
@@ -114,11 +143,14 @@ def read_lora(
         raise ValueError(f"The LoRA {name} is empty; choose an intrinsic LoRA trained on {base}.")
     check_finite(tensors, f"the LoRA {name}")
     scaling = read_scaling(metadata, name)
-    return {path: build((path, names[path]), found, projections[path], scaling, base) for path, found in parts.items()}
+    return {
+        path: build((path, names[path]), found, projections[path], scaling, base)
+        for path, found in parts.items()
+    }
 
 
 def split_name(key: str, name: str) -> tuple[str, str]:
-    """A file's key as the module's path and "down", "up" or "alpha"."""
+    """A key of a file as the module path and "down", "up" or "alpha"."""
     bare = PREFIXES.sub("", key)
     for part, ending in PARTS.items():
         match = ending.search(bare)
@@ -126,48 +158,72 @@ def split_name(key: str, name: str) -> tuple[str, str]:
             return bare[: match.start()], part
     other = next((f" (it is of {what})" for ending, what in OTHERS if ending.search(bare)), "")
     raise ValueError(
-        f"The file {name} holds {key!r}, which belongs to no LoRA of PEFT's or kohya's naming{other}: choose an intrinsic LoRA."
+        f"The file {name} holds {key!r}, which belongs to no LoRA of PEFT's or kohya's naming{other}: choose "
+        "an intrinsic LoRA."
     )
 
 
-def build(names: tuple[str, ...], found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str) -> LowRank:
-    """Of one projection, by its names, ours first."""
+def build(
+    names: tuple[str, ...], found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str
+) -> LowRank:
+    """The low-rank update of one projection; `names` are its module paths, ours first."""
     path, name = names[0], scaling.name
     if not {"down", "up"} <= found.keys():
         missing = "down" if "down" not in found else "up"
-        raise ValueError(f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download it again.")
-    down, up = (read_matrix(part, found[part], path, name) for part in ("down", "up"))
-    if down.shape[1] != projection.inputs or up.shape[0] != projection.outputs or down.shape[0] != up.shape[1]:
         raise ValueError(
-            f"The LoRA {name} has matrices {tuple(up.shape)} x {tuple(down.shape)} for {path}, but {base} has {projection.outputs} x "
-            f"{projection.inputs} there: it was trained on another base; load that one, or the LoRA made for this one."
+            f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download "
+            "it again."
+        )
+    down, up = (read_matrix(part, found[part], path, name) for part in ("down", "up"))
+    if (
+        down.shape[1] != projection.inputs
+        or up.shape[0] != projection.outputs
+        or down.shape[0] != up.shape[1]
+    ):
+        raise ValueError(
+            f"The LoRA {name} has matrices {tuple(up.shape)} x {tuple(down.shape)} for {path}, but {base} "
+            f"has {projection.outputs} x {projection.inputs} there: it was trained on another base; load "
+            "that one, or the LoRA made for this one."
         )
     rank = down.shape[0]
     if not rank:
-        raise ValueError(f"Expected a rank of 1 or more for {path} in the LoRA {name}, got 0. Save it again, or leave that layer out.")
-    return LowRank(down, up, scaling.scale(names, rank, read_alpha(found["alpha"], path, name) if "alpha" in found else None))
+        raise ValueError(
+            f"Expected a rank of 1 or more for {path} in the LoRA {name}, got 0. Save it again, or leave "
+            "that layer out."
+        )
+    return LowRank(
+        down,
+        up,
+        scaling.scale(names, rank, read_alpha(found["alpha"], path, name) if "alpha" in found else None),
+    )
 
 
 def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
-    """A matrix, or a 1 x 1 convolution as one. Integers are quantised values whose scale is not known here."""
+    """A matrix, or a 1 x 1 convolution flattened to one.
+
+    Integer dtypes are refused: their quantization scale is unknown here.
+    """
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
-            f"Expected floating-point numbers in the {part} matrix of {path} in the LoRA {name}, got {kind}, which stands for them at a "
-            "scale that is not in the file. Use the LoRA that is not quantised."
+            f"Expected floating-point numbers in the {part} matrix of {path} in the LoRA {name}, got {kind}, "
+            "which stands for them at a scale that is not in the file. Use the LoRA that is not quantised."
         )
     if tensor.dim() < 2 or any(side != 1 for side in tensor.shape[2:]):
         raise ValueError(
-            f"Expected a matrix (rank and width) as {part} of {path} in the LoRA {name}, got {tuple(tensor.shape)}. Choose an intrinsic "
-            "LoRA: one of convolutions belongs to other layers."
+            f"Expected a matrix (rank and width) as {part} of {path} in the LoRA {name}, got "
+            f"{tuple(tensor.shape)}. Choose an intrinsic LoRA: one of convolutions belongs to other layers."
         )
     return tensor.flatten(1)
 
 
 def read_alpha(tensor: Tensor, path: str, name: str) -> float:
-    """One number above 0, of any numeric type."""
+    """A scalar above 0, of any numeric dtype."""
     value = float(tensor) if tensor.numel() == 1 and tensor.dtype != torch.bool else None
     if value is None or not 0 < value < math.inf:
         got = f"a tensor {tuple(tensor.shape)} of {tensor.dtype}" if value is None else value
-        raise ValueError(f"Expected one number above 0 as alpha of {path} in the LoRA {name}, got {got}. Save the LoRA again.")
+        raise ValueError(
+            f"Expected one number above 0 as alpha of {path} in the LoRA {name}, got {got}. Save the LoRA "
+            "again."
+        )
     return value

@@ -1,7 +1,8 @@
-"""How strongly the matrices of a LoRA count: PEFT's adapter settings, as diffusers writes them into a safetensors header.
+"""The scale of a LoRA's matrices: PEFT's adapter config, as diffusers writes it into a safetensors header.
 
-A pattern of `alpha_pattern` or `rank_pattern` is a regular expression for the end of a module's path, from a dot or from its beginning;
-of several that match the first counts. Settings that make other numbers of the same matrices are refused by name.
+A key of `alpha_pattern` or `rank_pattern` is a regular expression that must match the end of a module path,
+starting at a dot or at the beginning of the path; the first match applies. Settings under which the same
+matrices give another weight update are refused by name.
 """
 
 from __future__ import annotations
@@ -14,69 +15,63 @@ from typing import Any
 
 from ..core.text_files import parse_json
 
-ENTRY = "lora_adapter_metadata"  # of the header
-NETWORKS = (
-    "unet",
-    "transformer",
-    "diffusion_model",
-    "",
-    "base_model.model",
-)  # whose settings are the network's, the first that is there
-OTHER_PARTS = (
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-)  # of a pipeline, whose settings are for tensors not read here
-# what must be off, false or empty
+ENTRY = "lora_adapter_metadata"  # metadata key in the header
+# prefixes of the network's settings; the first one present applies
+NETWORKS = ("unet", "transformer", "diffusion_model", "", "base_model.model")
+# other components of a pipeline: their tensors are not read here
+OTHER_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+# settings that must be off, false or empty
 UNSUPPORTED = (
-    "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication", "modules_to_save", "target_parameters",
+    "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication",
+    "modules_to_save", "target_parameters",
     "trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
-CHANGED_BASES = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-    "lora_ga",
-)  # ways to begin that change the base's own weights
+# values of init_lora_weights that modify the base weights
+CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Of one file, called `name` in errors. Without settings the scale is alpha / rank, 1 where there is no alpha."""
+    """Scaling settings of one file, called `name` in errors.
+
+    Without settings the scale is alpha / rank, or 1 without an alpha.
+    """
 
     name: str
     alpha: float | None = None
     rank: int | None = None
-    alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    by_root: bool = False  # rsLoRA: over the root of the rank
+    alphas: Mapping[str, float] = field(default_factory=dict)  # pattern -> alpha
+    ranks: Mapping[str, int] = field(default_factory=dict)  # pattern -> rank
+    by_root: bool = False  # rsLoRA: alpha / sqrt(rank)
 
     def scale(self, names: tuple[str, ...], rank: int, beside: float | None) -> float:
-        """Of the matrices of a module, by its names, of that `rank`; `beside` is the alpha that lies beside them, if one does."""
+        """The scale of a module's matrices, by its module paths `names` and their `rank`.
+
+        `beside` is the module's alpha tensor, if the file has one.
+        """
         path, stated = names[0], match_pattern(self.ranks, names, self.rank)
         if stated is not None and stated != rank:
             raise ValueError(
-                f"Expected rank {stated} for {path} in the LoRA {self.name}, as its settings say, got {rank}. {AGAIN}"
+                f"Expected rank {stated} for {path} in the LoRA {self.name}, as its settings say, got "
+                f"{rank}. {AGAIN}"
             )
         alpha = match_pattern(self.alphas, names, self.alpha)
-        if None not in (alpha, beside) and not math.isclose(
-            alpha, beside, rel_tol=1e-2
-        ):  # one of them may be in bfloat16
+        # 1 percent: one of the two may have been stored in bfloat16
+        if None not in (alpha, beside) and not math.isclose(alpha, beside, rel_tol=1e-2):
             raise ValueError(
-                f"Expected one alpha for {path} in the LoRA {self.name}, got {beside:g} beside the matrices and {alpha:g} in its "
-                f"settings. {AGAIN}"
+                f"Expected one alpha for {path} in the LoRA {self.name}, got {beside:g} beside the matrices "
+                f"and {alpha:g} in its settings. {AGAIN}"
             )
         used = beside if beside is not None else alpha if alpha is not None else rank
         return used / (math.sqrt(rank) if self.by_root else rank)
 
 
-LARGEST = 1e6  # of a rank, an alpha: beyond any LoRA
+LARGEST = 1e6  # upper limit of a rank and of an alpha
 AGAIN = "Save the LoRA again with the settings that it was trained with."
 
 
 def match_pattern(patterns: Mapping[str, Any], names: tuple[str, ...], otherwise: Any) -> Any:
-    """The value of the first pattern that fits the end of one of the names."""
+    """The value of the first pattern that matches the end of one of the module paths."""
     return next(
         (value for pattern, value in patterns.items() if any(fits(pattern, name) for name in names)),
         otherwise,
@@ -88,7 +83,7 @@ def fits(pattern: str, path: str) -> bool:
 
 
 def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
-    """From a file's header; ValueError names a setting that cannot be followed."""
+    """From a file's metadata; ValueError names an unsupported setting."""
     text = (metadata or {}).get(ENTRY)
     if not text:
         return Scaling(name)
@@ -103,14 +98,17 @@ def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
         raise ValueError(f"Expected true or false as use_rslora in {source}, got {show(by_root)}. {AGAIN}")
     return Scaling(
         name, read_number(settings, "lora_alpha", source), read_rank(settings, "r", source),
-        read_patterns(settings, "alpha_pattern", read_number, source), read_patterns(settings, "rank_pattern", read_rank, source),
+        read_patterns(settings, "alpha_pattern", read_number, source),
+        read_patterns(settings, "rank_pattern", read_rank, source),
         bool(by_root),
     )  # fmt: skip
 
 
 def choose_component(found: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The network's settings among those of a pipeline's parts, by their names alone. As in diffusers, those without a part's name
-    are only read where none have the network's."""
+    """The network's settings among those of a pipeline's components, selected by prefix.
+
+    As in diffusers, settings without a prefix apply only if there are none with the network's prefix.
+    """
     by_part: dict[str, dict[str, Any]] = {}
     for key, value in found.items():
         part, _, setting = key.rpartition(".")
@@ -118,7 +116,8 @@ def choose_component(found: Mapping[str, Any], source: str) -> dict[str, Any]:
     strange = sorted(set(by_part) - {*NETWORKS, *OTHER_PARTS})
     if strange:
         raise ValueError(
-            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. {AGAIN}"
+            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. "
+            f"{AGAIN}"
         )
     there = [part for part in NETWORKS if part in by_part]
     named = [part for part in there if part in NETWORKS[:3]]
@@ -140,13 +139,13 @@ def check_supported(settings: Mapping[str, Any], name: str) -> None:
     if faults:
         key = faults[0]
         raise ValueError(
-            f"Expected a plain LoRA in {name}, got one with {key} = {show(settings[key])}, which asks for other numbers than "
-            "up(down(x)). Choose an intrinsic LoRA without it."
+            f"Expected a plain LoRA in {name}, got one with {key} = {show(settings[key])}, which asks for "
+            "other numbers than up(down(x)). Choose an intrinsic LoRA without it."
         )
 
 
 def read_patterns(settings: Mapping[str, Any], key: str, read: Any, source: str) -> dict[str, Any]:
-    """Pattern -> number, in the file's order."""
+    """Pattern -> number, in the order of the file."""
     patterns = settings.get(key)
     if patterns is None:
         return {}
@@ -165,17 +164,19 @@ def read_patterns(settings: Mapping[str, Any], key: str, read: Any, source: str)
 
 
 def read_number(settings: Mapping[str, Any], key: str, source: str) -> float | None:
-    """A number above 0; None where it is not stated."""
+    """A number above 0; None if not set."""
     value = settings.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
-        raise ValueError(f"Expected a number above 0 for {show(key)} in {source}, got {show(value)[:80]}. {AGAIN}")
+        raise ValueError(
+            f"Expected a number above 0 for {show(key)} in {source}, got {show(value)[:80]}. {AGAIN}"
+        )
     return float(value)
 
 
 def read_rank(settings: Mapping[str, Any], key: str, source: str) -> int | None:
-    """A whole number above 0; None where it is not stated."""
+    """An integer above 0; None if not set."""
     value = read_number(settings, key, source)
     if value is not None and value != int(value):
         raise ValueError(f"Expected a whole number for {show(key)} in {source}, got {show(value)}. {AGAIN}")

@@ -1,13 +1,13 @@
 """The base model's network with coupled self-attention: a diffusers UNet or transformer.
 
-    coupling, layers = couple(unet, lora=low_rank_parts)        # installs the processors; diffusers itself is not imported
-    rows = Rows(("cond", "uncond"), batch=2)                    # per prompt: 2 images, then their 2 sets of maps
+    coupling, layers = couple(unet, lora=low_rank_parts)  # installs the processors; diffusers is not imported
+    rows = Rows(("cond", "uncond"), batch=2)  # per prompt: 2 images, then their 2 sets of maps
     weights = {layer.block: schedule.weight(layer.number("stages"), t) for layer in layers}
     with coupling.call(rows, weights):
-        unet(x, t, encoder_hidden_states=context)               # each prompt's context repeated for its 4 rows
+        unet(x, t, encoder_hidden_states=context)  # each prompt's context repeated for its 4 rows
 
-In training w is 1 in every layer (`coupling.call(rows)`), and the LoRA's tensors may require gradients.
-In ComfyUI the same equation and LoRA act inside core's networks, see nodes/host/intrinsic_ldm.
+In training w is 1 in every layer (`coupling.call(rows)`), and the LoRA matrices may require gradients.
+In ComfyUI the same equation and LoRA act inside ComfyUI's networks, see nodes/host/intrinsic_ldm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .config import Family
 from .layers import Layer
 from .lora import LowRank, Projection, add_to_stream
 
-PIXELS = 8  # of an image's side to one of the latent's
+PIXELS = 8  # pixels per latent pixel along each side
 BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.")
 PARTS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of a self-attention
 ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
@@ -34,25 +34,25 @@ ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 
 @dataclass(frozen=True)
 class Backbone:
-    """A base model's network of any family, and its noise as diffusers' DDPM scheduler knows it.
+    """A base model's network of any family, with diffusers' DDPM scheduler for its noise schedule.
 
-    A family is the form of the network's inputs: "sd21" reads a prompt, "sdxl" also its pooled embedding and
-    the image's size, "pixart" the prompt's mask and, where the model is the 1024 pixel one, the size.
+    The family sets the conditioning inputs: "sd21" takes the context, "sdxl" also the pooled embedding and
+    the image size, "pixart" the context mask and, for the 1024 pixel model, the image size.
     """
 
     network: nn.Module
     family: Family
     scheduler: Any
-    kind: str = ""  # what its LoRA is for, where that is narrower than the family: "sd15" and "pixart_sigma"
+    kind: str = ""  # base of its LoRA where narrower than the family: "sd15" and "pixart_sigma"
 
     @property
     def name(self) -> str:
-        """Of the base in a LoRA's file, as the node tells models apart."""
+        """Name of the base model in a LoRA file's metadata; the nodes use the same names."""
         return self.kind or self.family
 
     @property
     def component(self) -> str:
-        """What diffusers calls the network in its pipeline, and LoRA files in front of their names."""
+        """The network's component name in a diffusers pipeline, also the key prefix in LoRA files."""
         return find_component(self.family)
 
     @property
@@ -70,7 +70,7 @@ class Backbone:
 
     @property
     def multiple(self) -> int:
-        """Pixels that divide the sides of every image."""
+        """Every image's height and width must be a multiple of this, in pixels."""
         config = self.network.config
         return PIXELS * (
             config.patch_size if self.family == "pixart" else 2 ** (len(config.block_out_channels) - 1)
@@ -81,7 +81,7 @@ class Backbone:
         return self.scheduler.add_noise(x0, noise, t)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the base predicts: the noise, or v = sqrt(a) noise - sqrt(1 - a) x0."""
+        """The training target of the base model: the noise, or v = sqrt(a) noise - sqrt(1 - a) x0."""
         return (
             noise
             if self.scheduler.config.prediction_type == "epsilon"
@@ -89,13 +89,14 @@ class Backbone:
         )
 
     def predict(self, x: Tensor, t: Tensor, prompt: Mapping[str, Tensor]) -> Tensor:
-        """The prediction for rows x (b, c, h, w) at timesteps t (b,) or (), in float32; `prompt` holds the
-        family's CONDITIONS.
+        """The model output for rows x (b, c, h, w) at timesteps t (b,) or (), in float32.
+
+        `prompt` holds the family's CONDITIONS.
         """
         dtype, height, width = self.network.dtype, PIXELS * x.shape[2], PIXELS * x.shape[3]
         more = {}
         if self.family == "sdxl":
-            # the image is whole: its original size, the corner it was cropped at, the size it has
+            # micro-conditioning of an uncropped image: original size, crop offset 0, target size
             size = torch.tensor([[height, width, 0, 0, height, width]], device=x.device, dtype=dtype)
             more["added_cond_kwargs"] = {
                 "text_embeds": prompt["pooled"].to(dtype),
@@ -109,7 +110,7 @@ class Backbone:
         (out, *_) = self.network(
             x.to(dtype), timestep=t, encoder_hidden_states=context, return_dict=False, **more
         )
-        return out[:, : x.shape[1]].float()  # PixArt's other half are variances
+        return out[:, : x.shape[1]].float()  # the other half of PixArt's channels is the variance
 
 
 def find_component(family: Family) -> str:
@@ -127,7 +128,7 @@ def _pixart_size(network: nn.Module, height: int, width: int, like: Tensor) -> d
 
 
 class CrossDomainProcessor:
-    """What a diffusers Attention calls in place of its own processor; hidden_states are (b, n, d)."""
+    """Replaces the processor of a diffusers Attention; hidden_states are (b, n, d)."""
 
     def __init__(self, layer: Layer, coupling: Coupling, lora: Mapping[str, LowRank]):
         self.layer, self.coupling = layer, coupling
@@ -176,9 +177,9 @@ def attend_plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple[Coupling, list[Layer]]:
-    """Install our processors in every self-attention of a diffusers model; returns their state, the layers.
+    """Install our processors in every self-attention of a diffusers model; returns coupling and layers.
 
-    `lora` by `projections(model)`'s names, as `read_lora` gives it; a name of no layer raises ValueError.
+    `lora` is keyed as `projections(model)`, the form `read_lora` returns; ValueError for an unknown name.
     """
     coupling, layers, lora = Coupling(), find_layers(model), dict(lora or {})
     unknown = sorted(set(lora) - set(projections(model)))
@@ -193,9 +194,7 @@ def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple
 
 
 def find_layers(model: nn.Module) -> list[Layer]:
-    """The self-attention layers of a diffusers UNet2DConditionModel or PixArt transformer, in the order in
-    which they run.
-    """
+    """The self-attentions of a diffusers UNet2DConditionModel or PixArt transformer, in running order."""
     names = [name for name, _ in model.named_modules() if name.endswith(".attn1")]
     if not names:
         raise ValueError(
@@ -204,14 +203,14 @@ def find_layers(model: nn.Module) -> list[Layer]:
         )
     if not hasattr(model, "down_blocks"):
         return [Layer(name, (name,), index, index) for index, name in enumerate(names)]
-    # a stable sort: within down, middle and up the module order is the running order
+        # a stable sort: within down, middle and up, module order is running order
     names.sort(key=lambda name: ORDER[name.split(".")[0]])
     levels = len(model.down_blocks)
     return [Layer(name, (name,), stage_of(name, levels), index) for index, name in enumerate(names)]
 
 
 def stage_of(name: str, levels: int) -> int:
-    """1 to levels going down, levels + 1 in the middle, then up."""
+    """Stage number: 1 to levels on the down path, levels + 1 in the middle, then the up path."""
     found = BLOCK.match(name)
     if found is None:
         return levels + 1
@@ -219,7 +218,7 @@ def stage_of(name: str, levels: int) -> int:
 
 
 def projections(model: nn.Module) -> dict[str, Projection]:
-    """Every projection that an intrinsic LoRA may change."""
+    """Every projection that an intrinsic LoRA may change, by module path."""
     found = {}
     for layer in find_layers(model):
         attn = model.get_submodule(layer.name)

@@ -1,11 +1,11 @@
-"""Prompts in, images with their intrinsic maps out: the tiny base, SD2.1, SDXL or PixArt through diffusers.
+"""Prompts to images with intrinsic maps: the tiny base, SD2.1, SDXL or PixArt through diffusers.
 
     pipeline = IntrinsicPipeline.from_preset("sd21", weights={"base": FOLDER, "vae": FILE, "lora": FILE})
     result = pipeline("a red chair by a window", seed=3)
     result.image                    # (b, h, w, 3) in [0, 1]
     result.decode_maps()            # depth, normals, segmentation and line art, see maps/codec.py
 
-In ComfyUI nodes do the same inside core's sampling (nodes/host/intrinsic_ldm/run.py); equation, LoRA and
+In ComfyUI, nodes do the same inside ComfyUI's sampling (nodes/host/intrinsic_ldm/run.py); equation, LoRA and
 schedules are shared.
 """
 
@@ -52,17 +52,18 @@ TINY_FILES = {"base": tiny.BASE_FILE, "vae": tiny.VAE_FILE, "lora": tiny.LORA_FI
 
 @dataclass(frozen=True)
 class Result:
-    """One batch. `maps` are as `stack_maps` lays them, None where only the image was asked for."""
+    """One batch. `maps` are laid out as by `stack_maps`, None if only the image was requested."""
 
     image: Tensor  # (b, h, w, 3) in [0, 1]
     maps: Tensor | None  # (b, 8, h, w) in [-1, 1]
-    notes: tuple[str, ...]  # a sentence for everything that was not read or done as asked
+    notes: tuple[str, ...]  # a sentence per prompt or setting that could not be followed
     seed: int
     seconds: float
 
     def decode_maps(self, *, near: float = NEAR, far: float = FAR, style: NormalStyle = "opengl") -> Pictures:
-        """The View with depth and normals, the normal map, segmentation and line art; `near` and `far` scale
-        the depth.
+        """The View with depth and normals, the normal map, segmentation and line art.
+
+        `near` and `far` scale the depth.
         """
         if self.maps is None:
             raise ValueError("Expected a result with maps, got one of maps=False. Sample again without it.")
@@ -71,13 +72,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Steering:
-    """What is fixed for all steps of a run: w of each layer over time, each prompt's condition, and the
-    guidance scale.
-    """
+    """The fixed inputs of a run: schedule of w, conditioning of each prompt, and guidance scale."""
 
     schedule: Schedule
     reading: Reading
-    # of "prompt", and of "empty" under guidance: tensors by CONDITIONS, a row per image
+    # for "prompt" and, under CFG, for "empty": tensors by CONDITIONS, a row per image
     conditions: Mapping[str, Mapping[str, Tensor]]
     guidance: float
 
@@ -85,19 +84,19 @@ class Steering:
         return {layer.block: self.schedule.weight(layer.number(self.reading), t) for layer in layers}
 
     def guide(self, predictions: Tensor) -> Tensor:
-        """(prompts, b, c, h, w) to (b, c, h, w)."""
+        """CFG: (prompts, b, c, h, w) to (b, c, h, w)."""
         return (
             predictions[0] if len(predictions) == 1 else guide(predictions[0], predictions[1], self.guidance)
         )
 
 
 class IntrinsicPipeline:
-    """A base with its intrinsic LoRA and both autoencoders."""
+    """A base model with its intrinsic LoRA and both autoencoders."""
 
     def __init__(
         self, base: LatentDiffusion, intrinsic: IntrinsicVae, lora: Mapping[str, LowRank], preset: Preset
     ):
-        """`lora` by `projections(base.backbone.network)`'s names, as `read_lora` gives it."""
+        """`lora` is keyed as `projections(base.backbone.network)`, the form `read_lora` returns."""
         self.backbone, self.image_vae, self.prompts = base.backbone, base.autoencoder, base.prompts
         check_vae(intrinsic, self.backbone)
         maps = make_autoencoder(intrinsic.config, "meta")
@@ -117,11 +116,10 @@ class IntrinsicPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> IntrinsicPipeline:
-        """`weights`: "base" (a file for tiny, else a folder in diffusers' form), "vae" and "lora" (files).
+        """`weights`: "base" (a file for tiny, else a folder in diffusers' layout), "vae" and "lora" (files).
 
-        The preset tiny has files that ship for those left out. The network computes in `dtype`; the
-        autoencoders of the other presets stay in float32. ValueError (WeightsError) says what a wrong name or
-        file is.
+        The preset tiny has shipped files for those left out. The network computes in `dtype`; the
+        autoencoders of the other presets stay in float32. ValueError (WeightsError) for a wrong name or file.
         """
         preset = find_preset(name)
         files = choose_files(name, weights or {})
@@ -139,7 +137,7 @@ class IntrinsicPipeline:
         return cls(base, intrinsic, lora, preset).to(device)
 
     def to(self, device: str | torch.device) -> IntrinsicPipeline:
-        """Networks and text encoders; the LoRA is on the device that `from_preset` was given."""
+        """Move networks and text encoders; the LoRA stays on the device passed to `from_preset`."""
         for module in (self.backbone.network, self.image_vae.module, self.maps_vae.module, self.prompts):
             module.to(device)
         return self
@@ -160,15 +158,15 @@ class IntrinsicPipeline:
         scheduler: Any = None,
         on_step: OnStep | None = None,
     ) -> Result:
-        """One image per prompt. Image i starts from noise of seed + i, and so do its maps. None takes the
-        preset's default.
+        """One image per prompt.
 
-        `schedule` is w(l, t), the paper's Gaussian by default, which `reading` counts layers for; without
-        `maps` the base samples the image alone. `scheduler`: any of diffusers'; by default DDIM on the base's
-        own noise.
+        The initial noise of image i and of its maps is drawn with seed + i. None selects the preset's
+        default. `schedule` is w(l, t), the paper's Gaussian by default, with layers numbered by `reading`;
+        without `maps` the base samples the image alone. `scheduler` is any of diffusers'; by default DDIM on
+        the base's own noise schedule.
 
-        Where w is 0 in every layer of a step the image's rows go through the network as the base's do, in
-        calls of the same shape: with OFF the image is the base's bit for bit.
+        Where w is 0 in every layer of a step, the image rows run in calls of the base model's own shape: with
+        OFF the image equals the base's bit for bit.
         """
         started, prompts = time.perf_counter(), [prompt] if isinstance(prompt, str) else list(prompt)
         schedule = Gaussian() if schedule is None else schedule
@@ -206,14 +204,14 @@ class IntrinsicPipeline:
             check_layers(schedule.layers, self.layers, reading)
 
     def encode_prompts(self, prompts: list[str], guidance: float) -> dict[str, dict[str, Tensor]]:
-        """Of "prompt" and, under guidance, of "empty": what the network reads, a row per image."""
+        """The prompt tensors, a row per image, for "prompt" and, under CFG, for "empty"."""
         conditions = {"prompt": self.prompts.encode(prompts)}
         if guidance != 1:
             conditions["empty"] = self.prompts.encode([""] * len(prompts))
         return conditions
 
     def predict(self, latents: Latents, t: Tensor, steering: Steering) -> Latents:
-        """The prediction after CFG on the latents of each stream."""
+        """The model output after CFG, for the latents of each stream."""
         weights = steering.weights(self.layers, float(t))
         if "intrinsic" not in latents or any(weights.values()):
             return self.run(latents, t, steering, weights)
@@ -230,7 +228,7 @@ class IntrinsicPipeline:
         weights: Mapping[int, float],
         kept: Kept | None = None,
     ) -> Latents:
-        """One call of the network; its rows are (prompt, stream, image)."""
+        """One call of the network, with rows (prompt, stream, image)."""
         streams: tuple[Stream, ...] = tuple(latents)
         rows = Rows(tuple(steering.conditions), len(latents[streams[0]]), streams)
         x = torch.cat([latents[stream] for _ in rows.chunks for stream in streams])
@@ -244,7 +242,7 @@ class IntrinsicPipeline:
 
 
 def choose_files(name: str, weights: Mapping[str, PathLike]) -> dict[str, Path]:
-    """A path for base, vae and lora."""
+    """Paths of base, vae and lora."""
     if not isinstance(weights, Mapping) or set(weights) - set(TINY_FILES):
         raise ValueError(
             f"Expected weights as a mapping with {', '.join(TINY_FILES)}, got {weights!r}. Name the files so."
@@ -262,8 +260,9 @@ def choose_files(name: str, weights: Mapping[str, PathLike]) -> dict[str, Path]:
 
 
 def open_intrinsic_lora(path: PathLike, backbone: Backbone, base: str) -> dict[str, LowRank]:
-    """A file's low-rank parts by projection; `base` names the base in errors. ValueError for a LoRA of
-    another base.
+    """The low-rank updates of a file by projection; errors name the base `base`.
+
+    ValueError for a LoRA of another base.
     """
     tensors, metadata = open_lora(path)
     parts = read_lora(tensors, projections(backbone.network), base=base, name=str(path), metadata=metadata)
@@ -288,5 +287,5 @@ def check_vae(intrinsic: IntrinsicVae, backbone: Backbone) -> None:
 
 
 def make_scheduler(backbone: Backbone) -> Any:
-    """diffusers' DDIM on the base's own noise and in its own spacing of timesteps."""
+    """diffusers' DDIM on the base's own noise schedule and timestep spacing."""
     return import_diffusers().DDIMScheduler.from_config(backbone.scheduler.config, clip_sample=False)

@@ -1,4 +1,4 @@
-"""A picture of w over the steps of a run and the layers of a model."""
+"""Heat map of w over the steps of a run and the layers of a model."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from ..core.diffusion.ddpm import ddpm_to_sigma
 from .layers import Layer, Reading
 from .schedules import Schedule
 
-LEFT, TOP, RIGHT, BOTTOM = 70, 34, 66, 40  # pixels around the field of cells
+LEFT, TOP, RIGHT, BOTTOM = 70, 34, 66, 40  # margins around the heat map, in pixels
 FIELD = 560, 320
 PAPER, INK, QUIET = (255, 255, 255), (30, 30, 36), (120, 120, 130)
 STOP, STOPPED = "w stays 0: the maps' pass may stop here", (24, 92, 160)
-LOW, HIGH = np.array([236, 238, 244]), np.array([178, 58, 18])  # w = 0, w = the greatest
+LOW, HIGH = np.array([236, 238, 244]), np.array([178, 58, 18])  # colors of w = 0 and of the maximum
 
 
-def weight_table(schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float]) -> np.ndarray:
-    """w as (layers, times), the layers in the order in which they run."""
+def weight_table(
+    schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float]
+) -> np.ndarray:
+    """w as (layers, times), the layers in running order."""
     return np.array([[schedule.weight(layer.number(reading), t) for t in times] for layer in layers])
 
 
 def find_stop(schedule: Schedule, times: Sequence[float]) -> int | None:
-    """The first of the times from which on w stays 0 in every layer, where the maps' pass may stop; None if there is none."""
+    """Index of the first time from which on w is 0 in every layer and the maps' pass may stop, or None."""
     return next((index for index, t in enumerate(times) if schedule.ceiling(t) == 0), None)
 
 
-def plot_weights(schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float], *, steps: bool) -> np.ndarray:
-    """The table as a picture H W 3, uint8: time from left (noise) to right (clean), layers from top (first to run) to bottom.
+def plot_weights(
+    schedule: Schedule, layers: Sequence[Layer], reading: Reading, times: Sequence[float], *, steps: bool
+) -> np.ndarray:
+    """The table as an image (H, W, 3), uint8.
 
-    `steps`: the times are the steps of one run, each as wide as the others; else they are DDPM times in equal distances. A line stands
-    where w is 0 to the end, from which on the maps need no pass.
+    The x axis is time from noise (left) to clean (right), the y axis the layers in running order from the
+    top. `steps`: the times are the steps of one run, drawn with equal widths; else they are DDPM timesteps at
+    equal distances. A line marks the time from which on w stays 0 and the maps need no pass.
     """
     table = weight_table(schedule, layers, reading, times)
     top = max(1.0, float(table.max()))
@@ -54,13 +59,17 @@ def _mark_times(pen: ImageDraw.ImageDraw, times: Sequence[float], steps: bool) -
     count = len(times)
     for index in sorted({round(part * (count - 1) / 5) for part in range(6)}):
         x = LEFT + FIELD[0] * (index + 0.5) / count
-        label = f"step {index + 1}\nt {times[index]:.0f}" if steps else f"t {times[index]:.0f}\nsigma {ddpm_to_sigma(times[index]):.3g}"
+        label = (
+            f"step {index + 1}\nt {times[index]:.0f}"
+            if steps
+            else f"t {times[index]:.0f}\nsigma {ddpm_to_sigma(times[index]):.3g}"
+        )
         pen.line((x, TOP + FIELD[1], x, TOP + FIELD[1] + 4), fill=QUIET)
         pen.text((x - 22, TOP + FIELD[1] + 7), label, fill=INK, spacing=1)
 
 
 def _mark_stop(pen: ImageDraw.ImageDraw, stop: int | None, count: int) -> None:
-    """A line between the last time with a weight and the first without."""
+    """A line between the last time with a nonzero weight and the first without."""
     if stop is None:
         return
     x, width = LEFT + round(FIELD[0] * stop / count), pen.textlength(STOP)
@@ -69,7 +78,7 @@ def _mark_stop(pen: ImageDraw.ImageDraw, stop: int | None, count: int) -> None:
 
 
 def _mark_layers(pen: ImageDraw.ImageDraw, numbers: Sequence[int], reading: Reading) -> None:
-    """A number beside each run of layers that share it, as far as there is room."""
+    """A label per run of layers with the same number, where there is room."""
     pen.text((6, TOP - 16), "stage" if reading == "stages" else "block", fill=INK)
     height, drawn, start = FIELD[1] / len(numbers), -99.0, 0
     for index, number in enumerate(numbers):
@@ -84,6 +93,8 @@ def _mark_layers(pen: ImageDraw.ImageDraw, numbers: Sequence[int], reading: Read
 
 def _mark_scale(picture: Image.Image, pen: ImageDraw.ImageDraw, top: float) -> None:
     ramp = LOW + (HIGH - LOW) * np.linspace(1, 0, FIELD[1])[:, None, None]
-    picture.paste(Image.fromarray(ramp.round().astype(np.uint8)).resize((14, FIELD[1])), (LEFT + FIELD[0] + 14, TOP))
+    picture.paste(
+        Image.fromarray(ramp.round().astype(np.uint8)).resize((14, FIELD[1])), (LEFT + FIELD[0] + 14, TOP)
+    )
     for value in (0.0, top / 2, top):
         pen.text((LEFT + FIELD[0] + 32, TOP + FIELD[1] * (1 - value / top) - 6), f"{value:.3g}", fill=INK)

@@ -14,12 +14,11 @@ BOTH: tuple[Stream, ...] = ("image", "intrinsic")
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of prompts' parts ("chunks"), in each of them `batch` rows for every stream, image first: row
-    (chunk, stream, b).
+    """The row layout (chunk, stream, b) of a batch: each chunk has `batch` rows per stream, image first.
 
-    A chunk is one prompt on one area of the picture, known by a key that is the same in every call of a step;
-    CFG has two of them or more. An image and its intrinsic maps are partners within a chunk, so a conditional
-    row never meets an unconditional one.
+    A chunk is one prompt on one area of the image, identified by a key that is the same in every call of a
+    step; CFG has two or more. An image and its intrinsic maps are partners within a chunk, so a conditional
+    row never attends to an unconditional one.
     """
 
     chunks: tuple[Hashable, ...]
@@ -44,11 +43,11 @@ class Rows:
         return tensor.unflatten(0, (len(self.chunks), len(self.streams), self.batch))
 
     def select(self, tensor: Tensor, stream: Stream) -> Tensor:
-        """The rows of one stream as a view (chunks, batch, ...), to read or to add to."""
+        """The rows of one stream as a writable view (chunks, batch, ...)."""
         return self.grid(tensor)[:, self.streams.index(stream)]
 
     def partners(self) -> list[int]:
-        """For each row the row of the other stream."""
+        """For each row the index of its partner row in the other stream."""
         return [
             (chunk * 2 + 1 - stream) * self.batch + index
             for chunk in range(len(self.chunks))

@@ -1,6 +1,6 @@
-"""Sampling an image, or an image with its intrinsic maps: one noise for all streams, diffusers' schedulers.
+"""Sampling an image, or an image with its intrinsic maps: shared initial noise, diffusers' schedulers.
 
-The network is a callable; what couples the streams is its business.
+The network is a callable, which also couples the streams.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..core.protocols import OnStep
 
-Latents = dict[str, Tensor]  # by stream, (b, c, h, w)
-Predict = Callable[[Latents, Tensor], Latents]  # latents and DDPM time to the prediction after CFG, by stream
+Latents = dict[str, Tensor]  # stream -> (b, c, h, w)
+Predict = Callable[[Latents, Tensor], Latents]  # latents and DDPM timestep to the model output after CFG
 
 
 def draw_noise(seed: int, shape: tuple[int, int, int, int]) -> Tensor:
-    """Noise (b, c, h, w) on the CPU: image i's is a function of seed + i alone, whatever the batch."""
+    """Noise (b, c, h, w) on the CPU; image i's depends on seed + i alone, not on the batch."""
     count, *each = shape
     generators = (torch.Generator().manual_seed(seed + index) for index in range(count))
     return torch.stack([torch.randn(each, generator=generator) for generator in generators])
@@ -36,9 +36,9 @@ def sample_streams(
 ) -> Latents:
     """From noise (b, c, h, w) of unit standard deviation to each stream's clean latents (b, c, h, w).
 
-    The scheduler's times are DDPM times, whichever steps it makes of them. It is not changed: each stream
-    counts on a copy. `on_step` gets the clean prediction of each stream where the scheduler gives one (DDIM
-    and Euler do), else its latents after the step.
+    The scheduler's timesteps must be DDPM timesteps. It is not modified: each stream has a copy. `on_step`
+    gets the predicted x0 of each stream if the scheduler returns it (DDIM and Euler do), else the latents
+    after the step.
     """
     if steps < 1:
         raise ValueError(f"Expected at least 1 step of sampling, got {steps}. Give a greater number.")

@@ -1,7 +1,8 @@
-"""How strongly an image query sees the intrinsic keys: w(l, t), equations 2 and 3 of the paper. Pure functions of numbers.
+"""The weight w(l, t) of intrinsic keys for image queries, equations 2 and 3. Pure functions of numbers.
 
-t is DDPM time, 0 (clean) to 999 (noise); other noise levels are converted at equal signal-to-noise ratio (core/diffusion/ddpm.py).
-l is the number of a layer, of which there are two readings, see layers.py. w acts at sampling only; training has w = 1 throughout.
+t is the DDPM timestep, 0 (clean) to 999 (noise); other noise levels are converted at equal signal-to-noise
+ratio (core/diffusion/ddpm.py). l is the layer number, in one of two numberings, see layers.py.
+w acts at sampling only; in training w = 1 throughout.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """w for a layer and a time, and the most it will be from there on."""
+    """w as a function of layer and timestep, and its maximum over the rest of the run."""
 
     def weight(self, layer: int, t: float) -> float:
         """w(l, t), at least 0."""
 
     def ceiling(self, t: float) -> float:
-        """The greatest w of any layer at t or at any later, less noisy time."""
+        """The maximum of w over all layers and all timesteps up to t (t and less noise)."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Equation 2: 1 in the layers L from t = tau on down to the end, else 0. The paper's L = 3..7 and tau = 900 are for SD2.1."""
+    """Equation 2: w = 1 in the layers L for t <= tau, else 0.
+
+    The paper's L = 3..7 and tau = 900 are for SD2.1.
+    """
 
     layers: frozenset[int]
     tau: float = 900.0
@@ -40,7 +44,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Equation 3: alpha exp(-(t - tau)^2 / sigma^2), the same in every layer; there is no 1/2 in the exponent."""
+    """Equation 3: alpha exp(-(t - tau)^2 / sigma^2), the same in every layer; no 1/2 in the exponent."""
 
     alpha: float = 1.0
     tau: float = 800.0
@@ -60,7 +64,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same everywhere: 1 is plain concatenation as in training (GeoWizard's attention), 0 leaves the image to itself."""
+    """The same w everywhere: 1 is concatenation as in training (GeoWizard's attention), 0 no coupling."""
 
     value: float = 1.0
 
@@ -76,19 +80,24 @@ class Constant:
 
 @dataclass(frozen=True)
 class Curve:
-    """A user's own: straight lines between points (t, w) of rising t, held beyond both ends, the same in every layer."""
+    """User-defined w(t): linear between points (t, w), constant outside, the same in every layer."""
 
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self):
         if not self.points:
-            raise ValueError('The curve has no points; give some as "t: w", for example 1000: 0, 800: 1, 500: 0.')
+            raise ValueError(
+                'The curve has no points; give some as "t: w", for example 1000: 0, 800: 1, 500: 0.'
+            )
         for t, w in self.points:
             check_number("t of a curve's point", t, 0, 1000)
             check_number("w of a curve's point", w, 0, 100)
         times = [t for t, _ in self.points]
         if len(set(times)) < len(times):
-            raise ValueError(f"The curve has two points at t = {max(t for t in times if times.count(t) > 1):g}; leave one of them out.")
+            raise ValueError(
+                f"The curve has two points at t = {max(t for t in times if times.count(t) > 1):g}; leave one "
+                "of them out."
+            )
         object.__setattr__(self, "points", tuple(sorted(self.points)))
 
     def weight(self, layer: int, t: float) -> float:
@@ -105,7 +114,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cut:
-    """Another schedule with its weights below `threshold` made 0: there the image is the base model's, and may go on alone."""
+    """Another schedule with weights below `threshold` set to 0.
+
+    Where w is 0 in every layer the image equals the base model's, and its rows may run alone.
+    """
 
     schedule: Schedule
     threshold: float = 0.0
@@ -124,28 +136,36 @@ class Cut:
 
 
 def read_curve(text: str) -> Curve:
-    """ "1000: 0, 800: 1, 500: 0" as a Curve; commas, semicolons or line ends between the points."""
+    """ "1000: 0, 800: 1, 500: 0" as a Curve; points are separated by commas, semicolons or line breaks."""
     points = []
-    for part in filter(None, (piece.strip() for piece in text.replace(";", ",").replace("\n", ",").split(","))):
+    for part in filter(
+        None, (piece.strip() for piece in text.replace(";", ",").replace("\n", ",").split(","))
+    ):
         try:
             t, w = (float(number) for number in part.split(":"))
         except ValueError:
-            raise ValueError(f'The curve has {part!r}; give each point as "t: w", for example 1000: 0, 800: 1, 500: 0.') from None
+            raise ValueError(
+                f'The curve has {part!r}; give each point as "t: w", for example 1000: 0, 800: 1, 500: 0.'
+            ) from None
         points.append((t, w))
     return Curve(tuple(points))
 
 
 def read_layers(text: str) -> frozenset[int]:
-    """ "3-7" or "1, 4-6" as a set of numbers."""
+    """ "3-7" or "1, 4-6" as a set of layer numbers."""
     numbers: set[int] = set()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         first, _, last = part.partition("-")
         try:
             low, high = int(first), int(last or first)
         except ValueError:
-            raise ValueError(f'The layers have {part!r}; give numbers and ranges, for example "3-7" or "1, 4-6".') from None
+            raise ValueError(
+                f'The layers have {part!r}; give numbers and ranges, for example "3-7" or "1, 4-6".'
+            ) from None
         if high < low or high - low > 1000:
-            raise ValueError(f"The layers have the range {part!r}; give the lower number first, at most a thousand apart.")
+            raise ValueError(
+                f"The layers have the range {part!r}; give the lower number first, at most a thousand apart."
+            )
         numbers.update(range(low, high + 1))
     return frozenset(numbers)
 

@@ -1,4 +1,7 @@
-"""A page of co-generated pictures: a row for each prompt, with the base's own image, the image that saw its maps, and the four maps."""
+"""A contact sheet of sampled images and maps.
+
+One row per prompt: the base model's own image, the image sampled with its maps, and the four maps.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ from .maps.codec import Pictures
 LABELS = ("Base alone", "With its maps", "Depth, relative", "Normals", "Segmentation", "Line art")
 PAGE, TEXT, MUTED = (22, 23, 27), (236, 236, 238), (148, 153, 163)
 MARGIN, GAP, PANEL = 48, 14, 256
-HEAD, FOOT = 34, 44  # above a row's pictures and below, for its words
+HEAD, FOOT = 34, 44  # pixels above the images of a row and below them, for the labels
 
 
 def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: Pictures, *, facts: str = "") -> Tensor:
-    """A page H W 3 in [0, 1]. `base` b h w 3 are the base's own images; `found` has the others, with their images.
+    """The sheet (H, W, 3) in [0, 1].
 
-    `facts` (seed, schedule ...) is printed at the end.
+    `base` (b, h, w, 3) are the base model's own images; `found` has the maps and the images sampled with
+    them. `facts` (seed, schedule ...) is printed at the bottom.
     """
     if found.view.image is None or len(base) != len(found.view) or len(prompts) != len(base):
         counts = f"{len(prompts)} prompts, {len(base)} base images and {len(found.view)} sets of maps"
@@ -37,7 +41,9 @@ def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: Pictures, *, fa
         top = MARGIN + HEAD + index * row
         for column, picture in enumerate(row_of(index, base, found)):
             sharp = Image.Resampling.NEAREST if LABELS[column] == "Segmentation" else Image.Resampling.BICUBIC
-            panel = Image.fromarray((picture.clamp(0, 1) * 255).round().byte().numpy()).resize((PANEL, PANEL), sharp)
+            panel = Image.fromarray((picture.clamp(0, 1) * 255).round().byte().numpy()).resize(
+                (PANEL, PANEL), sharp
+            )
             page.paste(panel, (MARGIN + column * (PANEL + GAP), top))
         pen.text((MARGIN, top + PANEL + 9), prompt, font=large, fill=TEXT)
     pen.text((MARGIN, page.height - MARGIN), facts, font=small, fill=MUTED)
@@ -45,6 +51,6 @@ def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: Pictures, *, fa
 
 
 def row_of(index: int, base: Tensor, found: Pictures) -> list[Tensor]:
-    """The pictures of one prompt, h w 3, in the order of LABELS."""
+    """The images of one prompt, (h, w, 3) each, in the order of LABELS."""
     maps = (found.normals[index], found.segmentation[index], found.line[index])
     return [base[index], found.view.image[index], color_depth(found.view[index]).image, *maps]

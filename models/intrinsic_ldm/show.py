@@ -1,4 +1,7 @@
-"""`spatialweave intrinsics sample`: the tiny system on prompts of one's own, with and without its maps, as files and one page."""
+"""`spatialweave intrinsics sample`: the tiny system on the user's prompts, with and without maps.
+
+Writes one file per image and map, and a contact sheet.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ PathLike = str | os.PathLike
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What the command was asked for."""
+    """The command's arguments."""
 
     prompts: Sequence[str]
     output: Path
@@ -37,14 +40,19 @@ class SampleRequest:
 
 
 def choose_schedule(name: str, system: IntrinsicPipeline) -> Schedule:
-    """The paper's settings of each kind; drop takes the layers in the middle."""
+    """A schedule of this name with the paper's settings; drop takes the middle layers."""
     if name not in SCHEDULES:
         raise ValueError(f"A schedule {name!r} arrived; it is one of {', '.join(SCHEDULES)}.")
-    return {"gaussian": Gaussian(), "drop": Drop(middle_layers(system.layers, "blocks")), "constant": Constant(), "off": OFF}[name]
+    return {
+        "gaussian": Gaussian(),
+        "drop": Drop(middle_layers(system.layers, "blocks")),
+        "constant": Constant(),
+        "off": OFF,
+    }[name]
 
 
 def sample(request: SampleRequest) -> Iterator[str]:
-    """Write image, base image and maps of each prompt, and sheet.png; a line for each file."""
+    """Write image, base image and maps of each prompt, and sheet.png; yields a line per file."""
     system = IntrinsicPipeline.from_preset(
         "tiny", weights={"base": request.base, "vae": request.vae, "lora": request.lora}
     )
@@ -54,10 +62,21 @@ def sample(request: SampleRequest) -> Iterator[str]:
         made = system(request.prompts, schedule=choose_schedule(request.schedule, system), **settings)
         base = system(request.prompts, maps=False, **settings).image
     found = made.decode_maps()
-    facts = f"{request.schedule}, seed {request.seed}, {request.steps} steps, guidance {request.guidance:g}, SpatialWeave's tiny I-LDM"
+    facts = (
+        f"{request.schedule}, seed {request.seed}, {request.steps} steps, guidance {request.guidance:g}, "
+        "SpatialWeave's tiny I-LDM"
+    )
     pictures = {"base": base, "image": made.image, "depth": found.view.to_control_image()}
     pictures |= {"normals": found.normals, "segmentation": found.segmentation, "line": found.line}
     for index, prompt in enumerate(request.prompts):
         for name, batch in pictures.items():
-            yield f"wrote {write_png8(request.output / f'{index}_{name}.png', batch[index].cpu(), {'prompt': prompt, 'run': facts})}"
-    yield f"wrote {write_png8(request.output / 'sheet.png', intrinsic_sheet(request.prompts, base, found, facts=facts))}"
+            yield f"""wrote {
+                write_png8(
+                    request.output / f'{index}_{name}.png',
+                    batch[index].cpu(),
+                    {'prompt': prompt, 'run': facts},
+                )
+            }"""
+    yield f"""wrote {
+        write_png8(request.output / 'sheet.png', intrinsic_sheet(request.prompts, base, found, facts=facts))
+    }"""

@@ -1,7 +1,8 @@
-"""The intrinsic VAE: the base model's KL autoencoder with room for four maps where it had an image.
+"""The intrinsic VAE: the base model's KL autoencoder with the channels of four maps in place of RGB.
 
-Depth, normals, segmentation and line art lie side by side as eight channels in [-1, 1] and share one latent of the base's own shape. Here
-is what is pure: the channels, the first weights, masking, the losses and the latent's scale; the network is the base's.
+Depth, normals, segmentation and line art are concatenated to eight channels in [-1, 1] and share one latent
+of the base model's shape. This file has the pure functions: channel layout, weight initialization, map
+dropout, losses and latent scale; the network is the base model's.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor
 from ..core.losses import masked_mean
 from .config import CHANNELS, MAPS
 
-MISSING = 0.0  # what an absent map reads; training zeroes each map with DROP for the network to know it
+MISSING = 0.0  # value of a missing map; training drops each map with probability DROP so that this is learned
 DROP = 0.1
 FIRST, LAST = "encoder.conv_in", "decoder.conv_out"
 
 
 def map_slices() -> dict[str, slice]:
-    """Each map's channels."""
+    """The channel range of each map."""
     found, start = {}, 0
     for name, width in MAPS.items():
         found[name] = slice(start, start + width)
@@ -30,9 +31,9 @@ def map_slices() -> dict[str, slice]:
 
 
 def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
-    """Maps (b, channels, h, w) in [-1, 1] as (b, 8, h, w); a map that is None or left out is missing.
+    """Maps (b, c, h, w) in [-1, 1] concatenated to (b, 8, h, w); a map that is None or left out is missing.
 
-    Raises ValueError for no map at all, an unknown one, or shapes that do not fit.
+    Raises ValueError for an empty mapping, an unknown name, or shapes that do not agree.
     """
     given = {name: tensor for name, tensor in maps.items() if tensor is not None}
     unknown = sorted(set(given) - set(MAPS))
@@ -43,36 +44,48 @@ def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
     for name, tensor in given.items():
         if tensor.dim() != 4 or tensor.shape[1] != MAPS[name] or len(size) > 1:
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items())
-            raise ValueError(f"Maps of {shapes} arrived; give {name} as (batch, {MAPS[name]}, h, w), all of one batch and size.")
+            raise ValueError(
+                f"Maps of {shapes} arrived; give {name} as (batch, {MAPS[name]}, h, w), all of one batch and "
+                "size."
+            )
     like = next(iter(given.values()))
-    parts = [given.get(name, like.new_full((len(like), width, *like.shape[2:]), MISSING)) for name, width in MAPS.items()]
+    parts = [
+        given.get(name, like.new_full((len(like), width, *like.shape[2:]), MISSING))
+        for name, width in MAPS.items()
+    ]
     return torch.cat(parts, dim=1)
 
 
 def split_maps(stacked: Tensor) -> dict[str, Tensor]:
-    """(b, 8, h, w) as one view for each map."""
+    """(b, 8, h, w) as one view (b, c, h, w) per map."""
     if stacked.dim() != 4 or stacked.shape[1] != CHANNELS:
-        raise ValueError(f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes them.")
+        raise ValueError(
+            f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes "
+            "them."
+        )
     return {name: stacked[:, channels] for name, channels in map_slices().items()}
 
 
 def drop_maps(stacked: Tensor, generator: torch.Generator, p: float = DROP) -> Tensor:
-    """Each map of each example missing with probability p, by itself; the losses keep the whole as their target."""
+    """Set each map of each sample to MISSING independently with probability p; loss targets stay whole."""
     keep = torch.rand(len(stacked), len(MAPS), generator=generator).to(stacked.device) >= p
     widths = torch.tensor(list(MAPS.values()), device=stacked.device)
     return torch.where(keep.repeat_interleave(widths, dim=1)[:, :, None, None], stacked, MISSING)
 
 
 def widen_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A base autoencoder's weights (3 channels, core's or diffusers' names) as the first weights of the intrinsic one.
+    """Initial weights of the intrinsic VAE from an RGB autoencoder with ComfyUI's or diffusers' names.
 
-    Three-channel maps start from the base's colour filters, one-channel maps from their mean, all divided by the number of maps on the way
-    in, so that activations keep their range.
+    Three-channel maps copy the RGB filters, one-channel maps their mean over the color channels. The input
+    filters are divided by the number of maps, which keeps the range of the activations.
     """
     wide = dict(state)
     for name, width in ((FIRST, state[f"{FIRST}.weight"].shape[1]), (LAST, state[f"{LAST}.weight"].shape[0])):
         if width != 3:
-            raise ValueError(f"The autoencoder's {name} has {width} channels, wanted the 3 of an image: give the base model's own VAE.")
+            raise ValueError(
+                f"The autoencoder's {name} has {width} channels, wanted the 3 of an image: give the base "
+                "model's own VAE."
+            )
     wide[f"{FIRST}.weight"] = _spread(state[f"{FIRST}.weight"], dim=1) / len(MAPS)
     for part in ("weight", "bias"):
         wide[f"{LAST}.{part}"] = _spread(state[f"{LAST}.{part}"], dim=0)
@@ -85,17 +98,21 @@ def _spread(colours: Tensor, dim: int) -> Tensor:
 
 
 def vae_losses(
-    out: Tensor, target: Tensor, mean: Tensor, log_variance: Tensor, perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    out: Tensor, target: Tensor, mean: Tensor, log_variance: Tensor,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     *, present: Tensor | None = None, line_balance: float = 1.0, segment_balance: float = 1.0,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Each map's L1, the normals' 1 - cosine, the posterior's divergence by 1e-6, and a perceptual distance of views of three channels.
+    """L1 per map, 1 - cosine of the normals, the KL term times 1e-6, and a perceptual distance per map.
 
-    `present` (b, 4) is False where the target lacks a map, which then does not count; `perceptual` gives (b,). Pixels without a normal
-    have no angle. A pixel of a line counts `line_balance` times one of the paper, one of a segment `segment_balance` times one of the
-    ground: they cover so little that L1 alone is content with no line at all and with grey segments. Edge detectors meet that in the same
-    way (Xie and Tu, Holistically-Nested Edge Detection, 2015, equation 2).
+    `present` (b, 4) is False where the target lacks a map, which is then excluded. `perceptual` takes two
+    maps as (b, 3, h, w) and returns (b,). Pixels without a normal are excluded from the cosine term. A line
+    pixel weighs `line_balance` times a paper pixel, a segment pixel `segment_balance` times a background
+    pixel: they cover so little area that plain L1 settles for no line at all and for gray segments. The same
+    class balancing as for edge detection (Xie and Tu, Holistically-Nested Edge Detection, 2015, equation 2).
     """
-    present = torch.ones(len(out), len(MAPS), dtype=torch.bool, device=out.device) if present is None else present
+    present = (
+        torch.ones(len(out), len(MAPS), dtype=torch.bool, device=out.device) if present is None else present
+    )
     losses, outs, targets, has = {}, split_maps(out), split_maps(target), dict(zip(MAPS, present.unbind(1)))
     for name in MAPS:
         counts = torch.ones_like(targets[name])
@@ -106,14 +123,25 @@ def vae_losses(
         errors = (outs[name] - targets[name]).abs() * counts
         losses[name] = masked_mean(errors.flatten(1).sum(dim=1) / counts.flatten(1).sum(dim=1), has[name])
     known = (targets["normals"] != MISSING).any(dim=1) & has["normals"][:, None, None]
-    losses["normals_angle"] = masked_mean(1 - F.cosine_similarity(outs["normals"], targets["normals"], dim=1), known)
-    losses["divergence"] = 1e-6 * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
+    losses["normals_angle"] = masked_mean(
+        1 - F.cosine_similarity(outs["normals"], targets["normals"], dim=1), known
+    )
+    losses["divergence"] = (
+        1e-6 * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
+    )
     if perceptual is not None:
-        views = {name: (outs[name].expand(-1, 3, -1, -1), targets[name].expand(-1, 3, -1, -1)) for name in MAPS}
-        losses["perceptual"] = sum(masked_mean(perceptual(*views[name]), has[name]) for name in MAPS) / len(MAPS)
+        views = {
+            name: (outs[name].expand(-1, 3, -1, -1), targets[name].expand(-1, 3, -1, -1)) for name in MAPS
+        }
+        losses["perceptual"] = (
+            sum(masked_mean(perceptual(*views[name]), has[name]) for name in MAPS) / len(MAPS)
+        )  # fmt: skip
     return losses
 
 
 def latent_scale(latents: Tensor) -> float:
-    """The factor that gives latents (n, c, h, w) the unit spread that the noise schedule counts on; SD's own is 0.18215."""
+    """The factor that scales latents (n, c, h, w) to unit standard deviation, as the noise schedule expects.
+
+    SD's own is 0.18215.
+    """
     return 1.0 / float(latents.float().std())

@@ -1,4 +1,4 @@
-"""Files of intrinsic VAEs: which one a file is, under core's (LDM's) tensor names or diffusers', and its latents' scale."""
+"""Files of intrinsic VAEs with ComfyUI's (LDM's) or diffusers' tensor names: layout and latent scale."""
 
 from __future__ import annotations
 
@@ -12,17 +12,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.weights.files import Header, WeightsError, describe, explain_part, read_header, read_tensors, write_tensors
+from ..core.weights.files import (
+    Header,
+    WeightsError,
+    describe,
+    explain_part,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from .config import CHANNELS, VaeConfig
 
 KIND = "intrinsic VAE"
-DIFFUSERS_CLASS = '"_class_name"'  # in a description of diffusers'
+DIFFUSERS_CLASS = '"_class_name"'  # key in a diffusers config
 CONFIG = "config"  # metadata: VaeConfig as JSON
-LATENT_SCALE = "latent_scale"  # metadata: what the raw latents are multiplied by to have unit spread, as `vae.latent_scale` measures it
-WANTED = f"wanted an intrinsic VAE, with {CHANNELS} channels in and out, as our trainer makes one of the base model's own"
+# metadata: the factor that scales raw latents to unit standard deviation, see `vae.latent_scale`
+LATENT_SCALE = "latent_scale"
+WANTED = (
+    f"wanted an intrinsic VAE, with {CHANNELS} channels in and out, as our trainer makes one of the base "
+    "model's own"
+)
 FIRST, LAST, CODE = "encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight"
 
-# (core's words, diffusers' words); the sides' steps and blocks are numbered apart
+# (ComfyUI's name, diffusers' name); the levels and blocks of encoder and decoder are mapped separately
 PAIRS = (
     (".mid.block_1.", ".mid_block.resnets.0."),
     (".mid.block_2.", ".mid_block.resnets.1."),
@@ -34,17 +46,19 @@ PAIRS = (
     (".nin_shortcut.", ".conv_shortcut."),
     (".norm_out.", ".conv_norm_out."),
 )
-OLD_PAIRS = tuple(  # diffusers' words before 0.18
+OLD_PAIRS = tuple(  # diffusers' names before 0.18
     (f".mid.attn_1.{ours}.", f".mid_block.attentions.0.{theirs}.")
     for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "proj_attn"))
 )
 STEP = re.compile(r"^(encoder|decoder)\.(down|up)\.(\d+)\.(?:block\.(\d+)\.|(?:downsample|upsample)\.)")
-DIFFUSERS_STEP = re.compile(r"^(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(?:resnets\.(\d+)\.|(?:downsamplers|upsamplers)\.0\.)")
+DIFFUSERS_STEP = re.compile(
+    r"^(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(?:resnets\.(\d+)\.|(?:downsamplers|upsamplers)\.0\.)"
+)
 
 
 @dataclass(frozen=True)
 class IntrinsicVae:
-    """A file: its tensors under core's names, what they build, and the factor that gives its latents unit spread."""
+    """A file: tensors under ComfyUI's names, their layout, and the factor to unit standard deviation."""
 
     state: Mapping[str, Tensor]
     config: VaeConfig
@@ -52,20 +66,23 @@ class IntrinsicVae:
 
     @property
     def ratio(self) -> float:
-        """Raw latents times this are in the base model's own units: the base's scale then gives them unit spread."""
+        """Factor from raw latents to those that `base_scale` brings to unit standard deviation."""
         return self.latent_scale / self.config.base_scale
 
 
-def save_intrinsic_vae(path: str | os.PathLike, state: Mapping[str, Tensor], config: VaeConfig, *, latent_scale: float) -> Path:
-    """Write weights under the names that they have, core's or diffusers', with what `load_intrinsic_vae` reads."""
+def save_intrinsic_vae(
+    path: str | os.PathLike, state: Mapping[str, Tensor], config: VaeConfig, *, latent_scale: float
+) -> Path:
+    """Write weights under ComfyUI's or diffusers' names, with the metadata for `load_intrinsic_vae`."""
     metadata = {CONFIG: config.to_json(), LATENT_SCALE: repr(float(latent_scale))}
     return write_tensors(path, state, metadata, kind=KIND)
 
 
 def load_intrinsic_vae(path: str | os.PathLike) -> IntrinsicVae:
-    """A file of either naming. Without metadata its layout is read off the shapes, and its scale is taken for the base's own.
+    """A file with either naming.
 
-    WeightsError says in one sentence what a wrong file is.
+    Without metadata the layout is inferred from the shapes, and the scale is the base model's. WeightsError
+    describes a wrong file in one sentence.
     """
     header = read_header(path)
     config = find_config(header, str(path))
@@ -75,16 +92,21 @@ def load_intrinsic_vae(path: str | os.PathLike) -> IntrinsicVae:
     except ValueError:
         scale = math.nan
     if not 0 < scale < math.inf:
-        raise WeightsError(f"{path} gives its {LATENT_SCALE} as {text!r}, wanted a number above 0; save the file again.")
+        raise WeightsError(
+            f"{path} gives its {LATENT_SCALE} as {text!r}, wanted a number above 0; save the file again."
+        )
     state = read_tensors(path)
     named = to_core_names(state)
     if len(named) < len(state):
-        raise WeightsError(f"Expected each tensor of {path} once, got some under core's names and diffusers' too. Keep one set of weights.")
+        raise WeightsError(
+            f"Expected each tensor of {path} once, got some under core's names and diffusers' too. Keep one "
+            "set of weights."
+        )
     return IntrinsicVae(named, config, scale)
 
 
 def find_config(header: Header, what: str) -> VaeConfig:
-    """The file's own settings, else those that its shapes tell; WeightsError for anything but an intrinsic VAE."""
+    """The config in the metadata, else one inferred from the shapes; WeightsError for any other file."""
     levels = count_levels(header.shapes)
     shapes = {core_name(name, levels): shape for name, shape in header.shapes.items()}
     if not {FIRST, LAST, CODE} <= set(shapes) or any(len(shapes[name]) != 4 for name in (FIRST, LAST, CODE)):
@@ -93,35 +115,46 @@ def find_config(header: Header, what: str) -> VaeConfig:
     if (into, out) != (CHANNELS, CHANNELS):
         raise WeightsError(f"{what} is {describe(header)} with {into} channels in and {out} out; {WANTED}.")
     try:
-        multiples = tuple(shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in range(levels))
-        blocks = sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in shapes)
+        multiples = tuple(
+            shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in range(levels)
+        )
+        blocks = sum(
+            bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in shapes
+        )
         told = VaeConfig(width, multiples, blocks, shapes[CODE][0])
     except (KeyError, IndexError, ArithmeticError, ValueError) as error:
-        raise WeightsError(f"{what} looks like an autoencoder of another make ({error}); {WANTED}{explain_part(what)}.") from error
+        raise WeightsError(
+            f"{what} looks like an autoencoder of another make ({error}); {WANTED}{explain_part(what)}."
+        ) from error
     return _follow_statement(header, told, what)
 
 
 def _follow_statement(header: Header, told: VaeConfig, what: str) -> VaeConfig:
-    """The layout that the shapes tell, with the scale that the file states; diffusers' description of a class is left alone."""
+    """The layout inferred from the shapes with the scale in the metadata; a diffusers config is ignored."""
     if CONFIG not in header.metadata or DIFFUSERS_CLASS in header.metadata[CONFIG]:
         return told
     try:
         stated = VaeConfig.from_json(header.metadata[CONFIG])
     except ValueError as error:
-        raise WeightsError(f"{what} looks like an autoencoder of another make ({error}); {WANTED}.") from error
+        raise WeightsError(
+            f"{what} looks like an autoencoder of another make ({error}); {WANTED}."
+        ) from error
     if replace(stated, base_scale=told.base_scale) != told:
-        raise WeightsError(f"Expected {what} to hold what its {CONFIG} states ({stated}), got tensors of {told}. Save the file again.")
+        raise WeightsError(
+            f"Expected {what} to hold what its {CONFIG} states ({stated}), got tensors of {told}. Save the "
+            "file again."
+        )
     return stated
 
 
 def count_levels(names: Iterable[str]) -> int:
-    """How many sizes the encoder works at."""
+    """Number of resolution levels of the encoder."""
     found = [STEP.match(name) or DIFFUSERS_STEP.match(name) for name in names]
     return 1 + max((int(match[3]) for match in found if match and match[1] == "encoder"), default=-1)
 
 
 def core_name(name: str, levels: int) -> str:
-    """Core's name of a tensor that has diffusers' or core's own. The decoder's steps are numbered the other way round."""
+    """ComfyUI's name for a tensor of either naming. The decoder's levels are numbered in reverse order."""
     step = DIFFUSERS_STEP.match(name)
     if step:
         side, way, number, block = step.groups()
@@ -133,7 +166,7 @@ def core_name(name: str, levels: int) -> str:
 
 
 def diffusers_name(name: str, levels: int) -> str:
-    """The reverse of `core_name`."""
+    """The inverse of `core_name`."""
     step = STEP.match(name)
     if step:
         side, way, number, block = step.groups()
@@ -149,21 +182,27 @@ def _turn_number(side: str, number: str, levels: int) -> int:
 
 
 def to_core_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of either naming as core's AutoencoderKL has them; its attention projects by 1 x 1 convolutions."""
+    """Weights of either naming as ComfyUI's AutoencoderKL has them, with 1 x 1 convolutions in attention."""
     levels = count_levels(state)
     named = {core_name(name, levels): value for name, value in state.items()}
-    return {name: value[:, :, None, None] if ".attn_1." in name and value.dim() == 2 else value for name, value in named.items()}
+    return {
+        name: value[:, :, None, None] if ".attn_1." in name and value.dim() == 2 else value
+        for name, value in named.items()
+    }
 
 
 def to_diffusers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Core's weights as diffusers' AutoencoderKL has them; its attention projects by linear layers."""
+    """ComfyUI's weights as diffusers' AutoencoderKL has them, with linear layers in attention."""
     levels = count_levels(state)
     named = {diffusers_name(name, levels): value for name, value in state.items()}
-    return {name: value[:, :, 0, 0] if ".attentions.0." in name and value.dim() == 4 else value for name, value in named.items()}
+    return {
+        name: value[:, :, 0, 0] if ".attentions.0." in name and value.dim() == 4 else value
+        for name, value in named.items()
+    }
 
 
 def fold_scale(state: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor]:
-    """Weights under core's names whose latents are `ratio` times as large, and which decode those to the same maps."""
+    """Weights under ComfyUI's names whose latents are `ratio` times as large and decode to the same maps."""
     folded = dict(state)
     for part, shift in (("weight", 0.0), ("bias", 2 * math.log(ratio))):
         mean, log_variance = state[f"quant_conv.{part}"].float().chunk(2)

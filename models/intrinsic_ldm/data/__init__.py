@@ -1,1 +1,1 @@
-"""Dataset folders of I-LDM: read, built with a running ComfyUI, encoded."""
+"""Dataset folders of I-LDM: reading, building with a running ComfyUI, and encoding to latents."""

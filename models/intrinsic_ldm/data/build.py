@@ -1,13 +1,15 @@
-"""A dataset folder with intrinsic maps from plain pictures: `spatialweave intrinsics build`, with the estimators of a running ComfyUI.
+"""A dataset folder with intrinsic maps from plain images, with the estimators of a running ComfyUI.
 
-Each picture is brought to one size and put through a workflow in API form, by its first Load Image; what that saves is gathered. Which map
-a saved file is, the saver's `filename_prefix` says by its last word: .../depth is an NPZ of Save Depth, with sky and normals where the
-estimator gives them; .../normals a normal map in OpenGL's colours, which then counts; .../segmentation one picture for each mask;
-.../line white on black. A .txt of the same name beside a picture is its caption.
+`spatialweave intrinsics build`: each image is resized and cropped to one size and fed to the first Load Image
+of a workflow in API form; the files that the workflow saves are collected. The last path component of a
+saver's `filename_prefix` names the map: .../depth is an NPZ of Save Depth, with sky and normals where the
+estimator returns them; .../normals a normal map in OpenGL's colors, which takes precedence; .../segmentation
+one image per mask; .../line white on black. A .txt of the same name beside an image is its caption.
 
-Shards hold image uint8, depth float32 (0 = not known), normals int8 (127 times the unit normal, 0 = not known), segmentation int16
-(0 = no mask, -1 = sky), line float16; `dataset.py` reads them. A picture that cannot be read, with its caption, or on which the workflow
-fails is left out and named, in the log and at the end; a shard on which the workflow fails throughout ends the run.
+Shards hold image uint8, depth float32 (0 = unknown), normals int8 (127 times the unit normal, 0 = unknown),
+segmentation int16 (0 = no mask, -1 = sky), line float16; `dataset.py` reads them. An image is skipped, and
+named in the log and at the end, if it or its caption cannot be read or the workflow fails on it; a shard on
+which the workflow fails for every image ends the run.
 """
 
 from __future__ import annotations
@@ -47,16 +49,18 @@ log = logging.getLogger("spatialweave.dataset")
 FORMAT, VERSION = "spatialweave-intrinsics", 2
 WORKFLOW = Path(__file__).parents[3] / "workflows" / "api" / "build_intrinsic_dataset.json"
 SAVED = ("depth", "normals", "segmentation", "line")
-LARGEST = 2**28  # pixels of a picture that was scaled to cover, before it is cropped
+LARGEST = 2**28  # pixels of an image after it is scaled to cover, before the crop
 
 
 def build_dataset(
-    source: str | Path, output: str | Path, *, servers: Sequence[str], size: Sequence[int] = (512, 512), workflow: str | Path = WORKFLOW,
+    source: str | Path, output: str | Path, *, servers: Sequence[str], size: Sequence[int] = (512, 512),
+    workflow: str | Path = WORKFLOW,
     changes: Sequence[str] = (), shard_size: int = 64, timeout: float = 600,
 ) -> Summary:  # fmt: skip
-    """Estimate the maps of every picture below `source`. `size` (height, width); `changes` are NODE.INPUT=VALUE for the workflow.
+    """Estimate the maps of every image below `source`.
 
-    Of several processes each asks its own of the `servers`, in turn where there are fewer.
+    `size` is (height, width); `changes` are NODE.INPUT=VALUE for the workflow. Each process uses its own one
+    of the `servers`, in turn if there are fewer servers than processes.
     """
     source, output = Path(source), Path(output)
     pictures = find_pictures(source)
@@ -85,38 +89,49 @@ def build_dataset(
                 log.warning("%s is left out: %s", shown(member.name), fault)
             left_out.append(fault)
         if asked and not samples:
-            raise ValueError(f"None of the pictures from {shown(members[0].name)} on went through; the last: {fault}")
+            raise ValueError(
+                f"None of the pictures from {shown(members[0].name)} on went through; the last: {fault}"
+            )
         if samples:
             write_file(output / f"{name}.safetensors", save(stack_samples(samples)))
         return left_out
 
-    return write_folder(output, facts, sources=pictures, shard_size=shard_size, write=write, what="intrinsics")
+    return write_folder(
+        output, facts, sources=pictures, shard_size=shard_size, write=write, what="intrinsics"
+    )
 
 
 def find_pictures(folder: Path) -> list[Source]:
-    """The pictures below a folder; ValueError where there are none. What is passed over is said in the log."""
+    """The images below a folder; ValueError if there are none. Skipped files are reported in the log."""
     found = list_pictures(folder)
     for closed in found.closed if folder.is_dir() else ():
         log.warning("%s is left out: the folder cannot be read; change its permissions.", show_path(closed))
-    hidden = f"{found.hidden} pictures whose names begin with a dot, or in __MACOSX, are passed over" if found.hidden else ""
+    hidden = (
+        f"{found.hidden} pictures whose names begin with a dot, or in __MACOSX, are passed over"
+        if found.hidden
+        else ""
+    )
     if not found.pictures:
         more = f"; {hidden}" if hidden else ""
-        raise ValueError(f"{show_path(folder)} is no folder with pictures in it ({', '.join(PICTURES)}){more}; name one.")
+        raise ValueError(
+            f"{show_path(folder)} is no folder with pictures in it ({', '.join(PICTURES)}){more}; name one."
+        )
     if hidden:
         log.info("%s.", hidden)
     return [as_source(folder, *pair) for pair in found.pictures]
 
 
 class Estimation:
-    """What is done with each picture."""
+    """Estimation of the maps of one image after another."""
 
     def __init__(self, graph: Mapping[str, Any], size: tuple[int, int]):
         self.graph, self.size, self.savers = graph, size, find_savers(graph)
-        self.upload = f"spatialweave_{uuid.uuid4().hex[:12]}.png"  # one file of each process on the server, written over and over
+        # one upload per process on the server, overwritten for each image
+        self.upload = f"spatialweave_{uuid.uuid4().hex[:12]}.png"
         self.said: set[str] = set()
 
     def read(self, path: Path, name: str) -> Tensor:
-        """uint8 h w 3, scaled to cover and cropped. What the reader notes is logged once of many pictures."""
+        """uint8 (h, w, 3), scaled to cover and cropped. Each distinct note of the reader is logged once."""
         image, notes = read_picture(path, self.size)
         for note in notes:
             if note not in self.said:
@@ -125,7 +140,7 @@ class Estimation:
         return image
 
     def estimate(self, server: Server, image: Tensor) -> dict[str, Tensor]:
-        """One picture's row of a shard."""
+        """One image's row of a shard."""
         buffer = io.BytesIO()
         Image.fromarray(image.numpy()).save(buffer, "PNG")
         server.upload(self.upload, buffer.getvalue())
@@ -135,82 +150,102 @@ class Estimation:
         files: dict[str, list[bytes]] = {}
         for node, word in self.savers.items():
             listed = list_files(outputs.get(node))
-            if not listed and word != "segmentation":  # of which there may be none
+            if not listed and word != "segmentation":  # an image may have no masks
                 raise RunFailed(f"node {node} ({self.graph[node]['class_type']}) saved no {word}")
             files.setdefault(word, []).extend(server.fetch(file) for file in listed)
         return assemble(image, files)
 
 
 def find_settings(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the maps of a graph: not its nodes' titles, nor the picture that it was drawn with."""
-    settings = {node: {"class_type": entry["class_type"], "inputs": dict(entry["inputs"])} for node, entry in graph.items()}
+    """The settings that determine the maps: the graph without node titles and without its input image."""
+    settings = {
+        node: {"class_type": entry["class_type"], "inputs": dict(entry["inputs"])}
+        for node, entry in graph.items()
+    }
     settings[find_input(graph)]["inputs"].pop("image", None)
     return settings
 
 
 def find_input(graph: Mapping[str, Any]) -> str:
-    """The node that takes the picture."""
+    """Id of the node that loads the image."""
     return next(node for node, entry in graph.items() if entry["class_type"] == "LoadImage")
 
 
 def list_files(output: Any) -> list[Mapping[str, str]]:
-    """The files that a node's entry in the history names."""
-    groups = [group for group in output.values() if isinstance(group, list)] if isinstance(output, dict) else []
+    """The files listed in a node's entry in the history."""
+    groups = (
+        [group for group in output.values() if isinstance(group, list)] if isinstance(output, dict) else []
+    )
     return [file for group in groups for file in group if isinstance(file, dict) and "filename" in file]
 
 
 def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
-    """A workflow in API form with changed inputs; ValueError where it has no picture to take or saves no map."""
+    """A workflow in API form with changed inputs; ValueError if it has no Load Image or saves no map."""
     try:
         graph = read_json_object(path)
     except (OSError, TextFileError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"The workflow {show_path(path)} cannot be read ({reason}); export one from ComfyUI in API form.") from error
+        raise ValueError(
+            f"The workflow {show_path(path)} cannot be read ({reason}); export one from ComfyUI in API form."
+        ) from error
     if "nodes" in graph:
         raise ValueError(f"{show_path(path)} is a workflow as the browser saves it; export it in API form.")
     for number, node in graph.items():
-        if not isinstance(node, dict) or not isinstance(node.get("inputs"), dict) or not isinstance(node.get("class_type"), str):
+        if (
+            not isinstance(node, dict)
+            or not isinstance(node.get("inputs"), dict)
+            or not isinstance(node.get("class_type"), str)
+        ):
             raise ValueError(
-                f"Expected nodes with class_type and inputs in {show_path(path)}, got another entry {number!r}; export it in API form."
+                f"Expected nodes with class_type and inputs in {show_path(path)}, got another entry "
+                f"{number!r}; export it in API form."
             )
     for change in changes:
         place, given, value = change.partition("=")
         node, _, name = place.partition(".")
         if not given or name not in graph.get(node, {}).get("inputs", {}):
-            raise ValueError(f"There is no input {place!r} in {path.name}; give --set NODE.INPUT=VALUE with one that is there.")
+            raise ValueError(
+                f"There is no input {place!r} in {path.name}; give --set NODE.INPUT=VALUE with one that is "
+                "there."
+            )
         try:
             graph[node]["inputs"][name] = json.loads(value)
         except ValueError:
             graph[node]["inputs"][name] = value
     if not any(node["class_type"] == "LoadImage" for node in graph.values()) or not find_savers(graph):
         raise ValueError(
-            f"{show_path(path.name)} has no Load Image, or no saver whose filename_prefix ends in one of {', '.join(SAVED)}; start from "
-            f"workflows/{WORKFLOW.name}."
+            f"{show_path(path.name)} has no Load Image, or no saver whose filename_prefix ends in one of "
+            f"{', '.join(SAVED)}; start from workflows/{WORKFLOW.name}."
         )
     return graph
 
 
 def find_savers(graph: Mapping[str, Any]) -> dict[str, str]:
-    """Which map each saving node saves, by node id."""
+    """The map that each saving node saves, by node id."""
     prefixes = {node: str(entry["inputs"].get("filename_prefix", "")) for node, entry in graph.items()}
     last = {node: prefix.rpartition("/")[2] for node, prefix in prefixes.items()}
     return {node: word for node, word in last.items() if word in SAVED}
 
 
 def read_picture(path: Path, size: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
-    """uint8 h w 3, scaled to cover and cropped, and the reader's notes; PictureError where it cannot be read."""
+    """uint8 (h, w, 3), scaled to cover and cropped, and the reader's notes; PictureError for a bad file."""
     image, notes = open_rgb(path)
     height, width = image.shape[:2]
     if height * width * max(size[0] / height, size[1] / width) ** 2 > LARGEST:
-        raise PictureError(f"Expected a picture that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got {width} x {height}.")
+        raise PictureError(
+            f"Expected a picture that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got "
+            f"{width} x {height}."
+        )
     try:
         return fit_map(image, tuple(size), smooth=True), notes
-    except RuntimeError as error:  # torch's word for memory that is full
-        raise PictureError(f"Expected a picture that fits into memory in {show_path(path)}, got {width} x {height}.") from error
+    except RuntimeError as error:  # torch raises this when memory is exhausted
+        raise PictureError(
+            f"Expected a picture that fits into memory in {show_path(path)}, got {width} x {height}."
+        ) from error
 
 
 def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, Tensor]:
-    """The picture h w 3 and the saved files of each map as a row of a shard; ValueError where a map has another size."""
+    """The image (h, w, 3) and the saved files of each map as a shard's row; ValueError if sizes differ."""
     row, sky = {"image": image}, None
     if files.get("depth"):
         view = read_view(files["depth"][0])
@@ -220,19 +255,26 @@ def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, T
     if files.get("normals"):
         row["normals"] = as_integers(read_answer(read_normals, files["normals"][0], "normals"))
     if "segmentation" in files:
-        ids = number_masks([read_answer(open_grey, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2])
-        row["segmentation"] = ids if sky is None or sky.shape != ids.shape else ids.masked_fill(sky & (ids == 0), SKY)
+        ids = number_masks(
+            [read_answer(open_grey, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2]
+        )
+        row["segmentation"] = (
+            ids if sky is None or sky.shape != ids.shape else ids.masked_fill(sky & (ids == 0), SKY)
+        )
     if files.get("line"):
         row["line"] = read_answer(open_grey, files["line"][0], "line").half()
     for name, value in row.items():
         if value.shape[:2] != image.shape[:2]:
             got, wanted = "x".join(map(str, value.shape[1::-1])), "x".join(map(str, image.shape[1::-1]))
-            raise ValueError(f"The workflow made a {name} of {got} pixels for a picture of {wanted}; keep the picture's size in it.")
+            raise ValueError(
+                f"The workflow made a {name} of {got} pixels for a picture of {wanted}; keep the picture's "
+                "size in it."
+            )
     return row
 
 
 def read_view(data: bytes) -> View:
-    """The geometry of an NPZ; its normals measured from the depth where it has a camera and none."""
+    """The geometry of an NPZ; normals are computed from the depth if the file has a camera but no normals."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_file(Path(folder) / "view.npz", data)
         try:
@@ -244,7 +286,7 @@ def read_view(data: bytes) -> View:
 
 
 def read_answer(read: Callable[..., Any], data: bytes, word: str) -> Any:
-    """A picture that the workflow saved; RunFailed where it is none."""
+    """An image that the workflow saved; RunFailed if it is not an image."""
     try:
         return read(data, name=f"the {word} that the workflow saved")
     except PictureError as error:
@@ -256,15 +298,25 @@ def as_integers(normals: Tensor) -> Tensor:
 
 
 def number_masks(masks: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Masks h w in [0, 1] as one map of numbers, int16 h w; smaller ones lie on top of larger."""
+    """Masks (h, w) in [0, 1] as one id map (h, w), int16; smaller masks lie on top of larger ones."""
     for mask in masks:
         if mask.shape != tuple(size):
-            raise ValueError(f"The workflow made a mask of {tuple(mask.shape)} pixels for a picture of {tuple(size)}; keep its size in it.")
-    return masks_to_ids(torch.stack(list(masks))).to(torch.int16) if masks else torch.zeros(*size, dtype=torch.int16)
+            raise ValueError(
+                f"The workflow made a mask of {tuple(mask.shape)} pixels for a picture of {tuple(size)}; "
+                "keep its size in it."
+            )
+    return (
+        masks_to_ids(torch.stack(list(masks))).to(torch.int16)
+        if masks
+        else torch.zeros(*size, dtype=torch.int16)
+    )
 
 
 def stack_samples(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows to a shard's tensors; what one row lacks and others have is zero in it, which for depth and normals is not known."""
+    """Rows as a shard's tensors; a map that a row lacks is zero in it: unknown depth or normals."""
     names = sorted({name for sample in samples for name in sample})
     like = {name: next(sample[name] for sample in samples if name in sample) for name in names}
-    return {name: torch.stack([sample.get(name, torch.zeros_like(like[name])) for sample in samples]) for name in names}
+    return {
+        name: torch.stack([sample.get(name, torch.zeros_like(like[name])) for sample in samples])
+        for name in names
+    }

@@ -1,16 +1,20 @@
-"""Latents and prompts of a dataset folder, computed once before an intrinsic LoRA trains on them: `spatialweave intrinsics encode`.
+"""Latents and prompt embeddings of a dataset folder, computed once before the training of an intrinsic LoRA.
 
-    OUTPUT/shard-00000.safetensors       latent, intrinsic_latent float16 n c h w, means of the posteriors at unit spread; context float16
-                                         n tokens c; for SDXL pooled float16 n c; for PixArt context_mask uint8 n tokens, 1 = a word
-    OUTPUT/empty_context.safetensors     the same parts of the prompt "", without a first axis
-    OUTPUT/manifest.jsonl                {"shard", "row", "index" of the source, "caption"}
-    OUTPUT/dataset.json, sources.jsonl   what it was made with, and of which files, by content
+`spatialweave intrinsics encode` writes
 
-A sample that cannot be read is left out and named. What changed in the source since the last run is encoded anew; with another base or
-intrinsic VAE than before nothing is written.
+    OUTPUT/shard-00000.safetensors       latent, intrinsic_latent (n, c, h, w) float16, posterior means scaled
+                                         to unit standard deviation; context (n, tokens, c) float16; for SDXL
+                                         pooled (n, c) float16; for PixArt context_mask (n, tokens) uint8,
+                                         1 = a token
+    OUTPUT/empty_context.safetensors     the same tensors for the prompt "", without the first axis
+    OUTPUT/manifest.jsonl                {"shard", "row", "index" in the source, "caption"}
+    OUTPUT/dataset.json, sources.jsonl   the settings, and the source files by content hash
 
-The text encoders and the image's autoencoder are the base's own, run by diffusers; the maps' autoencoder is a file of ours. A tiny base,
-made by `training_base`, has a text encoder of ours.
+A sample that cannot be read is skipped and reported. Samples that changed since the last run are encoded
+again; with another base or intrinsic VAE than before nothing is written.
+
+The text encoders and the image autoencoder are the base model's own, run by diffusers; the intrinsic VAE is
+ours, and so is the text encoder of a tiny base (`training.base`).
 """
 
 from __future__ import annotations
@@ -44,19 +48,20 @@ from .dataset import IntrinsicSamples
 log = logging.getLogger("spatialweave.dataset")
 
 FORMAT, VERSION = "spatialweave-intrinsic-latents", 2
-OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")  # which an encoder does not read
+OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx")  # file types that are not loaded
 LARGEST = torch.finfo(torch.float16).max
 
 
 class Encoder:
-    """The frozen parts of a base, and an intrinsic VAE, on one device."""
+    """The frozen encoders of a base model, and an intrinsic VAE, on one device."""
 
     def __init__(self, base: Path, vae: Path, device: torch.device, dtype: torch.dtype):
         self.family, self.device = find_family(base), device
         intrinsic = load_intrinsic_vae(vae)
         self.intrinsic_scale = intrinsic.latent_scale
         self.intrinsic = fill_module(
-            make_autoencoder(intrinsic.config, "meta"), to_diffusers_names(intrinsic.state), what=str(vae), device=device
+            make_autoencoder(intrinsic.config, "meta"), to_diffusers_names(intrinsic.state), what=str(vae),
+            device=device
         ).train(False)  # fmt: skip
         self.prompts, image = load_parts(base, dtype)
         self.prompts.to(device)
@@ -64,16 +69,24 @@ class Encoder:
 
     @torch.no_grad()
     def encode(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Everything that a shard holds of these samples, on the CPU."""
-        images, maps = (torch.stack([sample[key] for sample in samples]).to(self.device) for key in ("image", "maps"))
+        """All tensors of a shard for these samples, on the CPU."""
+        images, maps = (
+            torch.stack([sample[key] for sample in samples]).to(self.device) for key in ("image", "maps")
+        )
         config = self.image.config
-        latent = (self.image.encode(images).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
+        latent = (
+            self.image.encode(images).latent_dist.mode() - (config.shift_factor or 0)
+        ) * config.scaling_factor
         coded = self.intrinsic.encode(maps).latent_dist.mode() * self.intrinsic_scale
-        return {"latent": as_half(latent), "intrinsic_latent": as_half(coded), **self.encode_prompts([s["caption"] for s in samples])}
+        return {
+            "latent": as_half(latent),
+            "intrinsic_latent": as_half(coded),
+            **self.encode_prompts([s["caption"] for s in samples]),
+        }
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """What the base reads of each prompt, by the names in `CONDITIONS`."""
+        """The prompt tensors by the names in `CONDITIONS`, one row per prompt."""
         found = self.prompts.encode(prompts)
         return {
             name: value.to("cpu", torch.uint8) if name == "context_mask" else as_half(value)
@@ -82,34 +95,44 @@ class Encoder:
 
 
 def as_half(x: Tensor) -> Tensor:
-    """float16 on the CPU; ValueError for what it cannot hold."""
+    """float16 on the CPU; ValueError for values out of its range."""
     if not bool((x.abs() < LARGEST).all()):
-        raise ValueError("An encoder gave numbers that are infinite or too large for float16; use --precision float32.")
+        raise ValueError(
+            "An encoder gave numbers that are infinite or too large for float16; use --precision float32."
+        )
     return x.to("cpu", torch.float16)
 
 
 def encode_dataset(
-    source: str | Path, output: str | Path, *, base: str | Path, vae: str | Path, size: Sequence[int] | None = None,
+    source: str | Path, output: str | Path, *, base: str | Path, vae: str | Path,
+    size: Sequence[int] | None = None,
     batch: int = 4, shard_size: int = 256, precision: str = "float32", places: int = PLACES,
 ) -> Summary:  # fmt: skip
-    """Encode a dataset folder for one base and one intrinsic VAE.
+    """Encode a dataset folder for one base model and one intrinsic VAE.
 
-    `size` (height, width); `precision` is the text encoders'; `places` of the masks' colours, see `encode_segments`.
+    `size` is (height, width); `precision` is the text encoders' dtype; `places` is the centroid grid of the
+    mask colors, see `encode_segments`.
     """
     source, output, base, vae = (Path(path) for path in (source, output, base, vae))
     samples = IntrinsicSamples(source, size=size, image=True, places=places)
     if not vae.is_file():
-        raise ValueError(f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote.")
+        raise ValueError(
+            f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote."
+        )
     if batch < 1:
         raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
     family = find_family(base)
     files = [("intrinsic VAE", vae), *list_base_files(base)]
     facts = {
-        "format": FORMAT, "version": VERSION, "family": family, "size": list(samples.size) if samples.size else None,
+        "format": FORMAT, "version": VERSION, "family": family,
+        "size": list(samples.size) if samples.size else None,
         "precision": precision, "places": places, "files": stamp_files(ShardFolder(output), files),
-        "about": {"source": show_path(source.resolve().name), "base": show_path(base.resolve().name), "vae": show_path(vae.name)},
+        "about": {
+            "source": show_path(source.resolve().name), "base": show_path(base.resolve().name),
+            "vae": show_path(vae.name),
+        },
     }  # fmt: skip
-    made: list[Encoder] = []  # when the first shard needs it: a finished folder needs none
+    made: list[Encoder] = []  # built for the first shard: a finished folder needs none
 
     def write(name: str, members: Sequence[Source], state) -> list[str]:
         if not made:
@@ -120,17 +143,22 @@ def encode_dataset(
             parts = [encoder.encode(taken[start : start + batch]) for start in range(0, len(taken), batch)]
             tensors = {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
             write_file(output / f"{name}.safetensors", save(tensors))
-        if state.is_main_process and not (output / EMPTY_PROMPT).is_file():  # whatever is missing, this process has some of it
+        # if any shard is missing, the main process has one of them to write
+        if state.is_main_process and not (output / EMPTY_PROMPT).is_file():
             empty = encoder.encode_prompts([""])
-            write_file(output / EMPTY_PROMPT, save({key: part[0].contiguous() for key, part in empty.items()}))
+            write_file(
+                output / EMPTY_PROMPT, save({key: part[0].contiguous() for key, part in empty.items()})
+            )
         return left_out
 
     sources = list_samples(samples)
-    return write_folder(output, facts, sources=sources, shard_size=shard_size, write=write, what="encode", gpu=True)
+    return write_folder(
+        output, facts, sources=sources, shard_size=shard_size, write=write, what="encode", gpu=True
+    )
 
 
 def list_base_files(base: Path) -> Iterator[tuple[str, Path]]:
-    """What an encoder reads of a base's folder: all but the network itself, in the precision that is loaded."""
+    """The files of a base's folder that an encoder loads: all but the network, in the selected precision."""
     names = [base / "model_index.json", base / TEXT_FILE]
     for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
         half = find_variant(base / part) is not None
@@ -141,15 +169,23 @@ def list_base_files(base: Path) -> Iterator[tuple[str, Path]]:
 
 
 def list_samples(samples: IntrinsicSamples) -> list[Source]:
-    """The samples of a dataset folder with the files that each is read from; those of one shard share its file."""
+    """The samples of a dataset folder with their source files; the samples of one shard share its file."""
     found: dict[str, Source] = {}
     for index in range(len(samples)):
         entry = samples.entry(index)
-        files = {str(entry["shard"])} if "shard" in entry else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
+        files = (
+            {str(entry["shard"])}
+            if "shard" in entry
+            else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
+        )
         name = f"{entry['shard']}:{entry['row']}" if "shard" in entry else str(entry.get("image", index))
-        while name in found:  # a sample may stand in a manifest twice, with two captions
+        while name in found:  # a manifest may list a sample twice, with two captions
             name += "+"
-        files |= {beside for file in files if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()}
+        files |= {
+            beside
+            for file in files
+            if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()
+        }
         found[name] = Source(
             name,
             {file: samples.folder / file for file in sorted(files)},
@@ -161,7 +197,7 @@ def list_samples(samples: IntrinsicSamples) -> list[Source]:
 
 
 def read_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The samples that can be read, and for each "" or why it cannot; ValueError where they have several sizes."""
+    """The readable samples, and per sample an error or ""; ValueError for samples of several sizes."""
 
     def read(index: int) -> dict[str, Any] | ValueError:
         try:
@@ -177,7 +213,7 @@ def read_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[lis
             log.warning("%s", sample)
         elif sample["image"].shape != taken[0]["image"].shape:
             raise ValueError(
-                f"Sample {index} of {samples.folder} is {tuple(sample['image'].shape[1:])} pixels high and wide, others are "
-                f"{tuple(taken[0]['image'].shape[1:])}; give --size to bring them to one."
+                f"Sample {index} of {samples.folder} is {tuple(sample['image'].shape[1:])} pixels high and "
+                f"wide, others are {tuple(taken[0]['image'].shape[1:])}; give --size to bring them to one."
             )
     return taken, [str(sample) if isinstance(sample, ValueError) else "" for sample in found]

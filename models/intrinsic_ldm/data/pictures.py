@@ -1,4 +1,4 @@
-"""The pictures below a folder, with their captions, as people's disks have them: any spelling of a suffix, hidden files, links."""
+"""The image files below a folder with their captions: suffixes in any case, hidden files, symbolic links."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ...core.training.shard_sources import Source
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION = ".txt"
-PASSED_OVER = "__macosx"  # a folder that macOS puts into archives; what it hides elsewhere begins with a dot
+PASSED_OVER = "__macosx"  # a folder that macOS adds to archives; its other hidden files begin with a dot
 
 
 @dataclass
 class Listing:
-    """Pictures below a folder, each with its caption's file if there is one."""
+    """Image files below a folder, each with its caption file, if there is one."""
 
     pictures: list[tuple[Path, Path | None]] = field(default_factory=list)
-    hidden: int = 0  # pictures whose names say that a system put them there
-    closed: list[Path] = field(default_factory=list)  # folders that may not be read
+    hidden: int = 0  # image files with names that mark them as hidden by the system
+    closed: list[Path] = field(default_factory=list)  # folders without read permission
 
 
 def list_pictures(folder: Path) -> Listing:
-    """In the order of their names, as bytes; links are followed, no folder is read twice."""
+    """Sorted by name as bytes; symbolic links are followed, no folder is listed twice."""
     found = Listing()
     for home, files in walk(folder, found.closed):
         captions = find_captions(files)
@@ -45,13 +45,15 @@ def list_pictures(folder: Path) -> Listing:
 
 def walk(folder: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str]]]:
     seen = set()
-    for home, folders, files in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(Path(error.filename))):
+    for home, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: closed.append(Path(error.filename))
+    ):
         real = os.path.realpath(home)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()  # what is reached by two ways is found by the same one every time
+        folders.sort()  # so that a folder with two paths is always listed under the same one
         yield Path(home), files
 
 
@@ -60,13 +62,15 @@ def is_hidden(name: str) -> bool:
 
 
 def find_captions(files: list[str]) -> dict[str, str]:
-    """Captions by the name they share with a picture; where several differ in the case of their suffix, the one in lower case."""
+    """Caption files by the stem shared with an image; of suffixes in several cases, the lower-case one."""
     texts = [name for name in files if name.lower().endswith(CAPTION) and not is_hidden(name)]
-    return {os.path.splitext(name)[0]: name for name in sorted(texts, key=lambda name: name.endswith(CAPTION))}
+    return {
+        os.path.splitext(name)[0]: name for name in sorted(texts, key=lambda name: name.endswith(CAPTION))
+    }
 
 
 def as_source(folder: Path, picture: Path, text: Path | None) -> Source:
-    """A picture as a sample to be written. Its caption is only written down: with another one nothing is estimated anew."""
+    """An image as a sample to write. The caption is stored only: a new one causes no new estimation."""
     name = picture.relative_to(folder).as_posix()
     words = (text or picture.with_suffix(CAPTION)).relative_to(folder)
     entry = {"source": show_path(name), "caption": ""}
@@ -81,7 +85,7 @@ def as_source(folder: Path, picture: Path, text: Path | None) -> Source:
 
 
 def describe(error: Exception, picture: Path) -> str:
-    """Why a picture has to be left out."""
+    """The reason why an image is skipped."""
     if isinstance(error, OSError):
         what = "it" if error.filename in (None, str(picture)) else f"its caption {show_path(error.filename)}"
         return f"{what} cannot be read: {error.strerror or error}"

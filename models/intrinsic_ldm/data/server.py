@@ -1,6 +1,7 @@
-"""A ComfyUI over HTTP, as far as building a dataset needs it: upload a picture, queue a graph, fetch what it saved. Standard library only.
+"""Client for a ComfyUI server over HTTP: upload an image, queue a graph, fetch the saved files.
 
-`workflows/run.py` is for people, runs one graph and stands alone; this serves a loop over thousands of pictures.
+Standard library only. `workflows/run.py` is the stand-alone script for one graph; this module serves a loop
+over thousands of images.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-PATIENCE = 60  # seconds for one answer
-POLL = 0.2  # seconds between two questions after a run
-QUOTED = 200  # characters of an answer that was not expected
+PATIENCE = 60  # timeout of one request, in seconds
+POLL = 0.2  # seconds between two polls of the history
+QUOTED = 200  # characters of an unexpected response in an error message
 
 
 class RunFailed(ValueError):
-    """A node failed on this picture, or what it saved cannot be used; others may go through."""
+    """A node failed on this image, or its output cannot be used; other images may succeed."""
 
 
 class Server:
-    """One ComfyUI. OSError says that it cannot be reached or is none, ValueError that it does not take the graph, RunFailed that a run
-    failed."""
+    """One ComfyUI server.
+
+    OSError: unreachable or not a ComfyUI; ValueError: the graph was refused; RunFailed: a run failed.
+    """
 
     def __init__(self, url: str, *, seconds: float = 600):
         self.url, self.seconds = (url if "://" in url else f"http://{url}").rstrip("/"), seconds
@@ -38,10 +41,13 @@ class Server:
         return body
 
     def upload(self, name: str, data: bytes) -> None:
-        """A PNG into the input folder; one of this name is replaced."""
+        """Upload a PNG into the input folder, replacing a file of the same name."""
         border = uuid.uuid4().hex
         fields = f'--{border}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
-        head = f'--{border}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'
+        head = (
+            f'--{border}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            'Content-Type: image/png\r\n\r\n'
+        )
         body = fields.encode() + head.encode() + data + f"\r\n--{border}--\r\n".encode()
         headers = {"Content-Type": f"multipart/form-data; boundary={border}"}
         status, said = self._ask(urllib.request.Request(self.url + "/upload/image", body, headers))
@@ -62,33 +68,39 @@ class Server:
             if isinstance(status, dict) and status.get("status_str") == "error":
                 raise RunFailed(explain_failure(status.get("messages")))
             time.sleep(POLL)
-        raise RunFailed(f"ComfyUI at {self.url} did not end the run within {self.seconds:g} s; give --timeout more")
+        raise RunFailed(
+            f"ComfyUI at {self.url} did not end the run within {self.seconds:g} s; give --timeout more"
+        )
 
     def _queue(self, graph: Mapping[str, Any]) -> str:
         body = json.dumps({"prompt": graph, "client_id": uuid.uuid4().hex}).encode()
         request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         status, said = self._ask(request)
-        if status not in (200, 400):  # 400 is how ComfyUI refuses a graph, with the reasons
+        if status not in (200, 400):  # 400: ComfyUI refuses the graph, with the reasons
             raise self._refusal("/prompt", status, said)
         answer = self._read("/prompt", said)
-        # ComfyUI runs what is sound of a graph: a map would be missing everywhere, in silence
+        # ComfyUI runs the valid part of a graph: one map would silently be missing from the whole dataset
         if not isinstance(answer.get("prompt_id"), str) or answer.get("node_errors"):
             raise ValueError(f"ComfyUI refuses the workflow: {explain_refusal(graph, answer)}")
         return answer["prompt_id"]
 
     def fetch(self, file: Mapping[str, str]) -> bytes:
-        """A file that a history names; RunFailed where the server does not have it."""
+        """A file listed in a history; RunFailed if the server does not have it."""
         named = {"subfolder": "", "type": "output", **file}
-        path = "/view?" + urllib.parse.urlencode({key: named[key] for key in ("filename", "subfolder", "type")})
+        path = "/view?" + urllib.parse.urlencode(
+            {key: named[key] for key in ("filename", "subfolder", "type")}
+        )
         status, body = self._ask(urllib.request.Request(self.url + path))
         if status == 404:
-            raise RunFailed(f"the file {named['filename']!r}, which the workflow saved, is not there at {self.url}")
+            raise RunFailed(
+                f"the file {named['filename']!r}, which the workflow saved, is not there at {self.url}"
+            )
         if status != 200:
             raise self._refusal(path, status, body)
         return body
 
     def _ask(self, request: urllib.request.Request) -> tuple[int, bytes]:
-        """The HTTP status of an answer, and its body."""
+        """HTTP status and body of the response."""
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.status, answer.read()
@@ -97,47 +109,57 @@ class Server:
                 return error.code, error.read()
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-            raise OSError(f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address.") from error
+            raise OSError(
+                f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address."
+            ) from error
 
     def _read(self, path: str, body: bytes) -> dict[str, Any]:
-        """A JSON object; OSError says that what answers is no ComfyUI."""
+        """A JSON object; OSError if the response is not ComfyUI's."""
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise OSError(
-                f"Expected a JSON object from {self.url}{path}, got {quote(body)}. Give --server the address of a ComfyUI."
+                f"Expected a JSON object from {self.url}{path}, got {quote(body)}. Give --server the address "
+                "of a ComfyUI."
             )
         return answer
 
     def _refusal(self, path: str, status: int, body: bytes) -> OSError:
         where = path.partition("?")[0]
         return OSError(
-            f"Expected HTTP status 200 from {self.url}{where}, got {status} ({quote(body)}). Look into the server's log, or give --server "
-            "the address of a ComfyUI."
+            f"Expected HTTP status 200 from {self.url}{where}, got {status} ({quote(body)}). Look into the "
+            "server's log, or give --server the address of a ComfyUI."
         )
 
 
 def quote(body: bytes) -> str:
-    """The beginning of an answer, for people."""
+    """The beginning of a response, for error messages."""
     text = " ".join(body[:2000].decode(errors="replace").split())
     return repr(text[:QUOTED]) if text else "nothing"
 
 
 def explain_refusal(graph: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
-    """ComfyUI's complaints about a graph in one line."""
+    """ComfyUI's validation errors of a graph in one line."""
     error, nodes = answer.get("error"), answer.get("node_errors")
-    said = [str(error.get("message", "no reason given")) if isinstance(error, dict) else str(error)] if error else []
+    said = (
+        [str(error.get("message", "no reason given")) if isinstance(error, dict) else str(error)]
+        if error
+        else []
+    )
     for node, fault in nodes.items() if isinstance(nodes, dict) else ():
         kind = graph.get(node, {}).get("class_type", "?")
         for each in fault.get("errors", ()) if isinstance(fault, dict) else ():
             said.append(f"node {node} ({kind}): {each.get('message', '')} {each.get('details', '')}".rstrip())
-    return "; ".join(said or ["no reason given"]) + "; set its inputs with --set, for example to the models that you have."
+    return (
+        "; ".join(said or ["no reason given"])
+        + "; set its inputs with --set, for example to the models that you have."
+    )
 
 
 def explain_failure(messages: Any) -> str:
-    """What the failing node said."""
+    """The error message of the failing node."""
     for message in messages if isinstance(messages, list) else ():
         kind, data = message if isinstance(message, list) and len(message) == 2 else ("", None)
         if kind == "execution_error" and isinstance(data, dict):

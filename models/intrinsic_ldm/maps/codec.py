@@ -1,4 +1,4 @@
-"""Maps as people have them, a View and pictures, to the eight channels that the intrinsic VAE codes, and back."""
+"""Maps as a View, images and masks to the eight channels of the intrinsic VAE, and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from ..vae import split_maps, stack_maps
 from . import channels as maps
 from .segmentation import COLOURS, ids_to_masks, masks_to_ids, palette
 
-AFFINE = "1 / depth is right up to scale and shift: near and far are as given, Align Depth fits them to another depth"
+AFFINE = (
+    "1 / depth is right up to scale and shift: near and far are as given, Align Depth fits them to another "
+    "depth"
+)
 
 
 def encode_pictures(
@@ -25,9 +28,10 @@ def encode_pictures(
     line: Tensor | None = None,
     style: NormalStyle = "opengl",
 ) -> tuple[Tensor, str]:
-    """(b, 8, h, w) in [-1, 1] and a line on what went in. At least one map is wanted; a batch of 1 serves all.
+    """(b, 8, h, w) in [-1, 1] and a line that describes the input; ValueError without any map.
 
-    `normals` is a normal map b h w 3, `segmentation` the masks n h w of one picture, `line` white on black, b h w or b h w c.
+    `normals` is a normal map (b, h, w, 3), `segmentation` the masks (n, h, w) of one image, `line` white on
+    black, (b, h, w) or (b, h, w, c). A map with batch 1 is repeated for the whole batch.
     """
     given, notes = {}, []
     if depth is not None:
@@ -40,7 +44,10 @@ def encode_pictures(
     if segmentation is not None:
         masks = segmentation.reshape(-1, *segmentation.shape[-2:])
         given["segmentation"], (left_out,) = maps.encode_segmentation(masks_to_ids(masks)[None])
-        notes.append(f"masks: {len(masks)}" + (f", of which {left_out} found no colour (there are {COLOURS})" if left_out else ""))
+        notes.append(
+            f"masks: {len(masks)}"
+            + (f", of which {left_out} found no colour (there are {COLOURS})" if left_out else "")
+        )
     if line is not None:
         grey = line[..., :3].mean(dim=-1) if line.dim() == 4 else line.reshape(-1, *line.shape[-2:])
         given["line"] = maps.encode_line(grey[:, None])
@@ -53,11 +60,13 @@ def encode_pictures(
 
 def check_colours(image: Tensor, name: str) -> None:
     if image.dim() != 4 or image.shape[-1] < 3:
-        raise ValueError(f"A picture {tuple(image.shape)} arrived at {name}, wanted colours, (batch, height, width, 3).")
+        raise ValueError(
+            f"A picture {tuple(image.shape)} arrived at {name}, wanted colours, (batch, height, width, 3)."
+        )
 
 
 def check_sizes(given: dict[str, Tensor]) -> None:
-    """One size for all, and one batch, or 1."""
+    """All maps must have one size, and one batch size or 1."""
     sizes = {name: tuple(tensor.shape[2:]) for name, tensor in given.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join("{} {} x {}".format(name, *size) for name, size in sizes.items())
@@ -70,36 +79,47 @@ def check_sizes(given: dict[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The four maps of b pictures, as nodes hand them on."""
+    """The four maps of b images, as nodes return them."""
 
-    view: View  # relative; with normals and, if there is one, the picture
-    normals: Tensor  # b h w 3 in [0, 1], a normal map
-    segmentation: Tensor  # b h w 3 in [0, 1], each mask in its colour
-    ids: Tensor  # b h w, 0 being no mask
-    present: list[list[int]]  # the ids of each picture
-    line: Tensor  # b h w 3 in [0, 1], white on black
+    view: View  # relative depth; with normals and, if there is one, the image
+    normals: Tensor  # (b, h, w, 3) in [0, 1], a normal map
+    segmentation: Tensor  # (b, h, w, 3) in [0, 1], one color per mask
+    ids: Tensor  # (b, h, w), 0 = no mask
+    present: list[list[int]]  # the ids of each image
+    line: Tensor  # (b, h, w, 3) in [0, 1], white on black
 
     def masks(self, index: int) -> Tensor:
-        """The masks (n, h, w) of one picture, in the order of their ids."""
+        """The masks (n, h, w) of one image, in the order of their ids."""
         if not 0 <= index < len(self.present):
-            raise ValueError(f"Picture {index} was asked of a batch of {len(self.present)}: choose an index below that.")
+            raise ValueError(
+                f"Picture {index} was asked of a batch of {len(self.present)}: choose an index below that."
+            )
         return ids_to_masks(self.ids[index], self.present[index])
 
     def describe(self, index: int) -> str:
-        """What the depth is, and which mask of a picture has which id."""
+        """A line on the depth's ambiguity and the id of each mask of an image."""
         numbers = ", ".join(map(str, self.present[index])) or "none"
         return f"{self.view.describe()}\n{AFFINE}.\nids of the masks of picture {index}: {numbers}"
 
 
 def decode_pictures(
-    stacked: Tensor, *, near: float = maps.NEAR, far: float = maps.FAR, style: NormalStyle = "opengl", picture: Tensor | None = None
+    stacked: Tensor,
+    *,
+    near: float = maps.NEAR,
+    far: float = maps.FAR,
+    style: NormalStyle = "opengl",
+    picture: Tensor | None = None,
 ) -> Pictures:
-    """(b, 8, h, w) of the VAE to pictures. `near` and `far` are the depths that the two ends of the code are taken for."""
+    """(b, 8, h, w) of the VAE to maps; `near` and `far` are the depths assigned to +1 and -1."""
     parts = split_maps(stacked.float())
     depth = maps.decode_depth(parts["depth"], near=near, far=far)
     normals = maps.decode_normals(parts["normals"]).movedim(1, -1)
     ids, present = maps.decode_segmentation(parts["segmentation"])
-    image = None if picture is None else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT).to(depth.device)
+    image = (
+        None
+        if picture is None
+        else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT).to(depth.device)
+    )
     return Pictures(
         View.from_depth(depth, units="relative", normals=normals, image=image),
         normals_to_image(normals, style),

@@ -1,8 +1,7 @@
-"""Maps and images as users wire them, turned into what the intrinsic VAE takes; decoded maps, cropped to the
-size asked for.
+"""Wired maps and images to the intrinsic VAE's input; decoded maps cropped to the requested size.
 
-Alpha is split off, broken pixels read MISSING, odd sizes are padded: each change is a sentence in the
-returned notes.
+Alpha is split off, non-finite pixels become MISSING, sizes are padded to a multiple of the stride: the
+returned notes have one sentence per change.
 """
 
 from __future__ import annotations
@@ -21,21 +20,19 @@ from ..vae import MISSING, map_slices
 from .channels import normals_from_image
 from .codec import encode_pictures
 
-Size = tuple[int, int]  # height, width
+Size = tuple[int, int]  # (height, width)
 
 
-Notes = tuple[str, ...]  # what was changed on the way, a sentence each
+Notes = tuple[str, ...]  # one sentence per change of an input
 
 
 class Given(NamedTuple):
     """The wired maps, encoded as channels."""
 
     stacked: Tensor  # (b, 8, h, w) in [-1, 1]
-    coded: str  # which maps there are and which are missing
+    coded: str  # which maps are present and which are missing
     notes: Notes
-    transparent: (
-        Tensor  # (b, h, w), as core's MASK: 1 where an input image is transparent, 0 without an alpha
-    )
+    transparent: Tensor  # (b, h, w), as ComfyUI's MASK: 1 where an input is transparent, 0 without an alpha
 
 
 class Sized(NamedTuple):
@@ -62,10 +59,11 @@ class ReadImage(NamedTuple):
 
 
 def read_maps(
-    *, depth: View | None = None, normals: Tensor | None = None, segmentation: Tensor | None = None, line: Tensor | None = None,
+    *, depth: View | None = None, normals: Tensor | None = None, segmentation: Tensor | None = None,
+    line: Tensor | None = None,
     style: NormalStyle = "opengl",
 ) -> Given:  # fmt: skip
-    """As `encode_pictures`, of images with 1 to 4 channels and with NaN or infinite pixels."""
+    """As `encode_pictures`, for images with 1 to 4 channels and with NaN or infinite pixels."""
     alphas, unknown = [], None
     notes = () if depth is None else count_depth(depth)
     if normals is not None:
@@ -102,13 +100,13 @@ def read_maps(
 
 
 def count_depth(view: View) -> Notes:
-    """A note on pixels without a depth; sky has one, the farthest."""
+    """A note on pixels with unknown depth; sky is known (farthest)."""
     holes = ~view.mask if view.sky is None else ~view.mask & ~view.sky
     return note_missing(holes, "depth", "are invalid")
 
 
 def count_missing(which: Tensor, name: str, fault: str) -> Notes:
-    """A note on the missing pixels (b, h, w) of a map; ValueError for an image that has no other."""
+    """A note on the missing pixels (b, h, w) of a map; ValueError for an image with no other pixels."""
     for index, picture in enumerate(which):
         if bool(picture.all()):
             raise ValueError(
@@ -119,7 +117,7 @@ def count_missing(which: Tensor, name: str, fault: str) -> Notes:
 
 
 def note_missing(which: Tensor, name: str, fault: str) -> Notes:
-    """A sentence with the number of pixels that are True in (b, h, w); none if there are none."""
+    """A sentence with the number of True pixels in (b, h, w); none if there are none."""
     count, pixels = int(which.sum()), which.numel()
     if not count:
         return ()
@@ -136,8 +134,7 @@ def check_normal_map(image: Tensor) -> None:
 
 
 def as_colors(line: Tensor) -> Tensor:
-    """A MASK (b, h, w) or (h, w) or an IMAGE as (b, h, w, c); one channel is repeated, which needs no note.
-    """
+    """A MASK (b, h, w) or (h, w) or an IMAGE as (b, h, w, c); one channel is repeated without a note."""
     line = line.reshape(-1, *line.shape[-2:], 1) if line.dim() < 4 else line
     return line.expand(*line.shape[:3], 3) if line.shape[-1] == 1 else line
 
@@ -151,8 +148,7 @@ def split_alpha(image: Tensor, name: str) -> ReadImage:
 
 
 def pad_maps(stacked: Tensor, stride: int) -> Sized:
-    """(b, 8, h, w) up to whole latents by repeating the last row and column, which changes none of the codes.
-    """
+    """(b, 8, h, w) padded to a multiple of `stride` by edge replication, which changes none of the codes."""
     size = tuple(stacked.shape[2:])
     padded = round_up(size, stride)
     if padded == size:
@@ -166,9 +162,7 @@ def pad_maps(stacked: Tensor, stride: int) -> Sized:
 
 
 def cut_maps(stacked: Tensor, size: Size | None, stride: int) -> Sized:
-    """Decoded maps (b, 8, H, W) cropped to the size they were padded from; those of a latent that was scaled
-    stay whole.
-    """
+    """Decoded maps (b, 8, H, W) cropped to their size before padding; not if the latent was rescaled."""
     padded = tuple(stacked.shape[2:])
     if size is None or padded == tuple(size) or padded != round_up(size, stride):
         return Sized(stacked, ())
@@ -180,7 +174,7 @@ def cut_maps(stacked: Tensor, size: Size | None, stride: int) -> Sized:
 
 
 def read_beside(picture: Tensor | None, size: Size, padded: Size) -> Beside:
-    """The image wired beside maps of `size`; one of the `padded` size is cropped as they were."""
+    """The image wired beside maps of `size`; an image of the `padded` size is cropped to `size`."""
     if picture is None:
         return Beside(None, torch.zeros(1, *size), ())
     pictures = read_pictures(picture)

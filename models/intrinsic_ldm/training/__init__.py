@@ -1,1 +1,1 @@
-"""Training of I-LDM: base, intrinsic VAE, LoRA."""
+"""Training of I-LDM: base model, intrinsic VAE, LoRA."""

@@ -1,7 +1,7 @@
-"""Training a small base of one's own: the image's autoencoder, then the UNet with its text encoder, on latents made beforehand.
+"""Training a small base model: the image autoencoder, then UNet and text encoder on precomputed latents.
 
-Who has SD2.1, SDXL or PixArt needs none of this. What a run ships is a folder in diffusers' form, from which the intrinsic VAE starts
-and beside which the LoRA trains, as they do with a published base.
+With SD2.1, SDXL or PixArt as the base none of this is needed. A run writes a folder in diffusers' layout,
+from which the intrinsic VAE is initialized and on which the LoRA trains, as with a published base.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from ..vae import latent_scale
 
 @dataclass(frozen=True)
 class ImageVaeLoss:
-    """The `loss` part of the autoencoder's recipe."""
+    """The `loss` settings of the autoencoder's recipe."""
 
-    crop: int = 0  # pixels of a side that are trained on, anywhere in the picture; 0 takes it whole
-    edges: float = 1.0  # on differences of neighbouring pixels
-    divergence: float = 0.003  # on the posterior's divergence for each number of the latent
-    align: float = 0.02  # cross-entropy of what each spot shows, read from the latent
+    crop: int = 0  # side of a random training crop in pixels; 0 uses the whole image
+    edges: float = 1.0  # weight of L1 on differences of neighboring pixels
+    divergence: float = 0.003  # weight of the KL term per latent element
+    align: float = 0.02  # weight of the cross-entropy of cell classes predicted from the latent
 
     def __post_init__(self) -> None:
         if self.crop < 0 or min(self.edges, self.divergence, self.align) < 0:
@@ -50,7 +50,7 @@ class ImageVaeLoss:
 
 
 class TrainedVae(nn.Module):
-    """What trains together: the autoencoder, and what reads its latents."""
+    """The trained modules: the autoencoder, and the classifier on its latents."""
 
     def __init__(self, vae: nn.Module, aligner: Aligner):
         super().__init__()
@@ -58,22 +58,32 @@ class TrainedVae(nn.Module):
 
 
 def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], cell: int) -> Task:
-    """`dataset` gives image 3 h w in [-1, 1] and cells k h/cell w/cell, numbers below `classes` of what each spot shows.
+    """The Task of an autoencoder's recipe.
 
-    The recipe's model may name `weights`, the folder of an autoencoder of the same layout to go on from.
+    `dataset` returns image (3, h, w) in [-1, 1] and cells (k, h / cell, w / cell), class indices below
+    `classes`. The recipe's model may name `weights`, the folder of an autoencoder of the same layout to
+    continue from.
     """
     check_settings(recipe.model, {"weights": str}, "recipe's model")
     settings, config = read_settings(ImageVaeLoss, recipe.loss, "recipe's loss"), tiny.VAE
     if settings.crop % config.stride:
-        raise ValueError(f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels of one latent.")
+        raise ValueError(
+            f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels "
+            "of one latent."
+        )
     sides = tuple(dataset[0]["image"].shape[1:])
     if settings.crop > min(sides):
-        raise ValueError(f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got {settings.crop}.")
+        raise ValueError(
+            f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got "
+            f"{settings.crop}."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = import_diffusers().AutoencoderKL(**config.for_diffusers(3))
         if recipe.model.get("weights"):
-            vae = fill_module(vae, FrozenVae(Path(recipe.model["weights"])).vae.state_dict(), what=recipe.model["weights"])
+            vae = fill_module(
+                vae, FrozenVae(Path(recipe.model["weights"])).vae.state_dict(), what=recipe.model["weights"]
+            )
         model = TrainedVae(vae, Aligner(config.latent_channels, classes, config.stride // cell))
     loss = partial(image_vae_loss, settings=settings, stride=config.stride)
     return Task(model, loss, dataset, export=partial(export_image_vae, dataset=dataset))
@@ -82,7 +92,7 @@ def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], c
 def image_vae_loss(
     model: TrainedVae, batch: Batch, generator: Generator, *, settings: ImageVaeLoss, stride: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """batch: image b 3 h w in [-1, 1], cells. One draw from the posterior."""
+    """batch: image (b, 3, h, w) in [-1, 1], cells. One sample from the posterior."""
     image, cells = cut(batch["image"], batch["cells"], settings.crop, stride, generator)
     posterior = model.vae.encode(image).latent_dist
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
@@ -91,7 +101,9 @@ def image_vae_loss(
     parts = {
         "pixel": (out - image).abs().mean(),
         "edges": settings.edges * edge_distance(out, image),
-        "divergence": settings.divergence * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
+        "divergence": (
+            settings.divergence * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        ),
         "align": settings.align * model.aligner(latent.flatten(2).transpose(1, 2), cells),
     }
     loss, logs = sum_terms(parts)
@@ -99,66 +111,86 @@ def image_vae_loss(
 
 
 def cut(image: Tensor, cells: Tensor, crop: int, stride: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """One square of `crop` pixels out of each picture, where latents begin, and its cells."""
+    """A square of `crop` pixels from each image, aligned to the latent grid, and its cells."""
     if not crop:
         return image, cells
-    finer = image.shape[3] // cells.shape[3]  # pixels to a side of a cell
-    rows, columns = (torch.randint((size - crop) // stride + 1, (len(image),), generator=generator) * stride for size in image.shape[2:])
+    finer = image.shape[3] // cells.shape[3]  # pixels per cell along a side
+    rows, columns = (
+        torch.randint((size - crop) // stride + 1, (len(image),), generator=generator) * stride
+        for size in image.shape[2:]
+    )
     cut_out = []
     for tensor, scale in ((image, 1), (cells, finer)):
         side = crop // scale
         corners = zip(tensor, (rows // scale).tolist(), (columns // scale).tolist(), strict=True)
-        cut_out.append(torch.stack([each[:, top : top + side, left : left + side] for each, top, left in corners]))
+        cut_out.append(
+            torch.stack([each[:, top : top + side, left : left + side] for each, top, left in corners])
+        )
     return cut_out[0], cut_out[1]
 
 
 def export_image_vae(folder: Path, state: Mapping[str, Tensor], *, dataset: Any, measure: int = 64) -> None:
-    """A folder in diffusers' form, with the factor that gives its latents unit spread, measured on `measure` pictures."""
+    """Write a folder in diffusers' layout, with the latent scaling factor measured on `measure` images."""
     vae = import_diffusers().AutoencoderKL(**tiny.VAE.for_diffusers(3))
-    vae.load_state_dict({name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")})
+    vae.load_state_dict(
+        {name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")}
+    )
     with torch.no_grad():
         picked = [sample["image"] for sample in pick(dataset, measure)]
-        vae.register_to_config(scaling_factor=latent_scale(vae.encode(torch.stack(picked)).latent_dist.mode()))
+        vae.register_to_config(
+            scaling_factor=latent_scale(vae.encode(torch.stack(picked)).latent_dist.mode())
+        )
     vae.save_pretrained(folder / "vae")
 
 
 class FrozenVae(nn.Module):
-    """An autoencoder's folder, as what makes latents of unit spread out of pictures; ValueError says what the folder lacks."""
+    """The autoencoder of a folder, encoding to unit standard deviation; ValueError for a bad folder."""
 
     def __init__(self, folder: Path):
         super().__init__()
         try:
-            self.vae = import_diffusers().AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            self.vae = import_diffusers().AutoencoderKL.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            )
         except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no autoencoder in diffusers' form ({error}); train the tiny one first.") from error
+            raise ValueError(
+                f"{folder} holds no autoencoder in diffusers' form ({error}); train the tiny one first."
+            ) from error
         check_finite(self.vae.state_dict(), f"the autoencoder in {folder}")
         self.requires_grad_(False).train(False)
 
     def encode(self, image: Tensor) -> Tensor:
-        """b 3 H W in [-1, 1] to b c h w."""
+        """(b, 3, H, W) in [-1, 1] to latents (b, c, h, w)."""
         return self.vae.encode(image).latent_dist.mode() * self.vae.config.scaling_factor
 
 
 @dataclass(frozen=True)
 class BaseLoss:
-    """The `loss` part of the UNet's recipe."""
+    """The `loss` settings of the UNet's recipe."""
 
-    caption_dropout: float = 0.1  # how often a prompt is empty, for guidance
-    align: float = 0.5  # cross-entropy of what each spot shows, read from the middle of the UNet
-    position: float = 0.0  # squared distance to where a spot is, read from the keys of each self-attention
-    noise: Noise = "independent"  # of pairs: two noises, or "shared", one for a picture and its maps
+    caption_dropout: float = 0.1  # probability of an empty prompt, for CFG
+    align: float = 0.5  # weight of the cross-entropy of cell classes predicted from the UNet's middle block
+    position: float = 0.0  # weight of the squared error of positions predicted from self-attention keys
+    noise: Noise = "independent"  # of pairs: separate noise, or "shared" by an image and its maps
 
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):
-            raise ValueError(f"The recipe's loss has noise {self.noise!r}; it is one of {', '.join(get_args(Noise))}.")
+            raise ValueError(
+                f"The recipe's loss has noise {self.noise!r}; it is one of {', '.join(get_args(Noise))}."
+            )
         if not 0 <= self.caption_dropout <= 1 or min(self.align, self.position) < 0:
-            raise ValueError(f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at least 0.")
+            raise ValueError(
+                f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at "
+                "least 0."
+            )
 
 
 class TrainedBase(nn.Module):
-    """What trains together: the UNet, the text encoder, and what reads the UNet's middle and the keys of its self-attention."""
+    """The trained modules: UNet, text encoder, and auxiliary heads on the middle block and on the keys."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner | None, with_positions: bool):
+    def __init__(
+        self, unet: nn.Module, text_encoder: nn.Module, aligner: Aligner | None, with_positions: bool
+    ):
         super().__init__()
         self.unet, self.text_encoder, self.aligner = unet, text_encoder, aligner
         self.reader = PositionReader([keys.out_features for keys in self.keys()]) if with_positions else None
@@ -168,57 +200,91 @@ class TrainedBase(nn.Module):
 
 
 def build_base(
-    recipe: Recipe, *, text_encoder: nn.Module, empty_tokens: Tensor, dataset: Any, classes: tuple[int, ...], vae_folder: Path
+    recipe: Recipe,
+    *,
+    text_encoder: nn.Module,
+    empty_tokens: Tensor,
+    dataset: Any,
+    classes: tuple[int, ...],
+    vae_folder: Path,
 ) -> Task:
-    """`dataset` gives latent c h w at unit spread, tokens k n with a row for each caption, cells, and maps, if maps are among its pictures;
-    or, for `pair_loss`, latent, intrinsic_latent, tokens n and maps_tokens n. `model.weights` is the folder of a base to go on from. The
-    autoencoder of `vae_folder` is put into the folder that ships."""
+    """The Task of a UNet's recipe.
+
+    `dataset` returns latent (c, h, w) of unit standard deviation, tokens (k, n) with a row per caption,
+    cells, and maps (a flag) if it contains images of maps; or, for `pair_loss`, latent, intrinsic_latent,
+    tokens (n,) and maps_tokens (n,). `model.weights` is the folder of a base to continue from. The
+    autoencoder of `vae_folder` is copied into the output folder.
+    """
     diffusers = import_diffusers()
     check_settings(recipe.model, {"weights": str}, "recipe's model")
     settings = read_settings(BaseLoss, recipe.loss, "recipe's loss")
     sample = dataset[0]
     with_pairs = "intrinsic_latent" in sample
     if with_pairs and settings.align:
-        raise ValueError(f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; set align to 0.")
+        raise ValueError(
+            f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; "
+            "set align to 0."
+        )
     if settings.noise != "independent" and not with_pairs:
-        raise ValueError(f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have two; leave it out.")
+        raise ValueError(
+            f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have "
+            "two; leave it out."
+        )
     if sample["latent"].shape[0] != tiny.VAE.latent_channels:
         raise ValueError(
-            f"Latents {tuple(sample['latent'].shape)} arrived, but the tiny base's have {tiny.VAE.latent_channels} channels: encode the "
-            "pictures for it."
+            f"Latents {tuple(sample['latent'].shape)} arrived, but the tiny base's have "
+            f"{tiny.VAE.latent_channels} channels: encode the pictures for it."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
         smallest = sample["latent"].shape[-1] // 2 ** (len(tiny.WIDTHS) - 1)
-        aligner = Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest) if settings.align else None
+        aligner = (
+            Aligner(tiny.WIDTHS[-1], classes, sample["cells"].shape[-1] // smallest)
+            if settings.align
+            else None
+        )
         model = TrainedBase(network, text_encoder, aligner, settings.position > 0)
     if recipe.model.get("weights"):
         given = tiny.read_folder(Path(recipe.model["weights"]))
         for module, state in ((network, given.unet), (text_encoder, given.text)):
-            fill_module(module, {name: value.float() for name, value in state.items()}, what=f"The base {recipe.model['weights']}")
+            fill_module(
+                module,
+                {name: value.float() for name, value in state.items()},
+                what=f"The base {recipe.model['weights']}",
+            )
     scheduler = diffusers.DDPMScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False)
     base = Backbone(network, tiny.FAMILY, scheduler)
     if with_pairs:
-        loss = partial(pair_loss, base=base, coupling=couple(network)[0], empty=empty_tokens, settings=settings)
+        loss = partial(
+            pair_loss, base=base, coupling=couple(network)[0], empty=empty_tokens, settings=settings
+        )
     else:
         loss = partial(base_loss, base=base, empty=empty_tokens, settings=settings)
     return Task(model, loss, dataset, export=partial(export_base, scheduler=scheduler, vae_folder=vae_folder))
 
 
 def base_loss(
-    model: TrainedBase, batch: Batch, generator: Generator, *, base: Backbone, empty: Tensor, settings: BaseLoss
+    model: TrainedBase,
+    batch: Batch,
+    generator: Generator,
+    *,
+    base: Backbone,
+    empty: Tensor,
+    settings: BaseLoss,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean square of what the UNet should have said at a time drawn evenly, on one caption of each picture."""
+    """Mean squared error of the model output at a uniform random timestep, on one caption per image."""
     x0 = batch["latent"].float()
     words = draw_words({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
-    if "maps" in batch:  # these keep their words, as without any a picture is meant
+    if "maps" in batch:  # images of maps keep their prompt: the empty prompt stands for images alone
         words = torch.where(batch["maps"][:, None], batch["tokens"][:, 0], words)
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     with listen(model.unet.mid_block) as heard, ExitStack() as layers:
         keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
-        said = model.unet(base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False)[0].float()
+        said = model.unet(
+            base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False
+        )[0].float()  # fmt: skip
     parts = {"image": F.mse_loss(said, base.target(x0, noise, t))}
     if model.aligner:
         parts["align"] = settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"])
@@ -228,16 +294,25 @@ def base_loss(
 
 
 def pair_loss(
-    model: TrainedBase, batch: Batch, generator: Generator, *, base: Backbone, coupling: Coupling, empty: Tensor, settings: BaseLoss
+    model: TrainedBase, batch: Batch, generator: Generator, *, base: Backbone, coupling: Coupling,
+    empty: Tensor, settings: BaseLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The same for pictures and for the maps of their scenes, which read the picture's keys and values in each self-attention; pictures
-    read no maps. One time for both. Under one noise a spot looks alike in both, so it is found; but the difference of the latents then has
-    no noise, which tells the maps what no sampling run knows: so first the one, then two."""
+    """The same for images and for the maps of their scenes, at one timestep for both.
+
+    In each self-attention the maps also attend to the image's keys and values; images do not attend to maps.
+    With shared noise a position has similar features in both streams, so that the match is learned; but the
+    difference of the latents is then noise-free, information that sampling does not have. So train first with
+    shared, then with independent noise.
+    """
     clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
     x0 = clean["image"]
     words = {
-        "image": draw_words({"tokens": batch["tokens"], "empty_tokens": empty}, generator, settings.caption_dropout),
-        "intrinsic": draw_words({"tokens": batch["maps_tokens"], "empty_tokens": empty}, generator, settings.caption_dropout),
+        "image": draw_words(
+            {"tokens": batch["tokens"], "empty_tokens": empty}, generator, settings.caption_dropout
+        ),
+        "intrinsic": draw_words(
+            {"tokens": batch["maps_tokens"], "empty_tokens": empty}, generator, settings.caption_dropout
+        ),
     }
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
     noises = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
@@ -247,7 +322,9 @@ def pair_loss(
     with ExitStack() as layers:
         keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
         for stream in BOTH:
-            noised, context = base.add_noise(clean[stream], noises[stream], t), model.text_encoder(words[stream])
+            noised, context = (
+                base.add_noise(clean[stream], noises[stream], t), model.text_encoder(words[stream])
+            )  # fmt: skip
             with coupling.call(Rows(("prompt",), len(x0), (stream,)), kept=kept):
                 said = model.unet(noised, t, context, return_dict=False)[0].float()
             parts[stream] = F.mse_loss(said, base.target(clean[stream], noises[stream], t))
@@ -257,13 +334,25 @@ def pair_loss(
 
 
 def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, vae_folder: Path) -> None:
-    """A whole base in diffusers' form, but for its text encoder, which is a file of ours; and all of it as the one file that ships."""
+    """Write the base in diffusers' layout, with our text encoder's file, and as one file to ship."""
     diffusers = import_diffusers()
     network = diffusers.UNet2DConditionModel(**tiny.unet_for_diffusers())
-    network.load_state_dict({name.removeprefix("unet."): value.float() for name, value in state.items() if name.startswith("unet.")})
+    network.load_state_dict(
+        {
+            name.removeprefix("unet."): value.float()
+            for name, value in state.items()
+            if name.startswith("unet.")
+        }
+    )
     network.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
-    diffusers.AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, use_safetensors=True).save_pretrained(folder / "vae")
-    words = {name.removeprefix("text_encoder."): value for name, value in state.items() if name.startswith("text_encoder.")}
+    diffusers.AutoencoderKL.from_pretrained(
+        vae_folder, local_files_only=True, use_safetensors=True
+    ).save_pretrained(folder / "vae")
+    words = {
+        name.removeprefix("text_encoder."): value
+        for name, value in state.items()
+        if name.startswith("text_encoder.")
+    }
     write_tensors(folder / tiny.TEXT_FILE, words, {}, kind="tiny text encoder")
     tiny.save_base(folder / tiny.BASE_FILE.name, tiny.read_folder(folder))

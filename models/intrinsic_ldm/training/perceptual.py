@@ -1,7 +1,8 @@
-"""A perceptual distance of pictures for the intrinsic VAE's loss: of what VGG16 sees in them, layer by layer.
+"""A perceptual distance of images for the intrinsic VAE's loss, on VGG16 features.
 
-The form of Zhang et al. 2018 (LPIPS, equation 1) with every channel's weight 1: their learned weights are not used. The network is
-torchvision's; its weights come from a file that the recipe names, and nothing is downloaded.
+The form of Zhang et al. 2018 (LPIPS, equation 1) with every channel weight 1: their learned weights are not
+used. The network is torchvision's; its weights come from a file named in the recipe, and nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 
 from ...core.weights.files import fill_module, read_tensors
 
-TAPS = (3, 8, 15, 22, 29)  # the last rectifier at each size: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in [0, 1]
+TAPS = (3, 8, 15, 22, 29)  # the last ReLU at each resolution: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
 PREFIX = "features."
 
 
 class PerceptualDistance(nn.Module):
-    """a, b (b, 3, h, w) in [-1, 1], sides of at least 16 pixels, to (b,): 0 where the features agree."""
+    """a, b (b, 3, h, w) in [-1, 1], sides of at least 16 pixels, to (b,): 0 for equal features."""
 
     def __init__(self, layers: nn.Sequential):
         super().__init__()
@@ -40,15 +41,23 @@ class PerceptualDistance(nn.Module):
 
 
 def load_perceptual(path: str | Path) -> PerceptualDistance:
-    """From a safetensors file with torchvision's names (features.0.weight ...); others in it, such as the classifier's, are not needed."""
+    """From a safetensors file with torchvision's names (features.0.weight ...).
+
+    Other tensors in the file, such as the classifier's, are ignored.
+    """
     try:
         from torchvision.models import vgg16
     except ImportError as error:
         raise ImportError(
-            "The recipe's loss names perceptual_weights, but torchvision is not installed: pip install torchvision, or leave them out."
+            "The recipe's loss names perceptual_weights, but torchvision is not installed: pip install "
+            "torchvision, or leave them out."
         ) from error
     with torch.device("meta"):
         layers = vgg16(weights=None).features[: TAPS[-1] + 1]
-    tensors = {name.removeprefix(PREFIX): value for name, value in read_tensors(path).items() if name.startswith(PREFIX)}
+    tensors = {
+        name.removeprefix(PREFIX): value
+        for name, value in read_tensors(path).items()
+        if name.startswith(PREFIX)
+    }
     layers = fill_module(layers, tensors, what=f"{path}, wanted as torchvision's VGG16,")
     return PerceptualDistance(layers).requires_grad_(False).train(False)

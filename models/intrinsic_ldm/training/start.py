@@ -1,9 +1,10 @@
-"""A LoRA that begins by looking at its own place in the image.
+"""Initialization of a LoRA so that each map query attends to the image key at its own position.
 
-Equation 1 lets every query of the maps see every key of the image, and a LoRA that starts as nothing must find out which of them is worth
-seeing. Where the base's features tell places (`position` in the loss of `training_base`; those of a deep network do by themselves), two
-linear readings are enough to begin with: W reads the place from a map's features z, R from an image's keys k, both by least squares. With
-s R W^T z added to it, a query is most like the key of its own place.
+By equation 1 every map query attends to every image key, and a LoRA with zero update has to learn which of
+them are relevant. If the base's features encode position (`position` in the loss of `training.base`; those of
+a deep network do so anyway), two linear maps suffice as a start: W predicts the position code from a map's
+features z, R from an image's keys k, both by ridge regression. With s R W^T z added to the query, its logit
+is largest for the key at its own position.
 """
 
 from __future__ import annotations
@@ -24,22 +25,27 @@ from ..network import Backbone
 from ..rows import Rows
 
 SAMPLES, AT_ONCE = 64, 4
-RIDGE = 1e-3  # of the mean square of the features, so that a direction without variance is not read
+RIDGE = 1e-3  # relative to the features' mean square, against directions without variance
 
 
 class Places:
-    """Sums of one layer over pictures: what W and R follow from, then how well they find the place."""
+    """Accumulated statistics of one layer over images: the normal equations of W and R, then their logits."""
 
     def __init__(self, attn: nn.Module):
         self.keys, self.heads = attn.to_k, attn.heads
         width, inner = attn.to_k.in_features, attn.to_k.out_features // attn.heads
         self.features, self.read = torch.zeros(width, width), torch.zeros(width, CODE)
-        self.keyed, self.keyed_read = torch.zeros(self.heads, inner, inner), torch.zeros(self.heads, inner, CODE)
+        self.keyed, self.keyed_read = (
+            torch.zeros(self.heads, inner, inner),
+            torch.zeros(self.heads, inner, CODE),
+        )
         self.own = self.any = 0.0
 
     def split(self, image: Tensor) -> Tensor:
-        """Keys of features b n d: heads b n d/heads."""
-        return self.keys(image.to(self.keys.weight.dtype)).float().unflatten(2, (self.heads, -1)).movedim(2, 0)
+        """Keys (heads, b, n, d / heads) of features (b, n, d)."""
+        return (
+            self.keys(image.to(self.keys.weight.dtype)).float().unflatten(2, (self.heads, -1)).movedim(2, 0)
+        )
 
     def add(self, image: Tensor, maps: Tensor, code: Tensor) -> None:
         code = code.expand(len(maps), -1, -1).flatten(0, 1)
@@ -50,11 +56,11 @@ class Places:
         self.keyed_read += keys.transpose(1, 2) @ code
 
     def solve(self) -> None:
-        """W (d, CODE) and R (heads, d/heads, CODE)."""
+        """W (d, CODE) and R (heads, d / heads, CODE)."""
         self.w, self.r = solve_ridge(self.features, self.read), solve_ridge(self.keyed, self.keyed_read)
 
     def weigh(self, image: Tensor, maps: Tensor) -> None:
-        """Add up the mean logits of each picture's queries with their own place's key, and with any key."""
+        """Accumulate the queries' mean logits: with the key at their own position, and over all keys."""
         wanted, keys = maps @ self.w, self.split(image) @ self.r[:, None]
         root = self.r.shape[1] ** 0.5
         self.own += len(maps) * float((wanted * keys).sum(-1).mean()) / root
@@ -62,19 +68,20 @@ class Places:
 
 
 def solve_ridge(squares: Tensor, products: Tensor) -> Tensor:
-    """Least squares of (..., d, d) and (..., d, c)."""
+    """Ridge regression from the moments (..., d, d) and (..., d, c)."""
     mean = squares.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     return torch.linalg.solve(squares + RIDGE * mean * torch.eye(squares.shape[-1]), products)
 
 
 @torch.no_grad()
 def look_at_own_place(
-    parts: Mapping[str, Any], layers: Sequence[Layer], base: Backbone, coupling: Coupling, dataset: Sequence[Mapping[str, Any]],
+    parts: Mapping[str, Any], layers: Sequence[Layer], base: Backbone, coupling: Coupling,
+    dataset: Sequence[Mapping[str, Any]],
     strength: float, generator: Generator,
 ) -> None:  # fmt: skip
-    """Fill the low-rank parts of `to_q`, by `projections`' names and at least CODE in rank, which must add nothing yet.
+    """Fill the low-rank updates of `to_q`, keyed as `projections`, of rank CODE or more and zero update.
 
-    strength: how far the logit of the same place then stands above the mean, on average over heads and places.
+    strength: the resulting logit of the same position above the mean, averaged over heads and positions.
     """
     samples = pick(dataset, SAMPLES)
     count = len(samples)
@@ -98,17 +105,34 @@ def look_at_own_place(
 
 
 def hear(
-    names: Mapping[str, Any], base: Backbone, coupling: Coupling, samples: Sequence[Mapping[str, Any]], noise: Tensor, times: Tensor
+    names: Mapping[str, Any],
+    base: Backbone,
+    coupling: Coupling,
+    samples: Sequence[Mapping[str, Any]],
+    noise: Tensor,
+    times: Tensor,
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """What each self-attention hears of some pictures and of their maps, (b n d) each, every row seen by itself under the same noise."""
+    """The inputs of each self-attention for images and for their maps, (b, n, d) each.
+
+    Forward hooks collect them. No row attends to another; an image and its maps have the same noise.
+    """
     for start in range(0, len(samples), AT_ONCE):
         some, t = samples[start : start + AT_ONCE], times[start : start + AT_ONCE]
         count = len(some)
-        clean = torch.cat([torch.stack([sample[key] for sample in some]).float() for key in ("latent", "intrinsic_latent")])
-        prompt = {name: torch.stack([sample[name] for sample in some]).float() for name in CONDITIONS[base.family]}
+        clean = torch.cat(
+            [torch.stack([sample[key] for sample in some]).float() for key in ("latent", "intrinsic_latent")]
+        )
+        prompt = {
+            name: torch.stack([sample[name] for sample in some]).float() for name in CONDITIONS[base.family]
+        }
         rows = Rows(("prompt",), 2 * count, ("intrinsic",))
         with coupling.call(rows), ExitStack() as stack:
-            queries = {name: stack.enter_context(listen(base.network.get_submodule(name).to_q, to_input=True)) for name in names}
+            queries = {
+                name: stack.enter_context(listen(base.network.get_submodule(name).to_q, to_input=True))
+                for name in names
+            }
             noised = base.add_noise(clean, noise[start : start + count].repeat(2, 1, 1, 1), t.repeat(2))
-            base.predict(noised, t.repeat(2), {name: torch.cat([part, part]) for name, part in prompt.items()})
+            base.predict(
+                noised, t.repeat(2), {name: torch.cat([part, part]) for name, part in prompt.items()}
+            )
         yield {name: tuple(given.float().split(count)) for name, (given,) in queries.items()}

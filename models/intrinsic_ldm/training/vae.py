@@ -1,7 +1,8 @@
-"""Training the intrinsic VAE: a base's autoencoder, widened to eight channels, on folders of maps.
+"""Training the intrinsic VAE: a base autoencoder, widened to eight channels, on folders of maps.
 
-The maps of a picture are each left out of the input with the probability `drop` and stay in the target, so that the code holds all of
-them. What a dataset lacks is left out of both. At export the spread of the latents is measured, and its inverse goes into the file.
+Each map of a sample is dropped from the input with probability `drop` and stays in the target, so that the
+latent encodes all of them. Maps that the dataset lacks are excluded from both. At export the standard
+deviation of the latents is measured, and its inverse is stored in the file.
 """
 
 from __future__ import annotations
@@ -28,66 +29,86 @@ from ..weights import load_intrinsic_vae, save_intrinsic_vae, to_core_names, to_
 from .perceptual import load_perceptual
 
 Ship = Literal["float32", "float16", "bfloat16"]
-VAE_FILE = "intrinsic_vae.safetensors"  # what a run ships, in its output folder
-IN_CHECKPOINT = "first_stage_model."  # where whole checkpoints of latent diffusion keep their autoencoder
-BALANCES = ("line_balance", "segment_balance")  # of VaeLoss, as `vae_losses` names them
+VAE_FILE = "intrinsic_vae.safetensors"  # in the run's output folder
+IN_CHECKPOINT = "first_stage_model."  # key prefix of the autoencoder in full latent diffusion checkpoints
+BALANCES = ("line_balance", "segment_balance")  # settings of VaeLoss passed to `vae_losses`
 
 
 @dataclass(frozen=True)
 class VaeSettings:
-    """The `model` part of a recipe. Without `base` and `weights` the autoencoder starts from nothing."""
+    """The `model` settings of a recipe. Without `base` and `weights` the weights are random."""
 
-    base: str = ""  # the base's autoencoder: a folder in diffusers' form (also the whole pipeline's), or a file of either naming
-    weights: str = ""  # or an intrinsic VAE to go on from
-    config: Mapping[str, Any] = field(default_factory=dict)  # changes to VaeConfig; a folder or an intrinsic VAE says it by itself
-    measure: int = 64  # samples that the latent scale is measured on, spread over the dataset
+    # the base autoencoder: a folder in diffusers' layout (also of a pipeline), or a file of either naming
+    base: str = ""
+    weights: str = ""  # or an intrinsic VAE to continue from
+    # changes to VaeConfig; not with a folder or an intrinsic VAE, which have their own config
+    config: Mapping[str, Any] = field(default_factory=dict)
+    measure: int = 64  # number of samples for the latent scale, evenly spaced over the dataset
     ship: Ship = "float32"
 
     def __post_init__(self) -> None:
         if self.base and self.weights:
-            raise ValueError("The recipe's model names both base and weights; an autoencoder starts from one of them.")
+            raise ValueError(
+                "The recipe's model names both base and weights; an autoencoder starts from one of them."
+            )
         if self.measure < 1:
-            raise ValueError(f"The recipe's model measures the latent scale on {self.measure} samples; give measure at least 1.")
+            raise ValueError(
+                f"The recipe's model measures the latent scale on {self.measure} samples; give measure at "
+                "least 1."
+            )
         if self.ship not in get_args(Ship):
-            raise ValueError(f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(Ship))}.")
+            raise ValueError(
+                f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(Ship))}."
+            )
         check_settings(self.config, get_type_hints(VaeConfig), "recipe's model.config")
 
 
 @dataclass(frozen=True)
 class VaeLoss:
-    """The `loss` part of a recipe: how often a map is dropped, and factors on the parts that `vae_losses` gives."""
+    """The `loss` settings of a recipe: map dropout probability, and weights of the terms of `vae_losses`."""
 
     drop: float = DROP
     depth: float = 1.0
     normals: float = 1.0
     segmentation: float = 1.0
     line: float = 1.0
-    line_balance: float = 1.0  # how many pixels of paper one pixel of a line counts for
-    segment_balance: float = 1.0  # how many pixels of the ground one pixel of a segment counts for
+    line_balance: float = 1.0  # weight of a line pixel relative to a paper pixel
+    segment_balance: float = 1.0  # weight of a segment pixel relative to a background pixel
     normals_angle: float = 1.0
-    divergence: float = 1.0  # besides the 1e-6 that it has already
+    divergence: float = 1.0  # weight of the KL term, on top of its factor 1e-6
     perceptual: float = 1.0
-    perceptual_weights: str = ""  # torchvision's VGG16 as a safetensors file; without it there is no perceptual part
+    perceptual_weights: str = ""  # torchvision's VGG16 as safetensors; without it no perceptual term
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
-            raise ValueError(f"The recipe's loss drops maps with probability {self.drop}; give drop from 0 to below 1.")
+            raise ValueError(
+                f"The recipe's loss drops maps with probability {self.drop}; give drop from 0 to below 1."
+            )
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, (int, float)) and value < 0:
                 raise ValueError(f"The recipe's loss has {f.name} {value}; give a factor of at least 0.")
         for name in BALANCES:
             if not getattr(self, name):
-                raise ValueError(f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all pixels alike.")
+                raise ValueError(
+                    f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all "
+                    "pixels alike."
+                )
 
 
 def build(recipe: Recipe) -> Task:
-    """The Task of a recipe: `data.folder` is a dataset folder with maps, `data.size` (height, width) what they are brought to."""
+    """The Task of a recipe.
+
+    `data.folder` is a dataset folder with maps, `data.size` (height, width) the size they are resized to.
+    """
     settings = read_settings(VaeSettings, recipe.model, "recipe's model")
     loss = read_settings(VaeLoss, recipe.loss, "recipe's loss")
     check_settings(recipe.data, {"folder": str, "size": Size | None}, "recipe's data")
     if not recipe.data.get("folder"):
-        raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics build (or world --normals)")
+        raise ValueError(
+            "The recipe's data names no folder; make one with: spatialweave intrinsics build (or world "
+            "--normals)"
+        )
     dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))
     config, state = find_start(settings)
     check_size(dataset[0]["maps"], config)
@@ -113,15 +134,16 @@ def source(settings: VaeSettings) -> str:
 
 def check_size(maps: Tensor, config: VaeConfig) -> None:
     height, width = maps.shape[-2:]
-    if height % config.stride or width % config.stride or height * width == config.stride**2:  # one latent pixel has no group norm
+    # GroupNorm is undefined on a single latent pixel
+    if height % config.stride or width % config.stride or height * width == config.stride**2:
         raise ValueError(
-            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that {config.stride} divides, and "
-            "more than one latent pixel; set the recipe's data.size."
+            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that "
+            f"{config.stride} divides, and more than one latent pixel; set the recipe's data.size."
         )
 
 
 def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | None]:
-    """The layout, and the first weights under diffusers' names; None for those that are drawn."""
+    """The layout, and the initial weights under diffusers' names; None for random weights."""
     if settings.weights:
         given = load_intrinsic_vae(settings.weights)
         check_unchanged(settings, given.config)
@@ -136,14 +158,21 @@ def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | No
         config = read_config(settings)
     tensors = read_tensors(path)
     if any(name.startswith(IN_CHECKPOINT) for name in tensors):
-        tensors = {name.removeprefix(IN_CHECKPOINT): value for name, value in tensors.items() if name.startswith(IN_CHECKPOINT)}
+        tensors = {
+            name.removeprefix(IN_CHECKPOINT): value
+            for name, value in tensors.items()
+            if name.startswith(IN_CHECKPOINT)
+        }
     if "encoder.conv_in.weight" not in tensors or "decoder.conv_out.weight" not in tensors:
-        raise ValueError(f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in diffusers' form.")
+        raise ValueError(
+            f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in "
+            "diffusers' form."
+        )
     return config, to_diffusers_names(widen_state(to_core_names(tensors)))
 
 
 def read_config(settings: VaeSettings) -> VaeConfig:
-    """The recipe's layout of the autoencoder."""
+    """The layout of the autoencoder in the recipe."""
     try:
         return replace(VaeConfig(), **settings.config)
     except (ValueError, TypeError) as error:
@@ -152,7 +181,9 @@ def read_config(settings: VaeSettings) -> VaeConfig:
 
 def check_unchanged(settings: VaeSettings, config: VaeConfig) -> None:
     if settings.config:
-        raise ValueError(f"{source(settings)} says its own layout ({config}); leave config out of the recipe's model.")
+        raise ValueError(
+            f"{source(settings)} says its own layout ({config}); leave config out of the recipe's model."
+        )
 
 
 def read_folder(folder: Path) -> tuple[VaeConfig, Path]:
@@ -162,25 +193,38 @@ def read_folder(folder: Path) -> tuple[VaeConfig, Path]:
     try:
         widths = found["block_out_channels"]
         config = VaeConfig(
-            widths[0], tuple(width // widths[0] for width in widths), found["layers_per_block"], found["latent_channels"],
+            widths[0], tuple(width // widths[0] for width in widths), found["layers_per_block"],
+            found["latent_channels"],
             found.get("scaling_factor", VaeConfig.base_scale),
         )  # fmt: skip
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} describes no KL autoencoder ({error} is missing); name the base model's VAE."
+            f"{folder / 'config.json'} describes no KL autoencoder ({error} is missing); name the base "
+            "model's VAE."
         ) from error
     if found.get("norm_num_groups", GROUPS) != GROUPS:
-        raise ValueError(f"The autoencoder in {folder} has norms of {found['norm_num_groups']} groups, wanted SD's {GROUPS}.")
+        raise ValueError(
+            f"The autoencoder in {folder} has norms of {found['norm_num_groups']} groups, wanted SD's "
+            f"{GROUPS}."
+        )
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
     if not files:
-        raise ValueError(f"{folder} holds no diffusion_pytorch_model.safetensors; fetch the folder again with its safetensors files.")
+        raise ValueError(
+            f"{folder} holds no diffusion_pytorch_model.safetensors; fetch the folder again with its "
+            "safetensors files."
+        )
     return config, files[0]
 
 
 def vae_loss(
-    model: nn.Module, batch: Batch, generator: Generator, *, settings: VaeLoss, perceptual: Callable[[Tensor, Tensor], Tensor] | None
+    model: nn.Module,
+    batch: Batch,
+    generator: Generator,
+    *,
+    settings: VaeLoss,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """batch: maps b 8 h w in [-1, 1], present b 4. One draw from the posterior, as the base's own autoencoder was trained."""
+    """batch: maps (b, 8, h, w) in [-1, 1], present (b, 4). One sample from the posterior, as in the base."""
     maps = batch["maps"].float()
     posterior = model.encode(drop_maps(maps, generator, settings.drop)).latent_dist
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
@@ -192,10 +236,19 @@ def vae_loss(
     return sum_terms(parts)
 
 
-def export(folder: Path, state: Mapping[str, Tensor], *, config: VaeConfig, dataset: IntrinsicSamples, settings: VaeSettings) -> None:
-    """The averaged weights under core's names, in the precision asked for, with the scale of their latents."""
+def export(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    *,
+    config: VaeConfig,
+    dataset: IntrinsicSamples,
+    settings: VaeSettings,
+) -> None:
+    """Write the averaged weights under ComfyUI's names, in the selected dtype, with the latent scale."""
     device = next(iter(state.values())).device
-    model = fill_module(make_autoencoder(config, "meta"), state, what="The training state", device=device).train(False)
+    model = fill_module(
+        make_autoencoder(config, "meta"), state, what="The training state", device=device
+    ).train(False)
     scale = measure_scale(model, dataset, settings.measure)
     tensors = {name: value.to(getattr(torch, settings.ship)) for name, value in to_core_names(state).items()}
     save_intrinsic_vae(folder / VAE_FILE, tensors, config, latent_scale=scale)
@@ -203,10 +256,11 @@ def export(folder: Path, state: Mapping[str, Tensor], *, config: VaeConfig, data
 
 @torch.no_grad()
 def measure_scale(model: nn.Module, dataset: IntrinsicSamples, count: int) -> float:
-    """`latent_scale` of the means of `count` samples with all the maps that they have, evenly spread over the dataset."""
+    """`latent_scale` of the posterior means of `count` samples, evenly spaced, without map dropout."""
     count, device = min(count, len(dataset)), next(model.parameters()).device
     latents = []
     for number in range(count):
         maps = dataset[number * len(dataset) // count]["maps"]
-        latents.append(model.encode(maps[None].to(device)).latent_dist.mode().float().flatten())  # sizes may differ
+        # flattened, as sizes may differ
+        latents.append(model.encode(maps[None].to(device)).latent_dist.mode().float().flatten())
     return latent_scale(torch.cat(latents))
