@@ -49,7 +49,7 @@ def living_tensors():
             return out
 
     there = (each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
-    before = {weakref.ref(each.untyped_storage()) for each in there}
+    before = {weakref.ref(each.untyped_storage()) for each in there if each.layout == torch.strided}  # sparse ones have none
     with Watch():
         yield seen
 

@@ -220,7 +220,8 @@ def test_bad_pictures_and_counts_are_refused(scorer):
 def test_bad_weights_are_named(tmp_path):
     damaged, foreign = tmp_path / "damaged.safetensors", tmp_path / "foreign.safetensors"
     damaged.write_bytes(WEIGHTS.read_bytes()[:1000])
-    save_file({"words.weight": torch.zeros(3, 2), "places.weight": torch.zeros(3, 2)}, foreign)
+    words = {"words.weight": torch.zeros(3, 2), "places.weight": torch.zeros(3, 2)}
+    save_file(words, foreign, metadata={"spatialweave": "tiny text encoder"})
     with pytest.raises(WeightsError, match="does not exist; check the path"):
         Scorer.from_pretrained(tmp_path / "none.safetensors")
     with pytest.raises(WeightsError, match="damaged"):
