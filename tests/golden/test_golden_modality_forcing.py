@@ -18,7 +18,13 @@ from spatialweave.models.core.geometry.points import depth_edges, view_to_point_
 from spatialweave.models.core.geometry.view import View, is_valid
 from spatialweave.models.core.layers.modulation import timestep_embedding
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
-from spatialweave.models.modality_forcing.depth_code import contract, depth_to_net, net_to_depth, uncontract, unit_mean
+from spatialweave.models.modality_forcing.depth_code import (
+    contract,
+    depth_to_net,
+    net_to_depth,
+    uncontract,
+    unit_mean,
+)
 from spatialweave.models.modality_forcing.inputs import resize_depth
 from spatialweave.models.modality_forcing.network import (
     ModalityForcing,

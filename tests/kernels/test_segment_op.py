@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from spatialweave.kernels import Inner, Segments, Source, cross_domain_attention, segment_attention, use_backend
+from spatialweave.kernels import (
+    Inner,
+    Segments,
+    Source,
+    cross_domain_attention,
+    segment_attention,
+    use_backend,
+)
 from spatialweave.kernels.segment_attention import backward, composition, op
 from spatialweave.kernels.segment_attention.cases import CASES, EXTREME, NEVER
 from spatialweave.kernels.segment_attention.plan import make_plan

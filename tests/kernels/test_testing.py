@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from spatialweave.kernels.testing import BAND, TOLERANCES, GuardedMemory, assert_close, nan_filled, poisoned_memory
+from spatialweave.kernels.testing import (
+    BAND,
+    TOLERANCES,
+    GuardedMemory,
+    assert_close,
+    nan_filled,
+    poisoned_memory,
+)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

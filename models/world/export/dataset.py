@@ -1,7 +1,7 @@
 """Renders the procedural world into dataset folders (CC0) of safetensors shards or PNG files.
 
     FOLDER/dataset.json     settings of the export, conventions of the data; "finished" once complete
-    FOLDER/manifest.jsonl   one line per sample: "shard", "row", "caption", "captions", "objects", "scene", ...
+    FOLDER/manifest.jsonl  one line per sample: "shard", "row", "caption", "captions", "objects", "scene", ...
     FOLDER/shard-00000.safetensors      layout "shards"; n scenes each, OpenCV camera:
         image         uint8   (n, H, W, 3)
         depth         float16 or float32 (n, H, W), metres along z, inf = sky

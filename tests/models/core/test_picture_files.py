@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 
 from spatialweave.models.core.picture_files import PictureError
-from spatialweave.models.core.pictures import open_grey, open_labels, open_mask, open_picture, open_rgb, read_pictures
+from spatialweave.models.core.pictures import (
+    open_grey,
+    open_labels,
+    open_mask,
+    open_picture,
+    open_rgb,
+    read_pictures,
+)
 
 UPRIGHT = (np.arange(2 * 3 * 3, dtype=np.uint8) * 14).reshape(2, 3, 3)  # 2 high, 3 wide, no two values alike
 # EXIF orientation -> how the pixels of the upright picture lie in the file (TIFF 6.0, tag 274)

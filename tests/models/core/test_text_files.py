@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
-from spatialweave.models.core.text_files import TextFileError, read_json, read_json_lines, read_json_object, read_text, show_path
+from spatialweave.models.core.text_files import (
+    TextFileError,
+    read_json,
+    read_json_lines,
+    read_json_object,
+    read_text,
+    show_path,
+)
 
 
 def write(path, data):

@@ -4,7 +4,16 @@ import pytest
 
 from spatialweave.models.intrinsic_ldm.layers import Layer, check_layers, middle_layers
 from spatialweave.models.intrinsic_ldm.plot import plot_weights, weight_table
-from spatialweave.models.intrinsic_ldm.schedules import OFF, Constant, Curve, Cut, Drop, Gaussian, read_curve, read_layers
+from spatialweave.models.intrinsic_ldm.schedules import (
+    OFF,
+    Constant,
+    Curve,
+    Cut,
+    Drop,
+    Gaussian,
+    read_curve,
+    read_layers,
+)
 
 PAPER = {999: 0.019, 950: 0.105, 900: 0.368, 850: 0.779, 800: 1, 750: 0.779, 700: 0.368, 650: 0.105, 600: 0.018, 550: 0.0019, 500: 1e-4}
 # SD2.1's sixteen layers: stage by block

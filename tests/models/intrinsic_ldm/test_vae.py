@@ -6,7 +6,15 @@ import torch.nn.functional as F
 
 from spatialweave.models.intrinsic_ldm.config import CHANNELS, MAPS
 from spatialweave.models.intrinsic_ldm.maps import segmentation as segments
-from spatialweave.models.intrinsic_ldm.vae import drop_maps, latent_scale, map_slices, split_maps, stack_maps, vae_losses, widen_state
+from spatialweave.models.intrinsic_ldm.vae import (
+    drop_maps,
+    latent_scale,
+    map_slices,
+    split_maps,
+    stack_maps,
+    vae_losses,
+    widen_state,
+)
 
 
 def seeded(*shape):

@@ -7,7 +7,14 @@ import torch
 
 from spatialweave.kernels.testing import assert_close
 from spatialweave.models.core.geometry.view import View, is_valid
-from spatialweave.models.modality_forcing.depth_code import Z_MAX, contract, depth_to_net, net_to_depth, uncontract, unit_mean
+from spatialweave.models.modality_forcing.depth_code import (
+    Z_MAX,
+    contract,
+    depth_to_net,
+    net_to_depth,
+    uncontract,
+    unit_mean,
+)
 
 NAN, INF = float("nan"), float("inf")
 

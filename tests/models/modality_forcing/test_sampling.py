@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.modality_forcing.sampling import PartialDepth, TimeSchedule, draw_noise, make_schedule, sample
+from spatialweave.models.modality_forcing.sampling import (
+    PartialDepth,
+    TimeSchedule,
+    draw_noise,
+    make_schedule,
+    sample,
+)
 
 CONTEXT = torch.zeros(1, 3, 4)
 RGB0, DEPTH0 = (torch.randn(2, *shape, generator=torch.Generator().manual_seed(9)) for shape in ((3, 2, 2), (1, 8, 8)))

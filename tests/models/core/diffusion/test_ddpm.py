@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from spatialweave.models.core.diffusion.ddpm import STEPS, ddpm_to_sigma, flow_to_sigma, sigma_table, sigma_to_ddpm, sigma_to_flow
+from spatialweave.models.core.diffusion.ddpm import (
+    STEPS,
+    ddpm_to_sigma,
+    flow_to_sigma,
+    sigma_table,
+    sigma_to_ddpm,
+    sigma_to_flow,
+)
 
 TABLE = {999: (14.6, 0.936), 900: (8.35, 0.893), 850: (6.48, 0.866), 800: (5.11, 0.836), 750: (4.10, 0.804), 700: (3.33, 0.769),
          600: (2.29, 0.696), 500: (1.62, 0.618), 300: (0.833, 0.454)}  # fmt: skip

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from spatialweave.models.core.geometry.arrays import ArrayError, as_float_map, as_float_tensor, as_image, as_mask
+from spatialweave.models.core.geometry.arrays import (
+    ArrayError,
+    as_float_map,
+    as_float_tensor,
+    as_image,
+    as_mask,
+)
 
 VALUES = [[1, 2, 3], [4, 5, 6]]
 KINDS = ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "i1", "u1", "<i2", ">i2", "<u2", ">u2", "<i4", ">u4", "<i8", ">i8", "<u8", ">u8"]

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.core.geometry.camera import intrinsics_from_fov, invert_pose, look_at, transform_points
+from spatialweave.models.core.geometry.camera import (
+    intrinsics_from_fov,
+    invert_pose,
+    look_at,
+    transform_points,
+)
 from spatialweave.models.core.geometry.packets import from_da3, from_moge, to_da3, to_moge
 from spatialweave.models.core.geometry.points import depth_to_points
 from spatialweave.models.core.geometry.view import View

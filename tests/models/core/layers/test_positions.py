@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.core.layers.positions import apply_rotary, grid_positions, rotary_table, text_positions
+from spatialweave.models.core.layers.positions import (
+    apply_rotary,
+    grid_positions,
+    rotary_table,
+    text_positions,
+)
 
 AXES, THETA = (4, 8, 2, 6), 2000
 

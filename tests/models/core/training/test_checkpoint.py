@@ -5,7 +5,12 @@ import json
 import pytest
 import torch
 
-from spatialweave.models.core.training.checkpoint import find_latest, load_checkpoint, load_model, save_checkpoint
+from spatialweave.models.core.training.checkpoint import (
+    find_latest,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
 
 GROUPS = {"model": {"a": torch.arange(6.0).reshape(2, 3).t(), "b": torch.tensor(3, dtype=torch.int64)}, "ema": {}}
 

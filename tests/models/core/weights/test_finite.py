@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import save_file
 
 from spatialweave.models.core.training.checkpoint import load_checkpoint, save_checkpoint
-from spatialweave.models.core.weights.files import WeightsError, check_file, check_finite, fill_module, is_finite, read_tensors
+from spatialweave.models.core.weights.files import (
+    WeightsError,
+    check_file,
+    check_finite,
+    fill_module,
+    is_finite,
+    read_tensors,
+)
 
 WIDE = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64)
 SMALL = (

@@ -8,7 +8,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from spatialweave.models.core.weights.files import WeightsError, check_file, check_fit, describe, read_header, read_tensors
+from spatialweave.models.core.weights.files import (
+    WeightsError,
+    check_file,
+    check_fit,
+    describe,
+    read_header,
+    read_tensors,
+)
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}
