@@ -104,15 +104,15 @@ def held(network):
 
 def precision(path):
     """A large network on a device that computes in bfloat16: the body in it, the depth head in float32."""
-    loading, management = ours("nodes.host.modality_forcing.loading"), comfy.model_management
-    before = loading.SMALL, management.should_use_bf16
-    loading.SMALL, management.should_use_bf16 = 0, lambda *args, **kwargs: True
+    hosting, management = ours("nodes.host.shared.hosting"), comfy.model_management
+    before = hosting.SMALL, management.should_use_bf16
+    hosting.SMALL, management.should_use_bf16 = 0, lambda *args, **kwargs: True
     try:
         network = load(path).model.diffusion_model
         dtypes = {name: str(value.dtype) for name, value in network.named_parameters()}
         return dtypes | sampled(path)
     finally:
-        loading.SMALL, management.should_use_bf16 = before
+        hosting.SMALL, management.should_use_bf16 = before
 
 
 def chosen(name, folder=None):
