@@ -32,10 +32,9 @@ class Rows:
     def check(self, count: int) -> None:
         if count != self.count:
             raise ValueError(
-                f"{count} rows arrived in one call of the model, but {len(self.chunks)} prompts of "
-                f"{self.batch} pictures with "
-                f"{' and '.join(self.streams)} are {self.count}: a node in the model's line regroups the "
-                "batch; take it out."
+                f"Expected {self.count} rows in one call of the model ({len(self.chunks)} prompts, "
+                f"{' and '.join(self.streams)}, a batch of {self.batch}), got {count}: a node regroups the "
+                "batch. Remove it from the model's chain of nodes."
             )
 
     def grid(self, tensor: Tensor) -> Tensor:
