@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import Coupling
@@ -172,8 +173,8 @@ class CrossDomainProcessor:
 
 def attend_plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of (b, n, h * d) within each row."""
-    parts = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
 def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple[Coupling, list[Layer]]:

@@ -29,7 +29,7 @@ CONFIG = "config"  # metadata: VaeConfig as JSON
 # metadata: the factor that scales raw latents to unit standard deviation, see `vae.latent_scale`
 LATENT_SCALE = "latent_scale"
 EXPECTED = f"Expected an intrinsic VAE ({CHANNELS} channels in and out)"
-REMEDY = "Choose one that `spatialweave train` wrote"
+REMEDY = "Choose one trained from the base model's own VAE"
 FIRST, LAST, CODE = "encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight"
 
 # (ComfyUI's name, diffusers' name); the levels and blocks of encoder and decoder are mapped separately

@@ -191,7 +191,7 @@ def read_adapter(path):
 
 
 def read_image(path):
-    return read_pictures(demo.open_image(path, [])).rgb
+    return read_pictures(demo.open_image(path)[0]).rgb
 
 
 def read_network(path):

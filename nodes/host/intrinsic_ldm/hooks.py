@@ -15,6 +15,7 @@ import comfy.model_management
 import comfy.weight_adapter
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ....models.intrinsic_ldm.attention import Coupling
@@ -79,7 +80,7 @@ def row_hook(change: Change, coupling: Coupling) -> Callable:
                     f"Expected {rows.count} rows in the input of {change.path}, got {tuple(x.shape)}. Remove "
                     f"the LoRA of this layer, {SHARE}."
                 )
-            x, target = (tensor.reshape(rows.count, -1, tensor.shape[-1]) for tensor in (x, out))
+            x, target = (rearrange(each, "1 (row n) c -> row n c", row=rows.count) for each in (x, out))
         key = (x.device, x.dtype)
         if key not in by_device:
             by_device[key] = change.delta.to(torch.empty(0, device=x.device, dtype=x.dtype))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
+from einops import rearrange
 from torch import Tensor
 
 from ....models.intrinsic_ldm.attention import Coupling, Inside
@@ -112,21 +113,17 @@ def pixart_attention(
     """
 
     def forward(x: Tensor, mask=None, HW=None, block_id=None) -> Tensor:  # noqa: N803 - core's name
-        rows, tokens, width = x.shape
-        q, k, v = module.qkv(x).reshape(rows, tokens, 3, width).unbind(2)
+        q, k, v = rearrange(module.qkv(x), "b n (three c) -> three b n c", three=3)
 
         def plain(q, k, v):  # as in core, which passes PixArt's attention no options and so no override
-            parts = [
-                tensor.reshape(rows, -1, module.num_heads, module.head_dim).transpose(1, 2)
-                for tensor in (q, k, v)
-            ]
-            return optimized_attention(*parts, module.num_heads, mask=None, skip_reshape=True)
+            q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=module.num_heads) for x in (q, k, v))
+            return optimized_attention(q, k, v, module.num_heads, mask=None, skip_reshape=True)
 
         inner = host_attention(q, module.num_heads, None, options(), tried)
         out = coupling.attend(
             layer, module.q_norm(q), module.k_norm(k), v, heads=module.num_heads, plain=plain, inner=inner
         )
-        return module.proj(out.reshape(rows, tokens, width))
+        return module.proj(out)
 
     return forward
 
@@ -172,17 +169,16 @@ def image_rows_only(replacement: Callable, rows: Callable[[], Rows]) -> Callable
     def attend(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
         now = rows()
         image, maps = (
-            [now.select(tensor, stream).flatten(0, 1) for tensor in (q, k, v)] for stream in now.streams
+            [rearrange(now.select(x, stream), "chunk b n c -> (chunk b) n c") for x in (q, k, v)]
+            for stream in now.streams
         )
-        parts = [
+        outputs = [
             replacement(*image, extra),
             optimized_attention(
                 *maps, extra["n_heads"], attn_precision=extra.get("attn_precision"), transformer_options=extra
             ),
         ]
-        return torch.stack(
-            [part.unflatten(0, (len(now.chunks), now.batch)) for part in parts], dim=1
-        ).flatten(0, 2)
+        return rearrange(outputs, "stream (chunk b) n c -> (chunk stream b) n c", b=now.batch)
 
     return attend
 
@@ -201,7 +197,9 @@ class ImageControl:
 
         def image(value):
             is_rows = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows.count
-            return rows.select(value, "image").flatten(0, 1) if is_rows else value
+            if not is_rows:
+                return value
+            return rearrange(rows.select(value, "image"), "chunk b ... -> (chunk b) ...")
 
         image_cond = {name: image(value) for name, value in cond.items()}
         residuals = self.control.get_control(
