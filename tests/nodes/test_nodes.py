@@ -16,6 +16,7 @@ IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
 IDS += ["StereoPair"]
 IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
 IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
+IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyRestore"]
 
 
 @pytest.fixture(scope="module")
