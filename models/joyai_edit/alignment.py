@@ -22,6 +22,7 @@ BLOCK = 48  # pixels of a block's side, less in small images
 MOST = 200  # blocks of one image
 FARTHEST = 12  # pixels of a shift that is looked for
 STEPS = 5
+SEAM = 2  # pixels between a block and what was edited
 TEXTURE = 2e-5  # smallest eigenvalue of a block's mean structure tensor, of values in [0, 1] per pixel
 ALIKE = 0.6  # correlation of a block with its counterpart, below which its content counts as changed
 
@@ -100,8 +101,8 @@ def _choose_blocks(image: Tensor, edited: Tensor | None, side: int) -> Tensor:
     lefts = torch.arange(rim, width - side - rim + 1, side)
     corners = torch.cartesian_prod(tops, lefts)
     if edited is not None and len(corners):
-        grown = F.max_pool2d(edited.to(torch.float32)[None, None], 2 * 2 + 1, 1, 2)[0, 0]
-        corners = corners[_sample(grown, corners.to(torch.float32), side).amax(dim=(1, 2)) == 0]
+        around = _sample(edited.to(torch.float32), (corners - SEAM).to(torch.float32), side + 2 * SEAM)
+        corners = corners[around.amax(dim=(1, 2)) == 0]
     if len(corners) > 4 * MOST:
         corners = corners[:: -(-len(corners) // (4 * MOST))]
     if not len(corners):

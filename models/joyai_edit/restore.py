@@ -66,14 +66,22 @@ def restore_image(edited: Tensor, framed: FramedImage, mask: Tensor | None, feat
     back[:, top:bottom, left:right] = unfit_images(edited[..., :3].to(source), framing)
     uncovered = uncovered_mask(framing)
     if mask is None:
-        share = (~uncovered).to(source)
-    else:
-        share = soften(mask, feather).to(source)
-        share[uncovered] = 0.0
-    image = torch.where(share[..., None] > 0, source[0].lerp(back[0], share[..., None]), source[0])
-    image = torch.where(share[..., None] >= 1, back[0], image)[None]
-    left_out = uncovered if mask is None else uncovered | (share > 0)
-    return Restored(image, share, uncovered, measure_alignment(source[0], back[0], left_out), mask is None)
+        measured = measure_alignment(source[0], back[0], uncovered)
+        return Restored(back, (~uncovered).to(source), uncovered, measured, True)
+    share = soften(mask, feather).to(source)
+    share[uncovered] = 0.0
+    measured = measure_alignment(source[0], back[0], uncovered | (share > 0))
+    return Restored(_blend(source, back, share), share, uncovered, measured, False)
+
+
+def _blend(source: Tensor, back: Tensor, share: Tensor) -> Tensor:
+    """`back` by its share (h, w), `source` bit for bit where the share is 0; both (1, h, w, 3)."""
+    image = source.clone()
+    for window in ndimage.find_objects((share > 0).numpy().astype(np.int8)):
+        part = share[window][..., None]
+        mixed = torch.where(part < 1, source[0][window].lerp(back[0][window], part), back[0][window])
+        image[0][window] = torch.where(part > 0, mixed, source[0][window])
+    return image
 
 
 def repeat_single(values: Sequence[Any], count: int, what: str) -> list[Any]:
