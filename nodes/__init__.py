@@ -11,7 +11,9 @@ from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
 from .host.shared.last_resort import with_net
 from .intrinsic_ldm import IntrinsicCoGeneration, JoinIntrinsicLatent, LoadTinyDiffusion, SplitIntrinsicLatent
 from .intrinsic_ldm_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
+from .joyai_edit import JoyMoveCamera, JoyMoveObject, JoyRotateObject
 from .joyai_edit_ask import AskAboutViews
+from .joyai_edit_framing import JoyFit, JoyRestore
 from .modality_forcing import DecodeJointLatent, GuidancePerStream, LoadModalityForcing, ModalityOrder
 from .modality_forcing_latents import (
     DepthToImageLatent,
@@ -38,6 +40,6 @@ class Extension(ComfyExtension):
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
-        joyai = [AskAboutViews]
-        nodes = [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure, *joyai]
+        joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
+        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure]
         return [with_net(node) for node in nodes]

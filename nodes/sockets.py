@@ -12,6 +12,7 @@ from ..models.core.geometry.camera import ASSUMED_FOV
 View = io.Custom("SPATIALWEAVE_VIEW")  # models/core/geometry/view.py: depth with its unit, mask and camera
 MogeGeometry = io.Custom("MOGE_GEOMETRY")  # ComfyUI's, converted by models/core/geometry/packets.py
 Da3Geometry = io.Custom("DA3_GEOMETRY")
+Framing = io.Custom("SPATIALWEAVE_FRAMING")  # models/joyai_edit/restore.py: an image, its bucket
 
 
 def index_input() -> io.Int.Input:
