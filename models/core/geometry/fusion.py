@@ -200,10 +200,10 @@ class _Check:
     def _vote(self, points: Tensor, other: int) -> tuple[Tensor, Tensor, Tensor]:
         """Whether a view sees the points (n, 3), sees through them, or knows the depth there: each (n,)."""
         _, depth, ranges = look_up(points, self.view, self.ranges, other)
-        through, near, far = ranges.unbind(-1)
+        through, near, _ = ranges.unbind(-1)
         slack = self.settings.tolerance
-        seen = ((depth - near).abs() <= slack * near) | ((depth - far).abs() <= slack * far)
-        return seen & (near > 0), depth < (1 - slack) * through, (near > 0) | through.isinf()
+        seen = is_seen(depth, ranges, slack)
+        return seen, depth < (1 - slack) * through, (near > 0) | through.isinf()
 
     def explain_overlap(self, indices: tuple[int, ...]) -> tuple[str, ...]:
         """Sentences on views that share nothing; ValueError if no two views share anything."""
@@ -228,33 +228,40 @@ class _Check:
 
 
 def depth_ranges(view: View) -> Tensor:
-    """Of each 2 x 2 pixels (b, h - 1, w - 1, 3): up to where all four see through, nearest, farthest depth.
+    """Of each pixel with its right and lower neighbors (b, h, w, 3): up to where all four see through, their
+    nearest and their farthest depth.
 
     Sky is seen through to infinity, a hole not at all; nearest and farthest are 0 where all four are holes or
     sky.
     """
     far = torch.full_like(view.depth, torch.inf)
     through = view.depth if view.sky is None else torch.where(view.sky, far, view.depth)
-    return torch.stack(
-        (
-            -F.max_pool2d(-through, 2, stride=1),
-            (-F.max_pool2d(-torch.where(view.mask, view.depth, far), 2, stride=1)).nan_to_num(posinf=0.0),
-            F.max_pool2d(view.depth, 2, stride=1),
-        ),
-        dim=-1,
-    )
+    nearest = -_largest_of_four(-torch.where(view.mask, view.depth, far))
+    parts = (-_largest_of_four(-through), nearest.nan_to_num(posinf=0.0), _largest_of_four(view.depth))
+    return torch.stack(parts, dim=-1)
+
+
+def _largest_of_four(maps: Tensor) -> Tensor:
+    return F.max_pool2d(F.pad(maps, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
+
+
+def is_seen(depth: Tensor, ranges: Tensor, tolerance: float) -> Tensor:
+    """Whether a view has a surface at the depth (n,) of points, up to a relative tolerance."""
+    _, near, far = ranges.unbind(-1)
+    at_near, at_far = ((depth - end).abs() <= tolerance * end for end in (near, far))
+    return (at_near | at_far) & (near > 0)
 
 
 def look_up(points: Tensor, view: View, ranges: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels (n, 2), z-depth (n,) and `depth_ranges` there (n, 3) of world points (n, 3) in one view.
 
-    The ranges are 0 for points behind the camera or outside the pixel centers.
+    The ranges are 0 for points behind the camera or outside the image.
     """
     pixels, depth = project(transform_points(points, view.world_to_cam[index]), view.intrinsics[index])
-    height, width = ranges.shape[1:3]
-    corner = (pixels - 0.5).floor()
-    inside = (depth > 0) & (corner >= 0).all(-1) & (corner[:, 0] < width) & (corner[:, 1] < height)
-    column, row = torch.where(inside[:, None], corner, torch.zeros_like(corner)).long().unbind(-1)
+    size = pixels.new_tensor(ranges.shape[2:0:-1])
+    inside = (depth > 0) & (pixels >= 0).all(-1) & (pixels <= size).all(-1)
+    corner = torch.where(inside[:, None], (pixels - 0.5).floor(), torch.zeros_like(pixels))
+    column, row = torch.minimum(corner.clamp_min(0), size - 1).long().unbind(-1)
     found = ranges[index, row, column]
     return pixels, depth, torch.where(inside[:, None], found, torch.zeros_like(found))
 
