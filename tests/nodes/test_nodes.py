@@ -14,6 +14,7 @@ IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 IDS += ["SaveDepth", "LoadDepth"]
 IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
 IDS += ["StereoPair"]
+IDS += ["ScaleViews", "FuseViews", "SaveColmap"]
 IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
 IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
 

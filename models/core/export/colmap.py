@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..geometry.tracks import Tracks
 from ..geometry.view import View
-from .webp import to_uint8
+from .png8 import to_uint8
 
 _GREY = 128  # of points without colors
 _MOST_SKEW = 1e-3  # pixels, which no picture shows

@@ -79,7 +79,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
                 part.unlink()
             raise
     except OSError as error:
-        raise _explain(error, path) from error
+        raise export_error(error, path) from error
     # no name at all, a NUL in it, or letters that this system's names cannot hold
     except ValueError as error:
         raise ExportError(
@@ -87,6 +87,12 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
             f"Cannot write {str(path)!r}: it is no name for a file ({error}); choose another one.",
         ) from error
     return path
+
+
+def export_error(error: OSError, path: Path) -> ExportError:
+    """The system's refusal to write ``path`` as a sentence."""
+    number = _find_cause(error, path)
+    return ExportError(number, f"Cannot write {path}: {_REASONS.get(number, error.strerror or str(error))}.")
 
 
 @contextlib.contextmanager
@@ -108,22 +114,16 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
             raise ExportError(
                 errno.EEXIST, f"Cannot write {path}: {taken.name} is there already; choose another name."
             ) from error
-        raise _explain(error, path) from error
+        raise export_error(error, path) from error
     try:
         yield part
         os.rename(part, path)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise error if isinstance(error, ExportError) else _explain(error, path) from error
+        raise error if isinstance(error, ExportError) else export_error(error, path) from error
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def _explain(error: OSError, path: Path) -> ExportError:
-    """The system's refusal to write ``path`` as a sentence."""
-    number = _find_cause(error, path)
-    return ExportError(number, f"Cannot write {path}: {_REASONS.get(number, error.strerror or str(error))}.")
 
 
 def _find_cause(error: OSError, path: Path) -> int | None:

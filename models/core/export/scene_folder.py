@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from ..geometry.align import Each
 from ..geometry.fusion import FusedCloud
-from ..geometry.tracks import DEFAULT_TOLERANCE, Tracks, find_tracks
+from ..geometry.tracks import Tracks, find_tracks
 from .colmap import check_pinhole, encode_cameras, encode_images, encode_points
 from .files import new_folder, write_file
 from .nerfstudio import encode_transforms, turn_z_up
@@ -37,7 +37,6 @@ def write_scene_folder(
     fused: FusedCloud,
     *,
     layout: Layout = "both",
-    tolerance: float = DEFAULT_TOLERANCE,
     each: Each = iter,
 ) -> SceneFolder:
     """Write images, cameras and points of a fused cloud into a new folder, whole or not at all.
@@ -53,7 +52,7 @@ def write_scene_folder(
             "that estimates the views."
         )
     check_pinhole(view)
-    tracks = find_tracks(fused, tolerance=tolerance)
+    tracks = find_tracks(fused)
     names = [f"view_{index:04}.png" for index in fused.indices]
     texts = _models(fused, tracks, names, layout)
     with new_folder(folder) as part:

@@ -16,6 +16,7 @@ from .posed_views import require_poses, views_to_world
 from .view import View, percentile
 from .voxels import merge_voxels
 
+DEFAULT_TOLERANCE = 0.03  # of a depth, within which two views agree
 _SUSPICIOUS = 0.25  # of all votes: a scene that holds still has fewer against it, floaters included
 
 
@@ -27,7 +28,7 @@ class FusionSettings:
     min_confidence: float = 0.0  # in the unit of the views' confidence
     drop_percent: float = 0.0  # of the pixels, the least confident ones
     edge_rtol: float = 0.04  # as in points.solid_pixels; 0 keeps depth edges
-    tolerance: float = 0.03  # of a depth, within which two views agree; 0: no check across views
+    tolerance: float = DEFAULT_TOLERANCE  # 0: no check across views
     min_views: int = 1  # that see a point, its own included
     voxel_size: float = 0.0  # in the views' unit; 0: no merging
     max_points: int = 1_200_000
@@ -62,7 +63,15 @@ class FusedCloud:
     views: View  # those that were fused, with intrinsics and poses
     indices: tuple[int, ...]  # of these views in the batch
     counts: dict[str, int]  # what became of the pixels, in order
+    tolerance: float  # of a depth, within which a view sees a point
     notes: tuple[str, ...] = ()
+
+    def thin(self, max_points: int, seed: int = 0) -> FusedCloud:
+        """The same with at most `max_points` points, a seeded random choice."""
+        if len(self.cloud.points) <= max_points:
+            return self
+        rows = _random_rows(len(self.cloud.points), max_points, seed).to(self.cloud.points.device)
+        return replace(self, cloud=self.cloud.select(rows))
 
     def describe(self) -> str:
         """The size of the cloud, what was left out and why, and sentences on the overlap."""
@@ -110,8 +119,9 @@ def fuse_views(
         before = len(cloud.points)
         cloud = merge_voxels(cloud, settings.voxel_size)
         counts["pixels merged into the point of their voxel"] = before - len(cloud.points)
-        cloud = _thin_points(cloud, settings, counts)
-    return FusedCloud(cloud, used, indices, counts, notes)
+        counts["points beyond max_points"] = max(0, len(cloud.points) - settings.max_points)
+    fused = FusedCloud(cloud, used, indices, counts, settings.tolerance or DEFAULT_TOLERANCE, notes)
+    return fused.thin(settings.max_points, settings.seed)
 
 
 def _choose_views(view: View, every: int, fov_degrees: float | None) -> tuple[View, tuple[int, ...]]:
@@ -154,20 +164,14 @@ def _thin_pixels(keep: Tensor, settings: FusionSettings, counts: dict[str, int])
     if not counts["pixels beyond max_points"]:
         return keep
     thinned = torch.zeros_like(keep).flatten()
-    thinned[places[_random_rows(len(places), settings).to(places.device)]] = True
+    rows = _random_rows(len(places), settings.max_points, settings.seed)
+    thinned[places[rows.to(places.device)]] = True
     return thinned.view_as(keep)
 
 
-def _thin_points(cloud: PointCloud, settings: FusionSettings, counts: dict[str, int]) -> PointCloud:
-    counts["points beyond max_points"] = max(0, len(cloud.points) - settings.max_points)
-    if not counts["points beyond max_points"]:
-        return cloud
-    return cloud.select(_random_rows(len(cloud.points), settings).to(cloud.points.device))
-
-
-def _random_rows(count: int, settings: FusionSettings) -> Tensor:
-    random = torch.Generator().manual_seed(settings.seed)
-    return torch.randperm(count, generator=random)[: settings.max_points].sort().values
+def _random_rows(count: int, chosen: int, seed: int) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=random)[:chosen].sort().values
 
 
 class _Check:

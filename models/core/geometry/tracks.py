@@ -13,8 +13,6 @@ from .fusion import FusedCloud, depth_ranges, is_seen, look_up
 from .points import PointCloud
 from .view import View
 
-DEFAULT_TOLERANCE = 0.03  # of a depth, within which a view sees a point
-
 
 @dataclass(frozen=True)
 class Tracks:
@@ -29,14 +27,14 @@ class Tracks:
     errors: Tensor
 
 
-def find_tracks(fused: FusedCloud, *, tolerance: float = DEFAULT_TOLERANCE, each: Each = iter) -> Tracks:
+def find_tracks(fused: FusedCloud, *, each: Each = iter) -> Tracks:
     """Observe each point in every view that has a surface there; points that none sees are left out."""
     view, points = fused.views, fused.cloud.points
     ranges = depth_ranges(view)
     found = []
     for index in each(list(range(len(view)))):
         pixels, depth, here = look_up(points, view, ranges, index)
-        rows = is_seen(depth, here, tolerance).nonzero()[:, 0]
+        rows = is_seen(depth, here, fused.tolerance).nonzero()[:, 0]
         surface = _nearer_end(depth[rows], here[rows])
         found.append((rows, torch.full_like(rows, index), pixels[rows], surface))
     point, index, pixels, surface = (torch.cat(parts) for parts in zip(*found, strict=True))
