@@ -1,0 +1,183 @@
+"""The loss of a VGGT network over scenes of known geometry, and its start from nothing.
+
+Letters: b scenes, v views; `h w` pixels. The common frame is the first view's camera frame; lengths are in
+units of the scene's mean distance from that camera.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Generator, Tensor, nn
+
+from ..core.geometry.camera import invert_pose, pad_pose, pixel_centres
+from ..core.layers.attention import attend, attend_with_scores
+from ..core.losses import masked_mean, sum_terms
+from .network import Vggt
+from .pose_code import encode_poses, relative_to_first
+
+INIT_STD = 0.02
+LAYER_SCALE = 0.1  # of a short network's residual branches at the start; the released 24 blocks began at .01
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The `loss` part of a recipe."""
+
+    camera: float = 2.0  # weight of the camera term
+    depth: float = 1.0
+    gradient: float = 0.5  # weight of differences between neighboring pixels, beside the depth term
+    confidence: float = 0.1  # weight of log(confidence): larger values make the network surer
+    iteration: float = 0.6  # weight of a camera iteration relative to the one after it
+    views: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 4)  # numbers of views, of which each step draws one
+    sides: tuple[int, ...] = ()  # pixels; each step crops both sides to one of these; () keeps the size
+    mirror: float = 0.5  # share of steps whose scenes are mirrored
+    color: float = 0.15  # largest relative change of brightness, contrast and each color channel
+
+
+def init_weights(network: Vggt, generator: Generator) -> None:
+    """Small normal matrices; norms and layer scales as a short network needs them."""
+    for name, parameter in network.named_parameters():
+        with torch.no_grad():
+            if name.endswith("gamma"):
+                parameter.fill_(LAYER_SCALE)
+            elif parameter.ndim == 4 and "aggregator" not in name:
+                fan_in = parameter[0].numel()
+                parameter.normal_(0, fan_in**-0.5, generator=generator)
+            elif parameter.ndim >= 2:
+                parameter.normal_(0, INIT_STD, generator=generator)
+            elif name.endswith("weight"):
+                parameter.fill_(1)
+            else:
+                parameter.zero_()
+
+
+def loss(
+    model: Vggt, batch: Mapping[str, Tensor], generator: Generator, settings: LossSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Camera and depth terms of scenes `batch`, of which a random order of some views is seen.
+
+    image (b, v, h, w, 3) uint8; depth (b, v, h, w) in metres, 0 where unknown; world_to_cam (b, v, 3, 4);
+    intrinsics (b, v, 3, 3) in pixels.
+    """
+    batch = augment(batch, generator, settings)
+    truth = normalize_scene(batch["depth"], batch["world_to_cam"], batch["intrinsics"])
+    size = batch["depth"].shape[-2:]
+    on_cpu = batch["image"].device.type == "cpu"
+    prediction = model(batch["image"], attend=attend_with_scores if on_cpu else attend)
+
+    poses = encode_poses(truth["world_to_cam"], batch["intrinsics"], size)
+    last, camera = len(prediction.poses) - 1, 0.0
+    for i, guess in enumerate(prediction.poses):
+        camera = camera + settings.iteration ** (last - i) * F.l1_loss(guess.float(), poses)
+
+    known = truth["depth"] > 0
+    log_depth = truth["depth"].clamp(min=1e-6).log()
+    error = prediction.depth.float().clamp(1e-6, 1e6).log() - log_depth
+    confidence = prediction.depth_confidence.float()
+    depth = masked_mean(confidence * error.abs() - settings.confidence * confidence.log(), known)
+    terms = {
+        "camera": settings.camera * camera,
+        "depth": settings.depth * depth,
+        "gradient": settings.gradient * gradient_error(error, known),
+    }
+    total, logs = sum_terms(terms)
+    with torch.no_grad():
+        logs["log_error"] = masked_mean(error.abs(), known)
+        logs["pose_error"] = F.l1_loss(prediction.poses[-1].float(), poses)
+    return total, logs
+
+
+def gradient_error(error: Tensor, known: Tensor) -> Tensor:
+    """Mean absolute difference of the error between neighboring known pixels, at distances of 1, 2 and 4."""
+    terms = []
+    for step in (1, 2, 4):
+        for axis in (-1, -2):
+            length = error.shape[axis] - step
+            here, there = error.narrow(axis, 0, length), error.narrow(axis, step, length)
+            both = known.narrow(axis, 0, length) & known.narrow(axis, step, length)
+            terms.append(masked_mean((there - here).abs(), both))
+    return torch.stack(terms).mean()
+
+
+def normalize_scene(depth: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> dict[str, Tensor]:
+    """Depth and poses (b, v, 3, 4) in the first camera's frame, in units of the mean distance of the scene's
+    known points from that camera.
+    """
+    poses = relative_to_first(world_to_cam)
+    height, width = depth.shape[-2:]
+    rays = pixel_centres(height, width, device=depth.device)
+    rays = torch.cat((rays, torch.ones_like(rays[..., :1])), dim=-1)
+    in_cam = torch.einsum("b v i j, h w j -> b v h w i", torch.linalg.inv(intrinsics), rays) * depth[..., None]
+    to_first = invert_pose(pad_pose(poses))
+    points = torch.einsum("b v i j, b v h w j -> b v h w i", to_first[..., :3, :3], in_cam)
+    points = points + to_first[..., :3, 3][:, :, None, None]
+    known = depth > 0
+    distances = torch.where(known, points.norm(dim=-1), 0.0)
+    count = known.sum(dim=(1, 2, 3)).clamp(min=1)
+    unit = (distances.sum(dim=(1, 2, 3)) / count).clamp(min=1e-6)
+    shift = poses[..., 3:] / rearrange(unit, "b -> b 1 1 1")
+    scaled = depth / rearrange(unit, "b -> b 1 1 1")
+    return {"depth": scaled, "world_to_cam": torch.cat((poses[..., :3], shift), dim=-1), "unit": unit}
+
+
+def augment(
+    batch: Mapping[str, Tensor], generator: Generator, settings: LossSettings
+) -> dict[str, Tensor]:
+    """Some of the views in random order, cropped around the middle, mirrored, recolored.
+
+    The image becomes (b, v, 3, h, w) in [0, 1].
+    """
+    views = batch["image"].shape[1]
+    count = min(views, settings.views[_draw(len(settings.views), generator)])
+    order = torch.randperm(views, generator=generator)[:count]
+    picked = {name: value[:, order.to(value.device)] for name, value in batch.items()}
+    image = rearrange(picked["image"].float() / 255, "b v h w c -> b v c h w")
+    depth, poses, intrinsics = picked["depth"].float(), picked["world_to_cam"], picked["intrinsics"]
+    if settings.sides:
+        height, width = (settings.sides[_draw(len(settings.sides), generator)] for _ in range(2))
+        image, depth, intrinsics = crop_middle(image, depth, intrinsics, (height, width))
+    if float(torch.rand((), generator=generator)) < settings.mirror:
+        image, depth, poses = image.flip(-1), depth.flip(-1), mirror_poses(poses)
+    return {
+        "image": recolor(image, generator, settings.color),
+        "depth": depth,
+        "world_to_cam": poses,
+        "intrinsics": intrinsics,
+    }
+
+
+def _draw(count: int, generator: Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+def crop_middle(
+    image: Tensor, depth: Tensor, intrinsics: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The middle (h, w) of images and maps; the principal point moves along. Larger sizes keep the side."""
+    height, width = depth.shape[-2:]
+    rows, columns = min(size[0], height), min(size[1], width)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    moved = intrinsics.clone()
+    moved[..., 0, 2] -= left
+    moved[..., 1, 2] -= top
+    cut = (..., slice(top, top + rows), slice(left, left + columns))
+    return image[cut], depth[cut], moved
+
+
+def mirror_poses(world_to_cam: Tensor) -> Tensor:
+    """Poses of mirrored images of the mirrored world, x -> -x in the world and in every camera."""
+    flip = world_to_cam.new_tensor([-1.0, 1.0, 1.0])
+    return world_to_cam * flip[:, None] * torch.cat((flip, flip.new_ones(1)))
+
+
+def recolor(image: Tensor, generator: Generator, amount: float) -> Tensor:
+    """Images (b, v, 3, h, w) with one change of brightness, contrast and channels for all views of a scene."""
+    draws = 1 + amount * (2 * torch.rand(len(image), 5, generator=generator) - 1)
+    gain, contrast, channels = draws.to(image.device).split((1, 1, 3), dim=1)
+    changed = image * rearrange(gain * channels, "b c -> b 1 c 1 1")
+    return ((changed - 0.5) * rearrange(contrast, "b one -> b one 1 1 1") + 0.5).clamp(0, 1)
