@@ -23,6 +23,7 @@ from .modality_forcing_latents import (
     SaveJointLatent,
     SplitJointLatent,
 )
+from .vggt import LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
 class Extension(ComfyExtension):
@@ -37,5 +38,6 @@ class Extension(ComfyExtension):
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
-        nodes = [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure]
+        several_views = [LoadVggt, VggtReconstruct, VggtGeometryTokens]
+        nodes = [*generate, *intrinsics, *several_views, PreviewDepth, *convert, *export, *measure]
         return [with_net(node) for node in nodes]

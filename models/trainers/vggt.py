@@ -53,7 +53,9 @@ def build_vggt(recipe: Recipe) -> Task:
     )
 
 
-def export_network(folder: Path, state: Mapping[str, Tensor], *, config: VggtConfig, dtype: torch.dtype) -> None:
+def export_network(
+    folder: Path, state: Mapping[str, Tensor], *, config: VggtConfig, dtype: torch.dtype
+) -> None:
     """Write the averaged weights as they ship."""
     network = Vggt(config, device="meta")
     network.load_state_dict(dict(state), assign=True)

@@ -49,7 +49,8 @@ class WorldViewsRequest:
     def __post_init__(self) -> None:
         if self.scenes < 1 or self.scenes % SHARD:
             raise ValueError(
-                f"Expected scenes of the recipe's data as a multiple of {SHARD}, got {self.scenes}. Correct it."
+                f"Expected scenes of the recipe's data as a multiple of {SHARD}, got {self.scenes}. Correct "
+                "it."
             )
 
     @property
@@ -102,8 +103,8 @@ def check_settings_of(folder: ShardFolder, request: WorldViewsRequest) -> None:
     found = read_json_object(folder.path / DATASET)
     if found != request.settings:
         raise ValueError(
-            f"Expected {folder.path} to be rendered with {request.settings}, got {dict(found)}. Choose another "
-            "folder, or those settings."
+            f"Expected {folder.path} to be rendered with {request.settings}, got {dict(found)}. Choose "
+            "another folder, or those settings."
         )
 
 

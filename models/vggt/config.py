@@ -42,6 +42,8 @@ class VggtConfig:
     camera_trunk_depth: int = 4
     camera_num_heads: int = 16
     camera_iterations: int = 4
+    # where a pixel's ray goes through it, from its corner: the released network unprojects at whole numbers
+    pixel_center: float = 0.0
     heads: tuple[str, ...] = HEADS
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class VggtConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"Expected {name} as a finite number above 0, got {value!r}. Correct it.")
+        if isinstance(self.pixel_center, bool) or self.pixel_center not in (0.0, 0.5):
+            raise ValueError(f"Expected pixel_center 0.0 or 0.5, got {self.pixel_center!r}. Correct it.")
         self._check_heads()
         self._check_dense()
 
@@ -76,7 +80,9 @@ class VggtConfig:
                 )
         unknown = [head for head in self.heads if head not in HEADS]
         if unknown or len(set(self.heads)) < len(self.heads):
-            raise ValueError(f"Expected heads from {', '.join(HEADS)}, each once, got {self.heads}. Correct them.")
+            raise ValueError(
+                f"Expected heads from {', '.join(HEADS)}, each once, got {self.heads}. Correct them."
+            )
 
     def _check_dense(self) -> None:
         channels, layers = self.dpt_out_channels, self.dpt_layers
@@ -154,7 +160,7 @@ PRESETS: Mapping[str, VggtConfig] = MappingProxyType(
         "tiny": replace(
             VGGT_1B, img_size=112, embed_dim=128, depth=5, num_heads=4, backbone_depth=3,
             backbone_num_heads=4, dpt_features=32, dpt_out_channels=(32, 48, 64, 64), dpt_layers=(1, 2, 3, 4),
-            camera_trunk_depth=1, camera_num_heads=4, heads=("camera", "depth"),
+            camera_trunk_depth=1, camera_num_heads=4, pixel_center=0.5, heads=("camera", "depth"),
         ),
     }
 )  # fmt: skip

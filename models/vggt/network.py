@@ -6,7 +6,7 @@ Parameter names are the released ones. Letters: b scenes, v views, n tokens of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from ..core.layers.attention import Attend, attend, attend_by_queries
 from ..core.layers.dpt import DPTHead
 from ..core.layers.positions import grid_rotary_table
 from ..core.layers.vit import Block, Mlp, VisionTransformer
-from .config import VggtConfig
+from .config import HEADS, VggtConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POSE_NUMBERS = 9  # translation 3, quaternion xyzw 4, vertical and horizontal field of view
@@ -72,31 +72,46 @@ class Vggt(nn.Module):
                 self.add_module(f"{name}_head", dense)
 
     def forward(
-        self, images: Tensor, *, attend: Attend = attend, queries: int = 0, on_part: OnPart | None = None
+        self,
+        images: Tensor,
+        *,
+        heads: Collection[str] = HEADS,
+        attend: Attend = attend,
+        queries: int = 0,
+        on_part: OnPart | None = None,
     ) -> Prediction:
-        """Of the aggregator only the entries that the heads read are kept, and the dense heads run on one
-        view at a time. `queries` above 0: global attention runs on that many rows at a time.
+        """What those of `heads` say that the network has.
+
+        Of the aggregator only the entries that the heads read are kept, and the dense heads run on one view
+        at a time. `queries` above 0: global attention runs on that many rows at a time.
         """
         encoded = self.aggregator(
             images, (*self.config.dpt_layers, self.config.depth - 1), attend=attend, queries=queries,
             on_part=on_part,
         )  # fmt: skip
-        return self.predict(encoded, images.shape[-2:], attend=attend, on_part=on_part)
+        return self.predict(encoded, images.shape[-2:], heads=heads, attend=attend, on_part=on_part)
 
     def predict(
-        self, encoded: Encoded, size: tuple[int, int], *, attend: Attend = attend, on_part: OnPart | None = None
+        self,
+        encoded: Encoded,
+        size: tuple[int, int],
+        *,
+        heads: Collection[str] = HEADS,
+        attend: Attend = attend,
+        on_part: OnPart | None = None,
     ) -> Prediction:
         """The heads alone, on the entries of `dpt_layers` and the last one."""
+        present = set(heads) & set(self.config.heads)
         poses = None
-        if "camera" in self.config.heads:
+        if "camera" in present:
             camera_tokens = encoded.layers[self.config.depth - 1][:, :, 0].float()
             poses = tuple(self.camera_head(camera_tokens, attend=attend))
         depth, depth_confidence = None, None
-        if "depth" in self.config.heads:
+        if "depth" in present:
             raw = self.run_dense(self.depth_head, encoded, size, on_part)
             depth, depth_confidence = raw[:, :, 0].exp(), 1 + raw[:, :, 1].exp()
         points, points_confidence = None, None
-        if "point" in self.config.heads:
+        if "point" in present:
             raw = self.run_dense(self.point_head, encoded, size, on_part)
             points, points_confidence = activate_points(raw)
         return Prediction(poses, depth, depth_confidence, points, points_confidence)

@@ -7,6 +7,7 @@ cameras, the first camera's frame as the world.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -49,15 +50,16 @@ def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
 
 def rotation_to_quaternion(rotation: Tensor) -> Tensor:
     """(..., 3, 3) -> (..., 4) as x y z w of length 1, w >= 0; by the largest component, so never by 0."""
-    m = rotation
-    trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
+    entries = rearrange(rotation, "... i j -> (i j) ...")
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = entries
+    trace = xx + yy + zz
     # row i is the quaternion times 4 times its component i
     rows = [
-        [1 + 2 * m[..., 0, 0] - trace, m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 2, 1] - m[..., 1, 2]],
-        [m[..., 0, 1] + m[..., 1, 0], 1 + 2 * m[..., 1, 1] - trace, m[..., 1, 2] + m[..., 2, 1], m[..., 0, 2] - m[..., 2, 0]],
-        [m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1], 1 + 2 * m[..., 2, 2] - trace, m[..., 1, 0] - m[..., 0, 1]],
-        [m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1], 1 + trace],
-    ]  # fmt: skip
+        [1 + 2 * xx - trace, xy + yx, xz + zx, zy - yz],
+        [xy + yx, 1 + 2 * yy - trace, yz + zy, xz - zx],
+        [xz + zx, yz + zy, 1 + 2 * zz - trace, yx - xy],
+        [zy - yz, xz - zx, yx - xy, 1 + trace],
+    ]
     table = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
     largest = torch.diagonal(table, dim1=-2, dim2=-1).argmax(-1)
     chosen = table.gather(-2, largest[..., None, None].expand(*largest.shape, 1, 4)).squeeze(-2)

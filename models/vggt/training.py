@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ..core.geometry.camera import invert_pose, pad_pose, pixel_centres
 from ..core.layers.attention import attend, attend_with_scores
@@ -112,7 +112,8 @@ def normalize_scene(depth: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> 
     height, width = depth.shape[-2:]
     rays = pixel_centres(height, width, device=depth.device)
     rays = torch.cat((rays, torch.ones_like(rays[..., :1])), dim=-1)
-    in_cam = torch.einsum("b v i j, h w j -> b v h w i", torch.linalg.inv(intrinsics), rays) * depth[..., None]
+    in_cam = torch.einsum("b v i j, h w j -> b v h w i", torch.linalg.inv(intrinsics), rays)
+    in_cam = in_cam * depth[..., None]
     to_first = invert_pose(pad_pose(poses))
     points = torch.einsum("b v i j, b v h w j -> b v h w i", to_first[..., :3, :3], in_cam)
     points = points + to_first[..., :3, 3][:, :, None, None]
@@ -176,7 +177,7 @@ def mirror_poses(world_to_cam: Tensor) -> Tensor:
 
 
 def recolor(image: Tensor, generator: Generator, amount: float) -> Tensor:
-    """Images (b, v, 3, h, w) with one change of brightness, contrast and channels for all views of a scene."""
+    """Images (b, v, 3, h, w) with one change of brightness, contrast and channels for a scene's views."""
     draws = 1 + amount * (2 * torch.rand(len(image), 5, generator=generator) - 1)
     gain, contrast, channels = draws.to(image.device).split((1, 1, 3), dim=1)
     changed = image * rearrange(gain * channels, "b c -> b 1 c 1 1")

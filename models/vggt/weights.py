@@ -19,6 +19,7 @@ from ..core.weights.files import (
     check_finite,
     check_fit,
     describe,
+    describe_state,
     explain_part,
     fill_module,
     find_wrapper,
@@ -83,13 +84,6 @@ def save_network(
     return write_tensors(path, state, metadata, kind=KIND)
 
 
-def describe_state(state: Mapping[str, Tensor]) -> Header:
-    """A state dict as if it were a file."""
-    names = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    dtypes = {name: names.get(v.dtype, str(v.dtype).removeprefix("torch.")) for name, v in state.items()}
-    return Header({name: tuple(v.shape) for name, v in state.items()}, {}, dtypes)
-
-
 def network_shapes(config: VggtConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape, without memory for any."""
     return {name: tuple(v.shape) for name, v in Vggt(config, device="meta").state_dict().items()}
@@ -136,8 +130,8 @@ def find_config(header: Header, shapes: Shapes, what: str) -> VggtConfig:
     except (ValueError, TypeError, KeyError, IndexError, StopIteration, ArithmeticError) as error:
         reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
         raise WeightsError(
-            f"Expected the sizes of a whole {KIND} in {what}, got others ({str(reason).rstrip('.')}). Fetch it "
-            f"again{explain_part(what)}."
+            f"Expected the sizes of a whole {KIND} in {what}, got others ({str(reason).rstrip('.')}). Fetch "
+            f"it again{explain_part(what)}."
         ) from error
 
 

@@ -19,7 +19,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def attend_by_queries(attend: Attend, queries: int) -> Attend:
-    """The same attention, `queries` rows of q at a time: less memory where the score matrix is written out."""
+    """The same attention on `queries` rows of q at a time: less memory where the scores are written out."""
 
     def chunked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.cat([attend(part, k, v) for part in q.split(queries, dim=2)], dim=1)

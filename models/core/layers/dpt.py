@@ -70,7 +70,9 @@ class DPTHead(nn.Module):
 class Scratch(nn.Module):
     """The convolutions behind the four maps; a module of its own for the released names alone."""
 
-    def __init__(self, features: int, out_channels: Sequence[int], outputs: int, *, operations, device, dtype):
+    def __init__(
+        self, features: int, out_channels: Sequence[int], outputs: int, *, operations, device, dtype
+    ):
         super().__init__()
         made = {"operations": operations, "device": device, "dtype": dtype}
         factory = {"device": device, "dtype": dtype}
@@ -140,7 +142,7 @@ def aspect_grid(height: int, width: int, ratio: float) -> Tensor:
 
 
 def position_map(grid: Tensor, channels: int) -> Tensor:
-    """(h, w, 2) -> (h, w, c): sines then cosines of x in the first half of the channels, of y in the second."""
+    """(h, w, 2) -> (h, w, c): sines, then cosines, of x in the first half of the channels, else of y."""
     count = channels // 4
     frequency = POSITION_BASE ** -(torch.arange(count, dtype=torch.float64) / (channels / 4))
     angle = grid.double()[..., None] * frequency

@@ -155,7 +155,7 @@ class VisionTransformer(nn.Module):
 
 
 def interpolate_positions(table: Tensor, rows: int, columns: int) -> Tensor:
-    """A position table (1, 1 + side^2, c), class entry first, for a grid of patches: (1, 1 + rows columns, c).
+    """A position table (1, 1 + side^2, c), class entry first, for a grid: (1, 1 + rows columns, c).
 
     It is used as it is for a square grid of its own side alone; any other grid gets antialiased bicubic
     interpolation, in float32.
