@@ -62,7 +62,7 @@ SAME_JOB = {  # the same thing for each system, network, file format or record
     "export", "find_config", "find_preset", "load_base", "loss", "make_sample", "mirror", "open_folder", "read_header", "sample",
     "transparent_output", "write_record",
     "LossSettings", "ModelSettings", "check_precisions", "config_from_shapes", "init_weights", "load_network", "network_shapes",
-    "own_names", "save_network",
+    "own_names", "released_files", "save_network",
 }  # fmt: skip
 FAR_APART = {  # of rooms that never import each other's, a node's class beside the value it gives included
     "Plan", "PointCloud", "Run", "Source", "examine", "explain", "fingerprint", "fits", "say", "show", "summarise", "verify",

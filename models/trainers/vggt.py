@@ -16,7 +16,7 @@ from ..core.training.recipe import Recipe
 from ..core.training.settings import check_settings, read_settings
 from ..vggt.config import VggtConfig, find_preset
 from ..vggt.network import Vggt
-from ..vggt.training import LossSettings, init_weights, loss
+from ..vggt.training import LossSettings, TrainedVggt, init_weights, loss
 from ..vggt.weights import load_network, save_network
 from .world_views import WorldViews, WorldViewsRequest, render_world_views
 
@@ -44,9 +44,12 @@ def build_vggt(recipe: Recipe) -> Task:
     else:
         network = Vggt(config)
         init_weights(network, Generator().manual_seed(recipe.seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = TrainedVggt(network)
     render_world_views(request)
     return Task(
-        model=network,
+        model=model,
         loss=partial(loss, settings=settings),
         dataset=WorldViews(request),
         export=partial(export_network, config=config, dtype=getattr(torch, start.ship)),
@@ -56,7 +59,8 @@ def build_vggt(recipe: Recipe) -> Task:
 def export_network(
     folder: Path, state: Mapping[str, Tensor], *, config: VggtConfig, dtype: torch.dtype
 ) -> None:
-    """Write the averaged weights as they ship."""
-    network = Vggt(config, device="meta")
-    network.load_state_dict(dict(state), assign=True)
+    """Write the network's averaged weights as they ship, without the probes."""
+    network, prefix = Vggt(config, device="meta"), "network."
+    kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    network.load_state_dict(kept, assign=True)
     save_network(folder / NETWORK_FILE, network, config, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +20,11 @@ from ..core.pictures import read_pictures
 from .config import MAX_VIEWS, PRESETS, VggtConfig, find_preset
 from .framing import LARGEST_SIDE, Fit, Frame, frame_images, intrinsics_back, read_back
 from .network import OnPart, Prediction, Vggt
-from .notes import describe_inputs, describe_views
+from .notes import describe_inputs, describe_views, name_views
 from .pose_code import decode_poses, relative_to_first
 from .weights import load_network
 
+FIELDS_OF_VIEW = (1.0, 170.0)  # degrees, of a camera that the network may mean
 TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
 Source = Literal["depth", "point"]
 Run = Callable[[Tensor], Prediction]  # (1, v, 3, H, W) in [0, 1] -> the heads' maps, on any device
@@ -170,8 +172,8 @@ def reconstruct(run: Run, inputs: Inputs, config: VggtConfig) -> Result:
     started = time.perf_counter()
     prediction = run(inputs.framed)
     check_finite_outputs(prediction)
-    views = to_views(prediction, inputs, config)
-    notes = inputs.notes + describe_views(views)
+    views, lens_notes = to_views(prediction, inputs, config)
+    notes = inputs.notes + lens_notes + describe_views(views)
     return Result(views, notes, inputs.size, time.perf_counter() - started)
 
 
@@ -202,9 +204,12 @@ def check_finite_outputs(prediction: Prediction) -> None:
             )
 
 
-def to_views(prediction: Prediction, inputs: Inputs, config: VggtConfig) -> tuple[View, ...]:
-    """The network's maps and cameras at each image's own size, on the CPU."""
-    poses, intrinsics = decode_poses(prediction.poses[-1][0].float().cpu(), inputs.size)
+def to_views(
+    prediction: Prediction, inputs: Inputs, config: VggtConfig
+) -> tuple[tuple[View, ...], tuple[str, ...]]:
+    """The network's maps and cameras at each image's own size, on the CPU, and a note on odd lenses."""
+    encoding, notes = hold_lenses(prediction.poses[-1][0].float().cpu())
+    poses, intrinsics = decode_poses(encoding, inputs.size)
     maps = dense_maps(prediction, poses)
     # the first pose is the identity but for the network's error
     poses = upright_world(pad_pose(relative_to_first(poses)))
@@ -222,7 +227,20 @@ def to_views(prediction: Prediction, inputs: Inputs, config: VggtConfig) -> tupl
                 world_to_cam=poses[i],
             )
         )
-    return tuple(views)
+    return tuple(views), notes
+
+
+def hold_lenses(encoding: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Pose encodings (v, 9) with fields of view that a pinhole camera can have: the network may say 0."""
+    angles = encoding[:, 7:]
+    held = angles.clamp(*(math.radians(degrees) for degrees in FIELDS_OF_VIEW))
+    odd = (held != angles).any(-1).nonzero().flatten().tolist()
+    if not odd:
+        return encoding, ()
+    low, high = FIELDS_OF_VIEW
+    note = f"{name_views(odd)}: field of view held within {low:g} to {high:g} degrees, so the camera is a "
+    "guess."
+    return torch.cat((encoding[:, :7], held), dim=-1), (note,)
 
 
 def dense_maps(prediction: Prediction, poses: Tensor) -> Tensor:

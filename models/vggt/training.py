@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ..core.geometry.camera import invert_pose, pad_pose, pixel_centres
 from ..core.layers.attention import attend, attend_with_scores
 from ..core.losses import masked_mean, sum_terms
-from .network import Vggt
+from .network import Encoded, Prediction, Vggt
 from .pose_code import encode_poses, relative_to_first
 
 INIT_STD = 0.02
-LAYER_SCALE = 0.1  # of a short network's residual branches at the start; the released 24 blocks began at .01
+LAYER_SCALE = 0.3  # of a short network's residual branches at the start; the released 24 blocks began at .01
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,41 @@ class LossSettings:
     depth: float = 1.0
     gradient: float = 0.5  # weight of differences between neighboring pixels, beside the depth term
     confidence: float = 0.1  # weight of log(confidence): larger values make the network surer
+    points: float = 2.0  # weight of the patches' points in the first camera's frame, which the probes predict
+    depth_views: int = 0  # views of a scene whose depth counts in a step; 0 is all
     iteration: float = 0.6  # weight of a camera iteration relative to the one after it
     views: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 4)  # numbers of views, of which each step draws one
     sides: tuple[int, ...] = ()  # pixels; each step crops both sides to one of these; () keeps the size
     mirror: float = 0.5  # share of steps whose scenes are mirrored
     color: float = 0.15  # largest relative change of brightness, contrast and each color channel
+
+
+class TrainedVggt(nn.Module):
+    """A network with probes, which training alone needs: a linear map from each kept entry's patch tokens to
+    the patch's point in the first camera's frame. They make attention look for the same surface in all views.
+    """
+
+    def __init__(self, network: Vggt, *, operations=torch.nn):
+        super().__init__()
+        self.network = network
+        self.probes = nn.ModuleDict(
+            {str(i): operations.Linear(network.config.layer_dim, 3) for i in network.config.dpt_layers[1:]}
+        )
+
+    def forward(self, images: Tensor, dense: list[int]) -> tuple[Prediction, list[Tensor]]:
+        """What the heads say, of depth in the views `dense` alone, and the patches' points (b, v, n, 3)."""
+        config = self.network.config
+        kernel = attend_with_scores if images.device.type == "cpu" else attend
+        encoded = self.network.aggregator(images, (*config.dpt_layers, config.depth - 1), attend=kernel)
+        size = images.shape[-2:]
+        cameras = self.network.predict(encoded, size, heads=("camera",), attend=kernel)
+        shown = Encoded({i: layer[:, dense] for i, layer in encoded.layers.items()}, encoded.patch_start)
+        maps = self.network.predict(shown, size, heads=("depth",))
+        points = [
+            probe(encoded.layers[int(i)][:, :, encoded.patch_start :]).float()
+            for i, probe in self.probes.items()
+        ]
+        return maps._replace(poses=cameras.poses), points
 
 
 def init_weights(network: Vggt, generator: Generator) -> None:
@@ -57,7 +87,7 @@ def init_weights(network: Vggt, generator: Generator) -> None:
 
 
 def loss(
-    model: Vggt, batch: Mapping[str, Tensor], generator: Generator, settings: LossSettings
+    model: TrainedVggt, batch: Mapping[str, Tensor], generator: Generator, settings: LossSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Camera and depth terms of scenes `batch`, of which a random order of some views is seen.
 
@@ -67,22 +97,24 @@ def loss(
     batch = augment(batch, generator, settings)
     truth = normalize_scene(batch["depth"], batch["world_to_cam"], batch["intrinsics"])
     size = batch["depth"].shape[-2:]
-    on_cpu = batch["image"].device.type == "cpu"
-    prediction = model(batch["image"], attend=attend_with_scores if on_cpu else attend)
+    views = batch["depth"].shape[1]
+    dense = torch.randperm(views, generator=generator)[: settings.depth_views or views].tolist()
+    prediction, points = model(batch["image"], dense)
 
     poses = encode_poses(truth["world_to_cam"], batch["intrinsics"], size)
     last, camera = len(prediction.poses) - 1, 0.0
     for i, guess in enumerate(prediction.poses):
         camera = camera + settings.iteration ** (last - i) * F.l1_loss(guess.float(), poses)
 
-    known = truth["depth"] > 0
-    log_depth = truth["depth"].clamp(min=1e-6).log()
+    known = truth["depth"][:, dense] > 0
+    log_depth = truth["depth"][:, dense].clamp(min=1e-6).log()
     error = prediction.depth.float().clamp(1e-6, 1e6).log() - log_depth
     confidence = prediction.depth_confidence.float()
     depth = masked_mean(confidence * error.abs() - settings.confidence * confidence.log(), known)
     terms = {
         "camera": settings.camera * camera,
         "depth": settings.depth * depth,
+        "points": settings.points * point_error(points, truth, model.network.config.patch_size),
         "gradient": settings.gradient * gradient_error(error, known),
     }
     total, logs = sum_terms(terms)
@@ -90,6 +122,18 @@ def loss(
         logs["log_error"] = masked_mean(error.abs(), known)
         logs["pose_error"] = F.l1_loss(prediction.poses[-1].float(), poses)
     return total, logs
+
+
+def point_error(guesses: list[Tensor], truth: Mapping[str, Tensor], patch: int) -> Tensor:
+    """Mean distance of the probes' points (b, v, n, 3) from the truth at the patches' middles, relative to
+    the point's own distance.
+    """
+    middle = slice(patch // 2, None, patch)
+    points = rearrange(truth["points"][:, :, middle, middle], "b v h w xyz -> b v (h w) xyz")
+    known = rearrange(truth["depth"][:, :, middle, middle], "b v h w -> b v (h w)") > 0
+    reach = points.norm(dim=-1).clamp(min=0.1)
+    errors = [masked_mean((guess - points).abs().sum(-1) / reach, known) for guess in guesses]
+    return torch.stack(errors).mean()
 
 
 def gradient_error(error: Tensor, known: Tensor) -> Tensor:
@@ -105,8 +149,8 @@ def gradient_error(error: Tensor, known: Tensor) -> Tensor:
 
 
 def normalize_scene(depth: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> dict[str, Tensor]:
-    """Depth and poses (b, v, 3, 4) in the first camera's frame, in units of the mean distance of the scene's
-    known points from that camera.
+    """Depth, poses (b, v, 3, 4) and points (b, v, h, w, 3) in the first camera's frame, in units of the mean
+    distance of the scene's known points from that camera.
     """
     poses = relative_to_first(world_to_cam)
     height, width = depth.shape[-2:]
@@ -123,7 +167,11 @@ def normalize_scene(depth: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> 
     unit = (distances.sum(dim=(1, 2, 3)) / count).clamp(min=1e-6)
     shift = poses[..., 3:] / rearrange(unit, "b -> b 1 1 1")
     scaled = depth / rearrange(unit, "b -> b 1 1 1")
-    return {"depth": scaled, "world_to_cam": torch.cat((poses[..., :3], shift), dim=-1), "unit": unit}
+    return {
+        "depth": scaled,
+        "world_to_cam": torch.cat((poses[..., :3], shift), dim=-1),
+        "points": points / rearrange(unit, "b -> b 1 1 1 1"),
+    }
 
 
 def augment(

@@ -13,7 +13,7 @@ ours = ours  # noqa: F821, PLW0127 - set by worker.py
 sampling, small = (sys.modules["__main__"].load_file(f"inside_{name}.py") for name in ("sampling", "intrinsic"))  # worker.py's
 HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
-LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent")  # take no sockets
+LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt")  # take no sockets
 KEEP = {}
 
 

@@ -16,6 +16,7 @@ IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
 IDS += ["StereoPair"]
 IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
 IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
+IDS += ["LoadVggt", "VggtReconstruct", "VggtGeometryTokens"]
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ class VggtModel:
         on_part = follow(blocks + views * dense)
 
         def work(network: Vggt, framed: Tensor) -> Prediction:
-            return network(framed, heads=heads, attend=attend, queries=queries, on_part=on_part)
+            return network(framed, heads=heads, attend=attend_by_core, queries=queries, on_part=on_part)
 
         return self.run(work, inputs)
 
@@ -63,7 +63,7 @@ class VggtModel:
         last, on_part = self.config.depth - 1, follow(self.config.backbone_depth + 2 * self.config.depth)
 
         def work(network: Vggt, framed: Tensor) -> Tensor:
-            kept = network.aggregator(framed, [last], attend=attend, queries=queries, on_part=on_part)
+            kept = network.aggregator(framed, [last], attend=attend_by_core, queries=queries, on_part=on_part)
             return kept.layers[last]
 
         return to_tokens(self.run(work, inputs), inputs, self.config)
@@ -103,7 +103,7 @@ def choose_dtype(state: dict[str, Tensor], device: torch.device) -> torch.dtype:
     return torch.bfloat16 if in_bfloat16 else torch.float32
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_by_core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Core's attention, whichever was chosen at its start."""
     return optimized_attention(q, k, v, q.shape[1], skip_reshape=True)
 
