@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, ViewToMask, ViewToMoge
 from .evaluate import CompareViews
 from .export import DepthMesh, LoadDepth, PointCloud, SaveDepth, ViewCamera
+from .fusion import FuseViews, SaveColmap, ScaleViews
 from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
 from .host.shared.last_resort import with_net
 from .intrinsic_ldm import IntrinsicCoGeneration, JoinIntrinsicLatent, LoadTinyDiffusion, SplitIntrinsicLatent
@@ -38,6 +39,6 @@ class Extension(ComfyExtension):
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
-        several_views = [LoadVggt, VggtReconstruct, VggtGeometryTokens]
-        nodes = [*generate, *intrinsics, *several_views, PreviewDepth, *convert, *export, *measure]
+        several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
+        nodes = [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure, *several]
         return [with_net(node) for node in nodes]

@@ -91,6 +91,11 @@ class Vggt(nn.Module):
         )  # fmt: skip
         return self.predict(encoded, images.shape[-2:], heads=heads, attend=attend, on_part=on_part)
 
+    def count_parts(self, views: int, heads: Collection[str] = HEADS) -> int:
+        """How often `on_part` is called in a run of these heads; with no heads, in the aggregator."""
+        dense = len({"depth", "point"} & set(heads) & set(self.config.heads))
+        return self.config.backbone_depth + 2 * self.config.depth + views * dense
+
     def predict(
         self,
         encoded: Encoded,

@@ -48,10 +48,7 @@ class VggtModel:
 
     def predict(self, inputs: Inputs, heads: tuple[str, ...], queries: int) -> Prediction:
         """The heads' maps and cameras of framed images."""
-        blocks = self.config.backbone_depth + 2 * self.config.depth
-        dense = sum(head in self.config.heads for head in heads if head != "camera")
-        views = inputs.framed.shape[1]
-        on_part = follow(blocks + views * dense)
+        on_part = follow(self.patcher.model.count_parts(inputs.framed.shape[1], heads))
 
         def work(network: Vggt, framed: Tensor) -> Prediction:
             return network(framed, heads=heads, attend=attend_by_core, queries=queries, on_part=on_part)
@@ -60,7 +57,7 @@ class VggtModel:
 
     def encode(self, inputs: Inputs, queries: int) -> GeometryTokens:
         """The last entry of the aggregator."""
-        last, on_part = self.config.depth - 1, follow(self.config.backbone_depth + 2 * self.config.depth)
+        last, on_part = self.config.depth - 1, follow(self.patcher.model.count_parts(0, ()))
 
         def work(network: Vggt, framed: Tensor) -> Tensor:
             kept = network.aggregator(framed, [last], attend=attend_by_core, queries=queries, on_part=on_part)
