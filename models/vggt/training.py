@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,14 @@ from torch import Generator, Tensor, nn
 
 from ..core.geometry.camera import invert_pose, pad_pose, pixel_centres
 from ..core.layers.attention import attend, attend_with_scores
+from ..core.layers.positions import apply_grid_rotary, grid_rotary_table
 from ..core.losses import masked_mean, sum_terms
+from .config import VggtConfig
 from .network import Encoded, Prediction, Vggt
 from .pose_code import encode_poses, relative_to_first
 
 INIT_STD = 0.02
+SAME_SURFACE = 0.03  # relative difference of depth up to which two views see one surface
 LAYER_SCALE = 0.3  # of a short network's residual branches at the start; the released 24 blocks began at .01
 
 
@@ -32,7 +36,8 @@ class LossSettings:
     depth: float = 1.0
     gradient: float = 0.5  # weight of differences between neighboring pixels, beside the depth term
     confidence: float = 0.1  # weight of log(confidence): larger values make the network surer
-    points: float = 2.0  # weight of the patches' points in the first camera's frame, which the probes predict
+    points: float = 2.0  # weight of the probes: the patches' points in the first camera's frame
+    matching: float = 0.5  # weight of the attention between views, which learns the patch of the same surface
     depth_views: int = 0  # views of a scene whose depth counts in a step; 0 is all
     iteration: float = 0.6  # weight of a camera iteration relative to the one after it
     views: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 4)  # numbers of views, of which each step draws one
@@ -42,8 +47,9 @@ class LossSettings:
 
 
 class TrainedVggt(nn.Module):
-    """A network with probes, which training alone needs: a linear map from each kept entry's patch tokens to
-    the patch's point in the first camera's frame. They make attention look for the same surface in all views.
+    """A network with what training alone needs: probes, and the logits of the attention between views.
+
+    A probe maps a kept entry's patch tokens to the patches' points in the first camera's frame.
     """
 
     def __init__(self, network: Vggt, *, operations=torch.nn):
@@ -53,20 +59,53 @@ class TrainedVggt(nn.Module):
             {str(i): operations.Linear(network.config.layer_dim, 3) for i in network.config.dpt_layers[1:]}
         )
 
-    def forward(self, images: Tensor, dense: list[int]) -> tuple[Prediction, list[Tensor]]:
-        """What the heads say, of depth in the views `dense` alone, and the patches' points (b, v, n, 3)."""
-        config = self.network.config
+    def forward(self, images: Tensor, dense: list[int]) -> Observed:
+        """What the heads say, of depth in the views `dense` alone; the probes; the matching logits."""
+        config, collected = self.network.config, []
         kernel = attend_with_scores if images.device.type == "cpu" else attend
-        encoded = self.network.aggregator(images, (*config.dpt_layers, config.depth - 1), attend=kernel)
+        blocks = self.network.aggregator.global_blocks[1:3]
+        hooks = [
+            norm.register_forward_hook(lambda module, given, found: collected.append(found))
+            for block in blocks
+            for norm in (block.attn.q_norm, block.attn.k_norm)
+        ]
+        try:
+            kept = (*config.dpt_layers, config.depth - 1)
+            encoded = self.network.aggregator(images, kept, attend=kernel)
+        finally:
+            for hook in hooks:
+                hook.remove()
         size = images.shape[-2:]
         cameras = self.network.predict(encoded, size, heads=("camera",), attend=kernel)
         shown = Encoded({i: layer[:, dense] for i, layer in encoded.layers.items()}, encoded.patch_start)
         maps = self.network.predict(shown, size, heads=("depth",))
-        points = [
-            probe(encoded.layers[int(i)][:, :, encoded.patch_start :]).float()
-            for i, probe in self.probes.items()
-        ]
-        return maps._replace(poses=cameras.poses), points
+        patches = {i: layer[:, :, encoded.patch_start :] for i, layer in encoded.layers.items()}
+        points = [probe(patches[int(i)]).float() for i, probe in self.probes.items()]
+        pairs = zip(collected[::2], collected[1::2])
+        logits = [matching_logits(q, k, images.shape[1], size, config) for q, k in pairs]
+        return Observed(maps._replace(poses=cameras.poses), points, logits)
+
+
+class Observed(NamedTuple):
+    """What the loss compares with the truth."""
+
+    prediction: Prediction
+    points: list[Tensor]  # (b, v, n, 3), of each probe
+    logits: list[Tensor]  # (b, v, n, v, n), of each block whose attention is told what to match
+
+
+def matching_logits(q: Tensor, k: Tensor, views: int, size: tuple[int, int], config: VggtConfig) -> Tensor:
+    """Attention logits of the first head between the patches of all views, (b, v, n, v, n).
+
+    q, k (b, h, v n, d) after their norm, before the rotation.
+    """
+    rows, columns = (side // config.patch_size for side in size)
+    table = grid_rotary_table(rows, columns, q.shape[-1], config.rope_freq, device=q.device)
+    parts = []
+    for x in (q, k):
+        x = rearrange(x[:, :1], "b one (v n) d -> (b v) one n d", v=views)[:, :, config.special_tokens :]
+        parts.append(rearrange(apply_grid_rotary(x, table), "(b v) one n d -> b v n (one d)", v=views))
+    return torch.einsum("b v n d, b w m d -> b v n w m", *parts) * q.shape[-1] ** -0.5
 
 
 def init_weights(network: Vggt, generator: Generator) -> None:
@@ -97,9 +136,9 @@ def loss(
     batch = augment(batch, generator, settings)
     truth = normalize_scene(batch["depth"], batch["world_to_cam"], batch["intrinsics"])
     size = batch["depth"].shape[-2:]
-    views = batch["depth"].shape[1]
+    views, patch = batch["depth"].shape[1], model.network.config.patch_size
     dense = torch.randperm(views, generator=generator)[: settings.depth_views or views].tolist()
-    prediction, points = model(batch["image"], dense)
+    prediction, points, logits = model(batch["image"], dense)
 
     poses = encode_poses(truth["world_to_cam"], batch["intrinsics"], size)
     last, camera = len(prediction.poses) - 1, 0.0
@@ -114,7 +153,8 @@ def loss(
     terms = {
         "camera": settings.camera * camera,
         "depth": settings.depth * depth,
-        "points": settings.points * point_error(points, truth, model.network.config.patch_size),
+        "points": settings.points * point_error(points, truth, patch),
+        "matching": settings.matching * matching_error(logits, truth, batch["intrinsics"], patch),
         "gradient": settings.gradient * gradient_error(error, known),
     }
     total, logs = sum_terms(terms)
@@ -134,6 +174,45 @@ def point_error(guesses: list[Tensor], truth: Mapping[str, Tensor], patch: int) 
     reach = points.norm(dim=-1).clamp(min=0.1)
     errors = [masked_mean((guess - points).abs().sum(-1) / reach, known) for guess in guesses]
     return torch.stack(errors).mean()
+
+
+def matching_error(
+    logits: list[Tensor], truth: Mapping[str, Tensor], intrinsics: Tensor, patch: int
+) -> Tensor:
+    """Cross entropy of attention logits (b, v, n, w, m): patch m of view w shows what patch n of v shows."""
+    target = match_patches(truth, intrinsics, patch)
+    if not bool((target >= 0).any()):
+        return intrinsics.new_zeros(())
+    flat = target.flatten()
+    errors = [F.cross_entropy(found.float().flatten(0, 3), flat, ignore_index=-1) for found in logits]
+    return torch.stack(errors).mean()
+
+
+def match_patches(truth: Mapping[str, Tensor], intrinsics: Tensor, patch: int) -> Tensor:
+    """For the point in the middle of each patch of each view, the patch of each other view that shows it.
+
+    (b, v, n, w), -1 where it is hidden, outside, unknown, or in its own view.
+    """
+    middle = slice(patch // 2, None, patch)
+    depth = truth["depth"]
+    height, width = depth.shape[-2:]
+    points = rearrange(truth["points"][:, :, middle, middle], "b v h w xyz -> b v (h w) xyz")
+    known = rearrange(depth[:, :, middle, middle], "b v h w -> b v (h w)") > 0
+    pose = truth["world_to_cam"]
+    in_cam = torch.einsum("b w i j, b v n j -> b v n w i", pose[..., :3], points)
+    in_cam = in_cam + pose[:, None, None, :, :, 3]
+    pixels = torch.einsum("b w i j, b v n w j -> b v n w i", intrinsics, in_cam)
+    z = in_cam[..., 2]
+    x, y = (pixels[..., i] / z.clamp(min=1e-6) for i in (0, 1))
+    inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height) & known[..., None]
+    column, row = x.clamp(0, width - 1).long(), y.clamp(0, height - 1).long()
+    flat = rearrange(depth, "b w h x -> b w (h x)")
+    place = rearrange(row * width + column, "b v n w -> b w (v n)")
+    found = rearrange(flat.gather(2, place), "b w (v n) -> b v n w", v=depth.shape[1])
+    seen = inside & ((found - z).abs() < SAME_SURFACE * z)
+    own = torch.eye(depth.shape[1], dtype=torch.bool, device=depth.device)[:, None]
+    index = (row // patch) * (width // patch) + column // patch
+    return torch.where(seen & ~own, index, -1)
 
 
 def gradient_error(error: Tensor, known: Tensor) -> Tensor:

@@ -11,38 +11,42 @@ from spatialweave.models.vggt.config import PRESETS
 from spatialweave.models.vggt.weights import load_network, network_shapes, save_network
 
 
+def linear(name, out, into):
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def norm(name, width):
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def conv(name, out, into, side, bias=True):
+    return {f"{name}.weight": (out, into, side, side)} | ({f"{name}.bias": (out,)} if bias else {})
+
+
+def block(name, width, qk=0):
+    found = norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
+    found |= linear(f"{name}.attn.qkv", 3 * width, width) | linear(f"{name}.attn.proj", width, width)
+    found |= linear(f"{name}.mlp.fc1", 4 * width, width) | linear(f"{name}.mlp.fc2", width, 4 * width)
+    found |= {f"{name}.ls1.gamma": (width,), f"{name}.ls2.gamma": (width,)}
+    return found | (norm(f"{name}.attn.q_norm", qk) | norm(f"{name}.attn.k_norm", qk) if qk else {})
+
+
+def dense(name, outputs):
+    found, widths = norm(f"{name}.norm", 2048), (256, 512, 1024, 1024)
+    for i, width in enumerate(widths):
+        found |= conv(f"{name}.projects.{i}", width, 2048, 1) | conv(f"{name}.scratch.layer{i + 1}_rn", 256, width, 3, False)
+        units = (2,) if i == 3 else (1, 2)  # the coarsest block merges nothing
+        for unit in units:
+            for k in (1, 2):
+                found |= conv(f"{name}.scratch.refinenet{i + 1}.resConfUnit{unit}.conv{k}", 256, 256, 3)
+        found |= conv(f"{name}.scratch.refinenet{i + 1}.out_conv", 256, 256, 1)
+    found |= conv(f"{name}.resize_layers.0", 256, 256, 4) | conv(f"{name}.resize_layers.1", 512, 512, 2)
+    found |= conv(f"{name}.resize_layers.3", 1024, 1024, 3) | conv(f"{name}.scratch.output_conv1", 128, 256, 3)
+    return found | conv(f"{name}.scratch.output_conv2.0", 32, 128, 3) | conv(f"{name}.scratch.output_conv2.2", outputs, 32, 1)
+
+
 def published_names():
     """The names of VGGT-1B's tensors with their shapes, written down from the published structure, not from our classes."""
-
-    def linear(name, out, into):
-        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-
-    def norm(name, width):
-        return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-    def conv(name, out, into, side, bias=True):
-        return {f"{name}.weight": (out, into, side, side)} | ({f"{name}.bias": (out,)} if bias else {})
-
-    def block(name, width, qk=0):
-        found = norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
-        found |= linear(f"{name}.attn.qkv", 3 * width, width) | linear(f"{name}.attn.proj", width, width)
-        found |= linear(f"{name}.mlp.fc1", 4 * width, width) | linear(f"{name}.mlp.fc2", width, 4 * width)
-        found |= {f"{name}.ls1.gamma": (width,), f"{name}.ls2.gamma": (width,)}
-        return found | (norm(f"{name}.attn.q_norm", qk) | norm(f"{name}.attn.k_norm", qk) if qk else {})
-
-    def dense(name, outputs):
-        found, widths = norm(f"{name}.norm", 2048), (256, 512, 1024, 1024)
-        for i, width in enumerate(widths):
-            found |= conv(f"{name}.projects.{i}", width, 2048, 1) | conv(f"{name}.scratch.layer{i + 1}_rn", 256, width, 3, False)
-            units = (2,) if i == 3 else (1, 2)  # the coarsest block merges nothing
-            for unit in units:
-                for k in (1, 2):
-                    found |= conv(f"{name}.scratch.refinenet{i + 1}.resConfUnit{unit}.conv{k}", 256, 256, 3)
-            found |= conv(f"{name}.scratch.refinenet{i + 1}.out_conv", 256, 256, 1)
-        found |= conv(f"{name}.resize_layers.0", 256, 256, 4) | conv(f"{name}.resize_layers.1", 512, 512, 2)
-        found |= conv(f"{name}.resize_layers.3", 1024, 1024, 3) | conv(f"{name}.scratch.output_conv1", 128, 256, 3)
-        return found | conv(f"{name}.scratch.output_conv2.0", 32, 128, 3) | conv(f"{name}.scratch.output_conv2.2", outputs, 32, 1)
-
     a, e = "aggregator", "aggregator.patch_embed"
     found = {f"{a}.camera_token": (1, 2, 1, 1024), f"{a}.register_token": (1, 2, 4, 1024)}
     found |= {f"{e}.cls_token": (1, 1, 1024), f"{e}.pos_embed": (1, 1370, 1024), f"{e}.register_tokens": (1, 4, 1024)}
