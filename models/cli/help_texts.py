@@ -21,6 +21,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "evaluate": (
         "spatialweave evaluate modality_forcing --preset tiny --n 64 --json figures.json",
+        "spatialweave evaluate vggt --n 64",
         "spatialweave evaluate intrinsic_ldm --json evidence.json --markdown docs/evidence.md",
     ),
     "world": (

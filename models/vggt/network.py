@@ -103,9 +103,13 @@ class Vggt(nn.Module):
         *,
         heads: Collection[str] = HEADS,
         attend: Attend = attend,
+        views_at_once: int = 1,
         on_part: OnPart | None = None,
     ) -> Prediction:
-        """The heads alone, on the entries of `dpt_layers` and the last one."""
+        """The heads alone, on the entries of `dpt_layers` and the last one.
+
+        The dense heads run on so many views at a time; 0 is all at once.
+        """
         present = set(heads) & set(self.config.heads)
         poses = None
         if "camera" in present:
@@ -113,24 +117,30 @@ class Vggt(nn.Module):
             poses = tuple(self.camera_head(camera_tokens, attend=attend))
         depth, depth_confidence = None, None
         if "depth" in present:
-            raw = self.run_dense(self.depth_head, encoded, size, on_part)
+            raw = self.run_dense(self.depth_head, encoded, size, views_at_once, on_part=on_part)
             depth, depth_confidence = raw[:, :, 0].exp(), 1 + raw[:, :, 1].exp()
         points, points_confidence = None, None
         if "point" in present:
-            raw = self.run_dense(self.point_head, encoded, size, on_part)
+            raw = self.run_dense(self.point_head, encoded, size, views_at_once, on_part=on_part)
             points, points_confidence = activate_points(raw)
         return Prediction(poses, depth, depth_confidence, points, points_confidence)
 
     def run_dense(
-        self, head: DPTHead, encoded: Encoded, size: tuple[int, int], on_part: OnPart | None
+        self,
+        head: DPTHead,
+        encoded: Encoded,
+        size: tuple[int, int],
+        views_at_once: int,
+        *,
+        on_part: OnPart | None,
     ) -> Tensor:
-        """(b, v, outputs, h, w), one view at a time in inference; training runs on all at once."""
+        """(b, v, outputs, h, w) of one dense head."""
         taps = [encoded.layers[i][:, :, encoded.patch_start :] for i in self.config.dpt_layers]
         grid = (size[0] // self.config.patch_size, size[1] // self.config.patch_size)
-        views, views_at_once = taps[0].shape[1], taps[0].shape[1] if torch.is_grad_enabled() else 1
-        outputs = []
-        for start in range(0, views, views_at_once):
-            part = [rearrange(tap[:, start : start + views_at_once], "b v n c -> (b v) n c") for tap in taps]
+        views, outputs = taps[0].shape[1], []
+        step = views_at_once or views
+        for start in range(0, views, step):
+            part = [rearrange(tap[:, start : start + step], "b v n c -> (b v) n c") for tap in taps]
             raw = head([tokens.float() for tokens in part], grid, size)
             outputs.append(rearrange(raw, "(b v) c h w -> b v c h w", b=len(taps[0])))
             if on_part:

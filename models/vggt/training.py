@@ -78,7 +78,7 @@ class TrainedVggt(nn.Module):
         size = images.shape[-2:]
         cameras = self.network.predict(encoded, size, heads=("camera",), attend=kernel)
         shown = Encoded({i: layer[:, dense] for i, layer in encoded.layers.items()}, encoded.patch_start)
-        maps = self.network.predict(shown, size, heads=("depth",))
+        maps = self.network.predict(shown, size, heads=("depth",), views_at_once=0)
         patches = {i: layer[:, :, encoded.patch_start :] for i, layer in encoded.layers.items()}
         points = [probe(patches[int(i)]).float() for i, probe in self.probes.items()]
         pairs = zip(collected[::2], collected[1::2])

@@ -16,9 +16,7 @@ from spatialweave.models.vggt.pose_code import decode_poses, relative_to_first
 def published_way(network, images):
     """Every entry kept, all views through the dense head at once, attention whole: the published order of things."""
     encoded = network.aggregator(images, range(network.config.depth))
-    with torch.enable_grad():  # all views at once
-        raw = network.run_dense(network.depth_head, encoded, images.shape[-2:], None)
-    return encoded, raw[:, :, 0].exp().detach()
+    return encoded, network.predict(encoded, images.shape[-2:], views_at_once=0).depth
 
 
 def test_taps_alone_and_views_one_by_one_give_the_published_numbers(small):
