@@ -7,11 +7,14 @@ from comfy_api.latest import ComfyExtension, io
 from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, ViewToMask, ViewToMoge
 from .evaluate import CompareViews
 from .export import DepthMesh, LoadDepth, PointCloud, SaveDepth, ViewCamera
+from .fusion import FuseViews, SaveColmap, ScaleViews
 from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
 from .host.shared.last_resort import with_net
 from .intrinsic_ldm import IntrinsicCoGeneration, JoinIntrinsicLatent, LoadTinyDiffusion, SplitIntrinsicLatent
 from .intrinsic_ldm_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
+from .joyai_edit import JoyMoveCamera, JoyMoveObject, JoyRotateObject
 from .joyai_edit_ask import AskAboutViews
+from .joyai_edit_framing import JoyFit, JoyRestore
 from .modality_forcing import DecodeJointLatent, GuidancePerStream, LoadModalityForcing, ModalityOrder
 from .modality_forcing_latents import (
     DepthToImageLatent,
@@ -24,6 +27,7 @@ from .modality_forcing_latents import (
     SaveJointLatent,
     SplitJointLatent,
 )
+from .vggt import LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
 class Extension(ComfyExtension):
@@ -38,6 +42,7 @@ class Extension(ComfyExtension):
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
-        joyai = [AskAboutViews]
-        nodes = [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure, *joyai]
+        joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
+        several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
+        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
         return [with_net(node) for node in nodes]

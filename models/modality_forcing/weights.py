@@ -20,6 +20,7 @@ from ..core.weights.files import (
     check_finite,
     check_fit,
     describe,
+    describe_state,
     explain_part,
     fill_module,
     find_wrapper,
@@ -98,14 +99,6 @@ def load_network(
     return fill_module(
         network, {names[name]: value for name, value in state.items()}, what=what, device=device
     ), config
-
-
-def describe_state(state: Mapping[str, Tensor]) -> Header:
-    """A state dict as if it were a file."""
-    names = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    names |= {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
-    dtypes = {name: names.get(v.dtype, str(v.dtype).removeprefix("torch.")) for name, v in state.items()}
-    return Header({name: tuple(v.shape) for name, v in state.items()}, {}, dtypes)
 
 
 def save_network(

@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from ...core.diffusion.flow import add_noise
 from ...core.losses import masked_mean, masked_mean_each, sum_terms
-from ...core.training.alignment import Aligner, listen
+from ...core.training.alignment import Aligner, collect_activations
 from ...core.training.settings import read_settings
 from ...core.training.words import draw_words
 from ..depth_code import contract, uncontract, unit_mean
@@ -160,7 +160,7 @@ def loss(
     depth_t = torch.where(known, add_noise(target, depth_noise, t_depth), depth_noise)
 
     context = model.context(words)
-    with listen(model.aligned_block(settings.align_block)) as heard:
+    with collect_activations(model.aligned_block(settings.align_block)) as heard:
         velocity, x0 = model.network(rgb_t, depth_t, context, t_rgb, t_depth)
     parts = {
         "rgb": settings.rgb_weight * velocity_loss(velocity, rgb_noise - latent, t_rgb > 0),
@@ -187,7 +187,7 @@ def image_loss(
     )
     noise = draw_like(latent, generator)
     context = model.context(words)
-    with listen(model.aligned_block(settings.align_block)) as heard:
+    with collect_activations(model.aligned_block(settings.align_block)) as heard:
         velocity = model.network.forward_image(add_noise(latent, noise, t), context, t)
     value = settings.rgb_weight * velocity_loss(velocity, noise - latent, t > 0)
     return sum_terms({"rgb": value, **align_loss(model, batch, heard, context, settings)})

@@ -13,7 +13,11 @@ from safetensors.torch import load_file, save_file
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.joyai_edit.training import lora as training_lora
-from spatialweave.models.joyai_edit.training.transformer import find_files, load_transformer, read_network_config
+from spatialweave.models.joyai_edit.training.transformer import (
+    find_files,
+    load_transformer,
+    read_network_config,
+)
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 BUILDERS = {"joyai_lora": training_lora.build}
