@@ -179,6 +179,7 @@ class SamplingDefaults:
     steps: int
     guidance: float = 1.0
     log2_alpha: float | None = None  # None is the diagonal: both streams at the same time
+    depth_guidance: float | None = None  # of the depth stream alone; None is `guidance`
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from spatialweave.kernels.testing import assert_close
 from spatialweave.models.core.layers.attention import attend
 from spatialweave.models.modality_forcing.config import PRESETS
-from spatialweave.models.modality_forcing.network import FinalLayer, ModalityForcing, depth_to_tokens, tokens_to_depth
+from spatialweave.models.modality_forcing.network import (
+    FinalLayer,
+    ModalityForcing,
+    depth_to_tokens,
+    tokens_to_depth,
+)
 from spatialweave.models.modality_forcing.weights import is_image_text, network_shapes
 
 
