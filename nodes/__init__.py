@@ -7,7 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, ViewToMask, ViewToMoge
 from .evaluate import CompareViews
 from .export import DepthMesh, LoadDepth, PointCloud, SaveDepth, ViewCamera
-from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
+from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair, UpscaleDepth
 from .host.shared.last_resort import with_net
 from .intrinsic_ldm import IntrinsicCoGeneration, JoinIntrinsicLatent, LoadTinyDiffusion, SplitIntrinsicLatent
 from .intrinsic_ldm_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
@@ -36,6 +36,6 @@ class Extension(ComfyExtension):
         intrinsics += [LoadIntrinsicVae, EncodeIntrinsics, DecodeIntrinsics]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
-        measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
+        measure = [AlignDepth, NormalsFromDepth, UpscaleDepth, StereoPair, CompareViews]
         nodes = [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure]
         return [with_net(node) for node in nodes]

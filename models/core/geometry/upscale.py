@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +22,21 @@ _STRIP = 2**18  # pixels filtered at once: kornia unfolds every pixel's neighbor
 _ASPECT_SLACK = 0.02
 
 
-def upscale_view(view: View, image: Tensor) -> View:
+def upscale_view(view: View, image: Tensor, *, each: Callable[[Sequence], Iterable] = iter) -> View:
     """The view at the size of `image`, (b, H, W, 3) or (1, H, W, 3) in [0, 1], which becomes its image.
 
     At edges of the depth each pixel takes the depths around it, weighted by how near they are and how much
     their pixels look like its own, so that outlines follow the image's; elsewhere log depth is interpolated
-    bilinearly. Validity and sky are decided in the same way. Nothing is filled in, and the unit stays.
+    bilinearly. Validity and sky are decided in the same way. Nothing is filled in, and the unit stays. The
+    images are worked on one by one, in a loop over `each` of them.
     ValueError for an image that is smaller, or of another aspect ratio.
     """
     guide = _check_image(view, image)
     size = tuple(guide.shape[1:3])
     channels = rearrange(guide, "b h w c -> b c h w")
-    planes = _as_planes(view)
-    for step in steps_to(tuple(view.depth.shape[1:]), size):
-        planes = _double(planes, F.interpolate(channels, size=step, mode="area"))
+    steps = list(steps_to(tuple(view.depth.shape[1:]), size))
+    pairs = list(zip(_as_planes(view).split(1), channels.split(1), strict=True))
+    planes = torch.cat([_upscale_planes(planes, guide, steps) for planes, guide in each(pairs)])
     log, valid, sky = planes.unbind(1)
     depth = torch.where(valid >= 0.5, log.exp(), 0.0)
     others = {
@@ -86,6 +87,12 @@ def _as_planes(view: View) -> Tensor:
     log = torch.where(view.mask, view.depth.clamp(min=torch.finfo(torch.float32).tiny).log(), 0.0)
     sky = torch.zeros_like(valid) if view.sky is None else view.sky.float()
     return torch.stack((log, valid, sky), dim=1)
+
+
+def _upscale_planes(planes: Tensor, guide: Tensor, steps: Sequence[tuple[int, int]]) -> Tensor:
+    for step in steps:
+        planes = _double(planes, F.interpolate(guide, size=step, mode="area"))
+    return planes
 
 
 def _double(planes: Tensor, guide: Tensor) -> Tensor:
