@@ -63,3 +63,55 @@ def write_edits():
         return folder
 
     return write
+
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def small_tokenizer():
+    """Bytes as tokens, and the special tokens of Qwen3-VL."""
+    import transformers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    vocabulary = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    return tokenizer
+
+
+@pytest.fixture
+def write_pipeline():
+    """write_pipeline(folder): all of JoyImage-Edit in diffusers' form, small and random."""
+    diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
+    import transformers
+
+    def write(folder):
+        tokenizer = small_tokenizer()
+        ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(list(SPECIAL))))
+        text = {
+            "hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "head_dim": 16, "vocab_size": len(tokenizer),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000000, "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+        }  # fmt: skip
+        vision = {
+            "hidden_size": 16, "intermediate_size": 24, "depth": 3, "num_heads": 2, "patch_size": 16, "out_hidden_size": TEXT,
+            "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+        }  # fmt: skip
+        tokens = {"image_token_id": ids["<|image_pad|>"], "video_token_id": ids["<|video_pad|>"]}
+        tokens |= {"vision_start_token_id": ids["<|vision_start|>"], "vision_end_token_id": ids["<|vision_end|>"]}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(4)
+            encoder = transformers.Qwen3VLForConditionalGeneration(transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **tokens))
+            for parameter in encoder.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            vae = diffusers.AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1)
+        pixels = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16}
+        processor = transformers.Qwen3VLProcessor(transformers.Qwen2VLImageProcessor(**pixels), tokenizer, transformers.Qwen3VLVideoProcessor())
+        pipeline = diffusers.JoyImageEditPipeline(
+            diffusers.FlowMatchEulerDiscreteScheduler(shift=1.5), vae.train(False), encoder.train(False), tokenizer, small_network(), processor
+        )
+        pipeline.save_pretrained(folder)
+        return folder
+
+    return write

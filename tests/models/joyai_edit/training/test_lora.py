@@ -258,3 +258,15 @@ def test_a_dataset_of_another_network_is_refused(small, tmp_path):
     save_file(load_file(shard) | {"context": torch.zeros(4, 9, 7)}, shard)
     with pytest.raises(ValueError, match="a context of width 24 in .*, got .* and width 7. Encode the folder"):
         training_lora.build(small())
+
+
+def test_the_committed_recipes_have_the_releases_settings():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    for name, shard in (("lora", False), ("lora_sharded", True)):
+        recipe = Recipe.read(ROOT / f"models/joyai_edit/recipes/{name}.json")
+        settings = training_lora.AdapterSettings(**recipe.model)
+        assert (settings.rank, settings.alpha, settings.shard, settings.scale) == (16, 16, shard, 1.0)
+        assert (recipe.lr, recipe.betas, recipe.warmup, recipe.mixed_precision) == (1e-4, (0.9, 0.95), 1000, "bf16")
+    launch = load_config_from_file(str(ROOT / "models/joyai_edit/recipes/sharded.yaml"))
+    assert launch.num_processes == 16 and launch.num_machines == 2 and launch.distributed_type == "MULTI_GPU"
