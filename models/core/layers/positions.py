@@ -1,4 +1,4 @@
-"""Position ids and rotary tables of the FLUX.2 family: four axes (modality, row, column, text index)."""
+"""Position ids and RoPE tables of the FLUX.2 family: four axes (modality, row, column, text index)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RotaryTable = tuple[Tensor, Tensor]
 def grid_positions(
     height: int, width: int, *, modality: int = 0, device: torch.device | None = None
 ) -> Tensor:
-    """Ids of a row-major token grid: (h*w, 4) float32, each (modality, row, column, 0)."""
+    """Ids of a row-major token grid: (h w, 4) float32, each (modality, row, column, 0)."""
     ids = torch.zeros(height, width, 4, dtype=torch.float32, device=device)
     ids[..., 0] = modality
     ids[..., 1] = torch.arange(height, dtype=torch.float32, device=device)[:, None]

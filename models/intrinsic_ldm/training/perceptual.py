@@ -59,5 +59,5 @@ def load_perceptual(path: str | Path) -> PerceptualDistance:
         for name, value in read_tensors(path).items()
         if name.startswith(PREFIX)
     }
-    layers = fill_module(layers, tensors, what=f"{path}, wanted as torchvision's VGG16,")
+    layers = fill_module(layers, tensors, what=f"{path} for torchvision's VGG16")
     return PerceptualDistance(layers).requires_grad_(False).train(False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ...core.training.alignment import listen
+from ...core.training.alignment import collect_activations
 from ...core.training.data import collate, pick
 
 SAMPLES, AT_ONCE = 64, 4
@@ -39,7 +39,7 @@ def measure_inputs(
         batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         with ExitStack() as stack:
             heard = {
-                path: stack.enter_context(listen(network.get_submodule(path), to_input=True))
+                path: stack.enter_context(collect_activations(network.get_submodule(path), to_input=True))
                 for path in paths
             }
             run(batch, generator)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ...core.training.alignment import CODE, code_positions, find_grid, listen
+from ...core.training.alignment import CODE, code_positions, collect_activations, find_grid
 from ...core.training.data import pick
 from ..attention import Coupling
 from ..config import CONDITIONS
@@ -128,7 +128,9 @@ def hear(
         rows = Rows(("prompt",), 2 * count, ("intrinsic",))
         with coupling.call(rows), ExitStack() as stack:
             queries = {
-                name: stack.enter_context(listen(base.network.get_submodule(name).to_q, to_input=True))
+                name: stack.enter_context(
+                    collect_activations(base.network.get_submodule(name).to_q, to_input=True)
+                )
                 for name in names
             }
             noised = base.add_noise(clean, noise[start : start + count].repeat(2, 1, 1, 1), t.repeat(2))

@@ -127,7 +127,7 @@ def open_vae(path: str) -> IntrinsicVAE:
     with torch.device("meta"):
         wanted = comfy.ldm.models.autoencoder.AutoencoderKL(**file.config.for_core()).state_dict()
     shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (wanted, file.state))
-    check_fit(*shapes, f"{path}, an intrinsic VAE,")
+    check_fit(*shapes, f"{path}, an intrinsic VAE")
     vae = IntrinsicVAE(file)
     vae.patcher.cached_patcher_init = (open_patcher, (path,))
     return vae

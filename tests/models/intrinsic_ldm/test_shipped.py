@@ -5,7 +5,7 @@ import torch
 
 from spatialweave.models.benchmarks.held_out import hold_out
 from spatialweave.models.benchmarks.intrinsic_ldm_judge import Judge, code_frames, read_codes
-from spatialweave.models.core.training.alignment import code_positions, listen
+from spatialweave.models.core.training.alignment import code_positions, collect_activations
 from spatialweave.models.core.weights.files import read_header
 from spatialweave.models.intrinsic_ldm import tiny
 from spatialweave.models.intrinsic_ldm.rows import Rows
@@ -85,7 +85,7 @@ def test_the_keys_of_the_shipped_base_tell_places(system, held_out):
     image = held_out[0].image.movedim(-1, 1) * 2 - 1
     latent = system.image_vae.module.encode(image).latent_dist.mode() * system.image_vae.scale
     noised = 0.7**0.5 * latent + 0.3**0.5 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    with listen(system.backbone.network.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as heard, coupling.call(rows):
+    with collect_activations(system.backbone.network.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as heard, coupling.call(rows):
         system.backbone.network(noised, 400, encoder_hidden_states=torch.zeros(COUNT, 24, tiny.TEXT_WIDTH))
     keys, codes = heard[0].double(), code_positions(8, 8).double()
     learnt, left = keys[: COUNT // 2], keys[COUNT // 2 :]

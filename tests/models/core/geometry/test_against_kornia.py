@@ -11,7 +11,7 @@ from kornia.geometry.depth import depth_to_3d_v2, depth_to_normals
 from kornia.morphology import gradient
 
 from spatialweave.models.core.export.exr import srgb_to_linear
-from spatialweave.models.core.geometry.camera import intrinsics_from_fov, pixel_centres, project, unproject
+from spatialweave.models.core.geometry.camera import intrinsics_from_fov, pixel_centers, project, unproject
 from spatialweave.models.core.geometry.normals import normals_from_depth
 from spatialweave.models.core.geometry.points import depth_edges, depth_to_points
 
@@ -32,7 +32,7 @@ def test_depth_to_points():
 
 
 def test_project_and_unproject():
-    pixels = pixel_centres(HEIGHT, WIDTH).expand(2, HEIGHT, WIDTH, 2)
+    pixels = pixel_centers(HEIGHT, WIDTH).expand(2, HEIGHT, WIDTH, 2)
     per_pixel = CAMERA[:, None, None].expand(2, HEIGHT, WIDTH, 3, 3)
     points = unproject(pixels, DEPTH, CAMERA)
     torch.testing.assert_close(points, unproject_points(pixels, DEPTH.unsqueeze(-1), per_pixel))
@@ -41,7 +41,7 @@ def test_project_and_unproject():
 
 def test_normals_of_a_plane_agree_but_for_the_border():
     """Kornia's point away from the camera, and its Sobel filter leans on the border pixels."""
-    x, y = ((pixel_centres(HEIGHT, WIDTH) - CAMERA[0, :2, 2]) / CAMERA[0, 0, 0]).unbind(-1)
+    x, y = ((pixel_centers(HEIGHT, WIDTH) - CAMERA[0, :2, 2]) / CAMERA[0, 0, 0]).unbind(-1)
     plane = (3 / (1 + 0.3 * x - 0.2 * y)).unsqueeze(0)
     ours = normals_from_depth(plane, CAMERA[:1], edge_rtol=torch.inf)
     theirs = depth_to_normals(plane.unsqueeze(1), at_whole_pixels(CAMERA[:1])).movedim(1, -1)
