@@ -42,8 +42,10 @@ _VALUES = {"z", "v", "y", "value"}
 
 
 def srgb_to_linear(image: Tensor) -> Tensor:
-    """Display values in [0, 1] to the linear light that EXR's R, G and B hold (IEC 61966-2-1)."""
-    return ((image + 0.055) / 1.055).clamp_min(0).pow(2.4).where(image > 0.04045, image / 12.92)
+    """Display values (h, w, 3) in [0, 1] to the linear light that EXR's R, G and B hold (IEC 61966-2-1)."""
+    from kornia.color import rgb_to_linear_rgb  # late: a depth without its image does not need it
+
+    return rgb_to_linear_rgb(image.movedim(-1, 0)).movedim(0, -1)
 
 
 def encode_exr(

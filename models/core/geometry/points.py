@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .camera import (
@@ -58,7 +58,11 @@ def depth_edges(depth: Tensor, rtol: float) -> Tensor:
 
     The neighbors of holes (0) are edges.
     """
-    spread = F.max_pool2d(depth, 3, stride=1, padding=1) + F.max_pool2d(-depth, 3, stride=1, padding=1)
+    from kornia.morphology import gradient  # late: exports without edges do not need it
+
+    window = torch.ones(3, 3, dtype=depth.dtype, device=depth.device)
+    # with the default max_val of 1e4 the border of a map beyond that depth could count as an edge
+    spread = gradient(depth.unsqueeze(1), window, max_val=math.inf).squeeze(1)
     return spread > rtol * depth.clamp(min=1e-6)
 
 

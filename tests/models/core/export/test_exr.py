@@ -113,5 +113,5 @@ def test_bad_arguments_are_worded(tmp_path):
 
 def test_srgb_to_linear_at_known_points():
     """18.4 % gray is sRGB 0.4663 (118.9 / 255); below the knee the curve is x / 12.92."""
-    found = srgb_to_linear(torch.tensor([0.0, 0.0323, 0.5, 1.0]))
+    found = srgb_to_linear(torch.tensor([0.0, 0.0323, 0.5, 1.0])[None, :, None].expand(1, 4, 3))[0, :, 0]
     torch.testing.assert_close(found, torch.tensor([0.0, 0.0025, 0.21404114, 1.0]), atol=1e-6, rtol=0)
