@@ -169,7 +169,7 @@ def load_backbone(folder: str | Path, family: Family, dtype: torch.dtype = torch
     component = find_component(family)
     try:
         scheduler = diffusers.DDPMScheduler.from_config(
-            read_json(folder / "scheduler" / "scheduler_config.json")
+            read_component_config(folder / "scheduler" / "scheduler_config.json")
         )
         network = kind.from_pretrained(
             folder,
@@ -216,7 +216,7 @@ def load_parts(base: Path, dtype: torch.dtype) -> tuple[PromptEncoder, nn.Module
 
 def load_text_pipeline(base: Path, dtype: torch.dtype) -> Any:
     """A diffusers pipeline of the text encoders and tokenizers alone."""
-    index = read_json(base / "model_index.json")
+    index = read_component_config(base / "model_index.json")
     absent: dict[str, Any] = {find_component(find_family(base)): None, "vae": None}
     if "safety_checker" in index:
         absent |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -264,7 +264,7 @@ def find_family(folder: Path) -> Family:
             "transformer/config.json; name the folder of a "
             "downloaded pipeline of SD2.1, SDXL or PixArt."
         )
-    config = read_json(folder / parts[0] / "config.json")
+    config = read_component_config(folder / parts[0] / "config.json")
     kind, added = config.get("_class_name"), config.get("addition_embed_type")
     families = {
         ("PixArtTransformer2DModel", None): "pixart",
@@ -282,11 +282,11 @@ def find_family(folder: Path) -> Family:
 def find_kind(folder: Path, family: Family) -> str:
     """SD1.5 by its context width, PixArt-Sigma by SDXL's autoencoder; "" for the family's default."""
     if family == "sd21":
-        width = read_json(folder / "unet" / "config.json").get("cross_attention_dim")
+        width = read_component_config(folder / "unet" / "config.json").get("cross_attention_dim")
         return "sd15" if width == SD1_PROMPT else ""
     vae = folder / "vae" / "config.json"
     if family == "pixart" and vae.is_file():
-        return "pixart_sigma" if read_json(vae).get("scaling_factor") == SDXL_SCALE else ""
+        return "pixart_sigma" if read_component_config(vae).get("scaling_factor") == SDXL_SCALE else ""
     return ""
 
 
@@ -296,7 +296,7 @@ def find_variant(folder: Path) -> str | None:
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_component_config(path: Path) -> dict[str, Any]:
     """A JSON file with one object in a base's folder; ValueError describes the fault."""
     try:
         return read_json_object(path)

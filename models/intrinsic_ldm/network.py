@@ -181,7 +181,7 @@ def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple
 
     `lora` is keyed as `projections(model)`, the form `read_lora` returns; ValueError for an unknown name.
     """
-    coupling, layers, lora = Coupling(), find_layers(model), dict(lora or {})
+    coupling, layers, lora = Coupling(), find_attention_layers(model), dict(lora or {})
     unknown = sorted(set(lora) - set(projections(model)))
     if unknown:
         raise ValueError(
@@ -193,7 +193,7 @@ def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple
     return coupling, layers
 
 
-def find_layers(model: nn.Module) -> list[Layer]:
+def find_attention_layers(model: nn.Module) -> list[Layer]:
     """The self-attentions of a diffusers UNet2DConditionModel or PixArt transformer, in running order."""
     names = [name for name, _ in model.named_modules() if name.endswith(".attn1")]
     if not names:
@@ -220,7 +220,7 @@ def stage_of(name: str, levels: int) -> int:
 def projections(model: nn.Module) -> dict[str, Projection]:
     """Every projection that an intrinsic LoRA may change, by module path."""
     found = {}
-    for layer in find_layers(model):
+    for layer in find_attention_layers(model):
         attn = model.get_submodule(layer.name)
         for part in PARTS:
             linear = attn.get_submodule(part)

@@ -39,7 +39,7 @@ from .config import Preset, find_preset
 from .layers import Layer, Reading, check_layers
 from .lora import LowRank, open_lora, read_lora
 from .maps.channels import FAR, NEAR
-from .maps.codec import Pictures, decode_pictures
+from .maps.codec import MapImages, decode_pictures
 from .network import PIXELS, Backbone, couple, projections
 from .rows import BOTH, Rows, Stream
 from .sampling import Latents, draw_noise, sample_streams
@@ -60,7 +60,9 @@ class Result:
     seed: int
     seconds: float
 
-    def decode_maps(self, *, near: float = NEAR, far: float = FAR, style: NormalStyle = "opengl") -> Pictures:
+    def decode_maps(
+        self, *, near: float = NEAR, far: float = FAR, style: NormalStyle = "opengl"
+    ) -> MapImages:
         """The View with depth and normals, the normal map, segmentation and line art.
 
         `near` and `far` scale the depth.

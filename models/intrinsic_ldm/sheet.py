@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.visualize.depth_colors import color_depth
-from .maps.codec import Pictures
+from .maps.codec import MapImages
 
 LABELS = ("Base alone", "With its maps", "Depth, relative", "Normals", "Segmentation", "Line art")
 PAGE, TEXT, MUTED = (22, 23, 27), (236, 236, 238), (148, 153, 163)
@@ -20,7 +20,7 @@ MARGIN, GAP, PANEL = 48, 14, 256
 HEAD, FOOT = 34, 44  # pixels above the images of a row and below them, for the labels
 
 
-def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: Pictures, *, facts: str = "") -> Tensor:
+def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: MapImages, *, facts: str = "") -> Tensor:
     """The sheet (H, W, 3) in [0, 1].
 
     `base` (b, h, w, 3) are the base model's own images; `found` has the maps and the images sampled with
@@ -50,7 +50,7 @@ def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: Pictures, *, fa
     return torch.from_numpy(np.array(page)).float() / 255
 
 
-def row_of(index: int, base: Tensor, found: Pictures) -> list[Tensor]:
+def row_of(index: int, base: Tensor, found: MapImages) -> list[Tensor]:
     """The images of one prompt, (h, w, 3) each, in the order of LABELS."""
     maps = (found.normals[index], found.segmentation[index], found.line[index])
     return [base[index], found.view.image[index], color_depth(found.view[index]).image, *maps]

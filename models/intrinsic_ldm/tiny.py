@@ -94,7 +94,7 @@ def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
     )
 
 
-def read_folder(folder: Path) -> TinyBase:
+def read_base_folder(folder: Path) -> TinyBase:
     """The base in a training run's output folder: diffusers' layout, with our text encoder's file."""
     unet, vae = (
         read_tensors(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae")

@@ -38,13 +38,13 @@ class Header:
     @property
     def attributes(self) -> dict[str, Any]:
         """The attributes that are text or one float; one whose size does not fit its kind is left out."""
-        texts = {name: decode_text(value) for name, (kind, value) in self.raw.items() if kind == "string"}
+        texts = {name: decode_string(value) for name, (kind, value) in self.raw.items() if kind == "string"}
         floats = {name: value for name, (kind, value) in self.raw.items() if kind == "float"}
         numbers = {name: struct.unpack("<f", value)[0] for name, value in floats.items() if len(value) == 4}
         return texts | numbers
 
 
-def decode_text(data: bytes) -> str:
+def decode_string(data: bytes) -> str:
     """Text as UTF-8, or else as Latin-1, which accepts all bytes and keeps different names different."""
     try:
         return data.decode()
@@ -123,7 +123,7 @@ def _read_attributes(data: bytes) -> tuple[dict[str, tuple[str, bytes]], int]:
     missing = {"channels", "compression", "dataWindow"} - set(found)
     if missing:
         raise DamagedError(f"no {', '.join(sorted(missing))} in the header")
-    kind = decode_text(found["type"][1]) if "type" in found else "scanlineimage"
+    kind = decode_string(found["type"][1]) if "type" in found else "scanlineimage"
     if kind != "scanlineimage":
         raise ValueError(f"Expected a flat scanline EXR, got one of type {kind!r}. {_FLAT}")
     return found, position + 1
@@ -133,7 +133,7 @@ def _read_name(data: bytes, position: int) -> tuple[str, int]:
     end = data.find(b"\0", position)
     if end < 0:
         raise DamagedError("the header has no end")
-    return decode_text(data[position:end]), end + 1
+    return decode_string(data[position:end]), end + 1
 
 
 def _read_box(raw: dict[str, tuple[str, bytes]], name: str) -> Box:

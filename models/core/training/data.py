@@ -48,9 +48,9 @@ from .data_files import (
     MANIFEST,
     SCALE,
     check_forms,
-    check_sizes,
-    read_depth,
+    check_sample_sizes,
     read_manifest,
+    read_sample_depth,
     read_segmentation,
 )
 from .settings import as_size
@@ -111,7 +111,7 @@ class FolderDataset(torch.utils.data.Dataset):
         entry = self.entries[index]
         try:
             raw = self._read_row(entry) if "shard" in entry else self._read_files(entry)
-            check_sizes(raw)
+            check_sample_sizes(raw)
             lacks = [key for key in self.needs if key not in raw and key not in entry]
             if lacks:
                 raise ValueError(
@@ -123,7 +123,7 @@ class FolderDataset(torch.utils.data.Dataset):
                 f"{self.where(index)}: {str(error).removesuffix('.')}."
             ) from error
         if "depth" in raw:
-            raw |= clean_depth(raw["depth"], raw.get("mask"))
+            raw |= mask_depth(raw["depth"], raw.get("mask"))
         if self.size:
             raw = fit(raw, self.size, index)
         return {**raw, "caption": entry["caption"]}
@@ -154,7 +154,7 @@ class FolderDataset(torch.utils.data.Dataset):
             raw["image"], notes = open_rgb(self.folder / entry["image"])
             self._say(notes, entry["image"])
         if "depth" in entry and self._wants("depth"):
-            raw["depth"] = read_depth(self.folder / entry["depth"], entry.get(SCALE))
+            raw["depth"] = read_sample_depth(self.folder / entry["depth"], entry.get(SCALE))
         if "mask" in entry and self._wants("depth"):
             raw["mask"] = open_mask(self.folder / entry["mask"])
         if "segmentation" in entry and self._wants("segmentation"):
@@ -172,7 +172,7 @@ class FolderDataset(torch.utils.data.Dataset):
                 )
 
 
-def clean_depth(depth: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+def mask_depth(depth: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Depth with 0 where it is unknown, and the mask of where it is known."""
     depth = depth.float()
     known = torch.isfinite(depth) & (depth > 0)

@@ -147,7 +147,7 @@ def is_scale(value: Any) -> bool:
         return False
 
 
-def read_depth(path: Path, scale: float | None) -> Tensor:
+def read_sample_depth(path: Path, scale: float | None) -> Tensor:
     """A loose depth file as float32 (h, w) metres, NaN where the file marks it as unknown."""
     name = show_path(path)
     read = {".npy": read_depth_npy, ".npz": read_depth_npz}.get(path.suffix.lower(), read_depth_picture)
@@ -296,7 +296,7 @@ def read_segmentation(source: Any, *, name: Any = None) -> Tensor:
     return labels.masked_fill(labels == SKY_LABEL, SKY) if bits == 8 else labels
 
 
-def check_sizes(maps: Mapping[str, Tensor], names: Sequence[str] = FILES) -> None:
+def check_sample_sizes(maps: Mapping[str, Tensor], names: Sequence[str] = FILES) -> None:
     """Refuse maps of one sample ((h, w), or (h, w, c)) of different aspect ratios, beyond a pixel of
     rounding.
 

@@ -107,7 +107,7 @@ def run_recipe(
             f"Expected a recipe for one of the systems {', '.join(builders)}, got {recipe.system!r}. "
             "Correct system in the recipe."
         )
-    latest = find_start(Path(recipe.output), recipe, resume)  # before anything slow
+    latest = find_resume_checkpoint(Path(recipe.output), recipe, resume)  # before anything slow
     with naming(source):
         task = builders[recipe.system](recipe)
     return train(recipe, task, latest=latest, on_log=on_log)
@@ -318,7 +318,7 @@ def find_device() -> torch.device:
     return torch.device("cpu") if on_cpu else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def find_start(output: Path, recipe: Recipe, resume: bool) -> Path | None:
+def find_resume_checkpoint(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     """The checkpoint to resume from, None for a new run.
 
     Another run is neither overwritten nor continued.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..geometry.camera import fov_from_intrinsics, intrinsics_from_fov
 from ..geometry.view import View, percentile
-from .relief import Relief, clean_depth, make_relief
+from .relief import Relief, make_relief, sharpen_disparity
 
 ASSUMED_FOV = 55.0
 _SUPERSAMPLES = 2
@@ -122,7 +122,7 @@ def _prepare(view: View) -> tuple[Tensor, Tensor]:
         middle = q[step // 2 :: step, step // 2 :: step]
         q = torch.where(middle > 0, middle, F.max_pool2d(q[None, None], step)[0, 0])
         image = F.avg_pool2d(image.movedim(-1, 0), step).movedim(0, -1)
-    return clean_depth(q, image), image
+    return sharpen_disparity(q, image), image
 
 
 def _turn(center: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:

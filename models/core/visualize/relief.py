@@ -20,7 +20,7 @@ from ..geometry.view import percentile
 _CURTAIN_DIMMING = 0.66
 
 
-def clean_depth(q: Tensor, image: Tensor) -> Tensor:
+def sharpen_disparity(q: Tensor, image: Tensor) -> Tensor:
     """Disparity (h, w) with soft edges made hard, edges moved onto those of the image (h, w, 3), and noise
     reduced.
     """

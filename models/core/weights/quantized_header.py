@@ -45,7 +45,7 @@ def plain_header(path: str | os.PathLike, header: Header) -> Header:
     A file without quantized layers is returned unchanged. WeightsError names a layer whose format, dtype or
     scales core cannot read.
     """
-    layers = find_layers(path, header)
+    layers = find_quantized_layers(path, header)
     if not layers:
         return header
     renamed = {_new_name(name): name for name in header.shapes if not name.endswith((MARK, OLD_MARK))}
@@ -60,7 +60,7 @@ def plain_header(path: str | os.PathLike, header: Header) -> Header:
     return replace(header, shapes=shapes, dtypes={name: dtypes[name] for name in shapes})
 
 
-def find_layers(path: str | os.PathLike, header: Header) -> dict[str, str]:
+def find_quantized_layers(path: str | os.PathLike, header: Header) -> dict[str, str]:
     """Layer -> the name of its format, as core would find them; empty for a file that is not quantized."""
     try:
         if LAYERS in header.metadata:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...core.pictures import open_gray, open_picture
 from ...core.training.data import SMOOTH, FolderDataset, fit_map
-from ...core.training.data_files import SKY, check_sizes
+from ...core.training.data_files import SKY, check_sample_sizes
 from ...core.training.settings import as_size
 from ..config import MAPS
 from ..maps.channels import encode_depth, encode_line, encode_normals, encode_segmentation, normals_from_image
@@ -70,7 +70,7 @@ class IntrinsicSamples(torch.utils.data.Dataset):
         raw = self.source[index]
         try:
             raw |= read_loose(self.folder, self.source.entry(index))
-            check_sizes(raw)
+            check_sample_sizes(raw)
             maps, present = encode_sample(
                 {name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw},
                 places=self.places,

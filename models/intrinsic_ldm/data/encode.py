@@ -138,7 +138,7 @@ def encode_dataset(
         if not made:
             made.append(Encoder(base, vae, state.device, getattr(torch, precision)))
         (encoder,) = made
-        taken, left_out = read_samples(samples, [member.entry["index"] for member in members])
+        taken, left_out = load_samples(samples, [member.entry["index"] for member in members])
         if taken:
             parts = [encoder.encode(taken[start : start + batch]) for start in range(0, len(taken), batch)]
             tensors = {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
@@ -196,7 +196,7 @@ def list_samples(samples: IntrinsicSamples) -> list[Source]:
     return list(found.values())
 
 
-def read_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:
+def load_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:
     """The readable samples, and per sample an error or ""; ValueError for samples of several sizes."""
 
     def read(index: int) -> dict[str, Any] | ValueError:

@@ -51,7 +51,7 @@ def encode_pictures(
     if line is not None:
         grey = line[..., :3].mean(dim=-1) if line.dim() == 4 else line.reshape(-1, *line.shape[-2:])
         given["line"] = maps.encode_line(grey[:, None])
-    check_sizes(given)
+    check_map_sizes(given)
     batch = max((len(tensor) for tensor in given.values()), default=0)
     stacked = stack_maps({name: tensor.cpu().expand(batch, -1, -1, -1) for name, tensor in given.items()})
     missing = ", ".join(name for name in MAPS if name not in given) or "none"
@@ -65,7 +65,7 @@ def check_colours(image: Tensor, name: str) -> None:
         )
 
 
-def check_sizes(given: dict[str, Tensor]) -> None:
+def check_map_sizes(given: dict[str, Tensor]) -> None:
     """All maps must have one size, and one batch size or 1."""
     sizes = {name: tuple(tensor.shape[2:]) for name, tensor in given.items()}
     if len(set(sizes.values())) > 1:
@@ -78,7 +78,7 @@ def check_sizes(given: dict[str, Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class MapImages:
     """The four maps of b images, as nodes return them."""
 
     view: View  # relative depth; with normals and, if there is one, the image
@@ -109,7 +109,7 @@ def decode_pictures(
     far: float = maps.FAR,
     style: NormalStyle = "opengl",
     picture: Tensor | None = None,
-) -> Pictures:
+) -> MapImages:
     """(b, 8, h, w) of the VAE to maps; `near` and `far` are the depths assigned to +1 and -1."""
     parts = split_maps(stacked.float())
     depth = maps.decode_depth(parts["depth"], near=near, far=far)
@@ -120,7 +120,7 @@ def decode_pictures(
         if picture is None
         else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT).to(depth.device)
     )
-    return Pictures(
+    return MapImages(
         View.from_depth(depth, units="relative", normals=normals, image=image),
         normals_to_image(normals, style),
         palette(ids.device)[ids],

@@ -30,7 +30,7 @@ from .. import tiny
 from ..attention import Coupling, Kept
 from ..backbones import import_diffusers
 from ..config import Noise
-from ..network import Backbone, couple, find_layers
+from ..network import Backbone, couple, find_attention_layers
 from ..rows import BOTH, Rows
 from ..vae import latent_scale
 
@@ -196,7 +196,7 @@ class TrainedBase(nn.Module):
         self.reader = PositionReader([keys.out_features for keys in self.keys()]) if with_positions else None
 
     def keys(self) -> list[nn.Module]:
-        return [self.unet.get_submodule(f"{layer.name}.to_k") for layer in find_layers(self.unet)]
+        return [self.unet.get_submodule(f"{layer.name}.to_k") for layer in find_attention_layers(self.unet)]
 
 
 def build_base(
@@ -246,7 +246,7 @@ def build_base(
         )
         model = TrainedBase(network, text_encoder, aligner, settings.position > 0)
     if recipe.model.get("weights"):
-        given = tiny.read_folder(Path(recipe.model["weights"]))
+        given = tiny.read_base_folder(Path(recipe.model["weights"]))
         for module, state in ((network, given.unet), (text_encoder, given.text)):
             fill_module(
                 module,
@@ -363,4 +363,4 @@ def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, va
         if name.startswith("text_encoder.")
     }
     write_tensors(folder / tiny.TEXT_FILE, words, {}, kind="tiny text encoder")
-    tiny.save_base(folder / tiny.BASE_FILE.name, tiny.read_folder(folder))
+    tiny.save_base(folder / tiny.BASE_FILE.name, tiny.read_base_folder(folder))

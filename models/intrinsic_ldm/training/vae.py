@@ -21,7 +21,7 @@ from ...core.training.loop import Batch, Task
 from ...core.training.recipe import Recipe
 from ...core.training.settings import Size, check_settings, read_settings
 from ...core.weights.files import fill_module, read_tensors
-from ..backbones import make_autoencoder, read_json
+from ..backbones import make_autoencoder, read_component_config
 from ..config import GROUPS, VaeConfig
 from ..data.dataset import IntrinsicSamples
 from ..vae import DROP, drop_maps, latent_scale, vae_losses, widen_state
@@ -110,7 +110,7 @@ def build(recipe: Recipe) -> Task:
             "--normals)"
         )
     dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))
-    config, state = find_start(settings)
+    config, state = load_initial_state(settings)
     check_size(dataset[0]["maps"], config)
     if state is not None:
         model = fill_module(make_autoencoder(config, "meta"), state, what=source(settings))
@@ -142,7 +142,7 @@ def check_size(maps: Tensor, config: VaeConfig) -> None:
         )
 
 
-def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | None]:
+def load_initial_state(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | None]:
     """The layout, and the initial weights under diffusers' names; None for random weights."""
     if settings.weights:
         given = load_intrinsic_vae(settings.weights)
@@ -152,7 +152,7 @@ def find_start(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | No
         return read_config(settings), None
     path = Path(settings.base)
     if path.is_dir():
-        config, path = read_folder(path)
+        config, path = read_vae_folder(path)
         check_unchanged(settings, config)
     else:
         config = read_config(settings)
@@ -186,10 +186,10 @@ def check_unchanged(settings: VaeSettings, config: VaeConfig) -> None:
         )
 
 
-def read_folder(folder: Path) -> tuple[VaeConfig, Path]:
+def read_vae_folder(folder: Path) -> tuple[VaeConfig, Path]:
     """The layout and the weights file of an autoencoder's folder, or of its pipeline's."""
     folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
-    found = read_json(folder / "config.json")
+    found = read_component_config(folder / "config.json")
     try:
         widths = found["block_out_channels"]
         config = VaeConfig(

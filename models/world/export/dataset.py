@@ -45,7 +45,7 @@ from ..captions import caption
 from ..edits import Edit, sample_edits
 from ..render import Frames, render
 from ..scene import SPLITS, Scene, Split, sample_scenes
-from .layout import write_pictures, write_tensors
+from .layout import write_pictures, write_shard_file
 
 Kind = Literal["scenes", "edits"]
 Layout = Literal["shards", "files"]
@@ -220,7 +220,7 @@ def write_shard(
     frames = {
         prefix: _render(part, request, tick if prefix == "" else None) for prefix, part in scenes.items()
     }
-    write = write_tensors if request.layout == "shards" else write_pictures
+    write = write_shard_file if request.layout == "shards" else write_pictures
     depth_type = getattr(torch, request.depth_type)
     locations = write(
         shards.path, shards.shard_name(number), rows, frames, normals=request.normals, depth_type=depth_type

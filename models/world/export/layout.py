@@ -27,7 +27,7 @@ _NUMBERS = ("intrinsics", "world_to_cam")
 Parts = dict[str, Iterable[Frames]]  # prefix of the names ("" or "target_") -> batches of frames, in order
 
 
-def write_tensors(
+def write_shard_file(
     folder: Path, name: str, rows: range, parts: Parts, *, normals: bool, depth_type: torch.dtype
 ) -> list[dict[str, Any]]:
     """Write `name`.safetensors with all tensors of the frames; returns the shard and row of each sample."""

@@ -41,7 +41,7 @@ class Base:
         self.layers: list[Layer] = (
             unet_layers(network, model.model_config.unet_config) if self.is_unet else pixart_layers(network)
         )
-        self.family = find_family(model, self.is_unet, self.name)
+        self.family = find_base_name(model, self.is_unet, self.name)
 
     def projections(self, network: nn.Module) -> dict[str, Projection]:
         """Every projection that an intrinsic LoRA may change, by its module path in diffusers."""
@@ -64,7 +64,7 @@ class Base:
         return (f"{attn}.proj", None) if part == "to_out.0" else (f"{attn}.qkv", PARTS.index(part))
 
 
-def find_family(model, is_unet: bool, name: str) -> str:
+def find_base_name(model, is_unet: bool, name: str) -> str:
     """The base's family: a name of the trainer's bases, "sd15" or "pixart_sigma".
 
     SD1.5 and SD2.1 have layers of the same names and widths but different text encoders; PixArt-Sigma has

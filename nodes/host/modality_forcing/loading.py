@@ -11,7 +11,7 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ....models.core.weights.files import WeightsError, check_finite, check_fit, read_header
-from ....models.core.weights.quantized_header import find_layers, plain_header
+from ....models.core.weights.quantized_header import find_quantized_layers, plain_header
 from ....models.core.weights.registry import find_published
 from ....models.modality_forcing.pipeline import TINY_NETWORK
 from ....models.modality_forcing.released import NETWORK, released_files
@@ -104,7 +104,7 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
     Any other kind of file is refused, with what it is, before its tensors are read.
     """
     stored = read_header(path)
-    header, quantized = plain_header(path, stored), find_layers(path, stored)
+    header, quantized = plain_header(path, stored), find_quantized_layers(path, stored)
     prefix = find_prefix(header, path, describe_file)
     network = find_config(header, prefix, path)
     names = own_names(header.shapes, prefix, path)

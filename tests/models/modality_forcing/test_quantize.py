@@ -10,7 +10,7 @@ from spatialweave.models.cli import console as cli
 from spatialweave.models.cli import convert
 from spatialweave.models.core.weights.files import WeightsError, read_header
 from spatialweave.models.core.weights.quantization import FORMATS
-from spatialweave.models.core.weights.quantized_header import find_layers, plain_header
+from spatialweave.models.core.weights.quantized_header import find_quantized_layers, plain_header
 from spatialweave.models.modality_forcing.config import PRESETS, ModalityForcingConfig
 from spatialweave.models.modality_forcing.quantize import CHOICES, convert_network, plan_precisions
 from spatialweave.models.modality_forcing.weights import load_network, network_shapes, save_network
@@ -46,7 +46,7 @@ def test_bf16_keeps_the_depth_head_in_float32(saved, tmp_path):
 def test_the_blocks_are_quantised_and_nothing_else(saved, tmp_path, form):
     target = convert_network(saved, tmp_path / "out.safetensors", form)
     header = read_header(target)
-    layers = find_layers(target, header)
+    layers = find_quantized_layers(target, header)
     matrices = {name for name, shape in network_shapes(WIDE).items() if "blocks." in name and len(shape) == 2}
     assert set(layers) == {f"dit.{name.removesuffix('.weight')}" for name in matrices}
     plain = plain_header(target, header)

@@ -126,7 +126,7 @@ def test_the_tiny_intrinsic_recipes_follow_one_another(tmp_path):
 
     base, files = tiny.load_base(ran[9] / tiny.BASE_FILE.name), [ran[9] / tiny.BASE_FILE.name]
     assert {name: value.shape for name, value in base.vae.items()} == {
-        n: v.shape for n, v in tiny.read_folder(ran[9]).vae.items()
+        n: v.shape for n, v in tiny.read_base_folder(ran[9]).vae.items()
     }
     maps = load_intrinsic_vae(ran[4] / "intrinsic_vae.safetensors")
     assert maps.config.base_scale == base.vae_scale and maps.config.multiples == tiny.VAE.multiples
@@ -193,7 +193,7 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
         "loss": {"position": 0.5},
         "output": str(tmp_path / "two"),
     }
-    task, made = BUILDERS["tiny_base"](Recipe.from_json(onward)), tiny.read_folder(tmp_path / "one")
+    task, made = BUILDERS["tiny_base"](Recipe.from_json(onward)), tiny.read_base_folder(tmp_path / "one")
     assert all(
         torch.equal(value, made.unet[name].float()) for name, value in task.model.unet.state_dict().items()
     )

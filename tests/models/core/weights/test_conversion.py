@@ -13,7 +13,7 @@ from spatialweave.models.core.weights import conversion
 from spatialweave.models.core.weights.conversion import convert_file
 from spatialweave.models.core.weights.files import WeightsError, read_header
 from spatialweave.models.core.weights.quantization import FORMATS, largest_magnitude
-from spatialweave.models.core.weights.quantized_header import LAYERS, find_layers, plain_header
+from spatialweave.models.core.weights.quantized_header import LAYERS, find_quantized_layers, plain_header
 
 LARGEST = 2**26  # values of the one big tensor: 128 MiB in bfloat16
 
@@ -81,7 +81,7 @@ def test_the_header_tells_what_the_layers_stand_for(source, tmp_path, form):
     header = read_header(target)
     plain = plain_header(target, header)
     assert plain.shapes == {name: tuple(value.shape) for name, value in make_state().items()}
-    assert find_layers(target, header) == {"a.layer": FORMATS[form].describe((400, 64))["format"]}
+    assert find_quantized_layers(target, header) == {"a.layer": FORMATS[form].describe((400, 64))["format"]}
     assert plain_header(source, read_header(source)) == read_header(source)
 
 
