@@ -237,7 +237,7 @@ def test_committed_recipes_are_valid(path):
     ({"loss": {"depth": -1.0}}, "depth -1.0; give a factor of at least 0"),
     ({"loss": {"line_balance": 0.0}}, "line_balance 0, which counts none"),
     ({"loss": {"segment_balance": 0}}, "segment_balance 0, which counts none"),
-    ({"loss": {"lpips": 1.0}}, "unknown keys: 'lpips'"),
+    ({"loss": {"lpips": 1.0}}, "unknown keys 'lpips'"),
     ({"data": {}}, "names no folder"),
     ({"data": {"folder": "nowhere"}}, "Expected a dataset folder with manifest.jsonl"),
 ])  # fmt: skip
