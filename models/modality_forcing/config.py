@@ -15,7 +15,8 @@ MODES: tuple[str, ...] = get_args(Mode)
 OTHER_NAMES = {"num_triple_blocks": "num_double_blocks"}
 WHOLE_NUMBERS = (
     "in_channels", "depth_channels", "context_in_dim", "hidden_size", "num_heads",
-    "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "time_embed_dim",
+    "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "depth_head_kernel",
+    "time_embed_dim",
 )  # fmt: skip
 FRACTIONS = ("theta", "mlp_ratio", "time_max_period", "time_factor", "shift_mu", "shift_sigma", "x0_t_min")
 # larger than any network: a damaged file must not cost more time or memory than this
@@ -39,6 +40,9 @@ class ModalityForcingConfig:
     theta: float = 2000
     mlp_ratio: float = 3.0
     depth_patch: int = 16  # image pixels per token, each way, in both streams
+    # tokens each way that the depth head reads for a token: 1 is the released head, a linear map of the token
+    # alone; 3 also reads its eight neighbors, so that patches meet at their borders
+    depth_head_kernel: int = 1
     time_embed_dim: int = 256
     time_max_period: float = 10000
     time_factor: float = 1000.0
@@ -70,6 +74,8 @@ class ModalityForcingConfig:
                 f"{self.depth_patch} pixels, got {self.depth_channels}. Set depth_channels to depth_patch "
                 "squared."
             )
+        if self.depth_head_kernel % 2 == 0:
+            raise ValueError(f"Expected an odd depth_head_kernel, got {self.depth_head_kernel}.")
         if self.time_embed_dim % 2:
             raise ValueError(
                 f"Expected an even time_embed_dim (half cosines, half sines), got {self.time_embed_dim}. "
@@ -182,6 +188,7 @@ class SamplingDefaults:
     steps: int
     guidance: float = 1.0
     log2_alpha: float | None = None  # None: both streams at the same t
+    depth_guidance: float | None = None  # CFG scale of the depth stream; None: `guidance`
 
 
 @dataclass(frozen=True)

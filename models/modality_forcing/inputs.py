@@ -204,16 +204,25 @@ def choose_settings(
     guidance: float | None,
     *,
     log2_alpha: float | None,
+    depth_guidance: float | None = None,
 ) -> tuple[SamplingDefaults, Notes]:
     """The defaults, with every argument that is not None in their stead."""
-    if guidance is not None and not math.isfinite(guidance):
-        raise ValueError(
-            f"Expected a finite guidance, got {guidance!r}. Give a number; guidance acts above 1."
-        )
+    for scale in (guidance, depth_guidance):
+        if scale is not None and not math.isfinite(scale):
+            raise ValueError(
+                f"Expected a finite guidance, got {scale!r}. Give a number; guidance acts above 1."
+            )
     notes: Notes = ()
     if log2_alpha is not None and mode != "joint":
         notes = (f"log2_alpha orders the two streams of a joint run; it has no effect in {mode}.",)
-    changes = {"steps": steps, "guidance": guidance, "log2_alpha": log2_alpha}
+    if depth_guidance is not None and mode == "depth_to_image":
+        notes += ("depth_guidance guides a depth that is sampled; it has no effect in depth_to_image.",)
+    changes = {
+        "steps": steps,
+        "guidance": guidance,
+        "log2_alpha": log2_alpha,
+        "depth_guidance": depth_guidance,
+    }
     return replace(defaults, **{name: value for name, value in changes.items() if value is not None}), notes
 
 

@@ -131,6 +131,7 @@ class ModalityForcingPipeline:
         steps: int | None = None,
         guidance: float | None = None,
         log2_alpha: float | None = None,
+        depth_guidance: float | None = None,
         seed: int = 0,
         refine: bool = False,
         batch_size: int = 1,
@@ -143,10 +144,11 @@ class ModalityForcingPipeline:
         is one;
         image_to_depth needs `image`, see `read_pictures`; depth_to_image needs `depth`, a View, or z-depth in
         which NaN, infinite, zero and negative pixels are missing; the network sees noise there.
-         `height`, `width`: joint mode's size; in other modes the input is resized to it, or keeps its own.
-         `log2_alpha` (joint): > 0 denoises the image first, 0 both at once, < 0 the depth first.
-         `refine` (joint): sample the depth again, from the finished image.
-         `x0_t_min`: 0.05 reproduces the released sampler.
+        `height`, `width`: joint mode's size; in other modes the input is resized to it, or keeps its own.
+        `guidance` acts on both streams, or, with `depth_guidance`, on the image alone; 1 is off.
+        `log2_alpha` (joint): > 0 denoises the image first, 0 both at once, < 0 the depth first.
+        `refine` (joint): sample the depth again, from the finished image.
+        `x0_t_min`: 0.05 reproduces the released sampler.
         """
         started, asked_size = time.perf_counter(), (height, width)
         check_streams(check_mode(mode), image, depth, refine)
@@ -159,7 +161,9 @@ class ModalityForcingPipeline:
         )
         batch = match_batches(prompts, pictures, view, batch_size)
         padded, padding_notes = pad_size(size, self.config.depth_patch)
-        settings, settings_notes = choose_settings(defaults, mode, steps, guidance, log2_alpha=log2_alpha)
+        settings, settings_notes = choose_settings(
+            defaults, mode, steps, guidance, log2_alpha=log2_alpha, depth_guidance=depth_guidance
+        )
         request = Request(
             mode=mode,
             prompts=prompts,
@@ -218,8 +222,12 @@ class ModalityForcingPipeline:
         }
         guided = {}
         # if every prompt is empty, CFG would subtract equal predictions
-        if settings.guidance > 1 and any(request.prompts):
-            guided = {"null_context": self.encode_text([""]), "guidance": settings.guidance}
+        if max(settings.guidance, settings.depth_guidance or 1.0) > 1 and any(request.prompts):
+            guided = {
+                "null_context": self.encode_text([""]),
+                "guidance": settings.guidance,
+                "depth_guidance": settings.depth_guidance,
+            }
         rgb, depth = sample(
             self.call_network, rgb, net, schedule, **fixed, **guided, on_step=count_steps(on_step, 0, total)
         )

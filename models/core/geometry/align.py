@@ -67,7 +67,7 @@ def align_scale(
             f"Expected a scale method of {get_args(ScaleMethod)}, got {method!r}. Choose one of these."
         )
     fit = {"median": _median_scale, "least_squares": _least_squares_scale, "l1": _l1_scale}[method]
-    scale = torch.stack([fit(p, t) for p, t in each(_pixels(pred, target, mask))])
+    scale = torch.stack([fit(p, t) for p, t in each(_pixels_to_fit(pred, target, mask))])
     return Alignment(scale, torch.zeros_like(scale))
 
 
@@ -85,7 +85,7 @@ def align_scale_shift(
             "these."
         )
     fit = {"least_squares": _affine, "l1": _l1_affine}[method]
-    fits = [fit(p, t) for p, t in each(_pixels(pred, target, mask))]
+    fits = [fit(p, t) for p, t in each(_pixels_to_fit(pred, target, mask))]
     return Alignment(torch.stack([scale for scale, _ in fits]), torch.stack([shift for _, shift in fits]))
 
 
@@ -159,8 +159,13 @@ def align_view(
     return View.from_depth(aligned[:, None], units=reference.units, **others), found
 
 
-def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The valid pixels of each image, flat and float64."""
+def select_valid(
+    pred: Tensor, target: Tensor, mask: Tensor, purpose: str
+) -> list[tuple[Tensor, Tensor]]:
+    """The pixels of each image inside the mask, flat and float64.
+
+    ValueError for shapes that differ and for an image without a pixel to `purpose`, or with NaN or infinity.
+    """
     if not pred.shape == target.shape == mask.shape:
         shapes = tuple(pred.shape), tuple(target.shape), tuple(mask.shape)
         raise ValueError(
@@ -170,7 +175,7 @@ def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Te
     for index, (p, t) in enumerate(pairs):
         if p.numel() == 0:
             raise ValueError(
-                f"Expected a valid pixel to align by, got none in image {index} of {len(pairs)}. Leave it "
+                f"Expected a valid pixel to {purpose}, got none in image {index} of {len(pairs)}. Leave it "
                 "out or correct its mask."
             )
         if not bool(torch.isfinite(p).all() and torch.isfinite(t).all()):
@@ -178,6 +183,13 @@ def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Te
                 f"Expected finite numbers inside the mask, got NaN or infinity in image {index} of "
                 f"{len(pairs)}. Mask these pixels."
             )
+    return pairs
+
+
+def _pixels_to_fit(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """As `select_valid`; ValueError for a prediction of zeros alone."""
+    pairs = select_valid(pred, target, mask, "align by")
+    for index, (p, _) in enumerate(pairs):
         if not bool(p.any()):
             raise ValueError(
                 f"Expected a prediction that is not zero, got zero in every valid pixel of image {index}, "
