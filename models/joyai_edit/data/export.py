@@ -99,7 +99,7 @@ def export_edits(source: str | Path, output: str | Path, request: LayoutRequest)
     groups = list(group_edits(dataset, request))
     if folder.is_finished:
         lines = [line for _, line in read_json_lines(folder.path / "manifest.jsonl")]
-        return summarize(folder, lines, 0)
+        return count_placed(folder, lines, 0)
     folder.write_facts(facts, finished=False)
     written = 0
     with tqdm(total=len(dataset), desc="edits", unit="edit", dynamic_ncols=True, disable=None) as bar:
@@ -116,10 +116,10 @@ def export_edits(source: str | Path, output: str | Path, request: LayoutRequest)
         words = {line["uid"]: {"description": line["object"]} for line in lines if "uid" in line}
         write_file(folder.path / DESCRIPTIONS, json.dumps(words, sort_keys=True).encode())
     folder.finish(lines, facts)
-    return summarize(folder, lines, written)
+    return count_placed(folder, lines, written)
 
 
-def summarize(folder: ShardFolder, lines: Sequence[Mapping[str, Any]], written: int) -> ExportSummary:
+def count_placed(folder: ShardFolder, lines: Sequence[Mapping[str, Any]], written: int) -> ExportSummary:
     left_out = Counter(line[NO_PLACE] for line in lines if NO_PLACE in line)
     return ExportSummary(folder.path, written, len(lines) - sum(left_out.values()), dict(left_out))
 

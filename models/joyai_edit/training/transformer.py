@@ -110,7 +110,7 @@ def check_kind(path: Path, header: Header) -> None:
         )
 
 
-def read_network_config(files: NetworkFiles) -> dict[str, Any]:
+def read_network_sizes(files: NetworkFiles) -> dict[str, Any]:
     """The arguments of diffusers' class, from the shapes."""
     shapes = files.shapes
     try:
@@ -140,7 +140,7 @@ def load_transformer(base: str | Path, dtype: torch.dtype, *, shard: bool = Fals
     gathered one by one when they run (FSDP2)."""
     files = find_files(base)
     with torch.device("meta"):
-        network = find_network_class()(**read_network_config(files))
+        network = find_network_class()(**read_network_sizes(files))
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     check_fit(wanted, files.shapes, f"the network at {show_path(files.source)}")
     mesh = make_mesh() if shard else None
@@ -195,4 +195,4 @@ def report_size(network: nn.Module, trained: nn.Module, processes: int) -> None:
 
 def as_facts(files: NetworkFiles) -> str:
     """The network's sizes, for the metadata of a LoRA."""
-    return json.dumps(read_network_config(files), sort_keys=True)
+    return json.dumps(read_network_sizes(files), sort_keys=True)

@@ -71,9 +71,10 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<
 def small_tokenizer():
     """Bytes as tokens, and the special tokens of Qwen3-VL."""
     import transformers
-    from tokenizers.pre_tokenizers import ByteLevel
 
-    vocabulary = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    letters = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves; GPT-2 shifts the others
+    letters += range(256, 256 + 256 - len(letters))
+    vocabulary = {chr(letter): number for number, letter in enumerate(letters)}
     tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
     return tokenizer

@@ -16,7 +16,7 @@ from spatialweave.models.joyai_edit.training import lora as training_lora
 from spatialweave.models.joyai_edit.training.transformer import (
     find_files,
     load_transformer,
-    read_network_config,
+    read_network_sizes,
 )
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
@@ -205,7 +205,7 @@ def test_a_pipeline_folder_and_a_file_of_comfyui_are_the_same_network(small, tmp
     assert len(list((tmp_path / "pipeline/transformer").glob("*.safetensors"))) > 1
     one, two = (load_transformer(tmp_path / name, torch.float32) for name in ("joy.safetensors", "pipeline"))
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
-    assert read_network_config(find_files(tmp_path / "pipeline"))["theta"] == 10000 == one.config.theta
+    assert read_network_sizes(find_files(tmp_path / "pipeline"))["theta"] == 10000 == one.config.theta
 
 
 def test_the_shipped_file_has_comfyuis_names_and_goes_on(small, tmp_path):
