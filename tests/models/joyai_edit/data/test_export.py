@@ -182,7 +182,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_rests(world, tmp_path, monkeyp
         assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
     assert read_lines(tmp_path / "out") == read_lines(tmp_path / "whole")
     assert export_edits(world, tmp_path / "out", request).written == 0
-    with pytest.raises(ValueError, match="was begun with quality 95, not 50"):
+    with pytest.raises(ValueError, match="got quality 95, not 50"):
         export_edits(world, tmp_path / "out", LayoutRequest("spatialedit", shard_size=4, quality=50))
 
 
