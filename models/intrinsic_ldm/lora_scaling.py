@@ -19,7 +19,7 @@ ENTRY = "lora_adapter_metadata"  # metadata key in the header
 # prefixes of the network's settings; the first one present applies
 NETWORKS = ("unet", "transformer", "diffusion_model", "", "base_model.model")
 # other components of a pipeline: their tensors are not read here
-OTHER_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+OTHER_COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # settings that must be off, false or empty
 UNSUPPORTED = (
     "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication",
@@ -88,10 +88,10 @@ def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
     if not text:
         return Scaling(name)
     source = f"the adapter settings ({ENTRY}) of the LoRA {name}"
-    found = parse_json(text, source=source) if isinstance(text, str) else text
-    if not isinstance(found, dict):
-        raise ValueError(f"Expected a JSON object as {source}, got {show(found)}. {AGAIN}")
-    settings = choose_component(found, source)
+    config = parse_json(text, source=source) if isinstance(text, str) else text
+    if not isinstance(config, dict):
+        raise ValueError(f"Expected a JSON object as {source}, got {show(config)}. {AGAIN}")
+    settings = choose_component(config, source)
     check_supported(settings, name)
     by_root = settings.get("use_rslora")
     if not isinstance(by_root, bool | None):
@@ -104,28 +104,28 @@ def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
     )  # fmt: skip
 
 
-def choose_component(found: Mapping[str, Any], source: str) -> dict[str, Any]:
+def choose_component(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The network's settings among those of a pipeline's components, selected by prefix.
 
     As in diffusers, settings without a prefix apply only if there are none with the network's prefix.
     """
-    by_part: dict[str, dict[str, Any]] = {}
-    for key, value in found.items():
-        part, _, setting = key.rpartition(".")
-        by_part.setdefault(part, {})[setting] = value
-    strange = sorted(set(by_part) - {*NETWORKS, *OTHER_PARTS})
-    if strange:
+    by_component: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        component, _, setting = key.rpartition(".")
+        by_component.setdefault(component, {})[setting] = value
+    unknown = sorted(set(by_component) - {*NETWORKS, *OTHER_COMPONENTS})
+    if unknown:
         raise ValueError(
-            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. "
+            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(unknown[0])}. "
             f"{AGAIN}"
         )
-    there = [part for part in NETWORKS if part in by_part]
-    named = [part for part in there if part in NETWORKS[:3]]
-    if any(by_part[part] != by_part[named[0]] for part in named):
+    present = [name for name in NETWORKS if name in by_component]
+    named = [name for name in present if name in NETWORKS[:3]]
+    if any(by_component[name] != by_component[named[0]] for name in named):
         raise ValueError(
             f"Expected the settings of one network in {source}, got those of {' and '.join(named)}. {AGAIN}"
         )
-    return by_part[there[0]] if there else {}
+    return by_component[present[0]] if present else {}
 
 
 def check_supported(settings: Mapping[str, Any], name: str) -> None:
