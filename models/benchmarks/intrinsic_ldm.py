@@ -121,7 +121,7 @@ class Evaluation:
     ) -> Figures:
         """`measure(start, count, seed)`, cached in the work folder."""
         judges = {judge: self.digests[judge] for judge in ("scorer", "predictor")}
-        number = fingerprint(settings, judges, self.plan.batch)
+        number = hash_settings(settings, judges, self.plan.batch)
         path = self.work / f"{name}-{number}-seed{seed}-{start:05d}-{count}.safetensors"
         if not path.is_file():
             write_tensors(path, measure(start, count, seed), {}, kind="part of an evaluation of I-LDM")
@@ -304,7 +304,7 @@ def measure_rendered(plan: Plan, judge: Judge, start: int, count: int, seed: int
     return judge.measure(frames.image, captions, code_frames(frames))
 
 
-def fingerprint(*settings: Any) -> str:
+def hash_settings(*settings: Any) -> str:
     """A short hash of JSON-serializable values."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -332,7 +332,7 @@ def measure_judges(
 ) -> dict[str, dict[str, float]]:
     """Accuracy of the judges on rendered images, cached like the rest."""
     count = min(plan.count, MOST_JUDGED)
-    path = work / f"judges-{fingerprint(digests['scorer'], digests['predictor'], count, plan.size)}.json"
+    path = work / f"judges-{hash_settings(digests['scorer'], digests['predictor'], count, plan.size)}.json"
     if not path.is_file():
         accuracy = {
             "predictor": predictor_accuracy(judge.predictor, count, resolution=plan.size),

@@ -147,7 +147,7 @@ def read_lora(
     check_finite(tensors, f"the LoRA {name}")
     scaling = read_scaling(metadata, name)
     return {
-        path: build((path, names[path]), tensors, projections[path], scaling, base)
+        path: build_update((path, names[path]), tensors, projections[path], scaling, base)
         for path, tensors in matrices.items()
     }
 
@@ -166,7 +166,7 @@ def split_name(key: str, name: str) -> tuple[str, str]:
     )
 
 
-def build(
+def build_update(
     names: tuple[str, ...], tensors: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str
 ) -> LowRank:
     """The low-rank update of one projection; `names` are its module paths, ours first."""
