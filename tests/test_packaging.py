@@ -158,7 +158,7 @@ def is_data_of_the_nodes(name):
     """Files that no import reaches but that run time reads: help, translations, graphs, weights beside their code."""
     patterns = ("pyproject.toml", "LICENSE", "README.md", "web/docs/*.md", "web/docs/*/*.md", "locales/*/*.json", "workflows/api/*.json")
     patterns += ("workflows/*.json", "workflows/*.jpg", "models/modality_forcing/*.safetensors", "models/tiny/*.safetensors")
-    patterns += ("models/modality_forcing/*.json", "models/intrinsic_ldm/*.safetensors")
+    patterns += ("models/modality_forcing/*.json", "models/intrinsic_ldm/*.safetensors", "models/vggt/*.json", "models/vggt/*.safetensors")
     return any(PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 

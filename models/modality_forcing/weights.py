@@ -20,6 +20,7 @@ from ..core.weights.files import (
     check_finite,
     check_fit,
     describe,
+    describe_state,
     explain_part,
     fill_module,
     find_wrapper,
@@ -100,12 +101,10 @@ def load_network(
     ), config
 
 
-def describe_state(state: Mapping[str, Tensor]) -> Header:
-    """A state dict as if it were a file."""
-    names = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    names |= {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
-    dtypes = {name: names.get(v.dtype, str(v.dtype).removeprefix("torch.")) for name, v in state.items()}
-    return Header({name: tuple(v.shape) for name, v in state.items()}, {}, dtypes)
+def read_config(path: str | os.PathLike) -> ModalityForcingConfig:
+    """The configuration of a network file: the file's own, else read off the shapes."""
+    header = read_header(path)
+    return find_config(header, find_prefix(header, str(path)), str(path))
 
 
 def save_network(
@@ -292,6 +291,7 @@ def config_from_shapes(shapes: Shapes) -> ModalityForcingConfig:
         in_channels=in_channels,
         depth_channels=depth_channels,
         depth_patch=math.isqrt(depth_channels),
+        depth_head_kernel=math.isqrt(shapes["depth_final_layer.linear.weight"][1] // hidden),
         context_in_dim=shapes["txt_in.weight"][1],
         hidden_size=hidden,
         num_heads=hidden // head,

@@ -61,6 +61,29 @@ def normal_angle(pred: Tensor, target: Tensor, mask: Tensor) -> float:
     return _mean([torch.rad2deg(a[m]).mean() for a, m in zip(angle, mask, strict=True)])
 
 
+LARGEST_STEP = 0.05  # of log depth between neighbors; an outline counts as this much
+
+
+def patch_steps(depth: Tensor, mask: Tensor, patch: int) -> tuple[float, float]:
+    """(border, inner): mean |log depth step| between neighboring pixels of (b, h, w), of those on the two
+    sides of a border between patches and of those inside one; each step counts at most LARGEST_STEP.
+
+    Their quotient is the blockiness of a depth made patch by patch: 1 where borders do not show. Noise inside
+    the patches lowers it, too, so read the two steps beside those of exact depth.
+    """
+    select_valid(depth, depth, mask, "score")
+    log = torch.where(mask, depth, 1.0).double().clamp(min=1e-6).log()
+    border, inner = [], []
+    for dim in (-1, -2):
+        step = log.diff(dim=dim).abs().clamp(max=LARGEST_STEP).movedim(dim, 0)
+        pairs = step.shape[0]
+        both = (mask.narrow(dim, 0, pairs) & mask.narrow(dim, 1, pairs)).movedim(dim, 0)
+        at_border = (torch.arange(pairs, device=depth.device) + 1) % patch == 0
+        border.append(step[at_border][both[at_border]])
+        inner.append(step[~at_border][both[~at_border]])
+    return float(torch.cat(border).mean()), float(torch.cat(inner).mean())
+
+
 def score_depth(pred: Tensor, target: Tensor, mask: Tensor) -> dict[str, float]:
     """All depth figures of one aligned prediction, by the names that papers use."""
     return {

@@ -7,7 +7,8 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
                 part.unlink()
             raise
     except OSError as error:
-        number = _find_cause(error, path)
-        reason = _REASONS.get(number, error.strerror or str(error))
-        raise ExportError(number, f"Cannot write {path}: {reason}.") from error
+        raise export_error(error, path) from error
     # no name at all, a NUL in it, or letters that this system's names cannot hold
     except ValueError as error:
         raise ExportError(
@@ -88,6 +87,43 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
             f"Cannot write {str(path)!r}: it is no name for a file ({error}); choose another one.",
         ) from error
     return path
+
+
+def export_error(error: OSError, path: Path) -> ExportError:
+    """The system's refusal to write ``path`` as a sentence."""
+    number = _find_cause(error, path)
+    return ExportError(number, f"Cannot write {path}: {_REASONS.get(number, error.strerror or str(error))}.")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which takes the name ``path`` when the block ends, or goes if the block fails.
+
+    ExportError if there is anything of that name: nothing is overwritten.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "taken", str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+    except OSError as error:
+        if path.exists() or part.exists():
+            taken = path if path.exists() else part
+            raise ExportError(
+                errno.EEXIST, f"Cannot write {path}: {taken.name} is there already; choose another name."
+            ) from error
+        raise export_error(error, path) from error
+    try:
+        yield part
+        os.rename(part, path)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise error if isinstance(error, ExportError) else export_error(error, path) from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def _find_cause(error: OSError, path: Path) -> int | None:

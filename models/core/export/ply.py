@@ -15,11 +15,12 @@ from ..geometry.camera import FLIP_Y_Z, transform_points
 from ..geometry.points import PointCloud
 from .files import write_file
 
-Axes = Literal["gltf", "opencv"]
+Axes = Literal["gltf", "opencv", "z_up"]
 
 _AXES_COMMENT = {
     "gltf": "axes: x right, y up, looks down -z (glTF)",
     "opencv": "axes: x right, y down, z forward (OpenCV)",
+    "z_up": "axes: x right, y forward, z up",
 }
 
 
@@ -34,8 +35,8 @@ def encode_ply(
     """Points (n, 3) in OpenCV axes, colors (n, 3) in [0, 1], normals (n, 3), as the bytes of a PLY.
 
     "gltf" turns points and normals y up, -z forward, as Blender's importer, ComfyUI's viewer and camera_info
-    expect; "opencv" writes them as they are. Which of the two stands in a comment, after which ``comments``
-    follow.
+    expect; "opencv" writes them as they are, and so does "z_up" with points of such a world. A comment names
+    the axes; ``comments`` follow it.
     """
     if axes not in get_args(Axes):
         raise ValueError(f"Expected axes of {get_args(Axes)}, got {axes!r}. Choose one of these.")

@@ -7,15 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .files import write_file
-
-
-def to_uint8(image: Tensor) -> Tensor:
-    """An image (..., 3) in [0, 1] as 8-bit levels."""
-    return (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+from .png8 import to_uint8
 
 
 def encode_webp(

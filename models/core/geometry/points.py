@@ -44,6 +44,11 @@ class PointCloud:
         low, high = self.points.median(dim=0).values, -(-self.points).median(dim=0).values
         return PointCloud(self.points - (low + high) / 2, self.colors, self.normals, self.pixels)
 
+    def select(self, rows: Tensor) -> PointCloud:
+        """The points of these rows; `pixels` may be empty."""
+        parts = (None if part is None else part[rows] for part in (self.points, self.colors, self.normals))
+        return PointCloud(*parts, self.pixels[rows] if len(self.pixels) else self.pixels)
+
 
 def depth_to_points(depth: Tensor, intrinsics: Tensor) -> Tensor:
     """z-depth (b, h, w) and intrinsics (b, 3, 3) (pixels of this map) -> points (b, h, w, 3) through the
@@ -158,9 +163,14 @@ def point_cloud_camera(
     are: view_camera is theirs.
     """
     points = transform_points(cloud.points, viewer_pose(view, frame)[0])
+    return camera_beside_cloud(view_camera(view, fov_degrees=fov_degrees, frame=frame), points)
+
+
+def camera_beside_cloud(camera: dict[str, Any], points: Tensor) -> dict[str, Any]:
+    """A LOAD3D_CAMERA of the frame of these points (n, 3), for the viewer that centers and scales them."""
     middle = (points.amin(dim=0) + points.amax(dim=0)) / 2
     radius = float((points - middle).norm(dim=1).max()) or 1.0  # a single point is not scaled
-    return resize_camera(view_camera(view, fov_degrees=fov_degrees, frame=frame), middle, radius)
+    return resize_camera(camera, middle, radius)
 
 
 def find_outliers(points: Tensor, *, neighbours: int = 5, deviations: float = 1.0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -44,7 +45,8 @@ class View:
     """
 
     depth: Tensor  # (b, h, w) float32, z-depth, larger = farther, > 0 where valid
-    units: Units  # "metric" is metres, "relative" is up to one unknown scale per image
+    # "metric" is metres; "relative" is up to one unknown scale: of each image, or of all if they have poses
+    units: Units
     mask: Tensor  # (b, h, w) bool, True = valid
     image: Tensor | None = None  # (b, h, w, 3) in [0, 1]
     normals: Tensor | None = None  # (b, h, w, 3), unit length, camera frame OpenCV, facing the camera
@@ -52,7 +54,7 @@ class View:
     # (b, h, w) bool: invalid because it is known to be infinitely far, not because it is missing
     sky: Tensor | None = None
     intrinsics: Tensor | None = None  # (b, 3, 3) in pixels of this map, pixel centers at +0.5
-    world_to_cam: Tensor | None = None  # (b, 4, 4), OpenCV camera, y-up world
+    world_to_cam: Tensor | None = None  # (b, 4, 4), OpenCV camera, y-up world, one for the whole batch
 
     def __post_init__(self) -> None:
         if self.units not in get_args(Units):
@@ -172,6 +174,16 @@ class View:
             )
         index %= len(self)
         return self._map(lambda tensor: tensor[index : index + 1])
+
+    def select(self, indices: Sequence[int]) -> View:
+        """These images of the batch, in this order."""
+        rows = [index % len(self) for index in indices if -len(self) <= index < len(self)]
+        if len(rows) != len(indices) or not rows:
+            raise NoSuchPicture(
+                f"Expected indices below {len(self)}, the number of images in the batch, got "
+                f"{list(indices)}. Count from 0."
+            )
+        return self._map(lambda tensor: tensor[rows])
 
     def with_sky_from(self, depth: float) -> View:
         """The same View with all that lies at this depth or beyond as sky."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..export.webp import to_uint8
+from ..export.png8 import to_uint8
 from ..geometry.camera import intrinsics_from_fov
 from ..geometry.normals import normals_from_depth, normals_to_image
 from ..geometry.view import View

@@ -160,6 +160,14 @@ def describe(header: Header) -> str:
     return describe_keys(header.shapes)
 
 
+def describe_state(state: Mapping[str, Tensor]) -> Header:
+    """A state dict as if it were a file."""
+    names = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    names |= {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+    dtypes = {name: names.get(v.dtype, str(v.dtype).removeprefix("torch.")) for name, v in state.items()}
+    return Header({name: tuple(v.shape) for name, v in state.items()}, {}, dtypes)
+
+
 def describe_keys(names: Iterable[str]) -> str:
     """What a set of tensor names is, in a few words."""
     names = list(names)

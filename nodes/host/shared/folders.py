@@ -11,6 +11,9 @@ import comfy.cli_args
 import folder_paths
 
 from ....models.core.export.depth_files import SUFFIXES, write_depth
+from ....models.core.export.files import export_error
+from ....models.core.export.scene_folder import Layout, SceneFolder, write_scene_folder
+from ....models.core.geometry.fusion import FusedCloud
 from ....models.core.geometry.view import View
 from .progress import each_picture
 
@@ -49,16 +52,7 @@ def save_depth(
     A PNG or EXR holds one picture, an NPZ the batch; all hold ``notes``. ValueError if the prefix leads out
     of the folder.
     """
-    output = folder_paths.get_output_directory()
-    if not folder_paths.is_within_directory(
-        output, os.path.join(output, os.path.dirname(os.path.normpath(prefix)))
-    ):
-        raise ValueError(
-            f"The prefix {prefix!r} leads out of the output folder; give a name, or a folder and a name, "
-            "inside it."
-        )
-    height, width = view.depth.shape[-2:]
-    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
+    folder, stem, counter, subfolder = _free_name(prefix, *view.depth.shape[-2:])
     parts = [view] if kind == "npz" else [view[index] for index in range(len(view))]
     files = []
     for index, part in enumerate(each_picture(parts)):
@@ -66,3 +60,32 @@ def save_depth(
         write_depth(os.path.join(folder, name), part, scale=scale, picture=picture, notes=notes)
         files.append({"filename": name, "subfolder": subfolder, "type": "output"})
     return files
+
+
+def save_scene(fused: FusedCloud, prefix: str, layout: Layout) -> tuple[SceneFolder, list[dict[str, str]]]:
+    """Write a trainer's folder into the output folder, numbered as core's savers number files.
+
+    Returns what was written, and its files as core's history lists them.
+    """
+    folder, stem, counter, subfolder = _free_name(prefix, *fused.views.depth.shape[-2:])
+    name = f"{stem}_{counter:05}_"
+    written = write_scene_folder(Path(folder) / name, fused, layout=layout, each=each_picture)
+    places = [os.path.split(os.path.join(subfolder, name, file)) for file in written.files]
+    return written, [{"filename": file, "subfolder": place, "type": "output"} for place, file in places]
+
+
+def _free_name(prefix: str, height: int, width: int) -> tuple[str, str, int, str]:
+    """Folder, stem, first free number and subfolder of a prefix; ValueError if it leads out of the output
+    folder.
+    """
+    output = folder_paths.get_output_directory()
+    folder = os.path.join(output, os.path.dirname(os.path.normpath(prefix)))
+    if not folder_paths.is_within_directory(output, folder):
+        raise ValueError(
+            f"The prefix {prefix!r} leads out of the output folder; give a name, or a folder and a name, "
+            "inside it."
+        )
+    try:
+        return folder_paths.get_save_image_path(prefix, output, width, height)[:4]
+    except OSError as error:
+        raise export_error(error, Path(folder)) from error

@@ -17,13 +17,17 @@ SMALLER_FILE = (
     "choose a smaller file of the model, in fp8 or nvfp4 (`spatialweave convert` writes them, in an "
     "installed clone of the repository)"
 )
+USE_SMALLER = (
+    "use a smaller file, in fp8 or nvfp4 (`spatialweave convert` writes them, in an installed clone of the "
+    "repository)"
+)
 UNNAMED = (
     "DefaultCPUAllocator",
     "MPS backend out of memory",
 )  # what torch says where it has no exception of its own for it
 
 
-def report_need(path: str) -> None:
+def report_need(path: str, remedy: str = USE_SMALLER) -> None:
     """Log what a file of weights weighs, and what is free for it on the card and beside it."""
     device = comfy.model_management.get_torch_device()
     name, need = Path(path).name, Path(path).stat().st_size
@@ -37,9 +41,7 @@ def report_need(path: str) -> None:
     logger.info("%s: %.2f GB of weights; %s.", name, need / GB, places)
     if need > max(free, beside):
         logger.warning(
-            "%s is larger than the free memory: expect it to be slow, or use a smaller file, in fp8 or nvfp4 "
-            "(`spatialweave convert` "
-            "writes them, in an installed clone of the repository).", name,
+            "%s is larger than the free memory: expect it to be slow, or %s.", name, remedy,
         )  # fmt: skip
 
 
