@@ -183,9 +183,8 @@ def guard_memory(vae, count: int, size, what: str) -> AbstractContextManager[Non
     """A context that explains running out of memory, even in tiles, in one sentence."""
     return explain_full_memory(
         vae.device, lambda: f"{what} the maps of {count} x {size[0]} x {size[1]} (batch x height x width)",
-        "set tile_size to 256 or less, make the image smaller, or process fewer at a time, with Latent From "
-        "Batch or "
-        "Image From Batch",
+        "choose a tile_size of 256 or less, make the image smaller, or process fewer at a time, with Latent "
+        "From Batch or Image From Batch",
     )  # fmt: skip
 
 
