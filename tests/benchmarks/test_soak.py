@@ -56,8 +56,8 @@ def test_runs_are_cancelled_meet_every_fault_and_stay_bit_equal(figures, root):
 
 
 def row(number, size, handles=7):
-    sizes = dict.fromkeys(("rss", "pss", "private", "anonymous", "unsettled"), size)
-    return {"run": number, "handles": handles, "threads": 3, "children": 0, **sizes}
+    sizes = dict.fromkeys(("rss", "pss", "private", "anonymous", "unsettled", "allocated"), size)
+    return {"run": number, "handles": handles, "threads": 3, "children": 0, **dict.fromkeys(("objects", "tensors of core", "tensors of pack"), 10**6), **sizes}
 
 
 def judged(soak, rows, left=()):
