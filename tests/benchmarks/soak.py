@@ -16,7 +16,7 @@ models are loaded anew.
 Then garbage is collected, the C library gives back what it kept, and
 memory and handles are read in /proc; "unsettled" is the memory before that. Growth is the median of the last 50 runs against that of the
 50 after the first 50. "objects" are Python's (sys.getallocatedblocks), "tensors" those that
-core's loader read of safetensors files, for its own nodes and for the pack's, "allocated" the bytes that glibc has given out: what is in use,
+core's loader read of safetensors files, for its own nodes and for the pack's (cumulative), "allocated" the bytes that glibc has given out: what is in use,
 without what is merely kept. --control: without the pack, what core does in these workflows (loads the same
 small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without cancels and faults, for comparison.
 --mend-safetensors: core reads safetensors files without the library's leak of 64 bytes a tensor.
@@ -43,6 +43,8 @@ HERE = Path(__file__).resolve().parent
 FLAGS = ("--preview-method", "auto")
 LIMIT = 0.01  # growth
 SIZES = ("rss", "pss", "private", "anonymous", "unsettled", "allocated")
+COMPLETED = ("run", "again")
+BYTES_A_TENSOR = 64  # two integers
 COUNTED = ("objects", "tensors of core", "tensors of pack")
 SETTLE = 13  # seconds after which core has collected garbage
 FAULTS = ("missing when queued", "full disk", "killed client", "damaged weights", "missing when run")
@@ -240,11 +242,13 @@ def summarise(soak, left):
         growth[key] = {"early": round(before / scale, 3), "late": round(after / scale, 3), "most": round(most / scale, 3)}
         if key in SIZES:
             growth[key]["percent"] = round(100 * (after / before - 1), 3)
-            growth[key]["kilobytes a run"] = round(slope([row[key] for row in rows[window:]]) / 1e3, 2)
+            growth[key]["kilobytes a run"] = [round(value / 1e3, 2) for value in slope(rows[window:], key)]
         elif after > before:
             failures.append(f"{key}: {before} before, {after} at the end")
     for key in COUNTED:
-        growth[key] = {"a run": round(slope([row[key] for row in rows[window:]]), 1)}
+        growth[key] = {"a run": [round(value, 1) for value in slope(rows[window:], key)]}
+    lost = [BYTES_A_TENSOR * growth[f"tensors of {name}"]["a run"][0] / 1e3 for name in ("core", "pack")]
+    growth["lost in the safetensors library, kilobytes a run"] = dict(zip(("core's loads", "the pack's loads"), lost, strict=True))
     failures += [f"{key} grew by {growth[key]['percent']} %" for key in ("rss", "pss", "private") if growth[key]["percent"] >= 100 * LIMIT]
     failures += [f"still open or mapped at the end: {path}" for path in left["ours"]]
     if left["children"]:
@@ -252,9 +256,17 @@ def summarise(soak, left):
     return growth, failures
 
 
-def slope(values):
-    """Of the straight line of least squares, by run."""
-    return statistics.linear_regression(range(len(values)), values).slope
+def slope(rows, key):
+    """(growth a run, two standard errors): one straight line through the completed runs, each workflow at a height of its own."""
+    groups = [[row for row in rows if row["graph"] == name and row["kind"] in COMPLETED] for name in {row["graph"] for row in rows}]
+    pairs = []
+    for group in filter(None, groups):
+        middles = [statistics.fmean(row[name] for row in group) for name in ("run", key)]
+        pairs += [(row["run"] - middles[0], row[key] - middles[1]) for row in group]
+    spread = sum(x * x for x, _ in pairs)
+    found = sum(x * y for x, y in pairs) / spread
+    free = len(pairs) - sum(map(bool, groups)) - 1
+    return found, 2 * (sum((y - found * x) ** 2 for x, y in pairs) / free / spread) ** 0.5
 
 
 def report(soak, growth, left, failures):
