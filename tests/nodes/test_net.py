@@ -15,7 +15,8 @@ def net(inside, tiny_weights):
 NODES = """EmptyJointLatent ImageToDepthLatent DepthToImageLatent MaskedJointLatent RefineDepthLatent ModalityOrder GuidancePerStream
     DecodeJointLatent SplitJointLatent JoinJointLatent SaveJointLatent IntrinsicCoGeneration JoinIntrinsicLatent SplitIntrinsicLatent
     EncodeIntrinsics DecodeIntrinsics ViewFromImage ViewToMask ViewFromMoge ViewToMoge ViewFromDa3 ViewToDa3 PointCloud DepthMesh
-    ViewCamera SaveDepth AlignDepth NormalsFromDepth StereoPair CompareViews PreviewDepth""".split()
+    ViewCamera SaveDepth AlignDepth NormalsFromDepth StereoPair CompareViews PreviewDepth AskAboutViews VggtReconstruct
+    VggtGeometryTokens""".split()
 
 
 def test_the_sound_inputs_are_taken(net):
@@ -43,7 +44,7 @@ def test_an_interruption_and_a_full_memory_pass_the_net(net):
 
 def test_what_a_node_says_in_cores_own_call(net):
     kind, words = net("executed", name="ViewToMask", inputs={"view": 3})
-    assert (kind, words) == ("ValueError", "View to Masks: Expected SPATIALWEAVE_VIEW at view, got 3. Wire a node that gives one.")
+    assert (kind, words) == ("ValueError", "View to Masks: Expected SPATIALWEAVE_VIEW at view, got 3. Connect a node that outputs one.")
 
 
 def test_a_check_before_the_run_that_fails_is_a_sentence_of_the_refusal(net):
@@ -61,21 +62,22 @@ def test_a_fingerprint_that_fails_is_a_sentence(net):
 
 
 def test_core_still_hands_over_the_inputs_that_a_check_names(net):
-    assert net("validated_names") == {"LoadModalityForcing": ["cls", "model_name"], "LoadDepth": ["cls", "file", "png_scale_preset"]}
+    wanted = {"LoadModalityForcing": ["model_name"], "LoadVggt": ["model_name"], "LoadDepth": ["file", "png_scale_preset"]}
+    assert net("validated_names") == {name: ["cls", *inputs] for name, inputs in wanted.items()}
 
 
 @pytest.mark.parametrize(
     ("io_type", "value", "said"),
     [
-        ("IMAGE", "a row", "Node: Expected IMAGE (b, h, w, 3) of floats at given, got (4,) float32. Wire a node that gives one."),
+        ("IMAGE", "a row", "Node: Expected IMAGE (b, h, w, 3) of floats at given, got (4,) float32. Connect a node that outputs one."),
         ("IMAGE", "whole numbers", "Expected IMAGE (b, h, w, 3) of floats at given, got (1, 2, 2, 3) int64."),
         ("IMAGE", "empty", "got (0, 2, 2, 3) float32."),
         ("MASK", "an image", "Expected MASK (b, h, w) of floats at given, got (1, 2, 2, 3) float32."),
         ("LATENT", "no samples", "a dict with samples (b, c, h, w) of floats at given, got {samples: nothing}."),
         ("LATENT", "samples of two axes", "got {samples: (2, 2) float32}."),
         ("LATENT", "nested", "got {samples: nested (1, 4, 2, 2) float32 and (3,) float32}."),
-        ("IMAGE", "an image", "Expected inputs that work together, got given: (1, 2, 2, 3) float32, which failed"),
-        ("IMAGE,MASK", "a mask", "Expected inputs that work together, got given: (1, 2, 2) float32, which failed"),
+        ("IMAGE", "an image", "Got given: (1, 2, 2, 3) float32. Check"),
+        ("IMAGE,MASK", "a mask", "Got given: (1, 2, 2) float32. Check"),
     ],
 )  # fmt: skip
 def test_an_odd_form_is_named_with_its_socket(net, io_type, value, said):

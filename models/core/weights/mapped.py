@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .header import Header
+from ..text_files import show_path
+from .header import Header, WeightsError
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -31,12 +32,12 @@ def map_tensors(path: str | os.PathLike, header: Header) -> Iterator[tuple[str, 
     try:
         storage = torch.UntypedStorage.from_file(os.fspath(path), False, os.path.getsize(path))
     except UnicodeEncodeError as error:
-        raise OSError("its name is not valid UTF-8; rename it") from error
+        raise WeightsError(f"Expected a file name in UTF-8, got {show_path(path)}. Rename it.") from error
     except RuntimeError as error:  # torch's type for what the system refuses
         raise OSError(str(error).splitlines()[0]) from error
     for name, shape in header.shapes.items():
         dtype = DTYPES.get(header.dtypes[name])
-        first, last = header.places[name]
+        first, last = header.byte_ranges[name]
         if dtype is None:
             with safe_open(path, framework="pt") as file:
                 yield name, file.get_tensor(name)

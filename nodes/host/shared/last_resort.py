@@ -1,8 +1,8 @@
-"""The last resort under every node: what nobody foresaw becomes a sentence with the inputs that had arrived.
+"""Turns unforeseen exceptions of a node into a message with the node's inputs.
 
-Below a node ComfyUI shows an exception's own words, and "'NoneType' object has no attribute 'shape'" tells a
-user nothing. A refusal of ours (ValueError, OSError) stays as it is; so do an interruption and a full memory,
-for which ComfyUI has words of its own.
+Below a node ComfyUI shows an exception's own text, and "'NoneType' object has no attribute 'shape'" does not
+help a user. A refusal of ours (ValueError, OSError) is raised unchanged; so are an interruption and an
+out-of-memory error, which ComfyUI reports itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TYPES = {  # of what a socket carries
 }  # fmt: skip
 FORMS = {"IMAGE": ("(b, h, w, 3)", (4,)), "MASK": ("(b, h, w)", (3,)), "SIGMAS": ("(n,)", (1,))}
 LATENT_FORM = "a dict with samples (b, c, h, w)"  # nested: of each stream; of a video with an axis more
-LONGEST = 300  # characters of a foreign error's words
+LONGEST = 300  # characters of another library's error message
 
 
 def with_net(node: type) -> type:
@@ -88,7 +88,7 @@ def _returning(run: Callable) -> Callable:
 
 
 def is_memory_full(error: BaseException) -> bool:
-    """What ComfyUI answers by unloading models and a word on the memory."""
+    """An out-of-memory error, which ComfyUI answers by unloading models and a message."""
     return comfy.model_management.is_oom(error) or "can't allocate memory" in str(error)
 
 
@@ -104,14 +104,14 @@ def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseExcept
         if all(forms) or not isinstance(value, tuple(TYPES[kind] for kind in kinds)):
             expected = f"{put.io_type} {' or '.join(filter(None, forms))}".strip()
             got = describe(value)
-            return f"{title}: Expected {expected} at {put.id}, got {got}. Wire a node that gives one."
-    words = " ".join(str(error).split())
-    words = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
+            return f"{title}: Expected {expected} at {put.id}, got {got}. Connect a node that outputs one."
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     got = "; ".join(f"{name}: {describe(value)}" for name, value in inputs.items())
     return (
-        f"{title}: Expected inputs that work together, got {got}, which failed for a reason that was not "
-        f"foreseen ({type(error).__name__}: {words or 'no words'}). Check what is wired to it; the console "
-        "shows the trace."
+        f"{title} failed for a reason that was not foreseen ({type(error).__name__}: "
+        f"{text or 'no message'}). Got {got}. Check what is connected to it; the console shows the "
+        "traceback."
     )
 
 
@@ -133,7 +133,7 @@ def _is_sound(value: torch.Tensor, axes: tuple[int, ...]) -> bool:
 
 
 def describe(value: Any) -> str:
-    """A value of a socket or widget in a few words."""
+    """A value of a socket or widget as a short text."""
     if value is None:
         return "nothing"
     if isinstance(value, torch.Tensor):
