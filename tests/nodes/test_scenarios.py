@@ -113,7 +113,7 @@ def test_scenario_01_intrinsic_maps_take_rgba_and_one_channel(maps):
     )
     assert maps("picture_beside", channels=1)["picture"] < 1e-6
     said = maps("refused", case="grey normals")
-    assert "(1, 8, 8, 1) arrived at normals" in said and "Normals from Depth" in said
+    assert "at normals, got (1, 8, 8, 1)" in said and "Normals from Depth" in said
 
 
 def test_scenarios_01_02_04_the_text_stands_under_the_node_and_the_next_run_replaces_it(hour):
@@ -159,7 +159,7 @@ def test_scenario_02_intrinsic_maps_of_odd_size_are_padded_and_come_back_in_it(m
         "padded to {} x {}".format(*padded) in line for line in result["said"]
     )
     assert bool(result["refusal"]) == odd
-    assert not odd or ("one size" in result["refusal"] and "\n" not in result["refusal"])
+    assert not odd or ("one height and width" in result["refusal"] and "\n" not in result["refusal"])
 
 
 WRONG_FILES = {
@@ -229,7 +229,7 @@ def test_scenario_03_a_wrong_part_is_called_by_name(loaded, case):
 
 
 BASES = {
-    "another base": "load one of these", "LoRA of another width": "trained on another base",
+    "another base": "load one of these", "LoRA of another width": "Load the base that it was trained on",
     "SDXL's LoRA on SD2.1": "choose an intrinsic LoRA that was trained on this base", "plain model": "Intrinsic Co-Generation",
     "plain latent": "Join Intrinsic Latent", "unknown layer": "stage", "channels": "(1, 16, 8, 8)",
 }  # fmt: skip
@@ -268,13 +268,13 @@ def test_scenario_04_bad_depth_given_to_a_model_is_masked_and_refused_only_when_
 def test_scenario_04_bad_maps_are_masked_counted_and_refused_only_when_nothing_is_left(maps_hour, maps):
     """Every map, not depth alone: what is no number is missing, which the intrinsic VAE knows."""
     assert "Expected a valid pixel" in maps_hour("depth", kind="all zero")["refusal"]
-    assert "All 64 pixels of picture 1 of line are NaN or infinite" in maps(
+    assert "Expected known pixels in image 1 of line, got 64, which all are NaN or infinite" in maps(
         "refused", case="line without a number"
     )
     holes, constant = (maps_hour("depth", kind=kind) for kind in ("holes", "constant"))
     # a NaN and seven rows below 0; the infinite pixel is sky, which has a code
     assert holes["finite"] and holes["said"] == [
-        "337 of 3072 pixels of depth (11.0%) are invalid and are coded as missing."
+        "337 of 3072 pixels of depth (11.0%) are invalid and are encoded as missing."
     ]
     assert constant["finite"] and constant["valid"] and constant["said"] == []
     for name in ("normals", "segmentation", "line"):
@@ -318,7 +318,7 @@ def test_scenario_06_batches_of_maps_are_refused_with_both_counts_and_one_serves
     said = maps("refused", case="batches")
     assert "2 of depth" in said and "3 of line" in said and "one for all" in said
     said = maps_hour("refused", case="two batches")["said"]
-    assert "2 images and 3 sets of maps" in said and "one for all" in said
+    assert "or one of either, got 2 and 3" in said
 
 
 def test_scenario_07_without_triton_the_pack_loads_and_runs(worker_with, tiny_weights, tmp_path):

@@ -145,7 +145,8 @@ def registered(models, monkeypatch):
     """The command with a registry of that one file."""
     place = models / "vae" / FILE.name
     files = [known(place), replace(FILE, name="absent.safetensors")]
-    monkeypatch.setattr(published_files, "released_files", lambda: files)
+    monkeypatch.setattr(published_files.modality_forcing, "released_files", lambda: files)
+    monkeypatch.setattr(published_files.vggt, "released_files", list)
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     return models
 
