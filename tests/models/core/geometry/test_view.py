@@ -96,7 +96,7 @@ def test_misfits_are_named(others, message):
 def test_unknown_units_and_fields_are_named():
     with pytest.raises(ValueError, match="units of .*metric.*got 'meters'"):
         View.from_depth(torch.ones(2, 2), units="meters")
-    with pytest.raises(TypeError, match=r"no field \['normal'\]"):
+    with pytest.raises(TypeError, match=r"got \['normal'\]"):
         View.from_depth(torch.ones(2, 2), units="metric", normal=torch.ones(2, 2, 3))
     with pytest.raises(ValueError, match="got an empty depth map"):
         View.from_depth(torch.ones(0, 2), units="metric")
