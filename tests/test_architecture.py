@@ -73,6 +73,8 @@ EXTRA_IMPORTS = {
     "models/core/weights/download.py": {"huggingface_hub"},
     "models/intrinsic_ldm/backbones.py": {"diffusers"},
     "models/intrinsic_ldm/training/perceptual.py": {"torchvision"},
+    "models/joyai_edit/data/encode.py": {"diffusers"},
+    "models/joyai_edit/training/": {"accelerate", "diffusers"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},
