@@ -29,9 +29,11 @@ _GRID_SIZE, _SIZES = 32, (32, 64, 128)  # longer side of the images, pixels
 _KEPT = (24, 6, 2)  # hypotheses refined at each size
 _STEPS = (12, 10, 15)
 _AGREES = (0.15, 0.12, 0.1)  # length of a difference that counts as agreement, at each size
-_OUT_OF_VIEW, _LEAST_IN_VIEW = 0.1, 0.25  # cost of a point out of view; fraction that has to be in view
+_OUT_OF_VIEW, _LEAST_IN_VIEW = 0.2, 0.25  # cost of a point out of view; fraction that has to be in view
 _DETAIL = 0.08  # weight of the locally normalized brightness beside the colors
 _LEAST_POINTS = 64
+_SKY_DEPTH = 50.0  # median depths: as good as infinitely far
+_ZOOM_MARGIN = 0.85  # cost of a zoom, of that of a move, from which on it is believed
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class _Pair:
 
 
 def estimate_motion(
-    before: Tensor, after: Tensor, depth: Tensor, intrinsics: Tensor, static: Tensor
+    before: Tensor, after: Tensor, depth: Tensor, intrinsics: Tensor, *, static: Tensor, sky: Tensor | None = None
 ) -> CameraMotion:
-    """Motion of the camera from images (h, w, 3), the depth before (h, w), intrinsics (3, 3) and the mask
-    `static` (h, w) of pixels with a depth that belong to nothing edited.
+    """Motion of the camera from images (h, w, 3), the depth before (h, w), intrinsics (3, 3), the mask
+    `static` (h, w) of pixels with a depth that belong to nothing edited, and the sky's mask (h, w).
 
     The camera either moves with its lens as it is, or turns and zooms where it stands: whichever explains
     the image after better. Both at once are not told apart by so little parallax.
@@ -75,10 +77,11 @@ def estimate_motion(
             "Check the depth, and that the object's mask does not cover the image."
         )
     unit = depth[static].median()
-    scaled = depth / unit
-    pairs = [_scale_pair(before, after, scaled, intrinsics, static, size) for size in _SIZES]
-    fits = [_fit(pairs, *_orbits(before.device), _MOVES), _fit(pairs, *_zooms(before.device), _ZOOMS_ONLY)]
-    poses, focal, _ = min(fits, key=lambda fit: float(fit[2]))
+    known = static if sky is None else static | sky
+    scaled = torch.where(static, depth / unit, torch.full_like(depth, _SKY_DEPTH))
+    pairs = [_scale_pair(before, after, scaled, intrinsics, known, size) for size in _SIZES]
+    moves, zooms = _fit(pairs, *_orbits(before.device), _MOVES), _fit(pairs, *_zooms(before.device), _ZOOMS_ONLY)
+    poses, focal, _ = zooms if float(zooms[2]) < _ZOOM_MARGIN * float(moves[2]) else moves
     agreement, in_view = _agreement(pairs[-1], poses, focal)
     pose = poses[0].clone()
     pose[:3, 3] *= unit
