@@ -19,15 +19,15 @@ from torch.nn import functional as F
 
 from ..geometry.camera import pixel_centres, unproject
 
-_YAWS = tuple(range(-60, 61, 10))  # of the grid of orbits, degrees; beyond, the images share too little
-_PITCHES = (-30, -15, 0, 15, 30)
+_YAWS = tuple(range(-60, 61, 6))  # of the grid of orbits, degrees; beyond, the images share too little
+_PITCHES = tuple(range(-30, 31, 6))
 _DISTANCES = (0.7, 1.0, 1.4)  # after the motion, of that before
 _FOCAL_RATIOS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)
 _MOVES, _ZOOMS_ONLY = (0, 1, 2, 3, 4, 5), (3, 4, 5, 6)  # parameters: translation, rotation, log focal ratio
 _PIVOTS = (0.7, 1.0)  # distance of the orbit's center, of the median depth
 _GRID_SIZE, _SIZES = 32, (32, 64, 128)  # longer side of the images, pixels
-_KEPT = (24, 6, 2)  # hypotheses refined at each size
-_STEPS = (12, 10, 15)
+_KEPT = (32, 4, 1)  # hypotheses refined at each size
+_STEPS = (10, 8, 10)
 _AGREES = (0.15, 0.12, 0.1)  # length of a difference that counts as agreement, at each size
 _OUT_OF_VIEW, _LEAST_IN_VIEW = 0.2, 0.25  # cost of a point out of view; fraction that has to be in view
 _DETAIL = 0.08  # weight of the locally normalized brightness beside the colors
@@ -157,6 +157,8 @@ def _scale_pair(before, after, depth, intrinsics, static, size: int) -> _Pair:
     padded = F.pad(second[None], (1, 1, 1, 1), mode="replicate")[0]
     slope_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     slope_y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+    if size == _SIZES[-1]:  # half of the points, as on a chessboard, are enough there
+        known = known & (torch.arange(small[0])[:, None] + torch.arange(small[1]) + 1).fmod(2).bool().to(known.device)
     colors = rearrange(first, "c h w -> h w c")[known]
     agrees = _AGREES[_SIZES.index(size)]
     return _Pair(points[known], colors, torch.cat([second, slope_x, slope_y]), matrix, agrees)
@@ -180,9 +182,11 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(channels_first, size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def _sample(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the image after shows of the points: values (m, n, 3 c), the points there (m, n, 3), and whether
-    they are in view (m, n)."""
+def _sample(
+    pair: _Pair, poses: Tensor, focal: Tensor, *, slopes: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the image after shows of the points: values (m, n, c), with slopes (m, n, 3 c), the points there
+    (m, n, 3), and whether they are in view (m, n)."""
     moved = pair.points @ poses[:, :3, :3].mT + poses[:, None, :3, 3]
     z = moved[..., 2].clamp_min(1e-3)
     ratio = focal.exp()[:, None]
@@ -192,7 +196,8 @@ def _sample(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[Tensor, Tensor, 
     inside = (moved[..., 2] > 0.05) & (x > 0) & (x < width) & (y > 0) & (y < height)
     grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], -1).clamp(-2, 2)
     # one image for all hypotheses: they are rows of one grid
-    values = F.grid_sample(pair.after[None], grid[None], align_corners=False, padding_mode="border")[0]
+    layers = pair.after if slopes else pair.after[: pair.colors.shape[-1]]
+    values = F.grid_sample(layers[None], grid[None], align_corners=False, padding_mode="border")[0]
     return rearrange(values, "c m n -> m n c"), moved, inside
 
 
@@ -202,7 +207,7 @@ def _costs(pair: _Pair, poses: Tensor, focal: Tensor) -> Tensor:
     costs = []
     for some, lengths in zip(poses.split(64), focal.split(64), strict=True):
         values, _, inside = _sample(pair, some, lengths)
-        squared = (values[..., :4] - pair.colors).square().sum(-1) / pair.agrees**2
+        squared = (values - pair.colors).square().sum(-1) / pair.agrees**2
         cost = torch.where(inside, squared.clamp_max(1), torch.full_like(squared, _OUT_OF_VIEW)).mean(-1)
         costs.append(cost + (_LEAST_IN_VIEW - inside.float().mean(-1)).clamp_min(0))
     return torch.cat(costs)
@@ -233,7 +238,7 @@ def _refine(pair: _Pair, poses: Tensor, focal: Tensor, steps: int, free: tuple[i
 
 def _normal_equations(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[Tensor, Tensor]:
     """Gauss-Newton's matrix (m, 7, 7) and gradient (m, 7): translation, rotation, log of the focal ratio."""
-    values, moved, inside = _sample(pair, poses, focal)
+    values, moved, inside = _sample(pair, poses, focal, slopes=True)
     color, slope_x, slope_y = values.chunk(3, dim=-1)
     residual = color - pair.colors
     weight = inside / (1 + residual.square().sum(-1) / pair.agrees**2).square()
@@ -261,6 +266,6 @@ def _apply_step(poses: Tensor, step: Tensor) -> Tensor:
 
 def _agreement(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[float, float]:
     values, _, inside = _sample(pair, poses[:1], focal[:1])
-    agrees = (values[..., :4] - pair.colors).norm(dim=-1) < pair.agrees
+    agrees = (values - pair.colors).norm(dim=-1) < pair.agrees
     in_view = float(inside.float().mean())
     return float((agrees & inside).sum() / inside.sum().clamp_min(1)), in_view
