@@ -21,6 +21,7 @@ _COLORS = 384  # samples of a palette
 _BRIGHTNESS = 0.4  # weight of brightness beside the two color differences: light changes with the position
 _SHADOW = (0.35, 0.97)  # brightness of a shadow, of that of the lit surface
 _SHADOW_HUE = 0.05  # distance between the chromaticities of a surface in light and in shadow
+_RELIEF = 0.02  # by which an object's disparity exceeds that of its surroundings, relatively
 _LEAST_NEW = 0.12  # of the object's area: fewer changed pixels of its colors are no new place
 _UNCHANGED = 0.6  # of the pixels that the object left: from here on the original is still there
 _VISIBLE_LEFT = 0.15  # of the object's area: less left behind cannot be judged
@@ -39,19 +40,29 @@ class ObjectMatch:
         return bool(self.mask.any())
 
 
-def split_change(before: Tensor, after: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
+def split_change(before: Tensor, after: Tensor, changed: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     """Changed pixels where the image before shows something that its surroundings do not, and those where
     the image after does: the object's old and new places, (h, w) each.
 
-    Shadows that come or go are left out: they keep the color of the surface.
+    The old place lies nearer than its surroundings in the depth before, 0 where there is none. Shadows that
+    come or go are left out: they keep the color of the surface.
     """
-    kept = ~grow_mask(changed, 2)
-    background = fill_by_surroundings(before, kept)
-    shadow = is_shadow(before, after) | is_shadow(after, before)
+    rim = max(3, max(changed.shape) // 48)
+    closed = grow_mask(grow_mask(changed, rim), -rim)
+    known = ~grow_mask(closed, 2)
+    background = fill_by_surroundings(before, known)
+    far = fill_by_surroundings(_disparity(depth), known & (depth > 0))[..., 0]
     stands_out = [(_opponent(image) - _opponent(background)).norm(dim=-1) for image in (before, after)]
-    changed = changed & ~shadow
-    old = changed & (stands_out[0] > stands_out[1])
-    return largest_region(old), largest_region(changed & ~old)
+    shadow = is_shadow(before, after) | is_shadow(after, before)
+    relief = _disparity(depth)[..., 0] / far.clamp_min(1e-6) - 1
+    old = closed & (relief > _RELIEF) & (stands_out[0] > 0.5 * stands_out[1])
+    old = grow_mask(grow_mask(old, -1), 1)
+    return largest_region(old), largest_region(changed & ~old & ~shadow & (stands_out[1] > stands_out[0]))
+
+
+def _disparity(depth: Tensor) -> Tensor:
+    """1 / depth (h, w), 0 where there is none, as an image (h, w, 3)."""
+    return torch.where(depth > 0, 1 / depth.clamp_min(1e-6), torch.zeros_like(depth))[..., None].expand(-1, -1, 3)
 
 
 def fill_by_surroundings(image: Tensor, known: Tensor) -> Tensor:
