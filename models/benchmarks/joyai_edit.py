@@ -15,9 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.evaluation.edit_change import Box, box_of_mask
-from ..core.evaluation.edit_check import EditReport, EditRequest, check_edit
+from ..core.evaluation.edit_check import EditReport, check_edit
+from ..core.evaluation.edit_verdict import EditRequest
 from ..core.geometry.view import View
-from ..world.edits import Edit, EditKind, is_sound, orbit_camera, sample_edits
+from ..core.pictures import open_picture
+from ..world.edits import Edit, EditKind, is_sound, is_well_seen, orbit_camera, sample_edits
 from ..world.render import Frames, render
 from ..world.scene import Scene, with_objects
 
@@ -62,7 +64,9 @@ class Judged:
     is_right: bool
 
 
-def evaluate_edit_check(count: int = 200, *, seed: int = HELD_OUT_SEED, split: str = "test") -> dict[str, Any]:
+def evaluate_edit_check(
+    count: int = 200, *, seed: int = HELD_OUT_SEED, split: str = "test"
+) -> dict[str, Any]:
     """Figures by name, of `count` edits of each kind: every right result is measured, and every edit's case
     in turn is judged.
 
@@ -99,26 +103,28 @@ def measure_kind(
         report = check_result(edit, before, target, spoil_image(target.image[0], rng), target)
         done.append((edit, report, before, target))
         case = cases[index % len(cases)]
-        result = make_case(edit, case, before, target, rng)
-        if case == "done" or result is None:
+        result = None if case == "done" else make_case(edit, case, before, target, rng)
+        if result is None:
             judged.append(Judged(edit, "done", report, report.verdict.is_done))
             continue
-        report = check_result(edit, before, target, result, None)
+        report = check_result(edit, before, target, *result)
         named = report.verdict.failures[:1]
         judged.append(Judged(edit, case, report, bool(named) and named[0] in _CASES[kind][case]))
     return done, judged
 
 
-def check_result(edit: Edit, before: Frames, target: Frames, after: Tensor, frames: Frames | None) -> EditReport:
-    """The check of one image after (h, w, 3) against what the edit asked for; `frames` has its depth, if
-    that is given too."""
-    masks = [None if edit.object is None else each.segmentation[0] == edit.object + 1 for each in (before, target)]
+def check_result(edit: Edit, before: Frames, target: Frames, after: Tensor, frames: Frames) -> EditReport:
+    """The check of one image after (h, w, 3) against what the edit asked for; the depth of
+    its `frames` is given to rotations alone."""
+    masks = [
+        None if edit.object is None else each.segmentation[0] == edit.object + 1 for each in (before, target)
+    ]
     place = None
     if edit.kind == "move":
         place = torch.zeros_like(masks[1])
         box = box_of_mask(masks[1])
         place[box.top : box.bottom, box.left : box.right] = True
-    depth_after = view_of(frames) if edit.kind == "rotate" and frames is not None else None
+    depth_after = view_of(frames) if edit.kind == "rotate" else None
     request = request_of(edit, place)
     return check_edit(
         before.image[0], after, view_of(before), request, object_before=masks[0], view_after=depth_after
@@ -148,17 +154,20 @@ def request_of(edit: Edit, place: Tensor | None) -> EditRequest:
     )
 
 
-def make_case(edit: Edit, case: str, before: Frames, target: Frames, rng: random.Random) -> Tensor | None:
-    """The image (h, w, 3) of a wrong result, or None where this edit has no such."""
+def make_case(
+    edit: Edit, case: str, before: Frames, target: Frames, rng: random.Random
+) -> tuple[Tensor, Frames] | None:
+    """The image (h, w, 3) of a wrong result and its frames, or None where this edit has no such."""
     if case == "nothing moved":
-        return spoil_image(before.image[0], rng)
+        return spoil_image(before.image[0], rng), before
     if case == "box remained":
         box = box_of_mask(target.segmentation[0] == edit.object + 1)
-        return spoil_image(draw_box(target.image[0], box), rng)
+        return spoil_image(draw_box(target.image[0], box), rng), target
     scene = _wrong_scene(edit, case, rng)
     if scene is None:
         return None
-    return spoil_image(render([scene], _SIZE, _SIZE).image[0], rng)
+    frames = render([scene], _SIZE, _SIZE)
+    return spoil_image(frames.image[0], rng), frames
 
 
 def _wrong_scene(edit: Edit, case: str, rng: random.Random) -> Scene | None:
@@ -167,7 +176,9 @@ def _wrong_scene(edit: Edit, case: str, rng: random.Random) -> Scene | None:
         both = (*source.objects, edit.target.objects[index])
         first, second = source.objects[index], edit.target.objects[index]
         apart = math.dist(first.position, second.position) > first.footprint + second.footprint
-        return with_objects(source, both) if apart else None
+        scene = with_objects(source, both)
+        seen = all(is_well_seen(scene, each) for each in (index, len(both) - 1))
+        return scene if apart and seen else None
     if case == "object gone":
         rest = tuple(item for i, item in enumerate(source.objects) if i != index)
         return with_objects(source, rest) if rest else None
@@ -220,7 +231,6 @@ def _with_item(scene: Scene, index: int, item) -> Scene:
 
 def spoil_image(image: Tensor, rng: random.Random) -> Tensor:
     """The image (h, w, 3) with what a decoder and a file do to it: a gain of each channel, noise, JPEG."""
-    import numpy as np
     from PIL import Image
 
     gains = torch.tensor([1 + rng.uniform(-_GAIN, _GAIN) for _ in range(3)])
@@ -228,7 +238,7 @@ def spoil_image(image: Tensor, rng: random.Random) -> Tensor:
     noisy = image * gains + _NOISE * torch.randn(image.shape, generator=generator)
     file = io.BytesIO()
     Image.fromarray((noisy.clamp(0, 1) * 255).round().byte().numpy()).save(file, "JPEG", quality=_JPEG)
-    return torch.from_numpy(np.asarray(Image.open(file)).copy()).float() / 255
+    return open_picture(file.getvalue(), name="JPEG").rgb[0]
 
 
 def draw_box(image: Tensor, box: Box) -> Tensor:

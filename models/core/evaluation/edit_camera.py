@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,13 +24,15 @@ _PITCHES = tuple(range(-30, 31, 6))
 _DISTANCES = (0.7, 1.0, 1.4)  # after the motion, of that before
 _FOCAL_RATIOS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)
 _MOVES, _ZOOMS_ONLY = (0, 1, 2, 3, 4, 5), (3, 4, 5, 6)  # parameters: translation, rotation, log focal ratio
-_PIVOTS = (0.7, 1.0)  # distance of the orbit's center, of the median depth
-_GRID_SIZE, _SIZES = 32, (32, 64, 128)  # longer side of the images, pixels
-_KEPT = (32, 4, 1)  # hypotheses refined at each size
-_STEPS = (10, 8, 10)
-_AGREES = (0.15, 0.12, 0.1)  # length of a difference that counts as agreement, at each size
-_OUT_OF_VIEW, _LEAST_IN_VIEW = 0.2, 0.25  # cost of a point out of view; fraction that has to be in view
+_PIVOTS = (0.6, 0.85, 1.1)  # distance of the orbit's center, of the median depth
+_SIZES = (20, 40, 80, 128)  # longer side of the images, pixels
+_KEPT = (48, 12, 3, 1)  # hypotheses refined at each size
+_STEPS = (8, 8, 8, 8)
+_AGREES = (0.15, 0.13, 0.11, 0.1)  # length of a difference that counts as agreement, at each size
+_OUT_OF_VIEW, _LEAST_IN_VIEW = 0.3, 0.25  # cost of a point out of view; fraction that has to be in view
 _DETAIL = 0.08  # weight of the locally normalized brightness beside the colors
+_MOST_GAIN = 1.12  # between the colors before and after
+_SAME = 0.03  # largest difference between the entries of two poses that are one hypothesis
 _LEAST_POINTS = 64
 _SKY_DEPTH = 50.0  # median depths: as good as infinitely far
 _ZOOM_MARGIN = 0.85  # cost of a zoom, of that of a move, from which on it is believed
@@ -44,6 +46,7 @@ class CameraMotion:
     focal_ratio: float  # above 1: a longer focal length after
     agreement: float  # fraction of the points in view whose colors agree
     in_view: float  # fraction of the points that the image after shows
+    improvement: float  # of the cost of a camera that stands still: 1 explains all, 0 nothing
 
     @property
     def is_found(self) -> bool:
@@ -56,14 +59,20 @@ class _Pair:
     """Points of the image before with their colors, and the image after, at one size."""
 
     points: Tensor  # (n, 3)
-    colors: Tensor  # (n, c)
+    colors: Tensor  # (n, c): red, green, blue, and normalized brightness
     after: Tensor  # (3 c, h, w): colors and their derivatives by x and y
     intrinsics: Tensor  # (3, 3)
     agrees: float  # length of a difference of colors that counts as agreement
 
 
 def estimate_motion(
-    before: Tensor, after: Tensor, depth: Tensor, intrinsics: Tensor, *, static: Tensor, sky: Tensor | None = None
+    before: Tensor,
+    after: Tensor,
+    depth: Tensor,
+    intrinsics: Tensor,
+    *,
+    static: Tensor,
+    sky: Tensor | None = None,
 ) -> CameraMotion:
     """Motion of the camera from images (h, w, 3), the depth before (h, w), intrinsics (3, 3), the mask
     `static` (h, w) of pixels with a depth that belong to nothing edited, and the sky's mask (h, w).
@@ -80,20 +89,36 @@ def estimate_motion(
     known = static if sky is None else static | sky
     scaled = torch.where(static, depth / unit, torch.full_like(depth, _SKY_DEPTH))
     pairs = [_scale_pair(before, after, scaled, intrinsics, known, size) for size in _SIZES]
-    moves, zooms = _fit(pairs, *_orbits(before.device), _MOVES), _fit(pairs, *_zooms(before.device), _ZOOMS_ONLY)
+    moves, zooms = (
+        _fit(pairs, *_orbits(before.device), _MOVES),
+        _fit(pairs, *_zooms(before.device), _ZOOMS_ONLY),
+    )
     poses, focal, _ = zooms if float(zooms[2]) < _ZOOM_MARGIN * float(moves[2]) else moves
     agreement, in_view = _agreement(pairs[-1], poses, focal)
+    cost = float(_costs(pairs[-1], poses, focal)[0])
+    still = float(_costs(pairs[-1], torch.eye(4, device=before.device)[None], torch.zeros_like(focal))[0])
     pose = poses[0].clone()
     pose[:3, 3] *= unit
-    return CameraMotion(pose, float(focal[0].exp()), agreement, in_view)
+    return CameraMotion(pose, float(focal[0].exp()), agreement, in_view, 1 - cost / max(still, 1e-6))
 
 
 def _fit(pairs: list[_Pair], poses: Tensor, focal: Tensor, free: tuple[int, ...]):
     """The best of some hypotheses with its cost, from coarse to fine; `free` are the parameters that vary."""
     for pair, kept, steps in zip(pairs, _KEPT, _STEPS, strict=True):
-        best = _costs(pair, poses, focal).topk(min(kept, len(poses)), largest=False).indices
+        best = _choose(_costs(pair, poses, focal), poses, kept)
         poses, focal, costs = _refine(pair, poses[best], focal[best], steps, free)
     return poses[:1], focal[:1], costs[0]
+
+
+def _choose(costs: Tensor, poses: Tensor, kept: int) -> Tensor:
+    """Indices of the cheapest hypotheses that differ from each other; several run into one valley."""
+    chosen: list[int] = []
+    for index in costs.argsort().tolist():
+        if all(float((poses[index] - poses[other]).abs().max()) > _SAME for other in chosen):
+            chosen.append(index)
+        if len(chosen) == kept:
+            break
+    return torch.tensor(chosen, device=poses.device)
 
 
 def _orbits(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -113,7 +138,11 @@ def _zooms(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def orbit_pose(
-    yaw_degrees: float, pitch_degrees: float, pivot: float, distance_ratio: float = 1.0, up: Tensor | None = None
+    yaw_degrees: float,
+    pitch_degrees: float,
+    pivot: float,
+    distance_ratio: float = 1.0,
+    up: Tensor | None = None,
 ) -> Tensor:
     """Pose (4, 4) from the camera before to the one after an orbit about the point `pivot` ahead.
 
@@ -158,7 +187,9 @@ def _scale_pair(before, after, depth, intrinsics, static, size: int) -> _Pair:
     slope_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     slope_y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
     if size == _SIZES[-1]:  # half of the points, as on a chessboard, are enough there
-        known = known & (torch.arange(small[0])[:, None] + torch.arange(small[1]) + 1).fmod(2).bool().to(known.device)
+        known = known & (torch.arange(small[0])[:, None] + torch.arange(small[1]) + 1).fmod(2).bool().to(
+            known.device
+        )
     colors = rearrange(first, "c h w -> h w c")[known]
     agrees = _AGREES[_SIZES.index(size)]
     return _Pair(points[known], colors, torch.cat([second, slope_x, slope_y]), matrix, agrees)
@@ -207,10 +238,21 @@ def _costs(pair: _Pair, poses: Tensor, focal: Tensor) -> Tensor:
     costs = []
     for some, lengths in zip(poses.split(64), focal.split(64), strict=True):
         values, _, inside = _sample(pair, some, lengths)
+        values = values * _gains(pair, values, inside)
         squared = (values - pair.colors).square().sum(-1) / pair.agrees**2
         cost = torch.where(inside, squared.clamp_max(1), torch.full_like(squared, _OUT_OF_VIEW)).mean(-1)
         costs.append(cost + (_LEAST_IN_VIEW - inside.float().mean(-1)).clamp_min(0))
     return torch.cat(costs)
+
+
+def _gains(pair: _Pair, values: Tensor, inside: Tensor) -> Tensor:
+    """Factor of each channel (m, 1, c) by which an edit made the agreeing colors darker or brighter."""
+    squared = (values - pair.colors).square().sum(-1)
+    weight = (inside / (1 + squared / pair.agrees**2).square())[..., None]
+    gains = (weight * values * pair.colors).sum(1, keepdim=True)
+    gains = gains / (weight * values.square()).sum(1, keepdim=True).clamp_min(1e-6)
+    gains[..., 3:] = 1  # normalized brightness has no gain
+    return gains.clamp(1 / _MOST_GAIN, _MOST_GAIN)
 
 
 def _refine(pair: _Pair, poses: Tensor, focal: Tensor, steps: int, free: tuple[int, ...]):
@@ -240,13 +282,23 @@ def _normal_equations(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[Tensor
     """Gauss-Newton's matrix (m, 7, 7) and gradient (m, 7): translation, rotation, log of the focal ratio."""
     values, moved, inside = _sample(pair, poses, focal, slopes=True)
     color, slope_x, slope_y = values.chunk(3, dim=-1)
+    gains = _gains(pair, color, inside)
+    color, slope_x, slope_y = color * gains, slope_x * gains, slope_y * gains
     residual = color - pair.colors
     weight = inside / (1 + residual.square().sum(-1) / pair.agrees**2).square()
     x, y, z = moved.unbind(-1)
     z = z.clamp_min(0.05)
     ratio = focal.exp()[:, None]
     fx, fy, zero = ratio * pair.intrinsics[0, 0], ratio * pair.intrinsics[1, 1], torch.zeros_like(x)
-    by_x = [fx / z, zero, -fx * x / z**2, -fx * x * y / z**2, fx * (1 + (x / z) ** 2), -fx * y / z, fx * x / z]
+    by_x = [
+        fx / z,
+        zero,
+        -fx * x / z**2,
+        -fx * x * y / z**2,
+        fx * (1 + (x / z) ** 2),
+        -fx * y / z,
+        fx * x / z,
+    ]
     by_y = [zero, fy / z, -fy * y / z**2, -fy * (1 + (y / z) ** 2), fy * x * y / z**2, fy * x / z, fy * y / z]
     jacobian = slope_x[..., None] * torch.stack(by_x, -1)[:, :, None]
     jacobian = jacobian + slope_y[..., None] * torch.stack(by_y, -1)[:, :, None]
@@ -266,6 +318,7 @@ def _apply_step(poses: Tensor, step: Tensor) -> Tensor:
 
 def _agreement(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[float, float]:
     values, _, inside = _sample(pair, poses[:1], focal[:1])
+    values = values * _gains(pair, values, inside)
     agrees = (values - pair.colors).norm(dim=-1) < pair.agrees
     in_view = float(inside.float().mean())
     return float((agrees & inside).sum() / inside.sum().clamp_min(1)), in_view

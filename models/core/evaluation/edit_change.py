@@ -38,7 +38,9 @@ def warp_image(
     height, width = depth.shape
     matrix = intrinsics.clone()
     matrix[0, 0], matrix[1, 1] = matrix[0, 0] * focal_ratio, matrix[1, 1] * focal_ratio
-    points = transform_points(unproject(pixel_centres(height, width, device=depth.device), depth, intrinsics), pose)
+    points = transform_points(
+        unproject(pixel_centres(height, width, device=depth.device), depth, intrinsics), pose
+    )
     pixels, z = project(points, matrix)
     column, row = pixels[..., 0].floor(), pixels[..., 1].floor()
     inside = (depth > 0) & (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -66,7 +68,7 @@ def _close_gaps(image: Tensor, depth: Tensor, known: Tensor) -> Warped:
     return Warped(merged[..., :3], merged[..., 3], known | fill)
 
 
-def find_changes(expected: Tensor, after: Tensor, known: Tensor) -> Tensor:
+def changed_pixels(expected: Tensor, after: Tensor, known: Tensor) -> Tensor:
     """True (h, w) where the image after differs from the expected one (h, w, 3), which is known there.
 
     A pixel may differ by as much as noise does, and may have moved by one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,48 +14,26 @@ from ..geometry.camera import unproject
 from ..geometry.points import find_intrinsics
 from ..geometry.view import View
 from .edit_camera import CameraMotion, estimate_motion
-from .edit_change import box_of_mask, find_changes, find_red_box, grow_mask, warp_image
+from .edit_change import box_of_mask, changed_pixels, find_red_box, grow_mask, warp_image
 from .edit_object import ObjectMatch, mask_center, match_object, split_change
 from .edit_turn import turn_of_object
-from .edit_verdict import Verdict, judge
+from .edit_verdict import EditRequest, EditVerdict, judge_edit
 from .edit_viewpoint import Viewpoint, angle_between, describe_motion, find_up, viewpoint_error
 
-EditKind = Literal["anything", "move object", "rotate object", "move camera"]
-Zoom = Literal["in", "out", "unchanged"]
 _LONGEST = 512  # longer side in pixels at which is measured
 _STILL_DEGREES, _STILL_SHIFT, _STILL_ZOOM = 1.0, 0.02, 0.02  # of a camera that stands; shift in median depths
-_STILL_CHANGED = 0.08  # of the background: fewer changed pixels, and the camera stands
-
-
-@dataclass(frozen=True)
-class EditRequest:
-    """What was asked for. Where nothing is said, nothing is compared."""
-
-    kind: EditKind = "anything"
-    target: Tensor | None = None  # (h, w) bool: where the object was to go
-    yaw_degrees: float = 0.0
-    pitch_degrees: float = 0.0
-    zoom: Zoom = "unchanged"
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(EditKind) or self.zoom not in get_args(Zoom):
-            raise ValueError(
-                f"Expected an edit of {get_args(EditKind)} and a zoom of {get_args(Zoom)}, got {self.kind!r} "
-                f"and {self.zoom!r}. Choose one of these."
-            )
-        if not (math.isfinite(self.yaw_degrees) and math.isfinite(self.pitch_degrees)):
-            raise ValueError(
-                f"Expected a yaw and a pitch in degrees, got {self.yaw_degrees} and {self.pitch_degrees}. "
-                "Give the angles of the prompt."
-            )
+_STILL_CHANGED = 0.003  # of the background: fewer changed pixels, and the camera stands
+_IMPROVEMENT = 0.35  # by which a motion has to explain the background better than none
 
 
 @dataclass(frozen=True)
 class EditReport:
-    """What was measured, the verdict, and the masks (h, w) at the measured size to draw it with."""
+    """What was measured, the verdict, and at the measured size images and masks (h, w) to draw it with."""
 
-    verdict: Verdict
+    verdict: EditVerdict
     figures: dict[str, Any]
+    before: Tensor  # (h, w, 3)
+    after: Tensor  # (h, w, 3)
     object_before: Tensor
     object_after: Tensor
     changed: Tensor
@@ -97,25 +75,35 @@ def check_edit(
     up = find_up(scene.view, scene.intrinsics)
     viewpoint = describe_motion(motion, scene.view, up)
     expected, known, old = _expect(scene, motion, still)
-    changed = find_changes(expected, scene.after, known)
+    changed = changed_pixels(expected, scene.after, known)
     match, old = _measure_object(scene, expected, changed, old, seek=request.kind != "move camera" or still)
     figures = _camera_figures(motion, viewpoint, up, still, request)
     figures |= _object_figures(scene, request, old, match, changed, up, still)
     figures |= _rest_figures(scene, old, match, changed, known)
     return EditReport(
-        judge(request, figures), figures, old, match.mask, changed, scene.target, _notes(scene, motion, still)
+        judge_edit(request, figures),
+        figures,
+        scene.before,
+        scene.after,
+        old,
+        match.mask,
+        changed,
+        scene.target,
+        _notes(scene, motion, still),
     )
 
 
 def _scale_scene(before, after, view, target, object_before, object_after, view_after, fov_degrees) -> _Scene:
-    """Everything at the measured size; the images decide, the View may have another size of the same shape."""
+    """Everything at the measured size; the View may have another size of the images' shape."""
     height, width = before.shape[:2]
     shrink = min(1.0, _LONGEST / max(height, width))
     size = (max(8, round(height * shrink)), max(8, round(width * shrink)))
     before, after = (_resize_image(image, size) for image in (before, after))
-    masks = [None if mask is None else _resize_mask(mask, size) for mask in (object_before, object_after, target)]
-    small = resize_view(view, size, fov_degrees)
-    small_after = None if view_after is None else resize_view(view_after, size, fov_degrees)
+    masks = [
+        None if mask is None else _resize_mask(mask, size) for mask in (object_before, object_after, target)
+    ]
+    small = fit_view(view, size, fov_degrees)
+    small_after = None if view_after is None else fit_view(view_after, size, fov_degrees)
     return _Scene(before, after, small, small.intrinsics, masks[0], masks[1], small_after, masks[2])
 
 
@@ -130,7 +118,7 @@ def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0] > 0.5
 
 
-def resize_view(view: View, size: tuple[int, int], fov_degrees: float | None) -> View:
+def fit_view(view: View, size: tuple[int, int], fov_degrees: float | None) -> View:
     """A View with batch 1 at another size (h, w), with intrinsics: its own, or those of the field of view."""
     height, width = view.depth.shape[1:]
     nearest = {"size": size, "mode": "nearest-exact"}
@@ -150,8 +138,8 @@ def _measure_camera(scene: _Scene) -> tuple[CameraMotion, bool]:
     static = scene.view.mask[0]
     if scene.object_before is not None:
         static = static & ~grow_mask(scene.object_before, 2)
-    no_motion = CameraMotion(torch.eye(4, device=static.device), 1.0, 1.0, 1.0)
-    changed = find_changes(scene.before, scene.after, torch.ones_like(static))
+    no_motion = CameraMotion(torch.eye(4, device=static.device), 1.0, 1.0, 1.0, 0.0)
+    changed = changed_pixels(scene.before, scene.after, torch.ones_like(static))
     if bool(changed[static].float().mean() < _STILL_CHANGED):
         return no_motion, True
     sky = None if scene.view.sky is None else scene.view.sky[0]
@@ -162,7 +150,7 @@ def _measure_camera(scene: _Scene) -> tuple[CameraMotion, bool]:
     stands = angle_between(no_motion.pose, motion.pose) < _STILL_DEGREES
     stands = stands and float(motion.pose[:3, 3].norm()) < _STILL_SHIFT * unit
     stands = stands and abs(math.log(motion.focal_ratio)) < _STILL_ZOOM
-    return (no_motion, True) if stands else (motion, False)
+    return (no_motion, True) if stands or motion.improvement < _IMPROVEMENT else (motion, False)
 
 
 def _expect(scene: _Scene, motion: CameraMotion, still: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -194,7 +182,9 @@ def _measure_object(scene, expected, changed, old, *, seek: bool) -> tuple[Objec
     return match, old
 
 
-def _camera_figures(motion, viewpoint: Viewpoint, up: Tensor, still: bool, request: EditRequest) -> dict[str, Any]:
+def _camera_figures(
+    motion, viewpoint: Viewpoint, up: Tensor, still: bool, request: EditRequest
+) -> dict[str, Any]:
     figures = {
         "camera_found": motion.is_found,
         "camera_moved": not still,
@@ -220,7 +210,7 @@ def _object_figures(scene, request, old, match, changed, up, still) -> dict[str,
     if bool(old.any()):
         whole = old | match.mask
         figures["object_changed"] = float((changed & whole).sum() / whole.sum())
-        figures["object_size"] = math.sqrt(float(old.sum()))  / width
+        figures["object_size"] = math.sqrt(float(old.sum())) / width
     if bool(old.any()) and match.is_found:
         start, end = mask_center(old), mask_center(match.mask)
         shift = (end[0] - start[0], end[1] - start[1])
@@ -230,7 +220,9 @@ def _object_figures(scene, request, old, match, changed, up, still) -> dict[str,
         figures["object_consistency"] = match.consistency
         figures |= _space_figures(scene, old, match, start, end) if still else {}
         if scene.view_after is not None and still:
-            turn = turn_of_object(scene.view, scene.view_after, scene.intrinsics, old, match.mask, changed, up)
+            turn = turn_of_object(
+                scene.view, scene.view_after, scene.intrinsics, old, match.mask, changed, up
+            )
             figures["object_turn_degrees"] = turn
     if request.kind == "move object" and scene.target is not None and match.is_found:
         boxes = box_of_mask(match.mask), box_of_mask(scene.target)
@@ -267,7 +259,11 @@ def _rest_figures(scene, old, match, changed, known) -> dict[str, Any]:
     rim = max(2, max(old.shape) // 64)
     rest = known & ~grow_mask(old | match.mask, rim)
     share = float((changed & rest).sum() / rest.sum().clamp_min(1))
-    return {"rest_changed": share, "changed": float(changed.float().mean()), "compared": float(known.float().mean())}
+    return {
+        "rest_changed": share,
+        "changed": float(changed.float().mean()),
+        "compared": float(known.float().mean()),
+    }
 
 
 def _notes(scene: _Scene, motion: CameraMotion, still: bool) -> tuple[str, ...]:

@@ -62,12 +62,16 @@ def split_change(before: Tensor, after: Tensor, changed: Tensor, depth: Tensor) 
 
 def _disparity(depth: Tensor) -> Tensor:
     """1 / depth (h, w), 0 where there is none, as an image (h, w, 3)."""
-    return torch.where(depth > 0, 1 / depth.clamp_min(1e-6), torch.zeros_like(depth))[..., None].expand(-1, -1, 3)
+    return torch.where(depth > 0, 1 / depth.clamp_min(1e-6), torch.zeros_like(depth))[..., None].expand(
+        -1, -1, 3
+    )
 
 
 def fill_by_surroundings(image: Tensor, known: Tensor) -> Tensor:
     """The image (h, w, 3) with unknown pixels filled by known ones around them, near ones first."""
-    layers = rearrange(torch.cat([image * known[..., None], known[..., None].float()], -1), "h w c -> 1 c h w")
+    layers = rearrange(
+        torch.cat([image * known[..., None], known[..., None].float()], -1), "h w c -> 1 c h w"
+    )
     filled, size = layers, layers.shape[-2:]
     for step in range(1, 8):
         small = F.interpolate(layers, [max(1, n >> step) for n in size], mode="area")
@@ -110,7 +114,9 @@ def _opponent(image: Tensor) -> Tensor:
     """Brightness and two color differences (h, w, 3); brightness weighs less."""
     red, green, blue = image.unbind(-1)
     bright = (red + green + blue) / math.sqrt(3)
-    return torch.stack([_BRIGHTNESS * bright, (red - green) / math.sqrt(2), (red + green - 2 * blue) / math.sqrt(6)], -1)
+    return torch.stack(
+        [_BRIGHTNESS * bright, (red - green) / math.sqrt(2), (red + green - 2 * blue) / math.sqrt(6)], -1
+    )
 
 
 def _looks_like(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) -> Tensor:
@@ -165,7 +171,9 @@ def _search(old: Tensor, fresh: Tensor, kept: Tensor) -> Tensor:
             best = (value, scale, row, column)
     placed = torch.roll(F.pad(_scale_mask(template, best[1]), (0, small[1], 0, small[0])), best[2:], (0, 1))
     placed = placed[: small[0], : small[1]]
-    return F.interpolate(placed[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0] > 0.4
+    return (
+        F.interpolate(placed[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0] > 0.4
+    )
 
 
 def _scale_mask(template: Tensor, scale: float) -> Tensor | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 
-if TYPE_CHECKING:
-    from .edit_check import EditRequest
+from torch import Tensor
+
+RequestKind = Literal["anything", "move object", "rotate object", "move camera"]
+Zoom = Literal["in", "out", "unchanged"]
 
 _MOVED = 0.01  # of the width: less is no displacement
 _TURNED = 0.08  # of the object's pixels, of another color: less is no turn
-_IN_PLACE = 0.5  # of the object's size: a turned object may move by its own outline, not by more
+_LEAST_TURN = 4.0  # degrees
+_IN_PLACE = 0.2  # of the object's size: a turned object may move by its own outline, not by more
 _HIT = 0.35  # IoU of the object's rectangle and that of its goal
 _NEAR = 0.03  # of the width: distance to the goal that is good enough
-_REST = 0.2  # of the rest of the image that may change: shadows and reflections move along
+_REST = 0.35  # of the rest of the image that may change: shadows and reflections move along
 _ANGLE, _ANGLE_SHARE = 5.0, 0.3  # degrees, and part of the request, by which a camera may miss
 _ZOOMED = 0.04  # change of size from which on the camera is nearer or farther
 _CHANGED = 0.003  # of the image: fewer changed pixels are none
@@ -41,7 +45,30 @@ _PARTS = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EditRequest:
+    """What was asked for. Where nothing is said, nothing is compared."""
+
+    kind: RequestKind = "anything"
+    target: Tensor | None = None  # (h, w) bool: where the object was to go
+    yaw_degrees: float = 0.0
+    pitch_degrees: float = 0.0
+    zoom: Zoom = "unchanged"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(RequestKind) or self.zoom not in get_args(Zoom):
+            raise ValueError(
+                f"Expected an edit of {get_args(RequestKind)} and a zoom of {get_args(Zoom)}, got "
+                f"{self.kind!r} and {self.zoom!r}. Choose one of these."
+            )
+        if not (math.isfinite(self.yaw_degrees) and math.isfinite(self.pitch_degrees)):
+            raise ValueError(
+                f"Expected a yaw and a pitch in degrees, got {self.yaw_degrees} and {self.pitch_degrees}. "
+                "Give the angles of the prompt."
+            )
+
+
+@dataclass(frozen=True)
+class EditVerdict:
     """`failures` are keys of _PARTS, the gravest first; none means done."""
 
     failures: tuple[str, ...]
@@ -52,7 +79,7 @@ class Verdict:
         return not self.failures
 
 
-def judge(request: EditRequest, figures: Mapping[str, Any]) -> Verdict:
+def judge_edit(request: EditRequest, figures: Mapping[str, Any]) -> EditVerdict:
     """The verdict of figures as edit_check.py measures them."""
     tests: dict[str, Callable] = {
         "move object": _failures_of_move,
@@ -60,12 +87,12 @@ def judge(request: EditRequest, figures: Mapping[str, Any]) -> Verdict:
         "move camera": _failures_of_camera,
     }
     if request.kind == "anything":
-        return Verdict((), _describe(figures))
+        return EditVerdict((), _describe(figures))
     failures = tuple(tests[request.kind](request, figures))
     if not failures:
-        return Verdict((), f"Done: {_describe(figures)[0].lower()}{_describe(figures)[1:]}")
+        return EditVerdict((), f"Done: {_describe(figures)[0].lower()}{_describe(figures)[1:]}")
     parts = "; ".join(_PARTS[failure] for failure in failures)
-    return Verdict(failures, f"Not done: {parts}. {_describe(figures)}")
+    return EditVerdict(failures, f"Not done: {parts}. {_describe(figures)}")
 
 
 def _failures_of_move(request: EditRequest, figures: Mapping[str, Any]) -> list[str]:
@@ -87,9 +114,15 @@ def _failures_of_turn(request: EditRequest, figures: Mapping[str, Any]) -> list[
         return failures
     if figures["object_displacement_of_width"] > max(_MOVED, _IN_PLACE * figures["object_size"]):
         failures.append("moved_not_turned")
-    elif figures["object_changed"] < _TURNED:
+    elif not _has_turned(figures):
         failures.append("not_turned")
     return failures + _leftovers(figures)
+
+
+def _has_turned(figures: Mapping[str, Any]) -> bool:
+    """By the measured angle, or where there is none by the object's colors."""
+    turn = figures.get("object_turn_degrees")
+    return figures.get("object_changed", 0) > _TURNED if turn is None else abs(turn) > _LEAST_TURN
 
 
 def _failures_of_object(figures: Mapping[str, Any]) -> list[str]:
@@ -97,7 +130,7 @@ def _failures_of_object(figures: Mapping[str, Any]) -> list[str]:
     boxed = ["box_remained"] if figures["red_box_remained"] else []
     if figures["camera_moved"]:
         return ["camera_moved" if figures["camera_found"] else "camera_unknown", *boxed]
-    if figures["changed"] < _CHANGED:
+    if figures["changed"] < _CHANGED and not _has_turned(figures):
         return ["nothing_changed", *boxed]
     if not figures["object_seen"]:
         return ["not_found", *boxed]
@@ -142,11 +175,15 @@ def _describe(figures: Mapping[str, Any]) -> str:
     if figures["camera_moved"]:
         parts.append(
             f"the camera turned by yaw {figures['camera_yaw_degrees']:.1f} and pitch "
-            f"{figures['camera_pitch_degrees']:.1f} degrees, magnification {figures['camera_magnification']:.2f}"
+            f"{figures['camera_pitch_degrees']:.1f} degrees, magnification "
+            f"{figures['camera_magnification']:.2f}"
         )
     if "object_displacement_of_width" in figures:
         right, down = figures["object_shift_of_width"]
-        words = f"the object's center moved by {100 * right:+.1f} % of the width to the right and {100 * down:+.1f} % down"
+        words = (
+            f"the object's center moved by {100 * right:+.1f} % of the width to the right and "
+            f"{100 * down:+.1f} % down"
+        )
         if "object_shift_metres_length" in figures:
             words += f", {figures['object_shift_metres_length']:.2f} m in space"
         if figures.get("object_turn_degrees") is not None:

@@ -70,7 +70,9 @@ def describe_motion(motion: CameraMotion, view: View, up: Tensor) -> Viewpoint:
     right = F.normalize(torch.linalg.cross(forward, up), dim=0)
     ahead = torch.linalg.cross(up, right)
     yaw = -math.degrees(math.atan2(float(after @ right), float(after @ ahead)))
-    pitch = math.degrees(math.asin(max(-1, min(1, float(forward @ up)))) - math.asin(max(-1, min(1, float(after @ up)))))
+    pitch = math.degrees(
+        math.asin(max(-1, min(1, float(forward @ up)))) - math.asin(max(-1, min(1, float(after @ up))))
+    )
     pivot = find_pivot(motion, view)
     distance = float((torch.tensor([0.0, 0.0, pivot], device=device) - center).norm())
     shift = tuple(float(value) for value in (center[0], -center[1], center[2]))
@@ -94,7 +96,9 @@ def find_pivot(motion: CameraMotion, view: View) -> float:
     return depth if usual / 4 < depth < usual * 4 else usual
 
 
-def viewpoint_error(motion: CameraMotion, view: Viewpoint, up: Tensor, yaw: float, pitch: float) -> float | None:
+def viewpoint_error(
+    motion: CameraMotion, view: Viewpoint, up: Tensor, yaw: float, pitch: float
+) -> float | None:
     """SpatialEdit-Bench's viewpoint error against a requested orbit: half of the camera centers' distance,
     of the requested way, and of the angle over 90 degrees. None if the request moves no camera.
 
@@ -111,5 +115,7 @@ def viewpoint_error(motion: CameraMotion, view: Viewpoint, up: Tensor, yaw: floa
 def angle_between(pose: Tensor, other: Tensor) -> float:
     """Angle of the rotation between two poses (4, 4), in degrees."""
     rotation = (pose[:3, :3].T @ other[:3, :3]).double()
-    sine = torch.stack([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+    sine = torch.stack(
+        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
+    )
     return math.degrees(math.atan2(float(sine.norm()) / 2, (float(torch.trace(rotation)) - 1) / 2))
