@@ -134,9 +134,7 @@ def find_red_box(image: Tensor, expected: Box | None = None) -> Box | None:
 
     Where one is expected, a quarter of its outline is enough; elsewhere three fifths.
     """
-    red = (image[..., 0] > _RED) & (image[..., 1:] < _NOT_RED).all(-1)
-    thickest = max(3, math.ceil(0.012 * max(red.shape)))
-    thin = red & ~_grow(~_grow(~red, thickest // 2 + 1), thickest // 2 + 1)
+    thin, thickest = red_lines(image)
     if expected is not None and _outline_share(thin, expected, thickest) > _EXPECTED_SHARE:
         return expected
     from scipy import ndimage
@@ -148,6 +146,14 @@ def find_red_box(image: Tensor, expected: Box | None = None) -> Box | None:
         if large and _outline_share(thin, box, thickest) > _LINE_SHARE:
             return box
     return None
+
+
+def red_lines(image: Tensor) -> tuple[Tensor, int]:
+    """True (h, w) on thin lines of pure red in an image (h, w, 3), and how thick in pixels they may be."""
+    red = (image[..., 0] > _RED) & (image[..., 1:] < _NOT_RED).all(-1)
+    thickest = max(3, math.ceil(0.012 * max(red.shape)))
+    open_by = thickest // 2 + 1
+    return red & ~_grow(~_grow(~red, open_by), open_by), thickest
 
 
 def _outline_share(thin: Tensor, box: Box, width: int) -> float:

@@ -14,7 +14,7 @@ from ..geometry.camera import unproject
 from ..geometry.points import find_intrinsics
 from ..geometry.view import View
 from .edit_camera import CameraMotion, estimate_motion
-from .edit_change import box_of_mask, changed_pixels, find_red_box, grow_mask, warp_image
+from .edit_change import box_of_mask, changed_pixels, find_red_box, grow_mask, red_lines, warp_image
 from .edit_object import ObjectMatch, mask_center, match_object, split_change
 from .edit_turn import turn_of_object
 from .edit_verdict import EditRequest, EditVerdict, judge_edit
@@ -76,9 +76,14 @@ def check_edit(
     viewpoint = describe_motion(motion, scene.view, up)
     expected, known, old = _expect(scene, motion, still)
     changed = changed_pixels(expected, scene.after, known)
+    place = None if scene.target is None or request.kind != "move object" else box_of_mask(scene.target)
+    boxed = find_red_box(scene.after, place) is not None
+    if boxed:  # its lines are no part of an object
+        changed = changed & ~grow_mask(red_lines(scene.after)[0], 1)
     match, old = _measure_object(scene, expected, changed, old, seek=request.kind != "move camera" or still)
     figures = _camera_figures(motion, viewpoint, up, still, request)
     figures |= _object_figures(scene, request, old, match, changed, up, still)
+    figures["red_box_remained"] = boxed
     figures |= _rest_figures(scene, old, match, changed, known)
     return EditReport(
         judge_edit(request, figures),
@@ -231,8 +236,6 @@ def _object_figures(scene, request, old, match, changed, up, still) -> dict[str,
         figures["target_iou"] = overlap
         figures["target_distance_of_width"] = math.hypot(end[0] - goal[0], end[1] - goal[1]) / width
         figures["move_score"] = math.sqrt(overlap * match.consistency)
-    expected = None if scene.target is None or request.kind != "move object" else box_of_mask(scene.target)
-    figures["red_box_remained"] = find_red_box(scene.after, expected) is not None
     return figures
 
 

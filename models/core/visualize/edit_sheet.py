@@ -18,7 +18,7 @@ _DONE, _FAILED = (88, 196, 120), (240, 104, 88)
 _OLD, _NEW, _GOAL = (84, 190, 255), (120, 230, 120), (255, 214, 64)
 _CHANGED = (255, 64, 160)
 _MARGIN, _GAP, _PANEL, _LINE = 24, 16, 480, 22
-_SIZE, _SMALL = 16, 13
+_SIZE, _SMALL, _LINES = 16, 13, 4
 
 
 def edit_sheet(
@@ -45,9 +45,10 @@ def edit_sheet(
     right = _panel(after, panel, {_OLD: object_before, _NEW: object_after, _GOAL: target}, tint=other)
     font, small = (ImageFont.load_default(size=size) for size in (_SIZE, _SMALL))
     full = 2 * _MARGIN + 2 * _PANEL + _GAP
-    lines = _wrapped(sentence, font, full - 2 * _MARGIN)
+    lines = _wrapped(sentence, font, full - 2 * _MARGIN)[:_LINES]
     text_top = _MARGIN + panel[1] + 40
-    page = Image.new("RGB", (full, text_top + len(lines) * _LINE + _MARGIN), _PAGE)
+    # one height for all verdicts, so that the pages of a batch are one image
+    page = Image.new("RGB", (full, text_top + _LINES * _LINE + _MARGIN), _PAGE)
     pen = ImageDraw.Draw(page)
     page.paste(left, (_MARGIN, _MARGIN))
     page.paste(right, (_MARGIN + _PANEL + _GAP, _MARGIN))
@@ -57,6 +58,12 @@ def edit_sheet(
         color = (_DONE if is_done else _FAILED) if index == 0 else _TEXT
         pen.text((_MARGIN, text_top + index * _LINE), line, font=font, fill=color)
     return torch.from_numpy(np.asarray(page).copy()).float() / 255
+
+
+def resize_masks(masks: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Masks (h, w) as one (b, h, w) of floats at another height and width."""
+    stack = torch.stack(masks)[:, None].float()
+    return F.interpolate(stack, size, mode="nearest-exact")[:, 0]
 
 
 def _panel(image: Tensor, size: tuple[int, int], outlines: dict, tint: Tensor | None = None) -> Image.Image:
@@ -115,7 +122,7 @@ def _legend(pen: ImageDraw.ImageDraw, font, top: int, *, has_target: bool) -> No
 
 def _wrapped(sentence: str, font, width: int) -> list[str]:
     """The sentence in lines that fit into a width; the verdict stands on the first line, alone."""
-    letters = max(20, int(width / font.getlength("n")))
+    letters = max(20, int(width / font.getlength("e")))
     head, _, rest = sentence.partition(". ")
     lines = textwrap.wrap(head + ("." if rest else ""), letters)
     return lines + (textwrap.wrap(rest, letters) if rest else [])
