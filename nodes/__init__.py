@@ -8,10 +8,14 @@ from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, Vie
 from .edit_check import CheckEdit
 from .evaluate import CompareViews
 from .export import DepthMesh, LoadDepth, PointCloud, SaveDepth, ViewCamera
-from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
+from .fusion import FuseViews, SaveColmap, ScaleViews
+from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair, UpscaleDepth
 from .host.shared.last_resort import with_net
 from .intrinsic_ldm import IntrinsicCoGeneration, JoinIntrinsicLatent, LoadTinyDiffusion, SplitIntrinsicLatent
 from .intrinsic_ldm_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
+from .joyai_edit import JoyMoveCamera, JoyMoveObject, JoyRotateObject
+from .joyai_edit_ask import AskAboutViews
+from .joyai_edit_framing import JoyFit, JoyRestore
 from .modality_forcing import DecodeJointLatent, GuidancePerStream, LoadModalityForcing, ModalityOrder
 from .modality_forcing_latents import (
     DepthToImageLatent,
@@ -24,6 +28,7 @@ from .modality_forcing_latents import (
     SaveJointLatent,
     SplitJointLatent,
 )
+from .vggt import LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
 class Extension(ComfyExtension):
@@ -37,6 +42,8 @@ class Extension(ComfyExtension):
         intrinsics += [LoadIntrinsicVae, EncodeIntrinsics, DecodeIntrinsics]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
-        measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews, CheckEdit]
-        nodes = [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure]
+        measure = [AlignDepth, NormalsFromDepth, UpscaleDepth, StereoPair, CompareViews, CheckEdit]
+        joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
+        several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
+        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
         return [with_net(node) for node in nodes]

@@ -11,12 +11,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave demo --image photo.jpg --output depth-of-photo",
         'spatialweave demo "a blue cylinder" --depth depth.exr',
     ),
+    "reconstruct": (
+        "spatialweave reconstruct view_1.png view_2.png view_3.png --out scene",
+        "spatialweave reconstruct photos/*.jpg --out scene --weights vggt_1b.safetensors --device cuda",
+    ),
     "train": (
         "spatialweave train models/demo/recipes/codec.json",
         "spatialweave train models/modality_forcing/recipes/tiny_1_text_to_image.json --resume",
     ),
     "evaluate": (
         "spatialweave evaluate modality_forcing --preset tiny --n 64 --json figures.json",
+        "spatialweave evaluate vggt --n 64",
         "spatialweave evaluate intrinsic_ldm --json evidence.json --markdown docs/evidence.md",
     ),
     "world": (
@@ -27,6 +32,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave intrinsics build photos data/intrinsics --size 512x512",
         "spatialweave intrinsics encode data/intrinsics data/latents --base sd21 --vae vae.safetensors",
         'spatialweave intrinsics sample "a red ball to the left of a blue box" --schedule drop --seed 3',
+    ),
+    "benchmark": (
+        "spatialweave benchmark depth data/NYUv2 --model modality_forcing --n 64",
+        "spatialweave benchmark depth data/NYUv2 --model comfyui --graph workflows/api/image_to_depth.json "
+        "--set 1.model_name=flux_rgbd_9b_v2.safetensors --set 3.largest_size=512 --ensemble 10",
+        "spatialweave benchmark pose data/CO3Dv2 --model comfyui --graph graph.json",
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (

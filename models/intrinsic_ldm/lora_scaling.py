@@ -97,8 +97,8 @@ def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
     if not isinstance(by_root, bool | None):
         raise ValueError(f"Expected true or false as use_rslora in {source}, got {show(by_root)}. {AGAIN}")
     return Scaling(
-        name, read_number(settings, "lora_alpha", source), read_rank(settings, "r", source),
-        read_patterns(settings, "alpha_pattern", read_number, source),
+        name, read_positive(settings, "lora_alpha", source), read_rank(settings, "r", source),
+        read_patterns(settings, "alpha_pattern", read_positive, source),
         read_patterns(settings, "rank_pattern", read_rank, source),
         bool(by_root),
     )  # fmt: skip
@@ -140,7 +140,7 @@ def check_supported(settings: Mapping[str, Any], name: str) -> None:
         key = faults[0]
         raise ValueError(
             f"Expected a plain LoRA in {name}, got one with {key} = {show(settings[key])}, which asks for "
-            "other numbers than up(down(x)). Choose an intrinsic LoRA without it."
+            "another update than up(down(x)). Choose an intrinsic LoRA without it."
         )
 
 
@@ -163,7 +163,7 @@ def read_patterns(settings: Mapping[str, Any], key: str, read: Any, source: str)
     return {pattern: read(patterns, pattern, f"{key} in {source}") for pattern in patterns}
 
 
-def read_number(settings: Mapping[str, Any], key: str, source: str) -> float | None:
+def read_positive(settings: Mapping[str, Any], key: str, source: str) -> float | None:
     """A number above 0; None if not set."""
     value = settings.get(key)
     if value is None:
@@ -177,7 +177,7 @@ def read_number(settings: Mapping[str, Any], key: str, source: str) -> float | N
 
 def read_rank(settings: Mapping[str, Any], key: str, source: str) -> int | None:
     """An integer above 0; None if not set."""
-    value = read_number(settings, key, source)
+    value = read_positive(settings, key, source)
     if value is not None and value != int(value):
         raise ValueError(f"Expected a whole number for {show(key)} in {source}, got {show(value)}. {AGAIN}")
     return None if value is None else int(value)

@@ -94,7 +94,7 @@ def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
     )
 
 
-def read_folder(folder: Path) -> TinyBase:
+def read_base_folder(folder: Path) -> TinyBase:
     """The base in a training run's output folder: diffusers' layout, with our text encoder's file."""
     unet, vae = (
         read_tensors(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae")
@@ -109,7 +109,7 @@ def load_base(path: str | os.PathLike = BASE_FILE) -> TinyBase:
     header = read_header(path)
     if header.metadata.get(KIND_KEY) != KIND or VAE_SCALE not in header.metadata:
         raise WeightsError(
-            f"{path} is {describe(header)}, not a {KIND}; use the file that ships with SpatialWeave."
+            f"Expected a {KIND} in {path}, got {describe(header)}. Use the file that ships with SpatialWeave."
         )
     tensors = read_tensors(path)
     parts = {

@@ -1,5 +1,4 @@
-"""The builder of each `system` that a recipe may name: from a Recipe to the Task that the training loop
-runs."""
+"""The builder of each `system` of a recipe: from a Recipe to the Task that the training loop runs."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from ..world.judges import predictor_task, scorer_task
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
 from .modality_forcing import build_tiny_modality_forcing
 from .tiny_codec import build_codec
+from .vggt import build_vggt
 
 BUILDERS: Mapping[str, Builder] = {
     "modality_forcing": training_task.build,
@@ -24,4 +24,5 @@ BUILDERS: Mapping[str, Builder] = {
     "intrinsic_lora": training_lora.build,
     "predictor": predictor_task.build,
     "scorer": scorer_task.build,
+    "vggt": build_vggt,
 }

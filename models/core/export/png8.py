@@ -7,10 +7,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .files import write_file
-from .webp import to_uint8
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """An image (..., 3) in [0, 1] as 8-bit levels."""
+    return (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def encode_png8(image: Tensor, text: Mapping[str, str] | None = None) -> bytes:

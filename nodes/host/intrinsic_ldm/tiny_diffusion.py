@@ -19,7 +19,7 @@ from torch import Tensor
 from ....models.core.weights.files import check_fit
 from ....models.intrinsic_ldm.tiny import BASE_FILE, VAE, TinyBase, load_base, unet_for_core
 from ....models.intrinsic_ldm.weights import to_core_names
-from ....models.tiny.codec_colors import fit_colours
+from ....models.tiny.codec_colors import fit_colors
 from ..shared.hosting import host_model, set_precision
 from ..shared.tiny_clip import tiny_clip
 from .vae import scale_memory
@@ -53,8 +53,8 @@ class TinyAutoencoder(comfy.sd.VAE):
         scale_memory(self, VAE)
 
 
-class Colours:
-    """The autoencoder as `fit_colours` expects it: images to scaled latent means.
+class LatentEncoder:
+    """The autoencoder as `fit_colors` expects it: images to scaled latent means.
 
     Core's VAE returns unscaled means, which the latent format scales.
     """
@@ -62,8 +62,8 @@ class Colours:
     def __init__(self, network: torch.nn.Module, scale: float):
         self.network, self.scale = network, scale
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return self.network.encode(pictures) * self.scale
+    def encode(self, images: Tensor) -> Tensor:
+        return self.network.encode(images) * self.scale
 
 
 def load_tiny_diffusion() -> tuple:
@@ -84,23 +84,22 @@ def tiny_model(base: TinyBase, disable_dynamic: bool = False) -> comfy.model_pat
     state = {names.get(name, name): value for name, value in base.unet.items()}
     set_precision(config, state, comfy.model_management.get_torch_device())
     config.latent_format.scale_factor = base.vae_scale
-    factors, bias = fit_colours(encoder_of(base), stride=VAE.stride)
-    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = (
-        factors.tolist(),
-        bias.tolist(),
-    )
+    factors, bias = fit_colors(encoder_of(base), stride=VAE.stride)
+    config.latent_format.latent_rgb_factors = factors.tolist()
+    config.latent_format.latent_rgb_factors_bias = bias.tolist()
     model = config.get_model(state)
-    wanted = {name: tuple(value.shape) for name, value in model.diffusion_model.state_dict().items()}
-    check_fit(
-        wanted, {name: tuple(value.shape) for name, value in state.items()}, f"{BASE_FILE}, the tiny UNet,"
+    own, loaded = (
+        {name: tuple(value.shape) for name, value in tensors.items()}
+        for tensors in (model.diffusion_model.state_dict(), state)
     )
+    check_fit(own, loaded, f"{BASE_FILE}, the tiny UNet,")
     patcher = host_model(model, state, disable_dynamic)
     patcher.cached_patcher_init = (load_tiny_unet, ())
     return patcher
 
 
 @torch.no_grad()
-def encoder_of(base: TinyBase) -> Colours:
+def encoder_of(base: TinyBase) -> LatentEncoder:
     network = comfy.ldm.models.autoencoder.AutoencoderKL(**VAE.for_core(3))
     network.load_state_dict(to_core_names(base.vae))
-    return Colours(network.train(False), base.vae_scale)
+    return LatentEncoder(network.train(False), base.vae_scale)

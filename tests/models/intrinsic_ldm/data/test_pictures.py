@@ -1,4 +1,5 @@
-"""Other people's folders of pictures, put through a server that answers as ComfyUI does: names, captions, pictures, replaced files."""
+"""Other people's folders of pictures, put through a server that answers as ComfyUI does: names, captions, "
+"pictures, replaced files."""
 
 import io
 import json
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 from spatialweave.models.cli.console import main
 from spatialweave.models.intrinsic_ldm.data.build import build_dataset
-from spatialweave.models.intrinsic_ldm.data.pictures import list_pictures
+from spatialweave.models.intrinsic_ldm.data.pictures import list_images
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 SIZE = (64, 96)
@@ -113,7 +114,8 @@ def read_rows(folder):
 
 
 def test_pictures_are_upright_and_scaled_by_their_type(build, tmp_path, caplog):
-    """A turned JPEG, a ramp of 16 bits, and colours under transparent pixels, which are kept as core's Load Image keeps them."""
+    """A turned JPEG, a ramp of 16 bits, and colors under transparent pixels, which are kept as core's Load "
+    "Image keeps them."""
     upright = Image.new("RGB", SIZE[::-1], (30, 30, 200))
     upright.paste((200, 30, 30), (0, 0, 96, 32))
     exif = Image.Exif()
@@ -132,7 +134,7 @@ def test_pictures_are_upright_and_scaled_by_their_type(build, tmp_path, caplog):
     wanted = torch.from_numpy((ramp / 257).round().astype(np.uint8))
     assert torch.equal(rows["ramp.png"][1], wanted[..., None].expand(-1, -1, 3)) and len(wanted.unique()) == 96
     assert rows["hidden.png"][1][0, 0].tolist() == [255, 0, 255] and rows["hidden.png"][1][0, -1].tolist() == [0, 255, 0]
-    assert "hidden.png: The picture has an alpha channel" in caplog.text
+    assert "hidden.png: The image has an alpha channel" in caplog.text
 
 
 @pytest.mark.parametrize("content, words", [
@@ -181,7 +183,7 @@ def test_file_names_that_are_no_unicode_are_pictures_like_others(build, served, 
     for _ in range(2):
         assert main([*call, "--workflow", str(tmp_path / "graph.json")]) == 0
         said = capsys.readouterr().out
-        assert "2 samples" in said and "1 left out: \\x83e\\x83X\\x83g2.png (Expected a picture in " in said
+        assert "2 samples" in said and "1 left out: \\x83e\\x83X\\x83g2.png (Expected an image in " in said
     rows = read_rows(tmp_path / "out")
     assert rows["\\x83e\\x83X\\x83g.png"][0]["caption"] == "a test" and len(served.pictures) == 2
 
@@ -194,10 +196,10 @@ def test_a_name_that_the_terminal_cannot_write_is_said_nevertheless(build, serve
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 left out: \\u30c6.png (Expected a picture in " in done.stdout and "\\u30c6.png is left out" in done.stderr
+    assert "1 left out: \\u30c6.png (Expected an image in " in done.stdout and "\\u30c6.png is left out" in done.stderr
 
 
-def test_what_systems_leave_in_folders_is_passed_over(build, tmp_path, caplog):
+def test_what_systems_leave_in_folders_is_left_out(build, tmp_path, caplog):
     caplog.set_level("INFO")
     for name in ("A.PNG", "b.JPEG", "sub/deep/c.WebP"):
         save_plain(tmp_path / "in" / name)
@@ -211,7 +213,7 @@ def test_what_systems_leave_in_folders_is_passed_over(build, tmp_path, caplog):
     summary = build()
     assert list(read_rows(tmp_path / "out")) == ["A.PNG", "b.JPEG", "sub/deep/c.WebP"] and summary.left_out == ()
     assert read_rows(tmp_path / "out")["A.PNG"][0]["caption"] == "a"
-    assert "3 pictures whose names begin with a dot, or in __MACOSX, are passed over." in caplog.text
+    assert "3 images whose names begin with a dot, or in __MACOSX, are left out." in caplog.text
 
 
 def test_names_that_differ_in_case_or_suffix_are_pictures_of_their_own(build, tmp_path):
@@ -219,7 +221,7 @@ def test_names_that_differ_in_case_or_suffix_are_pictures_of_their_own(build, tm
     for name, color in colors.items():
         save_plain(tmp_path / "in" / name, color)
     (tmp_path / "in" / "a.txt").write_text("of both")
-    there = {path.relative_to(tmp_path / "in").as_posix() for path, _ in list_pictures(tmp_path / "in").pictures}
+    there = {path.relative_to(tmp_path / "in").as_posix() for path, _ in list_images(tmp_path / "in").images}
     build()
     rows = read_rows(tmp_path / "out")
     assert rows.keys() == there and there >= {"a.png", "a.bmp", "sub/a.png"}
@@ -289,10 +291,10 @@ def test_another_workflow_is_told_by_its_inputs(build, tmp_path):
     same["1"] |= {"inputs": {"image": "y.png"}, "_meta": {"title": "any picture"}}
     (tmp_path / "renamed.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(same, indent=3).encode())
     assert build(workflow=tmp_path / "renamed.json").written == 0, "the same graph, with a byte order mark"
-    words = r"out was begun with workflow\.3\.inputs\.filename_prefix 'h/line', not 'i/line'; give the same to go on"
+    words = r"out was begun, got workflow\.3\.inputs\.filename_prefix 'h/line', not 'i/line'. Give the same to continue"
     with pytest.raises(ValueError, match=words):
         build(changes=["3.filename_prefix=i/line"])
-    with pytest.raises(ValueError, match=r"was begun with size \[64, 96\], not \[32, 32\]"):
+    with pytest.raises(ValueError, match=r"was begun, got size \[64, 96\], not \[32, 32\]"):
         build(size=(32, 32))
 
 
@@ -306,8 +308,8 @@ FAILED = json.dumps({"7": {"status": {"completed": False, "status_str": "error",
     ("/history", (200, history({})), r"node 3 \(SaveImage\) saved no line"),
     ("/history", (200, history({"3": {"images": []}})), r"node 3 \(SaveImage\) saved no line"),
     ("/history", (200, json.dumps({"7": {"status": {"completed": False, "status_str": "error"}}}).encode()), "interrupted"),
-    ("/view", (404, b""), "the file 'line.png', which the workflow saved, is not there at http"),
-    ("/view", (200, b"<html>"), "Expected a picture in the line that the workflow saved, got a file that"),
+    ("/view", (404, b""), "http.* does not have the file 'line.png' that the workflow saved"),
+    ("/view", (200, b"<html>"), "Expected an image in the line that the workflow saved, got a file that"),
 ])  # fmt: skip
 def test_a_picture_on_which_the_server_fails_is_left_out(build, served, tmp_path, path, answer, words):
     for name in ("a.png", "b.png", "c.png"):
@@ -327,7 +329,7 @@ def test_a_picture_on_which_the_server_fails_is_left_out(build, served, tmp_path
     ("/history", (500, b""), r"Expected HTTP status 200 from .*/history/7, got 500 \(nothing\)"),
     ("/upload", (413, b"too large"), r"from http://127.0.0.1:\d+/upload/image, got 413 \('too large'\)"),
     ("/view", (500, b"x"), r"Expected HTTP status 200 from http://127.0.0.1:\d+/view, got 500"),
-    ("/prompt", (400, b'{"error": "odd", "node_errors": []}'), r"^a\.png: ComfyUI refuses the workflow: odd; set its inputs"),
+    ("/prompt", (400, b'{"error": "odd", "node_errors": []}'), r"^a\.png: Expected a workflow that ComfyUI accepts, got: odd. Set its inputs"),
 ])  # fmt: skip
 def test_a_server_that_answers_otherwise_ends_the_run_with_its_address(build, served, tmp_path, path, answer, words):
     save_plain(tmp_path / "in" / "a.png")
@@ -341,5 +343,5 @@ def test_a_server_that_answers_otherwise_ends_the_run_with_its_address(build, se
 def test_a_server_without_end_is_not_waited_for(build, served, tmp_path):
     save_plain(tmp_path / "in" / "a.png")
     served.instead["/history"] = (200, b"{}")
-    with pytest.raises(ValueError, match=r"None of the pictures from a\.png on .*did not end the run within 0\.3 s; give --timeout more"):
+    with pytest.raises(ValueError, match=r"one of 1 images from a\.png on, got an error .*did not end the run within 0\.3 s; increase --timeout"):
         build(timeout=0.3)

@@ -1,0 +1,306 @@
+"""Fusion of posed views to one point cloud, with a check of each point against the other views."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .align import Each
+from .camera import project, transform_points
+from .points import PointCloud, find_intrinsics, solid_pixels
+from .posed_views import require_poses, views_to_world
+from .view import View, percentile
+from .voxels import merge_voxels
+
+DEFAULT_TOLERANCE = 0.03  # of a depth, within which two views agree
+_SUSPICIOUS = 0.25  # of all votes: a scene that holds still has fewer against it, floaters included
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """What of the views enters the cloud. The defaults keep all but edges and what other views contradict."""
+
+    every: int = 1  # 1 takes every view, 2 every second one, ...
+    min_confidence: float = 0.0  # in the unit of the views' confidence
+    drop_percent: float = 0.0  # of the pixels, the least confident ones
+    edge_rtol: float = 0.04  # as in points.solid_pixels; 0 keeps depth edges
+    tolerance: float = DEFAULT_TOLERANCE  # 0: no check across views
+    min_views: int = 1  # that see a point, its own included
+    voxel_size: float = 0.0  # in the views' unit; 0: no merging
+    max_points: int = 1_200_000
+    seed: int = 0  # of the choice of max_points
+
+    def __post_init__(self) -> None:
+        finite = ("min_confidence", "drop_percent", "edge_rtol", "tolerance", "voxel_size")
+        for name in finite:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"Expected {name} of 0 or more, got {value:g}. Correct it.")
+        for name in ("every", "min_views", "max_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}. Correct it.")
+        if not self.drop_percent < 100 or not self.tolerance < 1:
+            raise ValueError(
+                "Expected drop_percent below 100 and a tolerance below 1, got "
+                f"{self.drop_percent:g} and {self.tolerance:g}. Correct them."
+            )
+        if self.min_views > 1 and self.tolerance == 0:
+            raise ValueError(
+                f"Expected a tolerance above 0 for min_views of {self.min_views}, got 0. Without it no view "
+                "is compared with another."
+            )
+
+
+@dataclass(frozen=True)
+class FusedCloud:
+    """One cloud of several views, in the world of their poses."""
+
+    cloud: PointCloud  # points, colors and normals in the world; `pixels` is empty: a point has several
+    views: View  # those that were fused, with intrinsics and poses
+    indices: tuple[int, ...]  # of these views in the batch
+    counts: dict[str, int]  # what became of the pixels, in order
+    tolerance: float  # of a depth, within which a view sees a point
+    notes: tuple[str, ...] = ()
+
+    def thin(self, max_points: int, seed: int = 0) -> FusedCloud:
+        """The same with at most `max_points` points, a seeded random choice."""
+        if len(self.cloud.points) <= max_points:
+            return self
+        rows = _random_rows(len(self.cloud.points), max_points, seed).to(self.cloud.points.device)
+        return replace(self, cloud=self.cloud.select(rows))
+
+    def describe(self) -> str:
+        """The size of the cloud, what was left out and why, and sentences on the overlap."""
+        unit = "metres" if self.views.units == "metric" else "relative units"
+        sides = self.cloud.points.amax(dim=0) - self.cloud.points.amin(dim=0)
+        size = " x ".join(f"{side:.4g}" for side in sides.tolist())
+        lines = [f"{len(self.cloud.points)} points of {len(self.views)} views, {size} {unit}"]
+        lines += [f"{count} {what}" for what, count in self.counts.items() if count]
+        return "\n".join([*lines, *self.notes])
+
+
+def fuse_views(
+    view: View,
+    settings: FusionSettings | None = None,
+    *,
+    fov_degrees: float | None = None,
+    each: Each = iter,
+) -> FusedCloud:
+    """One cloud from posed views: confident pixels off depth edges that no other view sees through.
+
+    A point is dropped where more other views see through it than agree with it, or fewer than `min_views` see
+    it. `fov_degrees` is needed where the views have no intrinsics.
+    """
+    settings = settings or FusionSettings()
+    used, indices = _choose_views(view, settings.every, fov_degrees)
+    keep, counts = _choose_pixels(used, settings)
+    counts["pixels beyond max_points"] = 0
+    if settings.voxel_size == 0:  # what is not kept in the end need not be checked
+        keep = _thin_pixels(keep, settings, counts)
+    points = views_to_world(used)
+    check = _Check(used, settings) if settings.tolerance > 0 and len(used) > 1 else None
+    kept = []
+    for index in each(list(range(len(used)))):
+        rows = keep[index].nonzero()
+        here = points[index][keep[index]]
+        if check is not None:
+            survives = check.keep(here, index)
+            rows, here = rows[survives], here[survives]
+        kept.append(_columns(used, index, rows, here))
+    counts |= check.counts if check is not None else {}
+    cloud = _join(kept)
+    _require_points(cloud, counts)
+    notes = check.explain_overlap(indices) if check is not None else ()
+    if settings.voxel_size > 0:
+        before = len(cloud.points)
+        cloud = merge_voxels(cloud, settings.voxel_size)
+        counts["pixels merged into the point of their voxel"] = before - len(cloud.points)
+        counts["points beyond max_points"] = max(0, len(cloud.points) - settings.max_points)
+    fused = FusedCloud(cloud, used, indices, counts, settings.tolerance or DEFAULT_TOLERANCE, notes)
+    return fused.thin(settings.max_points, settings.seed)
+
+
+def _choose_views(view: View, every: int, fov_degrees: float | None) -> tuple[View, tuple[int, ...]]:
+    """Every so-manieth view, with intrinsics, and the indices."""
+    if len(view) == 1 and view.world_to_cam is None:
+        raise ValueError(
+            "Expected views with poses in one common frame to fuse them, got one view without. Use Point "
+            "Cloud from Depth."
+        )
+    require_poses(view, purpose="fuse them")
+    indices = tuple(range(0, len(view), every))
+    used = view.select(indices)
+    return replace(used, intrinsics=find_intrinsics(used, fov_degrees)), indices
+
+
+def _choose_pixels(view: View, settings: FusionSettings) -> tuple[Tensor, dict[str, int]]:
+    """The pixels (b, h, w) that enter the fusion, and how many did not, by reason."""
+    keep = view.mask
+    counts = {"pixels invalid or sky": int((~keep).sum())}
+    if settings.min_confidence > 0 or settings.drop_percent > 0:
+        if view.confidence is None:
+            raise ValueError(
+                "Expected views with confidence, got none. Set min_confidence and drop_percent to 0."
+            )
+        sure = keep & (view.confidence >= settings.min_confidence)
+        if settings.drop_percent > 0 and bool(sure.any()):
+            sure = sure & (view.confidence >= percentile(view.confidence[sure], settings.drop_percent))
+        counts["pixels below the confidence"] = int((keep & ~sure).sum())
+        keep = sure
+    solid = keep & solid_pixels(view, settings.edge_rtol)
+    counts["pixels on depth edges"] = int((keep & ~solid).sum())
+    _require_pixels(solid, counts)
+    return solid, counts
+
+
+def _thin_pixels(keep: Tensor, settings: FusionSettings, counts: dict[str, int]) -> Tensor:
+    """At most `max_points` of the pixels, a seeded random choice."""
+    places = keep.flatten().nonzero()[:, 0]
+    counts["pixels beyond max_points"] = max(0, len(places) - settings.max_points)
+    if not counts["pixels beyond max_points"]:
+        return keep
+    thinned = torch.zeros_like(keep).flatten()
+    rows = _random_rows(len(places), settings.max_points, settings.seed)
+    thinned[places[rows.to(places.device)]] = True
+    return thinned.view_as(keep)
+
+
+def _random_rows(count: int, chosen: int, seed: int) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=random)[:chosen].sort().values
+
+
+class _Check:
+    """Votes of every view on the points of another."""
+
+    def __init__(self, view: View, settings: FusionSettings) -> None:
+        self.view, self.settings = view, settings
+        self.ranges = depth_ranges(view)
+        self.counts = {"pixels that other views see through": 0, "pixels that too few views see": 0}
+        self.shared = torch.zeros(len(view), len(view), dtype=torch.int64)
+        self.votes = [0, 0]  # for, and against
+
+    def keep(self, points: Tensor, own: int) -> Tensor:
+        """True (n,) for the points (n, 3) of the view `own` that survive."""
+        agree = torch.zeros(len(points), dtype=torch.int32, device=points.device)
+        against = torch.zeros_like(agree)
+        for other in range(len(self.view)):
+            if other != own:
+                votes = self._vote(points, other)
+                agree += votes[0]
+                against += votes[1]
+                self.shared[own, other] = int(votes[2].sum())
+        self.votes = [self.votes[0] + int(agree.sum()), self.votes[1] + int(against.sum())]
+        transparent = against > agree
+        rare = ~transparent & (1 + agree < self.settings.min_views)
+        self.counts["pixels that other views see through"] += int(transparent.sum())
+        self.counts["pixels that too few views see"] += int(rare.sum())
+        return ~(transparent | rare)
+
+    def _vote(self, points: Tensor, other: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether a view sees the points (n, 3), sees through them, or knows the depth there: each (n,)."""
+        _, depth, ranges = look_up(points, self.view, self.ranges, other)
+        through, near, _ = ranges.unbind(-1)
+        slack = self.settings.tolerance
+        seen = is_seen(depth, ranges, slack)
+        return seen, depth < (1 - slack) * through, (near > 0) | through.isinf()
+
+    def explain_overlap(self, indices: tuple[int, ...]) -> tuple[str, ...]:
+        """Sentences on views that share nothing; ValueError if no two views share anything."""
+        known = self.shared + self.shared.T
+        alone = [str(indices[i]) for i, row in enumerate(known) if not bool(row.any())]
+        if len(alone) == len(indices):
+            raise ValueError(
+                f"Expected views that overlap, got {len(indices)} of which none shows a point of another. "
+                "Check that they show one scene and that their poses are of one frame, or set the tolerance "
+                "to 0."
+            )
+        notes = []
+        if alone:
+            notes.append(f"Views {', '.join(alone)} share nothing with the others; they were not checked.")
+        against = self.votes[1] / max(1, sum(self.votes))
+        if against > _SUSPICIOUS:
+            notes.append(
+                f"In {against:.0%} of the comparisons a view sees through the point of another: the poses or "
+                "the scales do not fit together, or the scene moved."
+            )
+        return tuple(notes)
+
+
+def depth_ranges(view: View) -> Tensor:
+    """Of each pixel with its right and lower neighbors (b, h, w, 3): up to where all four see through, their
+    nearest and their farthest depth.
+
+    Sky is seen through to infinity, a hole not at all; nearest and farthest are 0 where all four are holes or
+    sky.
+    """
+    far = torch.full_like(view.depth, torch.inf)
+    through = view.depth if view.sky is None else torch.where(view.sky, far, view.depth)
+    nearest = -_largest_of_four(-torch.where(view.mask, view.depth, far))
+    parts = (-_largest_of_four(-through), nearest.nan_to_num(posinf=0.0), _largest_of_four(view.depth))
+    return torch.stack(parts, dim=-1)
+
+
+def _largest_of_four(maps: Tensor) -> Tensor:
+    return F.max_pool2d(F.pad(maps, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
+
+
+def is_seen(depth: Tensor, ranges: Tensor, tolerance: float) -> Tensor:
+    """Whether a view has a surface at the depth (n,) of points, up to a relative tolerance."""
+    _, near, far = ranges.unbind(-1)
+    at_near, at_far = ((depth - end).abs() <= tolerance * end for end in (near, far))
+    return (at_near | at_far) & (near > 0)
+
+
+def look_up(points: Tensor, view: View, ranges: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels (n, 2), z-depth (n,) and `depth_ranges` there (n, 3) of world points (n, 3) in one view.
+
+    The ranges are 0 for points behind the camera or outside the image.
+    """
+    pixels, depth = project(transform_points(points, view.world_to_cam[index]), view.intrinsics[index])
+    size = pixels.new_tensor(ranges.shape[2:0:-1])
+    inside = (depth > 0) & (pixels >= 0).all(-1) & (pixels <= size).all(-1)
+    corner = torch.where(inside[:, None], (pixels - 0.5).floor(), torch.zeros_like(pixels))
+    column, row = torch.minimum(corner.clamp_min(0), size - 1).long().unbind(-1)
+    found = ranges[index, row, column]
+    return pixels, depth, torch.where(inside[:, None], found, torch.zeros_like(found))
+
+
+def _columns(view: View, index: int, rows: Tensor, points: Tensor) -> PointCloud:
+    """The points of one view with its colors and its normals, turned into the world."""
+    row, column = rows.unbind(-1)
+    colors = None if view.image is None else view.image[index, row, column]
+    normals = None if view.normals is None else view.normals[index, row, column]
+    if normals is not None:
+        normals = normals @ view.world_to_cam[index, :3, :3]
+    return PointCloud(points, colors, normals, rows)
+
+
+def _join(clouds: list[PointCloud]) -> PointCloud:
+    def cat(name: str) -> Tensor | None:
+        parts = [getattr(cloud, name) for cloud in clouds]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return PointCloud(cat("points"), cat("colors"), cat("normals"), cat("pixels")[:0])
+
+
+def _require_pixels(keep: Tensor, counts: dict[str, int]) -> None:
+    if not bool(keep.any()):
+        raise ValueError(_nothing_left(counts))
+
+
+def _require_points(cloud: PointCloud, counts: dict[str, int]) -> None:
+    if not len(cloud.points):
+        raise ValueError(_nothing_left(counts))
+
+
+def _nothing_left(counts: dict[str, int]) -> str:
+    reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return (
+        f"Expected points after the fusion, got none: {reasons}. Lower the confidence threshold, raise the "
+        "edge threshold or the tolerance, or check that the views fit together."
+    )
