@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +20,16 @@ from ..core.evaluation.edit_check import EditReport, check_edit
 from ..core.evaluation.edit_verdict import EditRequest
 from ..core.geometry.view import View
 from ..core.pictures import open_picture
+from ..joyai_edit.alignment import measure_framing
+from ..joyai_edit.boxes import draw_red_box
 from ..world.edits import Edit, EditKind, is_sound, is_well_seen, orbit_camera, sample_edits
 from ..world.render import Frames, render
 from ..world.scene import Scene, with_objects
+from .intervals import proportion_interval, summarize_seeds
 
 HELD_OUT_SEED = 2026  # of the test split; thresholds were chosen on scenes of the train split
 _SIZE = 256  # pixels a side
+_FRAMED = 50  # sizes of images whose framing is measured
 _KINDS: tuple[EditKind, ...] = ("move", "rotate", "camera")
 _DISPLACEMENT_GOAL, _ANGLE_GOAL = 0.02, 2.0  # of the width; degrees
 _GAIN, _NOISE, _JPEG = 0.03, 0.01, 90  # what decoding and files do to an edited image's colors
@@ -67,18 +72,19 @@ class Judged:
 def evaluate_edit_check(
     count: int = 200, *, seed: int = HELD_OUT_SEED, split: str = "test"
 ) -> dict[str, Any]:
-    """Figures by name, of `count` edits of each kind: every right result is measured, and every edit's case
-    in turn is judged.
+    """Figures by name, of `count` edits, a third of each kind: every right result is measured, and of every
+    edit one case, in turn, is judged.
 
     The check gets the images (the one after with a decoder's gain, noise and JPEG), the exact depth before
     with its intrinsics but no pose, and the object's mask before; of rotations the depth after, too.
     """
-    if count < 1:
-        raise ValueError(f"Expected at least 1 edit of each kind, got {count}. Set --n.")
+    if count < len(_KINDS):
+        raise ValueError(f"Expected at least {len(_KINDS)} edits, one of each kind, got {count}. Set --n.")
     figures: dict[str, Any] = {}
     verdicts: list[Judged] = []
-    for kind in _KINDS:
-        done, judged = measure_kind(kind, count, seed=seed, split=split)
+    for index, kind in enumerate(_KINDS):
+        share = (count + len(_KINDS) - 1 - index) // len(_KINDS)
+        done, judged = measure_kind(kind, share, seed=seed, split=split)
         figures |= _FIGURES[kind](done)
         verdicts += judged
     rights = [each.is_right for each in verdicts]
@@ -87,7 +93,8 @@ def evaluate_edit_check(
         for case in cases:
             some = [each.is_right for each in verdicts if (each.edit.kind, each.case) == (kind, case)]
             figures[f"check.{kind}: {case}"] = f"{sum(some)} of {len(some)}"
-    return figures | {"edits": count * len(_KINDS), "verdicts": len(verdicts), "seed": seed}
+    figures |= framing_figures() | {"edits": count, "verdicts": len(verdicts), "seed": seed}
+    return {name: _rounded(value) for name, value in figures.items()}
 
 
 def measure_kind(
@@ -162,12 +169,17 @@ def make_case(
         return spoil_image(before.image[0], rng), before
     if case == "box remained":
         box = box_of_mask(target.segmentation[0] == edit.object + 1)
-        return spoil_image(draw_box(target.image[0], box), rng), target
+        return spoil_image(_with_box(target.image[0], box), rng), target
     scene = _wrong_scene(edit, case, rng)
     if scene is None:
         return None
     frames = render([scene], _SIZE, _SIZE)
     return spoil_image(frames.image[0], rng), frames
+
+
+def _with_box(image: Tensor, box: Box) -> Tensor:
+    """The image (h, w, 3) with the red box of a prompt around a region."""
+    return draw_red_box(image, (box.left, box.top, box.right, box.bottom))
 
 
 def _wrong_scene(edit: Edit, case: str, rng: random.Random) -> Scene | None:
@@ -241,18 +253,6 @@ def spoil_image(image: Tensor, rng: random.Random) -> Tensor:
     return open_picture(file.getvalue(), name="JPEG").rgb[0]
 
 
-def draw_box(image: Tensor, box: Box) -> Tensor:
-    """The image (h, w, 3) with a rectangle of red lines around a region."""
-    drawn, width = image.clone(), max(2, round(4 * max(image.shape[:2]) / 1024))
-    red = torch.tensor([1.0, 0.0, 0.0])
-    inner = (slice(box.top + width, box.bottom - width), slice(box.left + width, box.right - width))
-    outline = torch.zeros(image.shape[:2], dtype=torch.bool)
-    outline[box.top : box.bottom, box.left : box.right] = True
-    outline[inner] = False
-    drawn[outline] = red
-    return drawn
-
-
 def _move_figures(done) -> dict[str, Any]:
     errors, metres = [], []
     for edit, report, before, target in done:
@@ -291,19 +291,38 @@ _FIGURES = {"move": _move_figures, "rotate": _turn_figures, "camera": _camera_fi
 
 
 def _error_figures(name: str, errors: Sequence[float], goal: float | None) -> dict[str, Any]:
-    """Median and mean of the finite errors, and the proportion within the goal."""
-    known = sorted(error for error in errors if math.isfinite(error))
-    figures: dict[str, Any] = {name: known[len(known) // 2] if known else None}
-    figures[f"{name}.mean"] = sum(known) / len(known) if known else None
+    """Mean, standard error and median of the finite errors, and the proportion of all within the goal."""
+    known = [error for error in errors if math.isfinite(error)]
+    summary = summarize_seeds(known) if known else {"mean": None, "error": None}
+    figures = {name: summary["mean"], f"{name}.standard_error": summary["error"]}
+    figures |= {f"{name}.median": statistics.median(known) if known else None}
     if goal is not None:
         figures |= _proportion(f"{name}.within", [error <= goal for error in errors])
     return figures
 
 
 def _proportion(name: str, hits: Sequence[bool]) -> dict[str, Any]:
-    """A proportion and its interval of 95 % by Wilson."""
-    count, z = len(hits), 1.96
-    share = sum(hits) / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return {name: share, f"{name}.interval": [middle - half, middle + half]}
+    interval = proportion_interval(sum(hits), len(hits))
+    return {name: sum(hits) / len(hits), f"{name}.interval": list(interval)}
+
+
+def framing_figures() -> dict[str, Any]:
+    """Mean and worst shift, in pixels, of images of odd sizes that were fitted to a bucket and restored."""
+    rng = random.Random("framing")
+    sizes: list[tuple[int, int]] = []
+    while len(sizes) < _FRAMED:
+        height, width = rng.randrange(201, 1400, 2), rng.randrange(201, 1400, 2)
+        sizes += [(height, width)] if max(height / width, width / height) <= 4 else []
+    shifts = [found.mean_px for found in measure_framing(sizes)]
+    known = [shift for shift in shifts if math.isfinite(shift)]
+    return {
+        "framing.alignment_px": statistics.fmean(known),
+        "framing.alignment_px.worst": max(known),
+        "framing.sizes": len(known),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(value, 5) if isinstance(value, float) else value

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry.camera import pixel_centres, unproject
+from ..geometry.camera import pixel_centers, unproject
 
 _YAWS = tuple(range(-60, 61, 6))  # of the grid of orbits, degrees; beyond, the images share too little
 _PITCHES = tuple(range(-30, 31, 6))
@@ -123,12 +123,10 @@ def _choose(costs: Tensor, poses: Tensor, kept: int) -> Tensor:
 
 def _orbits(device: torch.device) -> tuple[Tensor, Tensor]:
     """Poses (m, 4, 4) of a grid of orbits and logs (m,) of their focal ratios, 0; the first is no motion."""
-    poses = [torch.eye(4)]
-    for pivot in _PIVOTS:
-        for yaw in _YAWS:
-            for pitch in _PITCHES:
-                poses += [orbit_pose(yaw, pitch, pivot, ratio) for ratio in _DISTANCES]
-    return torch.stack(poses).to(device), torch.zeros(len(poses), device=device)
+    axes = [torch.tensor(values, dtype=torch.float32) for values in (_YAWS, _PITCHES, _PIVOTS, _DISTANCES)]
+    orbits = orbit_pose(*torch.cartesian_prod(*axes).unbind(-1))
+    poses = torch.cat([torch.eye(4)[None], orbits]).to(device)
+    return poses, torch.zeros(len(poses), device=device)
 
 
 def _zooms(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -138,30 +136,33 @@ def _zooms(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def orbit_pose(
-    yaw_degrees: float,
-    pitch_degrees: float,
-    pivot: float,
-    distance_ratio: float = 1.0,
+    yaw_degrees: Tensor,
+    pitch_degrees: Tensor,
+    pivot: Tensor,
+    distance_ratio: Tensor,
     up: Tensor | None = None,
 ) -> Tensor:
-    """Pose (4, 4) from the camera before to the one after an orbit about the point `pivot` ahead.
+    """Poses (..., 4, 4) from the camera before to the one after an orbit about the point `pivot` ahead.
 
     Yaw is to the viewer's right, pitch is up; the distance to the point is multiplied by the ratio.
     """
     up = torch.tensor([0.0, -1.0, 0.0]) if up is None else up.cpu().float()
     forward = torch.tensor([0.0, 0.0, 1.0])
     right = F.normalize(torch.linalg.cross(forward, up), dim=0)
-    turn = rotation_about(up, math.radians(yaw_degrees)) @ rotation_about(right, -math.radians(pitch_degrees))
-    pose = torch.eye(4)
-    pose[:3, :3] = turn.T
-    center = torch.tensor([0.0, 0.0, pivot])
-    pose[:3, 3] = distance_ratio * center - turn.T @ center
+    turn = rotation_about(up, torch.deg2rad(yaw_degrees)) @ rotation_about(
+        right, -torch.deg2rad(pitch_degrees)
+    )
+    center = pivot[..., None] * forward
+    pose = torch.eye(4).expand(*turn.shape[:-2], 4, 4).clone()
+    pose[..., :3, :3] = turn.mT
+    pose[..., :3, 3] = distance_ratio[..., None] * center - (turn.mT @ center[..., None])[..., 0]
     return pose
 
 
-def rotation_about(axis: Tensor, radians: float) -> Tensor:
-    """Rotation (3, 3) about a unit axis (3,), counterclockwise where the axis points at the viewer."""
-    return torch.linalg.matrix_exp(radians * _cross_matrix(axis))
+def rotation_about(axis: Tensor, radians: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) by angles (...) about a unit axis (3,), counterclockwise where it points at the
+    viewer."""
+    return torch.linalg.matrix_exp(radians[..., None, None] * _cross_matrix(axis))
 
 
 def _cross_matrix(vector: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ def _scale_pair(before, after, depth, intrinsics, static, size: int) -> _Pair:
     z = F.interpolate(depth[None, None], **nearest)[0, 0]
     scale = torch.tensor([[small[1] / width], [small[0] / height], [1.0]], device=depth.device)
     matrix = intrinsics * scale
-    points = unproject(pixel_centres(*small, device=depth.device), z, matrix)
+    points = unproject(pixel_centers(*small, device=depth.device), z, matrix)
     padded = F.pad(second[None], (1, 1, 1, 1), mode="replicate")[0]
     slope_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     slope_y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry.camera import pixel_centres, project, transform_points, unproject
+from ..geometry.camera import pixel_centers, project, transform_points, unproject
 
 _CHANGED = 0.1  # length of a color difference that counts as a change
 _NOISE = 4.0  # or this many times the median difference, where an edit changes all colors a little
@@ -39,7 +39,7 @@ def warp_image(
     matrix = intrinsics.clone()
     matrix[0, 0], matrix[1, 1] = matrix[0, 0] * focal_ratio, matrix[1, 1] * focal_ratio
     points = transform_points(
-        unproject(pixel_centres(height, width, device=depth.device), depth, intrinsics), pose
+        unproject(pixel_centers(height, width, device=depth.device), depth, intrinsics), pose
     )
     pixels, z = project(points, matrix)
     column, row = pixels[..., 0].floor(), pixels[..., 1].floor()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..geometry.camera import pixel_centres, unproject
+from ..geometry.camera import pixel_centers, unproject
 from ..geometry.normals import normals_from_depth
 from ..geometry.view import View, percentile
 from .edit_camera import rotation_about
@@ -65,14 +65,14 @@ def _surface(depth: Tensor, intrinsics: Tensor, mask: Tensor) -> tuple[Tensor, T
     inner = inner & (normals != 0).any(-1)
     if int(inner.sum()) < _LEAST_PIXELS:
         return None
-    points = unproject(pixel_centres(*depth.shape, device=depth.device), depth, intrinsics[0])
+    points = unproject(pixel_centers(*depth.shape, device=depth.device), depth, intrinsics[0])
     index = torch.linspace(0, int(inner.sum()) - 1, min(_POINTS, int(inner.sum()))).long().to(depth.device)
     return points[inner][index], normals[inner][index]
 
 
 def _cost(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], up: Tensor, degrees: float) -> Tensor:
     """Trimmed mean distance of the two surfaces, in radii, after a turn and the best translation."""
-    turn = rotation_about(up, math.radians(degrees)).to(first[0])
+    turn = rotation_about(up, torch.tensor(math.radians(degrees))).to(first[0])
     points, normals = first[0] @ turn.T, first[1] @ turn.T
     # what the turn hides from the camera cannot be met again
     seen = (normals * points).sum(-1) < 0

@@ -104,7 +104,8 @@ def viewpoint_error(
 
     The distance to the pivot is taken as it came out: prompts name no length.
     """
-    wanted = orbit_pose(yaw, pitch, view.pivot, view.distance_ratio, up).to(motion.pose)
+    numbers = (yaw, pitch, view.pivot, view.distance_ratio)
+    wanted = orbit_pose(*(torch.tensor(float(number)) for number in numbers), up).to(motion.pose)
     centers = [invert_pose(pose)[:3, 3] for pose in (wanted, motion.pose)]
     way = float(centers[0].norm())
     if way < 1e-3 * view.pivot:
