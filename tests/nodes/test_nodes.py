@@ -19,6 +19,7 @@ IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 IDS += ["SaveDepth", "LoadDepth"]
 IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
+IDS += ["CheckEdit"]
 IDS += ["StereoPair", "UpscaleDepth"]
 IDS += ["ScaleViews", "FuseViews", "SaveColmap"]
 IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
