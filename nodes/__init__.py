@@ -8,7 +8,7 @@ from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, Vie
 from .evaluate import CompareViews
 from .export import DepthMesh, LoadDepth, PointCloud, SaveDepth, ViewCamera
 from .fusion import FuseViews, SaveColmap, ScaleViews
-from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
+from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair, UpscaleDepth
 from .host.shared.last_resort import with_net
 from .intrinsic_ldm import IntrinsicCoGeneration, JoinIntrinsicLatent, LoadTinyDiffusion, SplitIntrinsicLatent
 from .intrinsic_ldm_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
@@ -27,6 +27,7 @@ from .modality_forcing_latents import (
     SaveJointLatent,
     SplitJointLatent,
 )
+from .vggt import LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
 class Extension(ComfyExtension):
@@ -40,8 +41,8 @@ class Extension(ComfyExtension):
         intrinsics += [LoadIntrinsicVae, EncodeIntrinsics, DecodeIntrinsics]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
-        measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
+        measure = [AlignDepth, NormalsFromDepth, UpscaleDepth, StereoPair, CompareViews]
         joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
-        several = [ScaleViews, FuseViews, SaveColmap]
+        several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
         nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
         return [with_net(node) for node in nodes]

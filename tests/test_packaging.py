@@ -106,7 +106,7 @@ def test_installing_changes_no_environment(pack, request):
     """Bare names only, and each is something that ComfyUI's own requirements bring."""
     names = tomllib.loads(pack.text("pyproject.toml"))["project"]["dependencies"]
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names)
-    assert set(names) <= {"torch", "numpy", "scipy", "einops", "safetensors", "Pillow", "tqdm"}
+    assert set(names) <= {"torch", "numpy", "scipy", "einops", "safetensors", "Pillow", "kornia", "tqdm"}
     assert not {"install.py", "prestartup_script.py", "requirements.txt"} & set(pack.files)
 
 
@@ -158,7 +158,7 @@ def is_data_of_the_nodes(name):
     """Files that no import reaches but that run time reads: help, translations, graphs, weights beside their code."""
     patterns = ("pyproject.toml", "LICENSE", "README.md", "web/docs/*.md", "web/docs/*/*.md", "locales/*/*.json", "workflows/api/*.json")
     patterns += ("workflows/*.json", "workflows/*.jpg", "models/modality_forcing/*.safetensors", "models/tiny/*.safetensors")
-    patterns += ("models/modality_forcing/*.json", "models/intrinsic_ldm/*.safetensors")
+    patterns += ("models/modality_forcing/*.json", "models/intrinsic_ldm/*.safetensors", "models/vggt/*.json", "models/vggt/*.safetensors")
     return any(PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 

@@ -19,6 +19,7 @@ from .evaluate import add_evaluate
 from .help_texts import Formatter, epilog
 from .intrinsics import add_intrinsics
 from .last_resort import DEBUG, run_command
+from .reconstruct import add_reconstruct
 from .train import add_train
 from .weights import add_weights
 from .world import add_world
@@ -58,6 +59,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "demo",
         "Generate an image and its depth with the tiny model that ships in the pack, and write every format.",
         add_demo,
+    ),
+    (
+        "reconstruct",
+        "Depth, cameras and one point cloud of several images of one still scene, with VGGT.",
+        add_reconstruct,
     ),
     ("train", "Train a network by a recipe.", add_train),
     ("evaluate", "Measure a model on the held-out scenes of the procedural world.", add_evaluate),

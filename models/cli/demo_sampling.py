@@ -49,6 +49,7 @@ class DemoRequest:
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    depth_guidance: float | None = None
     log2_alpha: float | None = None
     refine: bool = False  # joint mode: infer the depth again from the finished image
     weights: Path | None = None
@@ -124,6 +125,7 @@ def sample(
             seed=request.seed,
             steps=request.steps,
             guidance=request.guidance,
+            depth_guidance=request.depth_guidance,
             log2_alpha=request.log2_alpha,
             refine=request.refine,
             on_step=on_step,

@@ -17,6 +17,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     looks = {"formatter_class": command.formatter_class}
     _add_modality_forcing(systems, looks)
     _add_intrinsic_ldm(systems, looks)
+    _add_vggt(systems, looks)
 
 
 def _add_modality_forcing(systems, looks: Mapping[str, Any]) -> None:
@@ -26,8 +27,10 @@ def _add_modality_forcing(systems, looks: Mapping[str, Any]) -> None:
     option("--weights", type=path, help="other weights: a file, or a training run's folder")
     option("--json", type=path, help="also write the figures to this file")
     seed = option("--seed", type=whole(0, LARGEST_SEED), default=0)
-    seed.help = "of the sampling noise; the held-out scenes never change"
-    option("--n", type=whole(1, 10**6), default=128, help="number of held-out scenes")
+    seed.help = "of the sampling noise"
+    option("--n", type=whole(1, 10**6), default=256, help="number of held-out scenes")
+    scenes = option("--scenes-seed", type=whole(0, LARGEST_SEED), default=0)
+    scenes.help = "which held-out scenes; choose settings on others than those you report"
     joint.set_defaults(run=_run_modality_forcing)
 
 
@@ -57,12 +60,36 @@ def _add_intrinsic_ldm(systems, looks: Mapping[str, Any]) -> None:
     intrinsic.set_defaults(run=_run_intrinsic_ldm)
 
 
+def _add_vggt(systems, looks: Mapping[str, Any]) -> None:
+    summary = "depth and cameras of VGGT on scenes seen by 2 to 4 cameras"
+    views = systems.add_parser("vggt", help=summary, **looks)
+    option = views.add_argument
+    option("--weights", type=path, help="a VGGT file; by default the shipped tiny network")
+    option("--json", type=path, help="also write the figures to this file")
+    option("--n", type=whole(1, 10**6), default=64, help="held-out scenes for each number of views")
+    size = option("--size", type=whole(0, 2048), default=0)
+    size.help = "pixels a side of the renders; 0 is the size the network was trained at"
+    views.set_defaults(run=_run_vggt)
+
+
+def _run_vggt(options: argparse.Namespace) -> None:
+    from ..benchmarks.report import write_figures
+    from ..benchmarks.vggt import evaluate_vggt
+
+    preset = "vggt_1b" if options.weights else "tiny"
+    figures = evaluate_vggt(preset, weights=options.weights, count=options.n, size=options.size)
+    for name, value in figures.items():
+        write_line(f"{name:32s} {value}")
+    if options.json:
+        write_figures(options.json, figures)
+
+
 def _run_modality_forcing(options: argparse.Namespace) -> None:
     from ..benchmarks.modality_forcing import evaluate_modality_forcing
     from ..benchmarks.report import write_figures
 
-    settings = {"weights": options.weights, "seed": options.seed, "count": options.n}
-    figures = evaluate_modality_forcing(options.preset, **settings)
+    settings = {"weights": options.weights, "seed": options.seed, "scenes_seed": options.scenes_seed}
+    figures = evaluate_modality_forcing(options.preset, count=options.n, **settings)
     for name, value in figures.items():
         write_line(f"{name:32s} {value}")
     if options.json:

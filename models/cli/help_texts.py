@@ -11,12 +11,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave demo --image photo.jpg --output depth-of-photo",
         'spatialweave demo "a blue cylinder" --depth depth.exr',
     ),
+    "reconstruct": (
+        "spatialweave reconstruct view_1.png view_2.png view_3.png --out scene",
+        "spatialweave reconstruct photos/*.jpg --out scene --weights vggt_1b.safetensors --device cuda",
+    ),
     "train": (
         "spatialweave train models/demo/recipes/codec.json",
         "spatialweave train models/modality_forcing/recipes/tiny_1_text_to_image.json --resume",
     ),
     "evaluate": (
         "spatialweave evaluate modality_forcing --preset tiny --n 64 --json figures.json",
+        "spatialweave evaluate vggt --n 64",
         "spatialweave evaluate intrinsic_ldm --json evidence.json --markdown docs/evidence.md",
     ),
     "world": (

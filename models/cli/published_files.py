@@ -12,7 +12,8 @@ from ..core.text_files import show_path
 from ..core.weights.download import download
 from ..core.weights.files import WeightsError
 from ..core.weights.registry import PublishedFile, find_on_disk, find_published, verify
-from ..modality_forcing.released import released_files
+from ..modality_forcing import released as modality_forcing
+from ..vggt import released as vggt
 
 PACK = Path(__file__).resolve().parents[2]
 NO_FOLDER = (
@@ -23,7 +24,7 @@ NO_FOLDER = (
 
 def run(action: str, name: str | None, models: Sequence[Path], say: Callable[[str], None]) -> None:
     """Run an action; output lines go to `say`. ValueError or OSError for a wrong setting or a bad file."""
-    files = released_files()
+    files = [*modality_forcing.released_files(), *vggt.released_files()]
     chosen = [find_published(files, name)] if name else files
     folders = list(models) or default_models()
     for folder in models:

@@ -12,6 +12,7 @@ from ..world.judges import predictor_task, scorer_task
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
 from .modality_forcing import build_tiny_modality_forcing
 from .tiny_codec import build_codec
+from .vggt import build_vggt
 
 BUILDERS: Mapping[str, Builder] = {
     "modality_forcing": training_task.build,
@@ -23,4 +24,5 @@ BUILDERS: Mapping[str, Builder] = {
     "intrinsic_lora": training_lora.build,
     "predictor": predictor_task.build,
     "scorer": scorer_task.build,
+    "vggt": build_vggt,
 }

@@ -14,7 +14,7 @@ sampling, small = (sys.modules["__main__"].load_file(f"inside_{name}.py") for na
 asking = sys.modules["__main__"].load_file("inside_joyai_ask.py")  # worker.py's
 HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
-LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent")  # take no sockets
+LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt")  # take no sockets
 KEEP = {}
 
 
@@ -28,6 +28,16 @@ def view(batch=1, height=HEIGHT, width=WIDTH, **more):
     return ours("models.core.geometry.view").View.from_depth(depth, units="relative", image=image, **more)
 
 
+def small_vggt():
+    """What Load VGGT gives, of a small random network."""
+    sizes = {"img_size": 28, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1, "backbone_num_heads": 2, "dpt_features": 8}
+    more = {"dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 1, 2, 3), "camera_trunk_depth": 1, "camera_num_heads": 2}
+    config = ours("models.vggt.config").VggtConfig(**sizes, **more)
+    network = ours("models.vggt.network").Vggt(config)
+    ours("models.vggt.training").init_weights(network, torch.Generator().manual_seed(0))
+    return ours("nodes.host.vggt.model").VggtModel(config, network.state_dict(), "small", ())
+
+
 def sound():
     """A value of each socket type; of some nodes' inputs by name."""
     if not KEEP:
@@ -38,6 +48,7 @@ def sound():
             "IMAGE": torch.rand(1, HEIGHT, WIDTH, 3), "MASK": torch.ones(1, HEIGHT, WIDTH), "SPATIALWEAVE_VIEW": view(), "MODEL": r.model,
             "VAE": r.vae, "LATENT": r.latent(1, HEIGHT, WIDTH), "MOGE_GEOMETRY": packets.to_moge(view(), 55.0),
             "DA3_GEOMETRY": packets.to_da3(view()), "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
+            "SPATIALWEAVE_VGGT": small_vggt(),
         }  # fmt: skip
         plain = {"samples": torch.zeros(1, 4, 8, 8)}
         joined = small.joined(coupled)

@@ -63,11 +63,29 @@ def test_normal_angle_by_hand():
 def test_bad_input_is_worded():
     with pytest.raises(ValueError, match="Expected prediction, target and mask of one shape, got "):
         metrics.abs_rel(PRED, TARGET, YES[..., :2])
-    with pytest.raises(ValueError, match="Picture 0 of 1 has no valid pixel to score"):
+    with pytest.raises(ValueError, match="Expected a valid pixel to score, got none in image 0 of 1"):
         metrics.rmse(PRED, TARGET, ~YES)
-    with pytest.raises(ValueError, match="NaN or infinity inside its mask"):
+    with pytest.raises(ValueError, match="Expected finite numbers inside the mask, got NaN or infinity in image"):
         metrics.rmse(PRED * float("inf"), TARGET, YES)
-    with pytest.raises(ValueError, match="depths of 0 or below inside the mask"):
+    with pytest.raises(ValueError, match="Expected target depths above 0 inside the mask, got depths of 0 or below"):
         metrics.abs_rel(PRED, TARGET * 0, YES)
-    with pytest.raises(ValueError, match="4 predicted pixels are not above 0"):
+    with pytest.raises(ValueError, match="Expected predicted depths above 0, which have a logarithm, got 4 pixels"):
         metrics.si_log(-PRED, TARGET, YES)
+
+
+def test_patch_steps_tell_borders_from_the_inside_by_hand():
+    """A row of four pixels in patches of two: steps of log depth .01, .03, .02, the middle one at a border."""
+    logs = torch.tensor([0.0, 0.01, 0.04, 0.06]).double()
+    depth, mask = logs.exp()[None, None].expand(1, 2, 4), torch.ones(1, 2, 4, dtype=torch.bool)
+    border, inner = metrics.patch_steps(depth, mask, 2)
+    # along columns nothing steps: one pair of rows inside a patch, four times 0
+    assert border == pytest.approx(0.03, abs=1e-9) and inner == pytest.approx((0.01 + 0.02) * 2 / 8, abs=1e-9)
+
+
+def test_patch_steps_leave_out_what_the_mask_does_and_cap_outlines():
+    depth, mask = torch.tensor([[[1.0, 50.0, 50.0, 1.0]]]), torch.ones(1, 1, 4, dtype=torch.bool)
+    border, inner = metrics.patch_steps(depth, mask, 2)
+    assert (border, inner) == pytest.approx((0.0, metrics.LARGEST_STEP))
+    mask[..., 3] = False
+    depth[..., 3] = float("nan")
+    assert metrics.patch_steps(depth, mask, 2) == pytest.approx((0.0, metrics.LARGEST_STEP))

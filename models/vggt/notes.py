@@ -1,0 +1,107 @@
+"""Sentences on what the images of a reconstruction are, and on how far its result can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.geometry.camera import invert_pose, project, transform_points
+from ..core.geometry.points import depth_to_points
+from ..core.geometry.view import View
+from .framing import Frame
+
+SURE = 1.2  # median confidence below which a view's depth is doubtful; 1 is the lowest
+SAMPLES = 24  # pixels a side at which the overlap of two views is looked at
+SAME_DEPTH = 0.1  # relative difference up to which two views see the same point
+SHARED = 0.05  # fraction of a view's points that another view must see, or it shares nothing
+NAMED = 6  # views named in one sentence
+
+
+def describe_inputs(
+    images: Sequence[Tensor], frames: Sequence[Frame], size: tuple[int, int]
+) -> tuple[str, ...]:
+    """What of the images (h, w, 3) the network does not see as they are, and which cannot help."""
+    notes = []
+    if len(images) > 1:
+        notes.append("View 1's camera is the common frame: another order of the views gives another frame.")
+    cut = [i for i, frame in enumerate(frames) if min(frame.offset) < 0]
+    if cut:
+        notes.append(f"{name_views(cut)}: cropped above and below, where there is no depth.")
+    elif any(max(frame.offset) > 0 for frame in frames):
+        notes.append(f"The views are padded to {size[1]} x {size[0]} pixels for the network, and uncropped.")
+    plain = [i for i, image in enumerate(images) if float(image.max() - image.min()) < 1 / 255]
+    if plain:
+        notes.append(f"{name_views(plain)}: one color all over, so depth and camera mean nothing there.")
+    known, equal = {}, []
+    for i, image in enumerate(images):
+        key = (tuple(image.shape), float(image.double().sum()))
+        if key in known and torch.equal(image, images[known[key]]):
+            equal.append(i)
+        known.setdefault(key, i)
+    if equal:
+        notes.append(f"{name_views(equal)}: equal to an earlier view, so nothing new. Leave one out.")
+    return tuple(notes)
+
+
+def describe_views(views: Sequence[View]) -> tuple[str, ...]:
+    """Which views have low confidence, and which share no surface with any other."""
+    notes = []
+    medians = [float(view.confidence[view.mask].median()) if bool(view.mask.any()) else 1.0 for view in views]
+    doubtful = [i for i, median in enumerate(medians) if median < SURE]
+    if doubtful:
+        lowest = min(medians[i] for i in doubtful)
+        notes.append(
+            f"{name_views(doubtful)}: low confidence (median down to {lowest:.2f}; 1 is the lowest). The "
+            "depth there is a guess."
+        )
+    alone = find_strangers(views)
+    if alone:
+        notes.append(
+            f"{name_views(alone)}: no other view sees the same surface. Give views that overlap, of one "
+            "still scene."
+        )
+    return tuple(notes)
+
+
+def name_views(indices: Sequence[int]) -> str:
+    """Views counted from 1, as people count pictures."""
+    numbers = [str(i + 1) for i in indices]
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return f"View{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:NAMED])}{more}"
+
+
+def find_strangers(views: Sequence[View]) -> list[int]:
+    """Indices of views of whose points hardly any is seen by another view at the same depth."""
+    if len(views) < 2:
+        return []
+    samples = [sample_points(view) for view in views]
+    return [
+        i
+        for i, points in enumerate(samples)
+        if not any(shared_fraction(points, view) >= SHARED for j, view in enumerate(views) if j != i)
+    ]
+
+
+def sample_points(view: View) -> Tensor:
+    """World points (n, 3) of a view on a coarse grid of its pixels."""
+    height, width = view.depth.shape[-2:]
+    rows = torch.linspace(0, height - 1, min(SAMPLES, height)).long()
+    columns = torch.linspace(0, width - 1, min(SAMPLES, width)).long()
+    points = depth_to_points(view.depth, view.intrinsics)[0][rows][:, columns]
+    known = view.mask[0][rows][:, columns]
+    return transform_points(points[known], invert_pose(view.world_to_cam[0]))
+
+
+def shared_fraction(points: Tensor, view: View) -> float:
+    """The fraction of world points (n, 3) that a view sees at about their own depth."""
+    if not len(points):
+        return 0.0
+    height, width = view.depth.shape[-2:]
+    pixels, depth = project(transform_points(points, view.world_to_cam[0]), view.intrinsics[0])
+    x, y = pixels.floor().long().unbind(-1)
+    inside = (depth > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    found = view.depth[0][y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    same = inside & (found > 0) & ((found - depth).abs() < SAME_DEPTH * depth)
+    return float(same.float().mean())

@@ -1,0 +1,1 @@
+"""VGGT under ComfyUI: its memory management, progress and Cancel."""
