@@ -67,6 +67,8 @@ def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseExcept
     for put in schema.inputs:
         kinds = [TYPES[kind] for kind in put.io_type.split(",") if kind in TYPES]
         value = inputs.get(put.id)
+        if schema.is_input_list and isinstance(value, list) and value:
+            value = value[0]  # each link hands on a list
         if kinds and not isinstance(value, tuple(kinds)) and not (put.optional and value is None):
             got = describe(value)
             return f"{title}: Expected {put.io_type} at {put.id}, got {got}. Connect a node that outputs one."
