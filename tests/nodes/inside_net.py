@@ -41,6 +41,12 @@ def small_vggt():
     return ours("nodes.host.vggt.model").VggtModel(config, network.state_dict(), "small", ())
 
 
+def framed_picture():
+    """What Joy: Fit hands to Joy: Restore, of a picture that has a bucket's size already."""
+    framing = ours("models.joyai_edit.framing").plan_framing(512, 2048)
+    return ours("models.joyai_edit.restore").FramedImage(torch.rand(1, 512, 2048, 3), framing)
+
+
 def sound():
     """A value of each socket type; of some nodes' inputs by name."""
     if not KEEP:
@@ -51,7 +57,7 @@ def sound():
             "IMAGE": torch.rand(1, HEIGHT, WIDTH, 3), "MASK": torch.ones(1, HEIGHT, WIDTH), "SPATIALWEAVE_VIEW": view(), "MODEL": r.model,
             "VAE": r.vae, "LATENT": r.latent(1, HEIGHT, WIDTH), "MOGE_GEOMETRY": packets.to_moge(view(), 55.0),
             "DA3_GEOMETRY": packets.to_da3(view()), "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
-            "SPATIALWEAVE_VGGT": small_vggt(),
+            "SPATIALWEAVE_VGGT": small_vggt(), "SPATIALWEAVE_FRAMING": framed_picture(),
         }  # fmt: skip
         plain = {"samples": torch.zeros(1, 4, 8, 8)}
         joined = small.joined(coupled)
@@ -69,6 +75,12 @@ def sound():
                 "clip": asking.encoder(), "images": {"image0": values["IMAGE"]}, "question": "Where?", "max_tokens": 1,
                 "decoding": {"decoding": "greedy"},
             },
+            "JoyMoveObject": {
+                "object": "the ball", "framing": None, "box": {"box": "numbers", "x": 2, "y": 3, "width": 20, "height": 10},
+            },
+            "JoyRotateObject": {"object": "the ball"},
+            "JoyMoveCamera": {"motion": {"motion": "angles", "yaw": 45.0, "pitch": 0.0, "zoom": "in"}},
+            "JoyRestore": {"edited": torch.rand(1, 512, 2048, 3), "put_back": {"put_back": "nothing"}},
             "MaskedJointLatent": {"image_mask": torch.ones(1, HEIGHT, WIDTH), "depth_mask": torch.zeros(1, HEIGHT, WIDTH)},
         })  # fmt: skip
     return KEEP
@@ -151,6 +163,7 @@ def odd_packets(like):
 ODD = {
     "IMAGE": odd_images, "MASK": odd_tensors, "LATENT": odd_latents, "SPATIALWEAVE_VIEW": odd_views, "MOGE_GEOMETRY": odd_packets,
     "DA3_GEOMETRY": odd_packets, "SIGMAS": odd_tensors,
+    "SPATIALWEAVE_FRAMING": lambda like: {"a tensor": torch.ones(1), "a picture": sound()["IMAGE"], "a dict": {}}.items(),
     "COMFY_AUTOGROW_V3": lambda like: ((how, {"image0": odd}) for how, odd in odd_images(like["image0"])),
     "CLIP": lambda like: {"a model": sampling.rig().model, "the tiny": sampling.rig().clip}.items(),
     "MODEL": lambda like: {"another base": small.model("pixart"), "a VAE": sampling.rig().vae}.items(),
@@ -166,12 +179,22 @@ def sound_calls():
 def call(name, node, changed):
     """None where a node runs, its refusal's words, or an error's type and words."""
     try:
-        node.execute(**arguments(name, node) | changed)
+        values = arguments(name, node) | changed
+        node.execute(**(as_lists(values) if node.GET_SCHEMA().is_input_list else values))
     except (ValueError, OSError) as error:
         return f"refused: {error}"
     except Exception as error:  # noqa: BLE001 - what the test is for
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def as_lists(values):
+    """As core calls a node that takes lists: each link and widget, those of a dynamic combo included; nothing where nothing is wired."""
+    return {
+        key: {name: [part] for name, part in value.items()} if isinstance(value, dict) and key in value
+        else None if value is None else [value]
+        for key, value in values.items()
+    }  # fmt: skip
 
 
 def malformed(name):

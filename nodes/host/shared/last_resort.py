@@ -98,6 +98,8 @@ def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseExcept
     for put in schema.inputs:
         kinds = [kind for kind in put.io_type.split(",") if kind in TYPES]
         value = inputs.get(put.id)
+        if schema.is_input_list and isinstance(value, list) and value:
+            value = value[0]  # each link hands on a list
         if not kinds or (put.optional and value is None):
             continue
         forms = [_expected_form(kind, value) for kind in kinds]  # one that it has is enough
