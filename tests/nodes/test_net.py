@@ -16,7 +16,7 @@ NODES = """EmptyJointLatent ImageToDepthLatent DepthToImageLatent MaskedJointLat
     DecodeJointLatent SplitJointLatent JoinJointLatent SaveJointLatent IntrinsicCoGeneration JoinIntrinsicLatent SplitIntrinsicLatent
     EncodeIntrinsics DecodeIntrinsics ViewFromImage ViewToMask ViewFromMoge ViewToMoge ViewFromDa3 ViewToDa3 PointCloud DepthMesh
     ViewCamera SaveDepth AlignDepth NormalsFromDepth StereoPair CompareViews PreviewDepth AskAboutViews VggtReconstruct
-    VggtGeometryTokens""".split()
+    VggtGeometryTokens ScaleViews FuseViews SaveColmap""".split()
 
 
 def test_the_sound_inputs_are_taken(net):
