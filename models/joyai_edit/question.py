@@ -56,7 +56,7 @@ def fit_size(height: int, width: int, most_tokens: int = MOST_TOKENS) -> tuple[i
     return rounded[0] * TOKEN_SIDE, rounded[1] * TOKEN_SIDE
 
 
-def count_tokens(height: int, width: int) -> int:
+def count_image_tokens(height: int, width: int) -> int:
     """Tokens of one image of a fitted size."""
     return (height // TOKEN_SIDE) * (width // TOKEN_SIDE)
 

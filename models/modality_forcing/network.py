@@ -112,8 +112,7 @@ class ModalityForcing(nn.Module):
             depth_x = block(depth_x, decoder_rows, depth_table, attend)
 
         velocity = tokens_to_latent(self.final_layer(img_x, img_vec), grid)
-        with torch.autocast(depth_x.device.type, enabled=False):
-            x0 = self.depth_final_layer(depth_x.float(), depth_vec.float(), grid)
+        x0 = self.depth_final_layer(depth_x.float(), depth_vec.float(), grid)
         return velocity, tokens_to_depth(x0, grid, self.config.depth_patch)
 
     def forward_image(

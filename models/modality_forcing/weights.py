@@ -101,7 +101,7 @@ def load_network(
     ), config
 
 
-def read_config(path: str | os.PathLike) -> ModalityForcingConfig:
+def read_network_config(path: str | os.PathLike) -> ModalityForcingConfig:
     """The configuration of a network file: the file's own, else read off the shapes."""
     header = read_header(path)
     return find_config(header, find_prefix(header, str(path)), str(path))

@@ -71,7 +71,7 @@ def patch_steps(depth: Tensor, mask: Tensor, patch: int) -> tuple[float, float]:
     Their quotient is the blockiness of a depth made patch by patch: 1 where borders do not show. Noise inside
     the patches lowers it, too, so read the two steps beside those of exact depth.
     """
-    _check(depth, depth, mask)
+    select_valid(depth, depth, mask, "measure")
     log = torch.where(mask, depth, 1.0).double().clamp(min=1e-6).log()
     border, inner = [], []
     for dim in (-1, -2):

@@ -22,7 +22,7 @@ from ....models.core.weights.header import read_header
 from ....models.joyai_edit.question import (
     IMAGE_PAD,
     check_question,
-    count_tokens,
+    count_image_tokens,
     fit_image,
     fit_size,
     write_chat,
@@ -42,7 +42,7 @@ def ask_about(
     encoder = find_encoder(clip)
     check_head(clip, encoder.transformer)
     tokens = tokenize_chat(clip, write_chat(question, len(views)), views)
-    prompt = len(tokens) - len(views) + sum(count_tokens(*view.shape[1:3]) for view in views)
+    prompt = len(tokens) - len(views) + sum(count_image_tokens(*view.shape[1:3]) for view in views)
     check_length(encoder.transformer, prompt, max_tokens, len(views))
     choice = {name: value for name, value in sampling.items() if name != "decoding"}
     options = GREEDY if not choice else {"do_sample": True, **choice}
@@ -65,7 +65,7 @@ def read_views(images: Mapping[str, Any], per_image: int) -> tuple[list[Tensor],
         if fitted[0] * fitted[1] < 0.9 * height * width:
             notes.append(
                 f"{socket}: {width} x {height} pixels were scaled down to {fitted[1]} x {fitted[0]} "
-                f"({count_tokens(*fitted)} tokens)."
+                f"({count_image_tokens(*fitted)} tokens)."
             )
         views += [fit_image(found.rgb[index : index + 1], per_image) for index in range(len(found.rgb))]
     if not views:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from spatialweave.models.joyai_edit.question import (
     check_question,
-    count_tokens,
+    count_image_tokens,
     fit_image,
     fit_size,
     write_chat,
@@ -23,7 +23,7 @@ def test_sizes_are_those_of_transformers(height, width, most):
 
     want = smart_resize(height, width, factor=32, min_pixels=64 * 1024, max_pixels=most * 1024)
     assert fit_size(height, width, most) == want
-    assert count_tokens(*want) == want[0] * want[1] // 1024
+    assert count_image_tokens(*want) == want[0] * want[1] // 1024
 
 
 def test_a_resized_image_is_that_of_the_image_processor():
