@@ -49,7 +49,7 @@ def _add_common(option, models: tuple[str, ...], unit: str) -> None:
 
 def _add_depth(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
-    _add_common(option, ("modality_forcing", "comfyui"), "images")
+    _add_common(option, ("modality_forcing", "vggt", "comfyui"), "images")
     layout = option("--layout", choices=["moge", "marigold", "dataset", "folder"])
     layout.help = "of the folder; by default found by its files"
     option("--list", type=path, help="marigold: the list of files, from its data_split")
@@ -65,7 +65,7 @@ def _add_depth(command: argparse.ArgumentParser) -> None:
 
 def _add_pose(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
-    _add_common(option, ("comfyui",), "scenes")
+    _add_common(option, ("vggt", "comfyui"), "scenes")
     option("--frames", type=whole(2, 200), default=10, help="frames of each scene, at random")
     command.set_defaults(run=_run_pose)
 
@@ -107,20 +107,29 @@ def _depth_predictor(options: argparse.Namespace) -> Any:
         from ..benchmarks.comfyui_graph import GraphDepth
 
         return GraphDepth(*_graph(options), **_graph_options(options), ensemble=options.ensemble)
-    from ..benchmarks.predictors import ModalityForcingDepth
+    from ..benchmarks.predictors import ModalityForcingDepth, VggtDepth
 
     common = {"size": options.size, "device": check_device(options.device)}
-    sampling = {"steps": options.steps, "seed": options.seed, "ensemble": options.ensemble}
-    predictor = ModalityForcingDepth("tiny", options.weights, **common, **sampling)
+    if options.model == "vggt":
+        predictor = VggtDepth(options.weights, **common)
+    else:
+        sampling = {"steps": options.steps, "seed": options.seed, "ensemble": options.ensemble}
+        predictor = ModalityForcingDepth("tiny", options.weights, **common, **sampling)
     predictor.name = options.name or predictor.name
     return predictor
 
 
 def _pose_predictor(options: argparse.Namespace) -> Any:
     _check_options(options)
-    from ..benchmarks.comfyui_graph import GraphPoses
+    if options.model == "comfyui":
+        from ..benchmarks.comfyui_graph import GraphPoses
 
-    return GraphPoses(*_graph(options), **_graph_options(options))
+        return GraphPoses(*_graph(options), **_graph_options(options))
+    from ..benchmarks.predictors import VggtPoses
+
+    predictor = VggtPoses(options.weights, size=options.size, device=check_device(options.device))
+    predictor.name = options.name or predictor.name
+    return predictor
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -130,6 +139,9 @@ def _check_options(options: argparse.Namespace) -> None:
     idle = {"--weights": options.weights, "--size": options.size, "--steps": getattr(options, "steps", 0)}
     if options.model != "comfyui":
         idle = {"--graph": options.graph, "--set": options.set, "--image-node": options.image_node}
+        if options.model == "vggt":
+            ensemble = getattr(options, "ensemble", 1)
+            idle |= {"--steps": getattr(options, "steps", 0), "--ensemble": ensemble if ensemble > 1 else 0}
     for option, value in idle.items():
         if value:
             raise ValueError(f"Expected no {option} for --model {options.model}, got one. Leave it out.")

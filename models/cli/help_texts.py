@@ -37,7 +37,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave benchmark depth data/NYUv2 --model modality_forcing --n 64",
         "spatialweave benchmark depth data/NYUv2 --model comfyui --graph workflows/api/image_to_depth.json "
         "--set 1.model_name=flux_rgbd_9b_v2.safetensors --set 3.largest_size=512 --ensemble 10",
-        "spatialweave benchmark pose data/CO3Dv2 --model comfyui --graph graph.json",
+        "spatialweave benchmark pose data/CO3Dv2 --model vggt --weights vggt_1b.safetensors",
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (

@@ -233,3 +233,35 @@ def test_what_is_no_pose_benchmark_is_refused_in_words(scenes, tmp_path):
     for words, call in cases.items():
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.fixture(scope="module")
+def small_vggt(tmp_path_factory):
+    """A file of a small VGGT with random weights."""
+    from spatialweave.models.vggt.config import VggtConfig
+    from spatialweave.models.vggt.network import Vggt
+    from spatialweave.models.vggt.training import init_weights
+    from spatialweave.models.vggt.weights import save_network
+
+    sizes = {"img_size": 28, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1, "backbone_num_heads": 2, "dpt_features": 8}
+    more = {"dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 1, 2, 3), "camera_trunk_depth": 1, "camera_num_heads": 2}
+    config = VggtConfig(**sizes, **more)
+    network = Vggt(config)
+    init_weights(network, torch.Generator().manual_seed(0))
+    return save_network(tmp_path_factory.mktemp("vggt") / "small.safetensors", network, config)
+
+
+def test_vggt_from_the_command_line(world, scenes, small_vggt, tmp_path, capsys):
+    model = ["--model", "vggt", "--weights", str(small_vggt), "--n", "2"]
+    depth = ["benchmark", "depth", str(world), *model, "--alignment", "scale-shift", "--work", str(tmp_path / "d.jsonl")]
+    assert main([*depth, "--json", str(tmp_path / "d.json")]) == 0
+    pose = ["benchmark", "pose", str(scenes[0]), *model, "--frames", "3", "--work", str(tmp_path / "p.jsonl")]
+    assert main([*pose, "--json", str(tmp_path / "p.json"), "--name", "Ours"]) == 0
+    shown = capsys.readouterr().out
+    assert "| VGGT (small.safetensors) |" in shown and "| Ours |" in shown and "| VGGT | - | - | 88.2 |" in shown
+    depth, pose = (json.loads((tmp_path / name).read_text()) for name in ("d.json", "p.json"))
+    assert 0 < depth["figures"]["scale-shift"]["absrel"] < 1 and depth["settings"] == {"size": 0}
+    assert pose["pairs"] == 6 and 0 <= pose["figures"]["auc5"] <= pose["figures"]["auc30"] <= 100
+    assert main(["benchmark", "pose", str(scenes[0]), *model, "--set", "1.x=2"]) == 1
+    assert main(["benchmark", "depth", str(world), *model, "--ensemble", "3"]) == 1
+    assert "Expected no --ensemble for --model vggt" in capsys.readouterr().err
