@@ -89,7 +89,9 @@ def open_depth_folder(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"Expected a dataset folder at {show_path(folder)}, got none. Check the path.")
+        raise ValueError(
+            f"Expected a dataset folder at {show_path(folder)}, got none. Check the path, and unpack archives."
+        )
     if layout is not None and layout not in get_args(BenchmarkLayout):
         raise ValueError(f"Expected a layout of {get_args(BenchmarkLayout)}, got {layout!r}. Choose one.")
     layout = layout or _find_layout(folder, file_list)
