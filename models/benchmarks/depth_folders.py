@@ -40,6 +40,7 @@ MOGE_SIZES = {
     "iBims-1": (640, 480),
     "DDAD": (1400, 700),
 }
+_KNOWN = {name.lower(): name for name in (*DATASETS, *MOGE_SIZES)} | {"nyu": "NYUv2"}
 _MOGE_FARTHEST = 1000.0  # times the depth's 1 % quantile
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _KITTI_CROP = (352, 1216)  # height, width: the benchmark's
@@ -90,12 +91,13 @@ def open_depth_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"Expected a dataset folder at {show_path(folder)}, got none. Check the path, and unpack archives."
+            f"Expected a dataset folder at {show_path(folder)}, got none. Check the path, and unpack "
+            "archives."
         )
     if layout is not None and layout not in get_args(BenchmarkLayout):
         raise ValueError(f"Expected a layout of {get_args(BenchmarkLayout)}, got {layout!r}. Choose one.")
     layout = layout or _find_layout(folder, file_list)
-    dataset = dataset or _find_dataset(folder, layout)
+    dataset = _KNOWN.get(dataset.lower(), dataset) if dataset else _find_dataset(folder, layout)
     if layout == "moge":
         names = _lines(folder / INDEX)
         return DepthFolder(names, layout, dataset, lambda name: _read_moge(folder, name, dataset))
@@ -123,8 +125,7 @@ def _find_layout(folder: Path, file_list: str | Path | None) -> BenchmarkLayout:
 
 
 def _find_dataset(folder: Path, layout: BenchmarkLayout) -> str:
-    known = {name.lower(): name for name in (*DATASETS, *MOGE_SIZES)}
-    name = known.get(folder.resolve().name.lower())
+    name = _KNOWN.get(folder.resolve().name.lower())
     if name is None and layout == "marigold":
         raise ValueError(
             f"Expected the name of a dataset ({', '.join(MARIGOLD)}), got the folder {folder.name}. State "

@@ -1,5 +1,6 @@
 """Whole benchmark runs on the world's scenes: exact predictors score perfectly, stopped runs go on, tables name their sources."""
 
+import gzip
 import json
 
 import imageio.v3 as imageio
@@ -157,6 +158,29 @@ def scenes(tmp_path_factory):
         lines.append("6000 " + " ".join(["0"] * 18))  # a frame without an image
         (folder / f"{kind}.txt").write_text("\n".join(lines) + "\n")
     return folder, true
+
+
+def test_co3ds_annotations_give_the_true_poses(tmp_path):
+    """Written from the convention's definition: row vectors, x to the left, y up."""
+    (item,) = sample_views(3, 1, 3, (24, 24), split="test", samples=1)
+    frames = []
+    for i in range(3):
+        name = f"apple/seq_1/images/frame{i:06}.jpg"
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        imageio.imwrite(tmp_path / name, (item.image[i].numpy() * 255).astype(np.uint8))
+        pose = item.world_to_cam[i].double().numpy()
+        axes = np.diag([-1.0, -1.0, 1.0]) @ pose  # the same camera with x left and y up
+        viewpoint = {"R": axes[:, :3].T.tolist(), "T": axes[:, 3].tolist()}
+        frames.append({"sequence_name": "seq_1", "image": {"path": name}, "viewpoint": viewpoint})
+    frames.append({"sequence_name": "seq_2", "image": {"path": "apple/no.jpg"}, "viewpoint": viewpoint})
+    (tmp_path / "apple" / "frame_annotations.jgz").write_bytes(gzip.compress(json.dumps(frames).encode()))
+    folder = open_pose_folder(tmp_path, frames=10, dataset="CO3Dv2")
+    assert folder.names == ("apple/seq_1",)
+    scene = folder.read("apple/seq_1")
+    torch.testing.assert_close(scene.world_to_cam[:, :3], item.world_to_cam.double(), atol=1e-6, rtol=0)
+    (tmp_path / "apple" / "frame_annotations.jgz").write_bytes(b"not gzip")
+    with pytest.raises(ValueError, match="Expected frames with image and viewpoint"):
+        open_pose_folder(tmp_path, frames=10)
 
 
 class Poses:
