@@ -106,7 +106,7 @@ def test_installing_changes_no_environment(pack, request):
     """Bare names only, and each is something that ComfyUI's own requirements bring."""
     names = tomllib.loads(pack.text("pyproject.toml"))["project"]["dependencies"]
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names)
-    assert set(names) <= {"torch", "numpy", "scipy", "einops", "safetensors", "Pillow", "tqdm"}
+    assert set(names) <= {"torch", "numpy", "scipy", "einops", "safetensors", "Pillow", "kornia", "tqdm"}
     assert not {"install.py", "prestartup_script.py", "requirements.txt"} & set(pack.files)
 
 

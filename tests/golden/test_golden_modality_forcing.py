@@ -347,7 +347,7 @@ def test_golden_point_cloud(path, description, case):
     to_gltf = torch.tensor([1.0, -1.0, -1.0])
     assert len(cloud.points) == case["points"]
     assert_within(cloud.points * to_gltf, group["points"], tolerance, what="points")
-    assert_within(cloud.centred().points * to_gltf, group["points_centred"], tolerance, what="centred")
+    assert_within(cloud.centered().points * to_gltf, group["points_centred"], tolerance, what="centred")
     assert torch.equal((cloud.colors * 255).round().long(), group["colors"])
     if "kept_rc" in group:
         assert torch.equal(cloud.pixels, group["kept_rc"])

@@ -125,7 +125,7 @@ def test_flex_attention_and_what_a_graph_replays_are_right(monkeypatch, weight):
     place = torch.device("cpu")
     table = torch.zeros(torch.tensor(log_weight).shape)
     calls = bench.rivals(segments, log_weight, place, "graph") | {"flex": rivals.flex(segments, table)}
-    wanted = bench.few_wanted((q, k, v), segments, log_weight)
+    wanted = bench.expected_outputs((q, k, v), segments, log_weight)
     assert "flex" not in bench.right_ones(calls, (q, k, v), wanted)[0], "its weights are not yet in the table"
     table.copy_(torch.tensor(log_weight))
     found, wrong = bench.right_ones(calls, (q, k, v), wanted)
@@ -167,7 +167,7 @@ def test_a_profiler_that_fails_costs_no_times(monkeypatch):
 
 def test_a_shape_on_which_ours_fails_costs_the_others_nothing(small, monkeypatch):
     """Every weight's times are handed out as soon as they are there."""
-    real, seen = bench.few_wanted, []
+    real, seen = bench.expected_outputs, []
 
     def broken_at_width_72(given, *more):
         if given[0].shape[3] == 72:
@@ -177,7 +177,7 @@ def test_a_shape_on_which_ours_fails_costs_the_others_nothing(small, monkeypatch
     def after(run):
         seen.append((len(run.times), list(run.absent)))
 
-    monkeypatch.setattr(bench, "few_wanted", broken_at_width_72)
+    monkeypatch.setattr(bench, "expected_outputs", broken_at_width_72)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         bench.bench("cpu", rounds=1, shapes=("PixArt 1024", "SDXL 1024 L2"), weights=("mixed", "zero"), after=after)
     assert seen == [(at, ["PixArt 1024 ended early: OutOfMemoryError: CUDA out of memory"]) for at in (0, 4, 8)]
@@ -192,9 +192,9 @@ def test_bench_on_a_gpu_has_both_modes():
 
 
 @pytest.mark.parametrize("given, sentence", [
-    ({"weights": ("much",)}, "There is no weight 'much'; choose from zero, mixed, one, half zero"),
-    ({"flex": "yes"}, "There is no way to compile FlexAttention 'yes'; choose from no, default, max-autotune"),
-    ({"seconds": 0.0}, "got 12 rounds and 0.0 seconds; run at least 1, in more than 0"),
+    ({"weights": ("much",)}, "Expected a weight from zero, mixed, one, half zero, got 'much'"),
+    ({"flex": "yes"}, "Expected a way to compile FlexAttention from no, default, max-autotune, got 'yes'"),
+    ({"seconds": 0.0}, "Expected at least 1 round in more than 0 seconds, got 12 rounds and 0.0 seconds"),
 ])  # fmt: skip
 def test_bench_refuses_what_it_cannot_time(given, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -202,8 +202,8 @@ def test_bench_refuses_what_it_cannot_time(given, sentence):
 
 
 def test_bench_refuses(capsys):
-    refused = {"no shape 'huge'; choose from SD1.5 512": ["--shape", "huge"]}
-    for sentence, given in (refused | {"got the device meta; it times on cuda or cpu": ["--device", "meta"]}).items():
+    refused = {"Expected a shape from SD1.5 512": ["--shape", "huge"]}
+    for sentence, given in (refused | {"Expected the device cuda or cpu for the benchmark, got meta": ["--device", "meta"]}).items():
         assert cli.main(["bench", "kernels", *given]) == 1
         assert sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -81,7 +81,7 @@ def guidance_per_stream():
         "equal strengths are one cfg": close(run(equal, cfg=3.0), run(cfg=3.0)),
         "the last node wins": close(run(twice, cfg=3.0), run(cfg=3.0)),
         "serves CFG++ samplers": finite(run(equal, cfg=1.5, sampler="euler_cfg_pp")),
-        "without a negative prompt it is refused": "needs a negative prompt" in sentence and "CFGGuider" in sentence,
+        "without a negative prompt it is refused": "Expected a negative prompt" in sentence and "CFGGuider" in sentence,
         "the model before it is as before": close(run(steps=1), plain, 1e-12),
     }
 

@@ -21,23 +21,23 @@ WORKS = {
     "latent nodes": "plain_latent_nodes",
 }
 REFUSED = {
-    "ControlNet": ["A ControlNet arrived", "Depth to Image Latent"],
-    "reference images": ["Reference images arrived", "take them off"],
-    "areas": ["An area arrived", "whole picture"],
-    "masked prompts": ["A mask arrived", "whole picture"],
-    "inpainting conditioning": ["inpainting model arrived", "Masked Joint Latent"],
-    "IP-Adapter": ["patches 'input 4'", "take that node out"],
-    "FreeU": ["patches 'output_block_patch'", "take that node out"],
-    "PAG": ["patches 'middle 0'", "take that node out"],
-    "NAG": ["patches 'attn1_output_patch'", "take that node out"],
-    "skipped layers": ["patches 'double_block 0'", "take that node out"],
-    "FreSca": ["FreSca works on the rows and columns", "take that node out"],
-    "latent operations": ["LatentApplyOperationCFG works on the rows and columns", "take that node out"],
-    "guidance of videos": ["VideoLinearCFGGuidance counts the frames", "take that node out"],
-    "context windows": ["Context Windows cuts a video", "take that node out"],
-    "EasyCache on a given image": ["EasyCache measures how much the image changes", "use LazyCache"],
-    "guidance value": ["A guidance value arrived", "use the cfg of the KSampler"],
-    "CLIP Vision": ["CLIP Vision saw", "take that node out"],
+    "ControlNet": ["without a ControlNet", "Depth to Image Latent"],
+    "reference images": ["without reference images", "Disconnect them"],
+    "areas": ["without an area", "whole image"],
+    "masked prompts": ["without a mask", "whole image"],
+    "inpainting conditioning": ["conditioning of an inpainting model", "Masked Joint Latent"],
+    "IP-Adapter": ["patches at 'input 4'", "Remove that node"],
+    "FreeU": ["patches at 'output_block_patch'", "Remove that node"],
+    "PAG": ["patches at 'middle 0'", "Remove that node"],
+    "NAG": ["patches at 'attn1_output_patch'", "Remove that node"],
+    "skipped layers": ["patches at 'double_block 0'", "Remove that node"],
+    "FreSca": ["without FreSca, got one with it: it works on the rows and columns", "Remove that node"],
+    "latent operations": ["without LatentApplyOperationCFG, got one with it: it works on the rows and columns", "Remove that node"],
+    "guidance of videos": ["without VideoLinearCFGGuidance, got one with it: it counts the frames", "Remove that node"],
+    "context windows": ["Context Windows, which cuts a video", "Remove that node"],
+    "EasyCache on a given image": ["EasyCache, which measures how much the image changes", "Use LazyCache"],
+    "guidance value": ["without a guidance value", "use the cfg of the KSampler"],
+    "CLIP Vision": ["without CLIP Vision embeddings", "Remove that node"],
 }
 
 
@@ -59,7 +59,7 @@ def test_works(compose, case, tmp_path):
 @pytest.mark.parametrize("case", REFUSED)
 def test_is_refused(compose, case):
     sentence = compose("refused", case=case)
-    assert sentence and sentence.count(". ") == 0
+    assert sentence.startswith("Expected ") and sentence.count(". ") == 1
     assert not [part for part in REFUSED[case] if part not in sentence], sentence
 
 

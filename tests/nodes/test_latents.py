@@ -65,13 +65,13 @@ def test_any_size_can_be_asked_for_in_the_browser(latents):
 
 
 REFUSALS = {
-    "plain latent split": ["plain latent (1, 32, 4, 3)", "no depth in it"],
+    "plain latent split": ["plain latent (1, 32, 4, 3)", "without a depth"],
     "joint latent joined": ["at image_latent", "Split Joint Latent"],
     "sizes that do not fit": ["does not cover the same image"],
     "batches that do not fit": ["2 images and 3 depth maps", "equally many"],
-    "plain latent saved": ["plain latent", "no depth in it"],
-    "another file": ["holds a LoRA", "Save Joint Latent"],
-    "a file that is gone": ["gone.joint.safetensors does not exist"],
+    "plain latent saved": ["plain latent", "without a depth"],
+    "another file": ["got a LoRA", "Save Joint Latent"],
+    "a file that is gone": ["gone.joint.safetensors, got no file of this name"],
 }
 
 

@@ -61,15 +61,15 @@ def test_one_of_a_batch_serves_all(modes):
 
 REFUSALS = {
     "another model": ["got a SDXL model", "Load Modality Forcing"],
-    "no valid depth": ["no valid pixel"],
+    "no valid depth": ["Expected a valid pixel"],
     "nothing given": ["Expected an image or a view, got neither", "Empty Joint Latent"],
-    "all given": ["both given whole", "mask a part"],
+    "all given": ["got an image and a depth without masks", "Mask a region"],
     "image without VAE": ["Expected a VAE to encode the image", "flux2-vae"],
     "mask without image": ["Expected the image that image_mask masks"],
     "mask without view": ["Expected the view that depth_mask masks"],
     "two sizes": ["an image of 80 x 48 and a view of 64 x 48", "Scale the image"],
     "two batches": ["2 (images) and 3 (depth maps)", "one for all"],
-    "another VAE": ["VAE with 4 channels at 1/8", "flux2-vae"],
+    "another VAE": ["got one with 4 at 1/8", "flux2-vae"],
 }
 
 

@@ -148,11 +148,11 @@ REFUSALS = {
     "three streams": ["got 3 streams", "Empty Joint Latent"],
     "wrong channels": ["image latent (1, 16, 4, 4)", "32 channels", "Empty Joint Latent"],
     "wrong depth size": ["depth (1, 1, 64, 48)", "Expected a depth (1, 1, 64, 64)", "Empty Joint Latent"],
-    "plain latent into decode": ["plain latent (1, 4, 8, 8)", "no depth in it", "Empty Joint Latent"],
+    "plain latent into decode": ["plain latent (1, 4, 8, 8)", "without a depth", "Empty Joint Latent"],
     "foreign nested into decode": ["(1, 8, 16)", "Expected an image", "Empty Joint Latent"],
     "batches of different size": ["4 images and 3 depth maps", "equally many"],
     "depth of another picture": ["(1, 1, 64, 48)", "does not cover the same image"],
-    "wrong VAE": ["VAE with 32 channels at 1/16", "has 128 at 1/16", "flux2-vae"],
+    "wrong VAE": ["VAE with 128 channels at 1/16", "got one with 32 at 1/16", "flux2-vae"],
     "prompt of another model": ["got a prompt of width 768", "Expected a prompt of width 128", "Load Modality Forcing"],
     "order of another model": ["got a SDXL model", "Load Modality Forcing"],
     "empty latent of another model": ["got a SDXL model", "Load Modality Forcing"],
@@ -173,7 +173,7 @@ def test_a_wrong_file_is_called_by_its_name(nodes, tmp_path):
 
     save_file({"double_stream_modulation_img.lin.weight": torch.zeros(2, 2)}, tmp_path / "given.safetensors")
     sentence = nodes("refused_file", path=str(tmp_path))
-    assert "FLUX.2 text-to-image network" in sentence and "Modality Forcing network is wanted" in sentence
+    assert "FLUX.2 text-to-image network" in sentence and "Expected a Modality Forcing network" in sentence
 
 
 def test_a_damaged_file_is_called_damaged(nodes, tmp_path):

@@ -63,20 +63,20 @@ def test_scenario_01_rgba_and_one_channel_are_accepted_as_given_picture(hour):
     assert result["as core's mask"] < 1 / 255 and result["masks"] == [[1, 64, 48], False, True]
     notes = result["notes"]
     assert notes["rgb"] == notes["grey as rgb"] == "Taken as it came."
-    alpha = "The picture has an alpha channel: its colors were used as they are, and the alpha is handed on as a mask."
+    alpha = "The image has an alpha channel: its colors were used as they are, and the alpha is output as a mask."
     assert notes["rgba"] == notes["masked rgba"] == alpha
-    assert notes["grey"] == "The picture is grey: its one channel was used for red, green and blue."
+    assert notes["grey"] == "The image is gray: its one channel was used for red, green and blue."
 
 
 def test_scenarios_01_02_04_each_notice_is_given_once_in_the_log_and_as_text(hour):
     result = hour("notes")
     pad = (
-        "37 x 103 (height x width) is not a multiple of 16: it was sampled at 48 x 112, given edges repeated, and the result cropped back."
+        "37 x 103 (height x width) is not a multiple of 16: it was sampled at 48 x 112, with the edges of the inputs replicated, and the result cropped back."
     )
     colours = [
-        "1 picture values are NaN or infinite and were set to 0.",
-        "2 picture values lie outside [0, 1] and were clamped.",
-        "The picture has an alpha channel: its colors were used as they are, and the alpha is handed on as a mask.",
+        "1 image values are NaN or infinite and were set to 0.",
+        "2 image values are outside [0, 1] and were clamped.",
+        "The image has an alpha channel: its colors were used as they are, and the alpha is output as a mask.",
     ]
     holes = "70 of 3811 depth pixels (1.8%) are invalid and left out."
     stretched = "The image_mask of 20 x 30 was stretched to 37 x 103 (height x width)."
@@ -87,7 +87,7 @@ def test_scenarios_01_02_04_each_notice_is_given_once_in_the_log_and_as_text(hou
 
 def test_scenario_01_intrinsic_maps_take_rgba_and_one_channel(maps):
     """Encode Intrinsics' pictures and the one beside Decode Intrinsics. One channel is no normal map, which a sentence says."""
-    result, alpha = maps("channels"), "the picture has an alpha channel: its colors were used as they are, and the alpha is handed on"
+    result, alpha = maps("channels"), "the image has an alpha channel: its colors were used as they are, and the alpha is output"
     assert result["latents"] < 1e-5 and result["alphas"] < 1e-6
     assert [len(result["notes"].get(name, ())) for name in ("rgba normals", "rgba both", "rgb", "mask", "one channel")] == [1, 2, 0, 0, 0]
     assert all(alpha in note for notes in result["notes"].values() for note in notes)
@@ -148,14 +148,14 @@ def test_scenario_03_a_wrong_checkpoint_is_called_by_name_and_never_run(loaded, 
     name = f"{tmp_path.name}.safetensors"  # a name of its own: ComfyUI opens the first it finds
     save_file({key: torch.zeros(2, 2) for key in keys.split(", ")}, tmp_path / name)
     said = loaded("inside_nodes.py", "refused_file", path=str(tmp_path), name=name)
-    assert said and name in said and WRONG_FILES[keys] in said and "Modality Forcing network is wanted" in said, said
+    assert said and name in said and WRONG_FILES[keys] in said and "Expected a Modality Forcing network" in said, said
     assert "https://" in said, "it says where to get the right one"
 
 
 def test_scenario_03_a_network_of_another_kind_is_called_what_comfyui_calls_it(loaded, hour, tmp_path):
     hour("small_wan", path=str(tmp_path / "wan.safetensors"))
     said = loaded("inside_nodes.py", "refused_file", path=str(tmp_path), name="wan.safetensors")
-    assert "wan.safetensors is a network that ComfyUI knows as WAN21_T2V; a Modality Forcing network is wanted here" in said, said
+    assert "wan.safetensors, which is a network that ComfyUI knows as WAN21_T2V. Load" in said, said
 
 
 def test_scenario_03_the_networks_of_today_are_known(hour):
@@ -171,8 +171,8 @@ def test_scenario_03_a_lora_of_another_width_is_refused_by_name(hour, tmp_path, 
     result = hour("lora_of_another_width", naming=naming, folder=str(tmp_path))
     half, whole = result["widths"]
     said = result["said"]
-    assert said and f"A LoRA for a network of width {half} arrived, but this one has the width {whole}" in said, said
-    assert "take that LoRA out" in said and "\n" not in said and result["same"]
+    assert said and f"Expected a LoRA for a network of width {whole}, got one for a network of width {half}" in said, said
+    assert "Remove that LoRA" in said and "\n" not in said and result["same"]
 
 
 @pytest.mark.parametrize("case", ["wrong VAE", "prompt of another model", "order of another model", "plain latent into the model"])
@@ -201,13 +201,13 @@ def test_scenario_03_a_wrong_base_lora_or_vae_of_maps_is_called_by_name(maps_hou
 
 
 def test_scenario_04_bad_depth_is_masked_counted_and_refused_only_when_nothing_is_left(geometry):
-    assert "no valid pixel" in geometry("bad_depth", kind="all zero")["refusal"]
+    assert "Expected a valid pixel" in geometry("bad_depth", kind="all zero")["refusal"]
     assert "1 NaN, 1 infinite, 1 zero or negative" in geometry("bad_depth", kind="holes")["text"]
     assert "1 to 1 relative units" in geometry("bad_depth", kind="constant")["text"]
 
 
 def test_scenario_04_bad_depth_given_to_a_model_is_masked_and_refused_only_when_nothing_is_left(hour):
-    assert "no valid pixel" in hour("bad_depth_given", kind="all zero")["refusal"]
+    assert "Expected a valid pixel" in hour("bad_depth_given", kind="all zero")["refusal"]
     holes = hour("bad_depth_given", kind="holes")
     assert holes["finite"] and holes["invalid"] == 2 + 7 * 48 and holes["spread"] > 0
     constant = hour("bad_depth_given", kind="constant")
@@ -216,7 +216,7 @@ def test_scenario_04_bad_depth_given_to_a_model_is_masked_and_refused_only_when_
 
 def test_scenario_04_bad_maps_are_masked_counted_and_refused_only_when_nothing_is_left(maps_hour, maps):
     """Every map, not depth alone: what is no number is missing, which the intrinsic VAE knows."""
-    assert "no valid pixel" in maps_hour("depth", kind="all zero")["refusal"]
+    assert "Expected a valid pixel" in maps_hour("depth", kind="all zero")["refusal"]
     assert "All 64 pixels of picture 1 of line are NaN or infinite" in maps("refused", case="line without a number")
     holes, constant = (maps_hour("depth", kind=kind) for kind in ("holes", "constant"))
     # a NaN and seven rows below 0; the infinite pixel is sky, which has a code
@@ -316,7 +316,7 @@ def test_scenario_10_a_full_memory_names_the_three_settings_to_change(hour, kind
     result = hour("full_memory", kind=kind)
     said = result["said"]
     assert "3 x 48 x 64 (batch x height x width)" in said and "GB of weights" in said and "\n" not in said
-    assert all(part in said for part in ("make the picture smaller", "set the batch size to 1", "fp8 or nvfp4")), said
+    assert all(part in said for part in ("make the image smaller", "set the batch size to 1", "fp8 or nvfp4")), said
     assert result["known"] and result["same"]
 
 
@@ -326,7 +326,7 @@ def test_scenario_10_a_full_memory_names_the_three_settings_of_a_run_with_maps(m
     result = maps_hour("full_memory", fault=fault)
     said = result["said"]
     assert said and "3 x 64 x 64 (batch x height x width)" in said and "GB of weights" in said and "\n" not in said
-    assert all(part in said for part in ("make the picture smaller", "set the batch size to 1", "--lowvram")), said
+    assert all(part in said for part in ("make the image smaller", "set the batch size to 1", "--lowvram")), said
     assert result["known"] and result["same"]
 
 

@@ -207,7 +207,7 @@ LATENTS = {
     "a size beyond": ({}, {"spatialweave_size": "[17, 20]"}, ["within (16, 20)", "[17, 20]"]),
     "sky as text": ({}, {"spatialweave_infinite_sky": '"false"'}, ["true or false", "spatialweave_infinite_sky"]),
     "NaN in the image": ({"image": BAD}, {}, ["Expected finite numbers in image", "1 NaN of 320"]),
-    "depth of another picture": ({"depth": DEPTH[..., :19].contiguous()}, {}, ["holds no joint latent that can be used"]),
+    "depth of another picture": ({"depth": DEPTH[..., :19].contiguous()}, {}, ["Expected a usable joint latent"]),
     "integers": ({"image": IMAGE.to(torch.int8)}, {}, ["Expected floating-point numbers in image"]),
 }
 

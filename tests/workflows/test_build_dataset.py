@@ -87,8 +87,8 @@ def test_two_processes_with_a_server_each_build_a_folder_that_trains(server, sec
         done = subprocess.run(call, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr[:3000]
         assert sorted(re.findall(r"5 samples, (\d) of them written in this process, 2 processes at work", done.stdout)) == wanted
-        assert ("2b.png is left out: Expected a picture in " in done.stderr) == (wanted[0] != "0")
-        assert done.stdout.count("1 left out: 2b.png (Expected a picture in ") == 2, "said by both, the second time too"
+        assert ("2b.png is left out: Expected an image in " in done.stderr) == (wanted[0] != "0")
+        assert done.stdout.count("1 left out: 2b.png (Expected an image in ") == 2, "said by both, the second time too"
     asked = [len(set(one.get_json("/history")) - old) for one, old in zip((server[0], second[0]), before, strict=True)]
     assert sorted(asked) == [2, 3], "each process asks a server of its own, once for each picture that can be read"
     lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.pictures import open_grey, open_picture
+from ...core.pictures import open_gray, open_picture
 from ...core.training.data import SMOOTH, FolderDataset, fit_map
 from ...core.training.data_files import SKY, check_sample_sizes
 from ...core.training.settings import as_size
@@ -114,7 +114,7 @@ def read_normals(source: Any, *, name: Any = None) -> Tensor:
     return normals if found.alpha is None else normals * (found.alpha[0] > 0)[..., None]
 
 
-READERS = {"normals": read_normals, "line": open_grey}
+READERS = {"normals": read_normals, "line": open_gray}
 
 
 def encode_sample(raw: Mapping[str, Tensor], *, grid: int = GRID) -> tuple[Tensor, Tensor]:

@@ -24,11 +24,11 @@ from torch import Generator, Tensor, nn
 
 from ...core.losses import sum_terms
 from ...core.training.alignment import CODE
+from ...core.training.captions import put_empty
 from ...core.training.data import FolderDataset
 from ...core.training.loop import Batch, Task
 from ...core.training.recipe import Recipe
 from ...core.training.settings import check_settings, read_settings
-from ...core.training.words import put_empty
 from ...core.weights.files import read_tensors, write_tensors
 from ..attention import Coupling
 from ..backbones import load_backbone

@@ -1,8 +1,8 @@
-"""The last resort under every node: what nobody foresaw becomes a sentence with the inputs that had arrived.
+"""Turns unforeseen exceptions of a node into a message with the node's inputs.
 
-Below a node ComfyUI shows an exception's own words, and "'NoneType' object has no attribute 'shape'" tells a
-user nothing. A refusal of ours (ValueError, OSError) stays as it is; so do an interruption and a full memory,
-for which ComfyUI has words of its own.
+Below a node ComfyUI shows an exception's own text, and "'NoneType' object has no attribute 'shape'" does not
+help a user. A refusal of ours (ValueError, OSError) is raised unchanged; so are an interruption and an
+out-of-memory error, which ComfyUI reports itself.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ TYPES = {  # of what a socket carries
     "LATENT": dict, "SPATIALWEAVE_VIEW": View,
     "MOGE_GEOMETRY": Mapping, "DA3_GEOMETRY": Mapping, "MODEL": comfy.model_patcher.ModelPatcher,
 }  # fmt: skip
-LONGEST = 300  # characters of a foreign error's words
+LONGEST = 300  # characters of another library's error message
 
 
 def with_net(node: type) -> type:
-    """The same class, with the net below its `execute`; ComfyUI asks the class for it by name."""
+    """The same class, with a handler around its `execute`; ComfyUI looks the method up by name."""
     run = node.execute.__func__
 
     @functools.wraps(run)
@@ -57,7 +57,7 @@ def with_net(node: type) -> type:
 
 
 def is_memory_full(error: BaseException) -> bool:
-    """What ComfyUI answers by unloading models and a word on the memory."""
+    """An out-of-memory error, which ComfyUI answers by unloading models and a message."""
     return comfy.model_management.is_oom(error) or "can't allocate memory" in str(error)
 
 
@@ -69,18 +69,19 @@ def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseExcept
         value = inputs.get(put.id)
         if kinds and not isinstance(value, tuple(kinds)) and not (put.optional and value is None):
             got = describe(value)
-            return f"{title}: Expected {put.io_type} at {put.id}, got {got}. Wire a node that gives one."
-    words = " ".join(str(error).split())
-    words = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
+            return f"{title}: Expected {put.io_type} at {put.id}, got {got}. Connect a node that outputs one."
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     got = "; ".join(f"{name}: {describe(value)}" for name, value in inputs.items())
     return (
-        f"{title} cannot work with what arrived, for a reason that was not foreseen ({type(error).__name__}: "
-        f"{words or 'no words'}). Got {got}. Check what is wired to it; the console shows the trace."
+        f"{title} failed for a reason that was not foreseen ({type(error).__name__}: "
+        f"{text or 'no message'}). Got {got}. Check what is connected to it; the console shows the "
+        "traceback."
     )
 
 
 def describe(value: Any) -> str:
-    """A value of a socket or widget in a few words."""
+    """A value of a socket or widget in a few text."""
     if value is None:
         return "nothing"
     if isinstance(value, torch.Tensor):

@@ -150,7 +150,7 @@ def test_wrong_shapes_are_shown_beside_the_right_ones(make_network, make_inputs)
         (img, depth, context[:1]),
         (img, depth, context[..., 1:]),
     ):
-        with pytest.raises(ValueError, match=r"but this network needs \(\(2, 12, 2, 3\), \(2, 1, 8, 12\), \(2, 5, 10\)\)"):
+        with pytest.raises(ValueError, match=r"Expected image latent, depth and context of shapes \(\(2, 12, 2, 3\), \(2, 1, 8, 12\), \(2, 5, 10\)\), got"):
             make_network()(*inputs, *times)
 
 

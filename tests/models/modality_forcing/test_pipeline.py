@@ -228,7 +228,7 @@ def test_a_size_asked_for_resizes_what_is_given(pipeline):
 
 @pytest.mark.parametrize(("height", "width"), [(0, 8), (8, -1), (8.5, 8)])
 def test_impossible_sizes_are_refused(pipeline, height, width):
-    with pytest.raises(ValueError, match=f"A size of {height} x {width} was asked for; height and width must be whole numbers"):
+    with pytest.raises(ValueError, match=f"Expected a height and width of at least 1, in whole numbers, got {height} x {width}"):
         pipeline(height=height, width=width)
 
 
@@ -250,7 +250,7 @@ GREY = {"16 bit": np.full((8, 8), 32768, dtype=np.uint16), "float": torch.full((
 def test_grey_pictures_work(pipeline, image):
     result = pipeline(mode="image_to_depth", image=image)
     assert_close(result.image, torch.full((1, 8, 8, 3), 0.5), atol=0.003)
-    assert "grey" in result.notes[0]
+    assert "gray" in result.notes[0]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, 0.0, -1.0])
@@ -273,7 +273,7 @@ def test_one_valid_pixel_is_enough_and_none_is_refused(pipeline):
     depth[..., 3, 3] = 5.0
     assert pipeline(mode="depth_to_image", depth=depth).view.mask.sum() == 1
     for nothing in (torch.zeros(8, 8), torch.full((8, 8), NAN), np.full((8, 8), -2.0)):
-        with pytest.raises(ValueError, match="Depth map 0 of 1 has no valid pixel"):
+        with pytest.raises(ValueError, match=r"Expected a valid pixel \(finite and above 0\), got none among 64 in depth map 0 of 1"):
             pipeline(mode="depth_to_image", depth=nothing)
 
 
@@ -300,7 +300,7 @@ def test_depth_the_network_makes_too_far_or_behind_is_reported(make_oracle):
     assert result.view.depth[0, 0, :3].tolist() == pytest.approx([100.0] * 3, rel=1e-3)
     assert (~result.view.mask).sum() == 2 and not result.view.mask[0, 1, :2].any()
     assert result.notes[0] == "3 of 96 depth pixels lie beyond 100 times the mean and were set to that distance."
-    assert result.notes[1] == "Of the depth made, 2 of 96 depth pixels (2.1%) are invalid and left out: 2 zero or negative."
+    assert result.notes[1] == "In the sampled depth, 2 of 96 depth pixels (2.1%) are invalid and left out: 2 zero or negative."
 
 
 # --- batches -------------------------------------------------------------------------------------------------------------
@@ -321,11 +321,11 @@ def test_one_serves_all_and_each_keeps_its_place(make_oracle):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"prompt": ["a", "b"], "batch_size": 3}, r"does not match: 2 \(prompts\) and 3 \(batch_size\); give equally many, or one for all"),
+        ({"prompt": ["a", "b"], "batch_size": 3}, r"Expected equal batch sizes, or 1, got 2 \(prompts\) and 3 \(batch_size\)"),
         ({"prompt": ["a"] * 4, "mode": "depth_to_image", "depth": torch.ones(3, 8, 8)}, r"4 \(prompts\) and 3 \(depth maps\)"),
         ({"mode": "image_to_depth", "image": torch.zeros(4, 8, 8, 3), "batch_size": 2}, r"2 \(batch_size\) and 4 \(images\)"),
-        ({"batch_size": 0}, "each must be a whole number of at least 1"),
-        ({"prompt": []}, "each must be a whole number of at least 1"),
+        ({"batch_size": 0}, r"Expected whole numbers of at least 1, got \{'prompts': 1, 'batch_size': 0\}"),
+        ({"prompt": []}, r"Expected whole numbers of at least 1, got \{'prompts': 0, 'batch_size': 1\}"),
     ],
 )  # fmt: skip
 def test_batches_that_do_not_match_are_refused_with_both_counts(pipeline, arguments, said):
@@ -359,22 +359,22 @@ def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"mode": "depth"}, "There is no mode named 'depth'; known modes are joint, image_to_depth, depth_to_image"),
-        ({"mode": "image_to_depth"}, "Mode image_to_depth needs an image, and none was given"),
-        ({"mode": "depth_to_image"}, "Mode depth_to_image needs a depth, and none was given"),
-        ({"image": torch.zeros(8, 8, 3)}, "Mode joint makes the image, but one was given; use image_to_depth"),
-        ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "makes the depth, but one was given"),
-        ({"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "makes the image, but one was given"),
-        ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True}, "it does nothing in image_to_depth, so leave it off"),
+        ({"mode": "depth"}, "Expected one of the modes joint, image_to_depth, depth_to_image, got 'depth'"),
+        ({"mode": "image_to_depth"}, "Expected an image for mode image_to_depth, got none"),
+        ({"mode": "depth_to_image"}, "Expected a depth for mode depth_to_image, got none"),
+        ({"image": torch.zeros(8, 8, 3)}, "Expected no image for mode joint, which samples it, got one"),
+        ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "Expected no depth for mode image_to_depth, which samples it, got one"),
+        ({"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "Expected no image for mode depth_to_image, which samples it, got one"),
+        ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True}, "Expected mode joint for refine, which samples the depth again from the finished image, got image_to_depth"),
         ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"one value per pixel, got shape \(8, 8, 3\), a color image"),
         ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"in \[0, 1\], got floats from 255 to 255. Divide them by"),
-        ({"steps": 0}, "0 steps were asked for"),
-        ({"guidance": INF}, "Guidance is inf; it must be a finite number"),
-        ({"log2_alpha": 50.0}, "log2_alpha is 50.0; it must lie between -20 and 20"),
-        ({"seed": -1}, r"The seed is -1; it must be a whole number from 0 to 2\^64 - 1"),
-        ({"seed": 2**64}, "The seed is 18446744073709551616"),
-        ({"seed": 1.5}, "The seed is 1.5"),
-        ({"x0_t_min": 1.0}, "x0_t_min is 1.0; it must be from 0"),
+        ({"steps": 0}, "Expected a whole number of steps, at least 1, got 0"),
+        ({"guidance": INF}, "Expected a finite guidance, got inf"),
+        ({"log2_alpha": 50.0}, "Expected log2_alpha from -20 to 20, or None, got 50.0"),
+        ({"seed": -1}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got -1"),
+        ({"seed": 2**64}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got 18446744073709551616"),
+        ({"seed": 1.5}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got 1.5"),
+        ({"x0_t_min": 1.0}, r"Expected x0_t_min from 0 \(exact\) to below 1, got 1.0"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_refused_in_a_sentence(pipeline, arguments, said):
@@ -407,13 +407,13 @@ def test_a_bfloat16_network_samples_in_a_float32_state(config, make_network):
 @pytest.mark.parametrize("name", ["klein_9b", "klein_4b"])
 def test_presets_without_weights_say_what_to_do(name):
     with pytest.raises(
-        ValueError, match=f"The weights of {name} are not in this pack, only those of tiny are; load them with load_network"
+        ValueError, match=rf"Expected weights of {name}, which this pack does not include \(it includes those of tiny\), got none"
     ):
         ModalityForcingPipeline.from_preset(name)
 
 
 def test_unknown_preset_names_the_known_ones():
-    with pytest.raises(ValueError, match="There is no preset named 'huge'; known presets are klein_9b, klein_4b, tiny"):
+    with pytest.raises(ValueError, match="Expected one of the presets klein_9b, klein_4b, tiny, got 'huge'"):
         ModalityForcingPipeline.from_preset("huge")
 
 

@@ -47,11 +47,11 @@ def test_log2_alpha_orders_the_streams():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"mode": "depth", "steps": 4}, "no mode named 'depth'; known modes are joint"),
-        ({"mode": "joint", "steps": 0}, "0 steps were asked for"),
-        ({"mode": "joint", "steps": 2.5}, "2.5 steps were asked for; sampling needs a whole number"),
-        ({"mode": "joint", "steps": 4, "log2_alpha": 99.0}, "log2_alpha is 99.0; it must lie between -20 and 20"),
-        ({"mode": "joint", "steps": 4, "log2_alpha": float("nan")}, "log2_alpha is nan"),
+        ({"mode": "depth", "steps": 4}, "Expected one of the modes joint, image_to_depth, depth_to_image, got 'depth'"),
+        ({"mode": "joint", "steps": 0}, "Expected a whole number of steps, at least 1, got 0"),
+        ({"mode": "joint", "steps": 2.5}, "Expected a whole number of steps, at least 1, got 2.5"),
+        ({"mode": "joint", "steps": 4, "log2_alpha": 99.0}, "Expected log2_alpha from -20 to 20, or None, got 99.0"),
+        ({"mode": "joint", "steps": 4, "log2_alpha": float("nan")}, "Expected log2_alpha from -20 to 20, or None, got nan"),
     ],
 )
 def test_impossible_schedules_are_refused_in_a_sentence(arguments, said):
@@ -125,11 +125,11 @@ def test_guidance_up_to_1_calls_the_network_once_a_step(guidance):
 
 def test_bad_guidance_and_contexts_are_refused_in_a_sentence():
     schedule = make_schedule("joint", 1)
-    with pytest.raises(ValueError, match="Guidance 4 needs null_context, the encoding of the empty prompt"):
+    with pytest.raises(ValueError, match="Expected null_context, the encoding of the empty prompt, with guidance 4, got none"):
         sample(echo_context, RGB, DEPTH, schedule, context=CONTEXT, guidance=4.0)
-    with pytest.raises(ValueError, match="Guidance is nan"):
+    with pytest.raises(ValueError, match="Expected a finite guidance, got nan"):
         sample(echo_context, RGB, DEPTH, schedule, context=CONTEXT, guidance=float("nan"))
-    with pytest.raises(ValueError, match="The context has batch 3, but 2 pictures are sampled; it must be 1 or 2"):
+    with pytest.raises(ValueError, match="Expected a batch of 1 or 2 in context, got 3"):
         sample(echo_context, RGB, DEPTH, schedule, context=CONTEXT.expand(3, -1, -1))
 
 

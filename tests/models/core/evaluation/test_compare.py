@@ -72,7 +72,7 @@ def test_what_an_alignment_drives_out_of_range_is_held_and_told():
     depth, target = torch.tensor([[[1.0, 2, 3, 4]]]), torch.tensor([[[0.1, 3, 6, 12]]])
     views = [View.from_depth(values, units=units) for values, units in ((depth, "relative"), (target, "metric"))]
     found = compare_views(*views, alignment="scale and shift")
-    assert found.held == 1 and "1 aligned pixels fell out of range" in found.describe() and math.isfinite(found.scores["silog"])
+    assert found.clamped == 1 and "1 aligned pixels were out of range" in found.describe() and math.isfinite(found.scores["silog"])
 
 
 def test_what_is_refused():
@@ -81,8 +81,8 @@ def test_what_is_refused():
     left[..., 5:], right[..., :5] = 0, 0
     halves = [View.from_depth(half, units="metric") for half in (left, right)]
     for arguments, sentence in (
-        ((relative, truth()), r"Expected two depths of one unit, got relative and metric, which share no scale; choose an alignment\.$"),
-        (halves, r"Picture 0 of 1 has no pixel that is valid in both"),
+        ((relative, truth()), r"Expected two depths of one unit, got relative and metric, which share no scale. Choose an alignment\.$"),
+        (halves, r"Expected a pixel that is valid in both depths, got none in image 0 of 1"),
         ((truth(), View.from_depth(torch.ones(1, 5, 5), units="metric")), r"Expected a depth of the reference's 5 x 5 pixels, got 10 x 6"),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -63,13 +63,13 @@ def test_normal_angle_by_hand():
 def test_bad_input_is_worded():
     with pytest.raises(ValueError, match="Expected prediction, target and mask of one shape, got "):
         metrics.abs_rel(PRED, TARGET, YES[..., :2])
-    with pytest.raises(ValueError, match="Picture 0 of 1 has no valid pixel to score"):
+    with pytest.raises(ValueError, match="Expected a valid pixel to score, got none in image 0 of 1"):
         metrics.rmse(PRED, TARGET, ~YES)
-    with pytest.raises(ValueError, match="NaN or infinity inside its mask"):
+    with pytest.raises(ValueError, match="Expected finite numbers inside the mask, got NaN or infinity in image"):
         metrics.rmse(PRED * float("inf"), TARGET, YES)
-    with pytest.raises(ValueError, match="depths of 0 or below inside the mask"):
+    with pytest.raises(ValueError, match="Expected target depths above 0 inside the mask, got depths of 0 or below"):
         metrics.abs_rel(PRED, TARGET * 0, YES)
-    with pytest.raises(ValueError, match="4 predicted pixels are not above 0"):
+    with pytest.raises(ValueError, match="Expected predicted depths above 0, which have a logarithm, got 4 pixels"):
         metrics.si_log(-PRED, TARGET, YES)
 
 

@@ -65,7 +65,7 @@ def test_files_by_openexr_are_read(tmp_path, compression, dtype):
     path, values = tmp_path / "o.exr", (np.random.default_rng(0).uniform(1, 9, (35, 20))).astype(dtype)
     header = {"compression": getattr(OpenEXR, compression), "type": OpenEXR.scanlineimage}
     OpenEXR.File(header, {"Z": values, "other": np.zeros((35, 20), np.float16)}).write(str(path))
-    with pytest.raises(ValueError, match="does not say what its numbers are: pass units="):
+    with pytest.raises(ValueError, match=r"Expected units for .*o\.exr, which does not state them, got none"):
         read_exr(path)
     np.testing.assert_array_equal(read_exr(path, units="metric").depth[0].numpy(), values.astype(np.float32))
 
@@ -85,7 +85,7 @@ def test_unreadable_files_are_named(tmp_path):
     whole = (tmp_path / "d.exr").read_bytes()
     for cut in (3, 10, 60, 300, len(whole) - 1):
         (tmp_path / "cut.exr").write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match="cut.exr: This EXR is damaged or cut short"):
+        with pytest.raises(ValueError, match=r"Cannot read .*cut\.exr: Expected a whole EXR, got one that is damaged or cut short"):
             read_exr(tmp_path / "cut.exr")
     (tmp_path / "x.exr").write_bytes(b"not an exr file at all")
     with pytest.raises(ValueError, match="x.exr: Expected an OpenEXR file, got another kind"):
@@ -112,6 +112,6 @@ def test_bad_arguments_are_worded(tmp_path):
 
 
 def test_srgb_to_linear_at_known_points():
-    """18.4 % grey is sRGB 0.4663 (118.9 / 255); below the knee the curve is x / 12.92."""
-    found = srgb_to_linear(torch.tensor([0.0, 0.0323, 0.5, 1.0]))
+    """18.4 % gray is sRGB 0.4663 (118.9 / 255); below the knee the curve is x / 12.92."""
+    found = srgb_to_linear(torch.tensor([0.0, 0.0323, 0.5, 1.0])[None, :, None].expand(1, 4, 3))[0, :, 0]
     torch.testing.assert_close(found, torch.tensor([0.0, 0.0025, 0.21404114, 1.0]), atol=1e-6, rtol=0)

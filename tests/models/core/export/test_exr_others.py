@@ -59,7 +59,7 @@ def test_a_crop_lies_where_it_was_in_the_frame(tmp_path, caplog, compression):
     wanted[1:4, 2:6] = depth
     np.testing.assert_array_equal(view.depth[0].numpy(), wanted)
     np.testing.assert_array_equal(view.mask[0].numpy(), wanted > 0)
-    assert "the data window (2, 1) to (5, 3) was put into the display window (0, 0) to (7, 5)" in caplog.text
+    assert "the data window (2, 1) to (5, 3) lies inside the display window (0, 0) to (7, 5)" in caplog.text
 
 
 @pytest.mark.parametrize("order", ["INCREASING_Y", "DECREASING_Y"])
@@ -138,7 +138,7 @@ def test_the_depth_is_found_by_its_name(names, wanted):
 
 
 @pytest.mark.parametrize("names, about", [
-    (["X", "Y", "Z"], "; Z beside X is part of a vector, no depth. Name the one with the depth: exr_channel in Load Depth"),
+    (["X", "Y", "Z"], "; Z beside X is part of a vector, not a depth. Name the one with the depth: exr_channel in Load Depth"),
     (["N.X", "N.Y", "N.Z", "R", "G", "B"], "; N.Z beside X is part of a vector"),
     (["Vector.X", "Vector.Y", "Vector.Z", "Vector.W"], "; Vector.Z beside X"),
     (["left.Depth.Z", "right.Depth.Z"], r"\['left.Depth.Z', 'right.Depth.Z'\]\. Name"),
@@ -212,7 +212,7 @@ def test_a_table_of_zeros_is_made_again_from_the_blocks(tmp_path, method):
     path.write_bytes(whole)
     np.testing.assert_array_equal(read_exr(path, units="metric").depth[0].numpy(), ramp())
     path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=f"t.exr: This EXR is damaged or cut short .1 of {count} blocks of scanlines are missing"):
+    with pytest.raises(ValueError, match=f"t.exr: Expected a whole EXR, got one that is damaged or cut short .1 of {count} blocks of scanlines are missing"):
         read_exr(path, units="metric")
 
 
@@ -304,7 +304,7 @@ def test_a_block_that_unpacks_without_end_is_stopped(tmp_path):
     forged = zlib.compress(bytes(10**8), 9)[: 16 * 64 * 4 - 1]
     path = tmp_path / "b.exr"
     path.write_bytes(data[:start] + struct.pack("<2i", 0, len(forged)) + forged)
-    with pytest.raises(ValueError, match="b.exr: This EXR is damaged or cut short .a block holds 4097 bytes instead of 4096"):
+    with pytest.raises(ValueError, match="b.exr: Expected a whole EXR, got one that is damaged or cut short .a block holds 4097 bytes instead of 4096"):
         read_exr(path, units="metric")
 
 

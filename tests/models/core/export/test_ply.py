@@ -84,5 +84,5 @@ def test_a_cloud_is_moved_to_its_place_in_the_world(tmp_path):
 def test_an_empty_cloud_names_the_edge_threshold():
     view = View.from_depth(torch.zeros(1, 2, 2), units="metric")
     (cloud,) = view_to_point_cloud(view, fov_degrees=60.0)
-    with pytest.raises(ValueError, match=r"^No point is left.*raise the edge threshold, or set it to 0\.$"):
+    with pytest.raises(ValueError, match=r"^Expected at least one point, got none.*Raise the edge threshold, or set it to 0\.$"):
         encode_point_cloud(cloud, torch.eye(4))

@@ -88,15 +88,15 @@ def test_constant_prediction_gets_a_scale_alone():
 
 def test_bad_input_is_worded():
     pred, yes = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="Picture 1 of 2 has no valid pixel to align"):
+    with pytest.raises(ValueError, match="Expected a valid pixel to align by, got none in image 1 of 2"):
         align_scale(pred, pred, torch.tensor([[True], [False]]).expand(2, 3))
-    with pytest.raises(ValueError, match="holds NaN or infinity inside its mask"):
+    with pytest.raises(ValueError, match="Expected finite numbers inside the mask, got NaN or infinity"):
         align_scale(pred * float("nan"), pred, yes)
     with pytest.raises(ValueError, match="Expected prediction, target and mask of one shape, got "):
         align_scale_shift(pred, pred[:1], yes)
-    with pytest.raises(ValueError, match="picture 0 is zero in every valid pixel"):
+    with pytest.raises(ValueError, match="Expected a prediction that is not zero, got zero in every valid pixel of image 0, which no scale can fit"):
         align_scale(pred * 0, pred, yes)
-    with pytest.raises(ValueError, match="median is zero"):
+    with pytest.raises(ValueError, match="got a median of 0"):
         align_scale(torch.tensor([[0.0, 0, 1]]), pred[:1], yes[:1])
     with pytest.raises(ValueError, match="Expected a scale method of .*, got 'mean'"):
         align_scale(pred, pred, yes, method="mean")

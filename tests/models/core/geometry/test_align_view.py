@@ -43,7 +43,7 @@ def test_a_shift_is_found_from_few_pixels_and_drops_what_it_bends(fit):
     aligned, found = align_view(view, View.from_depth(sparse, units="metric"), fit)
     assert_close(aligned.depth, reference.depth, atol=1e-4)
     assert aligned.normals is None and aligned.world_to_cam is None and aligned.intrinsics is not None
-    assert found.describe().startswith("picture 0: scale 2, shift -0.5") and found.describe().count("\n") == 1
+    assert found.describe().startswith("image 0: scale 2, shift -0.5") and found.describe().count("\n") == 1
 
 
 def test_outliers_move_the_robust_fit_least():
@@ -70,7 +70,7 @@ def test_a_fit_that_makes_near_things_far_is_refused(fit, quantity):
     """As when disparity is taken for depth; a scale alone is positive, and goes through."""
     reference = truth()
     turned = View.from_depth(torch.stack([reference.depth[0], 1 / reference.depth[1]]), units="relative")
-    with pytest.raises(ValueError, match="The best fit of picture 1 has the scale -.*, which makes near things far, .*: check that"):
+    with pytest.raises(ValueError, match="Expected a fit with a scale above 0, got the scale -.* for image 1, which makes near things far, .*. Check that"):
         align_view(turned, reference, fit, quantity)
     assert bool(align_view(turned, reference, "scale", quantity)[1].scale.gt(0).all())
 

@@ -38,8 +38,8 @@ def test_impossible_fov_is_refused(fov):
         camera.intrinsics_from_fov(50, 0, 4)
 
 
-def test_pixel_centres_start_at_a_half():
-    centres = camera.pixel_centres(2, 3)
+def test_pixel_centers_start_at_a_half():
+    centres = camera.pixel_centers(2, 3)
     assert centres.shape == (2, 3, 2)
     assert centres[0, 0].tolist() == [0.5, 0.5]
     assert centres[1, 2].tolist() == [2.5, 1.5]
@@ -57,7 +57,7 @@ def test_unproject_inverts_project_in_batches():
     random = torch.Generator().manual_seed(0)
     depth = torch.rand(2, 5, 7, generator=random) * 9 + 1
     intrinsics = camera.intrinsics_from_fov(torch.tensor([40.0, 100.0]), 7, 5)
-    centres = camera.pixel_centres(5, 7).expand(2, 5, 7, 2)
+    centres = camera.pixel_centers(5, 7).expand(2, 5, 7, 2)
     points = camera.unproject(centres, depth, intrinsics)
     assert points.shape == (2, 5, 7, 3)
     pixels, again = camera.project(points, intrinsics)

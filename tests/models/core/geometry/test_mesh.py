@@ -82,7 +82,7 @@ def test_one_mesh_per_picture_without_stray_vertices():
     depth[1, 2] = 0
     whole, strip = view_to_mesh(make(depth), fov_degrees=60.0)
     assert len(whole.faces) == 8 and len(strip.faces) == 0 and len(strip.vertices) == 0
-    with pytest.raises(ValueError, match=r"^No triangle is left.*raise the edge threshold, or lower the stride\.$"):
+    with pytest.raises(ValueError, match="Expected at least one triangle, got none: every pixel is invalid or a depth edge"):
         strip.require_faces()
     assert whole.require_faces() is whole
 
@@ -94,7 +94,7 @@ def test_a_stride_of_nothing_is_refused():
 
 def test_the_world_of_a_view_without_pose_is_refused():
     for make_it in (lambda view: viewer_pose(view, "world"), lambda view: view_camera(view, fov_degrees=60.0, frame="world")):
-        with pytest.raises(ValueError, match=r"^The view has no pose.*choose the frame 'camera'\.$"):
+        with pytest.raises(ValueError, match="Expected a view with a pose for the frame 'world', got one without"):
             make_it(make(slope()))
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from spatialweave.models.core.geometry.camera import intrinsics_from_fov, pixel_centres
+from spatialweave.models.core.geometry.camera import intrinsics_from_fov, pixel_centers
 from spatialweave.models.core.geometry.normals import normals_from_depth, normals_to_image
 
 
 def rays(height, width, intrinsics):
-    pixels = pixel_centres(height, width)
+    pixels = pixel_centers(height, width)
     return torch.cat([(pixels - intrinsics[:2, 2]) / intrinsics.diagonal()[:2], torch.ones(height, width, 1)], dim=-1)
 
 

@@ -94,10 +94,10 @@ def test_each_picture_of_a_batch_has_its_own_scale():
 @pytest.mark.parametrize(
     ("view", "options", "sentence"),
     [
-        (View.from_depth(torch.ones(1, 2, 2), units="metric"), {}, "The view has no picture to show from two sides"),
+        (View.from_depth(torch.ones(1, 2, 2), units="metric"), {}, "Expected a view with an image to shift, got one without"),
         (make(torch.ones(4)), {"screen": 1.5}, r"Expected a screen from 0 \(infinity\) to 1 .*, got 1.5"),
         (make(torch.ones(4)), {"parallax": -1.0}, "Expected a parallax of at least 0 %, got -1"),
-        (make(torch.zeros(4)), {}, "no valid pixel"),
+        (make(torch.zeros(4)), {}, r"Expected a valid pixel \(finite and above 0\), got none among 12 in depth map 0 of 1"),
     ],
 )
 def test_what_is_refused(view, options, sentence):

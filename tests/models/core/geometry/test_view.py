@@ -99,7 +99,7 @@ def test_indexing_takes_one_picture_of_every_field():
     assert view[1].depth.shape == (1, 2, 3)
     assert view[0].units == "metric"
     assert [len(one) for one in view] == [1, 1]
-    with pytest.raises(IndexError, match="Picture 2 was asked of a batch of 2: choose an index below that"):
+    with pytest.raises(IndexError, match="Expected an index below 2, the batch size, counted from 0, got 2"):
         view[2]
 
 
@@ -111,7 +111,7 @@ def test_describe_states_unit_direction_range_and_holes():
 
 def test_require_valid_names_the_empty_picture():
     assert View.from_depth(raw_depth(), units="metric").require_valid().invalid_counts == (4, 1)
-    with pytest.raises(ValueError, match="Depth map 1 of 2 has no valid pixel"):
+    with pytest.raises(ValueError, match=r"Expected a valid pixel \(finite and above 0\), got none among 4 in depth map 1 of 2"):
         View.from_depth(torch.stack([torch.ones(2, 2), torch.zeros(2, 2)]), units="metric").require_valid()
 
 
@@ -136,22 +136,22 @@ def test_control_image_is_white_near_black_far():
     torch.testing.assert_close(by_disparity[0, 0, :, 0], torch.tensor([1, (1 / 2 - 1 / 4) / (1 - 1 / 4), 0, 0]))
     by_log = view.to_control_image(spacing="log", near_percentile=0, far_percentile=100)
     torch.testing.assert_close(by_log[0, 0, :, 0], torch.tensor([1, 0.5, 0, 0]))
-    by_depth = view.to_control_image(spacing="depth", near_percentile=0, far_percentile=100, invalid_grey=0.25)
+    by_depth = view.to_control_image(spacing="depth", near_percentile=0, far_percentile=100, invalid_gray=0.25)
     torch.testing.assert_close(by_depth[0, 0, :, 1], torch.tensor([1, 2 / 3, 0, 0.25]))
 
 
 def test_control_image_percentiles_saturate_and_stand_alone_per_picture():
     ramp = torch.arange(1.0, 102.0).reshape(1, 101)
     view = View.from_depth(torch.stack([ramp, 1000 * ramp]), units="relative")
-    grey = view.to_control_image(spacing="depth", near_percentile=10, far_percentile=80)[..., 0]
-    torch.testing.assert_close(grey[0], grey[1])
-    assert bool((grey[0, 0, :11] == 1).all()) and bool((grey[0, 0, 80:] == 0).all())
-    torch.testing.assert_close(grey[0, 0, 45], torch.tensor(0.5))
+    gray = view.to_control_image(spacing="depth", near_percentile=10, far_percentile=80)[..., 0]
+    torch.testing.assert_close(gray[0], gray[1])
+    assert bool((gray[0, 0, :11] == 1).all()) and bool((gray[0, 0, 80:] == 0).all())
+    torch.testing.assert_close(gray[0, 0, 45], torch.tensor(0.5))
 
 
 def test_control_image_of_constant_or_empty_depth():
     assert bool((View.from_depth(torch.full((3, 3), 7.0), units="metric").to_control_image() == 0.5).all())
-    assert bool((View.from_depth(torch.zeros(3, 3), units="metric").to_control_image(invalid_grey=0.3) == 0.3).all())
+    assert bool((View.from_depth(torch.zeros(3, 3), units="metric").to_control_image(invalid_gray=0.3) == 0.3).all())
 
 
 def test_control_image_refuses_bad_arguments():

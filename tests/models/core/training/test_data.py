@@ -75,7 +75,7 @@ def test_size_scales_to_cover_and_crops_the_middle(shards):
     assert set(sample["depth"].flatten().tolist()) <= set(source.flatten().tolist())  # nearest: no depth between two surfaces
     same = FolderDataset(folder, size=(H, W), keys=["image"])[0]["image"]
     assert torch.equal(same, FolderDataset(folder)[0]["image"])
-    with pytest.raises(ValueError, match="holds latent, which cannot be resized"):
+    with pytest.raises(ValueError, match="Expected maps that can be resized, got latent in sample"):
         FolderDataset(folder, size=(3, 3))[0]
 
 
@@ -90,11 +90,11 @@ def test_workers_read_what_the_process_reads(shards):
 
 
 def bad_folders():
-    yield "no_manifest", None, "is not a dataset folder: it has no manifest.jsonl"
-    yield "empty", "\n", "is empty; a dataset needs at least one sample"
+    yield "no_manifest", None, "Expected a dataset folder with manifest.jsonl"
+    yield "empty", "\n", "Expected at least one sample in .*, got an empty file"
     yield "not_json", '{"image": "a.png"}\n{oops\n', "Expected JSON in line 2 of .*manifest.jsonl, got text that is not JSON"
     yield "no_sample", '{"caption": "a"}\n', 'Expected "shard" and "row", or "image" and "depth" files, in line 1 of '
-    yield "lost_shard", '{"shard": "gone.safetensors", "row": 0}\n', "names shards that are not there: gone.safetensors"
+    yield "lost_shard", '{"shard": "gone.safetensors", "row": 0}\n', "Expected the shards that .* names, got none of these: gone.safetensors"
 
 
 @pytest.mark.parametrize(("text", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in bad_folders()])
@@ -117,12 +117,12 @@ def test_bad_samples_are_named_with_their_line(tmp_path):
         dataset[0]
     with pytest.raises(ValueError, match='Sample 1 .*Expected "depth_scale" in the line, as .*depth.png holds whole numbers'):
         dataset[1]
-    with pytest.raises(ValueError, match="Sample 2 .*colour.png, which is a color picture"):
+    with pytest.raises(ValueError, match="Sample 2 .*colour.png, which is a color image"):
         dataset[2]
 
 
 def test_batches_of_unlike_samples_are_refused():
-    with pytest.raises(ValueError, match=r"A batch mixes x \(2,\) with x \(3,\); set data.size"):
+    with pytest.raises(ValueError, match=r"Expected samples of one size in a batch, got x \(2,\) and x \(3,\). Set data.size"):
         collate([{"x": torch.zeros(2)}, {"x": torch.zeros(3)}])
 
 
@@ -149,5 +149,5 @@ def test_processes_share_a_batch_without_overlap():
 
 
 def test_empty_datasets_are_refused():
-    with pytest.raises(ValueError, match="The dataset is empty"):
+    with pytest.raises(ValueError, match="Expected at least one sample to train on, got an empty dataset"):
         OrderedBatches(0, 1, 0)

@@ -185,7 +185,7 @@ def test_resumed_muon_run_is_bit_exact(tmp_path):
 
 def test_muon_that_torch_lacks_is_said(tmp_path, monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(ValueError, match="lacks; leave it out, or take torch 2.9"):
+    with pytest.raises(ValueError, match="Expected torch 2.9 or later for the recipe's muon"):
         run(replace(RECIPE, muon=("body",)), tmp_path)
 
 
@@ -193,13 +193,13 @@ def test_muon_that_torch_lacks_is_said(tmp_path, monkeypatch):
 def test_prefixes_that_fit_nothing_are_refused(tmp_path, key):
     value = {"nose": 2.0} if key == "lr_scale" else ("nose",)
     with pytest.raises(
-        ValueError, match=f"The recipe's {key} names 'nose', but no parameter begins so; names begin with body, head, unused"
+        ValueError, match=f"Expected prefixes of parameter names as {key} of the recipe, got 'nose'. Names begin with body, head, unused"
     ):
         run(replace(RECIPE, **{key: value}), tmp_path)
 
 
 def test_freezing_everything_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="which is every parameter; nothing would train"):
+    with pytest.raises(ValueError, match="Expected parameters left to train, got a recipe that freezes all of them"):
         run(replace(RECIPE, freeze=("*",)), tmp_path)
 
 
@@ -235,28 +235,28 @@ def test_signal_saves_and_handlers_come_back(tmp_path):
 def test_loss_that_is_not_finite_stops_before_the_checkpoint(tmp_path):
     run(replace(RECIPE, steps=2), tmp_path)
     broken = replace(RECIPE, loss={"factor": float("nan")})
-    with pytest.raises(FloatingPointError, match="The loss is no longer finite near step 2; lower lr"):
+    with pytest.raises(FloatingPointError, match="Expected a finite loss, got NaN or infinity near step 2. Lower lr"):
         run(broken, tmp_path / "other")
     assert not list((tmp_path / "other").glob("step-*"))
 
 
 def test_output_folders_are_not_overwritten_nor_confused(tmp_path):
-    with pytest.raises(ValueError, match="holds no checkpoint to resume from"):
+    with pytest.raises(ValueError, match="Expected a checkpoint to resume from in"):
         run(RECIPE, tmp_path, resume=True)
     run(replace(RECIPE, steps=2), tmp_path)
-    with pytest.raises(ValueError, match="already holds a run at step-00000002; resume it"):
+    with pytest.raises(ValueError, match="Expected an output folder without a run, got .* with one at step-00000002. Resume it"):
         run(RECIPE, tmp_path)
-    with pytest.raises(ValueError, match=r"changed since step-00000002: lr \(was 0.01, is 0.02\); a resumed run may only change steps,"):
+    with pytest.raises(ValueError, match=r"Expected the recipe of step-00000002 to resume from, got changes: lr \(was 0.01, is 0.02\)"):
         run(replace(RECIPE, lr=0.02), tmp_path, resume=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="The output folder .*file/run cannot be made"):
+    with pytest.raises(OSError, match="Expected to create the output folder .*file/run, got an error"):
         run(RECIPE, tmp_path / "file" / "run")
 
 
 def test_recipes_need_an_output_a_known_system_and_a_batch_that_divides(tmp_path):
-    with pytest.raises(ValueError, match="The recipe names no output folder"):
+    with pytest.raises(ValueError, match="Expected an output folder in the recipe, got none"):
         run(RECIPE, None)
-    with pytest.raises(ValueError, match="system 'toy', which has no trainer here; there are other"):
+    with pytest.raises(ValueError, match="Expected a recipe for one of the systems other, got 'toy'"):
         run_recipe(RECIPE, {"other": build_toy}, output=tmp_path)
 
 

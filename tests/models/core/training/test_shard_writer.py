@@ -68,14 +68,14 @@ def test_an_interrupted_folder_is_completed_and_a_finished_one_is_left(numbers):
 
 def test_another_run_is_not_mixed_into_a_folder(numbers, tmp_path):
     numbers()
-    with pytest.raises(ValueError, match="was begun with a 1, not 2; give the same to go on"):
+    with pytest.raises(ValueError, match="was begun, got a 1, not 2. Give the same to continue"):
         numbers(facts={"a": 2})
     for content in ("[", "{}"):
         (numbers.folder / "dataset.json").write_text(content)
-        with pytest.raises(ValueError, match="does not say what its folder holds"):
+        with pytest.raises(ValueError, match="to state what its folder holds, got a file that does not"):
             numbers()
     (numbers.folder / "dataset.json").unlink()
-    with pytest.raises(ValueError, match="holds other files and no dataset.json"):
+    with pytest.raises(ValueError, match="Expected an empty folder or one with dataset.json"):
         numbers()
 
 
@@ -98,7 +98,7 @@ def test_another_file_is_named_without_its_hash(numbers, tmp_path):
     assert numbers(facts=facts()).written == 0, "another time is no other content"
     paths[0][1].write_bytes(b"new")
     os.utime(paths[0][1], (1, 1))
-    with pytest.raises(ValueError, match="numbers was begun with another VAE; give the same to go on, or choose another folder.$"):
+    with pytest.raises(ValueError, match="numbers was begun, got another VAE. Give the same to continue, or choose another folder.$"):
         numbers(facts=facts())
 
 
@@ -191,7 +191,7 @@ def test_what_is_left_out_is_said_every_time_until_it_is_mended(numbers):
 
 def test_a_folder_of_which_nothing_can_be_used_names_the_first(numbers):
     for _ in range(2):
-        with pytest.raises(ValueError, match="None of the 2 samples for .*numbers could be used; the first, x1: it has no number"):
+        with pytest.raises(ValueError, match="Expected at least one usable sample for .*numbers, got none of 2; the first, x1: it has no number"):
             numbers(sources=named("x1", "x2"))
 
 
@@ -207,5 +207,5 @@ def test_processes_that_do_not_see_each_other_do_not_start(numbers, monkeypatch)
     """Each would be the first, and write every shard."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("accelerate.PartialState._prepare_backend", lambda *args, **kwargs: (None, "NO"))
-    with pytest.raises(ValueError, match="2 processes were started, but accelerate sees 1"):
+    with pytest.raises(ValueError, match="Expected accelerate to see the 2 processes that were started, got 1"):
         numbers()

@@ -38,7 +38,7 @@ def test_the_panels_hold_image_and_depth():
         torch.testing.assert_close(sheet[place, 740], depth[row, 24], atol=0.06, rtol=0)
 
 
-def test_own_normals_are_shown_and_missing_ones_are_grey():
+def test_own_normals_are_shown_and_missing_ones_are_gray():
     normals = torch.zeros(1, 48, 48, 3)
     normals[..., :24, :] = torch.tensor([0.0, 0.0, -1.0])
     view, orbit = parts(normals=normals)
@@ -80,5 +80,5 @@ def test_any_shape_fits(height, width, frames):
 
 def test_bad_input_is_worded():
     view, orbit = parts()
-    with pytest.raises(ValueError, match="A contact sheet shows one picture with its image, got a batch of 2"):
+    with pytest.raises(ValueError, match="Expected one View with its image for a contact sheet, got a batch of 2"):
         contact_sheet(View.from_depth(view.depth.expand(2, -1, -1), units="relative", image=view.image), orbit, caption="")

@@ -73,5 +73,5 @@ def test_constant_depth_and_holes_are_shown():
 
 
 def test_depth_without_a_valid_pixel_is_refused_in_a_sentence():
-    with pytest.raises(ValueError, match="no valid pixel"):
+    with pytest.raises(ValueError, match=r"Expected a valid pixel \(finite and above 0\), got none among 16 in depth map 0 of 1"):
         picture_depth(View.from_depth(torch.zeros(1, 4, 4), units="relative"), "control")

@@ -61,8 +61,8 @@ def test_every_pixel_is_one_surface_a_shadow_or_background():
     for frame in orbit.frames:
         red, wall = is_colour(frame, RED), is_colour(frame, WALL)
         shadow = is_colour(frame, 0.66 * WALL)
-        grey = (frame.amax(-1) - frame.amin(-1) < 0.06) & (frame.amax(-1) < 0.3)
-        assert float((red | wall | shadow | grey).float().mean()) > 0.975
+        gray = (frame.amax(-1) - frame.amin(-1) < 0.06) & (frame.amax(-1) < 0.3)
+        assert float((red | wall | shadow | gray).float().mean()) > 0.975
         assert float(red.float().mean()) > 0.05
     side = orbit.frames[1]
     assert int(is_colour(side, 0.66 * WALL).sum()) > 100
@@ -115,7 +115,7 @@ def test_bad_input_is_worded():
         render_orbit(View.from_depth(view.depth, units="metric"))
     with pytest.raises(ValueError, match="at least 16 pixels, got 0 of 320"):
         render_orbit(view, frames=0)
-    with pytest.raises(ValueError, match="4 x 1 pixels is too narrow to orbit"):
+    with pytest.raises(ValueError, match="Expected an image wide enough to orbit, got 4 x 1 pixels"):
         render_orbit(View.from_depth(torch.ones(1, 4), units="metric", image=torch.ones(1, 4, 3)))
-    with pytest.raises(ValueError, match="has no valid pixel"):
+    with pytest.raises(ValueError, match=r"Expected a valid pixel \(finite and above 0\), got none among 16 in depth map 0 of 1"):
         render_orbit(View.from_depth(torch.zeros(4, 4), units="metric", image=torch.ones(4, 4, 3)))

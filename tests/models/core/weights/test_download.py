@@ -135,7 +135,7 @@ def test_a_broken_download_goes_on_where_it_was(hub, tmp_path):
 def test_offline_variables_are_obeyed(hub, tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what the library makes of either when it is imported
-    with pytest.raises(OSError, match=f"{variable} is set, so nothing is fetched; unset it, or put the file there yourself: renamed"):
+    with pytest.raises(OSError, match=f"Expected network access to download renamed.safetensors, got {variable} set. Unset it, or put the file there yourself: renamed"):
         download(FILE, tmp_path)
     assert not hub.asked and not (tmp_path / "vae").exists()
     (tmp_path / "vae").mkdir()
@@ -146,13 +146,13 @@ def test_offline_variables_are_obeyed(hub, tmp_path, monkeypatch, variable):
 @pytest.mark.parametrize("status", [403, 404])
 def test_what_the_hub_refuses_is_one_sentence_with_the_line(hub, tmp_path, status):
     hub.status = status
-    with pytest.raises(OSError, match=r"^renamed.safetensors could not be fetched \(.*\); try again, or put it there yourself: ") as said:
+    with pytest.raises(OSError, match=r"^Expected to download renamed.safetensors, got an error \(.*\). Try again, or put it there yourself: ") as said:
         download(FILE, tmp_path)
     assert "\n" not in str(said.value) and FILE.line in str(said.value)
 
 
 def test_without_a_hub_the_sentence_is_the_same(hub, tmp_path, monkeypatch):
     use(monkeypatch, "http://127.0.0.1:9")
-    with pytest.raises(OSError, match="could not be fetched"):
+    with pytest.raises(OSError, match="Expected to download"):
         download(FILE, tmp_path)
     assert (tmp_path / "vae" / STAGING).is_dir()

@@ -91,7 +91,7 @@ def test_a_file_is_found_at_its_place_or_below(models, tmp_path):
     (models / "vae" / ".unfinished").mkdir()
     below.rename(models / "vae" / ".unfinished" / FILE.name)
     assert find_on_disk(FILE, [models]) is None
-    with pytest.raises(WeightsError, match="No published file is named 'x'; known are part.safetensors"):
+    with pytest.raises(WeightsError, match="Expected one of the published files part.safetensors, got 'x'"):
         find_published([FILE], "x")
 
 
@@ -99,14 +99,14 @@ def test_verification(models):
     place = models / "vae" / FILE.name
     digest, seen = hash_file(place), []
     assert verify(known(place), place, seen.append) == f"{place} is the published file." and seen[-1] == place.stat().st_size
-    assert verify(FILE, place).endswith(f"nobody published a hash to compare its SHA-256 with: {digest}.")
+    assert verify(FILE, place).endswith(f"no hash is published to compare its SHA-256 with: {digest}.")
     other = replace(FILE, size=5, sha256="0" * 64, also_published={digest: "someone/else"})
     assert verify(other, place) == f"{place} is the edition published in someone/else."
     write_record(place, digest)
     assert verify(FILE, place) == f"{place} is as it was downloaded."
-    with pytest.raises(WeightsError, match=f"Expected the SHA-256 000.* of .*, got {digest}. Fetch it again: part.safetensors"):
+    with pytest.raises(WeightsError, match=f"Expected the SHA-256 000.* of .*, got {digest}. Download it again: part.safetensors"):
         verify(replace(known(place), sha256="0" * 64), place)
-    with pytest.raises(WeightsError, match="bytes, the published file 5; fetch it again"):
+    with pytest.raises(WeightsError, match="Expected 5 bytes in .*, the size of the published file, got .*. Download it again"):
         verify(replace(known(place), size=5), place)
     place.write_bytes(place.read_bytes()[:-4])
     with pytest.raises(WeightsError, match="is cut off"):
@@ -157,7 +157,7 @@ def test_a_command_without_what_it_needs_says_so(registered, capsys, monkeypatch
     assert cli.main(["weights", "download", "--models", str(registered)]) == 1
     assert "Run `spatialweave weights download NAME` with one of part.safetensors" in capsys.readouterr().err
     assert cli.main(["weights", "verify", "x", "--models", str(registered)]) == 1
-    assert "No published file is named 'x'" in capsys.readouterr().err
+    assert ", got 'x'. Choose one of them" in capsys.readouterr().err
     (registered.parent / "comfy").mkdir()
     registered.rename(registered.parent / "comfy" / "models")
     monkeypatch.setenv("COMFYUI_PATH", str(registered.parent / "comfy"))

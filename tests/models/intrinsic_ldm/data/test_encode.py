@@ -127,10 +127,10 @@ def test_what_cannot_be_encoded_is_refused(made, write_pipeline, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             encode_dataset(folder / "world", tmp_path / "out", **given | changes)
-    with pytest.raises(ValueError, match="is not a dataset folder"):
+    with pytest.raises(ValueError, match="Expected a dataset folder with manifest.jsonl"):
         encode_dataset(tmp_path, tmp_path / "out", **given)
     encode_dataset(folder / "world", tmp_path / "out", **given)
-    with pytest.raises(ValueError, match=r"was begun with size None, not \[32, 32\]"):
+    with pytest.raises(ValueError, match=r"was begun, got size None, not \[32, 32\]"):
         encode_dataset(folder / "world", tmp_path / "out", **given, size=(32, 32))
     (base / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="Expected text encoders and a VAE that diffusers loads in "):
@@ -168,7 +168,7 @@ def test_weights_under_the_same_name_are_told_apart(made, write_pipeline, tmp_pa
     ):
         good = path.read_bytes()
         change_tensors(path)
-        with pytest.raises(ValueError, match=f"out was begun with another {name}; give the same to go on, or choose another folder.$"):
+        with pytest.raises(ValueError, match=f"out was begun, got another {name}. Give the same to continue, or choose another folder.$"):
             encode_dataset(world, tmp_path / "out", base=base, vae=vae)
         path.write_bytes(good)
     assert encode_dataset(world, tmp_path / "out", base=base, vae=vae).written == 0

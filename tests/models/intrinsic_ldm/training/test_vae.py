@@ -232,14 +232,14 @@ def test_committed_recipes_are_valid(path):
     ({"model": {"config": {"width": 33}}}, "multiples of 32, the groups of its GroupNorm"),
     ({"model": {"measure": 0}}, "to be at least 1, got 0"),
     ({"model": {"ship": "int8"}}, "one of float32, float16, bfloat16"),
-    ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors does not exist; check the path"),
+    ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors, got no file of this name. Check the path"),
     ({"loss": {"drop": 1.0}}, "from 0 to below 1"),
     ({"loss": {"depth": -1.0}}, "Expected depth of the recipe's loss to be at least 0, got -1.0"),
     ({"loss": {"line_balance": 0.0}}, "Expected line_balance of the recipe's loss above 0, got 0"),
     ({"loss": {"segment_balance": 0}}, "Expected segment_balance of the recipe's loss above 0, got 0"),
-    ({"loss": {"lpips": 1.0}}, "unknown keys: 'lpips'"),
+    ({"loss": {"lpips": 1.0}}, "unknown keys 'lpips'"),
     ({"data": {}}, "Expected a folder in the recipe's data, got none"),
-    ({"data": {"folder": "nowhere"}}, "is not a dataset folder"),
+    ({"data": {"folder": "nowhere"}}, "Expected a dataset folder with manifest.jsonl"),
 ])  # fmt: skip
 def test_a_recipe_that_cannot_work_is_refused(recipe, changes, words):
     with pytest.raises(ValueError, match=r"\S") as error:
@@ -259,7 +259,7 @@ def test_a_base_that_does_not_fit_is_refused(recipe, tmp_path, world):
         training_vae.build(recipe(model={"base": str(tmp_path / "vae"), "config": TINY}))
     core = {name: value.contiguous() for name, value in to_core_names(load_file(next((tmp_path / "vae").glob("*.safetensors")))).items()}
     save_file(core, tmp_path / "vae.safetensors")
-    with pytest.raises(ValueError, match="vae.safetensors does not fit: .* missing"):
+    with pytest.raises(ValueError, match="vae.safetensors, got others: .* missing"):
         training_vae.build(recipe(model={"base": str(tmp_path / "vae.safetensors")}))
     save_file({"some.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="Expected a KL autoencoder in "):

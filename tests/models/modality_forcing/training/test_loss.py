@@ -254,14 +254,14 @@ def test_alignment_reads_the_image_rows_of_its_block(kind):
 
 def test_one_of_several_captions_is_drawn():
     tokens = torch.arange(3)[None, :, None].expand(3000, 3, 2)
-    words = training.draw_words({"tokens": tokens, "empty_tokens": torch.tensor([9, 9])}, seeded(), 0.1)
+    words = training.draw_captions({"tokens": tokens, "empty_tokens": torch.tensor([9, 9])}, seeded(), 0.1)
     shares = [(words == value).all(dim=1).float().mean().item() for value in (0, 1, 2, 9)]
     assert shares == pytest.approx([0.3, 0.3, 0.3, 0.1], abs=0.03)
 
 
 def test_dropping_captions_needs_the_empty_one():
-    with pytest.raises(ValueError, match="caption_dropout is 0.1, but the batch has no empty_tokens"):
-        training.draw_words({"tokens": torch.zeros(1, 2)}, seeded(), 0.1)
+    with pytest.raises(ValueError, match="Expected empty_tokens in the batch for caption_dropout 0.1, got none"):
+        training.draw_captions({"tokens": torch.zeros(1, 2)}, seeded(), 0.1)
 
 
 def test_loss_is_a_function_of_its_generator():
@@ -275,14 +275,14 @@ def test_loss_is_a_function_of_its_generator():
     ("change", "sentence"),
     [
         ({"kind": "other"}, "Expected one of modality_forcing, text_to_image as kind of the recipe's loss, got 'other'"),
-        ({"joint": 0.7}, "must be shares that add up to 1"),
-        ({"shift_sigma": 2.0}, "shift_sigma is 2.0.*two modes"),
-        ({"t_min": 0}, "t_min is 0.*above 0"),
-        ({"depth_gradient": -1}, "depth_gradient is -1.*at least 0"),
-        ({"rgb_weight": -1}, "rgb_weight is -1.*at least 0"),
-        ({"sparse": 1.5}, "sparse is 1.5.*from 0 to 1"),
-        ({"sparse_keep": [0.5, 0.1]}, "sparse_keep is .*two rising shares"),
-        ({"depth_wight": 1}, r"recipe's loss has unknown keys: 'depth_wight' \(did you mean 'depth_weight'\?\)"),
+        ({"joint": 0.7}, r"Expected shares that add up to 1 for the loss's joint, image_to_depth and depth_to_image, got \(0.7, 0.2, 0.2\)"),
+        ({"shift_sigma": 2.0}, r"Expected the loss's shift_sigma to be above 0 and at most sqrt\(2\): beyond it the density has two modes, got 2.0"),
+        ({"t_min": 0}, r"Expected the loss's t_min to be above 0: the depth weight is 1/t\^2, got 0"),
+        ({"depth_gradient": -1}, "Expected the loss's depth_gradient to be at least 0, got -1"),
+        ({"rgb_weight": -1}, "Expected the loss's rgb_weight to be at least 0, got -1"),
+        ({"sparse": 1.5}, "Expected the loss's sparse to be from 0 to 1, got 1.5"),
+        ({"sparse_keep": [0.5, 0.1]}, r"Expected the loss's sparse_keep to be two rising shares above 0, at most 1, got \(0.5, 0.1\)"),
+        ({"depth_wight": 1}, r"in the recipe's loss, got the unknown keys 'depth_wight' \(did you mean 'depth_weight'\?\)"),
     ],
 )
 def test_bad_settings_are_refused_in_a_sentence(change, sentence):
@@ -323,7 +323,7 @@ def test_start_from_text_to_image_copies_the_image_stream():
     assert torch.equal(network.single_stream_modulation_depth.lin.weight, source.single_stream_modulation.lin.weight)
     assert network.cross_alpha_img.item() == network.cross_alpha_depth.item() == 0
     assert network.time_in_rgb_to_depth.in_layer.weight.any() and not network.depth_final_layer.linear.weight.any()
-    with pytest.raises(ValueError, match="1 tensors that this network lacks, the first nose"):
+    with pytest.raises(ValueError, match="Expected text-to-image weights of this network, got 1 tensors that it does not have, the first nose"):
         init_from_text_to_image(network, {"nose": torch.zeros(1)}, seeded())
 
 

@@ -134,14 +134,14 @@ def test_stages_hand_network_and_text_encoder_on(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model": {"bases": "x"}}, r"recipe's model has unknown keys: 'bases' \(did you mean 'base'\?\)"),
-        ({"model": {"base": "a", "weights": "b"}}, "names both base and weights"),
-        ({"model": {"distill": True}}, "wants distill, but names no base"),
-        ({"model": {"config": {"hidden": 3}}}, "recipe's model.config has unknown keys: 'hidden'"),
-        ({"preset": "large"}, "no preset named 'large'"),
-        ({"data": {}}, "The recipe's data names no folder"),
-        ({"data": {"folder": "x", "colour": 1}}, "recipe's data has unknown keys: 'colour'"),
-        ({"data": {"folder": "no/such"}}, "no/such is not a dataset folder"),
+        ({"model": {"bases": "x"}}, r"in the recipe's model, got the unknown keys 'bases' \(did you mean 'base'\?\)"),
+        ({"model": {"base": "a", "weights": "b"}}, "Expected base or weights in the recipe's model, got both"),
+        ({"model": {"distill": True}}, r"Expected a base in the recipe's model for distill \(the frozen base is the teacher\), got none"),
+        ({"model": {"config": {"hidden": 3}}}, "in the recipe's model.config, got the unknown keys 'hidden'"),
+        ({"preset": "large"}, "Expected one of the presets klein_9b, klein_4b, tiny, got 'large'"),
+        ({"data": {}}, "Expected a folder in the recipe's data, got none"),
+        ({"data": {"folder": "x", "colour": 1}}, "in the recipe's data, got the unknown keys 'colour'"),
+        ({"data": {"folder": "no/such"}}, "Expected a dataset folder with manifest.jsonl, got .*no/such"),
     ],
 )
 def test_bad_recipes_are_refused_in_a_sentence(changes, sentence):
@@ -153,8 +153,8 @@ def test_incomplete_folders_are_refused_in_a_sentence(tmp_path):
     config = ModalityForcingConfig.from_json(MINI)
     folder = write_folder(tmp_path / "data", config, latent=False, depth=False)
     values = {"system": "x", "steps": 1, "model": {"config": MINI}, "data": {"folder": folder}}
-    with pytest.raises(ValueError, match="samples lack latent, depth and have context, caption; this loss needs"):
+    with pytest.raises(ValueError, match="Expected samples with latent, context, depth for this loss, got context, caption"):
         training_task.build(Recipe.from_json(values))
     (tmp_path / "data" / training_task.EMPTY_CONTEXT).unlink()
-    with pytest.raises(ValueError, match="has no empty_context.safetensors, which caption_dropout needs"):
+    with pytest.raises(ValueError, match=r"Expected empty_context\.safetensors in .*data, which caption_dropout needs, got none"):
         training_task.build(Recipe.from_json(values))

@@ -160,7 +160,7 @@ def test_a_folder_whose_words_are_damaged_names_the_file(tmp_path):
     manifest.unlink()
     assert export_dataset(tmp_path, count=4, size=16, shard_size=2).rendered == 4 and manifest.read_bytes() == good
     facts.write_text(facts.read_text().replace('"count": 4', '"count": "four"'))
-    with pytest.raises(ValueError, match="holds a dataset with count 'four', not 4"):
+    with pytest.raises(ValueError, match="got count 'four', not 4"):
         export_dataset(tmp_path, count=4, size=16, shard_size=2)
 
 
@@ -172,18 +172,18 @@ def test_several_workers_write_the_same_bytes(tmp_path):
 
 def test_another_request_for_the_same_folder_is_refused(tmp_path):
     export_dataset(tmp_path, 2, **SMALL)
-    with pytest.raises(ValueError, match=r"holds a dataset with seed 0, not 1; give the same settings to go on, or choose another folder."):
+    with pytest.raises(ValueError, match=r"got seed 0, not 1. Give the same settings to continue, or choose another folder."):
         export_dataset(tmp_path, 2, seed=1, **SMALL)
-    with pytest.raises(ValueError, match=r"holds a dataset with count 2, not 1;"):
+    with pytest.raises(ValueError, match=r"got count 2, not 1."):
         export_dataset(tmp_path, 1, **SMALL)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds other files and no dataset.json; choose an empty folder for the dataset."):
+    with pytest.raises(ValueError, match="with other files. Choose an empty folder for the dataset."):
         export_dataset(tmp_path, 1, **SMALL)
     (tmp_path / "dataset.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not say what its folder holds .it is empty.; choose another folder"):
+    with pytest.raises(ValueError, match="got a file that does not .it is empty.. Choose another folder"):
         export_dataset(tmp_path, 1, **SMALL)
     (tmp_path / "dataset.json").write_text('{"format": "coco", "version": 3}')
     with pytest.raises(ValueError, match="Expected 'spatialweave-world' of version 1 in .*dataset.json, got 'coco' of version 3"):
@@ -216,11 +216,11 @@ def test_a_full_disk_is_one_sentence_and_whole_shards_stay(tmp_path):
 
 
 def test_impossible_requests_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="A dataset's count is at least 1; asked for 0."):
+    with pytest.raises(ValueError, match="Expected at least 1 as the dataset's count, got 0."):
         export_dataset(tmp_path, 0)
-    with pytest.raises(ValueError, match="A dataset's height is at least 8; asked for 4."):
+    with pytest.raises(ValueError, match="Expected at least 8 as the dataset's height, got 4."):
         export_dataset(tmp_path, 1, size=4)
-    with pytest.raises(ValueError, match="A dataset's layout is one of shards, files; asked for 'tar'."):
+    with pytest.raises(ValueError, match="Expected one of shards, files as the dataset's layout, got 'tar'"):
         export_dataset(tmp_path, 1, layout="tar")
     assert not list(tmp_path.iterdir())
 
@@ -245,5 +245,5 @@ def test_a_dead_worker_is_one_sentence(tmp_path, monkeypatch):
             return future
 
     monkeypatch.setattr(dataset, "ProcessPoolExecutor", DeadPool)
-    with pytest.raises(ChildProcessError, match="A worker process ended early, often for want of memory; run again with fewer workers"):
+    with pytest.raises(ChildProcessError, match="got one that ended early, often for lack of memory. Run again with fewer workers"):
         export_dataset(tmp_path, 8, workers=2, **SMALL)
