@@ -104,6 +104,22 @@ def test_modality_forcing_from_the_command_line(world, tmp_path, capsys):
     assert main([*call, *files]) == 0 and capsys.readouterr().out == shown
 
 
+def test_several_datasets_are_one_table(tmp_path, capsys):
+    """A folder of datasets, as MoGe's evaluation has it; ours above every published row that knows one of them."""
+    for name in ("NYUv2", "KITTI", "mine"):
+        export_dataset(tmp_path / "eval" / name, 1, size=64, seed=len(name), layout="files")
+    (tmp_path / "eval" / "notes").mkdir()
+    call = ["benchmark", "depth", str(tmp_path / "eval"), "--model", "modality_forcing", "--steps", "1"]
+    files = ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json"), "--alignment", "scale-shift-robust"]
+    assert main([*call, *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| model | KITTI | NYUv2 | mine | alignment | source |"
+    assert lines[2].startswith("| Modality Forcing (tiny) |") and len(lines) == 3 + 14
+    assert "| Modality Forcing | 5.37 / 96.6 | 2.52 / 98.9 | - |" in lines[-1]
+    assert [result["dataset"] for result in json.loads((tmp_path / "r.json").read_text())] == ["KITTI", "NYUv2", "mine"]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["KITTI.jsonl", "NYUv2.jsonl", "mine.jsonl"]
+
+
 def test_a_default_work_file_is_one_for_each_setting(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call = ["benchmark", "depth", str(world), "--model", "modality_forcing", "--n", "1", "--steps"]
