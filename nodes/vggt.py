@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .host.shared.notes import tell
 from .host.vggt.loading import find_vggt_fault, list_vggt_files, load_vggt
-from .host.vggt.run import encode_images, reconstruct_images
+from .host.vggt.run import images_to_tokens, reconstruct_images
 from .sockets import GeometryTokens, VggtNetwork, View, transparent_output
 
 CATEGORY = "SpatialWeave/VGGT"
@@ -173,5 +173,5 @@ class VggtGeometryTokens(io.ComfyNode):
 
     @classmethod
     def execute(cls, vggt, image, fit, longer_side, global_queries=0) -> io.NodeOutput:
-        tokens, notes = encode_images(vggt, image, fit=fit, longer_side=longer_side, queries=global_queries)
+        tokens, notes = images_to_tokens(vggt, image, fit=fit, longer_side=longer_side, queries=global_queries)
         return io.NodeOutput(tokens, tell(notes, cls.hidden))

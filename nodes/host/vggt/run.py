@@ -36,7 +36,7 @@ def reconstruct_images(
     return Reconstructed(result.view, find_transparent(image), (need, *result.notes))
 
 
-def encode_images(
+def images_to_tokens(
     vggt: VggtModel, image: Tensor, *, fit: Fit, longer_side: int, queries: int
 ) -> tuple[GeometryTokens, tuple[str, ...]]:
     """The geometry tokens of images (v, h, w, c), and the notes."""
