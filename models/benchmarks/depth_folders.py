@@ -1,9 +1,10 @@
-"""Depth benchmarks on disk: the folders of MoGe's and Marigold's evaluations, and plain image and depth folders.
+"""Depth benchmarks on disk: the folders of MoGe's and Marigold's evaluations, and plain pairs of folders.
 
 moge: `.index.txt` lists sample folders with image.jpg, depth.png (16 bits, logarithmic, near and far in its
 text) and meta.json (intrinsics in widths and heights). marigold: a text file lists image and depth (and mask)
-of each sample; format, range and crop are the dataset's. folder: image/NAME and depth/NAME, as
-`spatialweave world --layout files` writes them.
+of each sample; format, range and crop are the dataset's. dataset: manifest.jsonl, as training reads it and
+`spatialweave world` writes it. folder: image/NAME and depth/NAME, any depth file of Save Depth; a PNG
+that does not state its scale needs one.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from ..core.export.depth_files import SUFFIXES, read_depth
 from ..core.picture_files import open_values
 from ..core.pictures import open_rgb
 from ..core.text_files import read_text, show_path
+from ..core.training.data import FolderDataset
+from ..core.training.data_files import MANIFEST
 from .moge_view import crop_to_view
 
-BenchmarkLayout = Literal["moge", "marigold", "folder"]
+BenchmarkLayout = Literal["moge", "marigold", "dataset", "folder"]
 DATASETS = ("NYUv2", "KITTI", "ETH3D", "ScanNet", "DIODE")
 INDEX = ".index.txt"
 # width and height at which MoGe's evaluation renders each dataset
@@ -78,10 +81,11 @@ def open_depth_folder(
     layout: BenchmarkLayout | None = None,
     dataset: str | None = None,
     file_list: str | Path | None = None,
+    scale: float | None = None,
 ) -> DepthFolder:
     """The samples of a folder; layout and dataset are found by the folder's files and name where they say it.
 
-    ValueError says what is not there.
+    `scale`: metres of a number in a PNG of the layout "folder". ValueError says what is not there.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -95,8 +99,10 @@ def open_depth_folder(
         return DepthFolder(names, layout, dataset, lambda name: _read_moge(folder, name, dataset))
     if layout == "marigold":
         return _open_marigold(folder, dataset, file_list)
+    if layout == "dataset":
+        return _open_dataset(folder, dataset)
     found = _match_files(folder)
-    return DepthFolder(tuple(found), layout, dataset, lambda name: _read_pair(name, *found[name]))
+    return DepthFolder(tuple(found), layout, dataset, lambda name: _read_pair(name, *found[name], scale))
 
 
 def _find_layout(folder: Path, file_list: str | Path | None) -> BenchmarkLayout:
@@ -104,11 +110,13 @@ def _find_layout(folder: Path, file_list: str | Path | None) -> BenchmarkLayout:
         return "marigold"
     if (folder / INDEX).is_file():
         return "moge"
+    if (folder / MANIFEST).is_file():
+        return "dataset"
     if (folder / "depth").is_dir():
         return "folder"
     raise ValueError(
-        f"Expected {INDEX} (MoGe), a file list (Marigold) or folders image and depth in {show_path(folder)}, "
-        "got none of these. Check the folder, or give the list."
+        f"Expected {INDEX} (MoGe), a file list (Marigold), {MANIFEST}, or folders image and depth in "
+        f"{show_path(folder)}, got none of these. Check the folder, or give the list."
     )
 
 
@@ -215,11 +223,16 @@ def _read_marigold(folder: Path, name: str, others: Sequence[str], dataset: str)
         height, width = depth.shape
         top, bottom, left, right = kind.crop
         inside = torch.zeros_like(mask)
-        inside[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
+        rows = slice(_floor(top * height), _floor(bottom * height))
+        inside[rows, _floor(left * width) : _floor(right * width)] = True
         mask = mask & inside
     return DepthSample(
         name, image, torch.where(mask, depth, torch.zeros_like(depth)), mask, True, kind.limits
     )
+
+
+def _floor(value: float) -> int:
+    return int(value + 1e-6)  # 45 / 480 * 480 is 45
 
 
 def _kitti_crop(part: Tensor) -> Tensor:
@@ -239,10 +252,24 @@ def _read_numbers(path: Path, size: tuple[int, int]) -> Tensor:
             values = np.fromfile(path, dtype="<f4").reshape(size)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"Expected depth of {size[1]} x {size[0]} pixels in {show_path(path)}, got none ({error}). Unpack "
-            "the dataset again."
+            f"Expected depth of {size[1]} x {size[0]} pixels in {show_path(path)}, got none ({error}). "
+            "Unpack the dataset again."
         ) from error
     return torch.from_numpy(np.asarray(values).astype(np.float32))
+
+
+def _open_dataset(folder: Path, dataset: str) -> DepthFolder:
+    source = FolderDataset(folder, keys=("image", "depth", "mask"), needs=("image", "depth"))
+    names = tuple(str(index) for index in range(len(source)))
+
+    def read(name: str) -> DepthSample:
+        sample = source[int(name)]
+        image, depth, mask = sample["image"].float() / 255, sample["depth"], sample["mask"]
+        if depth.shape != image.shape[:2]:
+            raise ValueError(_sizes(folder / f"sample {name}", depth, image))
+        return DepthSample(name, image, torch.where(mask, depth, torch.zeros_like(depth)), mask, metric=True)
+
+    return DepthFolder(names, "dataset", dataset, read)
 
 
 def _match_files(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -259,14 +286,15 @@ def _match_files(folder: Path) -> dict[str, tuple[Path, Path]]:
     both = {name: (images[name], depths[name]) for name in images if name in depths}
     if not both:
         raise ValueError(
-            f"Expected images and depths of one name in {show_path(home)} and depth, got {len(images)} images "
-            f"and {len(depths)} depths without a pair. Name them alike."
+            f"Expected images and depths of one name in {show_path(home)} and depth, got {len(images)} "
+            f"images and {len(depths)} depths without a pair. Name them alike."
         )
     return both
 
 
-def _read_pair(name: str, image_file: Path, depth_file: Path) -> DepthSample:
-    image, view = _read_image(image_file), read_depth(depth_file)
+def _read_pair(name: str, image_file: Path, depth_file: Path, scale: float | None) -> DepthSample:
+    stated = {"scale": scale, "units": "metric"} if scale and depth_file.suffix.lower() == ".png" else {}
+    image, view = _read_image(image_file), read_depth(depth_file, **stated)
     if len(view) != 1 or tuple(view.depth.shape[1:]) != tuple(image.shape[:2]):
         raise ValueError(_sizes(depth_file, view.depth[0], image))
     return DepthSample(name, image, view.depth[0], view.mask[0], metric=view.units == "metric")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .bench import add_bench
+from .benchmark import add_benchmark
 from .convert import add_convert
 from .demo import add_demo
 from .doctor import add_doctor
@@ -80,6 +81,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "bench",
         "Time the attention op against its alternatives on this machine, after checking its numbers.",
         add_bench,
+    ),
+    (
+        "benchmark",
+        "Score a model on published depth and pose benchmarks, beside the published figures.",
+        add_benchmark,
     ),
     (
         "convert",

@@ -33,6 +33,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave intrinsics encode data/intrinsics data/latents --base sd21 --vae vae.safetensors",
         'spatialweave intrinsics sample "a red ball to the left of a blue box" --schedule drop --seed 3',
     ),
+    "benchmark": (
+        "spatialweave benchmark depth data/NYUv2 --model modality_forcing --n 64",
+        "spatialweave benchmark depth data/NYUv2 --model comfyui --graph workflows/api/image_to_depth.json "
+        "--set 1.model_name=flux_rgbd_9b_v2.safetensors --set 3.largest_size=512 --ensemble 10",
+        "spatialweave benchmark pose data/CO3Dv2 --model comfyui --graph graph.json",
+    ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (
         "spatialweave convert flux_rgbd_9b_v2.safetensors flux_rgbd_9b_v2_fp8.safetensors --format fp8",

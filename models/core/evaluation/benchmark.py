@@ -57,7 +57,7 @@ def score_depth_sample(view: View, sample: DepthSample, alignment: DepthAlignmen
             f"Expected a metric prediction and metric truth for the alignment 'none' ({sample.name}), got "
             f"{view.units} and {'metric' if sample.metric else 'relative'}. Choose another alignment."
         )
-    depth, seen = resize_depth(view, tuple(sample.depth.shape))
+    depth, seen = fit_prediction_size(view, tuple(sample.depth.shape))
     mask = sample.mask & (sample.depth > 0)
     if not bool((mask & seen).any()):
         raise ValueError(
@@ -72,7 +72,7 @@ def score_depth_sample(view: View, sample: DepthSample, alignment: DepthAlignmen
     return figures | {"missing": float((mask & ~seen).sum()) / float(mask.sum())}
 
 
-def resize_depth(view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def fit_prediction_size(view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Depth and mask (h, w) of a View with batch 1 at a size; bilinear among valid pixels."""
     depth, mask = view.depth[:1, None], view.mask[:1, None].float()
     if tuple(depth.shape[2:]) == size:

@@ -11,8 +11,8 @@ THRESHOLDS = (5, 10, 30)  # degrees, of the published AUC
 
 
 def pair_errors(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles in degrees, each (v (v - 1) / 2,), of the relative rotations and of the directions of the relative
-    translations of world_to_cam poses (v, 4, 4).
+    """Angles in degrees, each (v (v - 1) / 2,), of the relative rotations and of the directions of the
+    relative translations of world_to_cam poses (v, 4, 4).
 
     A direction counts up to its sign, as in VGGT's evaluation; pairs whose true cameras stand in one place
     have the translation error 0.

@@ -1,0 +1,173 @@
+"""The command `spatialweave benchmark`: published depth and pose benchmarks with any model."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .option_types import LARGEST_SEED, MOST_STEPS, check_device, number, path, whole
+from .output_lines import write_line
+
+_ALIGNMENTS = ("none", "scale", "scale-robust", "scale-shift", "scale-shift-robust", "disparity-scale-shift")
+
+
+def add_benchmark(command: argparse.ArgumentParser) -> None:
+    tasks = command.add_subparsers(dest="task", metavar="TASK", required=True)
+    looks = {"formatter_class": command.formatter_class}
+    depth = tasks.add_parser("depth", help="AbsRel, delta1 and RMSE beside the published figures", **looks)
+    _add_depth(depth)
+    pose = tasks.add_parser("pose", help="AUC@5, @10 and @30 beside the published figures", **looks)
+    _add_pose(pose)
+
+
+def _add_common(option, models: tuple[str, ...], unit: str) -> None:
+    option("folder", type=path, help="the dataset's folder")
+    model = option("--model", required=True, choices=models)
+    model.help = "what predicts: a network in this process, or a graph in a running ComfyUI"
+    option("--weights", type=path, help="a network's file, where not the shipped tiny one")
+    option("--size", type=whole(0, 8192), default=0, help="longer side of the network's input; 0: its own")
+    option("--device", default="cpu", help="where the network runs: cpu, cuda")
+    option("--graph", type=path, help="comfyui: a graph in API form with one Load Image")
+    changes = option("--set", action="append", default=[], metavar="NODE.INPUT=VALUE")
+    changes.help = "comfyui: change an input of the graph; may be repeated"
+    option("--image-node", help="comfyui: the Load Image node, if the graph has several")
+    option("--server", default="http://127.0.0.1:8188", help="comfyui: the address of the server")
+    option("--timeout", type=number(1, 10**6), default=3600, help="comfyui: seconds for one run")
+    option("--name", help="what the table calls the model")
+    dataset = option("--dataset", help="NYUv2, KITTI, ...: whose figures to compare with")
+    dataset.help += "; by default the folder's name"
+    option("--seed", type=whole(0, LARGEST_SEED), default=0, help="of sampling, and of the choice of frames")
+    option("--n", type=whole(1, 10**7), help=f"only the first N {unit}")
+    work = option("--work", type=path, help="file of results so far; a rerun continues from it")
+    work.help += " (default: under runs/benchmark, by model, dataset and settings)"
+    option("--json", type=path, help="also write the figures to this file")
+    option("--markdown", type=path, help="also write the table to this file")
+
+
+def _add_depth(command: argparse.ArgumentParser) -> None:
+    option = command.add_argument
+    _add_common(option, ("modality_forcing", "comfyui"), "images")
+    layout = option("--layout", choices=["moge", "marigold", "dataset", "folder"])
+    layout.help = "of the folder; by default found by its files"
+    option("--list", type=path, help="marigold: the list of files, from its data_split")
+    scale = option("--scale", type=number(1e-9, 1e6))
+    scale.help = "folder: metres of a number in depth PNGs that do not state it, such as 0.001"
+    alignment = option("--alignment", action="append", choices=_ALIGNMENTS)
+    alignment.help = "may be repeated (default: scale, scale-shift and scale-shift-robust)"
+    option("--steps", type=whole(0, MOST_STEPS), default=0, help="modality_forcing: 0 is the preset's")
+    ensemble = option("--ensemble", type=whole(1, 100), default=1)
+    ensemble.help = "predictions of each image, aligned and averaged; the published figures have 10"
+    command.set_defaults(run=_run_depth)
+
+
+def _add_pose(command: argparse.ArgumentParser) -> None:
+    option = command.add_argument
+    _add_common(option, ("comfyui",), "scenes")
+    option("--frames", type=whole(2, 200), default=10, help="frames of each scene, at random")
+    command.set_defaults(run=_run_pose)
+
+
+def _run_depth(options: argparse.Namespace) -> None:
+    from ..benchmarks.depth_folders import open_depth_folder
+    from ..benchmarks.depth_run import depth_table, run_depth_benchmark
+
+    found = {"layout": options.layout, "dataset": options.dataset}
+    found |= {"file_list": options.list, "scale": options.scale}
+    folder = open_depth_folder(options.folder, **found)
+    predictor = _depth_predictor(options)
+    alignments = options.alignment or ["scale", "scale-shift", "scale-shift-robust"]
+    alignments = tuple(dict.fromkeys(alignments))
+    work = options.work or _work_file(folder.dataset, options, predictor, alignments)
+    result = run_depth_benchmark(
+        folder, predictor, alignments, work, limit=options.n, progress=_progress("image")
+    )
+    _finish(result, depth_table(result), options)
+
+
+def _run_pose(options: argparse.Namespace) -> None:
+    from ..benchmarks.pose_folders import open_pose_folder
+    from ..benchmarks.pose_run import pose_table, run_pose_benchmark
+
+    chosen = {"frames": options.frames, "seed": options.seed}
+    folder = open_pose_folder(options.folder, dataset=options.dataset, **chosen)
+    predictor = _pose_predictor(options)
+    work = options.work or _work_file(folder.dataset, options, predictor, options.frames)
+    result = run_pose_benchmark(
+        folder, predictor, work, limit=options.n, progress=_progress("scene"), **chosen
+    )
+    _finish(result, pose_table(result), options)
+
+
+def _depth_predictor(options: argparse.Namespace) -> Any:
+    _check_options(options)
+    if options.model == "comfyui":
+        from ..benchmarks.comfyui_graph import GraphDepth
+
+        return GraphDepth(*_graph(options), **_graph_options(options), ensemble=options.ensemble)
+    from ..benchmarks.predictors import ModalityForcingDepth
+
+    common = {"size": options.size, "device": check_device(options.device)}
+    sampling = {"steps": options.steps, "seed": options.seed, "ensemble": options.ensemble}
+    predictor = ModalityForcingDepth("tiny", options.weights, **common, **sampling)
+    predictor.name = options.name or predictor.name
+    return predictor
+
+
+def _pose_predictor(options: argparse.Namespace) -> Any:
+    _check_options(options)
+    from ..benchmarks.comfyui_graph import GraphPoses
+
+    return GraphPoses(*_graph(options), **_graph_options(options))
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """ValueError for an option that would do nothing."""
+    if options.model == "comfyui" and options.graph is None:
+        raise ValueError("Expected a graph for --model comfyui, got none. Give its API form with --graph.")
+    idle = {"--weights": options.weights, "--size": options.size, "--steps": getattr(options, "steps", 0)}
+    if options.model != "comfyui":
+        idle = {"--graph": options.graph, "--set": options.set, "--image-node": options.image_node}
+    for option, value in idle.items():
+        if value:
+            raise ValueError(f"Expected no {option} for --model {options.model}, got one. Leave it out.")
+
+
+def _graph(options: argparse.Namespace) -> tuple[Any, Any]:
+    from ..benchmarks.comfyui_graph import ComfyServer, read_api_graph
+
+    server = ComfyServer(options.server, seconds=options.timeout)
+    return server, read_api_graph(options.graph, options.set)
+
+
+def _graph_options(options: argparse.Namespace) -> dict[str, Any]:
+    name = options.name or f"ComfyUI ({options.graph.stem})"
+    return {"name": name, "image_node": options.image_node, "seed": options.seed}
+
+
+def _work_file(dataset: str, options: argparse.Namespace, predictor: Any, more: Any) -> Path:
+    """A name of its own for each set of settings, so that none meets another's results."""
+    source = str(options.folder.resolve())
+    settings = json.dumps([predictor.name, dict(predictor.settings), more, options.seed, source])
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    return Path("runs/benchmark") / f"{options.task}_{dataset}_{options.model}_{digest}.jsonl"
+
+
+def _progress(unit: str):
+    from tqdm import tqdm
+
+    return lambda names: tqdm(names, desc="benchmark", unit=unit, disable=None)
+
+
+def _finish(result: dict[str, Any], table: list[str], options: argparse.Namespace) -> None:
+    from ..benchmarks.depth_run import save_result
+    from ..core.export.files import write_file
+
+    for line in table:
+        write_line(line)
+    if options.json:
+        save_result(options.json, result)
+    if options.markdown:
+        write_file(options.markdown, ("\n".join(table) + "\n").encode("utf-8"))
