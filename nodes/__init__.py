@@ -8,10 +8,13 @@ from .conversion import ViewFromDa3, ViewFromImage, ViewFromMoge, ViewToDa3, Vie
 from .evaluate import CompareViews
 from .export import DepthMesh, LoadDepth, PointCloud, SaveDepth, ViewCamera
 from .fusion import FuseViews, SaveColmap, ScaleViews
-from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair
+from .geometry import AlignDepth, NormalsFromDepth, PreviewDepth, StereoPair, UpscaleDepth
 from .host.shared.last_resort import with_net
 from .intrinsic_ldm import IntrinsicCoGeneration, JoinIntrinsicLatent, LoadTinyDiffusion, SplitIntrinsicLatent
 from .intrinsic_ldm_maps import DecodeIntrinsics, EncodeIntrinsics, LoadIntrinsicVae
+from .joyai_edit import JoyMoveCamera, JoyMoveObject, JoyRotateObject
+from .joyai_edit_ask import AskAboutViews
+from .joyai_edit_framing import JoyFit, JoyRestore
 from .modality_forcing import DecodeJointLatent, GuidancePerStream, LoadModalityForcing, ModalityOrder
 from .modality_forcing_latents import (
     DepthToImageLatent,
@@ -38,7 +41,8 @@ class Extension(ComfyExtension):
         intrinsics += [LoadIntrinsicVae, EncodeIntrinsics, DecodeIntrinsics]
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
-        measure = [AlignDepth, NormalsFromDepth, StereoPair, CompareViews]
+        measure = [AlignDepth, NormalsFromDepth, UpscaleDepth, StereoPair, CompareViews]
+        joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
-        nodes = [*generate, *intrinsics, PreviewDepth, *convert, *export, *measure, *several]
+        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
         return [with_net(node) for node in nodes]

@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..models.core.geometry.align import align_view
 from ..models.core.geometry.normals import normals_to_image, view_with_normals
 from ..models.core.geometry.stereo import stereo_pair
+from ..models.core.geometry.upscale import upscale_view
 from ..models.core.visualize.depth_preview import explain_depth, picture_depth
 from .host.shared.progress import each_picture
 from .sockets import View, edge_input, fit_options, fov_input, quantity_input
@@ -163,6 +164,44 @@ class NormalsFromDepth(io.ComfyNode):
         views = each_picture(list(view.require_valid()))
         normals = torch.cat([view_with_normals(one, **options).normals for one in views])
         return io.NodeOutput(normals_to_image(normals, style), replace(view, normals=normals))
+
+
+class UpscaleDepth(io.ComfyNode):
+    """A depth map at the size of a larger image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_UpscaleDepth",
+            display_name="Upscale Depth",
+            category="SpatialWeave/Geometry",
+            description="Brings a depth map to the size of a larger version of its image, with outlines that "
+            "follow that image.",
+            search_aliases=[
+                "upscale depth", "resize depth", "sharpen depth", "guided upsampling", "joint bilateral",
+                "depth super resolution", "depth map 4k",
+            ],
+            inputs=[
+                View.Input("view", tooltip="The depth map."),
+                io.Image.Input(
+                    "image",
+                    tooltip="What the depth map shows, at the size wanted: for example the original of a "
+                    "scaled image, or the upscaled one. Of the same aspect ratio; one, or one for each depth "
+                    "map.",
+                ),
+            ],
+            outputs=[
+                View.Output(
+                    "view", display_name="VIEW",
+                    tooltip="The depth at the image's size, in the same unit, with the image and a camera "
+                    "that fits it.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, view, image) -> io.NodeOutput:
+        return io.NodeOutput(upscale_view(view.require_valid(), image[..., :3], each=each_picture))
 
 
 class StereoPair(io.ComfyNode):

@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..models.core.geometry.normals import NormalStyle
 from ..models.intrinsic_ldm.maps.channels import FAR, NEAR
-from ..models.intrinsic_ldm.maps.codec import decode_pictures
-from ..models.intrinsic_ldm.maps.inputs import read_beside, read_maps
+from ..models.intrinsic_ldm.maps.codec import channels_to_maps
+from ..models.intrinsic_ldm.maps.inputs import read_maps, read_matching_image
 from .host.intrinsic_ldm.vae import decode_maps, encode_maps, list_vaes, load_vae
 from .host.shared.notes import tell
 from .sockets import View, index_input, transparent_output
@@ -126,11 +126,11 @@ class EncodeIntrinsics(io.ComfyNode):
         cls, vae, normal_style, tile_size, depth=None, normals=None, segmentation=None, line=None
     ) -> io.NodeOutput:
         maps = {"depth": depth, "normals": normals, "segmentation": segmentation, "line": line}
-        given = read_maps(**maps, style=normal_style)
-        latent, changes = encode_maps(vae, given.stacked, tile_size)
-        notes = given.notes + changes
+        inputs = read_maps(**maps, style=normal_style)
+        latent, changes = encode_maps(vae, inputs.stacked, tile_size)
+        notes = inputs.notes + changes
         tell(notes, cls.hidden)
-        return io.NodeOutput(latent, "\n".join([given.coded, *notes]), given.transparent)
+        return io.NodeOutput(latent, "\n".join([inputs.coded, *notes]), inputs.transparent)
 
 
 class DecodeIntrinsics(io.ComfyNode):
@@ -201,9 +201,9 @@ class DecodeIntrinsics(io.ComfyNode):
     @classmethod
     def execute(cls, samples, vae, near, far, index, normal_style, tile_size, picture=None) -> io.NodeOutput:
         stacked, padded, changes = decode_maps(vae, samples, tile_size)
-        beside = read_beside(picture, tuple(stacked.shape[2:]), padded)
-        notes = changes + beside.notes
-        decoded = decode_pictures(stacked, near=near, far=far, style=normal_style, picture=beside.picture)
+        matching = read_matching_image(picture, tuple(stacked.shape[2:]), padded)
+        notes = changes + matching.notes
+        decoded = channels_to_maps(stacked, near=near, far=far, style=normal_style, image=matching.image)
         maps = (decoded.view, decoded.normals, decoded.segmentation, decoded.masks(index), decoded.line)
         tell(notes, cls.hidden)
-        return io.NodeOutput(*maps, "\n".join([decoded.describe(index), *notes]), beside.transparent)
+        return io.NodeOutput(*maps, "\n".join([decoded.describe(index), *notes]), matching.transparent)

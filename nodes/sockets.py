@@ -13,6 +13,7 @@ View = io.Custom("SPATIALWEAVE_VIEW")  # models/core/geometry/view.py: depth wit
 FusedCloud = io.Custom("SPATIALWEAVE_CLOUD")  # models/core/geometry/fusion.py: points with their views
 MogeGeometry = io.Custom("MOGE_GEOMETRY")  # ComfyUI's, converted by models/core/geometry/packets.py
 Da3Geometry = io.Custom("DA3_GEOMETRY")
+Framing = io.Custom("SPATIALWEAVE_FRAMING")  # models/joyai_edit/restore.py: an image, its bucket
 VggtNetwork = io.Custom("SPATIALWEAVE_VGGT")  # nodes/host/vggt/model.py: the network under core's management
 GeometryTokens = io.Custom("SPATIALWEAVE_GEOMETRY_TOKENS")  # models/vggt/pipeline.py: tokens on a patch grid
 

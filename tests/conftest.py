@@ -66,6 +66,7 @@ def pytest_unconfigure():
 
 def pytest_terminal_summary(terminalreporter):
     causes = [("marked comfyui", NO_COMFYUI), ("of comfy-cli", "comfy-cli is not installed here"), ("in the browser", NO_BROWSER)]
+    causes += [("against golden files", "no golden files: "), ("against golden files", "holds no rows of ")]
     for which, reason in causes:
         skipped = [report for report in terminalreporter.stats.get("skipped", ()) if reason and reason in str(report.longrepr)]
         if skipped:

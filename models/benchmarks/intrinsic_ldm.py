@@ -71,7 +71,9 @@ class Plan:
                 f"got {self}. Increase them."
             )
         if self.precision not in PRECISIONS:
-            raise ValueError(f"Expected precision {' or '.join(PRECISIONS)}, got {self.precision!r}.")
+            raise ValueError(
+                f"Expected precision {' or '.join(PRECISIONS)}, got {self.precision!r}. Choose one of these."
+            )
 
     def parts(self, count: int) -> Iterator[tuple[int, int]]:
         """(first image, count) of each batch of `count` images."""
@@ -141,8 +143,8 @@ class Evaluation:
         """Figures of every method's images, one method after the other."""
         figures = {}
         for method in self.methods:
-            look = partial(measure, method, self.judge)
-            figures[method.name] = self.cached(method.name, method.settings, seed, start, count, look)
+            generate = partial(measure, method, self.judge)
+            figures[method.name] = self.cached(method.name, method.settings, seed, start, count, generate)
         return figures
 
     def measure(self, part: Part) -> dict[str, Figures]:
@@ -169,16 +171,16 @@ def evaluate_intrinsic_ldm(
     parts: list[Part] = [
         (seed, *part) for seed in (None, *range(plan.seeds)) for part in plan.parts(plan.count)
     ]
-    found: dict[str, dict[int | None, list[Figures]]] = {}
+    by_method: dict[str, dict[int | None, list[Figures]]] = {}
     with tqdm(total=plan.count * (1 + plan.seeds), desc="evaluating", unit="image") as bar:
         if processes > 1:
             run_processes(plan, files, work, device, parts, processes, bar)
         evaluation = Evaluation(plan, files, work, device)
         for part in parts:
             for name, figures in evaluation.measure(part).items():
-                found.setdefault(name, {}).setdefault(part[0], []).append(figures)
+                by_method.setdefault(name, {}).setdefault(part[0], []).append(figures)
             bar.update(part[2] if processes <= 1 else 0)
-    joined = {name: [join(each) for each in seeds.values()] for name, seeds in found.items()}
+    joined = {name: [join(each) for each in seeds.values()] for name, seeds in by_method.items()}
     (reference,), (others,) = joined[RENDERED], joined[OTHERS]
     return {
         "settings": asdict(plan) | describe_machine(device) | {"processes": processes},
@@ -267,8 +269,8 @@ def make_method(
 ) -> Method:
     """`lora` is the field of Files that the method uses, "" for none."""
     steps = steps or plan.steps
-    given = {"maps": maps, "steps": steps, "guidance": plan.guidance, "reading": READING}
-    given |= {"height": plan.size, "width": plan.size}
+    options: dict[str, Any] = {"maps": maps, "steps": steps, "guidance": plan.guidance, "reading": READING}
+    options |= {"height": plan.size, "width": plan.size}
     settings = {
         "steps": steps,
         "guidance": plan.guidance,
@@ -281,16 +283,17 @@ def make_method(
         numbers = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in vars(schedule).items()}
         settings |= {"schedule": type(schedule).__name__, "reading": READING, **numbers}
     settings["weights"] = {part: digests[part] for part in ("base", *(("vae", lora) if lora else ()))}
-    return Method(name, settings, partial(pipeline, **given, **({"schedule": schedule} if schedule else {})))
+    options |= {"schedule": schedule} if schedule else {}
+    return Method(name, settings, partial(pipeline, **options))
 
 
 def measure(method: Method, judge: Judge, start: int, count: int, seed: int) -> Figures:
     """Generate and judge some images; `seconds` per image are sampling and decoding alone."""
     _, captions = hold_out(start, count)
-    began = time.perf_counter()
-    made = method.make(captions, seed=seed * SEED_STRIDE + start)
-    seconds = (time.perf_counter() - began) / count
-    figures = judge.measure(made.image, captions, made.maps)
+    started = time.perf_counter()
+    result = method.make(captions, seed=seed * SEED_STRIDE + start)
+    seconds = (time.perf_counter() - started) / count
+    figures = judge.measure(result.image, captions, result.maps)
     return figures | {"seconds": torch.full((count,), seconds, dtype=torch.float64)}
 
 
@@ -331,9 +334,9 @@ def measure_judges(
     count = min(plan.count, MOST_JUDGED)
     path = work / f"judges-{fingerprint(digests['scorer'], digests['predictor'], count, plan.size)}.json"
     if not path.is_file():
-        found = {
+        accuracy = {
             "predictor": predictor_accuracy(judge.predictor, count, resolution=plan.size),
             "scorer": scorer_accuracy(judge.scorer, count, resolution=plan.size),
         }
-        write_file(path, (json.dumps(found, indent=1) + "\n").encode())
+        write_file(path, (json.dumps(accuracy, indent=1) + "\n").encode())
     return read_json_object(path)

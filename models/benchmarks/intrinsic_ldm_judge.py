@@ -43,18 +43,17 @@ class Judge:
         self.scorer, self.predictor = scorer, predictor
 
     def measure(self, image: Tensor, captions: list[str], maps: Tensor | None) -> dict[str, Tensor]:
-        """Figures (b,) float64 of images (b, h, w, 3) in [0, 1] and of their maps (b, 8, h, w) or None;
-        features."""
-        read = self.predictor.read(image)
+        """Figures (b,) float64 and features of images (b, h, w, 3) in [0, 1] and their maps (b, 8, h, w)."""
+        predicted = self.predictor.read(image)
         judgements = self.scorer.judge(image, captions)
-        rows = [count_wrong(text, judged.facts) for text, judged in zip(captions, judgements, strict=True)]
-        for row, seen in zip(rows, examine(read), strict=True):
-            row |= {"hanging": seen.hanging, "broken": seen.broken, "solids": seen.solids}
+        rows = [count_wrong(text, each.facts) for text, each in zip(captions, judgements, strict=True)]
+        for row, solids in zip(rows, examine(predicted), strict=True):
+            row |= {"hanging": solids.hanging, "broken": solids.broken, "solids": solids.solids}
         columns = {name: [row[name] for row in rows] for name in (*FAULTS, "solids")}
         figures = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
         figures["violations"] = sum(figures[name] for name in FAULTS)
         if maps is not None:
-            figures |= compare_maps(read_codes(maps), read)
+            figures |= compare_maps(read_codes(maps), predicted)
         return figures | pooled_features(self.scorer, image)
 
 
@@ -74,11 +73,11 @@ def count_wrong(text: str, facts: tuple[Fact, ...]) -> dict[str, int]:
 
 def read_codes(maps: Tensor) -> SceneMaps:
     """Co-generated maps (b, 8, h, w) in [-1, 1], decoded; their disparity is affine-invariant."""
-    parts = split_maps(maps.float())
-    segments, _ = map_codes.decode_segmentation(parts["segmentation"])
-    normals = map_codes.decode_normals(parts["normals"]).movedim(1, -1)
-    line = map_codes.decode_line(parts["line"])[:, 0] > 0.5
-    return SceneMaps(parts["depth"][:, 0], normals, segments, line)
+    codes = split_maps(maps.float())
+    segments, _ = map_codes.decode_segmentation(codes["segmentation"])
+    normals = map_codes.decode_normals(codes["normals"]).movedim(1, -1)
+    line = map_codes.decode_line(codes["line"])[:, 0] > 0.5
+    return SceneMaps(codes["depth"][:, 0], normals, segments, line)
 
 
 def code_frames(frames: Frames) -> Tensor:

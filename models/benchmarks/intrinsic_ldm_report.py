@@ -1,5 +1,4 @@
-"""The report of I-LDM's evaluation: a Markdown page and lines for the console; every sentence follows from
-its figures."""
+"""The report of I-LDM's evaluation: a Markdown page and lines for the console; figures decide its text."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ NAMES = {
 class Claim:
     """A claim of the paper: one method is better than another, by a figure where less is better."""
 
-    words: str
+    text: str
     figure: str
     better: str
     worse: str
@@ -149,13 +148,12 @@ def cells(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def conclude(report: Report) -> list[str]:
-    """Up to three sentences: the paper's claims that hold, those that are reversed, those without
-    significance."""
+    """Up to three sentences: the paper's claims that hold, are reversed, and are not significant."""
     verdicts: dict[str, list[str]] = {"holds": [], "reversed": [], "open": []}
     for claim in CLAIMS:
         if claim.better in report["methods"] and claim.worse in report["methods"]:
             verdict, figures = weigh(claim, report)
-            verdicts[verdict].append(f"{claim.words} ({figures})")
+            verdicts[verdict].append(f"{claim.text} ({figures})")
     openings = {
         "holds": "These claims of the paper hold here:",
         "reversed": "These claims of the paper are reversed here:",
@@ -165,8 +163,7 @@ def conclude(report: Report) -> list[str]:
 
 
 def weigh(claim: Claim, report: Report) -> tuple[str, str]:
-    """The verdict "holds", "reversed" or "open", by the paired differences over seeds; and both means as
-    text."""
+    """The verdict "holds", "reversed" or "open" by the paired differences over seeds, and both means."""
     better, worse = (report["methods"][name]["figures"][claim.figure] for name in (claim.better, claim.worse))
     text = f"{COLUMNS[claim.figure]} {format_figure(better)} against {format_figure(worse)}"
     if better["mean"] is None or worse["mean"] is None:

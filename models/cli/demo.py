@@ -27,6 +27,8 @@ def add_demo(command: argparse.ArgumentParser) -> None:
     steps = option("--steps", type=whole(1, MOST_STEPS))
     steps.help = "sampling steps; by default the tiny model's default for the mode"
     option("--guidance", type=number(-1000, 1000), help="scale of classifier-free guidance; 1 is off")
+    depth_guidance = option("--depth-guidance", type=number(-1000, 1000))
+    depth_guidance.help = "guidance of the depth apart from the image's"
     log2_alpha = option("--log2-alpha", type=number(-20, 20))
     log2_alpha.help = "which modality is denoised first: above 0 the image, below 0 the depth"
     refine = option("--refine", action="store_true")
@@ -52,6 +54,7 @@ def _run_demo(options: argparse.Namespace) -> None:
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,
+        depth_guidance=options.depth_guidance,
         log2_alpha=options.log2_alpha,
         refine=options.refine,
         weights=options.weights,

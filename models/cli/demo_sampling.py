@@ -32,6 +32,7 @@ from ..core.visualize.orbit import ASSUMED_FOV, render_orbit
 from ..modality_forcing.config import DEFAULTS, Mode
 from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
 
+Notes = tuple[str, ...]  # a sentence per change of an input
 SIDE = DEFAULTS["tiny"].size  # pixels, the training resolution of the tiny model
 
 
@@ -48,6 +49,7 @@ class DemoRequest:
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    depth_guidance: float | None = None
     log2_alpha: float | None = None
     refine: bool = False  # joint mode: infer the depth again from the finished image
     weights: Path | None = None
@@ -61,45 +63,53 @@ class DemoRequest:
 
 def run_demo(request: DemoRequest) -> Iterator[str]:
     """Sample, then write; yields one line per note and per file."""
-    notes: list[str] = []
-    given = read_input(request, notes)  # first: an error must come before any folder is created
-    size = choose_size(request.size, given, notes)
+    stream, notes = read_input(request)  # first: an error must come before any folder is created
+    size, scaling = choose_size(request.size, stream)
     pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
     make_folder(request.output)
-    result = sample(pipeline, request, size, given)
+    result = sample(pipeline, request, size, stream)
     check_depth(result.view, request)
-    result = replace(result, notes=(*notes, *result.notes))
+    result = replace(result, notes=(*notes, *scaling, *result.notes))
     yield from (f"note: {note}" for note in result.notes)
     yield result.view.describe()
     yield from write_all(request, result)
 
 
-def read_input(request: DemoRequest, notes: list[str]) -> dict[str, Any]:
-    """The input stream as a keyword argument of the pipeline; none in joint mode."""
+def read_input(request: DemoRequest) -> tuple[dict[str, Any], Notes]:
+    """The input stream as a keyword argument of the pipeline, none in joint mode; and notes on its file."""
     if request.mode == "joint":
-        return {}
+        return {}, ()
     if request.image:
-        return {"image": open_image(request.image, notes)}
-    return {"depth": open_depth(request.depth, request.channel, notes)}
+        image, notes = open_image(request.image)
+        return {"image": image}, notes
+    depth, notes = open_depth(request.depth, request.channel)
+    return {"depth": depth}, notes
 
 
-def choose_size(size: tuple[int, int] | None, given: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
-    """(width, height): `size`; else the input's own, at most the training resolution; else its square."""
-    if size or not given:
-        return size or (SIDE, SIDE)
-    shape = given["image"].shape[1:3] if "image" in given else given["depth"].depth.shape[1:]
-    width, height = reversed(shape)
+def choose_size(
+    size: tuple[int, int] | None, stream: Mapping[str, Any]
+) -> tuple[tuple[int, int], Notes]:
+    """(width, height), and a note if the input is scaled.
+
+    The size is `size`; else the input's own, at most the training resolution; else its square.
+    """
+    if size or not stream:
+        return size or (SIDE, SIDE), ()
+    shape = stream["image"].shape[1:3] if "image" in stream else stream["depth"].depth.shape[1:]
+    height, width = shape
     longest = max(width, height)
-    if longest > SIDE:
-        notes.append(
-            f"The longer side was scaled from {longest} to {SIDE} pixels, the training resolution of the "
-            "tiny model; set --size for another."
-        )
-    return tuple(max(1, round(side * min(1, SIDE / longest))) for side in (width, height))
+    if longest <= SIDE:
+        return (width, height), ()
+    scaled = tuple(max(1, round(side * SIDE / longest)) for side in (width, height))
+    note = (
+        f"The longer side was scaled from {longest} to {SIDE} pixels, the training resolution of the tiny "
+        "model; set --size for another."
+    )
+    return scaled, (note,)
 
 
 def sample(
-    pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[int, int], given: Mapping[str, Any]
+    pipeline: ModalityForcingPipeline, request: DemoRequest, size: tuple[int, int], stream: Mapping[str, Any]
 ) -> Result:
     with tqdm(desc=request.mode.replace("_", " "), unit="step") as bar:
 
@@ -115,10 +125,11 @@ def sample(
             seed=request.seed,
             steps=request.steps,
             guidance=request.guidance,
+            depth_guidance=request.depth_guidance,
             log2_alpha=request.log2_alpha,
             refine=request.refine,
             on_step=on_step,
-            **given,
+            **stream,
         )
 
 
@@ -178,29 +189,33 @@ def describe_run(request: DemoRequest) -> str:
     return f"{source}, {request.prompt}" if request.prompt else source
 
 
-def open_image(path: Path, notes: list[str]) -> Tensor:
-    """An image file of any channels and bit depth as (b, h, w, 3), or (b, h, w, 4) with its alpha."""
-    found = open_picture(path)
-    notes.extend(note for note in found.notes if note != HAS_ALPHA)  # the pipeline notes it for four channels
-    return found.rgb if found.alpha is None else torch.cat([found.rgb, found.alpha[..., None]], dim=-1)
+def open_image(path: Path) -> tuple[Tensor, Notes]:
+    """An image file of any channels and bit depth as (b, h, w, 3), or (b, h, w, 4) with its alpha; notes."""
+    image = open_picture(path)
+    notes = tuple(note for note in image.notes if note != HAS_ALPHA)  # the pipeline has it for four channels
+    rgb, alpha = image.rgb, image.alpha
+    return rgb if alpha is None else torch.cat([rgb, alpha[..., None]], dim=-1), notes
 
 
-def open_depth(path: Path, channel: str | None, notes: list[str]) -> View:
-    """A depth file; relative if it states no unit. Its scale is then irrelevant: the model sees ratios."""
+def open_depth(path: Path, channel: str | None) -> tuple[View, Notes]:
+    """A depth file, relative if it states no unit, and notes.
+
+    Without a unit its scale is irrelevant: the model sees ratios.
+    """
+    notes: Notes = ()
     try:
         view, left_out = load_depth(path, channel=channel)
     except UnstatedError:
-        notes.append(
+        notes = (
             f"{path.name} does not say its scale or unit: "
-            "its values were read as relative depth, larger = farther."
+            "its values were read as relative depth, larger = farther.",
         )
         view, left_out = load_depth(path, channel=channel, scale=1.0, units="relative")
-    notes.extend(left_out)
     if len(view) != 1:
         raise ValueError(
             f"Expected one depth map in {path}, got a batch of {len(view)}. Save one to a separate file."
         )
-    return view
+    return view, (*notes, *left_out)
 
 
 def make_folder(folder: Path) -> None:

@@ -27,8 +27,10 @@ def _add_modality_forcing(systems, looks: Mapping[str, Any]) -> None:
     option("--weights", type=path, help="other weights: a file, or a training run's folder")
     option("--json", type=path, help="also write the figures to this file")
     seed = option("--seed", type=whole(0, LARGEST_SEED), default=0)
-    seed.help = "of the sampling noise; the held-out scenes never change"
-    option("--n", type=whole(1, 10**6), default=128, help="number of held-out scenes")
+    seed.help = "of the sampling noise"
+    option("--n", type=whole(1, 10**6), default=256, help="number of held-out scenes")
+    scenes = option("--scenes-seed", type=whole(0, LARGEST_SEED), default=0)
+    scenes.help = "which held-out scenes; choose settings on others than those you report"
     joint.set_defaults(run=_run_modality_forcing)
 
 
@@ -86,8 +88,8 @@ def _run_modality_forcing(options: argparse.Namespace) -> None:
     from ..benchmarks.modality_forcing import evaluate_modality_forcing
     from ..benchmarks.report import write_figures
 
-    settings = {"weights": options.weights, "seed": options.seed, "count": options.n}
-    figures = evaluate_modality_forcing(options.preset, **settings)
+    settings = {"weights": options.weights, "seed": options.seed, "scenes_seed": options.scenes_seed}
+    figures = evaluate_modality_forcing(options.preset, count=options.n, **settings)
     for name, value in figures.items():
         write_line(f"{name:32s} {value}")
     if options.json:

@@ -14,15 +14,15 @@ from .output_lines import write_line
 
 def add_intrinsics(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    looks = {"formatter_class": command.formatter_class}
-    _add_build(actions, looks)
-    _add_encode(actions, looks)
-    _add_sample(actions, looks)
+    style = {"formatter_class": command.formatter_class}
+    _add_build(actions, style)
+    _add_encode(actions, style)
+    _add_sample(actions, style)
 
 
-def _add_build(actions, looks: Mapping[str, Any]) -> None:
+def _add_build(actions, style: Mapping[str, Any]) -> None:
     summary = "estimate the maps of plain images with a running ComfyUI"
-    build = actions.add_parser("build", help=summary, **looks)
+    build = actions.add_parser("build", help=summary, **style)
     option = build.add_argument
     source = option("source", type=path)
     source.help = "folder with images; a .txt of the same name, in UTF-8, is an image's caption"
@@ -39,9 +39,9 @@ def _add_build(actions, looks: Mapping[str, Any]) -> None:
     build.set_defaults(run=_run_build)
 
 
-def _add_encode(actions, looks: Mapping[str, Any]) -> None:
+def _add_encode(actions, style: Mapping[str, Any]) -> None:
     summary = "latents and prompts of a dataset folder, for training an intrinsic LoRA"
-    encode = actions.add_parser("encode", help=summary, **looks)
+    encode = actions.add_parser("encode", help=summary, **style)
     option = encode.add_argument
     option("source", type=path, help="dataset folder with images, captions and maps")
     output = option("output", type=path)
@@ -52,15 +52,15 @@ def _add_encode(actions, looks: Mapping[str, Any]) -> None:
     size = option("--size", metavar="WxH")
     size.help = "pixels; larger images are scaled to cover and cropped; by default as they are"
     option("--batch", type=whole(1, 4096), default=4, help="images encoded at once")
-    places = option("--places", type=whole(1, 16), default=16)
-    places.help = "grid positions a side that mask colors distinguish; a small network needs few"
+    grid = option("--places", type=whole(1, 16), default=16)
+    grid.help = "cells per side of the grid by which mask colors are assigned; a small network needs few"
     option("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="dtype of the text encoders")
     encode.set_defaults(run=_run_encode)
 
 
-def _add_sample(actions, looks: Mapping[str, Any]) -> None:
+def _add_sample(actions, style: Mapping[str, Any]) -> None:
     summary = "the tiny system on your prompts: images, their maps, and a contact sheet"
-    sample = actions.add_parser("sample", help=summary, **looks)
+    sample = actions.add_parser("sample", help=summary, **style)
     option = sample.add_argument
     option("prompt", nargs="+", help="what to show; each prompt is one row of the contact sheet")
     option("--output", type=path, default=Path("spatialweave-intrinsics"), help="folder for the images")
@@ -79,9 +79,9 @@ def _add_sample(actions, looks: Mapping[str, Any]) -> None:
 def _run_sample(options: argparse.Namespace) -> None:
     from ..intrinsic_ldm.show import SampleRequest, sample
 
-    others = {name: getattr(options, name) for name in ("base", "vae", "lora") if getattr(options, name)}
+    files = {name: getattr(options, name) for name in ("base", "vae", "lora") if getattr(options, name)}
     settings = (options.schedule, options.seed, options.steps, options.guidance)
-    for line in sample(SampleRequest(options.prompt, options.output, *settings, **others)):
+    for line in sample(SampleRequest(options.prompt, options.output, *settings, **files)):
         write_line(line)
 
 
@@ -111,7 +111,7 @@ def _run_encode(options: argparse.Namespace) -> None:
         size=_read_size(options.size),
         batch=options.batch,
         precision=options.precision,
-        places=options.places,
+        grid=options.places,
     )
     write_line(str(summary))
 

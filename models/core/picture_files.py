@@ -112,14 +112,15 @@ def _decode(image: Any, name: str, indices: bool) -> Values:
         raise PictureError(
             f"Expected pixels in {name}, got an EPS file. Give a PNG, JPEG, WebP or TIFF file."
         )
-    bits, notes = _find_bits(image), _count_frames(image)
+    bits, frames = _find_bits(image), _count_frames(image)
     image.load()
     text = dict(getattr(image, "text", {}))
-    image = _turn_upright(image, notes)
+    image, exif = _turn_upright(image)
     values, alpha = _split(image, bits, indices)
+    depth = ()
     if bits > 8 and values.dtype == np.uint8:
-        notes.append(f"The picture has {bits} bits a color; Pillow reads the upper 8 of them.")
-    return Values(values, alpha, image.mode, tuple(notes), text)
+        depth = (f"The picture has {bits} bits a color; Pillow reads the upper 8 of them.",)
+    return Values(values, alpha, image.mode, (*frames, *exif, *depth), text)
 
 
 def _find_bits(image: Any) -> int:
@@ -130,26 +131,28 @@ def _find_bits(image: Any) -> int:
     return next((bits for bits in (16, 2, 4) if f";{bits}" in stored), 8)
 
 
-def _count_frames(image: Any) -> list[str]:
-    """A note where a file has several frames."""
+def _count_frames(image: Any) -> tuple[str, ...]:
+    """A note if a file has several frames."""
     try:
         count, at = getattr(image, "n_frames", 1), image.tell()
     except UNREADABLE:  # a later frame is broken, or the caller closed the file
-        return []
-    return [f"The file has {count} frames; frame {at + 1} was used."] if count > 1 else []
+        return ()
+    return (f"The file has {count} frames; frame {at + 1} was used.",) if count > 1 else ()
 
 
-def _turn_upright(image: Any, notes: list[str]) -> Any:
-    """A loaded image turned by its EXIF orientation, which Pillow does by itself for TIFF alone."""
+def _turn_upright(image: Any) -> tuple[Any, tuple[str, ...]]:
+    """A loaded image turned by its EXIF orientation, which Pillow does by itself for TIFF alone.
+
+    A note says if the EXIF data cannot be read.
+    """
     from PIL import Image
 
     try:
         orientation = image.getexif().get(ORIENTATION)
     except UNREADABLE:  # broken EXIF says nothing, and the pixels are sound
-        notes.append("The EXIF data cannot be read; the picture was taken as upright.")
-        return image
+        return image, ("The EXIF data cannot be read; the picture was taken as upright.",)
     method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image.transpose(getattr(Image.Transpose, method)) if method else image
+    return (image.transpose(getattr(Image.Transpose, method)) if method else image), ()
 
 
 def _split(image: Any, bits: int, indices: bool) -> tuple[np.ndarray, np.ndarray | None]:

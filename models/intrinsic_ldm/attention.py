@@ -25,8 +25,11 @@ Inside = Callable[..., Tensor]
 
 
 @dataclass
-class Kept:
-    """KV cache between the image's call and its intrinsic maps' call, by chunk and layer."""
+class KVCache:
+    """Keys and values (b, n, h * d) of image rows by chunk and layer.
+
+    The image's call stores them, the call of its maps reads them.
+    """
 
     values: dict[tuple[Hashable, Hashable], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -49,7 +52,7 @@ class Call:
 
     rows: Rows
     weights: Mapping[Hashable, float] | None = None  # w by layer; None is 1 in every layer, as in training
-    kept: Kept | None = None  # KV cache, filled by an image's call and read by its maps' call
+    cache: KVCache | None = None  # KV cache, filled by an image's call and read by its maps' call
 
 
 class Coupling:
@@ -67,7 +70,7 @@ class Coupling:
 
     @property
     def current(self) -> Call:
-        """The call of the open `with` block; RuntimeError outside."""
+        """The current call of the network; RuntimeError outside a `with` block."""
         if self._call is None:
             raise RuntimeError(
                 "Expected a call of the coupled network inside `with coupling.call(rows, weights):`, got one "
@@ -81,10 +84,10 @@ class Coupling:
 
     @contextmanager
     def call(
-        self, rows: Rows, weights: Mapping[Hashable, float] | None = None, kept: Kept | None = None
+        self, rows: Rows, weights: Mapping[Hashable, float] | None = None, cache: KVCache | None = None
     ) -> Iterator[Call]:
         """Calls of the network inside the block have these rows, with w by layer."""
-        with self.resume(Call(rows, weights, kept)) as call:
+        with self.resume(Call(rows, weights, cache)) as call:
             yield call
 
     @contextmanager
@@ -121,7 +124,7 @@ class Coupling:
         plain: Plain,
         inner: Inside | None = None,
     ) -> Tensor:
-        """Attention of one layer after its projections: q, k, v (b, n, h * d) to (b, n, h * d).
+        """Attention of one layer after its projections: q, k, v (rows, n, h * d) to (rows, n, h * d).
 
         `plain` is the host's own attention, for calls of one stream; `inner`, if given, is the same for
         coupled calls.
@@ -130,14 +133,14 @@ class Coupling:
         rows = call.rows
         rows.check(q.shape[0])
         if rows.streams == ("image",):
-            if call.kept is not None:
-                call.kept.put(layer, rows, k, v)
+            if call.cache is not None:
+                call.cache.put(layer, rows, k, v)
             return plain(q, k, v)
-        if rows.streams == ("intrinsic",) and call.kept is None:
+        if rows.streams == ("intrinsic",) and call.cache is None:
             # maps without an image: the paper's ablation of training without the image domain
             return plain(q, k, v)
         if rows.streams == ("intrinsic",):
-            image_k, image_v = call.kept.take(layer, rows)
+            image_k, image_v = call.cache.take(layer, rows)
             return plain(q, torch.cat([image_k, k], dim=1), torch.cat([image_v, v], dim=1))
         weight = 1.0 if call.weights is None else call.weights[layer]
         return attend_domains(q, k, v, rows, weight, heads=heads, inner=inner)

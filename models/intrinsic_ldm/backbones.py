@@ -79,7 +79,7 @@ class PromptEncoder:
 
     def explain(self, prompts: list[str]) -> list[str]:
         """A sentence for each prompt with tokens outside the encoder's vocabulary."""
-        return [said for said in map(explain_prompt, prompts) if said] if self.is_tiny else []
+        return [note for note in map(explain_prompt, prompts) if note] if self.is_tiny else []
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def import_diffusers():
         import diffusers
     except ImportError as error:
         raise ImportError(
-            'Base models outside ComfyUI need diffusers, which is not installed: pip install '
-            '"spatialweave[train]".'
+            'Expected diffusers, which base models outside ComfyUI need, got none installed. Run: pip '
+            'install "spatialweave[train]"'
         ) from error
     return diffusers
 
@@ -181,8 +181,8 @@ def load_backbone(folder: str | Path, family: Family, dtype: torch.dtype = torch
         )
     except (OSError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"The base in {folder} cannot be loaded: {error} Fetch the folder again, with its .safetensors "
-            "files."
+            f"Expected a base that diffusers loads in {folder}, got an error: {error} Fetch the folder "
+            "again, with its .safetensors files."
         ) from error
     check_finite(network.state_dict(), f"the base in {folder}")
     check_prediction(folder, scheduler.config.prediction_type)
@@ -193,15 +193,14 @@ def check_prediction(folder: Path, prediction: str) -> None:
     if prediction not in PREDICTIONS:
         raise ValueError(
             f"Expected a base that predicts {' or '.join(PREDICTIONS)} in {folder}, got {prediction!r} in "
-            "its scheduler's config. "
-            "Choose another base."
+            "its scheduler's config. Choose another base."
         )
 
 
 def load_parts(base: Path, dtype: torch.dtype) -> tuple[PromptEncoder, nn.Module]:
     """The text encoders, and the image autoencoder in float32, of a base's folder."""
     family = find_family(base)
-    if (base / tiny.TEXT_FILE).is_file():  # made by `training.base`
+    if (base / tiny.TEXT_FILE).is_file():  # a folder written by `training.base`
         state = read_tensors(base / tiny.TEXT_FILE)
         text = fill_module(
             TinyTextEncoder(*read_layout(state), device="meta"), state, what=str(base / tiny.TEXT_FILE)
@@ -250,21 +249,20 @@ def explain_parts(base: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, TypeError, ImportError) as error:
         raise ValueError(
-            f"The text encoders or the VAE in {base} cannot be loaded: {error} Fetch the folder again, with "
-            "its .safetensors files."
+            f"Expected text encoders and a VAE that diffusers loads in {base}, got an error: {error} Fetch "
+            "the folder again, with its .safetensors files."
         ) from error
 
 
 def find_family(folder: Path) -> Family:
     """The family of the base in a diffusers folder; ValueError for any other folder."""
-    parts = [part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()]
-    if not parts:
+    networks = [name for name in ("unet", "transformer") if (folder / name / "config.json").is_file()]
+    if not networks:
         raise ValueError(
-            f"{folder} is no base in diffusers' form: it has neither unet/config.json nor "
-            "transformer/config.json; name the folder of a "
-            "downloaded pipeline of SD2.1, SDXL or PixArt."
+            f"Expected a base in diffusers' layout in {folder}, got neither unet/config.json nor "
+            "transformer/config.json. Name the folder of a downloaded pipeline of SD2.1, SDXL or PixArt."
         )
-    config = read_component_config(folder / parts[0] / "config.json")
+    config = read_component_config(folder / networks[0] / "config.json")
     kind, added = config.get("_class_name"), config.get("addition_embed_type")
     families = {
         ("PixArtTransformer2DModel", None): "pixart",
@@ -274,7 +272,7 @@ def find_family(folder: Path) -> Family:
     if not all(isinstance(each, str | None) for each in (kind, added)) or (kind, added) not in families:
         also = f" with {added}" if added else ""
         raise ValueError(
-            f"{folder} holds a {kind}{also}, wanted the base of SD2.1, SDXL or PixArt; name such a folder."
+            f"Expected the base of SD2.1, SDXL or PixArt in {folder}, got {kind}{also}. Name such a folder."
         )
     return families[kind, added]
 
@@ -302,5 +300,6 @@ def read_component_config(path: Path) -> dict[str, Any]:
         return read_json_object(path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{show_path(path)} is missing or damaged ({error}); fetch the folder of the base again."
+            f"Expected a JSON object in {show_path(path)}, got a missing or damaged file ({error}). Fetch "
+            "the folder of the base again."
         ) from error

@@ -56,8 +56,8 @@ class VaeConfig:
         sizes = (self.width, self.blocks, self.latent_channels, *self.multiples)
         if max(sizes, default=0) > LARGEST or self.blocks > MOST_BLOCKS or len(self.multiples) > MOST_BLOCKS:
             raise ValueError(
-                f"Expected an intrinsic VAE of at most {MOST_BLOCKS} blocks a step and steps, and sizes of "
-                f"at most {LARGEST}, got {str(self)[:200]}. Save the file again, or correct the config."
+                f"Expected an intrinsic VAE of at most {MOST_BLOCKS} levels and blocks per level, and sizes "
+                f"of at most {LARGEST}, got {str(self)[:200]}. Save the file again, or correct the config."
             )
         if (
             self.width < 1
@@ -67,16 +67,19 @@ class VaeConfig:
             or min(self.multiples) < 1
         ):
             raise ValueError(
-                f"{self} arrived: width, blocks, latent channels and each multiple must be 1 or more."
+                "Expected width, blocks, latent_channels and each multiple of an intrinsic VAE to be 1 or "
+                f"more, got {self}. Save the file again, or correct the config."
             )
         if any(self.width * multiple % GROUPS for multiple in self.multiples):
             raise ValueError(
-                f"A width {self.width} by {self.multiples} arrived: each must be divisible by the {GROUPS} "
-                "of a group norm."
+                f"Expected widths of an intrinsic VAE that are multiples of {GROUPS}, the groups of its "
+                f"GroupNorm, got {self.width} times {self.multiples}. Save the file again, or correct the "
+                "config."
             )
         if isinstance(self.base_scale, bool) or not 0 < self.base_scale < math.inf:
             raise ValueError(
-                f"The base scale {self.base_scale} arrived: it must be above 0, as SD's {SD_SCALE}."
+                f"Expected a base_scale above 0, as SD's {SD_SCALE}, got {self.base_scale}. Save the file "
+                "again, or correct the config."
             )
 
     @property
@@ -116,7 +119,8 @@ class VaeConfig:
             return cls(**json.loads(text))
         except (TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
-                f"{text[:80]!r} arrived for the settings of an intrinsic VAE ({error}); save the file again."
+                f"Expected the config of an intrinsic VAE as JSON, got {text[:80]!r} ({error}). Save the "
+                "file again."
             ) from error
 
 

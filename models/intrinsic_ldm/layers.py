@@ -21,12 +21,12 @@ READINGS: tuple[Reading, ...] = ("stages", "blocks")
 class Layer:
     """One self-attention layer.
 
-    `name` is its module path in diffusers, `place` its key in the host's network; `stage` and `block` are its
-    numbers in the two numberings.
+    `name` is its module path in diffusers, `key` identifies it in the host's network; `stage` and `block` are
+    its numbers in the two numberings.
     """
 
     name: str
-    place: tuple
+    key: tuple
     stage: int
     block: int
 
@@ -59,12 +59,12 @@ def middle_layers(layers: Sequence[Layer], reading: Reading) -> frozenset[int]:
 
 
 def check_layers(chosen: Collection[int], layers: Sequence[Layer], reading: Reading) -> None:
-    """ValueError for a number outside the model's range, or a choice without self-attention (no effect)."""
+    """ValueError for a layer number outside the model's range, or if no chosen layer has self-attention."""
     numbers, present = layer_numbers(layers, reading), sorted({layer.number(reading) for layer in layers})
     unknown = sorted(set(chosen) - set(numbers))
     if unknown or not set(chosen) & set(present):
         named = f"layer {unknown[0]}" if unknown else "no layer with self-attention"
         raise ValueError(
-            f"The schedule names {named}, but read as {reading} this model counts {numbers[0]} to "
-            f"{numbers[-1]}, with self-attention in {', '.join(map(str, present))}: choose among these."
+            f"Expected layers from {numbers[0]} to {numbers[-1]} in the schedule, with self-attention in "
+            f"{', '.join(map(str, present))} ({reading} of this model), got {named}. Choose among these."
         )

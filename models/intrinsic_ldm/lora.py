@@ -36,12 +36,12 @@ OTHERS = (
     ),
     (
         re.compile(r"\.hada_w[12](?:_[ab])?$|\.hada_t[12]$"),
-        "a LoHa, a Hadamard product of two low-rank parts",
+        "a LoHa, a Hadamard product of two low-rank matrices",
     ),
     (re.compile(r"\.lokr_(?:w[12](?:_[ab])?|t2)$"), "a LoKr, a Kronecker product"),
     (
         re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$|\.(?:diff|diff_b|lora_mid\.weight)$"),
-        "a LoRA with parts that are no low-rank matrices",
+        "a LoRA with tensors that are no low-rank matrices",
     ),
 )
 ADAPTER_STEM, CONFIG_FILE = "adapter_model", "adapter_config.json"  # file names in a folder saved by PEFT
@@ -128,8 +128,8 @@ def read_lora(
         path = known.get(module, known.get(module.removesuffix(".0")))
         if path is None:
             raise ValueError(
-                f"The LoRA {name} changes {module}, which is no self-attention projection of {base}: choose "
-                "an intrinsic LoRA that was trained on this base (an ordinary LoRA goes through Load LoRA "
+                f"Expected self-attention projections of {base} in the LoRA {name}, got {module}. Choose an "
+                "intrinsic LoRA that was trained on this base (an ordinary LoRA goes through Load LoRA "
                 "instead)."
             )
         if (path, part) in keys:
@@ -140,7 +140,10 @@ def read_lora(
         keys[path, part], names[path] = key, module
         parts.setdefault(path, {})[part] = tensor
     if not parts:
-        raise ValueError(f"The LoRA {name} is empty; choose an intrinsic LoRA trained on {base}.")
+        raise ValueError(
+            f"Expected low-rank matrices in the LoRA {name}, got no tensors. Choose an intrinsic LoRA "
+            f"trained on {base}."
+        )
     check_finite(tensors, f"the LoRA {name}")
     scaling = read_scaling(metadata, name)
     return {
@@ -158,8 +161,8 @@ def split_name(key: str, name: str) -> tuple[str, str]:
             return bare[: match.start()], part
     other = next((f" (it is of {what})" for ending, what in OTHERS if ending.search(bare)), "")
     raise ValueError(
-        f"The file {name} holds {key!r}, which belongs to no LoRA of PEFT's or kohya's naming{other}: choose "
-        "an intrinsic LoRA."
+        f"Expected tensor names of PEFT's or kohya's LoRAs in {name}, got {key!r}{other}. Choose an "
+        "intrinsic LoRA."
     )
 
 
@@ -171,8 +174,8 @@ def build(
     if not {"down", "up"} <= found.keys():
         missing = "down" if "down" not in found else "up"
         raise ValueError(
-            f"The LoRA {name} lacks the {missing} matrix of {path}: the file is incomplete; save or download "
-            "it again."
+            f"Expected both matrices of {path} in the LoRA {name}, got none for {missing}. Save or download "
+            "the file again."
         )
     down, up = (read_matrix(part, found[part], path, name) for part in ("down", "up"))
     if (
@@ -181,9 +184,9 @@ def build(
         or down.shape[0] != up.shape[1]
     ):
         raise ValueError(
-            f"The LoRA {name} has matrices {tuple(up.shape)} x {tuple(down.shape)} for {path}, but {base} "
-            f"has {projection.outputs} x {projection.inputs} there: it was trained on another base; load "
-            "that one, or the LoRA made for this one."
+            f"Expected matrices (outputs, rank) x (rank, inputs) with {projection.outputs} outputs and "
+            f"{projection.inputs} inputs for {path} of {base} in the LoRA {name}, got {tuple(up.shape)} x "
+            f"{tuple(down.shape)}. Load the base that it was trained on, or the LoRA trained on this one."
         )
     rank = down.shape[0]
     if not rank:
@@ -207,7 +210,7 @@ def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
             f"Expected floating-point numbers in the {part} matrix of {path} in the LoRA {name}, got {kind}, "
-            "which stands for them at a scale that is not in the file. Use the LoRA that is not quantised."
+            "whose quantization scale is not in the file. Use the LoRA that is not quantized."
         )
     if tensor.dim() < 2 or any(side != 1 for side in tensor.shape[2:]):
         raise ValueError(

@@ -140,7 +140,7 @@ def check_supported(settings: Mapping[str, Any], name: str) -> None:
         key = faults[0]
         raise ValueError(
             f"Expected a plain LoRA in {name}, got one with {key} = {show(settings[key])}, which asks for "
-            "other numbers than up(down(x)). Choose an intrinsic LoRA without it."
+            "another update than up(down(x)). Choose an intrinsic LoRA without it."
         )
 
 

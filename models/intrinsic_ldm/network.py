@@ -1,6 +1,6 @@
 """The base model's network with coupled self-attention: a diffusers UNet or transformer.
 
-    coupling, layers = couple(unet, lora=low_rank_parts)  # installs the processors; diffusers is not imported
+    coupling, layers = couple(unet, lora=updates)  # installs the processors; diffusers is not imported
     rows = Rows(("cond", "uncond"), batch=2)  # per prompt: 2 images, then their 2 sets of maps
     weights = {layer.block: schedule.weight(layer.number("stages"), t) for layer in layers}
     with coupling.call(rows, weights):
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import Coupling
@@ -145,8 +146,8 @@ class CrossDomainProcessor:
     ) -> Tensor:
         if encoder_hidden_states is not None or attention_mask is not None or attn.group_norm is not None:
             raise ValueError(
-                f"{self.layer.name} was given a prompt, a mask or a group norm, which no self-attention of "
-                "SD or PixArt has."
+                f"Expected plain self-attention in {self.layer.name}, as SD and PixArt have it, got a "
+                "prompt, an attention mask or a group norm. Use a UNet or transformer of these."
             )
         q, k, v = (
             self._project(getattr(attn, part), part, hidden_states) for part in ("to_q", "to_k", "to_v")
@@ -172,8 +173,8 @@ class CrossDomainProcessor:
 
 def attend_plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of (b, n, h * d) within each row."""
-    parts = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
 def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple[Coupling, list[Layer]]:
@@ -185,8 +186,8 @@ def couple(model: nn.Module, lora: Mapping[str, LowRank] | None = None) -> tuple
     unknown = sorted(set(lora) - set(projections(model)))
     if unknown:
         raise ValueError(
-            f"The LoRA changes {unknown[0]}, which is no self-attention projection of this "
-            f"{type(model).__name__}."
+            f"Expected updates of self-attention projections of this {type(model).__name__}, got one of "
+            f"{unknown[0]}. Choose the LoRA trained on this base."
         )
     ours = {f"{layer.name}.processor": CrossDomainProcessor(layer, coupling, lora) for layer in layers}
     model.set_attn_processor(model.attn_processors | ours)
@@ -198,12 +199,12 @@ def find_attention_layers(model: nn.Module) -> list[Layer]:
     names = [name for name, _ in model.named_modules() if name.endswith(".attn1")]
     if not names:
         raise ValueError(
-            f"A {type(model).__name__} arrived, which has no attention called attn1: give a UNet or a PixArt "
-            "transformer."
+            f"Expected a network with self-attention layers called attn1, got {type(model).__name__}. Pass a "
+            "UNet or a PixArt transformer."
         )
     if not hasattr(model, "down_blocks"):
         return [Layer(name, (name,), index, index) for index, name in enumerate(names)]
-        # a stable sort: within down, middle and up, module order is running order
+    # a stable sort: within down, middle and up, module order is running order
     names.sort(key=lambda name: ORDER[name.split(".")[0]])
     levels = len(model.down_blocks)
     return [Layer(name, (name,), stage_of(name, levels), index) for index, name in enumerate(names)]

@@ -25,7 +25,7 @@ from ..core.diffusion.guidance import guide
 from ..core.geometry.normals import NormalStyle
 from ..core.protocols import OnStep
 from . import tiny
-from .attention import Kept
+from .attention import KVCache
 from .backbones import (
     Autoencoder,
     LatentDiffusion,
@@ -39,7 +39,7 @@ from .config import Preset, find_preset
 from .layers import Layer, Reading, check_layers
 from .lora import LowRank, open_lora, read_lora
 from .maps.channels import FAR, NEAR
-from .maps.codec import MapImages, decode_pictures
+from .maps.codec import MapImages, channels_to_maps
 from .network import PIXELS, Backbone, couple, projections
 from .rows import BOTH, Rows, Stream
 from .sampling import Latents, draw_noise, sample_streams
@@ -56,7 +56,7 @@ class Result:
 
     image: Tensor  # (b, h, w, 3) in [0, 1]
     maps: Tensor | None  # (b, 8, h, w) in [-1, 1]
-    notes: tuple[str, ...]  # a sentence per prompt or setting that could not be followed
+    notes: tuple[str, ...]  # a sentence per prompt with words outside the text encoder's vocabulary
     seed: int
     seconds: float
 
@@ -69,7 +69,7 @@ class Result:
         """
         if self.maps is None:
             raise ValueError("Expected a result with maps, got one of maps=False. Sample again without it.")
-        return decode_pictures(self.maps, near=near, far=far, style=style, picture=self.image)
+        return channels_to_maps(self.maps, near=near, far=far, style=style, image=self.image)
 
 
 @dataclass(frozen=True)
@@ -217,10 +217,9 @@ class IntrinsicPipeline:
         weights = steering.weights(self.layers, float(t))
         if "intrinsic" not in latents or any(weights.values()):
             return self.run(latents, t, steering, weights)
-        kept = Kept()
-        return {
-            stream: self.run({stream: latents[stream]}, t, steering, weights, kept)[stream] for stream in BOTH
-        }
+        cache = KVCache()
+        calls = (self.run({stream: latents[stream]}, t, steering, weights, cache) for stream in BOTH)
+        return {stream: output for call in calls for stream, output in call.items()}
 
     def run(
         self,
@@ -228,7 +227,7 @@ class IntrinsicPipeline:
         t: Tensor,
         steering: Steering,
         weights: Mapping[int, float],
-        kept: Kept | None = None,
+        cache: KVCache | None = None,
     ) -> Latents:
         """One call of the network, with rows (prompt, stream, image)."""
         streams: tuple[Stream, ...] = tuple(latents)
@@ -238,7 +237,7 @@ class IntrinsicPipeline:
             name: torch.cat([condition[name] for condition in steering.conditions.values() for _ in streams])
             for name in steering.conditions["prompt"]
         }
-        with self.coupling.call(rows, weights, kept):
+        with self.coupling.call(rows, weights, cache):
             predictions = self.backbone.predict(x, t.to(x.device), prompt)
         return {stream: steering.guide(rows.select(predictions, stream)) for stream in streams}
 
@@ -247,16 +246,16 @@ def choose_files(name: str, weights: Mapping[str, PathLike]) -> dict[str, Path]:
     """Paths of base, vae and lora."""
     if not isinstance(weights, Mapping) or set(weights) - set(TINY_FILES):
         raise ValueError(
-            f"Expected weights as a mapping with {', '.join(TINY_FILES)}, got {weights!r}. Name the files so."
+            f"Expected weights as a mapping with {', '.join(TINY_FILES)}, got {weights!r}. Name the files by "
+            "these keys."
         )
     files = {**(TINY_FILES if name == "tiny" else {}), **weights}
     missing = [part for part in TINY_FILES if part not in files]
     if missing:
         raise ValueError(
             f"Expected weights with {', '.join(TINY_FILES)} for the preset {name}, got none for "
-            f"{', '.join(missing)}. "
-            "Only the tiny preset's ship with SpatialWeave; docs/intrinsic_training.md says how to make "
-            "yours."
+            f"{', '.join(missing)}. Only the tiny preset has files in SpatialWeave; "
+            "docs/intrinsic_training.md describes how to train others."
         )
     return {part: Path(path) for part, path in files.items()}
 
@@ -282,9 +281,8 @@ def check_vae(intrinsic: IntrinsicVae, backbone: Backbone) -> None:
     if (config.latent_channels, config.stride) != (backbone.channels, PIXELS):
         raise ValueError(
             f"Expected an intrinsic VAE with latents of {backbone.channels} channels at 1/{PIXELS} of the "
-            "image's size, as the base "
-            f"has them, got {config.latent_channels} channels at 1/{config.stride}. Choose the one made for "
-            "this base."
+            f"image's size, as the base has, got {config.latent_channels} channels at 1/{config.stride}. "
+            "Choose the one trained for this base."
         )
 
 

@@ -43,16 +43,16 @@ def plot_weights(
     top = max(1.0, float(table.max()))
     cells = LOW + (HIGH - LOW) * (table / top)[..., None]
     field = Image.fromarray(cells.round().astype(np.uint8)).resize(FIELD, Image.Resampling.NEAREST)
-    picture = Image.new("RGB", (LEFT + FIELD[0] + RIGHT, TOP + FIELD[1] + BOTTOM), PAPER)
-    picture.paste(field, (LEFT, TOP))
-    pen = ImageDraw.Draw(picture)
+    page = Image.new("RGB", (LEFT + FIELD[0] + RIGHT, TOP + FIELD[1] + BOTTOM), PAPER)
+    page.paste(field, (LEFT, TOP))
+    pen = ImageDraw.Draw(page)
     pen.rectangle((LEFT - 1, TOP - 1, LEFT + FIELD[0], TOP + FIELD[1]), outline=QUIET)
     pen.text((LEFT, 4), "w, the weight of intrinsic keys for image queries", fill=INK)
     _mark_times(pen, times, steps)
     _mark_stop(pen, find_stop(schedule, times), len(times))
     _mark_layers(pen, [layer.number(reading) for layer in layers], reading)
-    _mark_scale(picture, pen, top)
-    return np.asarray(picture)
+    _mark_scale(page, pen, top)
+    return np.asarray(page)
 
 
 def _mark_times(pen: ImageDraw.ImageDraw, times: Sequence[float], steps: bool) -> None:
@@ -91,9 +91,9 @@ def _mark_layers(pen: ImageDraw.ImageDraw, numbers: Sequence[int], reading: Read
         start = index + 1
 
 
-def _mark_scale(picture: Image.Image, pen: ImageDraw.ImageDraw, top: float) -> None:
+def _mark_scale(page: Image.Image, pen: ImageDraw.ImageDraw, top: float) -> None:
     ramp = LOW + (HIGH - LOW) * np.linspace(1, 0, FIELD[1])[:, None, None]
-    picture.paste(
+    page.paste(
         Image.fromarray(ramp.round().astype(np.uint8)).resize((14, FIELD[1])), (LEFT + FIELD[0] + 14, TOP)
     )
     for value in (0.0, top / 2, top):

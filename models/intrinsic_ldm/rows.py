@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
+from einops import rearrange
 from torch import Tensor
 
 Stream = Literal["image", "intrinsic"]
@@ -32,15 +33,15 @@ class Rows:
     def check(self, count: int) -> None:
         if count != self.count:
             raise ValueError(
-                f"{count} rows arrived in one call of the model, but {len(self.chunks)} prompts of "
-                f"{self.batch} pictures with "
-                f"{' and '.join(self.streams)} are {self.count}: a node in the model's line regroups the "
-                "batch; take it out."
+                f"Expected {self.count} rows in one call of the model ({len(self.chunks)} prompts, "
+                f"{' and '.join(self.streams)}, a batch of {self.batch}), got {count}: a node regroups the "
+                "batch. Remove it from the model's chain of nodes."
             )
 
     def grid(self, tensor: Tensor) -> Tensor:
         """(rows, ...) as a view (chunks, streams, batch, ...)."""
-        return tensor.unflatten(0, (len(self.chunks), len(self.streams), self.batch))
+        sizes = {"chunk": len(self.chunks), "stream": len(self.streams), "b": self.batch}
+        return rearrange(tensor, "(chunk stream b) ... -> chunk stream b ...", **sizes)
 
     def select(self, tensor: Tensor, stream: Stream) -> Tensor:
         """The rows of one stream as a writable view (chunks, batch, ...)."""

@@ -87,16 +87,17 @@ class Curve:
     def __post_init__(self):
         if not self.points:
             raise ValueError(
-                'The curve has no points; give some as "t: w", for example 1000: 0, 800: 1, 500: 0.'
+                'Expected points "t: w" in the curve, got none. Write some, for example 1000: 0, 800: 1, '
+                '500: 0.'
             )
         for t, w in self.points:
-            check_number("t of a curve's point", t, 0, 1000)
-            check_number("w of a curve's point", w, 0, 100)
+            check_number("t of a point", t, 0, 1000)
+            check_number("w of a point", w, 0, 100)
         times = [t for t, _ in self.points]
         if len(set(times)) < len(times):
             raise ValueError(
-                f"The curve has two points at t = {max(t for t in times if times.count(t) > 1):g}; leave one "
-                "of them out."
+                "Expected one point of the curve at each t, got two at t = "
+                f"{max(t for t in times if times.count(t) > 1):g}. Leave one of them out."
             )
         object.__setattr__(self, "points", tuple(sorted(self.points)))
 
@@ -145,7 +146,8 @@ def read_curve(text: str) -> Curve:
             t, w = (float(number) for number in part.split(":"))
         except ValueError:
             raise ValueError(
-                f'The curve has {part!r}; give each point as "t: w", for example 1000: 0, 800: 1, 500: 0.'
+                f'Expected points "t: w" in the curve, got {part!r}. Write them as in 1000: 0, 800: 1, 500: '
+                '0.'
             ) from None
         points.append((t, w))
     return Curve(tuple(points))
@@ -160,11 +162,12 @@ def read_layers(text: str) -> frozenset[int]:
             low, high = int(first), int(last or first)
         except ValueError:
             raise ValueError(
-                f'The layers have {part!r}; give numbers and ranges, for example "3-7" or "1, 4-6".'
+                f'Expected layer numbers and ranges, got {part!r}. Write them as in "3-7" or "1, 4-6".'
             ) from None
         if high < low or high - low > 1000:
             raise ValueError(
-                f"The layers have the range {part!r}; give the lower number first, at most a thousand apart."
+                "Expected a range of layers from the lower number to the higher, at most 1000 apart, got "
+                f"{part!r}. Correct it."
             )
         numbers.update(range(low, high + 1))
     return frozenset(numbers)
@@ -172,7 +175,10 @@ def read_layers(text: str) -> frozenset[int]:
 
 def check_number(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # NaN too
-        raise ValueError(f"The schedule's {name} is {value}; give a number from {low:g} to {high:g}.")
+        raise ValueError(
+            f"Expected {name} of the schedule from {low:g} to {high:g}, got {value}. Choose a number in that "
+            "range."
+        )
 
 
 OFF = Constant(0.0)

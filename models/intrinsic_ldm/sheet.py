@@ -20,15 +20,17 @@ MARGIN, GAP, PANEL = 48, 14, 256
 HEAD, FOOT = 34, 44  # pixels above the images of a row and below them, for the labels
 
 
-def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: MapImages, *, facts: str = "") -> Tensor:
+def intrinsic_sheet(prompts: Sequence[str], base: Tensor, maps: MapImages, *, caption: str = "") -> Tensor:
     """The sheet (H, W, 3) in [0, 1].
 
-    `base` (b, h, w, 3) are the base model's own images; `found` has the maps and the images sampled with
-    them. `facts` (seed, schedule ...) is printed at the bottom.
+    `base` (b, h, w, 3) are the base model's own images; `maps` has the maps and the images sampled with them.
+    `caption` (seed, schedule ...) is printed at the bottom.
     """
-    if found.view.image is None or len(base) != len(found.view) or len(prompts) != len(base):
-        counts = f"{len(prompts)} prompts, {len(base)} base images and {len(found.view)} sets of maps"
-        raise ValueError(f"{counts} arrived, wanted equally many, the maps with their images.")
+    if maps.view.image is None or len(base) != len(maps.view) or len(prompts) != len(base):
+        counts = f"{len(prompts)} prompts, {len(base)} base images and {len(maps.view)} sets of maps"
+        raise ValueError(
+            f"Expected equally many of each, the maps with their images, got {counts}. Pass one each."
+        )
     from PIL import Image, ImageDraw, ImageFont
 
     width = 2 * MARGIN + len(LABELS) * PANEL + (len(LABELS) - 1) * GAP
@@ -39,18 +41,21 @@ def intrinsic_sheet(prompts: Sequence[str], base: Tensor, found: MapImages, *, f
         pen.text((MARGIN + column * (PANEL + GAP), MARGIN), label, font=small, fill=MUTED)
     for index, prompt in enumerate(prompts):
         top = MARGIN + HEAD + index * row
-        for column, picture in enumerate(row_of(index, base, found)):
-            sharp = Image.Resampling.NEAREST if LABELS[column] == "Segmentation" else Image.Resampling.BICUBIC
-            panel = Image.fromarray((picture.clamp(0, 1) * 255).round().byte().numpy()).resize(
-                (PANEL, PANEL), sharp
+        for column, image in enumerate(row_of(index, base, maps)):
+            is_labels = LABELS[column] == "Segmentation"
+            panel = Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy()).resize(
+                (PANEL, PANEL), Image.Resampling.NEAREST if is_labels else Image.Resampling.BICUBIC
             )
             page.paste(panel, (MARGIN + column * (PANEL + GAP), top))
         pen.text((MARGIN, top + PANEL + 9), prompt, font=large, fill=TEXT)
-    pen.text((MARGIN, page.height - MARGIN), facts, font=small, fill=MUTED)
+    pen.text((MARGIN, page.height - MARGIN), caption, font=small, fill=MUTED)
     return torch.from_numpy(np.array(page)).float() / 255
 
 
-def row_of(index: int, base: Tensor, found: MapImages) -> list[Tensor]:
+def row_of(index: int, base: Tensor, maps: MapImages) -> list[Tensor]:
     """The images of one prompt, (h, w, 3) each, in the order of LABELS."""
-    maps = (found.normals[index], found.segmentation[index], found.line[index])
-    return [base[index], found.view.image[index], color_depth(found.view[index]).image, *maps]
+    depth = color_depth(maps.view[index]).image
+    return [
+        base[index], maps.view.image[index], depth,
+        maps.normals[index], maps.segmentation[index], maps.line[index],
+    ]  # fmt: skip

@@ -42,7 +42,7 @@ class SampleRequest:
 def choose_schedule(name: str, system: IntrinsicPipeline) -> Schedule:
     """A schedule of this name with the paper's settings; drop takes the middle layers."""
     if name not in SCHEDULES:
-        raise ValueError(f"A schedule {name!r} arrived; it is one of {', '.join(SCHEDULES)}.")
+        raise ValueError(f"Expected a schedule of {', '.join(SCHEDULES)}, got {name!r}. Choose one of these.")
     return {
         "gaussian": Gaussian(),
         "drop": Drop(middle_layers(system.layers, "blocks")),
@@ -59,24 +59,18 @@ def sample(request: SampleRequest) -> Iterator[str]:
     settings = {"steps": request.steps, "guidance": request.guidance, "seed": request.seed}
     with tqdm(total=2 * request.steps, desc="sampling", unit="step") as bar:
         settings["on_step"] = lambda step, steps, latents: bar.update()
-        made = system(request.prompts, schedule=choose_schedule(request.schedule, system), **settings)
+        result = system(request.prompts, schedule=choose_schedule(request.schedule, system), **settings)
         base = system(request.prompts, maps=False, **settings).image
-    found = made.decode_maps()
-    facts = (
+    maps = result.decode_maps()
+    run = (
         f"{request.schedule}, seed {request.seed}, {request.steps} steps, guidance {request.guidance:g}, "
         "SpatialWeave's tiny I-LDM"
     )
-    pictures = {"base": base, "image": made.image, "depth": found.view.to_control_image()}
-    pictures |= {"normals": found.normals, "segmentation": found.segmentation, "line": found.line}
+    images = {"base": base, "image": result.image, "depth": maps.view.to_control_image()}
+    images |= {"normals": maps.normals, "segmentation": maps.segmentation, "line": maps.line}
     for index, prompt in enumerate(request.prompts):
-        for name, batch in pictures.items():
-            yield f"""wrote {
-                write_png8(
-                    request.output / f'{index}_{name}.png',
-                    batch[index].cpu(),
-                    {'prompt': prompt, 'run': facts},
-                )
-            }"""
-    yield f"""wrote {
-        write_png8(request.output / 'sheet.png', intrinsic_sheet(request.prompts, base, found, facts=facts))
-    }"""
+        for name, batch in images.items():
+            path = request.output / f"{index}_{name}.png"
+            yield f"wrote {write_png8(path, batch[index].cpu(), {'prompt': prompt, 'run': run})}"
+    sheet = intrinsic_sheet(request.prompts, base, maps, caption=run)
+    yield f"wrote {write_png8(request.output / 'sheet.png', sheet)}"

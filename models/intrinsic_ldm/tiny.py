@@ -109,7 +109,7 @@ def load_base(path: str | os.PathLike = BASE_FILE) -> TinyBase:
     header = read_header(path)
     if header.metadata.get(KIND_KEY) != KIND or VAE_SCALE not in header.metadata:
         raise WeightsError(
-            f"{path} is {describe(header)}, not a {KIND}; use the file that ships with SpatialWeave."
+            f"Expected a {KIND} in {path}, got {describe(header)}. Use the file that ships with SpatialWeave."
         )
     tensors = read_tensors(path)
     parts = {

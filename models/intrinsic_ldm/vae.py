@@ -38,15 +38,15 @@ def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
     given = {name: tensor for name, tensor in maps.items() if tensor is not None}
     unknown = sorted(set(given) - set(MAPS))
     if unknown or not given:
-        what = f"A map called {unknown[0]!r}" if unknown else "No map"
-        raise ValueError(f"{what} arrived; give one or more of {', '.join(MAPS)}.")
+        got = f"one called {unknown[0]!r}" if unknown else "none"
+        raise ValueError(f"Expected maps of {', '.join(MAPS)}, got {got}. Pass one or more of these.")
     size = {(tensor.shape[0], *tensor.shape[2:]) for tensor in given.values()}
     for name, tensor in given.items():
         if tensor.dim() != 4 or tensor.shape[1] != MAPS[name] or len(size) > 1:
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items())
             raise ValueError(
-                f"Maps of {shapes} arrived; give {name} as (batch, {MAPS[name]}, h, w), all of one batch and "
-                "size."
+                f"Expected {name} (b, {MAPS[name]}, h, w), and all maps of one batch and size, got {shapes}. "
+                "Reshape them so."
             )
     like = next(iter(given.values()))
     parts = [
@@ -60,8 +60,8 @@ def split_maps(stacked: Tensor) -> dict[str, Tensor]:
     """(b, 8, h, w) as one view (b, c, h, w) per map."""
     if stacked.dim() != 4 or stacked.shape[1] != CHANNELS:
         raise ValueError(
-            f"Maps {tuple(stacked.shape)} arrived, wanted (batch, {CHANNELS}, h, w) as `stack_maps` makes "
-            "them."
+            f"Expected maps (b, {CHANNELS}, h, w), as `stack_maps` lays them out, got "
+            f"{tuple(stacked.shape)}. Pass such a tensor."
         )
     return {name: stacked[:, channels] for name, channels in map_slices().items()}
 
@@ -83,18 +83,19 @@ def widen_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, width in ((FIRST, state[f"{FIRST}.weight"].shape[1]), (LAST, state[f"{LAST}.weight"].shape[0])):
         if width != 3:
             raise ValueError(
-                f"The autoencoder's {name} has {width} channels, wanted the 3 of an image: give the base "
+                f"Expected an image autoencoder with 3 channels in {name}, got {width}. Choose the base "
                 "model's own VAE."
             )
-    wide[f"{FIRST}.weight"] = _spread(state[f"{FIRST}.weight"], dim=1) / len(MAPS)
+    wide[f"{FIRST}.weight"] = _to_maps(state[f"{FIRST}.weight"], dim=1) / len(MAPS)
     for part in ("weight", "bias"):
-        wide[f"{LAST}.{part}"] = _spread(state[f"{LAST}.{part}"], dim=0)
+        wide[f"{LAST}.{part}"] = _to_maps(state[f"{LAST}.{part}"], dim=0)
     return wide
 
 
-def _spread(colours: Tensor, dim: int) -> Tensor:
-    mean = colours.mean(dim=dim, keepdim=True)
-    return torch.cat([colours if width == 3 else mean for width in MAPS.values()], dim=dim)
+def _to_maps(colors: Tensor, dim: int) -> Tensor:
+    """RGB filters, with 3 color channels along `dim`, to filters of the 8 channels of the maps."""
+    mean = colors.mean(dim=dim, keepdim=True)
+    return torch.cat([colors if width == 3 else mean for width in MAPS.values()], dim=dim)
 
 
 def vae_losses(
@@ -107,7 +108,7 @@ def vae_losses(
     `present` (b, 4) is False where the target lacks a map, which is then excluded. `perceptual` takes two
     maps as (b, 3, h, w) and returns (b,). Pixels without a normal are excluded from the cosine term. A line
     pixel weighs `line_balance` times a paper pixel, a segment pixel `segment_balance` times a background
-    pixel: they cover so little area that plain L1 settles for no line at all and for gray segments. The same
+    pixel: they cover so little area that with plain L1 the lines vanish and the segments turn gray. The same
     class balancing as for edge detection (Xie and Tu, Holistically-Nested Edge Detection, 2015, equation 2).
     """
     present = (

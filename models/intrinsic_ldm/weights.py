@@ -28,10 +28,8 @@ DIFFUSERS_CLASS = '"_class_name"'  # key in a diffusers config
 CONFIG = "config"  # metadata: VaeConfig as JSON
 # metadata: the factor that scales raw latents to unit standard deviation, see `vae.latent_scale`
 LATENT_SCALE = "latent_scale"
-WANTED = (
-    f"wanted an intrinsic VAE, with {CHANNELS} channels in and out, as our trainer makes one of the base "
-    "model's own"
-)
+EXPECTED = f"Expected an intrinsic VAE ({CHANNELS} channels in and out)"
+REMEDY = "Choose one trained from the base model's own VAE"
 FIRST, LAST, CODE = "encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight"
 
 # (ComfyUI's name, diffusers' name); the levels and blocks of encoder and decoder are mapped separately
@@ -93,14 +91,14 @@ def load_intrinsic_vae(path: str | os.PathLike) -> IntrinsicVae:
         scale = math.nan
     if not 0 < scale < math.inf:
         raise WeightsError(
-            f"{path} gives its {LATENT_SCALE} as {text!r}, wanted a number above 0; save the file again."
+            f"Expected a number above 0 as {LATENT_SCALE} of {path}, got {text!r}. Save the file again."
         )
     state = read_tensors(path)
     named = to_core_names(state)
     if len(named) < len(state):
         raise WeightsError(
-            f"Expected each tensor of {path} once, got some under core's names and diffusers' too. Keep one "
-            "set of weights."
+            f"Expected each tensor of {path} once, got some under both ComfyUI's and diffusers' names. Keep "
+            "one set of weights."
         )
     return IntrinsicVae(named, config, scale)
 
@@ -110,10 +108,12 @@ def find_config(header: Header, what: str) -> VaeConfig:
     levels = count_levels(header.shapes)
     shapes = {core_name(name, levels): shape for name, shape in header.shapes.items()}
     if not {FIRST, LAST, CODE} <= set(shapes) or any(len(shapes[name]) != 4 for name in (FIRST, LAST, CODE)):
-        raise WeightsError(f"{what} is {describe(header)}; {WANTED}{explain_part(what)}.")
+        raise WeightsError(f"{EXPECTED} in {what}, got {describe(header)}{explain_part(what)}. {REMEDY}.")
     (width, into, *_), (out, *_) = shapes[FIRST], shapes[LAST]
     if (into, out) != (CHANNELS, CHANNELS):
-        raise WeightsError(f"{what} is {describe(header)} with {into} channels in and {out} out; {WANTED}.")
+        raise WeightsError(
+            f"{EXPECTED} in {what}, got {describe(header)} with {into} in and {out} out. {REMEDY}."
+        )
     try:
         multiples = tuple(
             shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in range(levels)
@@ -121,28 +121,29 @@ def find_config(header: Header, what: str) -> VaeConfig:
         blocks = sum(
             bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in shapes
         )
-        told = VaeConfig(width, multiples, blocks, shapes[CODE][0])
+        inferred = VaeConfig(width, multiples, blocks, shapes[CODE][0])
     except (KeyError, IndexError, ArithmeticError, ValueError) as error:
         raise WeightsError(
-            f"{what} looks like an autoencoder of another make ({error}); {WANTED}{explain_part(what)}."
+            f"{EXPECTED} in {what}, got an autoencoder of another layout ({error}){explain_part(what)}. "
+            f"{REMEDY}."
         ) from error
-    return _follow_statement(header, told, what)
+    return _with_stated_scale(header, inferred, what)
 
 
-def _follow_statement(header: Header, told: VaeConfig, what: str) -> VaeConfig:
+def _with_stated_scale(header: Header, inferred: VaeConfig, what: str) -> VaeConfig:
     """The layout inferred from the shapes with the scale in the metadata; a diffusers config is ignored."""
     if CONFIG not in header.metadata or DIFFUSERS_CLASS in header.metadata[CONFIG]:
-        return told
+        return inferred
     try:
         stated = VaeConfig.from_json(header.metadata[CONFIG])
     except ValueError as error:
         raise WeightsError(
-            f"{what} looks like an autoencoder of another make ({error}); {WANTED}."
+            f"{EXPECTED} in {what}, got an autoencoder of another layout ({error}). {REMEDY}."
         ) from error
-    if replace(stated, base_scale=told.base_scale) != told:
+    if replace(stated, base_scale=inferred.base_scale) != inferred:
         raise WeightsError(
-            f"Expected {what} to hold what its {CONFIG} states ({stated}), got tensors of {told}. Save the "
-            "file again."
+            f"Expected tensors of the {CONFIG} in the metadata of {what} ({stated}), got those of "
+            f"{inferred}. Save the file again."
         )
     return stated
 
@@ -158,8 +159,8 @@ def core_name(name: str, levels: int) -> str:
     step = DIFFUSERS_STEP.match(name)
     if step:
         side, way, number, block = step.groups()
-        place = f"block.{block}" if block else f"{way}sample"
-        name = f"{side}.{way}.{_turn_number(side, number, levels)}.{place}.{name[step.end() :]}"
+        module = f"block.{block}" if block else f"{way}sample"
+        name = f"{side}.{way}.{_turn_number(side, number, levels)}.{module}.{name[step.end() :]}"
     for ours, theirs in PAIRS + OLD_PAIRS:
         name = name.replace(theirs, ours)
     return name
@@ -170,8 +171,8 @@ def diffusers_name(name: str, levels: int) -> str:
     step = STEP.match(name)
     if step:
         side, way, number, block = step.groups()
-        place = f"resnets.{block}" if block else f"{way}samplers.0"
-        name = f"{side}.{way}_blocks.{_turn_number(side, number, levels)}.{place}.{name[step.end() :]}"
+        module = f"resnets.{block}" if block else f"{way}samplers.0"
+        name = f"{side}.{way}_blocks.{_turn_number(side, number, levels)}.{module}.{name[step.end() :]}"
     for ours, theirs in PAIRS:
         name = name.replace(ours, theirs)
     return name

@@ -16,7 +16,8 @@ OTHER_NAMES = {
 }  # the paper's word for a double block with a third stream
 WHOLE_NUMBERS = (
     "in_channels", "depth_channels", "context_in_dim", "hidden_size", "num_heads",
-    "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "time_embed_dim",
+    "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "depth_head_kernel",
+    "time_embed_dim",
 )  # fmt: skip
 FRACTIONS = ("theta", "mlp_ratio", "time_max_period", "time_factor", "shift_mu", "shift_sigma", "x0_t_min")
 LARGEST, MOST_BLOCKS = (
@@ -42,6 +43,9 @@ class ModalityForcingConfig:
     theta: float = 2000
     mlp_ratio: float = 3.0
     depth_patch: int = 16  # image pixels per token, each way, in both streams
+    # tokens each way that the depth head reads for a token: 1 is the released head, a linear map of the token
+    # alone; 3 also reads its eight neighbors, so that patches meet at their borders
+    depth_head_kernel: int = 1
     time_embed_dim: int = 256
     time_max_period: float = 10000
     time_factor: float = 1000.0
@@ -72,6 +76,8 @@ class ModalityForcingConfig:
                 f"depth_channels is {self.depth_channels}, but patches of {self.depth_patch} x "
                 f"{self.depth_patch} pixels need {self.depth_patch**2}."
             )
+        if self.depth_head_kernel % 2 == 0:
+            raise ValueError(f"Expected an odd depth_head_kernel, got {self.depth_head_kernel}.")
         if self.time_embed_dim % 2:
             raise ValueError(
                 f"time_embed_dim is {self.time_embed_dim}, but half cosines and half sines need an even "
@@ -173,6 +179,7 @@ class SamplingDefaults:
     steps: int
     guidance: float = 1.0
     log2_alpha: float | None = None  # None is the diagonal: both streams at the same time
+    depth_guidance: float | None = None  # of the depth stream alone; None is `guidance`
 
 
 @dataclass(frozen=True)

@@ -198,14 +198,23 @@ def choose_settings(
     guidance: float | None,
     *,
     log2_alpha: float | None,
+    depth_guidance: float | None = None,
 ) -> tuple[SamplingDefaults, Notes]:
     """The defaults, replaced by the arguments that are not None."""
-    if guidance is not None and not math.isfinite(guidance):
-        raise ValueError(f"Guidance is {guidance!r}; it must be a finite number, and acts above 1.")
+    for scale in (guidance, depth_guidance):
+        if scale is not None and not math.isfinite(scale):
+            raise ValueError(f"Guidance is {scale!r}; it must be a finite number, and acts above 1.")
     notes: Notes = ()
     if log2_alpha is not None and mode != "joint":
         notes = (f"log2_alpha orders the two streams of a joint run; it has no effect in {mode}.",)
-    given = {"steps": steps, "guidance": guidance, "log2_alpha": log2_alpha}
+    if depth_guidance is not None and mode == "depth_to_image":
+        notes += ("depth_guidance guides a depth that is sampled; it has no effect in depth_to_image.",)
+    given = {
+        "steps": steps,
+        "guidance": guidance,
+        "log2_alpha": log2_alpha,
+        "depth_guidance": depth_guidance,
+    }
     return replace(defaults, **{name: value for name, value in given.items() if value is not None}), notes
 
 

@@ -67,9 +67,7 @@ class ModalityForcing(nn.Module):
 
         self.final_layer = FinalLayer(width, config.in_channels, **made)
         # float32 whatever the body is: a bfloat16 head shows as bands in the depth
-        self.depth_final_layer = FinalLayer(
-            width, config.depth_channels, **made | {"dtype": dtype and torch.float32}
-        )
+        self.depth_final_layer = make_depth_head(config, **made | {"dtype": dtype and torch.float32})
 
     def forward(
         self,
@@ -114,7 +112,7 @@ class ModalityForcing(nn.Module):
             depth_x = block(depth_x, decoder_rows, depth_table, attend)
 
         velocity = tokens_to_latent(self.final_layer(img_x, img_vec), grid)
-        x0 = self.depth_final_layer(depth_x.float(), depth_vec.float())
+        x0 = self.depth_final_layer(depth_x.float(), depth_vec.float(), grid)
         return velocity, tokens_to_depth(x0, grid, self.config.depth_patch)
 
     def forward_image(
@@ -287,19 +285,46 @@ class RMSScale(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and projection out of the network (shift first, then scale)."""
+    """Modulated norm and projection out of the network (shift first, then scale).
 
-    def __init__(self, hidden_size: int, out_channels: int, *, operations=torch.nn, device=None, dtype=None):
+    With a `kernel` above 1 the projection reads the kernel x kernel neighborhood of each token, as a
+    convolution over the token grid does; it stays a linear layer, (out, c kernel kernel), for whoever adapts,
+    quantizes or offloads one.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        out_channels: int,
+        *,
+        kernel: int = 1,
+        operations=torch.nn,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
         linear = {"bias": False, "device": device, "dtype": dtype}
-        self.linear = operations.Linear(hidden_size, out_channels, **linear)
+        self.kernel = kernel
+        self.linear = operations.Linear(hidden_size * kernel**2, out_channels, **linear)
         self.adaLN_modulation = nn.Sequential(
             nn.SiLU(), operations.Linear(hidden_size, 2 * hidden_size, **linear)
         )
 
-    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vec: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """x (b, h w, c), vec (b, c), grid (h, w), which a kernel above 1 needs -> (b, h w, out)."""
         shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
-        return self.linear(modulate(x, shift, 1 + scale))
+        x = modulate(x, shift, 1 + scale)
+        return self.linear(x if self.kernel == 1 else gather_neighbors(x, grid, self.kernel))
+
+
+def make_depth_head(config: ModalityForcingConfig, **made) -> FinalLayer:
+    return FinalLayer(config.hidden_size, config.depth_channels, kernel=config.depth_head_kernel, **made)
+
+
+def gather_neighbors(x: Tensor, grid: tuple[int, int], kernel: int) -> Tensor:
+    """(b, h w, c) -> (b, h w, c kernel kernel): the tokens around each token, zero beyond the grid."""
+    x = F.unfold(tokens_to_latent(x, grid), kernel, padding=kernel // 2)
+    return rearrange(x, "b c n -> b n c")
 
 
 class GatedSiLU(nn.Module):

@@ -129,6 +129,7 @@ class ModalityForcingPipeline:
         steps: int | None = None,
         guidance: float | None = None,
         log2_alpha: float | None = None,
+        depth_guidance: float | None = None,
         seed: int = 0,
         refine: bool = False,
         batch_size: int = 1,
@@ -141,6 +142,7 @@ class ModalityForcingPipeline:
         image_to_depth needs `image`, see `read_pictures`; depth_to_image needs `depth`, a View, or z-depth in
         which NaN, infinite, zero and negative pixels are missing; the network sees noise there.
         `height`, `width`: joint mode's size; in other modes the input is resized to it, or keeps its own.
+        `guidance` acts on both streams, or, with `depth_guidance`, on the image alone; 1 is off.
         `log2_alpha` (joint): > 0 denoises the image first, 0 both at once, < 0 the depth first.
         `refine` (joint): sample the depth again, from the finished image.
         `x0_t_min`: 0.05 reproduces the released sampler.
@@ -156,7 +158,9 @@ class ModalityForcingPipeline:
         )
         batch = match_batches(prompts, pictures, view, batch_size)
         padded, padding_notes = pad_size(size, self.config.depth_patch)
-        settings, settings_notes = choose_settings(defaults, mode, steps, guidance, log2_alpha=log2_alpha)
+        settings, settings_notes = choose_settings(
+            defaults, mode, steps, guidance, log2_alpha=log2_alpha, depth_guidance=depth_guidance
+        )
         request = Request(
             mode=mode,
             prompts=prompts,
@@ -214,10 +218,13 @@ class ModalityForcingPipeline:
             "partial_depth": kept,
         }
         guided = {}
-        if settings.guidance > 1 and any(
-            request.prompts
-        ):  # among empty prompts alone there is nothing to move away from
-            guided = {"null_context": self.encode_text([""]), "guidance": settings.guidance}
+        # among empty prompts alone there is nothing to move away from
+        if max(settings.guidance, settings.depth_guidance or 1.0) > 1 and any(request.prompts):
+            guided = {
+                "null_context": self.encode_text([""]),
+                "guidance": settings.guidance,
+                "depth_guidance": settings.depth_guidance,
+            }
         rgb, depth = sample(
             self.call_network, rgb, net, schedule, **fixed, **guided, on_step=count_steps(on_step, 0, total)
         )

@@ -81,6 +81,7 @@ def sample(
     context: Tensor,
     null_context: Tensor | None = None,
     guidance: float = 1.0,
+    depth_guidance: float | None = None,
     x0_t_min: float = 0.0,
     on_step: OnStep | None = None,
     partial_depth: PartialDepth | None = None,
@@ -89,11 +90,13 @@ def sample(
     network-space depth out.
 
     network_call(rgb, depth, context, t_rgb (b,), t_depth (b,)) -> (RGB velocity, clean depth). Guidance acts
-    above 1, on both raw outputs, and then needs `null_context`; either context may have batch 1. `x0_t_min` =
-    0.05 is the released floor under the depth's time; 0 lets the last step land on the prediction. on_step's
-    latents are the clean predictions of "image" (b, c, h, w) and "depth" (b, 1, H, W).
+    above 1, on both raw outputs, or with `depth_guidance` on the depth's by that, and then needs
+    `null_context`; either context may have batch 1. `x0_t_min` = 0.05 is the released floor under the depth's
+    time; 0 lets the last step land on the prediction. on_step's latents are the clean predictions of "image"
+    (b, c, h, w) and "depth" (b, 1, H, W).
     """
-    predict = guided_call(network_call, context, null_context, guidance, batch=len(rgb))
+    scales = (guidance, guidance if depth_guidance is None else depth_guidance)
+    predict = guided_call(network_call, context, null_context, scales, batch=len(rgb))
     t_rgb, t_depth = schedule.t_rgb.to(rgb.device), schedule.t_depth.to(rgb.device)
     for i in range(schedule.steps):
         if partial_depth is not None:
@@ -109,24 +112,31 @@ def sample(
 
 
 def guided_call(
-    network_call: NetworkCall, context: Tensor, null_context: Tensor | None, guidance: float, *, batch: int
+    network_call: NetworkCall,
+    context: Tensor,
+    null_context: Tensor | None,
+    guidance: tuple[float, float],
+    *,
+    batch: int,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(rgb, depth, t_rgb, t_depth) -> outputs: one network call, or two when guidance acts."""
-    if not math.isfinite(guidance):
-        raise ValueError(f"Guidance is {guidance!r}; it must be a finite number, and acts above 1.")
-    if guidance > 1 and null_context is None:
+    """(rgb, depth, t_rgb, t_depth) -> outputs: one network call, or two when guidance (image, depth) acts."""
+    for scale in guidance:
+        if not math.isfinite(scale):
+            raise ValueError(f"Guidance is {scale!r}; it must be a finite number, and acts above 1.")
+    scales = tuple(max(1.0, scale) for scale in guidance)
+    if max(scales) > 1 and null_context is None:
         raise ValueError(
-            f"Guidance {guidance:g} needs null_context, the encoding of the empty prompt; give it, or use "
+            f"Guidance {max(scales):g} needs null_context, the encoding of the empty prompt; give it, or use "
             "guidance 1."
         )
     prompted = expand_context(context, batch, "context")
-    if guidance <= 1:
+    if max(scales) <= 1:
         return lambda rgb, depth, t_rgb, t_depth: network_call(rgb, depth, prompted, t_rgb, t_depth)
     empty = expand_context(null_context, batch, "null context")
 
     def call(rgb, depth, t_rgb, t_depth):
         outputs = network_call(rgb, depth, prompted, t_rgb, t_depth)
-        return guide_streams(outputs, network_call(rgb, depth, empty, t_rgb, t_depth), guidance)
+        return guide_streams(outputs, network_call(rgb, depth, empty, t_rgb, t_depth), scales)
 
     return call
 

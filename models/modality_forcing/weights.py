@@ -101,6 +101,12 @@ def load_network(
     ), config
 
 
+def read_network_config(path: str | os.PathLike) -> ModalityForcingConfig:
+    """The configuration of a network file: the file's own, else read off the shapes."""
+    header = read_header(path)
+    return find_config(header, find_prefix(header, str(path)), str(path))
+
+
 def save_network(
     path: str | os.PathLike,
     network: ModalityForcing,
@@ -285,6 +291,7 @@ def config_from_shapes(shapes: Shapes) -> ModalityForcingConfig:
         in_channels=in_channels,
         depth_channels=depth_channels,
         depth_patch=math.isqrt(depth_channels),
+        depth_head_kernel=math.isqrt(shapes["depth_final_layer.linear.weight"][1] // hidden),
         context_in_dim=shapes["txt_in.weight"][1],
         hidden_size=hidden,
         num_heads=hidden // head,

@@ -1,5 +1,4 @@
-"""The builder of each `system` that a recipe may name: from a Recipe to the Task that the training loop
-runs."""
+"""The builder of each `system` of a recipe: from a Recipe to the Task that the training loop runs."""
 
 from __future__ import annotations
 

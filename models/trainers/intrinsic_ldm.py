@@ -19,8 +19,7 @@ from ..world.export.dataset import DATA_KINDS, open_world
 from .map_samples import MixedLatents, PairedLatents
 from .world_samples import CELL, CELL_CLASSES, IMAGE_KEYS, LATENT_KEYS, WorldImages, WorldLatents
 
-# Of all samples, by default: enough to learn maps, with a few epochs of them to one of the images.
-MAPS_SHARE = 0.25
+MAPS_SHARE = 0.25  # default fraction of maps among all samples: a few epochs of them per epoch of images
 
 
 def build_tiny_image_vae(recipe: Recipe) -> Task:
@@ -37,8 +36,8 @@ def build_tiny_base(recipe: Recipe) -> Task:
     `data.maps_share` of all samples. `data.pairs`, instead of the world and the maps, is a folder of images
     encoded with their maps.
     """
-    more = {"vae": str, "maps": str, "maps_share": float, "pairs": str}
-    check_settings(recipe.data, {**DATA_KINDS, **more}, "recipe's data")
+    kinds = {**DATA_KINDS, "vae": str, "maps": str, "maps_share": float, "pairs": str}
+    check_settings(recipe.data, kinds, "recipe's data")
     folder = Path(recipe.data.get("vae", ""))
     # with pairs the autoencoder is only needed for the export, too late to find that it is missing
     vae = training_base.FrozenVae(folder)
@@ -51,8 +50,14 @@ def build_tiny_base(recipe: Recipe) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
-    given = {"text_encoder": text_encoder, "empty_tokens": tokenize([""])[0], "classes": CELL_CLASSES}
-    return training_base.build_base(recipe, dataset=dataset, vae_folder=folder, **given)
+    return training_base.build_base(
+        recipe,
+        text_encoder=text_encoder,
+        empty_tokens=tokenize([""])[0],
+        dataset=dataset,
+        classes=CELL_CLASSES,
+        vae_folder=folder,
+    )
 
 
 def open_latents(data: Mapping[str, Any], vae: training_base.FrozenVae) -> WorldLatents | MixedLatents:

@@ -1,5 +1,4 @@
-"""Latents of intrinsic maps as training samples of the tiny I-LDM's base, mixed or paired with those of
-images."""
+"""Latents of intrinsic maps as training samples of the tiny I-LDM's base, mixed or paired with images."""
 
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ from .world_samples import InMemory, WorldLatents, stack
 
 
 class MixedLatents(InMemory):
-    """Samples of `WorldLatents`, and among them latents of intrinsic maps as images of another domain.
+    """Samples of `WorldLatents` mixed with latents of intrinsic maps, as images of another domain.
 
-    SD has learned from images among which were depth maps, normal maps and line drawings; the world renders
-    none. `maps` is a folder that `spatialweave intrinsics encode` wrote, `share` the maps' fraction of all
-    samples. latent, tokens and cells as in `WorldLatents`; maps is True for a map. A map's caption follows a
-    padding token, so that no prompt asks for maps; its cells are unknown (-1).
+    SD's training images include depth maps, normal maps and line drawings; the world's include none. `maps`
+    is a folder that `spatialweave intrinsics encode` wrote, `share` the maps' fraction of all samples.
+    latent, tokens and cells as in `WorldLatents`; maps is True for a map. A map's caption follows a padding
+    token, so that no prompt asks for maps; its cells are unknown (-1).
     """
 
     def __init__(self, images: WorldLatents, maps: FolderDataset, share: float):
@@ -47,22 +46,21 @@ class MixedLatents(InMemory):
         numbers = torch.as_tensor(indices)
         is_map = numbers >= len(self.images)
         rows = (numbers - len(self.images)) % len(self.latents)
-        of_maps = {
+        maps = {
             "latent": self.latents[rows].float(),
             "tokens": self.tokens[rows][:, None],
             "cells": self.unknown,
         }
-        of_images = self.images.__getitems__(torch.where(is_map, 0, numbers).tolist())
+        images = self.images.__getitems__(torch.where(is_map, 0, numbers).tolist())
         batch = {"maps": is_map}
-        for name, value in of_maps.items():
-            rows_of_maps = is_map.view(-1, *[1] * (of_images[name].ndim - 1))
-            batch[name] = torch.where(rows_of_maps, value, of_images[name])
+        for name, value in maps.items():
+            flags = is_map.view(-1, *[1] * (images[name].ndim - 1))
+            batch[name] = torch.where(flags, value, images[name])
         return batch
 
 
 class PairedLatents(InMemory):
-    """Images, each with the intrinsic maps of the same scene, of a folder that `spatialweave intrinsics
-    encode` wrote.
+    """Images, each with the intrinsic maps of its scene, of a folder of `spatialweave intrinsics encode`.
 
     latent and intrinsic_latent (c, h, w); tokens and maps_tokens (n,), see `mark_maps`.
     """
@@ -88,6 +86,5 @@ class PairedLatents(InMemory):
 
 
 def mark_maps(tokens: Tensor) -> Tensor:
-    """Tokens (b, n) with a padding token in front, by which a tiny base recognizes maps: no prompt begins
-    so."""
+    """Tokens (b, n) after a padding token, which marks maps for a tiny base, as no prompt begins with one."""
     return torch.cat([torch.full_like(tokens[:, :1], PAD), tokens[:, :-1]], dim=1)

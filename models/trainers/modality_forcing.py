@@ -26,5 +26,10 @@ def build_tiny_modality_forcing(recipe: Recipe) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = TinyTextEncoder()
-    given = {"text_encoder": text_encoder, "empty_tokens": tokenize([""])[0], "classes": CELL_CLASSES}
-    return training_task.build(recipe, dataset=dataset, **given)
+    return training_task.build(
+        recipe,
+        dataset=dataset,
+        text_encoder=text_encoder,
+        empty_tokens=tokenize([""])[0],
+        classes=CELL_CLASSES,
+    )

@@ -43,8 +43,10 @@ def mirror(x: Tensor, flags: Tensor) -> Tensor:
 
 
 class WorldImages(InMemory):
-    """Sample 2 i is image i, 2 i + 1 its mirror image. image (3, h, w) in [-1, 1]; cells as in
-    `WorldLatents`."""
+    """Sample 2 i is image i, 2 i + 1 its mirror image.
+
+    image (3, h, w) in [-1, 1]; cells as in `WorldLatents`.
+    """
 
     def __init__(self, source: FolderDataset):
         images, cells = [], []
@@ -74,10 +76,9 @@ class WorldLatents(InMemory):
     """
 
     def __init__(self, source: FolderDataset, codec: TinyCodec, *, batch: int = 64, depth: bool = True):
-        """Encode all images, or read a cache in the dataset's folder, whose name has a hash of codec and
-        dataset.
+        """Encode all images, or read them from a cache file in the dataset's folder.
 
-        Without `depth` samples have neither depth_net nor mask.
+        The file's name has a hash of codec and dataset. Without `depth`, samples have no depth_net and mask.
         """
         cache = Path(source.folder) / f"latents-{fingerprint(codec, Path(source.folder))}.safetensors"
         if cache.is_file():
@@ -85,11 +86,8 @@ class WorldLatents(InMemory):
         else:
             tensors = encode_world(source, codec, batch)
             write_tensors(cache, tensors, {}, kind="latents of the world")
-        self.tokens, self.cells, self.depth = (
-            tensors["tokens"],
-            tensors["cells"],
-            tensors["depth"] if depth else None,
-        )
+        self.tokens, self.cells = tensors["tokens"], tensors["cells"]
+        self.depth = tensors["depth"] if depth else None
         self.latents = torch.stack((tensors["latent"], tensors["mirrored_latent"]), dim=1)
 
     def __len__(self) -> int:
@@ -111,26 +109,21 @@ class WorldLatents(InMemory):
 
 def encode_world(source: FolderDataset, codec: TinyCodec, batch: int) -> dict[str, Tensor]:
     """The tensors of `WorldLatents` for a whole dataset, scenes first."""
-    parts: dict[str, list[Tensor]] = {
-        "latent": [],
-        "mirrored_latent": [],
-        "depth": [],
-        "tokens": [],
-        "cells": [],
-    }
+    names = ("latent", "mirrored_latent", "depth", "tokens", "cells")
+    batches: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in tqdm(range(0, len(source), batch), desc="encoding", unit="batch", disable=None):
         rows = range(start, min(start + batch, len(source)))
         samples, entries = read_many(source, rows), [source.entry(i) for i in rows]
         image = stack([sample["image"] for sample in samples], "images", source)
         image = rearrange(image, "b h w c -> b c h w").float() / 127.5 - 1
-        parts["latent"].append(encode(codec, image).half())
-        parts["mirrored_latent"].append(encode(codec, image.flip(-1)).half())
+        batches["latent"].append(encode(codec, image).half())
+        batches["mirrored_latent"].append(encode(codec, image.flip(-1)).half())
         depth, known = (torch.stack([sample[key] for sample in samples]) for key in ("depth", "mask"))
-        parts["depth"].append(depth_to_network(depth, known).half())
-        parts["tokens"].append(stack([caption_tokens(entry) for entry in entries], "captions", source))
+        batches["depth"].append(depth_to_network(depth, known).half())
+        batches["tokens"].append(stack([caption_tokens(entry) for entry in entries], "captions", source))
         cells = [cells_of(source, i, sample) for i, sample in zip(rows, samples, strict=True)]
-        parts["cells"].append(torch.stack(cells))
-    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+        batches["cells"].append(torch.stack(cells))
+    return {name: torch.cat(tensors) for name, tensors in batches.items()}
 
 
 def fingerprint(codec: TinyCodec, folder: Path) -> str:
@@ -148,14 +141,12 @@ def encode(codec: TinyCodec, image: Tensor) -> Tensor:
 
 
 def depth_to_network(depth: Tensor, known: Tensor) -> Tensor:
-    """Network depth (b, h, w) of metric depth (b, h, w); pixels that are not known are sky: infinitely
-    far."""
+    """Network depth (b, h, w) of metric depth (b, h, w); unknown pixels are sky, infinitely far."""
     return depth_to_net(depth[:, None], known[:, None], sky=~known[:, None])[:, 0]
 
 
 def stack(values: Sequence[Tensor], what: str, source: FolderDataset) -> Tensor:
-    """Samples of one shape, stacked; ValueError names the folder if shapes differ: the tiny networks take
-    one."""
+    """Samples stacked; ValueError names the folder if shapes differ, as the tiny networks take one."""
     shapes = sorted({tuple(value.shape) for value in values})
     if len(shapes) > 1:
         raise ValueError(
@@ -166,8 +157,7 @@ def stack(values: Sequence[Tensor], what: str, source: FolderDataset) -> Tensor:
 
 
 def cells_of(source: FolderDataset, index: int, sample: Mapping[str, Tensor]) -> Tensor:
-    """`label_cells` of a dataset's sample; ValueError names its line if its "objects" are not of the
-    world."""
+    """`label_cells` of a dataset's sample; ValueError names the line if "objects" are not the world's."""
     objects = source.entry(index).get("objects")
     try:
         return label_cells(sample["segmentation"], objects)

@@ -10,7 +10,7 @@ BLOCK_COPIES = 14
 DENSE_COPIES = 3  # of a dense head's largest maps at once
 
 
-def count_tokens(config: VggtConfig, views: int, size: tuple[int, int]) -> int:
+def count_sequence_tokens(config: VggtConfig, views: int, size: tuple[int, int]) -> int:
     """Tokens of all views of `size` (h, w) pixels."""
     rows, columns = (side // config.patch_size for side in size)
     return views * (config.special_tokens + rows * columns)
@@ -19,19 +19,19 @@ def count_tokens(config: VggtConfig, views: int, size: tuple[int, int]) -> int:
 def taps_bytes(config: VggtConfig, views: int, size: tuple[int, int], width: int = FLOAT32) -> int:
     """The aggregator's entries that are kept until the heads have run; `width` is bytes a number."""
     kept = len({*config.dpt_layers, config.depth - 1})
-    return kept * count_tokens(config, views, size) * config.layer_dim * width
+    return kept * count_sequence_tokens(config, views, size) * config.layer_dim * width
 
 
 def all_layers_bytes(config: VggtConfig, views: int, size: tuple[int, int], width: int = FLOAT32) -> int:
     """The same if every entry were kept, as the published code does."""
-    return config.depth * count_tokens(config, views, size) * config.layer_dim * width
+    return config.depth * count_sequence_tokens(config, views, size) * config.layer_dim * width
 
 
 def estimate_memory(config: VggtConfig, views: int, size: tuple[int, int], width: int = FLOAT32) -> int:
     """Bytes at the peak, which lies in the last blocks or in the dense head: an upper estimate."""
     pixels = size[0] * size[1]
     taps = taps_bytes(config, views, size, width)
-    block = BLOCK_COPIES * count_tokens(config, views, size) * config.embed_dim * width
+    block = BLOCK_COPIES * count_sequence_tokens(config, views, size) * config.embed_dim * width
     coarse = 64 * (pixels // config.patch_size**2) * config.dpt_features
     head = DENSE_COPIES * FLOAT32 * (coarse + pixels * (config.dpt_features // 2 + 32))
     maps = views * pixels * FLOAT32 * 8  # the images and what the heads say of them

@@ -191,7 +191,7 @@ def read_adapter(path):
 
 
 def read_image(path):
-    return read_pictures(demo.open_image(path, [])).rgb
+    return read_pictures(demo.open_image(path)[0]).rgb
 
 
 def read_network(path):
@@ -232,7 +232,7 @@ def read_weights_and_settings(path):
 
 def read_caption(path):
     """As `build` lists it: a caption that cannot be read leaves its picture out, with a word why."""
-    (source,) = dataset_build.find_pictures(path.parent)
+    (source,) = dataset_build.find_images(path.parent)
     if source.fault:
         raise ValueError(source.fault)
     return source.entry["caption"]
@@ -446,7 +446,7 @@ KINDS = {
     "picture, TIFF": picture_kind("TIFF", "CMYK"),
     "picture, WEBP": picture_kind("WEBP", "RGBA"),
     "picture to build from": Kind(
-        lambda: pictured("PNG"), "picture.png", spoil.spoil_png, lambda path: dataset_build.read_picture(path, (8, 8))[0], picture_fault
+        lambda: pictured("PNG"), "picture.png", spoil.spoil_png, lambda path: dataset_build.read_cropped_image(path, (8, 8))[0], picture_fault
     ),
     "caption": Kind(
         lambda: {"a.txt": "a ball, été".encode(), "a.png": picture(COLORS)}, "a.txt", spoil.spoil_bytes, read_caption, text_fault

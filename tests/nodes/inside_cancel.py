@@ -177,6 +177,7 @@ def pictures(folder):
     cases = {
         "PreviewDepth": {"view": view, "style": "colour", **percent},
         "NormalsFromDepth": {"view": view, "style": "opengl", "fov_degrees": 65.0, "edge_threshold": 0.04},
+        "UpscaleDepth": {"view": view, "image": view.image.repeat_interleave(2, 1).repeat_interleave(2, 2)},
         "StereoPair": {"view": view, "parallax": 4.0, "screen": 0.5, "edge_threshold": 0.04},
         "AlignDepth": {"view": view, "reference": other, "method": "scale and shift, robust", "quantity": "depth"},
         "CompareViews": {"view": view, "reference": other, "alignment": "scale", "quantity": "depth", "fov_degrees": 65.0},

@@ -277,6 +277,23 @@ def stereo(height, width):
     }
 
 
+def upscaled(height, width):
+    """A depth at three times its size: its outline is the image's; transparency is not looked at."""
+    depth = torch.full((1, height, width), 4.0)
+    depth[:, :, : width // 2] = 2.0
+    image = torch.zeros(1, 3 * height, 3 * width, 4)
+    image[:, :, : 3 * (width // 2), :3] = 0.8
+    view = ours("models.core.geometry.view").View.from_depth(depth, units="metric")
+    (large,) = run("UpscaleDepth", view=view, image=image)
+    return {
+        "units": large.units,
+        "shape": list(large.depth.shape),
+        "left": large.depth[..., : 3 * (width // 2)].unique().tolist(),
+        "right": large.depth[..., 3 * (width // 2) :].unique().tolist(),
+        "refusal": sentence(lambda: run("UpscaleDepth", view=view, image=image[:, :height])),
+    }
+
+
 def odd_size(height, width):
     """Every node that makes pictures or masks keeps the size to the pixel."""
     view = scene(height, width)

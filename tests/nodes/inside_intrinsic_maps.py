@@ -1,4 +1,5 @@
-"""Called by worker.py inside ComfyUI: small random intrinsic VAEs of core's own class, loaded, encoding, decoding and refusing."""
+"""Called by worker.py inside ComfyUI: small random intrinsic VAEs of core's own class, loaded, encoding, "
+"decoding and refusing."""
 
 import logging
 import sys
@@ -119,9 +120,9 @@ def against_the_network(latent_scale=0.5, base_scale=0.13025):
     network.load_state_dict(random_state(config()))
     maps, pipeline = pictures(), ours("models.intrinsic_ldm.maps.codec")
     latent, text, _ = encode(vae, **maps)
-    raw = network.encode(pipeline.encode_pictures(**maps)[0])
+    raw = network.encode(pipeline.maps_to_channels(**maps)[0])
     found = decode(vae, latent, near=2.0, far=9.0)
-    want = pipeline.decode_pictures(network.decode(raw).clamp(-1, 1), near=2.0, far=9.0)
+    want = pipeline.channels_to_maps(network.decode(raw).clamp(-1, 1), near=2.0, far=9.0)
     wanted = (want.view.depth, want.normals, want.segmentation, want.masks(0), want.line)
     return {
         "latent": gap(latent["samples"] * base_scale, raw * latent_scale) / float((raw * latent_scale).std()),
@@ -169,16 +170,17 @@ def widened(naming):
     code, want = vae.encode_maps(grey.expand(-1, 8, -1, -1)), base.encode(grey.expand(-1, 3, -1, -1) * 2 / 3)
     shown = picture.clamp(-1, 1)
     return {
-        "colours": max(gap(maps[name], shown) for name in ("normals", "segmentation")),
+        "colors": max(gap(maps[name], shown) for name in ("normals", "segmentation")),
         "grey": max(gap(maps[name], picture.mean(1, keepdim=True).clamp(-1, 1)) for name in ("depth", "line")),
         "encoded": gap(code, want), "spread": [float(shown.std()), float(want.std())],
     }  # fmt: skip
 
 
 def tiles():
-    """Tiles as large as the picture change nothing; smaller ones, and those that core takes when memory runs out, keep the shapes."""
+    """Tiles as large as the picture change nothing; smaller ones, and those that core takes when memory "
+    "runs out, keep the shapes."""
     vae, maps = saved(), pictures(1, 128, 192)
-    stacked = ours("models.intrinsic_ldm.maps.codec").encode_pictures(**maps)[0]
+    stacked = ours("models.intrinsic_ldm.maps.codec").maps_to_channels(**maps)[0]
     whole = vae.encode_maps(stacked)
     shown = vae.decode_maps(whole)
     small = decode(vae, encode(vae, tile_size=64, **maps)[0], tile_size=64)
@@ -203,7 +205,8 @@ def tiles():
 
 
 def full_memory(fault):
-    """A VAE that finds no memory, not even for core's tiles: what encoding and decoding say, and whether core knows the fault."""
+    """A VAE that finds no memory, not even for core's tiles: what encoding and decoding say, and whether "
+    "core knows the fault."""
     vae, latent = saved(OF_SD), {"samples": torch.zeros(2, 4, 4, 6)}
     maps, network, management = pictures(2, 30, 48), vae.first_stage_model, comfy.model_management
     words = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes."
@@ -259,9 +262,10 @@ def saved_by_core():
 
 
 def odd_size(height, width):
-    """Padded to whole latents by repeating edges, given back in its own size: directly, as a joint latent, and beside a picture."""
+    """Padded to whole latents by repeating edges, given back in its own size: directly, as a joint latent, "
+    "and beside a picture."""
     vae, maps = saved(OF_SD), pictures(1, height, width)
-    stacked = ours("models.intrinsic_ldm.maps.codec").encode_pictures(**maps)[0]
+    stacked = ours("models.intrinsic_ldm.maps.codec").maps_to_channels(**maps)[0]
     rows, columns = (torch.arange(-(-side // 8) * 8).clamp(max=side - 1) for side in (height, width))
     latent, text, _ = encode(vae, **maps)
     again = core.NODE_CLASS_MAPPINGS["LatentUpscaleBy"]().upscale(latent, "nearest-exact", 2.0)[0]
@@ -278,7 +282,8 @@ def odd_size(height, width):
 
 
 def broken(name):
-    """Pixels that are no numbers in one map: the latent against that of maps which lack those pixels, and what is said."""
+    """Pixels that are no numbers in one map: the latent against that of maps which lack those pixels, and "
+    "what is said."""
     vae, (view, pipeline) = saved(OF_SD), (ours("models.core.geometry.view").View, ours("models.intrinsic_ldm.maps.codec"))
     maps = pictures(1, 64, 64)
     where = torch.zeros(64, 64, dtype=torch.bool)
@@ -290,19 +295,20 @@ def broken(name):
         value = torch.where(where[..., None], values[None, :, None], maps["normals"])
     else:
         value = torch.where(where, values, maps[name])
-    stacked = pipeline.encode_pictures(**{name: maps[name]})[0]
+    stacked = pipeline.maps_to_channels(**{name: maps[name]})[0]
     channels = ours("models.intrinsic_ldm.vae").map_slices()[name]
     if name != "depth":  # whose percentiles move as well
         stacked[:, channels] = torch.where(where, 0.0, stacked[:, channels])
         want = vae.encode_maps(stacked)
     else:
-        want = vae.encode_maps(pipeline.encode_pictures(depth=value)[0])
+        want = vae.encode_maps(pipeline.maps_to_channels(depth=value)[0])
     latent, text, _ = encode(vae, **{name: value})
     return {"finite": bool(latent["samples"].isfinite().all()), "gap": gap(latent["samples"], want), "text": text}
 
 
 def channels():
-    """Normals and line art of one to four channels: latents against those of plain colours, the alpha, and what is said."""
+    """Normals and line art of one to four channels: latents against those of plain colors, the alpha, and "
+    "what is said."""
     vae, maps = saved(OF_SD), pictures(1, 32, 48)
     generator = torch.Generator().manual_seed(2)
     alphas = torch.rand(2, 1, 32, 48, 1, generator=generator)
@@ -363,7 +369,8 @@ def graph(kind="sd21"):
 
 
 def plotted(kind="sd21", steps=8):
-    """The node's picture for a run's sigmas and for flow times of the same noise; the run, and where it really left the maps out."""
+    """The node's picture for a run's sigmas and for flow times of the same noise; the run, and where it "
+    "really left the maps out."""
     from comfy_extras.nodes_custom_sampler import BasicScheduler
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
@@ -398,7 +405,7 @@ def filled_in(first=5000, count=12):
     """
     frames = ours("models.world.render").render(ours("models.benchmarks.held_out").hold_out(first, count)[0], 128, 128)
     (vae,), names = run("LoadIntrinsicVae", vae_name=ours("nodes.host.shared.shipped").TINY), ours("models.intrinsic_ldm.config").MAPS
-    encode_given, view = ours("models.intrinsic_ldm.maps.codec").encode_pictures, ours("models.core.geometry.view").View
+    encode_given, view = ours("models.intrinsic_ldm.maps.codec").maps_to_channels, ours("models.core.geometry.view").View
     slices, show = ours("models.intrinsic_ldm.vae").map_slices(), ours("models.core.geometry.normals").normals_to_image
     exact, whole, without = [], [], {name: [] for name in names}
     for depth, normals, ids, line in zip(frames.depth, frames.normals, frames.segmentation, frames.line):

@@ -10,7 +10,8 @@ from comfy.nested_tensor import NestedTensor
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-sampling, small = (sys.modules["__main__"].load_file(f"inside_{name}.py") for name in ("sampling", "intrinsic"))  # worker.py's
+sampling, small = (sys.modules["__main__"].load_file(f"inside_{name}.py") for name in ("sampling", "intrinsic"))
+asking = sys.modules["__main__"].load_file("inside_joyai_ask.py")  # worker.py's
 HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt")  # take no sockets
@@ -61,6 +62,10 @@ def sound():
             "DecodeIntrinsics": {"vae": vae, "samples": maps},
             "ViewFromImage": {"image": torch.rand(1, HEIGHT, WIDTH, 1).expand(1, HEIGHT, WIDTH, 3)},
             "JoinJointLatent": {"image_latent": {"samples": image}, "depth_latent": {"samples": depth}},
+            "AskAboutViews": {
+                "clip": asking.encoder(), "images": {"image0": values["IMAGE"]}, "question": "Where?", "max_tokens": 1,
+                "decoding": {"decoding": "greedy"},
+            },
             "MaskedJointLatent": {"image_mask": torch.ones(1, HEIGHT, WIDTH), "depth_mask": torch.zeros(1, HEIGHT, WIDTH)},
         })  # fmt: skip
     return KEEP
@@ -143,6 +148,8 @@ def odd_packets(like):
 ODD = {
     "IMAGE": odd_images, "MASK": odd_tensors, "LATENT": odd_latents, "SPATIALWEAVE_VIEW": odd_views, "MOGE_GEOMETRY": odd_packets,
     "DA3_GEOMETRY": odd_packets, "SIGMAS": odd_tensors,
+    "COMFY_AUTOGROW_V3": lambda like: ((how, {"image0": odd}) for how, odd in odd_images(like["image0"])),
+    "CLIP": lambda like: {"a model": sampling.rig().model, "the tiny": sampling.rig().clip}.items(),
     "MODEL": lambda like: {"another base": small.model("pixart"), "a VAE": sampling.rig().vae}.items(),
     "VAE": lambda like: {"a model": small.model(), "the tiny": sampling.rig().vae, "of maps": sound()["EncodeIntrinsics"]["vae"]}.items(),
 }  # fmt: skip

@@ -74,6 +74,14 @@ def test_files_that_cannot_be_are_refused_in_one_sentence(geometry, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_depth_is_upscaled_along_the_images_outline(geometry):
+    result = geometry("upscaled", height=13, width=22)
+    assert result["units"] == "metric" and result["shape"] == [1, 39, 66]
+    assert result["left"] == pytest.approx([2.0] * len(result["left"]), rel=0.01)
+    assert result["right"] == pytest.approx([4.0] * len(result["right"]), rel=0.01)
+    assert "at least the depth map's 22 x 13 pixels" in result["refusal"] or "aspect ratio" in result["refusal"]
+
+
 def test_depths_are_compared_aligned_and_given_normals(geometry):
     result = geometry("judged")
     assert result["before"][0] > 0.01 and max(result["after"][0], result["after"][4]) < 1e-5

@@ -8,15 +8,15 @@ FILE = "inside_intrinsic_guidance.py"
 HOLDING = ["RescaleCFG", "APG", "CFGNorm", "CFGZeroStar", "TCFG", "Epsilon Scaling", "FreSca", "TomePatchModel", "FreeU_V2"]
 HOLDING += ["DualCFGGuider"]
 REFUSED = {
-    "PerpNegGuider": "Perp-Neg Guider measures all latents",
-    "PerpNeg": "Perp-Neg measures all latents",
-    "Mahiro": "Positive-Biased Guidance (Mahiro) measures all latents",
-    "EasyCache": "EasyCache measures all latents",
-    "LazyCache": "LazyCache measures all latents",
-    "TemporalScoreRescaling": "TSR - Temporal Score Rescaling takes one noise level",
-    "HyperTile": "HyperTile cuts the queries",
-    "PerturbedAttentionGuidance": "Perturbed-Attention Guidance (PAG) samples again",
-    "SelfAttentionGuidance": "Self-Attention Guidance (SAG) samples again",
+    "PerpNegGuider": "Perp-Neg Guider, which computes statistics",
+    "PerpNeg": "Perp-Neg, which computes statistics",
+    "Mahiro": "Positive-Biased Guidance (Mahiro), which computes statistics",
+    "EasyCache": "EasyCache, which computes statistics",
+    "LazyCache": "LazyCache, which computes statistics",
+    "TemporalScoreRescaling": "TSR - Temporal Score Rescaling, which takes a single noise level",
+    "HyperTile": "HyperTile, which splits the queries",
+    "PerturbedAttentionGuidance": "Perturbed-Attention Guidance (PAG), which samples again",
+    "SelfAttentionGuidance": "Self-Attention Guidance (SAG), which samples again",
 }
 
 
@@ -33,5 +33,5 @@ def test_a_node_does_to_the_image_what_it_does_to_the_base_models(inside, name, 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_node_that_mixes_latents_is_refused_before_anything_is_sampled(inside, name, after):
     result = inside(FILE, "through", name=name, after=after)
-    assert result["refused"].startswith(REFUSED[name]) and result["refused"].endswith("take that node out of the model's line.")
-    assert result["refused"].count(". ") == 0 and result["calls"] == 0
+    assert f", got {REFUSED[name]}" in result["refused"] and result["refused"].endswith("Remove it from the model's chain.")
+    assert result["refused"].startswith("Expected nodes that ") and result["calls"] == 0

@@ -52,8 +52,8 @@ def test_loras_that_are_no_sum_act_on_both_when_shared(inside, form):
 
 
 @pytest.mark.parametrize("form, words", [
-    ("set", ["sets diffusion_model.output_blocks.11.1", "take that LoRA out", "share_image_loras"]),
-    ("weight wrapper", ["inside_intrinsic_loras.refused.<locals>.<lambda> rewrites diffusion_model", "share_image_loras"]),
+    ("set", ["got one that replaces diffusion_model.output_blocks.11.1", "Remove that LoRA", "share_image_loras"]),
+    ("weight wrapper", ["inside_intrinsic_loras.refused.<locals>.<lambda> on diffusion_model", "share_image_loras"]),
 ])  # fmt: skip
 def test_a_weight_that_is_replaced_is_refused_unless_shared(inside, form, words):
     result = inside(FILE, "refused", form=form)

@@ -1,4 +1,5 @@
-"""The intrinsic VAE as a core VAE, and the nodes that encode and decode with it, on small random autoencoders of core's own class."""
+"""The intrinsic VAE as a core VAE, and the nodes that encode and decode with it, on small random "
+"autoencoders of core's own class."""
 
 import json
 import re
@@ -46,7 +47,7 @@ def test_diffusers_with_the_same_weights_agrees(maps, multiples):
 @pytest.mark.parametrize("naming", ["core", "diffusers"])
 def test_widened_weights_are_the_bases_picture_in_every_map(maps, naming):
     result = maps("widened", naming=naming)
-    assert max(result["colours"], result["grey"], result["encoded"]) < 1e-4 and min(result["spread"]) > 0.05
+    assert max(result["colors"], result["grey"], result["encoded"]) < 1e-4 and min(result["spread"]) > 0.05
 
 
 def test_tiles_and_what_core_does_when_memory_runs_out(maps):
@@ -63,7 +64,7 @@ def test_full_memory_names_three_settings_to_change(maps, fault):
     assert "to encode the maps of 2 x 32 x 48" in encoded and "to decode the maps of 2 x 32 x 48" in decoded
     for text, known in said:
         assert known and "\n" not in text
-        assert all(part in text for part in ("tile_size of 256 or less", "make the picture smaller", "fewer at a time"))
+        assert all(part in text for part in ("tile_size of 256 or less", "make the image smaller", "fewer at a time"))
 
 
 def test_another_fault_of_the_vae_keeps_its_own_words_and_is_not_called_full_memory(maps):
@@ -92,15 +93,15 @@ def test_odd_sizes_are_padded_and_given_back(maps, size):
     assert result["sizes"] == [list(size)] * 8 and result["first"] == 0
     asked, padded = ("{} x {}".format(*sides) for sides in (size, whole))
     (pad,), (cut,) = result["said"]
-    assert pad.startswith(f"The size {asked} (height x width) is not a multiple of 8: the maps were padded to {padded}, edges repeated")
+    assert pad.startswith(f"The size {asked} (height x width) is not a multiple of 8: the maps were padded to {padded} by edge replication")
     assert "Decode Intrinsics" in pad and "image's latent" in pad
-    assert cut.startswith(f"The maps were cut back from {padded} to {asked}") and "Crop Image" in cut
+    assert cut.startswith(f"The maps were cropped from {padded} to {asked}") and "Crop Image" in cut
     assert result["scaled"] == [2 * side for side in whole], "a latent that was scaled meanwhile is not cut to a size it no longer has"
 
 
 BROKEN = {
     "depth": "3 of 4096 pixels of depth (0.1%) are invalid",
-    "normals": "3 of 4096 pixels of normals (0.1%) point nowhere (black, mid grey, NaN or infinite)",
+    "normals": "3 of 4096 pixels of normals (0.1%) have no direction (black, mid gray, NaN or infinite)",
     "segmentation": "3 of 4096 pixels of segmentation (0.1%) are NaN or infinite",
     "line": "3 of 4096 pixels of line (0.1%) are NaN or infinite",
 }
@@ -111,7 +112,7 @@ def test_pixels_that_are_no_numbers_are_missing_and_counted(maps, name):
     result = maps("broken", name=name)
     assert result["finite"] and result["gap"] < 1e-5
     first, note = result["text"].splitlines()
-    assert first.startswith(f"coded: {name}; missing:") and note == f"{BROKEN[name]} and are coded as missing."
+    assert first.startswith(f"coded: {name}; missing:") and note == f"{BROKEN[name]} and are encoded as missing."
 
 
 def test_alpha_goes_on_as_a_mask_and_one_channel_of_line_art_is_enough(maps):
@@ -138,7 +139,8 @@ def test_a_whole_graph(maps):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_inputs_that_belong_to_a_choice_are_translated(maps, root, language):
-    """The browser asks for them under the choice's name and their own, joined by a dot, which it turns into an underscore."""
+    """The browser asks for them under the choice's name and their own, joined by a dot, which it turns into "
+    "an underscore."""
     names = json.loads((root / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
     choices = maps("choices")
     assert choices["SpatialWeave_IntrinsicCoGeneration"].keys() >= {"schedule_alpha", "schedule_tau", "schedule_points"}
@@ -153,7 +155,8 @@ def test_inputs_that_belong_to_a_choice_are_translated(maps, root, language):
 
 
 def test_the_plot_is_of_the_runs_own_steps_and_says_where_its_maps_stop(maps):
-    """Noise levels against SD's own table, written out here; as flow times they are the same picture; the run stops where the line is."""
+    """Noise levels against SD's own table, written out here; as flow times they are the same picture; the "
+    "run stops where the line is."""
     result, steps = maps("plotted"), 8
     picture, flow, without = (np.array(found) for found in result["pictures"])
     assert np.array_equal(picture, flow) and not np.array_equal(picture, without)
@@ -188,32 +191,32 @@ def test_the_shipped_vae_fills_in_a_map_that_is_missing(filled_in, name):
     assert result["own"] <= result["given"] + 0.01, result
 
 
-def test_masks_that_find_no_colour_are_counted(maps):
-    assert maps("noted", count=70).startswith("coded: segmentation; missing: depth, normals, line; masks: 70, of which 7 found no colour")
+def test_masks_that_find_no_color_are_counted(maps):
+    assert maps("noted", count=70).startswith("coded: segmentation; missing: depth, normals, line; masks: 70, of which 7 have no color")
 
 
 REFUSALS = {
-    "no map": ["No map arrived", "depth, normals, segmentation, line"],
+    "no map": ["Expected maps of depth, normals, segmentation, line, got none"],
     "sizes": ["depth 32 x 48", "line 32 x 40"],
     "batches": ["2 of depth", "3 of line"],
     "grey normals": ["(1, 8, 8, 1)", "at normals", "Normals from Depth"],
-    "line without a number": ["All 64 pixels of picture 1 of line", "NaN or infinite", "take line off"],
-    "normals of black": ["All 64 pixels of picture 0 of normals", "point nowhere"],
+    "line without a number": ["Expected known pixels in image 1 of line, got 64", "NaN or infinite", "disconnect line"],
+    "normals of black": ["Expected known pixels in image 0 of normals, got 64", "have no direction"],
     "line of 0 to 255": ["255 to 255", "Divide them by their full scale"],
     "no depth": ["no valid pixel"],
-    "picture's VAE to encode": ["VAE of 3 channels", "Load Intrinsic VAE"],
-    "picture's VAE to decode": ["VAE of 3 channels", "Load Intrinsic VAE"],
-    "tile": ["tile size of 32", "at least 64"],
+    "picture's VAE to encode": ["Expected an intrinsic VAE, of 8 channels, got one of 3", "Load Intrinsic VAE"],
+    "picture's VAE to decode": ["Expected an intrinsic VAE, of 8 channels, got one of 3", "Load Intrinsic VAE"],
+    "tile": ["Expected tile_size 0", "at least 64 pixels, got 32"],
     "latent of another base": ["(1, 16, 8, 8)", "4, h, w", "Split Intrinsic Latent"],
-    "three streams": ["no image with its maps"],
-    "index": ["Picture 1", "batch of 1"],
-    "ends": ["5 (near) and 2 (far)"],
+    "three streams": ["Expected a joint latent of an image and its maps"],
+    "index": ["Expected an index below 1, the batch size, got 1"],
+    "ends": ["Expected 0 < near <= far, got near 5 and far 2"],
     "picture of another size": ["got (1, 8, 8, 3)", "(1, 32, 32)"],
-    "core's VAE Encode": ["encodes maps and no picture", "Encode Intrinsics"],
-    "core's VAE Decode": ["decodes maps and no picture", "Decode Intrinsics"],
+    "core's VAE Encode": ["got an intrinsic VAE, which encodes maps", "Encode Intrinsics"],
+    "core's VAE Decode": ["got an intrinsic VAE, which decodes maps", "Decode Intrinsics"],
     "core's tiled VAE Encode": ["Encode Intrinsics"],
     "core's tiled VAE Decode": ["Decode Intrinsics"],
-    "file of a picture's VAE": ["rgb.safetensors", "an image autoencoder (VAE) with 3 channels in", "8 channels"],
+    "file of a picture's VAE": ["rgb.safetensors", "an image autoencoder (VAE) with 3 in", "8 channels"],
     "file of a LoRA": ["lora.safetensors", "a LoRA", "intrinsic VAE"],
     "file that lacks a part": ["short.safetensors", "tensors missing", "decoder.mid"],
 }

@@ -51,7 +51,7 @@ def test_stopped_maps_leave_the_image_identical_and_the_saving_is_measured(insid
     assert kept == f"8 predictions in 8 steps, 8.00 s; image and maps coupled in {coupled}, the maps' pass in all."
     assert stopped == (
         f"8 predictions in 8 steps, {coupled + alone / 2:.2f} s; image and maps coupled in {coupled}, the maps' pass stopped from t {t} "
-        f"on, in {alone}: 0.5 s a prediction instead of 1 s, {alone / 2:.2f} s or {share} saved."
+        f"on, in {alone}: 0.5 s per prediction instead of 1 s, {alone / 2:.2f} s or {share} saved."
     )
 
 

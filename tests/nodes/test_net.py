@@ -15,7 +15,8 @@ def net(inside, tiny_weights):
 NODES = """EmptyJointLatent ImageToDepthLatent DepthToImageLatent MaskedJointLatent RefineDepthLatent ModalityOrder GuidancePerStream
     DecodeJointLatent SplitJointLatent JoinJointLatent SaveJointLatent IntrinsicCoGeneration JoinIntrinsicLatent SplitIntrinsicLatent
     EncodeIntrinsics DecodeIntrinsics ViewFromImage ViewToMask ViewFromMoge ViewToMoge ViewFromDa3 ViewToDa3 PointCloud DepthMesh
-    ViewCamera SaveDepth AlignDepth NormalsFromDepth StereoPair CompareViews PreviewDepth VggtReconstruct VggtGeometryTokens""".split()
+    ViewCamera SaveDepth AlignDepth NormalsFromDepth StereoPair CompareViews PreviewDepth AskAboutViews VggtReconstruct
+    VggtGeometryTokens""".split()
 
 
 def test_the_sound_inputs_are_taken(net):

@@ -13,10 +13,12 @@ IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 IDS += ["SaveDepth", "LoadDepth"]
 IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
-IDS += ["StereoPair"]
+IDS += ["StereoPair", "UpscaleDepth"]
 IDS += ["ScaleViews", "FuseViews", "SaveColmap"]
 IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
 IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
+IDS += ["AskAboutViews"]
+IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyRestore"]
 IDS += ["LoadVggt", "VggtReconstruct", "VggtGeometryTokens"]
 
 

@@ -1,4 +1,5 @@
-"""The I-LDM graphs in a real ComfyUI: those of big bases on small random models of core's own classes, the tiny one as it is shipped."""
+"""The I-LDM graphs in a real ComfyUI: those of big bases on small random models of core's own classes, the "
+"tiny one as it is shipped."""
 
 import json
 
@@ -29,7 +30,8 @@ def name(request):
 
 
 def shortened(graph, side):
-    """The graph with two steps and a small picture, and what the base makes alone and with weight off, every latent saved."""
+    """The graph with two steps and a small picture, and what the base makes alone and with weight off, "
+    "every latent saved."""
     coupled, sampler, split = (of_kind(graph, kind) for kind in (
         "SpatialWeave_IntrinsicCoGeneration", "KSampler", "SpatialWeave_SplitIntrinsicLatent",
     ))  # fmt: skip
@@ -52,7 +54,8 @@ def shortened(graph, side):
 
 @pytest.mark.comfyui
 def test_graph_makes_an_image_and_its_maps_and_off_is_the_base(server, root, name, tmp_path):
-    """Every map is there, all latents are finite, and with weight off the image is the base model's, bit for bit."""
+    """Every map is there, all latents are finite, and with weight off the image is the base model's, bit "
+    "for bit."""
     image, np = pytest.importorskip("PIL.Image"), pytest.importorskip("numpy")
     side = SIDES[name]
     graph = shortened(read(root, name), side)
@@ -70,12 +73,13 @@ def test_graph_makes_an_image_and_its_maps_and_off_is_the_base(server, root, nam
     assert set(pictures) == maps | {"Image and depth", "IntrinsicCoGeneration"}  # the node shows its weights
     assert {pictures[title].shape for title in maps} == {(side, side, 3)}
     for title in maps - {"Segmentation"}:
-        assert len(np.unique(pictures[title])) > 10, f"{title} of one colour would prove nothing"
+        assert len(np.unique(pictures[title])) > 10, f"{title} of one color would prove nothing"
 
 
 @pytest.mark.parametrize("base", RECIPES)
 def test_graph_of_a_big_base_says_what_it_needs(root, base):
-    """Every file it names is in its note with the run that makes it; the one download it offers is the base itself."""
+    """Every file it names is in its note with the run that makes it; the one download it offers is the base "
+    "itself."""
     graph = read(root, base, api=False)
     (note,) = (node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote")
     files = {value for node in read(root, base).values() for value in node["inputs"].values() if str(value).endswith(".safetensors")}

@@ -13,7 +13,8 @@ def guide(prompted: Tensor, unprompted: Tensor, scale: float) -> Tensor:
 
 
 def guide_streams(
-    prompted: Sequence[Tensor], unprompted: Sequence[Tensor], scale: float
+    prompted: Sequence[Tensor], unprompted: Sequence[Tensor], scales: Sequence[float]
 ) -> tuple[Tensor, ...]:
-    """`guide` with one scale for every output of a network."""
-    return tuple(guide(p, u, scale) for p, u in zip(prompted, unprompted, strict=True))
+    """`guide` with a scale for each output of a network; an output of scale 1 is the prompted one itself."""
+    streams = zip(prompted, unprompted, scales, strict=True)
+    return tuple(p if scale == 1 else guide(p, u, scale) for p, u, scale in streams)

@@ -67,7 +67,7 @@ def align_scale(
             f"Expected a scale method of {get_args(ScaleMethod)}, got {method!r}. Choose one of these."
         )
     fit = {"median": _median_scale, "least_squares": _least_squares_scale, "l1": _l1_scale}[method]
-    scale = torch.stack([fit(p, t) for p, t in each(_pixels(pred, target, mask))])
+    scale = torch.stack([fit(p, t) for p, t in each(_pixels_to_fit(pred, target, mask))])
     return Alignment(scale, torch.zeros_like(scale))
 
 
@@ -85,7 +85,7 @@ def align_scale_shift(
             "these."
         )
     fit = {"least_squares": _affine, "l1": _l1_affine}[method]
-    fits = [fit(p, t) for p, t in each(_pixels(pred, target, mask))]
+    fits = [fit(p, t) for p, t in each(_pixels_to_fit(pred, target, mask))]
     return Alignment(torch.stack([scale for scale, _ in fits]), torch.stack([shift for _, shift in fits]))
 
 
@@ -159,8 +159,13 @@ def align_view(
     return View.from_depth(aligned[:, None], units=reference.units, **others), found
 
 
-def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The valid pixels of each image, flat and float64."""
+def select_valid(
+    pred: Tensor, target: Tensor, mask: Tensor, purpose: str
+) -> list[tuple[Tensor, Tensor]]:
+    """The pixels of each image inside the mask, flat and float64.
+
+    ValueError for shapes that differ and for an image without a pixel to `purpose`, or with NaN or infinity.
+    """
     if not pred.shape == target.shape == mask.shape:
         shapes = tuple(pred.shape), tuple(target.shape), tuple(mask.shape)
         raise ValueError(
@@ -170,13 +175,20 @@ def _pixels(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Te
     for index, (p, t) in enumerate(pairs):
         if p.numel() == 0:
             raise ValueError(
-                f"Picture {index} of {len(pairs)} has no valid pixel to align by; leave it out or mend its "
+                f"Picture {index} of {len(pairs)} has no valid pixel to {purpose}; leave it out or mend its "
                 "mask."
             )
         if not bool(torch.isfinite(p).all() and torch.isfinite(t).all()):
             raise ValueError(
                 f"Picture {index} of {len(pairs)} holds NaN or infinity inside its mask; mask these pixels."
             )
+    return pairs
+
+
+def _pixels_to_fit(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """As `select_valid`; ValueError for a prediction of zeros alone."""
+    pairs = select_valid(pred, target, mask, "align by")
+    for index, (p, _) in enumerate(pairs):
         if not bool(p.any()):
             raise ValueError(
                 f"The prediction of picture {index} is zero in every valid pixel: no scale can fit it."

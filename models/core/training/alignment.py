@@ -88,7 +88,7 @@ def code_positions(height: int, width: int) -> Tensor:
 
 
 @contextmanager
-def listen(module: nn.Module | None, *, to_input: bool = False) -> Iterator[list[Tensor]]:
+def collect_activations(module: nn.Module | None, *, to_input: bool = False) -> Iterator[list[Tensor]]:
     """While open, what the module gives is kept in the list, or its first input.
 
     Nothing where there is no module.

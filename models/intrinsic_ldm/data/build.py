@@ -41,7 +41,7 @@ from ...core.training.shard_sources import Source, shown
 from ...core.training.shard_writer import Summary, write_folder
 from ..maps.segmentation import masks_to_ids
 from .dataset import INTEGER_NORMAL, read_normals
-from .pictures import PICTURES, as_source, list_pictures
+from .pictures import IMAGES, as_source, list_images
 from .server import RunFailed, Server
 
 log = logging.getLogger("spatialweave.dataset")
@@ -63,7 +63,7 @@ def build_dataset(
     of the `servers`, in turn if there are fewer servers than processes.
     """
     source, output = Path(source), Path(output)
-    pictures = find_pictures(source)
+    images = find_images(source)
     graph = read_graph(Path(workflow), changes)
     facts = {
         "format": FORMAT, "version": VERSION, "size": list(size), "workflow": find_settings(graph),
@@ -90,35 +90,38 @@ def build_dataset(
             left_out.append(fault)
         if asked and not samples:
             raise ValueError(
-                f"None of the pictures from {shown(members[0].name)} on went through; the last: {fault}"
+                f"Expected the workflow to succeed on one of {len(members)} images from "
+                f"{shown(members[0].name)} on, got an error for each; the last: {fault}. Correct the "
+                "workflow."
             )
         if samples:
             write_file(output / f"{name}.safetensors", save(stack_samples(samples)))
         return left_out
 
     return write_folder(
-        output, facts, sources=pictures, shard_size=shard_size, write=write, what="intrinsics"
+        output, facts, sources=images, shard_size=shard_size, write=write, what="intrinsics"
     )
 
 
-def find_pictures(folder: Path) -> list[Source]:
+def find_images(folder: Path) -> list[Source]:
     """The images below a folder; ValueError if there are none. Skipped files are reported in the log."""
-    found = list_pictures(folder)
-    for closed in found.closed if folder.is_dir() else ():
+    listing = list_images(folder)
+    for closed in listing.closed if folder.is_dir() else ():
         log.warning("%s is left out: the folder cannot be read; change its permissions.", show_path(closed))
     hidden = (
-        f"{found.hidden} pictures whose names begin with a dot, or in __MACOSX, are passed over"
-        if found.hidden
+        f"{listing.hidden} images whose names begin with a dot, or in __MACOSX, are left out"
+        if listing.hidden
         else ""
     )
-    if not found.pictures:
-        more = f"; {hidden}" if hidden else ""
+    if not listing.images:
+        more = f" ({hidden})" if hidden else ""
         raise ValueError(
-            f"{show_path(folder)} is no folder with pictures in it ({', '.join(PICTURES)}){more}; name one."
+            f"Expected images ({', '.join(IMAGES)}) in a folder {show_path(folder)}, got none{more}. Name "
+            "another folder."
         )
     if hidden:
         log.info("%s.", hidden)
-    return [as_source(folder, *pair) for pair in found.pictures]
+    return [as_source(folder, *pair) for pair in listing.images]
 
 
 class Estimation:
@@ -128,15 +131,15 @@ class Estimation:
         self.graph, self.size, self.savers = graph, size, find_savers(graph)
         # one upload per process on the server, overwritten for each image
         self.upload = f"spatialweave_{uuid.uuid4().hex[:12]}.png"
-        self.said: set[str] = set()
+        self.logged: set[str] = set()
 
     def read(self, path: Path, name: str) -> Tensor:
         """uint8 (h, w, 3), scaled to cover and cropped. Each distinct note of the reader is logged once."""
-        image, notes = read_picture(path, self.size)
+        image, notes = read_cropped_image(path, self.size)
         for note in notes:
-            if note not in self.said:
-                self.said.add(note)
-                log.info("%s: %s (Said once; it may hold for others.)", name, note)
+            if note not in self.logged:
+                self.logged.add(note)
+                log.info("%s: %s (Logged once; it may hold for others.)", name, note)
         return image
 
     def estimate(self, server: Server, image: Tensor) -> dict[str, Tensor]:
@@ -148,11 +151,11 @@ class Estimation:
         inputs = self.graph[first]["inputs"] | {"image": self.upload}
         outputs = server.run({**self.graph, first: {**self.graph[first], "inputs": inputs}})
         files: dict[str, list[bytes]] = {}
-        for node, word in self.savers.items():
+        for node, map_name in self.savers.items():
             listed = list_files(outputs.get(node))
-            if not listed and word != "segmentation":  # an image may have no masks
-                raise RunFailed(f"node {node} ({self.graph[node]['class_type']}) saved no {word}")
-            files.setdefault(word, []).extend(server.fetch(file) for file in listed)
+            if not listed and map_name != "segmentation":  # an image may have no masks
+                raise RunFailed(f"node {node} ({self.graph[node]['class_type']}) saved no {map_name}")
+            files.setdefault(map_name, []).extend(server.fetch(file) for file in listed)
         return assemble(image, files)
 
 
@@ -186,10 +189,14 @@ def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
     except (OSError, TextFileError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"The workflow {show_path(path)} cannot be read ({reason}); export one from ComfyUI in API form."
+            f"Expected a workflow in API form in {show_path(path)}, got a file that cannot be read "
+            f"({reason}). Export one from ComfyUI."
         ) from error
     if "nodes" in graph:
-        raise ValueError(f"{show_path(path)} is a workflow as the browser saves it; export it in API form.")
+        raise ValueError(
+            f"Expected a workflow in API form in {show_path(path)}, got one as the browser saves it. Export "
+            "it in API form."
+        )
     for number, node in graph.items():
         if (
             not isinstance(node, dict)
@@ -198,15 +205,15 @@ def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
         ):
             raise ValueError(
                 f"Expected nodes with class_type and inputs in {show_path(path)}, got another entry "
-                f"{number!r}; export it in API form."
+                f"{number!r}. Export it in API form."
             )
     for change in changes:
-        place, given, value = change.partition("=")
-        node, _, name = place.partition(".")
-        if not given or name not in graph.get(node, {}).get("inputs", {}):
+        target, has_value, value = change.partition("=")
+        node, _, name = target.partition(".")
+        if not has_value or name not in graph.get(node, {}).get("inputs", {}):
             raise ValueError(
-                f"There is no input {place!r} in {path.name}; give --set NODE.INPUT=VALUE with one that is "
-                "there."
+                f"Expected --set NODE.INPUT=VALUE with an input of {path.name}, got {target!r}. Choose one "
+                "that the workflow has."
             )
         try:
             graph[node]["inputs"][name] = json.loads(value)
@@ -214,8 +221,8 @@ def read_graph(path: Path, changes: Sequence[str]) -> dict[str, Any]:
             graph[node]["inputs"][name] = value
     if not any(node["class_type"] == "LoadImage" for node in graph.values()) or not find_savers(graph):
         raise ValueError(
-            f"{show_path(path.name)} has no Load Image, or no saver whose filename_prefix ends in one of "
-            f"{', '.join(SAVED)}; start from workflows/{WORKFLOW.name}."
+            f"Expected a Load Image in {show_path(path.name)} and a saving node whose filename_prefix ends "
+            f"in one of {', '.join(SAVED)}, got neither or one of them. Start from workflows/{WORKFLOW.name}."
         )
     return graph
 
@@ -224,23 +231,23 @@ def find_savers(graph: Mapping[str, Any]) -> dict[str, str]:
     """The map that each saving node saves, by node id."""
     prefixes = {node: str(entry["inputs"].get("filename_prefix", "")) for node, entry in graph.items()}
     last = {node: prefix.rpartition("/")[2] for node, prefix in prefixes.items()}
-    return {node: word for node, word in last.items() if word in SAVED}
+    return {node: name for node, name in last.items() if name in SAVED}
 
 
-def read_picture(path: Path, size: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
+def read_cropped_image(path: Path, size: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
     """uint8 (h, w, 3), scaled to cover and cropped, and the reader's notes; PictureError for a bad file."""
     image, notes = open_rgb(path)
     height, width = image.shape[:2]
     if height * width * max(size[0] / height, size[1] / width) ** 2 > LARGEST:
         raise PictureError(
-            f"Expected a picture that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got "
+            f"Expected an image that can cover {size[1]} x {size[0]} pixels in {show_path(path)}, got "
             f"{width} x {height}."
         )
     try:
         return fit_map(image, tuple(size), smooth=True), notes
     except RuntimeError as error:  # torch raises this when memory is exhausted
         raise PictureError(
-            f"Expected a picture that fits into memory in {show_path(path)}, got {width} x {height}."
+            f"Expected an image that fits into memory in {show_path(path)}, got {width} x {height}."
         ) from error
 
 
@@ -253,22 +260,22 @@ def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, T
         if view.normals is not None:
             row["normals"] = as_integers(view.normals[0])
     if files.get("normals"):
-        row["normals"] = as_integers(read_answer(read_normals, files["normals"][0], "normals"))
+        row["normals"] = as_integers(read_saved(read_normals, files["normals"][0], "normals"))
     if "segmentation" in files:
         ids = number_masks(
-            [read_answer(open_grey, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2]
+            [read_saved(open_grey, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2]
         )
         row["segmentation"] = (
             ids if sky is None or sky.shape != ids.shape else ids.masked_fill(sky & (ids == 0), SKY)
         )
     if files.get("line"):
-        row["line"] = read_answer(open_grey, files["line"][0], "line").half()
+        row["line"] = read_saved(open_grey, files["line"][0], "line").half()
     for name, value in row.items():
         if value.shape[:2] != image.shape[:2]:
-            got, wanted = "x".join(map(str, value.shape[1::-1])), "x".join(map(str, image.shape[1::-1]))
+            got, size = (" x ".join(map(str, x.shape[1::-1])) for x in (value, image))
             raise ValueError(
-                f"The workflow made a {name} of {got} pixels for a picture of {wanted}; keep the picture's "
-                "size in it."
+                f"Expected {name} of the image's {size} pixels from the workflow, got {got}. Keep the "
+                "image's size in the workflow."
             )
     return row
 
@@ -280,15 +287,15 @@ def read_view(data: bytes) -> View:
         try:
             view = read_npz(path)
         except (OSError, ValueError) as error:
-            reason = str(error).replace(str(path), "what it saved as depth")
+            reason = str(error).replace(str(path), "the saved file")
             raise RunFailed(f"the workflow saved a depth that is no NPZ of Save Depth ({reason})") from error
     return view if view.normals is not None or view.intrinsics is None else view_with_normals(view)
 
 
-def read_answer(read: Callable[..., Any], data: bytes, word: str) -> Any:
+def read_saved(read: Callable[..., Any], data: bytes, map_name: str) -> Any:
     """An image that the workflow saved; RunFailed if it is not an image."""
     try:
-        return read(data, name=f"the {word} that the workflow saved")
+        return read(data, name=f"the {map_name} that the workflow saved")
     except PictureError as error:
         raise RunFailed(str(error)) from error
 
@@ -302,8 +309,8 @@ def number_masks(masks: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     for mask in masks:
         if mask.shape != tuple(size):
             raise ValueError(
-                f"The workflow made a mask of {tuple(mask.shape)} pixels for a picture of {tuple(size)}; "
-                "keep its size in it."
+                f"Expected masks of the image's {tuple(size)} pixels (h, w) from the workflow, got "
+                f"{tuple(mask.shape)}. Keep the image's size in the workflow."
             )
     return (
         masks_to_ids(torch.stack(list(masks))).to(torch.int16)

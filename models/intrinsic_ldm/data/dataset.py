@@ -30,7 +30,7 @@ from ...core.training.data_files import SKY, check_sample_sizes
 from ...core.training.settings import as_size
 from ..config import MAPS
 from ..maps.channels import encode_depth, encode_line, encode_normals, encode_segmentation, normals_from_image
-from ..maps.segmentation import PLACES
+from ..maps.segmentation import GRID
 from ..vae import stack_maps
 
 ROUNDING = 1e-3  # tolerance outside [0, 1], from resampling
@@ -45,7 +45,7 @@ class IntrinsicSamples(torch.utils.data.Dataset):
     `image` also image (3, h, w) in [-1, 1] and its caption.
 
     `size` (height, width; one number for both) scales each sample to cover and center-crops it; without it
-    samples keep their size. `places` is the centroid grid of the mask colors, see `encode_segments`.
+    samples keep their size. `grid` is the number of cells for the mask colors, see `encode_segments`.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class IntrinsicSamples(torch.utils.data.Dataset):
         *,
         size: int | Sequence[int] | None = None,
         image: bool = False,
-        places: int = PLACES,
+        grid: int = GRID,
     ):
-        self.folder, self.size, self.image, self.places = Path(folder), as_size(size), image, places
+        self.folder, self.size, self.image, self.grid = Path(folder), as_size(size), image, grid
         self.source = FolderDataset(self.folder, keys=("depth", "mask", *MAPS, *(["image"] if image else [])))
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class IntrinsicSamples(torch.utils.data.Dataset):
             check_sample_sizes(raw)
             maps, present = encode_sample(
                 {name: self._fit(name, raw[name]) for name in (*MAPS, "mask") if name in raw},
-                places=self.places,
+                grid=self.grid,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{self.source.where(index)} cannot be used: {error}") from error
@@ -81,11 +81,17 @@ class IntrinsicSamples(torch.utils.data.Dataset):
         if not self.image:
             return sample
         if "image" not in raw:
-            raise ValueError(f"{self.source.where(index)} has no image; this step needs one of each.")
+            raise ValueError(
+                f"Expected an image in every sample, got none in {self.source.where(index)}. Add one, or "
+                "take that line out."
+            )
         image = self._fit("image", raw["image"]).permute(2, 0, 1).float() / 127.5 - 1
         if image.shape[1:] != maps.shape[1:]:
-            sizes = f"an image of {tuple(image.shape[1:])} with maps of {tuple(maps.shape[1:])} pixels"
-            raise ValueError(f"Sample {index} of {self.folder} has {sizes}; set size to bring them to one.")
+            sizes = f"an image {tuple(image.shape[1:])} with maps {tuple(maps.shape[1:])}"
+            raise ValueError(
+                f"Expected an image and maps of one height and width in sample {index} of {self.folder}, got "
+                f"{sizes}. Set size to resize them to one."
+            )
         return {**sample, "image": image, "caption": raw["caption"]}
 
     def _fit(self, name: str, value: Tensor) -> Tensor:
@@ -111,14 +117,16 @@ def read_normals(source: Any, *, name: Any = None) -> Tensor:
 READERS = {"normals": read_normals, "line": open_grey}
 
 
-def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[Tensor, Tensor]:
+def encode_sample(raw: Mapping[str, Tensor], *, grid: int = GRID) -> tuple[Tensor, Tensor]:
     """Raw maps of one image to maps (8, h, w) and a flag per map, True where it is present.
 
     Raw maps: depth (h, w), mask (h, w), normals (h, w, 3), segmentation (h, w), line (h, w).
     """
     for name, axes in FORM.items():
         if name in raw and raw[name].ndim != axes:
-            raise ValueError(f"{name} of shape {tuple(raw[name].shape)} arrived, wanted {axes} axes.")
+            raise ValueError(
+                f"Expected {name} of {axes} axes, got {tuple(raw[name].shape)}. Remove or add an axis."
+            )
     maps: dict[str, Tensor] = {}
     if "depth" in raw and raw.get("mask", raw["depth"]).any():
         known = raw["mask"] if "mask" in raw else raw["depth"] > 0
@@ -130,7 +138,7 @@ def encode_sample(raw: Mapping[str, Tensor], *, places: int = PLACES) -> tuple[T
         maps["normals"] = encode_normals(unit.movedim(-1, 0)[None])
     if "segmentation" in raw:
         maps["segmentation"] = encode_segmentation(
-            raw["segmentation"].long().clamp(min=0)[None], places=places
+            raw["segmentation"].long().clamp(min=0)[None], grid=grid
         )[0]
     if "line" in raw:
         low, high = float(raw["line"].min()), float(raw["line"].max())

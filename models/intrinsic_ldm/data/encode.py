@@ -39,7 +39,7 @@ from ...core.training.shard_writer import Summary, write_folder
 from ...core.training.shards import ShardFolder
 from ...core.weights.files import fill_module
 from ..backbones import find_family, find_variant, load_parts, make_autoencoder
-from ..maps.segmentation import PLACES
+from ..maps.segmentation import GRID
 from ..tiny import TEXT_FILE
 from ..training.lora import EMPTY_PROMPT
 from ..weights import load_intrinsic_vae, to_diffusers_names
@@ -87,10 +87,10 @@ class Encoder:
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """The prompt tensors by the names in `CONDITIONS`, one row per prompt."""
-        found = self.prompts.encode(prompts)
+        tensors = self.prompts.encode(prompts)
         return {
             name: value.to("cpu", torch.uint8) if name == "context_mask" else as_half(value)
-            for name, value in found.items()
+            for name, value in tensors.items()
         }
 
 
@@ -98,7 +98,8 @@ def as_half(x: Tensor) -> Tensor:
     """float16 on the CPU; ValueError for values out of its range."""
     if not bool((x.abs() < LARGEST).all()):
         raise ValueError(
-            "An encoder gave numbers that are infinite or too large for float16; use --precision float32."
+            "Expected outputs of the encoders in the range of float16, got larger or infinite values. Use "
+            "--precision float32."
         )
     return x.to("cpu", torch.float16)
 
@@ -106,48 +107,50 @@ def as_half(x: Tensor) -> Tensor:
 def encode_dataset(
     source: str | Path, output: str | Path, *, base: str | Path, vae: str | Path,
     size: Sequence[int] | None = None,
-    batch: int = 4, shard_size: int = 256, precision: str = "float32", places: int = PLACES,
+    batch: int = 4, shard_size: int = 256, precision: str = "float32", grid: int = GRID,
 ) -> Summary:  # fmt: skip
     """Encode a dataset folder for one base model and one intrinsic VAE.
 
-    `size` is (height, width); `precision` is the text encoders' dtype; `places` is the centroid grid of the
-    mask colors, see `encode_segments`.
+    `size` is (height, width); `precision` is the text encoders' dtype; `grid` is the number of
+    cells for the mask colors, see `encode_segments`.
     """
     source, output, base, vae = (Path(path) for path in (source, output, base, vae))
-    samples = IntrinsicSamples(source, size=size, image=True, places=places)
+    samples = IntrinsicSamples(source, size=size, image=True, grid=grid)
     if not vae.is_file():
         raise ValueError(
-            f"{vae} is no file; give --vae the intrinsic_vae.safetensors that `spatialweave train` wrote."
+            f"Expected a file as --vae, got {vae}. Name the intrinsic_vae.safetensors that `spatialweave "
+            "train` wrote."
         )
     if batch < 1:
-        raise ValueError(f"Expected a batch of at least 1 picture, got {batch}. Give --batch another number.")
+        raise ValueError(f"Expected a batch of at least 1 image, got {batch}. Give --batch another number.")
     family = find_family(base)
     files = [("intrinsic VAE", vae), *list_base_files(base)]
     facts = {
         "format": FORMAT, "version": VERSION, "family": family,
         "size": list(samples.size) if samples.size else None,
-        "precision": precision, "places": places, "files": stamp_files(ShardFolder(output), files),
+        "precision": precision, "places": grid, "files": stamp_files(ShardFolder(output), files),
         "about": {
             "source": show_path(source.resolve().name), "base": show_path(base.resolve().name),
             "vae": show_path(vae.name),
         },
     }  # fmt: skip
-    made: list[Encoder] = []  # built for the first shard: a finished folder needs none
+    encoders: list[Encoder] = []  # built for the first shard: a finished folder needs none
 
     def write(name: str, members: Sequence[Source], state) -> list[str]:
-        if not made:
-            made.append(Encoder(base, vae, state.device, getattr(torch, precision)))
-        (encoder,) = made
-        taken, left_out = load_samples(samples, [member.entry["index"] for member in members])
-        if taken:
-            parts = [encoder.encode(taken[start : start + batch]) for start in range(0, len(taken), batch)]
-            tensors = {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
+        if not encoders:
+            encoders.append(Encoder(base, vae, state.device, getattr(torch, precision)))
+        (encoder,) = encoders
+        readable, left_out = load_samples(samples, [member.entry["index"] for member in members])
+        if readable:
+            starts = range(0, len(readable), batch)
+            batches = [encoder.encode(readable[start : start + batch]) for start in starts]
+            tensors = {key: torch.cat([each[key] for each in batches]).contiguous() for key in batches[0]}
             write_file(output / f"{name}.safetensors", save(tensors))
         # if any shard is missing, the main process has one of them to write
         if state.is_main_process and not (output / EMPTY_PROMPT).is_file():
             empty = encoder.encode_prompts([""])
             write_file(
-                output / EMPTY_PROMPT, save({key: part[0].contiguous() for key, part in empty.items()})
+                output / EMPTY_PROMPT, save({key: value[0].contiguous() for key, value in empty.items()})
             )
         return left_out
 
@@ -206,14 +209,15 @@ def load_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[lis
             return error
 
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(read, indices))
-    taken = [sample for sample in found if isinstance(sample, dict)]
-    for index, sample in zip(indices, found, strict=True):
+        results = list(pool.map(read, indices))
+    readable = [sample for sample in results if isinstance(sample, dict)]
+    for index, sample in zip(indices, results, strict=True):
         if isinstance(sample, ValueError):
             log.warning("%s", sample)
-        elif sample["image"].shape != taken[0]["image"].shape:
+        elif sample["image"].shape != readable[0]["image"].shape:
             raise ValueError(
-                f"Sample {index} of {samples.folder} is {tuple(sample['image'].shape[1:])} pixels high and "
-                f"wide, others are {tuple(taken[0]['image'].shape[1:])}; give --size to bring them to one."
+                f"Expected images of one size in {samples.folder}, got {tuple(sample['image'].shape[1:])} "
+                f"(h, w) in sample {index} and {tuple(readable[0]['image'].shape[1:])} before. Give --size "
+                "to resize them to one."
             )
-    return taken, [str(sample) if isinstance(sample, ValueError) else "" for sample in found]
+    return readable, [str(sample) if isinstance(sample, ValueError) else "" for sample in results]

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...core.text_files import TextFileError, read_text, show_path
 from ...core.training.shard_sources import Source
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION = ".txt"
 PASSED_OVER = "__macosx"  # a folder that macOS adds to archives; its other hidden files begin with a dot
 
@@ -20,27 +20,27 @@ PASSED_OVER = "__macosx"  # a folder that macOS adds to archives; its other hidd
 class Listing:
     """Image files below a folder, each with its caption file, if there is one."""
 
-    pictures: list[tuple[Path, Path | None]] = field(default_factory=list)
+    images: list[tuple[Path, Path | None]] = field(default_factory=list)
     hidden: int = 0  # image files with names that mark them as hidden by the system
     closed: list[Path] = field(default_factory=list)  # folders without read permission
 
 
-def list_pictures(folder: Path) -> Listing:
+def list_images(folder: Path) -> Listing:
     """Sorted by name as bytes; symbolic links are followed, no folder is listed twice."""
-    found = Listing()
-    for home, files in walk(folder, found.closed):
+    listing = Listing()
+    for home, files in walk(folder, listing.closed):
         captions = find_captions(files)
         hidden_home = any(is_hidden(part) for part in home.relative_to(folder).parts)
         for name in files:
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in PICTURES:
+            if suffix.lower() not in IMAGES:
                 continue
             if hidden_home or is_hidden(name):
-                found.hidden += 1
+                listing.hidden += 1
                 continue
-            found.pictures.append((home / name, home / captions[stem] if stem in captions else None))
-    found.pictures.sort(key=lambda pair: [os.fsencode(part) for part in pair[0].parts])
-    return found
+            listing.images.append((home / name, home / captions[stem] if stem in captions else None))
+    listing.images.sort(key=lambda pair: [os.fsencode(part) for part in pair[0].parts])
+    return listing
 
 
 def walk(folder: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str]]]:
@@ -69,25 +69,25 @@ def find_captions(files: list[str]) -> dict[str, str]:
     }
 
 
-def as_source(folder: Path, picture: Path, text: Path | None) -> Source:
+def as_source(folder: Path, image: Path, text: Path | None) -> Source:
     """An image as a sample to write. The caption is stored only: a new one causes no new estimation."""
-    name = picture.relative_to(folder).as_posix()
-    words = (text or picture.with_suffix(CAPTION)).relative_to(folder)
+    name = image.relative_to(folder).as_posix()
+    caption_file = show_path((text or image.with_suffix(CAPTION)).relative_to(folder))
     entry = {"source": show_path(name), "caption": ""}
     try:
-        if not stat.S_ISREG(picture.stat().st_mode):
-            return Source(name, {}, fault="it is no file", entry=entry, words=show_path(words))
+        if not stat.S_ISREG(image.stat().st_mode):
+            return Source(name, {}, fault="it is no file", entry=entry, words=caption_file)
         entry["caption"] = read_caption(text) if text else ""
         fault = ""
     except (OSError, TextFileError) as error:
-        fault = describe(error, picture)
-    return Source(name, {show_path(name): picture}, entry=entry, fault=fault, words=show_path(words))
+        fault = explain_unreadable(error, image)
+    return Source(name, {show_path(name): image}, entry=entry, fault=fault, words=caption_file)
 
 
-def describe(error: Exception, picture: Path) -> str:
+def explain_unreadable(error: Exception, image: Path) -> str:
     """The reason why an image is skipped."""
     if isinstance(error, OSError):
-        what = "it" if error.filename in (None, str(picture)) else f"its caption {show_path(error.filename)}"
+        what = "it" if error.filename in (None, str(image)) else f"its caption {show_path(error.filename)}"
         return f"{what} cannot be read: {error.strerror or error}"
     return f"its caption cannot be read: {error}"
 

@@ -50,9 +50,9 @@ class Server:
         )
         body = fields.encode() + head.encode() + data + f"\r\n--{border}--\r\n".encode()
         headers = {"Content-Type": f"multipart/form-data; boundary={border}"}
-        status, said = self._ask(urllib.request.Request(self.url + "/upload/image", body, headers))
+        status, response = self._ask(urllib.request.Request(self.url + "/upload/image", body, headers))
         if status != 200:
-            raise self._refusal("/upload/image", status, said)
+            raise self._refusal("/upload/image", status, response)
 
     def run(self, graph: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by node id, as ComfyUI's history has them."""
@@ -69,19 +69,21 @@ class Server:
                 raise RunFailed(explain_failure(status.get("messages")))
             time.sleep(POLL)
         raise RunFailed(
-            f"ComfyUI at {self.url} did not end the run within {self.seconds:g} s; give --timeout more"
+            f"ComfyUI at {self.url} did not end the run within {self.seconds:g} s; increase --timeout"
         )
 
     def _queue(self, graph: Mapping[str, Any]) -> str:
         body = json.dumps({"prompt": graph, "client_id": uuid.uuid4().hex}).encode()
         request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
-        status, said = self._ask(request)
+        status, response = self._ask(request)
         if status not in (200, 400):  # 400: ComfyUI refuses the graph, with the reasons
-            raise self._refusal("/prompt", status, said)
-        answer = self._read("/prompt", said)
+            raise self._refusal("/prompt", status, response)
+        answer = self._read("/prompt", response)
         # ComfyUI runs the valid part of a graph: one map would silently be missing from the whole dataset
         if not isinstance(answer.get("prompt_id"), str) or answer.get("node_errors"):
-            raise ValueError(f"ComfyUI refuses the workflow: {explain_refusal(graph, answer)}")
+            raise ValueError(
+                f"Expected a workflow that ComfyUI accepts, got: {explain_refusal(graph, answer)}"
+            )
         return answer["prompt_id"]
 
     def fetch(self, file: Mapping[str, str]) -> bytes:
@@ -93,7 +95,7 @@ class Server:
         status, body = self._ask(urllib.request.Request(self.url + path))
         if status == 404:
             raise RunFailed(
-                f"the file {named['filename']!r}, which the workflow saved, is not there at {self.url}"
+                f"{self.url} does not have the file {named['filename']!r} that the workflow saved"
             )
         if status != 200:
             raise self._refusal(path, status, body)
@@ -110,7 +112,8 @@ class Server:
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise OSError(
-                f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address."
+                f"Expected a ComfyUI at {self.url}, got no answer ({reason}). Start one, or give --server "
+                "its address."
             ) from error
 
     def _read(self, path: str, body: bytes) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def quote(body: bytes) -> str:
 def explain_refusal(graph: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     """ComfyUI's validation errors of a graph in one line."""
     error, nodes = answer.get("error"), answer.get("node_errors")
-    said = (
+    reasons = (
         [str(error.get("message", "no reason given")) if isinstance(error, dict) else str(error)]
         if error
         else []
@@ -151,10 +154,11 @@ def explain_refusal(graph: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     for node, fault in nodes.items() if isinstance(nodes, dict) else ():
         kind = graph.get(node, {}).get("class_type", "?")
         for each in fault.get("errors", ()) if isinstance(fault, dict) else ():
-            said.append(f"node {node} ({kind}): {each.get('message', '')} {each.get('details', '')}".rstrip())
+            message = f"{each.get('message', '')} {each.get('details', '')}".rstrip()
+            reasons.append(f"node {node} ({kind}): {message}")
     return (
-        "; ".join(said or ["no reason given"])
-        + "; set its inputs with --set, for example to the models that you have."
+        "; ".join(reasons or ["no reason given"])
+        + ". Set its inputs with --set, for example to the models that you have."
     )
 
 
@@ -163,6 +167,6 @@ def explain_failure(messages: Any) -> str:
     for message in messages if isinstance(messages, list) else ():
         kind, data = message if isinstance(message, list) and len(message) == 2 else ("", None)
         if kind == "execution_error" and isinstance(data, dict):
-            said = str(data.get("exception_message", "no reason given")).strip()
-            return f"node {data.get('node_id', '?')} ({data.get('node_type', '?')}): {said}"
+            reason = str(data.get("exception_message", "no reason given")).strip()
+            return f"node {data.get('node_id', '?')} ({data.get('node_type', '?')}): {reason}"
     return "the run was interrupted"

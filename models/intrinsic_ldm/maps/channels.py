@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.geometry.view import is_valid, percentile
 from ..vae import MISSING
-from .segmentation import PLACES, decode_segments, encode_segments
+from .segmentation import GRID, decode_segments, encode_segments
 
 LOW, HIGH = 2.0, 98.0  # percentiles of 1 / depth that map to -1 and +1
 NEAR, FAR = 1.0, 10.0  # default depths of +1 and -1 when decoding
@@ -22,8 +22,8 @@ def depth_ends(depth: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
     """(near, far), each (b,): the depths of (b, 1, h, w) that map to +1 and -1; NaN without a valid pixel."""
     valid = _valid_depth(depth, mask)
     ends = []
-    for picture, known in zip(depth.float(), valid):
-        disparity = 1 / picture[known]
+    for image, known in zip(depth.float(), valid):
+        disparity = 1 / image[known]
         ends.append(
             [
                 percentile(disparity, percent) if len(disparity) else disparity.new_tensor(torch.nan)
@@ -63,8 +63,8 @@ def decode_depth(code: Tensor, *, near: float | Tensor = NEAR, far: float | Tens
     )
     if not bool(((near > 0) & (far >= near)).all()):
         raise ValueError(
-            f"The depths {float(near.min()):g} (near) and {float(far.max()):g} (far) arrived: wanted 0 < "
-            "near <= far."
+            f"Expected 0 < near <= far, got near {float(near.min()):g} and far {float(far.max()):g}. "
+            "Exchange or correct them."
         )
     return 1 / torch.lerp(1 / far, 1 / near, (code.float().clamp(-1, 1) + 1) / 2)
 
@@ -98,10 +98,10 @@ def normals_from_image(image: Tensor, *, directx: bool = False) -> Tensor:
     return torch.where(black, 0.0, decode_normals(code))
 
 
-def encode_segmentation(ids: Tensor, *, places: int = PLACES) -> tuple[Tensor, list[int]]:
+def encode_segmentation(ids: Tensor, *, grid: int = GRID) -> tuple[Tensor, list[int]]:
     """Mask ids (b, h, w), 0 = none, to colors (b, 3, h, w) in [-1, 1]; per image, how many got no color."""
-    colours, left_out = encode_segments(ids, places=places)
-    return colours.movedim(-1, 1) * 2 - 1, left_out
+    colors, left_out = encode_segments(ids, grid=grid)
+    return colors.movedim(-1, 1) * 2 - 1, left_out
 
 
 def decode_segmentation(code: Tensor) -> tuple[Tensor, list[list[int]]]:
@@ -121,8 +121,10 @@ def decode_line(code: Tensor) -> Tensor:
 
 def _valid_depth(depth: Tensor, mask: Tensor | None) -> Tensor:
     if depth.dim() != 4 or depth.shape[1] != 1 or (mask is not None and mask.shape != depth.shape):
-        shapes = " with a mask ".join(str(tuple(part.shape)) for part in (depth, mask) if part is not None)
-        raise ValueError(f"A depth {shapes} arrived, wanted (batch, 1, h, w) and a mask of the same shape.")
+        shapes = " with a mask ".join(str(tuple(x.shape)) for x in (depth, mask) if x is not None)
+        raise ValueError(
+            f"Expected depth (b, 1, h, w) and a mask of that shape, got {shapes}. Reshape them."
+        )
     # a depth whose reciprocal overflows float32 is invalid
     valid = is_valid(depth) & depth.float().reciprocal().isfinite()
     return valid if mask is None else valid & mask

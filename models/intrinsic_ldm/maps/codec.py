@@ -1,4 +1,4 @@
-"""Maps as a View, images and masks to the eight channels of the intrinsic VAE, and back."""
+"""A View, normal maps, masks and line art to the eight channels of the intrinsic VAE, and back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ...core.geometry.normals import NormalStyle, normals_to_image
 from ...core.geometry.view import View
 from ..config import MAPS
 from ..vae import split_maps, stack_maps
-from . import channels as maps
-from .segmentation import COLOURS, ids_to_masks, masks_to_ids, palette
+from . import channels as codes
+from .segmentation import COLORS, ids_to_masks, masks_to_ids, palette
 
 AFFINE = (
     "1 / depth is right up to scale and shift: near and far are as given, Align Depth fits them to another "
@@ -20,7 +20,7 @@ AFFINE = (
 )
 
 
-def encode_pictures(
+def maps_to_channels(
     *,
     depth: View | None = None,
     normals: Tensor | None = None,
@@ -33,48 +33,49 @@ def encode_pictures(
     `normals` is a normal map (b, h, w, 3), `segmentation` the masks (n, h, w) of one image, `line` white on
     black, (b, h, w) or (b, h, w, c). A map with batch 1 is repeated for the whole batch.
     """
-    given, notes = {}, []
+    maps, notes = {}, []
     if depth is not None:
         view = depth.require_valid()
         sky = None if view.sky is None else view.sky[:, None]
-        given["depth"] = maps.encode_depth(view.depth[:, None], view.mask[:, None], sky=sky)
+        maps["depth"] = codes.encode_depth(view.depth[:, None], view.mask[:, None], sky=sky)
     if normals is not None:
-        check_colours(normals, "normals")
-        given["normals"] = maps.encode_normals(maps.normals_from_image(normals, directx=style == "directx"))
+        check_normal_map(normals)
+        maps["normals"] = codes.encode_normals(codes.normals_from_image(normals, directx=style == "directx"))
     if segmentation is not None:
         masks = segmentation.reshape(-1, *segmentation.shape[-2:])
-        given["segmentation"], (left_out,) = maps.encode_segmentation(masks_to_ids(masks)[None])
-        notes.append(
-            f"masks: {len(masks)}"
-            + (f", of which {left_out} found no colour (there are {COLOURS})" if left_out else "")
-        )
+        maps["segmentation"], (left_out,) = codes.encode_segmentation(masks_to_ids(masks)[None])
+        without = f", of which {left_out} have no color (there are {COLORS})" if left_out else ""
+        notes.append(f"masks: {len(masks)}{without}")
     if line is not None:
-        grey = line[..., :3].mean(dim=-1) if line.dim() == 4 else line.reshape(-1, *line.shape[-2:])
-        given["line"] = maps.encode_line(grey[:, None])
-    check_map_sizes(given)
-    batch = max((len(tensor) for tensor in given.values()), default=0)
-    stacked = stack_maps({name: tensor.cpu().expand(batch, -1, -1, -1) for name, tensor in given.items()})
-    missing = ", ".join(name for name in MAPS if name not in given) or "none"
-    return stacked, "; ".join([f"coded: {', '.join(given)}", f"missing: {missing}", *notes])
+        gray = line[..., :3].mean(dim=-1) if line.dim() == 4 else line.reshape(-1, *line.shape[-2:])
+        maps["line"] = codes.encode_line(gray[:, None])
+    check_map_sizes(maps)
+    batch = max((len(tensor) for tensor in maps.values()), default=0)
+    stacked = stack_maps({name: tensor.cpu().expand(batch, -1, -1, -1) for name, tensor in maps.items()})
+    missing = ", ".join(name for name in MAPS if name not in maps) or "none"
+    return stacked, "; ".join([f"coded: {', '.join(maps)}", f"missing: {missing}", *notes])
 
 
-def check_colours(image: Tensor, name: str) -> None:
+def check_normal_map(image: Tensor) -> None:
     if image.dim() != 4 or image.shape[-1] < 3:
         raise ValueError(
-            f"A picture {tuple(image.shape)} arrived at {name}, wanted colours, (batch, height, width, 3)."
+            f"Expected a normal map (b, h, w, 3) at normals, got {tuple(image.shape)}. Use the output of "
+            "Normals from Depth."
         )
 
 
-def check_map_sizes(given: dict[str, Tensor]) -> None:
+def check_map_sizes(maps: dict[str, Tensor]) -> None:
     """All maps must have one size, and one batch size or 1."""
-    sizes = {name: tuple(tensor.shape[2:]) for name, tensor in given.items()}
+    sizes = {name: tuple(tensor.shape[2:]) for name, tensor in maps.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join("{} {} x {}".format(name, *size) for name, size in sizes.items())
-        raise ValueError(f"Maps of different sizes arrived ({listed}): scale them to that of the picture.")
-    batches = {name: len(tensor) for name, tensor in given.items()}
+        raise ValueError(f"Expected maps of one height and width, got {listed}. Resize them to the image's.")
+    batches = {name: len(tensor) for name, tensor in maps.items()}
     if len({batch for batch in batches.values() if batch > 1}) > 1:
         listed = ", ".join(f"{batch} of {name}" for name, batch in batches.items())
-        raise ValueError(f"Maps of {listed} arrived: give equally many, or one for all.")
+        raise ValueError(
+            f"Expected maps of one batch size, or of 1, got {listed}. Pass equally many, or one for all."
+        )
 
 
 @dataclass(frozen=True)
@@ -92,39 +93,40 @@ class MapImages:
         """The masks (n, h, w) of one image, in the order of their ids."""
         if not 0 <= index < len(self.present):
             raise ValueError(
-                f"Picture {index} was asked of a batch of {len(self.present)}: choose an index below that."
+                f"Expected an index below {len(self.present)}, the batch size, got {index}. Choose a lower "
+                "one."
             )
         return ids_to_masks(self.ids[index], self.present[index])
 
     def describe(self, index: int) -> str:
         """A line on the depth's ambiguity and the id of each mask of an image."""
         numbers = ", ".join(map(str, self.present[index])) or "none"
-        return f"{self.view.describe()}\n{AFFINE}.\nids of the masks of picture {index}: {numbers}"
+        return f"{self.view.describe()}\n{AFFINE}.\nids of the masks of image {index}: {numbers}"
 
 
-def decode_pictures(
+def channels_to_maps(
     stacked: Tensor,
     *,
-    near: float = maps.NEAR,
-    far: float = maps.FAR,
+    near: float = codes.NEAR,
+    far: float = codes.FAR,
     style: NormalStyle = "opengl",
-    picture: Tensor | None = None,
+    image: Tensor | None = None,
 ) -> MapImages:
-    """(b, 8, h, w) of the VAE to maps; `near` and `far` are the depths assigned to +1 and -1."""
-    parts = split_maps(stacked.float())
-    depth = maps.decode_depth(parts["depth"], near=near, far=far)
-    normals = maps.decode_normals(parts["normals"]).movedim(1, -1)
-    ids, present = maps.decode_segmentation(parts["segmentation"])
-    image = (
-        None
-        if picture is None
-        else as_image(picture[..., :3], name="picture", overshoot=OVERSHOOT).to(depth.device)
-    )
+    """(b, 8, h, w) of the VAE to maps; `near` and `far` are the depths assigned to +1 and -1.
+
+    `image` (b, h, w, c) becomes the View's.
+    """
+    maps = split_maps(stacked.float())
+    depth = codes.decode_depth(maps["depth"], near=near, far=far)
+    normals = codes.decode_normals(maps["normals"]).movedim(1, -1)
+    ids, present = codes.decode_segmentation(maps["segmentation"])
+    if image is not None:
+        image = as_image(image[..., :3], name="picture", overshoot=OVERSHOOT).to(depth.device)
     return MapImages(
         View.from_depth(depth, units="relative", normals=normals, image=image),
         normals_to_image(normals, style),
         palette(ids.device)[ids],
         ids,
         present,
-        maps.decode_line(parts["line"]).movedim(1, -1).repeat(1, 1, 1, 3),
+        codes.decode_line(maps["line"]).movedim(1, -1).repeat(1, 1, 1, 3),
     )

@@ -1,4 +1,4 @@
-"""Wired maps and images to the intrinsic VAE's input; decoded maps cropped to the requested size.
+"""A node's maps and images to the intrinsic VAE's input; decoded maps cropped to the requested size.
 
 Alpha is split off, non-finite pixels become MISSING, sizes are padded to a multiple of the stride: the
 returned notes have one sentence per change.
@@ -18,7 +18,7 @@ from ...core.padding import crop_to, pad_to, round_up
 from ...core.pictures import read_pictures
 from ..vae import MISSING, map_slices
 from .channels import normals_from_image
-from .codec import encode_pictures
+from .codec import check_normal_map, maps_to_channels
 
 Size = tuple[int, int]  # (height, width)
 
@@ -26,8 +26,8 @@ Size = tuple[int, int]  # (height, width)
 Notes = tuple[str, ...]  # one sentence per change of an input
 
 
-class Given(NamedTuple):
-    """The wired maps, encoded as channels."""
+class MapInputs(NamedTuple):
+    """A node's maps, encoded as channels."""
 
     stacked: Tensor  # (b, 8, h, w) in [-1, 1]
     coded: str  # which maps are present and which are missing
@@ -35,22 +35,22 @@ class Given(NamedTuple):
     transparent: Tensor  # (b, h, w), as ComfyUI's MASK: 1 where an input is transparent, 0 without an alpha
 
 
-class Sized(NamedTuple):
+class ResizedMaps(NamedTuple):
     """Maps padded or cropped."""
 
     stacked: Tensor  # (b, 8, h, w)
     notes: Notes
 
 
-class Beside(NamedTuple):
-    """The image that goes with decoded maps."""
+class MatchingImage(NamedTuple):
+    """The image of decoded maps."""
 
-    picture: Tensor | None  # (b, h, w, 3)
+    image: Tensor | None  # (b, h, w, 3)
     transparent: Tensor  # (b, h, w)
     notes: Notes
 
 
-class ReadImage(NamedTuple):
+class ImageInput(NamedTuple):
     """An input image as colors and alpha."""
 
     rgb: Tensor  # (b, h, w, 3); a pixel with a non-finite channel is NaN
@@ -62,24 +62,24 @@ def read_maps(
     *, depth: View | None = None, normals: Tensor | None = None, segmentation: Tensor | None = None,
     line: Tensor | None = None,
     style: NormalStyle = "opengl",
-) -> Given:  # fmt: skip
-    """As `encode_pictures`, for images with 1 to 4 channels and with NaN or infinite pixels."""
+) -> MapInputs:  # fmt: skip
+    """As `maps_to_channels`, for images with 1 to 4 channels and with NaN or infinite pixels."""
     alphas, unknown = [], None
     notes = () if depth is None else count_depth(depth)
     if normals is not None:
         check_normal_map(normals)
         normals, alpha, changes = split_alpha(normals, "normals")
         alphas.append(alpha)
-        nowhere = (normals_from_image(normals, directx=style == "directx") == 0).all(dim=1)
+        unknown_normals = (normals_from_image(normals, directx=style == "directx") == 0).all(dim=1)
         notes += changes + count_missing(
-            nowhere, "normals", "point nowhere (black, mid grey, NaN or infinite)"
+            unknown_normals, "normals", "have no direction (black, mid gray, NaN or infinite)"
         )
     if segmentation is not None:
         if segmentation.ndim < 2 or not segmentation.numel() or segmentation.is_complex():
             got = f"{tuple(segmentation.shape)} {str(segmentation.dtype).removeprefix('torch.')}"
             raise ValueError(
-                f"Expected masks (batch, height, width) at segmentation, got {got}. Wire a MASK with one "
-                "mask a segment."
+                f"Expected masks (n, h, w) at segmentation, got {got}. Connect a MASK with one mask per "
+                "segment."
             )
         unknown = (~segmentation.reshape(-1, *segmentation.shape[-2:]).isfinite()).any(dim=0, keepdim=True)
         notes += count_missing(unknown, "segmentation", "are NaN or infinite")
@@ -87,16 +87,16 @@ def read_maps(
         line, alpha, changes = split_alpha(as_colors(line), "line")
         alphas.append(alpha)
         notes += changes + count_missing(line.isnan().all(dim=-1), "line", "are NaN or infinite")
-    stacked, coded = encode_pictures(
+    stacked, coded = maps_to_channels(
         depth=depth, normals=normals, segmentation=segmentation, line=line, style=style
     )
     if unknown is not None:
-        part = stacked[:, map_slices()["segmentation"]]
-        part.copy_(torch.where(unknown.cpu(), MISSING, part))
+        channels = stacked[:, map_slices()["segmentation"]]
+        channels.copy_(torch.where(unknown.cpu(), MISSING, channels))
     transparent = torch.zeros(1, *stacked.shape[2:])
     for alpha in alphas:
         transparent = transparent if alpha is None else torch.maximum(transparent, 1 - alpha.cpu())
-    return Given(stacked, coded, notes, transparent)
+    return MapInputs(stacked, coded, notes, transparent)
 
 
 def count_depth(view: View) -> Notes:
@@ -107,11 +107,11 @@ def count_depth(view: View) -> Notes:
 
 def count_missing(which: Tensor, name: str, fault: str) -> Notes:
     """A note on the missing pixels (b, h, w) of a map; ValueError for an image with no other pixels."""
-    for index, picture in enumerate(which):
-        if bool(picture.all()):
+    for index, image in enumerate(which):
+        if bool(image.all()):
             raise ValueError(
-                f"All {picture.numel()} pixels of picture {index} of {name} {fault}: check its source, or "
-                f"take {name} off."
+                f"Expected known pixels in image {index} of {name}, got {image.numel()}, which all {fault}. "
+                f"Check its source, or disconnect {name}."
             )
     return note_missing(which, name, fault)
 
@@ -121,16 +121,8 @@ def note_missing(which: Tensor, name: str, fault: str) -> Notes:
     count, pixels = int(which.sum()), which.numel()
     if not count:
         return ()
-    return (f"{count} of {pixels} pixels of {name} ({count / pixels:.1%}) {fault} and are coded as missing.",)
-
-
-def check_normal_map(image: Tensor) -> None:
-    if image.dim() != 4 or image.shape[-1] < 3:
-        raise ValueError(
-            f"A picture {tuple(image.shape)} arrived at normals, wanted the colours of a normal map, (batch, "
-            "height, width, 3): Normals "
-            "from Depth makes one."
-        )
+    share = f"{count} of {pixels} pixels of {name} ({count / pixels:.1%})"
+    return (f"{share} {fault} and are encoded as missing.",)
 
 
 def as_colors(line: Tensor) -> Tensor:
@@ -139,51 +131,51 @@ def as_colors(line: Tensor) -> Tensor:
     return line.expand(*line.shape[:3], 3) if line.shape[-1] == 1 else line
 
 
-def split_alpha(image: Tensor, name: str) -> ReadImage:
+def split_alpha(image: Tensor, name: str) -> ImageInput:
     """Any image (b, h, w, c) with 1 to 4 channels; `name` is the input's, for the notes."""
     broken = ~image[..., :3].isfinite().all(dim=-1, keepdim=True)
     pictures = read_pictures(torch.where(broken, torch.zeros_like(image), image))
     notes = tuple(f"{name}: {note[0].lower()}{note[1:]}" for note in pictures.notes)
-    return ReadImage(pictures.rgb.masked_fill(broken, torch.nan), pictures.alpha, notes)
+    return ImageInput(pictures.rgb.masked_fill(broken, torch.nan), pictures.alpha, notes)
 
 
-def pad_maps(stacked: Tensor, stride: int) -> Sized:
+def pad_maps(stacked: Tensor, stride: int) -> ResizedMaps:
     """(b, 8, h, w) padded to a multiple of `stride` by edge replication, which changes none of the codes."""
     size = tuple(stacked.shape[2:])
     padded = round_up(size, stride)
     if padded == size:
-        return Sized(stacked, ())
+        return ResizedMaps(stacked, ())
     note = (
-        f"The size {say(size)} (height x width) is not a multiple of {stride}: the maps were padded to "
-        f"{say(padded)}, edges repeated, and "
-        f"Decode Intrinsics cuts them back; the image's latent must have {say(padded)} as well."
+        f"The size {format_size(size)} (height x width) is not a multiple of {stride}: the maps were padded "
+        f"to {format_size(padded)} by edge replication, and Decode Intrinsics crops them again; the image's "
+        f"latent must be of {format_size(padded)} pixels as well."
     )
-    return Sized(pad_to(stacked, padded), (note,))
+    return ResizedMaps(pad_to(stacked, padded), (note,))
 
 
-def cut_maps(stacked: Tensor, size: Size | None, stride: int) -> Sized:
+def crop_maps(stacked: Tensor, size: Size | None, stride: int) -> ResizedMaps:
     """Decoded maps (b, 8, H, W) cropped to their size before padding; not if the latent was rescaled."""
     padded = tuple(stacked.shape[2:])
     if size is None or padded == tuple(size) or padded != round_up(size, stride):
-        return Sized(stacked, ())
+        return ResizedMaps(stacked, ())
     note = (
-        f"The maps were cut back from {say(padded)} to {say(size)} (height x width), as they were given; "
-        "Crop Image at x 0, y 0 cuts the image alike."
+        f"The maps were cropped from {format_size(padded)} to {format_size(size)} (height x width), their "
+        "size before padding; Crop Image at x 0, y 0 crops the image in the same way."
     )
-    return Sized(crop_to(stacked, size), (note,))
+    return ResizedMaps(crop_to(stacked, size), (note,))
 
 
-def read_beside(picture: Tensor | None, size: Size, padded: Size) -> Beside:
-    """The image wired beside maps of `size`; an image of the `padded` size is cropped to `size`."""
-    if picture is None:
-        return Beside(None, torch.zeros(1, *size), ())
-    pictures = read_pictures(picture)
+def read_matching_image(image: Tensor | None, size: Size, padded: Size) -> MatchingImage:
+    """A node's image for maps of `size`; an image of the `padded` size is cropped to `size`."""
+    if image is None:
+        return MatchingImage(None, torch.zeros(1, *size), ())
+    pictures = read_pictures(image)
     rgb, alpha = pictures.rgb, pictures.alpha
     transparent = torch.zeros(rgb.shape[:3]) if alpha is None else 1 - alpha.cpu()
     if tuple(rgb.shape[1:3]) == tuple(padded):
-        rgb, transparent = (part[:, : size[0], : size[1]] for part in (rgb, transparent))
-    return Beside(rgb, transparent, tuple(pictures.notes))
+        rgb, transparent = (x[:, : size[0], : size[1]] for x in (rgb, transparent))
+    return MatchingImage(rgb, transparent, tuple(pictures.notes))
 
 
-def say(size: Sequence[int]) -> str:
+def format_size(size: Sequence[int]) -> str:
     return "{} x {}".format(*size)

@@ -11,14 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ...core.losses import sum_terms
-from ...core.training.alignment import Aligner, PositionReader, listen
+from ...core.training.alignment import Aligner, PositionReader, collect_activations
 from ...core.training.data import pick
 from ...core.training.loop import Batch, Task
 from ...core.training.recipe import Recipe
@@ -27,7 +28,7 @@ from ...core.training.words import draw_words
 from ...core.weights.files import check_finite, fill_module, write_tensors
 from ...tiny.codec_training import edge_distance, psnr
 from .. import tiny
-from ..attention import Coupling, Kept
+from ..attention import Coupling, KVCache
 from ..backbones import import_diffusers
 from ..config import Noise
 from ..network import Backbone, couple, find_attention_layers
@@ -46,7 +47,9 @@ class ImageVaeLoss:
 
     def __post_init__(self) -> None:
         if self.crop < 0 or min(self.edges, self.divergence, self.align) < 0:
-            raise ValueError(f"The recipe's loss is {self}; give no number below 0.")
+            raise ValueError(
+                f"Expected numbers of at least 0 in the recipe's loss, got {self}. Correct the recipe."
+            )
 
 
 class TrainedVae(nn.Module):
@@ -68,14 +71,14 @@ def build_image_vae(recipe: Recipe, *, dataset: Any, classes: tuple[int, ...], c
     settings, config = read_settings(ImageVaeLoss, recipe.loss, "recipe's loss"), tiny.VAE
     if settings.crop % config.stride:
         raise ValueError(
-            f"The recipe's loss has crop {settings.crop}; wanted a multiple of {config.stride}, the pixels "
-            "of one latent."
+            f"Expected crop of the recipe's loss as a multiple of {config.stride}, the pixels per latent "
+            f"pixel, got {settings.crop}. Choose another crop."
         )
     sides = tuple(dataset[0]["image"].shape[1:])
     if settings.crop > min(sides):
         raise ValueError(
-            f"Expected crop of the recipe's loss within the pictures' {sides[1]} x {sides[0]} pixels, got "
-            f"{settings.crop}."
+            f"Expected crop of the recipe's loss within the images' {sides[1]} x {sides[0]} pixels, got "
+            f"{settings.crop}. Choose a smaller crop."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -98,15 +101,15 @@ def image_vae_loss(
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
     latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(mean.device)
     out = model.vae.decode(latent).sample.float()
-    parts = {
+    terms = {
         "pixel": (out - image).abs().mean(),
         "edges": settings.edges * edge_distance(out, image),
         "divergence": (
             settings.divergence * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         ),
-        "align": settings.align * model.aligner(latent.flatten(2).transpose(1, 2), cells),
+        "align": settings.align * model.aligner(rearrange(latent, "b c h w -> b (h w) c"), cells),
     }
-    loss, logs = sum_terms(parts)
+    loss, logs = sum_terms(terms)
     return loss, {**logs, "psnr": psnr(out, image)}
 
 
@@ -136,9 +139,9 @@ def export_image_vae(folder: Path, state: Mapping[str, Tensor], *, dataset: Any,
         {name.removeprefix("vae."): value.float() for name, value in state.items() if name.startswith("vae.")}
     )
     with torch.no_grad():
-        picked = [sample["image"] for sample in pick(dataset, measure)]
+        images = [sample["image"] for sample in pick(dataset, measure)]
         vae.register_to_config(
-            scaling_factor=latent_scale(vae.encode(torch.stack(picked)).latent_dist.mode())
+            scaling_factor=latent_scale(vae.encode(torch.stack(images)).latent_dist.mode())
         )
     vae.save_pretrained(folder / "vae")
 
@@ -154,7 +157,8 @@ class FrozenVae(nn.Module):
             )
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{folder} holds no autoencoder in diffusers' form ({error}); train the tiny one first."
+                f"Expected an autoencoder in diffusers' layout in {folder}, got none ({error}). Train the "
+                "tiny one first."
             ) from error
         check_finite(self.vae.state_dict(), f"the autoencoder in {folder}")
         self.requires_grad_(False).train(False)
@@ -174,14 +178,10 @@ class BaseLoss:
     noise: Noise = "independent"  # of pairs: separate noise, or "shared" by an image and its maps
 
     def __post_init__(self) -> None:
-        if self.noise not in get_args(Noise):
-            raise ValueError(
-                f"The recipe's loss has noise {self.noise!r}; it is one of {', '.join(get_args(Noise))}."
-            )
         if not 0 <= self.caption_dropout <= 1 or min(self.align, self.position) < 0:
             raise ValueError(
-                f"The recipe's loss is {self}; give caption_dropout from 0 to 1, align and position of at "
-                "least 0."
+                "Expected caption_dropout from 0 to 1 and align and position of at least 0 in the recipe's "
+                f"loss, got {self}. Correct the recipe."
             )
 
 
@@ -222,18 +222,18 @@ def build_base(
     with_pairs = "intrinsic_latent" in sample
     if with_pairs and settings.align:
         raise ValueError(
-            f"The recipe's loss has align {settings.align:g}, but pairs do not tell what each spot shows; "
-            "set align to 0."
+            "Expected align 0 in the recipe's loss for pairs, which have no class labels of cells, got "
+            f"{settings.align:g}. Set align to 0."
         )
     if settings.noise != "independent" and not with_pairs:
         raise ValueError(
-            f"The recipe's loss has noise {settings.noise!r}, but its data has no pairs, which alone have "
-            "two; leave it out."
+            "Expected no noise in the recipe's loss for data without pairs, which have noise of one kind "
+            f"only, got {settings.noise!r}. Leave it out."
         )
     if sample["latent"].shape[0] != tiny.VAE.latent_channels:
         raise ValueError(
-            f"Latents {tuple(sample['latent'].shape)} arrived, but the tiny base's have "
-            f"{tiny.VAE.latent_channels} channels: encode the pictures for it."
+            f"Expected latents of {tiny.VAE.latent_channels} channels, as the tiny base has, got "
+            f"{tuple(sample['latent'].shape)}. Encode the images with its autoencoder."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -246,8 +246,8 @@ def build_base(
         )
         model = TrainedBase(network, text_encoder, aligner, settings.position > 0)
     if recipe.model.get("weights"):
-        given = tiny.read_base_folder(Path(recipe.model["weights"]))
-        for module, state in ((network, given.unet), (text_encoder, given.text)):
+        start = tiny.read_base_folder(Path(recipe.model["weights"]))
+        for module, state in ((network, start.unet), (text_encoder, start.text)):
             fill_module(
                 module,
                 {name: value.float() for name, value in state.items()},
@@ -275,22 +275,30 @@ def base_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the model output at a uniform random timestep, on one caption per image."""
     x0 = batch["latent"].float()
-    words = draw_words({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
+    tokens = draw_words({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
     if "maps" in batch:  # images of maps keep their prompt: the empty prompt stands for images alone
-        words = torch.where(batch["maps"][:, None], batch["tokens"][:, 0], words)
+        tokens = torch.where(batch["maps"][:, None], batch["tokens"][:, 0], tokens)
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-    with listen(model.unet.mid_block) as heard, ExitStack() as layers:
-        keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
-        said = model.unet(
-            base.add_noise(x0, noise, t), t, model.text_encoder(words), return_dict=False
+    with collect_activations(model.unet.mid_block) as features, ExitStack() as stack:
+        keys = collect_keys(model, stack)
+        output = model.unet(
+            base.add_noise(x0, noise, t), t, model.text_encoder(tokens), return_dict=False
         )[0].float()  # fmt: skip
-    parts = {"image": F.mse_loss(said, base.target(x0, noise, t))}
+    terms = {"image": F.mse_loss(output, base.target(x0, noise, t))}
     if model.aligner:
-        parts["align"] = settings.align * model.aligner(heard[0].flatten(2).transpose(1, 2), batch["cells"])
+        cells = rearrange(features[0], "b c h w -> b (h w) c")
+        terms["align"] = settings.align * model.aligner(cells, batch["cells"])
     if model.reader:
-        parts["position"] = settings.position * model.reader([each for (each,) in keys], x0.shape[2:])
-    return sum_terms(parts)
+        terms["position"] = settings.position * model.reader([calls[0] for calls in keys], x0.shape[2:])
+    return sum_terms(terms)
+
+
+def collect_keys(model: TrainedBase, stack: ExitStack) -> list[list[Tensor]]:
+    """The self-attention keys (b, n, d) of the network's calls while `stack` is open, a list per layer."""
+    if model.reader is None:
+        return []
+    return [stack.enter_context(collect_activations(layer)) for layer in model.keys()]
 
 
 def pair_loss(
@@ -306,7 +314,7 @@ def pair_loss(
     """
     clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
     x0 = clean["image"]
-    words = {
+    tokens = {
         "image": draw_words(
             {"tokens": batch["tokens"], "empty_tokens": empty}, generator, settings.caption_dropout
         ),
@@ -318,19 +326,18 @@ def pair_loss(
     noises = {stream: torch.randn(x.shape, generator=generator).to(x.device) for stream, x in clean.items()}
     if settings.noise == "shared":
         noises["intrinsic"] = noises["image"]
-    parts, kept = {}, Kept()
-    with ExitStack() as layers:
-        keys = [layers.enter_context(listen(layer)) for layer in model.keys()] if model.reader else []
+    terms, cache = {}, KVCache()
+    with ExitStack() as stack:
+        keys = collect_keys(model, stack)
         for stream in BOTH:
-            noised, context = (
-                base.add_noise(clean[stream], noises[stream], t), model.text_encoder(words[stream])
-            )  # fmt: skip
-            with coupling.call(Rows(("prompt",), len(x0), (stream,)), kept=kept):
-                said = model.unet(noised, t, context, return_dict=False)[0].float()
-            parts[stream] = F.mse_loss(said, base.target(clean[stream], noises[stream], t))
+            noised = base.add_noise(clean[stream], noises[stream], t)
+            context = model.text_encoder(tokens[stream])
+            with coupling.call(Rows(("prompt",), len(x0), (stream,)), cache=cache):
+                output = model.unet(noised, t, context, return_dict=False)[0].float()
+            terms[stream] = F.mse_loss(output, base.target(clean[stream], noises[stream], t))
     if model.reader:
-        parts["position"] = settings.position * model.reader([heard[0] for heard in keys], x0.shape[2:])
-    return sum_terms(parts)
+        terms["position"] = settings.position * model.reader([calls[0] for calls in keys], x0.shape[2:])
+    return sum_terms(terms)
 
 
 def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, vae_folder: Path) -> None:
@@ -349,10 +356,10 @@ def export_base(folder: Path, state: Mapping[str, Tensor], *, scheduler: Any, va
     diffusers.AutoencoderKL.from_pretrained(
         vae_folder, local_files_only=True, use_safetensors=True
     ).save_pretrained(folder / "vae")
-    words = {
+    text = {
         name.removeprefix("text_encoder."): value
         for name, value in state.items()
         if name.startswith("text_encoder.")
     }
-    write_tensors(folder / tiny.TEXT_FILE, words, {}, kind="tiny text encoder")
+    write_tensors(folder / tiny.TEXT_FILE, text, {}, kind="tiny text encoder")
     tiny.save_base(folder / tiny.BASE_FILE.name, tiny.read_base_folder(folder))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,8 @@ from ..config import CONDITIONS, FAMILIES, Noise
 from ..lora import LowRank, Projection, open_lora, read_lora
 from ..network import PARTS, Backbone, couple, projections
 from ..rows import BOTH, Rows, Stream
-from .ranks import holding, measure_inputs, shorten
-from .start import look_at_own_place
+from .ranks import measure_inputs, truncate_svd, with_weights
+from .start import attend_to_own_position
 
 Domains = Literal["both", "intrinsic"]
 Names = Literal["peft", "kohya"]
@@ -69,35 +69,25 @@ class LoraSettings:
             0 <= rank <= self.rank for rank in self.ship_ranks.values()
         ):
             raise ValueError(
-                f"The recipe's model has ship_rank {self.ship_rank} for a LoRA of rank {self.rank}; give 0 "
-                f"to {self.rank}, or that for each of {', '.join(PARTS)}."
+                f"Expected ship_rank of the recipe's model from 0 to {self.rank}, the LoRA's rank, or that "
+                f"for each of {', '.join(PARTS)}, got {self.ship_rank}. Correct the recipe."
             )
         if not self.base:
             raise ValueError(
-                "The recipe's model names no base; give it the folder of a diffusers pipeline, for example "
-                "of SD2.1."
+                "Expected the folder of a diffusers pipeline as base of the recipe's model, got none. Name "
+                "one, for example of SD2.1."
             )
         if self.places and (self.weights or self.places < 0 or self.rank < CODE):
             raise ValueError(
-                f"The recipe's model has places {self.places}, rank {self.rank} and weights "
-                f"{self.weights!r}; places starts a LoRA of rank {CODE} or more that goes on from none, and "
-                "is above 0."
+                f"Expected places of the recipe's model to be 0, or above 0 with rank {CODE} or more and "
+                f"without weights, got places {self.places}, rank {self.rank} and weights {self.weights!r}. "
+                "Correct the recipe."
             )
         if self.rank < 1 or self.alpha < 0:
             raise ValueError(
-                f"The recipe's model has rank {self.rank} and alpha {self.alpha}; give a rank of at least 1, "
-                "alpha of at least 0."
+                "Expected rank of at least 1 and alpha of at least 0 in the recipe's model, got rank "
+                f"{self.rank} and alpha {self.alpha}. Correct the recipe."
             )
-        for name, options in (
-            ("names", get_args(Names)),
-            ("precision", get_args(Precision)),
-            ("ship", get_args(Ship)),
-        ):
-            if getattr(self, name) not in options:
-                raise ValueError(
-                    f"The recipe's model has {name} {getattr(self, name)!r}; it is one of "
-                    f"{', '.join(options)}."
-                )
 
     @property
     def scale(self) -> float:
@@ -125,16 +115,10 @@ class LoraLoss:
     caption_dropout: float = 0.1  # probability of an empty prompt, for CFG
 
     def __post_init__(self) -> None:
-        for name, options in (("domains", get_args(Domains)), ("noise", get_args(Noise))):
-            if getattr(self, name) not in options:
-                raise ValueError(
-                    f"The recipe's loss has {name} {getattr(self, name)!r}; it is one of "
-                    f"{', '.join(options)}."
-                )
         if self.intrinsic_weight <= 0 or not 0 <= self.caption_dropout <= 1:
             raise ValueError(
-                f"The recipe's loss has intrinsic_weight {self.intrinsic_weight} and caption_dropout "
-                f"{self.caption_dropout}; one must be above 0, the other from 0 to 1."
+                "Expected intrinsic_weight above 0 and caption_dropout from 0 to 1 in the recipe's loss, got "
+                f"{self.intrinsic_weight} and {self.caption_dropout}. Correct the recipe."
             )
 
     @property
@@ -157,33 +141,34 @@ class LowRankLayer(nn.Module):
 
 
 class TrainedLora(nn.Module):
-    """All trained parameters, named layers.<path with _ for .>.down and .up; `parts` is keyed by path."""
+    """All trained parameters, named layers.<path with _ for .>.down and .up; `updates` is keyed by path."""
 
-    def __init__(self, found: Mapping[str, Projection], settings: LoraSettings, generator: Generator):
+    def __init__(self, projections: Mapping[str, Projection], settings: LoraSettings, generator: Generator):
         super().__init__()
-        self.paths = tuple(found)
-        made = {
-            flat(path): LowRankLayer(found[path], settings.rank, settings.scale, generator)
-            for path in self.paths
-        }
-        self.layers = nn.ModuleDict(made)
+        self.paths = tuple(projections)
+        self.layers = nn.ModuleDict(
+            {
+                flat(path): LowRankLayer(projections[path], settings.rank, settings.scale, generator)
+                for path in self.paths
+            }
+        )
 
     @property
-    def parts(self) -> dict[str, LowRankLayer]:
+    def updates(self) -> dict[str, LowRankLayer]:
         return {path: self.layers[flat(path)] for path in self.paths}
 
     @torch.no_grad()
-    def fill(self, given: Mapping[str, LowRank], name: str) -> None:
+    def fill(self, loaded: Mapping[str, LowRank], name: str) -> None:
         """Load another run's LoRA; it must have every layer at this rank."""
-        for path, layer in self.parts.items():
-            if path not in given or given[path].down.shape != layer.down.shape:
-                rank = f"rank {len(given[path].down)}" if path in given else "nothing"
+        for path, layer in self.updates.items():
+            if path not in loaded or loaded[path].down.shape != layer.down.shape:
+                rank = f"rank {len(loaded[path].down)}" if path in loaded else "nothing"
                 raise ValueError(
-                    f"The LoRA {name} has {rank} for {path}, wanted rank {len(layer.down)}; set the recipe's "
-                    "rank to the file's."
+                    f"Expected rank {len(layer.down)} for {path} in the LoRA {name}, as the recipe's model "
+                    f"says, got {rank}. Set the recipe's rank to the file's."
                 )
-            layer.down.copy_(given[path].down)
-            layer.up.copy_(given[path].up * (given[path].scale / layer.scale))
+            layer.down.copy_(loaded[path].down)
+            layer.up.copy_(loaded[path].up * (loaded[path].scale / layer.scale))
 
 
 def flat(path: str) -> str:
@@ -200,8 +185,8 @@ def build(recipe: Recipe) -> Task:
     check_settings(recipe.data, {"folder": str}, "recipe's data")
     if recipe.preset not in FAMILIES:
         raise ValueError(
-            f"The recipe's preset is {recipe.preset!r}; an intrinsic LoRA is for one of "
-            f"{', '.join(FAMILIES)}."
+            f"Expected preset of the recipe as one of {', '.join(FAMILIES)}, got {recipe.preset!r}. Choose "
+            "one of these."
         )
     dataset, empty = open_folder(recipe.data, CONDITIONS[recipe.preset], loss)
     base = load_backbone(settings.base, recipe.preset, getattr(torch, settings.precision))
@@ -211,14 +196,14 @@ def build(recipe: Recipe) -> Task:
     model = TrainedLora(found, settings, Generator().manual_seed(recipe.seed))
     if settings.weights:
         tensors, metadata = open_lora(settings.weights)
-        given = read_lora(tensors, found, base=recipe.preset, name=settings.weights, metadata=metadata)
-        model.fill(given, settings.weights)
-    coupling, layers = couple(base.network, model.parts)
+        loaded = read_lora(tensors, found, base=recipe.preset, name=settings.weights, metadata=metadata)
+        model.fill(loaded, settings.weights)
+    coupling, layers = couple(base.network, model.updates)
     if settings.checkpointing:
         base.network.enable_gradient_checkpointing(coupling.checkpoint)
     if settings.places:
-        look_at_own_place(
-            model.parts,
+        attend_to_own_position(
+            model.updates,
             layers,
             base,
             coupling,
@@ -241,30 +226,36 @@ def open_folder(
 ) -> tuple[FolderDataset, dict[str, Tensor]]:
     """The encoded dataset, and the tensors of the empty prompt if the loss uses caption dropout."""
     if not data.get("folder"):
-        raise ValueError("The recipe's data names no folder; make one with: spatialweave intrinsics encode")
+        raise ValueError(
+            "Expected a folder in the recipe's data, got none. Write one with: spatialweave intrinsics encode"
+        )
     dataset = FolderDataset(data["folder"], keys=("latent", "intrinsic_latent", *conditions))
     if not loss.caption_dropout:
         return dataset, {}
     path = Path(data["folder"]) / EMPTY_PROMPT
     if not path.is_file():
         raise ValueError(
-            f"{data['folder']} has no {EMPTY_PROMPT}, which caption_dropout needs; encode it anew, or set "
-            "caption_dropout to 0."
+            f"Expected {EMPTY_PROMPT} in {data['folder']}, which caption_dropout needs, got none. Encode the "
+            "folder again, or set caption_dropout to 0."
         )
     empty = read_tensors(path)
     lacks = [name for name in conditions if name not in empty]
     if lacks:
-        raise ValueError(f"{path} lacks {', '.join(lacks)}, which this base reads; encode the folder for it.")
+        raise ValueError(
+            f"Expected {', '.join(conditions)} in {path}, as this base takes them, got none for "
+            f"{', '.join(lacks)}. Encode the folder for this base."
+        )
     return dataset, {name: empty[name] for name in conditions}
 
 
 def check_sample(sample: Mapping[str, Any], base: Backbone, folder: str) -> None:
     """ValueError unless the dataset was encoded for this base."""
-    wanted = ("latent", "intrinsic_latent", *CONDITIONS[base.family])
-    lacks = [name for name in wanted if name not in sample]
+    required = ("latent", "intrinsic_latent", *CONDITIONS[base.family])
+    lacks = [name for name in required if name not in sample]
     if lacks:
         raise ValueError(
-            f"The samples of {folder} lack {', '.join(lacks)}; make them with: spatialweave intrinsics encode"
+            f"Expected samples with {', '.join(required)} in {folder}, got none for {', '.join(lacks)}. "
+            "Write them with: spatialweave intrinsics encode"
         )
     latent, maps, width = (
         sample["latent"].shape,
@@ -273,9 +264,9 @@ def check_sample(sample: Mapping[str, Any], base: Backbone, folder: str) -> None
     )
     if latent != maps or latent[0] != base.channels or width != base.context_width:
         raise ValueError(
-            f"The samples of {folder} have latents {tuple(latent)} and {tuple(maps)} and prompts of width "
-            f"{width}, but this {base.family} base wants two alike of {base.channels} channels and a width "
-            f"of {base.context_width}; encode the folder for it."
+            f"Expected samples of a {base.family} base in {folder}, with two latents of one shape and "
+            f"{base.channels} channels and a context of width {base.context_width}, got {tuple(latent)}, "
+            f"{tuple(maps)} and width {width}. Encode the folder for this base."
         )
 
 
@@ -298,15 +289,15 @@ def lora_loss(
 
     rows = torch.cat([base.add_noise(clean[stream], noise[stream], t) for stream in streams])
     # float32 first: float16 tensors cannot be concatenated under bfloat16 autocast
-    repeated = {name: torch.cat([part.float()] * len(streams)) for name, part in prompt.items()}
+    repeated = {name: torch.cat([value.float()] * len(streams)) for name, value in prompt.items()}
     with coupling.call(Rows(("prompt",), count, streams)):
-        said = base.predict(rows, t.repeat(len(streams)), repeated)
-    parts = {
-        stream: F.mse_loss(guess, base.target(clean[stream], noise[stream], t))
-        for stream, guess in zip(streams, said.chunk(len(streams)), strict=True)
+        outputs = base.predict(rows, t.repeat(len(streams)), repeated).chunk(len(streams))
+    terms = {
+        stream: F.mse_loss(output, base.target(clean[stream], noise[stream], t))
+        for stream, output in zip(streams, outputs, strict=True)
     }
-    parts["intrinsic"] = settings.intrinsic_weight * parts["intrinsic"]
-    return sum_terms(parts)
+    terms["intrinsic"] = settings.intrinsic_weight * terms["intrinsic"]
+    return sum_terms(terms)
 
 
 def draw_prompts(
@@ -325,22 +316,18 @@ def export(
     loss: Callable[[TrainedLora, Batch, Generator], Any],
 ) -> None:  # fmt: skip
     """Write the averaged LoRA as one file, in PEFT's or kohya's key format."""
-    dtype, tensors, ranks = (
-        getattr(torch, settings.ship),
-        {},
-        {path: settings.shipped_rank(path) for path in model.paths},
-    )
+    dtype, tensors = getattr(torch, settings.ship), {}
+    ranks = {path: settings.shipped_rank(path) for path in model.paths}
     shorter = [path for path, rank in ranks.items() if rank < settings.rank]
     squares: dict[str, Tensor] = {}
     if shorter:
-        with holding(model, state):
+        with with_weights(model, state):
             squares = measure_inputs(base.network, shorter, dataset, partial(loss, model))
     for path, rank in ranks.items():
         down, up = (state[f"layers.{flat(path)}.{end}"] for end in ("down", "up"))
-        down, up = (
-            part.to(dtype)
-            for part in (shorten(down, up, rank, squares[path]) if path in squares else (down, up))
-        )
+        if path in squares:
+            down, up = truncate_svd(down, up, rank, squares[path])
+        down, up = down.to(dtype), up.to(dtype)
         if settings.names == "peft":
             tensors |= {
                 f"{base.component}.{path}.lora_A.weight": down,
@@ -357,10 +344,10 @@ def export(
     metadata = {"base": base.name}
     if settings.names == "peft":
         targets = sorted({path.rpartition("attn1.")[2] for path in ranks})
-        facts = {"r": settings.rank, "lora_alpha": settings.scale * settings.rank, "target_modules": targets}
-        facts["rank_pattern"] = {path: ranks[path] for path in shorter}
-        facts["alpha_pattern"] = {path: settings.scale * ranks[path] for path in shorter}
+        config = {"r": settings.rank, "lora_alpha": settings.scale * settings.rank, "target_modules": targets}
+        config["rank_pattern"] = {path: ranks[path] for path in shorter}
+        config["alpha_pattern"] = {path: settings.scale * ranks[path] for path in shorter}
         metadata["lora_adapter_metadata"] = json.dumps(
-            {f"{base.component}.{name}": value for name, value in facts.items() if value}
+            {f"{base.component}.{name}": value for name, value in config.items() if value}
         )
     write_tensors(folder / LORA_FILE, tensors, metadata, kind=f"intrinsic LoRA for {base.name}")

@@ -35,8 +35,8 @@ class PerceptualDistance(nn.Module):
         for number, layer in enumerate(self.layers):
             x = layer(x)
             if number in TAPS:
-                ours, theirs = F.normalize(x, dim=1).chunk(2)
-                total = total + (ours - theirs).square().sum(dim=1).mean(dim=(1, 2))
+                features_a, features_b = F.normalize(x, dim=1).chunk(2)
+                total = total + (features_a - features_b).square().sum(dim=1).mean(dim=(1, 2))
         return total
 
 
@@ -49,8 +49,8 @@ def load_perceptual(path: str | Path) -> PerceptualDistance:
         from torchvision.models import vgg16
     except ImportError as error:
         raise ImportError(
-            "The recipe's loss names perceptual_weights, but torchvision is not installed: pip install "
-            "torchvision, or leave them out."
+            "Expected torchvision for perceptual_weights in the recipe's loss, got none installed. Run: pip "
+            "install torchvision, or leave them out."
         ) from error
     with torch.device("meta"):
         layers = vgg16(weights=None).features[: TAPS[-1] + 1]
@@ -59,5 +59,5 @@ def load_perceptual(path: str | Path) -> PerceptualDistance:
         for name, value in read_tensors(path).items()
         if name.startswith(PREFIX)
     }
-    layers = fill_module(layers, tensors, what=f"{path}, wanted as torchvision's VGG16,")
+    layers = fill_module(layers, tensors, what=f"{path}, as torchvision's VGG16,")
     return PerceptualDistance(layers).requires_grad_(False).train(False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ...core.training.alignment import listen
+from ...core.training.alignment import collect_activations
 from ...core.training.data import collate, pick
 
 SAMPLES, AT_ONCE = 64, 4
@@ -27,7 +27,7 @@ def measure_inputs(
     dataset: Sequence[Mapping[str, Any]],
     run: Callable[[Mapping[str, Tensor], Generator], Any],
 ) -> dict[str, Tensor]:
-    """The second moment E[x x^T], (d, d) in float64, of each projection's inputs in the map rows.
+    """The second moment E[x x^T], (d, d) in float64, of each projection's inputs x in the map rows.
 
     Forward hooks collect the inputs while `run` (batch, generator) computes a few images and then their maps,
     or the maps alone.
@@ -38,13 +38,13 @@ def measure_inputs(
         batch = collate(samples[start : start + AT_ONCE])
         batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         with ExitStack() as stack:
-            heard = {
-                path: stack.enter_context(listen(network.get_submodule(path), to_input=True))
+            inputs = {
+                path: stack.enter_context(collect_activations(network.get_submodule(path), to_input=True))
                 for path in paths
             }
             run(batch, generator)
-        for path, (given,) in heard.items():
-            maps = given[-len(batch["latent"]) :].double().cpu()
+        for path, (x,) in inputs.items():
+            maps = x[-len(batch["latent"]) :].double().cpu()
             squares[path] = squares[path] + torch.einsum("bni,bnj->ij", maps, maps) / (
                 maps.shape[1] * len(samples)
             )
@@ -52,7 +52,7 @@ def measure_inputs(
 
 
 @contextmanager
-def holding(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+def with_weights(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block the module has these weights."""
     own = {name: value.detach().clone() for name, value in module.state_dict().items()}
     module.load_state_dict(dict(state))
@@ -62,17 +62,17 @@ def holding(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
         module.load_state_dict(own)
 
 
-def shorten(down: Tensor, up: Tensor, rank: int, squares: Tensor) -> tuple[Tensor, Tensor]:
+def truncate_svd(down: Tensor, up: Tensor, rank: int, squares: Tensor) -> tuple[Tensor, Tensor]:
     """Truncated SVD of `up @ down`, optimal for inputs with the second moment `squares` (inputs, inputs).
 
     Returns matrices (rank, inputs) and (outputs, rank): the largest singular values of `up @ down` times the
     square root of `squares` (Eckart and Young).
     """
-    values, turned = torch.linalg.eigh(squares.double())
-    spread = values.clamp_min(float(values.max()) * LEAST).sqrt()
-    whole = up.double().cpu() @ down.double().cpu()
-    left, found, right = torch.linalg.svd(whole @ (turned * spread) @ turned.T, full_matrices=False)
-    new_down, new_up = right[:rank] @ (turned / spread) @ turned.T, left[:, :rank] * found[:rank]
+    values, vectors = torch.linalg.eigh(squares.double())
+    roots = values.clamp_min(float(values.max()) * LEAST).sqrt()
+    update = up.double().cpu() @ down.double().cpu()
+    left, singular, right = torch.linalg.svd(update @ (vectors * roots) @ vectors.T, full_matrices=False)
+    new_down, new_up = right[:rank] @ (vectors / roots) @ vectors.T, left[:, :rank] * singular[:rank]
     # balance the norms of both factors, as float16 has a limited range
     balance = (new_up.norm(dim=0) / new_down.norm(dim=1)).sqrt()
     return (new_down * balance[:, None]).float().contiguous(), (new_up / balance).float().contiguous()

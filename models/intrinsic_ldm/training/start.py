@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Generator, Tensor, nn
 
-from ...core.training.alignment import CODE, code_positions, find_grid, listen
+from ...core.training.alignment import CODE, code_positions, collect_activations, find_grid
 from ...core.training.data import pick
 from ..attention import Coupling
 from ..config import CONDITIONS
@@ -28,43 +29,43 @@ SAMPLES, AT_ONCE = 64, 4
 RIDGE = 1e-3  # relative to the features' mean square, against directions without variance
 
 
-class Places:
-    """Accumulated statistics of one layer over images: the normal equations of W and R, then their logits."""
+class PositionStatistics:
+    """Statistics of one layer over images: the normal equations of W and R, then the logits they give."""
 
     def __init__(self, attn: nn.Module):
         self.keys, self.heads = attn.to_k, attn.heads
         width, inner = attn.to_k.in_features, attn.to_k.out_features // attn.heads
-        self.features, self.read = torch.zeros(width, width), torch.zeros(width, CODE)
-        self.keyed, self.keyed_read = (
-            torch.zeros(self.heads, inner, inner),
-            torch.zeros(self.heads, inner, CODE),
-        )
-        self.own = self.any = 0.0
+        # second moments of the maps' features, their products with the position code, then both of the keys
+        self.features, self.feature_codes = torch.zeros(width, width), torch.zeros(width, CODE)
+        self.key_moments = torch.zeros(self.heads, inner, inner)
+        self.key_codes = torch.zeros(self.heads, inner, CODE)
+        self.own_logit = self.mean_logit = 0.0
 
     def split(self, image: Tensor) -> Tensor:
-        """Keys (heads, b, n, d / heads) of features (b, n, d)."""
-        return (
-            self.keys(image.to(self.keys.weight.dtype)).float().unflatten(2, (self.heads, -1)).movedim(2, 0)
-        )
+        """Keys (h, b, n, d / h) of features (b, n, d)."""
+        keys = self.keys(image.to(self.keys.weight.dtype)).float()
+        return rearrange(keys, "b n (h d) -> h b n d", h=self.heads)
 
     def add(self, image: Tensor, maps: Tensor, code: Tensor) -> None:
-        code = code.expand(len(maps), -1, -1).flatten(0, 1)
-        rows, keys = maps.flatten(0, 1), self.split(image).flatten(1, 2)
+        """Accumulate the moments of features (b, n, d) of images and of their maps; `code` is (n, CODE)."""
+        code = repeat(code, "n c -> (b n) c", b=len(maps))
+        rows, keys = rearrange(maps, "b n d -> (b n) d"), rearrange(self.split(image), "h b n d -> h (b n) d")
         self.features += rows.T @ rows
-        self.read += rows.T @ code
-        self.keyed += keys.transpose(1, 2) @ keys
-        self.keyed_read += keys.transpose(1, 2) @ code
+        self.feature_codes += rows.T @ code
+        self.key_moments += keys.transpose(1, 2) @ keys
+        self.key_codes += keys.transpose(1, 2) @ code
 
     def solve(self) -> None:
-        """W (d, CODE) and R (heads, d / heads, CODE)."""
-        self.w, self.r = solve_ridge(self.features, self.read), solve_ridge(self.keyed, self.keyed_read)
+        """W (d, CODE) and R (h, d / h, CODE)."""
+        self.w = solve_ridge(self.features, self.feature_codes)
+        self.r = solve_ridge(self.key_moments, self.key_codes)
 
     def weigh(self, image: Tensor, maps: Tensor) -> None:
         """Accumulate the queries' mean logits: with the key at their own position, and over all keys."""
-        wanted, keys = maps @ self.w, self.split(image) @ self.r[:, None]
+        predicted, keys = maps @ self.w, self.split(image) @ self.r[:, None]
         root = self.r.shape[1] ** 0.5
-        self.own += len(maps) * float((wanted * keys).sum(-1).mean()) / root
-        self.any += len(maps) * float((wanted.mean(1) * keys.mean(2)).sum(-1).mean()) / root
+        self.own_logit += len(maps) * float((predicted * keys).sum(-1).mean()) / root
+        self.mean_logit += len(maps) * float((predicted.mean(1) * keys.mean(2)).sum(-1).mean()) / root
 
 
 def solve_ridge(squares: Tensor, products: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ def solve_ridge(squares: Tensor, products: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def look_at_own_place(
-    parts: Mapping[str, Any], layers: Sequence[Layer], base: Backbone, coupling: Coupling,
+def attend_to_own_position(
+    updates: Mapping[str, Any], layers: Sequence[Layer], base: Backbone, coupling: Coupling,
     dataset: Sequence[Mapping[str, Any]],
     strength: float, generator: Generator,
 ) -> None:  # fmt: skip
@@ -87,24 +88,27 @@ def look_at_own_place(
     count = len(samples)
     times = torch.linspace(0, base.steps - 1, count).long()[torch.randperm(count, generator=generator)]
     noise = torch.randn(count, *samples[0]["latent"].shape, generator=generator)
-    found = {layer.name: Places(base.network.get_submodule(layer.name)) for layer in layers}
+    statistics = {
+        layer.name: PositionStatistics(base.network.get_submodule(layer.name)) for layer in layers
+    }
     shape = samples[0]["latent"].shape[1:]
-    for heard in hear(found, base, coupling, samples, noise, times):
-        for name, (image, maps) in heard.items():
-            found[name].add(image, maps, code_positions(*find_grid(shape, maps.shape[1])))
-    for places in found.values():
-        places.solve()
-    for heard in hear(found, base, coupling, samples, noise, times):
-        for name, pair in heard.items():
-            found[name].weigh(*pair)
-    for name, places in found.items():
-        part = parts[f"{name}.to_q"]
-        gain = (strength / max((places.own - places.any) / count, 1e-6) / part.scale) ** 0.5
-        part.down[:CODE] = gain * places.w.T
-        part.up[:, :CODE] = gain * places.r.flatten(0, 1)
+    # two passes over the same inputs: W and R, then the logits that they give
+    for inputs in collect_inputs(statistics, base, coupling, samples, noise, times):
+        for name, (image, maps) in inputs.items():
+            statistics[name].add(image, maps, code_positions(*find_grid(shape, maps.shape[1])))
+    for each in statistics.values():
+        each.solve()
+    for inputs in collect_inputs(statistics, base, coupling, samples, noise, times):
+        for name, pair in inputs.items():
+            statistics[name].weigh(*pair)
+    for name, each in statistics.items():
+        update = updates[f"{name}.to_q"]
+        gain = (strength / max((each.own_logit - each.mean_logit) / count, 1e-6) / update.scale) ** 0.5
+        update.down[:CODE] = gain * each.w.T
+        update.up[:, :CODE] = gain * rearrange(each.r, "h d c -> (h d) c")
 
 
-def hear(
+def collect_inputs(
     names: Mapping[str, Any],
     base: Backbone,
     coupling: Coupling,
@@ -117,22 +121,23 @@ def hear(
     Forward hooks collect them. No row attends to another; an image and its maps have the same noise.
     """
     for start in range(0, len(samples), AT_ONCE):
-        some, t = samples[start : start + AT_ONCE], times[start : start + AT_ONCE]
-        count = len(some)
+        batch, t = samples[start : start + AT_ONCE], times[start : start + AT_ONCE]
+        count = len(batch)
         clean = torch.cat(
-            [torch.stack([sample[key] for sample in some]).float() for key in ("latent", "intrinsic_latent")]
+            [torch.stack([sample[key] for sample in batch]).float() for key in ("latent", "intrinsic_latent")]
         )
         prompt = {
-            name: torch.stack([sample[name] for sample in some]).float() for name in CONDITIONS[base.family]
+            name: torch.stack([sample[name] for sample in batch]).float() for name in CONDITIONS[base.family]
         }
         rows = Rows(("prompt",), 2 * count, ("intrinsic",))
         with coupling.call(rows), ExitStack() as stack:
-            queries = {
-                name: stack.enter_context(listen(base.network.get_submodule(name).to_q, to_input=True))
-                for name in names
+            layers = {name: base.network.get_submodule(name).to_q for name in names}
+            inputs = {
+                name: stack.enter_context(collect_activations(layer, to_input=True))
+                for name, layer in layers.items()
             }
             noised = base.add_noise(clean, noise[start : start + count].repeat(2, 1, 1, 1), t.repeat(2))
             base.predict(
-                noised, t.repeat(2), {name: torch.cat([part, part]) for name, part in prompt.items()}
+                noised, t.repeat(2), {name: torch.cat([value, value]) for name, value in prompt.items()}
             )
-        yield {name: tuple(given.float().split(count)) for name, (given,) in queries.items()}
+        yield {name: tuple(x.float().split(count)) for name, (x,) in inputs.items()}

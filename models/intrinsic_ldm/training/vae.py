@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Generator, Tensor, nn
@@ -49,16 +49,12 @@ class VaeSettings:
     def __post_init__(self) -> None:
         if self.base and self.weights:
             raise ValueError(
-                "The recipe's model names both base and weights; an autoencoder starts from one of them."
+                "Expected base or weights in the recipe's model, got both. Leave one of them out."
             )
         if self.measure < 1:
             raise ValueError(
-                f"The recipe's model measures the latent scale on {self.measure} samples; give measure at "
-                "least 1."
-            )
-        if self.ship not in get_args(Ship):
-            raise ValueError(
-                f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(Ship))}."
+                "Expected measure of the recipe's model, the samples for the latent scale, to be at least 1, "
+                f"got {self.measure}. Increase it."
             )
         check_settings(self.config, get_type_hints(VaeConfig), "recipe's model.config")
 
@@ -82,17 +78,20 @@ class VaeLoss:
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
             raise ValueError(
-                f"The recipe's loss drops maps with probability {self.drop}; give drop from 0 to below 1."
+                f"Expected drop of the recipe's loss from 0 to below 1, got {self.drop}. Choose another "
+                "probability."
             )
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, (int, float)) and value < 0:
-                raise ValueError(f"The recipe's loss has {f.name} {value}; give a factor of at least 0.")
+                raise ValueError(
+                    f"Expected {f.name} of the recipe's loss to be at least 0, got {value}. Increase it."
+                )
         for name in BALANCES:
             if not getattr(self, name):
                 raise ValueError(
-                    f"The recipe's loss has {name} 0, which counts none; give a number above 0, 1 for all "
-                    "pixels alike."
+                    f"Expected {name} of the recipe's loss above 0, got 0, by which such pixels have no "
+                    "weight. Set it to 1 for equal weights."
                 )
 
 
@@ -106,14 +105,15 @@ def build(recipe: Recipe) -> Task:
     check_settings(recipe.data, {"folder": str, "size": Size | None}, "recipe's data")
     if not recipe.data.get("folder"):
         raise ValueError(
-            "The recipe's data names no folder; make one with: spatialweave intrinsics build (or world "
-            "--normals)"
+            "Expected a folder in the recipe's data, got none. Write one with: spatialweave intrinsics build "
+            "(or world --normals)"
         )
     dataset = IntrinsicSamples(recipe.data["folder"], size=recipe.data.get("size"))
     config, state = load_initial_state(settings)
     check_size(dataset[0]["maps"], config)
     if state is not None:
-        model = fill_module(make_autoencoder(config, "meta"), state, what=source(settings))
+        what = f"The autoencoder {settings.base or settings.weights}"
+        model = fill_module(make_autoencoder(config, "meta"), state, what=what)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -128,26 +128,22 @@ def build(recipe: Recipe) -> Task:
     )
 
 
-def source(settings: VaeSettings) -> str:
-    return f"The autoencoder {settings.base or settings.weights}"
-
-
 def check_size(maps: Tensor, config: VaeConfig) -> None:
     height, width = maps.shape[-2:]
     # GroupNorm is undefined on a single latent pixel
     if height % config.stride or width % config.stride or height * width == config.stride**2:
         raise ValueError(
-            f"The samples are {width} x {height} pixels, but this autoencoder wants sides that "
-            f"{config.stride} divides, and more than one latent pixel; set the recipe's data.size."
+            f"Expected samples with sides that are multiples of {config.stride}, of more than one latent "
+            f"pixel, got {width} x {height} pixels. Set the recipe's data.size."
         )
 
 
 def load_initial_state(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tensor] | None]:
     """The layout, and the initial weights under diffusers' names; None for random weights."""
     if settings.weights:
-        given = load_intrinsic_vae(settings.weights)
-        check_unchanged(settings, given.config)
-        return given.config, to_diffusers_names(given.state)
+        loaded = load_intrinsic_vae(settings.weights)
+        check_unchanged(settings, loaded.config)
+        return loaded.config, to_diffusers_names(loaded.state)
     if not settings.base:
         return read_config(settings), None
     path = Path(settings.base)
@@ -165,8 +161,8 @@ def load_initial_state(settings: VaeSettings) -> tuple[VaeConfig, dict[str, Tens
         }
     if "encoder.conv_in.weight" not in tensors or "decoder.conv_out.weight" not in tensors:
         raise ValueError(
-            f"{path} holds no KL autoencoder; name the base model's own VAE, a file or a folder in "
-            "diffusers' form."
+            f"Expected a KL autoencoder in {path}, got other tensors. Name the base model's own VAE, a file "
+            "or a folder in diffusers' layout."
         )
     return config, to_diffusers_names(widen_state(to_core_names(tensors)))
 
@@ -176,42 +172,42 @@ def read_config(settings: VaeSettings) -> VaeConfig:
     try:
         return replace(VaeConfig(), **settings.config)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"The recipe's model has a config that is no autoencoder's: {error}") from error
+        raise ValueError(f"Expected an autoencoder's config in the recipe's model, got: {error}") from error
 
 
 def check_unchanged(settings: VaeSettings, config: VaeConfig) -> None:
     if settings.config:
         raise ValueError(
-            f"{source(settings)} says its own layout ({config}); leave config out of the recipe's model."
+            f"Expected no config in the recipe's model, as {settings.base or settings.weights} has its own "
+            f"({config}), got {settings.config}. Leave it out."
         )
 
 
 def read_vae_folder(folder: Path) -> tuple[VaeConfig, Path]:
     """The layout and the weights file of an autoencoder's folder, or of its pipeline's."""
     folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
-    found = read_component_config(folder / "config.json")
+    stated = read_component_config(folder / "config.json")
     try:
-        widths = found["block_out_channels"]
+        widths = stated["block_out_channels"]
         config = VaeConfig(
-            widths[0], tuple(width // widths[0] for width in widths), found["layers_per_block"],
-            found["latent_channels"],
-            found.get("scaling_factor", VaeConfig.base_scale),
+            widths[0], tuple(width // widths[0] for width in widths), stated["layers_per_block"],
+            stated["latent_channels"], stated.get("scaling_factor", VaeConfig.base_scale),
         )  # fmt: skip
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} describes no KL autoencoder ({error} is missing); name the base "
-            "model's VAE."
+            f"Expected the config of a KL autoencoder in {folder / 'config.json'}, got one without {error}. "
+            "Name the base model's VAE."
         ) from error
-    if found.get("norm_num_groups", GROUPS) != GROUPS:
+    if stated.get("norm_num_groups", GROUPS) != GROUPS:
         raise ValueError(
-            f"The autoencoder in {folder} has norms of {found['norm_num_groups']} groups, wanted SD's "
-            f"{GROUPS}."
+            f"Expected GroupNorm of {GROUPS} groups, as SD has, in the autoencoder in {folder}, got "
+            f"{stated['norm_num_groups']}. Name the base model's VAE."
         )
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
     if not files:
         raise ValueError(
-            f"{folder} holds no diffusion_pytorch_model.safetensors; fetch the folder again with its "
-            "safetensors files."
+            f"Expected diffusion_pytorch_model.safetensors in {folder}, got none. Fetch the folder again "
+            "with its safetensors files."
         )
     return config, files[0]
 
@@ -231,9 +227,8 @@ def vae_loss(
     drawn = torch.randn(mean.shape, generator=generator).to(mean.device)
     out = model.decode(mean + (0.5 * log_variance).exp() * drawn).sample.float()
     balances = {name: getattr(settings, name) for name in BALANCES}
-    parts = vae_losses(out, maps, mean, log_variance, perceptual, present=batch["present"], **balances)
-    parts = {name: getattr(settings, name) * value for name, value in parts.items()}
-    return sum_terms(parts)
+    terms = vae_losses(out, maps, mean, log_variance, perceptual, present=batch["present"], **balances)
+    return sum_terms({name: getattr(settings, name) * value for name, value in terms.items()})
 
 
 def export(

@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from ...core.diffusion.flow import add_noise
 from ...core.losses import masked_mean, masked_mean_each, sum_terms
-from ...core.training.alignment import Aligner, listen
+from ...core.training.alignment import Aligner, collect_activations
 from ...core.training.settings import read_settings
 from ...core.training.words import draw_words
 from ..depth_code import contract, uncontract, unit_mean
@@ -50,6 +50,7 @@ class LossSettings:
     depth_weight: float = 1.0
     # weight of the depth's gradient matching (ours, see gradient_loss): against seams between patches
     depth_gradient: float = 0.0
+    depth_border: float = 0.0  # and of the same across the borders of patches alone, see border_loss
     distill_high: float = (
         1.0  # weight of the distillation at t_depth = 1 (values: not published, a third party's)
     )
@@ -82,6 +83,7 @@ class LossSettings:
             "rgb_weight",
             "depth_weight",
             "depth_gradient",
+            "depth_border",
             "distill_high",
             "distill_low",
             "align",
@@ -160,7 +162,7 @@ def loss(
     depth_t = torch.where(known, add_noise(target, depth_noise, t_depth), depth_noise)
 
     context = model.context(words)
-    with listen(model.aligned_block(settings.align_block)) as heard:
+    with collect_activations(model.aligned_block(settings.align_block)) as heard:
         velocity, x0 = model.network(rgb_t, depth_t, context, t_rgb, t_depth)
     parts = {
         "rgb": settings.rgb_weight * velocity_loss(velocity, rgb_noise - latent, t_rgb > 0),
@@ -169,6 +171,9 @@ def loss(
     }
     if settings.depth_gradient:
         parts["gradient"] = settings.depth_gradient * gradient_loss(x0, target, known, t_depth)
+    if settings.depth_border:
+        patch = model.network.config.depth_patch
+        parts["border"] = settings.depth_border * border_loss(x0, target, known, t_depth, patch)
     if teacher is not None:
         with torch.no_grad():
             wanted = teacher.network.forward_image(rgb_t, teacher.context(words), t_rgb)
@@ -187,7 +192,7 @@ def image_loss(
     )
     noise = draw_like(latent, generator)
     context = model.context(words)
-    with listen(model.aligned_block(settings.align_block)) as heard:
+    with collect_activations(model.aligned_block(settings.align_block)) as heard:
         velocity = model.network.forward_image(add_noise(latent, noise, t), context, t)
     value = settings.rgb_weight * velocity_loss(velocity, noise - latent, t > 0)
     return sum_terms({"rgb": value, **align_loss(model, batch, heard, context, settings)})
@@ -222,6 +227,18 @@ def gradient_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor) -> Tenso
         length = error.shape[dim] - step
         both = known.narrow(dim, 0, length) & known.narrow(dim, step, length)
         change = (error.narrow(dim, step, length) - error.narrow(dim, 0, length)).abs()
+        mean, count = masked_mean_each(change, both)
+        total = total + masked_mean(mean, (t > 0) & (count > 0))
+    return total
+
+
+def border_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor, patch: int) -> Tensor:
+    """Mean absolute change of the error from one patch's last pixel to the next one's first, (b, 1, h, w)."""
+    error, total = torch.where(known, x0.float() - target, 0.0), 0.0
+    for dim in (-1, -2):
+        last = torch.arange(patch - 1, error.shape[dim] - 1, patch, device=error.device)
+        both = known.index_select(dim, last) & known.index_select(dim, last + 1)
+        change = (error.index_select(dim, last + 1) - error.index_select(dim, last)).abs()
         mean, count = masked_mean_each(change, both)
         total = total + masked_mean(mean, (t > 0) & (count > 0))
     return total

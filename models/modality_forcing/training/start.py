@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
+from ..config import ModalityForcingConfig
 from ..network import ModalityForcing
 
 
@@ -53,3 +56,22 @@ def init_from_text_to_image(
             own.copy_(base[source])
         else:
             init_parameter(name, own, generator)
+
+
+@torch.no_grad()
+def widen_depth_head(network: ModalityForcing, config: ModalityForcingConfig) -> ModalityForcing:
+    """A network of `config` with these weights, whose depth head computes what it computed: the weights of a
+    token are the center of the wider kernel, its neighbors' are 0."""
+    old, state = network.config.depth_head_kernel, dict(network.state_dict())
+    if old > config.depth_head_kernel:
+        raise ValueError(
+            f"Expected weights with a depth_head_kernel of at most {config.depth_head_kernel}, got {old}. "
+            f"Write {old} into the recipe's model.config."
+        )
+    name = "depth_final_layer.linear.weight"
+    kernel = rearrange(state[name], "o (c p q) -> o c p q", p=old, q=old)
+    margin = (config.depth_head_kernel - old) // 2
+    state[name] = rearrange(F.pad(kernel, (margin,) * 4), "o c p q -> o (c p q)").contiguous()
+    wide = ModalityForcing(config, dtype=torch.float32)
+    wide.load_state_dict(state)
+    return wide

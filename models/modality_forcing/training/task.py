@@ -21,9 +21,9 @@ from ...core.weights.files import fill_module, read_tensors, write_tensors
 from ..config import ModalityForcingConfig, find_preset
 from ..depth_code import depth_to_net
 from ..network import ModalityForcing
-from ..weights import load_network, read_base, save_network
+from ..weights import load_network, read_base, read_network_config, save_network
 from .loss import LossSettings, TrainedModel, loss
-from .start import init_from_text_to_image, init_weights
+from .start import init_from_text_to_image, init_weights, widen_depth_head
 
 ShipType = Literal["float32", "float16"]
 NETWORK_FILE, TEXT_FILE = "network.safetensors", "text.safetensors"  # what a run ships, in its output folder
@@ -128,7 +128,8 @@ def start_network(
 ) -> ModalityForcing:
     """In float32, which is what optimisers can add small steps to."""
     if start.weights:
-        return load_network(start.weights, config=config, dtype=torch.float32)[0]
+        stored = replace(config, depth_head_kernel=read_network_config(start.weights).depth_head_kernel)
+        return widen_depth_head(load_network(start.weights, config=stored, dtype=torch.float32)[0], config)
     network = ModalityForcing(config)
     if start.base:
         init_from_text_to_image(network, read_base(start.base, config), generator)

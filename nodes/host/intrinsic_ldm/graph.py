@@ -32,18 +32,18 @@ def check_samplers(hidden) -> None:
             if is_link(link) and COUPLES not in kinds_behind(prompt, link[0]):
                 title = node.get("_meta", {}).get("title") or node["class_type"]
                 raise ValueError(
-                    f"The joint latent goes into {title} (node {key}), whose {name} is plain: wire the "
-                    "MODEL of Intrinsic Co-Generation "
-                    "into it, or the image's own latent instead of the joint one."
+                    f"Expected the MODEL of Intrinsic Co-Generation at {name} of {title} (node {key}), which "
+                    "samples the joint latent, got a model without it. Connect that MODEL, or the image's "
+                    "own latent instead of the joint one."
                 )
 
 
 def kinds_behind(prompt: Graph, key: str) -> set[str]:
     """The class types of a node and of all nodes upstream of it."""
-    seen, waiting = set(), [key]
-    while waiting:
-        key = waiting.pop()
+    seen, queue = set(), [key]
+    while queue:
+        key = queue.pop()
         if key in prompt and key not in seen:
             seen.add(key)
-            waiting += [value[0] for value in prompt[key]["inputs"].values() if is_link(value)]
+            queue += [value[0] for value in prompt[key]["inputs"].values() if is_link(value)]
     return {prompt[key]["class_type"] for key in seen}

@@ -15,6 +15,7 @@ import comfy.model_management
 import comfy.weight_adapter
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ....models.intrinsic_ldm.attention import Coupling
@@ -43,7 +44,7 @@ class Dense:
 
     def to(self, like: Tensor) -> Dense:
         return Dense(
-            *(None if part is None else part.to(like) for part in (self.weight, self.bias)), self.module
+            *(None if tensor is None else tensor.to(like) for tensor in (self.weight, self.bias)), self.module
         )
 
 
@@ -66,7 +67,7 @@ def install(network: nn.Module, changes: list[Change], coupling: Coupling) -> li
 
 
 def row_hook(change: Change, coupling: Coupling) -> Callable:
-    placed: dict[tuple, LowRank | Dense] = {}
+    by_device: dict[tuple, LowRank | Dense] = {}  # the change by device and dtype
 
     def hook(module, args, out):
         if not coupling.is_active or "intrinsic" not in coupling.rows.streams:
@@ -76,14 +77,14 @@ def row_hook(change: Change, coupling: Coupling) -> Callable:
         if x.shape[0] != rows.count:  # PixArt flattens its cross-attention to (1, rows * n, c)
             if x.shape[0] != 1 or x.dim() != 3 or x.shape[1] % rows.count:
                 raise ValueError(
-                    f"{change.path} works on {tuple(x.shape)}, which does not show its {rows.count} rows: "
-                    f"take that LoRA out, {SHARE}."
+                    f"Expected {rows.count} rows in the input of {change.path}, got {tuple(x.shape)}. Remove "
+                    f"the LoRA of this layer, {SHARE}."
                 )
-            x, target = (tensor.reshape(rows.count, -1, tensor.shape[-1]) for tensor in (x, out))
+            x, target = (rearrange(each, "1 (row n) c -> row n c", row=rows.count) for each in (x, out))
         key = (x.device, x.dtype)
-        if key not in placed:
-            placed[key] = change.delta.to(torch.empty(0, device=x.device, dtype=x.dtype))
-        add_to_stream(target, x, placed[key], rows, "intrinsic", columns=change.columns, sign=change.sign)
+        if key not in by_device:
+            by_device[key] = change.delta.to(torch.empty(0, device=x.device, dtype=x.dtype))
+        add_to_stream(target, x, by_device[key], rows, "intrinsic", columns=change.columns, sign=change.sign)
 
     return hook
 
@@ -96,13 +97,14 @@ def image_lora_changes(patcher) -> list[Change]:
     """
     if "bypass_lora" in patcher.injections:
         raise ValueError(
-            f"A LoRA arrived in bypass mode, which works on all rows alike: use Load LoRA instead, {SHARE}."
+            "Expected LoRAs for the image that are patched into the weights, got one in bypass mode, which "
+            f"acts on all rows. Use Load LoRA instead, {SHARE}."
         )
     for key, wrappers in patcher.weight_wrapper_patches.items():
         if key.startswith(NETWORK):
             raise ValueError(
-                f"{name_of(wrappers[-1])} rewrites {key} at each use, for all rows alike: take the node "
-                f"that put it there out, {SHARE}."
+                f"Expected weights that no function changes at each use, got {name_of(wrappers[-1])} on "
+                f"{key}, which acts on all rows. Remove the node that installed it, {SHARE}."
             )
     return [
         change
@@ -150,17 +152,12 @@ def undo(patcher, key: str, patches: list[tuple]) -> list[Change]:
     if any(strength for strength, *_ in dense):
         if not isinstance(module, nn.Linear | nn.Conv2d):
             raise ValueError(
-                f"A LoRA changes {key}, a {type(module).__name__}, whose change is no sum: take that LoRA "
-                f"out, {SHARE}."
+                "Expected LoRAs for the image that change linear or convolution layers, got one for "
+                f"{key}, a {type(module).__name__}. Remove that LoRA, {SHARE}."
             )
-        whole = comfy.lora.calculate_weight(dense, torch.zeros(getattr(module, kind).shape), key)
-        changes.append(
-            Change(
-                path,
-                Dense(whole, None, module) if kind == "weight" else Dense(None, whole, module),
-                sign=-1.0,
-            )
-        )
+        total = comfy.lora.calculate_weight(dense, torch.zeros(getattr(module, kind).shape), key)
+        delta = Dense(total, None, module) if kind == "weight" else Dense(None, total, module)
+        changes.append(Change(path, delta, sign=-1.0))
     return changes
 
 
@@ -183,8 +180,8 @@ def check_additive(value, key: str) -> None:
     if isinstance(value, tuple):
         if value[0] == "set":
             raise ValueError(
-                f"A LoRA sets {key} outright, and the maps cannot have back what was there: take that LoRA "
-                f"out, {SHARE}."
+                f"Expected LoRAs for the image that add to the weights, got one that replaces {key}. Remove "
+                f"that LoRA, {SHARE}."
             )
         return
     name, weights = getattr(value, "name", type(value).__name__), getattr(value, "weights", ())
@@ -193,6 +190,6 @@ def check_additive(value, key: str) -> None:
     )
     if name not in ("lora", "loha", "lokr") or scaled:
         raise ValueError(
-            f"A {'DoRA' if scaled else name.upper()} changes {key}, and its effect is no sum: use an "
-            f"ordinary LoRA, {SHARE}."
+            "Expected LoRAs for the image that add to the weights, got a "
+            f"{'DoRA' if scaled else name.upper()} on {key}. Use an ordinary LoRA, {SHARE}."
         )

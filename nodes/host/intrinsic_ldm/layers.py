@@ -29,13 +29,14 @@ class Base:
         )
         if type(network) not in (unets.UNetModel, pixart.PixArtMS):
             raise ValueError(
-                f"A {self.name} model arrived, but intrinsics are co-generated on {BASES}: load one of these."
+                f"Expected a {BASES} model, on which intrinsics are co-generated, got {self.name}. Load one "
+                "of these."
             )
         self.channels = model.latent_format.latent_channels
         if model.concat_keys or network.in_channels != self.channels:
             raise ValueError(
-                f"An inpainting or editing {self.name} arrived, which reads a picture beside its latent: "
-                "load the plain base."
+                f"Expected a base model that takes a latent alone, got an inpainting or editing {self.name}. "
+                "Load the base model itself."
             )
         self.is_unet = isinstance(network, unets.UNetModel)
         self.layers: list[Layer] = (
@@ -45,22 +46,22 @@ class Base:
 
     def projections(self, network: nn.Module) -> dict[str, Projection]:
         """Every projection that an intrinsic LoRA may change, by its module path in diffusers."""
-        found = {}
+        projections = {}
         for layer in self.layers:
             for part in PARTS:
                 path, columns = self.find(layer, part)
                 linear = network.get_submodule(path)
                 outputs = linear.out_features // 3 if columns is not None else linear.out_features
-                found[f"{layer.name}.{part}"] = Projection(
+                projections[f"{layer.name}.{part}"] = Projection(
                     linear.in_features, outputs, aliases=() if columns is not None else (path,)
                 )
-        return found
+        return projections
 
     def find(self, layer: Layer, part: str) -> tuple[str, int | None]:
         """The module path of a projection, and its third of the output if q, k and v are one fused module."""
         if self.is_unet:
-            return f"{layer.place[0]}.attn1.{part}", None
-        attn = f"blocks.{layer.place[0]}.attn"
+            return f"{layer.key[0]}.attn1.{part}", None
+        attn = f"blocks.{layer.key[0]}.attn"
         return (f"{attn}.proj", None) if part == "to_out.0" else (f"{attn}.qkv", PARTS.index(part))
 
 
@@ -77,8 +78,8 @@ def find_base_name(model, is_unet: bool, name: str) -> str:
     config = model.model_config.unet_config
     if config.get("adm_in_channels") is not None:  # a pooled vector condition, which plain SD models lack
         raise ValueError(
-            f"A {name} arrived, a refiner or a model that reads a picture's embedding: load {BASES}, the "
-            "base itself."
+            f"Expected {BASES}, got {name}, a refiner or an image-conditioned model. Load the base model "
+            "itself."
         )
     return "sd15" if config.get("context_dim") == SD1_PROMPT else "sd21"
 
@@ -86,7 +87,7 @@ def find_base_name(model, is_unet: bool, name: str) -> str:
 def unet_layers(network: unets.UNetModel, config: dict) -> list[Layer]:
     """The UNet's self-attention layers, in the order of execution.
 
-    `place` is the transformer block's module path, then core's key of its attention replacement: input,
+    `key` is the transformer block's module path, then core's key of its attention replacement: input,
     middle or output; block number; index within the block.
     """
     names = {value: key for key, value in comfy.utils.unet_to_diffusers(config).items()}
@@ -100,27 +101,26 @@ def unet_layers(network: unets.UNetModel, config: dict) -> list[Layer]:
     for level, size in enumerate(reversed(sizes)):
         stages |= {("output", number + index): levels + 2 + level for index in range(size + 1)}
         number += size + 1
-    blocks = [("input", index, part) for index, part in enumerate(network.input_blocks)]
-    blocks += [("middle", 0, network.middle_block)] + [
-        ("output", index, part) for index, part in enumerate(network.output_blocks)
-    ]
+    blocks = [("input", index, block) for index, block in enumerate(network.input_blocks)]
+    blocks += [("middle", 0, network.middle_block)]
+    blocks += [("output", index, block) for index, block in enumerate(network.output_blocks)]
     layers: list[Layer] = []
     for kind, index, block in blocks:
-        for position, part in enumerate(block):
-            for inner in range(len(getattr(part, "transformer_blocks", ()))):
-                where = "middle_block" if kind == "middle" else f"{kind}_blocks.{index}"
-                path = f"{where}.{position}.transformer_blocks.{inner}"
+        for position, module in enumerate(block):
+            for inner in range(len(getattr(module, "transformer_blocks", ()))):
+                home = "middle_block" if kind == "middle" else f"{kind}_blocks.{index}"
+                path = f"{home}.{position}.transformer_blocks.{inner}"
                 name = names[f"{path}.attn1.to_q.weight"].removesuffix(".to_q.weight")
                 layers.append(Layer(name, (path, kind, index, inner), stages[kind, index], len(layers)))
     return layers
 
 
 def pixart_layers(network: pixart.PixArtMS) -> list[Layer]:
-    """PixArt's self-attention layers; `place` is the block number."""
+    """PixArt's self-attention layers; `key` is the block number."""
     if any(block.attn.sr_ratio > 1 for block in network.blocks):
         raise ValueError(
-            "A PixArt with compressed keys (Sigma 2K) arrived, whose tokens do not pair: load the model for "
-            "1024 or less."
+            "Expected a PixArt with as many keys as queries, got one with compressed keys (Sigma 2K). Load "
+            "the model for 1024 pixels or less."
         )
     return [
         Layer(f"transformer_blocks.{index}.attn1", (index,), index, index)

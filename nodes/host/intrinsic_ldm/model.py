@@ -74,8 +74,8 @@ def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
     trained_on = (metadata or {}).get("base", base.family)
     if trained_on != base.family:
         raise ValueError(
-            f"The LoRA {name} was trained on a base of the family {trained_on}, but a {base.name} arrived, "
-            f"of the family {base.family}: load such a base, or the LoRA made for this one."
+            f"Expected a LoRA trained on {base.family}, the base of {base.name}, got {name}, trained on "
+            f"{trained_on}. Load such a base, or the LoRA trained on this one."
         )
     network = model.model.diffusion_model
     found = read_lora(tensors, base.projections(network), base=base.name, name=name, metadata=metadata)
@@ -97,16 +97,16 @@ def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
 
 def open_torch_file(path: str, name: str) -> dict[str, torch.Tensor]:
     """The tensors of a PyTorch file, read by core without executing pickled code."""
-    wanted = f"Expected a PyTorch file of tensors as the LoRA {name}"
+    expected = f"Expected a PyTorch file of tensors as the LoRA {name}"
     try:
         tensors = comfy.utils.load_torch_file(path, safe_load=True)
     except Exception as error:  # torch's reader raises many types, depending on the first bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"{wanted}, got one that does not load ({reason}). Use the safetensors file."
+            f"{expected}, got one that does not load ({reason}). Use the safetensors file."
         ) from error
     if not isinstance(tensors, dict):
-        raise ValueError(f"{wanted}, got {type(tensors).__name__}. Use the safetensors file.")
+        raise ValueError(f"{expected}, got {type(tensors).__name__}. Use the safetensors file.")
     return tensors
 
 
@@ -132,11 +132,14 @@ def plot(settings: Settings, model, sigmas=None) -> torch.Tensor:
         flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
         times = [sigma_to_ddpm(flow_to_sigma(sigma) if flow else sigma) for sigma in sigmas.tolist()[:-1]]
         if not times:
-            raise ValueError("The SIGMAS have no steps; give those of a whole run, from a scheduler node.")
-    picture = plot_weights(
+            raise ValueError(
+                "Expected SIGMAS of one step or more, got none. Connect those of a whole run, from a "
+                "scheduler node."
+            )
+    image = plot_weights(
         settings.schedule, settings.base.layers, settings.reading, times, steps=sigmas is not None
     )
-    return torch.from_numpy(picture.copy()).float()[None] / 255
+    return torch.from_numpy(image.copy()).float()[None] / 255
 
 
 def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
@@ -144,37 +147,38 @@ def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
     base, key = Base(model), comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     if not model.get_wrappers(key, KEY):
         raise ValueError(
-            f"A plain {base.name} model arrived, which takes no joint latent: wire that of Intrinsic "
-            "Co-Generation."
+            f"Expected the MODEL of Intrinsic Co-Generation, got a {base.name} model without it. Connect "
+            "that MODEL."
         )
     streams = []
     for name, latent in (("image", image), ("maps", maps)):
         samples = read_samples(image if latent is None else latent, f"{name}_latent")
         if getattr(samples, "is_nested", False):
             raise ValueError(
-                f"A joint latent arrived at {name}: take it apart with Split Intrinsic Latent and wire the "
-                "part that is meant."
+                f"Expected a plain latent at {name}_latent, got a joint one. Split it with Split Intrinsic "
+                f"Latent and connect its {name}_latent."
             )
         samples = torch.zeros_like(samples) if latent is None else samples
         # core's samplers do this for a plain latent, but not for the streams of a nested one
         samples = comfy.sample.fix_empty_latent_channels(model, samples)
         if samples.dim() != 4 or samples.shape[1] != base.channels:
             raise ValueError(
-                f"A latent {tuple(samples.shape)} arrived at {name}, but {base.name}'s is (batch, "
-                f"{base.channels}, h, w)."
+                f"Expected a latent (b, {base.channels}, h, w) of {base.name} at {name}_latent, got "
+                f"{tuple(samples.shape)}. Encode with this base's VAE."
             )
         streams.append(samples)
     counts = [len(stream) for stream in streams]
     if streams[0].shape[2:] != streams[1].shape[2:]:
         sizes = " and ".join("{} x {}".format(*stream.shape[2:]) for stream in streams)
         raise ValueError(
-            f"Latents of {sizes} (image and maps) arrived, but both are of one size: VAE Encode crops an "
-            "odd size and Encode Intrinsics pads it, so bring the picture to the padded size before VAE "
-            "Encode, or give Empty Latent Image that size."
+            f"Expected image and maps latents of one height and width, got {sizes}. VAE Encode crops an odd "
+            "size and Encode Intrinsics pads it: resize the image to the padded size before VAE Encode, or "
+            "set Empty Latent Image to that size."
         )
     if counts[0] != counts[1] and 1 not in counts:
         raise ValueError(
-            f"{counts[0]} images and {counts[1]} sets of maps arrived: give equally many, or one for all."
+            f"Expected as many images as sets of maps, or one of either, got {counts[0]} and {counts[1]}. "
+            "Change a batch size."
         )
     streams = [stream.expand(max(counts), -1, -1, -1).clone() for stream in streams]
     joined = {key: value for key, value in image.items() if key != MASKS} | {
@@ -196,7 +200,7 @@ def split_intrinsic(latent: dict) -> list[dict]:
     if len(shapes) != 2 or shapes[0] != shapes[1]:
         listed = " and ".join(map(str, shapes))
         raise ValueError(
-            f"A latent {listed} arrived, which is no image with its maps: wire one of Join Intrinsic "
-            "Latent, sampled."
+            f"Expected a joint latent of an image and its maps, got {listed}. Connect the KSampler's result "
+            "for a latent of Join Intrinsic Latent."
         )
     return take_apart(latent, samples.unbind())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
+from einops import rearrange
 from torch import Tensor
 
 from ....models.intrinsic_ldm.attention import Coupling, Inside
@@ -53,7 +54,8 @@ def host_attention(like: Tensor, heads: int, precision, options: dict, tried: li
         }
         if abs(scale - q.shape[-1] ** -0.5) > 1e-6 * scale:
             raise ValueError(
-                f"The scale {scale} arrived, but core's attention has 1/sqrt({q.shape[-1]}); leave it out."
+                f"Expected the scale of ComfyUI's attention, 1/sqrt({q.shape[-1]}), got {scale}. Leave it "
+                "out."
             )
         if bias is None:
             return optimized_attention(q, k, v, heads, **named)
@@ -65,9 +67,9 @@ def host_attention(like: Tensor, heads: int, precision, options: dict, tried: li
     if tried is not None and not any(override is other for other in tried):
         if not takes_weights(call, like.new_empty(0), heads, like.shape[-1] // heads):
             raise ValueError(
-                f"The attention {name_of(behind_setter(override))}, which another node put into the model, "
-                "drops the weights (masks) it is given: take that node out of the model's line, or set "
-                "schedule to constant with weight 1, which needs none."
+                f"Expected an attention function that applies masks, got {name_of(behind_setter(override))}, "
+                "which another node installed. Remove that node from the model's chain, or set schedule to "
+                "constant with weight 1, which needs no mask."
             )
         tried.append(override)
     return call
@@ -96,15 +98,10 @@ def takes_weights(call: Inside, like: Tensor, heads: int, width: int) -> bool:
     low, high, huge = (torch.full_like(q, value) for value in (-1.0, 1.0, 10.0))
     bias = torch.tensor([0.0, half, half, -math.inf]).repeat_interleave(count).to(like)[None, None, None]
     scale = width**-0.5
-    got = call(
-        q,
-        torch.cat([once, twice, twice, unseen], 2),
-        torch.cat([low, high, high, huge], 2),
-        scale=scale,
-        bias=bias,
-    )
-    want = call(q, torch.cat([once, twice], 2), torch.cat([low, high], 2), scale=scale)
-    return bool((got - want).abs().max() < 0.1)
+    keys, values = torch.cat([once, twice, twice, unseen], 2), torch.cat([low, high, high, huge], 2)
+    biased = call(q, keys, values, scale=scale, bias=bias)
+    expected = call(q, torch.cat([once, twice], 2), torch.cat([low, high], 2), scale=scale)
+    return bool((biased - expected).abs().max() < 0.1)
 
 
 def pixart_attention(
@@ -116,21 +113,17 @@ def pixart_attention(
     """
 
     def forward(x: Tensor, mask=None, HW=None, block_id=None) -> Tensor:  # noqa: N803 - core's name
-        rows, tokens, width = x.shape
-        q, k, v = module.qkv(x).reshape(rows, tokens, 3, width).unbind(2)
+        q, k, v = rearrange(module.qkv(x), "b n (three c) -> three b n c", three=3)
 
         def plain(q, k, v):  # as in core, which passes PixArt's attention no options and so no override
-            parts = [
-                tensor.reshape(rows, -1, module.num_heads, module.head_dim).transpose(1, 2)
-                for tensor in (q, k, v)
-            ]
-            return optimized_attention(*parts, module.num_heads, mask=None, skip_reshape=True)
+            q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=module.num_heads) for x in (q, k, v))
+            return optimized_attention(q, k, v, module.num_heads, mask=None, skip_reshape=True)
 
         inner = host_attention(q, module.num_heads, None, options(), tried)
         out = coupling.attend(
             layer, module.q_norm(q), module.k_norm(k), v, heads=module.num_heads, plain=plain, inner=inner
         )
-        return module.proj(out.reshape(rows, tokens, width))
+        return module.proj(out)
 
     return forward
 
@@ -139,13 +132,12 @@ def with_attention(options: dict, attention: dict[tuple, Callable]) -> dict:
     """Model options with our self-attention in every layer; ValueError if another node has replaced one."""
     replaced = options.get("transformer_options", {}).get("patches_replace", {})
     taken = replaced.get("attn1", {})
-    for place in attention:
-        other = taken.get(place, taken.get(place[:2]))
+    for key in attention:
+        other = taken.get(key, taken.get(key[:2]))
         if other is not None:
             raise ValueError(
-                f"Self-attention {' '.join(map(str, place))} is already replaced by {name_of(other)}, and "
-                "one layer can follow one node only: take that node (a reference or attention pack) out of "
-                "the model's line."
+                f"Expected the model's own self-attention in {' '.join(map(str, key))}, got a replacement, "
+                f"{name_of(other)}. Remove that node (a reference or attention pack) from the model's chain."
             )
     return with_replacements(options, {"attn1": taken | attention})
 
@@ -166,7 +158,7 @@ def prompt_attention_for(options: dict, rows: Callable[[], Rows]) -> dict:
     table = options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
     return (
         with_replacements(
-            options, {"attn2": {place: image_rows_only(fn, rows) for place, fn in table.items()}}
+            options, {"attn2": {key: image_rows_only(fn, rows) for key, fn in table.items()}}
         )
         if table
         else options
@@ -177,17 +169,16 @@ def image_rows_only(replacement: Callable, rows: Callable[[], Rows]) -> Callable
     def attend(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
         now = rows()
         image, maps = (
-            [now.select(tensor, stream).flatten(0, 1) for tensor in (q, k, v)] for stream in now.streams
+            [rearrange(now.select(x, stream), "chunk b n c -> (chunk b) n c") for x in (q, k, v)]
+            for stream in now.streams
         )
-        parts = [
+        outputs = [
             replacement(*image, extra),
             optimized_attention(
                 *maps, extra["n_heads"], attn_precision=extra.get("attn_precision"), transformer_options=extra
             ),
         ]
-        return torch.stack(
-            [part.unflatten(0, (len(now.chunks), now.batch)) for part in parts], dim=1
-        ).flatten(0, 2)
+        return rearrange(outputs, "stream (chunk b) n c -> (chunk stream b) n c", b=now.batch)
 
     return attend
 
@@ -206,18 +197,24 @@ class ImageControl:
 
         def image(value):
             is_rows = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows.count
-            return rows.select(value, "image").flatten(0, 1) if is_rows else value
+            if not is_rows:
+                return value
+            return rearrange(rows.select(value, "image"), "chunk b ... -> (chunk b) ...")
 
-        seen = {name: image(value) for name, value in cond.items()}
-        found = self.control.get_control(image(x_noisy), image(t), seen, batched_number, transformer_options)
-        if found is None:
+        image_cond = {name: image(value) for name, value in cond.items()}
+        residuals = self.control.get_control(
+            image(x_noisy), image(t), image_cond, batched_number, transformer_options
+        )
+        if residuals is None:
             return None
         return {
-            place: [None if part is None else self._spread(part, rows) for part in parts]
-            for place, parts in found.items()
+            key: [None if tensor is None else self._pad_rows(tensor, rows) for tensor in tensors]
+            for key, tensors in residuals.items()
         }
 
-    def _spread(self, part: Tensor, rows: Rows) -> Tensor:
-        whole = part.new_zeros(rows.count, *part.shape[1:])
-        rows.select(whole, "image").copy_(part.unflatten(0, (-1, rows.batch)) if part.shape[0] > 1 else part)
-        return whole
+    def _pad_rows(self, residual: Tensor, rows: Rows) -> Tensor:
+        """A residual of the image rows, (chunks * b, ...) or (1, ...), for all rows."""
+        padded = residual.new_zeros(rows.count, *residual.shape[1:])
+        by_chunk = residual.unflatten(0, (-1, rows.batch)) if residual.shape[0] > 1 else residual
+        rows.select(padded, "image").copy_(by_chunk)
+        return padded

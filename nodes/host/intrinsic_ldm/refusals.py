@@ -1,8 +1,8 @@
 """Refusal, by name and before sampling, of samplers and nodes that cannot process an image with its maps.
 
 Core's samplers process the images and their maps as one batch. Most nodes treat the entries of a batch
-independently. Those below do not: they would change the image even at w = 0, or fail during sampling with
-an error that names no node.
+independently. Those below do not: they would change the image even at w = 0, or fail during sampling with an
+error that does not name the node.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from .hooks import SHARE
 
 SAMPLERS = {
     "dpm_adaptive": (
-        "chooses its steps by all latents together, so the maps would change the image even at weight 0"
+        "chooses its steps by the error of all latents, so the maps would change the image even at weight 0"
     ),
-    "lcm_upscale": "resizes one latent on the way",
+    "lcm_upscale": "resizes a single latent during sampling",
     "ar_video": "works on the frames of a video",
 }
-TOGETHER = "measures all latents of a batch together, so the maps would change the image even at weight 0"
-AGAIN = "samples again with self-attention of its own, in a layer where the image looks at its maps"
+TOGETHER = "computes statistics of a whole batch, so the maps would change the image even at weight 0"
+AGAIN = "samples again with its own self-attention, in a layer where the image attends to its maps"
 # class that defines a node's function, cache or guider -> (the node's title, why it is refused)
 NODES = {
     "Guider_PerpNeg": ("Perp-Neg Guider", TOGETHER),
@@ -27,10 +27,13 @@ NODES = {
     "Mahiro": ("Positive-Biased Guidance (Mahiro)", TOGETHER),
     "EasyCacheHolder": ("EasyCache", TOGETHER),
     "LazyCacheHolder": ("LazyCache", TOGETHER),
-    "TemporalScoreRescaling": ("TSR - Temporal Score Rescaling", "takes one noise level, so one latent only"),
+    "TemporalScoreRescaling": (
+        "TSR - Temporal Score Rescaling",
+        "takes a single noise level, so a single latent",
+    ),
     "HyperTile": (
         "HyperTile",
-        "cuts the queries of self-attention into tiles, which are no longer those of an image and its maps",
+        "splits the queries of self-attention into tiles, which no longer belong to an image and its maps",
     ),
     "PerturbedAttentionGuidance": ("Perturbed-Attention Guidance (PAG)", AGAIN),
     "SelfAttentionGuidance": ("Self-Attention Guidance (SAG)", AGAIN),
@@ -46,21 +49,27 @@ def check_nodes(guider, sampler, *, share_image_loras: bool) -> None:
         .removesuffix("_function")
     )
     if name in SAMPLERS:
-        raise ValueError(f"The sampler {name} {SAMPLERS[name]}: choose euler, dpmpp_2m or another.")
-    for made_in in makers(guider):
-        if made_in in NODES:
-            title, does = NODES[made_in]
-            raise ValueError(f"{title} {does}: take that node out of the model's line.")
+        raise ValueError(
+            "Expected a sampler that treats the entries of a batch independently, got "
+            f"{name}, which {SAMPLERS[name]}. Choose euler, dpmpp_2m or another."
+        )
+    for owner in find_owners(guider):
+        if owner in NODES:
+            title, reason = NODES[owner]
+            raise ValueError(
+                "Expected nodes that treat the entries of a batch independently, got "
+                f"{title}, which {reason}. Remove it from the model's chain."
+            )
     if not share_image_loras and any(
         "hooks" in prompt for prompts in guider.conds.values() for prompt in prompts or ()
     ):
         raise ValueError(
-            "A prompt arrived with hooks (scheduled LoRAs), which work on all rows alike: use Load LoRA "
+            "Expected prompts without hooks, got scheduled LoRAs, which act on all rows. Use Load LoRA "
             f"instead, {SHARE}."
         )
 
 
-def makers(guider) -> Iterator[str]:
+def find_owners(guider) -> Iterator[str]:
     """Names of the guider's class and of the classes that define the functions patched into its model."""
     options = guider.model_options
     inner = options.get("transformer_options", {})

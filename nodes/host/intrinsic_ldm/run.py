@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ....models.core.diffusion.ddpm import flow_to_sigma, sigma_to_ddpm
-from ....models.intrinsic_ldm.attention import Coupling, Kept
+from ....models.intrinsic_ldm.attention import Coupling, KVCache
 from ....models.intrinsic_ldm.rows import BOTH, Rows, Stream
 from ..shared.memory import explain_sampling
 from ..shared.notes import show
@@ -33,7 +33,7 @@ from .settings import KEY, Settings, check_latents, check_run
 
 log = logging.getLogger("spatialweave.intrinsics")
 Kinds = comfy.patcher_extension.WrappersMP
-LESS_HELD = (
+SAVE_MEMORY = (
     "start ComfyUI with --lowvram, which keeps less of the base on the card (the maps double the rows of a "
     "batch, not the weights)"
 )
@@ -45,7 +45,7 @@ class Step:
 
     streams: tuple[Stream, ...]
     weights: Mapping[int, float] = field(default_factory=dict)  # w by layer
-    kept: Kept | None = None  # KV cache of the images' pass, read by the maps' pass
+    cache: KVCache | None = None  # KV cache of the images' pass, read by the maps' pass
 
 
 IMAGE_ALONE = Step(("image",))
@@ -75,7 +75,7 @@ def run_coupled(settings: Settings):
         rewind(started, seed)
         pixels = [(shapes[0][0], *(8 * side for side in shapes[0][-2:]))]
         try:
-            with SharedNoise(latent.shape), explain_sampling(guider.model_patcher, pixels, LESS_HELD):
+            with SharedNoise(latent.shape), explain_sampling(guider.model_patcher, pixels, SAVE_MEMORY):
                 rows = executor(
                     torch.cat([started] * 2),
                     latent,
@@ -89,7 +89,7 @@ def run_coupled(settings: Settings):
                 )
             run.finish(guider.model_patcher.load_device)
         finally:
-            run.take_off()
+            run.remove_hooks()
         run.report(len(sigmas) - 1)
         return to_packed(rows)
 
@@ -131,13 +131,13 @@ class Run:
         """A CALC_COND_BATCH wrapper: predicted x0 rows (2 b, c, h, w) for each list of prompts."""
         if x_in.shape[0] != 2 * self.batch:
             raise ValueError(
-                f"{x_in.shape[0]} latents came to a step, wanted {2 * self.batch}: a node in the model's "
-                "line regroups them."
+                f"Expected {2 * self.batch} latents in a step, got {x_in.shape[0]}: a node regroups the "
+                "batch. Remove it from the model's chain."
             )
         if "multigpu_clones" in model_options:
             raise ValueError(
-                "Several GPUs share this model, but an image and its maps must meet on one: take the "
-                "multi-GPU node out."
+                "Expected a model on one GPU, where an image and its maps attend to each other, got one "
+                "split over several. Remove the multi-GPU node."
             )
         t = ddpm_time(model, float(timestep.max()))
         weights = self.settings.weights(t)
@@ -165,22 +165,20 @@ class Run:
         self.clock.append(("image alone" if stopped else "apart", time.perf_counter(), t))
         image, maps = x_in.split(self.batch)
         if stopped:
-            self.take_off()  # without our hooks this is the base model's own call
-            images, held = (
-                executor(model, conds, image, timestep[: self.batch], model_options),
-                self.last or [maps],
-            )
-            return [torch.cat([out, held[min(index, len(held) - 1)]]) for index, out in enumerate(images)]
+            self.remove_hooks()  # without our hooks this is the base model's own call
+            images = executor(model, conds, image, timestep[: self.batch], model_options)
+            last = self.last or [maps]
+            return [torch.cat([out, last[min(index, len(last) - 1)]]) for index, out in enumerate(images)]
         self.install(model.diffusion_model)
-        kept = Kept()
-        options = self.options_for(Step(("image",), kept=kept), model_options)
+        cache = KVCache()
+        options = self.options_for(Step(("image",), cache=cache), model_options)
         images = executor(model, conds, image, timestep[: self.batch], options)
         bare = [
             prompts
             and [{key: value for key, value in prompt.items() if key != "control"} for prompt in prompts]
             for prompts in conds
         ]
-        options = self.options_for(Step(("intrinsic",), kept=kept), model_options)
+        options = self.options_for(Step(("intrinsic",), cache=cache), model_options)
         replaced = options["transformer_options"].get("patches_replace", {})
         options["transformer_options"] = options["transformer_options"] | {
             "patches_replace": replaced | {"attn2": {}}
@@ -203,7 +201,7 @@ class Run:
         if not self.settings.base.is_unet:
             return options
         ours = {
-            layer.place[1:]: unet_attention(layer.block, self.coupling, self.tried)
+            layer.key[1:]: unet_attention(layer.block, self.coupling, self.tried)
             for layer in self.settings.base.layers
         }
         return with_attention(options, ours)
@@ -227,7 +225,7 @@ class Run:
         self.options = transformer_options
         try:
             with (
-                self.coupling.call(rows, step.weights, step.kept),
+                self.coupling.call(rows, step.weights, step.cache),
                 uncompiled() if self.undo else contextlib.nullcontext(),
             ):
                 return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
@@ -237,7 +235,7 @@ class Run:
     def install(self, network: torch.nn.Module) -> None:
         """Register the hooks, and PixArt's attention, on the network that core has loaded for this run.
 
-        `take_off` removes them at the end, so that other runs of the same model are unaffected.
+        `remove_hooks` removes them at the end, so that other runs of the same model are unaffected.
         """
         if self.undo:
             return
@@ -247,18 +245,18 @@ class Run:
         ]
         if not self.settings.base.is_unet:
             for layer in self.settings.base.layers:
-                module = network.blocks[layer.place[0]].attn
+                module = network.blocks[layer.key[0]].attn
                 if "forward" in vars(module):
                     raise ValueError(
-                        f"Another node replaced PixArt's attention {layer.block}: take it out of the "
-                        "model's line."
+                        f"Expected the model's own self-attention in block {layer.block} of PixArt, got a "
+                        "replacement. Remove the node that installed it from the model's chain."
                     )
                 module.forward = pixart_attention(
                     module, layer.block, self.coupling, lambda: self.options, self.tried
                 )
                 self.undo.append(lambda module=module: vars(module).pop("forward"))
 
-    def take_off(self) -> None:
+    def remove_hooks(self) -> None:
         while self.undo:
             self.undo.pop()()
 

@@ -12,7 +12,7 @@ from .layers import Base
 from .refusals import check_nodes
 
 KEY = "spatialweave_intrinsics"
-JOIN = "make a pair with Join Intrinsic Latent"
+JOIN = "Join them with Join Intrinsic Latent"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Settings:
         each, short = sum(full) / len(full), sum(alone) / len(alone)
         saved = (each - short) * len(alone)
         return (
-            f"{text}: {short:.3g} s a prediction instead of {each:.3g} s, {saved:.2f} s or "
+            f"{text}: {short:.3g} s per prediction instead of {each:.3g} s, {saved:.2f} s or "
             f"{saved / (total + saved):.0%} saved."
         )
 
@@ -64,19 +64,18 @@ def check_latents(shapes, base: Base) -> None:
     if not shapes or len(shapes) == 1:
         shape = tuple(shapes[0]) if shapes else ()
         raise ValueError(
-            f"A plain latent {shape} arrived, but this model samples an image together with its intrinsic "
-            f"maps: {JOIN}."
+            f"Expected a joint latent of an image and its intrinsic maps, got a plain one {shape}. {JOIN}."
         )
     listed = " and ".join(str(tuple(shape)) for shape in shapes)
     if len(shapes) != 2 or tuple(shapes[0]) != tuple(shapes[1]) or len(shapes[0]) != 4:
         raise ValueError(
-            f"A nested latent of {listed} arrived, wanted an image and its maps of one shape (batch, c, h, "
-            f"w): {JOIN}."
+            f"Expected a nested latent of an image and its maps of one shape (b, c, h, w), got {listed}. "
+            f"{JOIN}."
         )
     if shapes[0][1] != base.channels:
         raise ValueError(
-            f"Latents {listed} arrived, but {base.name}'s have {base.channels} channels: {JOIN}, with this "
-            "model wired to it."
+            f"Expected latents of {base.channels} channels, as {base.name} has, got {listed}. {JOIN}, with "
+            "this model connected to it."
         )
 
 
@@ -89,7 +88,7 @@ def check_run(guider, sampler, settings: Settings) -> None:
     )
     if len(wrappers) > 1:
         raise ValueError(
-            "The model went through Intrinsic Co-Generation twice, but an image has one set of maps: leave "
-            "one node out."
+            "Expected one Intrinsic Co-Generation in the model's chain, as an image has one set of maps, got "
+            "two. Remove one of them."
         )
     check_nodes(guider, sampler, share_image_loras=settings.share_image_loras)

@@ -53,7 +53,7 @@ class TinyAutoencoder(comfy.sd.VAE):
         scale_memory(self, VAE)
 
 
-class Colours:
+class LatentEncoder:
     """The autoencoder as `fit_colours` expects it: images to scaled latent means.
 
     Core's VAE returns unscaled means, which the latent format scales.
@@ -62,8 +62,8 @@ class Colours:
     def __init__(self, network: torch.nn.Module, scale: float):
         self.network, self.scale = network, scale
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return self.network.encode(pictures) * self.scale
+    def encode(self, images: Tensor) -> Tensor:
+        return self.network.encode(images) * self.scale
 
 
 def load_tiny_diffusion() -> tuple:
@@ -85,22 +85,21 @@ def tiny_model(base: TinyBase, disable_dynamic: bool = False) -> comfy.model_pat
     set_precision(config, state, comfy.model_management.get_torch_device())
     config.latent_format.scale_factor = base.vae_scale
     factors, bias = fit_colours(encoder_of(base), stride=VAE.stride)
-    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = (
-        factors.tolist(),
-        bias.tolist(),
-    )
+    config.latent_format.latent_rgb_factors = factors.tolist()
+    config.latent_format.latent_rgb_factors_bias = bias.tolist()
     model = config.get_model(state)
-    wanted = {name: tuple(value.shape) for name, value in model.diffusion_model.state_dict().items()}
-    check_fit(
-        wanted, {name: tuple(value.shape) for name, value in state.items()}, f"{BASE_FILE}, the tiny UNet,"
+    own, loaded = (
+        {name: tuple(value.shape) for name, value in tensors.items()}
+        for tensors in (model.diffusion_model.state_dict(), state)
     )
+    check_fit(own, loaded, f"{BASE_FILE}, the tiny UNet,")
     patcher = host_model(model, state, disable_dynamic)
     patcher.cached_patcher_init = (load_tiny_unet, ())
     return patcher
 
 
 @torch.no_grad()
-def encoder_of(base: TinyBase) -> Colours:
+def encoder_of(base: TinyBase) -> LatentEncoder:
     network = comfy.ldm.models.autoencoder.AutoencoderKL(**VAE.for_core(3))
     network.load_state_dict(to_core_names(base.vae))
-    return Colours(network.train(False), base.vae_scale)
+    return LatentEncoder(network.train(False), base.vae_scale)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ....models.core.weights.files import check_fit
 from ....models.intrinsic_ldm.config import CHANNELS, VaeConfig
-from ....models.intrinsic_ldm.maps.inputs import Notes, Size, cut_maps, pad_maps
+from ....models.intrinsic_ldm.maps.inputs import Notes, Size, crop_maps, pad_maps
 from ....models.intrinsic_ldm.tiny import VAE_FILE as TINY_VAE
 from ....models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intrinsic_vae
 from ..shared.memory import explain_full_memory
@@ -26,9 +26,9 @@ from .model import split_intrinsic
 FOLDER = "vae"
 SD_WIDTH = 128  # base channels of SD's autoencoder, for which core estimates memory
 SMALLEST_TILE = 64
-NO_PICTURE = (
-    "An intrinsic VAE arrived, which {does} maps and no picture: use {node} for maps, the base model's VAE "
-    "for the picture."
+NOT_FOR_IMAGES = (
+    "Expected the base model's VAE for an image, got an intrinsic VAE, which {does} maps. Use {node} for "
+    "maps, the base model's VAE for the image."
 )
 
 
@@ -40,10 +40,8 @@ class IntrinsicVAE(comfy.sd.VAE):
     """
 
     def __init__(self, file: IntrinsicVae):
-        config, dtype = (
-            file.config,
-            comfy.model_management.vae_dtype(),
-        )  # float32 unless ComfyUI was started with another
+        config = file.config
+        dtype = comfy.model_management.vae_dtype()  # float32 unless ComfyUI was started with another
         super().__init__(
             sd=fold_scale(file.state, file.ratio), config={"params": config.for_core()}, dtype=dtype
         )
@@ -55,10 +53,10 @@ class IntrinsicVAE(comfy.sd.VAE):
         scale_memory(self, config)
 
     def encode(self, pixel_samples):
-        raise ValueError(NO_PICTURE.format(does="encodes", node="Encode Intrinsics"))
+        raise ValueError(NOT_FOR_IMAGES.format(does="encodes", node="Encode Intrinsics"))
 
     def decode(self, samples_in, vae_options=None):
-        raise ValueError(NO_PICTURE.format(does="decodes", node="Decode Intrinsics"))
+        raise ValueError(NOT_FOR_IMAGES.format(does="decodes", node="Decode Intrinsics"))
 
     def encode_tiled(self, pixel_samples, *args, **kwargs):
         self.encode(pixel_samples)
@@ -125,8 +123,8 @@ def load_vae(name: str) -> IntrinsicVAE:
 def open_vae(path: str) -> IntrinsicVAE:
     file = load_intrinsic_vae(path)
     with torch.device("meta"):
-        wanted = comfy.ldm.models.autoencoder.AutoencoderKL(**file.config.for_core()).state_dict()
-    shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (wanted, file.state))
+        own = comfy.ldm.models.autoencoder.AutoencoderKL(**file.config.for_core()).state_dict()
+    shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (own, file.state))
     check_fit(*shapes, f"{path}, an intrinsic VAE,")
     vae = IntrinsicVAE(file)
     vae.patcher.cached_patcher_init = (open_patcher, (path,))
@@ -172,21 +170,22 @@ def decode_maps(vae, latent: dict, tile: int) -> DecodedMaps:
         samples = split_intrinsic(latent)[1]["samples"]
     if samples.dim() != 4 or samples.shape[1] != vae.latent_channels:
         raise ValueError(
-            f"A latent {tuple(samples.shape)} arrived, but this intrinsic VAE decodes (batch, "
-            f"{vae.latent_channels}, h, w): wire the maps_latent of Split Intrinsic Latent."
+            f"Expected a latent (b, {vae.latent_channels}, h, w) for this intrinsic VAE, got "
+            f"{tuple(samples.shape)}. Connect the maps_latent of Split Intrinsic Latent."
         )
     with explain(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
-        whole = vae.decode_maps(samples, tile)
-    stacked, notes = cut_maps(whole, latent.get(SIZE), vae.upscale_ratio)
-    return DecodedMaps(stacked, tuple(whole.shape[2:]), notes)
+        padded = vae.decode_maps(samples, tile)
+    stacked, notes = crop_maps(padded, latent.get(SIZE), vae.upscale_ratio)
+    return DecodedMaps(stacked, tuple(padded.shape[2:]), notes)
 
 
 def explain(vae, count: int, size, what: str) -> AbstractContextManager[None]:
     """A context that explains running out of memory, even in tiles, in one sentence."""
     return explain_full_memory(
         vae.device, lambda: f"{what} the maps of {count} x {size[0]} x {size[1]} (batch x height x width)",
-        "give a tile_size of 256 or less, make the picture smaller, or give fewer at a time, with Latent "
-        "From Batch or Image From Batch",
+        "set tile_size to 256 or less, make the image smaller, or process fewer at a time, with Latent From "
+        "Batch or "
+        "Image From Batch",
     )  # fmt: skip
 
 
@@ -194,7 +193,7 @@ def check_vae(vae) -> None:
     if not isinstance(vae, IntrinsicVAE):
         channels = getattr(vae, "output_channels", "other")
         raise ValueError(
-            f"A VAE of {channels} channels arrived, wanted an intrinsic one of {CHANNELS}: use that of Load "
+            f"Expected an intrinsic VAE, of {CHANNELS} channels, got one of {channels}. Connect that of Load "
             "Intrinsic VAE."
         )
 
@@ -202,5 +201,6 @@ def check_vae(vae) -> None:
 def check_tile(tile: int) -> None:
     if 0 < tile < SMALLEST_TILE:
         raise ValueError(
-            f"A tile size of {tile} arrived, wanted 0 for none, or at least {SMALLEST_TILE} pixels."
+            f"Expected tile_size 0 for no tiles, or at least {SMALLEST_TILE} pixels, got {tile}. Choose "
+            "another."
         )

@@ -27,7 +27,7 @@ from torch import Tensor
 from ....models.core.diffusion.carry import carried_velocity, from_carried, release, to_carried
 from ....models.core.diffusion.flow import warp_time
 from ....models.modality_forcing.config import ModalityForcingConfig
-from ....models.modality_forcing.network import FinalLayer, ModalityForcing
+from ....models.modality_forcing.network import ModalityForcing, make_depth_head
 from ..shared.last_resort import describe
 from ..shared.memory import explain_sampling
 from .previews import with_pair_preview
@@ -58,7 +58,7 @@ class HostedNetwork(ModalityForcing):
         super().__init__(config, operations=operations, device=device, dtype=dtype)
         # core's layers for quantised files know one precision for all others; the head keeps float32
         made = {"operations": comfy.ops.manual_cast, "device": device, "dtype": torch.float32}
-        self.depth_final_layer = FinalLayer(config.hidden_size, config.depth_channels, **made)
+        self.depth_final_layer = make_depth_head(config, **made)
         self.dtype = dtype
 
     def forward(

@@ -294,10 +294,10 @@ def test_the_page_says_the_opposite_when_the_figures_are_swapped():
     (claim,) = (claim for claim in CLAIMS if (claim.better, claim.worse) == ("gaussian", "base"))
     (holds,) = conclude(made_up({"gaussian": good, "base": bad}))
     (turned,) = conclude(made_up({"gaussian": bad, "base": good}))
-    assert claim.words in holds and "hold here" in holds and "1.050 ± 0.029 against 2.040 ± 0.031" in holds
-    assert claim.words in turned and "reversed here" in turned
+    assert claim.text in holds and "hold here" in holds and "1.050 ± 0.029 against 2.040 ± 0.031" in holds
+    assert claim.text in turned and "reversed here" in turned
     (open_,) = conclude(made_up({"gaussian": good, "base": [1.0, 1.2, 1.01]}))
-    assert claim.words in open_ and "Not significant" in open_
+    assert claim.text in open_ and "Not significant" in open_
     (one_seed,) = conclude(made_up({"gaussian": [1.0], "base": [2.0]}))
     assert "Not significant" in one_seed
 

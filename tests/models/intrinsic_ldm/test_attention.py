@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spatialweave.models.intrinsic_ldm.attention import Coupling, Kept, attend_domains
+from spatialweave.models.intrinsic_ldm.attention import Coupling, KVCache, attend_domains
 from spatialweave.models.intrinsic_ldm.network import attend_plain
 from spatialweave.models.intrinsic_ldm.rows import Rows
 
@@ -20,7 +20,8 @@ def rows_of(batch=2, chunks=2, tokens=5, dtype=torch.float64):
 
 
 def truth(q, k, v, rows, weight):
-    """Equation 4 written out: for every row its own and its partner's keys, image first, with the bias row."""
+    """Equation 4 written out: for every row its own and its partner's keys, image first, with the bias "
+    "row."""
     out = torch.zeros_like(q, dtype=torch.float64)
     for chunk in range(len(rows.chunks)):
         for b in range(rows.batch):
@@ -62,25 +63,25 @@ def test_image_and_maps_apart_are_the_coupled_call_with_weight_zero():
     """In other chunks of calls than the images came in: keys and values are found by their prompt."""
     rows, (q, k, v) = rows_of(batch=2, chunks=3, dtype=torch.float32)
     want = attend_domains(q, k, v, rows, 0.0, heads=HEADS)
-    coupling, kept = Coupling(), Kept()
+    coupling, cache = Coupling(), KVCache()
 
     def call(chunks, stream):
         index = [rows.chunks.index(chunk) for chunk in chunks]
         parts = [rows.select(tensor, stream)[index].flatten(0, 1) for tensor in (q, k, v)]
-        with coupling.call(Rows(tuple(chunks), rows.batch, (stream,)), kept=kept):
+        with coupling.call(Rows(tuple(chunks), rows.batch, (stream,)), cache=cache):
             out = coupling.attend("layer", *parts, heads=HEADS, plain=lambda q, k, v: attend_plain(q, k, v, HEADS))
         return (out - rows.select(want, stream)[index].flatten(0, 1)).abs().max()
 
     a, b, c = rows.chunks
     assert max(call([a, b], "image"), call([c], "image")) < 1e-5
     assert max(call([b], "intrinsic"), call([c, a], "intrinsic")) < 1e-5
-    assert not kept.values, "nothing is kept longer than needed"
+    assert not cache.values, "nothing is cache longer than needed"
 
 
 def test_a_regrouped_batch_is_refused():
     coupling, q = Coupling(), torch.zeros(3, 4, 8)
     with coupling.call(Rows(("cond",), 2), {0: 1.0}):
-        with pytest.raises(ValueError, match="3 rows arrived .* are 4: a node in the model's line regroups the batch"):
+        with pytest.raises(ValueError, match="Expected 4 rows in one call .*, got 3: a node regroups the batch"):
             coupling.attend(0, q, q, q, heads=1, plain=F.scaled_dot_product_attention)
 
 

@@ -65,12 +65,12 @@ def test_rank_stabilised_scales_are_pefts(settings, scale):
 
 
 REFUSED = {
-    "another base's width": ({f"unet.{LAYER}.to_q.lora_A.weight": DOWN[:, :4], f"unet.{LAYER}.to_q.lora_B.weight": UP}, "another base"),
-    "another base's layer": (kohya("down_blocks.7.attentions.0.transformer_blocks.0.attn1.to_q"), "no self-attention projection of SD21"),
+    "another base's width": ({f"unet.{LAYER}.to_q.lora_A.weight": DOWN[:, :4], f"unet.{LAYER}.to_q.lora_B.weight": UP}, "Load the base that it was trained on"),
+    "another base's layer": (kohya("down_blocks.7.attentions.0.transformer_blocks.0.attn1.to_q"), "Expected self-attention projections of SD21"),
     "an ordinary LoRA": (kohya(f"{LAYER.replace('attn1', 'attn2')}.to_q"), "Load LoRA instead"),
-    "half a LoRA": ({f"unet.{LAYER}.to_q.lora_A.weight": DOWN}, "lacks the up matrix"),
+    "half a LoRA": ({f"unet.{LAYER}.to_q.lora_A.weight": DOWN}, "got none for up"),
     "no LoRA": ({"model.weight": DOWN}, "'model.weight'"),
-    "nothing": ({}, "is empty"),
+    "nothing": ({}, "got no tensors"),
 }
 
 

@@ -1,4 +1,5 @@
-"""Sampling an image beside its maps: the base's own image bit for bit, equation 4 written out, guidance and schedulers apart."""
+"""Sampling an image beside its maps: the base's own image bit for bit, equation 4 written out, guidance and "
+"schedulers apart."""
 
 import contextlib
 import copy
@@ -135,7 +136,8 @@ def test_the_weights_want_gradients_as_those_of_a_diffusers_pipeline(system):
 @pytest.mark.parametrize("wanted", [None, True, False], ids=["as loaded", "with gradients", "frozen"])
 @pytest.mark.parametrize("size", [16, SIZE, 64])
 def test_with_weight_zero_the_network_is_asked_for_the_bases_operators(system, base, operators, wanted, size):
-    """Equal operators on arguments that lie alike: the same image on any machine, whichever product its processor would choose."""
+    """Equal operators on arguments that lie alike: the same image on any machine, whichever product its "
+    "processor would choose."""
     unet, vae, text, scale = base
     context = torch.cat([text.encode(PROMPTS), text.encode([""] * len(PROMPTS))])
     x = latent_noise(5, size)
@@ -156,7 +158,7 @@ def test_with_weight_zero_the_network_is_asked_for_the_bases_operators(system, b
 
 def test_with_weight_zero_a_pipeline_of_ones_own_is_asked_for_its_own_operators(base, operators):
     """`couple` on somebody's network: its image's calls are those it had before."""
-    from spatialweave.models.intrinsic_ldm.attention import Kept
+    from spatialweave.models.intrinsic_ldm.attention import KVCache
     from spatialweave.models.intrinsic_ldm.network import couple
     from spatialweave.models.intrinsic_ldm.rows import Rows
 
@@ -166,13 +168,14 @@ def test_with_weight_zero_a_pipeline_of_ones_own_is_asked_for_its_own_operators(
     given = latent_noise(1), torch.tensor(500), text.encode(PROMPTS)
     with torch.no_grad(), operators.asked_of(unet) as plain, operators.asked_of(coupled) as ours:
         unet(*given)
-        with coupling.call(Rows(("prompt",), 2, ("image",)), kept=Kept()):
+        with coupling.call(Rows(("prompt",), 2, ("image",)), cache=KVCache()):
             coupled(*given)
     assert operators.same_arguments(plain[0], ours[0]) and operators.first_difference(plain[0], ours[0]) is None
 
 
 class Equation4:
-    """A self-attention of a plain UNet in so many words, for rows (prompt, stream, picture); `delta` is the LoRA of each projection."""
+    """A self-attention of a plain UNet in so many words, for rows (prompt, stream, picture); `delta` is the "
+    "LoRA of each projection."""
 
     def __init__(self, delta, weight, batch):
         self.delta, self.weight, self.batch = delta, weight, batch
@@ -258,7 +261,7 @@ def test_steps_are_told_and_the_scheduler_is_left_alone(system):
         (square(40), "multiples of 16 for this base, got 40 x 40"),
         ({"height": 0}, "got 0 x 32"),
         ({"prompt": []}, "at least one prompt"),
-        ({"schedule": Drop(frozenset({9}))}, "names layer 9"),
+        ({"schedule": Drop(frozenset({9}))}, "got layer 9"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(system, change, said):
@@ -272,9 +275,9 @@ def open_tiny(base, vae, lora):
 
 def test_wrong_files_are_named(folder):
     base, vae, lora = (folder / f"{part}.safetensors" for part in ("base", "vae", "lora"))
-    with pytest.raises(WeightsError, match="not a tiny latent diffusion model"):
+    with pytest.raises(WeightsError, match="Expected a tiny latent diffusion model in .*, got .* intrinsic VAE"):
         open_tiny(vae, vae, lora)
-    with pytest.raises(WeightsError, match="wanted an intrinsic VAE"):
+    with pytest.raises(WeightsError, match="Expected an intrinsic VAE"):
         open_tiny(base, lora, lora)
-    with pytest.raises(ValueError, match="belongs to no LoRA"):
+    with pytest.raises(ValueError, match="Expected tensor names of PEFT's or kohya's LoRAs"):
         open_tiny(base, vae, vae)

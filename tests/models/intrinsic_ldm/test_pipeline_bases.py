@@ -126,7 +126,7 @@ def test_files_that_do_not_belong_together_are_refused(files, tmp_path):
         IntrinsicPipeline.from_preset("sd21", weights=weights)
     with pytest.raises(ValueError, match="Expected a base of the family pixart in .*, as the preset says, got sd21"):
         IntrinsicPipeline.from_preset("pixart", weights=weights)
-    with pytest.raises(WeightsError, match="wanted an intrinsic VAE"):
+    with pytest.raises(WeightsError, match="Expected an intrinsic VAE .* got a LoRA"):
         IntrinsicPipeline.from_preset("sd21", weights=weights | {"vae": weights["lora"]})
     write_lora(weights["lora"], diffusers.UNet2DConditionModel.from_pretrained(weights["base"] / "unet"), "unet", base="sd21")
     wide = VaeConfig(width=32, multiples=(1, 1, 1, 2), blocks=1, latent_channels=8)

@@ -11,20 +11,20 @@ LAYERS = [Layer(f"layer {block}", (block,), stage, block) for block, stage in en
 
 
 def cells(picture, layers, times):
-    """The colours (layers, times, 3) at the middle of each cell."""
+    """The colors (layers, times, 3) at the middle of each cell."""
     rows = [plot.TOP + round(plot.FIELD[1] * (index + 0.5) / layers) for index in range(layers)]
     columns = [plot.LEFT + round(plot.FIELD[0] * (index + 0.5) / times) for index in range(times)]
     return picture[rows][:, columns].astype(int)
 
 
 def lit(picture, layers, times, top=1.0):
-    """w of each cell by its colour."""
+    """w of each cell by its color."""
     span = plot.HIGH - plot.LOW
     return ((cells(picture, layers, times) - plot.LOW) @ span / (span @ span)) * top
 
 
 def line(picture):
-    """The column of the line, or None; the field has no other pixel of its colour."""
+    """The column of the line, or None; the field has no other pixel of its color."""
     field = picture[plot.TOP : plot.TOP + plot.FIELD[1], plot.LEFT : plot.LEFT + plot.FIELD[0]]
     columns = np.flatnonzero((field == plot.STOPPED).all(axis=(0, 2)))
     return None if not len(columns) else int(columns.mean().round())

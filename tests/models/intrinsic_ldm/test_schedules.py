@@ -75,17 +75,17 @@ def test_cut_makes_small_weights_nothing():
 
 REFUSED = {
     "no number": (lambda: read_layers("3-x"), "'3-x'"),
-    "backwards": (lambda: read_layers("7-3"), "lower number first"),
-    "unknown layer": (lambda: check_layers({3, 12}, LAYERS, "stages"), "names layer 12"),
+    "backwards": (lambda: read_layers("7-3"), "from the lower number to the higher"),
+    "unknown layer": (lambda: check_layers({3, 12}, LAYERS, "stages"), "got layer 12"),
     "no attention": (lambda: check_layers({4, 6}, LAYERS, "stages"), "no layer with self-attention"),
     "no point": (lambda: read_curve("800 1"), "'800 1'"),
-    "no points": (lambda: read_curve("  "), "no points"),
-    "twice": (lambda: read_curve("800: 1, 800: 0"), "two points at t = 800"),
-    "negative weight": (lambda: read_curve("800: -1"), "number from 0"),
-    "nan": (lambda: Gaussian(tau=float("nan")), "tau is nan"),
-    "zero width": (lambda: Gaussian(sigma=0), "sigma is 0"),
-    "negative constant": (lambda: Constant(-0.1), "weight is -0.1"),
-    "cut above one": (lambda: Cut(OFF, 2), "cut_below is 2"),
+    "no points": (lambda: read_curve("  "), "got none"),
+    "twice": (lambda: read_curve("800: 1, 800: 0"), "got two at t = 800"),
+    "negative weight": (lambda: read_curve("800: -1"), "from 0 to 100, got -1"),
+    "nan": (lambda: Gaussian(tau=float("nan")), "Expected tau of the schedule from 0 to 1000, got nan"),
+    "zero width": (lambda: Gaussian(sigma=0), "Expected sigma of the schedule from 0.001 to 10000, got 0"),
+    "negative constant": (lambda: Constant(-0.1), "Expected weight of the schedule from 0 to 100, got -0.1"),
+    "cut above one": (lambda: Cut(OFF, 2), "Expected cut_below of the schedule from 0 to 1, got 2"),
 }
 
 

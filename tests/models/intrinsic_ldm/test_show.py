@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from spatialweave.models.cli.console import main
-from spatialweave.models.intrinsic_ldm.maps.codec import decode_pictures
+from spatialweave.models.intrinsic_ldm.maps.codec import channels_to_maps
 from spatialweave.models.intrinsic_ldm.sheet import GAP, HEAD, LABELS, MARGIN, PANEL, intrinsic_sheet, row_of
 
 PARTS = ("base", "image", "depth", "normals", "segmentation", "line")
@@ -39,7 +39,7 @@ def test_it_writes_every_map_and_a_page(files, tmp_path, capsys):
 def test_the_page_has_each_picture_in_its_place():
     generator = torch.Generator().manual_seed(0)
     image, base = torch.rand(2, PANEL, PANEL, 3, generator=generator), torch.rand(2, PANEL, PANEL, 3, generator=generator)
-    found = decode_pictures(torch.rand(2, 8, PANEL, PANEL, generator=generator) * 2 - 1, picture=image)
+    found = channels_to_maps(torch.rand(2, 8, PANEL, PANEL, generator=generator) * 2 - 1, image=image)
     page = intrinsic_sheet(["one", "two"], base, found)
     for column, picture in enumerate(row_of(0, base, found)):
         left = MARGIN + column * (PANEL + GAP)
@@ -48,12 +48,13 @@ def test_the_page_has_each_picture_in_its_place():
 
 
 def test_a_page_wants_as_many_of_each():
-    found = decode_pictures(torch.zeros(2, 8, 16, 16), picture=torch.zeros(2, 16, 16, 3))
-    with pytest.raises(ValueError, match="1 prompts, 2 base images and 2 sets of maps arrived, wanted equally many"):
+    found = channels_to_maps(torch.zeros(2, 8, 16, 16), image=torch.zeros(2, 16, 16, 3))
+    with pytest.raises(ValueError, match="Expected equally many .* got 1 prompts, 2 base images and 2 sets of maps"):
         intrinsic_sheet(["one"], torch.zeros(2, 16, 16, 3), found)
 
 
 def test_an_unknown_file_is_called_what_it_is(files, tmp_path, capsys):
     call = ["intrinsics", "sample", "a red ball", "--output", str(tmp_path), *files, "--base", files[3]]
     assert main(call) == 1
-    assert "intrinsic VAE, not a tiny latent diffusion model" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Expected a tiny latent diffusion model in " in error and "intrinsic VAE" in error

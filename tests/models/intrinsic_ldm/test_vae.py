@@ -1,4 +1,4 @@
-"""The intrinsic VAE's pure parts, and segmentation as colours."""
+"""The intrinsic VAE's pure parts, and segmentation as colors."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_maps_survive_stacking_and_a_missing_one_is_zero():
 
 
 @pytest.mark.parametrize("maps, words", [
-    ({}, "No map arrived"), ({"albedo": seeded(1, 3, 4, 4)}, "'albedo'"), ({"depth": seeded(1, 3, 4, 4)}, "(batch, 1, h, w)"),
+    ({}, "Expected maps of depth, normals, segmentation, line, got none"), ({"albedo": seeded(1, 3, 4, 4)}, "'albedo'"), ({"depth": seeded(1, 3, 4, 4)}, "Expected depth (b, 1, h, w)"),
     ({"depth": seeded(1, 1, 4, 4), "line": seeded(1, 1, 4, 5)}, "one batch and size"),
 ])  # fmt: skip
 def test_maps_that_do_not_fit_are_refused(maps, words):
@@ -57,11 +57,11 @@ def test_first_weights_are_the_bases():
     want = (2 * F.conv2d(grey.expand(-1, 3, -1, -1), whole) + 2 * F.conv2d(grey, mean)) / 4 + state["encoder.conv_in.bias"].view(-1, 1, 1)
     torch.testing.assert_close(same, want)
     code = seeded(1, 6, 5, 5)
-    colours = F.conv2d(code, state["decoder.conv_out.weight"], state["decoder.conv_out.bias"])
+    colors = F.conv2d(code, state["decoder.conv_out.weight"], state["decoder.conv_out.bias"])
     maps = split_maps(F.conv2d(code, wide["decoder.conv_out.weight"], wide["decoder.conv_out.bias"]))
-    torch.testing.assert_close(maps["normals"], colours)
-    torch.testing.assert_close(maps["depth"], colours.mean(1, keepdim=True))
-    with pytest.raises(ValueError, match="has 8 channels"):
+    torch.testing.assert_close(maps["normals"], colors)
+    torch.testing.assert_close(maps["depth"], colors.mean(1, keepdim=True))
+    with pytest.raises(ValueError, match="with 3 channels in encoder.conv_in, got 8"):
         widen_state(wide)
 
 
@@ -113,10 +113,10 @@ def picture_of_masks():
     return ids
 
 
-def test_masks_come_back_through_noisy_colours_with_the_same_ids():
+def test_masks_come_back_through_noisy_colors_with_the_same_ids():
     ids = picture_of_masks()
-    colours, left_out = segments.encode_segments(ids)
-    noisy = colours + 0.03 * torch.randn(colours.shape, generator=torch.Generator().manual_seed(2))
+    colors, left_out = segments.encode_segments(ids)
+    noisy = colors + 0.03 * torch.randn(colors.shape, generator=torch.Generator().manual_seed(2))
     back, present = segments.decode_segments(noisy)
     assert left_out == [0, 0] and [len(numbers) for numbers in present] == [3, 1]
     for index in (0, 1):
@@ -126,9 +126,9 @@ def test_masks_come_back_through_noisy_colours_with_the_same_ids():
 
 
 def test_specks_are_background_and_too_many_masks_are_counted():
-    colours, _ = segments.encode_segments(picture_of_masks())
-    colours[0, 0, 0] = torch.tensor([1.0, 1 / 3, 0])
-    assert segments.decode_segments(colours)[0][0, 0, 0] == 0
+    colors, _ = segments.encode_segments(picture_of_masks())
+    colors[0, 0, 0] = torch.tensor([1.0, 1 / 3, 0])
+    assert segments.decode_segments(colors)[0][0, 0, 0] == 0
     many = torch.arange(80).reshape(8, 10).repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
-    colours, left_out = segments.encode_segments(many)
-    assert left_out == [79 - segments.COLOURS] and len(segments.decode_segments(colours, smallest=0)[1][0]) == segments.COLOURS
+    colors, left_out = segments.encode_segments(many)
+    assert left_out == [79 - segments.COLORS] and len(segments.decode_segments(colors, smallest=0)[1][0]) == segments.COLORS

@@ -103,14 +103,14 @@ def test_folding_the_scale_multiplies_the_latents_and_keeps_the_maps():
 
 
 WRONG = {
-    "picture VAE": (skeleton(channels=3), None, ["an image autoencoder (VAE) with 3 channels in and 3 out", "8 channels"]),
-    "LoRA": ({"lora_down.weight": torch.zeros(2)}, None, ["a LoRA", "wanted an intrinsic VAE"]),
-    "unknown": ({"a": torch.zeros(2)}, None, ["unknown kind", "wanted an intrinsic VAE"]),
+    "picture VAE": (skeleton(channels=3), None, ["an image autoencoder (VAE) with 3 in and 3 out", "8 channels"]),
+    "LoRA": ({"lora_down.weight": torch.zeros(2)}, None, ["Expected an intrinsic VAE", "got a LoRA"]),
+    "unknown": ({"a": torch.zeros(2)}, None, ["unknown kind", "Expected an intrinsic VAE"]),
     "scale": (skeleton(), {"latent_scale": "-1"}, ["latent_scale", "'-1'", "above 0"]),
     "scale in words": (skeleton(), {"latent_scale": "big"}, ["'big'"]),
-    "settings": (skeleton(), {"config": json.dumps({"depth": 3})}, ["another make", "depth"]),
-    "settings in words": (skeleton(), {"config": "{"}, ["another make"]),
-    "no blocks": ({k: v for k, v in skeleton().items() if ".down." not in k}, None, ["another make"]),
+    "settings": (skeleton(), {"config": json.dumps({"depth": 3})}, ["another layout", "depth"]),
+    "settings in words": (skeleton(), {"config": "{"}, ["another layout"]),
+    "no blocks": ({k: v for k, v in skeleton().items() if ".down." not in k}, None, ["another layout"]),
 }
 
 
@@ -118,7 +118,7 @@ WRONG = {
 def test_a_wrong_file_is_called_what_it_is(tmp_path, case):
     state, metadata, words = WRONG[case]
     save_file(state, tmp_path / "given.safetensors", metadata=metadata)
-    with pytest.raises(WeightsError, match=r"given\.safetensors .*\.$") as error:
+    with pytest.raises(WeightsError, match=r"given\.safetensors, .*\.$") as error:
         load_intrinsic_vae(tmp_path / "given.safetensors")
     assert all(word in str(error.value) for word in words), str(error.value)
 
@@ -155,7 +155,7 @@ def test_nan_wrappers_and_two_namings_are_refused_by_name(tmp_path):
     with pytest.raises(WeightsError, match=r"Expected finite numbers in quant_conv\.bias of .*vae\.safetensors, got 8 NaN of 8"):
         load_intrinsic_vae(path)
     save_file({f"module.{name}": value for name, value in state.items()}, path)
-    with pytest.raises(WeightsError, match=r'vae\.safetensors is an image autoencoder \(VAE\) saved from Data.* with "module\." before'):
+    with pytest.raises(WeightsError, match=r'vae\.safetensors, got an image autoencoder \(VAE\) saved from Data.* with "module\." before'):
         load_intrinsic_vae(path)
     save_file(state | {name: value.clone() for name, value in to_diffusers_names(state).items()}, path)
     with pytest.raises(WeightsError, match=r"Expected each tensor of .*vae\.safetensors once"):

@@ -5,11 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from spatialweave.kernels.testing import assert_close
 from spatialweave.models.core.layers.attention import attend
 from spatialweave.models.modality_forcing.config import PRESETS
-from spatialweave.models.modality_forcing.network import ModalityForcing, depth_to_tokens, tokens_to_depth
+from spatialweave.models.modality_forcing.network import (
+    FinalLayer,
+    ModalityForcing,
+    depth_to_tokens,
+    tokens_to_depth,
+)
 from spatialweave.models.modality_forcing.weights import is_image_text, network_shapes
 
 
@@ -158,3 +164,15 @@ def test_the_network_traces_to_one_graph(small_config, make_network, make_inputs
         with torch.no_grad():
             for ours, eager in zip(traced(*inputs), network(*inputs), strict=True):
                 assert torch.equal(ours, eager)
+
+
+def test_a_depth_head_with_a_kernel_is_a_convolution_over_the_token_grid():
+    torch.manual_seed(0)
+    layer, plain = FinalLayer(6, 4, kernel=3), FinalLayer(6, 4)
+    x, vec, grid = torch.randn(2, 15, 6), torch.randn(2, 6), (3, 5)
+    plain.adaLN_modulation.load_state_dict(layer.adaLN_modulation.state_dict())
+    plain.linear = torch.nn.Identity()  # what the projection reads
+    rows = plain(x, vec).reshape(2, *grid, 6).permute(0, 3, 1, 2)
+    want = F.conv2d(rows, layer.linear.weight.reshape(4, 6, 3, 3), padding=1)
+    got = layer(x, vec, grid).reshape(2, *grid, 4).permute(0, 3, 1, 2)
+    assert_close(got, want)

@@ -98,6 +98,14 @@ def test_guidance_mixes_both_raw_outputs_and_shares_the_empty_prompt():
     assert_close(depth, wanted.expand_as(DEPTH))
 
 
+def test_guidance_of_the_depth_may_be_another_than_the_images():
+    context, null, schedule = torch.full((1, 3, 4), 2.0), torch.ones(1, 3, 4), make_schedule("joint", 1)
+    given = {"context": context, "null_context": null, "guidance": 4.0}
+    rgb, depth = sample(echo_context, RGB, DEPTH, schedule, **given, depth_guidance=1.0)
+    assert_close(rgb, RGB - 5.0)  # 1 + 4 (2 - 1)
+    assert_close(depth, torch.full_like(DEPTH, 2.0))  # the prompted one itself
+
+
 @pytest.mark.parametrize("guidance", [1.0, 0.5])
 def test_guidance_up_to_1_calls_the_network_once_a_step(guidance):
     calls = []
@@ -108,7 +116,10 @@ def test_guidance_up_to_1_calls_the_network_once_a_step(guidance):
 
     sample(count, RGB, DEPTH, make_schedule("joint", 5), context=CONTEXT, null_context=CONTEXT, guidance=guidance)
     assert len(calls) == 5
-    sample(count, RGB, DEPTH, make_schedule("joint", 5), context=CONTEXT, null_context=CONTEXT, guidance=1.01)
+    sample(
+        count, RGB, DEPTH, make_schedule("joint", 5), context=CONTEXT, null_context=CONTEXT, guidance=1.01,
+        depth_guidance=1.0,
+    )  # fmt: skip
     assert len(calls) == 15
 
 

@@ -1,5 +1,7 @@
 """Files of networks: written and read back, recognised, and refused by name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,6 +76,11 @@ def test_any_prefix_and_no_metadata(tmp_path, make_network, prefix):
 def test_shapes_tell_the_sizes_of_every_preset(name):
     shapes = network_shapes(PRESETS[name])
     assert network_shapes(config_from_shapes(shapes)) == shapes
+
+
+def test_shapes_tell_the_kernel_of_the_depth_head():
+    config = replace(PLAIN, depth_head_kernel=3)
+    assert config_from_shapes(network_shapes(config)).depth_head_kernel == 3
 
 
 @pytest.mark.parametrize("name", ["klein_9b", "klein_4b"])

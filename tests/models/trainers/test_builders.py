@@ -28,7 +28,7 @@ def test_recipe_is_valid_and_has_a_builder(path):
     assert Recipe.read(path).system in BUILDERS
 
 
-def shorten(name, tmp_path, **changes):
+def truncate_svd(name, tmp_path, **changes):
     values = json.loads(next(path for path in RECIPES if path.stem == name).read_text())
     data = values["data"] | {"folder": str(tmp_path / "world")}
     short = {
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 
 def test_codec_recipe_trains_and_writes_a_codec_that_loads(folder):
-    run_recipe(shorten("codec", folder, mixed_precision="no"), BUILDERS)
+    run_recipe(truncate_svd("codec", folder, mixed_precision="no"), BUILDERS)
     codec = load_codec(folder / "codec" / "codec.safetensors")
     assert codec.decode(codec.encode(torch.zeros(1, 3, 32, 32))).shape == (1, 3, 32, 32)
     assert (codec.latent_std != 1).any()
@@ -69,7 +69,7 @@ def test_tiny_recipes_follow_one_another(folder):
         whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
         model = {key: value.replace("runs/", f"{folder}/") for key, value in whole["model"].items()}
         outcome = run_recipe(
-            shorten(stage, folder, model=model, output=whole["output"].replace("runs/", f"{folder}/")),
+            truncate_svd(stage, folder, model=model, output=whole["output"].replace("runs/", f"{folder}/")),
             BUILDERS,
         )
         assert outcome.ending == "finished"
@@ -186,7 +186,7 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
     )
 
     assert run_recipe(Recipe.from_json(recipe), BUILDERS).ending == "finished"
-    with pytest.raises(ValueError, match="noise 'shared', but its data has no pairs"):
+    with pytest.raises(ValueError, match="Expected no noise in the recipe's loss for data without pairs, .* got 'shared'"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": {"noise": "shared"}}))
     onward = recipe | {
         "model": {"weights": str(tmp_path / "one")},
@@ -214,7 +214,7 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
 def test_a_crop_beyond_the_pictures_is_refused(folder):
     data = {"folder": str(folder / "world"), "size": 32}
     with pytest.raises(
-        ValueError, match="Expected crop of the recipe's loss within the pictures' 32 x 32 pixels, got 64"
+        ValueError, match="Expected crop of the recipe's loss within the images' 32 x 32 pixels, got 64"
     ):
         BUILDERS["tiny_image_vae"](Recipe("tiny_image_vae", 1, data=data, loss={"crop": 64}))
 
@@ -263,7 +263,7 @@ def test_an_unknown_shipping_precision_is_refused(folder):
         ValueError, match="Expected one of float32, float16 as ship of the recipe's model, got 'int3'"
     ):
         run_recipe(
-            shorten("tiny_1_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")),
+            truncate_svd("tiny_1_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")),
             BUILDERS,
         )
 
@@ -319,7 +319,7 @@ def test_maps_read_their_picture_and_pictures_no_maps(pairs):
     batch = task.collate([task.dataset[i] for i in range(2)])
     clean = [batch[key].requires_grad_() for key in ("latent", "intrinsic_latent")]
 
-    def hear(task):
+    def collect_inputs(task):
         """What came to the network and what it said, of pictures and of maps; the parts of the loss."""
         came, said = [], []
         handles = [task.model.unet.register_forward_pre_hook(lambda module, given: came.append(given[0]))]
@@ -331,7 +331,7 @@ def test_maps_read_their_picture_and_pictures_no_maps(pairs):
             handle.remove()
         return came, said, parts
 
-    came, said, parts = hear(task)
+    came, said, parts = collect_inputs(task)
     assert parts.keys() == {"image", "intrinsic", "position"}
     of_image, of_maps = (
         torch.autograd.grad(each, clean, allow_unused=True, retain_graph=True) for each in said
@@ -344,7 +344,7 @@ def test_maps_read_their_picture_and_pictures_no_maps(pairs):
             torch.nn.functional.cosine_similarity(*(each.detach().flatten() for each in pair), dim=0)
         )
 
-    shared, _, _ = hear(
+    shared, _, _ = collect_inputs(
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": recipe["loss"] | {"noise": "shared"}}))
     )
     assert abs(likeness(came)) < 0.3 and likeness(shared) > 0.7, "at these times noise is the greater part"
@@ -353,7 +353,7 @@ def test_maps_read_their_picture_and_pictures_no_maps(pairs):
 def test_pairs_that_are_to_tell_what_each_spot_shows_are_refused(pairs):
     recipe, _, _ = pairs
     with pytest.raises(
-        ValueError, match="has align 0.5, but pairs do not tell what each spot shows; set align to 0"
+        ValueError, match="Expected align 0 in the recipe's loss for pairs, .* got 0.5. Set align to 0"
     ):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": {"align": 0.5}}))
     with pytest.raises(
@@ -362,7 +362,7 @@ def test_pairs_that_are_to_tell_what_each_spot_shows_are_refused(pairs):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": recipe["loss"] | {"noise": "one"}}))
     with pytest.raises(ValueError, match="folder"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"data": recipe["data"] | {"folder": "data/world"}}))
-    with pytest.raises(ValueError, match="nowhere holds no autoencoder in diffusers' form"):
+    with pytest.raises(ValueError, match="Expected an autoencoder in diffusers' layout in nowhere"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"data": recipe["data"] | {"vae": "nowhere"}}))
 
 
@@ -370,5 +370,5 @@ def test_pairs_of_another_base_are_refused(pairs, tmp_path):
     recipe, _, _ = pairs
     latents = torch.zeros(2, 4, 4, 4)
     save_file({"latent": latents, "intrinsic_latent": latents.clone()}, tmp_path / "0.safetensors")
-    with pytest.raises(ValueError, match=r"Latents \(4, 4, 4\) arrived, but the tiny base's have 8 channels"):
+    with pytest.raises(ValueError, match=r"Expected latents of 8 channels, .* got \(4, 4, 4\)"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe))

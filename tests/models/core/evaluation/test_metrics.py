@@ -71,3 +71,21 @@ def test_bad_input_is_worded():
         metrics.abs_rel(PRED, TARGET * 0, YES)
     with pytest.raises(ValueError, match="4 predicted pixels are not above 0"):
         metrics.si_log(-PRED, TARGET, YES)
+
+
+def test_patch_steps_tell_borders_from_the_inside_by_hand():
+    """A row of four pixels in patches of two: steps of log depth .01, .03, .02, the middle one at a border."""
+    logs = torch.tensor([0.0, 0.01, 0.04, 0.06]).double()
+    depth, mask = logs.exp()[None, None].expand(1, 2, 4), torch.ones(1, 2, 4, dtype=torch.bool)
+    border, inner = metrics.patch_steps(depth, mask, 2)
+    # along columns nothing steps: one pair of rows inside a patch, four times 0
+    assert border == pytest.approx(0.03, abs=1e-9) and inner == pytest.approx((0.01 + 0.02) * 2 / 8, abs=1e-9)
+
+
+def test_patch_steps_leave_out_what_the_mask_does_and_cap_outlines():
+    depth, mask = torch.tensor([[[1.0, 50.0, 50.0, 1.0]]]), torch.ones(1, 1, 4, dtype=torch.bool)
+    border, inner = metrics.patch_steps(depth, mask, 2)
+    assert (border, inner) == pytest.approx((0.0, metrics.LARGEST_STEP))
+    mask[..., 3] = False
+    depth[..., 3] = float("nan")
+    assert metrics.patch_steps(depth, mask, 2) == pytest.approx((0.0, metrics.LARGEST_STEP))

@@ -67,8 +67,8 @@ def test_given_normals_count_and_absent_masks_are_none(picture, view):
 
 
 def test_a_map_of_another_size_is_refused(picture):
-    for files, words in (({"line": [png(torch.zeros(8, 8))]}, "a line of 8x8 pixels for a picture of 24x16"),
-                         ({"segmentation": [png(torch.zeros(8, 8))]}, r"a mask of \(8, 8\) pixels")):  # fmt: skip
+    for files, words in (({"line": [png(torch.zeros(8, 8))]}, "Expected line of the image's 24 x 16 pixels from the workflow, got 8 x 8"),
+                         ({"segmentation": [png(torch.zeros(8, 8))]}, r"got \(8, 8\)")):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             dataset_build.assemble(picture, files)
 
@@ -88,13 +88,13 @@ def test_the_shipped_workflow_saves_every_map_but_those_that_the_depth_brings():
 
 @pytest.mark.parametrize("graph, changes, words", [
     (None, [], "cannot be read"),
-    ({"nodes": []}, [], "export it in API form"),
+    ({"nodes": []}, [], "got one as the browser saves it. Export it in API form"),
     ([], [], "Expected a JSON object in .*, got a list"),
     ({"1": {"class_type": "LoadImage"}}, [], "Expected nodes with class_type and inputs in .*graph.json, got another entry '1'"),
     ({"version": 0.4}, [], "got another entry 'version'"),
-    ({"1": {"class_type": "LoadImage", "inputs": {}}}, [], "no saver whose filename_prefix ends in one of"),
-    ({"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a/line"}}}, [], "has no Load Image"),
-    ({"1": {"class_type": "LoadImage", "inputs": {}}}, ["2.image=x"], "There is no input '2.image'"),
+    ({"1": {"class_type": "LoadImage", "inputs": {}}}, [], "and a saving node whose filename_prefix ends in one of"),
+    ({"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a/line"}}}, [], "Expected a Load Image in "),
+    ({"1": {"class_type": "LoadImage", "inputs": {}}}, ["2.image=x"], "with an input of graph.json, got '2.image'"),
 ])  # fmt: skip
 def test_a_workflow_that_cannot_serve_is_refused(tmp_path, graph, changes, words):
     path = tmp_path / "graph.json"
@@ -106,11 +106,11 @@ def test_a_workflow_that_cannot_serve_is_refused(tmp_path, graph, changes, words
 
 def test_a_folder_without_pictures_and_a_silent_server_are_named(tmp_path):
     pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
-    with pytest.raises(ValueError, match="is no folder with pictures"):
+    with pytest.raises(ValueError, match=r"Expected images \(.png, .* in a folder .*, got none. Name another"):
         dataset_build.build_dataset(tmp_path, tmp_path / "out", servers=["http://127.0.0.1:9"])
     (tmp_path / "in").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "in" / "a.png")
-    with pytest.raises(OSError, match="No ComfyUI answers at http://127.0.0.1:9 .*; start one, or give --server"):
+    with pytest.raises(OSError, match="Expected a ComfyUI at http://127.0.0.1:9, got no answer .* Start one, or give --server"):
         dataset_build.build_dataset(tmp_path / "in", tmp_path / "out", servers=["http://127.0.0.1:9/"])
 
 
@@ -124,11 +124,11 @@ def test_pictures_that_cannot_be_read_are_named_when_all_are(tmp_path):
 
 def test_pictures_are_cut_to_one_size(tmp_path):
     Image.new("RGB", (90, 30), (255, 0, 0)).save(tmp_path / "a.png")
-    image, notes = dataset_build.read_picture(tmp_path / "a.png", SIZE)
+    image, notes = dataset_build.read_cropped_image(tmp_path / "a.png", SIZE)
     assert image.shape == (16, 24, 3) and image.dtype == torch.uint8 and notes == ()
     Image.new("L", (20000, 1)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"Expected a picture that can cover 512 x 512 pixels in .*b\.png, got 20000 x 1"):
-        dataset_build.read_picture(tmp_path / "b.png", (512, 512))
+    with pytest.raises(ValueError, match=r"Expected an image that can cover 512 x 512 pixels in .*b\.png, got 20000 x 1"):
+        dataset_build.read_cropped_image(tmp_path / "b.png", (512, 512))
     assert Server("http://x/").url == Server("x").url == "http://x"
 
 
@@ -141,4 +141,4 @@ def test_the_commands_refuse_in_a_sentence_and_the_world_writes_normals(tmp_path
     assert capsys.readouterr().err.startswith("spatialweave intrinsics: ")
     given = ["--base", str(tmp_path), "--vae", str(tmp_path / "world" / "dataset.json"), "--size", "16x16"]
     assert main(["intrinsics", "encode", str(tmp_path / "world"), str(tmp_path / "out"), *given]) == 1
-    assert "is no base in diffusers' form" in capsys.readouterr().err
+    assert "Expected a base in diffusers' layout" in capsys.readouterr().err

@@ -42,7 +42,8 @@ def test_both_layouts_of_the_world_give_the_same_maps(world):
 
 
 def test_maps_are_those_of_the_scene(world):
-    """Line is 1 where the shard's is, the surroundings are black, nearer is greater, normals of a picture's normal map."""
+    """Line is 1 where the shard's is, the surroundings are black, nearer is greater, normals of a picture's "
+    "normal map."""
     raw = load_file(world / "shards" / "shard-00000.safetensors")
     for index in range(3):
         maps = {name: part[0] for name, part in split_maps(IntrinsicSamples(world / "shards")[index]["maps"][None]).items()}
@@ -76,7 +77,7 @@ def test_maps_are_scaled_together(world):
     sample = small[0]
     assert sample["maps"].shape == (8, 16, 24) and sample["image"].shape == (3, 16, 24)
     steps = (sample["maps"][map_slices()["segmentation"]] + 1) * 1.5
-    torch.testing.assert_close(steps, steps.round())  # no colour between two masks
+    torch.testing.assert_close(steps, steps.round())  # no color between two masks
     assert len(steps.flatten(1).unique(dim=1).T) <= len(whole[0]["maps"][map_slices()["segmentation"]].flatten(1).unique(dim=1).T)
 
 
@@ -96,7 +97,7 @@ def test_ids_of_sixteen_bits_are_kept(tmp_path):
 @pytest.mark.parametrize("spoil, words", [
     (lambda line: line.update(segmentation=line["image"]), "Expected one grey channel of whole numbers in "),
     (lambda line: line.update(line="gone.png"), "gone.png"),
-    (lambda line: [line.pop(name) for name in ("depth", "normals", "segmentation", "line")], "No map arrived"),
+    (lambda line: [line.pop(name) for name in ("depth", "normals", "segmentation", "line")], "Expected maps of depth, normals, segmentation, line, got none"),
 ])  # fmt: skip
 def test_a_sample_that_cannot_be_used_is_named(world, tmp_path, spoil, words):
     folder = copy_folder(world / "files", tmp_path / "files")
@@ -108,10 +109,11 @@ def test_a_sample_that_cannot_be_used_is_named(world, tmp_path, spoil, words):
     assert words in str(error.value)
 
 
-def test_places_decide_how_far_a_mask_moves_before_its_colour_changes(tmp_path):
-    """A square of 8 pixels on 32, its centre at each of 24 columns: 4 places give one for each quarter, 16 one for every second column."""
+def test_grid_cells_decide_how_far_a_mask_moves_before_its_color_changes(tmp_path):
+    """A square of 8 pixels on 32, its center at each of 24 columns: 4 cells a side give one for each quarter, 16 "
+    "one for every second column."""
 
-    def colours(**options):
+    def colors(**options):
         found = []
         for left in range(24):
             ids = torch.zeros(1, 32, 32, dtype=torch.long)
@@ -121,8 +123,8 @@ def test_places_decide_how_far_a_mask_moves_before_its_colour_changes(tmp_path):
             assert (picture[:, ids[0] == 1] == picture[:, 8, left + 4, None]).all() and (picture[:, ids[0] == 0] == -1).all()
         return found
 
-    assert len(set(colours(places=4))) == 4 and [len(set(colours(places=4)[start : start + 8])) for start in (5, 13)] == [1, 1]
-    assert len(set(colours())) == 13 and colours() == colours(places=16)
-    for places in (0, 17):
-        with pytest.raises(ValueError, match=f"{places} places along a side"):
-            colours(places=places)
+    assert len(set(colors(grid=4))) == 4 and [len(set(colors(grid=4)[start : start + 8])) for start in (5, 13)] == [1, 1]
+    assert len(set(colors())) == 13 and colors() == colors(grid=16)
+    for grid in (0, 17):
+        with pytest.raises(ValueError, match=f"Expected 1 to 16 grid cells per side .* got {grid}"):
+            colors(grid=grid)

@@ -1,4 +1,5 @@
-"""Other people's folders of pictures, put through a server that answers as ComfyUI does: names, captions, pictures, replaced files."""
+"""Other people's folders of pictures, put through a server that answers as ComfyUI does: names, captions, "
+"pictures, replaced files."""
 
 import io
 import json
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 from spatialweave.models.cli.console import main
 from spatialweave.models.intrinsic_ldm.data.build import build_dataset
-from spatialweave.models.intrinsic_ldm.data.pictures import list_pictures
+from spatialweave.models.intrinsic_ldm.data.pictures import list_images
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 SIZE = (64, 96)
@@ -113,7 +114,8 @@ def read_rows(folder):
 
 
 def test_pictures_are_upright_and_scaled_by_their_type(build, tmp_path, caplog):
-    """A turned JPEG, a ramp of 16 bits, and colours under transparent pixels, which are kept as core's Load Image keeps them."""
+    """A turned JPEG, a ramp of 16 bits, and colors under transparent pixels, which are kept as core's Load "
+    "Image keeps them."""
     upright = Image.new("RGB", SIZE[::-1], (30, 30, 200))
     upright.paste((200, 30, 30), (0, 0, 96, 32))
     exif = Image.Exif()
@@ -197,7 +199,7 @@ def test_a_name_that_the_terminal_cannot_write_is_said_nevertheless(build, serve
     assert "1 left out: \\u30c6.png (Expected a picture in " in done.stdout and "\\u30c6.png is left out" in done.stderr
 
 
-def test_what_systems_leave_in_folders_is_passed_over(build, tmp_path, caplog):
+def test_what_systems_leave_in_folders_is_left_out(build, tmp_path, caplog):
     caplog.set_level("INFO")
     for name in ("A.PNG", "b.JPEG", "sub/deep/c.WebP"):
         save_plain(tmp_path / "in" / name)
@@ -211,7 +213,7 @@ def test_what_systems_leave_in_folders_is_passed_over(build, tmp_path, caplog):
     summary = build()
     assert list(read_rows(tmp_path / "out")) == ["A.PNG", "b.JPEG", "sub/deep/c.WebP"] and summary.left_out == ()
     assert read_rows(tmp_path / "out")["A.PNG"][0]["caption"] == "a"
-    assert "3 pictures whose names begin with a dot, or in __MACOSX, are passed over." in caplog.text
+    assert "3 images whose names begin with a dot, or in __MACOSX, are left out." in caplog.text
 
 
 def test_names_that_differ_in_case_or_suffix_are_pictures_of_their_own(build, tmp_path):
@@ -219,7 +221,7 @@ def test_names_that_differ_in_case_or_suffix_are_pictures_of_their_own(build, tm
     for name, color in colors.items():
         save_plain(tmp_path / "in" / name, color)
     (tmp_path / "in" / "a.txt").write_text("of both")
-    there = {path.relative_to(tmp_path / "in").as_posix() for path, _ in list_pictures(tmp_path / "in").pictures}
+    there = {path.relative_to(tmp_path / "in").as_posix() for path, _ in list_images(tmp_path / "in").images}
     build()
     rows = read_rows(tmp_path / "out")
     assert rows.keys() == there and there >= {"a.png", "a.bmp", "sub/a.png"}
@@ -306,7 +308,7 @@ FAILED = json.dumps({"7": {"status": {"completed": False, "status_str": "error",
     ("/history", (200, history({})), r"node 3 \(SaveImage\) saved no line"),
     ("/history", (200, history({"3": {"images": []}})), r"node 3 \(SaveImage\) saved no line"),
     ("/history", (200, json.dumps({"7": {"status": {"completed": False, "status_str": "error"}}}).encode()), "interrupted"),
-    ("/view", (404, b""), "the file 'line.png', which the workflow saved, is not there at http"),
+    ("/view", (404, b""), "http.* does not have the file 'line.png' that the workflow saved"),
     ("/view", (200, b"<html>"), "Expected a picture in the line that the workflow saved, got a file that"),
 ])  # fmt: skip
 def test_a_picture_on_which_the_server_fails_is_left_out(build, served, tmp_path, path, answer, words):
@@ -327,7 +329,7 @@ def test_a_picture_on_which_the_server_fails_is_left_out(build, served, tmp_path
     ("/history", (500, b""), r"Expected HTTP status 200 from .*/history/7, got 500 \(nothing\)"),
     ("/upload", (413, b"too large"), r"from http://127.0.0.1:\d+/upload/image, got 413 \('too large'\)"),
     ("/view", (500, b"x"), r"Expected HTTP status 200 from http://127.0.0.1:\d+/view, got 500"),
-    ("/prompt", (400, b'{"error": "odd", "node_errors": []}'), r"^a\.png: ComfyUI refuses the workflow: odd; set its inputs"),
+    ("/prompt", (400, b'{"error": "odd", "node_errors": []}'), r"^a\.png: Expected a workflow that ComfyUI accepts, got: odd. Set its inputs"),
 ])  # fmt: skip
 def test_a_server_that_answers_otherwise_ends_the_run_with_its_address(build, served, tmp_path, path, answer, words):
     save_plain(tmp_path / "in" / "a.png")
@@ -341,5 +343,5 @@ def test_a_server_that_answers_otherwise_ends_the_run_with_its_address(build, se
 def test_a_server_without_end_is_not_waited_for(build, served, tmp_path):
     save_plain(tmp_path / "in" / "a.png")
     served.instead["/history"] = (200, b"{}")
-    with pytest.raises(ValueError, match=r"None of the pictures from a\.png on .*did not end the run within 0\.3 s; give --timeout more"):
+    with pytest.raises(ValueError, match=r"one of 1 images from a\.png on, got an error .*did not end the run within 0\.3 s; increase --timeout"):
         build(timeout=0.3)

@@ -1,4 +1,5 @@
-"""The codes of the four maps against their closed forms, there and back; masks as colours that were blurred on the way."""
+"""The codes of the four maps against their closed forms, there and back; masks as colors that were blurred "
+"on the way."""
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from spatialweave.models.core.geometry.normals import normals_to_image
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.intrinsic_ldm.maps import channels as maps
 from spatialweave.models.intrinsic_ldm.maps import segmentation as segments
-from spatialweave.models.intrinsic_ldm.maps.codec import decode_pictures, encode_pictures
-from spatialweave.models.intrinsic_ldm.maps.inputs import cut_maps, pad_maps, read_maps
+from spatialweave.models.intrinsic_ldm.maps.codec import channels_to_maps, maps_to_channels
+from spatialweave.models.intrinsic_ldm.maps.inputs import crop_maps, pad_maps, read_maps
 from spatialweave.models.intrinsic_ldm.vae import MISSING, split_maps
 
 
@@ -57,13 +58,13 @@ def test_pixels_without_depth_are_missing_sky_is_farthest_constant_depth_is_the_
 
 
 def test_depth_refuses_other_shapes_and_ends_that_do_not_rise():
-    with pytest.raises(ValueError, match=r"wanted \(batch, 1, h, w\).*\.$"):
+    with pytest.raises(ValueError, match=r"Expected depth \(b, 1, h, w\) .*\.$"):
         maps.encode_depth(torch.ones(2, 3, 4, 4))
-    with pytest.raises(ValueError, match=r"0 < near <= far\.$"):
+    with pytest.raises(ValueError, match=r"Expected 0 < near <= far, got .*\.$"):
         maps.decode_depth(torch.zeros(1, 1, 2, 2), near=5.0, far=2.0)
 
 
-def test_normals_are_the_colours_of_a_normal_map():
+def test_normals_are_the_colors_of_a_normal_map():
     normals = F.normalize(seeded(2, 3, 6, 6) - torch.tensor([0.5, 0.5, 1.2]).view(1, 3, 1, 1), dim=1)
     normals[:, :, 0, 0] = 0
     code = maps.encode_normals(normals)
@@ -101,27 +102,27 @@ def test_maps_that_are_given_are_read_padded_and_cut_back():
     masks[0, 5, 6] = torch.nan
     found = read_maps(**given(segmentation=masks))
     assert (split_maps(found.stacked)["segmentation"][:, :, 5, 6] == MISSING).all() and found.stacked.isfinite().all()
-    assert found.notes == ("1 of 1536 pixels of segmentation (0.1%) are NaN or infinite and are coded as missing.",)
+    assert found.notes == ("1 of 1536 pixels of segmentation (0.1%) are NaN or infinite and are encoded as missing.",)
     view = given()["depth"]
     holes = torch.zeros(2, 32, 48, dtype=torch.bool)
     holes[0, :3], holes[1, 20] = True, True
     sky = View.from_depth(view.depth.masked_fill(holes, torch.inf), units="metric")
     assert read_maps(depth=sky).notes == (), "sky has a code"
     gaps = View.from_depth(view.depth.masked_fill(holes, 0), units="metric")
-    assert read_maps(depth=gaps).notes == ("192 of 3072 pixels of depth (6.2%) are invalid and are coded as missing.",)
+    assert read_maps(depth=gaps).notes == ("192 of 3072 pixels of depth (6.2%) are invalid and are encoded as missing.",)
     padded, (note,) = pad_maps(found.stacked[:, :, :30, :41], 8)
     assert padded.shape == (2, 8, 32, 48) and torch.equal(padded[..., 47], padded[..., 40]) and "padded to 32 x 48" in note
-    whole, (note,) = cut_maps(padded, (30, 41), 8)
-    assert torch.equal(whole, found.stacked[:, :, :30, :41]) and "cut back from 32 x 48 to 30 x 41" in note
-    for same, notes in (pad_maps(padded, 8), cut_maps(padded, None, 8)):
+    whole, (note,) = crop_maps(padded, (30, 41), 8)
+    assert torch.equal(whole, found.stacked[:, :, :30, :41]) and "cropped from 32 x 48 to 30 x 41" in note
+    for same, notes in (pad_maps(padded, 8), crop_maps(padded, None, 8)):
         assert same is padded and notes == ()
 
 
-def test_nearest_colour_is_that_of_a_search():
-    colours = 1.4 * seeded(4000, 3) - 0.2
-    found = torch.cdist(colours, segments.palette()).argmin(dim=1)
-    assert torch.equal(segments.nearest_colours(colours), found)
-    assert torch.equal(segments.nearest_colours(segments.palette()), torch.arange(segments.COLOURS + 1))
+def test_nearest_color_is_that_of_a_search():
+    colors = 1.4 * seeded(4000, 3) - 0.2
+    found = torch.cdist(colors, segments.palette()).argmin(dim=1)
+    assert torch.equal(segments.nearest_colors(colors), found)
+    assert torch.equal(segments.nearest_colors(segments.palette()), torch.arange(segments.COLORS + 1))
 
 
 def scene(size=96):
@@ -131,7 +132,7 @@ def scene(size=96):
     return masks
 
 
-def test_ids_of_masks_survive_the_colours_blurred_as_an_autoencoder_blurs():
+def test_ids_of_masks_survive_the_colors_blurred_as_an_autoencoder_blurs():
     masks = scene()
     code, left_out = maps.encode_segmentation(segments.masks_to_ids(masks)[None])
     blurred = F.avg_pool2d(F.pad(code, (2, 2, 2, 2), mode="replicate"), 5, 1)
@@ -142,7 +143,7 @@ def test_ids_of_masks_survive_the_colours_blurred_as_an_autoencoder_blurs():
     found, truth = segments.ids_to_masks(ids[0], present), segments.ids_to_masks(exact[0], wanted)
     assert sorted(map(tuple, truth.flatten(1).tolist())) == sorted(map(tuple, masks.flatten(1).tolist()))
     overlap = (found * truth).sum((1, 2)) / torch.maximum(found, truth).sum((1, 2))
-    assert overlap.min() > 0.93, "no border of a third colour, and none lost to the background"
+    assert overlap.min() > 0.93, "no border of a third color, and none lost to the background"
 
 
 def test_pictures_without_masks_are_background():
@@ -150,7 +151,7 @@ def test_pictures_without_masks_are_background():
     assert present == [[], []] and not ids.any()
     assert segments.ids_to_masks(ids[0], []).shape == (1, 16, 16) and not segments.ids_to_masks(ids[0], []).any()
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    assert maps.decode_segmentation(noise)[1] == [[]], "noise has no area of one colour"
+    assert maps.decode_segmentation(noise)[1] == [[]], "noise has no area of one color"
 
 
 def test_of_two_masks_that_overlap_the_smaller_is_seen():
@@ -169,31 +170,31 @@ def given(**changes):
 
 def test_pictures_come_back_from_the_eight_channels():
     maps_in = given()
-    stacked, text = encode_pictures(**maps_in)
+    stacked, text = maps_to_channels(**maps_in)
     assert stacked.shape == (2, 8, 32, 48) and text == "coded: depth, normals, segmentation, line; missing: none; masks: 2"
-    found = decode_pictures(stacked)
+    found = channels_to_maps(stacked)
     torch.testing.assert_close(found.normals, maps_in["normals"], rtol=0, atol=1e-5)
     torch.testing.assert_close(found.line[..., 0], maps_in["line"])
     wanted = sorted(map(tuple, maps_in["segmentation"].flatten(1).tolist()))
     assert all(sorted(map(tuple, found.masks(index).flatten(1).tolist())) == wanted for index in (0, 1))
     assert found.view.units == "relative" and found.view.normals is not None
     assert "relative units" in found.describe(1) and "Align Depth" in found.describe(1)
-    assert found.describe(1).endswith(f"picture 1: {found.present[1][0]}, {found.present[1][1]}")
-    with pytest.raises(ValueError, match="Picture 2 was asked of a batch of 2"):
+    assert found.describe(1).endswith(f"image 1: {found.present[1][0]}, {found.present[1][1]}")
+    with pytest.raises(ValueError, match="Expected an index below 2, the batch size, got 2"):
         found.masks(2)
 
 
 @pytest.mark.parametrize("kept", ["depth", "normals", "segmentation", "line"])
 def test_one_map_is_enough_and_the_others_read_missing(kept):
-    stacked, text = encode_pictures(**{name: value if name == kept else None for name, value in given().items()})
+    stacked, text = maps_to_channels(**{name: value if name == kept else None for name, value in given().items()})
     parts = split_maps(stacked)
     assert [name for name, part in parts.items() if part.any()] == [kept]
     assert text.startswith(f"coded: {kept}; missing: ") and kept not in text.partition("missing")[2].partition(";")[0]
 
 
 WRONG = {
-    "nothing": ({"depth": None, "normals": None, "segmentation": None, "line": None}, ["No map arrived", "depth, normals"]),
-    "sizes": ({"line": torch.zeros(2, 32, 40)}, ["depth 32 x 48", "line 32 x 40", "scale them"]),
+    "nothing": ({"depth": None, "normals": None, "segmentation": None, "line": None}, ["Expected maps of depth, normals, segmentation, line, got none"]),
+    "sizes": ({"line": torch.zeros(2, 32, 40)}, ["depth 32 x 48", "line 32 x 40", "Resize them"]),
     "batches": ({"line": torch.zeros(3, 32, 48)}, ["2 of depth", "3 of line", "equally many"]),
     "grey normals": ({"normals": torch.zeros(2, 32, 48, 1)}, ["(2, 32, 48, 1)", "at normals"]),
     "depth without a pixel": ({"depth": View.from_depth(torch.zeros(1, 32, 48), units="metric")}, ["no valid pixel"]),
@@ -204,14 +205,14 @@ WRONG = {
 def test_maps_that_do_not_fit_are_refused_in_one_sentence(case):
     changes, words = WRONG[case]
     with pytest.raises(ValueError, match=r"\.$") as error:
-        encode_pictures(**given(**changes))
-    assert all(word in str(error.value) for word in words) and ". " not in str(error.value)
+        maps_to_channels(**given(**changes))
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
-def test_masks_beyond_the_colours_are_counted():
+def test_masks_beyond_the_colors_are_counted():
     masks = torch.eye(70).repeat_interleave(2, 1).reshape(70, 10, 14)
-    _, text = encode_pictures(segmentation=masks)
-    assert text.endswith("masks: 70, of which 7 found no colour (there are 63)")
+    _, text = maps_to_channels(segmentation=masks)
+    assert text.endswith("masks: 70, of which 7 have no color (there are 63)")
 
 
 def test_a_depth_too_near_for_float32_is_missing_and_spoils_no_other():

@@ -1,4 +1,5 @@
-"""The intrinsic LoRA's training: the loss against float64, what moves, resuming, and the shipped file read back."""
+"""The intrinsic LoRA's training: the loss against float64, what moves, resuming, and the shipped file read "
+"back."""
 
 import copy
 import json
@@ -18,7 +19,7 @@ from spatialweave.models.intrinsic_ldm.lora import read_lora
 from spatialweave.models.intrinsic_ldm.network import couple, projections
 from spatialweave.models.intrinsic_ldm.rows import Rows
 from spatialweave.models.intrinsic_ldm.training import lora as training_lora
-from spatialweave.models.intrinsic_ldm.training.ranks import shorten
+from spatialweave.models.intrinsic_ldm.training.ranks import truncate_svd
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 RECIPES = Path(training_lora.__file__).parent / "recipes"
@@ -28,7 +29,8 @@ PARTS = ("to_q", "to_k", "to_v", "to_out.0")
 
 @pytest.fixture
 def small(tmp_path, write_base, write_latents):
-    """small(family, prediction, **changes) -> a recipe for a small base of the family, and its encoded folder."""
+    """small(family, prediction, **changes) -> a recipe for a small base of the family, and its encoded "
+    "folder."""
 
     def make(family="sd21", prediction="epsilon", *, model=None, loss=None, **changes):
         if not (tmp_path / family).exists():
@@ -60,10 +62,11 @@ def read_batch(task, count=3):
 
 
 def merged(network, task):
-    """A copy of the base in float64 whose self-attention holds the LoRA in its matrices, and attends within each row as at first."""
+    """A copy of the base in float64 whose self-attention holds the LoRA in its matrices, and attends within "
+    "each row as at first."""
     network = copy.deepcopy(network).double()
     network.set_attn_processor({name: fresh_processor(name, network) for name in network.attn_processors})
-    for path, layer in task.model.parts.items():
+    for path, layer in task.model.updates.items():
         network.get_submodule(path).weight.data += layer.scale * layer.up.detach().double() @ layer.down.detach().double()
     return network
 
@@ -75,7 +78,8 @@ def fresh_processor(name, network):
 
 
 class PairedAttention:
-    """Equation 1 in so many words: image rows first, then their maps, whose projections are those of another network."""
+    """Equation 1 in so many words: image rows first, then their maps, whose projections are those of "
+    "another network."""
 
     def __init__(self, other, pairs):
         self.other, self.pairs = other, pairs
@@ -108,7 +112,8 @@ def draw(batch, generator, dropout, empty):
 
 
 def closed_form(network, family, prediction, batch, prompt, t, noises, streams):
-    """Both terms of equation 5 with the noise schedule written out, for streams of (clean, noise); float64 throughout."""
+    """Both terms of equation 5 with the noise schedule written out, for streams of (clean, noise); float64 "
+    "throughout."""
     steps = torch.arange(1000, dtype=torch.float64) / 999
     betas = 1e-4 + steps * (0.02 - 1e-4) if family.startswith("pixart") else (0.00085**0.5 + steps * (0.012**0.5 - 0.00085**0.5)) ** 2
     kept = (1 - betas).cumprod(0)[t][:, None, None, None]
@@ -157,7 +162,8 @@ def test_loss_is_equation_5(small, family, prediction):
 
 
 def test_domains_may_share_their_noise(small):
-    """Then the maps' noised latents differ from the image's by the clean ones alone, as where sampling starts."""
+    """Then the maps' noised latents differ from the image's by the clean ones alone, as where sampling "
+    "starts."""
     task, heard = build(small(loss={"noise": "shared"})), []
     batch, base = read_batch(task), task.loss.keywords["base"]
     base.network.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
@@ -210,9 +216,9 @@ def test_the_images_term_trains_the_lora_through_keys_and_values_alone(small):
     out[:3].square().sum().backward()
     last = [path for path in task.model.paths if path.startswith("up_blocks")][-4:]
     moved = {
-        path.rpartition("attn1.")[2]: bool(task.model.parts[path].up.grad.any())
+        path.rpartition("attn1.")[2]: bool(task.model.updates[path].up.grad.any())
         for path in last
-        if task.model.parts[path].up.grad is not None
+        if task.model.updates[path].up.grad is not None
     }
     assert moved["to_k"] and moved["to_v"]
     assert not moved.get("to_q") and not moved.get("to_out.0"), "nothing after the last layer brings the maps back to the image"
@@ -273,11 +279,12 @@ def test_bases_of_one_layout_are_told_apart_in_the_shipped_file(small, write_bas
 
 
 def test_a_shortened_product_is_the_nearest_for_its_inputs():
-    """Eckart and Young: of what a product says of all inputs, its smallest singular values are lost and no more; float64."""
+    """Eckart and Young: of what a product says of all inputs, its smallest singular values are lost and no "
+    "more; float64."""
     generator = torch.Generator().manual_seed(0)
     down, up, x = (torch.randn(*shape, generator=generator).double() for shape in ((6, 12), (9, 6), (50, 12)))
     x[:, :4] *= 100  # what is long and what is heard are not the same
-    new_down, new_up = shorten(down, up, 3, x.T @ x / len(x))
+    new_down, new_up = truncate_svd(down, up, 3, x.T @ x / len(x))
     said, wanted = (x @ (one @ two).double().T for one, two in ((new_up, new_down), (up, down)))
     assert float((said - wanted).norm()) == pytest.approx(float(torch.linalg.svdvals(wanted)[3:].norm()), rel=1e-4)
     torch.testing.assert_close(new_down.norm(dim=1), new_up.norm(dim=0))
@@ -285,7 +292,8 @@ def test_a_shortened_product_is_the_nearest_for_its_inputs():
 
 @pytest.mark.parametrize("domains", ["both", "intrinsic"])
 def test_a_shipped_lora_may_have_a_lower_rank(small, tmp_path, domains):
-    """Ranks and scale as the recipe says, cut by what each projection hears of the maps, and the run's own weights untouched."""
+    """Ranks and scale as the recipe says, cut by what each projection hears of the maps, and the run's own "
+    "weights untouched."""
     task = build(small(model={"ship_rank": {"to_q": 3, "to_v": 2}}, loss={"domains": domains}))
     before = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
     state, network = {name: 1.5 * value for name, value in before.items()}, task.companions[0]
@@ -313,9 +321,9 @@ def test_training_goes_on_from_a_shipped_lora(small, tmp_path):
     file = str(tmp_path / training_lora.LORA_FILE)
     other = training_lora.build(small(model={"weights": file, "alpha": 0.0}))
     x = torch.randn(2, 32)
-    path = next(path for path in task.model.paths if task.model.parts[path].down.shape[1] == 32)
-    torch.testing.assert_close(other.model.parts[path](x), task.model.parts[path](x))
-    with pytest.raises(ValueError, match="has rank 4 for .*, wanted rank 8"):
+    path = next(path for path in task.model.paths if task.model.updates[path].down.shape[1] == 32)
+    torch.testing.assert_close(other.model.updates[path](x), task.model.updates[path](x))
+    with pytest.raises(ValueError, match="Expected rank 8 for .*, got rank 4"):
         training_lora.build(small(model={"weights": file, "rank": 8}))
 
 
@@ -351,18 +359,18 @@ def test_committed_recipes_are_valid(path):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"model": {"base": ""}}, "names no base"),
+    ({"model": {"base": ""}}, "as base of the recipe's model, got none"),
     ({"model": {"rank": 0}}, "rank 0"),
     ({"model": {"names": "a1111"}}, "Expected one of peft, kohya as names of the recipe's model, got 'a1111'"),
     ({"model": {"precision": "float16"}}, "one of float32, bfloat16"),
     ({"model": {"rnk": 4}}, "did you mean 'rank'"),
-    ({"model": {"ship_rank": 5}}, "has ship_rank 5 for a LoRA of rank 4"),
+    ({"model": {"ship_rank": 5}}, "Expected ship_rank of the recipe's model from 0 to 4"),
     ({"model": {"ship_rank": {"to_x": 2}}}, "for each of to_q, to_k, to_v, to_out.0"),
     ({"loss": {"domains": "image"}}, "one of both, intrinsic"),
     ({"loss": {"noise": "same"}}, "one of independent, shared"),
     ({"loss": {"caption_dropout": 2}}, "from 0 to 1"),
     ({"preset": "sd3"}, "one of sd21, sdxl, pixart"),
-    ({"preset": "pixart"}, "lacks context_mask"),
+    ({"preset": "pixart"}, "got none for context_mask"),
     ({"data": {}}, "spatialweave intrinsics encode"),
     ({"model": {"base": "nowhere"}}, "neither unet/config.json nor transformer/config.json"),
 ])  # fmt: skip
@@ -378,11 +386,11 @@ def test_a_base_of_another_family_or_kind_is_refused(small, tmp_path, write_base
     write_latents(tmp_path / "other", "sd21")
     with pytest.raises(ValueError, match="Expected a base of the family sd21 in .*, as the preset says, got sdxl"):
         training_lora.build(Recipe.from_json(recipe.to_json() | {"preset": "sd21"}))
-    with pytest.raises(ValueError, match="lacks pooled"):
+    with pytest.raises(ValueError, match="lacks pooled|got none for pooled"):
         training_lora.build(Recipe.from_json(recipe.to_json() | {"data": {"folder": str(tmp_path / "other")}}))
     config = tmp_path / "sdxl" / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNet3D"}))
-    with pytest.raises(ValueError, match="holds a UNet3D with text_time, wanted the base of SD2.1, SDXL or PixArt"):
+    with pytest.raises(ValueError, match="Expected the base of SD2.1, SDXL or PixArt in .*, got UNet3D with text_time"):
         training_lora.build(recipe)
 
 
@@ -392,10 +400,10 @@ def test_what_a_base_predicts_and_its_files_are_checked(small, tmp_path):
         training_lora.build(recipe)
     for file in (tmp_path / "sd21" / "unet").glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="Expected a base that diffusers loads in "):
         training_lora.build(recipe)
     (tmp_path / "sd21" / "scheduler" / "scheduler_config.json").unlink()
-    with pytest.raises(ValueError, match="scheduler_config.json is missing or damaged"):
+    with pytest.raises(ValueError, match="scheduler_config.json, got a missing or damaged file"):
         training_lora.build(recipe)
 
 
@@ -404,7 +412,7 @@ def test_a_folder_that_lacks_the_empty_prompt_is_refused(small, tmp_path):
     empty = tmp_path / "sdxl_data" / training_lora.EMPTY_PROMPT
     tensors = load_file(empty)
     save_file({"context": tensors["context"]}, empty)
-    with pytest.raises(ValueError, match="lacks pooled, which this base reads"):
+    with pytest.raises(ValueError, match="empty_context.safetensors, .* got none for pooled"):
         training_lora.build(recipe)
     empty.unlink()
     with pytest.raises(ValueError, match="or set caption_dropout to 0"):
@@ -416,13 +424,14 @@ def test_latents_of_another_base_are_refused(small, tmp_path, write_latents):
     recipe = small()
     shard = tmp_path / "sd21_data" / "shard-00000.safetensors"
     save_file(load_file(shard) | {"context": torch.zeros(6, 5, 7)}, shard)
-    with pytest.raises(ValueError, match="prompts of width 7, but this sd21 base wants two alike of 4 channels and a width of 24"):
+    with pytest.raises(ValueError, match="Expected samples of a sd21 base in .* 4 channels and a context of width 24, got .* and width 7"):
         training_lora.build(recipe)
 
 
 @pytest.mark.parametrize("family", ["sd21", "pixart"])
 def test_a_lora_may_start_at_its_own_place(small, family):
-    """What it adds to the logits, written out in float64: of a query with the key of its own place in the image `places` above the mean."""
+    """What it adds to the logits, written out in float64: of a query with the key of its own place in the "
+    "image `places` above the mean."""
     task = training_lora.build(small(family, model={"places": 5.0, "rank": 20}))
     network, samples = task.companions[0], [task.dataset[index] for index in range(len(task.dataset))]
     count, generator = len(samples), torch.Generator().manual_seed(0)
@@ -438,7 +447,7 @@ def test_a_lora_may_start_at_its_own_place(small, family):
     prompt |= {name: torch.stack([s[name].float() for s in samples]).repeat(2, 1) for name in samples[0] if name == "context_mask"}
     with torch.no_grad():
         base.predict(base.add_noise(clean, noise.repeat(2, 1, 1, 1), times.repeat(2)), times.repeat(2), prompt)
-    for path, layer in task.model.parts.items():
+    for path, layer in task.model.updates.items():
         if not path.endswith("to_q"):
             assert not layer.up.any()
             continue
@@ -449,5 +458,5 @@ def test_a_lora_may_start_at_its_own_place(small, family):
         logits = query @ key.transpose(2, 3) / key.shape[-1] ** 0.5
         above = logits.diagonal(dim1=2, dim2=3).mean() - logits.mean()
         assert above.item() == pytest.approx(5.0, rel=1e-3)
-    with pytest.raises(ValueError, match="places starts a LoRA of rank 16 or more"):
+    with pytest.raises(ValueError, match="Expected places of the recipe's model to be 0, or above 0 with rank 16 or more"):
         training_lora.build(small(family, model={"places": 5.0, "rank": 8}))

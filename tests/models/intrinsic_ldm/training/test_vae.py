@@ -227,18 +227,18 @@ def test_committed_recipes_are_valid(path):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"model": {"base": "a", "weights": "b"}}, "both base and weights"),
+    ({"model": {"base": "a", "weights": "b"}}, "Expected base or weights in the recipe's model, got both"),
     ({"model": {"config": {"wdth": 32}}}, "did you mean 'width'"),
-    ({"model": {"config": {"width": 33}}}, "divisible by the 32"),
-    ({"model": {"measure": 0}}, "give measure at least 1"),
+    ({"model": {"config": {"width": 33}}}, "multiples of 32, the groups of its GroupNorm"),
+    ({"model": {"measure": 0}}, "to be at least 1, got 0"),
     ({"model": {"ship": "int8"}}, "one of float32, float16, bfloat16"),
     ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors does not exist; check the path"),
     ({"loss": {"drop": 1.0}}, "from 0 to below 1"),
-    ({"loss": {"depth": -1.0}}, "depth -1.0; give a factor of at least 0"),
-    ({"loss": {"line_balance": 0.0}}, "line_balance 0, which counts none"),
-    ({"loss": {"segment_balance": 0}}, "segment_balance 0, which counts none"),
+    ({"loss": {"depth": -1.0}}, "Expected depth of the recipe's loss to be at least 0, got -1.0"),
+    ({"loss": {"line_balance": 0.0}}, "Expected line_balance of the recipe's loss above 0, got 0"),
+    ({"loss": {"segment_balance": 0}}, "Expected segment_balance of the recipe's loss above 0, got 0"),
     ({"loss": {"lpips": 1.0}}, "unknown keys: 'lpips'"),
-    ({"data": {}}, "names no folder"),
+    ({"data": {}}, "Expected a folder in the recipe's data, got none"),
     ({"data": {"folder": "nowhere"}}, "is not a dataset folder"),
 ])  # fmt: skip
 def test_a_recipe_that_cannot_work_is_refused(recipe, changes, words):
@@ -255,22 +255,22 @@ def test_perceptual_weights_that_are_not_there_are_named(recipe):
 
 def test_a_base_that_does_not_fit_is_refused(recipe, tmp_path, world):
     write_base(tmp_path / "vae")
-    with pytest.raises(ValueError, match="says its own layout"):
+    with pytest.raises(ValueError, match="Expected no config in the recipe's model"):
         training_vae.build(recipe(model={"base": str(tmp_path / "vae"), "config": TINY}))
     core = {name: value.contiguous() for name, value in to_core_names(load_file(next((tmp_path / "vae").glob("*.safetensors")))).items()}
     save_file(core, tmp_path / "vae.safetensors")
     with pytest.raises(ValueError, match="vae.safetensors does not fit: .* missing"):
         training_vae.build(recipe(model={"base": str(tmp_path / "vae.safetensors")}))
     save_file({"some.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="holds no KL autoencoder"):
+    with pytest.raises(ValueError, match="Expected a KL autoencoder in "):
         training_vae.build(recipe(model={"base": str(tmp_path / "other.safetensors"), "config": TINY}))
     write_base(tmp_path / "grouped", norm_num_groups=16)
-    with pytest.raises(ValueError, match="norms of 16 groups"):
+    with pytest.raises(ValueError, match="Expected GroupNorm of 32 groups, .* got 16"):
         training_vae.build(recipe(model={"base": str(tmp_path / "grouped")}))
     next((tmp_path / "grouped").glob("*.safetensors")).unlink()
     write_base(tmp_path / "empty")
     next((tmp_path / "empty").glob("*.safetensors")).unlink()
-    with pytest.raises(ValueError, match="holds no diffusion_pytorch_model.safetensors"):
+    with pytest.raises(ValueError, match="Expected diffusion_pytorch_model.safetensors in "):
         training_vae.build(recipe(model={"base": str(tmp_path / "empty")}))
-    with pytest.raises(ValueError, match="30 x 31 pixels, .* sides that 2 divides"):
+    with pytest.raises(ValueError, match="sides that are multiples of 2, .* got 30 x 31 pixels"):
         training_vae.build(recipe(data={"folder": str(world / "all"), "size": [31, 30]}))

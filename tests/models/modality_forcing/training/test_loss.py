@@ -14,7 +14,11 @@ from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.training import loss as training
 from spatialweave.models.modality_forcing.training import noise as training_noise
 from spatialweave.models.modality_forcing.training.loss import LossSettings, TrainedModel
-from spatialweave.models.modality_forcing.training.start import init_from_text_to_image, init_weights
+from spatialweave.models.modality_forcing.training.start import (
+    init_from_text_to_image,
+    init_weights,
+    widen_depth_head,
+)
 from spatialweave.models.modality_forcing.weights import is_image_text
 
 MINI = ModalityForcingConfig(
@@ -341,3 +345,37 @@ def test_one_batch_is_learned_by_heart():
         history.append({name: part.item() for name, part in parts.items()})
     assert history[-1]["rgb"] < 0.02 * history[0]["rgb"], history[-1]
     assert history[-1]["depth"] < 0.02 * history[0]["depth"], history[-1]
+
+
+# The wider depth head
+
+
+def test_a_widened_depth_head_computes_what_it_computed():
+    torch.manual_seed(0)
+    network = ModalityForcing(MINI)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    wide = widen_depth_head(network, replace(MINI, depth_head_kernel=3))
+    assert wide.depth_final_layer.linear.weight.shape == (16, 48 * 9)
+    batch = make_batch(grid=(3, 4))
+    inputs = batch["latent"], batch["depth_net"], batch["context"], torch.full((4,), 0.3), torch.full((4,), 0.7)
+    for got, want in zip(wide(*inputs), network(*inputs), strict=True):
+        assert_close(got, want)
+
+
+def test_a_depth_head_is_never_narrowed():
+    with pytest.raises(ValueError, match="at most 1, got 3"):
+        widen_depth_head(ModalityForcing(replace(MINI, depth_head_kernel=3)), MINI)
+
+
+def test_the_border_loss_is_the_mean_step_of_the_error_between_patches():
+    target, known = torch.zeros(1, 1, 4, 8), torch.ones(1, 1, 4, 8, dtype=torch.bool)
+    x0 = target.clone()
+    x0[..., 4:] = 2.0  # a step of 2 at the only border of columns; there is none of rows
+    x0[..., 1] = 5.0  # a step inside a patch, which does not count
+    t = torch.tensor([0.5])
+    assert float(training.border_loss(x0, target, known, t, 4)) == 2.0
+    known[..., :2, 4] = False  # half of the pairs are unknown
+    x0[..., 2, 4] = 4.0  # of the two pairs left, one has a step of 4
+    assert float(training.border_loss(x0, target, known, t, 4)) == 3.0
+    assert float(training.border_loss(x0, target, known, torch.zeros(1), 4)) == 0.0
