@@ -1,9 +1,12 @@
 """Called by worker.py inside ComfyUI: every node with every input malformed in its turn, and what it says."""
 
+import asyncio
 import contextlib
+import inspect
 import sys
 
 import comfy.model_management
+import execution
 import torch
 from comfy.nested_tensor import NestedTensor
 
@@ -222,3 +225,56 @@ def passes():
         except BaseException as raised:  # noqa: BLE001 - an interruption is one
             found[type(error).__name__] = [type(raised).__name__, str(raised)]
     return found
+
+
+def executed(name, inputs):
+    """What a node says in core's own call, on a locked copy of its class."""
+    node, values = our_nodes()[name], {key: [value] for key, value in inputs.items()}
+    try:
+        asyncio.run(execution._async_map_node_over_list("run", "1", node, values, node.FUNCTION, v3_data={"hidden_inputs": {}}))
+    except Exception as error:  # noqa: BLE001 - what the test is for
+        return [type(error).__name__, str(error)]
+
+
+def validated(name, inputs, broken):
+    """What core says of a prompt of one node, where the pack's function `broken` (module, name) raises a KeyError."""
+    module, function = broken
+    module, prompt = ours(module), {"1": {"class_type": f"SpatialWeave_{name}", "inputs": inputs}}
+    whole = getattr(module, function)
+    setattr(module, function, lambda *values: {}["entry"])
+    try:
+        fine, errors, _ = asyncio.run(execution.validate_inputs("run", prompt, "1", {}))
+        return fine, [error["details"] for error in errors]
+    finally:
+        setattr(module, function, whole)
+
+
+def fingerprinted(name, broken, inputs):
+    """What a node's fingerprint_inputs says, where the pack's function `broken` raises a KeyError."""
+    module, function = broken
+    module, whole = ours(module), getattr(ours(module), function)
+    setattr(module, function, lambda *values: {}["entry"])
+    try:
+        our_nodes()[name].fingerprint_inputs(**inputs)
+    except Exception as error:  # noqa: BLE001 - what the test is for
+        return [type(error).__name__, str(error)]
+    finally:
+        setattr(module, function, whole)
+
+
+def validated_names():
+    """The inputs that core hands to each validate_inputs, by node."""
+    found = {name: getattr(node, "validate_inputs", None) for name, node in our_nodes().items()}
+    return {name: inspect.getfullargspec(method).args for name, method in found.items() if "validate_inputs" in vars(our_nodes()[name])}
+
+
+def unforeseen(io_type, value):
+    """What is said of a value that fails for a reason nobody foresaw, at a socket of this type."""
+    put = type("Put", (), {"id": "given", "io_type": io_type, "optional": False})
+    schema = type("Schema", (), {"display_name": "Node", "inputs": [put]})
+    kinds = {
+        "a row": torch.zeros(4), "whole numbers": torch.zeros(1, 2, 2, 3, dtype=torch.int64), "empty": torch.zeros(0, 2, 2, 3),
+        "an image": torch.zeros(1, 2, 2, 3), "a mask": torch.zeros(1, 2, 2), "no samples": {"samples": None},
+        "samples of two axes": {"samples": torch.zeros(2, 2)}, "nested": {"samples": NestedTensor([torch.zeros(1, 4, 2, 2), torch.zeros(3)])},
+    }  # fmt: skip
+    return ours("nodes.host.shared.last_resort").explain_unforeseen(schema, {"given": kinds[value]}, RuntimeError("why"))
