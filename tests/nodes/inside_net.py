@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import sys
+from dataclasses import replace
 
 import comfy.model_management
 import execution
@@ -19,6 +20,7 @@ HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt")  # take no sockets
 KEEP = {}
+BY_DEPTH = {"method": "metric depth", "metric_view": 0}
 
 
 def our_nodes():
@@ -29,6 +31,14 @@ def view(batch=1, height=HEIGHT, width=WIDTH, **more):
     depth = torch.linspace(1, 2, width).expand(batch, height, width)
     image = torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(1))
     return ours("models.core.geometry.view").View.from_depth(depth, units="relative", image=image, **more)
+
+
+def posed_views():
+    """Two views of one plane from cameras beside each other."""
+    pose = torch.eye(4).repeat(2, 1, 1)
+    pose[1, 0, 3] = 0.1
+    camera = torch.tensor([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]]).repeat(2, 1, 1)
+    return view(2, world_to_cam=pose, intrinsics=camera)
 
 
 def small_vggt():
@@ -58,6 +68,7 @@ def sound():
             "VAE": r.vae, "LATENT": r.latent(1, HEIGHT, WIDTH), "MOGE_GEOMETRY": packets.to_moge(view(), 55.0),
             "DA3_GEOMETRY": packets.to_da3(view()), "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
             "SPATIALWEAVE_VGGT": small_vggt(), "SPATIALWEAVE_FRAMING": framed_picture(),
+            "SPATIALWEAVE_CLOUD": ours("models.core.geometry.fusion").fuse_views(posed_views()),
         }  # fmt: skip
         plain = {"samples": torch.zeros(1, 4, 8, 8)}
         joined = small.joined(coupled)
@@ -81,6 +92,8 @@ def sound():
             "JoyRotateObject": {"object": "the ball"},
             "JoyMoveCamera": {"motion": {"motion": "angles", "yaw": 45.0, "pitch": 0.0, "zoom": "in"}},
             "JoyRestore": {"edited": torch.rand(1, 512, 2048, 3), "put_back": {"put_back": "nothing"}},
+            "ScaleViews": {"view": posed_views(), "method": BY_DEPTH, "metric": replace(view(2), units="metric")},
+            "FuseViews": {"view": posed_views(), "edge_threshold": 0.0},
             "MaskedJointLatent": {"image_mask": torch.ones(1, HEIGHT, WIDTH), "depth_mask": torch.zeros(1, HEIGHT, WIDTH)},
         })  # fmt: skip
     return KEEP
@@ -166,6 +179,7 @@ ODD = {
     "SPATIALWEAVE_FRAMING": lambda like: {"a tensor": torch.ones(1), "a picture": sound()["IMAGE"], "a dict": {}}.items(),
     "COMFY_AUTOGROW_V3": lambda like: ((how, {"image0": odd}) for how, odd in odd_images(like["image0"])),
     "CLIP": lambda like: {"a model": sampling.rig().model, "the tiny": sampling.rig().clip}.items(),
+    "SPATIALWEAVE_CLOUD": lambda like: {"a VIEW": like.views, "points": like.cloud.points}.items(),
     "MODEL": lambda like: {"another base": small.model("pixart"), "a VAE": sampling.rig().vae}.items(),
     "VAE": lambda like: {"a model": small.model(), "the tiny": sampling.rig().vae, "of maps": sound()["EncodeIntrinsics"]["vae"]}.items(),
 }  # fmt: skip
