@@ -23,6 +23,11 @@ def test_cores_node_resizes_nothing_after_fit(joy, size, mode, buckets):
     assert result["references"] == [[1, 16, 1, result["size"][1] // 8, result["size"][0] // 8]] and result["red"] > 300
 
 
+def test_every_bucket_passes_cores_resize_bit_for_bit(joy):
+    """And of 2,000 sizes core chooses the bucket that we do."""
+    assert joy("buckets") == {"changed": [], "other": [], "count": 49, "listed": True}
+
+
 def test_numbers_bounding_box_and_mask_give_the_same_picture(joy):
     result = joy("one_box_three_ways")
     assert result["equal"] and result["box"] == {"x": 300, "y": 100, "width": 120, "height": 90}
