@@ -39,6 +39,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "--set 1.model_name=flux_rgbd_9b_v2.safetensors --set 3.largest_size=512 --ensemble 10",
         "spatialweave benchmark pose data/CO3Dv2 --model vggt --weights vggt_1b.safetensors",
     ),
+    "joyai": (
+        "spatialweave joyai export data/moves data/spatialedit --layout spatialedit",
+        "spatialweave joyai export data/moves data/3dit --layout object3dit --size 256",
+        "spatialweave joyai encode data/moves data/joyai_encoded --base weights/joyimage-edit",
+    ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (
         "spatialweave convert flux_rgbd_9b_v2.safetensors flux_rgbd_9b_v2_fp8.safetensors --format fp8",

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from spatialweave.models.core.layers.dpt import aspect_grid, position_map
+from spatialweave.models.core.layers.dpt import add_positions, aspect_axes
 from spatialweave.models.core.layers.positions import apply_grid_rotary, positions_rotary_table
 from spatialweave.models.core.layers.vit import interpolate_positions
 from spatialweave.models.vggt.config import HEADS, VggtConfig
@@ -184,9 +184,12 @@ def test_golden_vggt_pieces(path, description):
         table = interpolate_positions(golden["pos_embed/table"], case["h"], case["w"])
         assert_within(table, golden[case["key"]], tolerance, case["key"])
     for case in description["uv_cases"]:
-        grid = aspect_grid(case["h"], case["w"], case["aspect_ratio"])
+        axes = aspect_axes(case["h"], case["w"], case["aspect_ratio"])
+        grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1)
         assert_within(grid, golden[case["key"] + "/grid"], tolerance, case["key"])
-        assert_within(position_map(grid, case["channels"]), golden[case["key"] + "/embed"], tolerance, case["key"])
+        added = add_positions(torch.zeros(1, case["channels"], case["h"], case["w"]), case["aspect_ratio"])
+        embed = added[0].movedim(0, -1) / description["uv_ratio_in_network"]
+        assert_within(embed, golden[case["key"] + "/embed"], tolerance, case["key"])
     tokens = golden["rope/tokens"]
     table = positions_rotary_table(golden["rope/positions"][0], tokens.shape[-1], description["rope_base"])
     assert_within(apply_grid_rotary(tokens, table), golden["rope/rotated"], tolerance, "rope")

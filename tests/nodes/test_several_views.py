@@ -85,7 +85,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(several, tmp_path):
         "confidence": "Expected views with confidence, got none",
         "nothing sure": "Expected points after the fusion, got none",
         "not metres": "Expected views in metres, got relative ones",
-        "outside": "Expected a prefix inside the output folder, got",
+        "outside": "which leads out of it",
         "in a file": "a part of this path is a file, not a folder",
     }
     for case, words in expected.items():

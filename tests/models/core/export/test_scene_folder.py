@@ -252,7 +252,7 @@ def test_a_view_that_sees_nothing_has_an_empty_line(view, tmp_path):
 def test_nothing_is_overwritten_and_failures_leave_nothing(fused, tmp_path, monkeypatch):
     (tmp_path / "taken").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ExportError, match="taken is there already; choose another name"):
+    with pytest.raises(ExportError, match="taken exists already. Choose another name"):
         write_scene_folder(tmp_path / "taken", fused)
     with pytest.raises(ExportError, match="a part of this path is a file, not a folder"):
         write_scene_folder(tmp_path / "file" / "s", fused)
@@ -281,7 +281,7 @@ def test_a_full_disk_leaves_no_folder(fused, tmp_path):
 
 def test_a_folder_in_the_making_is_not_shared(tmp_path):
     with new_folder(tmp_path / "s") as part:
-        with pytest.raises(ExportError, match="s.part is there already"), new_folder(tmp_path / "s"):
+        with pytest.raises(ExportError, match="s.part exists already"), new_folder(tmp_path / "s"):
             pass
         (part / "a").write_text("x")
     assert (tmp_path / "s" / "a").read_text() == "x"

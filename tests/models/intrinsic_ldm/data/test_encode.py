@@ -57,8 +57,8 @@ def test_the_documentations_script_runs_on_a_pipeline(made, write_pipeline, tmp_
     (code,) = re.findall(r"^```python\n(.*?)^```", (root / "docs" / "intrinsic_training.md").read_text(encoding="utf-8"), flags=re.M | re.S)
     assert "height=768, width=768, steps=25" in code
     code = code.replace("height=768, width=768, steps=25", "height=32, width=32, steps=3")
-    said = "assert image.shape == (1, 32, 32, 3) and image.isfinite().all() and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{said}"], cwd=tmp_path, capture_output=True, text=True)
+    check = "assert image.shape == (1, 32, 32, 3) and image.isfinite().all() and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -75,14 +75,14 @@ def test_encoded_samples_are_diffusers_own_and_train(made, write_pipeline, tmp_p
         maps = model.encode(sample["maps"][None]).latent_dist.mean * 3.0
         text, vae = load_text_pipeline(base, torch.float32), load_image_vae(base)
         latent = vae.encode(sample["image"][None]).latent_dist.mean * 0.5
-        said = text.encode_prompt([sample["caption"]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        expected = text.encode_prompt([sample["caption"]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     torch.testing.assert_close(found["intrinsic_latent"][4:], maps, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(found["latent"][4:], latent, atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(found["context"][4:], said[0], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found["context"][4:], expected[0], atol=2e-3, rtol=2e-3)
     if family == "sdxl":
-        torch.testing.assert_close(found["pooled"][4:], said[2], atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found["pooled"][4:], expected[2], atol=2e-3, rtol=2e-3)
     if family == "pixart":
-        assert torch.equal(found["context_mask"][4:], said[1].float()) and 0 < found["context_mask"].mean() < 1
+        assert torch.equal(found["context_mask"][4:], expected[1].float()) and 0 < found["context_mask"].mean() < 1
     empty = load_file(tmp_path / "out" / training_lora.EMPTY_PROMPT)
     assert empty.keys() == set(found) - {"latent", "intrinsic_latent"} and empty["context"].shape == found["context"].shape[1:]
 

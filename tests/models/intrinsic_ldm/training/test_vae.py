@@ -84,7 +84,7 @@ def read_batch(task):
 
 
 def test_loss_is_what_the_paper_is_read_as(recipe):
-    """In float64 and in so many words: masked input, one draw of the posterior, unmasked targets."""
+    """Written out in float64: masked input, one draw of the posterior, unmasked targets."""
     task = training_vae.build(recipe(loss={"drop": 0.5, "depth": 2.0, "divergence": 1e4}))
     batch = read_batch(task)
     value, parts = task.loss(task.model, batch, torch.Generator().manual_seed(3))
@@ -165,11 +165,11 @@ def test_resuming_is_bit_exact(recipe, tmp_path):
 def test_one_picture_is_learned(recipe, world, tmp_path):
     """A hundred steps on one sample halve the loss of every map."""
     export_dataset(tmp_path / "one", count=1, size=32, seed=3, normals=True)
-    heard = []
+    logs = []
     settings = {"steps": 100, "batch_size": 1, "lr": 3e-3, "warmup": 10, "loss": {"drop": 0.0}, "data": {"folder": str(tmp_path / "one")}}
-    run_recipe(recipe(**settings), BUILDERS, on_log=heard.append)
+    run_recipe(recipe(**settings), BUILDERS, on_log=logs.append)
     for name in ("depth", "normals", "segmentation", "line"):
-        assert heard[-1][name] < 0.5 * heard[0][name], name
+        assert logs[-1][name] < 0.5 * logs[0][name], name
 
 
 @pytest.fixture(scope="module")
