@@ -41,6 +41,30 @@ def edit_options() -> list[io.DynamicCombo.Option]:
     ]
 
 
+def evidence_inputs() -> list:
+    """Masks and a depth that make the measurement surer; all optional."""
+    return [
+        io.Mask.Input(
+            "object_mask", optional=True,
+            tooltip="The object in the image before. Not connected: it is looked for among the "
+            "changed pixels, which is less certain.",
+        ),
+        io.Mask.Input(
+            "target_mask", optional=True,
+            tooltip="Where the object was to go: the inside of the red box. Only for move object.",
+        ),
+        io.Mask.Input(
+            "object_mask_after", optional=True,
+            tooltip="The object in the image after. Not connected: it is found by its colors.",
+        ),
+        View.Input(
+            "view_after", optional=True,
+            tooltip="The depth of the image after. With it the object's turn is measured in degrees, "
+            "and its motion in depth exactly.",
+        ),
+    ]  # fmt: skip
+
+
 class CheckEdit(io.ComfyNode):
     """Whether an edit did what was asked, in pixels, metres and degrees."""
 
@@ -72,24 +96,7 @@ class CheckEdit(io.ComfyNode):
                     tooltip="Horizontal field of view in degrees, for a VIEW without a camera of its own. 0: "
                     "the VIEW has to have one.",
                 ),
-                io.Mask.Input(
-                    "object_mask", optional=True,
-                    tooltip="The object in the image before. Not connected: it is looked for among the "
-                    "changed pixels, which is less certain.",
-                ),
-                io.Mask.Input(
-                    "target_mask", optional=True,
-                    tooltip="Where the object was to go: the inside of the red box. Only for move object.",
-                ),
-                io.Mask.Input(
-                    "object_mask_after", optional=True,
-                    tooltip="The object in the image after. Not connected: it is found by its colors.",
-                ),
-                View.Input(
-                    "view_after", optional=True,
-                    tooltip="The depth of the image after. With it the object's turn is measured in degrees, "
-                    "and its motion in depth exactly.",
-                ),
+                *evidence_inputs(),
             ],
             outputs=[
                 io.Image.Output(

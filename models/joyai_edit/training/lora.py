@@ -139,7 +139,7 @@ def build(recipe: Recipe) -> Task:
     dataset = open_edits(recipe.data.get("folder", ""))
     dtype = getattr(torch, settings.precision)
     network = load_transformer(settings.base, dtype, shard=settings.shard)
-    check_edit(dataset[0], network, recipe.data["folder"])
+    check_encoded_edit(dataset[0], network, recipe.data["folder"])
     model = Adapters(network, settings, Generator().manual_seed(recipe.seed))
     if settings.weights:
         model.fill(read_tensors(settings.weights), settings.weights)
@@ -164,7 +164,7 @@ def open_edits(folder: str) -> FolderDataset:
     return FolderDataset(folder, keys=KEYS, needs=KEYS)
 
 
-def check_edit(sample: Mapping[str, Any], network: nn.Module, folder: str) -> None:
+def check_encoded_edit(sample: Mapping[str, Any], network: nn.Module, folder: str) -> None:
     """ValueError unless the dataset was encoded for this network."""
     latent, reference = tuple(sample["latent"].shape), tuple(sample["reference"].shape)
     channels, width = network.config.in_channels, network.config.text_dim
