@@ -10,7 +10,7 @@ from .framing import Frame
 FLOAT32 = 4  # bytes
 # of x in a block: x, its norm, q k v, both rotated with their float32 copies, attention and hidden layer
 BLOCK_COPIES = 14
-DENSE_COPIES = 3  # of a dense head's largest maps at once
+DENSE_COPIES = 4  # of a dense head's largest maps at once
 
 
 def count_sequence_tokens(config: VggtConfig, views: int, size: tuple[int, int]) -> int:
