@@ -33,16 +33,16 @@ def assert_close(
     rtol, absolute = TOLERANCES[dtype] if dtype else max(tolerance_of(actual), tolerance_of(expected))
     if atol is not None:
         rtol, absolute = 0.0, atol
-    got, want = actual.detach().double().cpu(), expected.detach().double().cpu()
-    good = (got - want).abs() <= absolute + rtol * want.abs()
+    got, truth = actual.detach().double().cpu(), expected.detach().double().cpu()
+    good = (got - truth).abs() <= absolute + rtol * truth.abs()
     if bool(good.all()):
         return
     where = tuple(int(i) for i in (~good).nonzero()[0])
     raise AssertionError(
         f"{int((~good).sum())} of {good.numel()} values differ by more than "
         f"atol {absolute:g} + rtol {rtol:g}; "
-        f"first at {where}: {float(got[where]):.8g}, expected {float(want[where]):.8g}; "
-        f"largest error {float((got - want).abs().max()):.3g}"
+        f"first at {where}: {float(got[where]):.8g}, expected {float(truth[where]):.8g}; "
+        f"largest error {float((got - truth).abs().max()):.3g}"
     )
 
 

@@ -59,13 +59,12 @@ NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
 # public names that several modules define, and why that misleads nobody; any other is refused
 SAME_JOB = {  # the same thing for each system, network, file format or record
     "Header", "Result", "Summary", "as_lines", "build", "check_sample", "check_vae", "describe", "describe_machine", "draw_noise",
-    "export", "find_config", "find_preset", "load_base", "loss", "make_sample", "mirror", "open_folder", "read_header", "sample",
-    "transparent_output", "write_record",
+    "export", "find_config", "find_preset", "loss", "make_sample", "mirror", "open_folder", "read_header", "sample", "write_record",
     "LossSettings", "ModelSettings", "check_precisions", "config_from_shapes", "init_weights", "load_network", "network_shapes",
     "own_names", "released_files", "save_network",
 }  # fmt: skip
 FAR_APART = {  # of rooms that never import each other's, a node's class beside the value it gives included
-    "Plan", "PointCloud", "Run", "Source", "examine", "explain", "fingerprint", "fits", "say", "show", "summarise", "verify",
+    "Plan", "PointCloud", "Run", "Source", "examine", "verify",
 }  # fmt: skip
 HOST = re.compile(r"^(comfy|folder_paths|latent_preview|node_helpers|server|execution|comfy_execution)(\.|$)")
 EXTRA_IMPORTS = {
@@ -74,6 +73,8 @@ EXTRA_IMPORTS = {
     "models/core/weights/download.py": {"huggingface_hub"},
     "models/intrinsic_ldm/backbones.py": {"diffusers"},
     "models/intrinsic_ldm/training/perceptual.py": {"torchvision"},
+    "models/joyai_edit/data/encode.py": {"diffusers"},
+    "models/joyai_edit/training/": {"accelerate", "diffusers"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},

@@ -49,7 +49,8 @@ class Server:
             usable = False
         if not usable:
             raise QuestionError(
-                f"{url!r} is no address of a server; wanted one such as http://127.0.0.1:8188."
+                f"Expected the address of a server, such as http://127.0.0.1:8188, got {url!r}. Correct "
+                "--server."
             )
 
     def get(self, path: str) -> bytes:
@@ -65,7 +66,8 @@ class Server:
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise RunError(
-                f"No ComfyUI answers at {self.url} ({reason}); start one, or give --server its address."
+                f"Expected ComfyUI at {self.url}, got no answer ({reason}). Start one, or give --server its "
+                "address."
             ) from error
 
     def get_json(self, path: str) -> dict:
@@ -74,12 +76,18 @@ class Server:
         except urllib.error.HTTPError as error:
             status = f"{error.code} {error.reason}"
             raise RunError(
-                f"Expected HTTP status 200 from {self.url}{path}, got {status}; is that a ComfyUI?"
+                f"Expected HTTP status 200 from {self.url}{path}, got {status}. Check that a ComfyUI runs "
+                "there."
             ) from error
         except (ValueError, RecursionError) as error:
-            raise RunError(f"{self.url}{path} sent something else than JSON; is that a ComfyUI?") from error
+            raise RunError(
+                f"Expected JSON from {self.url}{path}, got something else. Check that a ComfyUI runs there."
+            ) from error
         if not isinstance(answer, dict):
-            raise RunError(f"{self.url}{path} sent something else than a JSON object; is that a ComfyUI?")
+            raise RunError(
+                f"Expected a JSON object from {self.url}{path}, got another value. Check that a ComfyUI "
+                "runs there."
+            )
         return answer
 
     def wait_until_up(self, process: subprocess.Popen | None, seconds: float) -> None:
@@ -88,14 +96,17 @@ class Server:
         while time.monotonic() < deadline:
             if process is not None and process.poll() is not None:
                 raise RunError(
-                    f"ComfyUI ended with status {process.returncode} while it started; its log says why."
+                    f"Expected ComfyUI to start, got an end with status {process.returncode}. Read its log."
                 )
             try:
                 self.get("/system_stats")
                 return
             except (OSError, RunError):
                 time.sleep(0.3)
-        raise RunError(f"No ComfyUI answered at {self.url} within {seconds:.0f} s.")
+        raise RunError(
+            f"Expected an answer of ComfyUI at {self.url} within {seconds:.0f} s, got none. Raise "
+            "--start-timeout."
+        )
 
     def queue(self, graph: dict) -> str:
         """Queue a graph; returns its prompt id. RunError lists the errors of ComfyUI's validation."""
@@ -108,12 +119,16 @@ class Server:
             raise RunError(explain_refusal(graph, error.read(), f"{error.code} {error.reason}")) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(
-                f"{self.url}/prompt sent something else than a run's number; is that a ComfyUI?"
+                f"Expected a run's number from {self.url}/prompt, got something else. Check that a ComfyUI "
+                "runs there."
             ) from error
         if faults:
             raise RunError(
                 "\n".join(
-                    ["ComfyUI runs only what is sound of this graph, so nothing was collected.", *faults]
+                    [
+                        "ComfyUI would run only the valid part of this graph, so nothing was collected.",
+                        *faults,
+                    ]
                 )
             )
         return run
@@ -129,7 +144,7 @@ class Server:
             if isinstance(status, dict) and status.get("status_str") == "error":
                 raise RunError(explain_failure(status.get("messages") or []))
             time.sleep(0.2)
-        raise RunError(f"The run did not end within {seconds:.0f} s.")
+        raise RunError(f"Expected the run to end within {seconds:.0f} s, got no end. Raise --timeout.")
 
     def collect(self, outputs: dict, folder: Path) -> list[Path]:
         """Download all files of the outputs; returns the written paths, in the order of node ids."""
@@ -166,8 +181,8 @@ def explain_refusal(graph: dict, body: bytes, status: str) -> str:
         answer = json.loads(body)
         lines = [answer["error"]["message"]]
     except (ValueError, KeyError, TypeError):
-        said = " ".join(body.decode(errors="replace").split())
-        return f"The graph was refused with HTTP status {status}" + (f": {said[:300]}" if said else ".")
+        message = " ".join(body.decode(errors="replace").split())
+        return f"The graph was refused with HTTP status {status}" + (f": {message[:300]}" if message else ".")
     return "\n".join([*lines, *list_faults(graph, answer)])
 
 
@@ -187,15 +202,17 @@ def explain_failure(messages: list) -> str:
     """The error message of the failing node."""
     for kind, data in messages:
         if kind == "execution_error":
-            said = str(data.get("exception_message", "no reason given")).strip()
-            return f"node {data.get('node_id', '?')} ({data.get('node_type', '?')}): {said}"
+            message = str(data.get("exception_message", "no reason given")).strip()
+            return f"node {data.get('node_id', '?')} ({data.get('node_type', '?')}): {message}"
     return "The run was interrupted."
 
 
 def start_comfyui(folder: Path, *options: str, log) -> tuple[Server, subprocess.Popen]:
     """Start ComfyUI on a free local port with this Python; the caller ends the process."""
     if not (folder / "main.py").is_file():
-        raise QuestionError(f"{folder} is no ComfyUI: it has no main.py.")
+        raise QuestionError(
+            f"Expected a ComfyUI folder, got {folder}, which has no main.py. Correct --comfyui."
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -232,7 +249,8 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise QuestionError(
-            f"{show_path(path)} cannot be read ({error.strerror}); give a workflow in API form."
+            f"Expected to read {show_path(path)}, got an error ({error.strerror}). Give a workflow in API "
+            "form."
         ) from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise QuestionError(f"Expected UTF-8 text in {show_path(path)}, got UTF-16. Save it as UTF-8.")
@@ -252,11 +270,13 @@ def read_graph(path: Path) -> dict:
     try:
         graph = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise QuestionError(f"{name} is not JSON ({error}); give a workflow in API form.") from error
+        raise QuestionError(
+            f"Expected JSON in {name}, got an error ({error}). Give a workflow in API form."
+        ) from error
     if isinstance(graph, dict) and "nodes" in graph:
         raise QuestionError(
-            f"{name} is a workflow as the browser shows it; this runner takes the API form, see "
-            f"{path.parent / 'api'}."
+            f"Expected a workflow in API form, got {name} in the form that the browser saves. Use the one "
+            f"in {path.parent / 'api'}."
         )
     nodes = [
         node if isinstance(node, dict) else {}
@@ -266,7 +286,8 @@ def read_graph(path: Path) -> dict:
         isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict) for node in nodes
     ):
         raise QuestionError(
-            f"{name} is no workflow in API form: nodes by number, each with class_type and inputs."
+            f"Expected a workflow in API form in {name}, nodes by number, each with class_type and inputs, "
+            "got another JSON. Export it with Export (API)."
         )
     return graph
 
@@ -274,13 +295,15 @@ def read_graph(path: Path) -> dict:
 def change_inputs(graph: dict, changes: list[str]) -> dict:
     """Apply NODE.INPUT=VALUE; a value is parsed as JSON if it is valid JSON, and is text otherwise."""
     for change in changes:
-        place, given, value = change.partition("=")
-        node, _, name = place.partition(".")
-        if not given:
-            raise QuestionError(f"{change!r} was to be set; wanted NODE.INPUT=VALUE.")
+        target, equals, value = change.partition("=")
+        node, _, name = target.partition(".")
+        if not equals:
+            raise QuestionError(f"Expected NODE.INPUT=VALUE for --set, got {change!r}. Correct it.")
         if node not in graph or name not in graph[node]["inputs"]:
             known = ", ".join(f"{key}.{name}" for key, entry in graph.items() for name in entry["inputs"])
-            raise QuestionError(f"There is no input {place!r} to set; this graph has {known}.")
+            raise QuestionError(
+                f"Expected one of the inputs {known} for --set, got {target!r}. Choose one of them."
+            )
         try:
             graph[node]["inputs"][name] = json.loads(value)
         except (ValueError, RecursionError):
@@ -335,8 +358,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.cpu and not options.comfyui:
         parser.error(
-            "--cpu is for a ComfyUI that is started here: add --comfyui FOLDER; a running one keeps its "
-            "device"
+            "Expected --comfyui FOLDER beside --cpu, which is for a ComfyUI that is started here, got none. "
+            "Add it; a running one keeps its device."
         )
     return options
 

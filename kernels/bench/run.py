@@ -73,20 +73,25 @@ def bench(
     weight. A shape on which ours fails gets a line in `absent`, and its exception is raised after the other
     shapes ran.
     """
-    for kind, given, known in (
-        ("shape", shapes, SHAPES),
-        ("weight", weights, WEIGHTS),
-        ("way to compile FlexAttention", [flex], TUNINGS),
+    for kind, names, known in (
+        ("a shape", shapes, SHAPES),
+        ("a weight", weights, WEIGHTS),
+        ("a way to compile FlexAttention", [flex], TUNINGS),
     ):
-        if unknown := sorted(set(given) - set(known)):
-            raise ValueError(f"There is no {kind} {unknown[0]!r}; choose from {', '.join(known)}.")
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(
+                f"Expected {kind} from {', '.join(known)}, got {unknown[0]!r}. Choose one of them."
+            )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type not in ("cuda", "cpu"):
-        raise ValueError(f"The bench got the device {place}; it times on cuda or cpu.")
+        raise ValueError(
+            f"Expected the device cuda or cpu for the benchmark, got {place}. Choose one of them."
+        )
     rounds = ROUNDS.get(place.type, FEW_ROUNDS) if rounds is None else rounds
     if rounds < 1 or (seconds is not None and not seconds > 0):
         raise ValueError(
-            f"The bench got {rounds} rounds and {seconds} seconds; run at least 1, in more than 0."
+            f"Expected at least 1 round in more than 0 seconds, got {rounds} rounds and {seconds} seconds. "
+            "Raise them."
         )
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     verify(place, dtype)
@@ -121,7 +126,7 @@ def _bench_shape(name: str, run: Run, work: Work) -> None:
     for weight in (weight for weight in work.weights if b > 1 or weight != "half zero"):
         segments, log_weight = problem(b, n, weight)
         floor = run.rates.floor((b, h, n, d), seen_keys(segments, log_weight), work.dtype.itemsize)
-        wanted = few_wanted(inputs[0], segments, log_weight)
+        expected = expected_outputs(inputs[0], segments, log_weight)
         if cuda:
             table = (
                 torch.tensor(log_weight, device=place)
@@ -132,9 +137,9 @@ def _bench_shape(name: str, run: Run, work: Work) -> None:
         kernels: dict[str, str] = {}
         for mode in ("eager", "graph") if cuda else ("eager",):
             calls, wrong = right_ones(
-                rivals(segments, log_weight, place, mode) | (fused or {}), inputs[0], wanted
+                rivals(segments, log_weight, place, mode) | (fused or {}), inputs[0], expected
             )
-            # compiling what fails is not tried again
+            # a failed compilation is not tried again
             fused = {rival: call for rival, call in (fused or {}).items() if rival in calls}
             kernels = kernels or busiest(calls, inputs[0])
             turns, unheld = in_turn(calls, inputs, mode)
@@ -155,9 +160,11 @@ def compiled(segments: Segments, table: Tensor, how: str) -> dict[str, Call]:
     return {name: flex(segments, table, tuning=tuning) for name, tuning in TUNINGS[how].items()}
 
 
-def few_wanted(given: Sequence[Tensor], segments: Segments, log_weight: list) -> list[tuple[slice, Tensor]]:
+def expected_outputs(
+    inputs: Sequence[Tensor], segments: Segments, log_weight: list
+) -> list[tuple[slice, Tensor]]:
     """The reference output in float64 of the first 16 queries of every segment."""
-    q, k, v = (tensor.double() for tensor in given)
+    q, k, v = (tensor.double() for tensor in inputs)
     full, found = full_weight(log_weight, q, segments), []
     for number, (start, stop) in enumerate(segments.query_ranges()):
         at = slice(start, min(start + 16, stop))
@@ -170,15 +177,15 @@ def few_wanted(given: Sequence[Tensor], segments: Segments, log_weight: list) ->
 
 
 def right_ones(
-    calls: dict[str, Call], given: Sequence[Tensor], wanted: list[tuple[slice, Tensor]]
+    calls: dict[str, Call], inputs: Sequence[Tensor], expected: list[tuple[slice, Tensor]]
 ) -> tuple[dict[str, Call], list[str]]:
     """The rivals that run here with a correct output, and one line per other. Raises what ours raises."""
     found, wrong = {}, []
     for rival, call in calls.items():
         try:
-            got = call(*given)
-            for at, want in wanted if rival != ONE_STREAM else ():
-                check(rival, got[:, :, at], want)
+            got = call(*inputs)
+            for at, output in expected if rival != ONE_STREAM else ():
+                check(rival, got[:, :, at], output)
         except Exception as error:  # noqa: BLE001 - a rival that fails here must not end the run
             if rival == "ours":
                 raise

@@ -43,25 +43,27 @@ def verify_case(case: Case, device: torch.device, dtype: torch.dtype, name: str,
     leaves = [tensor.detach().requires_grad_(train) for tensor in (*given, weight)]
     exact = [tensor.to("cpu", torch.float64, copy=True).requires_grad_(train) for tensor in (*given, weight)]
     got = segment_attention(*leaves[:3], case.segments, leaves[3], scale=SCALE)
-    want, _ = segment_attention_reference(*exact[:3], case.segments, exact[3], scale=SCALE)
-    check(name, got.detach().cpu(), want.detach(), limit=LIMITS[dtype] * (1 if train else 4))
+    expected, _ = segment_attention_reference(*exact[:3], case.segments, exact[3], scale=SCALE)
+    check(name, got.detach().cpu(), expected.detach(), limit=LIMITS[dtype] * (1 if train else 4))
     if not train:
         return 1
-    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(
-        dtype
-    )
+    grad = torch.randn(
+        expected.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64
+    ).to(dtype)
     ours = torch.autograd.grad(got, leaves, grad.to(device))
-    theirs = torch.autograd.grad(want, exact, grad.double())
+    theirs = torch.autograd.grad(expected, exact, grad.double())
     # of the sums that are d log w: these cancel
-    terms = float((want.detach() * grad.double()).sum(-1).norm().clamp_min(1.0))
+    terms = float((expected.detach() * grad.double()).sum(-1).norm().clamp_min(1.0))
     for of, one, other, least in zip("qkvw", ours, theirs, (1.0, 1.0, 1.0, terms)):
         check(f"{name}, gradient of {of}", one.cpu(), other, limit=3 * LIMITS[dtype], least=least)
     return 5
 
 
-def check(name: str, got: Tensor, want: Tensor, *, limit: float | None = None, least: float = 0.0) -> None:
+def check(
+    name: str, got: Tensor, expected: Tensor, *, limit: float | None = None, least: float = 0.0
+) -> None:
     """Frobenius norm of the error relative to the expected one's or to `least`, the larger; NaN fails."""
-    error = float((got.double() - want).norm() / want.norm().clamp_min(least))
+    error = float((got.double() - expected).norm() / expected.norm().clamp_min(least))
     limit = LIMITS[got.dtype] if limit is None else limit
     if not error <= limit:
         raise FloatingPointError(f"{name} is off by {error:.3g}, {limit:g} is allowed; no time is reported.")

@@ -65,7 +65,7 @@ def check_cudnn(q: Tensor) -> str | None:
     out, lse = attend_by_cudnn(q, k, v, scale=0.2)
     scores = q.float() @ k.float().transpose(2, 3) * 0.2
     pairs = ((out.float(), scores.softmax(3) @ v.float()), (lse, scores.logsumexp(3)))
-    errors = [float((got - want).norm() / want.norm()) for got, want in pairs]
+    errors = [float((got - expected).norm() / expected.norm()) for got, expected in pairs]
     return (
         None
         if all(error < 0.02 for error in errors)

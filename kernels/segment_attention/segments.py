@@ -73,7 +73,8 @@ class Segments:
                 raise ValueError(f"Expected 1 to {most} {name}, got {count}.")
         if min(self.queries) < 1:
             raise ValueError(
-                f"Segments got query lengths {self.queries}; give each segment at least one query."
+                f"Expected at least one query in each segment, got query lengths {self.queries}. Drop "
+                "empty ones."
             )
 
     @classmethod
@@ -186,7 +187,7 @@ def full_weight(log_weight: Tensor | Sequence | float | None, q: Tensor, segment
     if weight.dim() == 3:
         weight = weight[:, None]
     weight = weight.reshape((1,) * (4 - weight.dim()) + tuple(weight.shape)) if weight.dim() < 4 else weight
-    if weight.dim() != 4 or any(got not in (1, want) for got, want in zip(weight.shape, expected)):
+    if weight.dim() != 4 or any(got not in (1, size) for got, size in zip(weight.shape, expected)):
         given = tuple(log_weight.shape) if isinstance(log_weight, Tensor) else tuple(weight.shape)
         raise ValueError(
             f"Expected log weights of shape (s, t), (b, s, t) or (b, h, s, t) with b = {expected[0]} rows, "

@@ -1,5 +1,5 @@
 """Statistics over sampling seeds: mean and standard error, and whether a difference between two methods is
-significant."""
+significant; the interval of a proportion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from scipy.stats import t
+from scipy.stats import norm, t
 
 CONFIDENCE = 0.95  # two-sided, by Student's t over the seeds: with three seeds 4.3 standard errors
 
@@ -32,3 +32,13 @@ def significant_sign(differences: Sequence[float]) -> int:
     half_width = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
     mean = statistics.fmean(differences)
     return 1 if mean > half_width else -1 if mean < -half_width else 0
+
+
+def proportion_interval(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's interval of a proportion at CONFIDENCE; it holds for small counts and for all or none."""
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    share = hits / count
+    shrink = 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / shrink
+    half_width = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / shrink
+    return max(0.0, middle - half_width), min(1.0, middle + half_width)

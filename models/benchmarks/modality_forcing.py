@@ -34,8 +34,9 @@ def evaluate_modality_forcing(
     count: int = 256,
     batch: int = 16,
 ) -> dict[str, float]:
-    """Figures by name. Depth errors are scale-aligned per image (median); captions are judged by the world's
-    scorer.
+    """Scores by name.
+
+    Depth errors are scale-aligned per image (median); captions are judged by the world's scorer.
 
     image_to_depth.*: inferred depth of a rendered image against its exact depth, where that is finite (no
     sky). joint.absrel: generated depth against the depth that the same model infers from the generated image.

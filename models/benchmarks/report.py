@@ -1,4 +1,4 @@
-"""Output of an evaluation's figures: a JSON file, a Markdown table, a figure with its error."""
+"""Output of an evaluation: a JSON file, a Markdown table, a score with its error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write JSON, and create the folder. OSError is one sentence."""
+    """Write JSON, and create the folder. An OSError is one message."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(figures), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OSError(f"Cannot write {path}: {error.strerror or error}; choose another folder.") from error
+        raise OSError(f"Cannot write {path}: {error.strerror or error}. Choose another folder.") from error
 
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -24,7 +24,7 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def format_figure(figure: Mapping[str, Any]) -> str:
-    """Mean ± standard error, to the error's second digit; "none" where no image had anything to measure."""
+    """Mean ± standard error, to the error's second digit; "none" if no image had anything to measure."""
     mean, error = figure["mean"], figure["error"]
     if mean is None:
         return "none"

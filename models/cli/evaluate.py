@@ -18,6 +18,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_modality_forcing(systems, looks)
     _add_intrinsic_ldm(systems, looks)
     _add_vggt(systems, looks)
+    _add_joyai_edit(systems, looks)
 
 
 def _add_modality_forcing(systems, looks: Mapping[str, Any]) -> None:
@@ -70,6 +71,28 @@ def _add_vggt(systems, looks: Mapping[str, Any]) -> None:
     size = option("--size", type=whole(0, 2048), default=0)
     size.help = "pixels a side of the renders; 0 is the size the network was trained at"
     views.set_defaults(run=_run_vggt)
+
+
+def _add_joyai_edit(systems, looks: Mapping[str, Any]) -> None:
+    summary = "the check of edited images, on exact edits of the world; the framing of edits"
+    edits = systems.add_parser("joyai_edit", help=summary, **looks)
+    option = edits.add_argument
+    option("--json", type=path, help="also write the figures to this file")
+    option("--n", type=whole(3, 10**6), default=200, help="held-out edits, a third of each kind")
+    seed = option("--seed", type=whole(0, LARGEST_SEED), default=2026)
+    seed.help = "which held-out edits; choose thresholds on others than those you report"
+    edits.set_defaults(run=_run_joyai_edit)
+
+
+def _run_joyai_edit(options: argparse.Namespace) -> None:
+    from ..benchmarks.joyai_edit import evaluate_edit_check
+    from ..benchmarks.report import write_figures
+
+    figures = evaluate_edit_check(options.n, seed=options.seed)
+    for name, value in figures.items():
+        write_line(f"{name:40s} {value}")
+    if options.json:
+        write_figures(options.json, figures)
 
 
 def _run_vggt(options: argparse.Namespace) -> None:

@@ -1,5 +1,4 @@
-"""Sizes that a network's patches or an autoencoder's stride divide, and back to the size that was asked for.
-"""
+"""Padding to multiples of a network's patch size or an autoencoder's stride, and cropping back."""
 
 from __future__ import annotations
 

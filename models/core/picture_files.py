@@ -1,7 +1,7 @@
 """What Pillow reads of an image file: its values upright and unscaled, its alpha, and notes. No torch.
 
-EXIF orientation is applied; tRNS, palettes and premultiplied colors become alpha and plain colors. Whatever
-is no image is refused in one sentence with the file's name. `pictures.py` makes colors, masks and labels of
+EXIF orientation is applied; tRNS, palettes and premultiplied colors become alpha and plain colors. What is
+not an image is refused with a message that names the file. `pictures.py` makes colors, masks and labels of
 the numbers.
 """
 
@@ -19,7 +19,8 @@ import numpy as np
 from .text_files import show_path
 
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's ways to hold 16 bits
-MOST_PIXELS = 178_956_970  # of one file: where Pillow's own guard refuses, and not to be lifted from outside
+# of one file: the limit of Pillow's own guard, which no setting from outside raises
+MOST_PIXELS = 178_956_970
 ORIENTATION = 0x0112  # the EXIF tag
 # EXIF orientation -> member of Image.Transpose that makes it upright
 UPRIGHT = {
@@ -34,13 +35,13 @@ UNREADABLE = (
 
 
 class PictureError(ValueError):
-    """An image that cannot be read; one sentence names the file, the fault and the remedy."""
+    """An image that cannot be read; one message names the file, the fault and what to do."""
 
 
 class Values(NamedTuple):
     """The upright numbers of one image file, nothing scaled."""
 
-    values: np.ndarray  # (h, w) (grey) or (h, w, 3); uint8, uint16, int32 (Pillow's mode I) or float32
+    values: np.ndarray  # (h, w) (gray) or (h, w, 3); uint8, uint16, int32 (Pillow's mode I) or float32
     alpha: np.ndarray | None  # (h, w) float32 in [0, 1]
     mode: str  # Pillow's
     notes: tuple[str, ...] = ()
@@ -48,8 +49,8 @@ class Values(NamedTuple):
 
 
 def open_values(source: Any, *, name: str | os.PathLike | None = None, indices: bool = False) -> Values:
-    """The numbers of an image file, upright and unscaled; ``indices`` keeps those of a palette."""
-    from PIL import Image  # late: whoever has tensors needs none
+    """The values of an image file, upright and unscaled; ``indices`` keeps those of a palette."""
+    from PIL import Image  # late: callers with tensors do not need it
 
     name = name_source(source, name)
     given = hasattr(source, "getbands")
@@ -61,13 +62,13 @@ def open_values(source: Any, *, name: str | os.PathLike | None = None, indices: 
             return _decode(image, name, indices)
     except PictureError:
         raise
-    # of a foreign file's bytes Pillow raises nearly anything, depending on the place of the damage
+    # Pillow raises almost any exception on a damaged file
     except Exception as error:
-        raise PictureError(f"Expected a picture in {name}, got {_fault(error, source)}.") from error
+        raise PictureError(f"Expected an image in {name}, got {_fault(error, source)}.") from error
 
 
 def name_source(source: Any, name: str | os.PathLike | None) -> str:
-    """What an error calls a source."""
+    """How a message names a source."""
     if name is not None:
         return show_path(name)
     if isinstance(source, (str, os.PathLike)):
@@ -76,7 +77,7 @@ def name_source(source: Any, name: str | os.PathLike | None) -> str:
 
 
 def _fault(error: Exception, source: Any) -> str:
-    """What is wrong with a file, and the remedy, by what Pillow or the system raised."""
+    """What is wrong with a file, and what to do, by what Pillow or the system raised."""
     from PIL import Image, UnidentifiedImageError
 
     size = len(source) if isinstance(source, (bytes, bytearray)) else None
@@ -98,17 +99,17 @@ def _fault(error: Exception, source: Any) -> str:
 
 
 def _decode(image: Any, name: str, indices: bool) -> Values:
-    """The values of an open Pillow image; what Pillow raises is the caller's to name."""
+    """The values of an open Pillow image; the caller handles what Pillow raises."""
     width, height = image.size
     if width * height == 0:
         raise PictureError(
-            f"Expected a picture in {name}, got one of {width} x {height} pixels. Save it anew."
+            f"Expected an image in {name}, got one of {width} x {height} pixels. Save it anew."
         )
     if width * height > MOST_PIXELS:
         raise PictureError(
             f"Expected at most {MOST_PIXELS} pixels in {name}, got {width} x {height}. Make it smaller."
         )
-    if image.format == "EPS":  # Pillow would hand it to Ghostscript, which is a language and no image
+    if image.format == "EPS":  # Pillow would run Ghostscript on it
         raise PictureError(
             f"Expected pixels in {name}, got an EPS file. Give a PNG, JPEG, WebP or TIFF file."
         )
@@ -119,7 +120,7 @@ def _decode(image: Any, name: str, indices: bool) -> Values:
     values, alpha = _split(image, bits, indices)
     depth = ()
     if bits > 8 and values.dtype == np.uint8:
-        depth = (f"The picture has {bits} bits a color; Pillow reads the upper 8 of them.",)
+        depth = (f"The image has {bits} bits per color; Pillow reads the upper 8 of them.",)
     return Values(values, alpha, image.mode, (*frames, *exif, *depth), text)
 
 
@@ -149,20 +150,20 @@ def _turn_upright(image: Any) -> tuple[Any, tuple[str, ...]]:
 
     try:
         orientation = image.getexif().get(ORIENTATION)
-    except UNREADABLE:  # broken EXIF says nothing, and the pixels are sound
-        return image, ("The EXIF data cannot be read; the picture was taken as upright.",)
+    except UNREADABLE:  # broken EXIF is ignored: the pixels are intact
+        return image, ("The EXIF data cannot be read; the image is assumed to be upright.",)
     method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return (image.transpose(getattr(Image.Transpose, method)) if method else image), ()
 
 
 def _split(image: Any, bits: int, indices: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (h w or (h, w, 3)) and alpha (h w in [0, 1], or None) of a loaded image of any mode."""
+    """Values ((h, w) or (h, w, 3)) and alpha ((h, w) in [0, 1], or None) of a loaded image of any mode."""
     mode, key = image.mode, image.info.get("transparency")
     if mode == "P" and indices:
         return np.asarray(image), None
     if mode in (*DEEP_MODES, "I", "F"):
         values = np.asarray(image).astype({"I": np.int32, "F": np.float32}.get(mode, np.uint16))
-        # white is zero; Pillow turns 8 bits alone
+        # white is zero; Pillow inverts 8 bits only
         if mode in DEEP_MODES and image.format == "TIFF" and image.tag_v2.get(262) == 0:
             values = 65535 - values
         return values, _key_to_alpha(values, key)
@@ -184,7 +185,7 @@ def _split(image: Any, bits: int, indices: bool) -> tuple[np.ndarray, np.ndarray
 
 
 def _key_to_alpha(values: np.ndarray, key: Any) -> np.ndarray | None:
-    """Alpha of a color key (PNG's tRNS): 0 where the image has that very color, else 1."""
+    """Alpha of a color key (PNG's tRNS): 0 where the image has exactly that color, else 1."""
     if key is None:
         return None
     same = values == np.asarray(key)
@@ -198,7 +199,7 @@ def _to_plain(image: Any) -> Any:
         return image
     if mode in ("La", "RGBa"):
         return image.convert(mode.upper())
-    if mode == "LAB":  # Pillow's own conversion knows none
+    if mode == "LAB":  # Pillow has no conversion for these
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")

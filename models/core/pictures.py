@@ -1,8 +1,8 @@
-"""Images of any source (files, bytes, Pillow, arrays, tensors), grey or color, of any bit depth, as one type.
+"""Images of any source (files, bytes, Pillow, arrays, tensors), gray or color, of any bit depth, as one type.
 
-What a file says counts: EXIF orientation is applied, 16 bits and floats are scaled by their type, alpha is
-split off. What cannot be read as an image is refused in one sentence with the file's name; what had to be
-done to it (the first frame of several, 16-bit colors at 8 bits) is in the notes.
+A file's metadata is applied: EXIF orientation, scaling of 16 bits and floats by their type; alpha is split
+off. What cannot be read as an image is refused with a message that names the file; what was changed (the
+first frame of several, 16-bit colors at 8 bits) is in the notes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from .picture_files import PictureError, Values, name_source, open_values
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 HAS_ALPHA = (
-    "The picture has an alpha channel: its colors were used as they are, and the alpha is handed on as a "
-    "mask."
+    "The image has an alpha channel: its colors were used as they are, and the alpha is output as a mask."
 )
 NO_ALPHA = (
-    "The picture has an alpha channel: its colors were used as they are, also where it is transparent, and "
+    "The image has an alpha channel: its colors were used as they are, also where it is transparent, and "
     "the alpha is left out."
 )
-IS_GREY = "The picture is grey: its one channel was used for red, green and blue."
+IS_GREY = "The image is gray: its one channel was used for red, green and blue."
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch of images, and what had to be done to them."""
+    """A batch of images, and what was changed about them."""
 
     rgb: Tensor  # (b, h, w, 3) float32 in [0, 1]
     alpha: Tensor | None  # (b, h, w) float32 in [0, 1], where the source had one
@@ -42,7 +41,7 @@ class Pictures:
 def open_picture(source: Any, *, name: str | os.PathLike | None = None) -> Pictures:
     """The image of a file (path), of a file's bytes, or of a Pillow image, with b = 1.
 
-    ``name`` is what an error calls it.
+    ``name`` is how a message names it.
     """
     name = name_source(source, name)
     return _to_pictures(open_values(source, name=name), name)
@@ -64,10 +63,10 @@ def open_rgb(source: Any, *, name: str | os.PathLike | None = None) -> tuple[Ten
     return torch.from_numpy(np.array(rgb)), found.notes + left_out
 
 
-def open_grey(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
+def open_gray(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
     """An image file as float32 (h, w) in [0, 1]: colors by their luma.
 
-    One with transparent pixels is refused: it has no one meaning.
+    One with transparent pixels is refused, since their value is ambiguous.
     """
     name = name_source(source, name)
     found = _require_opaque(open_values(source, name=name), name)
@@ -77,10 +76,12 @@ def open_grey(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
 
 
 def open_mask(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
-    """A mask file as bool (h, w): black (0 in every channel) is False, all else True, whatever the type. NaN
-    is False.
+    """A mask file as bool (h, w): black (0 in every channel) is False, all else True, whatever the type.
 
-    A palette counts by its colors. One with transparent pixels is refused: they could be meant either way.
+    NaN is False.
+
+    A palette image counts by its colors. One with transparent pixels is refused, since their value is
+    ambiguous.
     """
     name = name_source(source, name)
     on = _require_opaque(open_values(source, name=name), name).values > 0
@@ -88,7 +89,7 @@ def open_mask(source: Any, *, name: str | os.PathLike | None = None) -> Tensor:
 
 
 def open_labels(source: Any, *, name: str | os.PathLike | None = None) -> tuple[Tensor, int]:
-    """Whole numbers of a one-channel file as int32 (h, w) (of a palette its indices), and the bits of a
+    """Whole numbers of a one-channel file as int32 (h, w) (of a palette its indices), and the bits per
     number: 8, 16 or 32.
     """
     name = name_source(source, name)
@@ -102,17 +103,18 @@ def open_labels(source: Any, *, name: str | os.PathLike | None = None) -> tuple[
             else f"values from {values.min():.6g} to {values.max():.6g}, not all whole and >= 0"
         )
         raise PictureError(
-            f"Expected one grey channel of whole numbers in {name}, got {kind}. Save the numbers as a grey "
+            f"Expected one gray channel of whole numbers in {name}, got {kind}. Save the numbers as a gray "
             "PNG."
         )
     return torch.from_numpy(values.astype(np.int32)), values.dtype.itemsize * 8
 
 
 def read_pictures(source: Any) -> Pictures:
-    """Images (h, w), (h, w, c) or (b, h, w, c) with 1 to 4 channels. Integers are scaled by their type,
-    floats must lie in [0, 1].
+    """Images (h, w), (h, w, c) or (b, h, w, c) with 1 to 4 channels.
 
-    Alpha is split off and does not touch the colors. Colors a little outside [0, 1] are clamped and counted
+    Integers are scaled by their type, floats must be in [0, 1].
+
+    Alpha is split off and does not affect the colors. Colors slightly outside [0, 1] are clamped and counted
     in the notes. A Pillow image is read as :func:`open_picture` reads its file.
     """
     if hasattr(source, "getbands"):
@@ -147,7 +149,7 @@ def as_channels(picture: Tensor) -> Tensor:
         picture = picture[None]
     if picture.ndim != 4 or not 1 <= picture.shape[-1] <= 4 or picture.numel() == 0:
         raise ValueError(
-            "Expected a picture of height x width, with 1 to 4 channels or none, or a batch of such, got "
+            "Expected an image of height x width, with 1 to 4 channels or none, or a batch of such, got "
             f"shape {shape}. Put the channels last."
         )
     return picture
@@ -156,22 +158,22 @@ def as_channels(picture: Tensor) -> Tensor:
 def hold_in_range(picture: Tensor) -> tuple[Tensor, list[str]]:
     """Clamp floats to [0, 1] and say how many; NaN becomes 0.
 
-    What is far outside was meant otherwise and is refused.
+    Values far outside have another scale and are refused.
     """
     broken = ~torch.isfinite(picture)
     picture = torch.where(broken, torch.zeros_like(picture), picture)
     low, high = picture.min().item(), picture.max().item()
     if low < -1 or high > 2:
         raise ValueError(
-            f"Expected picture values in [0, 1], got floats from {low:.4g} to {high:.4g}. Divide them by "
+            f"Expected image values in [0, 1], got floats from {low:.4g} to {high:.4g}. Divide them by "
             "their full scale."
         )
     notes = []
     if broken.any():
-        notes.append(f"{int(broken.sum())} picture values are NaN or infinite and were set to 0.")
+        notes.append(f"{int(broken.sum())} image values are NaN or infinite and were set to 0.")
     outside = (picture < 0) | (picture > 1)
     if outside.any():
-        notes.append(f"{int(outside.sum())} picture values lie outside [0, 1] and were clamped.")
+        notes.append(f"{int(outside.sum())} image values are outside [0, 1] and were clamped.")
     return picture.clamp(0, 1), notes
 
 
@@ -182,7 +184,7 @@ def _to_floats(pictures: Tensor) -> tuple[Tensor, list[str]]:
     if pictures.is_floating_point():
         return hold_in_range(pictures.to(torch.float32))
     raise ValueError(
-        f"Expected a picture of 8 or 16 bits (uint8, uint16) or floats in [0, 1], got {pictures.dtype}. "
+        f"Expected an image of 8 or 16 bits (uint8, uint16) or floats in [0, 1], got {pictures.dtype}. "
         "Scale it to those."
     )
 
@@ -190,7 +192,7 @@ def _to_floats(pictures: Tensor) -> tuple[Tensor, list[str]]:
 def _to_pictures(found: Values, name: str) -> Pictures:
     """The values of one file as colors in [0, 1]."""
     values = found.values
-    # 16 bits, as some of Pillow's readers hand them on; what is wider says no full scale
+    # 16 bits, as some of Pillow's readers return them; wider types have no known full scale
     if values.dtype == np.int32:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
@@ -212,7 +214,7 @@ def _to_pictures(found: Values, name: str) -> Pictures:
 def _require_opaque(found: Values, name: str) -> Values:
     if found.alpha is not None and (found.alpha < 1).any():
         raise PictureError(
-            f"Expected an opaque grey picture in {name}, got one with transparent pixels. Save it without "
+            f"Expected an opaque gray image in {name}, got one with transparent pixels. Save it without "
             "alpha."
         )
     return found

@@ -28,7 +28,7 @@ class TextEncoder(Protocol):
     """Prompts to the context that the network attends to. The empty prompt is a prompt."""
 
     def encode(self, texts: list[str]) -> Tensor:
-        """b texts -> context (b, n, d)."""
+        """Prompts -> context (b, n, c)."""
         ...
 
 
@@ -55,7 +55,7 @@ class Pipeline(Protocol[ResultT]):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline[ResultT]:
-        """A preset's pipeline; `weights` replaces the shipped ones. ValueError names the known presets."""
+        """A preset's pipeline; `weights` replaces the shipped ones. ValueError lists the presets."""
         ...
 
     def __call__(

@@ -1,7 +1,7 @@
-"""Text files of others: JSON, JSON lines and captions, as any editor on any system saves them.
+"""Text files: JSON, JSON lines and captions, as any editor on any system saves them.
 
 UTF-8 with or without a byte order mark. Lines end at a line feed only: U+2028, U+0085 and form feeds, which
-``str.splitlines`` also cuts at, are ordinary characters of a caption. Every refusal names the file.
+``str.splitlines`` also cuts at, are ordinary characters of a caption. Every error names the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OTHER_MARKS = (
 class TextFileError(ValueError):
     """A text file that cannot be read as what it should be.
 
-    One sentence names the file, the place and the remedy.
+    One message names the file, the place and what to do.
     """
 
 
@@ -35,7 +35,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def decode_text(data: bytes, *, source: str) -> str:
-    """Bytes as text; ``source`` is what the error calls them."""
+    """Bytes as text; ``source`` is how a message names them."""
     for mark, name in _OTHER_MARKS:
         if data.startswith(mark):
             raise TextFileError(f"Expected UTF-8 text in {source}, got {name}. Save it as UTF-8.")
@@ -70,7 +70,7 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def parse_json(text: str, *, source: str) -> Any:
-    """The value of a JSON text; ``source`` is what the error calls it."""
+    """The value of a JSON text; ``source`` is how a message names it."""
     try:
         return json.loads(text)
     except RecursionError as error:

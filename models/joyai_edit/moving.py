@@ -22,7 +22,7 @@ from .boxes import (
 from .buckets import Rect, core_crop, find_bucket
 from .framing import area
 from .prompts import move_prompt, name_notes
-from .restore import FramedImage, repeat_single
+from .restore import FramedImage, repeat_single, require_framed
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def prepare_moves(
     """:func:`prepare_move` image by image; names the image that is at fault where there are several."""
     count = len(images)
     names = repeat_single(names, count, "object")
-    frames = [None] * count if framed is None else repeat_single(framed, count, "framing")
+    frames = [None] * count if framed is None else require_framed(framed, count)
     moves = []
     for index, row in enumerate(zip(names, images, boxes, frames, strict=True)):
         try:
@@ -104,7 +104,7 @@ def reference_sizes(images: Sequence[Tensor], framed: Sequence[FramedImage] | No
     """The sizes (height, width) in whose pixels boxes and masks are: before the fit, where there was one."""
     if framed is None:
         return [(image.shape[1], image.shape[2]) for image in images]
-    return [one.framing.size for one in repeat_single(framed, len(images), "framing")]
+    return [one.framing.size for one in require_framed(framed, len(images))]
 
 
 def _check_fitted(image: Tensor, framed: FramedImage) -> None:

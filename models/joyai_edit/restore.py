@@ -84,6 +84,16 @@ def _blend(source: Tensor, back: Tensor, share: Tensor) -> Tensor:
     return image
 
 
+def require_framed(framed: Sequence[Any], count: int) -> list[FramedImage]:
+    """One framing per image, or a ValueError; a single one serves all."""
+    for one in framed:
+        if not isinstance(one, FramedImage):
+            raise ValueError(
+                f"Expected the framing of Joy: Fit at framing, got {type(one).__name__}. Wire its FRAMING."
+            )
+    return repeat_single(framed, count, "framing")
+
+
 def repeat_single(values: Sequence[Any], count: int, what: str) -> list[Any]:
     """One value per image; a single one serves all."""
     if len(values) not in (1, count):
@@ -173,7 +183,7 @@ def restore_all(
 ) -> RestoredBatch:
     """Each edited image (1, h, w, 3), restored in its mask, where it changed by `threshold`, or whole."""
     count = len(images)
-    frames = repeat_single(framed, count, "framing")
+    frames = require_framed(framed, count)
     drawn = repeat_single(masks, count, "edit mask") if len(masks) else [None] * count
     found, lines = [], []
     for index, (image, frame, mask) in enumerate(zip(images, frames, drawn, strict=True)):

@@ -1,4 +1,4 @@
-"""Sizes and constants of Modality Forcing networks, checked at birth. No torch."""
+"""Sizes and constants of Modality Forcing networks, validated on construction. No torch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from typing import Any, Literal, get_args
 Mode = Literal["joint", "image_to_depth", "depth_to_image"]
 MODES: tuple[str, ...] = get_args(Mode)
 
-OTHER_NAMES = {
-    "num_triple_blocks": "num_double_blocks"
-}  # the paper's word for a double block with a third stream
+# the paper's name for a double block with a third stream
+OTHER_NAMES = {"num_triple_blocks": "num_double_blocks"}
 WHOLE_NUMBERS = (
     "in_channels", "depth_channels", "context_in_dim", "hidden_size", "num_heads",
     "num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks", "depth_patch", "depth_head_kernel",
     "time_embed_dim",
 )  # fmt: skip
 FRACTIONS = ("theta", "mlp_ratio", "time_max_period", "time_factor", "shift_mu", "shift_sigma", "x0_t_min")
-LARGEST, MOST_BLOCKS = (
-    2**20,
-    1000,
-)  # beyond any network; a damaged file must not ask for the time or the memory of more
+# larger than any network: a damaged file must not cost more time or memory than this
+LARGEST, MOST_BLOCKS = 2**20, 1000
 MAY_BE_ZERO = ("num_double_blocks", "num_single_blocks", "num_depth_decoder_blocks")
 
 
@@ -32,14 +29,14 @@ class ModalityForcingConfig:
     """All sizes and constants of one network. Defaults: klein_9b, the released one."""
 
     in_channels: int = 128  # RGB latent channels; one token per latent pixel
-    depth_channels: int = 256  # depth_patch^2: depth lives in pixel space
+    depth_channels: int = 256  # depth_patch^2: depth is in pixel space
     context_in_dim: int = 12288
     hidden_size: int = 4096
     num_heads: int = 32
     num_double_blocks: int = 8
     num_single_blocks: int = 24
     num_depth_decoder_blocks: int = 4
-    axes_dim: tuple[int, ...] = (32, 32, 32, 32)  # rotary channels of (modality, row, column, text index)
+    axes_dim: tuple[int, ...] = (32, 32, 32, 32)  # RoPE channels of (modality, row, column, text index)
     theta: float = 2000
     mlp_ratio: float = 3.0
     depth_patch: int = 16  # image pixels per token, each way, in both streams
@@ -51,10 +48,9 @@ class ModalityForcingConfig:
     time_factor: float = 1000.0
     shift_mu: float = 1.1
     shift_sigma: float = 1.0
-    x0_t_min: float = 0.05  # the released sampler's floor under t_depth
-    infinite_sky: bool = (
-        False  # trained with sky as infinite depth, which contracts to 2; else sky is missing, like any hole
-    )
+    x0_t_min: float = 0.05  # the released sampler's lower bound on t_depth
+    # trained with sky as infinite depth, which contracts to 2; otherwise sky is an invalid pixel
+    infinite_sky: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
@@ -62,48 +58,60 @@ class ModalityForcingConfig:
             value, least = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
             if not isinstance(value, int) or not least <= value <= LARGEST:
                 raise ValueError(
-                    f"{name} is {str(value)[:80]}, but it must be a whole number of at least {least}, and at "
-                    f"most {LARGEST}."
+                    f"Expected a whole number from {least} to {LARGEST} for {name} in the network config, "
+                    f"got {str(value)[:80]}. Correct {name}."
                 )
         if sum(getattr(self, name) for name in MAY_BE_ZERO) > MOST_BLOCKS:
             raise ValueError(
-                f"The blocks of {', '.join(MAY_BE_ZERO)} are more than {MOST_BLOCKS} together; give fewer."
+                f"Expected at most {MOST_BLOCKS} blocks in {', '.join(MAY_BE_ZERO)} together, got "
+                f"{sum(getattr(self, name) for name in MAY_BE_ZERO)}. Lower their numbers."
             )
         self._check_fractions()
         self._check_heads()
         if self.depth_channels != self.depth_patch**2:
             raise ValueError(
-                f"depth_channels is {self.depth_channels}, but patches of {self.depth_patch} x "
-                f"{self.depth_patch} pixels need {self.depth_patch**2}."
+                f"Expected depth_channels {self.depth_patch**2} for patches of {self.depth_patch} x "
+                f"{self.depth_patch} pixels, got {self.depth_channels}. Set depth_channels to depth_patch "
+                "squared."
             )
         if self.depth_head_kernel % 2 == 0:
             raise ValueError(f"Expected an odd depth_head_kernel, got {self.depth_head_kernel}.")
         if self.time_embed_dim % 2:
             raise ValueError(
-                f"time_embed_dim is {self.time_embed_dim}, but half cosines and half sines need an even "
-                "number."
+                f"Expected an even time_embed_dim (half cosines, half sines), got {self.time_embed_dim}. "
+                "Give an even number."
             )
         if self.mlp_hidden < 1:
             raise ValueError(
-                f"mlp_ratio {self.mlp_ratio} times hidden_size {self.hidden_size} must be at least 1."
+                f"Expected mlp_ratio times hidden_size of at least 1, got {self.mlp_ratio} x "
+                f"{self.hidden_size}. Raise one of them."
             )
         for name in ("theta", "time_max_period", "time_factor", "shift_sigma"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be positive.")
+                raise ValueError(
+                    f"Expected a positive {name} in the network config, got {getattr(self, name)!r}. "
+                    f"Correct {name}."
+                )
 
     def _check_fractions(self) -> None:
         for name in FRACTIONS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} is {value!r}, but it must be a finite number.")
+                raise ValueError(
+                    f"Expected a finite number for {name} in the network config, got {value!r}. Correct "
+                    f"{name}."
+                )
         if not isinstance(self.infinite_sky, bool):
-            raise ValueError(f"infinite_sky is {self.infinite_sky!r}, but it must be true or false.")
+            raise ValueError(
+                f"Expected true or false for infinite_sky, got {self.infinite_sky!r}. Correct it in the "
+                "network config."
+            )
 
     def _check_heads(self) -> None:
         if self.hidden_size % self.num_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} cannot be shared by {self.num_heads} heads; it must be a "
-                "multiple."
+                f"Expected hidden_size as a multiple of num_heads ({self.num_heads}), got "
+                f"{self.hidden_size}. Change one of them."
             )
         if (
             len(self.axes_dim) != 4
@@ -111,8 +119,8 @@ class ModalityForcingConfig:
             or sum(self.axes_dim) != self.head_dim
         ):
             raise ValueError(
-                f"axes_dim is {self.axes_dim}, but it must be four even numbers that add up to the head "
-                f"width {self.head_dim} (hidden_size / num_heads)."
+                f"Expected axes_dim as four even numbers whose sum is the head width {self.head_dim} "
+                f"(hidden_size / num_heads), got {self.axes_dim}. Correct axes_dim."
             )
 
     @property
@@ -129,23 +137,24 @@ class ModalityForcingConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModalityForcingConfig:
-        """From a plain dict. Missing keys take the released values; an unknown key is refused by name."""
+        """From a plain dict. A missing key takes the released value; an unknown key is a ValueError."""
         if not isinstance(values, Mapping):
             raise ValueError(
-                f"The network config is {str(values)[:60]}, but it must be an object of names and values."
+                f"Expected the network config as an object of names and values, got {str(values)[:60]}. "
+                "Correct the config."
             )
         values = {OTHER_NAMES.get(key, key): value for key, value in values.items()}
         unknown = sorted(set(values) - cls.known())
         if unknown:
             raise ValueError(
-                f"The network config has unknown keys {', '.join(unknown)}; known are "
-                f"{', '.join(sorted(cls.known()))}."
+                f"Expected the keys {', '.join(sorted(cls.known()))} in the network config, got "
+                f"{', '.join(unknown)} as well. Remove or rename them."
             )
         return cls(**values)
 
     @classmethod
     def from_metadata(cls, values: Mapping[str, Any]) -> ModalityForcingConfig:
-        """From another program's metadata: as `from_json`, but unknown keys (a name, a note) are ignored."""
+        """From another program's metadata: as `from_json`, but unknown keys are ignored."""
         return cls.from_json(
             {key: value for key, value in values.items() if OTHER_NAMES.get(key, key) in cls.known()}
         )
@@ -174,25 +183,23 @@ PRESETS: Mapping[str, ModalityForcingConfig] = MappingProxyType(
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """What a run uses where the caller says nothing."""
+    """Default sampling settings of one kind of run."""
 
     steps: int
     guidance: float = 1.0
-    log2_alpha: float | None = None  # None is the diagonal: both streams at the same time
-    depth_guidance: float | None = None  # of the depth stream alone; None is `guidance`
+    log2_alpha: float | None = None  # None: both streams at the same t
+    depth_guidance: float | None = None  # CFG scale of the depth stream; None: `guidance`
 
 
 @dataclass(frozen=True)
 class PipelineDefaults:
-    """Per preset: the side of a square picture in pixels, and the settings of each kind of run."""
+    """Per preset: the side of a square image in pixels, and the settings of each kind of run."""
 
     size: int
     joint: SamplingDefaults
     image_to_depth: SamplingDefaults
     depth_to_image: SamplingDefaults
-    kept_depth: (
-        SamplingDefaults  # joint, with depth that the run must keep: depth first, as the paper's trajectory
-    )
+    kept_depth: SamplingDefaults  # joint with known depth pixels: depth first, as the paper's trajectory
 
 
 RELEASED_DEFAULTS = PipelineDefaults(
@@ -207,7 +214,7 @@ DEFAULTS: Mapping[str, PipelineDefaults] = MappingProxyType(
     {
         "klein_9b": RELEASED_DEFAULTS,
         "klein_4b": RELEASED_DEFAULTS,
-        # a small network follows its prompt where it is pushed: see docs/log.md for its agreement at 4, 6, 8
+        # a small network needs strong CFG to follow its prompt: see docs/log.md for its agreement at 4, 6, 8
         # and 10
         "tiny": replace(RELEASED_DEFAULTS, size=128, joint=SamplingDefaults(50, 8.0, 5.0)),
     }
@@ -215,14 +222,16 @@ DEFAULTS: Mapping[str, PipelineDefaults] = MappingProxyType(
 
 
 def find_preset(name: str) -> ModalityForcingConfig:
-    """The preset of that name; a ValueError names the known ones."""
+    """The preset of that name; a ValueError lists the presets."""
     if name not in PRESETS:
-        raise ValueError(f"There is no preset named {name!r}; known presets are {', '.join(PRESETS)}.")
+        raise ValueError(
+            f"Expected one of the presets {', '.join(PRESETS)}, got {name!r}. Choose one of them."
+        )
     return PRESETS[name]
 
 
 def check_mode(mode: str) -> Mode:
-    """`mode`, if it is one; a ValueError names the known ones."""
+    """`mode`, if it is valid; a ValueError lists the modes."""
     if mode not in MODES:
-        raise ValueError(f"There is no mode named {mode!r}; known modes are {', '.join(MODES)}.")
+        raise ValueError(f"Expected one of the modes {', '.join(MODES)}, got {mode!r}. Choose one of them.")
     return mode  # type: ignore[return-value]

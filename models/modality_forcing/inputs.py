@@ -1,5 +1,5 @@
-"""One call of the pipeline, checked: inputs read, sizes and batches matched, settings chosen. Every fault is
-one sentence.
+"""Validates one call of the pipeline: inputs read, sizes and batches matched, settings resolved. Every error
+is one sentence.
 
 A function that changes an input returns (value, notes): one sentence for each change.
 """
@@ -30,12 +30,12 @@ Notes = tuple[str, ...]  # one sentence for each change to an input
 
 @dataclass(frozen=True)
 class Request:
-    """One call, checked."""
+    """One validated call."""
 
     mode: Mode
     prompts: tuple[str, ...]
     batch: int
-    size: Size  # as asked
+    size: Size  # as requested
     padded: Size  # as sampled: multiples of the patch
     settings: SamplingDefaults
     seed: int
@@ -44,28 +44,32 @@ class Request:
 
 
 def check_streams(mode: Mode, image: Any, depth: Any, refine: bool) -> None:
-    """Each mode takes what it does not make; ValueError otherwise."""
+    """Each mode takes only the streams that it does not sample; ValueError otherwise."""
     needs = {"image_to_depth": ("an image", image), "depth_to_image": ("a depth", depth)}
     if mode in needs and needs[mode][1] is None:
-        raise ValueError(f"Mode {mode} needs {needs[mode][0]}, and none was given.")
+        raise ValueError(f"Expected {needs[mode][0]} for mode {mode}, got none. Give one.")
     if mode == "joint" and image is not None:
         raise ValueError(
-            "Mode joint makes the image, but one was given; use image_to_depth for the depth of a given "
-            "image."
+            "Expected no image for mode joint, which samples it, got one. Use image_to_depth for the depth "
+            "of an existing image."
         )
     if mode == "image_to_depth" and depth is not None:
-        raise ValueError("Mode image_to_depth makes the depth, but one was given; give the image alone.")
+        raise ValueError(
+            "Expected no depth for mode image_to_depth, which samples it, got one. Give the image alone."
+        )
     if mode == "depth_to_image" and image is not None:
-        raise ValueError("Mode depth_to_image makes the image, but one was given; give the depth alone.")
+        raise ValueError(
+            "Expected no image for mode depth_to_image, which samples it, got one. Give the depth alone."
+        )
     if refine and mode != "joint":
         raise ValueError(
-            f"Refine makes a joint run's depth again from its image; it does nothing in {mode}, so leave it "
-            "off."
+            "Expected mode joint for refine, which samples the depth again from the finished image, got "
+            f"{mode}. Leave refine off."
         )
 
 
 def read_given_image(source: Any, size: AskedSize) -> Pictures:
-    """The given images, resized by area averaging if `size` asks; their notes name each change."""
+    """The input images, resized by area averaging if `size` differs; their notes name each change."""
     pictures = read_pictures(source)
     rgb, alpha = pictures.rgb.cpu(), None if pictures.alpha is None else pictures.alpha.cpu()
     own, target = find_target(rgb.shape[1:3], size)
@@ -77,7 +81,7 @@ def read_given_image(source: Any, size: AskedSize) -> Pictures:
 
 
 def read_given_depth(source: Any, size: AskedSize) -> tuple[View, Notes]:
-    """The given depth as a View with a valid pixel in every map, nearest-resized if `size` asks."""
+    """The input depth as a View with a valid pixel in every map, nearest-resized if `size` differs."""
     view, notes = source_to_view(source)
     own, target = find_target(view.depth.shape[1:], size)
     if own != target:
@@ -98,17 +102,17 @@ def source_to_view(source: Any) -> tuple[View, Notes]:
         depth = depth[..., 0]
     if depth.ndim >= 3 and depth.shape[-1] in (3, 4) and min(depth.shape[-3:-1]) > 4:
         raise ValueError(
-            f"Expected a depth with one value per pixel, got shape {tuple(depth.shape)}, a color image. Give "
-            "one of its channels."
+            f"Expected a depth with one value per pixel, got shape {tuple(depth.shape)}, a color image. "
+            "Give one of its channels."
         )
     note = explain_invalid(depth.to(torch.float32))
     return View.from_depth(depth.cpu(), units="relative"), (note,) if note else ()
 
 
 def find_target(own: Sequence[int], size: AskedSize) -> tuple[Size, Size]:
-    """(own size, target size): a None in `size` keeps the own."""
+    """(own size, target size): a None in `size` keeps the input's own."""
     own = (int(own[0]), int(own[1]))
-    return own, tuple(asked or kept for asked, kept in zip(size, own, strict=True))
+    return own, tuple(side or current for side, current in zip(size, own, strict=True))
 
 
 def explain_resize(what: str, own: Size, target: Size) -> str:
@@ -116,12 +120,12 @@ def explain_resize(what: str, own: Size, target: Size) -> str:
 
 
 def resize_depth(depth: Tensor, size: Size) -> Tensor:
-    """(b, 1, h, w) to another size by the nearest pixel, which mixes no depths across an edge."""
+    """(b, 1, h, w) to another size by nearest neighbor, which mixes no depths across an edge."""
     return F.interpolate(depth, size, mode="nearest")
 
 
 def resize_view(view: View, size: Size) -> View:
-    """Depth, mask and camera at another size; what else the view holds is left behind."""
+    """Depth, mask, sky and camera at another size; the other fields of the View are dropped."""
     intrinsics = view.intrinsics
     if intrinsics is not None:
         height, width = view.depth.shape[1:]
@@ -137,31 +141,33 @@ def resize_view(view: View, size: Size) -> View:
 def match_batches(
     prompts: Sequence[str], pictures: Pictures | None, view: View | None, batch_size: int
 ) -> int:
-    """How many results: counts of 1 serve all, other counts must agree."""
+    """The batch size of the result: a count of 1 broadcasts, other counts must agree."""
     counts = {"prompts": len(prompts), "batch_size": batch_size}
     counts |= {} if pictures is None else {"images": len(pictures.rgb)}
     counts |= {} if view is None else {"depth maps": len(view)}
     if not isinstance(batch_size, int) or min(counts.values()) < 1:
-        raise ValueError(f"Counts {counts} were given; each must be a whole number of at least 1.")
+        raise ValueError(f"Expected whole numbers of at least 1, got {counts}. Give at least one of each.")
     return match_counts(counts)
 
 
 def match_counts(counts: Mapping[str, int]) -> int:
-    """The largest of some named batches; a ValueError names two that are neither 1 nor equal."""
+    """The largest of some named batch sizes; a ValueError names two that are neither 1 nor equal."""
     several = {name: count for name, count in counts.items() if count > 1}
     if len(set(several.values())) > 1:
-        said = " and ".join(f"{count} ({name})" for name, count in several.items())
-        raise ValueError(f"The batch does not match: {said}; give equally many, or one for all.")
+        differing = " and ".join(f"{count} ({name})" for name, count in several.items())
+        raise ValueError(
+            f"Expected equal batch sizes, or 1, got {differing}. Give equally many, or one for all."
+        )
     return max(counts.values())
 
 
 def find_size(pictures: Pictures | None, view: View | None, size: AskedSize, default: int) -> Size:
-    """Height and width of the result: those of the given stream, else those asked for, else the default."""
+    """Height and width of the result: those of the input stream, else those requested, else the default."""
     for side in size:
         if side is not None and (not isinstance(side, int) or side < 1):
             raise ValueError(
-                f"A size of {size[0]} x {size[1]} was asked for; height and width must be whole numbers of "
-                "at least 1."
+                f"Expected a height and width of at least 1, in whole numbers, got {size[0]} x {size[1]}. "
+                "Correct them."
             )
     if pictures is not None:
         return tuple(pictures.rgb.shape[1:3])
@@ -171,13 +177,13 @@ def find_size(pictures: Pictures | None, view: View | None, size: AskedSize, def
 
 
 def pad_size(size: Size, patch: int) -> tuple[Size, Notes]:
-    """The next multiples of the patch, with a note if these are others."""
+    """The size rounded up to multiples of the patch, with a note if that changes it."""
     padded = round_up(size, patch)
     if padded == tuple(size):
         return padded, ()
     return padded, (
-        f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at {padded[0]} "
-        f"x {padded[1]}, given edges repeated, and the result cropped back.",
+        f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at "
+        f"{padded[0]} x {padded[1]}, with the edges of the inputs replicated, and the result cropped back.",
     )
 
 
@@ -200,41 +206,45 @@ def choose_settings(
     log2_alpha: float | None,
     depth_guidance: float | None = None,
 ) -> tuple[SamplingDefaults, Notes]:
-    """The defaults, replaced by the arguments that are not None."""
+    """The defaults, with every argument that is not None in their stead."""
     for scale in (guidance, depth_guidance):
         if scale is not None and not math.isfinite(scale):
-            raise ValueError(f"Guidance is {scale!r}; it must be a finite number, and acts above 1.")
+            raise ValueError(
+                f"Expected a finite guidance, got {scale!r}. Give a number; guidance acts above 1."
+            )
     notes: Notes = ()
     if log2_alpha is not None and mode != "joint":
         notes = (f"log2_alpha orders the two streams of a joint run; it has no effect in {mode}.",)
     if depth_guidance is not None and mode == "depth_to_image":
         notes += ("depth_guidance guides a depth that is sampled; it has no effect in depth_to_image.",)
-    given = {
+    changes = {
         "steps": steps,
         "guidance": guidance,
         "log2_alpha": log2_alpha,
         "depth_guidance": depth_guidance,
     }
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None}), notes
+    return replace(defaults, **{name: value for name, value in changes.items() if value is not None}), notes
 
 
 def check_seed(seed: int) -> int:
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"The seed is {seed!r}; it must be a whole number from 0 to 2^64 - 1.")
+        raise ValueError(
+            f"Expected a whole number from 0 to 2^64 - 1 as the seed, got {seed!r}. Give another seed."
+        )
     return seed
 
 
 def check_floor(x0_t_min: float) -> float:
     if not 0 <= x0_t_min < 1:
         raise ValueError(
-            f"x0_t_min is {x0_t_min!r}; it must be from 0 (exact) to below 1, and is 0.05 in the released "
-            "sampler."
+            f"Expected x0_t_min from 0 (exact) to below 1, got {x0_t_min!r}. Give 0.05, the released "
+            "sampler's, or 0."
         )
     return x0_t_min
 
 
 def count_steps(on_step: OnStep | None, done: int, total: int) -> OnStep | None:
-    """`on_step` for one of several runs: its steps counted on from `done`, out of `total`."""
+    """`on_step` for one of several runs: its steps are counted on from `done`, out of `total`."""
     if on_step is None:
         return None
     return lambda step, steps, latents: on_step(done + step, total, latents)

@@ -25,49 +25,51 @@ from ..core.layers.modulation import (
 from ..core.layers.positions import RotaryTable, apply_rotary, grid_positions, rotary_table, text_positions
 from .config import ModalityForcingConfig
 
-STREAMS = ("txt", "img", "depth")  # the order in every joint attention
+STREAMS = ("txt", "img", "depth")  # their order in every joint attention
 
 
 class ModalityForcing(nn.Module):
-    """Noisy image latent and noisy depth, each with its own time -> image velocity and clean depth."""
+    """Noisy image latent and noisy depth, each with its own timestep -> image velocity and clean depth x0."""
 
     def __init__(self, config: ModalityForcingConfig, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
         self.config = config
-        made = {"operations": operations, "device": device, "dtype": dtype}
+        factory_kwargs = {"operations": operations, "device": device, "dtype": dtype}
         linear = {"bias": False, "device": device, "dtype": dtype}
         width = config.hidden_size
 
         self.img_in = operations.Linear(config.in_channels, width, **linear)
         self.txt_in = operations.Linear(config.context_in_dim, width, **linear)
         self.depth_in = operations.Linear(config.depth_channels, width, **linear)
-        self.time_in = TimeEmbedder(config.time_embed_dim, width, **made)
-        self.time_in_depth = TimeEmbedder(config.time_embed_dim, width, **made)
-        self.time_in_depth_to_img = TimeEmbedder(config.time_embed_dim, width, **made)
-        self.time_in_rgb_to_depth = TimeEmbedder(config.time_embed_dim, width, **made)
+        self.time_in = TimeEmbedder(config.time_embed_dim, width, **factory_kwargs)
+        self.time_in_depth = TimeEmbedder(config.time_embed_dim, width, **factory_kwargs)
+        self.time_in_depth_to_img = TimeEmbedder(config.time_embed_dim, width, **factory_kwargs)
+        self.time_in_rgb_to_depth = TimeEmbedder(config.time_embed_dim, width, **factory_kwargs)
         self.cross_alpha_img = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
         self.cross_alpha_depth = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
-        self.double_stream_modulation_img = ModulationProjection(width, 2, **made)
-        self.double_stream_modulation_txt = ModulationProjection(width, 2, **made)
-        self.double_stream_modulation_depth = ModulationProjection(width, 2, **made)
-        self.single_stream_modulation = ModulationProjection(width, 1, **made)
-        self.single_stream_modulation_depth = ModulationProjection(width, 1, **made)
-        self.depth_decoder_modulation = ModulationProjection(width, 1, **made)
+        self.double_stream_modulation_img = ModulationProjection(width, 2, **factory_kwargs)
+        self.double_stream_modulation_txt = ModulationProjection(width, 2, **factory_kwargs)
+        self.double_stream_modulation_depth = ModulationProjection(width, 2, **factory_kwargs)
+        self.single_stream_modulation = ModulationProjection(width, 1, **factory_kwargs)
+        self.single_stream_modulation_depth = ModulationProjection(width, 1, **factory_kwargs)
+        self.depth_decoder_modulation = ModulationProjection(width, 1, **factory_kwargs)
 
         self.double_blocks = nn.ModuleList(
-            TripleStreamBlock(config, **made) for _ in range(config.num_double_blocks)
+            TripleStreamBlock(config, **factory_kwargs) for _ in range(config.num_double_blocks)
         )
         self.single_blocks = nn.ModuleList(
-            SingleStreamBlock(config, **made) for _ in range(config.num_single_blocks)
+            SingleStreamBlock(config, **factory_kwargs) for _ in range(config.num_single_blocks)
         )
         self.depth_decoder_blocks = nn.ModuleList(
-            SingleStreamBlock(config, **made) for _ in range(config.num_depth_decoder_blocks)
+            SingleStreamBlock(config, **factory_kwargs) for _ in range(config.num_depth_decoder_blocks)
         )
 
-        self.final_layer = FinalLayer(width, config.in_channels, **made)
-        # float32 whatever the body is: a bfloat16 head shows as bands in the depth
-        self.depth_final_layer = make_depth_head(config, **made | {"dtype": dtype and torch.float32})
+        self.final_layer = FinalLayer(width, config.in_channels, **factory_kwargs)
+        # float32 regardless of the body: a bfloat16 head shows as bands in the depth
+        self.depth_final_layer = make_depth_head(
+            config, **factory_kwargs | {"dtype": dtype and torch.float32}
+        )
 
     def forward(
         self,
@@ -82,9 +84,9 @@ class ModalityForcing(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Velocity of img (b, c, h, w) and clean depth x0 (b, 1, p h, p w).
 
-        img is the image latent, depth in network space, context (b, n, c), both times (b,).
-        The body computes in img's dtype; the depth comes back in float32. `time_dtype` is the precision of
-        the time embedding, by default the body's as in the release.
+        img is the image latent, depth (b, 1, p h, p w) is in network space, context (b, n, c), both timesteps
+        (b,). The body computes in img's dtype; the depth returns in float32. `time_dtype` is the precision of
+        the timestep embedding, by default the body's as in the release.
         """
         grid, tokens = img.shape[-2:], img.shape[-2] * img.shape[-1]
         self.check_inputs(img, depth, context)
@@ -124,7 +126,7 @@ class ModalityForcing(nn.Module):
         attend: Attend = attend,
         time_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The text-to-image network alone, without depth tokens and depth time. Returns the velocity."""
+        """The text-to-image network alone, without depth tokens and timestep -> velocity (b, c, h, w)."""
         grid, text = img.shape[-2:], context.shape[1]
         vec = self.time_in(self.embed_time(t_rgb, img.dtype, time_dtype or img.dtype))
         table = self.rotary(text, grid, depth=False, device=img.device)
@@ -139,7 +141,7 @@ class ModalityForcing(nn.Module):
     def time_vectors(
         self, t_rgb: Tensor, t_depth: Tensor, dtype: torch.dtype, time_dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Each stream's time vector (b, c): its own time, plus alpha times the other stream's."""
+        """Each stream's vec (b, c): its own timestep, plus alpha times the other stream's."""
         rgb, depth = self.embed_time(t_rgb, dtype, time_dtype), self.embed_time(t_depth, dtype, time_dtype)
         img_vec = self.time_in(rgb) + self.cross_alpha_img.to(rgb) * self.time_in_depth_to_img(depth)
         from_rgb = self.cross_alpha_depth.to(rgb) * self.time_in_rgb_to_depth(rgb)
@@ -148,8 +150,8 @@ class ModalityForcing(nn.Module):
 
     def embed_time(self, t: Tensor, dtype: torch.dtype, time_dtype: torch.dtype) -> Tensor:
         c = self.config
-        made = {"dtype": time_dtype, "max_period": c.time_max_period, "time_factor": c.time_factor}
-        return timestep_embedding(t, c.time_embed_dim, **made).to(dtype)
+        kwargs = {"dtype": time_dtype, "max_period": c.time_max_period, "time_factor": c.time_factor}
+        return timestep_embedding(t, c.time_embed_dim, **kwargs).to(dtype)
 
     def rotary(self, text: int, grid: tuple[int, int], *, depth: bool, device: torch.device) -> RotaryTable:
         ids = [text_positions(text, device=device), grid_positions(*grid, device=device)]
@@ -165,7 +167,7 @@ class ModalityForcing(nn.Module):
         table: RotaryTable,
         attend: Attend,
     ) -> dict[str, Tensor]:
-        """All double blocks over the streams given; text rows are modulated by the image's time."""
+        """All double blocks over `streams`; text tokens are modulated by the image's timestep."""
         mods = {
             "txt": self.double_stream_modulation_txt(img_vec),
             "img": self.double_stream_modulation_img(img_vec),
@@ -178,15 +180,16 @@ class ModalityForcing(nn.Module):
 
     def check_inputs(self, img: Tensor, depth: Tensor, context: Tensor) -> None:
         c, (b, _, h, w) = self.config, img.shape
-        want = (
+        expected = (
             (b, c.in_channels, h, w),
             (b, 1, h * c.depth_patch, w * c.depth_patch),
             (b, context.shape[1], c.context_in_dim),
         )
         got = tuple(tuple(x.shape) for x in (img, depth, context))
-        if got != want:
+        if got != expected:
             raise ValueError(
-                f"Image latent, depth and context have shapes {got}, but this network needs {want}."
+                f"Expected image latent, depth and context of shapes {expected}, got {got}. Give matching "
+                "inputs."
             )
 
 
@@ -195,10 +198,12 @@ class TripleStreamBlock(nn.Module):
 
     def __init__(self, config: ModalityForcingConfig, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
-        made = {"operations": operations, "device": device, "dtype": dtype}
+        factory_kwargs = {"operations": operations, "device": device, "dtype": dtype}
         for name in STREAMS:
-            self.add_module(f"{name}_attn", StreamAttention(config.hidden_size, config.num_heads, **made))
-            self.add_module(f"{name}_mlp", gated_mlp(config.hidden_size, config.mlp_hidden, **made))
+            self.add_module(
+                f"{name}_attn", StreamAttention(config.hidden_size, config.num_heads, **factory_kwargs)
+            )
+            self.add_module(f"{name}_mlp", gated_mlp(config.hidden_size, config.mlp_hidden, **factory_kwargs))
 
     def forward(
         self,
@@ -245,7 +250,7 @@ class SingleStreamBlock(nn.Module):
 
 
 class StreamAttention(nn.Module):
-    """The weights one stream brings to the joint attention."""
+    """The weights of one stream in the joint attention."""
 
     def __init__(self, hidden_size: int, num_heads: int, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
@@ -317,8 +322,10 @@ class FinalLayer(nn.Module):
         return self.linear(x if self.kernel == 1 else gather_neighbors(x, grid, self.kernel))
 
 
-def make_depth_head(config: ModalityForcingConfig, **made) -> FinalLayer:
-    return FinalLayer(config.hidden_size, config.depth_channels, kernel=config.depth_head_kernel, **made)
+def make_depth_head(config: ModalityForcingConfig, **factory_kwargs) -> FinalLayer:
+    return FinalLayer(
+        config.hidden_size, config.depth_channels, kernel=config.depth_head_kernel, **factory_kwargs
+    )
 
 
 def gather_neighbors(x: Tensor, grid: tuple[int, int], kernel: int) -> Tensor:
@@ -357,7 +364,7 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend_heads(q: Tensor, k: Tensor, v: Tensor, table: RotaryTable, attend: Attend) -> Tensor:
-    """Rotary positions, then attention: q, k, v (b, n, h, d) -> (b, n, h d)."""
+    """RoPE, then attention: q, k, v (b, n, h, d) -> (b, n, h d)."""
     q, k, v = (rearrange(x, "b n h d -> b h n d") for x in (q, k, v))
     return attend(apply_rotary(q, table), apply_rotary(k, table), v)
 

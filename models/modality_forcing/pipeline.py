@@ -1,4 +1,4 @@
-"""Pictures and words in, a picture and its depth out: the three modes in plain torch."""
+"""Prompts and images in, images and their depth out: the three modes in plain torch."""
 
 from __future__ import annotations
 
@@ -51,22 +51,24 @@ TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
 
 @dataclass(frozen=True)
 class Result:
-    """One batch. The two latents have the padded size, so that they fit together and can be sampled on."""
+    """Results of one batch. Both latents have the padded size, so that they fit together and can be sampled
+    further.
+    """
 
     image: Tensor  # (b, h, w, 3) in [0, 1]
     view: View
     rgb_latent: Tensor  # (b, c, h, w)
     depth_net: Tensor  # (b, 1, H, W), network space
-    notes: tuple[str, ...]  # a sentence for everything that was not as given or asked
+    notes: tuple[str, ...]  # a sentence for every input that was changed or ignored
     seed: int
     seconds: float
-    alpha: Tensor | None = None  # (b, h, w), of the given picture
+    alpha: Tensor | None = None  # (b, h, w), of the input image
 
 
 class ModalityForcingPipeline:
     """A network with the image codec and the text encoder it was trained with.
 
-    `explain_prompt` says in a sentence what of a prompt the text encoder cannot read, or None.
+    `explain_prompt` returns a sentence about what the text encoder cannot read in a prompt, or None.
     """
 
     def __init__(
@@ -93,16 +95,16 @@ class ModalityForcingPipeline:
         dtype: torch.dtype = torch.float32,
     ):
         """The preset with its shipped weights, or with `weights`: a network file, or a training run's output
-        folder, which holds a text encoder as well. ValueError names the known presets, or what else to do.
+        folder, which holds a text encoder as well. ValueError lists the presets, or names the missing part.
         """
         find_preset(name)
         if name != "tiny":
             raise ValueError(
-                f"The weights of {name} are not in this pack, only those of tiny are; load them with "
-                "load_network and build ModalityForcingPipeline with FLUX.2's autoencoder and text encoder, "
-                "or use the nodes in ComfyUI."
+                f"Expected weights of {name}, which this pack does not include (it includes those of tiny), "
+                "got none. Load them with load_network and build ModalityForcingPipeline with FLUX.2's "
+                "autoencoder and text encoder, or use the nodes in ComfyUI."
             )
-        # late: the pipeline serves any codec and encoder, and only this preset needs the demo's
+        # late: the pipeline takes any codec and encoder, and only this preset needs the tiny ones
         from ..tiny.text import explain_prompt
         from ..tiny.weights import TEXT_FILE, load_codec, load_text_encoder
 
@@ -138,7 +140,8 @@ class ModalityForcingPipeline:
     ) -> Result:
         """Sample a batch. None takes the preset's default; errors are ValueErrors.
 
-        `mode`: joint samples both streams from the prompt, and keeps the valid pixels of a `depth` if given;
+        `mode`: joint samples both streams from the prompt, and keeps the valid pixels of a `depth` if there
+        is one;
         image_to_depth needs `image`, see `read_pictures`; depth_to_image needs `depth`, a View, or z-depth in
         which NaN, infinite, zero and negative pixels are missing; the network sees noise there.
         `height`, `width`: joint mode's size; in other modes the input is resized to it, or keeps its own.
@@ -147,12 +150,12 @@ class ModalityForcingPipeline:
         `refine` (joint): sample the depth again, from the finished image.
         `x0_t_min`: 0.05 reproduces the released sampler.
         """
-        started, asked = time.perf_counter(), (height, width)
+        started, asked_size = time.perf_counter(), (height, width)
         check_streams(check_mode(mode), image, depth, refine)
-        pictures = None if image is None else read_given_image(image, asked)
-        view, depth_notes = (None, ()) if depth is None else read_given_depth(depth, asked)
+        pictures = None if image is None else read_given_image(image, asked_size)
+        view, depth_notes = (None, ()) if depth is None else read_given_depth(depth, asked_size)
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-        size = find_size(pictures, view, asked, self.defaults.size)
+        size = find_size(pictures, view, asked_size, self.defaults.size)
         defaults = (
             self.defaults.kept_depth if mode == "joint" and view is not None else getattr(self.defaults, mode)
         )
@@ -173,12 +176,12 @@ class ModalityForcingPipeline:
             refine=refine,
         )
         rgb, net = self.run(request, pictures, view, on_step)
-        made = (
+        images = (
             self.decode_image(rgb, request)
             if pictures is None
             else pictures.rgb.expand(request.batch, -1, -1, -1)
         )
-        view, view_notes = self.finish_view(view if mode == "depth_to_image" else None, net, made, request)
+        view, view_notes = self.finish_view(view if mode == "depth_to_image" else None, net, images, request)
         alpha = (
             None
             if pictures is None or pictures.alpha is None
@@ -188,7 +191,7 @@ class ModalityForcingPipeline:
         notes = (
             image_notes + depth_notes + padding_notes + settings_notes + self.explain(prompts) + view_notes
         )
-        return Result(made, view, rgb, net, notes, seed, time.perf_counter() - started, alpha)
+        return Result(images, view, rgb, net, notes, seed, time.perf_counter() - started, alpha)
 
     def run(
         self, request: Request, pictures: Pictures | None, view: View | None, on_step: OnStep | None
@@ -203,7 +206,7 @@ class ModalityForcingPipeline:
         if view is not None:
             encoded, mask = self.encode_view(view, request)
             if request.mode == "depth_to_image":
-                net = torch.where(mask, encoded, net)  # missing pixels stay noise, as in training
+                net = torch.where(mask, encoded, net)  # missing pixels remain noise, as in training
             else:
                 kept = PartialDepth(encoded, net, mask)
         if pictures is not None:
@@ -218,7 +221,7 @@ class ModalityForcingPipeline:
             "partial_depth": kept,
         }
         guided = {}
-        # among empty prompts alone there is nothing to move away from
+        # if every prompt is empty, CFG would subtract equal predictions
         if max(settings.guidance, settings.depth_guidance or 1.0) > 1 and any(request.prompts):
             guided = {
                 "null_context": self.encode_text([""]),
@@ -243,7 +246,7 @@ class ModalityForcingPipeline:
     def call_network(
         self, rgb: Tensor, depth: Tensor, context: Tensor, t_rgb: Tensor, t_depth: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The state is float32; the network runs in its own precision."""
+        """The sampler's state is float32; the network runs in its own precision."""
         dtype = self.network.img_in.weight.dtype
         velocity, x0 = self.network(rgb.to(dtype), depth.to(dtype), context, t_rgb, t_depth)
         return velocity.float(), x0.float()
@@ -256,24 +259,24 @@ class ModalityForcingPipeline:
         return self.text_encoder.encode(list(prompts)).to(self.device, torch.float32)
 
     def encode_image(self, pictures: Pictures, request: Request) -> Tensor:
-        """Given pictures -> clean latent (b, c, h, w), edges repeated up to the padded size."""
+        """Input images -> clean latent (b, c, h, w), edges replicated up to the padded size."""
         image = pad_to(pictures.rgb.movedim(-1, 1) * 2 - 1, request.padded)
         return self.image_codec.encode(image.to(self.device)).float().expand(request.batch, -1, -1, -1)
 
     def decode_image(self, latent: Tensor, request: Request) -> Tensor:
-        """Latent -> pictures (b, h, w, 3) in [0, 1] of the size asked for."""
+        """Latent -> images (b, h, w, 3) in [0, 1] of the requested size."""
         image = self.image_codec.decode(latent).float() * 0.5 + 0.5
         return crop_to(image.clamp(0, 1), request.size).movedim(1, -1).cpu()
 
     def encode_view(self, view: View, request: Request) -> tuple[Tensor, Tensor]:
-        """Given depth -> network space and valid mask, both (b, 1, H, W) of the padded size."""
+        """Input depth -> network space and validity mask, both (b, 1, H, W) of the padded size."""
         net, mask = encode_view(view, request.padded, infinite_sky=self.config.infinite_sky)
         return tuple(x.to(self.device).expand(request.batch, -1, -1, -1) for x in (net, mask))
 
     def finish_view(
         self, given: View | None, net: Tensor, image: Tensor, request: Request
     ) -> tuple[View, Notes]:
-        """The depth of the result: the given one in its units, or the sampled one, relative."""
+        """The depth of the result: the input's in its units, or the sampled one, relative."""
         if given is not None:
             cameras = {"sky": given.sky, "intrinsics": given.intrinsics, "world_to_cam": given.world_to_cam}
             return View.from_depth(
@@ -291,7 +294,7 @@ class ModalityForcingPipeline:
 
 
 def explain_sampled_depth(depth: Tensor, net: Tensor) -> Notes:
-    """Notes on a sampled depth, given decoded and in network space: clamped, infinite and invalid pixels."""
+    """Notes on a sampled depth (decoded, and in network space): clamped, infinite and invalid pixels."""
     notes = []
     far = int((torch.isfinite(depth) & (net > Z_MAX)).sum())
     if far:
@@ -302,5 +305,5 @@ def explain_sampled_depth(depth: Tensor, net: Tensor) -> Notes:
         notes.append(f"{sky} of {net.numel()} depth pixels are sky: infinitely far, and masked.")
     holes = explain_invalid(torch.where(torch.isinf(depth), torch.ones_like(depth), depth))
     if holes:
-        notes.append(f"Of the depth made, {holes}")
+        notes.append(f"In the sampled depth, {holes}")
     return tuple(notes)

@@ -24,9 +24,11 @@ def convert_network(
     form: str,
     on_progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write a network file in one of CHOICES, under the same names. WeightsError: an unfit source."""
+    """Write a network file in one of CHOICES, under the same tensor names. WeightsError: an unfit source."""
     if form not in CHOICES:
-        raise WeightsError(f"There is no format named {form!r}; known formats are {', '.join(CHOICES)}.")
+        raise WeightsError(
+            f"Expected one of the formats {', '.join(CHOICES)}, got {form!r}. Choose one of them."
+        )
     header = read_header(source)
     prefix = find_prefix(header, str(source))
     config = find_config(header, prefix, str(source))
@@ -39,11 +41,11 @@ def convert_network(
 
 
 def plan_precisions(shapes: Mapping[str, tuple[int, ...]], form: str) -> dict[str, str | torch.dtype]:
-    """For each released name: the name of its format, or its dtype.
+    """For each released tensor name: the name of its format, or its dtype.
 
-    Quantised are the matrices of the blocks, 95 % of the network. What stays bfloat16 is small or reaches
-    every token: projections in and out, time embeddings, modulations, norms. The depth head is float32, for
-    lower precision shows as bands in the depth.
+    The matrices of the blocks are quantized, 95 % of the network. What stays bfloat16 is small or affects
+    every token: input and output projections, timestep embeddings, modulations, norms. The depth head is
+    float32, since lower precision shows as bands in the depth.
     """
     plan: dict[str, str | torch.dtype] = {}
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""The published files of this system, and of the bases it stands on."""
+"""The published files of this system, and of its base models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NETWORK, VAE = "flux_rgbd_9b_v2.safetensors", "flux2-vae.safetensors"
 TEXT_ENCODERS = {
     12288: "qwen_3_8b_fp8mixed.safetensors",
     7680: "qwen_3_4b.safetensors",
-}  # by the width of their prompts
+}  # by the width of their prompt embeddings
 
 
 def released_files() -> list[PublishedFile]:

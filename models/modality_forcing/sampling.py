@@ -15,12 +15,12 @@ from ..core.protocols import OnStep
 from .config import Mode, check_mode
 
 NetworkCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-LOG2_ALPHA_MAX = 20  # beyond it float32 times of one stream collapse onto 0 or 1
+LOG2_ALPHA_MAX = 20  # beyond this, float32 times of one stream collapse onto 0 or 1
 
 
 @dataclass(frozen=True)
 class TimeSchedule:
-    """Each stream's time at the N+1 nodes; the network runs at the first N. A given stream has time 0."""
+    """Each stream's time at the N+1 nodes; the network runs at the first N. An input stream has time 0."""
 
     t_rgb: Tensor  # (N+1,) float32, from 1 down to 0, or all 0
     t_depth: Tensor
@@ -48,11 +48,11 @@ def make_schedule(
     """The released time tables. Joint mode: `log2_alpha` > 0 denoises the image first, < 0 the depth."""
     check_mode(mode)
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"{steps!r} steps were asked for; sampling needs a whole number of at least 1.")
+        raise ValueError(f"Expected a whole number of steps, at least 1, got {steps!r}. Give more steps.")
     if log2_alpha is not None and not abs(log2_alpha) <= LOG2_ALPHA_MAX:
         raise ValueError(
-            f"log2_alpha is {log2_alpha!r}; it must lie between -{LOG2_ALPHA_MAX} and {LOG2_ALPHA_MAX}, or "
-            "be None."
+            f"Expected log2_alpha from -{LOG2_ALPHA_MAX} to {LOG2_ALPHA_MAX}, or None, got {log2_alpha!r}. "
+            "Give another."
         )
     shifted = shift_time(torch.linspace(1, 0, steps + 1, dtype=torch.float32), mu, sigma)
     clean = torch.zeros_like(shifted)
@@ -86,14 +86,14 @@ def sample(
     on_step: OnStep | None = None,
     partial_depth: PartialDepth | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the schedule with Euler steps: noise, or a given clean stream, in; clean RGB latent and
-    network-space depth out.
+    """Euler steps along the schedule: noise, or a clean input stream -> clean RGB latent and network-space
+    depth.
 
     network_call(rgb, depth, context, t_rgb (b,), t_depth (b,)) -> (RGB velocity, clean depth). Guidance acts
     above 1, on both raw outputs, or with `depth_guidance` on the depth's by that, and then needs
-    `null_context`; either context may have batch 1. `x0_t_min` = 0.05 is the released floor under the depth's
-    time; 0 lets the last step land on the prediction. on_step's latents are the clean predictions of "image"
-    (b, c, h, w) and "depth" (b, 1, H, W).
+    `null_context`; either context may have batch 1. `x0_t_min` = 0.05 is the released lower bound on the
+    depth's time; with 0 the last step ends exactly on the prediction. on_step's latents are the clean
+    predictions of "image" (b, c, h, w) and "depth" (b, 1, H, W).
     """
     scales = (guidance, guidance if depth_guidance is None else depth_guidance)
     predict = guided_call(network_call, context, null_context, scales, batch=len(rgb))
@@ -119,15 +119,17 @@ def guided_call(
     *,
     batch: int,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(rgb, depth, t_rgb, t_depth) -> outputs: one network call, or two when guidance (image, depth) acts."""
+    """(rgb, depth, t_rgb, t_depth) -> outputs: one network call, or two with CFG; guidance (image, depth)."""
     for scale in guidance:
         if not math.isfinite(scale):
-            raise ValueError(f"Guidance is {scale!r}; it must be a finite number, and acts above 1.")
+            raise ValueError(
+                f"Expected a finite guidance, got {scale!r}. Give a number; guidance acts above 1."
+            )
     scales = tuple(max(1.0, scale) for scale in guidance)
     if max(scales) > 1 and null_context is None:
         raise ValueError(
-            f"Guidance {max(scales):g} needs null_context, the encoding of the empty prompt; give it, or use "
-            "guidance 1."
+            f"Expected null_context, the encoding of the empty prompt, with guidance {max(scales):g}, got "
+            "none. Give it, or use guidance 1."
         )
     prompted = expand_context(context, batch, "context")
     if max(scales) <= 1:
@@ -142,9 +144,10 @@ def guided_call(
 
 
 def expand_context(context: Tensor, batch: int, name: str) -> Tensor:
-    """A context of batch 1 for every picture; a ValueError names any other mismatch."""
+    """A context of batch 1 broadcast to the batch; a ValueError names any other mismatch."""
     if len(context) not in (1, batch):
         raise ValueError(
-            f"The {name} has batch {len(context)}, but {batch} pictures are sampled; it must be 1 or {batch}."
+            f"Expected a batch of 1 or {batch} in {name}, got {len(context)}. Give one prompt for all "
+            "images, or one each."
         )
     return context.expand(batch, *context.shape[1:])

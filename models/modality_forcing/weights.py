@@ -1,4 +1,4 @@
-"""Weights files: released key names, the configuration of a file, and what a wrong file is."""
+"""Weights files: released tensor names, the config of a file, and what a wrong file is."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from .config import PRESETS, ModalityForcingConfig
 from .network import ModalityForcing
 
 PREFIX = "dit."  # of the released file
-# any of these, in any order: torch.compile, DataParallel, training loops and ComfyUI put their own words
-# before all names
+# any of these, in any order: torch.compile, DataParallel, training loops and ComfyUI add their own prefixes
+# to all names
 PREFIXES = re.compile(r"(?:(?:dit|model|diffusion_model|module|_orig_mod|net|network)\.)*")
-COMPILED = "_orig_mod."  # torch.compile's, before the names of each block that was compiled by itself
+COMPILED = "_orig_mod."  # torch.compile's, before the names of a block that was compiled alone
 KIND = "Modality Forcing network"
 MARKERS = ("depth_in.weight", "double_stream_modulation_depth.lin.weight", "depth_final_layer.linear.weight")
 FLUX2_MARKER = "double_stream_modulation_img.lin.weight"
-FIRST_VARIANT = ("cross_alpha_img", "cross_alpha_depth")  # what the first published variant has not
+FIRST_VARIANT = ("cross_alpha_img", "cross_alpha_depth")  # what the first published variant does not have
 BLOCKS = ("double_blocks.", "single_blocks.", "depth_decoder_blocks.")
 DEPTH_HEAD = "depth_final_layer."
-QUANTISED = (".comfy_quant", ".scale_weight", ".weight_scale", "scaled_fp8")
-# what each precision of a file becomes: float16 overflows in this network, and no layer computes in 8 bits
+QUANTIZED = (".comfy_quant", ".scale_weight", ".weight_scale", "scaled_fp8")
+# what each dtype of a file is loaded as: float16 overflows in this network, and no layer computes in 8 bits
 # without scales
 BODY_DTYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float32, "BF16": torch.bfloat16}
 BODY_DTYPES |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), torch.bfloat16)
-# what shapes and settings of no whole network raise
-UNLIKE = (
+# what shapes and settings that are no network's raise
+NOT_A_NETWORK = (
     ValueError,
     TypeError,
     AttributeError,
@@ -69,16 +69,15 @@ def load_network(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[ModalityForcing, ModalityForcingConfig]:
-    """A network and its configuration from a safetensors file, or from a state dict whose tensors it then
-    uses.
+    """A network and its config from a safetensors file, or from a state dict whose tensors it takes over.
 
-    The configuration is the one given, else the file's own, else read off the shapes. `dtype=None` keeps the
-    file's precision (float32 for float16, in which this network overflows, and for float64); the depth head
-    is float32 always. WeightsError says in one sentence what a wrong file is.
+    The config is `config`, else the file's own, else inferred from the shapes. `dtype=None` keeps the file's
+    precision (float32 for float16, in which this network overflows, and for float64); the depth head is
+    always float32. WeightsError says in one sentence what a wrong file is.
     """
-    given = path_or_state if isinstance(path_or_state, Mapping) else None
-    what = str(path_or_state) if given is None else "The state dict"
-    header = read_header(path_or_state) if given is None else describe_state(given)
+    state_dict = path_or_state if isinstance(path_or_state, Mapping) else None
+    what = str(path_or_state) if state_dict is None else "the state dict"
+    header = read_header(path_or_state) if state_dict is None else describe_state(state_dict)
     prefix = find_prefix(header, what)
     config = config or find_config(header, prefix, what)
     names = own_names(header.shapes, prefix, what)
@@ -91,18 +90,18 @@ def load_network(
     check_fit(
         {name: tuple(value.shape) for name, value in network.state_dict().items()},
         shapes,
-        f"{what}, a {KIND},",
+        f"{what}, a {KIND}",
     )
-    state = read_tensors(path_or_state) if given is None else given
-    if given is not None:
-        check_finite(given, what)
+    state = read_tensors(path_or_state) if state_dict is None else state_dict
+    if state_dict is not None:
+        check_finite(state_dict, what)
     return fill_module(
         network, {names[name]: value for name, value in state.items()}, what=what, device=device
     ), config
 
 
 def read_network_config(path: str | os.PathLike) -> ModalityForcingConfig:
-    """The configuration of a network file: the file's own, else read off the shapes."""
+    """The config of a network file: the file's own, else inferred from the shapes."""
     header = read_header(path)
     return find_config(header, find_prefix(header, str(path)), str(path))
 
@@ -115,7 +114,9 @@ def save_network(
     *,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a network under the released key names, with its config as metadata, cast to `dtype` if given."""
+    """Write a network under the released tensor names, with its config as metadata, cast to `dtype` if not
+    None.
+    """
     state = {PREFIX + name: value.to(dtype or value.dtype) for name, value in network.state_dict().items()}
     return write_tensors(
         path, state, {"config": json.dumps(config.to_json()), **(extra_metadata or {})}, kind=KIND
@@ -123,20 +124,20 @@ def save_network(
 
 
 def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[str, Tensor]:
-    """Image and text weights of a plain FLUX.2 klein file, under our names: a start for training."""
+    """Image and text weights of a plain FLUX.2 klein file, under our names: the base of a training run."""
     header = read_header(path)
     found = (name.removesuffix(FLUX2_MARKER) for name in header.shapes if name.endswith(FLUX2_MARKER))
     prefix = next((prefix for prefix in found if PREFIXES.fullmatch(prefix)), None)
     if prefix is None:
         raise WeightsError(
-            f"{path} is {describe(header)}; a FLUX.2 klein base network is wanted "
-            f"here{explain_part(str(path))}."
+            f"Expected a FLUX.2 klein base network, got {path}, which is "
+            f"{describe(header)}{explain_part(str(path))}. Give the base of the recipe's preset."
         )
     renamed = {name: _base_name(ours) for name, ours in own_names(header.shapes, prefix, str(path)).items()}
     kept = {name: ours for name, ours in renamed.items() if is_image_text(ours)}
-    wanted = {name: shape for name, shape in network_shapes(config).items() if is_image_text(name)}
+    expected = {name: shape for name, shape in network_shapes(config).items() if is_image_text(name)}
     check_fit(
-        wanted, {ours: header.shapes[name] for name, ours in kept.items()}, f"{path}, a FLUX.2 network,"
+        expected, {ours: header.shapes[name] for name, ours in kept.items()}, f"{path}, a FLUX.2 network"
     )
     check_precisions({name: header.dtypes[name] for name in kept}, str(path))
     tensors = read_tensors(path)
@@ -144,7 +145,7 @@ def read_base(path: str | os.PathLike, config: ModalityForcingConfig) -> dict[st
 
 
 def _base_name(name: str) -> str:
-    """FLUX.2 files call the scale of an RMS norm `scale` or `weight`."""
+    """FLUX.2 files name the scale of an RMS norm `scale` or `weight`."""
     return (
         name.removesuffix("weight") + "scale"
         if name.endswith(("query_norm.weight", "key_norm.weight"))
@@ -153,7 +154,7 @@ def _base_name(name: str) -> str:
 
 
 def is_image_text(name: str) -> bool:
-    """True for the parameters that plain FLUX.2 has too; `name` without prefix."""
+    """True for the parameters that plain FLUX.2 also has; `name` without prefix."""
     return not (
         name.startswith(("depth_", "cross_alpha_", "time_in_"))
         or ".depth_" in name
@@ -162,7 +163,7 @@ def is_image_text(name: str) -> bool:
 
 
 def network_shapes(config: ModalityForcingConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter's name and shape, without memory for any."""
+    """Every parameter's name and shape, without allocating any."""
     return {
         name: tuple(value.shape)
         for name, value in ModalityForcing(config, device="meta").state_dict().items()
@@ -177,29 +178,34 @@ def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = d
     prefix = next((prefix for prefix in found if PREFIXES.fullmatch(prefix)), None)
     if prefix is None:
         raise WeightsError(_explain_other(header, what, found, describe))
-    if any(name.endswith(QUANTISED) for name in header.shapes):
+    if any(name.endswith(QUANTIZED) for name in header.shapes):
         raise WeightsError(
-            f"{what} is a quantised {KIND}; load it through ComfyUI, or use the unquantised file."
+            f"Expected an unquantized {KIND}, got {what}, which is quantized. Load it through ComfyUI, or "
+            "use the unquantized file."
         )
     if prefix + FIRST_VARIANT[0] not in header.shapes:
         raise WeightsError(
-            f"{what} is a {KIND} of the first variant, in which the streams do not know each other's time; "
-            "the published second variant (flux_rgbd_9b_v2) is wanted here."
+            f"Expected the published second variant of the {KIND} (flux_rgbd_9b_v2), got {what} of the "
+            "first variant, in which no stream sees the other's timestep. Download flux_rgbd_9b_v2."
         )
     return prefix
 
 
 def _explain_other(header: Header, what: str, prefixes: list[str], describe: Callable[[Header], str]) -> str:
-    """What a file is whose names are not a whole network's, or have something unknown before them."""
+    """What a file is whose names are not a whole network's, or have an unknown prefix."""
     if prefixes:
         keys = f"keys {PREFIX}{MARKERS[0]} and others"
-        return f'{what} is a {KIND} with "{prefixes[0]}" before its names; strip that from them ({keys}).'
+        return (
+            f'Expected the {keys} in {what}, got a {KIND} with "{prefixes[0]}" before its names. Strip '
+            "that prefix."
+        )
     if header.metadata.get(KIND_KEY) == KIND and not find_wrapper(header.shapes):
         missing = next(name for name in MARKERS if PREFIX + name not in header.shapes)
-        part = explain_part(what) or "; it is damaged or one part of several: fetch it again, whole"
-        return f"{what} says that it is a {KIND}, but has no {PREFIX}{missing}{part}."
-    wanted = f"a {KIND} is wanted here (keys {PREFIX}{MARKERS[0]} and others)"
-    return f"{what} is {describe(header)}; {wanted}{explain_part(what)}."
+        part = explain_part(what) or "; it is damaged or one part of several. Download it again, whole"
+        return f"Expected {PREFIX}{missing} in {what}, which its metadata calls a {KIND}, got none{part}."
+    expected = f"a {KIND} (keys {PREFIX}{MARKERS[0]} and others)"
+    remedy = explain_part(what) or ". Load a file of that kind"
+    return f"Expected {expected}, got {what}, which is {describe(header)}{remedy}."
 
 
 def own_names(names: Iterable[str], prefix: str, what: str) -> dict[str, str]:
@@ -218,21 +224,20 @@ def own_names(names: Iterable[str], prefix: str, what: str) -> dict[str, str]:
 
 
 def check_precisions(dtypes: Mapping[str, str], what: str) -> None:
-    """Of the tensors that are not quantized; integers need a scale that is not in the file."""
+    """Of the tensors that are not quantized; integers would need a scale that is not in the file."""
     for name, found in dtypes.items():
         if found not in BODY_DTYPES:
             known = ", ".join(BODY_DTYPES)
             raise WeightsError(
-                f"Expected {name} of {what} in one of {known}, got {found}. Use the file that is not "
-                "quantised."
+                f"Expected {name} of {what} in one of {known}, got {found}. Use the unquantized file."
             )
 
 
 def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig:
-    """The configuration a file states in its metadata, else the one its shapes give.
+    """The config in a file's metadata, else the one inferred from its shapes.
 
-    In a file that does not call itself ours, `config` may be another program's: it counts if it makes a
-    network of these shapes.
+    In a file whose metadata does not name our kind, `config` may be another program's: it is used if it gives
+    a network of these shapes.
     """
     names = own_names(header.shapes, prefix, what)
     shapes = {names[name]: shape for name, shape in header.shapes.items()}
@@ -240,38 +245,50 @@ def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig
     try:
         if "config" in header.metadata:
             stated = _read_config(header.metadata["config"], shapes)
-    except UNLIKE as error:
+    except NOT_A_NETWORK as error:
         fault = error
     if header.metadata.get(KIND_KEY) == KIND and "config" in header.metadata:
         if stated is None:
             raise WeightsError(
-                f"{what} is a damaged {KIND}: its sizes do not make a network ({str(fault).rstrip('.')})."
+                f"Expected the sizes of a {KIND}, got {what}, which is damaged: {explain_fault(fault)}. "
+                "Download it again."
             ) from fault
         return stated
     if stated is not None and network_shapes(stated) == shapes:
         return stated
     try:
         return config_from_shapes(shapes)
-    except UNLIKE as error:
+    except NOT_A_NETWORK as error:
         if stated is not None:
             return stated
-        reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        reason = explain_fault(error)
         raise WeightsError(
-            f"{what} is a damaged {KIND}: its sizes do not make a network ({reason}){explain_part(what)}."
+            f"Expected the sizes of a {KIND}, got {what}, which is damaged: {reason}{explain_part(what)}. "
+            "Download it again."
         ) from error
+
+
+def explain_fault(error: Exception | None) -> str:
+    """The first sentence of an error, without its full stop: it stands inside another message."""
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]}"
+    sentence = str(error).split(". ")[0].rstrip(".")
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _read_config(text: str, shapes: Shapes) -> ModalityForcingConfig:
     config = ModalityForcingConfig.from_json(json.loads(text))
     for kind in ("double", "single", "depth_decoder"):
         count = getattr(config, f"num_{kind}_blocks")
-        if count > len(shapes):  # so many are not even looked for
-            raise ValueError(f"num_{kind}_blocks is {count}, but the file has {len(shapes)} tensors")
+        if count > len(shapes):  # a number that large is not even looked for
+            raise ValueError(
+                f"Expected at most {len(shapes)} num_{kind}_blocks, the file's number of tensors, got {count}"
+            )
     return config
 
 
 def config_from_shapes(shapes: Shapes) -> ModalityForcingConfig:
-    """Sizes from tensor shapes (names without prefix). Rotary axes are taken as equal."""
+    """Sizes inferred from tensor shapes (names without prefix). All RoPE axes are assumed equally wide."""
     hidden, in_channels = shapes["img_in.weight"]
     depth_channels = shapes["depth_in.weight"][1]
     counts = {

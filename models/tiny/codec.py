@@ -1,6 +1,6 @@
 """The tiny image codec: 16 pixels to one latent position, like FLUX.2's, but 0.9 million parameters.
 
-As in FLUX.2, the latent is normalised per channel by running statistics, so the network sees unit variance.
+As in FLUX.2, the latent is normalized per channel by running statistics, so the network sees unit variance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STRIDE = 16
 @dataclass(frozen=True)
 class CodecConfig:
     latent_channels: int = 32
-    widths: tuple[int, int, int] = (48, 72, 112)  # at 1/4, 1/8 and 1/16 of the picture
+    widths: tuple[int, int, int] = (48, 72, 112)  # at 1/4, 1/8 and 1/16 of the image
 
 
 class ResidualBlock(nn.Module):

@@ -21,20 +21,20 @@ class CodecLoss:
     edges: float = 1.0
     coarse: float = 0.5
     noise: float = 0.15
-    align: float = 0.02  # cross-entropy of what each spot shows, read from the latent
+    align: float = 0.02  # cross-entropy of the class of each cell, predicted from the latent
     momentum: float = 0.02  # of the running latent statistics
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < 0 or (name == "momentum" and value > 1):
                 raise ValueError(
-                    f"The recipe's loss has {name} {value}; give a factor of at least 0, and momentum up to "
-                    "1."
+                    f"Expected a factor of at least 0, and momentum up to 1, for {name} in the recipe's "
+                    f"loss, got {value}. Correct {name}."
                 )
 
 
 class TrainedCodec(nn.Module):
-    """What trains together: the codec, and what reads its latents."""
+    """What is trained together: the codec, and the classifier of its latents."""
 
     def __init__(self, codec: TinyCodec, aligner: Aligner):
         super().__init__()
@@ -44,8 +44,9 @@ class TrainedCodec(nn.Module):
 def codec_loss(
     trained: TrainedCodec, batch: Mapping[str, Tensor], generator: Generator, settings: CodecLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """batch: image b 3 H W in [-1, 1], cells as the aligner takes them. As with a batch norm, training
-    normalises by the batch and keeps running statistics.
+    """batch: image (b, 3, H, W) in [-1, 1], cells as the aligner takes them.
+
+    As with a batch norm, training normalizes by the batch and keeps running statistics.
     """
     model, image = trained.codec, batch["image"]
     raw = model.encoder(image).float()
@@ -72,7 +73,7 @@ def codec_loss(
 
 
 def edge_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean difference of pictures b 3 h w in their steps to the right and below."""
+    """Mean L1 between the horizontal and vertical pixel differences of images (b, 3, h, w)."""
     difference = a - b
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 
@@ -82,5 +83,5 @@ def _shrink(image: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """In dB, for the range [-1, 1]."""
+    """PSNR in dB, for the range [-1, 1]."""
     return 10 * torch.log10(4 / (a.detach() - b).pow(2).mean().clamp_min(1e-12))

@@ -1,7 +1,6 @@
-"""The tiny text encoder: one vector a word, plus its place in the sentence.
+"""The tiny text encoder: one embedding per word, plus a position embedding.
 
-A DiT's text stream does the rest. A UNet has none, and so gets an encoder with layers, in which the words
-read each other.
+A DiT's text stream processes them further. A UNet has none, so its encoder has transformer layers.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ HEAD_WIDTH = 32
 
 
 class TextLayer(nn.Module):
-    """Attention among the words, then each by itself, both added to what came: x (b, n, d)."""
+    """A pre-norm transformer layer, self-attention and MLP with residuals: x (b, n, c)."""
 
     def __init__(self, width: int, *, operations, **place):
         super().__init__()
@@ -47,7 +46,7 @@ class TextLayer(nn.Module):
 
 
 class TinyTextEncoder(nn.Module):
-    """`forward`: ids (b, n) -> context (b, n, d). Padding is a learned embedding that is attended to."""
+    """`forward`: ids (b, n) -> context (b, n, c). Padding is a learned embedding that is attended to."""
 
     def __init__(self, width: int = 128, layers: int = 0, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
@@ -65,12 +64,12 @@ class TinyTextEncoder(nn.Module):
         return self.norm(x) if self.layers else x
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Context (b, n, d) of prompts; the empty prompt is all padding."""
+        """Context (b, n, c) of prompts; the empty prompt is all padding."""
         return self(tokenize(texts).to(next(self.parameters()).device))
 
 
 def read_layout(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Width and number of layers of the encoder that has these weights."""
+    """Width and number of layers of the encoder with these weights."""
     layers = [int(name.split(".")[1]) for name in state if name.startswith("layers.")]
     return state["words.weight"].shape[1], 1 + max(layers, default=-1)
 
@@ -97,13 +96,13 @@ def dropped_words(text: str) -> list[str]:
 
 
 def explain_prompt(text: str) -> str | None:
-    """A sentence about the words the encoder cannot read or has no place for; None when there are none."""
-    said = []
+    """A sentence about the words that the encoder does not know or truncates; None if there are none."""
+    sentences = []
     unknown = explain_unknown(text)
     if unknown:
         named = ", ".join(f"'{word}' (nearest: '{near}')" if near else f"'{word}'" for word, near in unknown)
-        said.append(f"The tiny model does not know {named}; it knows {', '.join(VOCABULARY)}.")
+        sentences.append(f"The tiny model does not know {named}; it knows {', '.join(VOCABULARY)}.")
     beyond = dropped_words(text)
     if beyond:
-        said.append(f"The tiny model reads {TOKENS} words; it did not see '{' '.join(beyond)}'.")
-    return " ".join(said) or None
+        sentences.append(f"The tiny model reads {TOKENS} words; it did not see '{' '.join(beyond)}'.")
+    return " ".join(sentences) or None

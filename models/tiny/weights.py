@@ -27,7 +27,7 @@ TEXT_FILE = Path(__file__).with_name("text.safetensors")
 def load_codec(
     path: str | os.PathLike = CODEC_FILE, *, operations=torch.nn, device="cpu", dtype=torch.float32
 ) -> TinyCodec:
-    """The tiny codec; any other file is refused by what it is."""
+    """The tiny codec; a WeightsError says what any other file is."""
     return _load(
         TinyCodec(operations=operations, device="meta", dtype=dtype),
         path,
@@ -40,7 +40,7 @@ def load_codec(
 def load_text_encoder(
     path: str | os.PathLike = TEXT_FILE, *, operations=torch.nn, device="cpu", dtype=torch.float32
 ) -> TinyTextEncoder:
-    """The tiny text encoder; any other file is refused by what it is."""
+    """The tiny text encoder; a WeightsError says what any other file is."""
     return _load(
         TinyTextEncoder(operations=operations, device="meta", dtype=dtype),
         path,
@@ -62,11 +62,12 @@ def _load(module: nn.Module, path: str | os.PathLike, kind: str, marker: str, de
     header = read_header(path)
     if marker not in header.shapes:
         raise WeightsError(
-            f"{path} is {describe(header)}, not a {kind}; use the file that ships with SpatialWeave."
+            f"Expected a {kind}, got {path}, which is {describe(header)}. Use the file that ships with "
+            "SpatialWeave."
         )
     check_fit(
         {name: tuple(value.shape) for name, value in module.state_dict().items()},
         header.shapes,
-        f"{path}, a {kind},",
+        f"{path}, a {kind}",
     )
     return fill_module(module, read_tensors(path), what=str(path), device=device)

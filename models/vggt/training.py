@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from ..core.geometry.camera import invert_pose, pad_pose, pixel_centres
+from ..core.geometry.camera import invert_pose, pad_pose, pixel_centers
 from ..core.layers.attention import attend, attend_with_scores
 from ..core.layers.positions import apply_grid_rotary, grid_rotary_table
 from ..core.losses import masked_mean, sum_terms
@@ -243,7 +243,7 @@ def normalize_scene(depth: Tensor, world_to_cam: Tensor, intrinsics: Tensor) -> 
     """
     poses = relative_to_first(world_to_cam)
     height, width = depth.shape[-2:]
-    rays = pixel_centres(height, width, device=depth.device)
+    rays = pixel_centers(height, width, device=depth.device)
     rays = torch.cat((rays, torch.ones_like(rays[..., :1])), dim=-1)
     in_cam = torch.einsum("b v i j, h w j -> b v h w i", torch.linalg.inv(intrinsics), rays)
     in_cam = in_cam * depth[..., None]

@@ -53,11 +53,11 @@ def render(
     """Render scenes: `samples` squared rays per pixel for the image, one through the center for the
     geometry."""
     if not scenes:
-        raise ValueError("Expected at least one scene to render, got none.")
+        raise ValueError("Expected at least one scene to render, got none. Give a scene.")
     if min(height, width) < 8 or samples < 1:
         raise ValueError(
-            "Expected an image of at least 8 x 8 pixels with at least 1 sample, "
-            f"got {width} x {height} with {samples}."
+            f"Expected an image of at least 8 x 8 pixels with at least 1 sample, got {width} x {height} "
+            f"with {samples}. Raise them."
         )
     chunk = max(1, _CHUNK_RAYS // (height * width * samples * samples))
     parts = [

@@ -182,9 +182,11 @@ def sample_scenes(
     Each depends on (split, seed, index) alone, so splits never share a scene.
     """
     if split not in SPLITS:
-        raise ValueError(f"Expected a split of the world, {' or '.join(SPLITS)}, got {split!r}.")
+        raise ValueError(
+            f"Expected a split of the world, {' or '.join(SPLITS)}, got {split!r}. Choose one of them."
+        )
     if not 1 <= max_objects <= 6:
-        raise ValueError(f"Expected max_objects from 1 to 6, got {max_objects}.")
+        raise ValueError(f"Expected max_objects from 1 to 6, got {max_objects}. Correct it.")
     return [
         _sample_scene(random.Random(f"{split}/{seed}/{index}"), max_objects)
         for index in range(start, start + count)

@@ -56,8 +56,8 @@ def test_runs_are_cancelled_meet_every_fault_and_stay_bit_equal(figures, root):
 
 
 def row(number, size, handles=7):
-    sizes = dict.fromkeys(("rss", "pss", "private", "anonymous", "unsettled"), size)
-    return {"run": number, "handles": handles, "threads": 3, "children": 0, **sizes}
+    sizes = dict.fromkeys(("rss", "pss", "private", "anonymous", "unsettled", "allocated"), size)
+    return {"run": number, "kind": "run", "graph": f"graph {number % 3}", "handles": handles, "threads": 3, "children": 0, **dict.fromkeys(("objects", "tensors of core", "tensors of pack"), 10**6), **sizes}
 
 
 def judged(soak, rows, left=()):
@@ -76,6 +76,18 @@ def test_growth_a_handle_and_an_open_file_are_failures(soak):
     assert judged(soak, just_not) == []
     leaking = [row(number, 1_000_000_000, 7 + number // 100) for number in range(200)]
     assert judged(soak, leaking) == ["handles: 7.0 before, 8.0 at the end"]
+
+
+def test_growth_a_run_is_that_of_like_runs(soak):
+    """Workflows of very different sizes, one growth of 1000 bytes a run; a cancelled run does not count."""
+    rows = [row(number, 10**9 + 10**8 * (number % 3) + 1000 * number) for number in range(60)]
+    rows[30] |= {"kind": "cancelled, later", "rss": 0}
+    growth, error = soak.slope(rows, "rss")
+    assert growth == pytest.approx(1000) and error < 1
+    for number in range(60):
+        rows[number]["rss"] += 300 * (-1) ** (number // 3)
+    growth, error = soak.slope(rows, "rss")
+    assert abs(growth - 1000) < error and 3 < error < 6  # 2 x 300 / (17.3 x sqrt(57))
 
 
 def test_a_result_is_known_by_its_numbers_not_by_its_file(soak, tmp_path):

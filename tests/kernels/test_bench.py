@@ -1,4 +1,6 @@
-"""The benchmark reports after checks alone, and judges itself by the goals; the doctor names every backend with a reason."""
+"""The benchmark reports after checks alone, and judges itself by the goals; the doctor names every backend
+with a reason.
+"""
 
 import json
 from graphlib import TopologicalSorter
@@ -22,12 +24,27 @@ def small(monkeypatch):
 
 def test_bench_prints_writes_and_draws(small, tmp_path, capsys):
     record, plot = tmp_path / "b.json", tmp_path / "b.png"
-    words = ["bench", "kernels", "--device", "cpu", "--rounds", "2", "--shape", "SDXL 1024 L2", "--shape", "klein-4B"]
+    words = [
+        "bench",
+        "kernels",
+        "--device",
+        "cpu",
+        "--rounds",
+        "2",
+        "--shape",
+        "SDXL 1024 L2",
+        "--shape",
+        "klein-4B",
+    ]
     assert cli.main([*words, "--json", str(record), "--plot", str(plot)]) == 0
     lines, found = capsys.readouterr().out.splitlines(), json.loads(record.read_text())
     times = found["times"]
     assert len(times) == 4 * 4 + 3 * 3 and not found["absent"]
-    assert lines[0].startswith("device cpu, threads ") and f"torch {torch.__version__}" in lines[0] and "Tflop/s" in lines[0]
+    assert (
+        lines[0].startswith("device cpu, threads ")
+        and f"torch {torch.__version__}" in lines[0]
+        and "Tflop/s" in lines[0]
+    )
     assert len(lines) == 2 + len(times) + len(found["goals"])
     assert [(one["shape"], one["rival"], one["weight"]) for one in found["goals"]] == [
         ("SDXL 1024 L2", "one stream", "zero"), ("SDXL 1024 L2", "ours, no row at zero", "half zero"),
@@ -36,8 +53,13 @@ def test_bench_prints_writes_and_draws(small, tmp_path, capsys):
     ]  # fmt: skip
     assert found["machine"]["device"] == "cpu" and found["rates"]["operations"] > 0
     assert {one["weight"] for one in times} == {"zero", "mixed", "one", "half zero"}
-    assert all(one["median"] > 0 and one["floor"] > 0 and len(one["spread"]) == 2 and one["mode"] == "eager" for one in times)
-    assert {one["kernel"] for one in times if one["rival"] == "one stream"} == {"aten::_scaled_dot_product_flash_attention_for_cpu"}
+    assert all(
+        one["median"] > 0 and one["floor"] > 0 and len(one["spread"]) == 2 and one["mode"] == "eager"
+        for one in times
+    )
+    assert {one["kernel"] for one in times if one["rival"] == "one stream"} == {
+        "aten::_scaled_dot_product_flash_attention_for_cpu"
+    }
     assert Image.open(plot).size[1] == 16 * (len([one for one in times if one["rival"] != "ours"]) + 2)
 
 
@@ -45,7 +67,10 @@ def test_no_time_from_wrong_numbers(small, monkeypatch, capsys):
     monkeypatch.setattr(verify, "segment_attention", lambda q, *given, **named: torch.zeros_like(q))
     assert cli.main(["bench", "kernels", "--device", "cpu", "--rounds", "1"]) == 1
     said = capsys.readouterr().err
-    assert "case pairs-mixed, triton, seed " in said and "is off by 1, 1e-05 is allowed; no time is reported" in said
+    assert (
+        "case pairs-mixed, triton, seed " in said
+        and "is off by 1, 1e-05 is allowed; no time is reported" in said
+    )
 
 
 def test_no_time_from_wrong_gradients(monkeypatch):
@@ -53,7 +78,9 @@ def test_no_time_from_wrong_gradients(monkeypatch):
         return segment_attention(q, k / 2 + k.detach() / 2, v, *given, **named)
 
     monkeypatch.setattr(verify, "segment_attention", half_as_steep)
-    with pytest.raises(FloatingPointError, match="case pairs-mixed, composition, seed .*, gradient of k is off by 0.5"):
+    with pytest.raises(
+        FloatingPointError, match="case pairs-mixed, composition, seed .*, gradient of k is off by 0.5"
+    ):
         verify.verify(torch.device("cpu"), torch.float32, cases=CASES[:1])
 
 
@@ -68,9 +95,12 @@ def test_a_wrong_rival_has_no_time_and_a_reason(small, monkeypatch):
     run = bench.bench("cpu", rounds=1, shapes=("SDXL 1024 L2",))
     assert {timing.rival for timing in run.times} == {"ours", "concat and mask", "one stream"}
     sentence = (
-        "SDXL 1024 L2, weight zero, eager: two calls, gather, merge has no time: FloatingPointError: two calls, gather, merge is off by nan"
+        "SDXL 1024 L2, weight zero, eager: two calls, gather, merge has no time: "
+        "FloatingPointError: two calls, gather, merge is off by nan"
     )
-    assert len(run.absent) == 4 and run.absent[0].startswith(sentence) and run.absent[0] in report.as_lines(run)
+    assert (
+        len(run.absent) == 4 and run.absent[0].startswith(sentence) and run.absent[0] in report.as_lines(run)
+    )
 
 
 def test_the_floor_is_the_slowest_of_products_copies_and_exponentials():
@@ -91,12 +121,19 @@ def test_the_floor_counts_the_keys_that_are_seen(rows, weight, keys):
 
 def medians(weight, mode="eager", size=(4, 10, 4096, 64), **times):
     named = {name.replace("_", " "): time for name, time in times.items()}
-    return [results.Timing("a shape", size, weight, rival, time, (time, time), 0.1, mode, "") for rival, time in named.items()]
+    return [
+        results.Timing("a shape", size, weight, rival, time, (time, time), 0.1, mode, "")
+        for rival, time in named.items()
+    ]
 
 
 def test_the_goals_are_judged_by_ratios():
     found = medians("zero", ours=1.0, one_stream=1.0) + medians("half zero", ours=1.5)
-    found += medians("mixed", ours=2.0, **{"ours, composition": 3.2, "two calls, gather, merge, cudnn": 2.8, "concat and mask": 2.0})
+    found += medians(
+        "mixed",
+        ours=2.0,
+        **{"ours, composition": 3.2, "two calls, gather, merge, cudnn": 2.8, "concat and mask": 2.0},
+    )
     verdicts = {(one.rival, one.weight): one for one in goals.judge(found)}
     assert {of: round(one.ratio, 2) for of, one in verdicts.items()} == {
         ("one stream", "zero"): 1.0, ("ours, no row at zero", "half zero"): 1.33, ("best composition", "mixed"): 1.4,
@@ -109,7 +146,9 @@ def test_the_goals_are_judged_by_ratios():
     )
 
 
-@pytest.mark.parametrize("size, must", [((4, 20, 1024, 64), 1.6), ((4, 8, 1024, 80), 1.4), ((4, 24, 4096, 128), 0.98)])
+@pytest.mark.parametrize(
+    "size, must", [((4, 20, 1024, 64), 1.6), ((4, 8, 1024, 80), 1.4), ((4, 24, 4096, 128), 0.98)]
+)
 def test_the_goal_over_the_best_composition_depends_on_the_shape(size, must):
     found = medians("mixed", size=size, ours=1.0, **{"ours, composition": 1.0})
     assert [one.must for one in goals.judge(found) if one.rival == goals.COMPOSED] == [must]
@@ -121,11 +160,13 @@ def test_flex_attention_and_what_a_graph_replays_are_right(monkeypatch, weight):
     monkeypatch.setattr(torch, "compile", lambda call, **given: call)
     rows = 1 if weight == "joint" else 4
     segments, log_weight = bench.problem(rows, 64, "mixed" if weight == "joint" else weight)
-    q, k, v = torch.randn(rows, 64, 3, 2, 16, generator=torch.Generator().manual_seed(0)).transpose(1, 3).unbind(2)
+    q, k, v = (
+        torch.randn(rows, 64, 3, 2, 16, generator=torch.Generator().manual_seed(0)).transpose(1, 3).unbind(2)
+    )
     place = torch.device("cpu")
     table = torch.zeros(torch.tensor(log_weight).shape)
     calls = bench.rivals(segments, log_weight, place, "graph") | {"flex": rivals.flex(segments, table)}
-    wanted = bench.few_wanted((q, k, v), segments, log_weight)
+    wanted = bench.expected_outputs((q, k, v), segments, log_weight)
     assert "flex" not in bench.right_ones(calls, (q, k, v), wanted)[0], "its weights are not yet in the table"
     table.copy_(torch.tensor(log_weight))
     found, wrong = bench.right_ones(calls, (q, k, v), wanted)
@@ -148,7 +189,10 @@ def test_the_sets_of_inputs_are_captured_in_one_graph_and_what_cannot_be_has_a_r
     assert timing.in_turn(calls, inputs, "graph") == ({}, [reason])
 
 
-@pytest.mark.parametrize("seconds, held, rounds", [(None, 1, 25), (0.05, 1, 5), (0.001, 1, 3), (9.0, 1, 25), (None, 4, 7), (0.05, 4, 5)])
+@pytest.mark.parametrize(
+    "seconds, held, rounds",
+    [(None, 1, 25), (0.05, 1, 5), (0.001, 1, 3), (9.0, 1, 25), (None, 4, 7), (0.05, 4, 5)],
+)
 def test_rounds_are_those_that_fit_in_the_seconds_but_at_least_three(monkeypatch, seconds, held, rounds):
     monkeypatch.setattr(timing, "time_once", lambda call, place: call())
     turns = {"a": [lambda: 8.0] * (4 // held), "b": [lambda: 2.0] * (4 // held)}
@@ -167,7 +211,7 @@ def test_a_profiler_that_fails_costs_no_times(monkeypatch):
 
 def test_a_shape_on_which_ours_fails_costs_the_others_nothing(small, monkeypatch):
     """Every weight's times are handed out as soon as they are there."""
-    real, seen = bench.few_wanted, []
+    real, seen = bench.expected_outputs, []
 
     def broken_at_width_72(given, *more):
         if given[0].shape[3] == 72:
@@ -177,10 +221,14 @@ def test_a_shape_on_which_ours_fails_costs_the_others_nothing(small, monkeypatch
     def after(run):
         seen.append((len(run.times), list(run.absent)))
 
-    monkeypatch.setattr(bench, "few_wanted", broken_at_width_72)
+    monkeypatch.setattr(bench, "expected_outputs", broken_at_width_72)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        bench.bench("cpu", rounds=1, shapes=("PixArt 1024", "SDXL 1024 L2"), weights=("mixed", "zero"), after=after)
-    assert seen == [(at, ["PixArt 1024 ended early: OutOfMemoryError: CUDA out of memory"]) for at in (0, 4, 8)]
+        bench.bench(
+            "cpu", rounds=1, shapes=("PixArt 1024", "SDXL 1024 L2"), weights=("mixed", "zero"), after=after
+        )
+    assert seen == [
+        (at, ["PixArt 1024 ended early: OutOfMemoryError: CUDA out of memory"]) for at in (0, 4, 8)
+    ]
 
 
 @pytest.mark.gpu
@@ -192,9 +240,9 @@ def test_bench_on_a_gpu_has_both_modes():
 
 
 @pytest.mark.parametrize("given, sentence", [
-    ({"weights": ("much",)}, "There is no weight 'much'; choose from zero, mixed, one, half zero"),
-    ({"flex": "yes"}, "There is no way to compile FlexAttention 'yes'; choose from no, default, max-autotune"),
-    ({"seconds": 0.0}, "got 12 rounds and 0.0 seconds; run at least 1, in more than 0"),
+    ({"weights": ("much",)}, "Expected a weight from zero, mixed, one, half zero, got 'much'"),
+    ({"flex": "yes"}, "Expected a way to compile FlexAttention from no, default, max-autotune, got 'yes'"),
+    ({"seconds": 0.0}, "Expected at least 1 round in more than 0 seconds, got 12 rounds and 0.0 seconds"),
 ])  # fmt: skip
 def test_bench_refuses_what_it_cannot_time(given, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -202,8 +250,10 @@ def test_bench_refuses_what_it_cannot_time(given, sentence):
 
 
 def test_bench_refuses(capsys):
-    refused = {"no shape 'huge'; choose from SD1.5 512": ["--shape", "huge"]}
-    for sentence, given in (refused | {"got the device meta; it times on cuda or cpu": ["--device", "meta"]}).items():
+    refused = {"Expected a shape from SD1.5 512": ["--shape", "huge"]}
+    for sentence, given in (
+        refused | {"Expected the device cuda or cpu for the benchmark, got meta": ["--device", "meta"]}
+    ).items():
         assert cli.main(["bench", "kernels", *given]) == 1
         assert sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -227,4 +277,6 @@ def test_no_file_of_the_kernels_imports_in_a_circle(pack):
     files = [name for name in pack.code if name.startswith("kernels/")]
     graph = {name: {module for _, module in pack.imports(name) if module.endswith(".py")} for name in files}
     order = list(TopologicalSorter(graph).static_order())
-    assert set(order) == set(files) and order.index("kernels/bench/goals.py") < order.index("kernels/bench/report.py")
+    assert set(order) == set(files) and order.index("kernels/bench/goals.py") < order.index(
+        "kernels/bench/report.py"
+    )

@@ -118,11 +118,11 @@ def test_pixels_that_are_no_numbers_are_missing_and_counted(maps, name):
 def test_alpha_goes_on_as_a_mask_and_one_channel_of_line_art_is_enough(maps):
     result = maps("channels")
     assert result["latents"] < 1e-5 and result["alphas"] < 1e-6
-    said = "the picture has an alpha channel: its colors were used as they are, and the alpha is handed on as a mask."
+    said = "the image has an alpha channel: its colors were used as they are, and the alpha is output as a mask."
     assert result["notes"] == {"rgba normals": [f"normals: {said}"], "rgba both": [f"normals: {said}", f"line: {said}"]}
 
 
-@pytest.mark.parametrize("channels, said", [(1, "The picture is grey"), (3, None), (4, "The picture has an alpha channel")])
+@pytest.mark.parametrize("channels, said", [(1, "The image is gray"), (3, None), (4, "The image has an alpha channel")])
 def test_the_picture_beside_decoded_maps_may_have_any_channels(maps, channels, said):
     result = maps("picture_beside", channels=channels)
     assert result["picture"] < 1e-6 and result["alpha"] < 1e-6 and result["none"] == [[1, 32, 48], False]
@@ -203,7 +203,7 @@ REFUSALS = {
     "line without a number": ["Expected known pixels in image 1 of line, got 64", "NaN or infinite", "disconnect line"],
     "normals of black": ["Expected known pixels in image 0 of normals, got 64", "have no direction"],
     "line of 0 to 255": ["255 to 255", "Divide them by their full scale"],
-    "no depth": ["no valid pixel"],
+    "no depth": ["Expected a valid pixel"],
     "picture's VAE to encode": ["Expected an intrinsic VAE, of 8 channels, got one of 3", "Load Intrinsic VAE"],
     "picture's VAE to decode": ["Expected an intrinsic VAE, of 8 channels, got one of 3", "Load Intrinsic VAE"],
     "tile": ["Expected tile_size 0", "at least 64 pixels, got 32"],

@@ -75,7 +75,7 @@ def test_fit_says_bucket_padding_and_crop_and_hands_alpha_on(joy):
     assert "bucket: 1344 x 768" in result["text"] and "padding: left 0, top 6" in result["text"] and "cropped: nothing" in result["text"]
     assert "would crop 1.6% of the image" in result["text"]
     clear = joy("fit", height=300, width=400, channels=4)
-    assert clear["transparent"] and clear["fitted"][-1] == 3 and "alpha is handed on as a mask" in clear["text"]
+    assert clear["transparent"] and clear["fitted"][-1] == 3 and "alpha is output as a mask" in clear["text"]
     assert joy("fit", height=300, width=400, channels=1)["fitted"][-1] == 3
     long = joy("fit", height=300, width=4000)["text"]
     assert "13.3 times as long as wide and the buckets end at 4" in long and "70% of the bucket is padding" in long

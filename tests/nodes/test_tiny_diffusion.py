@@ -33,4 +33,4 @@ def test_a_stock_sampler_takes_a_stock_empty_latent(inside):
 
 def test_another_file_is_called_by_its_name(inside):
     text = inside(FILE, "wrong_file")
-    assert "tiny image codec" in text and "use the file that ships" in text
+    assert "tiny image codec" in text and "Use the file that ships" in text

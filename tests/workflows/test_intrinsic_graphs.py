@@ -84,7 +84,7 @@ def test_graph_of_a_big_base_says_what_it_needs(root, base):
     (note,) = (node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote")
     files = {value for node in read(root, base).values() for value in node["inputs"].values() if str(value).endswith(".safetensors")}
     assert not [file for file in files if file not in note]
-    assert "Nobody has published" in note and "docs/intrinsic_training.md" in note and "**off**" in note
+    assert "No weights of the two" in note and "docs/intrinsic_training.md" in note and "**off**" in note
     for recipe in RECIPES[base]:
         output = json.loads((root / "models/intrinsic_ldm/recipes" / f"{recipe}.json").read_text(encoding="utf-8"))["output"]
         assert f"`{output}`" in note

@@ -61,12 +61,18 @@ def test_the_examples_in_its_help_set_inputs_that_are_there(runner, root):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--set", "6.sead=3"], "There is no input '6.sead' to set; this graph has"),
-        (["--set", "6.seed"], "'6.seed' was to be set; wanted NODE.INPUT=VALUE"),
-        (["--server", "ftp://127.0.0.1:21"], "wanted one such as http://127.0.0.1:8188"),
-        (["--server", "127.0.0.1:no"], "'127.0.0.1:no' is no address of a server"),
-        (["--server", ""], "is no address of a server"),
-        (["--comfyui", "nowhere"], "nowhere is no ComfyUI: it has no main.py"),
+        (["--set", "6.sead=3"], "Expected one of the inputs"),
+        (["--set", "6.seed"], "Expected NODE.INPUT=VALUE for --set, got '6.seed'"),
+        (
+            ["--server", "ftp://127.0.0.1:21"],
+            "Expected the address of a server, such as http://127.0.0.1:8188",
+        ),
+        (
+            ["--server", "127.0.0.1:no"],
+            "Expected the address of a server, such as http://127.0.0.1:8188, got '127.0.0.1:no'",
+        ),
+        (["--server", ""], "Expected the address of a server"),
+        (["--comfyui", "nowhere"], "nowhere, which has no main.py"),
     ],
 )
 def test_a_question_without_sense_ends_with_2(runner, twin, capsys, arguments, said):
@@ -77,16 +83,19 @@ def test_a_question_without_sense_ends_with_2(runner, twin, capsys, arguments, s
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "graph.json cannot be read"),
-        ("{", "graph.json is not JSON"),
-        ("[]", "graph.json is no workflow in API form"),
-        ('{"6": {"class_type": "KSampler"}}', "graph.json is no workflow in API form"),
-        ("{}", "graph.json is no workflow in API form"),
-        ('{"6": {"class_type": "KSampler", "inputs": ["seed"]}}', "graph.json is no workflow in API form"),
-        ("[" * 100000, "graph.json is not JSON"),
-        ('{"6": {"class_type": "\u00e9"'.encode("cp1252"), "Expected UTF-8 text in {folder}/graph.json, got byte 0xe9 in line 1. Save it"),
+        (None, "graph.json, got an error ("),
+        ("{", "Expected JSON in {folder}/graph.json"),
+        ("[]", "graph.json, nodes by number"),
+        ('{"6": {"class_type": "KSampler"}}', "graph.json, nodes by number"),
+        ("{}", "graph.json, nodes by number"),
+        ('{"6": {"class_type": "KSampler", "inputs": ["seed"]}}', "graph.json, nodes by number"),
+        ("[" * 100000, "Expected JSON in {folder}/graph.json"),
+        (
+            '{"6": {"class_type": "\u00e9"'.encode("cp1252"),
+            "Expected UTF-8 text in {folder}/graph.json, got byte 0xe9 in line 1. Save it",
+        ),
         ("{}".encode("utf-16"), "Expected UTF-8 text in {folder}/graph.json, got UTF-16. Save it as UTF-8."),
-        ('{"nodes": [], "links": []}', "is a workflow as the browser shows it; this runner takes the API form"),
+        ('{"nodes": [], "links": []}', "in the form that the browser saves"),
     ],
 )
 def test_a_file_that_is_no_graph_ends_with_2(runner, tmp_path, capsys, content, said):
@@ -106,18 +115,18 @@ def test_a_byte_order_mark_is_no_part_of_a_workflow(runner, twin, tmp_path):
 def test_a_file_name_that_is_no_unicode_can_be_said(runner, tmp_path, capsys):
     name = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\x83e.json"))
     assert runner.main([str(name)]) == 2
-    assert "\\x83e.json cannot be read" in capsys.readouterr().err
+    assert "\\x83e.json, got an error" in capsys.readouterr().err
 
 
 def test_an_option_that_would_do_nothing_is_refused(runner, twin, capsys):
     with pytest.raises(SystemExit) as ended:
         runner.main([twin, "--cpu"])
-    assert ended.value.code == 2 and "add --comfyui FOLDER" in capsys.readouterr().err
+    assert ended.value.code == 2 and "Expected --comfyui FOLDER beside --cpu" in capsys.readouterr().err
 
 
 def test_no_server_is_said_with_its_address(runner, twin, capsys):
     assert runner.main([twin, "--server", "127.0.0.1:9", "--start-timeout", "0.5"]) == 1
-    assert "No ComfyUI answered at http://127.0.0.1:9" in capsys.readouterr().err
+    assert "Expected an answer of ComfyUI at http://127.0.0.1:9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,9 +135,9 @@ def test_no_server_is_said_with_its_address(runner, twin, capsys):
         (413, "<html>Request\n too large</html>", ": <html>Request too large</html>\n"),
         (502, "", "The graph was refused with HTTP status 502 Bad Gateway."),
         (400, '"no"', 'The graph was refused with HTTP status 400 Bad Request: "no"'),
-        (200, "<html>", "/prompt sent something else than a run's number; is that a ComfyUI?"),
-        (200, "{}", "/prompt sent something else than a run's number; is that a ComfyUI?"),
-        (200, "[1]", "/prompt sent something else than a run's number; is that a ComfyUI?"),
+        (200, "<html>", "/prompt, got something else. Check that a ComfyUI runs there."),
+        (200, "{}", "/prompt, got something else. Check that a ComfyUI runs there."),
+        (200, "[1]", "/prompt, got something else. Check that a ComfyUI runs there."),
     ],
 )
 def test_what_another_server_answers_is_quoted(runner, twin, other_server, capsys, status, page, said):
@@ -141,7 +150,10 @@ def test_what_comfyui_has_against_a_graph_is_said_node_by_node(runner, twin, oth
     fault = {"errors": [{"message": "Value not in list", "details": "seed: 'x'"}]}
     page = json.dumps({"error": {"message": "Prompt outputs failed validation"}, "node_errors": {"6": fault}})
     assert runner.main([twin, "--server", other_server(400, page)]) == 1
-    assert capsys.readouterr().err == "Prompt outputs failed validation\nnode 6 (KSampler): Value not in list seed: 'x'\n"
+    assert (
+        capsys.readouterr().err
+        == "Prompt outputs failed validation\nnode 6 (KSampler): Value not in list seed: 'x'\n"
+    )
 
 
 def test_a_graph_that_comfyui_takes_in_part_is_no_success(runner, twin, other_server, capsys):
@@ -150,7 +162,10 @@ def test_a_graph_that_comfyui_takes_in_part_is_no_success(runner, twin, other_se
     page = json.dumps({"prompt_id": "1", "number": 1, "node_errors": {"6": fault}})
     assert runner.main([twin, "--server", other_server(200, page)]) == 1
     complaint = "node 6 (KSampler): Value not in list ckpt_name"
-    assert capsys.readouterr().err == f"ComfyUI runs only what is sound of this graph, so nothing was collected.\n{complaint}\n"
+    assert (
+        capsys.readouterr().err == "ComfyUI would run only the valid part of this graph, so nothing was "
+        f"collected.\n{complaint}\n"
+    )
 
 
 @pytest.fixture
@@ -165,7 +180,9 @@ def some_server():
 
             def do_GET(self):
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                code, body = next(found for beginning, found in answers.items() if self.path.startswith(beginning))
+                code, body = next(
+                    found for beginning, found in answers.items() if self.path.startswith(beginning)
+                )
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -197,21 +214,34 @@ def test_files_are_written_into_the_folder_alone(runner, twin, some_server, tmp_
     server = some_server(answer_all("../../outside.png"))
     assert runner.main([twin, "--server", server, "--output", str(tmp_path / "in" / "here")]) == 0
     assert [path.name for path in tmp_path.rglob("*.png")] == ["9_outside.png"]
-    assert (tmp_path / "in" / "here" / "9_outside.png").read_bytes() == b"bytes" and "9_outside.png" in capsys.readouterr().out
+    assert (
+        tmp_path / "in" / "here" / "9_outside.png"
+    ).read_bytes() == b"bytes" and "9_outside.png" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"/view": (404, b"")}, "Expected the file 'a.png' of node 9 from http://{server}, got HTTP status 404 Not Found."),
-        ({"/history": (500, b"")}, "Expected HTTP status 200 from http://{server}/history/1, got 500 Internal Server Error"),
-        ({"/history": (200, b"<html>")}, "http://{server}/history/1 sent something else than JSON; is that a ComfyUI?"),
-        ({"/history": (200, b"[]")}, "http://{server}/history/1 sent something else than a JSON object"),
+        (
+            {"/view": (404, b"")},
+            "Expected the file 'a.png' of node 9 from http://{server}, got HTTP status 404 Not Found.",
+        ),
+        (
+            {"/history": (500, b"")},
+            "Expected HTTP status 200 from http://{server}/history/1, got 500 Internal Server Error",
+        ),
+        (
+            {"/history": (200, b"<html>")},
+            "http://{server}/history/1, got something else. Check that a ComfyUI runs there.",
+        ),
+        ({"/history": (200, b"[]")}, "http://{server}/history/1, got another value"),
         ({"/history": (200, b'{"1": {"status": {"status_str": "error"}}}')}, "The run was interrupted."),
-        ({"/history": (200, b'{"1": {}}')}, "The run did not end within 1 s."),
+        ({"/history": (200, b'{"1": {}}')}, "Expected the run to end within 1 s, got no end."),
     ],
 )
-def test_what_is_missing_of_an_answer_is_said_with_the_address(runner, twin, some_server, tmp_path, capsys, changes, said):
+def test_what_is_missing_of_an_answer_is_said_with_the_address(
+    runner, twin, some_server, tmp_path, capsys, changes, said
+):
     server = some_server({**answer_all("a.png"), **changes})
     assert runner.main([twin, "--server", server, "--output", str(tmp_path), "--timeout", "1"]) == 1
     assert said.replace("{server}", server) in capsys.readouterr().err
@@ -228,10 +258,12 @@ def test_a_server_that_hangs_up_is_said_with_its_address(runner, twin, capsys):
                 except OSError:
                     return
                 asked = connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}" if b"system_stats" in asked else b"")
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}" if b"system_stats" in asked else b""
+                )
                 connection.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
         assert runner.main([twin, "--server", address]) == 1
-        assert f"No ComfyUI answers at http://{address} (" in capsys.readouterr().err
+        assert f"Expected ComfyUI at http://{address}, got no answer (" in capsys.readouterr().err
         listening.shutdown(socket.SHUT_RDWR)

@@ -1,1 +1,1 @@
-"""Time, noise and guidance: functions of numbers, no network."""
+"""Noise schedules and guidance: functions of numbers, no network."""

@@ -1,8 +1,8 @@
-"""Stable Diffusion's noise schedule and what its timesteps mean to other samplers: pure functions of numbers.
+"""Stable Diffusion's noise schedule and its timesteps in terms of other samplers: pure functions of numbers.
 
-Three names of one noise level, compared at equal signal-to-noise ratio. With x_t = sqrt(a) x0 + sqrt(1 - a)
-noise: DDPM t (0..999, the row of a), k-diffusion's sigma = sqrt((1 - a) / a), and flow matching's time sigma
-/ (1 + sigma).
+Three measures of one noise level, compared at equal signal-to-noise ratio. With x_t = sqrt(a) x0 + sqrt(1 -
+a) noise: DDPM t (0..999, the index of a), k-diffusion's sigma = sqrt((1 - a) / a), and flow matching's time
+sigma / (1 + sigma).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from functools import cache
 
 STEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012  # "scaled linear": the square roots are equally spaced
-# of a timestep found by inversion; float32 sigmas cannot tell more, and a schedule's edge must not depend on
-# the rest
+# of a timestep found by inversion: float32 sigmas have no more precision, and a schedule's edge must not
+# depend on
+# the remaining digits
 DIGITS = 3
 
 
@@ -30,7 +31,7 @@ def sigma_table() -> tuple[float, ...]:
 
 
 def ddpm_to_sigma(t: float) -> float:
-    """DDPM t, also between rows (linear in log sigma), to k-diffusion's sigma; ends are held."""
+    """DDPM t, also between integers (linear in log sigma), to k-diffusion's sigma; clamped at both ends."""
     t = min(max(t, 0.0), STEPS - 1.0)
     low = min(int(t), STEPS - 2)
     table = sigma_table()

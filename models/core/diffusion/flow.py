@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def shift_time(tau: Tensor, mu: float, sigma: float = 1.0) -> Tensor:
-    """Move times towards the noise: e^mu / (e^mu + (1/tau - 1)^sigma). 0 stays exactly 0 and 1 exactly 1."""
+    """Shift times towards the noise: e^mu / (e^mu + (1/tau - 1)^sigma). 0 stays exactly 0 and 1 exactly 1."""
     return math.exp(mu) / (math.exp(mu) + (1 / tau - 1) ** sigma)
 
 
@@ -28,7 +28,7 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity_to_x0(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """The clean data that x at time t and this velocity point to."""
+    """The clean data x0 of x at time t with this velocity."""
     return x - match_dims(t, x) * velocity
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def guide(prompted: Tensor, unprompted: Tensor, scale: float) -> Tensor:
-    """unprompted + scale (prompted - unprompted), on a network's raw output."""
+    """unconditional + scale (conditional - unconditional), on a network's raw output."""
     return unprompted + scale * (prompted - unprompted)
 
 

@@ -1,1 +1,1 @@
-"""How near a depth or a normal map comes to the truth."""
+"""Metrics of a depth or normal map against the truth."""

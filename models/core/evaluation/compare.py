@@ -1,4 +1,4 @@
-"""A depth against a truth: aligned as asked, scored, and said in words."""
+"""A depth against a truth: aligned, scored, and described in words."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The figures of one comparison, and under which conditions they hold."""
+    """The scores of one comparison, and the conditions under which they hold."""
 
     # score_depth's names, and normal_angle in degrees, NaN where no normal can be measured
     scores: dict[str, float]
     alignment: str
-    pixels: int  # that count: valid on both sides
+    pixels: int  # number of evaluated pixels: valid on both sides
     total: int
-    held: int  # predicted pixels that the alignment drove out of range
+    clamped: int  # predicted pixels that the alignment moved out of range
     units: str
 
     def describe(self) -> str:
-        """Some lines: the figures, then what they mean."""
+        """Several lines: the scores, then what they mean."""
         lines = [f"{word} {self.scores[name]:.4g}" for name, word in _WORDS.items()]
         lines[4] += " metres" if self.units == "metric" else " relative units"
         angle = self.scores["normal_angle"]
@@ -50,8 +50,8 @@ class Comparison:
             f"alignment: {self.alignment}; {self.pixels} of {self.total} pixels count "
             f"({self.pixels / self.total:.1%})"
         )
-        if self.held:
-            lines.append(f"{self.held} aligned pixels fell out of range and were held at its end")
+        if self.clamped:
+            lines.append(f"{self.clamped} aligned pixels were out of range and were clamped")
         return "\n".join(lines)
 
 
@@ -64,12 +64,12 @@ def compare_views(
     fov_degrees: float | None = None,
     each: Each = iter,
 ) -> Comparison:
-    """Score a View against the truth, over the pixels valid in both; "none" leaves the scale alone, and wants
-    one unit.
+    """Score a View against the truth, over the pixels valid in both; "none" does not change the scale, and
+    needs one unit.
 
-    Normals are the views' own where both have some, else measured from both depths through the reference's
-    camera, the view's, or one of ``fov_degrees``. What the alignment drives below 1/1000 of the nearest true
-    depth or beyond 1000 times the farthest is held there, so that a bad fit costs what it should.
+    Normals are the views' own where both have them, else computed from both depths through the reference's
+    camera, the view's, or one of ``fov_degrees``. What the alignment moves below 1/1000 of the nearest true
+    depth or beyond 1000 times the farthest is clamped, so that a failed fit has a finite cost.
     """
     if alignment != "none" and alignment not in get_args(Fit):
         raise ValueError(
@@ -77,26 +77,26 @@ def compare_views(
         )
     if alignment == "none" and view.units != reference.units:
         raise ValueError(
-            f"Expected two depths of one unit, got {view.units} and {reference.units}, which share no scale; "
-            "choose an alignment."
+            f"Expected two depths of one unit, got {view.units} and {reference.units}, which share no "
+            "scale. Choose an alignment."
         )
     depth, target, mask = match_views(view.require_valid(), reference.require_valid())
     for index, one in enumerate(mask):
         if not bool(one.any()):
             raise ValueError(
-                f"Picture {index} of {len(mask)} has no pixel that is valid in both; check that they show "
-                "the same."
+                f"Expected a pixel that is valid in both depths, got none in image {index} of {len(mask)}. "
+                "Check that they show the same scene."
             )
     aligned = (
         depth if alignment == "none" else align_depth(depth, target, mask, alignment, quantity, each=each)[0]
     )
     low, high = float(target[mask].min()) / 1000, float(target[mask].max()) * 1000
-    held = mask & ((aligned < low) | (aligned > high)) if alignment != "none" else torch.zeros_like(mask)
-    aligned = torch.where(held, aligned.clamp(low, high), aligned)
+    clamped = mask & ((aligned < low) | (aligned > high)) if alignment != "none" else torch.zeros_like(mask)
+    aligned = torch.where(clamped, aligned.clamp(low, high), aligned)
     pred, true = _normals(view, reference, aligned, target, mask, fov_degrees=fov_degrees, each=each)
     scores = score_depth(aligned, target, mask) | {"normal_angle": _angle(pred, true, mask)}
     words = alignment if alignment == "none" else f"{alignment}, in {quantity}"
-    return Comparison(scores, words, int(mask.sum()), mask.numel(), int(held.sum()), reference.units)
+    return Comparison(scores, words, int(mask.sum()), mask.numel(), int(clamped.sum()), reference.units)
 
 
 def _normals(
@@ -109,7 +109,7 @@ def _normals(
     fov_degrees: float | None,
     each: Each,
 ) -> tuple[Tensor, Tensor]:
-    """Normals (b, h, w, 3) of both sides; zero, as where none can be measured, if no camera is known."""
+    """Normals (b, h, w, 3) of both sides; zero (undefined) if no camera is known."""
     if view.normals is not None and reference.normals is not None:
         return tuple(torch.broadcast_tensors(view.normals, reference.normals))
     camera = reference if reference.intrinsics is not None else view

@@ -1,9 +1,9 @@
-"""Depth and normal errors as the depth papers count them: aligned tensors in, floats out.
+"""Depth and normal errors as defined in the depth papers: aligned tensors in, floats out.
 
-``pred`` and ``target`` are (b, h, w) (normals (b, h, w, 3)), ``mask`` is (b, h, w) bool, True = counts. A
-figure is the mean over the valid pixels of an image, then over the images, so that an image with many holes
-weighs as much as another. Nothing is aligned in here: that is geometry.align's, and which alignment was used
-belongs beside every published figure.
+``pred`` and ``target`` are (b, h, w) (normals (b, h, w, 3)), ``mask`` is (b, h, w) bool, True = evaluated. A
+score is the mean over the valid pixels of an image, then over the images, so that an image with many holes
+weighs as much as another. Nothing is aligned in here (see geometry.align); the alignment that was used
+belongs beside every published score.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def abs_rel(pred: Tensor, target: Tensor, mask: Tensor) -> float:
 def delta(pred: Tensor, target: Tensor, mask: Tensor, power: int = 1) -> float:
     """Share of the pixels with max(pred / target, target / pred) < 1.25 ** power; 1 is perfect."""
     threshold = 1.25**power
-    # written as products, so that a prediction of 0 or below simply fails
+    # as products, so that a prediction of 0 or below fails
     return _per_picture(
         pred, target, mask, lambda p, t: ((p < threshold * t) & (t < threshold * p)).double().mean()
     )
@@ -38,7 +38,7 @@ def rmse(pred: Tensor, target: Tensor, mask: Tensor) -> float:
 def si_log(pred: Tensor, target: Tensor, mask: Tensor) -> float:
     """Scale-invariant log error, 100 x the standard deviation of ln pred - ln target (KITTI).
 
-    Blind to any one scale.
+    Invariant to a factor on the prediction.
     """
     return _per_picture(pred, target, mask, _si_log)
 
@@ -46,8 +46,8 @@ def si_log(pred: Tensor, target: Tensor, mask: Tensor) -> float:
 def _si_log(pred: Tensor, target: Tensor) -> Tensor:
     if not bool((pred > 0).all()):
         raise ValueError(
-            f"{int((pred <= 0).sum())} predicted pixels are not above 0 and have no logarithm; clip or mask "
-            "them."
+            f"Expected predicted depths above 0, which have a logarithm, got {int((pred <= 0).sum())} "
+            "pixels at or below 0. Clip or mask them."
         )
     return 100 * (pred.log() - target.log()).std(correction=0)
 
@@ -56,7 +56,7 @@ def normal_angle(pred: Tensor, target: Tensor, mask: Tensor) -> float:
     """Mean angle in degrees between normals (b, h, w, 3); they need not be of unit length."""
     select_valid(pred, target, mask.unsqueeze(-1).expand(pred.shape), "score")
     pred, target = pred.double(), target.double()
-    # atan2 keeps its digits where the arc cosine loses them, near 0 and 180 degrees
+    # atan2 is precise where the arc cosine is not, near 0 and 180 degrees
     angle = torch.atan2(torch.linalg.cross(pred, target).norm(dim=-1), (pred * target).sum(dim=-1))
     return _mean([torch.rad2deg(a[m]).mean() for a, m in zip(angle, mask, strict=True)])
 
@@ -71,7 +71,7 @@ def patch_steps(depth: Tensor, mask: Tensor, patch: int) -> tuple[float, float]:
     Their quotient is the blockiness of a depth made patch by patch: 1 where borders do not show. Noise inside
     the patches lowers it, too, so read the two steps beside those of exact depth.
     """
-    select_valid(depth, depth, mask, "measure")
+    select_valid(depth, depth, mask, "score")
     log = torch.where(mask, depth, 1.0).double().clamp(min=1e-6).log()
     border, inner = [], []
     for dim in (-1, -2):
@@ -85,7 +85,7 @@ def patch_steps(depth: Tensor, mask: Tensor, patch: int) -> tuple[float, float]:
 
 
 def score_depth(pred: Tensor, target: Tensor, mask: Tensor) -> dict[str, float]:
-    """All depth figures of one aligned prediction, by the names that papers use."""
+    """All depth metrics of one aligned prediction, under the papers' names."""
     return {
         "absrel": abs_rel(pred, target, mask),
         "delta1": delta(pred, target, mask, 1),
@@ -102,7 +102,7 @@ def _per_picture(
     pairs = select_valid(pred, target, mask, "score")
     if not all(bool((t > 0).all()) for _, t in pairs):
         raise ValueError(
-            "The target holds depths of 0 or below inside the mask; mask them, they are no depth."
+            "Expected target depths above 0 inside the mask, got depths of 0 or below. Mask them."
         )
     return _mean([error(p, t) for p, t in pairs])
 

@@ -1,4 +1,4 @@
 """Arrays to files that other programs read, one format each.
 
-No writer squeezes a depth to 0-1 or bends it by a curve.
+No writer normalizes a depth to 0-1 or applies a curve to it.
 """

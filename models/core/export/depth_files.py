@@ -25,12 +25,12 @@ def write_depth(
     picture: bool = True,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a View by the ending of ``path``: NPZ takes any batch and everything in it, PNG and EXR the depth
-    of one image.
+    """Write a View by the suffix of ``path``: NPZ takes any batch and all fields, PNG and EXR the depth of
+    one image.
 
-    ``scale`` is the depth of one of the PNG's 65535 steps, None to fill them; ``picture`` puts the view's
-    image into the EXR's R, G and B, in linear light. ``notes`` are texts that travel in the file, as core's
-    savers' "prompt" and "workflow".
+    ``scale`` is the depth of one of the PNG's 65535 steps, None to fill them; ``picture`` writes the view's
+    image to the EXR's R, G and B, in linear light. ``notes`` are texts stored in the file, as core's savers'
+    "prompt" and "workflow".
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -50,11 +50,12 @@ def read_depth(
     channel: str | None = None,
     background: float | None = None,
 ) -> View:
-    """Read a depth by the ending of ``path``. What the file does not say of its unit, a PNG's scale or an
-    EXR's channel is asked for.
+    """Read a depth by the suffix of ``path``.
 
-    From the depth ``background`` on all is sky, for programs that write a number where nothing is: Blender's
-    Z pass 1e10.
+    The arguments state the unit, a PNG's scale or an EXR's channel if the file does not.
+
+    From the depth ``background`` on everything is sky, for programs that write a number where nothing is:
+    Blender's Z pass 1e10.
     """
     return load_depth(path, units=units, scale=scale, channel=channel, background=background)[0]
 
@@ -67,7 +68,7 @@ def load_depth(
     channel: str | None = None,
     background: float | None = None,
 ) -> tuple[View, tuple[str, ...]]:
-    """As :func:`read_depth`, with sentences on what of the file was left out."""
+    """As :func:`read_depth`, with notes on what of the file was left out."""
     path = Path(path)
     suffix, notes = _suffix(path), ()
     if suffix == ".npz":
@@ -80,7 +81,7 @@ def load_depth(
 
 
 def fingerprint_depth(path: str | os.PathLike) -> str:
-    """A text that changes with all that :func:`read_depth` reads: the file, and the JSON beside a PNG."""
+    """A text that changes with every file that :func:`read_depth` reads, the JSON beside a PNG too."""
     path = Path(path)
     prints = [_stamp(path)]
     if path.suffix.lower() == ".png":

@@ -1,11 +1,11 @@
-"""OpenEXR: 32-bit float channels, the numbers as they are, no color curve anywhere.
+"""OpenEXR: 32-bit float channels, values unchanged, no color curve.
 
-Decision: our own writer and reader of flat scanline files. PyAV, which ComfyUI brings, writes float EXR
-exactly (tried: bit for bit, infinities too), but only as Y or RGB(A): neither the Z channel where compositing
-programs look for a depth, nor Z beside RGB, nor attributes for the units; its decoder drops a Z channel. The
-OpenEXR package is not among ComfyUI's requirements, and serves the tests as the independent reader; where it
-is installed it is not used either, so that one file is one depth on every machine. Format: openexr.com,
-"OpenEXR File Layout".
+Decision: our own writer and reader of flat scanline files. PyAV, which ComfyUI requires, writes float EXR
+exactly (tested: bit for bit, infinities too), but only as Y or RGB(A): neither the Z channel where
+compositing programs look for a depth, nor Z beside RGB, nor attributes for the units; its decoder drops a Z
+channel. The OpenEXR package is not among ComfyUI's requirements, and serves the tests as the independent
+reader; where it is installed it is not used either, so that a file gives the same depth on every machine.
+Format: openexr.com, "OpenEXR File Layout".
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ _NAME_IT = (
     "Name the one with the depth: exr_channel in Load Depth, channel= in Python, --channel at the command "
     "line."
 )
-# Blender's compositor writes depth.V, others the one value of a grey layer as Y
+# Blender's compositor writes depth.V, others the one value of a gray layer as Y
 _VALUES = {"z", "v", "y", "value"}
 
 
 def srgb_to_linear(image: Tensor) -> Tensor:
-    """Display values in [0, 1] to the linear light that EXR's R, G and B hold (IEC 61966-2-1)."""
-    return ((image + 0.055) / 1.055).clamp_min(0).pow(2.4).where(image > 0.04045, image / 12.92)
+    """Display values (h, w, 3) in [0, 1] to the linear light that EXR's R, G and B hold (IEC 61966-2-1)."""
+    from kornia.color import rgb_to_linear_rgb  # late: a depth without its image does not need it
+
+    return rgb_to_linear_rgb(image.movedim(-1, 0)).movedim(0, -1)
 
 
 def encode_exr(
@@ -79,22 +81,25 @@ def encode_exr(
         )
     # longer names would need a flag in the version field
     if any(len(name) > _LONGEST_NAME for name in (*planes, *(attributes or {}))):
-        raise ValueError(f"EXR channel and attribute names hold at most {_LONGEST_NAME} characters.")
+        raise ValueError(
+            f"Expected EXR channel and attribute names of at most {_LONGEST_NAME} characters, got longer "
+            "ones. Shorten them."
+        )
     head = struct.pack("<2I", MAGIC, 2) + b"".join(_attribute(*entry) for entry in header) + b"\0"
     stack = np.stack(list(planes.values()), axis=1)  # (h, c, w): a scanline holds one channel after the other
     blocks = []
     for row in range(0, height, ROWS["ZIP"]):
         packed = compress_zip(stack[row : row + ROWS["ZIP"]].tobytes())
         blocks.append(struct.pack("<2i", row, len(packed)) + packed)
-    places = np.cumsum([len(head) + 8 * len(blocks)] + [len(block) for block in blocks[:-1]])
-    return head + places.astype("<u8").tobytes() + b"".join(blocks)
+    offsets = np.cumsum([len(head) + 8 * len(blocks)] + [len(block) for block in blocks[:-1]])
+    return head + offsets.astype("<u8").tobytes() + b"".join(blocks)
 
 
 def decode_exr(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Channels (float32 (h, w), uint as uint32) and attributes of a flat scanline EXR.
 
-    Without compression, or by RLE, ZIP, ZIPS or PXR24. The frame is the display window's; outside the data
-    window the channels are 0.
+    Without compression, or by RLE, ZIP, ZIPS or PXR24. The shape is that of the display window; outside the
+    data window the channels are 0.
     """
     header, planes = read_file(data, choose=list)
     floats = {name: plane.astype(np.float32) for name, plane in planes.items() if plane.dtype.kind == "f"}
@@ -111,7 +116,7 @@ def write_exr(
     """Write the depth of a View with batch 1 as channel Z, 0 where invalid, infinite where sky, units and
     direction as attributes.
 
-    ``rgb_linear`` (h, w, 3) is written to R, G, B as it is; pass ``srgb_to_linear(view.image[0])`` for an
+    ``rgb_linear`` (h, w, 3) is written to R, G, B unchanged; pass ``srgb_to_linear(view.image[0])`` for an
     ordinary image. The camera and ``notes`` become text attributes.
     """
     view = one_picture(view)
@@ -140,8 +145,8 @@ def read_exr(
 ) -> View:
     """Read a depth from an EXR: the ``channel`` named, or the one that :func:`find_depth` finds.
 
-    ``units`` serves files without ours. From the depth ``background`` on all is sky. A half channel holds at
-    most 65504: of a background beyond, that is what is left.
+    ``units`` are for files without ours. From the depth ``background`` on everything is sky. A half channel
+    holds at most 65504, so a background beyond that has this value.
     """
     path = Path(path)
     try:
@@ -161,10 +166,11 @@ def read_exr(
 
 
 def find_depth(names: Collection[str]) -> str:
-    """The one channel that is a depth by its name; ValueError lists them all if there is none, or more than
+    """The one channel that is a depth by its name; a ValueError lists them all if there is none, or more than
     one.
 
-    Of layers (``ViewLayer.Depth.Z``) the last part counts. Z beside X is the third component of a vector.
+    Of layers (``ViewLayer.Depth.Z``) the last component counts. Z beside X is the third component of a
+    vector.
     """
     if "Z" in names and not _is_vector("Z", names):
         return "Z"
@@ -172,7 +178,7 @@ def find_depth(names: Collection[str]) -> str:
     if len(names) == 1 or len(found) == 1:
         return (found or list(names))[0]
     vectors = sorted(name for name in names if _is_vector(name, names))
-    about = f"; {', '.join(vectors)} beside X is part of a vector, no depth" if vectors else ""
+    about = f"; {', '.join(vectors)} beside X is part of a vector, not a depth" if vectors else ""
     raise ValueError(
         f"Expected one channel that is a depth by its name, got {sorted(names)}{about}. {_NAME_IT}"
     )
@@ -202,17 +208,17 @@ def _choose(channel: str | None, names: Collection[str]) -> list[str]:
 
 
 def _tell(path: Path, header: Header, channel: str) -> None:
-    """Say in the log what a reader of the file would not take for granted."""
+    """Log which channel was read, and a data window that is smaller than the display window."""
     if channel != "Z":
         log.info("%s: the depth is channel %r of %s.", path, channel, sorted(header.channels))
     if header.data_window != header.display_window:
         windows = show_box(header.data_window), show_box(header.display_window)
-        words = "%s: the data window %s was put into the display window %s; outside it no pixel is valid."
+        words = "%s: the data window %s lies inside the display window %s; outside it no pixel is valid."
         log.info(words, path, *windows)
 
 
 def _check_statements(attributes: Mapping[str, Any], units: Units | None, path: Path) -> None:
-    """Refuse what a file says of its depth and this reader does not know.
+    """Refuse a unit or direction in the file that this reader does not support.
 
     The caller's ``units`` replace the file's.
     """
@@ -225,7 +231,7 @@ def _check_statements(attributes: Mapping[str, Any], units: Units | None, path: 
     direction = attributes.get("depthDirection", _DIRECTION)
     if direction != _DIRECTION:
         raise ValueError(
-            f"{path}: Expected depthDirection {_DIRECTION!r}, got {direction!r}. Turn the values into "
+            f"{path}: Expected depthDirection {_DIRECTION!r}, got {direction!r}. Convert the values to "
             "distances first."
         )
 

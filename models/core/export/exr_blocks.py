@@ -1,4 +1,4 @@
-"""The blocks of scanlines in an OpenEXR file: what each method of compression makes of them, and back.
+"""The blocks of scanlines in an OpenEXR file: compression and decompression by each method.
 
 Format: openexr.com, "OpenEXR File Layout". PXR24 drops the last 8 bits of 32-bit floats when it writes;
 reading is exact.
@@ -12,11 +12,11 @@ import numpy as np
 
 METHODS = ("none", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24", "B44", "B44A", "DWAA", "DWAB", "HTJ2K256", "HTJ2K32")
 ROWS = {"none": 1, "RLE": 1, "ZIPS": 1, "ZIP": 16, "PXR24": 16}
-DENSEST = 1100  # raw bytes that one packed byte can stand for: deflate's limit is 1032
+DENSEST = 1100  # most raw bytes per packed byte: deflate's limit is 1032
 
 
 class DamagedError(ValueError):
-    """The bytes do not hold together as an EXR."""
+    """The bytes are not a valid EXR."""
 
 
 def compress_zip(raw: bytes) -> bytes:
@@ -32,9 +32,9 @@ def compress_zip(raw: bytes) -> bytes:
 
 
 def uncompress(packed: bytes, method: str, width: int, rows: int, kinds: list[np.dtype]) -> bytes:
-    """One block's bytes as they stand in a file without compression: ``rows`` lines, channel by channel."""
+    """One block's uncompressed bytes: ``rows`` lines, channel by channel."""
     size = rows * width * sum(kind.itemsize for kind in kinds)
-    if len(packed) == size:  # what would not become smaller is stored as it is, by every method
+    if len(packed) == size:  # every method stores a block uncompressed if it would not become smaller
         return packed
     if method == "none":
         raise DamagedError(f"a block holds {len(packed)} bytes instead of {size}")
@@ -53,9 +53,9 @@ def _inflate(packed: bytes, size: int) -> bytes:
 
 
 def _repeat_runs(packed: bytes, size: int) -> bytes:
-    """Run lengths: a count below 0 is followed by that many bytes as they are, another by one byte to repeat.
+    """Run lengths: a negative count is followed by that many literal bytes, another by one byte to repeat.
 
-    The byte stands once more than its count says.
+    The byte is repeated count + 1 times.
     """
     out, position = bytearray(), 0
     while position < len(packed) and len(out) <= size:
@@ -72,7 +72,7 @@ def _repeat_runs(packed: bytes, size: int) -> bytes:
 
 
 def _add_differences(data: bytes) -> bytes:
-    """The inverse of what RLE and ZIP do before they pack."""
+    """The inverse of the predictor and interleaving that RLE and ZIP apply before packing."""
     values = np.frombuffer(data, np.uint8).copy()
     values[1:] += np.uint8(128)
     values = np.add.accumulate(values, dtype=np.uint8)
@@ -83,14 +83,14 @@ def _add_differences(data: bytes) -> bytes:
 
 
 def _packed_size(kind: np.dtype) -> int:
-    """Bytes of one PXR24 pixel: a float32 keeps its upper 24 bits."""
+    """Bytes per PXR24 pixel: a float32 keeps its upper 24 bits."""
     return 3 if kind == np.dtype("<f4") else kind.itemsize
 
 
 def _join_planes(data: bytes, width: int, rows: int, kinds: list[np.dtype]) -> bytes:
-    """PXR24: of each line and channel the pixels' highest bytes, then the next, down.
+    """PXR24: for each line and channel the pixels' highest bytes, then the next lower ones.
 
-    Each pixel is the difference to the one before.
+    Each pixel is the difference to the previous one.
     """
     lines = np.frombuffer(data, np.uint8).reshape(rows, -1)
     out, start = [], 0

@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, all within
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the pixels."""
+    """The header: everything before the pixels."""
 
     raw: dict[str, tuple[str, bytes]]  # attributes by name: kind and bytes
     channels: dict[str, np.dtype]
@@ -37,7 +37,7 @@ class Header:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The attributes that are text or one float; one of another size than its kind's is left out."""
+        """The attributes that are text or one float; one whose size does not fit its kind is left out."""
         texts = {name: decode_string(value) for name, (kind, value) in self.raw.items() if kind == "string"}
         floats = {name: value for name, (kind, value) in self.raw.items() if kind == "float"}
         numbers = {name: struct.unpack("<f", value)[0] for name, value in floats.items() if len(value) == 4}
@@ -45,7 +45,7 @@ class Header:
 
 
 def decode_string(data: bytes) -> str:
-    """Text as UTF-8 and, where it is not, as Latin-1: that no byte can fail, and two names stay two."""
+    """Text as UTF-8, or else as Latin-1, which accepts all bytes and keeps different names different."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -73,11 +73,13 @@ def read_file(
         header = read_header(data)
         return header, _read_channels(data, header, choose(header.channels))
     except (DamagedError, struct.error, IndexError, zlib.error) as error:
-        raise ValueError(f"This EXR is damaged or cut short ({error}). Copy or render it again.") from error
+        raise ValueError(
+            f"Expected a whole EXR, got one that is damaged or cut short ({error}). Copy or render it again."
+        ) from error
 
 
 def read_header(data: bytes) -> Header:
-    """Everything before the pixels, checked before any memory is taken for them."""
+    """Everything before the pixels, validated before any memory is allocated for them."""
     magic, version = struct.unpack_from("<2I", data)
     if magic != MAGIC:
         raise ValueError("Expected an OpenEXR file, got another kind of file. Load the EXR itself.")
@@ -156,7 +158,7 @@ def _read_method(value: bytes) -> str:
 
 
 def _read_channel_list(listing: bytes) -> dict[str, np.dtype]:
-    """Channels in the order of the file, which is also that within each line."""
+    """Channels in the order of the file, which is also their order within each line."""
     kinds, raw_names, position = {}, [], 0
     while listing[position]:
         raw_names.append(listing[position : listing.find(b"\0", position)])
@@ -173,7 +175,7 @@ def _read_channel_list(listing: bytes) -> dict[str, np.dtype]:
         kinds[name], position = _PIXELS[kind], position + 16
     if not kinds:
         raise DamagedError("no channels")
-    # other readers take the lines' parts in this order, whatever the list's is
+    # other readers assume this order of the channels within a line, whatever the list's
     if raw_names != sorted(raw_names):
         raise DamagedError(
             f"its channels {', '.join(map(ascii, kinds))} are not listed in alphabetical order"
@@ -182,7 +184,7 @@ def _read_channel_list(listing: bytes) -> dict[str, np.dtype]:
 
 
 def _check_size(header: Header, length: int) -> None:
-    """Refuse what this many bytes cannot hold."""
+    """Refuse sizes that this many bytes cannot hold."""
     height, width = size_of(header.data_window)
     line = width * sum(kind.itemsize for kind in header.channels.values())
     if line * ROWS[header.method] > _LONGEST_BLOCK:
@@ -195,7 +197,7 @@ def _check_size(header: Header, length: int) -> None:
 
 
 def _read_channels(data: bytes, header: Header, names: Collection[str]) -> dict[str, np.ndarray]:
-    """The channels named, cut or widened from the data window to the display window."""
+    """The named channels, cropped or extended from the data window to the display window."""
     left, top, right, bottom = header.data_window
     begin_x, begin_y, *_ = header.display_window
     height, width = size_of(header.display_window)
@@ -219,15 +221,15 @@ def _read_channels(data: bytes, header: Header, names: Collection[str]) -> dict[
 
 
 def _read_planes(data: bytes, header: Header, names: Collection[str]) -> dict[str, np.ndarray]:
-    """The channels named, in the data window's frame."""
+    """The named channels, in the coordinates of the data window."""
     height, width = size_of(header.data_window)
     rows, kinds = ROWS[header.method], list(header.channels.values())
-    places = _find_blocks(data, header)
+    offsets = _find_blocks(data, header)
     planes = {name: np.empty((height, width), header.channels[name]) for name in names}
-    for row, place in places.items():
+    for row, offset in offsets.items():
         lines = min(rows, height - row)
-        (size,) = struct.unpack_from("<i", data, place + 4)
-        block = uncompress(data[place + 8 : place + 8 + size], header.method, width, lines, kinds)
+        (size,) = struct.unpack_from("<i", data, offset + 4)
+        block = uncompress(data[offset + 8 : offset + 8 + size], header.method, width, lines, kinds)
         packed, start = np.frombuffer(block, np.uint8).reshape(lines, -1), 0
         for name, kind in header.channels.items():
             if name in planes:
@@ -238,10 +240,10 @@ def _read_planes(data: bytes, header: Header, names: Collection[str]) -> dict[st
 
 
 def _find_blocks(data: bytes, header: Header) -> dict[int, int]:
-    """Where the block of each first row, counted from the data window's top, begins.
+    """The offset of the block of each first row, counted from the data window's top.
 
-    DamagedError if one is missing. The table says so; writers that were stopped leave zeros in it, and then
-    the blocks behind it are walked through.
+    DamagedError if one is missing. They are in the table; an interrupted writer leaves zeros in it, and then
+    the blocks after it are scanned.
     """
     height, _ = size_of(header.data_window)
     rows = ROWS[header.method]
@@ -250,22 +252,22 @@ def _find_blocks(data: bytes, header: Header) -> dict[int, int]:
     begin = header.end + 8 * count
     sound = len(data) >= begin + 8 and bool(((table >= begin) & (table <= len(data) - 8)).all())
     found = {}
-    for place in table.tolist() if sound else _walk_blocks(data, begin):
-        row, size = struct.unpack_from("<2i", data, place)
+    for offset in table.tolist() if sound else _walk_blocks(data, begin):
+        row, size = struct.unpack_from("<2i", data, offset)
         row -= header.data_window[1]
-        if row % rows or not 0 <= row < height or not 0 <= size <= len(data) - place - 8:
+        if row % rows or not 0 <= row < height or not 0 <= size <= len(data) - offset - 8:
             raise DamagedError(f"a block claims row {row} of {height} and {size} bytes")
-        found[row] = place
+        found[row] = offset
     if len(found) < count:
         raise DamagedError(f"{count - len(found)} of {count} blocks of scanlines are missing")
     return found
 
 
-def _walk_blocks(data: bytes, place: int):
-    """The places of blocks that follow each other, as far as they are whole."""
-    while place + 8 <= len(data):
-        (size,) = struct.unpack_from("<i", data, place + 4)
-        if not 0 < size <= len(data) - place - 8:
+def _walk_blocks(data: bytes, offset: int):
+    """Offsets of consecutive blocks, up to the first incomplete one."""
+    while offset + 8 <= len(data):
+        (size,) = struct.unpack_from("<i", data, offset + 4)
+        if not 0 < size <= len(data) - offset - 8:
             return
-        yield place
-        place += 8 + size
+        yield offset
+        offset += 8 + size

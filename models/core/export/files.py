@@ -1,4 +1,4 @@
-"""Whole files or none: bytes go to a file beside the target and take its name at the end."""
+"""Writes files whole or not at all: a temporary file beside the target is renamed at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..text_files import show_path
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another disk",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another disk",
-    errno.EFBIG: "the file would be larger than this system allows; choose another disk or a smaller picture",
+    errno.EFBIG: "the file would be larger than this system allows; choose another disk or a smaller image",
     errno.EACCES: "the folder may not be written to; choose another one or change its permissions",
     errno.EPERM: "the folder may not be written to; choose another one or change its permissions",
     errno.EROFS: "the disk is read-only; choose another one",
@@ -36,9 +36,9 @@ _UNITS = {
     "relative": "relative",
     **dict.fromkeys(("metric", "m", "meter", "meters", "metre", "metres"), "metric"),
 }
-_LONGEST_SHOWN = 60  # characters of a wrong value in a sentence
+_LONGEST_SHOWN = 60  # characters of a wrong value in a message
 
-CAMERA = "intrinsics"  # pixels of the depth map, row by row
+CAMERA = "intrinsics"  # in pixels of the depth map, row by row
 
 
 class ExportError(OSError):
@@ -52,7 +52,7 @@ class ExportError(OSError):
 
 
 class UnstatedError(ValueError):
-    """A file does not say what its numbers are, nor did the caller.
+    """Neither the file nor the caller states what its numbers mean.
 
     ``missing`` names the arguments that would.
     """
@@ -63,9 +63,9 @@ class UnstatedError(ValueError):
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> Path:
-    """Write ``data`` whole to ``path``, making its folders.
+    """Write ``data`` whole to ``path``, creating its folders.
 
-    On failure raise ExportError and leave an older file as it was.
+    On failure raise ExportError and leave an older file unchanged.
     """
     path = Path(path)
     try:
@@ -80,11 +80,11 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
             raise
     except OSError as error:
         raise export_error(error, path) from error
-    # no name at all, a NUL in it, or letters that this system's names cannot hold
+    # no name at all, a NUL in it, or characters that this system's names cannot hold
     except ValueError as error:
         raise ExportError(
             errno.EINVAL,
-            f"Cannot write {str(path)!r}: it is no name for a file ({error}); choose another one.",
+            f"Cannot write {str(path)!r}: it is not a file name ({error}). Choose another one.",
         ) from error
     return path
 
@@ -112,7 +112,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         if path.exists() or part.exists():
             taken = path if path.exists() else part
             raise ExportError(
-                errno.EEXIST, f"Cannot write {path}: {taken.name} is there already; choose another name."
+                errno.EEXIST, f"Cannot write {path}: {taken.name} exists already. Choose another name."
             ) from error
         raise export_error(error, path) from error
     try:
@@ -127,8 +127,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _find_cause(error: OSError, path: Path) -> int | None:
-    """The system's number of what went wrong; Windows calls a
-    folder in the way "access denied" and a long name "not found".
+    """The system's number of the error; Windows reports a folder in the way as "access denied" and a long
+    name as "not found".
     """
     if os.path.isdir(path):
         return errno.EISDIR
@@ -136,7 +136,7 @@ def _find_cause(error: OSError, path: Path) -> int | None:
 
 
 def one_picture(view: View) -> View:
-    """Return a View of batch 1 with something to write in it, or say how to get one."""
+    """Return a View of batch 1 with something to write, or raise a ValueError that says how to get one."""
     if len(view) != 1:
         raise ValueError(
             f"Expected one depth map a file, got a batch of {len(view)}. Write view[0], view[1] ... one by "
@@ -146,7 +146,7 @@ def one_picture(view: View) -> View:
 
 
 def camera_to_text(view: View) -> dict[str, str]:
-    """The intrinsics of a View of batch 1 as JSON under their name, or nothing if it has none."""
+    """The intrinsics of a View of batch 1 as JSON under their name; empty without a camera."""
     return {} if view.intrinsics is None else {CAMERA: json.dumps(view.intrinsics[0].tolist())}
 
 
@@ -162,13 +162,13 @@ def camera_from_text(found: Mapping[str, Any], path: str | os.PathLike) -> dict[
         return {CAMERA: matrix.reshape(1, 3, 3)}
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(
-            f"{show_path(path)} holds a camera that is no 3 x 3 of numbers; remove its entry {CAMERA!r}, or "
-            "write the file anew."
+            f"Expected a camera of 3 x 3 numbers in {show_path(path)}, got another. Remove its entry "
+            f"{CAMERA!r}, or write the file anew."
         ) from error
 
 
 def read_number(value: Any, name: str, source: str, *, above_zero: bool = False, text: bool = False) -> float:
-    """A finite number that a file states under ``name``; in a ``text`` it may be spelled out."""
+    """A finite number that a file states under ``name``; in a ``text`` it may be written as text."""
     try:
         if isinstance(value, bool) or not isinstance(value, (int, float, *((str,) if text else ()))):
             raise ValueError
@@ -176,18 +176,18 @@ def read_number(value: Any, name: str, source: str, *, above_zero: bool = False,
         if not math.isfinite(number) or (above_zero and number <= 0):
             raise ValueError
     except (ValueError, OverflowError) as error:
-        wanted = "a finite number above 0" if above_zero else "a finite number"
+        expected = "a finite number above 0" if above_zero else "a finite number"
         raise ValueError(
-            f"Expected {wanted} as {name!r} in {source}, got {_shorten(value)}. Correct or remove it."
+            f"Expected {expected} as {name!r} in {source}, got {_shorten(value)}. Correct or remove it."
         ) from error
     return number
 
 
 def choose_units(stated: Any, given: Units | None, source: str) -> Units | None:
-    """The caller's unit, or else the file's, in whatever word it has for it; None if neither names one.
+    """The caller's unit, else the file's, from any known synonym; None if neither states one.
 
-    A unit of neither kind, as millimetres, is refused unless the caller takes the depth for relative, which
-    it is.
+    Another unit, as millimeters, is refused unless the caller reads the depth as relative, which is correct
+    for it.
     """
     if stated is None:
         return given
@@ -202,7 +202,7 @@ def choose_units(stated: Any, given: Units | None, source: str) -> Units | None:
 
 
 def name_units(stated: Any, source: str) -> str:
-    """A file's word for its unit: one of ours where it means one, else its own."""
+    """A file's name of its unit: ours if it is a synonym, else unchanged."""
     if not isinstance(stated, str):
         raise ValueError(_wrong_units(stated, source, "Correct or remove the entry."))
     word = stated.strip().lower()
@@ -214,7 +214,7 @@ def _wrong_units(stated: Any, source: str, remedy: str) -> str:
 
 
 def check_direction(stated: Any, source: str) -> None:
-    """Refuse a file that says of its numbers that they do not grow with the distance."""
+    """Refuse a file that states another direction than larger = farther."""
     if stated is not None and (
         not isinstance(stated, str) or "".join(stated.lower().split()) != "larger=farther"
     ):
@@ -225,15 +225,16 @@ def check_direction(stated: Any, source: str) -> None:
 
 
 def to_view(depth, *, units: Any, path: str | os.PathLike, **others) -> View:
-    """What a reader found as a View; ``units`` None means that neither file nor caller named them.
+    """A reader's result as a View; ``units`` None means that neither file nor caller states them.
 
-    Refusals name the file.
+    Errors name the file.
     """
     source = show_path(path)
     units = choose_units(units, None, source)
     if units is None:
         raise UnstatedError(
-            f"{source} does not say what its numbers are: pass units='metric' (metres) or units='relative'."
+            f"Expected units for {source}, which does not state them, got none. Pass units='metric' "
+            "(metres) or units='relative'."
         )
     try:
         return View.from_depth(depth, units=units, **others)
@@ -242,6 +243,6 @@ def to_view(depth, *, units: Any, path: str | os.PathLike, **others) -> View:
 
 
 def _shorten(value: Any) -> str:
-    """A value for a sentence."""
+    """A value for a message."""
     shown = repr(value)
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."

@@ -1,4 +1,4 @@
-"""NPZ: a whole View, batch included, without loss, as plain numpy arrays under the View's field names.
+"""NPZ: a whole View, batch included, lossless, as plain numpy arrays under the View's field names.
 
 Depth Anything 3's and VGGT's own exports are read too: their camera, pose, confidence and images under their
 names.
@@ -27,7 +27,7 @@ from ..text_files import show_path
 from .files import check_direction, choose_units, read_number, to_view, write_file
 
 _FIELDS = tuple(field.name for field in fields(View) if field.name not in ("depth", "units"))
-# other programs' names of our fields, by the confidence that tells their layout: Depth Anything 3's and
+# other programs' names of our fields, by the confidence that identifies their layout: Depth Anything 3's and
 # VGGT's
 _LAYOUTS = {
     "conf": {"conf": "confidence", "extrinsics": "world_to_cam"},
@@ -39,7 +39,7 @@ _LAYOUTS = {
     },
 }
 _STATED = ("units", "depth_units", "direction", "depth_direction", "depth_scale", "depth_offset")
-# bytes of one array, and how many of them a byte of the file stands for: no real map packs so well
+# bytes of one array, and how many of them a byte of the file may stand for: no real map compresses that well
 _BOMB = 2**30, 200
 _LAST_CHARACTER = 0x10FFFF
 _DAMAGES = (
@@ -78,10 +78,10 @@ def read_npz(path: str | os.PathLike, *, units: Units | None = None) -> View:
 
 
 def load_npz(path: str | os.PathLike, *, units: Units | None = None) -> tuple[View, tuple[str, ...]]:
-    """As :func:`read_npz`, with a sentence on the arrays that were left out.
+    """As :func:`read_npz`, with a note on the arrays that were left out.
 
-    What the file states is heeded: ``depth_scale`` and ``depth_offset`` make depths of its numbers, another
-    direction or a unit that is not ours is refused.
+    What the file states is applied: ``depth_scale`` and ``depth_offset`` make depths of its numbers, another
+    direction or unit is refused.
     """
     source, data = show_path(path), Path(path).read_bytes()
     try:
@@ -109,7 +109,7 @@ def load_npz(path: str | os.PathLike, *, units: Units | None = None) -> tuple[Vi
     if "direction" in stated and "mask" in arrays and depth.ndim == 3 and arrays["mask"].shape == depth.shape:
         depth = depth[:, None]  # our own writer's, whose maps may be one pixel wide
     if set(_LAYOUTS) & set(entries):
-        # these programs write identities where they know no camera
+        # these programs write identities for an unknown camera
         found = {
             name: field
             for name, field in found.items()
@@ -139,7 +139,7 @@ class _Entry:
 
 
 class _NotPlain(ValueError):
-    """An array that no reading could make plain; the sentence is whole."""
+    """An array that cannot be read as plain numbers; the message is complete."""
 
 
 def _list_entries(data: bytes) -> dict[str, _Entry]:
@@ -167,13 +167,12 @@ def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _read_entry(data: bytes, entry: _Entry, source: str) -> np.ndarray:
-    """The numbers of one array, which must be as many as its header says and no more than a real file packs.
-    """
+    """The numbers of one array, whose count must match its header and whose compression must be plausible."""
     name, size = entry.info.filename.removesuffix(".npy"), entry.size
     if entry.dtype.hasobject:
         raise _NotPlain(
-            f"{source} is not an NPZ of plain arrays: expected numbers in the array {name!r}, got pickled "
-            "objects. Save it as float32."
+            f"Expected an NPZ of plain arrays, got {source} with pickled objects in the array {name!r}. "
+            "Save it as float32."
         )
     most, ratio = _BOMB
     if max(size, entry.info.file_size) > max(most, ratio * entry.info.compress_size):
@@ -193,7 +192,7 @@ def _read_entry(data: bytes, entry: _Entry, source: str) -> np.ndarray:
 def _find_fields(entries: Mapping[str, _Entry]) -> dict[str, str]:
     """Which arrays are fields of the View: name in the file to name of the field.
 
-    Our own names go before the others'.
+    Our own names take precedence over the others'.
     """
     found = {name: name for name in _FIELDS if name in entries}
     for sign, names in _LAYOUTS.items():
@@ -211,7 +210,7 @@ def _is_identity(matrices: np.ndarray) -> bool:
 
 
 def _of_others(name: str, field: str, array: np.ndarray, source: str) -> Any:
-    """An array of another program's as ours: images with the channel last, poses in a world that is y up."""
+    """An array of another program as ours: images with the channel last, poses in a world that is y up."""
     if field == "image" and array.ndim >= 3 and array.shape[-3] == 3 and array.shape[-1] not in (3, 4):
         return np.moveaxis(array, -3, -1)
     if field == "world_to_cam" and name != field:
@@ -221,10 +220,10 @@ def _of_others(name: str, field: str, array: np.ndarray, source: str) -> Any:
 
 
 def _read_stated(array: np.ndarray, name: str, source: str) -> str | float:
-    """What the file says of its depth: a number for scale and offset, else a text."""
+    """What the file states of its depth: a number for scale and offset, else a text."""
     if array.dtype.kind == "U":
         codes = np.frombuffer(array.tobytes(), np.dtype("u4").newbyteorder(array.dtype.byteorder))
-        if bool((codes > _LAST_CHARACTER).any()):  # Python would not survive such a text
+        if bool((codes > _LAST_CHARACTER).any()):  # Python cannot decode such a text
             raise ValueError(
                 f"Expected text as {name!r} in {source}, got characters that are none. It is damaged: write "
                 "it anew."
@@ -250,7 +249,7 @@ def _agree(stated: Mapping[str, Any], name: str, source: str) -> Any:
 
 
 def _scaled(values: np.ndarray, stated: Mapping[str, Any], source: str) -> np.ndarray:
-    """Depths of stored numbers, as our PNG states them; 0 stays 0, for no depth."""
+    """Depths of stored integers, as our PNG states them; 0 stays 0, which is invalid."""
     if not {"depth_scale", "depth_offset"} & set(stated):
         return values
     values = as_float_tensor(values, name="depth", source=source).double().numpy()
@@ -260,7 +259,7 @@ def _scaled(values: np.ndarray, stated: Mapping[str, Any], source: str) -> np.nd
 
 
 def _name_left_out(entries: Mapping[str, _Entry], found: Mapping[str, str], source: str) -> tuple[str, ...]:
-    """One sentence on the arrays that have no place in a View; texts are notes."""
+    """One sentence on the arrays that no field of a View stores; texts are notes."""
     rest = {
         name: entry
         for name, entry in entries.items()
@@ -274,5 +273,5 @@ def _name_left_out(entries: Mapping[str, _Entry], found: Mapping[str, str], sour
 
 def _damaged(source: str, error: BaseException) -> str:
     reason = error or type(error).__name__
-    fault = f"{source} is not an NPZ of plain arrays, or a damaged one: {reason}"
+    fault = f"Expected an NPZ of plain arrays, got {source}, which is none, or a damaged one: {reason}"
     return f"{fault}. Write it anew by numpy.savez."

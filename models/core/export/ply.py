@@ -35,13 +35,16 @@ def encode_ply(
     """Points (n, 3) in OpenCV axes, colors (n, 3) in [0, 1], normals (n, 3), as the bytes of a PLY.
 
     "gltf" turns points and normals y up, -z forward, as Blender's importer, ComfyUI's viewer and camera_info
-    expect; "opencv" writes them as they are, and so does "z_up" with points of such a world. A comment names
-    the axes; ``comments`` follow it.
+    expect; "opencv" does not, nor does "z_up" with points of such a world. A comment states the axes,
+    followed by ``comments``.
     """
     if axes not in get_args(Axes):
         raise ValueError(f"Expected axes of {get_args(Axes)}, got {axes!r}. Choose one of these.")
     if any(not line.isascii() or "\n" in line for line in comments):
-        raise ValueError("A PLY comment must be one line of ASCII text.")
+        raise ValueError(
+            "Expected each PLY comment as one line of ASCII text, got another. Remove line breaks and "
+            "other characters."
+        )
     columns = _columns(points, colors, normals, np.array(FLIP_Y_Z) if axes == "gltf" else np.ones(3))
     records = np.empty(len(points), dtype=[(name, kind) for name, kind, _ in columns])
     for name, _, values in columns:
@@ -69,13 +72,13 @@ def write_ply(
 
 
 def encode_point_cloud(cloud: PointCloud, camera_to_viewer: Tensor, *, comments: Sequence[str] = ()) -> bytes:
-    """A cloud as the bytes of a PLY in glTF axes, moved there by the pose (4, 4)
+    """A cloud as the bytes of a PLY in glTF axes, transformed by the pose (4, 4)
     (geometry.points.viewer_pose).
     """
     if len(cloud.points) == 0:
         raise ValueError(
-            "No point is left: every pixel is invalid or lies on a depth edge; raise the edge threshold, or "
-            "set it to 0."
+            "Expected at least one point, got none: every pixel is invalid or lies on a depth edge. Raise "
+            "the edge threshold, or set it to 0."
         )
     # the writer turns OpenCV axes itself; a change of signs is exact
     back = cloud.points.new_tensor(FLIP_Y_Z)
@@ -88,7 +91,7 @@ def encode_point_cloud(cloud: PointCloud, camera_to_viewer: Tensor, *, comments:
 def _columns(
     points: Tensor, colors: Tensor | None, normals: Tensor | None, flip: np.ndarray
 ) -> list[tuple[str, str, np.ndarray]]:
-    """Name, kind and values of each vertex property, checked."""
+    """Name, kind and values of each vertex property, validated."""
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
         raise ValueError(
             f"Expected points (n, 3), at least one, got {tuple(points.shape)}. Check that not every pixel is "
@@ -105,8 +108,8 @@ def _columns(
         raise ValueError(
             f"Expected finite points, got {broken} of {len(points)} NaN or infinite. Mask them first."
         )
-    places = points.detach().cpu().double().numpy() * flip
-    columns = [(name, "<f4", places[:, axis]) for axis, name in enumerate("xyz")]
+    positions = points.detach().cpu().double().numpy() * flip
+    columns = [(name, "<f4", positions[:, axis]) for axis, name in enumerate("xyz")]
     if normals is not None:
         directions = normals.detach().cpu().double().numpy() * flip
         columns += [(name, "<f4", directions[:, axis]) for axis, name in enumerate(("nx", "ny", "nz"))]

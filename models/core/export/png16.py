@@ -1,9 +1,8 @@
-"""16-bit grey PNG: ``depth = value * scale + offset``, 0 is invalid; a JSON beside it repeats the facts.
+"""16-bit gray PNG: ``depth = value * scale + offset``, 0 is invalid; a JSON beside it repeats the metadata.
 
-What text and JSON state must be possible and must agree: neither goes before the other.
+Metadata in text and JSON must be valid and must agree: neither has precedence.
 
-Python float text keeps every digit, so a file read back differs from what was written by at most half a
-scale.
+Float text in Python is lossless, so a file read back differs from the depth by at most half a scale.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ _ORIENTATION = 0x0112  # Exif's tag; 1 is upright, 2 to 8 are turned or mirrored
 _FACTS = ("depth_units", "depth_scale", "depth_offset", "depth_invalid", "depth_direction")
 
 
-def quantise(depth: Tensor, mask: Tensor, scale: float | None = None) -> tuple[np.ndarray, float, float]:
+def quantize(depth: Tensor, mask: Tensor, scale: float | None = None) -> tuple[np.ndarray, float, float]:
     """Depth and mask (h, w) to uint16 (h, w) with its scale and offset.
 
     Without ``scale`` the valid range fills 1 ... 65535. With it the offset is 0 (0.001 writes metres as
-    millimetres), depths under one step become 1, so as not to read as invalid, and depths beyond 65535 steps
-    are refused.
+    millimetres), depths under one step become 1, so that they are not read as invalid, and depths beyond
+    65535 steps are refused.
     """
     values, valid = depth.detach().cpu().double().numpy(), mask.cpu().numpy()
     low, high = float(values[valid].min()), float(values[valid].max())
@@ -60,15 +59,15 @@ def quantise(depth: Tensor, mask: Tensor, scale: float | None = None) -> tuple[n
         offset = 0.0
         if not (math.isfinite(scale) and scale > 0) or high > scale * (_TOP + 0.5):
             raise ValueError(
-                f"Depths up to {high:.6g} do not fit into 16 bits at a scale of {scale:.6g} (at most "
-                f"{scale * _TOP:.6g}); give a larger scale or none, or write EXR."
+                f"Expected depths of at most {scale * _TOP:.6g}, which 16 bits hold at a scale of "
+                f"{scale:.6g}, got up to {high:.6g}. Give a larger scale or none, or write EXR."
             )
     steps = np.where(valid, np.rint((values - offset) / scale).clip(1, _TOP), 0)
     return steps.astype(np.uint16), scale, offset
 
 
 def encode_png16(values: np.ndarray, text: dict[str, str] | None = None) -> bytes:
-    """uint16 (h, w) as the bytes of a grey PNG with ``text`` in its tEXt chunks."""
+    """uint16 (h, w) as the bytes of a gray PNG with ``text`` in its tEXt chunks."""
     from PIL import Image, PngImagePlugin
 
     chunks = PngImagePlugin.PngInfo()
@@ -82,14 +81,14 @@ def encode_png16(values: np.ndarray, text: dict[str, str] | None = None) -> byte
 def write_png16(
     path: str | os.PathLike, view: View, *, scale: float | None = None, notes: Mapping[str, str] | None = None
 ) -> Path:
-    """Write the depth of a View with batch 1, and the same facts as JSON under the name with .json; see
-    :func:`quantise`.
+    """Write the depth of a View with batch 1, and the same metadata as JSON under the name with .json; see
+    :func:`quantize`.
 
-    ``notes`` go into the PNG's text, beside the facts.
+    ``notes`` are added to the PNG's text.
     """
     path, view = Path(path), one_picture(view)
     depth, mask = view.depth[0], view.mask[0]
-    values, scale, offset = quantise(depth, mask, scale)
+    values, scale, offset = quantize(depth, mask, scale)
     facts: dict[str, Any] = {
         "depth_units": view.units,
         "depth_scale": scale,
@@ -118,11 +117,12 @@ def write_png16(
 def read_png16(
     path: str | os.PathLike, *, scale: float | None = None, offset: float = 0.0, units: Units | None = None
 ) -> View:
-    """Read a 16-bit grey PNG as a View; value 0 is invalid, and so is the value that tRNS calls transparent.
+    """Read a 16-bit gray PNG as a View; value 0 is invalid, and so is the value that tRNS declares
+    transparent.
 
-    Scale, offset, units and camera come from the file's text or, when another program dropped that, from the
-    JSON beside it; where both state one, they must agree. Other programs' files say neither: pass ``scale``
-    and ``units`` (and ``offset``), which also override the file's own. ValueError tells what is missing;
+    Scale, offset, units and camera come from the file's text or, if another program dropped that, from the
+    JSON beside it; where both state one, they must agree. Other programs' files state neither: pass ``scale``
+    and ``units`` (and ``offset``), which also override the file's own. A ValueError names what is missing;
     FileNotFoundError and the like are the system's.
     """
     path = Path(path)
@@ -142,8 +142,8 @@ def read_png16(
     if scale is None:
         if "depth_scale" not in facts:
             raise UnstatedError(
-                f"{source} does not say its scale: pass scale and units, as scale=0.001, units='metric' for "
-                "millimetres.",
+                f"Expected a scale for {source}, which does not state it, got none. Pass scale and units, "
+                "as scale=0.001, units='metric' for millimetres.",
                 ("scale",) if units else ("scale", "units"),
             )
         scale, offset = facts["depth_scale"], facts.get("depth_offset", 0.0)
@@ -155,13 +155,13 @@ def read_png16(
 
 
 def find_sidecar(path: Path) -> Path:
-    """The JSON beside a PNG, whether it is there or not."""
+    """The path of the JSON beside a PNG, whether it exists or not."""
     beside, loud = path.with_suffix(".json"), path.with_suffix(".JSON")
     return loud if loud.is_file() and not beside.is_file() else beside
 
 
 def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:
-    """Values (h, w), text and transparent value of a 16-bit grey PNG."""
+    """Values (h, w), text and transparent value of a 16-bit gray PNG."""
     from PIL import Image
 
     data, source = io.BytesIO(path.read_bytes()), show_path(path)
@@ -173,7 +173,7 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:
         frames, values = getattr(picture, "n_frames", 1), np.asarray(picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise ValueError(
-            f"Expected a 16-bit grey PNG in {source}, got more pixels than can be opened ({error}). Make it "
+            f"Expected a 16-bit gray PNG in {source}, got more pixels than can be opened ({error}). Make it "
             "smaller."
         ) from error
     except (
@@ -189,15 +189,15 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:
     ) as error:
         # what Pillow raises, depending on the place of the damage
         raise ValueError(
-            f"Expected a 16-bit grey PNG in {source}, got no image or a damaged one. Save it again."
+            f"Expected a 16-bit gray PNG in {source}, got no image or a damaged one. Save it again."
         ) from error
     if kind != "PNG" or not mode.startswith("I"):
         remedy = (
-            "Load a depth of 8 bits as an image, and say what white means in View from Depth Image "
+            "Load a depth of 8 bits as an image, and state what white means in View from Depth Image "
             "(view_from_image)"
         )
         raise ValueError(
-            f"Expected a 16-bit grey PNG in {source}, got a {kind} image of mode {mode}. {remedy}."
+            f"Expected a 16-bit gray PNG in {source}, got a {kind} image of mode {mode}. {remedy}."
         )
     if frames > 1:
         raise ValueError(
@@ -212,15 +212,15 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, str], int | None]:
 
 
 def _read_text(text: dict[str, str], source: str) -> dict[str, Any]:
-    """The facts in a PNG's text."""
+    """The metadata in a PNG's text."""
     found = {name: text[name] for name in _FACTS if name in text}
     return _check_facts(found, source, text=True) | camera_from_text(text, source)
 
 
 def _read_sidecar(beside: Path, shape: tuple[int, int], picture: str) -> dict[str, Any]:
-    """The facts in the JSON beside an image of this shape (height, width).
+    """The metadata in the JSON beside an image of this shape (height, width).
 
-    Nothing if there is none, or if it is about other things.
+    Empty if there is none, or if it describes something else.
     """
     if not beside.is_file():
         return {}
@@ -237,7 +237,7 @@ def _read_sidecar(beside: Path, shape: tuple[int, int], picture: str) -> dict[st
 
 
 def _check_facts(found: dict[str, Any], source: str, *, text: bool = False) -> dict[str, Any]:
-    """The facts that a file states as numbers and a unit's word; impossible ones are refused by file."""
+    """The metadata that a file states as numbers and a unit's name; impossible values are a ValueError."""
     facts = {
         name: read_number(found[name], name, source, above_zero=name == "depth_scale", text=text)
         for name in ("depth_scale", "depth_offset", "depth_invalid")
@@ -258,9 +258,9 @@ def _check_facts(found: dict[str, Any], source: str, *, text: bool = False) -> d
 def _agree(
     text: dict[str, Any], sidecar: dict[str, Any], beside: Path, source: str, *, ignored: bool
 ) -> dict[str, Any]:
-    """What text and JSON state together; where they differ, neither is believed.
+    """What text and JSON state together; where they differ, it is a ValueError.
 
-    ``ignored``: the caller brings the scale.
+    ``ignored``: the caller passes the scale.
     """
     for name in text.keys() & sidecar.keys():
         mine, other = text[name], sidecar[name]

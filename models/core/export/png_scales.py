@@ -41,7 +41,7 @@ def scale_to_write(preset: str, typed: float) -> float | None:
 
 
 def scale_to_read(preset: str, typed: float, path: str | os.PathLike) -> float | None:
-    """The same for a file to be read; None: as the file says. A preset that cannot be followed is refused."""
+    """The same for a file to be read; None: as the file states. A preset that does not apply is refused."""
     name = os.path.basename(path)
     if preset != TYPED_OR_FILE and not name.lower().endswith(".png"):
         raise ValueError(

@@ -33,10 +33,11 @@ def encode_webp(
         raise ValueError(f"Expected more than 0 and at most 1000 frames a second, got {fps}. Correct fps.")
     if not features.check("webp"):
         raise RuntimeError(
-            "This Pillow was built without WebP: reinstall it with pip install --force-reinstall pillow."
+            "Expected a Pillow with WebP, got one built without. Reinstall it with pip install "
+            "--force-reinstall pillow."
         )
     first, *rest = [Image.fromarray(to_uint8(frame).numpy()) for frame in frames]
-    # WebP counts whole milliseconds: rounding the running time keeps the length of the whole right
+    # WebP counts whole milliseconds: rounding the running time keeps the total length exact
     times = [round(1000 * index / fps) for index in range(len(frames) + 1)]
     durations = [end - start for start, end in zip(times, times[1:], strict=False)]
     buffer = io.BytesIO()

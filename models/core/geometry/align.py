@@ -1,7 +1,7 @@
 """Align a predicted depth to a target: one scale, or scale and shift, for each image.
 
 ``pred`` and ``target`` are (b, ...) in any one quantity (depth, or disparity), ``mask`` is bool, True where
-both count. All sums run in float64.
+both are valid. All sums run in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ScaleMethod = Literal["median", "least_squares", "l1"]
 AffineMethod = Literal["least_squares", "l1"]
 Fit = Literal["scale", "scale, robust", "scale and shift", "scale and shift, robust"]
 Quantity = Literal["depth", "disparity"]
-# runs a loop over images: a host shows how far it is, and ends it between two of them
+# runs a loop over images: a host shows its progress, and can cancel it between two of them
 Each = Callable[[list], Iterable]
 
 
@@ -27,8 +27,8 @@ Each = Callable[[list], Iterable]
 class Alignment:
     """``aligned = scale * pred + shift``, one of each per image."""
 
-    scale: Tensor  # b, float64
-    shift: Tensor  # b, float64
+    scale: Tensor  # (b,), float64
+    shift: Tensor  # (b,), float64
 
     def apply(self, pred: Tensor) -> Tensor:
         """The aligned prediction (b, ...) in the dtype of ``pred``."""
@@ -39,18 +39,18 @@ class Alignment:
         """Scale and shift of each image, a line each."""
         pairs = zip(self.scale.tolist(), self.shift.tolist(), strict=True)
         return "\n".join(
-            f"picture {index}: scale {scale:.6g}, shift {shift:.6g}"
+            f"image {index}: scale {scale:.6g}, shift {shift:.6g}"
             for index, (scale, shift) in enumerate(pairs)
         )
 
     def check_direction(self) -> None:
-        """Raise ValueError naming the first image that the fit turns around: its near things become far."""
+        """Raise ValueError naming the first image whose fit inverts the depth: near becomes far."""
         for index, scale in enumerate(self.scale.tolist()):
             if not scale > 0:
                 raise ValueError(
-                    f"The best fit of picture {index} has the scale {scale:.4g}, which makes near things "
-                    "far, or all things equally far: check that disparity was not taken for depth and that "
-                    "both show the same scene, or fit the scale alone."
+                    f"Expected a fit with a scale above 0, got the scale {scale:.4g} for image {index}, "
+                    "which makes near things far, or all things equally far. Check that disparity was not "
+                    "taken for depth and that both show the same scene, or fit the scale alone."
                 )
 
 
@@ -59,8 +59,8 @@ def align_scale(
 ) -> Alignment:
     """The scale of each image, shift 0.
 
-    "median" is median(target) / median(pred), the custom in depth papers; "least_squares" minimizes the
-    squared error; "l1" the absolute error, exactly, and is the one that outliers move least.
+    "median" is median(target) / median(pred), the convention in depth papers; "least_squares" minimizes the
+    squared error; "l1" the absolute error, exactly, and is the most robust to outliers.
     """
     if method not in get_args(ScaleMethod):
         raise ValueError(
@@ -77,7 +77,7 @@ def align_scale_shift(
     """Scale and shift of each image, by least squares or by absolute error ("l1", robust, iteratively
     reweighted).
 
-    A constant prediction carries no shift: it gets the scale that meets the target's mean.
+    A constant prediction determines no shift: its scale matches the target's mean.
     """
     if method not in get_args(AffineMethod):
         raise ValueError(
@@ -95,9 +95,9 @@ def align_depth(
     """Depth (b, h, w) fitted to a target where ``mask`` is True, by median or least squares, or robustly by
     absolute error.
 
-    In "disparity" 1 / depth is fitted to 1 / target, which weighs near things more and is what a network of
-    disparity needs. The fit holds for all pixels; those it drives to 0, below, or beyond infinity come back
-    as 0 or less, or infinite.
+    In "disparity" 1 / depth is fitted to 1 / target, which gives near pixels more weight and suits networks
+    that predict disparity. The fit is applied to all pixels; those it moves to 0, below, or beyond infinity
+    are returned as 0 or less, or infinite.
     """
     if fit not in get_args(Fit) or quantity not in get_args(Quantity):
         raise ValueError(
@@ -119,7 +119,7 @@ def align_depth(
 
 
 def match_views(view: View, reference: View) -> tuple[Tensor, Tensor, Tensor]:
-    """Depth, true depth and their common mask, (b, h, w); one of a batch of 1 serves the whole batch."""
+    """Depth, true depth and their common mask, (b, h, w); a batch of 1 broadcasts."""
     if view.depth.shape[1:] != reference.depth.shape[1:]:
         own, other = (f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in (view.depth, reference.depth))
         raise ValueError(
@@ -138,11 +138,11 @@ def match_views(view: View, reference: View) -> tuple[Tensor, Tensor, Tensor]:
 def align_view(
     view: View, reference: View, fit: Fit, quantity: Quantity = "depth", *, each: Each = iter
 ) -> tuple[View, Alignment]:
-    """The View in the scale and unit of a reference, and what was fitted.
+    """The View in the scale and unit of a reference, and the fit.
 
-    Pixels that the fit drives to 0, below, or beyond infinity become invalid. A pose keeps its place in the
-    scaled world. A shift, or a scale of disparity with one, bends surfaces: pose and normals do not survive
-    it. A scale of 0 or below is refused: it is no depth of this scene that comes out.
+    Pixels that the fit moves to 0, below, or beyond infinity become invalid. A pose is scaled with the world.
+    A shift, or a scale of disparity with one, bends surfaces: pose and normals are then dropped. A scale of 0
+    or below is refused, since the result would be no depth of this scene.
     """
     depth, target, mask = match_views(view, reference)
     aligned, found = align_depth(depth, target, mask, fit, quantity, each=each)
@@ -175,12 +175,13 @@ def select_valid(
     for index, (p, t) in enumerate(pairs):
         if p.numel() == 0:
             raise ValueError(
-                f"Picture {index} of {len(pairs)} has no valid pixel to {purpose}; leave it out or mend its "
-                "mask."
+                f"Expected a valid pixel to {purpose}, got none in image {index} of {len(pairs)}. Leave it "
+                "out or correct its mask."
             )
         if not bool(torch.isfinite(p).all() and torch.isfinite(t).all()):
             raise ValueError(
-                f"Picture {index} of {len(pairs)} holds NaN or infinity inside its mask; mask these pixels."
+                f"Expected finite numbers inside the mask, got NaN or infinity in image {index} of "
+                f"{len(pairs)}. Mask these pixels."
             )
     return pairs
 
@@ -191,7 +192,8 @@ def _pixels_to_fit(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Ten
     for index, (p, _) in enumerate(pairs):
         if not bool(p.any()):
             raise ValueError(
-                f"The prediction of picture {index} is zero in every valid pixel: no scale can fit it."
+                f"Expected a prediction that is not zero, got zero in every valid pixel of image {index}, "
+                "which no scale can fit. Check its source."
             )
     return pairs
 
@@ -200,8 +202,8 @@ def _median_scale(pred: Tensor, target: Tensor) -> Tensor:
     median = percentile(pred, 50)
     if float(median) == 0:
         raise ValueError(
-            "The prediction's median is zero, so the median gives no scale; use method 'least_squares' or "
-            "'l1'."
+            "Expected a prediction with a median above 0 for method 'median', got a median of 0. Use "
+            "'least_squares' or 'l1'."
         )
     return percentile(target, 50) / median
 
@@ -219,7 +221,7 @@ def _l1_scale(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _affine(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weighted least squares of scale and shift, in the centered form that keeps its digits."""
+    """Weighted least squares of scale and shift, centered for numerical precision."""
     weight = torch.ones_like(pred) if weight is None else weight
     weight = weight / weight.sum()
     mean_pred, mean_target = (weight * pred).sum(), (weight * target).sum()
@@ -234,7 +236,7 @@ def _affine(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple
 def _l1_affine(pred: Tensor, target: Tensor, *, steps: int = 100) -> tuple[Tensor, Tensor]:
     """Iteratively reweighted least squares.
 
-    The floor of the residual, 1e-6 of the target's size, bounds the weights.
+    The lower bound on the residual, 1e-6 of the target's size, bounds the weights.
     """
     scale, shift = _affine(pred, target)
     floor = 1e-6 * target.abs().mean().clamp_min(torch.finfo(target.dtype).tiny)

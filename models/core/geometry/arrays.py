@@ -1,8 +1,7 @@
-"""Arrays of any library, dtype and layout to float32 or bool tensors; everything else is refused by name.
+"""Arrays of any library, dtype and layout to float32 or bool tensors; everything else is a ValueError.
 
-Text, complex numbers, objects, records and long doubles are refused with a sentence that names the array and
-its source. Numbers beyond float32's range become infinite, as IEEE 754 casts them; a depth at infinity is
-sky.
+Text, complex numbers, objects, records and long doubles are refused with a message that names the array and
+its source. Numbers beyond float32's range become infinite, as IEEE 754 casts them; infinite depth is sky.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.bool: 1}  # what stands for 1 in an image
-PROBABLE = 0.5  # from this probability on a pixel counts, of masks and of sky
+# the integer that stands for 1 in an image
+FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.bool: 1}
+PROBABLE = 0.5  # probabilities from this on are True, of masks and of sky
 _WIDEST = 8  # bytes of a real number: long double differs from machine to machine
-_ROUNDING = 1e-3  # how far a float image may leave [0, 1]
-OVERSHOOT = 0.5  # how far an IMAGE or a probability may: cubic resampling overshoots at edges
+_ROUNDING = 1e-3  # by how much a float image may exceed [0, 1]
+OVERSHOOT = 0.5  # by how much an IMAGE or a probability may: cubic resampling overshoots at edges
 _WORDS = {
     "U": "text",
     "S": "text",
@@ -32,14 +32,15 @@ _WORDS = {
 
 
 class ArrayError(ValueError):
-    """An array that cannot be what it should be; one sentence names the array, its source and the remedy."""
+    """An array that cannot be used; one message names the array, its source and what to do."""
 
 
 def as_float_tensor(array: Any, *, name: str, source: str | None = None) -> Tensor:
-    """Numbers of any type and shape as float32; truth values as 0 and 1. Tensors stay on their device, arrays
-    are copied.
+    """Numbers of any type and shape as float32; truth values as 0 and 1.
 
-    Pixels that a numpy masked array hides are NaN.
+    Tensors stay on their device, arrays are copied.
+
+    Masked pixels of a numpy masked array are NaN.
     """
     return _admit(array, name, source).to(torch.float32)
 
@@ -47,13 +48,13 @@ def as_float_tensor(array: Any, *, name: str, source: str | None = None) -> Tens
 def as_float_map(
     array: Any, *, name: str = "depth", source: str | None = None, size: tuple[int, int] | None = None
 ) -> Tensor:
-    """One number a pixel, as float32 (b, h, w), of (h, w), (b, h, w), (h, w, 1), (b, h, w, 1) or (b, 1, h,
+    """One number per pixel, as float32 (b, h, w), of (h, w), (b, h, w), (h, w, 1), (b, h, w, 1) or (b, 1, h,
     w).
 
-    An axis of 1 can be a channel or a map one pixel wide. ``size`` (height, width), where the caller knows
-    it, decides. Else ``(n, m, 1)`` is one map n x m if both are above 1, and with ``(1, m, 1)`` and ``(n, 1,
-    1)`` the first axis is the batch; ``(b, 1, h, 1)`` is b maps h x 1. Four axes with the channel second say
-    it for any map.
+    An axis of 1 can be a channel or a map one pixel wide. ``size`` (height, width) decides, if the caller
+    knows it. Else ``(n, m, 1)`` is one map n x m if both are above 1, and with ``(1, m, 1)`` and ``(n, 1,
+    1)`` the first axis is the batch; ``(b, 1, h, 1)`` is b maps h x 1. Four axes with the channel second are
+    unambiguous for any map.
     """
     values = _admit(array, name, source)
     if values.dtype == torch.bool:
@@ -64,7 +65,7 @@ def as_float_map(
 def as_mask(
     array: Any, *, name: str = "mask", source: str | None = None, size: tuple[int, int] | None = None
 ) -> Tensor:
-    """One truth value a pixel, as bool (b, h, w); shapes as :func:`as_float_map`.
+    """One truth value per pixel, as bool (b, h, w); shapes as :func:`as_float_map`.
 
     Whole numbers are 0 and 1, or 0 and the full scale of 8 or 16 bits. Floats are probabilities, true from
     0.5 on.
@@ -80,13 +81,13 @@ def as_mask(
         return values > 0
     slack = OVERSHOOT if given.is_floating_point() else 0
     if not (low >= -slack and high <= 1 + slack):
-        wanted = (
+        expected = (
             "probabilities from 0 to 1"
             if given.is_floating_point()
             else "truth values, 0 and 1, or 0 and 255"
         )
         raise ArrayError(
-            f"Expected {wanted} in {_call(name, source)}, got values from {low:.6g} to {high:.6g}. Save it "
+            f"Expected {expected} in {_call(name, source)}, got values from {low:.6g} to {high:.6g}. Save it "
             "as bool."
         )
     return values >= PROBABLE
@@ -95,9 +96,10 @@ def as_mask(
 def as_image(
     array: Any, *, name: str = "image", source: str | None = None, overshoot: float = _ROUNDING
 ) -> Tensor:
-    """Colors as float32 in [0, 1], in the shape given: 8 and 16 bits by their full scale, floats as they are.
+    """Colors as float32 in [0, 1], in the shape of the input: 8 and 16 bits divided by their full scale,
+    floats unchanged.
 
-    Floats that leave [0, 1] by up to ``overshoot`` are clamped, others refused.
+    Floats outside [0, 1] by up to ``overshoot`` are clamped, others refused.
     """
     given = _admit(array, name, source)
     values = given.to(torch.float32)
@@ -149,8 +151,8 @@ def _split_maps(values: Tensor, name: str, source: str | None, size: tuple[int, 
 
 
 def _admit(array: Any, name: str, source: str | None) -> Tensor:
-    """A tensor of real numbers or truth values, in their own type, of whatever torch or numpy makes an array
-    of.
+    """A tensor of real numbers or truth values, in their own type, of anything that torch or numpy can
+    convert.
     """
     if isinstance(array, Tensor):
         return _admit_tensor(array, name, source)
@@ -202,5 +204,5 @@ def _ends(values: Tensor) -> tuple[float, float]:
 
 
 def _call(name: str, source: str | None) -> str:
-    """How a sentence calls an array."""
+    """How a message names the array."""
     return f"the array {name!r}" if source is None else f"the array {name!r} of {source}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Degrees across where nobody knows them: as Modality Forcing's published point clouds assume.
+# Horizontal degrees of an unknown camera: as Modality Forcing's published point clouds assume.
 ASSUMED_FOV = 65.0
 # OpenCV (y down, z forward) <-> glTF and three.js (y up, looks down -z); its own inverse.
 FLIP_Y_Z = (1.0, -1.0, -1.0)
@@ -44,7 +44,7 @@ def intrinsics_from_fov(fov_degrees_horizontal: float | Tensor, width: int, heig
 def fov_from_intrinsics(intrinsics: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
     """Full horizontal and vertical angle in degrees, each ``...``, of (..., 3, 3).
 
-    Right for off-center principal points too.
+    Valid for off-center principal points too.
     """
     left, right = intrinsics[..., 0, 2], width - intrinsics[..., 0, 2]
     top, bottom = intrinsics[..., 1, 2], height - intrinsics[..., 1, 2]
@@ -55,11 +55,11 @@ def fov_from_intrinsics(intrinsics: Tensor, width: int, height: int) -> tuple[Te
 
 
 def check_intrinsics(intrinsics: Tensor, height: int, width: int) -> None:
-    """Refuse intrinsics (b, 3, 3) that cannot count in pixels of a ``height`` x ``width`` map.
+    """Refuse intrinsics (b, 3, 3) that cannot be in pixels of a ``height`` x ``width`` map.
 
-    The principal point may lie outside the map, which can be a crop. In its first pixel, with a focal length
-    that is short for pixels, it counts in widths and heights (MoGe's form, 0.5 in the middle) or from -1 to
-    1.
+    The principal point may lie outside the map, which can be a crop. If it is in its first pixel, with a
+    focal length that is short for pixels, the intrinsics are in widths and heights (MoGe's form, 0.5 in the
+    middle) or from -1 to 1.
     """
     matrices = intrinsics.detach().cpu().double()
     for index, matrix in enumerate(matrices):
@@ -71,7 +71,7 @@ def check_intrinsics(intrinsics: Tensor, height: int, width: int) -> None:
                 "them."
             )
         if abs(slant) > 1e-4 or any(
-            abs(got - want) > 1e-4 for got, want in zip(last, (0, 0, 1), strict=True)
+            abs(got - exact) > 1e-4 for got, exact in zip(last, (0, 0, 1), strict=True)
         ):
             raise ValueError(
                 f"Expected {where} as [[fx, s, cx], [0, fy, cy], [0, 0, 1]], got {_rounded(matrix)}. "
@@ -85,14 +85,14 @@ def check_intrinsics(intrinsics: Tensor, height: int, width: int) -> None:
         in_first_pixel = abs(center_x) < 1 and abs(center_y) < 1 and height * width > 1
         if in_first_pixel and (focal_x < max(width, _LONGEST_FOCAL) or focal_y < max(height, _LONGEST_FOCAL)):
             raise ValueError(
-                f"Expected {where}, got a principal point of ({center_x:.6g}, {center_y:.6g}), which no "
-                "pixels count. Of intrinsics in widths and heights, multiply the first row by the width and "
+                f"Expected {where}, got a principal point of ({center_x:.6g}, {center_y:.6g}), which is not "
+                "in pixels. Of intrinsics in widths and heights, multiply the first row by the width and "
                 "the second by the height."
             )
 
 
 def check_pose(world_to_cam: Tensor) -> None:
-    """Refuse (b, 4, 4) that are no rigid motions: rotation, shift, and 0 0 0 1 below."""
+    """Refuse (b, 4, 4) that are not rigid: rotation, translation, and 0 0 0 1 below."""
     for index, matrix in enumerate(world_to_cam.detach().cpu().double()):
         rotation = matrix[:3, :3]
         if not bool(matrix.isfinite().all()):
@@ -114,7 +114,7 @@ def check_pose(world_to_cam: Tensor) -> None:
 
 
 def pad_pose(pose: Tensor) -> Tensor:
-    """Poses (..., 3, 4), as DA3 and VGGT write them, with the row 0 0 0 1 below; other shapes as they are."""
+    """Poses (..., 3, 4), as DA3 and VGGT write them, with the row 0 0 0 1 added; other shapes unchanged."""
     if pose.shape[-2:] != (3, 4):
         return pose
     last = pose.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*pose.shape[:-2], 1, 4)
@@ -122,11 +122,11 @@ def pad_pose(pose: Tensor) -> Tensor:
 
 
 def _rounded(matrix: Tensor) -> list:
-    """Numbers for a sentence."""
+    """Numbers for a message."""
     return torch.round(matrix, decimals=4).tolist()
 
 
-def pixel_centres(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
+def pixel_centers(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
     """The center (x, y) of each pixel: (h, w, 2) float32, the first one (0.5, 0.5)."""
     y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
@@ -147,8 +147,8 @@ def project(points_cam: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
     """Camera points (b, ..., 3) by (b, 3, 3) (or (..., 3) by (3, 3)) to pixels (b, ..., 2) and z-depth (b,
     ...).
 
-    Only points with z > 0 lie before the camera; the pixels of the others mean nothing, and the caller masks
-    them by the depth.
+    Only points with z > 0 are in front of the camera; the pixels of the others are undefined, and the caller
+    masks them by the depth.
     """
     matrix = _per_camera(intrinsics, points_cam)
     homogeneous = (matrix @ points_cam.unsqueeze(-1)).squeeze(-1)
@@ -184,8 +184,7 @@ def look_at(eye: Tensor | tuple[float, ...], target: Tensor | tuple[float, ...])
     """World_to_cam (..., 4, 4) (OpenCV) of an upright camera at ``eye``, looking at ``target``, both (..., 3)
     in a y-up world.
 
-    Looking straight up or down leaves "upright" open: the top of the image is then -z looking down, +z
-    looking up.
+    Straight up or down, "upright" is undefined: the top of the image is then -z looking down, +z looking up.
     """
     eye, target = torch.as_tensor(eye, dtype=torch.float32), torch.as_tensor(target, dtype=torch.float32)
     eye, target = torch.broadcast_tensors(eye, target)
@@ -212,9 +211,7 @@ def look_at(eye: Tensor | tuple[float, ...], target: Tensor | tuple[float, ...])
 
 
 def upright_world(world_to_cam: Tensor) -> Tensor:
-    """Restate a pose (..., 4, 4) given in an OpenCV world (y down, as VGGT's and DA3's) for the same world
-    turned y up.
-    """
+    """A pose (..., 4, 4) of an OpenCV world (y down, as VGGT's and DA3's) for the same world turned y up."""
     return world_to_cam * torch.tensor([*FLIP_Y_Z, 1.0], dtype=world_to_cam.dtype, device=world_to_cam.device)
 
 
@@ -234,10 +231,10 @@ def camera_info(
 ) -> dict[str, Any]:
     """One camera as ComfyUI's LOAD3D_CAMERA: right-handed, y up, looks down -z; fov is vertical, in degrees.
 
-    ``intrinsics`` is (3, 3), ``world_to_cam`` (4, 4) of a y-up world; without it the camera stands in the
-    origin of its own frame in glTF axes, where our PLY files of one view lie. The packet has no principal
-    point: an off-center one is shown centered, with the same focal length. ``target_distance`` is where the
-    viewer's orbit has its center.
+    ``intrinsics`` is (3, 3), ``world_to_cam`` (4, 4) of a y-up world; without it the camera is at the origin
+    of its own frame in glTF axes, like the points of our PLY files of one view. The packet has no principal
+    point: an off-center one is shown centered, with the same focal length. ``target_distance`` is the
+    distance of the viewer's orbit center.
     """
     from scipy.spatial.transform import Rotation
 
@@ -268,12 +265,12 @@ def camera_info(
 
 
 def resize_camera(info: dict[str, Any], middle: Tensor, unit: float) -> dict[str, Any]:
-    """A LOAD3D_CAMERA for the same scene with ``middle`` ``3`` as its origin and ``unit`` as its measure: it
-    sees the same.
+    """A LOAD3D_CAMERA for the same scene moved so that ``middle`` (3,) is the origin and scaled by 1 /
+    ``unit``: the rendered image is the same.
     """
-    places = {
+    vectors = {
         name: torch.tensor([info[name][axis] for axis in "xyz"], dtype=torch.float64)
         for name in ("position", "target")
     }
-    moved = {name: _xyz((place - middle.detach().cpu().double()) / unit) for name, place in places.items()}
+    moved = {name: _xyz((vector - middle.detach().cpu().double()) / unit) for name, vector in vectors.items()}
     return {**info, **moved, "near": info["near"] / unit, "far": info["far"] / unit}

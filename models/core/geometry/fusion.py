@@ -62,6 +62,7 @@ class FusedCloud:
     cloud: PointCloud  # points, colors and normals in the world; `pixels` is empty: a point has several
     views: View  # those that were fused, with intrinsics and poses
     indices: tuple[int, ...]  # of these views in the batch
+    total: int  # views in the batch
     counts: dict[str, int]  # what became of the pixels, in order
     tolerance: float  # of a depth, within which a view sees a point
     notes: tuple[str, ...] = ()
@@ -120,7 +121,8 @@ def fuse_views(
         cloud = merge_voxels(cloud, settings.voxel_size)
         counts["pixels merged into the point of their voxel"] = before - len(cloud.points)
         counts["points beyond max_points"] = max(0, len(cloud.points) - settings.max_points)
-    fused = FusedCloud(cloud, used, indices, counts, settings.tolerance or DEFAULT_TOLERANCE, notes)
+    tolerance = settings.tolerance or DEFAULT_TOLERANCE
+    fused = FusedCloud(cloud, used, indices, len(view), counts, tolerance, notes)
     return fused.thin(settings.max_points, settings.seed)
 
 

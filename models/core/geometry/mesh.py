@@ -24,11 +24,11 @@ class GridMesh:
     pixels: Tensor  # (n, 2) int64: row, column
 
     def require_faces(self) -> GridMesh:
-        """Return self, or raise ValueError where nothing is left to show."""
+        """Return self, or raise ValueError if no triangle is left."""
         if len(self.faces) == 0:
             raise ValueError(
-                "No triangle is left: everywhere is invalid or a depth edge; raise the edge threshold, or "
-                "lower the stride."
+                "Expected at least one triangle, got none: every pixel is invalid or a depth edge. Raise "
+                "the edge threshold, or lower the stride."
             )
         return self
 
@@ -36,9 +36,9 @@ class GridMesh:
 def view_to_mesh(
     view: View, *, fov_degrees: float | None = None, edge_rtol: float = 0.04, stride: int = 1
 ) -> tuple[GridMesh, ...]:
-    """One mesh per image. `stride` takes every so-manieth pixel, the last row and column always among them.
+    """One mesh per image. `stride` takes every n-th pixel, always including the last row and column.
 
-    A triangle whose corners' depths differ by more than `edge_rtol` times the nearest, for each pixel between
+    A triangle whose corners' depths differ by more than `edge_rtol` times the nearest, per pixel between
     them, would span an edge and is left out (0 keeps all); so are those with an invalid corner. `fov_degrees`
     as in view_to_point_cloud.
     """
@@ -54,8 +54,8 @@ def view_to_mesh(
 
 def _every(count: int, stride: int, device: torch.device) -> Tensor:
     """0, stride, 2 stride ... and the last index."""
-    places = torch.arange(0, count, stride, device=device)
-    return places if places[-1] == count - 1 else torch.cat([places, places.new_tensor([count - 1])])
+    indices = torch.arange(0, count, stride, device=device)
+    return indices if indices[-1] == count - 1 else torch.cat([indices, indices.new_tensor([count - 1])])
 
 
 def _mesh(points: Tensor, mask: Tensor, pixels: Tensor, limit: float) -> GridMesh:
@@ -64,7 +64,7 @@ def _mesh(points: Tensor, mask: Tensor, pixels: Tensor, limit: float) -> GridMes
     number = torch.arange(valid.numel(), device=points.device).reshape(valid.shape)
     # clockwise from the upper left
     a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, 1:], number[1:, :-1]
-    # the diagonal runs where the depth changes less; through valid corners before all
+    # the diagonal along which the depth changes less; between valid corners first
     jump = torch.where(valid, depth, torch.full_like(depth, torch.inf)).flatten()
     falling = (
         (jump[a] - jump[c]).abs().nan_to_num(torch.inf) <= (jump[b] - jump[d]).abs().nan_to_num(torch.inf)
@@ -77,11 +77,11 @@ def _mesh(points: Tensor, mask: Tensor, pixels: Tensor, limit: float) -> GridMes
     faces = faces[valid.flatten()[faces].all(dim=1) & (far - near <= limit * near)]
     used = torch.zeros(valid.numel(), dtype=torch.bool, device=points.device)
     used[faces.flatten()] = True
-    places = pixels.reshape(-1, 2)[used]
+    vertices = pixels.reshape(-1, 2)[used]
     size = points.new_tensor([points.shape[1], points.shape[0]])
     return GridMesh(
-        points[places[:, 0], places[:, 1]],
+        points[vertices[:, 0], vertices[:, 1]],
         (used.cumsum(0) - 1)[faces],
-        (places.flip(-1) + 0.5) / size,
-        places,
+        (vertices.flip(-1) + 0.5) / size,
+        vertices,
     )

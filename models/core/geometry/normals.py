@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .camera import pixel_centres, unproject
+from .camera import pixel_centers, unproject
 from .points import find_intrinsics
 from .view import View, is_valid
 
@@ -19,19 +19,19 @@ NormalStyle = Literal["opengl", "directx"]
 def normals_from_depth(
     depth: Tensor, intrinsics: Tensor, mask: Tensor | None = None, *, edge_rtol: float = 0.04
 ) -> Tensor:
-    """Unit normals (b, h, w, 3) of z-depth (b, h, w) seen through (b, 3, 3); zero where no two directions can
-    be measured.
+    """Unit normals (b, h, w, 3) of z-depth (b, h, w) seen through (b, 3, 3); zero where two tangents cannot
+    be computed.
 
-    Differences of neighbouring points span the surface. Where the depth bends by more than ``edge_rtol`` of
-    itself between the two sides of a pixel, an edge runs there, and the flatter side alone counts, so that no
-    surface is spanned across the edge. Exact on planes, second order elsewhere; kornia's depth_to_normals is
-    Sobel only and rounds edges off.
+    Differences of neighboring points are the tangents. Where the depth's second difference at a pixel exceeds
+    ``edge_rtol`` of the depth, an edge runs there, and only the flatter side is used, so that no surface is
+    spanned across the edge. Exact on planes, second order elsewhere; kornia's depth_to_normals uses Sobel
+    only and rounds edges off.
     """
     mask = is_valid(depth) if mask is None else mask & is_valid(depth)
     depth = torch.where(mask, depth, torch.ones_like(depth))
     height, width = depth.shape[-2:]
     points = unproject(
-        pixel_centres(height, width, device=depth.device).expand(*depth.shape, 2), depth, intrinsics
+        pixel_centers(height, width, device=depth.device).expand(*depth.shape, 2), depth, intrinsics
     )
     along_x, has_x = _difference(points, mask, 2, edge_rtol)
     along_y, has_y = _difference(points, mask, 1, edge_rtol)
@@ -45,9 +45,9 @@ def normals_from_depth(
 
 
 def view_with_normals(view: View, *, fov_degrees: float | None = None, edge_rtol: float = 0.04) -> View:
-    """The View with normals measured from its depth, through its own camera or one of ``fov_degrees``.
+    """The View with normals computed from its depth, through its own camera or one of ``fov_degrees``.
 
-    0 knows no edges.
+    ``edge_rtol`` 0 ignores edges.
     """
     normals = normals_from_depth(
         view.depth, find_intrinsics(view, fov_degrees), view.mask, edge_rtol=edge_rtol or math.inf
@@ -56,8 +56,8 @@ def view_with_normals(view: View, *, fov_degrees: float | None = None, edge_rtol
 
 
 def _difference(points: Tensor, mask: Tensor, axis: int, edge_rtol: float) -> tuple[Tensor, Tensor]:
-    """The step (b, h, w, 3) of the surface along one axis, central where smooth, and where (b, h, w) there is
-    one.
+    """The tangent (b, h, w, 3) of the surface along one axis, central where smooth, and where (b, h, w) it
+    exists.
     """
     step, both = (
         points.diff(dim=axis),

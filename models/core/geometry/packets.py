@@ -1,7 +1,7 @@
 """A View to and from the packets of ComfyUI's depth nodes: MOGE_GEOMETRY and DA3_GEOMETRY.
 
 Both are plain dicts of tensors, described at the top of ComfyUI's nodes_moge.py and
-nodes_depth_anything_3.py. Neither says whether its depth is in metres, so whoever reads one has to.
+nodes_depth_anything_3.py. Neither states whether its depth is metric, so the caller has to.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .camera import pad_pose, upright_world
 from .points import depth_to_points, find_intrinsics
 from .view import Units, View
 
-SKY_FROM = 0.5  # from this probability on, ComfyUI's DA3 nodes call a pixel sky
+SKY_FROM = 0.5  # probabilities from this on are sky, as in ComfyUI's DA3 nodes
 
 
 def from_moge(packet: dict[str, Any], units: Units) -> View:
@@ -32,8 +32,8 @@ def from_moge(packet: dict[str, Any], units: Units) -> View:
         )
     if intrinsics is None and points is not None:
         raise ValueError(
-            "This MOGE_GEOMETRY is a panorama, with distances all around instead of one camera's depth; use "
-            "MoGe Inference."
+            "Expected the depth of one camera, got a MOGE_GEOMETRY that is a panorama, with distances all "
+            "around. Use MoGe Inference."
         )
     depth = _plain(points[..., 2] if depth is None else depth)
     height, width = depth.shape[-2:]
@@ -46,10 +46,10 @@ def from_moge(packet: dict[str, Any], units: Units) -> View:
 
 
 def to_moge(view: View, fov_degrees: float | None = None) -> dict[str, Tensor]:
-    """A MOGE_GEOMETRY: holes are NaN, sky is infinite, intrinsics count in widths and heights; no pose,
-    confidence or unit fits in.
+    """A MOGE_GEOMETRY: holes are NaN, sky is infinite, intrinsics are in widths and heights; no pose,
+    confidence or unit.
 
-    A view without a camera needs ``fov_degrees``; one without an image hands on its depth as the image.
+    A view without a camera needs ``fov_degrees``; one without an image uses its depth as the image.
     """
     intrinsics = find_intrinsics(view, fov_degrees)
     height, width = view.depth.shape[-2:]
@@ -73,9 +73,9 @@ def to_moge(view: View, fov_degrees: float | None = None) -> dict[str, Tensor]:
 def from_da3(packet: dict[str, Any], units: Units) -> View:
     """The View of a DA3_GEOMETRY; pixels that are probably sky become sky, poses are turned y up.
 
-    ComfyUI gives the camera in pixels of the size at which the network ran, which it does not tell: the
-    camera counts as centered, which DA3's decoded ones are, and that gives the size away. Packets of `to_da3`
-    state it.
+    ComfyUI's intrinsics are in pixels of the network's input size, which it does not state: the camera is
+    assumed to be centered, as DA3's decoded ones are, which determines the size. Packets of `to_da3` state
+    it.
     """
     if "depth" not in packet:
         raise ValueError(
@@ -101,7 +101,7 @@ def to_da3(view: View) -> dict[str, Any]:
     """A DA3_GEOMETRY: holes are 0, sky takes the farthest depth of its image and probability 1; a view with
     poses is "multiview".
 
-    ``intrinsics_size``, the (height, width) in whose pixels the camera counts, is ours; ComfyUI's nodes do
+    ``intrinsics_size``, the (height, width) in whose pixels the intrinsics are, is ours; ComfyUI's nodes do
     not read it.
     """
     depth = view.depth
@@ -124,7 +124,7 @@ def to_da3(view: View) -> dict[str, Any]:
 
 
 def _on_cpu(others: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """What there is of these; truth values stay such."""
+    """The entries among these names that are present; truth values stay bool."""
     there = {name: value for name, value in others.items() if value is not None}
     return {
         name: value.cpu() if value.dtype == torch.bool else _plain(value) for name, value in there.items()
@@ -132,12 +132,12 @@ def _on_cpu(others: dict[str, Tensor | None]) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """On the CPU and in float32, whatever precision ComfyUI keeps it in."""
+    """On the CPU and in float32, whatever ComfyUI's precision."""
     return as_float_tensor(tensor, name="geometry").detach().cpu()
 
 
 def _rgb(image: Tensor | None) -> Tensor | None:
-    """The colors of an IMAGE, which may leave [0, 1] a little after resizing."""
+    """The colors of an IMAGE, which may exceed [0, 1] slightly after resizing."""
     return None if image is None else as_image(image[..., :3], overshoot=OVERSHOOT).detach().cpu()
 
 
@@ -146,8 +146,8 @@ def _picture(view: View) -> Tensor:
 
 
 def _rescaled(intrinsics: Tensor, size: tuple[int, int], counted_in: tuple[int, int] | None) -> Tensor:
-    """Intrinsics (b, 3, 3) in pixels of ``size`` (height, width), from those of the size given or of a
-    centered camera.
+    """Intrinsics (b, 3, 3) in pixels of ``size`` (height, width), from those in pixels of another size or of
+    a centered camera.
     """
     height, width = size
     if counted_in is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .camera import (
@@ -15,7 +15,7 @@ from .camera import (
     camera_info,
     intrinsics_from_fov,
     invert_pose,
-    pixel_centres,
+    pixel_centers,
     resize_camera,
     transform_points,
     unproject,
@@ -36,7 +36,7 @@ class PointCloud:
     normals: Tensor | None  # (n, 3)
     pixels: Tensor  # (n, 2) int64: row, column
 
-    def centred(self) -> PointCloud:
+    def centered(self) -> PointCloud:
         """The same cloud around its median on each axis."""
         if not len(self.points):
             return self
@@ -54,21 +54,25 @@ def depth_to_points(depth: Tensor, intrinsics: Tensor) -> Tensor:
     """z-depth (b, h, w) and intrinsics (b, 3, 3) (pixels of this map) -> points (b, h, w, 3) through the
     pixel centers, OpenCV frame.
     """
-    centres = pixel_centres(*depth.shape[-2:], device=depth.device)
-    return unproject(centres.expand(*depth.shape, 2), depth, intrinsics)
+    centers = pixel_centers(*depth.shape[-2:], device=depth.device)
+    return unproject(centers.expand(*depth.shape, 2), depth, intrinsics)
 
 
 def depth_edges(depth: Tensor, rtol: float) -> Tensor:
     """True where the depth (b, h, w) varies by more than rtol times itself within 3 x 3 pixels.
 
-    Holes (0) have edges round them.
+    The neighbors of holes (0) are edges.
     """
-    spread = F.max_pool2d(depth, 3, stride=1, padding=1) + F.max_pool2d(-depth, 3, stride=1, padding=1)
+    from kornia.morphology import gradient  # late: exports without edges do not need it
+
+    window = torch.ones(3, 3, dtype=depth.dtype, device=depth.device)
+    # with the default max_val of 1e4 the border of a map beyond that depth could count as an edge
+    spread = gradient(depth.unsqueeze(1), window, max_val=math.inf).squeeze(1)
     return spread > rtol * depth.clamp(min=1e-6)
 
 
 def solid_pixels(view: View, edge_rtol: float) -> Tensor:
-    """True (b (h, w)) where there is a depth, and no depth edge within 3 x 3 pixels.
+    """True (b, h, w) where there is a depth, and no depth edge within 3 x 3 pixels.
 
     `edge_rtol=0` keeps the edges.
     """
@@ -112,8 +116,8 @@ def find_intrinsics(view: View, fov_degrees: float | None) -> Tensor:
         return view.intrinsics
     if fov_degrees is None:
         raise ValueError(
-            f"The view has no camera, so its points have no place; give fov_degrees ({ASSUMED_FOV:g} is "
-            "usual) or set its intrinsics."
+            "Expected a view with a camera, got one without, so its points have no position. Give "
+            f"fov_degrees ({ASSUMED_FOV:g} is usual) or set its intrinsics."
         )
     height, width = view.depth.shape[-2:]
     return intrinsics_from_fov(fov_degrees, width, height).to(view.depth.device).expand(len(view), 3, 3)
@@ -126,15 +130,16 @@ def viewer_pose(view: View, frame: Frame) -> Tensor:
     if frame == "world":
         if view.world_to_cam is None:
             raise ValueError(
-                "The view has no pose, so its place in the world is not known; choose the frame 'camera'."
+                "Expected a view with a pose for the frame 'world', got one without. Choose the frame "
+                "'camera'."
             )
         return invert_pose(view.world_to_cam)
     return torch.diag(torch.tensor([*FLIP_Y_Z, 1.0], device=view.depth.device)).expand(len(view), 4, 4)
 
 
 def view_camera(view: View, *, fov_degrees: float | None = None, frame: Frame = "camera") -> dict[str, Any]:
-    """ComfyUI's LOAD3D_CAMERA of a View with batch 1: it orbits the median depth, and clips well before and
-    behind all of it.
+    """ComfyUI's LOAD3D_CAMERA of a View with batch 1: it orbits the median depth, with clipping planes well
+    before and behind the scene.
     """
     viewer_pose(view, frame)
     height, width = view.depth.shape[-2:]
@@ -155,12 +160,12 @@ def view_camera(view: View, *, fov_degrees: float | None = None, frame: Frame = 
 def point_cloud_camera(
     view: View, cloud: PointCloud, *, fov_degrees: float | None = None, frame: Frame = "camera"
 ) -> dict[str, Any]:
-    """The LOAD3D_CAMERA of a View with batch 1 for ComfyUI's point cloud viewer, which shows clouds in a
-    place and size of its own.
+    """The LOAD3D_CAMERA of a View with batch 1 for ComfyUI's point cloud viewer, which recenters and rescales
+    clouds.
 
     There the middle of the cloud's bounding box is the origin and its farthest point has the distance 1
-    (frontend 1.49, PointCloudModelAdapter), while the camera stays where it is put. Meshes are shown as they
-    are: view_camera is theirs.
+    (frontend 1.49, PointCloudModelAdapter), while the camera is not transformed. Meshes are shown unscaled:
+    use view_camera for them.
     """
     points = transform_points(cloud.points, viewer_pose(view, frame)[0])
     return camera_beside_cloud(view_camera(view, fov_degrees=fov_degrees, frame=frame), points)
@@ -173,23 +178,23 @@ def camera_beside_cloud(camera: dict[str, Any], points: Tensor) -> dict[str, Any
     return resize_camera(camera, middle, radius)
 
 
-def find_outliers(points: Tensor, *, neighbours: int = 5, deviations: float = 1.0) -> Tensor:
-    """True (n,) where the mean distance to the nearest `neighbours` lies this many standard deviations above
+def find_outliers(points: Tensor, *, neighbors: int = 5, deviations: float = 1.0) -> Tensor:
+    """True (n,) where the mean distance to the nearest `neighbors` is this many standard deviations above
     the average.
     """
     count = len(points)
     if count > MAX_OUTLIER_POINTS:
         raise ValueError(
-            f"Outlier removal of {count} points compares too many pairs; use at most {MAX_OUTLIER_POINTS} "
-            "points."
+            f"Expected at most {MAX_OUTLIER_POINTS} points for outlier removal, which compares every pair, "
+            f"got {count}. Use fewer points."
         )
-    if count <= neighbours:
+    if count <= neighbors:
         return torch.zeros(count, dtype=torch.bool, device=points.device)
     rows = max(1, 2**24 // count)
     # the nearest point of all is the point itself; squared differences, because the matrix form of cdist
     # loses small distances
     exact = "donot_use_mm_for_euclid_dist"
     distances = (torch.cdist(part, points, compute_mode=exact) for part in points.split(rows))
-    nearest = (each.topk(neighbours + 1, largest=False).values[:, 1:] for each in distances)
+    nearest = (each.topk(neighbors + 1, largest=False).values[:, 1:] for each in distances)
     mean = torch.cat([each.mean(dim=1) for each in nearest])
     return mean > mean.mean() + deviations * mean.std(correction=0)

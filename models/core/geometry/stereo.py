@@ -1,7 +1,7 @@
-"""A second eye: forward warping of an image by its depth, row by row, with masks of the disocclusions.
+"""Stereo views: forward warping of an image by its depth, row by row, with masks of the disocclusions.
 
-Nearness is nearest depth / depth: 1 where the scene is nearest, 0 at infinity. It needs no unit and no
-camera, and sky has one.
+Nearness is nearest depth / depth: 1 at the nearest depth, 0 at infinity. It needs no unit and no camera, and
+is defined for sky.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .view import View, percentile
 
 @dataclass(frozen=True)
 class Shifted:
-    """Images as seen from the side. Where ``holes`` is True nothing is known, and the image is black."""
+    """Images of one eye. Where ``holes`` is True the image is unknown and black."""
 
     image: Tensor  # (b, h, w, 3)
     holes: Tensor  # (b, h, w) bool
@@ -25,16 +25,16 @@ class Shifted:
 def stereo_pair(
     view: View, *, parallax: float = 3.0, screen: float = 0.5, edge_rtol: float = 0.04
 ) -> tuple[Shifted, Shifted]:
-    """What the left and the right eye see, each half the parallax away from the image.
+    """The images of the left and the right eye, each shifted by half the parallax.
 
     ``parallax`` is the shift between the eyes from infinity to the nearest depth, in percent of the width.
-    What has the nearness ``screen`` does not move and appears in the plane of the screen: 0 lets everything
-    stand out, 1 lies behind it.
+    What has the nearness ``screen`` does not move and appears in the plane of the screen: with 0 everything
+    is in front of it, with 1 behind.
     """
     if view.image is None:
         raise ValueError(
-            "The view has no picture to show from two sides; give one to View from Depth Image, or decode "
-            "both."
+            "Expected a view with an image to shift, got one without. Give an image to View from Depth "
+            "Image, or decode both."
         )
     if not 0 <= screen <= 1:
         raise ValueError(
@@ -69,10 +69,10 @@ def nearness(view: View) -> Tensor:
 
 def shift_picture(image: Tensor, shift: Tensor, front: Tensor, known: Tensor, joined: Tensor) -> Shifted:
     """Move each pixel of (b, h, w, 3) right by ``shift`` pixels (b, h, w); where two meet, the one with more
-    ``front`` is seen.
+    ``front`` is visible.
 
-    Neighbours that are ``joined`` (``b h w-1``) are one surface, stretched or squeezed without gaps; others
-    are torn apart. Only ``known`` pixels are moved.
+    Neighbors that are ``joined`` (b, h, w - 1) are one surface, stretched or squeezed without gaps; others
+    are separated. Only ``known`` pixels are moved.
     """
     batch, height, width = shift.shape
     column = torch.arange(width, device=shift.device)
@@ -95,15 +95,15 @@ def shift_picture(image: Tensor, shift: Tensor, front: Tensor, known: Tensor, jo
 
 
 def _single_pixels(place: Tensor, loose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A pixel without a neighbour on one side still covers its own width."""
+    """A pixel without a neighbor on one side still covers its own width."""
     return (place + 0.5).floor(), torch.zeros_like(place), loose
 
 
 def _draw(
     picture: Tensor, seen: Tensor, target: Tensor, share: Tensor, drawn: Tensor, image: Tensor, front: Tensor
 ) -> None:
-    """Put colors between each pixel and its right neighbour into ``picture`` where they are before what is
-    ``seen`` there.
+    """Draw colors between each pixel and its right neighbor into ``picture`` where they are in front of what
+    is ``seen`` there.
     """
     b, y, x = drawn.nonzero(as_tuple=True)
     after = (x + 1).clamp(max=front.shape[-1] - 1)
@@ -118,7 +118,7 @@ def _draw(
 
 
 def _joined(view: View, edge_rtol: float) -> Tensor:
-    """True ``b h w-1`` where a pixel and its right neighbour belong to one surface; sky joins sky."""
+    """True (b, h, w - 1) where a pixel and its right neighbor belong to one surface; sky joins sky."""
     left, right = view.depth[..., :-1], view.depth[..., 1:]
     near = torch.minimum(left, right)
     joined = (

@@ -1,4 +1,4 @@
-"""View: a batch of depth maps with its images, masks, normals and cameras. Every depth travels as one."""
+"""View: a batch of depth maps with its images, masks, normals and cameras. All depth is passed as a View."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ _SAME_SIZE = "Bring the images to one size first, with Upscale Image or Resize I
 
 
 class NoSuchPicture(IndexError, ValueError):
-    """An index beyond a batch: ends a loop as an IndexError, and is a refusal in one sentence as a
-    ValueError.
-    """
+    """An index beyond a batch: an IndexError, which ends a loop, and a ValueError with a message."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class View:
     mask: Tensor  # (b, h, w) bool, True = valid
     image: Tensor | None = None  # (b, h, w, 3) in [0, 1]
     normals: Tensor | None = None  # (b, h, w, 3), unit length, camera frame OpenCV, facing the camera
-    confidence: Tensor | None = None  # (b, h, w), larger = surer
+    confidence: Tensor | None = None  # (b, h, w), larger = more certain
     # (b, h, w) bool: invalid because it is known to be infinitely far, not because it is missing
     sky: Tensor | None = None
     intrinsics: Tensor | None = None  # (b, 3, 3) in pixels of this map, pixel centers at +0.5
@@ -136,7 +134,9 @@ class View:
         """
         unknown = set(others) - set(_TAILS)
         if unknown:
-            raise TypeError(f"View has no field {sorted(unknown)}; it knows {sorted(_TAILS)}.")
+            raise TypeError(
+                f"Expected fields of a View among {sorted(_TAILS)}, got {sorted(unknown)}. Remove those."
+            )
         batched = {"depth": as_float_map(depth)}
         size = tuple(batched["depth"].shape[1:])
         given = {"mask": mask, **others}
@@ -169,8 +169,8 @@ class View:
         """One image of the batch, as a View with batch 1."""
         if not -len(self) <= index < len(self):
             raise NoSuchPicture(
-                f"Picture {index} was asked of a batch of {len(self)}: choose an index below that, counted "
-                "from 0."
+                f"Expected an index below {len(self)}, the batch size, counted from 0, got {index}. Choose "
+                "another image."
             )
         index %= len(self)
         return self._map(lambda tensor: tensor[index : index + 1])
@@ -186,7 +186,7 @@ class View:
         return self._map(lambda tensor: tensor[rows])
 
     def with_sky_from(self, depth: float) -> View:
-        """The same View with all that lies at this depth or beyond as sky."""
+        """The same View with everything at this depth or beyond as sky."""
         if not depth > 0:
             raise ValueError(f"Expected a depth above 0 from which on it is sky, got {depth:g}. Correct it.")
         far = self.mask & (self.depth >= depth)
@@ -211,14 +211,14 @@ class View:
         return tuple((~self.mask).sum(dim=(1, 2)).tolist())
 
     def require_valid(self) -> View:
-        """Return self, or raise ValueError naming the first image without a single valid pixel."""
+        """Return self, or raise ValueError naming the first image without a valid pixel."""
         pixels = self.depth[0].numel()
         for index, count in enumerate(self.invalid_counts):
             if count == pixels:
                 raise ValueError(
-                    f"Depth map {index} of {len(self)} has no valid pixel (finite and above 0) among "
-                    f"{pixels}; check the file or the mask, and that depth, not disparity or an inverted "
-                    "picture, was given."
+                    f"Expected a valid pixel (finite and above 0), got none among {pixels} in depth map "
+                    f"{index} of {len(self)}. Check the file or the mask, and that it is depth, not "
+                    "disparity or an inverted image."
                 )
         return self
 
@@ -241,17 +241,16 @@ class View:
         spacing: Spacing = "disparity",
         near_percentile: float = 1.0,
         far_percentile: float = 99.0,
-        invalid_grey: float = 0.0,
+        invalid_gray: float = 0.0,
     ) -> Tensor:
-        """A grey IMAGE (b, h, w, 3) in [0, 1] for depth ControlNets: near is white, far is black.
+        """A gray IMAGE (b, h, w, 3) in [0, 1] for depth ControlNets: near is white, far is black.
 
-        Each image is stretched on its own between two percentiles of its valid depth (0 = nearest pixel, 100
-        = farthest): what is nearer than ``near_percentile`` is white, what is farther than ``far_percentile``
-        black. In between grey runs linearly in ``spacing``: "disparity" (1 / depth, what MiDaS and most
-        ControlNets were trained on), "depth", or between the two "log", where equal ratios of depth look
-        equal. An image of constant depth becomes mid grey. Invalid pixels get ``invalid_grey``: black by
-        default, because nearly all of them are sky, which lies beyond the farthest pixel. The scale is lost:
-        use the exports to keep it.
+        Each image is scaled on its own between two percentiles of its valid depth (0 = nearest pixel, 100 =
+        farthest): nearer than ``near_percentile`` is white, farther than ``far_percentile`` black. In between
+        gray is linear in ``spacing``: "disparity" (1 / depth, what MiDaS and most ControlNets were trained
+        on), "depth", or between the two "log", where equal ratios of depth look equal. An image of constant
+        depth is mid gray. Invalid pixels get ``invalid_gray``: black by default, because nearly all of them
+        are sky, which is beyond the farthest pixel. The scale is lost: use the exports to keep it.
         """
         if spacing not in get_args(Spacing):
             raise ValueError(
@@ -262,14 +261,14 @@ class View:
                 f"Expected percentiles 0 <= near < far <= 100, got {near_percentile} (near) and "
                 f"{far_percentile} (far). Correct them."
             )
-        grey = torch.full_like(self.depth, invalid_grey)
+        gray = torch.full_like(self.depth, invalid_gray)
         for index in range(len(self)):
             valid = self.mask[index]
             if bool(valid.any()):
-                grey[index][valid] = _near_white(
+                gray[index][valid] = _near_white(
                     self.depth[index][valid], spacing, near_percentile, far_percentile
                 )
-        return grey.unsqueeze(-1).repeat(1, 1, 1, 3)
+        return gray.unsqueeze(-1).repeat(1, 1, 1, 3)
 
 
 def is_valid(depth: Tensor) -> Tensor:
@@ -308,7 +307,7 @@ def percentile(values: Tensor, percent: float) -> Tensor:
 
 
 def _near_white(depth: Tensor, spacing: Spacing, near_percentile: float, far_percentile: float) -> Tensor:
-    """Valid depths ``n`` to grey ``n``: 1 at the near percentile, 0 at the far one."""
+    """Valid depths (n,) to gray (n,): 1 at the near percentile, 0 at the far one."""
     near, far = percentile(depth, near_percentile), percentile(depth, far_percentile)
     if not bool(far > near):
         return torch.full_like(depth, 0.5)
@@ -321,8 +320,8 @@ def _near_white(depth: Tensor, spacing: Spacing, near_percentile: float, far_per
 
 
 def _read_field(name: str, value: Tensor, size: tuple[int, int]) -> Tensor:
-    """What belongs to a depth map of ``size`` (height, width), in the type and with the axes of the View's
-    field.
+    """An optional field of a depth map of ``size`` (height, width), in the type and with the axes of the
+    View's field.
     """
     if name in ("mask", "sky"):
         return as_mask(value, name=name, size=size)
@@ -338,7 +337,7 @@ def _read_field(name: str, value: Tensor, size: tuple[int, int]) -> Tensor:
 def _unit_normals(normals: Tensor, valid: Tensor) -> Tensor:
     """Normals (b, h, w, 3) of length 1, and 0 where they are not finite.
 
-    Vectors of another length as a rule are no normals.
+    Vectors whose median length is not 1 are refused.
     """
     if normals.shape[:-1] != valid.shape:
         return normals  # the View says it
@@ -359,7 +358,7 @@ def _unit_normals(normals: Tensor, valid: Tensor) -> Tensor:
 
 
 def _with_batch(tensor: Tensor, ndim: int, name: str) -> Tensor:
-    """Give an unbatched tensor its batch axis; refuse every other number of axes."""
+    """Add the batch axis to an unbatched tensor; any other number of axes is refused."""
     if tensor.ndim == ndim - 1:
         return tensor.unsqueeze(0)
     if tensor.ndim != ndim:
@@ -371,7 +370,7 @@ def _with_batch(tensor: Tensor, ndim: int, name: str) -> Tensor:
 
 
 def _same_batch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Repeat batches of 1 to the largest batch; refuse two different ones by name."""
+    """Repeat batches of 1 to the largest batch; two different ones are a ValueError."""
     largest = max(tensors, key=lambda name: tensors[name].shape[0])
     batch = tensors[largest].shape[0]
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Softmax attention as one callable, so that a host may put its own kernel in its place."""
+"""Softmax attention as one callable, so that a host can replace it by its own kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time embedding and adaptive layer norm (shift, scale, gate) as FLUX.2 computes them."""
+"""Timestep embedding and adaptive layer norm (shift, scale, gate) as FLUX.2 computes them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def timestep_embedding(
 ) -> Tensor:
     """Cosines, then sines, of time_factor * t * max_period^(-2k/dim): t (b,) -> (b, dim) in `dtype`.
 
-    t is rounded to `dtype` before the factor and the product is rounded again. In bfloat16 this quantises t
-    visibly; the released model was trained so, hence it is part of the function and not an accident to
-    repair.
+    t is rounded to `dtype` before the factor and the product is rounded again. In bfloat16 this quantizes t
+    visibly; the released model was trained this way, so it is intended and must not be corrected.
     """
     half = dim // 2
     scaled = t.to(dtype) * time_factor
@@ -37,7 +36,7 @@ def timestep_embedding(
 
 
 class TimeEmbedder(nn.Module):
-    """Two linear layers with SiLU between: time embedding -> time vector."""
+    """Two linear layers with SiLU between: timestep embedding -> vec."""
 
     def __init__(self, in_dim: int, hidden_size: int, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
@@ -49,7 +48,7 @@ class TimeEmbedder(nn.Module):
 
 
 class ModulationProjection(nn.Module):
-    """Time vector (b, c) -> `count` modulation triples, shared by every block that is handed them."""
+    """vec (b, c) -> `count` modulation triples, shared by all blocks that take them."""
 
     def __init__(self, hidden_size: int, count: int, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()

@@ -1,5 +1,5 @@
-"""Position ids and rotary tables: FLUX.2's four axes (modality, row, column, text index), and the two axes
-(row, column) of image encoders, whose channel pairs lie differently.
+"""Position ids and RoPE tables: FLUX.2's four axes (modality, row, column, text index), and the two axes
+(row, column) of image encoders, whose channel pairs are ordered differently.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RotaryTable = tuple[Tensor, Tensor]
 def grid_positions(
     height: int, width: int, *, modality: int = 0, device: torch.device | None = None
 ) -> Tensor:
-    """Ids of a row-major token grid: (h*w, 4) float32, each (modality, row, column, 0)."""
+    """Ids of a row-major token grid: (h w, 4) float32, each (modality, row, column, 0)."""
     ids = torch.zeros(height, width, 4, dtype=torch.float32, device=device)
     ids[..., 0] = modality
     ids[..., 1] = torch.arange(height, dtype=torch.float32, device=device)[:, None]

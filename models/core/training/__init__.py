@@ -1,1 +1,4 @@
-"""The trainer: recipe, data, loop, checkpoint. It receives a model and a loss, and knows no system."""
+"""The trainer: recipe, data, loop, checkpoint.
+
+It takes a model and a loss, and is independent of the systems.
+"""

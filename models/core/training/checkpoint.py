@@ -3,7 +3,8 @@
     OUTPUT/latest.json            {"checkpoint": "step-00003000"}
     OUTPUT/step-00003000/         model.safetensors  ema.safetensors  optimizer.safetensors  state.json
 
-There is no random state to keep: every draw of a run is a function of (seed, step, slice), see `loop.py`.
+There is no random state to save: all random numbers of a run are a function of (seed, step, slice), see
+`loop.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STATE = "state.json"
 def save_checkpoint(
     root: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int
 ) -> Path:
-    """Write `<group>.safetensors` for each group and state.json, move the pointer, drop all but the last
+    """Write `<group>.safetensors` for each group and state.json, move the pointer, delete all but the last
     `keep`. Returns the folder.
     """
     folder = root / f"step-{step:08d}"
@@ -51,8 +52,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
-            f"The checkpoint {folder} could not be written: {error}. Free some space or choose another "
-            "output folder."
+            f"Expected room for the checkpoint {folder}, got an error while writing it: {error}. Free some "
+            "space or choose another output folder."
         ) from error
     for old in sorted(p for p in root.glob("step-????????") if p.name < folder.name)[: -(keep - 1) or None]:
         shutil.rmtree(old, ignore_errors=True)
@@ -60,15 +61,15 @@ def save_checkpoint(
 
 
 def find_latest(root: Path) -> Path | None:
-    """The folder the pointer names, or None where no checkpoint was ever written."""
+    """The folder in the pointer file, or None if no checkpoint was written."""
     pointer = root / POINTER
     if not pointer.is_file():
         return None
     folder = root / str(read_state(pointer).get("checkpoint"))
     if not (folder / STATE).is_file():
         raise ValueError(
-            f"{pointer} names the checkpoint {folder.name}, but that folder holds no {STATE}; name one that "
-            "does."
+            f"Expected {STATE} in the checkpoint {folder.name}, which {pointer} names, got none. Name a "
+            "checkpoint that has it."
         )
     return folder
 
@@ -84,34 +85,38 @@ def load_checkpoint(
         except WeightsError as error:
             reason = str(error).removesuffix(".")
             raise ValueError(
-                f"{folder / name}.safetensors is damaged or missing ({reason}); use an older checkpoint."
+                f"Expected {folder / name}.safetensors to be readable, got a damaged or missing file "
+                f"({reason}). Use an older checkpoint."
             ) from error
     return groups, read_state(folder / STATE)
 
 
 def load_model(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Strictly: a missing, unknown or differently shaped tensor is named."""
+    """Strictly: a missing, unknown or differently shaped tensor is a ValueError."""
     own = model.state_dict()
     missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     faults = {"missing": missing, "unknown": unknown, "of another shape": shapes}
     if any(faults.values()):
-        says = [f"{len(group)} {what} (first {group[0]})" for what, group in faults.items() if group]
+        differences = [f"{len(group)} {what} (first {group[0]})" for what, group in faults.items() if group]
         raise ValueError(
-            f"{source} does not fit this model: {', '.join(says)}; model and preset must be those of the run "
-            "that wrote it."
+            f"Expected the tensors of this model in {source}, got {', '.join(differences)}. Use the model "
+            "and preset of the run that wrote it."
         )
     model.load_state_dict(dict(tensors))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """One of a checkpoint's JSON files; ValueError where it cannot be read."""
+    """One of a checkpoint's JSON files; ValueError if it cannot be read."""
     try:
         return read_json_object(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or missing ({error}); use an older checkpoint.") from error
+        raise ValueError(
+            f"Expected {path} to be readable, got a damaged or missing file ({error}). Use an older "
+            "checkpoint."
+        ) from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """One object, indented, whole or not at all."""
+    """One object, indented, written whole or not at all."""
     write_file(path, (json.dumps(values, indent=1) + "\n").encode())

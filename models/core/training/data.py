@@ -12,11 +12,11 @@ key is metadata and stays in `entry(index)`.
     {"image": "images/0.png", "depth": "depth/0.png", "depth_scale": 0.001, "mask": "mask/0.png", "caption":
     "a red ball", ...}
         Names are relative to the folder. `image`: any image Pillow opens, turned as its EXIF says; 16 bits
-        are scaled to 8. `depth`: a 16-bit grey PNG, metres = value * depth_scale, 0 = not known; or an .npy
+        are scaled to 8. `depth`: a 16-bit gray PNG, metres = value * depth_scale, 0 = not known; or an .npy
         or .npz file (array `depth`, or the only one), metres = value * depth_scale, too, where the line has
         one. What a depth file states itself (a PNG's text or the JSON beside it; depth_scale, depth_offset,
         mask, units and direction in an NPZ) counts, and where it contradicts the line the sample is refused.
-        `mask` (optional): an image of the depth's size, black = do not use. `segmentation` (optional): a grey
+        `mask` (optional): an image of the depth's size, black = do not use. `segmentation` (optional): a gray
         PNG of numbers, in one of 8 bits 255 = sky.
 
 A sample is a dict: image uint8 H W 3; depth float32 H W with 0 where it is not known; mask bool H W, True =
@@ -57,16 +57,17 @@ from .settings import as_size
 
 log = logging.getLogger("spatialweave.dataset")
 
-SMOOTH = ("image", "line")  # maps that are scaled smoothly; of the others no two pixels may be mixed
-MAPS = (*SMOOTH, "depth", "mask", "segmentation", "normals")  # what has pixels
+SMOOTH = ("image", "line")  # maps that are resized smoothly; pixels of the others must not be interpolated
+MAPS = (*SMOOTH, "depth", "mask", "segmentation", "normals")  # keys with pixels
 READERS = min(8, os.cpu_count() or 1)  # threads of one reading
 
 
 class FolderDataset(torch.utils.data.Dataset):
-    """The samples of one dataset folder. `size` (height, width; one number for both) scales to cover and
-    crops the middle.
+    """The samples of one dataset folder.
 
-    `keys` leaves out other tensors; `needs` are those, and entries of the line, without which a sample is
+    `size` (height, width; one number for both) scales to cover and crops the middle.
+
+    `keys` excludes other tensors; a sample without all of `needs`, tensors or entries of the line, is
     refused.
     """
 
@@ -82,7 +83,7 @@ class FolderDataset(torch.utils.data.Dataset):
         self.needs = tuple(needs)
         self.entries, self.lines = read_manifest(self.folder)
         self._shards: dict[str, Any] = {}
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -91,17 +92,17 @@ class FolderDataset(torch.utils.data.Dataset):
         return self.__dict__ | {"_shards": {}}
 
     def entry(self, index: int) -> Mapping[str, Any]:
-        """The manifest's line."""
+        """The line of the manifest."""
         return self.entries[index]
 
     def needing(self, *needs: str) -> FolderDataset:
-        """The same dataset, in which a sample without these tensors or entries of its line is refused."""
+        """The same dataset, in which a sample without these tensors or entries is refused."""
         other = copy.copy(self)
         other.needs = needs
         return other
 
     def where(self, index: int) -> str:
-        """What an error calls a sample."""
+        """How a message names a sample."""
         entry = self.entries[index]
         row = f", row {entry['row']} of {show_path(entry['shard'])}" if "shard" in entry else ""
         return f"Sample {index} (line {self.lines[index]} of {show_path(self.folder / MANIFEST)}{row})"
@@ -119,7 +120,7 @@ class FolderDataset(torch.utils.data.Dataset):
                 )
         except (OSError, KeyError, IndexError, ValueError, SafetensorError) as error:
             raise ValueError(
-                f"{self.where(index)} cannot be read: {str(error).removesuffix('.')}."
+                f"{self.where(index)}: {str(error).removesuffix('.')}."
             ) from error
         if "depth" in raw:
             raw |= mask_depth(raw["depth"], raw.get("mask"))
@@ -133,7 +134,7 @@ class FolderDataset(torch.utils.data.Dataset):
     def _read_row(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:
         name, row = entry["shard"], entry["row"]
         if name not in self._shards:
-            read_header(self.folder / name)  # which names the file and what is wrong with it
+            read_header(self.folder / name)  # whose message names the file and what is wrong with it
             self._shards[name] = safe_open(self.folder / name, framework="pt")
         shard, found = self._shards[name], {}
         for key in filter(self._wants, shard.keys()):
@@ -161,16 +162,18 @@ class FolderDataset(torch.utils.data.Dataset):
         return raw
 
     def _say(self, notes: Sequence[str], name: str) -> None:
-        """Each kind of note about images once a dataset."""
+        """Log each kind of note about images once per dataset."""
         for note in notes:
             kind = re.sub(r"\d+", "", note)
-            if kind not in self._said:
-                self._said.add(kind)
-                log.warning("%s: %s Others like it are not named.", show_path(self.folder / name), note)
+            if kind not in self._logged:
+                self._logged.add(kind)
+                log.warning(
+                    "%s: %s Further notes of this kind are not logged.", show_path(self.folder / name), note
+                )
 
 
 def mask_depth(depth: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Depth with 0 where it is not known, and the mask of where it is."""
+    """Depth with 0 where it is unknown, and the mask of where it is known."""
     depth = depth.float()
     known = torch.isfinite(depth) & (depth > 0)
     if mask is not None:
@@ -180,13 +183,13 @@ def mask_depth(depth: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
 
 def fit(sample: dict[str, Tensor], size: tuple[int, int], index: int) -> dict[str, Tensor]:
     """Scale every map of a sample to cover `size` and crop the middle: images and lines smoothly, all else by
-    the nearest pixel.
+    nearest neighbor.
     """
     foreign = sorted(set(sample) - set(MAPS))
     if foreign:
         raise ValueError(
-            f"Sample {index} holds {', '.join(foreign)}, which cannot be resized; leave size out, or those "
-            "with keys."
+            f"Expected maps that can be resized, got {', '.join(foreign)} in sample {index}. Leave size "
+            "out, or those with keys."
         )
     return {key: fit_map(value, size, smooth=key in SMOOTH) for key, value in sample.items()}
 
@@ -209,8 +212,7 @@ def fit_map(value: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
 def collate(samples: list[dict[str, Any]] | Mapping[str, Any]) -> Mapping[str, Any]:
     """Samples to a batch: tensors stacked, strings listed. Samples of different sizes or keys are refused.
 
-    What a dataset's own `__getitems__` made is a batch already: one that lies in memory is cut out of it at
-    once.
+    If a dataset's `__getitems__` returned a batch, it is used: a dataset in memory slices it at once.
     """
     if isinstance(samples, Mapping):
         return samples
@@ -218,8 +220,8 @@ def collate(samples: list[dict[str, Any]] | Mapping[str, Any]) -> Mapping[str, A
     for sample in samples:
         if sample.keys() != first.keys() or describe(sample) != describe(first):
             raise ValueError(
-                f"A batch mixes {describe(first)} with {describe(sample)}; set data.size to bring all "
-                "samples to one size."
+                f"Expected samples of one size in a batch, got {describe(first)} and {describe(sample)}. "
+                "Set data.size to resize all samples."
             )
     columns = {key: [sample[key] for sample in samples] for key in first}
     return {
@@ -229,13 +231,13 @@ def collate(samples: list[dict[str, Any]] | Mapping[str, Any]) -> Mapping[str, A
 
 
 def read_many(dataset: Any, indices: Sequence[int]) -> list[Any]:
-    """These samples, by several threads: decoding images and copying tensors do not hold Python's lock."""
+    """These samples, by several threads: decoding images and copying tensors release Python's lock."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(dataset.__getitem__, indices))
 
 
 def pick(dataset: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` samples, spread evenly over the dataset: what is measured on some stands for all."""
+    """At most `count` samples, spread evenly over the dataset, as a subset to measure on."""
     count = min(count, len(dataset))
     return [dataset[i * len(dataset) // count] for i in range(count)]
 
@@ -248,8 +250,7 @@ def describe(sample: Mapping[str, Any]) -> str:
 
 
 class OrderedBatches:
-    """Which samples each slice takes: epoch after epoch of a shuffle that is a function of (seed, epoch),
-    without end.
+    """Which samples each slice takes: endless epochs of a shuffle that is a function of (seed, epoch).
 
     Step s takes the `batch` samples from position s * batch on, cut into `slices` equal parts; process p of n
     takes parts p, p + n, ...
@@ -267,7 +268,7 @@ class OrderedBatches:
         process: int = 0,
     ):
         if count < 1:
-            raise ValueError("The dataset is empty; training needs at least one sample.")
+            raise ValueError("Expected at least one sample to train on, got an empty dataset. Add samples.")
         self.count, self.batch, self.seed, self.first_step = count, batch, seed, first_step
         self.slices, self.processes, self.process = slices, processes, process
         self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0))

@@ -1,7 +1,7 @@
 """Validation of a dataset folder's manifest and loose files: lines, names, depth, label images, sizes.
 
-The format stands in `data.py`. Every refusal is one sentence; of the manifest's lines it names the line, of
-files the file.
+The format is described in `data.py`. Every error is one message; of the manifest's lines it names the line,
+of files the file.
 """
 
 from __future__ import annotations
@@ -31,30 +31,39 @@ SCALE, OFFSET = "depth_scale", "depth_offset"  # as a line, a PNG's text or an N
 
 
 def read_manifest(folder: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Every line of the folder's manifest, checked, with its caption as text.
+    """Every line of the folder's manifest, validated, with its caption as text.
 
     And the lines' numbers in the file.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{show_path(folder)} is not a dataset folder: it has no {MANIFEST}.")
+        raise ValueError(
+            f"Expected a dataset folder with {MANIFEST}, got {show_path(folder)} without it. Choose "
+            "another folder."
+        )
     entries, numbers = [], []
     for number, entry in read_json_lines(path):
         entries.append(check_line(entry, f"line {number} of {show_path(path)}"))
         numbers.append(number)
     if not entries:
-        raise ValueError(f"{show_path(path)} is empty; a dataset needs at least one sample.")
+        raise ValueError(
+            f"Expected at least one sample in {show_path(path)}, got an empty file. Add samples."
+        )
     lost = sorted(
         name for name in {e["shard"] for e in entries if "shard" in e} if not (folder / name).is_file()
     )
     if lost:
-        raise ValueError(f"{show_path(path)} names shards that are not there: {', '.join(lost)}.")
+        raise ValueError(
+            f"Expected the shards that {show_path(path)} names, got none of these: {', '.join(lost)}. Put "
+            "them back."
+        )
     return entries, numbers
 
 
 def check_line(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The line with null entries for files left out and null
-    for a caption as "". `where` is what an error calls it.
+    """The line without its null entries for files, and with a null caption as "".
+
+    `where` is how a message names it.
     """
     entry = {
         key: value
@@ -113,7 +122,7 @@ def check_captions(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_name(name: Any, key: str, where: str) -> None:
-    """The name of a file inside the folder, by either system's rules."""
+    """The name of a file inside the folder, by the rules of either system."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(
             f'Expected the name of a file as "{key}" in {where}, got {name!r}. '
@@ -131,15 +140,15 @@ def check_name(name: Any, key: str, where: str) -> None:
 
 
 def is_scale(value: Any) -> bool:
-    """A number above 0 with which no depth leaves float32, and no truth value."""
+    """A number above 0 that keeps every depth within float32, and no truth value."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LARGEST_SCALE
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # an integer larger than any float
         return False
 
 
 def read_sample_depth(path: Path, scale: float | None) -> Tensor:
-    """A loose depth file as float32 H W metres, NaN where the file itself says that it is not known."""
+    """A loose depth file as float32 (h, w) metres, NaN where the file marks it as unknown."""
     name = show_path(path)
     read = {".npy": read_depth_npy, ".npz": read_depth_npz}.get(path.suffix.lower(), read_depth_picture)
     values, known, stated, offset = read(path, name)
@@ -169,7 +178,7 @@ def read_depth_npy(path: Path, name: str) -> Stated:
 def read_depth_npz(path: Path, name: str) -> Stated:
     """The array `depth`, or the only one.
 
-    Of what else it states mask, depth_scale, depth_offset and direction count.
+    Of its other arrays, mask, depth_scale, depth_offset and direction are used.
     """
     arrays = load_arrays(path, name)
     if "depth" not in arrays and len(arrays) != 1:
@@ -194,14 +203,16 @@ def read_depth_npz(path: Path, name: str) -> Stated:
 
 
 def read_depth_picture(path: Path, name: str) -> Stated:
-    """One grey channel of 16 or 32 bits or floats; 0 and what tRNS declares transparent are not known. A
-    PNG's text, or else the JSON beside it, may say the scale."""
+    """One gray channel of 16 or 32 bits or floats; 0 and what tRNS declares transparent are unknown.
+
+    A PNG's text, or else the JSON beside it, may state the scale.
+    """
     found = open_values(path)
     values = found.values
     if values.ndim != 2 or values.dtype == np.uint8:
-        kind = "is a color picture" if values.ndim != 2 else "has 8 bits"
+        kind = "is a color image" if values.ndim != 2 else "has 8 bits"
         raise ValueError(
-            f"Expected depth as one grey channel of 16 bits, got {name}, which {kind} (mode {found.mode}). "
+            f"Expected depth as one gray channel of 16 bits, got {name}, which {kind} (mode {found.mode}). "
             "Save a 16-bit PNG."
         )
     if values.dtype == np.int32 and values.min() < 0:
@@ -220,8 +231,9 @@ def read_depth_picture(path: Path, name: str) -> Stated:
 
 
 def stated_scale(facts: Mapping[str, Any], name: str, *, text: bool = False) -> tuple[float | None, float]:
-    """depth_scale and depth_offset of a file's own text, arrays or JSON; a unit that is no metre and a
-    direction that is none of depth are refused."""
+    """depth_scale and depth_offset of a file's own text, arrays or JSON; a unit other than the meter and
+    another direction are refused.
+    """
     facts = {
         key: value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
         for key, value in facts.items()
@@ -233,7 +245,7 @@ def stated_scale(facts: Mapping[str, Any], name: str, *, text: bool = False) -> 
 
 
 def read_sidecar(path: Path) -> tuple[Mapping[str, Any], str]:
-    """The JSON beside a depth image, where it is one about depth, and its name."""
+    """The JSON beside a depth image, if it describes a depth, and its name."""
     beside = find_sidecar(path)
     stated = read_json(beside) if beside.is_file() else None
     return (stated if isinstance(stated, dict) and SCALE in stated else {}), show_path(beside)
@@ -250,7 +262,7 @@ def load_arrays(path: Path, name: str) -> Any:
             f"Expected depth in {name}, got an error of the system ({error.strerror or error}). Check the "
             "path."
         ) from error
-    # of a foreign file's bytes numpy raises nearly anything, depending on the place of the damage
+    # numpy raises almost any exception on a damaged file
     except Exception as error:
         raise ValueError(
             f"Expected an .npy or .npz of plain numbers in {name}, got {error or 'a damaged one'}. Save it "
@@ -265,7 +277,7 @@ def load_arrays(path: Path, name: str) -> Any:
 
 
 def one_map(array: Any, name: str, key: str) -> np.ndarray:
-    """float32 (h, w) of one map in any layout that the door for arrays takes."""
+    """float32 (h, w) of one map in any layout that `as_float_map` takes."""
     depth = as_float_map(array, name=key, source=name)
     if len(depth) != 1 or 0 in depth.shape:
         raise ValueError(
@@ -276,19 +288,19 @@ def one_map(array: Any, name: str, key: str) -> np.ndarray:
 
 
 def read_segmentation(source: Any, *, name: Any = None) -> Tensor:
-    """A loose segmentation as int32 H W: 0 = no mask, and where it has 8 bits 255 as -1, sky.
+    """A loose segmentation as int32 (h, w): 0 = no mask, and of an image with 8 bits 255 as -1, sky.
 
-    A palette counts by its indices.
+    A palette image counts by its indices.
     """
     labels, bits = open_labels(source, name=name)
     return labels.masked_fill(labels == SKY_LABEL, SKY) if bits == 8 else labels
 
 
 def check_sample_sizes(maps: Mapping[str, Tensor], names: Sequence[str] = FILES) -> None:
-    """Refuse maps of one sample (H W, or H W c) that show other cuts of the scene: sides in another
-    proportion, beyond a pixel of rounding.
+    """Refuse maps of one sample ((h, w), or (h, w, c)) of different aspect ratios, beyond a pixel of
+    rounding.
 
-    An image at twice the depth's size is fine. A mask has the depth's own size.
+    An image at twice the depth's size is accepted. A mask has the depth's own size.
     """
     sizes = {name: tuple(maps[name].shape[:2]) for name in names if name in maps}
     if not sizes:
@@ -308,7 +320,7 @@ def check_sample_sizes(maps: Mapping[str, Tensor], names: Sequence[str] = FILES)
         )
 
 
-# of a shard's row: number of axes, and the types it may have
+# of a shard's row: number of axes, and the allowed types
 FORMS: Mapping[str, tuple[tuple[int | None, ...], tuple[torch.dtype, ...]]] = {
     "image": ((None, None, 3), (torch.uint8,)),
     "depth": ((None, None), (torch.float16, torch.float32, torch.bfloat16, torch.float64)),
@@ -319,19 +331,19 @@ FORMS: Mapping[str, tuple[tuple[int | None, ...], tuple[torch.dtype, ...]]] = {
 
 
 def check_forms(row: Mapping[str, Tensor], shard: str) -> None:
-    """Refuse a shard's row in which a map has another type or another shape than the format says."""
+    """Refuse a shard's row in which a map has another type or shape than the format states."""
     for name, (axes, types) in FORMS.items():
         if name not in row:
             continue
         shape, dtype = tuple(row[name].shape), row[name].dtype
         fits = (
             len(shape) == len(axes)
-            and all(want in (None, side) for want, side in zip(axes, shape, strict=True))
+            and all(length in (None, side) for length, side in zip(axes, shape, strict=True))
             and 0 not in shape
         )
         if not fits or dtype not in types:
-            wanted = " or ".join(str(each) for each in types) + (
+            expected = " or ".join(str(each) for each in types) + (
                 " (height, width, 3)" if len(axes) == 3 else " (height, width)"
             )
-            said = f"Expected {name} as {wanted} in {shard}, got {dtype} {shape}. Write the shard anew."
-            raise ValueError(said.replace("torch.", ""))
+            message = f"Expected {name} as {expected} in {shard}, got {dtype} {shape}. Write the shard anew."
+            raise ValueError(message.replace("torch.", ""))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+"""Ctrl-C and SIGTERM as a request that the loop checks between two steps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether a stop was asked for. The second signal does what it always did.
+    """Gives a function that returns whether a stop was requested. A second signal has its usual effect.
 
-    Outside the main thread, where Python allows no handlers, nothing is ever asked for.
+    Outside the main thread, where Python allows no handlers, it always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = threading.Event()
+    requested = threading.Event()
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore() -> None:
@@ -27,18 +27,18 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
     def ask(number, frame) -> None:
-        asked.set()
+        requested.set()
         restore()
 
     for number in SIGNALS:
         signal.signal(number, ask)
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
         restore()
 
 
 def leave_interrupt_to_parent(worker: int) -> None:
-    """For data processes: Ctrl-C reaches them too, and one that dies of it would take the unsaved run along.
+    """For data processes: Ctrl-C reaches them too, and if one died of it, the unsaved run would end as well.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

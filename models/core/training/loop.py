@@ -1,8 +1,9 @@
-"""The training loop: accumulate, clip, average, log, save, resume. It knows no system.
+"""The training loop: accumulate, clip, average, log, save, resume. It is independent of the systems.
 
 One optimizer step takes `batch_size` samples, cut into `accumulate * processes` equal slices. Which samples
-they are is a function of (seed, epoch), what is drawn for a slice is a function of (seed, step, slice). So a
-resumed run continues bit for bit, and two processes do what one process does with twice the micro-batches.
+they are is a function of (seed, epoch), the random numbers of a slice are a function of (seed, step, slice).
+So a resumed run continues bit for bit, and two processes compute what one process does with twice the
+micro-batches.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ Ending = Literal["finished", "time", "interrupted"]
 class Task:
     """A system's model, loss and data."""
 
-    model: nn.Module  # everything that trains, and is saved
+    model: nn.Module  # everything that is trained, and saved
     loss: Loss  # loss(model, batch, generator) -> (scalar, named scalars); generator is on the CPU
     dataset: Any  # len() and [index] -> dict of tensors and strings
     collate: Callable[[list], Batch] = collate
-    # networks the loss uses and nobody trains: moved to the device, not saved
+    # frozen networks that the loss uses: moved to the device, not saved
     companions: tuple[nn.Module, ...] = ()
-    # (output folder, averaged state): writes what ships
+    # (output folder, averaged state): writes the weights to ship
     export: Callable[[Path, Mapping[str, Tensor]], None] | None = None
 
 
@@ -87,7 +88,7 @@ def run_recipe(
     resume: bool = False,
     on_log: OnLog | None = None,
 ) -> Outcome:
-    """Train what the recipe says. `builders` maps each system's name to the function that makes its Task.
+    """Train a recipe. `builders` maps each system's name to the function that makes its Task.
 
     `on_log` receives every log line; it may raise KeyboardInterrupt, which stops the run as Ctrl-C does:
     saved, and resumable.
@@ -98,11 +99,13 @@ def run_recipe(
     if output:
         recipe = replace(recipe, output=str(output))
     if not recipe.output:
-        raise ValueError("The recipe names no output folder; add output to it, or give --output.")
+        raise ValueError(
+            "Expected an output folder in the recipe, got none. Add output to it, or give --output."
+        )
     if recipe.system not in builders:
         raise ValueError(
-            f"The recipe is for the system {recipe.system!r}, which has no trainer here; there are "
-            f"{', '.join(builders)}."
+            f"Expected a recipe for one of the systems {', '.join(builders)}, got {recipe.system!r}. "
+            "Correct system in the recipe."
         )
     latest = find_resume_checkpoint(Path(recipe.output), recipe, resume)  # before anything slow
     with naming(source):
@@ -119,8 +122,8 @@ def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnL
             run.load(latest)
         elif accelerator.is_main_process:
             write_sources(run.output, recipe)
-        with graceful_stop() as asked:
-            return run.go(asked, on_log)
+        with graceful_stop() as stop_requested:
+            return run.go(stop_requested, on_log)
     finally:
         accelerator.free_memory()
         # else the next run of this process could not choose another precision
@@ -135,9 +138,8 @@ class Run:
         self.slices = recipe.accumulate * accelerator.num_processes
         if recipe.batch_size % self.slices:
             raise ValueError(
-                f"A batch of {recipe.batch_size} cannot be cut into {self.slices} equal slices (accumulate "
-                f"{recipe.accumulate} times {accelerator.num_processes} processes); make batch_size a "
-                "multiple."
+                f"Expected batch_size as a multiple of {self.slices} (accumulate {recipe.accumulate} times "
+                f"{accelerator.num_processes} processes), got {recipe.batch_size}. Change batch_size."
             )
         self.parameters = choose_trainable(task.model, recipe.freeze)
         optimizer = make_optimizer(self.parameters, recipe)
@@ -149,7 +151,7 @@ class Run:
         if accelerator.is_main_process:
             write_json(self.output / "recipe.json", recipe.to_json())
 
-    def go(self, asked: Callable[[], bool], on_log: OnLog | None) -> Outcome:
+    def go(self, stop_requested: Callable[[], bool], on_log: OnLog | None) -> Outcome:
         recipe, start, first, ending = self.recipe, time.monotonic(), self.step, "finished"
         batches = iter(self.loader())
         hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
@@ -164,7 +166,7 @@ class Run:
             while self.step < recipe.last_step and ending == "finished":
                 self.train_step(batches)
                 self.step += 1
-                stopped, seconds = asked(), time.monotonic() - start
+                stopped, seconds = stop_requested(), time.monotonic() - start
                 if self.step % recipe.log_every == 0 or self.step == recipe.last_step:
                     record = self.write_log(seconds / (self.step - first))
                     bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
@@ -213,7 +215,7 @@ class Run:
         )  # fmt: skip
 
     def find_ending(self, stopped: bool, seconds: float) -> Ending:
-        """The same on every process: one that was asked to stop, or is out of time, stops them all."""
+        """The same on every process: if one was stop_requested to stop, or is out of time, all stop."""
         late = bool(self.recipe.max_minutes) and seconds > 60 * self.recipe.max_minutes
         if self.accelerator.num_processes > 1:
             flags = torch.tensor([float(stopped), float(late)], device=self.accelerator.device)
@@ -233,7 +235,7 @@ class Run:
         return record
 
     def tell(self, on_log: OnLog | None, record: dict[str, float]) -> bool:
-        """Pass a log line to `on_log`; True if it asks to stop."""
+        """Pass a log line to `on_log`; True if it requests a stop."""
         try:
             if on_log and self.accelerator.is_main_process:
                 on_log(record)
@@ -274,9 +276,7 @@ class Run:
 
 
 class LossModule(nn.Module):
-    """Model and loss as one forward, because that is what accelerate wraps for precision and for several
-    processes.
-    """
+    """Model and loss as one forward, which accelerate wraps for precision and for several processes."""
 
     def __init__(self, model: nn.Module, loss: Loss):
         super().__init__()
@@ -287,7 +287,7 @@ class LossModule(nn.Module):
 
 
 def make_accelerator(recipe: Recipe):
-    """Device and processes as `accelerate launch` or torchrun say; without them, the one GPU or the CPU.
+    """Device and processes as set by `accelerate launch` or torchrun; without them, the one GPU or the CPU.
 
     Several GPUs: `accelerate launch --no_python --num_processes 2 spatialweave train ...`; several CPU
     processes: `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 --no-python spatialweave train ...`.
@@ -296,16 +296,18 @@ def make_accelerator(recipe: Recipe):
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
         raise ImportError(
-            'Training needs accelerate, which is not installed: pip install "spatialweave[train]".'
+            "Expected the package accelerate for training, got none. Install it: pip install "
+            '"spatialweave[train]".'
         ) from error
-    # a stage that leaves some parameters out, like text to image without the depth stream, must not wait for
+    # a stage that does not use some parameters, like text to image without the depth stream, must not wait
+    # for
     # their gradients
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused])
 
 
 def find_device() -> torch.device:
-    """Where a run of this process will train, for what is computed before it begins.
+    """The device on which a run of this process will train, for work before it begins.
 
     As accelerate decides.
     """
@@ -319,15 +321,18 @@ def find_device() -> torch.device:
 def find_resume_checkpoint(output: Path, recipe: Recipe, resume: bool) -> Path | None:
     """The checkpoint to resume from, None for a new run.
 
-    Another run is not overwritten, and not continued as something else.
+    Another run is neither overwritten nor continued.
     """
     latest = find_latest(output)
     if latest and not resume:
         raise ValueError(
-            f"{output} already holds a run at {latest.name}; resume it, or choose another output folder."
+            f"Expected an output folder without a run, got {output} with one at {latest.name}. Resume it, "
+            "or choose another output folder."
         )
     if resume and not latest:
-        raise ValueError(f"{output} holds no checkpoint to resume from; leave resume out to start.")
+        raise ValueError(
+            f"Expected a checkpoint to resume from in {output}, got none. Leave resume out to start."
+        )
     if latest:
         check_same_recipe(read_state(latest / STATE).get("recipe", {}), recipe.to_json(), latest)
         check_sources(output, recipe)
@@ -335,7 +340,8 @@ def find_resume_checkpoint(output: Path, recipe: Recipe, resume: bool) -> Path |
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"The output folder {output} cannot be made ({error.strerror or error}); choose another."
+            f"Expected to create the output folder {output}, got an error ({error.strerror or error}). "
+            "Choose another."
         ) from error
     return latest
 
@@ -343,7 +349,7 @@ def find_resume_checkpoint(output: Path, recipe: Recipe, resume: bool) -> Path |
 def seed_slice(seed: int, step: int, part: int) -> Generator:
     """The generator of one slice of one step.
 
-    Torch's own generators are set alike, for dropout and the like.
+    Torch's own generators get the same seed, for dropout and the like.
     """
     digest = hashlib.blake2b(f"slice/{seed}/{step}/{part}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "big") >> 1

@@ -1,5 +1,5 @@
-"""What trains and how: parameter groups of AdamW and Muon, learning rate factors, averaged weights, optimizer
-state by name.
+"""Optimization: parameter groups of AdamW and Muon, learning rate factors, averaged weights, optimizer state
+by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def matches(name: str, prefix: str) -> bool:
 def choose_trainable(model: nn.Module, freeze: Iterable[str]) -> Parameters:
     """Freeze by prefix and return the rest by name.
 
-    A prefix that fits nothing is refused: it would freeze nothing silently.
+    A prefix without a parameter is refused, since it would silently freeze nothing.
     """
     freeze, names = tuple(freeze), [name for name, _ in model.named_parameters()]
     check_prefixes(freeze, names, "freeze")
@@ -32,7 +32,8 @@ def choose_trainable(model: nn.Module, freeze: Iterable[str]) -> Parameters:
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(
-            f"The recipe freezes {', '.join(freeze)}, which is every parameter; nothing would train."
+            "Expected parameters left to train, got a recipe that freezes all of them "
+            f"({', '.join(freeze)}). Freeze fewer."
         )
     return trainable
 
@@ -43,13 +44,17 @@ def check_prefixes(prefixes: Iterable[str], names: Iterable[str], key: str) -> N
         if not any(matches(name, prefix) for name in names):
             known = ", ".join(sorted({name.split(".")[0] for name in names}))
             raise ValueError(
-                f"The recipe's {key} names {prefix!r}, but no parameter begins so; names begin with {known}."
+                f"Expected prefixes of parameter names as {key} of the recipe, got {prefix!r}. Names begin "
+                f"with {known}."
             )
 
 
 def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW, one group per (learning rate factor, weight decay), fused: one pass over the weights, also on
-    CPUs. With Muon where the recipe says so."""
+    CPUs.
+
+    With Muon if the recipe has it.
+    """
     check_prefixes(recipe.lr_scale, parameters, "lr_scale")
     check_prefixes(recipe.muon, parameters, "muon")
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
@@ -57,15 +62,15 @@ def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimi
         fitting = [prefix for prefix in recipe.lr_scale if matches(name, prefix)]
         scale = recipe.lr_scale[max(fitting, key=len)] if fitting else 1.0
         decay = recipe.weight_decay if parameter.ndim >= 2 else 0.0
-        turned = parameter.ndim == 2 and any(matches(name, prefix) for prefix in recipe.muon)
-        groups.setdefault((turned, scale, decay), []).append(parameter)
+        uses_muon = parameter.ndim == 2 and any(matches(name, prefix) for prefix in recipe.muon)
+        groups.setdefault((uses_muon, scale, decay), []).append(parameter)
     adamw, muon = (
         [
             {"params": params, "scale": scale, "weight_decay": decay}
-            for (turned, scale, decay), params in groups.items()
-            if turned == wanted
+            for (uses_muon, scale, decay), params in groups.items()
+            if uses_muon == flag
         ]
-        for wanted in (False, True)
+        for flag in (False, True)
     )
     settings = {"lr": recipe.lr, "betas": recipe.betas, "fused": True}
     return MuonAdamW(muon, adamw, **settings) if muon else torch.optim.AdamW(adamw, **settings)
@@ -74,13 +79,14 @@ def make_optimizer(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimi
 class MuonAdamW(torch.optim.Optimizer):
     """torch's Muon (Jordan et al. 2024) for some matrices and AdamW for all else, as one optimizer with one
     learning rate: Muon's updates are scaled to AdamW's usual size (Liu et al. 2025, "Muon is scalable for LLM
-    training")."""
+    training").
+    """
 
     def __init__(self, muon: list[dict], adamw: list[dict], *, lr: float, **settings):
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(
-                f"The recipe has muon, which torch {torch.__version__} lacks; leave it out, or take torch "
-                "2.9 or later."
+                f"Expected torch 2.9 or later for the recipe's muon, got torch {torch.__version__}. Leave "
+                "muon out, or update torch."
             )
         parts = [torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw")]
         parts += [torch.optim.AdamW(adamw, lr=lr, **settings)] if adamw else []
@@ -92,9 +98,9 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         if closure is not None:
-            raise ValueError("MuonAdamW takes no closure.")
+            raise ValueError("Expected no closure for MuonAdamW, got one. Call backward before step.")
         for i, part in enumerate(self.parts):
-            # groups and state live here, where a checkpoint is loaded and accelerate looks; the parts only
+            # groups and state are stored here, where checkpoints and accelerate expect them; the parts only
             # compute
             part.param_groups, part.state = (
                 [group for group in self.param_groups if group["part"] == i],
@@ -128,15 +134,15 @@ def load_optimizer_tensors(
         name, quantity = key.rsplit("|", 1)
         if name not in parameters:
             raise ValueError(
-                f"The checkpoint has optimiser state for {name!r}, which does not train here; freeze must "
-                "stay as it was."
+                f"Expected optimizer state of the trained parameters in the checkpoint, got {name!r}, which "
+                "is frozen here. Use the freeze of the run that wrote it."
             )
         optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device)
 
 
 class AveragedWeights:
-    """Exponential moving average of the trainable weights in float32, with a warm-up: early steps forget the
-    start quickly.
+    """Exponential moving average of the trainable weights in float32, with a warm-up in which early weights
+    have little effect.
     """
 
     def __init__(self, parameters: Parameters, decay: float):
@@ -158,7 +164,6 @@ class AveragedWeights:
             self.tensors[name].copy_(value)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's whole state with averaged in place of trained weights, each in the dtype the model has.
-        """
+        """The model's whole state with averaged instead of trained weights, each in the model's dtype."""
         state = {name: value.detach() for name, value in model.state_dict().items()}
         return state | {name: value.to(state[name].dtype) for name, value in self.tensors.items()}

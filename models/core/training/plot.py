@@ -20,7 +20,7 @@ SKIP = ("step", "lr", "seconds_per_step", "grad_norm")
 def plot_log(log: Path, target: Path) -> None:
     """Every loss of a `log.jsonl` over steps, on a logarithmic axis, smoothed.
 
-    The raw curve lies pale behind.
+    The raw curve is drawn pale behind.
     """
     records = read_log(log)
     curves = {
@@ -40,7 +40,7 @@ def plot_log(log: Path, target: Path) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The records of a `log.jsonl`. A run that was killed may have left half a line, which is passed over."""
+    """The records of a `log.jsonl`. An incomplete last line of a killed run is skipped."""
     records = []
     for line in path.read_bytes().split(b"\n"):
         try:
@@ -78,8 +78,8 @@ def draw_curves(draw: ImageDraw.ImageDraw, curves: dict[str, list[tuple[float, f
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round values between 10^low and 10^high: 1, 2 and 5 times powers of ten, or even steps where the range
-    is narrow.
+    """Round values between 10^low and 10^high: 1, 2 and 5 times powers of ten, or even steps if the range is
+    narrow.
     """
     if high - low < 0.8:
         width = (10**high - 10**low) / 5
@@ -93,7 +93,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Exponential mean over about a fortieth of the curve, without the pull towards its start."""
+    """Exponential mean over about a fortieth of the curve, with bias correction at its start."""
     weight = 1 - 1 / max(1.0, len(points) / 40)
     total, mean, out = 0.0, 0.0, []
     for step, value in points:

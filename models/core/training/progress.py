@@ -1,4 +1,4 @@
-"""What a run says while it runs: means of the reported numbers, `log.jsonl`, `loss.png`."""
+"""Output of a run: means of the reported numbers, `log.jsonl`, `loss.png`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PLOT_EVERY = 10  # log lines
 
 
 class Meter:
-    """Means of what the loss reports between two log lines, summed on the device so that no step waits for
-    the numbers.
+    """Means of what the loss reports between two log lines, summed on the device so that no step
+    synchronizes.
     """
 
     def __init__(self, accelerator):
@@ -34,7 +34,7 @@ class Meter:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self, step: int) -> dict[str, float]:
-        """Means over steps, micro-batches and processes; starts anew."""
+        """Means over steps, micro-batches and processes; resets the sums."""
         self.check(step)
         means = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])
         values = dict(zip(self.sums, self.accelerator.reduce(means, reduction="mean").tolist(), strict=True))
@@ -42,13 +42,13 @@ class Meter:
         return values
 
     def check(self, step: int) -> None:
-        """FloatingPointError, on every process, once any loss since the last line was infinite or NaN."""
+        """FloatingPointError, on every process, if any loss since the last line was infinite or NaN."""
         if "loss" not in self.sums:
             return
         if not bool(torch.isfinite(self.accelerator.reduce(self.sums["loss"], reduction="sum"))):
             raise FloatingPointError(
-                f"The loss is no longer finite near step {step}; lower lr or clip harder. The last "
-                "checkpoint is still good."
+                f"Expected a finite loss, got NaN or infinity near step {step}. Lower lr or clip harder; "
+                "the last checkpoint is still good."
             )
 
 
@@ -66,7 +66,7 @@ class Log:
             plot_log(self.path, self.plot)
 
     def cut(self, step: int) -> None:
-        """Drop what was logged after `step`, so that a resumed run logs no step twice."""
+        """Delete lines logged after `step`, so that a resumed run logs no step twice."""
         if self.path.is_file():
             lines = [json.dumps(record) + "\n" for record in read_log(self.path) if record["step"] <= step]
             self.path.write_text("".join(lines), encoding="utf-8")

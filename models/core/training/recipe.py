@@ -30,7 +30,7 @@ _SHARES = ("decay", "final_lr", "ema")
 class Recipe:
     """One training run.
 
-    `model`, `data` and `loss` belong to the system, which checks them; the rest is checked here.
+    `model`, `data` and `loss` belong to the system, which validates them; the rest is validated here.
     """
 
     system: str
@@ -38,29 +38,29 @@ class Recipe:
     preset: str = "tiny"
     seed: int = 0
     batch_size: int = 32  # samples of one optimizer step, over all processes and micro-batches
-    accumulate: int = 1  # micro-batches a process cuts its part of the batch into
+    accumulate: int = 1  # micro-batches into which a process cuts its part of the batch
     lr: float = 1e-4
     # parameter name prefix -> factor on lr; the longest prefix counts
     lr_scale: Mapping[str, float] = field(default_factory=dict)
-    freeze: tuple[str, ...] = ()  # parameter name prefixes that do not train
-    # prefixes of the parameters whose matrices torch's Muon trains; AdamW has all else
+    freeze: tuple[str, ...] = ()  # parameter name prefixes that are frozen
+    # prefixes of the parameters whose matrices torch's Muon trains; AdamW trains all others
     muon: tuple[str, ...] = ()
-    warmup: int = 0  # steps of linear rise from 0
+    warmup: int = 0  # steps of linear warm-up from 0
     schedule: Schedule = "constant"
     decay: float = 0.0  # "constant" only: the last share of the steps, in which lr falls linearly to final_lr
     final_lr: float = 0.0  # lr at the end of "cosine" or of the decay, as a share of lr
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0  # on matrices; vectors and scalars never decay
+    weight_decay: float = 0.0  # on matrices; vectors and scalars have none
     clip: float = 1.0  # largest gradient norm; 0 does not clip
-    ema: float = 0.999  # decay of the averaged weights; 0 keeps the last weights themselves
+    ema: float = 0.999  # decay of the averaged weights; 0 ships the last weights instead
     mixed_precision: Precision = "no"
     workers: int = 0  # data processes
-    # end after this step, on a learning rate made for all `steps`: the start of another stage; 0 goes through
+    # end after this step, with the lr schedule of all `steps`: the first part of a staged run; 0 runs
     # all
     stop: int = 0
     max_minutes: float = 0.0  # stop and save after this long; 0 has no limit
     save_every: int = 1000
-    keep: int = 2  # checkpoints that stay
+    keep: int = 2  # number of checkpoints to keep
     log_every: int = 20
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -129,9 +129,11 @@ class Recipe:
             'left out when schedule is "cosine", which falls by itself',
         )
 
-    def _check(self, name: str, fine: bool, wanted: str) -> None:
+    def _check(self, name: str, fine: bool, expected: str) -> None:
         if not fine:
-            raise ValueError(f"The recipe's {name} is {getattr(self, name)!r}, but it must be {wanted}.")
+            raise ValueError(
+                f"Expected the recipe's {name} to be {expected}, got {getattr(self, name)!r}. Correct {name}."
+            )
 
     @property
     def last_step(self) -> int:
@@ -143,7 +145,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Recipe:
-        """From a plain dict; an unknown or missing key is refused by name."""
+        """From a plain dict; an unknown or missing key is a ValueError."""
         if not isinstance(values, Mapping):
             raise ValueError(
                 f"Expected a JSON object as the recipe, got a {type(values).__name__}. Write it as {{...}}."
@@ -152,30 +154,31 @@ class Recipe:
         missing = [name for name in ("system", "steps") if name not in values]
         if missing:
             raise ValueError(
-                f"The recipe lacks {' and '.join(missing)}; every recipe names its system and its number of "
-                "steps."
+                f"Expected {' and '.join(missing)} in the recipe, got none. Every recipe has its system and "
+                "its number of steps."
             )
         return cls(**values)
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
-        """From a JSON file; what is wrong with the file is said with its name."""
+        """From a JSON file; errors name the file."""
         try:
             return cls.from_json(read_json_object(path))
         except OSError as error:
             raise ValueError(
-                f"The recipe {show_path(path)} cannot be read: {error.strerror or error}."
+                f"Expected to read the recipe {show_path(path)}, got an error: {error.strerror or error}. "
+                "Check the path."
             ) from error
         except TextFileError:
-            raise  # names the file
+            raise  # whose message names the file
         except ValueError as error:
             raise ValueError(f"{str(error).removesuffix('.')} (in {show_path(path)}).") from error
 
 
 @contextmanager
 def naming(source: Recipe | str | Path) -> Iterator[None]:
-    """Around what a recipe states or names: a refusal says the recipe's file, which is what has to be
-    corrected.
+    """Around the reading of a recipe and the files it names: errors are prefixed with the recipe's file,
+    which has to be corrected.
     """
     try:
         yield
@@ -186,7 +189,7 @@ def naming(source: Recipe | str | Path) -> Iterator[None]:
 
 
 def check_keys(values: Mapping[str, Any], known: list[str], what: str) -> None:
-    """Refuse keys that nobody would read, each with its nearest known neighbour."""
+    """Refuse unknown keys, each with its nearest known key."""
     unknown = [key for key in values if key not in known]
     if not unknown:
         return
@@ -194,13 +197,16 @@ def check_keys(values: Mapping[str, Any], known: list[str], what: str) -> None:
     named = ", ".join(
         f"{key!r} (did you mean {near[key][0]!r}?)" if near[key] else repr(key) for key in unknown
     )
-    raise ValueError(f"The {what} has unknown keys: {named}; known are {', '.join(known)}.")
+    raise ValueError(
+        f"Expected the keys {', '.join(known)} in the {what}, got the unknown keys {named}. Remove or "
+        "rename them."
+    )
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The learning rate of step 0, 1, ...
 
-    Before the factors of `lr_scale`: warm-up, then the schedule, by steps alone.
+    Before the factors of `lr_scale`: warm-up, then the schedule, from the step alone.
     """
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / (recipe.warmup + 1)
@@ -216,7 +222,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 def is_number(value: Any) -> bool:
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # an integer larger than any float
         return False
 
 

@@ -1,5 +1,5 @@
-"""Settings in the parts of a recipe, checked by the types in their dataclass: each fault is one sentence with
-its key. No torch.
+"""Settings in the sections of a recipe, validated by the types in their dataclass: each error is one message
+with its key. No torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORDS = {
 
 
 def read_settings(kind: type[Settings], values: Any, what: str) -> Settings:
-    """The dataclass `kind` of a plain dict; `what` is what an error calls it, as "recipe's loss"."""
+    """The dataclass `kind` of a plain dict; `what` is how a message names it, as "recipe's loss"."""
     return kind(**check_settings(values, get_type_hints(kind), what))
 
 
@@ -90,6 +90,6 @@ def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
         return None
     sides = (size, size) if type(size) is int else tuple(size) if isinstance(size, (list, tuple)) else ()
     if len(sides) != 2 or not all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
-        wanted = f"one whole number from 1 to {LONGEST_SIDE}, or [height, width] of such"
-        raise ValueError(f"Expected a size of {wanted}, got {str(size)[:80]}. Give pixels.")
+        expected = f"one whole number from 1 to {LONGEST_SIDE}, or [height, width] of such"
+        raise ValueError(f"Expected a size of {expected}, got {str(size)[:80]}. Give pixels.")
     return sides

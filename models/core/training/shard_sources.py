@@ -33,20 +33,20 @@ Record = dict[str, Any]  # a line of RECORDS
 class Source:
     """One sample to be written.
 
-    What is in `files` and `text` decides what is computed, `entry` is only written down.
+    `files` and `text` determine what is computed, `entry` is only written to the manifest.
     """
 
     name: str  # of its own in the folder
-    files: Mapping[str, Path]  # as they are to be called -> where they lie
+    files: Mapping[str, Path]  # name in messages -> path
     text: str = ""
     entry: Mapping[str, Any] = field(default_factory=dict)  # of the manifest, besides "shard" and "row"
-    fault: str = ""  # why it has to be left out, where that is known before it is tried
-    words: str = ""  # where `text` and the caption come from, for people
+    fault: str = ""  # why it is left out, if that is known before computing it
+    words: str = ""  # where `text` and the caption come from, for messages
 
 
 @dataclass
 class Changes:
-    """What is another than at the last run, by name."""
+    """What differs from the last run, by name."""
 
     replaced: list[str] = field(default_factory=list)
     reworded: list[str] = field(default_factory=list)  # only the manifest's entry: nothing is computed anew
@@ -71,7 +71,7 @@ def name_some(names: Sequence[str]) -> str:
 
 
 def stamp_file(path: Path, known: Stamp | None = None) -> Stamp | None:
-    """A file's stamp, None where it cannot be read; `known` is the one of last time."""
+    """A file's stamp, None if it cannot be read; `known` is the one of last time."""
     try:
         state = path.stat()
         times = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
@@ -81,7 +81,7 @@ def stamp_file(path: Path, known: Stamp | None = None) -> Stamp | None:
 
 
 def stamp_sources(sources: Sequence[Source], before: Sequence[Record]) -> dict[Path, Stamp | None]:
-    """The stamps of all files, each read once, by several threads: hashing does not hold Python's lock."""
+    """The stamps of all files, each read once, by several threads: hashing releases Python's lock."""
     last = {record["name"]: record["files"] for record in before}
     known = {
         path: last.get(source.name, {}).get(name) for source in sources for name, path in source.files.items()
@@ -91,7 +91,7 @@ def stamp_sources(sources: Sequence[Source], before: Sequence[Record]) -> dict[P
 
 
 def stamp_files(folder: ShardFolder, files: Iterable[tuple[str, Path]]) -> dict[str, Stamp | None]:
-    """The stamps of what a whole folder is made with, by name; what its last run read is not read again."""
+    """The stamps of the inputs of a whole folder, by name; what its last run read is not read again."""
     known = folder.read_facts().get(FILES)
     known = known if isinstance(known, dict) else {}
     return {name: stamp_file(path, known.get(name)) for name, path in files}
@@ -104,13 +104,13 @@ def is_same(stamp: Stamp | None, other: Stamp | None) -> bool:
 
 @dataclass
 class Plan:
-    """Which sample goes to which shard; `stale` shards have to be written, again or for the first time."""
+    """Which sample goes to which shard; `stale` shards are written, again or for the first time."""
 
     records: list[Record]
     stale: set[int]
     changes: Changes
-    kept: int = 0  # samples of the last run whose sources are as they were
-    reworded: bool = False  # some manifest entry is another, although nothing has to be computed for it
+    kept: int = 0  # samples of the last run whose sources are unchanged
+    reworded: bool = False  # some manifest entry differs, although nothing has to be computed for it
 
     def shards(self) -> dict[int, list[Record]]:
         found: dict[int, list[Record]] = {}
@@ -123,20 +123,19 @@ class Plan:
 
 
 def plan_shards(before: Sequence[Record], sources: Sequence[Source], shard_size: int) -> Plan:
-    """Samples keep the shard that they had, new ones get shards of their own behind: a change touches no more
-    than its shard.
+    """Samples keep their shard, new ones get shards of their own at the end: a change affects its shard only.
 
-    What had been left out is in no shard: once mended it counts as new, and may go without a trace.
+    Samples that were left out are in no shard: once corrected they count as new, and may disappear silently.
     """
-    wanted, stamps = {source.name: source for source in sources}, stamp_sources(sources, before)
+    remaining, stamps = {source.name: source for source in sources}, stamp_sources(sources, before)
     plan, names = Plan([], set(), Changes()), {record["name"] for record in before}
     for record in before:
-        source = wanted.get(record["name"])
+        source = remaining.get(record["name"])
         now = describe_source(source, record["shard"], stamps) if source else None
         if source is None:
             plan.changes.removed.append(shown(record["name"]))
         elif not find_changes(now, record, source, plan.changes):
-            del wanted[source.name]
+            del remaining[source.name]
             plan.kept += 1
             plan.reworded |= now["entry"] != record["entry"]
             plan.records.append(now | {key: record[key] for key in ("row", "left_out") if key in record})
@@ -146,14 +145,14 @@ def plan_shards(before: Sequence[Record], sources: Sequence[Source], shard_size:
             continue
         plan.stale.add(record["shard"])
         if source:
-            del wanted[source.name]
+            del remaining[source.name]
             plan.records.append(now)
     first = max((record["shard"] for record in before), default=-1) + 1
-    for number, source in enumerate(wanted.values()):
+    for number, source in enumerate(remaining.values()):
         shard = first + number // shard_size
         plan.stale.add(shard)
         plan.records.append(describe_source(source, shard, stamps))
-    plan.changes.added = [shown(name) for name in wanted if name not in names] if before else []
+    plan.changes.added = [shown(name) for name in remaining if name not in names] if before else []
     return plan
 
 

@@ -40,7 +40,7 @@ WriteShard = Callable[[str, Sequence[Source], Any], list[str]]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: `written` samples by this process, the others were there or are other processes'."""
+    """The result of a run: `written` samples by this process, the others existed or are other processes'."""
 
     folder: Path
     count: int
@@ -64,7 +64,7 @@ class Summary:
                 if len(self.left_out) > NAMED
                 else ""
             )
-            remedy = "Mend or replace them and run again, or delete their shards to try them as they are."
+            remedy = "Correct or replace them and run again, or delete their shards to try them unchanged."
             lines.append(f"{len(self.left_out)} left out: {', '.join(named)}{more}. {remedy}")
         return " ".join(lines)
 
@@ -79,10 +79,10 @@ def write_folder(
     what: str,
     gpu: bool = False,
 ) -> Summary:
-    """Write the shards that are missing or whose sources changed and, when all are there, the manifest.
+    """Write the shards that are missing or whose sources changed and, when all exist, the manifest.
 
-    `facts` say how it is written, as JSON: a folder that was begun with others is refused. `gpu`: the work is
-    done on one where there is one.
+    `facts` state how the folder is written, as JSON: a folder begun with others is refused. `gpu`: run on one
+    if there is one.
     """
     folder = ShardFolder(Path(folder))
     facts = json.loads(json.dumps(facts))
@@ -116,7 +116,7 @@ def write_folder(
 def plan_folder(
     folder: ShardFolder, facts: Mapping[str, Any], sources: Sequence[Source], shard_size: int
 ) -> Plan:
-    """What has to be done, shards whose file is gone or was not written yet among it."""
+    """The shards to write, those whose file is missing or was not written yet among them."""
     finished, before = folder.is_finished, read_records(folder.path)
     plan = plan_shards(before, sources, shard_size)
     if before and not plan.kept:
@@ -128,7 +128,7 @@ def plan_folder(
 
 
 def is_whole(folder: ShardFolder, number: int, records: Sequence[Mapping[str, Any]], finished: bool) -> bool:
-    """Whether a shard was written and still is there; one of which everything was left out has no file."""
+    """Whether a shard was written and still exists; one whose samples were all left out has no file."""
     if finished:
         left_out = [record.get("left_out", "") for record in records]
     else:
@@ -137,9 +137,9 @@ def is_whole(folder: ShardFolder, number: int, records: Sequence[Mapping[str, An
 
 
 def begin(folder: ShardFolder, facts: Mapping[str, Any], plan: Plan) -> str:
-    """Put the plan on disk; what changed since the last run, in words.
+    """Write the plan to disk; returns what changed since the last run, in words.
 
-    Stopped anywhere in here, the next run finds the same to do.
+    If stopped in here, the next run finds the same work.
     """
     if folder.is_finished:
         if plan.is_done():
@@ -168,7 +168,7 @@ def group_shards(folder: ShardFolder) -> dict[int, list[str]]:
 def write_shards(
     folder: ShardFolder, shards: Mapping[int, Sequence[Source]], write: WriteShard, state, what: str
 ) -> int:
-    """This process's part of the work; how many samples it wrote."""
+    """This process's part of the work; returns how many samples it wrote."""
     written = 0
     with tqdm(
         total=sum(map(len, shards.values())), desc=what, unit="sample", dynamic_ncols=True, disable=None
@@ -185,21 +185,23 @@ def write_shards(
 def processes(*, gpu: bool) -> Iterator[Any]:
     """accelerate's view of the processes: one, or those that it or torchrun started.
 
-    ValueError where it does not see those.
+    ValueError if it does not see those.
     """
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError(
-            'Writing a dataset needs accelerate, which is not installed: pip install "spatialweave[train]".'
+            "Expected the package accelerate for writing a dataset, got none. Install it: pip install "
+            '"spatialweave[train]".'
         ) from error
     state = PartialState(cpu=not (gpu and torch.cuda.is_available()))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         if state.num_processes != started:
             raise ValueError(
-                f"{started} processes were started, but accelerate sees {state.num_processes}: each would "
-                "write everything."
+                f"Expected accelerate to see the {started} processes that were started, got "
+                f"{state.num_processes}: each would write everything. Start them with accelerate launch or "
+                "torchrun."
             )
         yield state
     finally:
@@ -207,7 +209,7 @@ def processes(*, gpu: bool) -> Iterator[Any]:
 
 
 def finish(folder: ShardFolder, facts: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
-    """The manifest of what is in the shards, in the order of the shards."""
+    """The manifest of the samples in the shards, in the order of the shards."""
     records, lines = read_records(folder.path), []
     shards: dict[int, list[dict[str, Any]]] = {}
     for record in records:
@@ -230,8 +232,8 @@ def finish(folder: ShardFolder, facts: Mapping[str, Any], sources: Mapping[str, 
     if not lines:
         name, why = shown(records[0]["name"]), records[0].get("left_out")
         raise ValueError(
-            f"None of the {len(records)} samples for {show_path(folder.path)} could be used; the first, "
-            f"{name}: {why}"
+            f"Expected at least one usable sample for {show_path(folder.path)}, got none of {len(records)}; "
+            f"the first, {name}: {why}"
         )
     write_records(folder.path, records)
     folder.finish(lines, facts)
@@ -244,8 +246,8 @@ def summarise(folder: ShardFolder, written: int, state, changes: str) -> Summary
 
 
 def read_marker(folder: ShardFolder, number: int, count: int) -> list[str] | None:
-    """For each of a shard's samples "" or why it was left
-    out; None where that was not written, or not for so many.
+    """For each of a shard's samples "" or why it was left out; None if that was not written, or for another
+    number of samples.
     """
     try:
         found = read_json(folder.marker_file(number))

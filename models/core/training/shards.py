@@ -34,7 +34,7 @@ NAMED = 5  # at most, in one sentence
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """The files of a dataset folder that say which of its shards are written."""
+    """The files of a dataset folder that state which of its shards are written."""
 
     path: Path
 
@@ -47,8 +47,8 @@ class ShardFolder:
         if not file.is_file():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise ValueError(
-                    f"{show_path(self.path)} holds other files and no {DATASET}; choose an empty folder for "
-                    "the dataset."
+                    f"Expected an empty folder or one with {DATASET}, got {show_path(self.path)} with other "
+                    "files. Choose an empty folder for the dataset."
                 )
             return {}
         try:
@@ -58,7 +58,8 @@ class ShardFolder:
             fault = str(error)
         if fault:
             raise ValueError(
-                f"{show_path(file)} does not say what its folder holds ({fault}); choose another folder."
+                f"Expected {show_path(file)} to state what its folder holds, got a file that does not "
+                f"({fault}). Choose another folder."
             )
         return facts
 
@@ -81,7 +82,7 @@ class ShardFolder:
         return self.path / f"{self.shard_name(number)}.jsonl"
 
     def write_marker(self, number: int, lines: Iterable[Any]) -> None:
-        """Declare a shard finished: one JSON value a line, after everything else of the shard is on disk."""
+        """Mark a shard as finished: one JSON value a line, after all its other files are on disk."""
         write_file(self.marker_file(number), join_lines(lines))
 
     def remove_shards(self, numbers: Iterable[int]) -> None:
@@ -92,7 +93,7 @@ class ShardFolder:
                     file.unlink()
 
     def remove_manifest(self) -> None:
-        """Delete the manifest, whose rows no longer are those of the shards."""
+        """Delete the manifest, whose rows no longer match the shards."""
         with contextlib.suppress(FileNotFoundError):
             (self.path / MANIFEST).unlink()
 
@@ -112,7 +113,7 @@ def join_lines(values: Iterable[Any]) -> bytes:
 
 
 def check_facts(folder: ShardFolder, facts: Mapping[str, Any]) -> None:
-    """ValueError names each setting and each file in which a folder's earlier run differs."""
+    """ValueError names each setting and each file that differs from those of a folder's earlier run."""
     found = folder.read_facts()
     if not found:
         return
@@ -132,13 +133,13 @@ def check_facts(folder: ShardFolder, facts: Mapping[str, Any]) -> None:
         named = ", ".join(describe_change(key, before, now) for key in changed[:NAMED])
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise ValueError(
-            f"{show_path(folder.path)} was begun with {named}{more}; give the same to go on, or choose "
-            "another folder."
+            f"Expected the settings with which {show_path(folder.path)} was begun, got {named}{more}. Give "
+            "the same to continue, or choose another folder."
         )
 
 
 def check_source(folder: ShardFolder, facts: Mapping[str, Any]) -> None:
-    """ValueError where a folder was made from another source folder, whose samples it would lose."""
+    """ValueError if a folder was made from another source folder, whose samples it would lose."""
     before, now = (flatten(found).get(f"{ABOUT}.source") for found in (folder.read_facts(), facts))
     if before != now:
         raise ValueError(
@@ -148,7 +149,7 @@ def check_source(folder: ShardFolder, facts: Mapping[str, Any]) -> None:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, with dots between the names; of a file's stamp only the content counts."""
+    """Nested objects flattened, with dots between the names; of a file's stamp only the content counts."""
     if prefix.startswith(f"{FILES}."):
         return {prefix: value[-1] if isinstance(value, list) and value else value}
     if not isinstance(value, Mapping):
@@ -160,7 +161,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def describe_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """One difference in words, with no hash in them."""
+    """One difference in words, without hashes."""
     if key.startswith(f"{FILES}."):
         what = "without" if key not in before else "with" if key not in now else "another"
         return f"{what} {key.removeprefix(f'{FILES}.')}"

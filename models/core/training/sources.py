@@ -22,9 +22,9 @@ SOURCES = "sources.json"
 # keys of a recipe that name files
 PATHS = ("folder", "codec", "vae", "maps", "pairs", "base", "weights", "text", "perceptual_weights")
 BESIDE = "empty_context.safetensors"  # in a dataset folder, not named by its manifest
-PART, PARTS = 2**16, 64  # bytes read in one place, places in a file: it is read whole up to 4 MB
-MOST_READ = 50_000  # files of a folder whose content is looked at; of more, sizes have to do
-NAMED = 3  # files in one sentence
+PART, PARTS = 2**16, 64  # bytes per sampled block, blocks per file: it is read whole up to 4 MB
+MOST_READ = 50_000  # files of a folder that are read; of more, only the sizes are compared
+NAMED = 3  # files in one message
 
 
 def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], latest: Path) -> None:
@@ -32,14 +32,13 @@ def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], latest:
     if changed:
         named = ", ".join(f"{key} (was {before.get(key)!r}, is {now[key]!r})" for key in changed)
         raise ValueError(
-            f"The recipe changed since {latest.name}: {named}; a resumed run may only change "
-            f"{', '.join(CHANGEABLE)}."
+            f"Expected the recipe of {latest.name} to resume from, got changes: {named}. A resumed run may "
+            f"only change {', '.join(CHANGEABLE)}."
         )
 
 
 def fingerprint_sources(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """What stands behind each path in a recipe: fingerprints by the file's name, in a folder relative to it.
-    """
+    """The files of each path in a recipe: fingerprints by the file's name, in a folder relative to it."""
     found = {}
     for part in ("model", "data", "loss"):
         for key, value in getattr(recipe, part).items():
@@ -62,13 +61,13 @@ def fingerprint_path(path: Path) -> dict[str, str]:
 
 
 def list_dataset(folder: Path) -> Iterator[str]:
-    """The manifest, and what its lines name."""
+    """The manifest, and the files its lines name."""
     yield MANIFEST
     if (folder / BESIDE).is_file():
         yield BESIDE
     try:
         entries = [entry for _, entry in read_json_lines(folder / MANIFEST)]
-    except TextFileError:  # the reader of the data will say so
+    except TextFileError:  # the reader of the data will report it
         return
     named = {
         value
@@ -79,7 +78,7 @@ def list_dataset(folder: Path) -> Iterator[str]:
     for name in named:
         if "\n" not in name and len(name) < 1000 and Path(name).suffix and (folder / name).is_file():
             yield name
-            beside = Path(name).with_suffix(".json").as_posix()  # in which a depth PNG's scale may stand
+            beside = Path(name).with_suffix(".json").as_posix()  # in which a depth PNG's scale may be
             if (folder / beside).is_file():
                 yield beside
 
@@ -96,7 +95,7 @@ def list_weights(folder: Path) -> Iterator[str]:
 
 
 def fingerprint_file(path: Path) -> str:
-    """A short hash of a file's size and of parts of it, spread evenly: other weights or images differ in all
+    """A short hash of a file's size and of evenly spread parts of it: other weights or images differ in all
     of them.
     """
     size = path.stat().st_size
@@ -116,9 +115,9 @@ def write_sources(output: Path, recipe: Recipe) -> None:
 
 
 def check_sources(output: Path, recipe: Recipe) -> None:
-    """ValueError names the files that are others than when the run in this folder began.
+    """ValueError names the files that differ from those at the start of the run in this folder.
 
-    A run that wrote none down is believed.
+    A run without such a list is accepted.
     """
     path = output / SOURCES
     if not path.is_file():
@@ -136,7 +135,7 @@ def check_sources(output: Path, recipe: Recipe) -> None:
             part, _, name = key.partition(".")
             where = f"{key} ({show_path(getattr(recipe, part)[name])})"
             raise ValueError(
-                f"Expected the files with which the run in {show_path(output)} began, got others in {where}: "
-                f"{', '.join(changed[:NAMED])}{more}. Put them back to resume, or start anew in another "
-                "output folder."
+                f"Expected the files with which the run in {show_path(output)} began, got others in "
+                f"{where}: {', '.join(changed[:NAMED])}{more}. Put them back to resume, or start anew in "
+                "another output folder."
             )

@@ -1,5 +1,5 @@
 """The contact sheet: an image, its depth, its normals and a few frames of its orbit on one dark page, with
-how it was made.
+the settings of the run.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def contact_sheet(view: View, orbit: Orbit, *, caption: str, facts: Sequence[str
     """A sheet (h, w, 3) in [0, 1] of a View with batch 1 and an image.
 
     ``caption`` is printed under the images, below it ``facts`` ("seed 7", "3.2 s", the model ...) on one
-    line. Normals are the View's own, else from its depth, which the label says, as it says an assumed angle
-    of view.
+    line. Normals are the View's own, else computed from its depth, which the label states, as it states an
+    assumed field of view.
     """
     if len(view) != 1 or view.image is None:
         raise ValueError(
-            f"A contact sheet shows one picture with its image, got a batch of {len(view)}; pass view[0], "
-            "made with image=."
+            f"Expected one View with its image for a contact sheet, got a batch of {len(view)}. Pass "
+            "view[0], created with image=."
         )
     from PIL import Image, ImageDraw
 
@@ -74,7 +74,7 @@ def contact_sheet(view: View, orbit: Orbit, *, caption: str, facts: Sequence[str
 
 
 def _normals(view: View, orbit: Orbit) -> tuple[Tensor, str]:
-    """The normals as an image and what to call them."""
+    """The normals as an image, and their label."""
     normals, label = view.normals, "Normals"
     if normals is None:
         height, width = view.depth.shape[1:]
@@ -92,7 +92,7 @@ def _normals(view: View, orbit: Orbit) -> tuple[Tensor, str]:
 
 
 def _strip(orbit: Orbit) -> list[Tensor]:
-    """Four frames, from the left over above to the right and back to the level of the image."""
+    """Four frames: from the left, above, the right, and at the level of the image."""
     count = len(orbit.frames)
     return [orbit.frames[round(share * count) % count] for share in (0.75, 0.0, 0.25, 0.5)]
 
@@ -113,7 +113,7 @@ def _fit(picture: Tensor, box: tuple[int, int]) -> tuple[int, int]:
 def _paste(
     page: Image.Image, picture: Tensor, corner: tuple[int, int], box: tuple[int, int], *, lanczos: bool
 ) -> None:
-    """Set an image into the middle of a box, with softly rounded corners.
+    """Draw an image in the middle of a box, with anti-aliased rounded corners.
 
     Maps are scaled without Lanczos' overshoot.
     """
@@ -129,7 +129,7 @@ def _paste(
 
 
 def _legend(page: Image.Image, depth: DepthPicture, corner: tuple[int, int], width: int) -> None:
-    """A bar from near to far with the depths at its ends and middle, and the grey of missing depth if there
+    """A bar from near to far with the depths at its ends and middle, and the gray of missing depth if there
     is any.
     """
     from PIL import ImageDraw
@@ -166,7 +166,7 @@ def _last_line(pen: ImageDraw.ImageDraw, facts: Sequence[str], top: int) -> None
 
 
 def _wrap(text: str, font, width: int, *, most: int) -> list[str]:
-    """Lines that fit a width, cut off with dots after ``most`` lines or within a word longer than a line."""
+    """Lines that fit a width, truncated with dots after ``most`` lines or in too long a word."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

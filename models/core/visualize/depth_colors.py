@@ -1,4 +1,4 @@
-"""Depth in color: near is bright, far is dark, by a color map of our own that is even in lightness."""
+"""Depth in color: near is bright, far is dark, by a perceptually uniform color map of our own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ..geometry.view import Spacing, View, percentile
 
 # Far to near in equal steps: OKLab lightness 0.22 to 0.965, hue from violet over red and orange to pale
-# yellow, chroma inside sRGB. Even lightness is what makes equal steps look equal, survives grey printing, and
-# serves color-blind readers.
+# yellow, chroma inside sRGB. With uniform lightness equal steps look equal, also in gray print, and for
+# color-blind readers.
 _ANCHORS = (
     (23, 22, 53), (44, 30, 81), (69, 36, 107), (98, 44, 126), (133, 51, 131), (170, 58, 129), (201, 73, 118),
     (226, 96, 105), (245, 123, 92), (253, 155, 92), (254, 188, 117), (254, 218, 149), (255, 245, 195),
@@ -21,9 +21,9 @@ NO_DEPTH = (0.235, 0.245, 0.270)  # neutral, unlike any color of the map
 
 @dataclass(frozen=True)
 class DepthPicture:
-    """One depth map in color and what its ends mean, in the unit of the View.
+    """One depth map in color and the depths of both ends, in the unit of the View.
 
-    Equal if the depth is constant.
+    They are equal if the depth is constant.
     """
 
     image: Tensor  # (h, w, 3) in [0, 1]
@@ -52,21 +52,21 @@ def map_colors(nearness: Tensor) -> Tensor:
 def color_depth(
     view: View, *, spacing: Spacing = "log", near_percentile: float = 0.5, far_percentile: float = 99.5
 ) -> DepthPicture:
-    """Color the depth of a View with batch 1, stretched as View.to_control_image does.
+    """Color the depth of a View with batch 1, scaled as View.to_control_image does.
 
-    Invalid pixels are a neutral grey.
+    Invalid pixels are a neutral gray.
     """
     if len(view) != 1:
         raise ValueError(
             f"Expected one depth map, got a batch of {len(view)}. Pass view[0], view[1] ... one by one."
         )
     view.require_valid()
-    grey = view.to_control_image(
+    gray = view.to_control_image(
         spacing=spacing, near_percentile=near_percentile, far_percentile=far_percentile
     )[0, ..., 0]
     mask, valid = view.mask[0], view.depth[view.mask]
     image = torch.where(
-        mask.unsqueeze(-1), map_colors(grey), torch.tensor(NO_DEPTH, device=grey.device)
+        mask.unsqueeze(-1), map_colors(gray), torch.tensor(NO_DEPTH, device=gray.device)
     ).cpu()
     near, far = float(percentile(valid, near_percentile)), float(percentile(valid, far_percentile))
     return DepthPicture(image, near, far, spacing, not bool(mask.all()))

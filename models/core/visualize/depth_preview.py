@@ -1,4 +1,4 @@
-"""A depth for the eye: in color or near-white, and beside its image with a legend that says range, unit and
+"""A depth as an image: in color or near-white, and beside its image with a legend of range, unit and
 direction.
 """
 
@@ -16,9 +16,9 @@ from .depth_colors import DepthPicture, color_depth, map_colors
 
 Style = Literal["colour", "control"]
 
-# narrower images are enlarged by a whole factor, so that the legend has room and a pixel stays a pixel;
+# narrower images are enlarged by a whole factor, so that the legend fits and pixels stay square;
 PANEL = 320
-TALLEST = 4 * PANEL  # but not beyond this height: a narrow strip stands in the middle of its panel instead
+TALLEST = 4 * PANEL  # but not beyond this height: a narrow strip is centered in its panel instead
 PAPER, INK, MUTED = (22, 23, 27), (236, 236, 238), (148, 153, 163)
 GAP, MARGIN, LINE, LEGEND = 8, 12, 15, 74
 
@@ -26,10 +26,10 @@ GAP, MARGIN, LINE, LEGEND = 8, 12, 15, 74
 def picture_depth(
     view: View, style: Style, *, near_percentile: float = 0.0, far_percentile: float = 100.0
 ) -> list[DepthPicture]:
-    """One image per depth map, each stretched on its own between two percentiles of its valid pixels.
+    """One image per depth map, each scaled on its own between two percentiles of its valid pixels.
 
-    "colour": bright is near, dark is far, in equal steps of ratio. "control": white is near, black is far, in
-    steps of disparity, for depth ControlNets. ValueError if a map has no valid pixel.
+    "colour": bright is near, dark is far, logarithmic in depth. "control": white is near, black is far,
+    linear in disparity, for depth ControlNets. ValueError if a map has no valid pixel.
     """
     picture = _control if style == "control" else color_depth
     views = [view[index] for index in range(len(view.require_valid()))]
@@ -67,7 +67,7 @@ def _sheet(view: View, shown: DepthPicture, style: Style) -> Tensor:
 
 
 def _enlarge(picture: Tensor, factor: int, filtering: Image.Resampling) -> Image.Image:
-    """An image (h, w, 3) in [0, 1], a whole factor larger."""
+    """An image (h, w, 3) in [0, 1], enlarged by a whole factor."""
     image = Image.fromarray((picture.float().cpu().clamp(0, 1).numpy() * 255).round().astype(np.uint8))
     return image.resize((image.width * factor, image.height * factor), filtering)
 

@@ -1,8 +1,8 @@
 """A short camera swing around one image and its depth.
 
-Nothing is invented: what the turn uncovers behind an object shows dimmed, like a shadow, and where the image
-ends or has no depth a neutral background stays. Every frame is a z-buffer over the points of the relief at
-twice the frame's size, scaled down to smooth the outlines.
+No content is generated: what the motion disoccludes is dimmed, like a shadow, and where the image ends or has
+no depth a neutral background remains. Every frame is a z-buffer over the points of the relief at twice the
+frame's size, scaled down for anti-aliasing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from .relief import Relief, make_relief, sharpen_disparity
 
 ASSUMED_FOV = 55.0
 _SUPERSAMPLES = 2
-# points per supersampled pixel and axis; cracks that perspective opens beyond that are closed
+# points per supersampled pixel and axis; larger cracks from perspective are closed
 _DENSITY = 1.35
 _LARGEST_SOURCE = 768
-_BACKDROP = 6.0  # beyond this many center distances parallax hardly changes, but errors of depth would show
+# beyond this many center distances parallax hardly changes, but errors of depth would be visible
+_BACKDROP = 6.0
 _STEP_BACK = 1.15
 _CRACK = 3  # supersampled pixels to either side
 _TOP, _BOTTOM = (0.215, 0.224, 0.248), (0.135, 0.141, 0.157)
@@ -31,7 +32,8 @@ _TOP, _BOTTOM = (0.215, 0.224, 0.248), (0.135, 0.141, 0.157)
 
 @dataclass(frozen=True)
 class Orbit:
-    """Frames of one loop, the angle they were rendered with, and whether it was assumed for want of a camera.
+    """Frames of one loop, the field of view they were rendered with, and whether it was assumed for lack of a
+    camera.
     """
 
     frames: Tensor  # (t, h, w, 3) in [0, 1]
@@ -48,17 +50,17 @@ def render_orbit(
     pitch_degrees: float = 5.0,
     fov_degrees: float | None = None,
 ) -> Orbit:
-    """Swing a camera once around the scene behind a View of batch 1 with an image; ``size`` is the longer
-    side of a frame.
+    """Swing a camera once around the scene of a View of batch 1 with an image; ``size`` is the longer side of
+    a frame.
 
-    The field of view is ``fov_degrees``, else the View's own, else 55 degrees are assumed and reported so.
-    The last frame joins the first. Frame 0 looks from above the middle, a quarter on from the right, half way
-    on as the image was taken, three quarters on from the left.
+    The field of view is ``fov_degrees``, else the View's own, else 55 degrees are assumed and reported as
+    such. The last frame joins the first. Frame 0 is seen from above, a quarter on from the right, half way on
+    from the image's own camera, three quarters on from the left.
     """
     if len(view) != 1 or view.image is None:
         raise ValueError(
             f"Expected a View of one depth map with its image, got a batch of {len(view)}. Pass view[0], "
-            "made with image=."
+            "created with image=."
         )
     if frames < 1 or size < 16:
         raise ValueError(
@@ -67,8 +69,8 @@ def render_orbit(
     fov, assumed = _field_of_view(view, fov_degrees)
     q, image = _prepare(view)
     height, width = q.shape
-    centre = 1 / float(percentile(q[q > 0], 65))
-    backdrop = 1 / (_BACKDROP * centre)
+    center = 1 / float(percentile(q[q > 0], 65))
+    backdrop = 1 / (_BACKDROP * center)
     scale = _SUPERSAMPLES * size / max(height, width)
     canvas = [max(1, round(side * scale / _SUPERSAMPLES)) * _SUPERSAMPLES for side in (height, width)]
     intrinsics = intrinsics_from_fov(fov, canvas[1], canvas[0])
@@ -80,20 +82,20 @@ def render_orbit(
         max(1, math.ceil(_DENSITY * scale)),
         intrinsics_from_fov(fov, width, height),
         backdrop=backdrop,
-        curtain_density=1.3 * travel * centre,
+        curtain_density=1.3 * travel * center,
     )
     background = _backdrop(*canvas)
     pictures = []
     for index in range(frames):
         angle = 2 * math.pi * index / frames
-        turn = _turn(centre, yaw_degrees * math.sin(angle), pitch_degrees * (1 + math.cos(angle)) / 2)
-        picture = _draw(relief, turn, intrinsics, background, crack=0.06 / centre)
+        turn = _turn(center, yaw_degrees * math.sin(angle), pitch_degrees * (1 + math.cos(angle)) / 2)
+        picture = _draw(relief, turn, intrinsics, background, crack=0.06 / center)
         pictures.append(F.avg_pool2d(picture.movedim(-1, 0), _SUPERSAMPLES).movedim(0, -1))
     return Orbit(torch.stack(pictures), fov, assumed)
 
 
 def _field_of_view(view: View, fov_degrees: float | None) -> tuple[float, bool]:
-    """Horizontal angle, and whether nobody named one."""
+    """Horizontal angle, and whether it was assumed."""
     if fov_degrees is not None:
         return float(fov_degrees), False
     if view.intrinsics is None:
@@ -103,24 +105,27 @@ def _field_of_view(view: View, fov_degrees: float | None) -> tuple[float, bool]:
 
 
 def _prepare(view: View) -> tuple[Tensor, Tensor]:
-    """Disparity (h, w) and image (h, w, 3), cleaned, and no larger than frames can show."""
+    """Disparity (h, w) and image (h, w, 3), cleaned, and downscaled to what frames can show."""
     view.require_valid()
     depth, image = view.depth[0].cpu(), view.image[0].detach().cpu().float()
     q = torch.where(depth > 0, 1 / depth, depth)
     step = math.ceil(max(q.shape) / _LARGEST_SOURCE)
     height, width = q.shape[0] // step * step, q.shape[1] // step * step
     if min(height, width) < 2 * step:
-        raise ValueError(f"A picture of {q.shape[1]} x {q.shape[0]} pixels is too narrow to orbit.")
+        raise ValueError(
+            f"Expected an image wide enough to orbit, got {q.shape[1]} x {q.shape[0]} pixels. Give a "
+            "larger one."
+        )
     q, image = q[:height, :width], image[:height, :width]
     if step > 1:
-        # a mean of depths is no depth: the middle pixel, or the nearest where the middle has none
+        # depths must not be averaged: the middle pixel, or the nearest if the middle has none
         middle = q[step // 2 :: step, step // 2 :: step]
         q = torch.where(middle > 0, middle, F.max_pool2d(q[None, None], step)[0, 0])
         image = F.avg_pool2d(image.movedim(-1, 0), step).movedim(0, -1)
     return sharpen_disparity(q, image), image
 
 
-def _turn(centre: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:
+def _turn(center: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:
     """The pose (4, 4) that swings the camera right and up around (0, 0, center), and steps it back a little.
     """
     yaw, pitch = math.radians(yaw_degrees), math.radians(pitch_degrees)
@@ -128,7 +133,7 @@ def _turn(centre: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:
     about_x = torch.tensor(
         [[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]]
     )
-    pivot = torch.tensor([0.0, 0.0, centre])
+    pivot = torch.tensor([0.0, 0.0, center])
     pose = torch.eye(4)
     pose[:3, :3] = about_x @ about_y
     pose[:3, 3] = pivot * _STEP_BACK - pose[:3, :3] @ pivot
@@ -136,7 +141,7 @@ def _turn(centre: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:
 
 
 def _draw(relief: Relief, pose: Tensor, intrinsics: Tensor, background: Tensor, *, crack: float) -> Tensor:
-    """The relief over ``background`` (h, w, 3), curtains only where no point is.
+    """The relief over ``background`` (h, w, 3), curtains only where there is no point.
 
     Cracks up to disparity ``crack`` are closed.
     """
@@ -171,9 +176,9 @@ def _splat(
 
 
 def _close_cracks(picture: Tensor, q: Tensor, crack: float) -> Tensor:
-    """Fill empty pixels that lie between two points of one surface.
+    """Fill empty pixels between two points of one surface.
 
-    What an object uncovers lies between two surfaces and stays.
+    What an object disoccludes lies between two surfaces and is not filled.
     """
     for axis in (0, 1):
         before, after = _nearest_filled(q, axis, 1), _nearest_filled(q, axis, -1)
@@ -195,15 +200,15 @@ def _nearest_filled(q: Tensor, axis: int, direction: int) -> tuple[Tensor, Tenso
     """
     found, distance = torch.zeros_like(q), torch.zeros_like(q, dtype=torch.long)
     for step in range(1, _CRACK + 1):
-        neighbour = torch.zeros_like(q)
+        neighbor = torch.zeros_like(q)
         length = q.shape[axis] - step
         if length <= 0:
             break
         ahead, behind = (step, 0) if direction == 1 else (0, step)
-        neighbour.narrow(axis, ahead, length).copy_(q.narrow(axis, behind, length))
-        new = (found == 0) & (neighbour > 0)
+        neighbor.narrow(axis, ahead, length).copy_(q.narrow(axis, behind, length))
+        new = (found == 0) & (neighbor > 0)
         found, distance = (
-            torch.where(new, neighbour, found),
+            torch.where(new, neighbor, found),
             torch.where(new, torch.full_like(distance, step), distance),
         )
     return found, distance

@@ -1,9 +1,9 @@
-"""One image and its depth as a dense colored relief, its surfaces cut apart at depth edges: what the orbit
-looks at.
+"""One image and its depth as a dense colored relief, its surfaces separated at depth edges: the input of the
+orbit.
 
-This is for the eye. Edges of the depth are drawn to where the colors change, noise within a surface is evened
-out, and several points stand for each pixel; the exports never see any of it. Inside, depth is disparity
-``q`` = 1 / depth: planes are linear in it, and an invalid pixel is simply 0, infinitely far.
+For display only: depth edges are moved to color edges, noise within a surface is smoothed, and several points
+represent each pixel; the exports do not use it. Internally, depth is disparity ``q`` = 1 / depth: planes are
+linear in it, and an invalid pixel is 0, infinitely far.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry.camera import pixel_centres, unproject
+from ..geometry.camera import pixel_centers, unproject
 from ..geometry.view import percentile
 
 _CURTAIN_DIMMING = 0.66
 
 
 def sharpen_disparity(q: Tensor, image: Tensor) -> Tensor:
-    """Disparity (h, w) with soft edges made hard, edges moved onto those of the image (h, w, 3), and less
-    noise.
+    """Disparity (h, w) with soft edges made hard, edges moved onto those of the image (h, w, 3), and noise
+    reduced.
     """
     q = _harden(q)
     q = _follow_colors(q, image)
@@ -31,17 +31,17 @@ def sharpen_disparity(q: Tensor, image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Relief:
-    """Points in camera space with color and opacity, red, green and blue already multiplied by it.
+    """Points in camera space with color and opacity, colors premultiplied.
 
-    Sky, or whatever has no depth, is there as points of opacity 0: nothing is seen in it, yet it is no hole.
-    The curtains hang from the near to the far side of every edge, in the far side's color, dimmed: they show
-    through what a turn uncovers.
+    Pixels without depth, such as sky, are points of opacity 0: transparent, but not holes. Curtains connect
+    the near and the far side of every edge, in the far side's color, dimmed: they fill what a camera motion
+    disoccludes.
     """
 
     points: Tensor  # (n, 3)
     colors: Tensor  # (n, 4)
-    curtain_points: Tensor  # m 3
-    curtain_colors: Tensor  # m 4
+    curtain_points: Tensor  # (m, 3)
+    curtain_colors: Tensor  # (m, 4)
 
 
 def make_relief(
@@ -68,7 +68,7 @@ def make_relief(
     solid = (fine_q > 0).to(fine_q)[..., None]
     fine_q = torch.where(fine_q > 0, fine_q, torch.full_like(fine_q, backdrop))
     colors = torch.cat([colors * solid, solid], -1)
-    rays = unproject(pixel_centres(*size) / factor, torch.ones(size), intrinsics)
+    rays = unproject(pixel_centers(*size) / factor, torch.ones(size), intrinsics)
     curtain = _hang_curtains(fine_q, colors, rays, _steep(q, 0.02), curtain_density)
     return Relief((rays / fine_q[..., None]).reshape(-1, 3), colors.reshape(-1, 4), *curtain)
 
@@ -76,7 +76,7 @@ def make_relief(
 def _hang_curtains(
     q: Tensor, colors: Tensor, rays: Tensor, step: float, density: float
 ) -> tuple[Tensor, Tensor]:
-    """Points (m, 3) and colors (m, 4) between neighbours of the refined grid that lie more than ``step``
+    """Points (m, 3) and colors (m, 4) between neighbors of the refined grid that are more than ``step``
     apart.
     """
     points, paints = [], []
@@ -112,8 +112,8 @@ def _steep(q: Tensor, share: float) -> float:
 
 
 def _harden(q: Tensor, rounds: int = 2) -> Tensor:
-    """Send each pixel halfway up a soft depth edge to the side it is nearer to, so that nothing floats
-    between surfaces.
+    """Move each pixel halfway up a soft depth edge to the nearer of both sides, so that none floats between
+    surfaces.
     """
     steep = _steep(q, 0.08)
     for _ in range(rounds):
@@ -125,18 +125,19 @@ def _harden(q: Tensor, rounds: int = 2) -> Tensor:
 
 
 def _windows(values: Tensor, size: int) -> Tensor:
-    """Every size x size window of (c, h, w) as ``c size*size h w``; beyond the border everything is 0."""
+    """Every size x size window of (c, h, w) as (c, size * size, h, w), padded with 0."""
     channels, height, width = values.shape
     return F.unfold(values[None], size, padding=size // 2).reshape(channels, size * size, height, width)
 
 
 def _follow_colors(q: Tensor, image: Tensor, size: int = 7) -> Tensor:
-    """Beside a depth edge, let the pixels around that look alike decide on which side a pixel lies."""
+    """Beside a depth edge, assign a pixel to a side by a vote of the surrounding pixels of similar color."""
     high, low = _extremes(q, 5)
     beside = ((high - low > _steep(q, 0.08)) & (q > 0) & (low > 0)).nonzero(as_tuple=True)
     if len(beside[0]) == 0:
         return q
-    around = _windows(torch.cat([image.movedim(-1, 0), q[None]]), size)[:, :, beside[0], beside[1]]  # 4 49 n
+    # (4, 49, n)
+    around = _windows(torch.cat([image.movedim(-1, 0), q[None]]), size)[:, :, beside[0], beside[1]]
     other = around[3]
     unlike = (around[:3] - image[beside].T[:, None]).square().sum(0)
     offsets = torch.arange(size) - size // 2
@@ -154,18 +155,18 @@ def _follow_colors(q: Tensor, image: Tensor, size: int = 7) -> Tensor:
 
 
 def _smooth(q: Tensor) -> Tensor:
-    """Even out noise of a percent or two; a step of more is a shape and stays."""
+    """Smooth noise of a percent or two; a larger step is a shape and is kept."""
     around = _windows(q[None], 5)[0]
     weight = torch.exp(-(((around - q) / (0.03 * q.clamp_min(1e-12))) ** 2)) * (around > 0)
     return torch.where(q > 0, (weight * around).sum(0) / weight.sum(0).clamp_min(1e-12), q)
 
 
 def _breaks(q: Tensor, image: Tensor, axis: int) -> Tensor:
-    """True between neighbours along an axis (one fewer than pixels) that lie on different surfaces.
+    """True between neighbors along an axis (one fewer than pixels) that lie on different surfaces.
 
-    A step counts if it is large for the whole scene, or large here while the surface on neither side was
-    heading there: a floor seen flat steps far from row to row, but evenly. Where the color changes as well, a
-    smaller step suffices.
+    A step counts if it is large for the whole scene, or large locally while the slope of neither side
+    predicts it: a floor at a grazing angle steps far from row to row, but evenly. Where the color changes as
+    well, a smaller step suffices.
     """
     large = _steep(q, 0.05)
     recolors = image.diff(dim=axis).abs().amax(-1).movedim(axis, -1) > 0.12
@@ -191,8 +192,8 @@ def _beside_breaks(across: Tensor, down: Tensor) -> Tensor:
 
 
 def _unmix(image: Tensor, q: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Pixels beside a break mix both colors: give them the mean of unmixed pixels of their own surface
-    nearby, if there are.
+    """Pixels beside a break mix both colors: replace them by the mean of unmixed pixels of their own surface
+    nearby, if there are any.
     """
     mixed = _beside_breaks(across, down)
     around = _windows(torch.cat([image.movedim(-1, 0), q[None], (~mixed).to(q)[None]]), 5)
@@ -209,7 +210,7 @@ def _near_breaks(across: Tensor, down: Tensor, factor: int) -> tuple[Tensor, Ten
 
 
 def _spline(place: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The 4 pixels around places ``n`` on an axis and their cubic B-spline weights, both (4, n).
+    """The 4 pixels around positions (n,) on an axis and their cubic B-spline weights, both (4, n).
 
     Smooth and never negative.
     """
@@ -222,14 +223,14 @@ def _spline(place: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _take_sides(
     q: Tensor, image: Tensor, rows: Tensor, columns: Tensor, factor: int
 ) -> tuple[Tensor, Tensor]:
-    """Disparity ``n`` and color (n, 3) of refined pixels beside a break, each from one surface only.
+    """Disparity (n,) and color (n, 3) of refined pixels beside a break, each from one surface only.
 
-    The surfaces around vote with spline weights, so that the outline between them runs smoothly through the
-    pixels. Two rounds: a third surface, often the sky behind both, must not be mixed into the second.
+    The surrounding surfaces vote with spline weights, so that the outline between them is smooth at subpixel
+    scale. Two rounds: a third surface, often the sky behind both, must not be mixed into the second.
     """
     y, weight_y = _spline((rows + 0.5) / factor - 0.5, q.shape[0])
     x, weight_x = _spline((columns + 0.5) / factor - 0.5, q.shape[1])
-    index = (y[:, None] * q.shape[1] + x[None]).flatten(0, 1)  # 16 n
+    index = (y[:, None] * q.shape[1] + x[None]).flatten(0, 1)  # (16, n)
     weight = (weight_y[:, None] * weight_x[None]).flatten(0, 1)
     around = q.reshape(-1)[index]
     for _ in range(2):

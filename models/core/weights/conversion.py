@@ -1,5 +1,5 @@
-"""A weights file in other precisions, block by block: whatever the size of the file, only a few blocks are in
-memory.
+"""Converts a weights file to other precisions block by block: only a few blocks are in memory, whatever the
+file's size.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ NAMES = {dtype: name for name, dtype in FLOATS.items()} | {
     torch.uint8: "U8",
 }
 
-Progress = Callable[[int, int], None]  # bytes of the source done, of how many
+Progress = Callable[[int, int], None]  # bytes of the source done, and in total
 
 
-class Place(NamedTuple):
+class Stored(NamedTuple):
     """Where a tensor lies in the file that is written."""
 
     dtype: str
@@ -47,16 +47,20 @@ def convert_file(
     metadata: Mapping[str, str],
     on_progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write `source` as `target`, whole or not at all. `plan` gives each tensor a dtype, or the name of a
-    format of `quantisation`.
+    """Write `source` as `target`, whole or not at all.
 
-    A matrix that its format does not fit takes bfloat16. The source's metadata is kept, `metadata` added.
-    WeightsError names a source that cannot be converted; OSError is one sentence.
+    `plan` gives each tensor a dtype, or the name of a format of `quantization`.
+
+    A matrix that its format does not fit becomes bfloat16. The source's metadata is kept, `metadata` added.
+    WeightsError names a source that cannot be converted; an OSError is one message.
     """
     source, target = Path(source), Path(target)
     header = read_header(source)
     if target.exists():
-        raise WeightsError(f"{target} exists already; choose another name, or delete it first.")
+        raise WeightsError(
+            f"Expected a new file as the target, got {target}, which exists. Choose another name, or "
+            "delete it first."
+        )
     jobs = {name: _settle(plan[name], header, name, source) for name in header.shapes}
     layers = {
         layer_name(name): job.describe(header.shapes[name])
@@ -64,7 +68,7 @@ def convert_file(
         if isinstance(job, Format)
     }
     described = {LAYERS: json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
-    head, places, size = _lay_out(
+    head, layout, size = _lay_out(
         header,
         jobs,
         {key: str(value) for key, value in (header.metadata | dict(metadata) | described).items()},
@@ -79,28 +83,29 @@ def convert_file(
         with source.open("rb") as read, part.open("wb") as written:
             written.truncate(size)
             written.write(head)
-            _convert(read, written, header, jobs, places, on_progress)
+            _convert(read, written, header, jobs, layout, on_progress)
         _check_opens(part, target)
         os.replace(part, target)
-    except BaseException as error:  # Ctrl-C too leaves no half file
+    except BaseException as error:  # after Ctrl-C as well, no partial file remains
         with contextlib.suppress(OSError):
             part.unlink()
         if isinstance(error, OSError):
             raise OSError(
-                f"Cannot write {target}: {error.strerror or error}; free some space or choose another folder."
+                f"Cannot write {target}: {error.strerror or error}. Free some space or choose another folder."
             ) from error
         raise
     return target
 
 
 def _check_opens(part: Path, target: Path) -> None:
-    """What is written has to be what every other program opens."""
+    """The result has to be readable by other programs."""
     try:
         with safe_open(part, framework="pt"):
             pass
     except SafetensorError as error:
         raise WeightsError(
-            f"{target} would not open as safetensors ({error}); it was not written."
+            f"Expected {target} to open as safetensors, got an error ({error}). It was not written; report "
+            "this."
         ) from error
 
 
@@ -109,22 +114,22 @@ def layer_name(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
-def _settle(wanted: str | torch.dtype, header: Header, name: str, source: Path) -> Format | torch.dtype:
+def _settle(choice: str | torch.dtype, header: Header, name: str, source: Path) -> Format | torch.dtype:
     """The format or dtype a tensor will have."""
     if header.dtypes[name] not in FLOATS:
         raise WeightsError(
-            f"{source} has {name} in {header.dtypes[name]}: it is quantised already; convert the unquantised "
-            "file."
+            f"Expected an unquantized source, got {source} with {name} in {header.dtypes[name]}: it is "
+            "quantized already. Convert the unquantized file."
         )
-    if isinstance(wanted, torch.dtype):
-        return wanted
-    found, shape = FORMATS[wanted], header.shapes[name]
+    if isinstance(choice, torch.dtype):
+        return choice
+    found, shape = FORMATS[choice], header.shapes[name]
     return found if len(shape) == 2 and name.endswith(".weight") and found.fits(shape) else torch.bfloat16
 
 
 def _lay_out(
     header: Header, jobs: Mapping[str, Format | torch.dtype], metadata: dict
-) -> tuple[bytes, dict[str, Place], int]:
+) -> tuple[bytes, dict[str, Stored], int]:
     """The file's first bytes, where each tensor will lie in it, and its size.
 
     Larger items first: every tensor is then aligned.
@@ -138,17 +143,17 @@ def _lay_out(
             f"{layer_name(name)}.{suffix}" if suffix else name: entry for suffix, entry in stored.items()
         }
     entries: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
-    places, end = {}, 0
+    layout, end = {}, 0
     for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
         start, end = end, end + dtype.itemsize * math.prod(shape)
         entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-        places[name] = Place(NAMES[dtype], shape, start)
+        layout[name] = Stored(NAMES[dtype], shape, start)
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
     return (
         head,
-        {name: place._replace(start=place.start + len(head)) for name, place in places.items()},
+        {name: stored._replace(start=stored.start + len(head)) for name, stored in layout.items()},
         end + len(head),
     )
 
@@ -158,42 +163,42 @@ def _convert(
     written: BinaryIO,
     header: Header,
     jobs: Mapping,
-    places: Mapping[str, Place],
+    layout: Mapping[str, Stored],
     on_progress: Progress,
 ) -> None:
-    total = sum(end - start for start, end in header.places.values())
+    total = sum(end - start for start, end in header.byte_ranges.values())
     done = 0
     for name, job in jobs.items():
         try:
             if isinstance(job, Format):
-                _quantise(read, written, header, name, job, places)
+                _quantize(read, written, header, name, job, layout)
             else:
-                written.seek(places[name].start)
+                written.seek(layout[name].start)
                 for block in _blocks(read, header, name):
                     largest_magnitude(block.to(job))
                     written.write(_bytes(block.to(job)))
         except ValueError as error:
             raise WeightsError(
-                f"{name} of {read.name} cannot be converted: {error}; the file is damaged or its training "
-                "failed."
+                f"Expected convertible numbers in {name} of {read.name}, got a fault: {error}. The file is "
+                "damaged or its training diverged; use another."
             ) from error
-        start, end = header.places[name]
+        start, end = header.byte_ranges[name]
         done += end - start
         on_progress(done, total)
 
 
-def _quantise(
-    read: BinaryIO, written: BinaryIO, header: Header, name: str, job: Format, places: Mapping[str, Place]
+def _quantize(
+    read: BinaryIO, written: BinaryIO, header: Header, name: str, job: Format, layout: Mapping[str, Stored]
 ) -> None:
     largest = (
         max(map(largest_magnitude, _blocks(read, header, name)), default=0.0) if job.needs_largest else 0.0
     )
     cursors = {
-        suffix: places[f"{layer_name(name)}.{suffix}"].start for suffix in job.stored(header.shapes[name])
+        suffix: layout[f"{layer_name(name)}.{suffix}"].start for suffix in job.stored(header.shapes[name])
     }
     for block in _blocks(read, header, name):
         largest_magnitude(block)
-        for suffix, values in job.quantise(block.float(), largest).items():
+        for suffix, values in job.quantize(block.float(), largest).items():
             written.seek(cursors[suffix])
             written.write(_bytes(values))
             if values.ndim:  # a scalar stands for all blocks
@@ -203,19 +208,19 @@ def _quantise(
 def _blocks(read: BinaryIO, header: Header, name: str) -> Iterator[Tensor]:
     """A tensor of the source in blocks of whole rows, (rows, columns).
 
-    What is no matrix comes as one column.
+    What is not a matrix is one column.
     """
     dtype, shape = FLOATS[header.dtypes[name]], header.shapes[name]
     columns = shape[1] if len(shape) == 2 else 1
     rows = math.prod(shape) // columns if columns else 0
     step = max(BLOCK // max(columns, 1) // ROWS, 1) * ROWS
-    start, _ = header.places[name]
+    start, _ = header.byte_ranges[name]
     for row in range(0, rows, step):
         count = min(step, rows - row) * columns
         read.seek(start + row * columns * dtype.itemsize)
         data = bytearray(count * dtype.itemsize)
         if read.readinto(data) != len(data):
-            raise OSError(f"{read.name} ended early; fetch it again")
+            raise OSError(f"{read.name} ended early. Download it again")
         yield torch.frombuffer(data, dtype=dtype).reshape(-1, columns)
 
 

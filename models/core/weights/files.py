@@ -1,6 +1,4 @@
-"""Weights files: read safetensors, say what is wrong with them or what they are instead, fill a module
-strictly.
-"""
+"""Weights files: read safetensors, identify other files and their faults, fill a module strictly."""
 
 from __future__ import annotations
 
@@ -11,24 +9,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..text_files import show_path
 from .header import Header, WeightsError, read_header
+from .mapped import map_tensors
 
 KIND = "spatialweave"  # metadata entry that says what a file of ours holds
-# what parallel training and torch.compile put in front of every name when the wrapper is saved instead of the
+# the prefix of every name if parallel training's or torch.compile's wrapper is saved instead of the
 # network in it
 WRAPPERS = {"module.": "DataParallel or DistributedDataParallel", "_orig_mod.": "torch.compile"}
 PART = re.compile(r"-(\d{3,})-of-(\d{3,})\.safetensors")  # of a model saved in several files
-MARK_OF_FLOAT8 = "scaled_fp8"  # a tensor of which only the type is meant, and whose numbers may be anything
-# the codes of 8-bit floats from which on, in each half, there is nothing but NaN and infinity
+MARK_OF_FLOAT8 = "scaled_fp8"  # a tensor of which only the dtype is used
+# the code of 8-bit floats from which on, in each half, there is only NaN and infinity
 FIRST_BAD_CODES = {torch.float8_e4m3fn: (0x7F, 0xFF), torch.float8_e5m2: (0x7C, 0xFC)}
 
-# (what it is, parts of key names that it has) of files that others release, the first that fits being the
-# name; files of ours say what they are in their metadata, under KIND
+# (what it is, parts of key names that it has) of files that others release; the first that fits is the
+# name; files of ours state what they are in their metadata, under KIND
 RELEASED_KEYS = (
     ("a LoRA, a patch for another model", ("lora_",)),
     ("a Modality Forcing network", ("depth_in.weight", "double_stream_modulation_depth.lin.weight")),
@@ -58,13 +57,15 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """All tensors of a file.
 
-    WeightsError if they cannot be read, or if one holds NaN or infinity and `finite` is asked for.
+    WeightsError if they cannot be read, or, with `finite`, if one holds NaN or infinity.
     """
-    read_header(path)
+    header = read_header(path)
     try:
-        tensors = load_file(path, device=str(device))
+        tensors = {name: value.to(device) for name, value in map_tensors(path, header)}
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{show_path(path)} cannot be read ({error}); fetch it again.") from error
+        raise WeightsError(
+            f"Expected to read {show_path(path)}, got an error ({error}). Download it again."
+        ) from error
     if finite:
         check_finite(tensors, show_path(path))
     return tensors
@@ -73,22 +74,23 @@ def read_tensors(
 def check_file(path: str | os.PathLike) -> Header:
     """The header of a file that another program's loader will read, whose tensors are all finite.
 
-    One tensor is looked at at a time.
+    One tensor is read at a time.
     """
     header = read_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in header.shapes:
-                check_finite({name: file.get_tensor(name)}, show_path(path))
+        for name, value in map_tensors(path, header):
+            check_finite({name: value}, show_path(path))
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{show_path(path)} cannot be read ({error}); fetch it again.") from error
+        raise WeightsError(
+            f"Expected to read {show_path(path)}, got an error ({error}). Download it again."
+        ) from error
     return header
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """WeightsError for the first tensor that holds NaN or infinity; `what` is the file's name.
 
-    Costs far less than reading them.
+    Much cheaper than reading them.
     """
     for name, value in tensors.items():
         if not name.endswith(MARK_OF_FLOAT8) and not is_finite(value):
@@ -99,7 +101,7 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether no number of a tensor is NaN or infinite; no copy of it is made. Integers always are finite."""
+    """Whether no number of a tensor is NaN or infinite, without a copy of it. Integers are always finite."""
     if not value.numel() or not (value.is_floating_point() or value.is_complex()):
         return True
     if value.dtype in FIRST_BAD_CODES:
@@ -115,7 +117,7 @@ def is_finite(value: Tensor) -> bool:
 
 
 def _count_small(value: Tensor) -> int:
-    """NaN and infinities among the rarer floats of one byte; those of half a byte have none."""
+    """NaN and infinities of the rarer floats of one byte; those of half a byte have none."""
     if "float8" not in str(value.dtype):
         return 0
     bad = ~torch.arange(256, dtype=torch.uint8).view(value.dtype).float().isfinite()
@@ -126,8 +128,8 @@ def _count_bad(value: Tensor) -> str:
     value = value.float() if value.itemsize == 1 else value
     nans = int(value.isnan().sum())
     infinite = value.numel() - int(value.isfinite().sum()) - nans
-    said = [f"{count} {word}" for count, word in ((nans, "NaN"), (infinite, "infinite")) if count]
-    return f"{' and '.join(said)} of {value.numel()}"
+    differences = [f"{count} {word}" for count, word in ((nans, "NaN"), (infinite, "infinite")) if count]
+    return f"{' and '.join(differences)} of {value.numel()}"
 
 
 def write_tensors(
@@ -135,7 +137,7 @@ def write_tensors(
 ) -> Path:
     """Write a safetensors file whole or not at all; `kind` is what `describe` will call it.
 
-    OSError is one sentence.
+    An OSError is one message.
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")
@@ -148,12 +150,12 @@ def write_tensors(
         with contextlib.suppress(OSError):
             part.unlink()
         reason = getattr(error, "strerror", None) or error
-        raise OSError(f"Cannot write {path}: {reason}; free some space or choose another folder.") from error
+        raise OSError(f"Cannot write {path}: {reason}. Free some space or choose another folder.") from error
     return path
 
 
 def describe(header: Header) -> str:
-    """What a weights file is, in a few words, from its own statement or its keys."""
+    """What a weights file is, in a few words, from its metadata or its keys."""
     if header.metadata.get(KIND):
         wrapper = find_wrapper(header.shapes)
         return f"SpatialWeave's {header.metadata[KIND]}" + (f" {explain_wrapper(wrapper)}" if wrapper else "")
@@ -183,7 +185,7 @@ def describe_keys(names: Iterable[str]) -> str:
 
 
 def find_wrapper(names: Iterable[str]) -> str:
-    """What of WRAPPERS stands before all of the names; "" if nothing does."""
+    """The prefix of WRAPPERS that all of the names have; "" if there is none."""
     names = list(names)
     first = next(
         (wrapper for wrapper in WRAPPERS if names and all(name.startswith(wrapper) for name in names)), ""
@@ -192,15 +194,15 @@ def find_wrapper(names: Iterable[str]) -> str:
 
 
 def explain_wrapper(wrapper: str) -> str:
-    """What to do about it, behind the name of a file."""
+    """What to do about it, after the name of a file."""
     makers = " inside ".join(maker for part, maker in WRAPPERS.items() if part in wrapper)
     remedy = "save the network inside, or strip it from the names"
     return f'saved from {makers}, with "{wrapper}" before every name ({remedy})'
 
 
 def explain_part(what: str) -> str:
-    """Where the name of a file says that it is one part of several: that, and what to do, to be put before a
-    full stop.
+    """If a file's name says that it is one part of several: that, and what to do, to be put before a full
+    stop.
     """
     match = PART.search(what)
     if not match or int(match[2]) < 2:
@@ -221,10 +223,10 @@ def name_keys(names: Iterable[str]) -> str | None:
 def fill_module(
     module: nn.Module, state: Mapping[str, Tensor], *, what: str, device: str | torch.device = "cpu"
 ) -> nn.Module:
-    """Give a module built on the meta device its tensors, in its own precisions, each exactly once.
+    """Fill a module built on the meta device with its tensors, in its own precisions, each exactly once.
 
-    Tensors that need no conversion are used, not copied. WeightsError counts and names what is missing,
-    unknown, misshapen or integer where the module has fractions.
+    Tensors that need no conversion are used, not copied. WeightsError counts and names tensors that are
+    missing, unknown, of another shape, or integer where the module has floating point.
     """
     own = module.state_dict()
     check_fit(
@@ -236,8 +238,7 @@ def fill_module(
         if own[name].is_floating_point() and not value.is_floating_point():
             kind = str(value.dtype).removeprefix("torch.")
             raise WeightsError(
-                f"Expected floating-point numbers in {name} of {what}, got {kind}. Use the file that is not "
-                "quantised."
+                f"Expected floating-point numbers in {name} of {what}, got {kind}. Use the unquantized file."
             )
     module.load_state_dict(
         {name: value.to(device, own[name].dtype) for name, value in state.items()}, assign=True
@@ -245,18 +246,21 @@ def fill_module(
     return module
 
 
-def check_fit(wanted: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]], what: str) -> None:
+def check_fit(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]], what: str) -> None:
     """Raise WeightsError unless both have the same names and shapes."""
-    missing, unknown = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
+    missing, unknown = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
     misshapen = [
-        f"{name} is {got[name]}, expected {wanted[name]}"
-        for name in sorted(set(wanted) & set(got))
-        if wanted[name] != got[name]
+        f"{name} is {got[name]}, expected {expected[name]}"
+        for name in sorted(set(expected) & set(got))
+        if expected[name] != got[name]
     ]
     faults = [("missing", missing), ("unknown", unknown), ("of another shape", misshapen)]
-    said = [f"{len(names)} tensors {fault} (first: {names[0]})" for fault, names in faults if names]
+    differences = [f"{len(names)} tensors {fault} (first: {names[0]})" for fault, names in faults if names]
     wrapper = find_wrapper(got)
-    if wrapper and said:
-        said.append(f"it was {explain_wrapper(wrapper)}")
-    if said:
-        raise WeightsError(f"{what} does not fit: {'; '.join(said)}{explain_part(what) if missing else ''}.")
+    if wrapper and differences:
+        differences.append(f"it was {explain_wrapper(wrapper)}")
+    if differences:
+        raise WeightsError(
+            f"Expected the tensors of this network in {what}, got others: "
+            f"{'; '.join(differences)}{explain_part(what) if missing else ''}."
+        )

@@ -1,6 +1,6 @@
-"""The header of a safetensors file, checked whole before any tensor is read.
+"""The header of a safetensors file, validated whole before any tensor is read.
 
-What other files are, by their first bytes.
+Other files are identified by their first bytes.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ BITS = {
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 
-# what other files begin with, and how to say it
+# first bytes of other files -> what they are
 FOREIGN_STARTS = (
     (
         b"version https://git-lfs",
-        "a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`",
+        "a Git LFS pointer, not the weights themselves. Download them with `git lfs pull`",
     ),
-    (b"<", "a web page, not weights; the download needs a login or another address"),
-    (b"PK\x03\x04", "a PyTorch pickle (zip), which can run code when opened; use the safetensors file"),
-    (b"\x80", "a PyTorch pickle, which can run code when opened; use the safetensors file"),
-    (b"GGUF", "a GGUF file; use the safetensors file"),
-    (b"\x93NUMPY", "a NumPy array; use the safetensors file"),
-    (b"\x89HDF", "an HDF5 file; use the safetensors file"),
-    (b"\x89PNG", "a PNG image; use the safetensors file"),
-    (b"\x1f\x8b", "a gzip archive; unpack it and use the safetensors file inside"),
-    (b"7z\xbc\xaf", "a 7z archive; unpack it and use the safetensors file inside"),
+    (b"<", "a web page, not weights. The download needs a login or another address"),
+    (b"PK\x03\x04", "a PyTorch pickle (zip), which can run code when opened. Use the safetensors file"),
+    (b"\x80", "a PyTorch pickle, which can run code when opened. Use the safetensors file"),
+    (b"GGUF", "a GGUF file. Use the safetensors file"),
+    (b"\x93NUMPY", "a NumPy array. Use the safetensors file"),
+    (b"\x89HDF", "an HDF5 file. Use the safetensors file"),
+    (b"\x89PNG", "a PNG image. Use the safetensors file"),
+    (b"\x1f\x8b", "a gzip archive. Unpack it and use the safetensors file inside"),
+    (b"7z\xbc\xaf", "a 7z archive. Unpack it and use the safetensors file inside"),
 )
 JSON_STARTS = (b"{", b"[", b"\xef\xbb\xbf{")
 LARGEST_INDEX = 50_000_000  # bytes of JSON that are read to tell an index from another text
@@ -49,18 +49,18 @@ LARGEST_INDEX = 50_000_000  # bytes of JSON that are read to tell an index from 
 class WeightsError(ValueError):
     """A weights file that cannot be used.
 
-    The message is one sentence that names the file, the fault and the cure.
+    The message names the file, the fault and what to do.
     """
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says about itself before any tensor is read."""
+    """The header of a safetensors file: everything it states before any tensor is read."""
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
     dtypes: Mapping[str, str]  # in the format's words: F32, BF16, F8_E4M3 ...
-    places: Mapping[str, tuple[int, int]] = field(
+    byte_ranges: Mapping[str, tuple[int, int]] = field(
         default_factory=dict
     )  # first byte in the file, and the one after the last
 
@@ -69,19 +69,15 @@ def read_header(path: str | os.PathLike) -> Header:
     """Names, shapes and metadata of a safetensors file; WeightsError if it is missing, damaged or not
     safetensors.
 
-    Whatever the safetensors library would not open is refused here, by the file's name.
+    Everything that the safetensors library would not open is refused here, with the file's name.
     """
     path = Path(path)
     shown = show_path(path)
     try:
         if not path.is_file():
             folder = path.is_dir()
-            what = (
-                "is a folder, not a weights file; name the file inside"
-                if folder
-                else "does not exist; check the path"
-            )
-            raise WeightsError(f"{shown} {what}.")
+            what = "a folder. Name the file inside" if folder else "no file of this name. Check the path"
+            raise WeightsError(f"Expected a safetensors file at {shown}, got {what}.")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
@@ -90,42 +86,46 @@ def read_header(path: str | os.PathLike) -> Header:
             (length,) = struct.unpack("<Q", start)
             text = file.read(length) if length <= min(size - 8, LARGEST_HEADER) else b""
     except OSError as error:
-        raise WeightsError(f"{shown} cannot be read ({error.strerror}); check its permissions.") from error
+        raise WeightsError(
+            f"Expected to read {shown}, got an error ({error.strerror}). Check its permissions."
+        ) from error
     entries = _parse(text, shown)
     metadata = _read_metadata(entries, shown)
     spans = {name: _read_entry(name, entry, shown) for name, entry in entries.items()}
-    places = {name: (8 + length + first, 8 + length + last) for name, (first, last) in spans.items()}
-    end = max((last for _, last in places.values()), default=8 + length)
+    byte_ranges = {name: (8 + length + first, 8 + length + last) for name, (first, last) in spans.items()}
+    end = max((last for _, last in byte_ranges.values()), default=8 + length)
     if end != size:
         fault = "cut off" if size < end else "damaged"
         raise WeightsError(
-            f"{shown} is {fault}: it has {size:,} bytes where its header promises {end:,}; fetch it again."
+            f"Expected {end:,} bytes in {shown}, as its header promises, got {size:,}: it is {fault}. "
+            "Download it again."
         )
     _check_order(spans, shown)
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    return Header(shapes, metadata, {name: entry["dtype"] for name, entry in entries.items()}, places)
+    return Header(shapes, metadata, {name: entry["dtype"] for name, entry in entries.items()}, byte_ranges)
 
 
 def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
     shown = show_path(path)
     if size < 8:
         raise WeightsError(
-            f"{shown} has only {size} bytes: a download was probably interrupted; fetch it again."
+            f"Expected a safetensors file, got {shown} of only {size} bytes: a download was probably "
+            "interrupted. Download it again."
         )
     if start.lstrip().startswith(JSON_STARTS) and struct.unpack("<Q", start[:8])[0] > size:
         raise WeightsError(_name_json(path, size))
-    # a safetensors file starts with its header's length: a byte of that may look like the others, the
-    # header's brace does not
+    # a safetensors file starts with its header's length: a byte of that may equal the others' first bytes,
+    # the header's brace does not
     if start[8:9] == b"{":
         return
     for magic, what in FOREIGN_STARTS:
         if start.startswith(magic):
-            raise WeightsError(f"{shown} is {what}.")
+            raise WeightsError(f"Expected a safetensors file, got {shown}, which is {what}.")
 
 
 def _name_json(path: Path, size: int) -> str:
-    """What a JSON text in the place of weights is: an index names the parts of a model that was saved in
-    several files.
+    """What a JSON text instead of weights is: an index names the parts of a model that was saved in several
+    files.
     """
     shown = show_path(path)
     try:
@@ -133,18 +133,18 @@ def _name_json(path: Path, size: int) -> str:
         parts = sorted(set(map(str, found["weight_map"].values())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return (
-            f"{shown} is a JSON text, not weights: a download may have saved the server's answer; use the "
-            "safetensors file."
+            f"Expected a safetensors file, got {shown}, which is a JSON text: a download may have saved the "
+            "server's answer. Download the safetensors file."
         )
     named = ", ".join(parts[:3]) + (" ..." if len(parts) > 3 else "")
     return (
-        f"{shown} is the index of a model saved in {len(parts)} parts ({named}), not weights; join the parts "
-        "into one safetensors file and use that."
+        f"Expected a safetensors file, got {shown}, which is the index of a model saved in {len(parts)} "
+        f"parts ({named}). Join the parts into one safetensors file and use that."
     )
 
 
 def _parse(text: bytes, shown: str) -> dict[str, Any]:
-    """The header as it stands; a name that occurs twice is refused, as of two tensors one would be lost."""
+    """The header as JSON; a name that occurs twice is refused, since one of the tensors would be lost."""
     twice: list[str] = []
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -158,11 +158,13 @@ def _parse(text: bytes, shown: str) -> dict[str, Any]:
         entries = json.loads(text.decode(), object_pairs_hook=build, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{shown} is damaged or not a safetensors file: its header cannot be read; fetch it again."
+            f"Expected a safetensors file, got {shown}, which is damaged or of another kind: its header "
+            "cannot be read. Download it again."
         ) from error
     if not isinstance(entries, dict):
         raise WeightsError(
-            f"{shown} is damaged or not a safetensors file: its header cannot be read; fetch it again."
+            f"Expected a safetensors file, got {shown}, which is damaged or of another kind: its header "
+            "cannot be read. Download it again."
         )
     if twice:
         raise WeightsError(
@@ -176,7 +178,7 @@ def _refuse_constant(word: str) -> None:
 
 
 def _read_metadata(entries: dict[str, Any], shown: str) -> dict[str, str]:
-    """Taken out of the entries.
+    """The metadata, removed from the entries.
 
     The format has texts only, and its library opens no file with anything else.
     """
@@ -209,8 +211,8 @@ def _read_entry(name: str, entry: Any, shown: str) -> tuple[int, int]:
         whole = False
     if not whole or not isinstance(dtype, str):
         raise WeightsError(
-            f"{shown} is damaged or not a safetensors file: its header cannot be read (the entry of {name!r} "
-            f"is {_shorten(entry)}); fetch it again."
+            f"Expected a safetensors file, got {shown}, which is damaged or of another kind: its header "
+            f"cannot be read (the entry of {name!r} is {_shorten(entry)}). Download it again."
         )
     if dtype not in BITS:
         known = ", ".join(BITS)
@@ -221,21 +223,21 @@ def _read_entry(name: str, entry: Any, shown: str) -> tuple[int, int]:
     bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (last - first):
         raise WeightsError(
-            f"{shown} is damaged: {name} is {dtype} {tuple(shape)}, which takes {bits // 8:,} bytes, and its "
-            f"header gives it {last - first:,}; fetch it again."
+            f"Expected {bits // 8:,} bytes for {name} of {shown}, which is {dtype} {tuple(shape)}, got "
+            f"{last - first:,} in its header. The file is damaged: download it again."
         )
     return first, last
 
 
 def _check_order(spans: Mapping[str, tuple[int, int]], shown: str) -> None:
-    """Tensors lie end to end: no two share a byte, and none lies unused."""
+    """Tensors are contiguous: no two share a byte, and none is unused."""
     end = 0
     for (first, last), name in sorted((span, name) for name, span in spans.items()):
         if first != end:
             fault = "overlaps the tensor before it" if first < end else "leaves unused bytes before it"
             raise WeightsError(
-                f"{shown} is damaged: {name} {fault} (it begins at byte {first:,}, not {end:,}); fetch it "
-                "again."
+                f"Expected {name} of {shown} at byte {end:,}, got {first:,}: it {fault}. The file is "
+                "damaged: download it again."
             )
         end = last
 

@@ -1,12 +1,12 @@
 """Quantized weight matrices in the formats that ComfyUI's loader reads: their tensors and values.
 
 A matrix is quantized in blocks of whole rows, so that it never has to be in memory at once: first
-`largest_magnitude` over all blocks where the format asks for it, then `quantise` block by block, in order.
-Every block but the last has a multiple of `ROWS` rows. What stands for `layer.weight` is named by suffix:
+`largest_magnitude` over all blocks if the format needs it, then `quantize` block by block, in order. Every
+block but the last has a multiple of `ROWS` rows. The tensors that replace `layer.weight` are named by suffix:
 `weight`, `weight_scale` and, for nvfp4, `weight_scale_2`.
 
 Formats, from ComfyUI's QUANTIZATION.md and comfy/ops.py: float8_e4m3fn with one scale per matrix;
-int8_tensorwise with one scale per row, the columns first turned by ConvRot's Hadamard matrix, which spreads
+int8_tensorwise with one scale per row, the columns first rotated by ConvRot's Hadamard matrix, which spreads
 outliers over a group; nvfp4, 4-bit floats with a float8 scale for each 16 and one scale per matrix.
 """
 
@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 # suffix -> what is written for a whole matrix; a shape () is one for all blocks
 Stored = dict[str, tuple[torch.dtype, Shape]]
 
-ROWS = 128  # nvfp4's scales lie in tiles of so many rows
+ROWS = 128  # nvfp4's scales are stored in tiles of this many rows
 FP8_MAX, FP4_MAX, INT8_MAX = 448.0, 6.0, 127.0
 FP4_GROUP = 16  # columns that share a scale
 # group sizes of the Hadamard matrix, the first that divides the columns; core's default is 256
@@ -35,12 +35,12 @@ ROTATIONS = (256, 64, 16)
 class Format:
     """How one format stores a matrix (rows, columns)."""
 
-    needs_largest: bool  # whether `quantise` uses the largest magnitude of the whole matrix
+    needs_largest: bool  # whether `quantize` uses the largest magnitude of the whole matrix
     fits: Callable[[Shape], bool]
     stored: Callable[[Shape], Stored]
     describe: Callable[[Shape], dict]  # core's description of the layer
-    # (float32 block, largest magnitude) -> suffix: its part
-    quantise: Callable[[Tensor, float], dict[str, Tensor]]
+    # (float32 block, largest magnitude) -> suffix: its tensor
+    quantize: Callable[[Tensor, float], dict[str, Tensor]]
 
 
 def largest_magnitude(block: Tensor) -> float:
@@ -51,7 +51,7 @@ def largest_magnitude(block: Tensor) -> float:
     return largest
 
 
-def quantise_fp8(block: Tensor, largest: float) -> dict[str, Tensor]:
+def quantize_fp8(block: Tensor, largest: float) -> dict[str, Tensor]:
     scale = torch.tensor(largest / FP8_MAX or 1.0)
     return {
         "weight": (block / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn),
@@ -59,7 +59,7 @@ def quantise_fp8(block: Tensor, largest: float) -> dict[str, Tensor]:
     }
 
 
-def quantise_int8(block: Tensor, largest: float) -> dict[str, Tensor]:
+def quantize_int8(block: Tensor, largest: float) -> dict[str, Tensor]:
     size = rotation_size(block.shape[1])
     if size:
         block = (block.unflatten(1, (-1, size)) @ hadamard(size)).flatten(1)
@@ -67,7 +67,7 @@ def quantise_int8(block: Tensor, largest: float) -> dict[str, Tensor]:
     return {"weight": (block / scale).round_().to(torch.int8), "weight_scale": scale}
 
 
-def quantise_nvfp4(block: Tensor, largest: float) -> dict[str, Tensor]:
+def quantize_nvfp4(block: Tensor, largest: float) -> dict[str, Tensor]:
     scale = torch.tensor(largest / (FP8_MAX * FP4_MAX) or 1.0)
     groups = block.unflatten(1, (-1, FP4_GROUP))
     group_scale = (groups.abs().amax(-1) / FP4_MAX / scale).clamp_(max=FP8_MAX).to(torch.float8_e4m3fn)
@@ -103,7 +103,7 @@ def tile_scales(scales: Tensor) -> Tensor:
 
 
 def rotation_size(columns: int) -> int | None:
-    """Columns that ConvRot turns together; None where no size divides them."""
+    """Columns that ConvRot rotates together; None if no size divides them."""
     return next((size for size in ROTATIONS if columns % size == 0), None)
 
 
@@ -124,21 +124,21 @@ def _int8_description(shape: Shape) -> dict:
 
 
 FORMATS = {
-    # Without calibrated input scales core would cut activations off at 448: it is told to multiply in the
+    # Without calibrated input scales core would clip activations at 448: it is told to multiply in the
     # model's own precision.
     "fp8": Format(
         needs_largest=True,
         fits=lambda shape: True,
         stored=lambda shape: {"weight": (torch.float8_e4m3fn, shape), "weight_scale": (torch.float32, ())},
         describe=lambda shape: {"format": "float8_e4m3fn", "full_precision_matrix_mult": True},
-        quantise=quantise_fp8,
+        quantize=quantize_fp8,
     ),
     "int8": Format(
         needs_largest=False,
         fits=lambda shape: True,
         stored=lambda shape: {"weight": (torch.int8, shape), "weight_scale": (torch.float32, (shape[0], 1))},
         describe=_int8_description,
-        quantise=quantise_int8,
+        quantize=quantize_int8,
     ),
     "nvfp4": Format(
         needs_largest=True,
@@ -152,6 +152,6 @@ FORMATS = {
             "weight_scale_2": (torch.float32, ()),
         },
         describe=lambda shape: {"format": "nvfp4"},
-        quantise=quantise_nvfp4,
+        quantize=quantize_nvfp4,
     ),
 }

@@ -1,5 +1,5 @@
-"""What a quantized weights file holds, read off its header: which layers, in which of core's formats, and the
-shapes they stand for.
+"""The content of a quantized weights file from its header: its layers, their formats, and the shapes of the
+original matrices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .files import Header, WeightsError
 
 LAYERS = "_quantization_metadata"  # the metadata entry of core's QUANTIZATION.md
 MARK = ".comfy_quant"  # the same for one layer, as JSON in a tensor of bytes: core saves models so
-OLD_MARK = "scaled_fp8"  # a whole file in scaled float8, from before both
+OLD_MARK = "scaled_fp8"  # a whole file in scaled float8, older than both
 OLD_SCALES = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}
 
 
@@ -21,9 +21,9 @@ OLD_SCALES = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}
 class Layout:
     """How core's loader finds a matrix of one format."""
 
-    dtypes: tuple[str, ...]  # of `weight`, in safetensors' words
-    scales: tuple[str, ...]  # tensors that must be there beside it
-    others: tuple[str, ...] = ()  # and those that may be
+    dtypes: tuple[str, ...]  # of `weight`, as safetensors names them
+    scales: tuple[str, ...]  # tensors that must exist beside it
+    others: tuple[str, ...] = ()  # and those that may
     columns: int = 1  # that one stored value holds
 
 
@@ -39,10 +39,10 @@ LAYOUTS = {
 
 
 def plain_header(path: str | os.PathLike, header: Header) -> Header:
-    """The header as if nothing were quantized: shapes of the matrices that the layers stand for, and no
-    tensors but theirs.
+    """The header as if nothing were quantized: shapes of the original matrices, without the tensors of the
+    quantization.
 
-    A file without quantized layers comes back as it is. WeightsError names a layer whose format, dtype or
+    A file without quantized layers is returned unchanged. WeightsError names a layer whose format, dtype or
     scales core cannot read.
     """
     layers = find_quantized_layers(path, header)
@@ -51,8 +51,8 @@ def plain_header(path: str | os.PathLike, header: Header) -> Header:
     renamed = {_new_name(name): name for name in header.shapes if not name.endswith((MARK, OLD_MARK))}
     shapes = {new: header.shapes[old] for new, old in renamed.items()}
     dtypes = {new: header.dtypes[old] for new, old in renamed.items()}
-    for layer, wanted in layers.items():
-        layout = _check_layer(path, layer, wanted, shapes, dtypes)
+    for layer, form in layers.items():
+        layout = _check_layer(path, layer, form, shapes, dtypes)
         rows, columns = shapes[f"{layer}.weight"]
         shapes[f"{layer}.weight"] = (rows, columns * layout.columns)
         for part in (*layout.scales, *layout.others):
@@ -75,13 +75,14 @@ def find_quantized_layers(path: str | os.PathLike, header: Header) -> dict[str, 
                 if name.endswith(".scale_weight")
             }
         return {
-            name.removesuffix(MARK): _read_mark(path, header.places[name])
+            name.removesuffix(MARK): _read_mark(path, header.byte_ranges[name])
             for name in header.shapes
             if name.endswith(MARK)
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
-            f"{path} says that it is quantised, but not how ({error}); fetch it again, or convert it again."
+            f"Expected {path} to state how it is quantized, got an unreadable statement ({error}). Download "
+            "it again, or convert it again."
         ) from error
 
 
@@ -94,7 +95,7 @@ def _read_mark(path: str | os.PathLike, place: tuple[int, int]) -> str:
 def _read_format(entry: Mapping[str, object]) -> str:
     found = entry["format"]
     if not isinstance(found, str):
-        raise ValueError(f"its format is {str(found)[:60]}, no name")
+        raise ValueError(f"its format is {str(found)[:60]}, which is no name")
     return found
 
 
@@ -105,25 +106,26 @@ def _new_name(name: str) -> str:
 def _check_layer(
     path: str | os.PathLike,
     layer: str,
-    wanted: str,
+    form: str,
     shapes: Mapping[str, tuple[int, ...]],
     dtypes: Mapping[str, str],
 ) -> Layout:
-    layout = LAYOUTS.get(wanted)
+    layout = LAYOUTS.get(form)
     if layout is None:
         raise WeightsError(
-            f"{path} has layer {layer} in the format {wanted}; the formats read here are "
-            f"{', '.join(LAYOUTS)}."
+            f"Expected layer {layer} of {path} in one of the formats {', '.join(LAYOUTS)}, got {form}. "
+            "Convert the file again."
         )
     missing = [name for name in ("weight", *layout.scales) if f"{layer}.{name}" not in shapes]
     if missing:
         raise WeightsError(
-            f"{path} says layer {layer} is in {wanted}, but has no {layer}.{missing[0]}; fetch it again."
+            f"Expected {layer}.{missing[0]} in {path} for layer {layer} in {form}, got none. Download it "
+            "again."
         )
     found, shape = dtypes[f"{layer}.weight"], shapes[f"{layer}.weight"]
     if found not in layout.dtypes or len(shape) != 2:
         raise WeightsError(
-            f"{path} says layer {layer} is in {wanted}, but its weight is {found} {shape}, not a "
-            f"{layout.dtypes[0]} matrix; fetch it again."
+            f"Expected a matrix of {layout.dtypes[0]} as the weight of layer {layer} of {path} in {form}, "
+            f"got {found} {shape}. Download it again."
         )
     return layout

@@ -1,6 +1,6 @@
-"""Published weights by exact file: what it is, size, SHA-256, licence, folder and address.
+"""Published weights by exact file: what it is, size, SHA-256, license, folder and address.
 
-Reads no network.
+No network access.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 from ..text_files import read_json, read_text, show_path
 from .files import WeightsError, read_header
 
-# beside a file whose hash nobody published: the one it had when it came, as the program sha256sum writes it
+# beside a file whose hash is not published: the one it had when downloaded, in the format of sha256sum
 RECORD = ".sha256"
 CHUNK = 2**22  # bytes read at once
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file of a repository on Hugging Face. What could not be learnt is None, and said to be unknown."""
+    """One file of a repository on Hugging Face. An unknown value is None, and shown as unknown."""
 
-    name: str  # as it is called in ComfyUI's folder, which may differ from `file`
+    name: str  # its name in ComfyUI's folder, which may differ from `file`
     what: str
     folder: str  # below ComfyUI's models folder
     repository: str
@@ -43,7 +43,7 @@ class PublishedFile:
 
     @property
     def line(self) -> str:
-        """All that a person needs to fetch the file, on one line."""
+        """All that is needed to download the file, on one line."""
         size = (
             f"{self.size:,} bytes"
             if self.size
@@ -62,7 +62,7 @@ class PublishedFile:
 
 
 def read_registry(path: Path) -> list[PublishedFile]:
-    """The files a system's JSON names; ValueError names the entry that does not say what it should."""
+    """The files in a system's JSON; ValueError names an invalid entry."""
     entries = read_json(path)
     if not isinstance(entries, list):
         raise WeightsError(
@@ -102,11 +102,12 @@ def is_hash(text: Any) -> bool:
 
 
 def find_published(files: Sequence[PublishedFile], name: str) -> PublishedFile:
-    """The file of that name; a WeightsError names the known ones."""
+    """The file of that name; a WeightsError lists the names."""
     found = next((file for file in files if file.name == name), None)
     if found is None:
         raise WeightsError(
-            f"No published file is named {name!r}; known are {', '.join(file.name for file in files)}."
+            f"Expected one of the published files {', '.join(file.name for file in files)}, got {name!r}. "
+            "Choose one of them."
         )
     return found
 
@@ -131,15 +132,16 @@ def find_on_disk(file: PublishedFile, folders: Sequence[Path]) -> Path | None:
 
 
 def verify(file: PublishedFile, path: Path, on_progress: Callable[[int], None] = lambda done: None) -> str:
-    """What a file on disk is worth, in one sentence.
+    """The state of a file on disk, in one sentence.
 
-    WeightsError if it is cut off, or is not the published one.
+    WeightsError if it is incomplete, or is not the published one.
     """
     read_header(path)
     size = path.stat().st_size
     if file.size is not None and size != file.size and not file.also_published:
         raise WeightsError(
-            f"{path} has {size:,} bytes, the published file {file.size:,}; fetch it again: {file.line}"
+            f"Expected {file.size:,} bytes in {path}, the size of the published file, got {size:,}. "
+            f"Download it again: {file.line}"
         )
     found = hash_file(path, on_progress)
     if found == file.sha256:
@@ -148,10 +150,12 @@ def verify(file: PublishedFile, path: Path, on_progress: Callable[[int], None] =
         return f"{path} is the edition published in {file.also_published[found]}."
     expected = file.sha256 or read_record(path)
     if expected is None:
-        return f"{path} is whole; nobody published a hash to compare its SHA-256 with: {found}."
+        return f"{path} is complete; no hash is published to compare its SHA-256 with: {found}."
     if found == expected:
         return f"{path} is as it was downloaded."
-    raise WeightsError(f"Expected the SHA-256 {expected} of {path}, got {found}. Fetch it again: {file.line}")
+    raise WeightsError(
+        f"Expected the SHA-256 {expected} of {path}, got {found}. Download it again: {file.line}"
+    )
 
 
 def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done: None) -> str:
@@ -166,7 +170,7 @@ def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done: None
 
 
 def read_record(path: Path) -> str | None:
-    """The hash that was written down when the file came; WeightsError where the record holds none."""
+    """The hash that was recorded when the file was downloaded; WeightsError if the record holds none."""
     record = path.with_name(path.name + RECORD)
     if not record.is_file():
         return None

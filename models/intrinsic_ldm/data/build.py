@@ -33,7 +33,7 @@ from ...core.export.npz import read_npz
 from ...core.geometry.normals import view_with_normals
 from ...core.geometry.view import View
 from ...core.picture_files import PictureError
-from ...core.pictures import open_grey, open_rgb
+from ...core.pictures import open_gray, open_rgb
 from ...core.text_files import TextFileError, read_json_object, show_path
 from ...core.training.data import fit_map
 from ...core.training.data_files import SKY
@@ -263,13 +263,13 @@ def assemble(image: Tensor, files: Mapping[str, Sequence[bytes]]) -> dict[str, T
         row["normals"] = as_integers(read_saved(read_normals, files["normals"][0], "normals"))
     if "segmentation" in files:
         ids = number_masks(
-            [read_saved(open_grey, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2]
+            [read_saved(open_gray, mask, "segmentation") for mask in files["segmentation"]], image.shape[:2]
         )
         row["segmentation"] = (
             ids if sky is None or sky.shape != ids.shape else ids.masked_fill(sky & (ids == 0), SKY)
         )
     if files.get("line"):
-        row["line"] = read_saved(open_grey, files["line"][0], "line").half()
+        row["line"] = read_saved(open_gray, files["line"][0], "line").half()
     for name, value in row.items():
         if value.shape[:2] != image.shape[:2]:
             got, size = (" x ".join(map(str, x.shape[1::-1])) for x in (value, image))

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.pictures import open_grey, open_picture
+from ...core.pictures import open_gray, open_picture
 from ...core.training.data import SMOOTH, FolderDataset, fit_map
 from ...core.training.data_files import SKY, check_sample_sizes
 from ...core.training.settings import as_size
@@ -109,12 +109,12 @@ def read_loose(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def read_normals(source: Any, *, name: Any = None) -> Tensor:
     """Normals (h, w, 3) of a normal map's file, bytes or Pillow image, 0 where black or fully transparent."""
-    found = open_picture(source, name=name)
-    normals = normals_from_image(found.rgb)[0].movedim(0, -1)
-    return normals if found.alpha is None else normals * (found.alpha[0] > 0)[..., None]
+    image = open_picture(source, name=name)
+    normals = normals_from_image(image.rgb)[0].movedim(0, -1)
+    return normals if image.alpha is None else normals * (image.alpha[0] > 0)[..., None]
 
 
-READERS = {"normals": read_normals, "line": open_grey}
+READERS = {"normals": read_normals, "line": open_gray}
 
 
 def encode_sample(raw: Mapping[str, Tensor], *, grid: int = GRID) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,11 @@ from torch import Generator, Tensor, nn
 
 from ...core.losses import sum_terms
 from ...core.training.alignment import Aligner, PositionReader, collect_activations
+from ...core.training.captions import draw_captions
 from ...core.training.data import pick
 from ...core.training.loop import Batch, Task
 from ...core.training.recipe import Recipe
 from ...core.training.settings import check_settings, read_settings
-from ...core.training.words import draw_words
 from ...core.weights.files import check_finite, fill_module, write_tensors
 from ...tiny.codec_training import edge_distance, psnr
 from .. import tiny
@@ -251,7 +251,7 @@ def build_base(
             fill_module(
                 module,
                 {name: value.float() for name, value in state.items()},
-                what=f"The base {recipe.model['weights']}",
+                what=f"the base {recipe.model['weights']}",
             )
     scheduler = diffusers.DDPMScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False)
     base = Backbone(network, tiny.FAMILY, scheduler)
@@ -275,7 +275,7 @@ def base_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the model output at a uniform random timestep, on one caption per image."""
     x0 = batch["latent"].float()
-    tokens = draw_words({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
+    tokens = draw_captions({**batch, "empty_tokens": empty}, generator, settings.caption_dropout)
     if "maps" in batch:  # images of maps keep their prompt: the empty prompt stands for images alone
         tokens = torch.where(batch["maps"][:, None], batch["tokens"][:, 0], tokens)
     t = torch.randint(base.steps, (len(x0),), generator=generator).to(x0.device)
@@ -315,10 +315,10 @@ def pair_loss(
     clean = {"image": batch["latent"].float(), "intrinsic": batch["intrinsic_latent"].float()}
     x0 = clean["image"]
     tokens = {
-        "image": draw_words(
+        "image": draw_captions(
             {"tokens": batch["tokens"], "empty_tokens": empty}, generator, settings.caption_dropout
         ),
-        "intrinsic": draw_words(
+        "intrinsic": draw_captions(
             {"tokens": batch["maps_tokens"], "empty_tokens": empty}, generator, settings.caption_dropout
         ),
     }

@@ -242,7 +242,7 @@ def export(
     """Write the averaged weights under ComfyUI's names, in the selected dtype, with the latent scale."""
     device = next(iter(state.values())).device
     model = fill_module(
-        make_autoencoder(config, "meta"), state, what="The training state", device=device
+        make_autoencoder(config, "meta"), state, what="the training state", device=device
     ).train(False)
     scale = measure_scale(model, dataset, settings.measure)
     tensors = {name: value.to(getattr(torch, settings.ship)) for name, value in to_core_names(state).items()}

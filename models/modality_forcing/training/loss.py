@@ -1,12 +1,12 @@
 """The paper's loss: a noise level per stream, image velocity, velocity-weighted depth x0, distillation.
 
-Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. Every draw comes from
-the generator given, on the CPU, so a loss is a function of (model, batch, generator state) on any machine.
+Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. All random numbers come
+from `generator`, on the CPU, so a loss is a function of (model, batch, generator state) on any machine.
 
 A batch has
     latent (b, c, h, w)
     depth_net (b, 1, H, W), contracted depth of unit mean, and mask (b, 1, H, W), True = known
-    tokens (b, n), or (b, k, n): k captions each, of which one is drawn; with empty_tokens (n,)
+    tokens (b, n), or (b, k, n): k captions each, one of which is drawn; with empty_tokens (n,)
     or, instead of tokens, context (b, n, c) with empty_context (n, c)
     for alignment cells (b, k, s h, s w): k kinds of class ids, s times finer than the latent; -1 = unknown
 """
@@ -25,8 +25,8 @@ from torch import Generator, Tensor, nn
 from ...core.diffusion.flow import add_noise
 from ...core.losses import masked_mean, masked_mean_each, sum_terms
 from ...core.training.alignment import Aligner, collect_activations
+from ...core.training.captions import draw_captions
 from ...core.training.settings import read_settings
-from ...core.training.words import draw_words
 from ..depth_code import contract, uncontract, unit_mean
 from ..network import ModalityForcing
 from .noise import draw_logit_normal, draw_plateau, uniform
@@ -39,30 +39,28 @@ Batch = Mapping[str, Tensor]
 class LossSettings:
     """The `loss` part of a recipe. Defaults: the paper's; where it is silent, see the comments."""
 
-    kind: Kind = "modality_forcing"  # "text_to_image" trains the image half alone
-    joint: float = 0.6  # shares of the modes; the three add up to 1
+    kind: Kind = "modality_forcing"  # "text_to_image" trains the image stream alone
+    joint: float = 0.6  # probabilities of the modes; the three add up to 1
     image_to_depth: float = 0.2
     depth_to_image: float = 0.2
     shift_mu: float = 1.1  # of both logit-normals
     shift_sigma: float = 1.0
-    t_min: float = 0.05  # floor under t in the depth weight 1/t^2; the released sampler has the same
+    t_min: float = 0.05  # lower bound on t in the depth weight 1/t^2; the released sampler has the same
     rgb_weight: float = 1.0
     depth_weight: float = 1.0
-    # weight of the depth's gradient matching (ours, see gradient_loss): against seams between patches
+    # weight of the depth's gradient matching (ours, see gradient_loss): reduces seams between patches
     depth_gradient: float = 0.0
     depth_border: float = 0.0  # and of the same across the borders of patches alone, see border_loss
     distill_high: float = (
-        1.0  # weight of the distillation at t_depth = 1 (values: not published, a third party's)
+        1.0  # weight of the distillation at t_depth = 1 (not published: a third party's value)
     )
     distill_low: float = 0.1  # and at t_depth = 0
     caption_dropout: float = 0.1
-    # share of pictures that lose known depth pixels, so that sparse depth is nothing new (not published)
+    # share of images that lose known depth pixels, so that the network learns sparse depth (not published)
     sparse: float = 0.1
-    sparse_keep: tuple[float, float] = (0.002, 0.5)  # those keep this share, drawn evenly in its logarithm
-    align: float = (
-        0.0  # weight of the alignment loss (ours, see Aligner), for data that knows what each spot shows
-    )
-    align_block: int = 1  # number of the single block whose image rows it reads
+    sparse_keep: tuple[float, float] = (0.002, 0.5)  # the share of pixels these keep, log-uniform
+    align: float = 0.0  # weight of the alignment loss (ours, see Aligner), for data with a class per cell
+    align_block: int = 1  # index of the single block whose image tokens it reads
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparse_keep", tuple(self.sparse_keep))
@@ -70,8 +68,8 @@ class LossSettings:
         shares = (self.joint, self.image_to_depth, self.depth_to_image)
         if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise ValueError(
-                f"The loss's joint, image_to_depth and depth_to_image are {shares}, but they must be shares "
-                "that add up to 1."
+                "Expected shares that add up to 1 for the loss's joint, image_to_depth and depth_to_image, "
+                f"got {shares}. Correct them in the recipe."
             )
         self._check(
             "shift_sigma",
@@ -100,18 +98,21 @@ class LossSettings:
             "two rising shares above 0, at most 1",
         )
 
-    def _check(self, name: str, fine: bool, wanted: str) -> None:
+    def _check(self, name: str, fine: bool, expected: str) -> None:
         if not fine:
-            raise ValueError(f"The loss's {name} is {getattr(self, name)!r}, but it must be {wanted}.")
+            raise ValueError(
+                f"Expected the loss's {name} to be {expected}, got {getattr(self, name)!r}. Correct {name} "
+                "in the recipe."
+            )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LossSettings:
-        """From a recipe's `loss`; an unknown key is refused by name."""
+        """From a recipe's `loss`; an unknown key is a ValueError."""
         return read_settings(cls, values, "recipe's loss")
 
 
 class TrainedModel(nn.Module):
-    """What trains together: the network, and the tiny text encoder (else contexts are precomputed)."""
+    """What is trained together: the network, and the tiny text encoder (else contexts are precomputed)."""
 
     def __init__(
         self, network: ModalityForcing, text_encoder: nn.Module | None = None, aligner: Aligner | None = None
@@ -120,23 +121,24 @@ class TrainedModel(nn.Module):
         self.network, self.text_encoder, self.aligner = network, text_encoder, aligner
 
     def context(self, words: Tensor) -> Tensor:
-        """Rows of context (b, n, c) from drawn word numbers, or the context itself."""
+        """Context (b, n, c) of token ids, or the precomputed context itself."""
         return self.text_encoder(words) if self.text_encoder is not None else words
 
     def aligned_block(self, number: int) -> nn.Module | None:
-        """The single block whose rows the aligner reads; None where nobody aligns."""
+        """The single block whose activations the aligner reads; None without an aligner."""
         return None if self.aligner is None else self.network.single_blocks[number]
 
 
 def align_loss(
-    model: TrainedModel, batch: Batch, heard: list[Tensor], context: Tensor, settings: LossSettings
+    model: TrainedModel, batch: Batch, activations: list[Tensor], context: Tensor, settings: LossSettings
 ) -> dict[str, Tensor]:
-    """The alignment's part of the loss, if there is one."""
-    if not heard:
+    """The alignment term of the loss, if there is one."""
+    if not activations:
         return {}
     text, (height, width) = context.shape[1], batch["latent"].shape[-2:]
     return {
-        "align": settings.align * model.aligner(heard[0][:, text : text + height * width], batch["cells"])
+        "align": settings.align
+        * model.aligner(activations[0][:, text : text + height * width], batch["cells"])
     }
 
 
@@ -149,7 +151,7 @@ def loss(
     teacher: TrainedModel | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Scalar loss and its terms. `teacher`: a frozen text-to-image network whose velocity is distilled."""
-    words = draw_words(batch, generator, settings.caption_dropout)
+    words = draw_captions(batch, generator, settings.caption_dropout)
     if settings.kind == "text_to_image":
         return image_loss(model, batch, words, generator, settings)
 
@@ -158,16 +160,16 @@ def loss(
     known, target = drop_depth(batch["depth_net"], batch["mask"], generator, settings)
     rgb_noise, depth_noise = draw_like(latent, generator), draw_like(target, generator)
     rgb_t = add_noise(latent, rgb_noise, t_rgb)
-    # where depth is missing, noise stands for it: unit Gaussian at every t, as at inference
+    # noise replaces missing depth: unit Gaussian at every t, as at inference
     depth_t = torch.where(known, add_noise(target, depth_noise, t_depth), depth_noise)
 
     context = model.context(words)
-    with collect_activations(model.aligned_block(settings.align_block)) as heard:
+    with collect_activations(model.aligned_block(settings.align_block)) as activations:
         velocity, x0 = model.network(rgb_t, depth_t, context, t_rgb, t_depth)
     parts = {
         "rgb": settings.rgb_weight * velocity_loss(velocity, rgb_noise - latent, t_rgb > 0),
         "depth": settings.depth_weight * depth_loss(x0, target, known, t_depth, settings.t_min),
-        **align_loss(model, batch, heard, context, settings),
+        **align_loss(model, batch, activations, context, settings),
     }
     if settings.depth_gradient:
         parts["gradient"] = settings.depth_gradient * gradient_loss(x0, target, known, t_depth)
@@ -176,31 +178,31 @@ def loss(
         parts["border"] = settings.depth_border * border_loss(x0, target, known, t_depth, patch)
     if teacher is not None:
         with torch.no_grad():
-            wanted = teacher.network.forward_image(rgb_t, teacher.context(words), t_rgb)
+            target = teacher.network.forward_image(rgb_t, teacher.context(words), t_rgb)
         weight = settings.distill_high * t_depth + settings.distill_low * (1 - t_depth)
-        parts["distill"] = velocity_loss(velocity, wanted, t_rgb > 0, weight)
+        parts["distill"] = velocity_loss(velocity, target, t_rgb > 0, weight)
     return sum_terms(parts)
 
 
 def image_loss(
     model: TrainedModel, batch: Batch, words: Tensor, generator: Generator, settings: LossSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The text-to-image network alone, no depth tokens: what the depth stream later starts from."""
+    """The text-to-image network alone, no depth tokens: the base that the depth stream is later added to."""
     latent = batch["latent"]
     t = draw_logit_normal(uniform(len(latent), generator), settings.shift_mu, settings.shift_sigma).to(
         latent.device
     )
     noise = draw_like(latent, generator)
     context = model.context(words)
-    with collect_activations(model.aligned_block(settings.align_block)) as heard:
+    with collect_activations(model.aligned_block(settings.align_block)) as activations:
         velocity = model.network.forward_image(add_noise(latent, noise, t), context, t)
     value = settings.rgb_weight * velocity_loss(velocity, noise - latent, t > 0)
-    return sum_terms({"rgb": value, **align_loss(model, batch, heard, context, settings)})
+    return sum_terms({"rgb": value, **align_loss(model, batch, activations, context, settings)})
 
 
-def velocity_loss(velocity: Tensor, wanted: Tensor, counts: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """Mean square over the pictures that count; a clean stream has nothing to learn."""
-    return masked_mean((velocity.float() - wanted).square().flatten(1).mean(dim=1) * weight, counts)
+def velocity_loss(velocity: Tensor, target: Tensor, counts: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Mean square over the images whose stream is noisy; a clean stream has no loss."""
+    return masked_mean((velocity.float() - target).square().flatten(1).mean(dim=1) * weight, counts)
 
 
 def depth_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor, t_min: float) -> Tensor:
@@ -210,17 +212,17 @@ def depth_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor, t_min: floa
     return masked_mean(square, (t > 0) & (count > 0))
 
 
-GRADIENT_STEPS = (1, 2, 4, 8)  # pixels between the two ends; 8 is half a patch
+GRADIENT_STEPS = (1, 2, 4, 8)  # pixels between the two pixels of a difference; 8 is half a patch
 
 
 def gradient_loss(x0: Tensor, target: Tensor, known: Tensor, t: Tensor) -> Tensor:
-    """Mean |d(x0 - target)| over known neighbours to the right and below, summed over GRADIENT_STEPS; a
+    """Mean |d(x0 - target)| over known neighbors to the right and below, summed over GRADIENT_STEPS; a
     scalar.
 
-    x0, target and known (bool) are (b, 1, h, w) with sides above the longest step, t is (b,): samples whose
-    depth is given do not count. The gradient matching of monocular depth (Li & Snavely 2018, MegaDepth,
-    equation 4), in network space and without its logarithm. A network that draws patches has no other reason
-    to make two of them meet.
+    x0, target and known (bool) are (b, 1, h, w) with sides above the longest step, t is (b,): samples with t
+    = 0 (depth as input) do not count. The gradient matching of monocular depth (Li & Snavely 2018, MegaDepth,
+    equation 4), in network space and without its logarithm. Without it, nothing in the loss makes neighboring
+    patches continuous.
     """
     error, total = torch.where(known, x0.float() - target, 0.0), 0.0
     for step, dim in itertools.product(GRADIENT_STEPS, (-1, -2)):
@@ -257,7 +259,7 @@ def draw_times(count: int, generator: Generator, settings: LossSettings) -> tupl
 def drop_depth(
     net: Tensor, mask: Tensor, generator: Generator, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
-    """(known, target): some samples keep few depth pixels, of unit mean, as sparse depth has."""
+    """(known, target): some samples keep few depth pixels, renormalized to unit mean, as in sparse depth."""
     chosen, share = uniform(len(net), generator) < settings.sparse, uniform(len(net), generator)
     if not chosen.any():
         return mask, net
@@ -266,7 +268,7 @@ def drop_depth(
     known = mask & (torch.rand(net.shape, generator=generator) < keep[:, None, None, None].float()).to(
         mask.device
     )
-    finite = known & (net < 2)  # 2 is infinitely far, at any scale
+    finite = known & (net < 2)  # 2 is infinite depth, at any scale
     scaled = contract(unit_mean(uncontract(net, z_max=None), finite)[0])
     changed = chosen.to(net.device)[:, None, None, None] & finite
     return known, torch.where(changed, scaled, net)

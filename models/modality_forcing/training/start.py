@@ -1,4 +1,4 @@
-"""The weights a network starts training from: none, or a text-to-image base."""
+"""Initial weights of a training run: random, or from a text-to-image base."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..network import ModalityForcing
 
 
 def init_weights(network: ModalityForcing, generator: Generator) -> None:
-    """Weights of a network that starts from nothing: every block the identity, both outputs 0."""
+    """Initial weights without a base: every block is the identity, both outputs are 0."""
     for name, parameter in network.named_parameters():
         init_parameter(name, parameter, generator)
 
@@ -37,16 +37,16 @@ def init_parameter(name: str, parameter: Tensor, generator: Generator) -> None:
 def init_from_text_to_image(
     network: ModalityForcing, base: Mapping[str, Tensor], generator: Generator
 ) -> None:
-    """The paper's start: image and text halves from `base` (our names), the depth stream of every double
-    block a copy of the image's, and so the modulations; depth tokens, depth times, decoder, head and cross
-    embedders new, cross alphas 0.
+    """The paper's initialization: image and text streams from `base` (our names), the depth stream of every
+    double block a copy of the image's, and likewise its modulations; depth projections, depth timestep
+    embedders, decoder, head and cross embedders random, cross alphas 0.
     """
     state = network.state_dict()
     unknown = sorted(set(base) - set(state))
     if unknown:
         raise ValueError(
-            f"The text-to-image weights have {len(unknown)} tensors that this network lacks, "
-            f"the first {unknown[0]}."
+            f"Expected text-to-image weights of this network, got {len(unknown)} tensors that it does not "
+            f"have, the first {unknown[0]}. Give the base of the recipe's preset."
         )
     for name, own in state.items():
         of_image = name.replace(".depth_", ".img_").replace("modulation_depth.", "modulation_img.")

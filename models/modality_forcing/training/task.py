@@ -1,4 +1,6 @@
-"""From a recipe to what the training loop takes: network and its start, teacher, data, loss, export."""
+"""From a recipe to what the training loop takes: network and its initial weights, teacher, data, loss,
+export.
+"""
 
 from __future__ import annotations
 
@@ -26,34 +28,37 @@ from .loss import LossSettings, TrainedModel, loss
 from .start import init_from_text_to_image, init_weights, widen_depth_head
 
 ShipType = Literal["float32", "float16"]
-NETWORK_FILE, TEXT_FILE = "network.safetensors", "text.safetensors"  # what a run ships, in its output folder
-# of a dataset folder with precomputed contexts: `context` (n, c), the encoding of ""
+NETWORK_FILE, TEXT_FILE = "network.safetensors", "text.safetensors"  # written to a run's output folder
+# in a dataset folder with precomputed contexts: `context` (n, c), the encoding of ""
 EMPTY_CONTEXT = "empty_context.safetensors"
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The `model` part of a recipe. Without `base` and `weights` the network starts from nothing."""
+    """The `model` section of a recipe. Without `base` and `weights` the network is initialized at random."""
 
-    config: Mapping[str, Any] = field(default_factory=dict)  # changes to the preset
-    base: str = ""  # text-to-image weights that the network starts from, and the teacher's
-    weights: str = ""  # or whole Modality Forcing weights to go on from
-    text: str = ""  # weights of a text encoder that trains along
-    distill: bool = False  # stay near the frozen `base`
+    config: Mapping[str, Any] = field(default_factory=dict)  # overrides of the preset's fields
+    base: str = ""  # text-to-image weights to initialize from, and the teacher's
+    weights: str = ""  # or complete Modality Forcing weights to continue from
+    text: str = ""  # initial weights of a text encoder that is trained as well
+    distill: bool = False  # distill from the frozen `base`
     ship: ShipType = "float32"  # precision of the weights files a run writes; its checkpoints are float32
 
     def __post_init__(self) -> None:
         if self.base and self.weights:
             raise ValueError(
-                "The recipe's model names both base and weights; a network starts from one of them."
+                "Expected base or weights in the recipe's model, got both. Keep the one that the network "
+                "starts from."
             )
         if self.distill and not self.base:
             raise ValueError(
-                "The recipe's model wants distill, but names no base; the teacher is the base, frozen."
+                "Expected a base in the recipe's model for distill (the frozen base is the teacher), got "
+                "none. Give base, or leave distill out."
             )
         if self.ship not in get_args(ShipType):
             raise ValueError(
-                f"The recipe's model wants ship {self.ship!r}; it is one of {', '.join(get_args(ShipType))}."
+                f"Expected ship as one of {', '.join(get_args(ShipType))} in the recipe's model, got "
+                f"{self.ship!r}. Choose one of them."
             )
 
     @classmethod
@@ -69,10 +74,10 @@ def build(
     empty_tokens: Tensor | None = None,
     classes: Sequence[int] = (),
 ) -> Task:
-    """The Task of a recipe. A text encoder given here trains along and reads the dataset's `tokens`, of which
-    `empty_tokens` n is the empty prompt; without one, samples bring their `context`. Without a dataset, the
-    folder named in the recipe is read. `classes`: how many numbers each kind of the samples' `cells` has, for
-    the alignment loss.
+    """The Task of a recipe. `text_encoder`, if not None, is trained as well and reads the dataset's `tokens`,
+    of which `empty_tokens` (n,) is the empty prompt; without one, samples have a `context`. Without a
+    dataset, the folder named in the recipe is read. `classes`: number of classes of each kind of the samples'
+    `cells`, for the alignment loss.
     """
     settings, start = LossSettings.from_json(recipe.loss), ModelSettings.from_json(recipe.model)
     config = replace(find_preset(recipe.preset), **check_config(start.config))
@@ -105,14 +110,14 @@ def make_aligner(
 ) -> Aligner:
     if not classes or "cells" not in sample:
         raise ValueError(
-            "The recipe's loss wants align, but this dataset does not say what each spot shows; leave align "
-            "out."
+            "Expected a dataset with `cells`, the class of each spot, for the loss's align, got one "
+            "without. Leave align out."
         )
     if settings.align_block >= config.num_single_blocks:
         last = config.num_single_blocks - 1
         raise ValueError(
-            f"The loss's align_block is {settings.align_block}, but the network's single blocks end at "
-            f"{last}."
+            f"Expected the loss's align_block from 0 to {last}, the network's last single block, got "
+            f"{settings.align_block}. Lower align_block."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -126,7 +131,7 @@ def check_config(changes: Mapping[str, Any]) -> Mapping[str, Any]:
 def start_network(
     config: ModalityForcingConfig, start: ModelSettings, generator: Generator
 ) -> ModalityForcing:
-    """In float32, which is what optimisers can add small steps to."""
+    """In float32, so that the optimizer's small updates are not rounded away."""
     if start.weights:
         stored = replace(config, depth_head_kernel=read_network_config(start.weights).depth_head_kernel)
         return widen_depth_head(load_network(start.weights, config=stored, dtype=torch.float32)[0], config)
@@ -139,7 +144,7 @@ def start_network(
 
 
 def make_teacher(model: TrainedModel) -> TrainedModel:
-    """The model as it starts: its image half is the base."""
+    """A frozen copy of the initial model: its image stream is the base."""
     teacher = copy.deepcopy(model).requires_grad_(False)
     return teacher.train(False)
 
@@ -148,28 +153,28 @@ def open_folder(data: Mapping[str, Any], settings: LossSettings) -> tuple[Folder
     """A dataset folder of `latent`, `context` and, for depth, `depth`, and the empty prompt's context."""
     check_settings(data, {"folder": str}, "recipe's data")
     if not data.get("folder"):
-        raise ValueError("The recipe's data names no folder; give it the folder of a dataset.")
+        raise ValueError("Expected a folder in the recipe's data, got none. Give it the folder of a dataset.")
     dataset = FolderDataset(data["folder"], keys=("latent", "context", "depth", "mask"))
     empty = Path(data["folder"]) / EMPTY_CONTEXT
     if not settings.caption_dropout:
         return dataset, {}
     if not empty.is_file():
         raise ValueError(
-            f"{data['folder']} has no {EMPTY_CONTEXT}, which caption_dropout needs; write it, or set "
-            "caption_dropout to 0."
+            f"Expected {EMPTY_CONTEXT} in {data['folder']}, which caption_dropout needs, got none. Write "
+            "it, or set caption_dropout to 0."
         )
     return dataset, {"empty_context": read_tensors(empty)["context"]}
 
 
 def check_sample(sample: Mapping[str, Any], has_text_encoder: bool, settings: LossSettings) -> None:
-    wanted = ["latent", "tokens" if has_text_encoder else "context"]
+    expected = ["latent", "tokens" if has_text_encoder else "context"]
     if settings.kind == "modality_forcing" and "depth_net" not in sample:
-        wanted.append("depth")
-    missing = [key for key in wanted if key not in sample]
+        expected.append("depth")
+    missing = [key for key in expected if key not in sample]
     if missing:
         raise ValueError(
-            f"The dataset's samples lack {', '.join(missing)} and have {', '.join(sample)}; this loss needs "
-            f"{', '.join(wanted)}."
+            f"Expected samples with {', '.join(expected)} for this loss, got {', '.join(sample)}. Add "
+            f"{', '.join(missing)} to the dataset."
         )
 
 
@@ -182,7 +187,7 @@ def training_loss(
     teacher: TrainedModel | None,
     extra: Mapping[str, Tensor],
 ):
-    """The loss of a batch as the dataset makes it: depth in metres is brought to network space here."""
+    """The loss of a batch of the dataset: depth in meters is encoded into network space here."""
     if "depth" in batch and "depth_net" not in batch:
         mask = batch["mask"][:, None]
         batch = {**batch, "depth_net": depth_to_net(batch["depth"][:, None], mask), "mask": mask}
@@ -203,7 +208,9 @@ def export(
     trained: str,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """The averaged weights under the released names, and the text encoder's where one trains along."""
+    """Write the averaged weights under the released names, and those of a text encoder that was trained as
+    well.
+    """
     parts = {
         part: {
             name.removeprefix(f"{part}."): value
@@ -212,7 +219,7 @@ def export(
         }
         for part in ("network", "text_encoder")
     }
-    network = fill_module(ModalityForcing(config, device="meta"), parts["network"], what="The training state")
+    network = fill_module(ModalityForcing(config, device="meta"), parts["network"], what="the training state")
     save_network(folder / NETWORK_FILE, network, config, {"trained": trained}, dtype=dtype)
     if parts["text_encoder"]:
         text = {name: value.to(dtype) for name, value in parts["text_encoder"].items()}

@@ -85,7 +85,10 @@ class ExportRequest:
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("height", 8), ("width", 8), ("shard_size", 1), ("samples", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"A dataset's {name} is at least {least}; asked for {getattr(self, name)}.")
+                raise ValueError(
+                    f"Expected at least {least} as the dataset's {name}, got {getattr(self, name)}. "
+                    f"Correct {name}."
+                )
         options = {
             "split": SPLITS,
             "kind": get_args(Kind),
@@ -95,7 +98,8 @@ class ExportRequest:
         for name, allowed in options.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"A dataset's {name} is one of {', '.join(allowed)}; asked for {getattr(self, name)!r}."
+                    f"Expected one of {', '.join(allowed)} as the dataset's {name}, got "
+                    f"{getattr(self, name)!r}. Choose one of them."
                 )
 
     @property
@@ -167,10 +171,9 @@ def open_world(
     if not (folder / MANIFEST).is_file():
         normals = " --normals" if "normals" in (keys or ()) else ""
         raise ValueError(
-            f"The recipe trains on {folder}, which holds no dataset; make it with: spatialweave world "
-            f"{folder} "
-            f"--scenes {data.get('scenes', 24000)} --size {max(as_size(data.get('size', 128)))} --workers "
-            f"2{normals}"
+            f"Expected a dataset to train on in {folder}, got none. Write it with: spatialweave world "
+            f"{folder} --scenes {data.get('scenes', 24000)} --size {max(as_size(data.get('size', 128)))} "
+            f"--workers 2{normals}"
         )
     return FolderDataset(folder, keys=keys, needs=needs)
 
@@ -197,8 +200,8 @@ def _run_jobs(
                 yield len(request.rows(jobs[job]))
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "A worker process ended early, often for want of memory; run again with fewer workers, "
-                "whole shards stay."
+                "Expected the worker processes to finish, got one that ended early, often for lack of "
+                "memory. Run again with fewer workers; whole shards are kept."
             ) from error
         finally:
             for job in jobs:
@@ -219,12 +222,12 @@ def write_shard(
     }
     write = write_shard_file if request.layout == "shards" else write_pictures
     depth_type = getattr(torch, request.depth_type)
-    places = write(
+    locations = write(
         shards.path, shards.shard_name(number), rows, frames, normals=request.normals, depth_type=depth_type
     )
-    entries = zip(rows, places, samples, strict=True)
+    entries = zip(rows, locations, samples, strict=True)
     shards.write_marker(
-        number, [{"index": i, **place, **_facts(sample, request, i)} for i, place, sample in entries]
+        number, [{"index": i, **location, **_facts(sample, request, i)} for i, location, sample in entries]
     )
 
 
@@ -278,15 +281,17 @@ def _finished_lines(folder: ShardFolder, request: ExportRequest) -> dict[int, li
     facts = _read_facts(folder)
     if not facts:
         return {}
-    wanted = asdict(request)
+    expected = asdict(request)
     count = facts.get("count")
     extends = isinstance(count, int) and count < request.count
-    changed = [key for key in wanted if facts.get(key) != wanted[key] and not (key == "count" and extends)]
+    changed = [
+        key for key in expected if facts.get(key) != expected[key] and not (key == "count" and extends)
+    ]
     if changed:
-        named = ", ".join(f"{key} {facts.get(key)!r}, not {wanted[key]!r}" for key in changed)
+        named = ", ".join(f"{key} {facts.get(key)!r}, not {expected[key]!r}" for key in changed)
         raise ValueError(
-            f"{folder.path} holds a dataset with {named}; give the same settings to go on, or choose "
-            "another folder."
+            f"Expected the settings of the dataset in {folder.path}, got {named}. Give the same settings to "
+            "continue, or choose another folder."
         )
     numbers = range(request.shards)
     if facts.get(FINISHED):

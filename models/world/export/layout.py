@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...core.export.files import write_file
-from ...core.export.png16 import encode_png16, quantise
+from ...core.export.png16 import encode_png16, quantize
 from ...core.geometry.normals import normals_to_image
 from ..render import Frames
 
@@ -60,24 +60,24 @@ def write_pictures(
 
     Returns the paths, depth scale and camera of each sample. `depth_type` is ignored: PNG depth has 16 bits.
     """
-    places: list[dict[str, Any]] = [{"depth_scale": DEPTH_SCALE} for _ in rows]
+    locations: list[dict[str, Any]] = [{"depth_scale": DEPTH_SCALE} for _ in rows]
     for prefix, batches in parts.items():
         done = 0
         for frames in batches:
             for i in range(len(frames)):
-                place, one = places[done], Frames(*(getattr(frames, f.name)[i] for f in fields(Frames)))
+                location, one = locations[done], Frames(*(getattr(frames, f.name)[i] for f in fields(Frames)))
                 for key, data in picture_files(one, normals=normals).items():
                     path = f"{prefix}{key}/{rows[done]:06d}.png"
                     write_file(folder / path, data)
-                    place[prefix + key] = path
-                place |= {prefix + key: getattr(one, key).tolist() for key in _NUMBERS}
+                    location[prefix + key] = path
+                location |= {prefix + key: getattr(one, key).tolist() for key in _NUMBERS}
                 done += 1
-    return places
+    return locations
 
 
 def picture_files(frame: Frames, *, normals: bool) -> dict[str, bytes]:
     """The maps of one scene as bytes of PNG files; `frame` has no batch axis."""
-    values, _, _ = quantise(frame.depth, torch.isfinite(frame.depth), DEPTH_SCALE)
+    values, _, _ = quantize(frame.depth, torch.isfinite(frame.depth), DEPTH_SCALE)
     files = {
         "image": encode_png(to_bytes(frame.image)),
         "depth": encode_png16(values),

@@ -1,1 +1,1 @@
-"""Networks that read an image of the world back, and what is concluded from their outputs."""
+"""Networks that estimate the content of an image of the world, and the scores computed from their outputs."""

@@ -41,7 +41,7 @@ class Predictor:
         network = PredictorNetwork(device="meta")
         expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         header = read_header(path)
-        check_fit(expected, header.shapes, f"{path} is {describe(header)}, which as the world's predictor")
+        check_fit(expected, header.shapes, f"{path} for the world's predictor, which is {describe(header)}")
         return cls(fill_module(network, read_tensors(path), what=str(path), device=device))
 
     @torch.no_grad()

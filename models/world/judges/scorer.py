@@ -115,7 +115,7 @@ class Scorer:
         network = ScorerNetwork(operations=operations, device="meta")
         expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         header = read_header(path)
-        check_fit(expected, header.shapes, f"{path} is {describe(header)}, which as the world's scorer")
+        check_fit(expected, header.shapes, f"{path} for the world's scorer, which is {describe(header)}")
         return cls(fill_module(network, read_tensors(path), what=str(path), device=device))
 
     def read(self, image: Tensor) -> list[list[SeenObject]]:
@@ -148,7 +148,10 @@ class Scorer:
     ) -> list[Judgement]:
         """Judge each image by its text. `kinds` are the facts that count, see KINDS."""
         if len(image) != len(texts):
-            raise ValueError(f"Expected a text for each of {len(image)} images, got {len(texts)} texts.")
+            raise ValueError(
+                f"Expected a text for each of {len(image)} images, got {len(texts)} texts. Give one per "
+                "image."
+            )
         return [
             Judgement(text, judge_facts(text, seen, kinds), seen)
             for text, seen in zip(texts, self.see(image), strict=True)

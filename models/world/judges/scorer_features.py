@@ -50,7 +50,9 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2), with means m and covariances C.
     """
     if min(len(first), len(second)) < 2:
-        raise ValueError(f"Expected at least 2 images in each set, got {len(first)} and {len(second)}.")
+        raise ValueError(
+            f"Expected at least 2 images in each set, got {len(first)} and {len(second)}. Add images."
+        )
     means = [features.double().mean(0) for features in (first, second)]
     covariances = [features.double().T.cov() for features in (first, second)]
     root = _square_root(covariances[0])

@@ -19,7 +19,7 @@ from torch import Tensor
 from ....models.core.weights.files import check_fit
 from ....models.intrinsic_ldm.tiny import BASE_FILE, VAE, TinyBase, load_base, unet_for_core
 from ....models.intrinsic_ldm.weights import to_core_names
-from ....models.tiny.codec_colors import fit_colours
+from ....models.tiny.codec_colors import fit_colors
 from ..shared.hosting import host_model, set_precision
 from ..shared.tiny_clip import tiny_clip
 from .vae import scale_memory
@@ -54,7 +54,7 @@ class TinyAutoencoder(comfy.sd.VAE):
 
 
 class LatentEncoder:
-    """The autoencoder as `fit_colours` expects it: images to scaled latent means.
+    """The autoencoder as `fit_colors` expects it: images to scaled latent means.
 
     Core's VAE returns unscaled means, which the latent format scales.
     """
@@ -84,7 +84,7 @@ def tiny_model(base: TinyBase, disable_dynamic: bool = False) -> comfy.model_pat
     state = {names.get(name, name): value for name, value in base.unet.items()}
     set_precision(config, state, comfy.model_management.get_torch_device())
     config.latent_format.scale_factor = base.vae_scale
-    factors, bias = fit_colours(encoder_of(base), stride=VAE.stride)
+    factors, bias = fit_colors(encoder_of(base), stride=VAE.stride)
     config.latent_format.latent_rgb_factors = factors.tolist()
     config.latent_format.latent_rgb_factors_bias = bias.tolist()
     model = config.get_model(state)

@@ -1,7 +1,7 @@
-"""Joint latents of which something is given: the image, the depth, or parts of either. The rest is sampled.
+"""Joint latents with a fixed image, a fixed depth, or fixed regions of either. The rest is sampled.
 
-A noise mask per stream says what is given (0) and what is sampled (1). A stream that is wholly given has time
-0 for the network.
+A noise mask per stream is 0 where the stream is fixed and 1 where it is sampled. A stream that is fixed
+everywhere has timestep 0 for the network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KEEP_SIZE = (None, None)
 
 
 class GivenLatent(NamedTuple):
-    """A joint latent of which a stream, or a part of one, is given."""
+    """A joint latent with a fixed stream, or fixed regions of one."""
 
     latent: dict
     notes: Notes
@@ -47,11 +47,11 @@ class Stream(NamedTuple):
     """One stream of a joint latent."""
 
     values: Tensor  # (b, c, h, w)
-    noisy: Tensor  # (b, 1, h, w) in [0, 1]: 0 given, 1 sampled
+    noisy: Tensor  # (b, 1, h, w) in [0, 1]: 0 fixed, 1 sampled
 
 
 def image_to_depth_latent(model, vae, image: Tensor) -> GivenLatent:
-    """The image given, its depth sampled."""
+    """The image fixed, its depth sampled."""
     config, pictures = network_config(model, "takes a joint latent"), read_given_image(image, KEEP_SIZE)
     size = pictures.rgb.shape[1:3]
     padded, padding_notes = pad_size(size, config.depth_patch)
@@ -61,7 +61,7 @@ def image_to_depth_latent(model, vae, image: Tensor) -> GivenLatent:
 
 
 def depth_to_image_latent(model, view: View) -> GivenLatent:
-    """The depth given, the image sampled. Missing depth is NaN, for which sampling puts the run's noise."""
+    """The depth fixed, the image sampled. Missing depth is NaN, which sampling replaces by noise."""
     config = network_config(model, "takes a joint latent")
     view, depth_notes = read_given_depth(view, KEEP_SIZE)
     size = view.depth.shape[1:]
@@ -74,7 +74,7 @@ def depth_to_image_latent(model, view: View) -> GivenLatent:
 
 
 def refine_depth_latent(latent: dict) -> dict:
-    """The image of a joint latent given, its depth sampled; masks of the first run are done with."""
+    """The image of a joint latent fixed, its depth sampled; the masks of the first run are dropped."""
     image, depth = split_joint_latent(latent)
     masks = (torch.zeros_like(image[:, :1]), torch.ones_like(depth))
     return latent | {"noise_mask": comfy.nested_tensor.NestedTensor(masks)}
@@ -89,7 +89,7 @@ def masked_joint_latent(
     view: View | None = None,
     depth_mask=None,
 ) -> GivenLatent:
-    """Given and unmasked values are kept; masked ones, missing depth and absent streams are sampled."""
+    """Unmasked input values are kept; masked ones, missing depth and absent streams are sampled."""
     config = network_config(model, "takes a joint latent")
     check_parts(vae, image, image_mask, view, depth_mask)
     pictures = None if image is None else read_given_image(image, KEEP_SIZE)
@@ -105,8 +105,8 @@ def masked_joint_latent(
         second = give_depth(view, depth_mask, config, padded)
     if not bool(first.noisy.any()) and not bool(second.noisy.any()):
         raise ValueError(
-            "Image and depth are both given whole, which leaves nothing to sample: mask a part of one, or "
-            "leave one off."
+            "Expected something to sample, got an image and a depth without masks. Mask a region of one, or "
+            "disconnect one."
         )
     transparent = torch.zeros(1, *size) if pictures is None else transparent_parts(pictures)
     image_notes = () if pictures is None else pictures.notes
@@ -115,19 +115,19 @@ def masked_joint_latent(
 
 
 def transparent_parts(pictures: Pictures) -> Tensor:
-    """The alpha of pictures as a MASK of core: (b, h, w), 1 where nothing covers what is behind."""
+    """The alpha of images as a core MASK: (b, h, w), 1 where transparent."""
     return torch.zeros(pictures.rgb.shape[:3]) if pictures.alpha is None else 1 - pictures.alpha
 
 
 def check_parts(vae, image, image_mask, view, depth_mask) -> None:
-    """Refuse inputs that would do nothing, or that need another one."""
+    """Refuse inputs that would have no effect, or that need another input."""
     if image is None and view is None:
         raise ValueError(
-            "Expected an image or a view, got neither. Wire one, or use Empty Joint Latent to sample both."
+            "Expected an image or a view, got neither. Connect one, or use Empty Joint Latent to sample both."
         )
     if image is not None and vae is None:
         raise ValueError(
-            "Expected a VAE to encode the image, got none. Wire the VAE of Load Modality Forcing, or "
+            "Expected a VAE to encode the image, got none. Connect the VAE of Load Modality Forcing, or "
             "flux2-vae for a file."
         )
     for name, mask, owner, given in (
@@ -136,13 +136,13 @@ def check_parts(vae, image, image_mask, view, depth_mask) -> None:
     ):
         if mask is not None and given is None:
             raise ValueError(
-                f"Expected the {owner} that {name} masks, got the mask alone. "
-                f"Wire the {owner}, or take the mask off."
+                f"Expected the {owner} that {name} masks, got the mask alone. Connect the {owner}, or "
+                "disconnect the mask."
             )
 
 
 def find_common_size(pictures: Pictures | None, view: View | None) -> Size:
-    """Height and width of the given streams, which must agree."""
+    """Height and width of the fixed streams, which must agree."""
     sizes = [tuple(pictures.rgb.shape[1:3])] if pictures is not None else []
     sizes += [tuple(view.depth.shape[1:])] if view is not None else []
     if len(set(sizes)) > 1:
@@ -163,7 +163,7 @@ def give_image(rgb: Tensor, noisy: Tensor, vae, config: ModalityForcingConfig, p
 
 
 def give_depth(view: View, noisy: Tensor, config: ModalityForcingConfig, padded: Size) -> Stream:
-    """A view in network space; what it misses is sampled, whatever the mask (b, 1, H, W) says."""
+    """A view in network space; its invalid pixels are sampled, whatever the mask (b, 1, H, W)."""
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
     return Stream(net, torch.maximum(noisy, (~known).float()))
 
@@ -181,8 +181,8 @@ def spread_mask(mask: Tensor | None, name: str, size: Size, padded: Size) -> tup
     ):
         got = f"{describe(mask)}, empty or with NaN" if isinstance(mask, Tensor) else describe(mask)
         raise ValueError(
-            f"Expected a MASK (batch, height, width) of values from 0 to 1 at {name}, got {got}. Wire a "
-            "mask's node."
+            f"Expected a MASK (batch, height, width) of values from 0 to 1 at {name}, got {got}. Connect a "
+            "mask."
         )
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
     own = tuple(mask.shape[-2:])
@@ -202,7 +202,7 @@ def empty_depth(padded: Size) -> Stream:
 
 
 def join_streams(image: Stream, depth: Stream, config: ModalityForcingConfig, size: Size) -> dict:
-    """The LATENT of both, one of a batch of 1 repeated for the others."""
+    """The LATENT of both; a batch of 1 is repeated to match the other."""
     counts = {
         "images": image.values,
         "image masks": image.noisy,

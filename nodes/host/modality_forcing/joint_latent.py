@@ -1,4 +1,4 @@
-"""The nested latent of an image and its depth: made empty, taken apart, decoded."""
+"""The nested latent of an image and its depth: created empty, split, decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..shared.last_resort import describe
 from ..shared.nested_latents import SIZE, read_samples
 from .joint_model import network_config
 
-SKY = "spatialweave_infinite_sky"  # whether the model means sky by the farthest depth
+SKY = "spatialweave_infinite_sky"  # whether the model predicts sky as infinite depth
 
 
 def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
@@ -39,18 +39,18 @@ def explain_size(model, width: int, height: int) -> Notes:
 
 
 def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
-    """Image latent (b, c, h, w) and depth (b, 1, H, W), network space, of a joint LATENT, else an error."""
+    """Image latent (b, c, h, w) and depth (b, 1, H, W), network space, of a joint LATENT, or ValueError."""
     samples = read_samples(latent, "samples")
     remedy = "A joint latent comes from Empty Joint Latent, through a KSampler with a joint model"
     if not getattr(samples, "is_nested", False):
         raise ValueError(
-            f"Expected a joint latent, got a plain latent {tuple(samples.shape)}, no depth in it. {remedy}."
+            f"Expected a joint latent, got a plain latent {tuple(samples.shape)} without a depth. {remedy}."
         )
     streams = samples.unbind()
     shapes = " and ".join(str(tuple(stream.shape)) for stream in streams)
     if len(streams) != 2 or streams[0].ndim != 4 or streams[1].ndim != 4 or streams[1].shape[1] != 1:
-        wanted = "an image (batch, channels, h, w) and a depth (batch, 1, H, W)"
-        raise ValueError(f"Expected {wanted}, got a nested latent of {shapes}. {remedy}.")
+        expected = "an image (batch, channels, h, w) and a depth (batch, 1, H, W)"
+        raise ValueError(f"Expected {expected}, got a nested latent of {shapes}. {remedy}.")
     image, depth = streams
     if image.shape[0] != depth.shape[0]:
         raise ValueError(
@@ -69,7 +69,7 @@ def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
 
 
 def decode_joint_latent(latent: dict, vae) -> tuple[Tensor, View]:
-    """The picture b H W 3 and its View, cut to the size that was asked for."""
+    """The image (b, h, w, 3) and its View, cropped to the size before padding."""
     image, depth = split_joint_latent(latent)
     check_vae(vae, image, depth.shape[-2] // image.shape[-2])
     height, width = latent.get(SIZE, depth.shape[-2:])
@@ -81,15 +81,15 @@ def decode_joint_latent(latent: dict, vae) -> tuple[Tensor, View]:
 
 
 def check_vae(vae, image: Tensor, stride: int) -> None:
-    """Refuse a VAE of another latent space; core would stop inside a convolution, or show noise."""
+    """Refuse a VAE of another latent space; core would fail inside a convolution, or decode to noise."""
     if not hasattr(vae, "spacial_compression_decode"):
         raise ValueError(
-            f"Expected a VAE, got {describe(vae)}. Wire the VAE of Load Modality Forcing, or of Load VAE."
+            f"Expected a VAE, got {describe(vae)}. Connect the VAE of Load Modality Forcing, or of Load VAE."
         )
     channels, step = getattr(vae, "latent_channels", None), vae.spacial_compression_decode()
     if (channels, step) != (image.shape[1], stride):
         raise ValueError(
-            f"A VAE with {channels} channels at 1/{step} arrived, but this latent has {image.shape[1]} at "
-            f"1/{stride}: use the VAE of Load Modality Forcing for the tiny model, flux2-vae for the models "
-            "on FLUX.2."
+            f"Expected a VAE with {image.shape[1]} channels at 1/{stride} for this latent, got one with "
+            f"{channels} at 1/{step}. Use the VAE of Load Modality Forcing for the tiny model, flux2-vae "
+            "for the models on FLUX.2."
         )

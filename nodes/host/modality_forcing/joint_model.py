@@ -1,9 +1,8 @@
-"""Modality Forcing as a core MODEL: one nested latent (image, depth), stock samplers, each stream with its
-own time.
+"""Modality Forcing as a core MODEL: one nested latent (image, depth), stock samplers, a timestep per stream.
 
-The sampler steps one flow latent at the image's sigma. The depth stream rides along carried
+The sampler steps one flow latent at the image's sigma. The depth stream is rescaled to that sigma
 (models/core/diffusion/carry.py), so its own schedule, noisier or cleaner by a constant odds ratio, needs no
-sampler of ours. A stream whose noise mask is 0 is given: it keeps its values and its time is 0.
+sampler of ours. A stream whose noise mask is 0 is fixed: it keeps its values and its timestep is 0.
 """
 
 from __future__ import annotations
@@ -42,21 +41,21 @@ SCHEDULE_ROWS = 25200
 
 
 class JointTimes(NamedTuple):
-    """What the network needs besides the packed latent, in float32 whatever its own precision."""
+    """What the network needs besides the packed latent, in float32 regardless of the network's precision."""
 
-    image: Tensor  # (b,) time of the image stream
-    depth: Tensor  # (b,) time of the depth stream
+    image: Tensor  # (b,) timestep of the image stream
+    depth: Tensor  # (b,) timestep of the depth stream
     seen_depth: Tensor  # (b, 1, H, W), depth at its own noise level
-    carried_depth: Tensor  # (b, 1, H, W), the same as the sampler carries it
+    carried_depth: Tensor  # (b, 1, H, W), the same as a carried latent
     sigma: Tensor  # (b,) the sampler's noise level, above 0
 
 
 class HostedNetwork(ModalityForcing):
-    """The network in the form core calls: streams in a list, times from `JointModel.process_timestep`."""
+    """The network in the form core calls: streams in a list, timesteps from `JointModel.process_timestep`."""
 
     def __init__(self, *, config: ModalityForcingConfig, operations, device=None, dtype=None, **described):
         super().__init__(config, operations=operations, device=device, dtype=dtype)
-        # core's layers for quantised files know one precision for all others; the head keeps float32
+        # core's layers for quantized files have one precision for all others; the head keeps float32
         made = {"operations": comfy.ops.manual_cast, "device": device, "dtype": torch.float32}
         self.depth_final_layer = make_depth_head(config, **made)
         self.dtype = dtype
@@ -70,7 +69,7 @@ class HostedNetwork(ModalityForcing):
         log2_alpha: float,
         **kwargs,
     ):
-        """The velocities of both streams as the sampler carries them."""
+        """The velocities of both streams, the depth's as that of the carried latent."""
         check_patches(transformer_options)
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
@@ -101,8 +100,7 @@ class HostedNetwork(ModalityForcing):
 
 
 class JointModel(comfy.model_base.Flux):
-    """Core's view of the model: a Flux with one more stream, by which core finds the layers that a FLUX.2
-    LoRA means.
+    """Core's view of the model: a Flux with one more stream, so that core maps FLUX.2 LoRAs to its layers.
 
     `log2_alpha` is the order of the streams: above 0 the image resolves first, below it the depth.
     """
@@ -119,7 +117,7 @@ class JointModel(comfy.model_base.Flux):
         check_latent(shapes, self.model_config.network)
         check_context(context, self.model_config.network)
         conds = {
-            # prompts of unequal length run apart; repeating one would change it
+            # prompts of unequal length run in separate batches; repeating one would change it
             "c_crossattn": comfy.conds.CONDRegular(context),
             "latent_shapes": comfy.conds.CONDConstant(shapes),
             "log2_alpha": comfy.conds.CONDConstant(self.log2_alpha),
@@ -150,7 +148,9 @@ class JointModel(comfy.model_base.Flux):
     def scale_latent_inpaint(
         self, sigma: Tensor, noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None = None, **kwargs
     ):
-        """Values where the mask is 0: the clean latent of a given stream, else the latent at this noise."""
+        """Values where the mask is 0: the clean latent of a fixed stream, else the latent at this noise
+        level.
+        """
         noised = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image)
         if denoise_mask is None:
             return noised
@@ -170,7 +170,9 @@ class JointModel(comfy.model_base.Flux):
         return super().process_latent_out(self._change_depth(latent, from_carried))
 
     def _change_depth(self, latent, change):
-        """Apply `change` to the depth of a joint latent, nested or packed; leave an image latent alone."""
+        """Apply `change` to the depth of a joint latent, nested or packed; an image latent is returned
+        unchanged.
+        """
         if latent.is_nested:
             image, depth, *others = latent.unbind()
             return comfy.nested_tensor.NestedTensor([image, change(depth, self.log2_alpha), *others])
@@ -181,7 +183,7 @@ class JointModel(comfy.model_base.Flux):
 
 
 class JointConfig(comfy.supported_models_base.BASE):
-    """What core asks about a model before it is built."""
+    """What core reads of a model before building it."""
 
     unet_extra_config = {}
     supported_inference_dtypes = [torch.bfloat16, torch.float32]  # float16 overflows in the released network
@@ -192,11 +194,12 @@ class JointConfig(comfy.supported_models_base.BASE):
             "depth_single_blocks": network.num_single_blocks,
             "hidden_size": network.hidden_size,
         }
-        super().__init__({"config": network, **sizes})  # sizes as core calls them, for its table of LoRA keys
+        super().__init__({"config": network, **sizes})  # sizes under core's names, for its table of LoRA keys
         self.network = network
         self.latent_format = latent_format(network)
         self.sampling_settings = {"shift": network.shift_mu}
-        # per value of the packed latent; of the order of core's own packed models, scaled with the width
+        # bytes per value of the packed latent; of the order of core's own packed models, scaled with the
+        # width
         self.memory_usage_factor = 0.1 * network.hidden_size / 4096
 
     def get_model(self, state_dict, prefix="", device=None):
@@ -214,7 +217,7 @@ def latent_format(network: ModalityForcingConfig) -> comfy.latent_formats.Latent
 
 def check_latent(shapes, network: ModalityForcingConfig) -> None:
     """Refuse all but an image latent (b, c, h, w) with a depth (b, 1, p h, p w), in one sentence."""
-    remedy = "Make one with the node Empty Joint Latent, with this model wired to it"
+    remedy = "Create one with the node Empty Joint Latent, with this model connected to it"
     if shapes is None or len(shapes) != 2:
         streams = (
             "no latent"
@@ -233,10 +236,10 @@ def check_latent(shapes, network: ModalityForcingConfig) -> None:
             f"Expected an image latent (batch, {channels}, h, w) of {channels} channels, got an image latent "
             f"{image}. {remedy}."
         )
-    wanted = (image[0], 1, image[2] * patch, image[3] * patch)
-    if depth != wanted:
+    expected = (image[0], 1, image[2] * patch, image[3] * patch)
+    if depth != expected:
         raise ValueError(
-            f"Expected a depth {wanted} beside the image latent {image}, got a depth {depth}. {remedy}."
+            f"Expected a depth {expected} beside the image latent {image}, got a depth {depth}. {remedy}."
         )
 
 
@@ -252,7 +255,7 @@ def check_context(context: Tensor | None, network: ModalityForcingConfig) -> Non
 
 
 def noisy_streams(mask: Tensor, shapes) -> Tensor:
-    """(b, streams): 1 where any part of a stream is to be sampled, 0 where the stream is given."""
+    """(b, streams): 1 where any part of a stream is sampled, 0 where the stream is fixed."""
     return torch.stack(
         [(part.flatten(1).amax(1) > 0).float() for part in comfy.utils.unpack_latents(mask, shapes)], dim=1
     )
@@ -265,11 +268,11 @@ def noisy_per_value(mask: Tensor, shapes) -> Tensor:
 
 
 def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
-    """An OUTER_SAMPLE wrapper: values whose mask is 0 come back as they came, where core's blend would round
+    """An OUTER_SAMPLE wrapper: values whose mask is 0 are returned exactly, where core's blend would round
     them.
 
-    NaN means missing: the network sees this run's own noise there, as it did in training, and a given NaN
-    comes back as NaN. What cannot serve is refused before any weight is moved; a run that is too large for
+    NaN means missing: the network gets this run's own noise there, as in training, and a NaN of the input is
+    NaN in the result. Unsuitable inputs are refused before any weight is moved; a run that is too large for
     the memory says what to change.
     """
     check_sampler(sampler)
@@ -285,7 +288,7 @@ def keep_given(executor, noise, latent_image, sampler, sigmas, denoise_mask=None
 
 
 def check_attachments(guider, denoise_mask: Tensor | None, shapes) -> None:
-    """Refuse what other nodes attached to the prompts or the model and the network would not read."""
+    """Refuse what other nodes attached to the prompts or the model and the network would ignore."""
     check_conditioning(guider.conds)
     check_unconditional(guider)
     given = (
@@ -300,7 +303,7 @@ def check_attachments(guider, denoise_mask: Tensor | None, shapes) -> None:
 def network_config(model: comfy.model_patcher.ModelPatcher, purpose: str) -> ModalityForcingConfig:
     """The network behind a MODEL; other models are refused, with what only a joint model does."""
     if not hasattr(model, "model"):
-        raise ValueError(f"Expected a MODEL, got {describe(model)}. Wire that of Load Modality Forcing.")
+        raise ValueError(f"Expected a MODEL, got {describe(model)}. Connect that of Load Modality Forcing.")
     if not isinstance(model.model, JointModel):
         kind = type(model.model).__name__
         raise ValueError(

@@ -14,8 +14,8 @@ from ....models.core.weights.registry import PublishedFile, find_published
 from ....models.modality_forcing.released import TEXT_ENCODERS, VAE, released_files
 
 MISSING = (
-    "A Modality Forcing file holds no {what}, and the one it needs is not in ComfyUI's folders: "
-    "fetch it, or use {node}: {where}."
+    "Expected the {what} of a Modality Forcing file in ComfyUI's folders, got none. Download it, or use "
+    "{node}: {where}."
 )
 
 
@@ -30,10 +30,10 @@ def load_clip_and_vae(width: int) -> tuple:
 def find_parts() -> list[str]:
     """Paths of the published encoders and VAE that are installed: the loader's result depends on them."""
     files = released_files()
-    places = (
+    paths = (
         find_installed(find_published(files, name)) for name in dict.fromkeys((*TEXT_ENCODERS.values(), VAE))
     )
-    return [place for place in places if place]
+    return [path for path in paths if path]
 
 
 def load_clip(encoder: PublishedFile | None, width: int):

@@ -37,12 +37,12 @@ def split_streams(latent: dict) -> list[dict]:
 
 
 def join_latents(image: dict, depth: dict) -> dict:
-    """One joint LATENT of two plain ones; a batch of 1 is repeated. Without a mask, a stream is sampled."""
+    """One joint LATENT of two plain ones; a batch of 1 is repeated. A stream without a mask is sampled."""
     for name, latent in (("image_latent", image), ("depth_latent", depth)):
         if getattr(read_samples(latent, name), "is_nested", False):
             raise ValueError(
-                f"A joint latent arrived at {name}: take it apart with Split Joint Latent and wire the part "
-                "that is meant."
+                f"Expected a plain latent at {name}, got a joint latent. Take it apart with Split Joint "
+                "Latent and connect the part that is meant."
             )
     streams = [image["samples"], depth["samples"]]
     batch = max(len(stream) for stream in streams)
@@ -55,10 +55,10 @@ def join_latents(image: dict, depth: dict) -> dict:
 
 
 def scale_size(size: Sequence[int], padded: Sequence[int], patch: int) -> tuple[int, int] | None:
-    """The (height, width) of a picture of `size` that was padded to whole patches and then scaled to
-    `padded`, padding and all.
+    """The (height, width) of an image of `size` that was padded to whole patches and then scaled to `padded`,
+    padding included.
 
-    None if its sides were not scaled alike: what became of the padding is then not known.
+    None if its sides were not scaled alike: how much of it is padding is then unknown.
     """
     height, width = (-(-side // patch) * patch for side in size)
     if height * padded[1] != width * padded[0]:
@@ -67,8 +67,9 @@ def scale_size(size: Sequence[int], padded: Sequence[int], patch: int) -> tuple[
 
 
 def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_pnginfo=None) -> dict:
-    """Write a numbered file into core's output folder; what the interface is told about it. The graph goes
-    with it unless ComfyUI was started with --disable-metadata.
+    """Write a numbered file into core's output folder; returns what the interface shows about it.
+
+    The graph is saved in it unless ComfyUI was started with --disable-metadata.
     """
     streams = dict(zip(STREAMS, split_joint_latent(latent), strict=True))
     masks = latent.get(MASKS)
@@ -101,7 +102,7 @@ def load_joint_latent(file: str) -> dict:
     header = read_header(path)
     if header.metadata.get(KIND) != FILE_KIND or not set(STREAMS) <= set(header.shapes):
         raise WeightsError(
-            f"{path} holds {describe(header)}, wanted a joint latent: write one with Save Joint Latent."
+            f"Expected a joint latent in {path}, got {describe(header)}. Write one with Save Joint Latent."
         )
     tensors = read_tensors(path, finite=False)  # NaN in depth is missing depth
     check_finite({STREAMS[0]: tensors[STREAMS[0]]}, path)
@@ -115,7 +116,9 @@ def load_joint_latent(file: str) -> dict:
     try:
         image, depth = split_joint_latent(latent)
     except ValueError as error:
-        raise WeightsError(f"{path} holds no joint latent that can be used: {error}") from error
+        raise WeightsError(
+            f"Expected a usable joint latent in {path}, got one that is not: {error}"
+        ) from error
     if SIZE in latent and any(
         asked > padded for asked, padded in zip(latent[SIZE], depth.shape[-2:], strict=True)
     ):
@@ -127,7 +130,7 @@ def load_joint_latent(file: str) -> dict:
 
 
 def read_stream(tensors: dict[str, torch.Tensor], name: str, path: str) -> torch.Tensor:
-    """One stream or mask of fractions."""
+    """One stream or mask, of floating-point values."""
     if not tensors[name].is_floating_point():
         raise WeightsError(
             f"Expected floating-point numbers in {name} of {path}, got {tensors[name].dtype}. Save the "
@@ -139,14 +142,14 @@ def read_stream(tensors: dict[str, torch.Tensor], name: str, path: str) -> torch
 def read_note(text: str, key: str, path: str) -> list[int] | bool:
     """[height, width], or whether sky is infinite, as `save_joint_latent` writes it."""
     source = f"{key} in the metadata of {path}"
-    value, said = parse_json(text, source=source), " ".join(text.split())[:60]
+    value, quoted = parse_json(text, source=source), " ".join(text.split())[:60]
     if key == SKY and not isinstance(value, bool):
-        raise WeightsError(f"Expected true or false as {source}, got {said}. Save the latent again.")
+        raise WeightsError(f"Expected true or false as {source}, got {quoted}. Save the latent again.")
     if key == SIZE and not (
         isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
     ):
         raise WeightsError(
-            f"Expected [height, width] in pixels as {source}, got {said}. Save the latent again."
+            f"Expected [height, width] in pixels as {source}, got {quoted}. Save the latent again."
         )
     return value
 

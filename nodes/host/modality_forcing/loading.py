@@ -1,4 +1,4 @@
-"""Weights files to core objects: which file is asked for, what it is, how core should hold it."""
+"""Weights files to core objects: which file is selected, what it is, how core should hold it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ....models.modality_forcing.weights import (
     network_shapes,
     own_names,
 )
-from ....models.tiny.codec_colors import fit_colours
+from ....models.tiny.codec_colors import fit_colors
 from ....models.tiny.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
 from ..shared.file_kinds import describe_file
 from ..shared.hosting import host_model, set_precision
@@ -33,32 +33,37 @@ from ..shared.tiny_clip import tiny_clip
 from ..shared.tiny_vae import TinyVAE
 from .joint_model import JointConfig, keep_given
 from .klein_parts import load_clip_and_vae
-from .previews import note_depth, set_image_colours
+from .previews import note_depth, set_image_colors
 
 FOLDER = "diffusion_models"
 TURNED_OFF = (
     ExecutionBlocker(
-        "with_clip_and_vae is off in Load Modality Forcing: turn it on, or wire Load CLIP and Load VAE."
+        "Expected with_clip_and_vae on in Load Modality Forcing for this output, got off. Turn it on, or "
+        "connect Load CLIP and Load VAE."
     ),
 ) * 2
 
 
 def list_models() -> list[str]:
-    """What the loader offers: the shipped model, then core's diffusion_models folders."""
+    """The loader's choices: the shipped model, then core's diffusion_models folders."""
     return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def find_fault(name: str) -> str | None:
-    """What is wrong with a choice of the loader, and the remedy, in one sentence; else None."""
+    """What is wrong with a choice of the loader, and what to do, in one message; else None."""
     if name in list_models():
         return None
     published = {file.name: file for file in released_files()}
-    wanted = published.get(name, published[NETWORK])
+    published_file = published.get(name, published[NETWORK])
     other = "" if name in published else "the published network is "
     clone = (
-        f"in an installed clone of the repository `spatialweave weights download {wanted.name}` fetches it"
+        f"in an installed clone of the repository `spatialweave weights download {published_file.name}` "
+        "downloads it"
     )
-    return f"{name} is not in ComfyUI's models/{FOLDER}: {other}{wanted.line} ({clone})."
+    return (
+        f"Expected {name} in ComfyUI's models/{FOLDER}, got no such file. Download it: "
+        f"{other}{published_file.line} ({clone})."
+    )
 
 
 def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
@@ -72,7 +77,7 @@ def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
     try:
         model = load_joint_model(folder_paths.get_full_path_or_raise(FOLDER, name))
     except WeightsError as error:
-        raise WeightsError(f"{str(error).removesuffix('.')}; the published network is {line}.") from error
+        raise WeightsError(f"{error} The published network is {line}.") from error
     return model, *(
         load_clip_and_vae(model.model.model_config.network.context_in_dim)
         if with_clip_and_vae
@@ -81,9 +86,9 @@ def load_modality_forcing(name: str, with_clip_and_vae: bool = True) -> tuple:
 
 
 def load_tiny_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The shipped network, with the shipped codec's colours for its previews."""
+    """The shipped network, with the shipped codec's linear preview colors."""
     patcher = load_joint_model(str(TINY_NETWORK), disable_dynamic)
-    set_image_colours(patcher, *fit_colours(load_codec(CODEC_FILE)))
+    set_image_colors(patcher, *fit_colors(load_codec(CODEC_FILE)))
     patcher.cached_patcher_init = (load_tiny_model, ())
     return patcher
 
@@ -94,12 +99,12 @@ def load_tiny_clip_and_vae() -> tuple:
 
 
 def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL from a safetensors file, quantised in one of core's formats or not.
+    """A MODEL from a safetensors file, quantized in one of core's formats or not.
 
-    A file that is something else is refused, and called by its name, before it is read.
+    Any other kind of file is refused, with what it is, before its tensors are read.
     """
     stored = read_header(path)
-    header, quantised = plain_header(path, stored), find_quantized_layers(path, stored)
+    header, quantized = plain_header(path, stored), find_quantized_layers(path, stored)
     prefix = find_prefix(header, path, describe_file)
     network = find_config(header, prefix, path)
     names = own_names(header.shapes, prefix, path)
@@ -108,14 +113,14 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
         {
             name: found
             for name, found in header.dtypes.items()
-            if name.removesuffix(".weight") not in quantised
+            if name.removesuffix(".weight") not in quantized
         },
         path,
     )
     report_need(path)
     state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     check_finite(state, path)
-    # core's one form: a description beside each layer
+    # core's own format: a description beside each layer
     state, _ = comfy.utils.convert_old_quants(state, prefix, metadata=metadata)
     ours = own_names(state, prefix, path)
     state = {
@@ -133,17 +138,16 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
 
 
 def in_precision(state: dict[str, torch.Tensor], config: JointConfig) -> dict[str, torch.Tensor]:
-    """The tensors as core will hold them: the depth head in float32 always, and a small network in float32
-    whole.
+    """The tensors as core will hold them: the depth head always in float32, and a small network entirely.
 
-    Core may use a file's tensors as they are, without copying them into the model's own. A quantised layer is
-    left as it is.
+    Core may use a file's tensors themselves, without copying them into the model's own. A quantized layer is
+    not changed.
     """
     small = config.supported_inference_dtypes == [torch.float32]
-    quantised = tuple(name.removesuffix("comfy_quant") for name in state if name.endswith(".comfy_quant"))
+    quantized = tuple(name.removesuffix("comfy_quant") for name in state if name.endswith(".comfy_quant"))
     return {
         name: value.float()
-        if (small or name.startswith(DEPTH_HEAD)) and not name.startswith(quantised)
+        if (small or name.startswith(DEPTH_HEAD)) and not name.startswith(quantized)
         else value
         for name, value in state.items()
     }

@@ -1,9 +1,9 @@
 """Image and depth side by side while they are sampled, on the node that samples them.
 
-Core previews the first stream of a nested latent, and lets a latent format say how that is reshaped for it
-(`latent_rgb_factors_reshape`). Ours puts the depth beside the image there, as `note_depth`, a wrapper around
-the run, has seen it last. So core sends one preview per step, by its own settings of method and size, and
-both of its frontends show it.
+Core previews the first stream of a nested latent, and lets a latent format define how that is reshaped for it
+(`latent_rgb_factors_reshape`). Ours puts the depth beside the image there, as last stored by `note_depth`, a
+wrapper around the run. So core sends one preview per step, by its own settings of method and size, and both
+of its frontends show it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from ....models.core.diffusion.carry import from_carried
 from ....models.core.visualize.depth_colors import map_colors
 from ....models.modality_forcing.depth_code import SKY_CODE
 
-LONGEST = 256  # pixels of a side: of enough for a look, and nothing beside a step
+LONGEST = 256  # pixels of a side: enough to recognize, and negligible beside a sampling step
 
 
 class PairPreview:
-    """Core calls it with the image latent (b, c, h, w): both of the first, (1, 3, H, W), [-1, 1]."""
+    """Image latent (b, c, h, w), from core -> image and depth of the first, (1, 3, H, W) in [-1, 1]."""
 
     def __init__(self, image_format: comfy.latent_formats.LatentFormat):
         self.image_format = image_format
         self.start()
 
     def start(self) -> None:
-        """Forget the last run: its depth, and the previewer that its settings asked for."""
+        """Discard the last run's depth and the previewer chosen by its settings."""
         self.depth: Tensor | None = None
         self.previewer: latent_preview.LatentPreviewer | None = None
 
@@ -69,7 +69,7 @@ class PairPreview:
 
 
 def with_pair_preview(image_format: comfy.latent_formats.LatentFormat) -> comfy.latent_formats.LatentFormat:
-    """The same format for a joint model. TAESD decodes one stream, so it is asked for the image only."""
+    """The same format for a joint model. TAESD decodes one stream, so it gets the image only."""
     joint = copy.copy(image_format)
     joint.latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     joint.latent_rgb_factors_bias = joint.taesd_decoder_name = None
@@ -77,7 +77,7 @@ def with_pair_preview(image_format: comfy.latent_formats.LatentFormat) -> comfy.
     return joint
 
 
-def set_image_colours(model, factors: Tensor, bias: Tensor) -> None:
+def set_image_colors(model, factors: Tensor, bias: Tensor) -> None:
     """Set the linear map from latent to color, factors (c, 3) and bias (3,), where core does not know it."""
     image_format = model.model.latent_format.latent_rgb_factors_reshape.image_format
     image_format.latent_rgb_factors, image_format.latent_rgb_factors_bias = factors.tolist(), bias.tolist()

@@ -1,35 +1,42 @@
-"""What core's nodes can attach to a prompt or a model, and a joint network has no place for: refused by name.
+"""What core's nodes can attach to a prompt or a model that a joint network cannot use: refused by name.
 
-Core drops what a network does not read without a word; a picture that looks right then hides that a node did
-nothing.
+Core silently drops what a network does not read; a plausible image then hides that a node had no effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-ONE_PROMPT = "a nested latent has no such place: give each prompt for the whole picture"
+ONE_PROMPT = "a nested latent has no regions. Give each prompt for the whole image"
 SEEN = (
-    "What CLIP Vision saw in a picture arrived with the prompt, which this network was not trained to read: "
-    "take that node out"
+    "Expected a prompt without CLIP Vision embeddings, which this network was not trained to read, got one "
+    "with them. Remove that node"
 )
 REASONS = {
-    "guidance": "A guidance value arrived with the prompt (Flux Guidance attaches one), "
-    "but this network has no input for it: take that node out and use the cfg of the KSampler",
+    "guidance": (
+        "Expected a prompt without a guidance value, for which this network has no input, got one with it "
+        "(Flux Guidance attaches one). Remove that node and use the cfg of the KSampler"
+    ),
     "unclip_conditioning": SEEN,
     "clip_vision_output": SEEN,
-    "control": "A ControlNet arrived with the prompt, but none is made for this network: "
-    "give the depth itself, with Depth to Image Latent",
-    "reference_latents": "Reference images arrived with the prompt, which this network was not "
-    "trained to read: take them off, or keep a picture with Masked Joint Latent",
-    "concat_latent_image": "The conditioning of an inpainting model arrived, but this network needs none: "
-    "use Masked Joint Latent",
-    "area": f"An area arrived with the prompt, but {ONE_PROMPT}",
-    "mask": f"A mask arrived with the prompt, but {ONE_PROMPT}",
-    "gligen": f"GLIGEN boxes arrived with the prompt, but {ONE_PROMPT}",
+    "control": (
+        "Expected a prompt without a ControlNet, since none exists for this network, got one with it. Give "
+        "the depth itself, with Depth to Image Latent"
+    ),
+    "reference_latents": (
+        "Expected a prompt without reference images, which this network was not trained to read, got one "
+        "with them. Disconnect them, or keep an image with Masked Joint Latent"
+    ),
+    "concat_latent_image": (
+        "Expected a prompt without the conditioning of an inpainting model, which this network does not "
+        "need, got one with it. Use Masked Joint Latent"
+    ),
+    "area": f"Expected a prompt without an area, got one with it: {ONE_PROMPT}",
+    "mask": f"Expected a prompt without a mask, got one with it: {ONE_PROMPT}",
+    "gligen": f"Expected a prompt without GLIGEN boxes, got one with them: {ONE_PROMPT}",
 }
 
-# core's nodes that change the guidance itself, by the class in whose method the change is made
+# core's nodes that change CFG itself, by the class whose method does it
 ROWS_AND_COLUMNS = (
     "works on the rows and columns of one latent, where a joint latent is an image and a depth packed into "
     "one row"
@@ -37,13 +44,13 @@ ROWS_AND_COLUMNS = (
 GUIDANCE_CHANGES = {
     "FreSca": ROWS_AND_COLUMNS,
     "LatentApplyOperationCFG": ROWS_AND_COLUMNS,
-    "VideoLinearCFGGuidance": "counts the frames of a video, which a joint latent has not",
-    "VideoTriangleCFGGuidance": "counts the frames of a video, which a joint latent has not",
+    "VideoLinearCFGGuidance": "counts the frames of a video, which a joint latent does not have",
+    "VideoTriangleCFGGuidance": "counts the frames of a video, which a joint latent does not have",
 }
 
 
 def check_conditioning(conds: dict[str, list[dict]]) -> None:
-    """Look at every prompt of a run, positive and negative."""
+    """Check every prompt of a run, positive and negative."""
     for prompts in conds.values():
         for prompt in prompts or ():
             for key, reason in REASONS.items():
@@ -52,10 +59,10 @@ def check_conditioning(conds: dict[str, list[dict]]) -> None:
 
 
 def check_unconditional(guider) -> None:
-    """Refuse zeros in a prompt's place: no text is what the network was trained with, and zeros it has never
-    seen.
+    """Refuse all-zero prompt embeddings: the network was trained with the encoding of an empty prompt, never
+    with zeros.
 
-    Where nothing is guided, at cfg 1, the negative prompt is not read, and its zeros do no harm.
+    At cfg 1 the negative prompt is not used, so its zeros are harmless.
     """
     width = guider.model_patcher.model.model_config.network.context_in_dim
     unread = getattr(guider, "cfg", None) == 1 and not guider.model_options.get("disable_cfg1_optimization")
@@ -63,24 +70,23 @@ def check_unconditional(guider) -> None:
         values = [prompt.get("cross_attn") for prompt in prompts or () if not (kind == "negative" and unread)]
         if any(value is not None and value.shape[-1] == width and not value.any() for value in values):
             raise ValueError(
-                f"All zeros arrived as the {kind} prompt (Conditioning Zero Out makes them), but this "
-                "network's unconditional is the encoding of an empty text: use CLIP Text Encode with "
-                "nothing in it."
+                f"Expected the encoding of an empty text as the unconditional {kind} prompt, got all zeros "
+                "(Conditioning Zero Out makes them). Use CLIP Text Encode with nothing in it."
             )
 
 
 def check_patches(options: dict) -> None:
     """Check the patches inside a network (ModelPatcher.set_model_*_patch and *_replace)."""
-    wanted = [
+    patched = [
         *options.get("patches", ()),
-        *(name for places in options.get("patches_replace", {}).values() for name in places),
+        *(name for replaced in options.get("patches_replace", {}).values() for name in replaced),
     ]
-    if wanted:
-        place = wanted[0] if isinstance(wanted[0], str) else " ".join(str(part) for part in wanted[0])
+    if patched:
+        place = patched[0] if isinstance(patched[0], str) else " ".join(str(part) for part in patched[0])
         raise ValueError(
-            f"A node before this one patches {place!r} inside the model, a place that a joint network does "
-            "not have: take that node out of the model's line (IP-Adapter, FreeU, PAG and the like are made "
-            "for other networks)."
+            f"Expected a model without patches at {place!r}, which a joint network does not have, got one "
+            "with them. Remove that node from the model's line (IP-Adapter, FreeU, PAG and the like are "
+            "made for other networks)."
         )
 
 
@@ -88,23 +94,27 @@ def check_options(options: dict, *, image_given: bool) -> None:
     """Check what is set on the model's sampling: guidance changes, context windows, skipped steps."""
     if options.get("context_handler") is not None:
         raise ValueError(
-            "Context Windows cuts a video into windows of frames, and a joint latent has none: take that "
-            "node out."
+            "Expected a model without Context Windows, which cuts a video into windows of frames, got one "
+            "with it; a joint latent has no frames. Remove that node."
         )
     for change in guidance_changes(options):
         maker = getattr(change, "__qualname__", "").split(".")[0]
         if maker in GUIDANCE_CHANGES:
-            raise ValueError(f"{maker} {GUIDANCE_CHANGES[maker]}: take that node out of the model's line.")
+            raise ValueError(
+                f"Expected a model without {maker}, got one with it: it {GUIDANCE_CHANGES[maker]}. Remove "
+                "that node from the model's line."
+            )
     cache = options.get("transformer_options", {}).get("easycache")
     if image_given and getattr(cache, "name", None) == "EasyCache":
         raise ValueError(
-            "EasyCache measures how much the image changes from step to step, and here it is given and "
-            "never does: use LazyCache, which looks at the depth as well, or take the node out."
+            "Expected LazyCache for a fixed image, got EasyCache, which measures how much the image changes "
+            "from step to step: it never does. Use LazyCache, which measures the depth as well, or remove "
+            "the node."
         )
 
 
 def guidance_changes(options: dict) -> Iterator:
-    """Every function that core is to call on the guided prediction."""
+    """Every function that core will call on the prediction after CFG."""
     single = options.get("sampler_cfg_function")
     yield from [single] if single else []
     for place in ("sampler_pre_cfg_function", "sampler_post_cfg_function"):

@@ -1,6 +1,6 @@
-"""LoRAs made for a network of another size, refused by name.
+"""LoRAs for a network of another size, refused by name.
 
-Core logs one line for each layer that such a file does not fit, and samples on without it.
+Core only logs a line for each layer that such a file does not fit, and samples without it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Shape = tuple[int, ...]
 
 
 def check_loras(patcher: ModelPatcher, network: ModalityForcingConfig) -> None:
-    """Look at every change of weights that core is to make, of LoRA nodes and of LoRAs hooked to a prompt."""
-    places = [patcher.patches, *patcher.hook_patches.values()]
-    if not any(places):
+    """Check every change of weights that core will make, of LoRA nodes and of LoRAs hooked to a prompt."""
+    all_changes = [patcher.patches, *patcher.hook_patches.values()]
+    if not any(all_changes):
         return
     shapes = network_shapes(network)
-    for changes in places:
+    for changes in all_changes:
         for key, patches in changes.items():
             name = key.removeprefix(HOSTED)
             for _, patch, _, offset, *_ in patches:
@@ -34,15 +34,18 @@ def check_loras(patcher: ModelPatcher, network: ModalityForcingConfig) -> None:
                     )
 
 
-def check_fits(name: str, given: Shape | None, wanted: Shape, width: int) -> None:
+def check_fits(name: str, lora_shape: Shape | None, layer_shape: Shape, width: int) -> None:
     """Refuse a change of another shape than its layer."""
-    if given is None or given == wanted:
+    if lora_shape is None or lora_shape == layer_shape:
         return
-    other = next((side for side, own in zip(given, wanted, strict=False) if own == width != side), None)
-    made = "another network" if other is None else f"a network of width {name_width(other)}"
+    other = next(
+        (side for side, own in zip(lora_shape, layer_shape, strict=False) if own == width != side), None
+    )
+    made_for = "another network" if other is None else f"a network of width {name_width(other)}"
     raise ValueError(
-        f"A LoRA for {made} arrived, but this one has the width {name_width(width)}: it changes {name} as "
-        f"{given}, which is {wanted} here; take that LoRA out, or use one made for this base."
+        f"Expected a LoRA for a network of width {name_width(width)}, got one for {made_for}: it changes "
+        f"{name} as {lora_shape}, which is {layer_shape} here. Remove that LoRA, or use one made for this "
+        "base."
     )
 
 
@@ -59,7 +62,7 @@ def part_shape(shape: Shape, offset: Sequence[int] | None) -> Shape:
 
 
 def changed_shape(patch) -> Shape | None:
-    """The shape of what a change adds to its layer; None for kinds that do not say it."""
+    """The shape of what a change adds to its layer; None for kinds that do not state it."""
     if isinstance(patch, LoRAAdapter):
         up, down = patch.weights[:2]
         return up.shape[0], down.flatten(1).shape[1]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-STOPS_EARLY = "stops at the smallest noise level above 0 and leaves that noise in the picture"
+STOPS_EARLY = "stops at the smallest noise level above 0 and leaves that noise in the image"
 ADDS_ON_TOP = (
-    "adds its noise on top of the picture, where a flow model's latent gives way to it, "
-    "and drifts further with every step"
+    "adds its noise to an unscaled image, while a flow model interpolates between both, and drifts further "
+    "with every step"
 )
 ONE_PICTURE = (
     "works on the rows and columns of one latent, and a joint latent is an image and a depth of another size"
@@ -29,13 +29,14 @@ REASONS = {
 
 
 def check_sampler(sampler) -> None:
-    """Refuse a SAMPLER that cannot give a right result; one of another make passes."""
+    """Refuse a SAMPLER that cannot give a right result; one from another node pack is accepted."""
     made = getattr(sampler, "sampler_function", type(sampler))
     name = getattr(made, "__name__", "")
     name = name.removeprefix("sample_").removesuffix("_function")
     if name in REASONS:
         raise ValueError(
-            f"The sampler {name} {REASONS[name]}: choose euler, dpmpp_2m, res_multistep or another."
+            f"Expected a sampler that works with this flow model, got {name}: it {REASONS[name]}. Choose "
+            "euler, dpmpp_2m, res_multistep or another."
         )
 
 
@@ -43,6 +44,7 @@ def check_sigmas(sigmas: Tensor) -> None:
     """Refuse the noise levels of other kinds of model, which begin above 1."""
     if len(sigmas) and float(sigmas[0]) > 1.001:
         raise ValueError(
-            f"The SIGMAS begin at a noise level of {float(sigmas[0]):.4g}, but a flow model's is at most 1, "
-            "all noise: take them from Basic Scheduler, which asks the model, or set sigma_max to 1."
+            "Expected SIGMAS that begin at 1 or below, a flow model's noise levels, got "
+            f"{float(sigmas[0]):.4g}. Take them from Basic Scheduler, which reads them from the model, or "
+            "set sigma_max to 1."
         )

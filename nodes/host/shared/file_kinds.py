@@ -1,4 +1,4 @@
-"""What a weights file is that is not ours: by our table of keys, else by core's model detection."""
+"""What kind of weights file is not ours: by our table of keys, else by core's model detection."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ UNLIKE = (
     AttributeError,
     ArithmeticError,
     RuntimeError,
-)  # keys or shapes of a half-known kind
+)  # what core raises for keys or shapes it only partly recognizes
 
 
 def describe_file(header: Header) -> str:
-    """In a few words, from the file's own statement, its keys, or core."""
+    """In a few words, from the file's metadata, its keys, or core."""
     is_known = header.metadata.get(KIND) or name_keys(header.shapes) is not None
     if not is_known and (name := name_in_core(header)):
         return f"a network that ComfyUI knows as {name}"
@@ -32,7 +32,7 @@ def describe_file(header: Header) -> str:
 def name_in_core(header: Header) -> str | None:
     """The class of core's model table, as `WAN21_T2V` or `QwenImage`, that core's loader would choose."""
     nothing = torch.zeros(())
-    # the shapes count, and cost no memory
+    # meta tensors: shapes without memory
     state = {name: nothing.expand(shape) for name, shape in header.shapes.items()}
     for prefix in (comfy.model_detection.unet_prefix_from_state_dict(state), ""):
         with contextlib.suppress(*UNLIKE):

@@ -1,4 +1,4 @@
-"""ComfyUI's input and output folders, by its own rules for names, counters and what may be reached."""
+"""ComfyUI's input and output folders, by its own rules for names, counters and allowed paths."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import comfy.cli_args
 import folder_paths
+from torch import Tensor
 
 from ....models.core.export.depth_files import SUFFIXES, write_depth
 from ....models.core.export.files import export_error
 from ....models.core.export.scene_folder import Layout, SceneFolder, write_scene_folder
 from ....models.core.geometry.fusion import FusedCloud
 from ....models.core.geometry.view import View
+from ....models.core.pictures import read_pictures
 from .progress import each_picture
 
 
@@ -27,7 +29,9 @@ def list_depth_files() -> list[str]:
 
 
 def input_file(name: str) -> Path:
-    """A file of the input folder, or of another as in "x.png [output]"; no file outside them is reachable."""
+    """A file of the input folder, or of another as in "x.png [output]"; files outside these folders are
+    refused.
+    """
     return Path(folder_paths.get_annotated_filepath(name))
 
 
@@ -36,7 +40,7 @@ def is_input_file(name: str) -> bool:
 
 
 def graph_notes(hidden) -> dict[str, str]:
-    """The graph as core's savers write it into files, by name; empty with --disable-metadata."""
+    """The graph under core's metadata names; empty with --disable-metadata."""
     if comfy.cli_args.args.disable_metadata or not hidden:
         return {}
     graph = {"prompt": hidden.prompt} | (hidden.extra_pnginfo or {})
@@ -46,11 +50,11 @@ def graph_notes(hidden) -> dict[str, str]:
 def save_depth(
     view: View, prefix: str, kind: str, *, scale: float | None, picture: bool, notes: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """Write a View into the output folder, counting on as core's savers do; the files as core's history lists
+    """Write a View into the output folder with core's file counter; returns the files as core's history lists
     them.
 
-    A PNG or EXR holds one picture, an NPZ the batch; all hold ``notes``. ValueError if the prefix leads out
-    of the folder.
+    A PNG or EXR holds one image, an NPZ the batch; all hold ``notes``. ValueError if the prefix is outside
+    the folder.
     """
     folder, stem, counter, subfolder = _free_name(prefix, *view.depth.shape[-2:])
     parts = [view] if kind == "npz" else [view[index] for index in range(len(view))]
@@ -62,14 +66,17 @@ def save_depth(
     return files
 
 
-def save_scene(fused: FusedCloud, prefix: str, layout: Layout) -> tuple[SceneFolder, list[dict[str, str]]]:
+def save_scene(
+    fused: FusedCloud, prefix: str, layout: Layout, images: Tensor | None = None
+) -> tuple[SceneFolder, list[dict[str, str]]]:
     """Write a trainer's folder into the output folder, numbered as core's savers number files.
 
     Returns what was written, and its files as core's history lists them.
     """
     folder, stem, counter, subfolder = _free_name(prefix, *fused.views.depth.shape[-2:])
     name = f"{stem}_{counter:05}_"
-    written = write_scene_folder(Path(folder) / name, fused, layout=layout, each=each_picture)
+    images = None if images is None else read_pictures(images).rgb
+    written = write_scene_folder(Path(folder) / name, fused, layout=layout, images=images, each=each_picture)
     places = [os.path.split(os.path.join(subfolder, name, file)) for file in written.files]
     return written, [{"filename": file, "subfolder": place, "type": "output"} for place, file in places]
 
@@ -82,8 +89,8 @@ def _free_name(prefix: str, height: int, width: int) -> tuple[str, str, int, str
     folder = os.path.join(output, os.path.dirname(os.path.normpath(prefix)))
     if not folder_paths.is_within_directory(output, folder):
         raise ValueError(
-            f"The prefix {prefix!r} leads out of the output folder; give a name, or a folder and a name, "
-            "inside it."
+            f"Expected a prefix inside the output folder, got {prefix!r}, which leads out of it. Give a "
+            "name, or a folder and a name."
         )
     try:
         return folder_paths.get_save_image_path(prefix, output, width, height)[:4]

@@ -7,7 +7,7 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
-SMALL = 100_000_000  # parameters below which half precision saves nothing worth its error
+SMALL = 100_000_000  # parameters below which half precision saves too little memory for its error
 
 
 def host_model(

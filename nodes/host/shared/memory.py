@@ -24,21 +24,21 @@ USE_SMALLER = (
 UNNAMED = (
     "DefaultCPUAllocator",
     "MPS backend out of memory",
-)  # what torch says where it has no exception of its own for it
+)  # torch's messages where it has no exception type for it
 
 
 def report_need(path: str, remedy: str = USE_SMALLER) -> None:
-    """Log what a file of weights weighs, and what is free for it on the card and beside it."""
+    """Log the size of a weights file and the free memory on the device and beside it."""
     device = comfy.model_management.get_torch_device()
     name, need = Path(path).name, Path(path).stat().st_size
     free, beside = (
-        comfy.model_management.get_free_memory(place)
-        for place in (device, comfy.model_management.unet_offload_device())
+        comfy.model_management.get_free_memory(at)
+        for at in (device, comfy.model_management.unet_offload_device())
     )
-    places = f"{free / GB:.2f} GB free on {device}"
+    free_text = f"{free / GB:.2f} GB free on {device}"
     if not comfy.model_management.is_device_cpu(device):
-        places += f", {beside / GB:.2f} GB beside it"
-    logger.info("%s: %.2f GB of weights; %s.", name, need / GB, places)
+        free_text += f", {beside / GB:.2f} GB beside it"
+    logger.info("%s: %.2f GB of weights; %s.", name, need / GB, free_text)
     if need > max(free, beside):
         logger.warning(
             "%s is larger than the free memory: expect it to be slow, or %s.", name, remedy,
@@ -47,8 +47,8 @@ def report_need(path: str, remedy: str = USE_SMALLER) -> None:
 
 @contextlib.contextmanager
 def explain_full_memory(device, work: Callable[[], str], remedies: str) -> Iterator[None]:
-    """Around work on a device: memory that is full becomes one sentence, of what the work was and what to
-    change. Core still knows the fault by its type, and unloads the models.
+    """Around work on a device: an out-of-memory error becomes one sentence, of what the work was and what to
+    change. Core still recognizes its type, and unloads the models.
     """
     try:
         yield
@@ -56,7 +56,10 @@ def explain_full_memory(device, work: Callable[[], str], remedies: str) -> Itera
         if not (comfy.model_management.is_oom(error) or any(words in str(error) for words in UNNAMED)):
             raise
         total = comfy.model_management.get_total_memory(device) / GB
-        sentence = f"The memory of {device} ({total:.1f} GB) is too small to {work()}: {remedies}."
+        sentence = (
+            f"Expected more memory than the {total:.1f} GB of {device} to {work()}, got an out-of-memory "
+            f"error. To reduce it, {remedies}."
+        )
         raise comfy.model_management.OOM_EXCEPTION(sentence) from error
 
 
@@ -70,5 +73,5 @@ def explain_sampling(
         return f"sample {size} (batch x height x width) with {patcher.model_size() / GB:.1f} GB of weights"
 
     return explain_full_memory(
-        patcher.load_device, work, f"make the picture smaller, set the batch size to 1, or {third}"
+        patcher.load_device, work, f"make the image smaller, set the batch size to 1, or {third}"
     )

@@ -1,4 +1,4 @@
-"""The masks of a joint LATENT and of the plain ones it is made of: one for each stream, in core's key."""
+"""The masks of a joint LATENT and of its plain parts: one for each stream, under core's key."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from torch import Tensor
 
 from .last_resort import describe
 
-SIZE = "spatialweave_size"  # (height, width) asked for, where it was padded to whole patches
+SIZE = "spatialweave_size"  # (height, width) before padding to whole patches
 MASKS = "noise_mask"
 
 
 def read_samples(latent: dict, socket: str) -> Tensor | comfy.nested_tensor.NestedTensor:
-    """The samples of a LATENT, plain or nested, none of them empty; anything else at a socket is refused."""
+    """The samples of a LATENT, plain or nested, none of them empty; anything else is a ValueError."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     parts = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
     if not parts or not all(
         isinstance(part, Tensor) and part.numel() and part.is_floating_point() for part in parts
     ):
         raise ValueError(
-            f"Expected a LATENT with samples at {socket}, got {describe(latent)}. Wire a latent's node or a "
-            "sampler."
+            f"Expected a LATENT with samples at {socket}, got {describe(latent)}. Connect a latent's node "
+            "or a sampler."
         )
     return samples
 
 
 def nest_masks(parts: Iterable[dict | None], streams: Sequence[Tensor]) -> dict:
-    """The mask entry of a joint LATENT of (b, c, h, w) streams; {} without masks. No mask: sampled whole."""
+    """The mask entry of a joint LATENT of (b, c, h, w) streams; {} without masks.
+
+    A stream without one is sampled.
+    """
     masks = [None if part is None else part.get(MASKS) for part in parts]
     if all(mask is None for mask in masks):
         return {}

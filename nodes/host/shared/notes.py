@@ -1,4 +1,4 @@
-"""What a node did to its inputs: said once, under the node in the browser and in ComfyUI's log."""
+"""What a node changed about its inputs: shown once, under the node in the browser and in ComfyUI's log."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def tell(notes: Sequence[str], hidden) -> str:
 
 
 def show(text: str, node_id: str | None) -> None:
-    """The text under a node, where a page is open on it."""
+    """Set the text under a node, if a page is open."""
     if node_id is None:
         return
-    # late: it is the whole web server, and importing this pack must cost nothing
+    # late: it is the whole web server, and importing this pack must stay cheap
     from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)

@@ -1,4 +1,4 @@
-"""Work on the pictures of a batch under ComfyUI's progress bar and its Cancel button."""
+"""Work on the images of a batch under ComfyUI's progress bar and its Cancel button."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""What menus call the weights that ship with the pack."""
+"""The menu name of the weights that ship with the pack."""
 
 TINY = "tiny (shipped with the pack)"

@@ -16,7 +16,7 @@ logger = logging.getLogger("spatialweave.text")
 
 
 class TinyTokenizer:
-    """Prompts to word numbers. What the model cannot read is named once per prompt, in the log."""
+    """Prompts to token ids. What the model cannot read is logged once per prompt."""
 
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         pass
@@ -46,16 +46,16 @@ class TinyCondModel(TinyTextEncoder):
     def set_clip_options(self, options: dict) -> None:
         if options.get("layer") is not None:
             raise ValueError(
-                "CLIP Set Last Layer is wired to the tiny text encoder, which has no layers: wire it past "
-                "that node."
+                "Expected no CLIP Set Last Layer before the tiny text encoder, which has no layers, got "
+                "one. Connect the CLIP without that node."
             )
         self.device = options.get("execution_device", self.device)
 
     def reset_clip_options(self) -> None:
-        """Nothing is kept between prompts."""
+        """No state is kept between prompts."""
 
     def encode_token_weights(self, tokens: dict[str, list[Tensor]]) -> tuple[Tensor, None]:
-        """Context (b, n, d) in float32; there is no pooled output."""
+        """Context (b, n, c) in float32; there is no pooled output."""
         ids = torch.stack(tokens["spatialweave_tiny"]).to(self.device)
         return self(ids).float(), None
 

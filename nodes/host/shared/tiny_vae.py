@@ -15,7 +15,9 @@ BYTES_PER_PIXEL = 600  # measured: the widest activations of the codec, in float
 
 
 class TinyVAE(comfy.sd.VAE):
-    """Core's encode, decode and tiling around our codec; core's constructor only knows layouts of its own."""
+    """Core's encode, decode and tiling around our codec; core's constructor only supports its own
+    architectures.
+    """
 
     def __init__(self, state: dict[str, Tensor]):
         self._describe()

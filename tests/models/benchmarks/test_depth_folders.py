@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from spatialweave.models.benchmarks.depth_folders import open_depth_folder
+from spatialweave.models.benchmarks.depth_folders import find_depth_folders, open_depth_folder
 from spatialweave.models.benchmarks.moge_view import crop_to_view
 from spatialweave.models.benchmarks.predictors import ModalityForcingDepth
 from spatialweave.models.core.evaluation.benchmark import score_depth_sample
@@ -108,6 +108,10 @@ def test_marigolds_16_bit_datasets(tmp_path, frames, dataset, divisor):
     (tmp_path / "list.txt").write_text("rgb_0.png depth/0.png depth/0.png\nnot_there.png None 1.0\n")
     folder = open_depth_folder(tmp_path, dataset=dataset, file_list=tmp_path / "list.txt")
     assert folder.layout == "marigold" and folder.names == ("rgb_0.png",)
+    own = tmp_path.rename(tmp_path.with_name(dataset))  # the dataset's name and its one list say the rest
+    assert find_depth_folders(own) == [own]
+    assert open_depth_folder(own).names == folder.names and open_depth_folder(own).layout == "marigold"
+    folder = open_depth_folder(own)
     sample = folder.read("rgb_0.png")
     stored = steps(depth, divisor) / divisor
     if dataset == "KITTI":  # the benchmark's crop, lower middle, then Eigen's

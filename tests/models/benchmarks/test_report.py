@@ -32,5 +32,5 @@ def test_figures_are_written_into_a_new_folder(tmp_path):
 
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(OSError, match="Cannot write .*taken.*; choose another folder"):
+    with pytest.raises(OSError, match="Cannot write .*taken.*. Choose another folder"):
         write_figures(tmp_path / "taken" / "figures.json", {})

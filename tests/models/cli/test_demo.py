@@ -30,7 +30,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_orbit(monkeypatch):
-    """Most of a demo's time is its orbit of 30 frames: runs of single tests draw 4; `made`, of module scope, has all."""
+    """Most of a demo's time is its orbit of 30 frames: runs of single tests draw 4; `made`, of module scope,
+    has all.
+    """
     monkeypatch.setattr(demo_sampling, "render_orbit", partial(demo_sampling.render_orbit, frames=4))
 
 
@@ -296,7 +298,7 @@ def test_demo_reads_the_channel_of_an_exr_that_it_is_told(tmp_path, capsys):
         (["--image", "a.png", "--depth", "b.npz"], "Expected --image or --depth, got both"),
         (["--image", "missing.png"], "missing.png"),
         (["--depth", "depth.jpg"], ".exr"),
-        (["--weights", "missing.safetensors"], "missing.safetensors does not exist"),
+        (["--weights", "missing.safetensors"], "missing.safetensors, got no file of this name"),
     ],
 )
 def test_demo_refuses_in_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):

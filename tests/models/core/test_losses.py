@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from spatialweave.models.core.losses import masked_mean, masked_mean_each, sum_terms
-from spatialweave.models.core.training.words import put_empty
+from spatialweave.models.core.training.captions import put_empty
 
 
 def random_values(*shape):

@@ -35,7 +35,7 @@ def test_alpha_is_split_off_with_one_notice():
         pictures = read_pictures(source)
         assert_rgb(pictures, BYTES[None] / 255)
         assert pictures.alpha.tolist() == [[[1.0, 0.0]]]
-        assert len(pictures.notes) == 1 and "handed on as a mask" in pictures.notes[0]
+        assert len(pictures.notes) == 1 and "output as a mask" in pictures.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,19 @@ def test_alpha_is_split_off_with_one_notice():
     ],
     ids=["h w", "h w 1", "pillow L", "pillow 1", "pillow I;16", "pillow I", "bool"],
 )
-def test_grey_pictures_serve_all_three_colours(source, value):
+def test_gray_pictures_serve_all_three_colours(source, value):
     pictures = read_pictures(source)
     assert_rgb(pictures, np.full((1, 2, 3, 3), value))
     assert pictures.alpha is None
 
 
-def test_grey_with_alpha_and_palettes():
+def test_gray_with_alpha_and_palettes():
     pictures = read_pictures(np.array([[[255, 51]]], dtype=np.uint8))
     assert_rgb(pictures, np.ones((1, 1, 1, 3)))
     assert pictures.alpha.flatten().tolist() == pytest.approx([0.2]) and len(pictures.notes) == 2
-    assert_rgb(read_pictures(Image.fromarray(BYTES).convert("P", palette=Image.Palette.ADAPTIVE)), BYTES[None] / 255)
+    assert_rgb(
+        read_pictures(Image.fromarray(BYTES).convert("P", palette=Image.Palette.ADAPTIVE)), BYTES[None] / 255
+    )
 
 
 def test_small_overshoot_is_clamped_and_nan_zeroed_with_counts():
@@ -74,9 +76,12 @@ def test_small_overshoot_is_clamped_and_nan_zeroed_with_counts():
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (np.full((2, 2, 3), 200.0), r"Expected picture values in \[0, 1\], got floats from 200 to 200. Divide them by their full scale"),
-        (np.zeros((2, 2, 3), dtype=np.int64), r"Expected a picture of 8 or 16 bits .* got torch.int64"),
-        (np.zeros((2, 2, 5)), r"Expected a picture of height x width.* got shape \(2, 2, 5\)"),
+        (
+            np.full((2, 2, 3), 200.0),
+            r"Expected image values in \[0, 1\], got floats from 200 to 200. Divide them by their full scale",
+        ),
+        (np.zeros((2, 2, 3), dtype=np.int64), r"Expected an image of 8 or 16 bits .* got torch.int64"),
+        (np.zeros((2, 2, 5)), r"Expected an image of height x width.* got shape \(2, 2, 5\)"),
         (torch.zeros(1, 3, 8, 8), r"shape \(1, 3, 8, 8\)"),
         (np.zeros((0, 4, 3)), r"shape \(0, 4, 3\)"),
         (np.zeros(4), r"shape \(4,\)"),

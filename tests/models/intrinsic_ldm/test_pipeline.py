@@ -76,8 +76,8 @@ def sample_plainly(base, scheduler, steps, guidance, seed):
     scheduler.set_timesteps(steps)
     x = latent_noise(seed) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        said = unet(scheduler.scale_model_input(torch.cat([x, x]), t), t, encoder_hidden_states=context).sample
-        prompted, empty = said.chunk(2)
+        output = unet(scheduler.scale_model_input(torch.cat([x, x]), t), t, encoder_hidden_states=context).sample
+        prompted, empty = output.chunk(2)
         x = scheduler.step(empty + guidance * (prompted - empty), t, x).prev_sample
     return ((vae.decode(x / scale).sample.movedim(1, -1) + 1) / 2).clamp(0, 1)
 
@@ -174,7 +174,7 @@ def test_with_weight_zero_a_pipeline_of_ones_own_is_asked_for_its_own_operators(
 
 
 class Equation4:
-    """A self-attention of a plain UNet in so many words, for rows (prompt, stream, picture); `delta` is the "
+    """A self-attention of a plain UNet, written out, for rows (prompt, stream, image); `delta` is the "
     "LoRA of each projection."""
 
     def __init__(self, delta, weight, batch):
@@ -247,15 +247,15 @@ def test_guidance_of_one_reads_no_empty_prompt(system):
     assert (plain.image - near.image).abs().max() < 1e-4 and (plain.maps - near.maps).abs().max() < 1e-4
 
 
-def test_steps_are_told_and_the_scheduler_is_left_alone(system):
-    told, scheduler = [], make_scheduler()
-    system(PROMPTS[:1], steps=3, **square(SIZE), scheduler=scheduler, on_step=lambda *step: told.append(step))
-    assert [(step, steps) for step, steps, _ in told] == [(1, 3), (2, 3), (3, 3)] and scheduler.num_inference_steps is None
-    assert all(latents.keys() == {"image", "intrinsic"} for *_, latents in told)
+def test_steps_are_reported_and_the_scheduler_is_left_alone(system):
+    calls, scheduler = [], make_scheduler()
+    system(PROMPTS[:1], steps=3, **square(SIZE), scheduler=scheduler, on_step=lambda *step: calls.append(step))
+    assert [(step, steps) for step, steps, _ in calls] == [(1, 3), (2, 3), (3, 3)] and scheduler.num_inference_steps is None
+    assert all(latents.keys() == {"image", "intrinsic"} for *_, latents in calls)
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"steps": 0}, "at least 1 step of sampling, got 0"),
         (square(40), "multiples of 16 for this base, got 40 x 40"),
@@ -264,8 +264,8 @@ def test_steps_are_told_and_the_scheduler_is_left_alone(system):
         ({"schedule": Drop(frozenset({9}))}, "got layer 9"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(system, change, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_sampled_is_refused(system, change, message):
+    with pytest.raises(ValueError, match=message):
         system(**{"prompt": PROMPTS, **square(SIZE), "steps": 1, **change})
 
 

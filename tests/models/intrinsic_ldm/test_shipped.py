@@ -89,9 +89,9 @@ def test_the_keys_of_the_shipped_base_tell_places(system, held_out):
     image = held_out[0].image.movedim(-1, 1) * 2 - 1
     latent = system.image_vae.module.encode(image).latent_dist.mode() * system.image_vae.scale
     noised = 0.7**0.5 * latent + 0.3**0.5 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    with collect_activations(system.backbone.network.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as heard, coupling.call(rows):
+    with collect_activations(system.backbone.network.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as activations, coupling.call(rows):
         system.backbone.network(noised, 400, encoder_hidden_states=torch.zeros(COUNT, 24, tiny.TEXT_WIDTH))
-    keys, codes = heard[0].double(), code_positions(8, 8).double()
+    keys, codes = activations[0].double(), code_positions(8, 8).double()
     learnt, left = keys[: COUNT // 2], keys[COUNT // 2 :]
     read = torch.linalg.lstsq(learnt.flatten(0, 1), codes.repeat(COUNT // 2, 1)).solution
     found = (left @ read @ codes.T).argmax(-1)

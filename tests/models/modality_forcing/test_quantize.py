@@ -24,7 +24,9 @@ WIDE = ModalityForcingConfig(
 
 @pytest.fixture
 def saved(tmp_path, make_network):
-    return save_network(tmp_path / "network.safetensors", make_network(WIDE), WIDE, {"trained": "never"}, dtype=torch.bfloat16)
+    return save_network(
+        tmp_path / "network.safetensors", make_network(WIDE), WIDE, {"trained": "never"}, dtype=torch.bfloat16
+    )
 
 
 def test_the_command_offers_what_there_is():
@@ -69,27 +71,38 @@ def test_the_9b_network_shrinks_to_what_the_docs_say():
     size = {"fp8": 1, "int8": 1, "nvfp4": 9 / 16}
     for form, gigabytes in (("bf16", 24.0), ("fp8", 12.7), ("int8", 12.7), ("nvfp4", 7.7)):
         plan = plan_precisions(shapes, form)
-        bytes_of = {name: size[kind] if isinstance(kind, str) else kind.itemsize for name, kind in plan.items()}
+        bytes_of = {
+            name: size[kind] if isinstance(kind, str) else kind.itemsize for name, kind in plan.items()
+        }
         total = sum(torch.Size(shape).numel() * bytes_of[name] for name, shape in shapes.items())
         assert abs(total / 1e9 - gigabytes) < 0.05, form
 
 
 def test_what_is_no_network_is_refused(saved, tmp_path):
     save_file({"double_stream_modulation_img.lin.weight": torch.zeros(2, 2)}, tmp_path / "klein.safetensors")
-    with pytest.raises(WeightsError, match="is a FLUX.2 text-to-image network without a depth stream; a Modality Forcing network"):
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected a Modality Forcing network \(keys dit.depth_in\.weight and others\), got "
+        r".*klein\.safetensors, which is a FLUX.2 text-to-image network without a depth stream",
+    ):
         convert_network(tmp_path / "klein.safetensors", tmp_path / "out.safetensors", "fp8")
     quantised = convert_network(saved, tmp_path / "q.safetensors", "fp8")
-    with pytest.raises(WeightsError, match="is a quantised Modality Forcing network"):
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected an unquantized Modality Forcing network, got .*q\.safetensors, which is quantized",
+    ):
         convert_network(quantised, tmp_path / "out.safetensors", "int8")
-    with pytest.raises(WeightsError, match="no format named 'q4'; known formats are bf16, fp8, int8, nvfp4"):
+    with pytest.raises(WeightsError, match="Expected one of the formats bf16, fp8, int8, nvfp4, got 'q4'"):
         convert_network(saved, tmp_path / "out.safetensors", "q4")
-    with pytest.raises(WeightsError, match="is a quantised Modality Forcing network; load it through ComfyUI"):
+    with pytest.raises(WeightsError, match="which is quantized. Load it through ComfyUI"):
         load_network(quantised)
 
 
 def test_the_command_says_what_it_wrote_and_refuses_to_overwrite(saved, tmp_path, capsys):
     target = tmp_path / "out.safetensors"
     assert cli.main(["convert", str(saved), str(target), "--format", "int8"]) == 0
-    assert f"{target}: {target.stat().st_size:,} bytes, from {saved.stat().st_size:,}" in capsys.readouterr().out
+    assert (
+        f"{target}: {target.stat().st_size:,} bytes, from {saved.stat().st_size:,}" in capsys.readouterr().out
+    )
     assert cli.main(["convert", str(saved), str(target), "--format", "int8"]) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "which exists. Choose another name" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Network files as other programs leave them: wrapped, in parts, with other metadata or types; read right, or called what they are."""
+"""Network files as other programs leave them: wrapped, in parts, with other metadata or types; read right, or
+called what they are.
+"""
 
 import json
 import math
@@ -63,7 +65,8 @@ def test_other_prefixes_and_two_sets_of_weights_are_named(tmp_path, state):
     save_file({f"student.{name}": value for name, value in state.items()}, path)
     with pytest.raises(
         WeightsError,
-        match=r'x\.safetensors is a Modality Forcing network with "student\.dit\." before its names; strip',
+        match=r"Expected the keys dit.depth_in\.weight and others in .*x\.safetensors, got a "
+        'Modality Forcing network with "student.dit." before its names',
     ):
         load_network(path)
     save_file(state | {f"module.{name}": value.clone() for name, value in state.items()}, path)
@@ -85,7 +88,7 @@ def test_one_part_of_several_is_said_to_be(tmp_path, state, make_network, part, 
     share = names[size * (part - 1) : size * part]
     save_file({name: state[name] for name in share}, path, metadata=dict(whole.metadata) if stated else None)
     with pytest.raises(
-        WeightsError, match=rf"{path.name} .*; it is part {part} of 3 of one model, so join all parts"
+        WeightsError, match=rf"{path.name}, which .*; it is part {part} of 3 of one model, so join all parts"
     ):
         load_network(path)
     with pytest.raises(WeightsError, match=f"it is part {part} of 3 of one model"):
@@ -122,20 +125,26 @@ def test_a_config_without_our_name_counts_where_it_fits(tmp_path, make_network, 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
-        ({"num_double_blocks": 1_000_000_000}, "num_double_blocks is 1000000000, but it must be a whole number of at least 0, and at most"),
-        ({"infinite_sky": "false"}, "infinite_sky is 'false', but it must be true or false"),
-        ({"theta": "2000"}, "theta is '2000', but it must be a finite number"),
-        ({"shift_mu": math.nan}, "shift_mu is nan, but it must be a finite number"),
-        ({"axes_dim": None}, "its sizes do not make a network"),
+        (
+            {"num_double_blocks": 1_000_000_000},
+            "expected a whole number from 0 to 1048576 for num_double_blocks in the network "
+            "config, got 1000000000",
+        ),
+        ({"infinite_sky": "false"}, "expected true or false for infinite_sky, got 'false'"),
+        ({"theta": "2000"}, "expected a finite number for theta in the network config, got '2000'"),
+        ({"shift_mu": math.nan}, "expected a finite number for shift_mu in the network config, got nan"),
+        ({"axes_dim": None}, "object is not iterable"),
     ],
 )
-def test_our_own_statement_of_a_wrong_type_is_refused(tmp_path, state, change, said):
+def test_our_own_statement_of_a_wrong_type_is_refused(tmp_path, state, change, expected):
     metadata = {"spatialweave": "Modality Forcing network", "config": json.dumps(PLAIN.to_json() | change)}
     save_file(state, tmp_path / "x.safetensors", metadata=metadata)
     with pytest.raises(
-        WeightsError, match=rf"x\.safetensors is a damaged Modality Forcing network: .*{said}"
+        WeightsError,
+        match=r"Expected the sizes of a Modality Forcing network, got .*x\.safetensors, which is "
+        f"damaged: .*{expected}",
     ):
         load_network(tmp_path / "x.safetensors")
 
@@ -162,11 +171,14 @@ def test_integers_are_refused(tmp_path, state):
         for name, value in state.items()
     }
     save_file(given, tmp_path / "x.safetensors")
-    said = r"Expected img_in\.weight of .*x\.safetensors in one of F64, .*, got I8\. Use the file that is not"
+    said = (
+        r"Expected img_in\.weight of .*x\.safetensors in one of F64, F32, F16, BF16, F8_E4M3, "
+        "F8_E5M2, F8_E4M3FNUZ, F8_E5M2FNUZ, got I8"
+    )
     with pytest.raises(WeightsError, match=said):
         load_network(tmp_path / "x.safetensors")
     with pytest.raises(
-        WeightsError, match=r"Expected img_in\.weight of The state dict in one of .*, got int8\."
+        WeightsError, match=r"Expected img_in\.weight of the state dict in one of .*, got int8\."
     ):
         load_network(given)
 
@@ -181,13 +193,13 @@ def test_nan_is_refused_at_loading_and_in_conversion(tmp_path, state, bad):
     ):
         load_network(tmp_path / "x.safetensors")
     with pytest.raises(
-        WeightsError, match=r"Expected finite numbers in dit\.txt_in\.weight of The state dict"
+        WeightsError, match=r"Expected finite numbers in dit\.txt_in\.weight of the state dict"
     ):
         load_network(given)
     for form in ("bf16", "fp8"):  # txt_in is quantised in neither
         with pytest.raises(
             WeightsError,
-            match=r"dit\.txt_in\.weight of .*x\.safetensors cannot be converted: it holds NaN or infinity",
+            match=r"in dit\.txt_in\.weight of .*x\.safetensors, got a fault: it holds NaN or infinity",
         ):
             convert_network(tmp_path / "x.safetensors", tmp_path / "out.safetensors", form)
     assert not list(tmp_path.glob("out*"))

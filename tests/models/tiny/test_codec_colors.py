@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from spatialweave.models.tiny.codec import STRIDE, TinyCodec
-from spatialweave.models.tiny.codec_colors import fit_colours, random_pictures
+from spatialweave.models.tiny.codec_colors import fit_colors, random_pictures
 
 
 class MeanCodec:
@@ -17,7 +17,7 @@ class MeanCodec:
 
 
 def test_a_linear_codec_is_inverted():
-    factors, bias = fit_colours(MeanCodec())
+    factors, bias = fit_colors(MeanCodec())
     assert torch.allclose(MeanCodec.mix @ factors, torch.eye(3), atol=0.01)
     assert torch.allclose(0.3 * factors.sum(dim=0) + bias, torch.zeros(3), atol=0.01)
 
@@ -26,7 +26,7 @@ def test_a_nonlinear_codec_is_fitted_as_far_as_it_goes():
     """On pictures it was not fitted on, with a codec of random weights: most of the colour comes back."""
     torch.manual_seed(0)
     codec, pictures = TinyCodec().train(False), random_pictures(16, seed=9)
-    factors, bias = fit_colours(codec)
+    factors, bias = fit_colors(codec)
     assert factors.shape == (32, 3) and bias.shape == (3,)
     with torch.no_grad():
         shown = codec.encode(pictures).movedim(1, -1) @ factors + bias
@@ -35,4 +35,4 @@ def test_a_nonlinear_codec_is_fitted_as_far_as_it_goes():
 
 
 def test_the_fit_repeats():
-    assert torch.equal(fit_colours(MeanCodec())[0], fit_colours(MeanCodec())[0])
+    assert torch.equal(fit_colors(MeanCodec())[0], fit_colors(MeanCodec())[0])

@@ -23,13 +23,13 @@ def make_object():
 @pytest.fixture
 def make_scene():
     def make(*objects, camera=CAMERA, indoors=False):
-        grey = (0.6, 0.6, 0.6)
+        gray = (0.6, 0.6, 0.6)
         place = Surroundings(
             "plain",
-            (grey, grey),
+            (gray, gray),
             0.0,
             "plain",
-            grey,
+            gray,
             ROOM if indoors else None,
             ((0.3, 0.5, 0.8), (0.8, 0.8, 0.9)),
         )

@@ -181,6 +181,30 @@ def test_off_center_and_oblong_pixels(view, tmp_path):
     assert not (tmp_path / "s" / "transforms.json").exists()
 
 
+def test_larger_images_in_place_of_the_views_own(view, tmp_path):
+    """Three times as large: cameras and observations count in their pixels, and the right images are chosen."""
+    large = view.image.repeat_interleave(3, 1).repeat_interleave(3, 2).flip(-1)
+    fused = fuse_views(view, FusionSettings(every=3, max_points=200, edge_rtol=0.0))
+    write_scene_folder(tmp_path / "s", fused, images=large)
+    cameras, images, points = read_colmap(tmp_path / "s" / "sparse" / "0")
+    assert [name for _, _, name, _ in images.values()] == ["view_0000.png", "view_0003.png"]
+    for number, index in ((1, 0), (2, 3)):
+        assert cameras[number][1:3] == (3 * WIDTH, 3 * HEIGHT)
+        np.testing.assert_allclose(cameras[number][3][0], 3 * float(view.intrinsics[index, 0, 0]), rtol=1e-6)
+        np.testing.assert_allclose(imageio.imread(tmp_path / "s" / "images" / images[number][2]) / 255, large[index], atol=0.51 / 255)
+        pose, _, _, seen = images[number]
+        focal_x, focal_y, middle_x, middle_y = cameras[number][3]
+        for x, y, point in seen[:20]:
+            in_cam = pose[:, :3] @ points[point][0] + pose[:, 3]
+            at = focal_x * in_cam[0] / in_cam[2] + middle_x, focal_y * in_cam[1] / in_cam[2] + middle_y
+            np.testing.assert_allclose((x, y), at, atol=5e-3)
+    frame = json.loads((tmp_path / "s" / "transforms.json").read_text())["frames"][1]
+    assert (frame["w"], frame["h"]) == (3 * WIDTH, 3 * HEIGHT)
+    for wrong, words in ((large[:3], "Expected an image for each of 4 views, got 3"), (large[:, :50], "Expected images of the views' proportions")):
+        with pytest.raises(ValueError, match=words):
+            write_scene_folder(tmp_path / "t", fused, images=wrong)
+
+
 def test_layouts_names_and_every_second_view(view, tmp_path):
     fused = fuse_views(view, FusionSettings(every=2, max_points=200))
     summary = write_scene_folder(tmp_path / "s", fused, layout="nerfstudio")
@@ -209,7 +233,7 @@ def test_a_view_that_sees_nothing_has_an_empty_line(view, tmp_path):
 def test_nothing_is_overwritten_and_failures_leave_nothing(fused, tmp_path, monkeypatch):
     (tmp_path / "taken").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ExportError, match="taken is there already; choose another name"):
+    with pytest.raises(ExportError, match="taken exists already. Choose another name"):
         write_scene_folder(tmp_path / "taken", fused)
     with pytest.raises(ExportError, match="a part of this path is a file, not a folder"):
         write_scene_folder(tmp_path / "file" / "s", fused)
@@ -238,7 +262,7 @@ def test_a_full_disk_leaves_no_folder(fused, tmp_path):
 
 def test_a_folder_in_the_making_is_not_shared(tmp_path):
     with new_folder(tmp_path / "s") as part:
-        with pytest.raises(ExportError, match="s.part is there already"), new_folder(tmp_path / "s"):
+        with pytest.raises(ExportError, match="s.part exists already"), new_folder(tmp_path / "s"):
             pass
         (part / "a").write_text("x")
     assert (tmp_path / "s" / "a").read_text() == "x"

@@ -192,6 +192,26 @@ def test_relative_views_fuse_as_well():
     assert "relative units" in two.describe() and "metres" in one.describe()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_every_pixel_is_accounted_for(seed):
+    """Random holes, sky, confidences and settings: what is not a point is counted, once."""
+    random = np.random.default_rng(seed)
+    view, _ = world(seed, 3, confidence=torch.from_numpy(random.random((3, HEIGHT, WIDTH)).astype(np.float32)))
+    depth = torch.where(torch.from_numpy(random.random(view.depth.shape) < 0.2), torch.nan, view.depth)
+    cameras = {name: getattr(view, name) for name in ("intrinsics", "world_to_cam", "confidence", "image")}
+    view = View.from_depth(depth, units="metric", **cameras)
+    settings = FusionSettings(
+        min_confidence=random.uniform(0, 0.3),
+        drop_percent=random.uniform(0, 40),
+        edge_rtol=random.choice([0.0, 0.5]),
+        min_views=int(random.integers(1, 3)),
+        max_points=int(random.integers(500, 20000)),
+    )
+    fused = fuse_views(view, settings)
+    assert len(fused.cloud.points) + sum(fused.counts.values()) == view.depth.numel()
+    assert bool(fused.cloud.points.isfinite().all()) and len(fused.cloud.points) <= settings.max_points
+
+
 def test_one_view_needs_no_other():
     view, _ = world(0, 1)
     fused = fuse_views(view, FusionSettings(edge_rtol=0.0))

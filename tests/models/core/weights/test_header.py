@@ -1,4 +1,6 @@
-"""Headers as others write them: what the safetensors library opens is read alike, what it refuses is refused by name."""
+"""Headers as others write them: what the safetensors library opens is read alike, what it refuses is refused
+by name.
+"""
 
 import json
 import struct
@@ -81,21 +83,29 @@ REFUSED = {
     "overlapping": (
         {"a": A, "b": {**A, "data_offsets": [4, 12]}},
         12,
-        r"b overlaps the tensor before it \(it begins at byte 4, not 8",
+        r"Expected b of .* at byte 8, got 4: it overlaps the tensor before it",
     ),
-    "the same bytes": ({"a": A, "b": A}, 8, "b overlaps the tensor before it"),
-    "unused bytes": ({"a": A, "b": {**A, "data_offsets": [16, 24]}}, 24, "b leaves unused bytes before it"),
+    "the same bytes": ({"a": A, "b": A}, 8, "Expected b of .*: it overlaps the tensor before it"),
+    "unused bytes": (
+        {"a": A, "b": {**A, "data_offsets": [16, 24]}},
+        24,
+        "Expected b of .*: it leaves unused bytes before it",
+    ),
     "before the data": ({"a": {**A, "data_offsets": [-8, 0]}}, 0, "the entry of 'a' is"),
-    "backwards": ({"a": {**A, "data_offsets": [8, 0]}}, 8, "a is F32"),
+    "backwards": ({"a": {**A, "data_offsets": [8, 0]}}, 8, "for a of .*, which is F32"),
     "too few bytes": (
         {"a": {**A, "shape": [3]}},
         8,
-        r"a is F32 \(3,\), which takes 12 bytes, and its header gives it 8",
+        r"Expected 12 bytes for a of .*, which is F32 \(3,\), got 8 in its header",
     ),
     "a fraction as side": ({"a": {**A, "shape": [2.0]}}, 8, "the entry of 'a' is"),
     "true as side": ({"a": {**A, "shape": [True, 2]}}, 8, "the entry of 'a' is"),
     "a negative side": ({"a": {**A, "shape": [-1, -2]}}, 8, "the entry of 'a' is"),
-    "a side beyond counting": ({"a": {**A, "shape": [0, 10**30], "data_offsets": [0, 0]}}, 0, "the entry of 'a' is"),
+    "a side beyond counting": (
+        {"a": {**A, "shape": [0, 10**30], "data_offsets": [0, 0]}},
+        0,
+        "the entry of 'a' is",
+    ),
     "text as shape": ({"a": {**A, "shape": "22"}}, 8, "the entry of 'a' is"),
     "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8, "the entry of 'a' is"),
     "an unknown dtype": (
@@ -152,16 +162,16 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path, entry):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"error": "no access", "code": 401}', "is a JSON text, not weights"),
-        (b'["a", "list", "of", "texts", "here"]', "is a JSON text, not weights"),
-        (b"\x93NUMPY" + bytes(90), "is a NumPy array; use the safetensors file"),
-        (b"\x1f\x8b\x08" + bytes(90), "is a gzip archive"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(90), "is a PNG image"),
+        (b'{"error": "no access", "code": 401}', "which is a JSON text"),
+        (b'["a", "list", "of", "texts", "here"]', "which is a JSON text"),
+        (b"\x93NUMPY" + bytes(90), "which is a NumPy array. Use the safetensors file"),
+        (b"\x1f\x8b\x08" + bytes(90), "which is a gzip archive"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(90), "which is a PNG image"),
     ],
 )
 def test_other_files_under_this_name_are_called_what_they_are(tmp_path, content, said):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"x\.safetensors {said}"):
+    with pytest.raises(WeightsError, match=rf"x\.safetensors, {said}"):
         read_header(tmp_path / "x.safetensors")
 
 
@@ -174,7 +184,7 @@ def test_the_index_of_a_model_in_parts_names_them(tmp_path, name, indent):
     )
     with pytest.raises(
         WeightsError,
-        match=r"is the index of a model saved in 5 parts \(model-00001-of-00005.safetensors, .* join the",
+        match=r"is the index of a model saved in 5 parts \(model-00001-of-00005.safetensors, .* Join the",
     ):
         read_header(tmp_path / name)
 

@@ -11,9 +11,9 @@ from spatialweave.models.core.weights.quantization import (
     fp4_codes,
     hadamard,
     largest_magnitude,
-    quantise_fp8,
-    quantise_int8,
-    quantise_nvfp4,
+    quantize_fp8,
+    quantize_int8,
+    quantize_nvfp4,
     rotation_size,
     tile_scales,
 )
@@ -35,9 +35,11 @@ def below(values, bound):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fp8_is_within_half_a_step(shape):
     values = matrix(shape)
-    stored = quantise_fp8(values, largest_magnitude(values))
+    stored = quantize_fp8(values, largest_magnitude(values))
     scaled = values / stored["weight_scale"]
-    step = torch.exp2(scaled.abs().clamp(min=2**-6).log2().floor() - 3)  # 3 bits of mantissa, subnormal below 2^-6
+    step = torch.exp2(
+        scaled.abs().clamp(min=2**-6).log2().floor() - 3
+    )  # 3 bits of mantissa, subnormal below 2^-6
     below(stored["weight"].float() - scaled, step / 2)
     assert stored["weight"].float().abs().max() == 448
 
@@ -45,7 +47,7 @@ def test_fp8_is_within_half_a_step(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_is_within_half_a_step_of_each_turned_row(shape):
     values = matrix(shape)
-    stored = quantise_int8(values, 0.0)
+    stored = quantize_int8(values, 0.0)
     size = rotation_size(shape[1])
     turned = (values.unflatten(1, (-1, size)) @ hadamard(size)).flatten(1)
     below(stored["weight"] * stored["weight_scale"] - turned, stored["weight_scale"] / 2)
@@ -58,7 +60,7 @@ def test_int8_is_within_half_a_step_of_each_turned_row(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nvfp4_is_within_half_a_step_of_its_group(shape):
     values = matrix(shape)
-    stored = quantise_nvfp4(values, largest_magnitude(values))
+    stored = quantize_nvfp4(values, largest_magnitude(values))
     codes = torch.stack((stored["weight"] >> 4, stored["weight"] & 15), dim=-1).flatten(1).long()
     read = torch.where(codes > 7, -1, 1) * FP4[codes % 8]
     scale = untile(stored["weight_scale"], shape).repeat_interleave(16, 1) * stored["weight_scale_2"]
@@ -94,14 +96,16 @@ def test_tiles_are_padded_with_zeros():
 def test_the_turn_is_orthogonal_and_has_no_constant_column(size):
     turn = hadamard(size)
     assert torch.equal(turn, turn.T) and torch.allclose(turn @ turn, torch.eye(size), atol=1e-6)
-    assert torch.allclose(turn.sum(0).abs(), torch.ones(size), atol=1e-5)  # a constant column would sum to the root of the size
+    assert torch.allclose(
+        turn.sum(0).abs(), torch.ones(size), atol=1e-5
+    )  # a constant column would sum to the root of the size
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_stored_is_what_was_said(name, shape):
     kind, values = FORMATS[name], matrix(shape)
-    made = kind.quantise(values, largest_magnitude(values))
+    made = kind.quantize(values, largest_magnitude(values))
     assert {suffix: (value.dtype, tuple(value.shape)) for suffix, value in made.items()} == kind.stored(shape)
     assert kind.fits(shape)
 
@@ -110,18 +114,20 @@ def test_what_is_stored_is_what_was_said(name, shape):
 def test_blocks_of_rows_make_the_whole(name):
     values = matrix((2 * ROWS + 16, 64))
     largest = largest_magnitude(values)
-    whole = FORMATS[name].quantise(values, largest)
-    parts = [FORMATS[name].quantise(block, largest) for block in values.split(ROWS)]
+    whole = FORMATS[name].quantize(values, largest)
+    parts = [FORMATS[name].quantize(block, largest) for block in values.split(ROWS)]
     for suffix, value in whole.items():
-        joined = torch.cat([part[suffix].view(torch.uint8) for part in parts]) if value.ndim else parts[0][suffix]
+        joined = (
+            torch.cat([part[suffix].view(torch.uint8) for part in parts]) if value.ndim else parts[0][suffix]
+        )
         assert torch.equal(joined, value.view(torch.uint8) if value.ndim else value), suffix
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_zeros_stay_zeros(name):
-    for value in FORMATS[name].quantise(torch.zeros(128, 64), 0.0).values():
+    for value in FORMATS[name].quantize(torch.zeros(128, 64), 0.0).values():
         assert value.float().isfinite().all()
-    assert not FORMATS[name].quantise(torch.zeros(128, 64), 0.0)["weight"].float().any()
+    assert not FORMATS[name].quantize(torch.zeros(128, 64), 0.0)["weight"].float().any()
 
 
 def test_values_that_are_none_are_refused():

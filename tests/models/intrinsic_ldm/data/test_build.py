@@ -118,7 +118,7 @@ def test_pictures_that_cannot_be_read_are_named_when_all_are(tmp_path):
     pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"None of the 1 samples .*the first, a\.png: Expected a picture in .*a\.png, got a file that"):
+    with pytest.raises(ValueError, match=r"got none of 1; the first, a\.png: Expected an image in .*a\.png, got a file that"):
         dataset_build.build_dataset(tmp_path / "in", tmp_path / "out", servers=["http://127.0.0.1:9"])
 
 

@@ -95,7 +95,7 @@ def test_ids_of_sixteen_bits_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("spoil, words", [
-    (lambda line: line.update(segmentation=line["image"]), "Expected one grey channel of whole numbers in "),
+    (lambda line: line.update(segmentation=line["image"]), "Expected one gray channel of whole numbers in "),
     (lambda line: line.update(line="gone.png"), "gone.png"),
     (lambda line: [line.pop(name) for name in ("depth", "normals", "segmentation", "line")], "Expected maps of depth, normals, segmentation, line, got none"),
 ])  # fmt: skip

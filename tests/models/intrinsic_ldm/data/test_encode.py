@@ -57,8 +57,8 @@ def test_the_documentations_script_runs_on_a_pipeline(made, write_pipeline, tmp_
     (code,) = re.findall(r"^```python\n(.*?)^```", (root / "docs" / "intrinsic_training.md").read_text(encoding="utf-8"), flags=re.M | re.S)
     assert "height=768, width=768, steps=25" in code
     code = code.replace("height=768, width=768, steps=25", "height=32, width=32, steps=3")
-    said = "assert image.shape == (1, 32, 32, 3) and image.isfinite().all() and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{said}"], cwd=tmp_path, capture_output=True, text=True)
+    check = "assert image.shape == (1, 32, 32, 3) and image.isfinite().all() and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -75,14 +75,14 @@ def test_encoded_samples_are_diffusers_own_and_train(made, write_pipeline, tmp_p
         maps = model.encode(sample["maps"][None]).latent_dist.mean * 3.0
         text, vae = load_text_pipeline(base, torch.float32), load_image_vae(base)
         latent = vae.encode(sample["image"][None]).latent_dist.mean * 0.5
-        said = text.encode_prompt([sample["caption"]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        expected = text.encode_prompt([sample["caption"]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     torch.testing.assert_close(found["intrinsic_latent"][4:], maps, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(found["latent"][4:], latent, atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(found["context"][4:], said[0], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found["context"][4:], expected[0], atol=2e-3, rtol=2e-3)
     if family == "sdxl":
-        torch.testing.assert_close(found["pooled"][4:], said[2], atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found["pooled"][4:], expected[2], atol=2e-3, rtol=2e-3)
     if family == "pixart":
-        assert torch.equal(found["context_mask"][4:], said[1].float()) and 0 < found["context_mask"].mean() < 1
+        assert torch.equal(found["context_mask"][4:], expected[1].float()) and 0 < found["context_mask"].mean() < 1
     empty = load_file(tmp_path / "out" / training_lora.EMPTY_PROMPT)
     assert empty.keys() == set(found) - {"latent", "intrinsic_latent"} and empty["context"].shape == found["context"].shape[1:]
 
@@ -127,10 +127,10 @@ def test_what_cannot_be_encoded_is_refused(made, write_pipeline, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             encode_dataset(folder / "world", tmp_path / "out", **given | changes)
-    with pytest.raises(ValueError, match="is not a dataset folder"):
+    with pytest.raises(ValueError, match="Expected a dataset folder with manifest.jsonl"):
         encode_dataset(tmp_path, tmp_path / "out", **given)
     encode_dataset(folder / "world", tmp_path / "out", **given)
-    with pytest.raises(ValueError, match=r"was begun with size None, not \[32, 32\]"):
+    with pytest.raises(ValueError, match=r"was begun, got size None, not \[32, 32\]"):
         encode_dataset(folder / "world", tmp_path / "out", **given, size=(32, 32))
     (base / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="Expected text encoders and a VAE that diffusers loads in "):
@@ -168,7 +168,7 @@ def test_weights_under_the_same_name_are_told_apart(made, write_pipeline, tmp_pa
     ):
         good = path.read_bytes()
         change_tensors(path)
-        with pytest.raises(ValueError, match=f"out was begun with another {name}; give the same to go on, or choose another folder.$"):
+        with pytest.raises(ValueError, match=f"out was begun, got another {name}. Give the same to continue, or choose another folder.$"):
             encode_dataset(world, tmp_path / "out", base=base, vae=vae)
         path.write_bytes(good)
     assert encode_dataset(world, tmp_path / "out", base=base, vae=vae).written == 0

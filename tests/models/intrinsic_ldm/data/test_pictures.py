@@ -134,7 +134,7 @@ def test_pictures_are_upright_and_scaled_by_their_type(build, tmp_path, caplog):
     wanted = torch.from_numpy((ramp / 257).round().astype(np.uint8))
     assert torch.equal(rows["ramp.png"][1], wanted[..., None].expand(-1, -1, 3)) and len(wanted.unique()) == 96
     assert rows["hidden.png"][1][0, 0].tolist() == [255, 0, 255] and rows["hidden.png"][1][0, -1].tolist() == [0, 255, 0]
-    assert "hidden.png: The picture has an alpha channel" in caplog.text
+    assert "hidden.png: The image has an alpha channel" in caplog.text
 
 
 @pytest.mark.parametrize("content, words", [
@@ -183,7 +183,7 @@ def test_file_names_that_are_no_unicode_are_pictures_like_others(build, served, 
     for _ in range(2):
         assert main([*call, "--workflow", str(tmp_path / "graph.json")]) == 0
         said = capsys.readouterr().out
-        assert "2 samples" in said and "1 left out: \\x83e\\x83X\\x83g2.png (Expected a picture in " in said
+        assert "2 samples" in said and "1 left out: \\x83e\\x83X\\x83g2.png (Expected an image in " in said
     rows = read_rows(tmp_path / "out")
     assert rows["\\x83e\\x83X\\x83g.png"][0]["caption"] == "a test" and len(served.pictures) == 2
 
@@ -196,7 +196,7 @@ def test_a_name_that_the_terminal_cannot_write_is_said_nevertheless(build, serve
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 left out: \\u30c6.png (Expected a picture in " in done.stdout and "\\u30c6.png is left out" in done.stderr
+    assert "1 left out: \\u30c6.png (Expected an image in " in done.stdout and "\\u30c6.png is left out" in done.stderr
 
 
 def test_what_systems_leave_in_folders_is_left_out(build, tmp_path, caplog):
@@ -291,10 +291,10 @@ def test_another_workflow_is_told_by_its_inputs(build, tmp_path):
     same["1"] |= {"inputs": {"image": "y.png"}, "_meta": {"title": "any picture"}}
     (tmp_path / "renamed.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(same, indent=3).encode())
     assert build(workflow=tmp_path / "renamed.json").written == 0, "the same graph, with a byte order mark"
-    words = r"out was begun with workflow\.3\.inputs\.filename_prefix 'h/line', not 'i/line'; give the same to go on"
+    words = r"out was begun, got workflow\.3\.inputs\.filename_prefix 'h/line', not 'i/line'. Give the same to continue"
     with pytest.raises(ValueError, match=words):
         build(changes=["3.filename_prefix=i/line"])
-    with pytest.raises(ValueError, match=r"was begun with size \[64, 96\], not \[32, 32\]"):
+    with pytest.raises(ValueError, match=r"was begun, got size \[64, 96\], not \[32, 32\]"):
         build(size=(32, 32))
 
 
@@ -309,7 +309,7 @@ FAILED = json.dumps({"7": {"status": {"completed": False, "status_str": "error",
     ("/history", (200, history({"3": {"images": []}})), r"node 3 \(SaveImage\) saved no line"),
     ("/history", (200, json.dumps({"7": {"status": {"completed": False, "status_str": "error"}}}).encode()), "interrupted"),
     ("/view", (404, b""), "http.* does not have the file 'line.png' that the workflow saved"),
-    ("/view", (200, b"<html>"), "Expected a picture in the line that the workflow saved, got a file that"),
+    ("/view", (200, b"<html>"), "Expected an image in the line that the workflow saved, got a file that"),
 ])  # fmt: skip
 def test_a_picture_on_which_the_server_fails_is_left_out(build, served, tmp_path, path, answer, words):
     for name in ("a.png", "b.png", "c.png"):

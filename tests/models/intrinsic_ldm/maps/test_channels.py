@@ -197,7 +197,7 @@ WRONG = {
     "sizes": ({"line": torch.zeros(2, 32, 40)}, ["depth 32 x 48", "line 32 x 40", "Resize them"]),
     "batches": ({"line": torch.zeros(3, 32, 48)}, ["2 of depth", "3 of line", "equally many"]),
     "grey normals": ({"normals": torch.zeros(2, 32, 48, 1)}, ["(2, 32, 48, 1)", "at normals"]),
-    "depth without a pixel": ({"depth": View.from_depth(torch.zeros(1, 32, 48), units="metric")}, ["no valid pixel"]),
+    "depth without a pixel": ({"depth": View.from_depth(torch.zeros(1, 32, 48), units="metric")}, ["Expected a valid pixel"]),
 }
 
 

@@ -78,7 +78,7 @@ def fresh_processor(name, network):
 
 
 class PairedAttention:
-    """Equation 1 in so many words: image rows first, then their maps, whose projections are those of "
+    """Equation 1, written out: image rows first, then their maps, whose projections are those of "
     "another network."""
 
     def __init__(self, other, pairs):
@@ -164,14 +164,14 @@ def test_loss_is_equation_5(small, family, prediction):
 def test_domains_may_share_their_noise(small):
     """Then the maps' noised latents differ from the image's by the clean ones alone, as where sampling "
     "starts."""
-    task, heard = build(small(loss={"noise": "shared"})), []
+    task, inputs = build(small(loss={"noise": "shared"})), []
     batch, base = read_batch(task), task.loss.keywords["base"]
-    base.network.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
+    base.network.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
     task.loss(task.model, batch, torch.Generator().manual_seed(4))
     _, t, noises = draw(batch, torch.Generator().manual_seed(4), 0.5, task.loss.keywords["empty"])
     kept = base.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     apart = kept.sqrt() * (batch["latent"].float() - batch["intrinsic_latent"].float())
-    image, intrinsic = heard[0].chunk(2)
+    image, intrinsic = inputs[0].chunk(2)
     torch.testing.assert_close(image - intrinsic, apart, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(image, kept.sqrt() * batch["latent"].float() + (1 - kept).sqrt() * noises[0].float())
 
@@ -273,9 +273,9 @@ def test_bases_of_one_layout_are_told_apart_in_the_shipped_file(small, write_bas
         (folder / place).mkdir(exist_ok=True)
         path = folder / place / "config.json"
         path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | change))
-    told = replace(base, kind=find_kind(folder, family))
-    partial(task.export, base=told)(tmp_path, {key: value.detach() for key, value in task.model.state_dict().items()})
-    assert told.name == read_header(tmp_path / training_lora.LORA_FILE).metadata["base"] == name
+    kind_of_base = replace(base, kind=find_kind(folder, family))
+    partial(task.export, base=kind_of_base)(tmp_path, {key: value.detach() for key, value in task.model.state_dict().items()})
+    assert kind_of_base.name == read_header(tmp_path / training_lora.LORA_FILE).metadata["base"] == name
 
 
 def test_a_shortened_product_is_the_nearest_for_its_inputs():
@@ -283,10 +283,10 @@ def test_a_shortened_product_is_the_nearest_for_its_inputs():
     "more; float64."""
     generator = torch.Generator().manual_seed(0)
     down, up, x = (torch.randn(*shape, generator=generator).double() for shape in ((6, 12), (9, 6), (50, 12)))
-    x[:, :4] *= 100  # what is long and what is heard are not the same
+    x[:, :4] *= 100  # the longest directions are not those with the largest inputs
     new_down, new_up = truncate_svd(down, up, 3, x.T @ x / len(x))
-    said, wanted = (x @ (one @ two).double().T for one, two in ((new_up, new_down), (up, down)))
-    assert float((said - wanted).norm()) == pytest.approx(float(torch.linalg.svdvals(wanted)[3:].norm()), rel=1e-4)
+    short, full = (x @ (one @ two).double().T for one, two in ((new_up, new_down), (up, down)))
+    assert float((short - full).norm()) == pytest.approx(float(torch.linalg.svdvals(full)[3:].norm()), rel=1e-4)
     torch.testing.assert_close(new_down.norm(dim=1), new_up.norm(dim=0))
 
 
@@ -298,8 +298,8 @@ def test_a_shipped_lora_may_have_a_lower_rank(small, tmp_path, domains):
     before = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
     state, network = {name: 1.5 * value for name, value in before.items()}, task.companions[0]
     path = next(path for path in task.model.paths if path.endswith("to_v"))
-    heard = []
-    network.get_submodule(path).register_forward_hook(lambda module, given, out: heard.append(given[0]))
+    inputs = []
+    network.get_submodule(path).register_forward_hook(lambda module, given, out: inputs.append(given[0]))
     task.export(tmp_path, state)
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
     file = tmp_path / training_lora.LORA_FILE
@@ -308,7 +308,7 @@ def test_a_shipped_lora_may_have_a_lower_rank(small, tmp_path, domains):
     assert {len(part.down) for name, part in short.items() if name.endswith("to_q")} == {3}
     assert {len(part.down) for name, part in short.items() if name.endswith("to_k")} == {4}
     assert {part.scale for part in short.values()} == {2.0}
-    x = torch.cat([each[-(len(each) // (2 if domains == "both" else 1)) :].flatten(0, 1) for each in heard]).double()
+    x = torch.cat([each[-(len(each) // (2 if domains == "both" else 1)) :].flatten(0, 1) for each in inputs]).double()
     whole = state[f"layers.{training_lora.flat(path)}.up"].double() @ state[f"layers.{training_lora.flat(path)}.down"].double()
     lost = torch.linalg.svdvals(x @ whole.T)[2:].norm()
     assert float((x @ (short[path].up.double() @ short[path].down.double() - whole).T).norm()) == pytest.approx(float(lost), rel=1e-3)
@@ -438,10 +438,10 @@ def test_a_lora_may_start_at_its_own_place(small, family):
     times = torch.linspace(0, 999, count).long()[torch.randperm(count, generator=generator)]
     noise = torch.randn(count, *samples[0]["latent"].shape, generator=generator)
     base = load_backbone(small(family).model["base"], family)  # without processors of ours, each row alone
-    heard = {}
+    inputs = {}
     for path in task.model.paths:
         if path.endswith("to_q"):
-            base.network.get_submodule(path).register_forward_hook(lambda module, given, out, path=path: heard.update({path: given[0]}))
+            base.network.get_submodule(path).register_forward_hook(lambda module, given, out, path=path: inputs.update({path: given[0]}))
     clean = torch.cat([torch.stack([sample[key].float() for sample in samples]) for key in ("latent", "intrinsic_latent")])
     prompt = {name: torch.stack([s[name].float() for s in samples]).repeat(2, 1, 1) for name in samples[0] if name == "context"}
     prompt |= {name: torch.stack([s[name].float() for s in samples]).repeat(2, 1) for name in samples[0] if name == "context_mask"}
@@ -452,7 +452,7 @@ def test_a_lora_may_start_at_its_own_place(small, family):
             assert not layer.up.any()
             continue
         attn = network.get_submodule(path.removesuffix(".to_q"))
-        image, maps = heard[path].double().chunk(2)
+        image, maps = inputs[path].double().chunk(2)
         added = maps @ (layer.scale * layer.up.double() @ layer.down.double()).T
         query, key = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (added, image @ attn.to_k.weight.double().T))
         logits = query @ key.transpose(2, 3) / key.shape[-1] ** 0.5

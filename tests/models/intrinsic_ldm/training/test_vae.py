@@ -84,7 +84,7 @@ def read_batch(task):
 
 
 def test_loss_is_what_the_paper_is_read_as(recipe):
-    """In float64 and in so many words: masked input, one draw of the posterior, unmasked targets."""
+    """Written out in float64: masked input, one draw of the posterior, unmasked targets."""
     task = training_vae.build(recipe(loss={"drop": 0.5, "depth": 2.0, "divergence": 1e4}))
     batch = read_batch(task)
     value, parts = task.loss(task.model, batch, torch.Generator().manual_seed(3))
@@ -165,11 +165,11 @@ def test_resuming_is_bit_exact(recipe, tmp_path):
 def test_one_picture_is_learned(recipe, world, tmp_path):
     """A hundred steps on one sample halve the loss of every map."""
     export_dataset(tmp_path / "one", count=1, size=32, seed=3, normals=True)
-    heard = []
+    logs = []
     settings = {"steps": 100, "batch_size": 1, "lr": 3e-3, "warmup": 10, "loss": {"drop": 0.0}, "data": {"folder": str(tmp_path / "one")}}
-    run_recipe(recipe(**settings), BUILDERS, on_log=heard.append)
+    run_recipe(recipe(**settings), BUILDERS, on_log=logs.append)
     for name in ("depth", "normals", "segmentation", "line"):
-        assert heard[-1][name] < 0.5 * heard[0][name], name
+        assert logs[-1][name] < 0.5 * logs[0][name], name
 
 
 @pytest.fixture(scope="module")
@@ -232,14 +232,14 @@ def test_committed_recipes_are_valid(path):
     ({"model": {"config": {"width": 33}}}, "multiples of 32, the groups of its GroupNorm"),
     ({"model": {"measure": 0}}, "to be at least 1, got 0"),
     ({"model": {"ship": "int8"}}, "one of float32, float16, bfloat16"),
-    ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors does not exist; check the path"),
+    ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors, got no file of this name. Check the path"),
     ({"loss": {"drop": 1.0}}, "from 0 to below 1"),
     ({"loss": {"depth": -1.0}}, "Expected depth of the recipe's loss to be at least 0, got -1.0"),
     ({"loss": {"line_balance": 0.0}}, "Expected line_balance of the recipe's loss above 0, got 0"),
     ({"loss": {"segment_balance": 0}}, "Expected segment_balance of the recipe's loss above 0, got 0"),
-    ({"loss": {"lpips": 1.0}}, "unknown keys: 'lpips'"),
+    ({"loss": {"lpips": 1.0}}, "unknown keys 'lpips'"),
     ({"data": {}}, "Expected a folder in the recipe's data, got none"),
-    ({"data": {"folder": "nowhere"}}, "is not a dataset folder"),
+    ({"data": {"folder": "nowhere"}}, "Expected a dataset folder with manifest.jsonl"),
 ])  # fmt: skip
 def test_a_recipe_that_cannot_work_is_refused(recipe, changes, words):
     with pytest.raises(ValueError, match=r"\S") as error:
@@ -259,7 +259,7 @@ def test_a_base_that_does_not_fit_is_refused(recipe, tmp_path, world):
         training_vae.build(recipe(model={"base": str(tmp_path / "vae"), "config": TINY}))
     core = {name: value.contiguous() for name, value in to_core_names(load_file(next((tmp_path / "vae").glob("*.safetensors")))).items()}
     save_file(core, tmp_path / "vae.safetensors")
-    with pytest.raises(ValueError, match="vae.safetensors does not fit: .* missing"):
+    with pytest.raises(ValueError, match="vae.safetensors, got others: .* missing"):
         training_vae.build(recipe(model={"base": str(tmp_path / "vae.safetensors")}))
     save_file({"some.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="Expected a KL autoencoder in "):

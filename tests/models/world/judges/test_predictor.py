@@ -297,7 +297,7 @@ def test_folders_and_settings_that_do_not_serve_are_refused(tmp_path):
     data = {"folder": str(tmp_path / "none"), "scenes": 70, "size": 64}
     with pytest.raises(
         ValueError,
-        match="make it with: spatialweave world .*none --scenes 70 --size 64 --workers 2 --normals",
+        match="Write it with: spatialweave world .*none --scenes 70 --size 64 --workers 2 --normals",
     ):
         build(Recipe("predictor", 1, data=data))
     export_dataset(tmp_path, 1, size=16)
@@ -311,7 +311,11 @@ def test_folders_and_settings_that_do_not_serve_are_refused(tmp_path):
 
 
 def test_other_weights_and_sizes_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="SpatialWeave's world scorer.*predictor"):
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected the tensors of this network in .*scorer\.safetensors for the world's "
+        "predictor, which is SpatialWeave's world scorer, got others: 50 tensors",
+    ):
         Predictor.from_pretrained(WEIGHTS)
     with pytest.raises(ValueError, match="sides divisible by 16"):
         Predictor(draw_network()).read(torch.rand(1, 30, 32, 3))

@@ -103,9 +103,9 @@ def test_a_mirrored_picture_mirrors_the_sides(scorer, trio):
 
 
 def test_an_empty_picture_shows_nothing(scorer):
-    grey = torch.full((1, 128, 128, 3), 0.5)
-    assert scorer.read(grey) == [[]]
-    (judgement,) = scorer.judge(grey, ["a red ball"])
+    gray = torch.full((1, 128, 128, 3), 0.5)
+    assert scorer.read(gray) == [[]]
+    (judgement,) = scorer.judge(gray, ["a red ball"])
     assert judgement.agreement == 0 and judgement.seen.objects == ()
 
 
@@ -222,11 +222,11 @@ def test_bad_weights_are_named(tmp_path):
     damaged.write_bytes(WEIGHTS.read_bytes()[:1000])
     words = {"words.weight": torch.zeros(3, 2), "places.weight": torch.zeros(3, 2)}
     save_file(words, foreign, metadata={"spatialweave": "tiny text encoder"})
-    with pytest.raises(WeightsError, match="does not exist; check the path"):
+    with pytest.raises(WeightsError, match="got no file of this name. Check the path"):
         Scorer.from_pretrained(tmp_path / "none.safetensors")
     with pytest.raises(WeightsError, match="damaged"):
         Scorer.from_pretrained(damaged)
     with pytest.raises(
-        WeightsError, match="is SpatialWeave's tiny text encoder, which as the world's scorer does not fit"
+        WeightsError, match="for the world's scorer, which is SpatialWeave's tiny text encoder, got others"
     ):
         Scorer.from_pretrained(foreign)

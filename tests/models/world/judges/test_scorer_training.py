@@ -87,9 +87,9 @@ def test_softened_pictures_stay_pictures_and_repeat_by_seed(batch):
     assert 0.003 < (one - image).abs().mean() < 0.15
 
 
-def test_hue_turns_about_grey():
-    grey = torch.full((1, 3, 8, 8), 0.4)
-    assert torch.allclose(turn_hue(grey, torch.tensor([1.0])), grey, atol=1e-6)
+def test_hue_turns_about_gray():
+    gray = torch.full((1, 3, 8, 8), 0.4)
+    assert torch.allclose(turn_hue(gray, torch.tensor([1.0])), gray, atol=1e-6)
     red = torch.tensor([1.0, 0, 0]).reshape(1, 3, 1, 1)
     third = turn_hue(red, torch.tensor([2 * math.pi / 3])).flatten()
     assert torch.allclose(third, torch.tensor([0.0, 1, 0]), atol=1e-6)
@@ -145,7 +145,8 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path):
     data = {"folder": str(tmp_path / "none"), "scenes": 70, "size": 64}
     with pytest.raises(
         ValueError,
-        match=r"holds no dataset; make it with: spatialweave world .*none --scenes 70 --size 64 --workers 2",
+        match="Expected a dataset to train on in .*none, got none. Write it with: spatialweave "
+        "world .*none --scenes 70 --size 64 --workers 2",
     ):
         build(Recipe("scorer", 1, data=data))
     with pytest.raises(ValueError, match="'foldr'"):
