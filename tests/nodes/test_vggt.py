@@ -86,7 +86,7 @@ def test_vggt_bad_input_is_a_sentence_with_the_remedy(vggt):
         "overflow": ("Expected finite depth", "bfloat16"),
         "201 views": ("Expected 1 to 200 views", "201", "every n-th frame"),
         "longer side": ("Expected a longer side of 14 to 2048", "got 9"),
-        "VGGT's file in Load Modality Forcing": ("VGGT", "Modality Forcing network is wanted"),
+        "VGGT's file in Load Modality Forcing": ("SpatialWeave's VGGT network", "Expected a Modality Forcing network"),
         "VGGT's file in Load Intrinsic VAE": ("VGGT",),
         "not a network": ("Load VGGT",),
         "NaN colors": ("NaN or infinite",),
