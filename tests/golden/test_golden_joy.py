@@ -165,12 +165,21 @@ def check_core(comfy, height, width):
         )
 
 
-def test_golden_joy_box_picture():
-    """The drawn outline of a small picture, pixel by pixel."""
-    image = pytest.importorskip("PIL.Image")
-    path = FOLDER / "joy_red_box_tiny.png"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there; set SPATIALWEAVE_GOLDEN_JOY")
-    drawn = draw_red_box(torch.full((48, 64, 3), 128 / 255), (10.4, 7.5, 40.6, 30.5))
+PICTURES = sorted(FOLDER.glob("**/*.png"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    PICTURES or [pytest.param(None, marks=pytest.mark.skip(reason=f"{FOLDER} holds no rows of pictures"))],
+)
+def test_golden_joy_box_picture(path):
+    """The outline that is in a picture, drawn again from its bounds alone, pixel by pixel."""
+    image, np = pytest.importorskip("PIL.Image"), pytest.importorskip("numpy")
     with image.open(path) as picture:
-        assert (drawn * 255).round().to(torch.uint8).numpy().tobytes() == picture.convert("RGB").tobytes()
+        pixels = np.asarray(picture.convert("RGB"))
+    red = (pixels == [255, 0, 0]).all(axis=-1)
+    rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    bare = np.where(red[..., None], 128, pixels)
+    drawn = draw_red_box(torch.from_numpy(bare / 255.0), tuple(map(float, box)))
+    np.testing.assert_array_equal((drawn * 255).round().numpy(), pixels)

@@ -533,6 +533,10 @@ EXTRAS = [
     "moge",
     "sam3",
     "pixart",
+    "cfg",
+    "joyimage",
+    "sd3",
+    "toolkit",
 ]
 NOT_THERE = {
     "value_not_in_list",

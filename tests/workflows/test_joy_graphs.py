@@ -59,8 +59,8 @@ def contrast(one, other):
 def test_the_graph_fits_a_window_and_its_note_can_be_read(root, name):
     graph = read(root, name)
     first = graph["nodes"][0]
-    assert first["type"] == "MarkdownNote" and contrast("#aaa", first["bgcolor"]) >= 4.5, (
-        "newer frontends write notes in grey"
+    assert first["type"] == "MarkdownNote" and contrast("#999", first["bgcolor"]) >= 4.5, (
+        "newer frontends write notes in grey 160"
     )
     boxes = [group["bounding"] for group in graph["groups"]]
     assert max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes) <= 1250

@@ -74,8 +74,8 @@ def test_a_write_that_stops_in_the_middle_leaves_nothing(tmp_path):
         "import resource, sys\n"
         "from spatialweave.models.core.export.files import ExportError, write_file\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try:\n    write_file(sys.argv[1], b'x' * 5000)\nexcept "
-        "ExportError as error:\n    sys.exit(str(error))\n"
+        "try:\n    write_file(sys.argv[1], b'x' * 5000)\n"
+        "except ExportError as error:\n    sys.exit(str(error))\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "x.bin")], capture_output=True, text=True, cwd=tmp_path
