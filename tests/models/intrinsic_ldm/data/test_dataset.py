@@ -132,7 +132,8 @@ def test_a_sample_that_cannot_be_used_is_named(world, tmp_path, spoil, words):
 
 def test_grid_cells_decide_how_far_a_mask_moves_before_its_color_changes(tmp_path):
     """A square of 8 pixels on 32, its center at each of 24 columns: 4 cells a side give one for each quarter,
-    16 " "one for every second column."""
+    16 one for every second column.
+    """
 
     def colors(**options):
         found = []
