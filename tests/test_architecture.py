@@ -30,12 +30,10 @@ ALLOWED = {
     "models/world/": (CORE,),
     **{f"models/{system}/": (CORE, "kernels/", "models/vggt/", "models/tiny/") for system in SYSTEMS},
     "models/benchmarks/": (
-        CORE, "models/world/",
-        "models/tiny/", *(f"models/{system}/" for system in ("vggt", *SYSTEMS)),
+        CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in ("vggt", *SYSTEMS)),
     ),
     "models/trainers/": (
-        CORE, "models/world/",
-        "models/tiny/", *(f"models/{system}/" for system in ("vggt", *SYSTEMS)),
+        CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in ("vggt", *SYSTEMS)),
     ),
     "models/cli/": ("models/", "kernels/"),
     "models/": (),
@@ -55,12 +53,7 @@ SYSTEM_FILES = {
     "weights.py": ("config.py", "network.py", CORE + "weights/"),
     "sampling.py": ("config.py", CORE + "diffusion/", CORE + "protocols.py"),
     "training.py": (
-        "config.py",
-        "network.py",
-        "sampling.py",
-        "weights.py",
-        "depth_code.py",
-        "pose_code.py", CORE,
+        "config.py", "network.py", "sampling.py", "weights.py", "depth_code.py", "pose_code.py", CORE,
     ),
     "depth_code.py": (CORE + "geometry/",),
     "pose_code.py": (CORE + "geometry/",),
@@ -74,32 +67,11 @@ LACKING = {"vggt": {"sampling.py": "one forward pass gives the result, so there 
 NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
 # public names that several modules define, and why that misleads nobody; any other is refused
 SAME_JOB = {  # the same thing for each system, network, file format or record
-    "Header",
-    "Result",
-    "Summary",
-    "as_lines",
-    "build",
-    "check_sample",
-    "check_vae",
-    "describe",
-    "describe_machine",
-    "draw_noise",
-    "export",
-    "find_config",
-    "find_preset",
-    "loss",
-    "make_sample",
-    "mirror",
-    "open_folder",
-    "read_header",
-    "sample",
-    "write_record",
-    "LossSettings",
-    "ModelSettings",
-    "check_precisions",
-    "config_from_shapes",
-    "init_weights",
-    "load_network",
+    "Header", "Result", "Summary", "as_lines", "build", "check_sample", "check_vae", "describe",
+    "describe_machine", "draw_noise",
+    "export", "find_config", "find_preset", "loss", "make_sample", "mirror", "open_folder", "read_header",
+    "sample", "write_record",
+    "LossSettings", "ModelSettings", "check_precisions", "config_from_shapes", "init_weights", "load_network",
     "network_shapes",
     "own_names", "released_files", "save_network",
 }  # fmt: skip
@@ -133,8 +105,9 @@ def test_imports_point_down(pack):
     for name in pack.code:
         home = next(prefix for prefix in ALLOWED if name.startswith(prefix))
         for node, module in pack.imports(name):
-            package_file = module.endswith("__init__.py") and home.startswith(
-                module.removesuffix("__init__.py")
+            package_file = (
+                module.endswith("__init__.py")
+                and home.startswith(module.removesuffix("__init__.py"))
             )
             if (
                 module.endswith(".py")
@@ -247,14 +220,7 @@ def test_everything_else_imported_is_declared_or_standard(pack):
 
 
 COMFYUI = {
-    "comfy",
-    "comfy_api",
-    "comfy_extras",
-    "execution",
-    "folder_paths",
-    "latent_preview",
-    "nodes",
-    "server",
+    "comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server",
 }
 
 
@@ -392,7 +358,8 @@ def test_nobody_writes(pack, what):
 
 def test_the_pack_changes_no_interpreter_state(pack):
     pattern = re.compile(
-        r"sys\.(path|modules)\b|logging\.basicConfig|warnings\.(simple)?filter|set_default_dtype|set_default_device"
+        r"sys\.(path|modules)\b|logging\.basicConfig|warnings\.(simple)?filter"
+        r"|set_default_dtype|set_default_device"
     )
     # programs, not libraries
     code = [name for name in pack.code if name not in ("workflows/run.py", "models/cli/console.py")]

@@ -1,8 +1,8 @@
 """What co-generation costs: a sampling step of an image with its intrinsic maps, against the base model's
 own, through core's KSampler.
 
-    python tests/benchmarks/worker_intrinsic_cost.py COMFYUI PACK [--rounds 5] [--json FILE] [--models tiny
-    sd21 sdxl] [--device cuda]
+    python tests/benchmarks/worker_intrinsic_cost.py COMFYUI PACK [--rounds 5] [--json FILE]
+        [--models tiny sd21 sdxl] [--device cuda]
 
 Random weights, cfg 7.5, 25 steps of euler. In every round each kind of run has its turn, in the other order
 every second time; a step's time is that of the whole KSampler, set-up included, by its steps, and its ratio
@@ -199,7 +199,8 @@ class Rig:
         return calls
 
     def check(self):
-        """Raises AssertionError where a run is not what its time would be taken for. It warms up every kind.
+        """Raises AssertionError where a run is not what its time would be taken for.
+        It warms up every kind.
         """
         images = {name: self.image(kind) for name, kind in KINDS.items()}
         if not all(bool(image.isfinite().all()) for image in images.values()):
@@ -259,9 +260,7 @@ def table(name, figure):
     """Markdown."""
     title = "{name}, latents of {side} x {side}, {steps} steps, {device}, {dtype}".format(name=name, **figure)
     lines = [
-        title, "",
-        "| | ms a step | by the base | least to greatest | peak MiB |",
-        "|---|---|---|---|---|",
+        title, "", "| | ms a step | by the base | least to greatest | peak MiB |", "|---|---|---|---|---|",
     ]
     for kind, row in figure["kinds"].items():
         figures = "{ms_per_step:.1f} | {ratio:.2f} | {least:.2f} to {greatest:.2f} | {peak_mib:.3g}".format(

@@ -395,7 +395,7 @@ def npz_fault(view, path):
     try:
         with np.load(path) as found:
             array = found["depth" if "depth" in found.files else found.files[0]]
-    except Exception:  # noqa: BLE001 - numpy wants the archive from the first byte on, Python's zipfile does not
+    except Exception:  # noqa: BLE001 - numpy wants the archive from the first byte on, zipfile does not
         return view_fault(view)
     sizes = {array.shape[-2:], array.shape[-3:-1] if array.shape[-1:] == (1,) else array.shape[-2:]}
     return (

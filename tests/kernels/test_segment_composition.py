@@ -127,9 +127,10 @@ def test_joint_sequence_of_one_weight_is_plain_attention(monkeypatch):
 def test_a_joint_sequence_is_one_call_for_each_segment_that_sees_one_weight(monkeypatch):
     q, k, v = rows(2)
     made = calls(monkeypatch, q, k, v, Segments.joint((8, 24)), [[0.0, NEVER], [0.5, 0.5]])
-    assert [(tuple(seen_q.shape), seen_k.shape[2]) for seen_q, seen_k in made] == [
-        ((2, 2, 8, 16), 8), ((2, 2, 24, 16), 32),
-    ]
+    assert (
+        [(tuple(seen_q.shape), seen_k.shape[2]) for seen_q, seen_k in made]
+        == [((2, 2, 8, 16), 8), ((2, 2, 24, 16), 32)]
+    )
     assert all(seen_k.data_ptr() == k.data_ptr() for _, seen_k in made)
 
 
@@ -332,8 +333,9 @@ def test_what_the_host_cannot_serve_is_told_once(caplog):
                 inner=Inner(Recorder()),
             )
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("segment 0, 2 rows: ") and line.endswith(
-        "(the host's returns no log-sum-exp and takes no bias)"
+    assert (
+        line.startswith("segment 0, 2 rows: ")
+        and line.endswith("(the host's returns no log-sum-exp and takes no bias)")
     )
 
 
@@ -387,12 +389,14 @@ def test_cudnns_log_sum_exp_is_used_where_torch_chooses_it_and_it_is_right(monke
     monkeypatch.setattr(log_sum_exp, "attend_by_cudnn", lambda *given, **named: ("cudnn", None))
     monkeypatch.setattr(log_sum_exp, "attend_by_efficient", lambda *given, **named: ("efficient", None))
     monkeypatch.setattr(log_sum_exp, "check_cudnn", lambda q: None if right else "off by 1")
-    assert [log_sum_exp.attend_with_lse(Card(q), k, v, scale=0.2)[0] for _ in range(2)] == [
-        "cudnn" if right else "efficient"
-    ] * 2
-    assert ("off by 1; torch's attention runs instead" in caplog.text) == (not right) and len(
-        caplog.records
-    ) == (not right)
+    assert (
+        [log_sum_exp.attend_with_lse(Card(q), k, v, scale=0.2)[0] for _ in range(2)]
+        == ["cudnn" if right else "efficient"] * 2
+    )
+    assert (
+        ("off by 1; torch's attention runs instead" in caplog.text) == (not right)
+        and len(caplog.records) == (not right)
+    )
 
 
 def test_cudnns_check_tells_right_from_wrong(monkeypatch):

@@ -77,9 +77,9 @@ def test_layouts(kind):
 def test_cross_domain_attention_is_equation_4(partner, form):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(4, 2, 7, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-    weight = {"number": 0.3, "rows": [0.0, 1.0, 0.4, 2.0], "heads": torch.rand(4, 2, generator=generator)}[
-        form
-    ]
+    weight = {
+        "number": 0.3, "rows": [0.0, 1.0, 0.4, 2.0], "heads": torch.rand(4, 2, generator=generator)
+    }[form]
     other = {"pairs": [1, 0, 3, 2], "halves": [2, 3, 0, 1]}.get(
         partner if isinstance(partner, str) else "", [3, 0, 1, 2]
     )
@@ -150,11 +150,11 @@ def test_gradients_lie_in_memory_as_compiled_graphs_are_told():
 
 
 SIGNATURES = """
-spatialweave::segment_attention(Tensor q, Tensor k, Tensor v, Tensor log_weight, int[] queries, int[] starts, int[] lengths, int[] rows,
-    float scale, bool need_lse) -> (Tensor, Tensor)
-spatialweave::segment_attention_backward(Tensor grad, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor log_weight, Tensor out,
-    Tensor lse, int[] queries, int[] starts, int[] lengths, int[] rows, float scale, bool need_weight, str forced)
-    -> (Tensor, Tensor, Tensor, Tensor)
+spatialweave::segment_attention(Tensor q, Tensor k, Tensor v, Tensor log_weight,
+    int[] queries, int[] starts, int[] lengths, int[] rows, float scale, bool need_lse) -> (Tensor, Tensor)
+spatialweave::segment_attention_backward(Tensor grad, Tensor grad_lse, Tensor q, Tensor k, Tensor v,
+    Tensor log_weight, Tensor out, Tensor lse, int[] queries, int[] starts, int[] lengths, int[] rows,
+    float scale, bool need_weight, str forced) -> (Tensor, Tensor, Tensor, Tensor)
 """
 
 

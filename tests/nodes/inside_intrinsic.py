@@ -74,8 +74,9 @@ def model(kind="sd21"):
         generator = torch.Generator().manual_seed(3)
         for parameter in made.diffusion_model.parameters():
             width = max(1, parameter.numel() // max(1, len(parameter)))
-            parameter.data = torch.randn(parameter.shape, generator=generator) * (
-                0.8 / width**0.5 if parameter.dim() > 1 else 0.3
+            parameter.data = (
+                torch.randn(parameter.shape, generator=generator)
+                * (0.8 / width**0.5 if parameter.dim() > 1 else 0.3)
             )
         made.train(False).requires_grad_(False)
         KEEP[kind] = comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
@@ -83,7 +84,8 @@ def model(kind="sd21"):
 
 
 def lora(kind="sd21", style="peft", rank=4, alpha=None, scale=1.0, name=None, width=None):
-    """A LoRA file for every self-attention projection, in one of the common namings; its name for the node.
+    """A LoRA file for every self-attention projection, in one of the common namings;
+    its name for the node.
     """
     name = name or f"intrinsic_{kind}.safetensors"
     layers = ours("nodes.host.intrinsic_ldm.layers")

@@ -1,5 +1,6 @@
-"""Called by worker.py inside ComfyUI: small random intrinsic VAEs of core's own class, loaded, encoding, "
-"decoding and refusing."""
+"""Called by worker.py inside ComfyUI: small random intrinsic VAEs of core's own class, loaded, encoding,
+decoding and refusing.
+"""
 
 import logging
 import sys
@@ -197,8 +198,9 @@ def widened(naming):
 
 
 def tiles():
-    """Tiles as large as the picture change nothing; smaller ones, and those that core takes when memory "
-    "runs out, keep the shapes."""
+    """Tiles as large as the picture change nothing; smaller ones, and those that core takes when memory runs
+    out, keep the shapes.
+    """
     vae, maps = saved(), pictures(1, 128, 192)
     stacked = ours("models.intrinsic_ldm.maps.codec").maps_to_channels(**maps)[0]
     whole = vae.encode_maps(stacked)
@@ -227,8 +229,9 @@ def tiles():
 
 
 def full_memory(fault):
-    """A VAE that finds no memory, not even for core's tiles: what encoding and decoding say, and whether "
-    "core knows the fault."""
+    """A VAE that finds no memory, not even for core's tiles: what encoding and decoding say,
+    and whether core knows the fault.
+    """
     vae, latent = saved(OF_SD), {"samples": torch.zeros(2, 4, 4, 6)}
     maps, network, management = pictures(2, 30, 48), vae.first_stage_model, comfy.model_management
     words = (
@@ -294,8 +297,9 @@ def saved_by_core():
 
 
 def odd_size(height, width):
-    """Padded to whole latents by repeating edges, given back in its own size: directly, as a joint latent, "
-    "and beside a picture."""
+    """Padded to whole latents by repeating edges, given back in its own size: directly, as a joint latent,
+    and beside a picture.
+    """
     vae, maps = saved(OF_SD), pictures(1, height, width)
     stacked = ours("models.intrinsic_ldm.maps.codec").maps_to_channels(**maps)[0]
     rows, columns = (torch.arange(-(-side // 8) * 8).clamp(max=side - 1) for side in (height, width))
@@ -321,8 +325,9 @@ def odd_size(height, width):
 
 
 def broken(name):
-    """Pixels that are no numbers in one map: the latent against that of maps which lack those pixels, and "
-    "what is said."""
+    """Pixels that are no numbers in one map: the latent against that of maps which lack those pixels,
+    and what is said.
+    """
     vae, (view, pipeline) = (
         saved(OF_SD), (ours("models.core.geometry.view").View, ours("models.intrinsic_ldm.maps.codec")),
     )
@@ -350,8 +355,9 @@ def broken(name):
 
 
 def channels():
-    """Normals and line art of one to four channels: latents against those of plain colors, the alpha, and "
-    "what is said."""
+    """Normals and line art of one to four channels: latents against those of plain colors, the alpha,
+    and what is said.
+    """
     vae, maps = saved(OF_SD), pictures(1, 32, 48)
     generator = torch.Generator().manual_seed(2)
     alphas = torch.rand(2, 1, 32, 48, 1, generator=generator)
@@ -428,8 +434,9 @@ def graph(kind="sd21"):
 
 
 def plotted(kind="sd21", steps=8):
-    """The node's picture for a run's sigmas and for flow times of the same noise; the run, and where it "
-    "really left the maps out."""
+    """The node's picture for a run's sigmas and for flow times of the same noise;
+    the run, and where it really left the maps out.
+    """
     from comfy_extras.nodes_custom_sampler import BasicScheduler
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 

@@ -1,4 +1,5 @@
-"""Called by worker.py inside ComfyUI: core's samplers on our MODEL, against our own sampler in plain torch.
+"""Called by worker.py inside ComfyUI: core's samplers on our MODEL, against our own sampler
+in plain torch.
 """
 
 from pathlib import Path
@@ -244,7 +245,8 @@ def stock_samplers(samplers, steps=3):
         streams = ksample(model, rig().latent(2, 64, 64), steps=steps, cfg=3.0, sampler=name)[
             "samples"
         ].unbind()
-        out[name] = all(bool(part.isfinite().all()) for part in streams) and [
-            list(part.shape) for part in streams
-        ]
+        out[name] = (
+            all(bool(part.isfinite().all()) for part in streams)
+            and [list(part.shape) for part in streams]
+        )
     return out

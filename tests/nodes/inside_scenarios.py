@@ -429,7 +429,8 @@ def memory_asked():
 
 
 def stacked():
-    """LoRA, order, guidance per stream, core's shift, an attention override and a refused patch on one model.
+    """LoRA, order, guidance per stream, core's shift, an attention override and a refused patch
+    on one model.
     """
     from comfy_extras.nodes_model_advanced import ModelSamplingFlux
 

@@ -1,5 +1,6 @@
-"""The intrinsic VAE as a core VAE, and the nodes that encode and decode with it, on small random "
-"autoencoders of core's own class."""
+"""The intrinsic VAE as a core VAE, and the nodes that encode and decode with it, on small random autoencoders
+of core's own class.
+"""
 
 import json
 import re
@@ -38,9 +39,10 @@ def test_the_loader_gives_a_core_vae(maps):
 def test_nodes_do_what_the_network_does_in_the_bases_units(maps):
     result = maps("against_the_network")
     assert result["latent"] < 1e-5 and result["maps"] < 1e-3
-    assert result["shapes"][:3] == [[2, 4, 8, 12], [2, 32, 48], [2, 32, 48, 3]] and result["shapes"][5] == [
-        2, 32, 48, 3,
-    ]
+    assert (
+        result["shapes"][:3] == [[2, 4, 8, 12], [2, 32, 48], [2, 32, 48, 3]]
+        and result["shapes"][5] == [2, 32, 48, 3]
+    )
     assert result["units"] == "relative" and result["normals"] == [2, 32, 48, 3]
     assert result["texts"][0] == "coded: depth, normals, segmentation, line; missing: none; masks: 2"
     assert (
@@ -153,9 +155,10 @@ def test_alpha_goes_on_as_a_mask_and_one_channel_of_line_art_is_enough(maps):
     said = (
         "the image has an alpha channel: its colors were used as they are, and the alpha is output as a mask."
     )
-    assert result["notes"] == {
-        "rgba normals": [f"normals: {said}"], "rgba both": [f"normals: {said}", f"line: {said}"],
-    }
+    assert (
+        result["notes"]
+        == {"rgba normals": [f"normals: {said}"], "rgba both": [f"normals: {said}", f"line: {said}"]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,15 +182,15 @@ def test_a_whole_graph(maps):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_inputs_that_belong_to_a_choice_are_translated(maps, root, language):
-    """The browser asks for them under the choice's name and their own, joined by a dot, which it turns into "
-    "an underscore."""
+    """The browser asks for them under the choice's name and their own, joined by a dot,
+    which it turns into an underscore.
+    """
     names = json.loads((root / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
     choices = maps("choices")
-    assert choices["SpatialWeave_IntrinsicCoGeneration"].keys() >= {
-        "schedule_alpha",
-        "schedule_tau",
-        "schedule_points",
-    }
+    assert (
+        choices["SpatialWeave_IntrinsicCoGeneration"].keys()
+        >= {"schedule_alpha", "schedule_tau", "schedule_points"}
+    )
     for node, keys in choices.items():
         for key, declared in keys.items():
             entry = names[node]["inputs"][key]
@@ -203,8 +206,9 @@ def test_inputs_that_belong_to_a_choice_are_translated(maps, root, language):
 
 
 def test_the_plot_is_of_the_runs_own_steps_and_says_where_its_maps_stop(maps):
-    """Noise levels against SD's own table, written out here; as flow times they are the same picture; the "
-    "run stops where the line is."""
+    """Noise levels against SD's own table, written out here; as flow times they are the same picture;
+    the run stops where the line is.
+    """
     result, steps = maps("plotted"), 8
     picture, flow, without = (np.array(found) for found in result["pictures"])
     assert np.array_equal(picture, flow) and not np.array_equal(picture, without)
@@ -255,20 +259,16 @@ REFUSALS = {
     "batches": ["2 of depth", "3 of line"],
     "grey normals": ["(1, 8, 8, 1)", "at normals", "Normals from Depth"],
     "line without a number": [
-        "Expected known pixels in image 1 of line, got 64",
-        "NaN or infinite",
-        "disconnect line",
+        "Expected known pixels in image 1 of line, got 64", "NaN or infinite", "disconnect line",
     ],
     "normals of black": ["Expected known pixels in image 0 of normals, got 64", "have no direction"],
     "line of 0 to 255": ["255 to 255", "Divide them by their full scale"],
     "no depth": ["Expected a valid pixel"],
     "picture's VAE to encode": [
-        "Expected an intrinsic VAE, of 8 channels, got one of 3",
-        "Load Intrinsic VAE",
+        "Expected an intrinsic VAE, of 8 channels, got one of 3", "Load Intrinsic VAE",
     ],
     "picture's VAE to decode": [
-        "Expected an intrinsic VAE, of 8 channels, got one of 3",
-        "Load Intrinsic VAE",
+        "Expected an intrinsic VAE, of 8 channels, got one of 3", "Load Intrinsic VAE",
     ],
     "tile": ["Expected tile_size 0", "at least 64 pixels, got 32"],
     "latent of another base": ["(1, 16, 8, 8)", "4, h, w", "Split Intrinsic Latent"],

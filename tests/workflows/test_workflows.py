@@ -1,4 +1,5 @@
-"""The shipped workflows: as files, and run in a real ComfyUI that has the pack as the registry delivers it.
+"""The shipped workflows: as files, and run in a real ComfyUI that has the pack as the registry
+delivers it.
 """
 
 import json
@@ -26,18 +27,11 @@ def read(root, name, api=False):
 
 JOINT = "joint_image_depth"
 GRAPHS = [
-    JOINT, "image_to_depth",
-    "depth_to_image",
-    "depth_to_blender",
-    "rgbd_inpaint",
-    "joint_klein_9b",
+    JOINT, "image_to_depth", "depth_to_image", "depth_to_blender", "rgbd_inpaint", "joint_klein_9b",
     "refine_depth",
 ]
 GRAPHS += [
-    "build_intrinsic_dataset",
-    "intrinsic_cogeneration",
-    "intrinsic_sd21",
-    "intrinsic_sdxl",
+    "build_intrinsic_dataset", "intrinsic_cogeneration", "intrinsic_sd21", "intrinsic_sdxl",
     "intrinsic_pixart",
 ]
 GRAPHS += ["joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"]
@@ -108,9 +102,10 @@ def test_twin_says_the_same(root, name):
     """Same nodes, same links, same widget values."""
     graph, twin = read(root, name), read(root, name, api=True)
     nodes = {str(node["id"]): node for node in graph["nodes"] if node["type"] not in CORE_VIRTUAL}
-    assert {key: node["type"] for key, node in nodes.items()} == {
-        key: node["class_type"] for key, node in twin.items()
-    }
+    assert (
+        {key: node["type"] for key, node in nodes.items()}
+        == {key: node["class_type"] for key, node in twin.items()}
+    )
     links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
     for key, node in nodes.items():
         linked = {put["name"]: links[put["link"]] for put in node["inputs"] if put.get("link") is not None}
@@ -193,11 +188,10 @@ def test_help_says_what_the_tiny_files_weigh(root, page):
     sizes = {
         path.name: path.stat().st_size for path in (root / "models/intrinsic_ldm").glob("tiny_*.safetensors")
     }
-    assert sorted(sizes) == [
-        "tiny_base.safetensors",
-        "tiny_intrinsic_lora.safetensors",
-        "tiny_intrinsic_vae.safetensors",
-    ]
+    assert (
+        sorted(sizes)
+        == ["tiny_base.safetensors", "tiny_intrinsic_lora.safetensors", "tiny_intrinsic_vae.safetensors"]
+    )
     wanted = [f"{size / 1e6:.1f} MB" for size in (sizes["tiny_base.safetensors"], sum(sizes.values()))]
     assert re.findall(r"[\d.]+ MB", text) == wanted
 
@@ -351,11 +345,7 @@ def test_depth_to_blender_graph_gives_files_that_fit_together(run_files, pipelin
     import trimesh
 
     twin, files = run_files(
-        "depth_to_blender",
-        "6.steps=3",
-        "2.width=64",
-        "2.height=48",
-        "8.edge_threshold=0",
+        "depth_to_blender", "6.steps=3", "2.width=64", "2.height=48", "8.edge_threshold=0",
         "10.edge_threshold=0",
     )
     sampler = twin["6"]["inputs"]
@@ -417,7 +407,8 @@ def test_joint_klein_9b_graph_runs_on_cores_own_classes(run_files):
 
 
 def test_joint_klein_9b_graph_names_the_files_it_needs(root):
-    """The frontend offers the download by this metadata; it says what the registry of published files says.
+    """The frontend offers the download by this metadata;
+    it says what the registry of published files says.
     """
     from spatialweave.models.modality_forcing.released import released_files
 
@@ -563,9 +554,7 @@ def test_comfy_cli_runs_a_workflow(server, root, tmp_path):
     (tmp_path / "graph.json").write_text(json.dumps(twin))
     host, port = server[0].url.removeprefix("http://").split(":")
     status, said = comfy(
-        "--no-json",
-        "run",
-        "--workflow", str(tmp_path / "graph.json"),
-        "--host", host, "--port", port, "--wait",
+        "--no-json", "run", "--workflow", str(tmp_path / "graph.json"), "--host", host, "--port", port,
+        "--wait",
     )
     assert status == 0, said

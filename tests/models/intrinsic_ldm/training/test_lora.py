@@ -1,5 +1,6 @@
-"""The intrinsic LoRA's training: the loss against float64, what moves, resuming, and the shipped file read "
-"back."""
+"""The intrinsic LoRA's training: the loss against float64, what moves, resuming,
+and the shipped file read back.
+"""
 
 import copy
 import json
@@ -24,10 +25,7 @@ from spatialweave.models.intrinsic_ldm.training.ranks import truncate_svd
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 RECIPES = Path(training_lora.__file__).parent / "recipes"
 BASES = [
-    ("sd21", "epsilon"),
-    ("sd21", "v_prediction"),
-    ("sdxl", "epsilon"),
-    ("pixart", "epsilon"),
+    ("sd21", "epsilon"), ("sd21", "v_prediction"), ("sdxl", "epsilon"), ("pixart", "epsilon"),
     ("pixart_1024", "epsilon"),
 ]
 PARTS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -35,8 +33,9 @@ PARTS = ("to_q", "to_k", "to_v", "to_out.0")
 
 @pytest.fixture
 def small(tmp_path, write_base, write_latents):
-    """small(family, prediction, **changes) -> a recipe for a small base of the family, and its encoded "
-    "folder."""
+    """small(family, prediction, **changes) -> a recipe for a small base of the family,
+    and its encoded folder.
+    """
 
     def make(family="sd21", prediction="epsilon", *, model=None, loss=None, **changes):
         if not (tmp_path / family).exists():
@@ -71,8 +70,9 @@ def read_batch(task, count=3):
 
 
 def merged(network, task):
-    """A copy of the base in float64 whose self-attention holds the LoRA in its matrices, and attends within "
-    "each row as at first."""
+    """A copy of the base in float64 whose self-attention holds the LoRA in its matrices,
+    and attends within each row as at first.
+    """
     network = copy.deepcopy(network).double()
     network.set_attn_processor({name: fresh_processor(name, network) for name in network.attn_processors})
     for path, layer in task.model.updates.items():
@@ -89,8 +89,9 @@ def fresh_processor(name, network):
 
 
 class PairedAttention:
-    """Equation 1, written out: image rows first, then their maps, whose projections are those of "
-    "another network."""
+    """Equation 1, written out: image rows first, then their maps, whose projections are those
+    of another network.
+    """
 
     def __init__(self, other, pairs):
         self.other, self.pairs = other, pairs
@@ -107,8 +108,9 @@ class PairedAttention:
             scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
             mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
             out.append(own.to_out[0](mixed))
-        return torch.cat(out) / attn.rescale_output_factor + (
-            hidden_states if attn.residual_connection else 0
+        return (
+            torch.cat(out) / attn.rescale_output_factor
+            + (hidden_states if attn.residual_connection else 0)
         )
 
 
@@ -127,8 +129,9 @@ def draw(batch, generator, dropout, empty):
 
 
 def closed_form(network, family, prediction, batch, prompt, t, noises, streams):
-    """Both terms of equation 5 with the noise schedule written out, for streams of (clean, noise); float64 "
-    "throughout."""
+    """Both terms of equation 5 with the noise schedule written out, for streams of (clean, noise);
+    float64 throughout.
+    """
     steps = torch.arange(1000, dtype=torch.float64) / 999
     betas = (
         1e-4 + steps * (0.02 - 1e-4)
@@ -190,8 +193,9 @@ def test_loss_is_equation_5(small, family, prediction):
 
 
 def test_domains_may_share_their_noise(small):
-    """Then the maps' noised latents differ from the image's by the clean ones alone, as where sampling "
-    "starts."""
+    """Then the maps' noised latents differ from the image's by the clean ones alone,
+    as where sampling starts.
+    """
     task, inputs = build(small(loss={"noise": "shared"})), []
     batch, base = read_batch(task), task.loss.keywords["base"]
     base.network.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
@@ -323,23 +327,26 @@ def test_bases_of_one_layout_are_told_apart_in_the_shipped_file(
 
 
 def test_a_shortened_product_is_the_nearest_for_its_inputs():
-    """Eckart and Young: of what a product says of all inputs, its smallest singular values are lost and no "
-    "more; float64."""
+    """Eckart and Young: of what a product says of all inputs, its smallest singular values are lost
+    and no more; float64.
+    """
     generator = torch.Generator().manual_seed(0)
     down, up, x = (torch.randn(*shape, generator=generator).double() for shape in ((6, 12), (9, 6), (50, 12)))
     x[:, :4] *= 100  # the longest directions are not those with the largest inputs
     new_down, new_up = truncate_svd(down, up, 3, x.T @ x / len(x))
     short, full = (x @ (one @ two).double().T for one, two in ((new_up, new_down), (up, down)))
-    assert float((short - full).norm()) == pytest.approx(
-        float(torch.linalg.svdvals(full)[3:].norm()), rel=1e-4
+    assert (
+        float((short - full).norm())
+        == pytest.approx(float(torch.linalg.svdvals(full)[3:].norm()), rel=1e-4)
     )
     torch.testing.assert_close(new_down.norm(dim=1), new_up.norm(dim=0))
 
 
 @pytest.mark.parametrize("domains", ["both", "intrinsic"])
 def test_a_shipped_lora_may_have_a_lower_rank(small, tmp_path, domains):
-    """Ranks and scale as the recipe says, cut by what each projection hears of the maps, and the run's own "
-    "weights untouched."""
+    """Ranks and scale as the recipe says, cut by what each projection hears of the maps,
+    and the run's own weights untouched.
+    """
     task = build(small(model={"ship_rank": {"to_q": 3, "to_v": 2}}, loss={"domains": domains}))
     before = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
     state, network = {name: 1.5 * value for name, value in before.items()}, task.companions[0]
@@ -364,9 +371,10 @@ def test_a_shipped_lora_may_have_a_lower_rank(small, tmp_path, domains):
         @ state[f"layers.{training_lora.flat(path)}.down"].double()
     )
     lost = torch.linalg.svdvals(x @ whole.T)[2:].norm()
-    assert float(
-        (x @ (short[path].up.double() @ short[path].down.double() - whole).T).norm()
-    ) == pytest.approx(float(lost), rel=1e-3)
+    assert (
+        float((x @ (short[path].up.double() @ short[path].down.double() - whole).T).norm())
+        == pytest.approx(float(lost), rel=1e-3)
+    )
     assert lost > 1e-3, "a LoRA of rank 2 would prove nothing"
 
 
@@ -507,8 +515,9 @@ def test_latents_of_another_base_are_refused(small, tmp_path, write_latents):
 
 @pytest.mark.parametrize("family", ["sd21", "pixart"])
 def test_a_lora_may_start_at_its_own_place(small, family):
-    """What it adds to the logits, written out in float64: of a query with the key of its own place in the "
-    "image `places` above the mean."""
+    """What it adds to the logits, written out in float64: of a query with the key of its own place
+    in the image `places` above the mean.
+    """
     task = training_lora.build(small(family, model={"places": 5.0, "rank": 20}))
     network, samples = task.companions[0], [task.dataset[index] for index in range(len(task.dataset))]
     count, generator = len(samples), torch.Generator().manual_seed(0)
