@@ -28,6 +28,7 @@ it should.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import random
 import shutil
@@ -263,9 +264,10 @@ def slope(rows, key):
     for group in filter(None, groups):
         middles = [statistics.fmean(row[name] for row in group) for name in ("run", key)]
         pairs += [(row["run"] - middles[0], row[key] - middles[1]) for row in group]
-    spread = sum(x * x for x, _ in pairs)
+    spread, free = sum(x * x for x, _ in pairs), len(pairs) - sum(map(bool, groups)) - 1
+    if not spread or free < 1:  # hardly a workflow ran twice
+        return math.nan, math.nan
     found = sum(x * y for x, y in pairs) / spread
-    free = len(pairs) - sum(map(bool, groups)) - 1
     return found, 2 * (sum((y - found * x) ** 2 for x, y in pairs) / free / spread) ** 0.5
 
 

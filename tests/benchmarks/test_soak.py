@@ -88,6 +88,7 @@ def test_growth_a_run_is_that_of_like_runs(soak):
         rows[number]["rss"] += 300 * (-1) ** (number // 3)
     growth, error = soak.slope(rows, "rss")
     assert abs(growth - 1000) < error and 3 < error < 6  # 2 x 300 / (17.3 x sqrt(57))
+    assert all(value != value for value in soak.slope(rows[:3], "rss"))  # no workflow ran twice: nothing is claimed
 
 
 def test_a_result_is_known_by_its_numbers_not_by_its_file(soak, tmp_path):

@@ -17,7 +17,7 @@ def test_vggt_reconstruct_gives_one_view_for_each_image_as_the_pipeline_does(vgg
     assert seen["plain"] < 1e-5 and seen["chunked"] < 1e-5 and seen["deviates"] > 1e-3
     assert seen["image"] and seen["transparent"] == 0
     assert seen["loaded"], "the network is not in core's memory management"
-    assert "3 views at 56 x 42 pixels" in seen["notes"] and "GB free on" in seen["notes"]
+    assert "3 views at 56 x 42 pixels" in seen["notes"] and "GB free on" in seen["notes"] and "GB of main memory" in seen["notes"]
     assert "View 1's camera is the common frame" in seen["notes"] and "alpha" in seen["notes"]
 
 
@@ -40,7 +40,7 @@ def test_vggt_views_go_through_comfyuis_own_nodes(vggt):
 
 def test_vggt_point_head_becomes_depth_by_each_camera(vggt):
     seen = vggt("point_source")
-    assert seen["lowvram"] and seen["gap"] < 1e-5 and seen["mask"] and seen["known"] > 0.05
+    assert seen["gap"] < 1e-5 and seen["mask"] and seen["known"] > 0.05
 
 
 def test_vggt_geometry_tokens_are_the_last_entry_with_its_grid(vggt):
@@ -86,7 +86,7 @@ def test_vggt_bad_input_is_a_sentence_with_the_remedy(vggt):
         "overflow": ("Expected finite depth", "bfloat16"),
         "201 views": ("Expected 1 to 200 views", "201", "every n-th frame"),
         "longer side": ("Expected a longer side of 14 to 2048", "got 9"),
-        "VGGT's file in Load Modality Forcing": ("VGGT", "Modality Forcing network is wanted"),
+        "VGGT's file in Load Modality Forcing": ("SpatialWeave's VGGT network", "Expected a Modality Forcing network"),
         "VGGT's file in Load Intrinsic VAE": ("VGGT",),
         "not a network": ("Load VGGT",),
         "NaN colors": ("NaN or infinite",),
@@ -104,7 +104,7 @@ def test_vggt_full_memory_names_the_views_and_what_to_change(vggt):
 
 def test_vggt_runs_with_its_weights_cast_layer_by_layer(vggt):
     seen = vggt("lowvram")
-    assert seen["gap"] < 1e-5 and seen["again"] < 1e-5, seen
+    assert seen["lowvram"] and seen["gap"] < 1e-5 and seen["again"] < 1e-5, seen
 
 
 def test_vggt_loader_shows_the_license_and_leaves_tracking_out(vggt):

@@ -24,6 +24,7 @@ _SHADOW_HUE = 0.05  # distance between the chromaticities of a surface in light 
 _RELIEF = 0.02  # by which an object's disparity exceeds that of its surroundings, relatively
 _LEAST_NEW = 0.12  # of the object's area: fewer changed pixels of its colors are no new place
 _UNCHANGED = 0.6  # of the pixels that the object left: from here on the original is still there
+_OVERLAP = 0.4  # of the object's area, shared by its old and new places: no copy beside an original
 _VISIBLE_LEFT = 0.15  # of the object's area: less left behind cannot be judged
 
 
@@ -102,6 +103,10 @@ def match_object(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) ->
         return ObjectMatch(found, False, _consistency(before, after, old, found))
     place = _search(old, fresh & ~old, kept)
     near = grow_mask(place, max(2, max(old.shape) // 64))
+    if int((place & old).sum()) > _OVERLAP * area:
+        # a turn or a short way: all of it that is still of the object's colors belongs to it
+        found = largest_region(fresh | kept)
+        return ObjectMatch(found, False, _consistency(before, after, old, found))
     found = largest_region((fresh | kept) & near)
     left = old & ~near
     remained = (

@@ -57,9 +57,13 @@ def test_reconstruct_writes_views_cloud_and_colmap(tmp_path, weights, capsys):
 def test_reconstruct_takes_pictures_of_several_sizes(tmp_path, weights, capsys):
     files = write_pictures(tmp_path, [(60, 40), (41, 77)])
     assert main(["reconstruct", *files, "--out", str(tmp_path / "scene"), "--weights", str(weights)]) == 0
-    assert "no COLMAP model, as the images have different sizes" in capsys.readouterr().out
+    assert "view_0001.png" in capsys.readouterr().out
     assert read_npz(tmp_path / "scene" / "view_0001.npz").depth.shape == (1, 77, 41)
-    assert not (tmp_path / "scene" / "colmap").exists()
+    rows = (tmp_path / "scene/colmap/sparse/0/cameras.txt").read_text().splitlines()
+    assert [row.split()[2:4] for row in rows if not row.startswith("#")] == [["60", "40"], ["41", "77"]]
+    for index, size in enumerate(((60, 40), (41, 77))):
+        with Image.open(tmp_path / f"scene/colmap/images/view_000{index}.png") as picture:
+            assert picture.size == size
 
 
 @pytest.mark.parametrize("kind", ["no file", "taken", "not VGGT", "no picture"])

@@ -205,6 +205,25 @@ def test_larger_images_in_place_of_the_views_own(view, tmp_path):
             write_scene_folder(tmp_path / "t", fused, images=wrong)
 
 
+def test_images_of_different_sizes_have_cameras_of_different_sizes(view, tmp_path):
+    """The second and third view as parts of their images, the rest of the batch's size without depth."""
+    crops = [(HEIGHT, WIDTH), (40, WIDTH), (HEIGHT, 50), (HEIGHT, WIDTH)]
+    mask = view.mask.clone()
+    for index, (height, width) in enumerate(crops):
+        mask[index, height:], mask[index, :, width:] = False, False
+    parts = replace(view, depth=torch.where(mask, view.depth, 0), mask=mask)
+    fused = fuse_views(parts, FusionSettings(max_points=400, edge_rtol=0.0))
+    write_scene_folder(tmp_path / "s", fused, crops=crops)
+    cameras, images, _ = read_colmap(tmp_path / "s" / "sparse" / "0")
+    frames = json.loads((tmp_path / "s" / "transforms.json").read_text())["frames"]
+    for number, (height, width) in enumerate(crops, 1):
+        assert cameras[number][1:3] == (width, height) == (frames[number - 1]["w"], frames[number - 1]["h"])
+        np.testing.assert_allclose(cameras[number][3][0], float(view.intrinsics[number - 1, 0, 0]), rtol=1e-6)
+        picture = imageio.imread(tmp_path / "s" / "images" / images[number][2])
+        np.testing.assert_allclose(picture / 255, view.image[number - 1, :height, :width], atol=0.51 / 255)
+        assert images[number][3] and all(x <= width + 1 and y <= height + 1 for x, y, _ in images[number][3])
+
+
 def test_layouts_names_and_every_second_view(view, tmp_path):
     fused = fuse_views(view, FusionSettings(every=2, max_points=200))
     summary = write_scene_folder(tmp_path / "s", fused, layout="nerfstudio")

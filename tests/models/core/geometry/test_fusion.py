@@ -260,6 +260,8 @@ REFUSALS = {
     "a tiny voxel": (lambda view: view, {"voxel_size": 1e-7}, "Expected a voxel size of at least"),
     "NaN": (lambda view: view, {"voxel_size": float("nan")}, "Expected voxel_size of 0 or more, got nan"),
     "no check": (lambda view: view, {"min_views": 2, "tolerance": 0.0}, "Expected a tolerance above 0"),
+    "few views": (lambda view: view, {"min_views": 4}, "Expected at least min_views = 4 views, got 3"),
+    "few of every second": (lambda view: view, {"min_views": 3, "every": 2}, "got 2. Lower min_views"),
     "no views": (lambda view: view, {"every": 0}, "Expected every of at least 1, got 0"),
     "too many dropped": (lambda view: view, {"drop_percent": 100.0}, "Expected drop_percent below 100"),
 }
