@@ -105,7 +105,7 @@ def sound():
             },
             "SaveColmap": {"images": torch.rand(2, HEIGHT, WIDTH, 3)},
             "ScaleViews": {"view": posed_views(), "method": BY_DEPTH, "metric": replace(view(2), units="metric")},
-            "FuseViews": {"view": posed_views(), "edge_threshold": 0.0}, "SaveColmap": {"images": torch.rand(2, HEIGHT, WIDTH, 3)},
+            "FuseViews": {"view": posed_views(), "edge_threshold": 0.0},
             "MaskedJointLatent": {"image_mask": torch.ones(1, HEIGHT, WIDTH), "depth_mask": torch.zeros(1, HEIGHT, WIDTH)},
         })  # fmt: skip
     return KEEP
