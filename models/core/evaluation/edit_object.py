@@ -18,6 +18,7 @@ from .edit_change import grow_mask
 _SEARCH_SIZE = 96  # longer side of the maps in which a displacement is searched
 _SCALES = tuple(2 ** (step / 4) for step in range(-5, 6))
 _COLORS = 384  # samples of a palette
+_PIXELS = 1 << 14  # compared with a palette at once
 _BRIGHTNESS = 0.4  # weight of brightness beside the two color differences: light changes with the position
 _SHADOW = (0.35, 0.97)  # brightness of a shadow, of that of the lit surface
 _SHADOW_HUE = 0.05  # distance between the chromaticities of a surface in light and in shadow
@@ -131,13 +132,18 @@ def _looks_like(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) -> 
     core = grow_mask(old, -1)
     palette = _some(colors[core if bool(core.any()) else old])
     others = _some(colors[~grow_mask(old, 2)])
-    pixels = rearrange(now, "h w c -> (h w) c")
-    to_object = torch.cdist(pixels, palette).amin(-1).reshape(old.shape)
-    to_others = torch.cdist(pixels, others).amin(-1).reshape(old.shape)
+    # only there can the object be; a rim more for the vote of neighbors
+    region = grow_mask(changed | old, 1)
+    pixels = now[region]
+    to_object, to_others = (
+        torch.cat([torch.cdist(some, each).amin(-1) for some in pixels.split(_PIXELS)])
+        for each in (palette, others)
+    )
     # outside the old place, the pixel's own past is background, too
-    own = (now - colors).norm(dim=-1)
-    to_others = torch.where(old, to_others, torch.minimum(to_others, own))
-    votes = (to_object < to_others).float()
+    own = (pixels - colors[region]).norm(dim=-1)
+    to_others = torch.where(old[region], to_others, torch.minimum(to_others, own))
+    votes = torch.zeros(old.shape, device=old.device)
+    votes[region] = (to_object < to_others).float()
     return F.avg_pool2d(votes[None, None], 3, 1, 1)[0, 0] > 0.5
 
 
