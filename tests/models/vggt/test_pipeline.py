@@ -65,7 +65,7 @@ def test_images_of_several_sizes_and_sources_give_a_view_each_at_its_size(small,
     result = VggtPipeline(small, small.config)([grey, rgba, torch.rand(20, 90, 3)])
     assert [tuple(view.depth.shape) for view in result.views] == [(1, 50, 30), (1, 40, 61), (1, 20, 90)]
     assert all(view.mask.all() and view.intrinsics is not None for view in result.views)
-    assert any("grey" in note for note in result.notes) and any("alpha" in note for note in result.notes)
+    assert any("gray" in note for note in result.notes) and any("alpha" in note for note in result.notes)
     with pytest.raises(ValueError, match="Expected images of one size"):
         _ = result.view
 
