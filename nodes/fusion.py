@@ -277,6 +277,11 @@ class SaveColmap(io.ComfyNode):
                     tooltip="Larger clouds are randomly subsampled to this many points; trainers start well "
                     "from 100,000.",
                 ),
+                io.Image.Input(
+                    "images", optional=True,
+                    tooltip="Images to save in place of the VIEW's own, one for each of its views, in the "
+                    "same proportions: the full-size frames of a video. The cameras count in their pixels.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -290,14 +295,14 @@ class SaveColmap(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, cloud, filename_prefix, layout, units, max_points) -> io.NodeOutput:
+    def execute(cls, cloud, filename_prefix, layout, units, max_points, images=None) -> io.NodeOutput:
         stated = cloud.views.units
         if units == "metric" and stated != "metric":
             raise ValueError(
                 f"Expected views in metres, got {stated} ones. Scale them with Scale Views first, or set "
                 "units to 'as they are'."
             )
-        written, files = save_scene(cloud.thin(max_points), filename_prefix, layout)
+        written, files = save_scene(cloud.thin(max_points), filename_prefix, layout, images)
         counts = f"{len(cloud.views)} images, {written.points} points, {written.observations} observations"
         text = f"{written.folder}\n{counts}, units: {stated}"
         return io.NodeOutput(str(written.folder), text, ui={"files": files, "text": (text,)})

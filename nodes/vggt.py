@@ -173,6 +173,7 @@ class VggtGeometryTokens(io.ComfyNode):
 
     @classmethod
     def execute(cls, vggt, image, fit, longer_side, global_queries=0) -> io.NodeOutput:
-        options = {"fit": fit, "longer_side": longer_side, "queries": global_queries}
-        tokens, notes = images_to_tokens(vggt, image, **options)
+        tokens, notes = images_to_tokens(
+            vggt, image, fit=fit, longer_side=longer_side, queries=global_queries
+        )
         return io.NodeOutput(tokens, tell(notes, cls.hidden))

@@ -49,7 +49,9 @@ def test_importing_the_pack_costs_nothing(door):
 
 def test_the_pack_has_one_form_of_registration(door):
     assert "comfy_entrypoint" in door["names"]
-    assert "NODE_CLASS_MAPPINGS" not in door["names"], "an attribute of that name, even empty, hides the entrypoint"
+    assert "NODE_CLASS_MAPPINGS" not in door["names"], (
+        "an attribute of that name, even empty, hides the entrypoint"
+    )
 
 
 def test_version_is_said_once_and_the_web_folder_is_there(door, root, pack):
@@ -68,7 +70,9 @@ except Exception as error:
 
 
 def enter(root, folder, version):
-    """(what ComfyUI's one line says, what is logged besides) where the nodes cannot be loaded: here nothing but its version is there."""
+    """(what ComfyUI's one line says, what is logged besides) where the nodes cannot be loaded: here nothing
+    but its version is there.
+    """
     if version is not None:
         (folder / "comfyui_version.py").write_text(f"__version__ = {version!r}\n")
     script = f"import sys; sys.path.insert(0, {str(folder)!r})" + LOAD_AS_COMFYUI_DOES + ENTER_AS_COMFYUI_DOES
@@ -79,7 +83,10 @@ def enter(root, folder, version):
 @pytest.mark.parametrize("version", ["0.32.9", "0.9", "0.3.68-rc2"])
 def test_an_older_comfyui_gets_a_notice_with_both_versions_and_no_trace(root, door, tmp_path, version):
     line, log = enter(root, tmp_path, version)
-    said = f"SpatialWeave {door['version']} needs ComfyUI 0.33.0 or newer, and this is {version}; update ComfyUI."
+    said = (
+        f"SpatialWeave {door['version']} needs ComfyUI 0.33.0 or newer, and this is {version}; "
+        "update ComfyUI."
+    )
     assert line.endswith(f": {said}") and log == ""
 
 
@@ -87,7 +94,9 @@ def test_an_older_comfyui_gets_a_notice_with_both_versions_and_no_trace(root, do
 def test_any_other_failure_is_logged_with_its_trace_and_not_blamed_on_the_version(root, tmp_path, version):
     line, log = enter(root, tmp_path, version)
     assert line.endswith(": No module named 'comfy_api'")
-    assert log.startswith("SpatialWeave could not load its nodes:") and "Traceback" in log and "newer" not in log
+    assert (
+        log.startswith("SpatialWeave could not load its nodes:") and "Traceback" in log and "newer" not in log
+    )
 
 
 def test_metadata_is_what_the_registry_accepts(pack):
@@ -112,24 +121,40 @@ def test_installing_changes_no_environment(pack, request):
 
 def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     readme = pack.text("README.md")
-    assert "pip install -e . && spatialweave demo" in readme and 'pip install -e ".[test]" && pytest' in readme
+    assert (
+        "pip install -e . && spatialweave demo" in readme and 'pip install -e ".[test]" && pytest' in readme
+    )
     check = pack.text(".ci/run")
-    assert check.count('\n    pip install --quiet -e ".[test]"\n') == check.count('\npip install --quiet -e ".[test]"\n') == 1
+    assert (
+        check.count('\n    pip install --quiet -e ".[test]"\n')
+        == check.count('\npip install --quiet -e ".[test]"\n')
+        == 1
+    )
     assert check.count('\n    pytest -m "slow or not slow"\n') == check.count("\n    pytest") == 1
     assert "check newcomer &" in check and "check comfyui\n" in check
 
 
 def test_what_the_readmes_command_leaves_out_is_run_by_the_check_and_listed(pack):
-    """Plain pytest deselects the marker `slow` and nothing else; each file with such a test is in docs/testing.md."""
+    """Plain pytest deselects the marker `slow` and nothing else; each file with such a test is in
+    docs/testing.md.
+    """
     options = tomllib.loads(pack.text("pyproject.toml"))["tool"]["pytest"]["ini_options"]["addopts"]
-    assert re.findall(r"(?:^|\s)(-[mk]|--ignore\S*|--deselect)\s*('[^']*'|\S*)", options) == [("-m", "'not slow'")]
-    marked = [name for name in pack.files if name.startswith("tests/") and re.search(r"\bmark\.slow\b", pack.text(name))]
+    assert re.findall(r"(?:^|\s)(-[mk]|--ignore\S*|--deselect)\s*('[^']*'|\S*)", options) == [
+        ("-m", "'not slow'")
+    ]
+    marked = [
+        name
+        for name in pack.files
+        if name.startswith("tests/") and re.search(r"\bmark\.slow\b", pack.text(name))
+    ]
     page = pack.text("docs/testing.md")
     assert marked and not [name for name in marked if f"`{name}`" not in page]
 
 
 def test_the_tests_can_be_read_and_end_on_windows(pack):
-    """A module that only Unix has is imported where it is used, behind a skip; os.kill ends the process there, whatever the signal."""
+    """A module that only Unix has is imported where it is used, behind a skip; os.kill ends the process
+    there, whatever the signal.
+    """
     tests = [name for name in pack.files if re.search(r"(^|/)(test_\w+|conftest)\.py$", name)]
     absent = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
     assert not [name for name in tests for _, module in pack.imports(name, late=False) if module in absent]
@@ -137,16 +162,28 @@ def test_the_tests_can_be_read_and_end_on_windows(pack):
 
 
 def test_the_check_gives_comfy_cli_an_environment_of_its_own(pack):
-    """Its requirements must not decide which versions the tests run with; without it they skip, and the closing lines count them."""
+    """Its requirements must not decide which versions the tests run with; without it they skip, and the
+    closing lines count them.
+    """
     check = pack.text(".ci/run")
-    assert '"$bin/python" -m pip install --quiet comfy-cli; then' in check and "export COMFY_CLI=$bin/comfy" in check
-    assert "COMFY_CLI" in pack.text("tests/workflows/test_workflows.py") and "comfy-cli" not in pack.text("pyproject.toml")
+    assert (
+        '"$bin/python" -m pip install --quiet comfy-cli; then' in check
+        and "export COMFY_CLI=$bin/comfy" in check
+    )
+    assert "COMFY_CLI" in pack.text("tests/workflows/test_workflows.py") and "comfy-cli" not in pack.text(
+        "pyproject.toml"
+    )
 
 
 @pytest.mark.comfyui
 def test_comfyui_brings_every_dependency(pack, comfyui):
-    brought = {re.split(r"[^\w-]", line)[0].lower() for line in (comfyui / "requirements.txt").read_text().splitlines()}
-    assert {name.lower() for name in tomllib.loads(pack.text("pyproject.toml"))["project"]["dependencies"]} <= brought
+    brought = {
+        re.split(r"[^\w-]", line)[0].lower()
+        for line in (comfyui / "requirements.txt").read_text().splitlines()
+    }
+    assert {
+        name.lower() for name in tomllib.loads(pack.text("pyproject.toml"))["project"]["dependencies"]
+    } <= brought
 
 
 @pytest.fixture(scope="module")
@@ -155,26 +192,58 @@ def archive(pack):
 
 
 def is_data_of_the_nodes(name):
-    """Files that no import reaches but that run time reads: help, translations, graphs, weights beside their code."""
-    patterns = ("pyproject.toml", "LICENSE", "README.md", "web/docs/*.md", "web/docs/*/*.md", "locales/*/*.json", "workflows/api/*.json")
-    patterns += ("workflows/*.json", "workflows/*.jpg", "models/modality_forcing/*.safetensors", "models/tiny/*.safetensors")
-    patterns += ("models/modality_forcing/*.json", "models/intrinsic_ldm/*.safetensors", "models/vggt/*.json", "models/vggt/*.safetensors")
-    return any(PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+    """Files that no import reaches but that run time reads: help, translations, graphs, weights beside their
+    code.
+    """
+    patterns = (
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "web/docs/*.md",
+        "web/docs/*/*.md",
+        "locales/*/*.json",
+        "workflows/api/*.json",
+    )
+    patterns += (
+        "workflows/*.json",
+        "workflows/*.jpg",
+        "models/modality_forcing/*.safetensors",
+        "models/tiny/*.safetensors",
+    )
+    patterns += (
+        "models/modality_forcing/*.json",
+        "models/intrinsic_ldm/*.safetensors",
+        "models/vggt/*.json",
+        "models/vggt/*.safetensors",
+    )
+    return any(
+        PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns
+    )
 
 
 def test_the_archive_holds_what_run_time_needs_and_nothing_else(pack, archive):
     needed = pack.closure("__init__.py") | {name for name in pack.files if is_data_of_the_nodes(name)}
-    assert set(archive) - needed == set(), "in the archive but not reachable from a node: add it to .comfyignore"
+    assert set(archive) - needed == set(), (
+        "in the archive but not reachable from a node: add it to .comfyignore"
+    )
     assert needed - set(archive) == set(), "needed by a node but hidden by .comfyignore"
 
 
 def test_what_the_archive_tells_to_type_is_said_to_need_a_clone(pack, archive):
-    """The program `spatialweave` is left out: a scanner flags what fetches files, and most commands are nothing for a graph."""
+    """The program `spatialweave` is left out: a scanner flags what fetches files, and most commands are
+    nothing for a graph.
+    """
     commands = "|".join(re.findall(r"import add_(\w+)", pack.text("models/cli/console.py")))
     assert "weights" in commands and "models/cli/console.py" not in archive
     texts = {name: pack.text(name) for name in archive if name.endswith((".py", ".md", ".json"))}
-    telling = {name for name, text in texts.items() if re.search(rf"`spatialweave ({commands})\b|workflows/run\.py", text)}
-    assert "README.md" in telling and not [name for name in telling if not re.search(r"pip install -e \.|installed clone", texts[name])]
+    telling = {
+        name
+        for name, text in texts.items()
+        if re.search(rf"`spatialweave ({commands})\b|workflows/run\.py", text)
+    }
+    assert "README.md" in telling and not [
+        name for name in telling if not re.search(r"pip install -e \.|installed clone", texts[name])
+    ]
 
 
 # Each of these flags a version in the registry's scanner, at its lowest level too.
@@ -203,4 +272,6 @@ def test_the_archive_is_small_and_of_known_kinds(root, archive):
     kinds = {PurePosixPath(name).suffix for name in archive}
     assert kinds <= {".py", ".toml", ".md", ".json", ".jpg", ".safetensors", ""}
     assert [name for name in archive if not PurePosixPath(name).suffix] == ["LICENSE"]
-    assert sum((root / name).stat().st_size for name in archive) < 30e6, "two tiny systems of 15 and 12 MB, and the code"
+    assert sum((root / name).stat().st_size for name in archive) < 30e6, (
+        "two tiny systems of 15 and 12 MB, and the code"
+    )

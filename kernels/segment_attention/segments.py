@@ -73,7 +73,8 @@ class Segments:
                 raise ValueError(f"Expected 1 to {most} {name}, got {count}.")
         if min(self.queries) < 1:
             raise ValueError(
-                f"Segments got query lengths {self.queries}; give each segment at least one query."
+                f"Expected at least one query in each segment, got query lengths {self.queries}. Drop "
+                "empty ones."
             )
 
     @classmethod

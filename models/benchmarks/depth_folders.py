@@ -40,8 +40,10 @@ MOGE_SIZES = {
     "iBims-1": (640, 480),
     "DDAD": (1400, 700),
 }
+_KNOWN = {name.lower(): name for name in (*DATASETS, *MOGE_SIZES)} | {"nyu": "NYUv2"}
 _MOGE_FARTHEST = 1000.0  # times the depth's 1 % quantile
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_IMAGE_FOLDERS = ("image", "images", "rgb")
 _KITTI_CROP = (352, 1216)  # height, width: the benchmark's
 
 
@@ -89,29 +91,55 @@ def open_depth_folder(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"Expected a dataset folder at {show_path(folder)}, got none. Check the path.")
+        raise ValueError(
+            f"Expected a dataset folder at {show_path(folder)}, got none. Check the path, and unpack "
+            "archives."
+        )
     if layout is not None and layout not in get_args(BenchmarkLayout):
         raise ValueError(f"Expected a layout of {get_args(BenchmarkLayout)}, got {layout!r}. Choose one.")
     layout = layout or _find_layout(folder, file_list)
-    dataset = dataset or _find_dataset(folder, layout)
+    dataset = _KNOWN.get(dataset.lower(), dataset) if dataset else _find_dataset(folder, layout)
     if layout == "moge":
         names = _lines(folder / INDEX)
         return DepthFolder(names, layout, dataset, lambda name: _read_moge(folder, name, dataset))
     if layout == "marigold":
-        return _open_marigold(folder, dataset, file_list)
+        return _open_marigold(folder, dataset, file_list or _own_list(folder))
     if layout == "dataset":
         return _open_dataset(folder, dataset)
     found = _match_files(folder)
     return DepthFolder(tuple(found), layout, dataset, lambda name: _read_pair(name, *found[name], scale))
 
 
-def _find_layout(folder: Path, file_list: str | Path | None) -> BenchmarkLayout:
-    if file_list is not None:
-        return "marigold"
+def find_depth_folders(folder: str | Path) -> list[Path]:
+    """The folder itself if it is a benchmark, else those inside it that are, by name."""
+    folder = Path(folder)
+    if not folder.is_dir() or _guess_layout(folder) is not None:
+        return [folder]
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and _guess_layout(path) is not None]
+    return inside or [folder]
+
+
+def _guess_layout(folder: Path) -> BenchmarkLayout | None:
     if (folder / INDEX).is_file():
         return "moge"
     if (folder / MANIFEST).is_file():
         return "dataset"
+    if (folder / "depth").is_dir() and any((folder / name).is_dir() for name in _IMAGE_FOLDERS):
+        return "folder"
+    return "marigold" if _own_list(folder) is not None else None
+
+
+def _own_list(folder: Path) -> Path | None:
+    """The one text file in the folder of a dataset of Marigold's evaluation, which is its list."""
+    texts = list(folder.glob("*.txt"))
+    known = _KNOWN.get(folder.resolve().name.lower()) in MARIGOLD
+    return texts[0] if known and len(texts) == 1 else None
+
+
+def _find_layout(folder: Path, file_list: str | Path | None) -> BenchmarkLayout:
+    layout = "marigold" if file_list is not None else _guess_layout(folder)
+    if layout is not None:
+        return layout
     if (folder / "depth").is_dir():
         return "folder"
     raise ValueError(
@@ -121,8 +149,7 @@ def _find_layout(folder: Path, file_list: str | Path | None) -> BenchmarkLayout:
 
 
 def _find_dataset(folder: Path, layout: BenchmarkLayout) -> str:
-    known = {name.lower(): name for name in (*DATASETS, *MOGE_SIZES)}
-    name = known.get(folder.resolve().name.lower())
+    name = _KNOWN.get(folder.resolve().name.lower())
     if name is None and layout == "marigold":
         raise ValueError(
             f"Expected the name of a dataset ({', '.join(MARIGOLD)}), got the folder {folder.name}. State "
@@ -274,7 +301,7 @@ def _open_dataset(folder: Path, dataset: str) -> DepthFolder:
 
 def _match_files(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Image and depth file of each name."""
-    home = next((folder / name for name in ("image", "images", "rgb") if (folder / name).is_dir()), None)
+    home = next((folder / name for name in _IMAGE_FOLDERS if (folder / name).is_dir()), None)
     if home is None:
         raise ValueError(
             f"Expected a folder image beside depth in {show_path(folder)}, got none. Put the images there."

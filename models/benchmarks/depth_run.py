@@ -85,8 +85,25 @@ def depth_table(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def save_result(path: Path, result: Mapping[str, Any]) -> None:
+def several_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown: AbsRel / delta1 in percent of several datasets side by side, ours above the published."""
+    datasets = [result["dataset"] for result in results]
+    rows = []
+    for alignment in results[0]["figures"]:
+        cells = [result["figures"][alignment] for result in results]
+        shown = [f"{100 * cell['absrel']:.2f} / {100 * cell['delta1']:.1f}" for cell in cells]
+        rows.append([results[0]["model"], *shown, ALIGNMENT_WORDS[alignment], "this run"])
+    published = [{row.model: row for row in published_rows("depth", name)} for name in datasets]
+    for model in dict.fromkeys(model for rows_of in published for model in rows_of):
+        known = [rows_of.get(model) for rows_of in published]
+        source = next(row for row in known if row is not None)
+        shown = ["-" if row is None else " / ".join(row.figures) for row in known]
+        rows.append([model, *shown, source.alignment, source.source])
+    return table_lines(["model", *datasets, "alignment", "source"], rows)
+
+
+def save_result(path: Path, result: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Write the figures as JSON."""
     from ..core.export.files import write_file
 
-    write_file(path, (json.dumps(dict(result), indent=2) + "\n").encode("utf-8"))
+    write_file(path, (json.dumps(result, indent=2) + "\n").encode("utf-8"))

@@ -49,7 +49,7 @@ MOST_JUDGED = 256  # scenes on which the judges themselves are evaluated
 
 Figures = dict[str, Tensor]  # figures (n,) by name, and features (n, c) by the names of LAYERS, of n images
 Measure = Callable[[int, int, int], Figures]  # of (first image, count, seed)
-Part = tuple[int | None, int, int]  # (seed, or None for renderings, first image, count)
+Batch = tuple[int | None, int, int]  # (seed, or None for renderings, first image, count)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Plan:
                 f"Expected precision {' or '.join(PRECISIONS)}, got {self.precision!r}. Choose one of these."
             )
 
-    def parts(self, count: int) -> Iterator[tuple[int, int]]:
+    def batches(self, count: int) -> Iterator[tuple[int, int]]:
         """(first image, count) of each batch of `count` images."""
         return ((start, min(self.batch, count - start)) for start in range(0, count, self.batch))
 
@@ -121,7 +121,7 @@ class Evaluation:
     ) -> Figures:
         """`measure(start, count, seed)`, cached in the work folder."""
         judges = {judge: self.digests[judge] for judge in ("scorer", "predictor")}
-        number = fingerprint(settings, judges, self.plan.batch)
+        number = hash_settings(settings, judges, self.plan.batch)
         path = self.work / f"{name}-{number}-seed{seed}-{start:05d}-{count}.safetensors"
         if not path.is_file():
             write_tensors(path, measure(start, count, seed), {}, kind="part of an evaluation of I-LDM")
@@ -147,8 +147,8 @@ class Evaluation:
             figures[method.name] = self.cached(method.name, method.settings, seed, start, count, generate)
         return figures
 
-    def measure(self, part: Part) -> dict[str, Figures]:
-        seed, start, count = part
+    def measure(self, batch: Batch) -> dict[str, Figures]:
+        seed, start, count = batch
         return self.rendered(start, count) if seed is None else self.generated(seed, start, count)
 
 
@@ -168,18 +168,18 @@ def evaluate_intrinsic_ldm(
     if processes < 1:
         raise ValueError(f"Expected at least 1 process, got {processes}. Set --processes.")
     plan, files, work = plan or Plan(), files or Files(), Path(work)
-    parts: list[Part] = [
-        (seed, *part) for seed in (None, *range(plan.seeds)) for part in plan.parts(plan.count)
+    batches: list[Batch] = [
+        (seed, *batch) for seed in (None, *range(plan.seeds)) for batch in plan.batches(plan.count)
     ]
     by_method: dict[str, dict[int | None, list[Figures]]] = {}
     with tqdm(total=plan.count * (1 + plan.seeds), desc="evaluating", unit="image") as bar:
         if processes > 1:
-            run_processes(plan, files, work, device, parts, processes, bar)
+            run_processes(plan, files, work, device, batches, processes, bar)
         evaluation = Evaluation(plan, files, work, device)
-        for part in parts:
-            for name, figures in evaluation.measure(part).items():
-                by_method.setdefault(name, {}).setdefault(part[0], []).append(figures)
-            bar.update(part[2] if processes <= 1 else 0)
+        for batch in batches:
+            for name, figures in evaluation.measure(batch).items():
+                by_method.setdefault(name, {}).setdefault(batch[0], []).append(figures)
+            bar.update(batch[2] if processes <= 1 else 0)
     joined = {name: [join(each) for each in seeds.values()] for name, seeds in by_method.items()}
     (reference,), (others,) = joined[RENDERED], joined[OTHERS]
     return {
@@ -198,12 +198,12 @@ def evaluate_intrinsic_ldm(
 
 
 def run_processes(
-    plan: Plan, files: Files, work: Path, device: str, parts: list[Part], processes: int, bar: tqdm
+    plan: Plan, files: Files, work: Path, device: str, batches: list[Batch], processes: int, bar: tqdm
 ) -> None:
-    """Measure every part into the work folder. ChildProcessError if a process dies."""
+    """Measure every batch into the work folder. ChildProcessError if a process dies."""
     settings = {"initializer": torch.set_num_threads, "initargs": (1,)}
     with ProcessPoolExecutor(processes, get_context("spawn"), **settings) as pool:
-        jobs = {pool.submit(measure_part, plan, files, work, device, part): part for part in parts}
+        jobs = {pool.submit(measure_batch, plan, files, work, device, batch): batch for batch in batches}
         try:
             for job in as_completed(jobs):
                 job.result()
@@ -217,9 +217,9 @@ def run_processes(
                 job.cancel()
 
 
-def measure_part(plan: Plan, files: Files, work: Path, device: str, part: Part) -> None:
-    """Measure one part in a worker process, which keeps its networks between parts."""
-    open_evaluation(plan, files, work, device).measure(part)
+def measure_batch(plan: Plan, files: Files, work: Path, device: str, batch: Batch) -> None:
+    """Measure one batch in a worker process, which keeps its networks between batches."""
+    open_evaluation(plan, files, work, device).measure(batch)
 
 
 @cache
@@ -282,7 +282,7 @@ def make_method(
     if schedule is not None:
         numbers = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in vars(schedule).items()}
         settings |= {"schedule": type(schedule).__name__, "reading": READING, **numbers}
-    settings["weights"] = {part: digests[part] for part in ("base", *(("vae", lora) if lora else ()))}
+    settings["weights"] = {name: digests[name] for name in ("base", *(("vae", lora) if lora else ()))}
     options |= {"schedule": schedule} if schedule else {}
     return Method(name, settings, partial(pipeline, **options))
 
@@ -304,13 +304,13 @@ def measure_rendered(plan: Plan, judge: Judge, start: int, count: int, seed: int
     return judge.measure(frames.image, captions, code_frames(frames))
 
 
-def fingerprint(*settings: Any) -> str:
+def hash_settings(*settings: Any) -> str:
     """A short hash of JSON-serializable values."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def join(parts: list[Figures]) -> Figures:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def join(batches: list[Figures]) -> Figures:
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def summarize(seeds: list[Figures], reference: Figures) -> dict[str, dict[str, Any]]:
@@ -332,7 +332,7 @@ def measure_judges(
 ) -> dict[str, dict[str, float]]:
     """Accuracy of the judges on rendered images, cached like the rest."""
     count = min(plan.count, MOST_JUDGED)
-    path = work / f"judges-{fingerprint(digests['scorer'], digests['predictor'], count, plan.size)}.json"
+    path = work / f"judges-{hash_settings(digests['scorer'], digests['predictor'], count, plan.size)}.json"
     if not path.is_file():
         accuracy = {
             "predictor": predictor_accuracy(judge.predictor, count, resolution=plan.size),

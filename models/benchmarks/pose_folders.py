@@ -1,12 +1,13 @@
-"""Pose benchmarks on disk: scenes as COLMAP text models, transforms.json, or RealEstate10K's text files.
+"""Pose benchmarks on disk: scenes as COLMAP text models, transforms.json, RealEstate10K's text, or CO3Dv2.
 
 colmap: SCENE/images and SCENE/sparse/0/images.txt. transforms: SCENE/transforms.json with the images that it
 names. realestate10k: SCENE.txt with a line for each frame (time, intrinsics, world_to_cam), and the images
-SCENE/TIME.png or .jpg.
+SCENE/TIME.png or .jpg. co3d: CATEGORY/frame_annotations.jgz, each of whose sequences is a scene.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections.abc import Callable
@@ -52,34 +53,58 @@ def open_pose_folder(
         raise ValueError(f"Expected a dataset folder at {show_path(folder)}, got none. Check the path.")
     if frames < 2:
         raise ValueError(f"Expected at least 2 frames of a scene, got {frames}. Raise --frames.")
-    scenes = {path.stem if path.is_file() else path.name: path for path in sorted(folder.iterdir())}
-    readers = {name: reader for name, path in scenes.items() if (reader := _find_reader(path)) is not None}
-    if not readers:
+    scenes = {name: read for path in sorted(folder.iterdir()) for name, read in _find_scenes(path).items()}
+    if not scenes:
         raise ValueError(
-            f"Expected scenes in {show_path(folder)} (folders with sparse/0/images.txt or transforms.json, "
-            "or text files of RealEstate10K), got none. Check the folder."
+            f"Expected scenes in {show_path(folder)} (folders with sparse/0/images.txt, transforms.json or "
+            "frame_annotations.jgz, or text files of RealEstate10K), got none. Check the folder."
         )
 
     def read(name: str) -> PoseScene:
-        found = readers[name](scenes[name])
+        found = scenes[name]()
         if len(found) < 2:
             raise ValueError(
-                f"Expected at least 2 frames with an image in the scene {show_path(scenes[name])}, got "
+                f"Expected at least 2 frames with an image in the scene {name} of {show_path(folder)}, got "
                 f"{len(found)}. Unpack its images."
             )
         chosen = sorted(random.Random(f"{seed}/{name}").sample(range(len(found)), min(frames, len(found))))
         images = tuple(open_rgb(found[index][0])[0].float() / 255 for index in chosen)
         return PoseScene(name, images, torch.stack([found[index][1] for index in chosen]))
 
-    return PoseFolder(tuple(readers), dataset or folder.resolve().name, read)
+    return PoseFolder(tuple(scenes), dataset or folder.resolve().name, read)
 
 
-def _find_reader(path: Path) -> Callable[[Path], Frames] | None:
+def _find_scenes(path: Path) -> dict[str, Callable[[], Frames]]:
+    """What reads the scenes of a file or folder, by name."""
     if path.is_file():
-        return _read_realestate if path.suffix == ".txt" and path.with_suffix("").is_dir() else None
+        is_scene = path.suffix == ".txt" and path.with_suffix("").is_dir()
+        return {path.stem: lambda: _read_realestate(path)} if is_scene else {}
+    if (path / "frame_annotations.jgz").is_file():
+        return {f"{path.name}/{name}": (lambda rows=rows: rows) for name, rows in _read_co3d(path).items()}
     if (path / "sparse" / "0" / "images.txt").is_file():
-        return _read_colmap
-    return _read_transforms if (path / "transforms.json").is_file() else None
+        return {path.name: lambda: _read_colmap(path)}
+    return {path.name: lambda: _read_transforms(path)} if (path / "transforms.json").is_file() else {}
+
+
+def _read_co3d(category: Path) -> dict[str, Frames]:
+    """The frames of each sequence. PyTorch3D's cameras look along z with x left and y up, of row vectors."""
+    source = category / "frame_annotations.jgz"
+    flip = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    sequences: dict[str, Frames] = {}
+    try:
+        for frame in json.loads(gzip.decompress(source.read_bytes())):
+            rotation = torch.tensor(frame["viewpoint"]["R"], dtype=torch.float64).reshape(3, 3)
+            shift = torch.tensor(frame["viewpoint"]["T"], dtype=torch.float64).reshape(3)
+            pose = torch.cat(((rotation * flip).T, (shift * flip)[:, None]), dim=1)
+            image = category.parent / frame["image"]["path"]
+            sequences.setdefault(frame["sequence_name"], []).append((image, pad_pose(pose)))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected frames with image and viewpoint in {show_path(source)}, got others. Fetch CO3Dv2's "
+            "annotations again."
+        ) from error
+    there = {name: [frame for frame in rows if frame[0].is_file()] for name, rows in sequences.items()}
+    return {name: rows for name, rows in there.items() if len(rows) > 1}
 
 
 def _read_colmap(scene: Path) -> Frames:

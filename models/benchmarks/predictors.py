@@ -1,4 +1,4 @@
-"""What a benchmark asks for depth and poses: Modality Forcing, or any graph in a running ComfyUI."""
+"""What a benchmark asks for depth and poses: Modality Forcing, VGGT, or any graph in a running ComfyUI."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -61,6 +62,33 @@ class ModalityForcingDepth:
         seeds = (self.seed + index * self.ensemble + draw for draw in range(self.ensemble))
         options = {"mode": "image_to_depth", "image": small, "steps": self.steps}
         return average_predictions([self.pipeline("", seed=seed, **options).view for seed in seeds])
+
+
+class _Vggt:
+    """VGGT in plain torch."""
+
+    def __init__(self, weights: Path | None = None, *, size: int = 0, device: str = "cpu") -> None:
+        from ..vggt.pipeline import VggtPipeline
+
+        self.pipeline = VggtPipeline.from_preset("tiny", weights=weights, device=device)
+        self.name = f"VGGT ({weights.name if weights else 'tiny'})"
+        self.size = size
+        self.settings = {"size": size}
+
+
+class VggtDepth(_Vggt):
+    """Depth of one image, as of a scene of one view."""
+
+    def __call__(self, image: Tensor, index: int) -> View:
+        return self.pipeline(image[None], longer_side=self.size).view
+
+
+class VggtPoses(_Vggt):
+    """Poses of all images of a scene, in one forward pass."""
+
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
+        views = self.pipeline([image[None] for image in images], longer_side=self.size).views
+        return torch.cat([view.world_to_cam for view in views])
 
 
 def fit_longer_side(image: Tensor, longest: int) -> Tensor:

@@ -24,7 +24,7 @@ def add_benchmark(command: argparse.ArgumentParser) -> None:
 
 
 def _add_common(option, models: tuple[str, ...], unit: str) -> None:
-    option("folder", type=path, help="the dataset's folder")
+    option("folder", type=path, help="the dataset's folder; for depth also a folder of several datasets")
     model = option("--model", required=True, choices=models)
     model.help = "what predicts: a network in this process, or a graph in a running ComfyUI"
     option("--weights", type=path, help="a network's file, where not the shipped tiny one")
@@ -42,14 +42,14 @@ def _add_common(option, models: tuple[str, ...], unit: str) -> None:
     option("--seed", type=whole(0, LARGEST_SEED), default=0, help="of sampling, and of the choice of frames")
     option("--n", type=whole(1, 10**7), help=f"only the first N {unit}")
     work = option("--work", type=path, help="file of results so far; a rerun continues from it")
-    work.help += " (default: under runs/benchmark, by model, dataset and settings)"
+    work.help += ", of several datasets a folder (default: under runs/benchmark, by model and settings)"
     option("--json", type=path, help="also write the figures to this file")
     option("--markdown", type=path, help="also write the table to this file")
 
 
 def _add_depth(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
-    _add_common(option, ("modality_forcing", "comfyui"), "images")
+    _add_common(option, ("modality_forcing", "vggt", "comfyui"), "images")
     layout = option("--layout", choices=["moge", "marigold", "dataset", "folder"])
     layout.help = "of the folder; by default found by its files"
     option("--list", type=path, help="marigold: the list of files, from its data_split")
@@ -65,26 +65,39 @@ def _add_depth(command: argparse.ArgumentParser) -> None:
 
 def _add_pose(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
-    _add_common(option, ("comfyui",), "scenes")
+    _add_common(option, ("vggt", "comfyui"), "scenes")
     option("--frames", type=whole(2, 200), default=10, help="frames of each scene, at random")
     command.set_defaults(run=_run_pose)
 
 
 def _run_depth(options: argparse.Namespace) -> None:
-    from ..benchmarks.depth_folders import open_depth_folder
-    from ..benchmarks.depth_run import depth_table, run_depth_benchmark
+    from ..benchmarks.depth_folders import find_depth_folders, open_depth_folder
+    from ..benchmarks.depth_run import depth_table, run_depth_benchmark, several_table
 
     found = {"layout": options.layout, "dataset": options.dataset}
     found |= {"file_list": options.list, "scale": options.scale}
-    folder = open_depth_folder(options.folder, **found)
+    # a list, a layout or a dataset's name is that of one dataset
+    stated = options.list or options.layout or options.dataset
+    places = [options.folder] if stated else find_depth_folders(options.folder)
+    folders = [open_depth_folder(place, **found) for place in places]
     predictor = _depth_predictor(options)
     alignments = options.alignment or ["scale", "scale-shift", "scale-shift-robust"]
     alignments = tuple(dict.fromkeys(alignments))
-    work = options.work or _work_file(folder.dataset, options, predictor, alignments)
-    result = run_depth_benchmark(
-        folder, predictor, alignments, work, limit=options.n, progress=_progress("image")
-    )
-    _finish(result, depth_table(result), options)
+    results = []
+    for folder in folders:
+        work = _depth_work(folder.dataset, len(folders), options, predictor, alignments)
+        settings = {"limit": options.n, "progress": _progress("image")}
+        results.append(run_depth_benchmark(folder, predictor, alignments, work, **settings))
+    if len(results) == 1:
+        return _finish(results[0], depth_table(results[0]), options)
+    return _finish(results, several_table(results), options)
+
+
+def _depth_work(dataset: str, count: int, options: argparse.Namespace, predictor: Any, more: Any) -> Path:
+    """The work file of a dataset; of several, `--work` is the folder of their files."""
+    if options.work is None:
+        return _work_file(dataset, options, predictor, more)
+    return options.work if count == 1 else options.work / f"{dataset}.jsonl"
 
 
 def _run_pose(options: argparse.Namespace) -> None:
@@ -107,20 +120,29 @@ def _depth_predictor(options: argparse.Namespace) -> Any:
         from ..benchmarks.comfyui_graph import GraphDepth
 
         return GraphDepth(*_graph(options), **_graph_options(options), ensemble=options.ensemble)
-    from ..benchmarks.predictors import ModalityForcingDepth
+    from ..benchmarks.predictors import ModalityForcingDepth, VggtDepth
 
     common = {"size": options.size, "device": check_device(options.device)}
-    sampling = {"steps": options.steps, "seed": options.seed, "ensemble": options.ensemble}
-    predictor = ModalityForcingDepth("tiny", options.weights, **common, **sampling)
+    if options.model == "vggt":
+        predictor = VggtDepth(options.weights, **common)
+    else:
+        sampling = {"steps": options.steps, "seed": options.seed, "ensemble": options.ensemble}
+        predictor = ModalityForcingDepth("tiny", options.weights, **common, **sampling)
     predictor.name = options.name or predictor.name
     return predictor
 
 
 def _pose_predictor(options: argparse.Namespace) -> Any:
     _check_options(options)
-    from ..benchmarks.comfyui_graph import GraphPoses
+    if options.model == "comfyui":
+        from ..benchmarks.comfyui_graph import GraphPoses
 
-    return GraphPoses(*_graph(options), **_graph_options(options))
+        return GraphPoses(*_graph(options), **_graph_options(options))
+    from ..benchmarks.predictors import VggtPoses
+
+    predictor = VggtPoses(options.weights, size=options.size, device=check_device(options.device))
+    predictor.name = options.name or predictor.name
+    return predictor
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -130,6 +152,9 @@ def _check_options(options: argparse.Namespace) -> None:
     idle = {"--weights": options.weights, "--size": options.size, "--steps": getattr(options, "steps", 0)}
     if options.model != "comfyui":
         idle = {"--graph": options.graph, "--set": options.set, "--image-node": options.image_node}
+        if options.model == "vggt":
+            ensemble = getattr(options, "ensemble", 1)
+            idle |= {"--steps": getattr(options, "steps", 0), "--ensemble": ensemble if ensemble > 1 else 0}
     for option, value in idle.items():
         if value:
             raise ValueError(f"Expected no {option} for --model {options.model}, got one. Leave it out.")
@@ -161,7 +186,9 @@ def _progress(unit: str):
     return lambda names: tqdm(names, desc="benchmark", unit=unit, disable=None)
 
 
-def _finish(result: dict[str, Any], table: list[str], options: argparse.Namespace) -> None:
+def _finish(
+    result: dict[str, Any] | list[dict[str, Any]], table: list[str], options: argparse.Namespace
+) -> None:
     from ..benchmarks.depth_run import save_result
     from ..core.export.files import write_file
 

@@ -18,6 +18,7 @@ from .doctor import add_doctor
 from .evaluate import add_evaluate
 from .help_texts import Formatter, epilog
 from .intrinsics import add_intrinsics
+from .joyai import add_joyai
 from .last_resort import DEBUG, run_command
 from .reconstruct import add_reconstruct
 from .train import add_train
@@ -76,6 +77,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "intrinsics",
         "Prepare datasets for I-LDM: images with depth, normals, segmentation and lines; their latents.",
         add_intrinsics,
+    ),
+    (
+        "joyai",
+        "Prepare datasets of edits for JoyAI-Image: published layouts; latents and encodings.",
+        add_joyai,
     ),
     (
         "bench",

@@ -35,9 +35,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "benchmark": (
         "spatialweave benchmark depth data/NYUv2 --model modality_forcing --n 64",
-        "spatialweave benchmark depth data/NYUv2 --model comfyui --graph workflows/api/image_to_depth.json "
+        "spatialweave benchmark depth data/eval --model comfyui --graph workflows/api/image_to_depth.json "
         "--set 1.model_name=flux_rgbd_9b_v2.safetensors --set 3.largest_size=512 --ensemble 10",
-        "spatialweave benchmark pose data/CO3Dv2 --model comfyui --graph graph.json",
+        "spatialweave benchmark pose data/CO3Dv2 --model vggt --weights vggt_1b.safetensors",
+    ),
+    "joyai": (
+        "spatialweave joyai export data/moves data/spatialedit --layout spatialedit",
+        "spatialweave joyai export data/moves data/3dit --layout object3dit --size 256",
+        "spatialweave joyai encode data/moves data/joyai_encoded --base weights/joyimage-edit",
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (

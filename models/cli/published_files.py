@@ -22,9 +22,14 @@ NO_FOLDER = (
 )
 
 
+def released_files() -> list[PublishedFile]:
+    """Those of all systems."""
+    return [*modality_forcing.released_files(), *vggt.released_files()]
+
+
 def run(action: str, name: str | None, models: Sequence[Path], say: Callable[[str], None]) -> None:
     """Run an action; output lines go to `say`. ValueError or OSError for a wrong setting or a bad file."""
-    files = [*modality_forcing.released_files(), *vggt.released_files()]
+    files = released_files()
     chosen = [find_published(files, name)] if name else files
     folders = list(models) or default_models()
     for folder in models:

@@ -23,7 +23,7 @@ from .lora_scaling import ENTRY, Scaling, read_scaling
 from .rows import Rows, Stream
 
 # key suffixes of PEFT (with or without an adapter name), kohya and old diffusers: both matrices and alpha
-PARTS = {
+ROLES = {
     "down": re.compile(r"\.(?:lora_A(?:\.[^.]+)?|lora_down|lora\.down)\.weight$"),
     "up": re.compile(r"\.(?:lora_B(?:\.[^.]+)?|lora_up|lora\.up)\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
@@ -115,7 +115,7 @@ def read_lora(
     """
     known = {alias: path for path, projection in projections.items() for alias in (path, *projection.aliases)}
     known |= {alias.replace(".", "_"): path for alias, path in tuple(known.items())}
-    parts: dict[str, dict[str, Tensor]] = {}
+    matrices: dict[str, dict[str, Tensor]] = {}
     keys: dict[tuple[str, str], str] = {}
     names: dict[str, str] = {}  # module path -> its name in the file
     for key, tensor in tensors.items():
@@ -124,7 +124,7 @@ def read_lora(
                 f"Expected a tensor as {key!r} in the LoRA {name}, got {type(tensor).__name__}. Save it as "
                 "safetensors."
             )
-        module, part = split_name(str(key), name)
+        module, role = split_name(str(key), name)
         path = known.get(module, known.get(module.removesuffix(".0")))
         if path is None:
             raise ValueError(
@@ -132,14 +132,14 @@ def read_lora(
                 "intrinsic LoRA that was trained on this base (an ordinary LoRA goes through Load LoRA "
                 "instead)."
             )
-        if (path, part) in keys:
+        if (path, role) in keys:
             raise ValueError(
-                f"Expected one {part} of {path} in the LoRA {name}, got {keys[path, part]!r} and {key!r}. "
+                f"Expected one {role} of {path} in the LoRA {name}, got {keys[path, role]!r} and {key!r}. "
                 "Keep the tensors of one adapter."
             )
-        keys[path, part], names[path] = key, module
-        parts.setdefault(path, {})[part] = tensor
-    if not parts:
+        keys[path, role], names[path] = key, module
+        matrices.setdefault(path, {})[role] = tensor
+    if not matrices:
         raise ValueError(
             f"Expected low-rank matrices in the LoRA {name}, got no tensors. Choose an intrinsic LoRA "
             f"trained on {base}."
@@ -147,18 +147,18 @@ def read_lora(
     check_finite(tensors, f"the LoRA {name}")
     scaling = read_scaling(metadata, name)
     return {
-        path: build((path, names[path]), found, projections[path], scaling, base)
-        for path, found in parts.items()
+        path: build_update((path, names[path]), tensors, projections[path], scaling, base)
+        for path, tensors in matrices.items()
     }
 
 
 def split_name(key: str, name: str) -> tuple[str, str]:
     """A key of a file as the module path and "down", "up" or "alpha"."""
     bare = PREFIXES.sub("", key)
-    for part, ending in PARTS.items():
+    for role, ending in ROLES.items():
         match = ending.search(bare)
         if match:
-            return bare[: match.start()], part
+            return bare[: match.start()], role
     other = next((f" (it is of {what})" for ending, what in OTHERS if ending.search(bare)), "")
     raise ValueError(
         f"Expected tensor names of PEFT's or kohya's LoRAs in {name}, got {key!r}{other}. Choose an "
@@ -166,18 +166,18 @@ def split_name(key: str, name: str) -> tuple[str, str]:
     )
 
 
-def build(
-    names: tuple[str, ...], found: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str
+def build_update(
+    names: tuple[str, ...], tensors: dict[str, Tensor], projection: Projection, scaling: Scaling, base: str
 ) -> LowRank:
     """The low-rank update of one projection; `names` are its module paths, ours first."""
     path, name = names[0], scaling.name
-    if not {"down", "up"} <= found.keys():
-        missing = "down" if "down" not in found else "up"
+    if not {"down", "up"} <= tensors.keys():
+        missing = "down" if "down" not in tensors else "up"
         raise ValueError(
             f"Expected both matrices of {path} in the LoRA {name}, got none for {missing}. Save or download "
             "the file again."
         )
-    down, up = (read_matrix(part, found[part], path, name) for part in ("down", "up"))
+    down, up = (read_matrix(role, tensors[role], path, name) for role in ("down", "up"))
     if (
         down.shape[1] != projection.inputs
         or up.shape[0] != projection.outputs
@@ -197,11 +197,11 @@ def build(
     return LowRank(
         down,
         up,
-        scaling.scale(names, rank, read_alpha(found["alpha"], path, name) if "alpha" in found else None),
+        scaling.scale(names, rank, read_alpha(tensors["alpha"], path, name) if "alpha" in tensors else None),
     )
 
 
-def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
+def read_matrix(role: str, tensor: Tensor, path: str, name: str) -> Tensor:
     """A matrix, or a 1 x 1 convolution flattened to one.
 
     Integer dtypes are refused: their quantization scale is unknown here.
@@ -209,12 +209,12 @@ def read_matrix(part: str, tensor: Tensor, path: str, name: str) -> Tensor:
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
-            f"Expected floating-point numbers in the {part} matrix of {path} in the LoRA {name}, got {kind}, "
+            f"Expected floating-point numbers in the {role} matrix of {path} in the LoRA {name}, got {kind}, "
             "whose quantization scale is not in the file. Use the LoRA that is not quantized."
         )
     if tensor.dim() < 2 or any(side != 1 for side in tensor.shape[2:]):
         raise ValueError(
-            f"Expected a matrix (rank and width) as {part} of {path} in the LoRA {name}, got "
+            f"Expected a matrix (rank and width) as {role} of {path} in the LoRA {name}, got "
             f"{tuple(tensor.shape)}. Choose an intrinsic LoRA: one of convolutions belongs to other layers."
         )
     return tensor.flatten(1)

@@ -19,7 +19,7 @@ ENTRY = "lora_adapter_metadata"  # metadata key in the header
 # prefixes of the network's settings; the first one present applies
 NETWORKS = ("unet", "transformer", "diffusion_model", "", "base_model.model")
 # other components of a pipeline: their tensors are not read here
-OTHER_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+OTHER_COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # settings that must be off, false or empty
 UNSUPPORTED = (
     "use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication",
@@ -73,12 +73,12 @@ AGAIN = "Save the LoRA again with the settings that it was trained with."
 def match_pattern(patterns: Mapping[str, Any], names: tuple[str, ...], otherwise: Any) -> Any:
     """The value of the first pattern that matches the end of one of the module paths."""
     return next(
-        (value for pattern, value in patterns.items() if any(fits(pattern, name) for name in names)),
+        (value for pattern, value in patterns.items() if any(matches_path(pattern, name) for name in names)),
         otherwise,
     )
 
 
-def fits(pattern: str, path: str) -> bool:
+def matches_path(pattern: str, path: str) -> bool:
     return pattern == path or re.match(rf"(.*\.)?({pattern})$", path) is not None
 
 
@@ -88,14 +88,14 @@ def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
     if not text:
         return Scaling(name)
     source = f"the adapter settings ({ENTRY}) of the LoRA {name}"
-    found = parse_json(text, source=source) if isinstance(text, str) else text
-    if not isinstance(found, dict):
-        raise ValueError(f"Expected a JSON object as {source}, got {show(found)}. {AGAIN}")
-    settings = choose_component(found, source)
+    config = parse_json(text, source=source) if isinstance(text, str) else text
+    if not isinstance(config, dict):
+        raise ValueError(f"Expected a JSON object as {source}, got {brief(config)}. {AGAIN}")
+    settings = choose_component(config, source)
     check_supported(settings, name)
     by_root = settings.get("use_rslora")
     if not isinstance(by_root, bool | None):
-        raise ValueError(f"Expected true or false as use_rslora in {source}, got {show(by_root)}. {AGAIN}")
+        raise ValueError(f"Expected true or false as use_rslora in {source}, got {brief(by_root)}. {AGAIN}")
     return Scaling(
         name, read_positive(settings, "lora_alpha", source), read_rank(settings, "r", source),
         read_patterns(settings, "alpha_pattern", read_positive, source),
@@ -104,28 +104,28 @@ def read_scaling(metadata: Mapping[str, str] | None, name: str) -> Scaling:
     )  # fmt: skip
 
 
-def choose_component(found: Mapping[str, Any], source: str) -> dict[str, Any]:
+def choose_component(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The network's settings among those of a pipeline's components, selected by prefix.
 
     As in diffusers, settings without a prefix apply only if there are none with the network's prefix.
     """
-    by_part: dict[str, dict[str, Any]] = {}
-    for key, value in found.items():
-        part, _, setting = key.rpartition(".")
-        by_part.setdefault(part, {})[setting] = value
-    strange = sorted(set(by_part) - {*NETWORKS, *OTHER_PARTS})
-    if strange:
+    by_component: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        component, _, setting = key.rpartition(".")
+        by_component.setdefault(component, {})[setting] = value
+    unknown = sorted(set(by_component) - {*NETWORKS, *OTHER_COMPONENTS})
+    if unknown:
         raise ValueError(
-            f"Expected settings of unet, transformer or text_encoder in {source}, got {show(strange[0])}. "
+            f"Expected settings of unet, transformer or text_encoder in {source}, got {brief(unknown[0])}. "
             f"{AGAIN}"
         )
-    there = [part for part in NETWORKS if part in by_part]
-    named = [part for part in there if part in NETWORKS[:3]]
-    if any(by_part[part] != by_part[named[0]] for part in named):
+    present = [name for name in NETWORKS if name in by_component]
+    named = [name for name in present if name in NETWORKS[:3]]
+    if any(by_component[name] != by_component[named[0]] for name in named):
         raise ValueError(
             f"Expected the settings of one network in {source}, got those of {' and '.join(named)}. {AGAIN}"
         )
-    return by_part[there[0]] if there else {}
+    return by_component[present[0]] if present else {}
 
 
 def check_supported(settings: Mapping[str, Any], name: str) -> None:
@@ -139,7 +139,7 @@ def check_supported(settings: Mapping[str, Any], name: str) -> None:
     if faults:
         key = faults[0]
         raise ValueError(
-            f"Expected a plain LoRA in {name}, got one with {key} = {show(settings[key])}, which asks for "
+            f"Expected a plain LoRA in {name}, got one with {key} = {brief(settings[key])}, which asks for "
             "another update than up(down(x)). Choose an intrinsic LoRA without it."
         )
 
@@ -150,16 +150,18 @@ def read_patterns(settings: Mapping[str, Any], key: str, read: Any, source: str)
     if patterns is None:
         return {}
     if not isinstance(patterns, dict):
-        raise ValueError(f"Expected an object as {key} in {source}, got {show(patterns)}. {AGAIN}")
+        raise ValueError(f"Expected an object as {key} in {source}, got {brief(patterns)}. {AGAIN}")
     for pattern in patterns:
         try:
-            fits(pattern, "")
+            matches_path(pattern, "")
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"Expected regular expressions in {key} in {source}, got {show(pattern)} ({error}). {AGAIN}"
+                f"Expected regular expressions in {key} in {source}, got {brief(pattern)} ({error}). {AGAIN}"
             ) from error
         if patterns[pattern] is None:
-            raise ValueError(f"Expected a number for {show(pattern)} in {key} in {source}, got null. {AGAIN}")
+            raise ValueError(
+                f"Expected a number for {brief(pattern)} in {key} in {source}, got null. {AGAIN}"
+            )
     return {pattern: read(patterns, pattern, f"{key} in {source}") for pattern in patterns}
 
 
@@ -170,7 +172,7 @@ def read_positive(settings: Mapping[str, Any], key: str, source: str) -> float |
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
         raise ValueError(
-            f"Expected a number above 0 for {show(key)} in {source}, got {show(value)[:80]}. {AGAIN}"
+            f"Expected a number above 0 for {brief(key)} in {source}, got {brief(value)[:80]}. {AGAIN}"
         )
     return float(value)
 
@@ -179,10 +181,11 @@ def read_rank(settings: Mapping[str, Any], key: str, source: str) -> int | None:
     """An integer above 0; None if not set."""
     value = read_positive(settings, key, source)
     if value is not None and value != int(value):
-        raise ValueError(f"Expected a whole number for {show(key)} in {source}, got {show(value)}. {AGAIN}")
+        raise ValueError(f"Expected a whole number for {brief(key)} in {source}, got {brief(value)}. {AGAIN}")
     return None if value is None else int(value)
 
 
-def show(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value for an error message, at most 60 characters."""
     text = value if isinstance(value, str) else str(value)
     return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text[:60]

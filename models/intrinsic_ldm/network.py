@@ -29,7 +29,7 @@ from .lora import LowRank, Projection, add_to_stream
 
 PIXELS = 8  # pixels per latent pixel along each side
 BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.")
-PARTS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of a self-attention
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of a self-attention
 ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 
 
@@ -133,7 +133,7 @@ class CrossDomainProcessor:
 
     def __init__(self, layer: Layer, coupling: Coupling, lora: Mapping[str, LowRank]):
         self.layer, self.coupling = layer, coupling
-        self.lora = {part: lora.get(f"{layer.name}.{part}") for part in PARTS}
+        self.lora = {name: lora.get(f"{layer.name}.{name}") for name in PROJECTIONS}
 
     def __call__(
         self,
@@ -150,7 +150,7 @@ class CrossDomainProcessor:
                 "prompt, an attention mask or a group norm. Use a UNet or transformer of these."
             )
         q, k, v = (
-            self._project(getattr(attn, part), part, hidden_states) for part in ("to_q", "to_k", "to_v")
+            self._project(getattr(attn, name), name, hidden_states) for name in ("to_q", "to_k", "to_v")
         )
         out = self.coupling.attend(
             self.layer.block,
@@ -164,10 +164,10 @@ class CrossDomainProcessor:
         out = out + hidden_states if attn.residual_connection else out
         return out / attn.rescale_output_factor
 
-    def _project(self, linear: nn.Module, part: str, x: Tensor) -> Tensor:
+    def _project(self, linear: nn.Module, name: str, x: Tensor) -> Tensor:
         out = linear(x)
-        if self.lora[part] is not None:
-            add_to_stream(out, x, self.lora[part], self.coupling.rows, "intrinsic")
+        if self.lora[name] is not None:
+            add_to_stream(out, x, self.lora[name], self.coupling.rows, "intrinsic")
         return out
 
 
@@ -212,18 +212,18 @@ def find_attention_layers(model: nn.Module) -> list[Layer]:
 
 def stage_of(name: str, levels: int) -> int:
     """Stage number: 1 to levels on the down path, levels + 1 in the middle, then the up path."""
-    found = BLOCK.match(name)
-    if found is None:
+    match = BLOCK.match(name)
+    if match is None:
         return levels + 1
-    return int(found[2]) + (1 if found[1] == "down_blocks" else levels + 2)
+    return int(match[2]) + (1 if match[1] == "down_blocks" else levels + 2)
 
 
 def projections(model: nn.Module) -> dict[str, Projection]:
     """Every projection that an intrinsic LoRA may change, by module path."""
-    found = {}
+    widths = {}
     for layer in find_attention_layers(model):
         attn = model.get_submodule(layer.name)
-        for part in PARTS:
-            linear = attn.get_submodule(part)
-            found[f"{layer.name}.{part}"] = Projection(linear.in_features, linear.out_features)
-    return found
+        for name in PROJECTIONS:
+            linear = attn.get_submodule(name)
+            widths[f"{layer.name}.{name}"] = Projection(linear.in_features, linear.out_features)
+    return widths

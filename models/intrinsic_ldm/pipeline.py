@@ -133,8 +133,8 @@ class IntrinsicPipeline:
         intrinsic = load_intrinsic_vae(files["vae"])
         like = torch.empty(0, device=device, dtype=dtype)
         lora = {
-            path: part.to(like)
-            for path, part in open_intrinsic_lora(files["lora"], base.backbone, name).items()
+            path: update.to(like)
+            for path, update in open_intrinsic_lora(files["lora"], base.backbone, name).items()
         }
         return cls(base, intrinsic, lora, preset).to(device)
 
@@ -250,14 +250,14 @@ def choose_files(name: str, weights: Mapping[str, PathLike]) -> dict[str, Path]:
             "these keys."
         )
     files = {**(TINY_FILES if name == "tiny" else {}), **weights}
-    missing = [part for part in TINY_FILES if part not in files]
+    missing = [name for name in TINY_FILES if name not in files]
     if missing:
         raise ValueError(
             f"Expected weights with {', '.join(TINY_FILES)} for the preset {name}, got none for "
             f"{', '.join(missing)}. Only the tiny preset has files in SpatialWeave; "
             "docs/intrinsic_training.md describes how to train others."
         )
-    return {part: Path(path) for part, path in files.items()}
+    return {name: Path(path) for name, path in files.items()}
 
 
 def open_intrinsic_lora(path: PathLike, backbone: Backbone, base: str) -> dict[str, LowRank]:
@@ -266,14 +266,14 @@ def open_intrinsic_lora(path: PathLike, backbone: Backbone, base: str) -> dict[s
     ValueError for a LoRA of another base.
     """
     tensors, metadata = open_lora(path)
-    parts = read_lora(tensors, projections(backbone.network), base=base, name=str(path), metadata=metadata)
+    updates = read_lora(tensors, projections(backbone.network), base=base, name=str(path), metadata=metadata)
     trained_on = metadata.get("base", backbone.name)
     if trained_on != backbone.name:
         raise ValueError(
             f"Expected a LoRA trained on {backbone.name}, got {path}, trained on {trained_on}. Choose the "
             "LoRA made for this base."
         )
-    return parts
+    return updates
 
 
 def check_vae(intrinsic: IntrinsicVae, backbone: Backbone) -> None:

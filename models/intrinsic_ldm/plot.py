@@ -57,7 +57,7 @@ def plot_weights(
 
 def _mark_times(pen: ImageDraw.ImageDraw, times: Sequence[float], steps: bool) -> None:
     count = len(times)
-    for index in sorted({round(part * (count - 1) / 5) for part in range(6)}):
+    for index in sorted({round(tick * (count - 1) / 5) for tick in range(6)}):
         x = LEFT + FIELD[0] * (index + 0.5) / count
         label = (
             f"step {index + 1}\nt {times[index]:.0f}"

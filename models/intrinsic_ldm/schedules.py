@@ -139,14 +139,14 @@ class Cut:
 def read_curve(text: str) -> Curve:
     """ "1000: 0, 800: 1, 500: 0" as a Curve; points are separated by commas, semicolons or line breaks."""
     points = []
-    for part in filter(
+    for item in filter(
         None, (piece.strip() for piece in text.replace(";", ",").replace("\n", ",").split(","))
     ):
         try:
-            t, w = (float(number) for number in part.split(":"))
+            t, w = (float(number) for number in item.split(":"))
         except ValueError:
             raise ValueError(
-                f'Expected points "t: w" in the curve, got {part!r}. Write them as in 1000: 0, 800: 1, 500: '
+                f'Expected points "t: w" in the curve, got {item!r}. Write them as in 1000: 0, 800: 1, 500: '
                 '0.'
             ) from None
         points.append((t, w))
@@ -156,18 +156,18 @@ def read_curve(text: str) -> Curve:
 def read_layers(text: str) -> frozenset[int]:
     """ "3-7" or "1, 4-6" as a set of layer numbers."""
     numbers: set[int] = set()
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        first, _, last = part.partition("-")
+    for item in filter(None, (piece.strip() for piece in text.split(","))):
+        first, _, last = item.partition("-")
         try:
             low, high = int(first), int(last or first)
         except ValueError:
             raise ValueError(
-                f'Expected layer numbers and ranges, got {part!r}. Write them as in "3-7" or "1, 4-6".'
+                f'Expected layer numbers and ranges, got {item!r}. Write them as in "3-7" or "1, 4-6".'
             ) from None
         if high < low or high - low > 1000:
             raise ValueError(
                 "Expected a range of layers from the lower number to the higher, at most 1000 apart, got "
-                f"{part!r}. Correct it."
+                f"{item!r}. Correct it."
             )
         numbers.update(range(low, high + 1))
     return frozenset(numbers)

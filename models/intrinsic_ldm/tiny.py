@@ -40,7 +40,7 @@ PREDICTION = "v_prediction"
 
 TEXT_FILE = "text.safetensors"  # of a folder in diffusers' layout with a tiny text encoder
 KIND = "tiny latent diffusion model"
-PARTS = ("unet", "vae", "text")  # key prefixes in the base's file
+COMPONENTS = ("unet", "vae", "text")  # key prefixes in the base's file
 VAE_SCALE = "vae_scale"  # metadata key
 BASE_FILE = Path(__file__).with_name("tiny_base.safetensors")
 VAE_FILE = Path(__file__).with_name("tiny_intrinsic_vae.safetensors")
@@ -87,7 +87,9 @@ class TinyBase:
 def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
     """Write one file, in float16."""
     tensors = {
-        f"{part}.{name}": value.half() for part in PARTS for name, value in getattr(base, part).items()
+        f"{component}.{name}": value.half()
+        for component in COMPONENTS
+        for name, value in getattr(base, component).items()
     }
     return write_tensors(
         path, tensors, {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}, kind=KIND
@@ -96,9 +98,8 @@ def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
 
 def read_base_folder(folder: Path) -> TinyBase:
     """The base in a training run's output folder: diffusers' layout, with our text encoder's file."""
-    unet, vae = (
-        read_tensors(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae")
-    )
+    file = "diffusion_pytorch_model.safetensors"
+    unet, vae = read_tensors(folder / "unet" / file), read_tensors(folder / "vae" / file)
     config = folder / "vae" / "config.json"
     scale = _read_scale(read_json_object(config).get("scaling_factor"), f"scaling_factor in {config}")
     return TinyBase(unet, vae, read_tensors(folder / TEXT_FILE), scale)
@@ -112,17 +113,16 @@ def load_base(path: str | os.PathLike = BASE_FILE) -> TinyBase:
             f"Expected a {KIND} in {path}, got {describe(header)}. Use the file that ships with SpatialWeave."
         )
     tensors = read_tensors(path)
-    parts = {
-        part: {
-            name.removeprefix(f"{part}."): value.float()
+    components = {
+        component: {
+            name.removeprefix(f"{component}."): value.float()
             for name, value in tensors.items()
-            if name.startswith(f"{part}.")
+            if name.startswith(f"{component}.")
         }
-        for part in PARTS
+        for component in COMPONENTS
     }
-    return TinyBase(
-        **parts, vae_scale=_read_scale(header.metadata[VAE_SCALE], f"{VAE_SCALE} in the metadata of {path}")
-    )
+    scale = _read_scale(header.metadata[VAE_SCALE], f"{VAE_SCALE} in the metadata of {path}")
+    return TinyBase(**components, vae_scale=scale)
 
 
 def _read_scale(stated: Any, source: str) -> float:

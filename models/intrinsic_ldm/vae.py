@@ -23,11 +23,11 @@ FIRST, LAST = "encoder.conv_in", "decoder.conv_out"
 
 def map_slices() -> dict[str, slice]:
     """The channel range of each map."""
-    found, start = {}, 0
+    slices, start = {}, 0
     for name, width in MAPS.items():
-        found[name] = slice(start, start + width)
+        slices[name] = slice(start, start + width)
         start += width
-    return found
+    return slices
 
 
 def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
@@ -35,25 +35,25 @@ def stack_maps(maps: Mapping[str, Tensor | None]) -> Tensor:
 
     Raises ValueError for an empty mapping, an unknown name, or shapes that do not agree.
     """
-    given = {name: tensor for name, tensor in maps.items() if tensor is not None}
-    unknown = sorted(set(given) - set(MAPS))
-    if unknown or not given:
+    present = {name: tensor for name, tensor in maps.items() if tensor is not None}
+    unknown = sorted(set(present) - set(MAPS))
+    if unknown or not present:
         got = f"one called {unknown[0]!r}" if unknown else "none"
         raise ValueError(f"Expected maps of {', '.join(MAPS)}, got {got}. Pass one or more of these.")
-    size = {(tensor.shape[0], *tensor.shape[2:]) for tensor in given.values()}
-    for name, tensor in given.items():
+    size = {(tensor.shape[0], *tensor.shape[2:]) for tensor in present.values()}
+    for name, tensor in present.items():
         if tensor.dim() != 4 or tensor.shape[1] != MAPS[name] or len(size) > 1:
-            shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items())
+            shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in present.items())
             raise ValueError(
                 f"Expected {name} (b, {MAPS[name]}, h, w), and all maps of one batch and size, got {shapes}. "
                 "Reshape them so."
             )
-    like = next(iter(given.values()))
-    parts = [
-        given.get(name, like.new_full((len(like), width, *like.shape[2:]), MISSING))
+    like = next(iter(present.values()))
+    channels = [
+        present.get(name, like.new_full((len(like), width, *like.shape[2:]), MISSING))
         for name, width in MAPS.items()
     ]
-    return torch.cat(parts, dim=1)
+    return torch.cat(channels, dim=1)
 
 
 def split_maps(stacked: Tensor) -> dict[str, Tensor]:
@@ -87,8 +87,8 @@ def widen_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "model's own VAE."
             )
     wide[f"{FIRST}.weight"] = _to_maps(state[f"{FIRST}.weight"], dim=1) / len(MAPS)
-    for part in ("weight", "bias"):
-        wide[f"{LAST}.{part}"] = _to_maps(state[f"{LAST}.{part}"], dim=0)
+    for kind in ("weight", "bias"):
+        wide[f"{LAST}.{kind}"] = _to_maps(state[f"{LAST}.{kind}"], dim=0)
     return wide
 
 

@@ -150,8 +150,8 @@ def _with_stated_scale(header: Header, inferred: VaeConfig, what: str) -> VaeCon
 
 def count_levels(names: Iterable[str]) -> int:
     """Number of resolution levels of the encoder."""
-    found = [STEP.match(name) or DIFFUSERS_STEP.match(name) for name in names]
-    return 1 + max((int(match[3]) for match in found if match and match[1] == "encoder"), default=-1)
+    matches = [STEP.match(name) or DIFFUSERS_STEP.match(name) for name in names]
+    return 1 + max((int(match[3]) for match in matches if match and match[1] == "encoder"), default=-1)
 
 
 def core_name(name: str, levels: int) -> str:
@@ -205,8 +205,8 @@ def to_diffusers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fold_scale(state: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor]:
     """Weights under ComfyUI's names whose latents are `ratio` times as large and decode to the same maps."""
     folded = dict(state)
-    for part, shift in (("weight", 0.0), ("bias", 2 * math.log(ratio))):
-        mean, log_variance = state[f"quant_conv.{part}"].float().chunk(2)
-        folded[f"quant_conv.{part}"] = torch.cat([mean * ratio, log_variance + shift])
+    for kind, shift in (("weight", 0.0), ("bias", 2 * math.log(ratio))):
+        mean, log_variance = state[f"quant_conv.{kind}"].float().chunk(2)
+        folded[f"quant_conv.{kind}"] = torch.cat([mean * ratio, log_variance + shift])
     folded[CODE] = state[CODE].float() / ratio
     return folded

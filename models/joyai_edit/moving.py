@@ -22,7 +22,7 @@ from .boxes import (
 from .buckets import Rect, core_crop, find_bucket
 from .framing import area
 from .prompts import move_prompt, name_notes
-from .restore import FramedImage, repeat_single
+from .restore import FramedImage, repeat_single, require_framed
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ def split_images(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
     return images, list(dict.fromkeys(notes))
 
 
+def split_masks(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Masks (h, w) of MASK batches of any sizes, on the CPU."""
+    return [mask for batch in batches for mask in batch.reshape(-1, *batch.shape[-2:]).cpu()]
+
+
 def boxes_from_numbers(sides: Sequence[Sequence[float]], count: int) -> list[Rect]:
     """Boxes of x, y, width and height, each one number or one for each image."""
     names = ("x", "y", "width", "height")
@@ -59,8 +64,7 @@ def boxes_from_frames(values: Sequence[Any], count: int) -> list[Rect]:
 
 def boxes_from_drawn(batches: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Rect]:
     """One box per image of MASK batches, which must have the images' sizes (height, width)."""
-    masks = [mask for batch in batches for mask in batch.reshape(-1, *batch.shape[-2:]).cpu()]
-    masks = repeat_single(masks, len(sizes), "mask")
+    masks = repeat_single(split_masks(batches), len(sizes), "mask")
     return [boxes_from_masks(mask[None], *size)[0] for mask, size in zip(masks, sizes, strict=True)]
 
 
@@ -88,7 +92,7 @@ def prepare_moves(
     """:func:`prepare_move` image by image; names the image that is at fault where there are several."""
     count = len(images)
     names = repeat_single(names, count, "object")
-    frames = [None] * count if framed is None else repeat_single(framed, count, "framing")
+    frames = [None] * count if framed is None else require_framed(framed, count)
     moves = []
     for index, row in enumerate(zip(names, images, boxes, frames, strict=True)):
         try:
@@ -104,7 +108,7 @@ def reference_sizes(images: Sequence[Tensor], framed: Sequence[FramedImage] | No
     """The sizes (height, width) in whose pixels boxes and masks are: before the fit, where there was one."""
     if framed is None:
         return [(image.shape[1], image.shape[2]) for image in images]
-    return [one.framing.size for one in repeat_single(framed, len(images), "framing")]
+    return [one.framing.size for one in require_framed(framed, len(images))]
 
 
 def _check_fitted(image: Tensor, framed: FramedImage) -> None:

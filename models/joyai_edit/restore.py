@@ -44,13 +44,13 @@ class Restored:
         height, width = self.edited.shape
         kept = (self.edited == 0).float().mean().item()
         lines = [
-            f"restored to {width} x {height} (width x height)",
-            f"{100 * kept:.1f}% of the pixels are the input's, bit for bit",
-            self.alignment.describe() + (" (of all, the edit included)" if self.whole else ""),
+            f"Restored to {width} x {height} (width x height).",
+            f"{100 * kept:.1f}% of the pixels are the input's, bit for bit.",
+            self.alignment.describe() + (" Measured on all, the edit included." if self.whole else ""),
         ]
         if self.uncovered.any():
             share = self.uncovered.float().mean().item()
-            lines.append(f"{100 * share:.1f}% were cropped away before the edit: there it is the input")
+            lines.append(f"{100 * share:.1f}% were cropped away before the edit: there it is the input.")
         return "\n".join(lines)
 
 
@@ -82,6 +82,16 @@ def _blend(source: Tensor, back: Tensor, share: Tensor) -> Tensor:
         mixed = torch.where(part < 1, source[0][window].lerp(back[0][window], part), back[0][window])
         image[0][window] = torch.where(part > 0, mixed, source[0][window])
     return image
+
+
+def require_framed(framed: Sequence[Any], count: int) -> list[FramedImage]:
+    """One framing per image, or a ValueError; a single one serves all."""
+    for one in framed:
+        if not isinstance(one, FramedImage):
+            raise ValueError(
+                f"Expected the framing of Joy: Fit at framing, got {type(one).__name__}. Wire its FRAMING."
+            )
+    return repeat_single(framed, count, "framing")
 
 
 def repeat_single(values: Sequence[Any], count: int, what: str) -> list[Any]:
@@ -173,7 +183,7 @@ def restore_all(
 ) -> RestoredBatch:
     """Each edited image (1, h, w, 3), restored in its mask, where it changed by `threshold`, or whole."""
     count = len(images)
-    frames = repeat_single(framed, count, "framing")
+    frames = require_framed(framed, count)
     drawn = repeat_single(masks, count, "edit mask") if len(masks) else [None] * count
     found, lines = [], []
     for index, (image, frame, mask) in enumerate(zip(images, frames, drawn, strict=True)):
@@ -183,9 +193,9 @@ def restore_all(
             mask = find_edited(image, frame, threshold)
         one = restore_image(image, frame, mask, feather)
         if mask is not None and not one.edited.any():
-            lines.append("nothing differs from the input, which is given back: the edit did not happen")
+            lines.append("Nothing differs from the input, which is given back: the edit did not happen.")
         found.append(one)
-        lines += [f"image {index}:"] * (count > 1) + [one.describe()]
+        lines += [f"Image {index}:"] * (count > 1) + [one.describe()]
     measured = [one.alignment.mean_px for one in found if one.alignment.blocks]
     return RestoredBatch(
         [one.image for one in found],

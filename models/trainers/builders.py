@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ..core.training.loop import Builder
 from ..intrinsic_ldm.training import lora as training_lora
 from ..intrinsic_ldm.training import vae as training_vae
+from ..joyai_edit.training import lora as joyai_lora
 from ..modality_forcing.training import task as training_task
 from ..world.judges import predictor_task, scorer_task
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
@@ -22,6 +23,7 @@ BUILDERS: Mapping[str, Builder] = {
     "tiny_base": build_tiny_base,
     "intrinsic_vae": training_vae.build,
     "intrinsic_lora": training_lora.build,
+    "joyai_lora": joyai_lora.build,
     "predictor": predictor_task.build,
     "scorer": scorer_task.build,
     "vggt": build_vggt,

@@ -35,7 +35,7 @@ class LossSettings:
     camera: float = 2.0  # weight of the camera term
     depth: float = 1.0
     gradient: float = 0.5  # weight of differences between neighboring pixels, beside the depth term
-    confidence: float = 0.1  # weight of log(confidence): larger values make the network surer
+    confidence: float = 0.3  # weight of log(confidence): larger values make the network surer
     points: float = 2.0  # weight of the probes: the patches' points in the first camera's frame
     matching: float = 0.5  # weight of the attention between views, which learns the patch of the same surface
     depth_views: int = 0  # views of a scene whose depth counts in a step; 0 is all
@@ -179,13 +179,23 @@ def point_error(guesses: list[Tensor], truth: Mapping[str, Tensor], patch: int) 
 def matching_error(
     logits: list[Tensor], truth: Mapping[str, Tensor], intrinsics: Tensor, patch: int
 ) -> Tensor:
-    """Cross entropy of attention logits (b, v, n, w, m): patch m of view w shows what patch n of v shows."""
+    """Cross entropy of attention logits (b, v, n, w, m), patch m of view w for the surface in patch n of v.
+
+    The first block finds the patch within each other view; the second finds that of the first view among the
+    patches of all views, its own included, so that what is known of the first view's frame comes with it.
+    """
     target = match_patches(truth, intrinsics, patch)
-    if not bool((target >= 0).any()):
-        return intrinsics.new_zeros(())
-    flat = target.flatten()
-    errors = [F.cross_entropy(found.float().flatten(0, 3), flat, ignore_index=-1) for found in logits]
-    return torch.stack(errors).mean()
+    within, first = (found.float() for found in logits)
+    terms = (
+        (rearrange(within, "b v n w m -> (b v n w) m"), target.flatten()),
+        (rearrange(first[:, 1:], "b v n w m -> (b v n) (w m)"), target[:, 1:, :, 0].flatten()),
+    )
+    errors = [
+        F.cross_entropy(found, matches, ignore_index=-1)
+        for found, matches in terms
+        if bool((matches >= 0).any())
+    ]
+    return torch.stack(errors).mean() if errors else intrinsics.new_zeros(())
 
 
 def match_patches(truth: Mapping[str, Tensor], intrinsics: Tensor, patch: int) -> Tensor:

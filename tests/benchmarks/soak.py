@@ -1,4 +1,5 @@
-"""A thousand tiny runs of all shipped workflows in one ComfyUI: what is left in memory and of handles, and whether runs stay bit-equal.
+"""A thousand tiny runs of the shipped workflows in one ComfyUI: what is left in memory and of handles, and whether
+runs stay bit-equal. Those of a megapixel (joyai_*) run where --graphs names them.
 
     python tests/benchmarks/soak.py COMFYUI PACK [--runs 1000] [--json FILE] [--log FILE]
     python tests/benchmarks/soak.py COMFYUI PACK --control [--runs 1000] [--json FILE]
@@ -9,14 +10,17 @@ has a first run; from then on they take turns, each time with another seed, so t
 cancelled (deleted from the queue, interrupted at once, interrupted later), every hundredth meets a fault, and the run after either is the
 same workflow's with the seed of its first: every file it saves must be the first's, pixel by pixel and number by number.
 
-After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000 runs; its cache of results is
-the one that keeps no more than the last graph's (--cache-classic), so that every run loads its models anew, or with --lru N the last N
-nodes' (--cache-lru), so that they stay loaded as on a server that is used for long.
+After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000 runs. Its cache of results is
+the default one, or that of --classic (what the last graph had) or --lru N (the last N nodes'). Under the first two another workflow's
+models are loaded anew.
 
 Then garbage is collected, the C library gives back what it kept, and
 memory and handles are read in /proc; "unsettled" is the memory before that. Growth is the median of the last 50 runs against that of the
-50 after the first 50. --control: without the pack, what core does in these workflows (loads the same
+50 after the first 50. "objects" are Python's (sys.getallocatedblocks), "tensors" those that
+core's loader read of safetensors files, for its own nodes and for the pack's (cumulative), "allocated" the bytes that glibc has given out: what is in use,
+without what is merely kept. --control: without the pack, what core does in these workflows (loads the same
 small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without cancels and faults, for comparison.
+--mend-safetensors: core reads safetensors files without the library's leak of 64 bytes a tensor.
 
 Exit status 1 when memory grew by 1 % or more, a handle is left, a run was not bit-equal, or a cancelled or faulty run ended otherwise than
 it should.
@@ -25,6 +29,7 @@ it should.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import random
 import shutil
@@ -39,7 +44,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FLAGS = ("--preview-method", "auto")
 LIMIT = 0.01  # growth
-SIZES = ("rss", "pss", "private", "anonymous", "unsettled")
+SIZES = ("rss", "pss", "private", "anonymous", "unsettled", "allocated")
+COMPLETED = ("run", "again")
+BYTES_A_TENSOR = 64  # two integers
+COUNTED = ("objects", "tensors of core", "tensors of pack")
 SETTLE = 13  # seconds after which core has collected garbage
 FAULTS = ("missing when queued", "full disk", "killed client", "damaged weights", "missing when run")
 
@@ -54,7 +62,7 @@ def load(path):
 process, graphs_of, clients, faults_of = (load(HERE / f"soak_{name}.py") for name in ("process", "graphs", "client", "faults"))
 
 
-def install(pack, base, control):
+def install(pack, base, control, mend=False):
     """A ComfyUI base directory with the pack and the small models."""
     nodes = base / "custom_nodes"
     (base / "input").mkdir(parents=True)
@@ -62,6 +70,8 @@ def install(pack, base, control):
     for name in ("inside_small_bases.py", "inside_small_klein.py", "inside_small_estimators.py"):
         shutil.copy(HERE.parent / "workflows" / name, nodes)
     shutil.copy(HERE / "inside_soak.py", nodes)
+    if mend:
+        shutil.copy(HERE / "inside_mended_safetensors.py", nodes)
     if not control:
         shutil.copytree(pack, nodes / "spatialweave", ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "docs"))
         folder = base / "models" / "diffusion_models"
@@ -76,6 +86,7 @@ class Soak:
         self.random, self.seeds, self.turn = random.Random(0), count(1000), 0
         self.faults = faults_of.Faults(client, graphs, self.random, self.write_picture)
         self.first, self.rows, self.failures, self.occasions = {}, [], [], []
+        self.stopped = False
         self.disturbed = None  # the workflow whose last run was cancelled or faulty
 
     def write_picture(self, name, seed):
@@ -88,14 +99,16 @@ class Soak:
         return path
 
     def run_all(self):
+        """Runs, until their number is reached or the program is told to stop; one that is stopped early still reports."""
         for number in range(1, self.options.runs + 1):
+            if self.stopped and len(self.rows) >= 3 * self.options.window:
+                break
             began = time.monotonic()
             row = {"run": number, **self.choose(number)}
             row["seconds"] = round(time.monotonic() - began, 3)
             self.client.clear()
             row["unsettled"] = process.read_memory(self.client.pid)["rss"]
-            self.client.post("/soak/settle", {})
-            row |= self.measure()
+            row |= json.loads(self.client.post("/soak/settle", {})) | self.measure()
             self.rows.append(row)
             if self.options.log:
                 with self.options.log.open("a") as file:
@@ -202,8 +215,9 @@ class Soak:
 
 
 def flags_of(options):
-    """ComfyUI's, of which the cache is one."""
-    return [*(("--cache-lru", str(options.lru)) if options.lru else ("--cache-classic",)), *FLAGS]
+    """ComfyUI's, of which the cache may be one."""
+    cache = ["--cache-lru", str(options.lru)] if options.lru else ["--cache-classic"] if options.classic else []
+    return [*cache, *FLAGS]
 
 
 def next_of(names, soak):
@@ -230,9 +244,13 @@ def summarise(soak, left):
         growth[key] = {"early": round(before / scale, 3), "late": round(after / scale, 3), "most": round(most / scale, 3)}
         if key in SIZES:
             growth[key]["percent"] = round(100 * (after / before - 1), 3)
-            growth[key]["kilobytes a run"] = round(slope([row[key] for row in rows[window:]]) / 1e3, 2)
+            growth[key]["kilobytes a run"] = [round(value / 1e3, 2) for value in slope(rows[window:], key)]
         elif after > before:
             failures.append(f"{key}: {before} before, {after} at the end")
+    for key in COUNTED:
+        growth[key] = {"a run": [round(value, 1) for value in slope(rows[window:], key)]}
+    lost = [BYTES_A_TENSOR * growth[f"tensors of {name}"]["a run"][0] / 1e3 for name in ("core", "pack")]
+    growth["lost in the safetensors library, kilobytes a run"] = dict(zip(("core's loads", "the pack's loads"), lost, strict=True))
     failures += [f"{key} grew by {growth[key]['percent']} %" for key in ("rss", "pss", "private") if growth[key]["percent"] >= 100 * LIMIT]
     failures += [f"still open or mapped at the end: {path}" for path in left["ours"]]
     if left["children"]:
@@ -240,9 +258,18 @@ def summarise(soak, left):
     return growth, failures
 
 
-def slope(values):
-    """Of the straight line of least squares, by run."""
-    return statistics.linear_regression(range(len(values)), values).slope
+def slope(rows, key):
+    """(growth a run, two standard errors): one straight line through the completed runs, each workflow at a height of its own."""
+    groups = [[row for row in rows if row["graph"] == name and row["kind"] in COMPLETED] for name in {row["graph"] for row in rows}]
+    pairs = []
+    for group in filter(None, groups):
+        middles = [statistics.fmean(row[name] for row in group) for name in ("run", key)]
+        pairs += [(row["run"] - middles[0], row[key] - middles[1]) for row in group]
+    spread, free = sum(x * x for x, _ in pairs), len(pairs) - sum(map(bool, groups)) - 1
+    if not spread or free < 1:  # hardly a workflow ran twice
+        return math.nan, math.nan
+    found = sum(x * y for x, y in pairs) / spread
+    return found, 2 * (sum((y - found * x) ** 2 for x, y in pairs) / free / spread) ** 0.5
 
 
 def report(soak, growth, left, failures):
@@ -255,6 +282,7 @@ def report(soak, growth, left, failures):
     course = [soak.rows[at : at + window] for at in range(0, len(soak.rows), window)]
     return {
         "passed": not failures, "failures": failures, "runs": len(kinds), "flags": flags_of(options), "control": options.control,
+        "safetensors mended": options.mend_safetensors,
         "allocators": {name: value for name, value in sorted(os.environ.items()) if "MALLOC" in name},
         "file system of its own": soak.client.mounted, "comfyui": soak.client.server.get_json("/system_stats")["system"]["comfyui_version"],
         "growth": growth,
@@ -282,6 +310,8 @@ def parse(arguments=None):
     parser.add_argument("--log", type=Path, help="write a line of JSON after each run to this file")
     parser.add_argument("--server-log", type=Path, help="keep what ComfyUI logged in this file")
     parser.add_argument("--control", action="store_true", help="core's own nodes alone, without the pack, no cancels, no faults")
+    parser.add_argument("--mend-safetensors", action="store_true", help="core reads safetensors files without the library's leak")
+    parser.add_argument("--classic", action="store_true", help="keep the results of the last graph alone (--cache-classic)")
     parser.add_argument("--lru", type=int, metavar="N", help="keep the results of the last N nodes, models among them, from run to run")
     parser.add_argument("--graphs", nargs="+", help="only these workflows, by name, to find which of them grows")
     options = parser.parse_args(arguments)
@@ -296,7 +326,7 @@ def main():
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server and the mount go, too
     pack, folder = options.pack.resolve(), Path(tempfile.mkdtemp(prefix="soak-"))
-    install(pack, folder / "base", options.control)
+    install(pack, folder / "base", options.control, options.mend_safetensors)
     if options.log:
         options.log.unlink(missing_ok=True)
     runner = load(pack / "workflows" / "run.py")
@@ -305,6 +335,7 @@ def main():
     try:
         client.server.wait_until_up(client.process, 900)
         soak = Soak(client, graphs_of.Graphs(runner, pack, names), options)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(soak, "stopped", True))
         soak.run_all()
         client.forget()
         time.sleep(SETTLE)

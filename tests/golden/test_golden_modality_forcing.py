@@ -1,7 +1,8 @@
 """Parity with the published network, on every Modality Forcing file of the folder SPATIALWEAVE_GOLDEN.
 
-Nothing here knows a width, a grid, a case or a file by name: what a file is and what it holds is read from its own metadata,
-so another set of files of the same format runs unchanged. Tolerances are those of the format's README.
+Nothing here knows a width, a grid, a case or a file by name: what a file is and what it holds is read from
+its own metadata, so another set of files of the same format runs unchanged. Tolerances are those of the
+format's README.
 """
 
 import json
@@ -51,12 +52,17 @@ def read_description(path):
 def is_of_the_family(description):
     """By the repository it was made from, or by a size that only this network has."""
     repository = description.get("source", {}).get("repo", "")
-    return repository.endswith("modality-forcing") or "num_depth_decoder_blocks" in description.get("config", {})
+    return repository.endswith("modality-forcing") or "num_depth_decoder_blocks" in description.get(
+        "config", {}
+    )
 
 
 def find_kind(description):
     """What a file holds, from the fields of its cases and the names of its tensors."""
-    names, cases = description["tensors"], description.get("cases") or ([description["case"]] if "case" in description else [])
+    names, cases = (
+        description["tensors"],
+        description.get("cases") or ([description["case"]] if "case" in description else []),
+    )
     fields = set().union(*cases)
     if any(name.startswith(PREFIX) for name in names):
         return "weights"
@@ -86,7 +92,8 @@ def find_files():
 FILES = find_files()
 # a folder that was named and holds nothing is a fault; only the default may be absent
 needs_files = pytest.mark.skipif(
-    not FILES and "SPATIALWEAVE_GOLDEN" not in os.environ, reason=f"no golden files: {FOLDER} holds none; set SPATIALWEAVE_GOLDEN"
+    not FILES and "SPATIALWEAVE_GOLDEN" not in os.environ,
+    reason=f"no golden files: {FOLDER} holds none; set SPATIALWEAVE_GOLDEN",
 )
 
 
@@ -103,13 +110,21 @@ def by_file(kind):
 
 
 def read_group(path, name):
-    return {key.removeprefix(f"{name}/"): value for key, value in load_file(path).items() if key.startswith(f"{name}/")}
+    return {
+        key.removeprefix(f"{name}/"): value
+        for key, value in load_file(path).items()
+        if key.startswith(f"{name}/")
+    }
 
 
 def read_weights(path, description):
     """The state dict that belongs to a file: the one it names, else the one of the same configuration."""
     candidates = [other for other, d in FILES.get("weights", []) if d["config"] == description["config"]]
-    named = [other for other in candidates if other.name == description.get("weights_file") and other.parent == path.parent]
+    named = [
+        other
+        for other in candidates
+        if other.name == description.get("weights_file") and other.parent == path.parent
+    ]
     assert candidates, f"no weights file in {FOLDER} has the configuration of {path.name}"
     return {key.removeprefix(PREFIX): value for key, value in load_file((named or candidates)[0]).items()}
 
@@ -138,7 +153,7 @@ def test_golden_files_are_all_of_a_known_kind():
     assert not [str(path) for kind in FILES if kind.startswith("unknown") for path, _ in FILES[kind]]
 
 
-# --- the network ---------------------------------------------------------------------------------------------------------
+# --- the network --------------------------------------------------------------------------------------------
 
 
 @by_file("weights")
@@ -159,14 +174,27 @@ def test_golden_forward(path, description, case):
     time_dtype = torch.bfloat16 if "bfloat16 time" in case["precision"] else None
     assert dtype == torch.bfloat16 or time_dtype or case["precision"] == "float32", case["precision"]
     network, patch = build_network(path, description, dtype), description["config"]["depth_patch"]
-    given, wanted, grid = read_group(path, case["inputs_from"]), read_group(path, case["name"]), tuple(case["grid"])
+    given, wanted, grid = (
+        read_group(path, case["inputs_from"]),
+        read_group(path, case["name"]),
+        tuple(case["grid"]),
+    )
 
-    img, depth = tokens_to_latent(given["image_tokens"], grid), tokens_to_depth(given["depth_tokens"], grid, patch)
+    img, depth = (
+        tokens_to_latent(given["image_tokens"], grid),
+        tokens_to_depth(given["depth_tokens"], grid, patch),
+    )
     assert torch.equal(img, given["image_latent"]) and torch.equal(depth, given["depth_map"])
-    velocity, x0 = network(img.to(dtype), depth, given["context"], given["t_rgb"], given["t_depth"], time_dtype=time_dtype)
+    velocity, x0 = network(
+        img.to(dtype), depth, given["context"], given["t_rgb"], given["t_depth"], time_dtype=time_dtype
+    )
 
     assert velocity.dtype == dtype and x0.dtype == torch.float32
-    max_abs, mean_abs = (0.2, 0.03) if dtype == torch.bfloat16 else (description["tolerance"].get("float32_max_abs", 5e-4), None)
+    max_abs, mean_abs = (
+        (0.2, 0.03)
+        if dtype == torch.bfloat16
+        else (description["tolerance"].get("float32_max_abs", 5e-4), None)
+    )
     for name, actual in (
         ("rgb_velocity", velocity), ("rgb_velocity_tokens", latent_to_tokens(velocity)),
         ("depth_x0", x0), ("depth_x0_tokens", depth_to_tokens(x0, patch)),
@@ -177,7 +205,10 @@ def test_golden_forward(path, description, case):
 @by_file("forward")
 def test_golden_time_embedding(path, description):
     config, group = description["config"], read_group(path, "time_embedding")
-    for name, tolerance in (("float32", 1e-4), ("bfloat16", 2**-7)):  # bfloat16: one unit in the last place may flip
+    for name, tolerance in (
+        ("float32", 1e-4),
+        ("bfloat16", 2**-7),
+    ):  # bfloat16: one unit in the last place may flip
         actual = timestep_embedding(
             group["t"], config["time_embed_dim"], dtype=getattr(torch, name),
             max_period=config["time_max_period"], time_factor=config["time_factor"],
@@ -185,13 +216,15 @@ def test_golden_time_embedding(path, description):
         assert_within(actual, group[name], tolerance, 1e-5, name)
 
 
-# --- schedules and sampling ----------------------------------------------------------------------------------------------
+# --- schedules and sampling ---------------------------------------------------------------------------------
 
 
 @by_case("schedules")
 def test_golden_schedules(path, description, case):
     group, tolerance = read_group(path, case["name"]), description["tolerance"].get("float32_max_abs", 2e-6)
-    schedule = make_schedule(MODES[case["mode"]], case["steps"], log2_alpha=case["log2_alpha"], mu=case["mu"], sigma=case["sigma"])
+    schedule = make_schedule(
+        MODES[case["mode"]], case["steps"], log2_alpha=case["log2_alpha"], mu=case["mu"], sigma=case["sigma"]
+    )
     assert_within(schedule.t_rgb, group["t_rgb"], tolerance, what="t_rgb")
     assert_within(schedule.t_depth, group["t_depth"], tolerance, what="t_depth")
 
@@ -201,26 +234,42 @@ def test_golden_sampling(path, description, case):
     group, config, grid = read_group(path, case["name"]), description["config"], tuple(case["grid"])
     network, patch = build_network(path, description), config["depth_patch"]
     schedule = make_schedule(
-        MODES[case["mode"]], case["steps"], log2_alpha=case["log2_alpha"], mu=config["shift_mu"], sigma=config["shift_sigma"]
+        MODES[case["mode"]],
+        case["steps"],
+        log2_alpha=case["log2_alpha"],
+        mu=config["shift_mu"],
+        sigma=config["shift_sigma"],
     )
     assert_within(schedule.t_rgb, group["t_rgb"], 2e-6, what="t_rgb")
     assert_within(schedule.t_depth, group["t_depth"], 2e-6, what="t_depth")
-    settings = {"context": group["context"], "null_context": group.get("context_empty"), "x0_t_min": config["x0_t_min"]}
+    settings = {
+        "context": group["context"],
+        "null_context": group.get("context_empty"),
+        "x0_t_min": config["x0_t_min"],
+    }
 
     rgb = tokens_to_latent(group["clean_rgb_tokens" if case["mode"] == "i2d" else "noise_rgb_tokens"], grid)
-    depth = tokens_to_depth(group["clean_depth_tokens" if case["mode"] == "d2i" else "noise_depth_tokens"], grid, patch)
+    depth = tokens_to_depth(
+        group["clean_depth_tokens" if case["mode"] == "d2i" else "noise_depth_tokens"], grid, patch
+    )
     final_rgb, final_depth = sample(network, rgb, depth, schedule, guidance=case["guidance"], **settings)
     if case["mode"] == "refine":
-        assert_within(depth_to_tokens(final_depth, patch), group["stage1_depth_tokens"], 3e-3, 3e-4, "first run")
+        assert_within(
+            depth_to_tokens(final_depth, patch), group["stage1_depth_tokens"], 3e-3, 3e-4, "first run"
+        )
         second = tokens_to_depth(group["noise_depth_stage2_tokens"], grid, patch)
-        again = make_schedule("image_to_depth", case["steps"], mu=config["shift_mu"], sigma=config["shift_sigma"])
+        again = make_schedule(
+            "image_to_depth", case["steps"], mu=config["shift_mu"], sigma=config["shift_sigma"]
+        )
         kept, final_depth = sample(network, final_rgb, second, again, **settings)
         assert torch.equal(kept, final_rgb)
     if case["mode"] == "i2d":
         assert torch.equal(final_rgb, rgb)
     if case["mode"] == "d2i":
         assert torch.equal(final_depth, depth)
-        assert_within(depth_to_net(group["clean_depth_raw"]), group["clean_depth_map"], 2e-6, what="condition")
+        assert_within(
+            depth_to_net(group["clean_depth_raw"]), group["clean_depth_map"], 2e-6, what="condition"
+        )
 
     for name, actual in (
         ("final_rgb_latent", final_rgb), ("final_rgb_tokens", latent_to_tokens(final_rgb)),
@@ -229,10 +278,16 @@ def test_golden_sampling(path, description, case):
         assert_within(actual, group[name], 3e-3, 3e-4, name)
     calm = (group["final_depth_net"].abs() - 2).abs() > 0.2
     # a depth near 0 is the map itself, whose tolerance of 3e-3 is absolute: 2e-2 of 0.15
-    assert_relative(net_to_depth(final_depth, z_max=None)[calm], group["final_depth"][calm], 2e-2, "final_depth", floor=0.15)
+    assert_relative(
+        net_to_depth(final_depth, z_max=None)[calm],
+        group["final_depth"][calm],
+        2e-2,
+        "final_depth",
+        floor=0.15,
+    )
 
 
-# --- the depth codec -----------------------------------------------------------------------------------------------------
+# --- the depth codec ----------------------------------------------------------------------------------------
 
 
 def groups_of(kind):
@@ -242,7 +297,11 @@ def groups_of(kind):
         for key in description["tensors"]:
             group, _, name = key.rpartition("/")
             names[group].add(name)
-        yield from ((path, description, group, members) for group, members in names.items() if not group.startswith("debug"))
+        yield from (
+            (path, description, group, members)
+            for group, members in names.items()
+            if not group.startswith("debug")
+        )
 
 
 def check_contraction(group, patch, path):
@@ -258,7 +317,11 @@ def check_inverse(group, patch, path):
 
 
 def check_clamped_inverse(group, patch, path):
-    (z,) = (value for key, value in load_file(path).items() if key.endswith("/z") and value.shape == group["r"].shape)
+    (z,) = (
+        value
+        for key, value in load_file(path).items()
+        if key.endswith("/z") and value.shape == group["r"].shape
+    )
     assert_relative(uncontract(z), group["r"], 1e-5)
 
 
@@ -301,7 +364,10 @@ def check_resize(group, patch, path):
 
 
 def check_warning(group, patch, path):
-    """Zeros that count: the file shows the harm. Ours leaves them out, so the valid pixels agree with the file's own target."""
+    """Zeros that count: the file shows the harm.
+
+    Ours leaves them out, so the valid pixels agree with the file's own target.
+    """
     targets = read_group(path, "invalid")
     mask = is_valid(group["raw"])
     assert_within(depth_to_net(group["raw"])[mask], targets["net_valid"][mask], 2e-6)
@@ -315,21 +381,30 @@ CODEC_CHECKS = {
     ("decoded", "mean", "net", "raw", "tokens"): check_encode,
     ("net_joint_mean", "net_per_image", "raw"): check_batch,
     ("depth", "tokens"): check_decode,
-    ("fill_noise", "net_filled", "net_filled_tokens", "net_valid", "raw", "valid_mask", "valid_mean"): check_invalid,
+    (
+        "fill_noise",
+        "net_filled",
+        "net_filled_tokens",
+        "net_valid",
+        "raw",
+        "valid_mask",
+        "valid_mean",
+    ): check_invalid,
     ("nearest", "net", "raw"): check_resize,
     ("net", "raw"): check_warning,
 }
 
 
 @pytest.mark.parametrize(
-    ("path", "description", "group", "names"), [pytest.param(*g, id=f"{g[0].stem}-{g[2]}") for g in groups_of("depth codec")]
+    ("path", "description", "group", "names"),
+    [pytest.param(*g, id=f"{g[0].stem}-{g[2]}") for g in groups_of("depth codec")],
 )
 def test_golden_depth_codec(path, description, group, names):
     check = CODEC_CHECKS[tuple(sorted(names))]  # a KeyError here is a group of a new form
     check(read_group(path, group), description["config"]["depth_patch"], path)
 
 
-# --- point clouds --------------------------------------------------------------------------------------------------------
+# --- point clouds -------------------------------------------------------------------------------------------
 
 
 @by_case("point cloud")
@@ -340,7 +415,9 @@ def test_golden_point_cloud(path, description, case):
     assert torch.equal(view.mask[0], group["valid_mask"].bool())
     if "edge_mask" in group:
         assert torch.equal(depth_edges(depth[None], case["edge_rtol"])[0], group["edge_mask"].bool())
-        assert torch.equal(depth_edges(view.depth, case["edge_rtol"])[view.mask], group["edge_mask"].bool()[view.mask[0]])
+        assert torch.equal(
+            depth_edges(view.depth, case["edge_rtol"])[view.mask], group["edge_mask"].bool()[view.mask[0]]
+        )
 
     settings = {"fov_degrees": case["fov_deg"], "edge_rtol": case["edge_rtol"]}
     (cloud,) = view_to_point_cloud(view, **settings, remove_outliers=bool(case.get("sor")))

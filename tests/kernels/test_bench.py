@@ -1,4 +1,6 @@
-"""The benchmark reports after checks alone, and judges itself by the goals; the doctor names every backend with a reason."""
+"""The benchmark reports after checks alone, and judges itself by the goals; the doctor names every backend
+with a reason.
+"""
 
 import json
 from graphlib import TopologicalSorter
@@ -22,22 +24,43 @@ def small(monkeypatch):
 
 def test_bench_prints_writes_and_draws(small, tmp_path, capsys):
     record, plot = tmp_path / "b.json", tmp_path / "b.png"
-    words = ["bench", "kernels", "--device", "cpu", "--rounds", "2", "--shape", "SDXL 1024 L2", "--shape", "klein-4B"]
+    words = [
+        "bench",
+        "kernels",
+        "--device",
+        "cpu",
+        "--rounds",
+        "2",
+        "--shape",
+        "SDXL 1024 L2",
+        "--shape",
+        "klein-4B",
+    ]
     assert cli.main([*words, "--json", str(record), "--plot", str(plot)]) == 0
     lines, found = capsys.readouterr().out.splitlines(), json.loads(record.read_text())
     times = found["times"]
     assert len(times) == 4 * 4 + 3 * 3 and not found["absent"]
-    assert lines[0].startswith("device cpu, threads ") and f"torch {torch.__version__}" in lines[0] and "Tflop/s" in lines[0]
+    assert (
+        lines[0].startswith("device cpu, threads ")
+        and f"torch {torch.__version__}" in lines[0]
+        and "Tflop/s" in lines[0]
+    )
     assert len(lines) == 2 + len(times) + len(found["goals"])
     assert [(one["shape"], one["rival"], one["weight"]) for one in found["goals"]] == [
         ("SDXL 1024 L2", "one stream", "zero"), ("SDXL 1024 L2", "ours, no row at zero", "half zero"),
-        ("SDXL 1024 L2", "two calls, gather, merge", "mixed"), ("SDXL 1024 L2", "two calls, gather, merge", "one"),
+        ("SDXL 1024 L2", "two calls, gather, merge", "mixed"),
+        ("SDXL 1024 L2", "two calls, gather, merge", "one"),
         ("klein-4B", "concat and mask", "mixed"),
     ]  # fmt: skip
     assert found["machine"]["device"] == "cpu" and found["rates"]["operations"] > 0
     assert {one["weight"] for one in times} == {"zero", "mixed", "one", "half zero"}
-    assert all(one["median"] > 0 and one["floor"] > 0 and len(one["spread"]) == 2 and one["mode"] == "eager" for one in times)
-    assert {one["kernel"] for one in times if one["rival"] == "one stream"} == {"aten::_scaled_dot_product_flash_attention_for_cpu"}
+    assert all(
+        one["median"] > 0 and one["floor"] > 0 and len(one["spread"]) == 2 and one["mode"] == "eager"
+        for one in times
+    )
+    assert {one["kernel"] for one in times if one["rival"] == "one stream"} == {
+        "aten::_scaled_dot_product_flash_attention_for_cpu"
+    }
     assert Image.open(plot).size[1] == 16 * (len([one for one in times if one["rival"] != "ours"]) + 2)
 
 
@@ -45,7 +68,10 @@ def test_no_time_from_wrong_numbers(small, monkeypatch, capsys):
     monkeypatch.setattr(verify, "segment_attention", lambda q, *given, **named: torch.zeros_like(q))
     assert cli.main(["bench", "kernels", "--device", "cpu", "--rounds", "1"]) == 1
     said = capsys.readouterr().err
-    assert "case pairs-mixed, triton, seed " in said and "is off by 1, 1e-05 is allowed; no time is reported" in said
+    assert (
+        "case pairs-mixed, triton, seed " in said
+        and "is off by 1, 1e-05 is allowed; no time is reported" in said
+    )
 
 
 def test_no_time_from_wrong_gradients(monkeypatch):
@@ -53,7 +79,9 @@ def test_no_time_from_wrong_gradients(monkeypatch):
         return segment_attention(q, k / 2 + k.detach() / 2, v, *given, **named)
 
     monkeypatch.setattr(verify, "segment_attention", half_as_steep)
-    with pytest.raises(FloatingPointError, match="case pairs-mixed, composition, seed .*, gradient of k is off by 0.5"):
+    with pytest.raises(
+        FloatingPointError, match="case pairs-mixed, composition, seed .*, gradient of k is off by 0.5"
+    ):
         verify.verify(torch.device("cpu"), torch.float32, cases=CASES[:1])
 
 
@@ -68,9 +96,12 @@ def test_a_wrong_rival_has_no_time_and_a_reason(small, monkeypatch):
     run = bench.bench("cpu", rounds=1, shapes=("SDXL 1024 L2",))
     assert {timing.rival for timing in run.times} == {"ours", "concat and mask", "one stream"}
     sentence = (
-        "SDXL 1024 L2, weight zero, eager: two calls, gather, merge has no time: FloatingPointError: two calls, gather, merge is off by nan"
+        "SDXL 1024 L2, weight zero, eager: two calls, gather, merge has no time: "
+        "FloatingPointError: two calls, gather, merge is off by nan"
     )
-    assert len(run.absent) == 4 and run.absent[0].startswith(sentence) and run.absent[0] in report.as_lines(run)
+    assert (
+        len(run.absent) == 4 and run.absent[0].startswith(sentence) and run.absent[0] in report.as_lines(run)
+    )
 
 
 def test_the_floor_is_the_slowest_of_products_copies_and_exponentials():
@@ -83,7 +114,8 @@ def test_the_floor_is_the_slowest_of_products_copies_and_exponentials():
 
 
 @pytest.mark.parametrize("rows, weight, keys", [
-    (4, "zero", 64), (4, "mixed", 128), (4, "half zero", 96), (1, "mixed", 64), (1, "zero", (4 * 64 + 30 * 34 + 30 * 34) / 64)
+    (4, "zero", 64), (4, "mixed", 128), (4, "half zero", 96), (1, "mixed", 64),
+    (1, "zero", (4 * 64 + 30 * 34 + 30 * 34) / 64)
 ])  # fmt: skip
 def test_the_floor_counts_the_keys_that_are_seen(rows, weight, keys):
     assert bench.seen_keys(*bench.problem(rows, 64, weight)) == pytest.approx(keys)
@@ -91,15 +123,23 @@ def test_the_floor_counts_the_keys_that_are_seen(rows, weight, keys):
 
 def medians(weight, mode="eager", size=(4, 10, 4096, 64), **times):
     named = {name.replace("_", " "): time for name, time in times.items()}
-    return [results.Timing("a shape", size, weight, rival, time, (time, time), 0.1, mode, "") for rival, time in named.items()]
+    return [
+        results.Timing("a shape", size, weight, rival, time, (time, time), 0.1, mode, "")
+        for rival, time in named.items()
+    ]
 
 
 def test_the_goals_are_judged_by_ratios():
     found = medians("zero", ours=1.0, one_stream=1.0) + medians("half zero", ours=1.5)
-    found += medians("mixed", ours=2.0, **{"ours, composition": 3.2, "two calls, gather, merge, cudnn": 2.8, "concat and mask": 2.0})
+    found += medians(
+        "mixed",
+        ours=2.0,
+        **{"ours, composition": 3.2, "two calls, gather, merge, cudnn": 2.8, "concat and mask": 2.0},
+    )
     verdicts = {(one.rival, one.weight): one for one in goals.judge(found)}
     assert {of: round(one.ratio, 2) for of, one in verdicts.items()} == {
-        ("one stream", "zero"): 1.0, ("ours, no row at zero", "half zero"): 1.33, ("best composition", "mixed"): 1.4,
+        ("one stream", "zero"): 1.0, ("ours, no row at zero", "half zero"): 1.33,
+        ("best composition", "mixed"): 1.4,
         ("concat and mask", "mixed"): 1.0,
     }  # fmt: skip
     said = {of: str(one).rsplit(": ", 1)[1] for of, one in verdicts.items()}
@@ -109,7 +149,9 @@ def test_the_goals_are_judged_by_ratios():
     )
 
 
-@pytest.mark.parametrize("size, must", [((4, 20, 1024, 64), 1.6), ((4, 8, 1024, 80), 1.4), ((4, 24, 4096, 128), 0.98)])
+@pytest.mark.parametrize(
+    "size, must", [((4, 20, 1024, 64), 1.6), ((4, 8, 1024, 80), 1.4), ((4, 24, 4096, 128), 0.98)]
+)
 def test_the_goal_over_the_best_composition_depends_on_the_shape(size, must):
     found = medians("mixed", size=size, ours=1.0, **{"ours, composition": 1.0})
     assert [one.must for one in goals.judge(found) if one.rival == goals.COMPOSED] == [must]
@@ -121,7 +163,9 @@ def test_flex_attention_and_what_a_graph_replays_are_right(monkeypatch, weight):
     monkeypatch.setattr(torch, "compile", lambda call, **given: call)
     rows = 1 if weight == "joint" else 4
     segments, log_weight = bench.problem(rows, 64, "mixed" if weight == "joint" else weight)
-    q, k, v = torch.randn(rows, 64, 3, 2, 16, generator=torch.Generator().manual_seed(0)).transpose(1, 3).unbind(2)
+    q, k, v = (
+        torch.randn(rows, 64, 3, 2, 16, generator=torch.Generator().manual_seed(0)).transpose(1, 3).unbind(2)
+    )
     place = torch.device("cpu")
     table = torch.zeros(torch.tensor(log_weight).shape)
     calls = bench.rivals(segments, log_weight, place, "graph") | {"flex": rivals.flex(segments, table)}
@@ -148,7 +192,10 @@ def test_the_sets_of_inputs_are_captured_in_one_graph_and_what_cannot_be_has_a_r
     assert timing.in_turn(calls, inputs, "graph") == ({}, [reason])
 
 
-@pytest.mark.parametrize("seconds, held, rounds", [(None, 1, 25), (0.05, 1, 5), (0.001, 1, 3), (9.0, 1, 25), (None, 4, 7), (0.05, 4, 5)])
+@pytest.mark.parametrize(
+    "seconds, held, rounds",
+    [(None, 1, 25), (0.05, 1, 5), (0.001, 1, 3), (9.0, 1, 25), (None, 4, 7), (0.05, 4, 5)],
+)
 def test_rounds_are_those_that_fit_in_the_seconds_but_at_least_three(monkeypatch, seconds, held, rounds):
     monkeypatch.setattr(timing, "time_once", lambda call, place: call())
     turns = {"a": [lambda: 8.0] * (4 // held), "b": [lambda: 2.0] * (4 // held)}
@@ -179,8 +226,12 @@ def test_a_shape_on_which_ours_fails_costs_the_others_nothing(small, monkeypatch
 
     monkeypatch.setattr(bench, "expected_outputs", broken_at_width_72)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        bench.bench("cpu", rounds=1, shapes=("PixArt 1024", "SDXL 1024 L2"), weights=("mixed", "zero"), after=after)
-    assert seen == [(at, ["PixArt 1024 ended early: OutOfMemoryError: CUDA out of memory"]) for at in (0, 4, 8)]
+        bench.bench(
+            "cpu", rounds=1, shapes=("PixArt 1024", "SDXL 1024 L2"), weights=("mixed", "zero"), after=after
+        )
+    assert seen == [
+        (at, ["PixArt 1024 ended early: OutOfMemoryError: CUDA out of memory"]) for at in (0, 4, 8)
+    ]
 
 
 @pytest.mark.gpu
@@ -203,7 +254,9 @@ def test_bench_refuses_what_it_cannot_time(given, sentence):
 
 def test_bench_refuses(capsys):
     refused = {"Expected a shape from SD1.5 512": ["--shape", "huge"]}
-    for sentence, given in (refused | {"Expected the device cuda or cpu for the benchmark, got meta": ["--device", "meta"]}).items():
+    for sentence, given in (
+        refused | {"Expected the device cuda or cpu for the benchmark, got meta": ["--device", "meta"]}
+    ).items():
         assert cli.main(["bench", "kernels", *given]) == 1
         assert sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -217,7 +270,8 @@ def test_doctor_says_what_runs_and_why_not(capsys):
     assert "the kernel needs a CUDA device, the tensors are on cpu" in text
     rows = [row for row in doctor.examine() if row["device"] == "cpu"]
     assert [(row["backend"], row["available"]) for row in rows] == [
-        ("triton", "no"), ("triton", "no"), ("composition", "yes"), ("composition", "yes"), ("reference", "yes")
+        ("triton", "no"), ("triton", "no"), ("composition", "yes"), ("composition", "yes"),
+        ("reference", "yes")
     ]  # fmt: skip
     assert all(row["why"] for row in doctor.examine())
 
@@ -227,4 +281,6 @@ def test_no_file_of_the_kernels_imports_in_a_circle(pack):
     files = [name for name in pack.code if name.startswith("kernels/")]
     graph = {name: {module for _, module in pack.imports(name) if module.endswith(".py")} for name in files}
     order = list(TopologicalSorter(graph).static_order())
-    assert set(order) == set(files) and order.index("kernels/bench/goals.py") < order.index("kernels/bench/report.py")
+    assert set(order) == set(files) and order.index("kernels/bench/goals.py") < order.index(
+        "kernels/bench/report.py"
+    )

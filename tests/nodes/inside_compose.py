@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: what a joint model composes with. Each function is a row of docs/composability.md.
+"""Called by worker.py inside ComfyUI: what a joint model composes with.
+
+Each function is a row of docs/composability.md.
 
 It returns claims, {what must hold: whether it does}, or the sentence with which the combination is refused.
 """
@@ -17,10 +19,21 @@ from safetensors.torch import save_file
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-sampling = sys.modules["spatialweave_tests_inside_sampling"]  # holds the models; their `start` was called before
+sampling = sys.modules[
+    "spatialweave_tests_inside_sampling"
+]  # holds the models; their `start` was called before
 matrix, modes = (sys.modules[f"spatialweave_tests_inside_{name}"] for name in ("matrix", "modes"))
 CLOSE = 1e-4
-WINDOWS = (16, 4, "standard_static", 1, False, "pyramid", 0, False)  # length, overlap, schedule, stride, loop, fusion, dimension, noise
+WINDOWS = (
+    16,
+    4,
+    "standard_static",
+    1,
+    False,
+    "pyramid",
+    0,
+    False,
+)  # length, overlap, schedule, stride, loop, fusion, dimension, noise
 
 
 def run(model=None, latent=None, **settings):
@@ -67,7 +80,9 @@ def guidance_per_stream():
     """One euler step is linear in the guidance, so its streams must be those of two runs."""
     r, guide = sampling.rig(), core.NODE_CLASS_MAPPINGS["SpatialWeave_GuidancePerStream"].execute
     plain, strong = run(steps=1), run(steps=1, cfg=4.0)
-    low, high = (run(guide(r.model, value).result[0], steps=1, cfg=cfg) for value, cfg in ((1.0, 4.0), (4.0, 1.0)))
+    low, high = (
+        run(guide(r.model, value).result[0], steps=1, cfg=cfg) for value, cfg in ((1.0, 4.0), (4.0, 1.0))
+    )
     equal = guide(r.model, 3.0).result[0]
     twice = guide(guide(r.model, 9.0).result[0], 3.0).result[0]
     alone = matrix.Case(equal, r.latent(), [], None)
@@ -77,11 +92,13 @@ def guidance_per_stream():
     except ValueError as error:
         sentence = str(error)
     return {
-        "the image by the sampler's cfg, the depth by its own": close(low, [strong[0], plain[1]]) and close(high, [plain[0], strong[1]]),
+        "the image by the sampler's cfg, the depth by its own": close(low, [strong[0], plain[1]])
+        and close(high, [plain[0], strong[1]]),
         "equal strengths are one cfg": close(run(equal, cfg=3.0), run(cfg=3.0)),
         "the last node wins": close(run(twice, cfg=3.0), run(cfg=3.0)),
         "serves CFG++ samplers": finite(run(equal, cfg=1.5, sampler="euler_cfg_pp")),
-        "without a negative prompt it is refused": "Expected a negative prompt" in sentence and "CFGGuider" in sentence,
+        "without a negative prompt it is refused": "Expected a negative prompt" in sentence
+        and "CFGGuider" in sentence,
         "the model before it is as before": close(run(steps=1), plain, 1e-12),
     }
 
@@ -96,12 +113,24 @@ def other_guiders():
     sigmas, noise = node("BasicScheduler", r.model, "simple", 4, 1.0)[0], node("RandomNoise", 7)[0]
     euler = node("KSamplerSelect", "euler")[0]
     (perp, _) = node("SamplerCustomAdvanced", noise, perpendicular, euler, sigmas, r.latent())
-    names = ("RescaleCFG", "APG", "TCFG", "Mahiro", "CFGNorm", "CFGZeroStar", "Epsilon Scaling", "TemporalScoreRescaling")
+    names = (
+        "RescaleCFG",
+        "APG",
+        "TCFG",
+        "Mahiro",
+        "CFGNorm",
+        "CFGZeroStar",
+        "Epsilon Scaling",
+        "TemporalScoreRescaling",
+    )
     changed = {name: run(patch(name, r.model), cfg=3.0) for name in names}
     return {
         "DualCFGGuider": finite(dual),
         "PerpNegGuider": finite(perp["samples"].unbind()),
-        **{f"{name} is finite and does something": finite(got) and not close(got, plain, 1e-6) for name, got in changed.items()},
+        **{
+            f"{name} is finite and does something": finite(got) and not close(got, plain, 1e-6)
+            for name, got in changed.items()
+        },
     }
 
 
@@ -121,7 +150,9 @@ def patch(name, model):
 
 
 def skipped_steps():
-    """EasyCache and LazyCache: at a threshold of 0 every step is computed, above it some are not, and what is given is kept."""
+    """EasyCache and LazyCache: at a threshold of 0 every step is computed, above it some are not, and what is
+    given is kept.
+    """
     matrix.load_extras("easycache")
     r, steps = sampling.rig(), 20
     plain, out = run(steps=steps), {}
@@ -129,11 +160,19 @@ def skipped_steps():
     given["LazyCache"] = modes.run("ImageToDepthLatent", r.model, r.vae, modes.picture())[0]
     for name, latent in given.items():
         calls = []
-        every, some = (counted(node(name, r.model, threshold, 0.15, 0.95, False)[0], calls) for threshold in (0.0, 1.0))
-        out[f"{name}, threshold 0: as without"] = close(run(every, steps=steps), plain) and len(calls) == steps
+        every, some = (
+            counted(node(name, r.model, threshold, 0.15, 0.95, False)[0], calls) for threshold in (0.0, 1.0)
+        )
+        out[f"{name}, threshold 0: as without"] = (
+            close(run(every, steps=steps), plain) and len(calls) == steps
+        )
         calls.clear()
         out[f"{name}: fewer calls"] = finite(run(some, steps=steps)) and len(calls) < steps
-        got, clean, noisy = run(some, latent, steps=steps), latent["samples"].unbind(), latent["noise_mask"].unbind()
+        got, clean, noisy = (
+            run(some, latent, steps=steps),
+            latent["samples"].unbind(),
+            latent["noise_mask"].unbind(),
+        )
         out[f"{name}: what is given is kept"] = finite(got) and all(
             torch.equal(a, b) for a, b, m in zip(got, clean, noisy) if not bool(m.any())
         )
@@ -157,7 +196,8 @@ def prompts():
     r, plain = sampling.rig(), run()
     combined = core.ConditioningCombine().combine(r.positive, r.positive)[0]
     halves = [
-        core.ConditioningSetTimestepRange().set_range(part, *ends)[0] for part, ends in ((r.positive, (0, 0.5)), (r.positive, (0.5, 1)))
+        core.ConditioningSetTimestepRange().set_range(part, *ends)[0]
+        for part, ends in ((r.positive, (0, 0.5)), (r.positive, (0.5, 1)))
     ]
     other = [
         core.ConditioningSetTimestepRange().set_range(part, *ends)[0]
@@ -221,7 +261,9 @@ def inpainting():
     model = node("DifferentialDiffusion", r.model)[0]
 
     def kept(got):
-        return all(torch.equal(a[m.expand_as(a) == 0], b[m.expand_as(b) == 0]) for a, b, m in zip(got, given, noisy))
+        return all(
+            torch.equal(a[m.expand_as(a) == 0], b[m.expand_as(b) == 0]) for a, b, m in zip(got, given, noisy)
+        )
 
     plain, soft = run(latent=latent), run(model, latent)
     return {
@@ -232,7 +274,9 @@ def inpainting():
 
 
 class Delta:
-    """Low-rank changes of image and text layers, as files of every naming, and as the network with them added."""
+    """Low-rank changes of image and text layers, as files of every naming, and as the network with them
+    added.
+    """
 
     def __init__(self, rank=4, size=0.3):
         config = sampling.rig().config
@@ -241,12 +285,18 @@ class Delta:
         self.width, self.parts = width, {}
         for name in self.layers():
             rows, columns = state[f"{name}.weight"].shape
-            down, up = (torch.randn(shape, generator=generator) * size * shape[-1] ** -0.5 for shape in ((rank, columns), (rows, rank)))
+            down, up = (
+                torch.randn(shape, generator=generator) * size * shape[-1] ** -0.5
+                for shape in ((rank, columns), (rows, rank))
+            )
             self.parts[name] = (down, up)
 
     @staticmethod
     def layers():
-        return [f"double_blocks.0.{part}" for part in ("img_attn.qkv", "img_attn.proj", "img_mlp.0", "txt_attn.qkv", "txt_mlp.2")] + [
+        return [
+            f"double_blocks.0.{part}"
+            for part in ("img_attn.qkv", "img_attn.proj", "img_mlp.0", "txt_attn.qkv", "txt_mlp.2")
+        ] + [
             "single_blocks.0.linear1", "single_blocks.1.linear2",
         ]  # fmt: skip
 
@@ -255,7 +305,9 @@ class Delta:
         return self.state(names, "lora_down.weight", "lora_up.weight")
 
     def own(self):
-        return self.state({name: f"diffusion_model.{name}" for name in self.parts}, "lora_A.weight", "lora_B.weight")
+        return self.state(
+            {name: f"diffusion_model.{name}" for name in self.parts}, "lora_A.weight", "lora_B.weight"
+        )
 
     def state(self, names, down, up):
         out = {}
@@ -264,7 +316,9 @@ class Delta:
         return out
 
     def diffusers(self):
-        """The names of diffusers' FLUX.2: q, k and v apart in the double blocks, all in one in the single blocks."""
+        """The names of diffusers' FLUX.2: q, k and v apart in the double blocks, all in one in the single
+        blocks.
+        """
         names = {
             "double_blocks.0.img_attn.proj": "transformer_blocks.0.attn.to_out.0",
             "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.linear_in",
@@ -272,11 +326,17 @@ class Delta:
             "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
             "single_blocks.1.linear2": "single_transformer_blocks.1.attn.to_out",
         }
-        thirds = {"img_attn": ("to_q", "to_k", "to_v"), "txt_attn": ("add_q_proj", "add_k_proj", "add_v_proj")}
+        thirds = {
+            "img_attn": ("to_q", "to_k", "to_v"),
+            "txt_attn": ("add_q_proj", "add_k_proj", "add_v_proj"),
+        }
         out = {}
         for name, (a, b) in self.parts.items():
             if name in names:
-                out |= {f"transformer.{names[name]}.lora_A.weight": a, f"transformer.{names[name]}.lora_B.weight": b}
+                out |= {
+                    f"transformer.{names[name]}.lora_A.weight": a,
+                    f"transformer.{names[name]}.lora_B.weight": b,
+                }
                 continue
             for index, part in enumerate(thirds[name.split(".")[2]]):
                 key = f"transformer.transformer_blocks.0.attn.{part}"
@@ -300,7 +360,9 @@ class Delta:
 
 def with_lora(state, node_class, folder):
     """Core's own loader node on a file; the model it gives."""
-    path = Path(folder) / f"{node_class} of {Path(folder).name}.safetensors"  # of one name ComfyUI would find the first folder's
+    path = (
+        Path(folder) / f"{node_class} of {Path(folder).name}.safetensors"
+    )  # of one name ComfyUI would find the first folder's
     save_file(state, path)
     folder_paths.add_model_folder_path("loras", str(folder))
     made = core.NODE_CLASS_MAPPINGS[node_class]()
@@ -316,7 +378,9 @@ def loras(folder):
     out = {"the change is one": not close(want, before, 1e-2)}
     for naming, state in namings.items():
         out[naming] = close(run(with_lora(state, "LoraLoaderModelOnly", folder), steps=2), want, 1e-3)
-    out["bypass loader"] = close(run(with_lora(delta.own(), "LoraLoaderBypassModelOnly", folder), steps=2), want, 1e-3)
+    out["bypass loader"] = close(
+        run(with_lora(delta.own(), "LoraLoaderBypassModelOnly", folder), steps=2), want, 1e-3
+    )
     model = with_lora(delta.kohya(), "LoraLoaderModelOnly", folder)
     run(model, steps=1)
     return out | {"gone from the next run": close(run(steps=2), before, 1e-12)}
@@ -335,7 +399,10 @@ def compiled(backend):
         set_torch_compile_wrapper(model=model, backend=backend)
     guided = ours("nodes.host.modality_forcing.joint_model").with_order(model, 3.0)
     want = run(ours("nodes.host.modality_forcing.joint_model").with_order(r.model, 3.0), steps=2, cfg=2.0)
-    return {"as without": close(run(guided, steps=2, cfg=2.0), want, 1e-3), "the model before it is as before": finite(run(steps=1))}
+    return {
+        "as without": close(run(guided, steps=2, cfg=2.0), want, 1e-3),
+        "the model before it is as before": finite(run(steps=1)),
+    }
 
 
 def attentions():
@@ -368,8 +435,15 @@ def sampling_patches():
 def tiled_vae():
     """Core's tiled VAE nodes on the image part."""
     r = sampling.rig()
-    image, _ = core.NODE_CLASS_MAPPINGS["SpatialWeave_SplitJointLatent"].execute({"samples": NestedTensor(run())}).result
-    tiled, whole = core.VAEDecodeTiled().decode(r.vae, image, 512, 64)[0], core.VAEDecode().decode(r.vae, image)[0]
+    image, _ = (
+        core.NODE_CLASS_MAPPINGS["SpatialWeave_SplitJointLatent"]
+        .execute({"samples": NestedTensor(run())})
+        .result
+    )
+    tiled, whole = (
+        core.VAEDecodeTiled().decode(r.vae, image, 512, 64)[0],
+        core.VAEDecode().decode(r.vae, image)[0],
+    )
     return {"as in one piece": float((tiled - whole).abs().max()) < CLOSE}
 
 
@@ -397,7 +471,9 @@ def refused(case):
         def sample():
             matrix.load_extras(extra)
             made = core.NODE_CLASS_MAPPINGS[name]
-            model, *_ = made().patch(r.model, *values) if hasattr(made, "patch") else node(name, r.model, *values)
+            model, *_ = (
+                made().patch(r.model, *values) if hasattr(made, "patch") else node(name, r.model, *values)
+            )
             return run(model, cfg=2.0)
 
         return sample
@@ -413,13 +489,18 @@ def refused(case):
 
     def sharpened():
         matrix.load_extras("latent")
-        return run(node("LatentApplyOperationCFG", r.model, node("LatentOperationSharpen", 9, 1.0, 0.1)[0])[0], cfg=2.0)
+        return run(
+            node("LatentApplyOperationCFG", r.model, node("LatentOperationSharpen", 9, 1.0, 0.1)[0])[0],
+            cfg=2.0,
+        )
 
     cases = {
         "ControlNet": prompted(control=comfy.controlnet.ControlBase()),
         "reference images": prompted(reference_latents=[torch.zeros(1, 32, 4, 3)]),
         "areas": lambda: run_with(core.ConditioningSetArea().append(r.positive, 32, 32, 0, 0, 1.0)[0]),
-        "masked prompts": lambda: run_with(core.ConditioningSetMask().append(r.positive, mask, "default", 1.0)[0]),
+        "masked prompts": lambda: run_with(
+            core.ConditioningSetMask().append(r.positive, mask, "default", 1.0)[0]
+        ),
         "inpainting conditioning": lambda: run_with(
             core.InpaintModelConditioning().encode(r.positive, r.negative, hint, r.vae, mask, True)[0]
         ),

@@ -1,9 +1,13 @@
 """Called by worker.py inside ComfyUI: every node with every input malformed in its turn, and what it says."""
 
+import asyncio
 import contextlib
+import inspect
 import sys
+from dataclasses import replace
 
 import comfy.model_management
+import execution
 import torch
 from comfy.nested_tensor import NestedTensor
 
@@ -16,6 +20,7 @@ HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt")  # take no sockets
 KEEP = {}
+BY_DEPTH = {"method": "metric depth", "metric_view": 0}
 
 
 def our_nodes():
@@ -28,6 +33,14 @@ def view(batch=1, height=HEIGHT, width=WIDTH, **more):
     return ours("models.core.geometry.view").View.from_depth(depth, units="relative", image=image, **more)
 
 
+def posed_views():
+    """Two views of one plane from cameras beside each other."""
+    pose = torch.eye(4).repeat(2, 1, 1)
+    pose[1, 0, 3] = 0.1
+    camera = torch.tensor([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]]).repeat(2, 1, 1)
+    return view(2, world_to_cam=pose, intrinsics=camera)
+
+
 def small_vggt():
     """What Load VGGT gives, of a small random network."""
     sizes = {"img_size": 28, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1, "backbone_num_heads": 2, "dpt_features": 8}
@@ -36,6 +49,19 @@ def small_vggt():
     network = ours("models.vggt.network").Vggt(config)
     ours("models.vggt.training").init_weights(network, torch.Generator().manual_seed(0))
     return ours("nodes.host.vggt.model").VggtModel(config, network.state_dict(), "small", ())
+
+
+def framed_picture():
+    """What Joy: Fit hands to Joy: Restore, of a picture that has a bucket's size already."""
+    framing = ours("models.joyai_edit.framing").plan_framing(512, 2048)
+    return ours("models.joyai_edit.restore").FramedImage(torch.rand(1, 512, 2048, 3), framing)
+
+
+def small_object():
+    """The mask of an object that leaves background around it."""
+    mask = torch.zeros(1, HEIGHT, WIDTH)
+    mask[:, 10:20, 10:20] = 1
+    return mask
 
 
 def sound():
@@ -48,7 +74,8 @@ def sound():
             "IMAGE": torch.rand(1, HEIGHT, WIDTH, 3), "MASK": torch.ones(1, HEIGHT, WIDTH), "SPATIALWEAVE_VIEW": view(), "MODEL": r.model,
             "VAE": r.vae, "LATENT": r.latent(1, HEIGHT, WIDTH), "MOGE_GEOMETRY": packets.to_moge(view(), 55.0),
             "DA3_GEOMETRY": packets.to_da3(view()), "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
-            "SPATIALWEAVE_VGGT": small_vggt(),
+            "SPATIALWEAVE_VGGT": small_vggt(), "SPATIALWEAVE_FRAMING": framed_picture(),
+            "SPATIALWEAVE_CLOUD": ours("models.core.geometry.fusion").fuse_views(posed_views()),
         }  # fmt: skip
         plain = {"samples": torch.zeros(1, 4, 8, 8)}
         joined = small.joined(coupled)
@@ -66,6 +93,19 @@ def sound():
                 "clip": asking.encoder(), "images": {"image0": values["IMAGE"]}, "question": "Where?", "max_tokens": 1,
                 "decoding": {"decoding": "greedy"},
             },
+            "JoyMoveObject": {
+                "object": "the ball", "framing": None, "box": {"box": "numbers", "x": 2, "y": 3, "width": 20, "height": 10},
+            },
+            "JoyRotateObject": {"object": "the ball"},
+            "JoyMoveCamera": {"motion": {"motion": "angles", "yaw": 45.0, "pitch": 0.0, "zoom": "in"}},
+            "JoyRestore": {"edited": torch.rand(1, 512, 2048, 3), "put_back": {"put_back": "nothing"}},
+            "CheckEdit": {
+                "edit": {"edit": "move camera", "yaw_degrees": 45.0, "pitch_degrees": 0.0, "zoom": "unchanged"}, "fov_degrees": 50.0,
+                **dict.fromkeys(("object_mask", "target_mask", "object_mask_after"), small_object()),
+            },
+            "SaveColmap": {"images": torch.rand(2, HEIGHT, WIDTH, 3)},
+            "ScaleViews": {"view": posed_views(), "method": BY_DEPTH, "metric": replace(view(2), units="metric")},
+            "FuseViews": {"view": posed_views(), "edge_threshold": 0.0},
             "MaskedJointLatent": {"image_mask": torch.ones(1, HEIGHT, WIDTH), "depth_mask": torch.zeros(1, HEIGHT, WIDTH)},
         })  # fmt: skip
     return KEEP
@@ -148,8 +188,10 @@ def odd_packets(like):
 ODD = {
     "IMAGE": odd_images, "MASK": odd_tensors, "LATENT": odd_latents, "SPATIALWEAVE_VIEW": odd_views, "MOGE_GEOMETRY": odd_packets,
     "DA3_GEOMETRY": odd_packets, "SIGMAS": odd_tensors,
+    "SPATIALWEAVE_FRAMING": lambda like: {"a tensor": torch.ones(1), "a picture": sound()["IMAGE"], "a dict": {}}.items(),
     "COMFY_AUTOGROW_V3": lambda like: ((how, {"image0": odd}) for how, odd in odd_images(like["image0"])),
     "CLIP": lambda like: {"a model": sampling.rig().model, "the tiny": sampling.rig().clip}.items(),
+    "SPATIALWEAVE_CLOUD": lambda like: {"a VIEW": like.views, "points": like.cloud.points}.items(),
     "MODEL": lambda like: {"another base": small.model("pixart"), "a VAE": sampling.rig().vae}.items(),
     "VAE": lambda like: {"a model": small.model(), "the tiny": sampling.rig().vae, "of maps": sound()["EncodeIntrinsics"]["vae"]}.items(),
 }  # fmt: skip
@@ -163,12 +205,22 @@ def sound_calls():
 def call(name, node, changed):
     """None where a node runs, its refusal's words, or an error's type and words."""
     try:
-        node.execute(**arguments(name, node) | changed)
+        values = arguments(name, node) | changed
+        node.execute(**(as_lists(values) if node.GET_SCHEMA().is_input_list else values))
     except (ValueError, OSError) as error:
         return f"refused: {error}"
     except Exception as error:  # noqa: BLE001 - what the test is for
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def as_lists(values):
+    """As core calls a node that takes lists: each link and widget, those of a dynamic combo included; nothing where nothing is wired."""
+    return {
+        key: {name: [part] for name, part in value.items()} if isinstance(value, dict) and key in value
+        else None if value is None else [value]
+        for key, value in values.items()
+    }  # fmt: skip
 
 
 def malformed(name):
@@ -199,3 +251,56 @@ def passes():
         except BaseException as raised:  # noqa: BLE001 - an interruption is one
             found[type(error).__name__] = [type(raised).__name__, str(raised)]
     return found
+
+
+def executed(name, inputs):
+    """What a node says in core's own call, on a locked copy of its class."""
+    node, values = our_nodes()[name], {key: [value] for key, value in inputs.items()}
+    try:
+        asyncio.run(execution._async_map_node_over_list("run", "1", node, values, node.FUNCTION, v3_data={"hidden_inputs": {}}))
+    except Exception as error:  # noqa: BLE001 - what the test is for
+        return [type(error).__name__, str(error)]
+
+
+def validated(name, inputs, broken):
+    """What core says of a prompt of one node, where the pack's function `broken` (module, name) raises a KeyError."""
+    module, function = broken
+    module, prompt = ours(module), {"1": {"class_type": f"SpatialWeave_{name}", "inputs": inputs}}
+    whole = getattr(module, function)
+    setattr(module, function, lambda *values: {}["entry"])
+    try:
+        fine, errors, _ = asyncio.run(execution.validate_inputs("run", prompt, "1", {}))
+        return fine, [error["details"] for error in errors]
+    finally:
+        setattr(module, function, whole)
+
+
+def fingerprinted(name, broken, inputs):
+    """What a node's fingerprint_inputs says, where the pack's function `broken` raises a KeyError."""
+    module, function = broken
+    module, whole = ours(module), getattr(ours(module), function)
+    setattr(module, function, lambda *values: {}["entry"])
+    try:
+        our_nodes()[name].fingerprint_inputs(**inputs)
+    except Exception as error:  # noqa: BLE001 - what the test is for
+        return [type(error).__name__, str(error)]
+    finally:
+        setattr(module, function, whole)
+
+
+def validated_names():
+    """The inputs that core hands to each validate_inputs, by node."""
+    found = {name: getattr(node, "validate_inputs", None) for name, node in our_nodes().items()}
+    return {name: inspect.getfullargspec(method).args for name, method in found.items() if "validate_inputs" in vars(our_nodes()[name])}
+
+
+def unforeseen(io_type, value):
+    """What is said of a value that fails for a reason nobody foresaw, at a socket of this type."""
+    put = type("Put", (), {"id": "given", "io_type": io_type, "optional": False})
+    schema = type("Schema", (), {"display_name": "Node", "inputs": [put], "is_input_list": False})
+    kinds = {
+        "a row": torch.zeros(4), "whole numbers": torch.zeros(1, 2, 2, 3, dtype=torch.int64), "empty": torch.zeros(0, 2, 2, 3),
+        "an image": torch.zeros(1, 2, 2, 3), "a mask": torch.zeros(1, 2, 2), "no samples": {"samples": None},
+        "samples of two axes": {"samples": torch.zeros(2, 2)}, "nested": {"samples": NestedTensor([torch.zeros(1, 4, 2, 2), torch.zeros(3)])},
+    }  # fmt: skip
+    return ours("nodes.host.shared.last_resort").explain_unforeseen(schema, {"given": kinds[value]}, RuntimeError("why"))

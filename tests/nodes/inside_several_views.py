@@ -134,7 +134,7 @@ def points_by_core_and_by_us():
     return out | {"mesh": [low, high]}
 
 
-def video():
+def video(folder):
     """Frames of a VIDEO by core's own node as the views' images, every second one fused."""
     from fractions import Fraction
 
@@ -145,7 +145,10 @@ def video():
     made = InputImpl.VideoFromComponents(Types.VideoComponents(images=view.image, frame_rate=Fraction(8)))
     frames = nodes_video.GetVideoComponents.execute(made).result[0]
     fused = run("FuseViews", view=replace(view, image=frames), **{**FUSE, "every": 2, "edge_threshold": 0.0})[1]
-    return {"indices": list(fused.indices), "points": len(fused.cloud.points), "colors": fused.cloud.colors is not None}
+    folder_paths.set_output_directory(folder)
+    large = frames.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    saved, _ = run("SaveColmap", cloud=fused, images=large, **SAVE)
+    return {"folder": saved, "indices": list(fused.indices), "points": len(fused.cloud.points), "colors": fused.cloud.colors is not None}
 
 
 def sentence(call):

@@ -178,6 +178,10 @@ def refusals(folder):
     config, state = random_state()
     load = lambda name: run("LoadVggt", model_name=name)  # noqa: E731
 
+    def elsewhere(kind, node, **inputs):
+        folder_paths.add_model_folder_path(kind, folder)
+        return sentence(lambda: run(node, **inputs))
+
     def write(tensors, name, metadata=None):
         save_file(tensors, f"{folder}/{name}", metadata=metadata)
         folder_paths.filename_list_cache.clear()
@@ -211,6 +215,8 @@ def refusals(folder):
         "overflow": sentence(lambda: shoot(write(big, "big.safetensors"))),
         "201 views": sentence(lambda: run("VggtReconstruct", vggt=vggt, image=views(201, 8, 8), **DEFAULTS)),
         "longer side": sentence(lambda: run("VggtReconstruct", vggt=vggt, image=views(2), **{**DEFAULTS, "longer_side": 9})),
+        "VGGT's file in Load Modality Forcing": elsewhere("diffusion_models", "LoadModalityForcing", model_name="ours.safetensors"),
+        "VGGT's file in Load Intrinsic VAE": elsewhere("vae", "LoadIntrinsicVae", vae_name="ours.safetensors"),
         "not a network": sentence(lambda: run("VggtReconstruct", vggt="x", image=views(2), **DEFAULTS)),
         "NaN colors": run("VggtReconstruct", vggt=vggt, image=nan, **DEFAULTS)[2],
         "black": run("VggtReconstruct", vggt=vggt, image=torch.zeros(2, 30, 40, 3), **DEFAULTS)[2],
@@ -231,6 +237,25 @@ def memory_full(folder):
         return sentence(lambda: run("VggtReconstruct", vggt=vggt, image=views(2), **DEFAULTS))
     finally:
         vggt.patcher.model.aggregator.forward = before
+
+
+def lowvram(folder):
+    """The weights left where they are and cast layer by layer, as core does where the card is too small for them."""
+    vggt = start(folder)
+    before = run("VggtReconstruct", vggt=vggt, image=views(2), **DEFAULTS)[0]
+    vggt.patcher.detach()
+    inputs = ours("models.vggt.pipeline").read_inputs(views(2), vggt.config, "pad")
+    vggt.patcher.load(vggt.device, lowvram_model_memory=64 * 1024)
+    in_lowvram = bool(vggt.patcher.model.model_lowvram)
+    with torch.no_grad():
+        found = vggt.patcher.model(inputs.framed, heads=("camera", "depth"))
+    vggt.patcher.detach()
+    view, _ = ours("models.vggt.pipeline").to_views(found, inputs, vggt.config)
+    again = run("VggtReconstruct", vggt=vggt, image=views(2), **DEFAULTS)[0]
+    return {
+        "lowvram": in_lowvram, "gap": float((view[0].depth - before.depth[:1]).abs().max()),
+        "again": float((again.depth - before.depth).abs().max()),
+    }  # fmt: skip
 
 
 def licenses(folder):

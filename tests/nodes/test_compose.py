@@ -1,4 +1,6 @@
-"""What a joint model composes with, one case for each row of docs/composability.md; the table is read here, so that it cannot drift."""
+"""What a joint model composes with, one case for each row of docs/composability.md; the table is read here,
+so that it cannot drift.
+"""
 
 import re
 
@@ -32,8 +34,14 @@ REFUSED = {
     "NAG": ["patches at 'attn1_output_patch'", "Remove that node"],
     "skipped layers": ["patches at 'double_block 0'", "Remove that node"],
     "FreSca": ["without FreSca, got one with it: it works on the rows and columns", "Remove that node"],
-    "latent operations": ["without LatentApplyOperationCFG, got one with it: it works on the rows and columns", "Remove that node"],
-    "guidance of videos": ["without VideoLinearCFGGuidance, got one with it: it counts the frames", "Remove that node"],
+    "latent operations": [
+        "without LatentApplyOperationCFG, got one with it: it works on the rows and columns",
+        "Remove that node",
+    ],
+    "guidance of videos": [
+        "without VideoLinearCFGGuidance, got one with it: it counts the frames",
+        "Remove that node",
+    ],
     "context windows": ["Context Windows, which cuts a video", "Remove that node"],
     "EasyCache on a given image": ["EasyCache, which measures how much the image changes", "Use LazyCache"],
     "guidance value": ["without a guidance value", "use the cfg of the KSampler"],
@@ -78,8 +86,17 @@ def test_attention_of_other_packages(compose, name):
 
 def table(root, heading="What it composes with"):
     """The page's rows: (what with, yes or no, the tests named)."""
-    text = (root / "docs/composability.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    text = (
+        (root / "docs/composability.md")
+        .read_text(encoding="utf-8")
+        .split(f"\n## {heading}\n")[1]
+        .split("\n## ")[0]
+    )
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     return [(what, answer, re.findall(r"`([^`]+)`", tests)) for what, answer, tests in cells[2:]]
 
 
@@ -87,18 +104,28 @@ def table(root, heading="What it composes with"):
 def test_the_table_names_tests_that_are_there(root, heading):
     """`file::function` and `file::function[case]`, below tests/."""
     rows = table(root, heading)
-    assert len(rows) > 10 and all(answer.split(":")[0].split(",")[0] in ("yes", "refused", "untested") for _, answer, _ in rows)
+    assert len(rows) > 10 and all(
+        answer.split(":")[0].split(",")[0] in ("yes", "refused", "untested") for _, answer, _ in rows
+    )
     for what, _, tests in rows:
         assert tests, f"{what}: no test is named"
         for test in tests:
             file, function, case = re.fullmatch(r"([\w/]+\.py)::(\w+)(?:\[(.+)\])?", test).groups()
             source = (root / "tests" / file).read_text(encoding="utf-8")
-            assert f"def {function}(" in source and (case is None or f'"{case}"' in source), f"{what}: there is no {test}"
+            assert f"def {function}(" in source and (case is None or f'"{case}"' in source), (
+                f"{what}: there is no {test}"
+            )
 
 
 def test_every_case_has_its_cell_and_the_cell_says_what_it_shows(root):
     rows = {test: answer for _, answer, tests in table(root) for test in tests}
     here = "nodes/test_compose.py::"
-    wanted = {f"{here}test_works[{case}]": "yes" for case in WORKS} | {f"{here}test_is_refused[{case}]": "refused" for case in REFUSED}
-    assert {test: rows[test].split(":")[0].split(",")[0] for test in wanted if test in rows} == wanted, "the table and the cases differ"
-    assert all(answer.split(":")[0].split(",")[0] in ("yes", "refused", "untested") for answer in rows.values())
+    wanted = {f"{here}test_works[{case}]": "yes" for case in WORKS} | {
+        f"{here}test_is_refused[{case}]": "refused" for case in REFUSED
+    }
+    assert {test: rows[test].split(":")[0].split(",")[0] for test in wanted if test in rows} == wanted, (
+        "the table and the cases differ"
+    )
+    assert all(
+        answer.split(":")[0].split(",")[0] in ("yes", "refused", "untested") for answer in rows.values()
+    )

@@ -21,8 +21,16 @@ def test_apart_and_together_again_changes_no_bit(latents):
 
 
 def test_joining_takes_masks_sizes_and_batches_along(latents):
-    assert latents("joined", case="batch of one") == {"shapes": [[3, 32, 4, 3], [3, 1, 64, 48]], "size": [50, 40], "masks": [1, 0]}
-    assert latents("joined", case="encoded") == {"shapes": [[1, 32, 4, 3], [1, 1, 64, 48]], "size": [50, 40], "masks": [1, 0]}
+    assert latents("joined", case="batch of one") == {
+        "shapes": [[3, 32, 4, 3], [3, 1, 64, 48]],
+        "size": [50, 40],
+        "masks": [1, 0],
+    }
+    assert latents("joined", case="encoded") == {
+        "shapes": [[1, 32, 4, 3], [1, 1, 64, 48]],
+        "size": [50, 40],
+        "masks": [1, 0],
+    }
 
 
 def test_a_size_is_scaled_with_the_latents_and_no_padding_shows(latents):
@@ -44,7 +52,9 @@ def test_what_is_saved_is_loaded_bit_for_bit(latents, tmp_path):
     assert result["listed"] == [f"latents/{name} [output]" for name in result["files"]]
     assert result["metadata"]["spatialweave"] == "joint latent"
     assert json.loads(result["metadata"]["spatialweave_size"]) == [50, 40]
-    assert json.loads(result["metadata"]["workflow"]) == {"nodes": []} and json.loads(result["metadata"]["prompt"])
+    assert json.loads(result["metadata"]["workflow"]) == {"nodes": []} and json.loads(
+        result["metadata"]["prompt"]
+    )
     assert result["prints"] == [64, 64]
 
 

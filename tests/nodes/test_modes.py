@@ -1,4 +1,6 @@
-"""Given and partly given streams: our nodes with core's KSampler against the plain pipeline, same files, same seed."""
+"""Given and partly given streams: our nodes with core's KSampler against the plain pipeline, same files, same
+seed.
+"""
 
 import pytest
 
@@ -14,14 +16,30 @@ def modes(inside, tiny_weights):
 
 CASES = {
     "image to depth": {"mode": "image_to_depth"},
-    "image to depth, guided, batch, alpha channel": {"mode": "image_to_depth", "batch": 2, "channels": 4, "cfg": 3.0},
+    "image to depth, guided, batch, alpha channel": {
+        "mode": "image_to_depth",
+        "batch": 2,
+        "channels": 4,
+        "cfg": 3.0,
+    },
     "image to depth, odd size": {"mode": "image_to_depth", "size": [50, 70]},
     "depth to image": {"mode": "depth_to_image"},
     "depth to image, holes, guided, batch": {"mode": "depth_to_image", "holes": True, "batch": 2, "cfg": 3.0},
-    "depth to image, sky and holes, odd size": {"mode": "depth_to_image", "holes": True, "sky": True, "size": [50, 70]},
+    "depth to image, sky and holes, odd size": {
+        "mode": "depth_to_image",
+        "holes": True,
+        "sky": True,
+        "size": [50, 70],
+    },
     "depth to image under an order": {"mode": "depth_to_image", "holes": True, "log2_alpha": 5.0},
     "partial depth": {"mode": "joint", "holes": True, "sky": True},
-    "partial depth, depth first, odd size": {"mode": "joint", "holes": True, "log2_alpha": -5.0, "size": [50, 70], "cfg": 2.0},
+    "partial depth, depth first, odd size": {
+        "mode": "joint",
+        "holes": True,
+        "log2_alpha": -5.0,
+        "size": [50, 70],
+        "cfg": 2.0,
+    },
     "partial depth, the whole depth before the image": {"mode": "joint", "holes": True, "log2_alpha": -14.0},
     "sparse depth, to be completed": {"mode": "joint", "sparse": True, "log2_alpha": -5.0, "batch": 2},
     "sparse depth, for an image": {"mode": "depth_to_image", "sparse": True},
@@ -37,7 +55,10 @@ def test_nodes_and_ksampler_give_what_the_pipeline_gives(modes, case):
     assert result["size"] > 0.1, "a comparison of zeros would prove nothing"
     assert result["kept"] == [True, True], "what was given must come back bit for bit"
     height, width = asked.get("size", [64, 48])
-    assert result["shapes"] == [[asked.get("batch", 1), height, width, 3], [asked.get("batch", 1), height, width]]
+    assert result["shapes"] == [
+        [asked.get("batch", 1), height, width, 3],
+        [asked.get("batch", 1), height, width],
+    ]
     assert result["missing"] or asked["mode"] != "depth_to_image"
 
 

@@ -7,7 +7,13 @@ import pytest
 pytestmark = pytest.mark.comfyui
 FILE = "inside_nodes.py"
 IDS = ["LoadModalityForcing", "EmptyJointLatent", "ModalityOrder", "DecodeJointLatent", "PreviewDepth"]
-IDS += ["ImageToDepthLatent", "DepthToImageLatent", "MaskedJointLatent", "RefineDepthLatent", "GuidancePerStream"]
+IDS += [
+    "ImageToDepthLatent",
+    "DepthToImageLatent",
+    "MaskedJointLatent",
+    "RefineDepthLatent",
+    "GuidancePerStream",
+]
 IDS += ["SplitJointLatent", "JoinJointLatent", "SaveJointLatent", "LoadJointLatent"]
 IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa3", "ViewToDa3"]
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
@@ -47,7 +53,11 @@ def test_loading_the_pack_is_next_to_nothing_beside_comfyui_itself(worker):
 
 def test_every_word_a_user_needs_is_there(declared):
     for name, node in declared.items():
-        assert node["display_name"] and node["description"].endswith(".") and node["category"].startswith("SpatialWeave/"), name
+        assert (
+            node["display_name"]
+            and node["description"].endswith(".")
+            and node["category"].startswith("SpatialWeave/")
+        ), name
         assert len(node["aliases"]) >= 3, name
         for put in (*node["inputs"].values(), *node["outputs"]):
             assert put["tooltip"] and put["tooltip"].endswith("."), f"{name}: {put}"
@@ -65,9 +75,15 @@ def test_ids_are_literal_in_the_source(pack, declared):
 
 
 def test_schema_changes_only_on_purpose(declared, root):
-    """Ids and socket types of saved workflows. If this fails on purpose, update tests/nodes/schema.json and the changelog."""
+    """Ids and socket types of saved workflows.
+
+    If this fails on purpose, update tests/nodes/schema.json and the changelog.
+    """
     seen = {
-        name: {"inputs": {key: put["type"] for key, put in node["inputs"].items()}, "outputs": [put["type"] for put in node["outputs"]]}
+        name: {
+            "inputs": {key: put["type"] for key, put in node["inputs"].items()},
+            "outputs": [put["type"] for put in node["outputs"]],
+        }
         for name, node in declared.items()
     }
     assert seen == json.loads((root / "tests/nodes/schema.json").read_text(encoding="utf-8"))
@@ -78,26 +94,43 @@ def test_every_node_has_a_help_page_and_a_translation(declared, root, language):
     names = json.loads((root / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
     assert sorted(names) == sorted(declared)
     for name, node in declared.items():
-        place = f"{name}.md" if language == "en" else f"{name}/{language}.md"  # the first serves every language without its own
+        place = (
+            f"{name}.md" if language == "en" else f"{name}/{language}.md"
+        )  # the first serves every language without its own
         page = (root / "web/docs" / place).read_text(encoding="utf-8")
-        assert page.startswith("# ") and all(f"`{key}`" in page for key in node["inputs"]), f"{name}: the page leaves an input out"
+        assert page.startswith("# ") and all(f"`{key}`" in page for key in node["inputs"]), (
+            f"{name}: the page leaves an input out"
+        )
         entry = names[name]
         assert entry["display_name"] and entry["description"]
         assert sorted(entry["inputs"]) == sorted([*node["inputs"], *node["chosen"]]), name
-        assert all(put["name"] and put["tooltip"] for put in (*entry["inputs"].values(), *entry["outputs"].values())), name
+        assert all(
+            put["name"] and put["tooltip"] for put in (*entry["inputs"].values(), *entry["outputs"].values())
+        ), name
         assert sorted(entry["outputs"]) == [str(index) for index in range(len(node["outputs"]))], name
 
 
 def test_english_translation_says_what_the_schema_says(declared, root):
     names = json.loads((root / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
     for name, node in declared.items():
-        assert names[name]["display_name"] == node["display_name"] and names[name]["description"] == node["description"]
+        assert (
+            names[name]["display_name"] == node["display_name"]
+            and names[name]["description"] == node["description"]
+        )
         said = {key: put["tooltip"] for key, put in names[name]["inputs"].items()}
-        assert {key: said[key] for key in node["inputs"]} == {key: put["tooltip"] for key, put in node["inputs"].items()}
+        assert {key: said[key] for key in node["inputs"]} == {
+            key: put["tooltip"] for key, put in node["inputs"].items()
+        }
 
 
 def test_the_tiny_model_is_made_of_core_objects(nodes):
-    assert nodes("core_objects") == {"model": True, "clip": True, "vae": True, "vae_lacks": [], "rebuilt": True}
+    assert nodes("core_objects") == {
+        "model": True,
+        "clip": True,
+        "vae": True,
+        "vae_lacks": [],
+        "rebuilt": True,
+    }
 
 
 def test_stock_text_and_image_nodes_work_on_the_tiny_model(nodes):
@@ -129,7 +162,10 @@ def test_decoding_gives_the_size_that_was_asked_for(nodes, height, width):
 
 def test_preview_says_unit_direction_and_range(nodes):
     result = nodes("preview", style="control")
-    assert result["text"] == "depth 1 x 30 x 40, 1 to 5 metres, larger = farther, 1 of 1200 pixels invalid (0.1%)"
+    assert (
+        result["text"]
+        == "depth 1 x 30 x 40, 1 to 5 metres, larger = farther, 1 of 1200 pixels invalid (0.1%)"
+    )
     assert result["near"] == [1, 1, 1] and result["far"] == [0, 0, 0]
     coloured = nodes("preview", style="colour")
     assert sum(coloured["near"]) > 2.3 and sum(coloured["far"]) < 0.5 and 0.6 < sum(coloured["hole"]) < 1
@@ -138,14 +174,24 @@ def test_preview_says_unit_direction_and_range(nodes):
 
 @pytest.mark.parametrize("style", ["control", "colour"])
 def test_a_controlnets_picture_is_near_white_whatever_is_shown(nodes, declared, style):
-    """An output of its own, whose name says what it is: colours into a ControlNet would be wrong without a word."""
+    """An output of its own, whose name says what it is: colours into a ControlNet would be wrong without a
+    word.
+    """
     assert nodes("preview", style=style)["control"] == [[1, 1, 1], [0, 0, 0]]
-    (output,) = [put for put in declared["SpatialWeave_PreviewDepth"]["outputs"] if put["name"] == "control (near white)"]
+    (output,) = [
+        put
+        for put in declared["SpatialWeave_PreviewDepth"]["outputs"]
+        if put["name"] == "control (near white)"
+    ]
     assert output["type"] == "IMAGE"
 
 
 REFUSALS = {
-    "plain latent into the model": ["got a plain latent (1, ", "an image and its depth together", "Empty Joint Latent"],
+    "plain latent into the model": [
+        "got a plain latent (1, ",
+        "an image and its depth together",
+        "Empty Joint Latent",
+    ],
     "three streams": ["got 3 streams", "Empty Joint Latent"],
     "wrong channels": ["image latent (1, 16, 4, 4)", "32 channels", "Empty Joint Latent"],
     "wrong depth size": ["depth (1, 1, 64, 48)", "Expected a depth (1, 1, 64, 64)", "Empty Joint Latent"],
@@ -154,7 +200,11 @@ REFUSALS = {
     "batches of different size": ["4 images and 3 depth maps", "equally many"],
     "depth of another picture": ["(1, 1, 64, 48)", "does not cover the same image"],
     "wrong VAE": ["VAE with 128 channels at 1/16", "got one with 32 at 1/16", "flux2-vae"],
-    "prompt of another model": ["got a prompt of width 768", "Expected a prompt of width 128", "Load Modality Forcing"],
+    "prompt of another model": [
+        "got a prompt of width 768",
+        "Expected a prompt of width 128",
+        "Load Modality Forcing",
+    ],
     "order of another model": ["got a SDXL model", "Load Modality Forcing"],
     "empty latent of another model": ["got a SDXL model", "Load Modality Forcing"],
     "clip layers": ["CLIP Set Last Layer", "no layers"],

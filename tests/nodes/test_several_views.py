@@ -65,8 +65,12 @@ def test_cores_depth_anything_nodes_put_our_views_where_we_do(several):
     assert low[1] < 0.2 and high[1] > 0.3, "y up"
 
 
-def test_the_frames_of_a_video(several):
-    result = several("video")
+def test_the_frames_of_a_video(several, tmp_path):
+    """Fused small, saved at twice their size."""
+    result = several("video", folder=str(tmp_path))
+    data = json.loads((Path(result["folder"]) / "transforms.json").read_text())
+    assert [frame["file_path"] for frame in data["frames"]] == [f"images/view_000{i}.png" for i in (0, 2, 4)]
+    assert {(frame["w"], frame["h"]) for frame in data["frames"]} == {(96, 64)}
     assert result["indices"] == [0, 2, 4] and result["points"] > 500 and result["colors"]
 
 
@@ -81,7 +85,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(several, tmp_path):
         "confidence": "Expected views with confidence, got none",
         "nothing sure": "Expected points after the fusion, got none",
         "not metres": "Expected views in metres, got relative ones",
-        "outside": "leads out of the output folder",
+        "outside": "which leads out of it",
         "in a file": "a part of this path is a file, not a folder",
     }
     for case, words in expected.items():

@@ -17,7 +17,7 @@ def test_vggt_reconstruct_gives_one_view_for_each_image_as_the_pipeline_does(vgg
     assert seen["plain"] < 1e-5 and seen["chunked"] < 1e-5 and seen["deviates"] > 1e-3
     assert seen["image"] and seen["transparent"] == 0
     assert seen["loaded"], "the network is not in core's memory management"
-    assert "3 views at 56 x 42 pixels" in seen["notes"] and "GB free on" in seen["notes"]
+    assert "3 views at 56 x 42 pixels" in seen["notes"] and "GB free on" in seen["notes"] and "GB of main memory" in seen["notes"]
     assert "View 1's camera is the common frame" in seen["notes"] and "alpha" in seen["notes"]
 
 
@@ -86,6 +86,8 @@ def test_vggt_bad_input_is_a_sentence_with_the_remedy(vggt):
         "overflow": ("Expected finite depth", "bfloat16"),
         "201 views": ("Expected 1 to 200 views", "201", "every n-th frame"),
         "longer side": ("Expected a longer side of 14 to 2048", "got 9"),
+        "VGGT's file in Load Modality Forcing": ("SpatialWeave's VGGT network", "Expected a Modality Forcing network"),
+        "VGGT's file in Load Intrinsic VAE": ("VGGT",),
         "not a network": ("Load VGGT",),
         "NaN colors": ("NaN or infinite",),
         "black": ("Views 1, 2: one color all over", "View 2: equal to an earlier view"),
@@ -98,6 +100,11 @@ def test_vggt_bad_input_is_a_sentence_with_the_remedy(vggt):
 def test_vggt_full_memory_names_the_views_and_what_to_change(vggt):
     said = vggt("memory_full")
     assert "reconstruct 2 views of 56 x 42 pixels" in said and "fewer views" in said and "longer_side" in said
+
+
+def test_vggt_runs_with_its_weights_cast_layer_by_layer(vggt):
+    seen = vggt("lowvram")
+    assert seen["lowvram"] and seen["gap"] < 1e-5 and seen["again"] < 1e-5, seen
 
 
 def test_vggt_loader_shows_the_license_and_leaves_tracking_out(vggt):

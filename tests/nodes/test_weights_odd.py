@@ -1,4 +1,6 @@
-"""Weights and latents of other programs in a real ComfyUI: refused at loading by file and tensor, or read right."""
+"""Weights and latents of other programs in a real ComfyUI: refused at loading by file and tensor, or read
+right.
+"""
 
 import json
 import math
@@ -16,7 +18,8 @@ from spatialweave.models.modality_forcing.weights import save_network
 pytestmark = pytest.mark.comfyui
 FILE = "inside_weights_odd.py"
 CONFIG = ModalityForcingConfig(
-    in_channels=16, context_in_dim=32, hidden_size=128, num_heads=4, axes_dim=(8, 8, 8, 8), num_double_blocks=1, num_single_blocks=1,
+    in_channels=16, context_in_dim=32, hidden_size=128, num_heads=4, axes_dim=(8, 8, 8, 8),
+    num_double_blocks=1, num_single_blocks=1,
     num_depth_decoder_blocks=1, mlp_ratio=3.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 
@@ -27,7 +30,9 @@ def source(tmp_path_factory):
     network, generator = ModalityForcing(CONFIG), torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
-    return save_network(tmp_path_factory.mktemp("odd") / "source.safetensors", network, CONFIG, dtype=torch.bfloat16)
+    return save_network(
+        tmp_path_factory.mktemp("odd") / "source.safetensors", network, CONFIG, dtype=torch.bfloat16
+    )
 
 
 def spoil(state, name, code=None):
@@ -81,8 +86,12 @@ def test_wrapped_networks_load_as_the_plain_ones(inside, source, tmp_path, prefi
 
 
 def test_float64_is_held_in_float32(inside, source, tmp_path):
-    save_file({name: value.double() for name, value in load_file(source).items()}, tmp_path / "wide.safetensors")
-    plain, wide = (inside(FILE, "network_weights", path=str(path)) for path in (source, tmp_path / "wide.safetensors"))
+    save_file(
+        {name: value.double() for name, value in load_file(source).items()}, tmp_path / "wide.safetensors"
+    )
+    plain, wide = (
+        inside(FILE, "network_weights", path=str(path)) for path in (source, tmp_path / "wide.safetensors")
+    )
     assert wide["dtype"] == "torch.float32" and wide["sum"] == pytest.approx(plain["sum"], rel=1e-12)
 
 
@@ -91,7 +100,9 @@ def test_what_is_no_whole_network_is_called_what_it_is(inside, source, tmp_path)
     names = sorted(state)
     part, numeric = tmp_path / "model-00002-of-00002.safetensors", tmp_path / "numeric.safetensors"
     save_file({name: state[name] for name in names[len(names) // 2 :]}, part, metadata=metadata)
-    assert "it is part 2 of 2 of one model, so join all parts" in inside(FILE, "network_refused", path=str(part))
+    assert "it is part 2 of 2 of one model, so join all parts" in inside(
+        FILE, "network_refused", path=str(part)
+    )
     save_file(state, numeric, metadata=metadata | {"step": "7"})
     make_numeric(numeric, "step")
     said = inside(FILE, "network_refused", path=str(numeric))
@@ -114,13 +125,17 @@ def test_nan_in_an_encoder_or_a_vae_is_refused(inside, tmp_path, what):
 
 @pytest.fixture(scope="module")
 def lora(inside):
-    """lora(folder, name, change, settings) -> a LoRA file of rank 4 for the first projection of the small SD2.1."""
+    """lora(folder, name, change, settings) -> a LoRA file of rank 4 for the first projection of the small
+    SD2.1.
+    """
     path, inputs, outputs = inside(FILE, "projection")
     generator = torch.Generator().manual_seed(0)
     down, up = torch.randn(4, inputs, generator=generator), torch.randn(outputs, 4, generator=generator)
 
     def make(folder, name, settings=None, change=lambda tensors: tensors, **metadata):
-        tensors = change({f"unet.{path}.lora_A.weight": down.clone(), f"unet.{path}.lora_B.weight": up.clone()})
+        tensors = change(
+            {f"unet.{path}.lora_A.weight": down.clone(), f"unet.{path}.lora_B.weight": up.clone()}
+        )
         metadata |= {} if settings is None else {"lora_adapter_metadata": json.dumps(settings)}
         save_file(tensors, folder / name, metadata=metadata or None)
         return folder / name
@@ -153,9 +168,18 @@ def first(change):
 
 
 LORAS = {
-    "nan": ({"change": first(lambda value: value * math.nan)}, ["Expected finite numbers in unet.", "lora_A.weight of"]),
-    "int8": ({"change": first(lambda value: value.to(torch.int8))}, ["Expected floating-point numbers", "got int8"]),
-    "both": ({"change": lambda t: t | {k.removeprefix("unet."): v.clone() for k, v in t.items()}}, ["Expected one down of"]),
+    "nan": (
+        {"change": first(lambda value: value * math.nan)},
+        ["Expected finite numbers in unet.", "lora_A.weight of"],
+    ),
+    "int8": (
+        {"change": first(lambda value: value.to(torch.int8))},
+        ["Expected floating-point numbers", "got int8"],
+    ),
+    "both": (
+        {"change": lambda t: t | {k.removeprefix("unet."): v.clone() for k, v in t.items()}},
+        ["Expected one down of"],
+    ),
     "list": ({"settings": [1]}, ["Expected a JSON object", "got [1]"]),
     "dora": ({"settings": {"unet.use_dora": True}}, ["use_dora"]),
     "numeric": ({"step": "7"}, ["Expected text in the metadata entry 'step'"]),
@@ -177,13 +201,18 @@ def test_a_lora_that_is_wrong_is_refused_by_the_node(inside, lora, tmp_path, cas
     [
         ("text, no pickle", "that does not load"),
         ([torch.ones(2)], "Expected a PyTorch file of tensors as the LoRA"),
-        ({"unet.x.lora_A.weight": [1, 2], "unet.x.lora_B.weight": "text"}, "Expected a tensor as 'unet.x.lora_A.weight'"),
+        (
+            {"unet.x.lora_A.weight": [1, 2], "unet.x.lora_B.weight": "text"},
+            "Expected a tensor as 'unet.x.lora_A.weight'",
+        ),
         ({"unet.x.lora_A.weight": torch.ones(2, 2)}, "no self-attention projection"),
     ],
     ids=["text", "list", "values", "layer"],
 )
 def test_a_pytorch_file_as_lora_is_read_or_refused_by_name(inside, tmp_path, request, content, said):
-    path = tmp_path / f"pickled_{request.node.callspec.id}.pt"  # ComfyUI looks for a name in the folders of all tests
+    path = (
+        tmp_path / f"pickled_{request.node.callspec.id}.pt"
+    )  # ComfyUI looks for a name in the folders of all tests
     path.write_text(content) if isinstance(content, str) else torch.save(content, path)
     answer = inside(FILE, "lora_refused", folder=str(tmp_path), name=path.name)
     assert answer and said in answer and path.name in answer, answer
@@ -205,9 +234,17 @@ LATENTS = {
     "size of three": ({}, {"spatialweave_size": "[1, 16, 20]"}, ["[height, width]"]),
     "no JSON": ({}, {"spatialweave_size": "16, 20"}, ["Expected JSON in spatialweave_size"]),
     "a size beyond": ({}, {"spatialweave_size": "[17, 20]"}, ["within (16, 20)", "[17, 20]"]),
-    "sky as text": ({}, {"spatialweave_infinite_sky": '"false"'}, ["true or false", "spatialweave_infinite_sky"]),
+    "sky as text": (
+        {},
+        {"spatialweave_infinite_sky": '"false"'},
+        ["true or false", "spatialweave_infinite_sky"],
+    ),
     "NaN in the image": ({"image": BAD}, {}, ["Expected finite numbers in image", "1 NaN of 320"]),
-    "depth of another picture": ({"depth": DEPTH[..., :19].contiguous()}, {}, ["Expected a usable joint latent"]),
+    "depth of another picture": (
+        {"depth": DEPTH[..., :19].contiguous()},
+        {},
+        ["Expected a usable joint latent"],
+    ),
     "integers": ({"image": IMAGE.to(torch.int8)}, {}, ["Expected floating-point numbers in image"]),
 }
 
@@ -215,7 +252,10 @@ LATENTS = {
 @pytest.mark.parametrize("case", LATENTS)
 def test_a_latent_that_was_changed_is_refused_by_name(inside, tmp_path, case):
     tensors, metadata, words = LATENTS[case]
-    path, kind = tmp_path / "my.joint.safetensors", {"spatialweave": "joint latent", "spatialweave_size": "[15, 20]"}
+    path, kind = (
+        tmp_path / "my.joint.safetensors",
+        {"spatialweave": "joint latent", "spatialweave_size": "[15, 20]"},
+    )
     save_file({"image": IMAGE, "depth": DEPTH}, path, metadata=kind)
     assert inside(FILE, "latent_refused", path=str(path)) == {"said": None, "missing": 16, "size": [15, 20]}
     save_file({"image": IMAGE, "depth": DEPTH} | tensors, path, metadata=kind | metadata)

@@ -1,4 +1,6 @@
-"""`spatialweave intrinsics build` with a real ComfyUI: two processes share a folder of pictures, and training reads what they wrote."""
+"""`spatialweave intrinsics build` with a real ComfyUI: two processes share a folder of pictures, and training
+reads what they wrote.
+"""
 
 import json
 import os
@@ -23,10 +25,14 @@ def second(comfyui, runner, installed, tmp_path_factory):
     """Another ComfyUI, which has the estimators, small."""
     base = tmp_path_factory.mktemp("second")
     (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "spatialweave").symlink_to(installed / "custom_nodes" / "spatialweave", target_is_directory=True)
+    (base / "custom_nodes" / "spatialweave").symlink_to(
+        installed / "custom_nodes" / "spatialweave", target_is_directory=True
+    )
     shutil.copy(Path(__file__).with_name("inside_small_estimators.py"), base / "custom_nodes")
     log = (base / "log.txt").open("wb")
-    server, process = runner.start_comfyui(comfyui, "--cpu", "--base-directory", str(base), "--disable-api-nodes", log=log)
+    server, process = runner.start_comfyui(
+        comfyui, "--cpu", "--base-directory", str(base), "--disable-api-nodes", log=log
+    )
     try:
         server.wait_until_up(process, 900)
         yield server, base
@@ -41,11 +47,20 @@ def shipped(root):
 
 
 def without_weights(root):
-    """The shipped graph with nodes that need no download in the estimators' places: green is depth, red things are masked."""
+    """The shipped graph with nodes that need no download in the estimators' places: green is depth, red
+    things are masked.
+    """
     graph = json.loads(shipped(root).read_text(encoding="utf-8"))
     for node in ("2", "3", "4", "6", "7"):
         del graph[node]
-    grey = {"image": ["23", 0], "values": "white is far", "units": "metric", "near": 1.0, "far": 10.0, "fov_degrees": 60.0}
+    grey = {
+        "image": ["23", 0],
+        "values": "white is far",
+        "units": "metric",
+        "near": 1.0,
+        "far": 10.0,
+        "fov_degrees": 60.0,
+    }
     graph["5"] = {"class_type": "SpatialWeave_ViewFromImage", "inputs": grey}
     graph["20"] = {"class_type": "ImageToMask", "inputs": {"image": ["1", 0], "channel": "red"}}
     graph["21"] = {"class_type": "ThresholdMask", "inputs": {"mask": ["20", 0], "value": 0.5}}
@@ -70,27 +85,54 @@ def pictures(tmp_path):
 
 
 @pytest.mark.comfyui
-def test_two_processes_with_a_server_each_build_a_folder_that_trains(server, second, root, pictures, tmp_path):
+def test_two_processes_with_a_server_each_build_a_folder_that_trains(
+    server, second, root, pictures, tmp_path
+):
     from spatialweave.models.intrinsic_ldm.data.dataset import IntrinsicSamples
 
     graph, output, script = tmp_path / "graph.json", tmp_path / "dataset", tmp_path / "build.py"
     graph.write_text(json.dumps(without_weights(root)))
     script.write_text(
         "from spatialweave.models.intrinsic_ldm.data.build import build_dataset\n"
-        f"print(build_dataset({str(pictures)!r}, {str(output)!r}, servers={[server[0].url, second[0].url]}, size={SIZE}, "
+        f"print(build_dataset({str(pictures)!r}, {str(output)!r}, "
+        f"servers={[server[0].url, second[0].url]}, size={SIZE}, "
         f"workflow={str(graph)!r}, shard_size=2))\n"
     )
-    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    call = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     before = [set(one.get_json("/history")) for one in (server[0], second[0])]
     for wanted in (["2", "3"], ["0", "0"]):  # the second time all is there
-        done = subprocess.run(call, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path, check=False)
+        done = subprocess.run(
+            call, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path, check=False
+        )
         assert done.returncode == 0, done.stderr[:3000]
-        assert sorted(re.findall(r"5 samples, (\d) of them written in this process, 2 processes at work", done.stdout)) == wanted
+        assert (
+            sorted(
+                re.findall(
+                    r"5 samples, (\d) of them written in this process, 2 processes at work", done.stdout
+                )
+            )
+            == wanted
+        )
         assert ("2b.png is left out: Expected an image in " in done.stderr) == (wanted[0] != "0")
-        assert done.stdout.count("1 left out: 2b.png (Expected an image in ") == 2, "said by both, the second time too"
-    asked = [len(set(one.get_json("/history")) - old) for one, old in zip((server[0], second[0]), before, strict=True)]
-    assert sorted(asked) == [2, 3], "each process asks a server of its own, once for each picture that can be read"
+        assert done.stdout.count("1 left out: 2b.png (Expected an image in ") == 2, (
+            "said by both, the second time too"
+        )
+    asked = [
+        len(set(one.get_json("/history")) - old)
+        for one, old in zip((server[0], second[0]), before, strict=True)
+    ]
+    assert sorted(asked) == [2, 3], (
+        "each process asks a server of its own, once for each picture that can be read"
+    )
     lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
     assert [line["source"] for line in lines] == ["0.png", "1.png", "2.png", "3.png", "more/4.png"]
     assert [line["caption"] for line in lines] == ["red beside grey", "", "", "", ""]
@@ -111,13 +153,17 @@ def test_a_graph_that_comfyui_refuses_is_explained(server, root, pictures, tmp_p
     """The shipped graph where the estimators' files are not there."""
     from spatialweave.models.intrinsic_ldm.data.build import build_dataset
 
-    with pytest.raises(ValueError, match=r"ComfyUI refuses the workflow: .*LoadMoGeModel.*set its inputs with --set"):
+    with pytest.raises(
+        ValueError, match=r"ComfyUI refuses the workflow: .*LoadMoGeModel.*set its inputs with --set"
+    ):
         build_dataset(pictures, tmp_path / "out", servers=[server[0].url], size=SIZE)
 
 
 @pytest.mark.comfyui
 def test_the_shipped_graph_estimates_with_moge_and_sam(second, runner, root, pictures, tmp_path):
-    """On small random models of core's own classes, under the names of the big files; a row holds what the same graph saves."""
+    """On small random models of core's own classes, under the names of the big files; a row holds what the
+    same graph saves.
+    """
     import numpy as np
 
     from spatialweave.models.intrinsic_ldm.data.build import build_dataset
@@ -127,21 +173,35 @@ def test_the_shipped_graph_estimates_with_moge_and_sam(second, runner, root, pic
     one.mkdir()
     shutil.copy(source, one)
     changes = [WORDS, "4.resolution_level=0"]
-    summary = build_dataset(one, tmp_path / "out", servers=[second[0].url], size=SIZE, workflow=shipped(root), changes=changes)
+    summary = build_dataset(
+        one, tmp_path / "out", servers=[second[0].url], size=SIZE, workflow=shipped(root), changes=changes
+    )
     assert (summary.count, summary.written) == (1, 1)
-    row = {name: tensor[0] for name, tensor in load_file(tmp_path / "out" / "shard-00000.safetensors").items()}
+    row = {
+        name: tensor[0] for name, tensor in load_file(tmp_path / "out" / "shard-00000.safetensors").items()
+    }
     assert sorted(row) == ["depth", "image", "line", "normals", "segmentation"]
 
     (second[1] / "input").mkdir(exist_ok=True)
     shutil.copy(source, second[1] / "input" / "again.png")
-    graph = runner.change_inputs(json.loads(shipped(root).read_text(encoding="utf-8")), [*changes, "1.image=again.png"])
+    graph = runner.change_inputs(
+        json.loads(shipped(root).read_text(encoding="utf-8")), [*changes, "1.image=again.png"]
+    )
     saved = second[0].collect(second[0].wait(second[0].queue(graph), 300), tmp_path / "saved")
-    (npz,), masks = [path for path in saved if path.suffix == ".npz"], [path for path in saved if path.name.startswith("11_")]
+    (npz,), masks = (
+        [path for path in saved if path.suffix == ".npz"],
+        [path for path in saved if path.name.startswith("11_")],
+    )
     view = np.load(npz)
     valid, sky = view["mask"][0], view["sky"][0]
     assert 0.2 < valid.mean() < 0.95 and np.array_equal(valid, ~sky), "MoGe leaves out what it takes for sky"
-    assert np.array_equal(row["depth"].numpy(), np.where(valid, view["depth"][0], 0)) and len(np.unique(view["depth"][0])) > 100
-    assert np.abs(row["normals"].numpy() - view["normals"][0] * 127).max() <= 0.51 and view["units"] == "metric"
+    assert (
+        np.array_equal(row["depth"].numpy(), np.where(valid, view["depth"][0], 0))
+        and len(np.unique(view["depth"][0])) > 100
+    )
+    assert (
+        np.abs(row["normals"].numpy() - view["normals"][0] * 127).max() <= 0.51 and view["units"] == "metric"
+    )
     length = np.linalg.norm(row["normals"].numpy()[valid] / 127, axis=-1)
     assert np.abs(length - 1).max() < 0.02
 

@@ -63,8 +63,14 @@ def test_the_examples_in_its_help_set_inputs_that_are_there(runner, root):
     [
         (["--set", "6.sead=3"], "Expected one of the inputs"),
         (["--set", "6.seed"], "Expected NODE.INPUT=VALUE for --set, got '6.seed'"),
-        (["--server", "ftp://127.0.0.1:21"], "Expected the address of a server, such as http://127.0.0.1:8188"),
-        (["--server", "127.0.0.1:no"], "Expected the address of a server, such as http://127.0.0.1:8188, got '127.0.0.1:no'"),
+        (
+            ["--server", "ftp://127.0.0.1:21"],
+            "Expected the address of a server, such as http://127.0.0.1:8188",
+        ),
+        (
+            ["--server", "127.0.0.1:no"],
+            "Expected the address of a server, such as http://127.0.0.1:8188, got '127.0.0.1:no'",
+        ),
         (["--server", ""], "Expected the address of a server"),
         (["--comfyui", "nowhere"], "nowhere, which has no main.py"),
     ],
@@ -84,7 +90,10 @@ def test_a_question_without_sense_ends_with_2(runner, twin, capsys, arguments, s
         ("{}", "graph.json, nodes by number"),
         ('{"6": {"class_type": "KSampler", "inputs": ["seed"]}}', "graph.json, nodes by number"),
         ("[" * 100000, "Expected JSON in {folder}/graph.json"),
-        ('{"6": {"class_type": "\u00e9"'.encode("cp1252"), "Expected UTF-8 text in {folder}/graph.json, got byte 0xe9 in line 1. Save it"),
+        (
+            '{"6": {"class_type": "\u00e9"'.encode("cp1252"),
+            "Expected UTF-8 text in {folder}/graph.json, got byte 0xe9 in line 1. Save it",
+        ),
         ("{}".encode("utf-16"), "Expected UTF-8 text in {folder}/graph.json, got UTF-16. Save it as UTF-8."),
         ('{"nodes": [], "links": []}', "in the form that the browser saves"),
     ],
@@ -141,7 +150,10 @@ def test_what_comfyui_has_against_a_graph_is_said_node_by_node(runner, twin, oth
     fault = {"errors": [{"message": "Value not in list", "details": "seed: 'x'"}]}
     page = json.dumps({"error": {"message": "Prompt outputs failed validation"}, "node_errors": {"6": fault}})
     assert runner.main([twin, "--server", other_server(400, page)]) == 1
-    assert capsys.readouterr().err == "Prompt outputs failed validation\nnode 6 (KSampler): Value not in list seed: 'x'\n"
+    assert (
+        capsys.readouterr().err
+        == "Prompt outputs failed validation\nnode 6 (KSampler): Value not in list seed: 'x'\n"
+    )
 
 
 def test_a_graph_that_comfyui_takes_in_part_is_no_success(runner, twin, other_server, capsys):
@@ -150,7 +162,10 @@ def test_a_graph_that_comfyui_takes_in_part_is_no_success(runner, twin, other_se
     page = json.dumps({"prompt_id": "1", "number": 1, "node_errors": {"6": fault}})
     assert runner.main([twin, "--server", other_server(200, page)]) == 1
     complaint = "node 6 (KSampler): Value not in list ckpt_name"
-    assert capsys.readouterr().err == f"ComfyUI would run only the valid part of this graph, so nothing was collected.\n{complaint}\n"
+    assert (
+        capsys.readouterr().err == "ComfyUI would run only the valid part of this graph, so nothing was "
+        f"collected.\n{complaint}\n"
+    )
 
 
 @pytest.fixture
@@ -165,7 +180,9 @@ def some_server():
 
             def do_GET(self):
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                code, body = next(found for beginning, found in answers.items() if self.path.startswith(beginning))
+                code, body = next(
+                    found for beginning, found in answers.items() if self.path.startswith(beginning)
+                )
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -197,21 +214,34 @@ def test_files_are_written_into_the_folder_alone(runner, twin, some_server, tmp_
     server = some_server(answer_all("../../outside.png"))
     assert runner.main([twin, "--server", server, "--output", str(tmp_path / "in" / "here")]) == 0
     assert [path.name for path in tmp_path.rglob("*.png")] == ["9_outside.png"]
-    assert (tmp_path / "in" / "here" / "9_outside.png").read_bytes() == b"bytes" and "9_outside.png" in capsys.readouterr().out
+    assert (
+        tmp_path / "in" / "here" / "9_outside.png"
+    ).read_bytes() == b"bytes" and "9_outside.png" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"/view": (404, b"")}, "Expected the file 'a.png' of node 9 from http://{server}, got HTTP status 404 Not Found."),
-        ({"/history": (500, b"")}, "Expected HTTP status 200 from http://{server}/history/1, got 500 Internal Server Error"),
-        ({"/history": (200, b"<html>")}, "http://{server}/history/1, got something else. Check that a ComfyUI runs there."),
+        (
+            {"/view": (404, b"")},
+            "Expected the file 'a.png' of node 9 from http://{server}, got HTTP status 404 Not Found.",
+        ),
+        (
+            {"/history": (500, b"")},
+            "Expected HTTP status 200 from http://{server}/history/1, got 500 Internal Server Error",
+        ),
+        (
+            {"/history": (200, b"<html>")},
+            "http://{server}/history/1, got something else. Check that a ComfyUI runs there.",
+        ),
         ({"/history": (200, b"[]")}, "http://{server}/history/1, got another value"),
         ({"/history": (200, b'{"1": {"status": {"status_str": "error"}}}')}, "The run was interrupted."),
         ({"/history": (200, b'{"1": {}}')}, "Expected the run to end within 1 s, got no end."),
     ],
 )
-def test_what_is_missing_of_an_answer_is_said_with_the_address(runner, twin, some_server, tmp_path, capsys, changes, said):
+def test_what_is_missing_of_an_answer_is_said_with_the_address(
+    runner, twin, some_server, tmp_path, capsys, changes, said
+):
     server = some_server({**answer_all("a.png"), **changes})
     assert runner.main([twin, "--server", server, "--output", str(tmp_path), "--timeout", "1"]) == 1
     assert said.replace("{server}", server) in capsys.readouterr().err
@@ -228,7 +258,9 @@ def test_a_server_that_hangs_up_is_said_with_its_address(runner, twin, capsys):
                 except OSError:
                     return
                 asked = connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}" if b"system_stats" in asked else b"")
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}" if b"system_stats" in asked else b""
+                )
                 connection.close()
 
         threading.Thread(target=hang_up, daemon=True).start()

@@ -7,6 +7,7 @@ turned: the world stays that of the View's poses.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,27 +21,54 @@ _GREY = 128  # of points without colors
 _MOST_SKEW = 1e-3  # pixels, which no picture shows
 
 
-def encode_cameras(view: View) -> bytes:
-    """One PINHOLE camera for each view; numbers count from 1."""
-    height, width = view.depth.shape[1:]
+@dataclass(frozen=True)
+class PinholeCameras:
+    """The cameras of some images, on the CPU in float64."""
+
+    intrinsics: Tensor  # (b, 3, 3) in pixels of the images, without skew
+    world_to_cam: Tensor  # (b, 4, 4)
+    sizes: tuple[tuple[int, int], ...]  # height, width of each
+    units: str
+
+    @classmethod
+    def of_view(
+        cls, view: View, size: tuple[int, int], crops: Sequence[tuple[int, int]] | None = None
+    ) -> PinholeCameras:
+        """The cameras of a View for its images at another size, of which `crops` are left, from the upper
+        left corner. ValueError for a skewed camera, which no trainer's format has.
+        """
+        intrinsics = view.intrinsics.detach().cpu().double()
+        for index, slant in enumerate(intrinsics[:, 0, 1].tolist()):
+            if abs(slant) > _MOST_SKEW:
+                raise ValueError(
+                    f"Expected cameras without skew, got {slant:.4g} in camera {index}. Resample its image, "
+                    "or leave the view out."
+                )
+        scale = intrinsics.new_tensor([[size[1] / view.depth.shape[2]], [size[0] / view.depth.shape[1]], [1]])
+        sizes = tuple(crops) if crops is not None else (size,) * len(view)
+        return cls(intrinsics * scale, view.world_to_cam.detach().cpu().double(), sizes, view.units)
+
+
+def encode_cameras(cameras: PinholeCameras) -> bytes:
+    """One PINHOLE camera for each image; numbers count from 1."""
     lines = ["# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[] = fx, fy, cx, cy"]
-    for number, matrix in enumerate(check_pinhole(view).tolist(), 1):
+    both = zip(cameras.intrinsics.tolist(), cameras.sizes, strict=True)
+    for number, (matrix, (height, width)) in enumerate(both, 1):
         values = (matrix[0][0], matrix[1][1], matrix[0][2], matrix[1][2])
         lines.append(f"{number} PINHOLE {width} {height} {_numbers(values)}")
     return _to_bytes(lines)
 
 
-def encode_images(view: View, tracks: Tracks, names: Sequence[str]) -> bytes:
-    """Pose, camera, name and observations of each view; image and camera have one number."""
+def encode_images(cameras: PinholeCameras, tracks: Tracks, names: Sequence[str]) -> bytes:
+    """Pose, camera, name and observations of each image; image and camera have one number."""
     from scipy.spatial.transform import Rotation
 
     lines = [
         "# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
         "# POINTS2D[] as X, Y, POINT3D_ID",
-        f"# units: {view.units}",
+        f"# units: {cameras.units}",
     ]
-    poses = view.world_to_cam.detach().cpu().double().numpy()
-    for index, (name, pose) in enumerate(zip(names, poses, strict=True)):
+    for index, (name, pose) in enumerate(zip(names, cameras.world_to_cam.numpy(), strict=True)):
         x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat(canonical=True)
         lines.append(f"{index + 1} {_numbers((w, x, y, z, *pose[:3, 3]))} {index + 1} {name}")
         rows = (tracks.view == index).nonzero()[:, 0]
@@ -68,18 +96,6 @@ def encode_points(tracks: Tracks) -> bytes:
         lines.append(f"{number} {_numbers(point)} {red} {green} {blue} {error:.6g} {track}")
         start = end
     return _to_bytes(lines)
-
-
-def check_pinhole(view: View) -> Tensor:
-    """The intrinsics (b, 3, 3) in float64, or ValueError: neither format has a skewed camera."""
-    intrinsics = view.intrinsics.detach().cpu().double()
-    for index, slant in enumerate(intrinsics[:, 0, 1].tolist()):
-        if abs(slant) > _MOST_SKEW:
-            raise ValueError(
-                f"Expected cameras without skew, got {slant:.4g} in camera {index}. Resample its image, or "
-                "leave the view out."
-            )
-    return intrinsics
 
 
 def _index_in_view(view: Tensor) -> Tensor:

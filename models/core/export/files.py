@@ -84,7 +84,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
     except ValueError as error:
         raise ExportError(
             errno.EINVAL,
-            f"Cannot write {str(path)!r}: it is no name for a file ({error}); choose another one.",
+            f"Cannot write {str(path)!r}: it is not a file name ({error}). Choose another one.",
         ) from error
     return path
 
@@ -112,7 +112,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         if path.exists() or part.exists():
             taken = path if path.exists() else part
             raise ExportError(
-                errno.EEXIST, f"Cannot write {path}: {taken.name} is there already; choose another name."
+                errno.EEXIST, f"Cannot write {path}: {taken.name} exists already. Choose another name."
             ) from error
         raise export_error(error, path) from error
     try:

@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from ..geometry.camera import FLIP_Y_Z, invert_pose
-from ..geometry.view import View
-from .colmap import check_pinhole
+from .colmap import PinholeCameras
 
 Z_UP = ((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0), (0.0, 1.0, 0.0, 0.0))  # of a y-up world
 
 
-def encode_transforms(view: View, paths: Sequence[str], *, points: str | None = None) -> bytes:
+def encode_transforms(cameras: PinholeCameras, paths: Sequence[str], *, points: str | None = None) -> bytes:
     """Cameras of the images at `paths`, relative to the file; `points` is the path of a PLY beside it."""
-    height, width = view.depth.shape[1:]
     turn = torch.tensor([*Z_UP, (0.0, 0.0, 0.0, 1.0)], dtype=torch.float64)
     flip = torch.tensor([*FLIP_Y_Z, 1.0], dtype=torch.float64)
-    cameras = turn @ invert_pose(view.world_to_cam.detach().cpu().double()) * flip
+    poses = turn @ invert_pose(cameras.world_to_cam) * flip
     frames = [
         {
             "file_path": path,
@@ -34,11 +32,13 @@ def encode_transforms(view: View, paths: Sequence[str], *, points: str | None = 
             "cy": matrix[1][2],
             "w": width,
             "h": height,
-            "transform_matrix": camera,
+            "transform_matrix": pose,
         }
-        for path, matrix, camera in zip(paths, check_pinhole(view).tolist(), cameras.tolist(), strict=True)
+        for path, matrix, pose, (height, width) in zip(
+            paths, cameras.intrinsics.tolist(), poses.tolist(), cameras.sizes, strict=True
+        )
     ]
-    data = {"camera_model": "OPENCV", "applied_transform": Z_UP, "units": view.units, "frames": frames}
+    data = {"camera_model": "OPENCV", "applied_transform": Z_UP, "units": cameras.units, "frames": frames}
     if points is not None:
         data["ply_file_path"] = points
     return json.dumps(data, indent=1).encode("ascii")

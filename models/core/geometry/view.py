@@ -134,7 +134,9 @@ class View:
         """
         unknown = set(others) - set(_TAILS)
         if unknown:
-            raise TypeError(f"View has no field {sorted(unknown)}; it knows {sorted(_TAILS)}.")
+            raise TypeError(
+                f"Expected fields of a View among {sorted(_TAILS)}, got {sorted(unknown)}. Remove those."
+            )
         batched = {"depth": as_float_map(depth)}
         size = tuple(batched["depth"].shape[1:])
         given = {"mask": mask, **others}

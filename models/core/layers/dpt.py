@@ -128,23 +128,28 @@ def resize_bilinear(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def add_positions(x: Tensor, ratio: float) -> Tensor:
-    """x (b, c, h, w) with 0.1 of the sin-cos position map of an image of that width / height."""
-    positions = position_map(aspect_grid(x.shape[-2], x.shape[-1], ratio), x.shape[1]).to(x)
-    return x + POSITION_RATIO * rearrange(positions, "h w c -> c h w")
+    """x (b, c, h, w) with 0.1 of the sin-cos position map of an image of that width / height.
+
+    The first half of the channels is a function of the column, the second of the row.
+    """
+    channels, height, width = x.shape[1:]
+    columns, rows = aspect_axes(height, width, ratio)
+    of_column = rearrange(axis_waves(columns, channels // 2).to(x), "w c -> c 1 w")
+    of_row = rearrange(axis_waves(rows, channels // 2).to(x), "h c -> c h 1")
+    first, second = x.chunk(2, dim=1)
+    return torch.cat((first + POSITION_RATIO * of_column, second + POSITION_RATIO * of_row), dim=1)
 
 
-def aspect_grid(height: int, width: int, ratio: float) -> Tensor:
-    """(x, y) of cell centers, (h, w, 2): the image of that width / height has a half diagonal of 1."""
+def aspect_axes(height: int, width: int, ratio: float) -> tuple[Tensor, Tensor]:
+    """x of the columns (w,), y of the rows (h,): an image of that width / height has a half diagonal of 1."""
     diagonal = (1 + ratio**2) ** 0.5
     span_x, span_y = ratio / diagonal * (width - 1) / width, 1 / diagonal * (height - 1) / height
-    x, y = torch.linspace(-span_x, span_x, width), torch.linspace(-span_y, span_y, height)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    return torch.linspace(-span_x, span_x, width), torch.linspace(-span_y, span_y, height)
 
 
-def position_map(grid: Tensor, channels: int) -> Tensor:
-    """(h, w, 2) -> (h, w, c): sines, then cosines, of x in the first half of the channels, else of y."""
-    count = channels // 4
-    frequency = POSITION_BASE ** -(torch.arange(count, dtype=torch.float64) / (channels / 4))
-    angle = grid.double()[..., None] * frequency
-    waves = torch.stack((angle.sin(), angle.cos()), dim=-2)
-    return rearrange(waves, "h w xy wave k -> h w (xy wave k)").float()
+def axis_waves(positions: Tensor, channels: int) -> Tensor:
+    """Positions (n,) -> (n, c): sines, then cosines, of falling frequencies."""
+    count = channels // 2
+    frequency = POSITION_BASE ** -(torch.arange(count, dtype=torch.float64) / count)
+    angle = positions.double()[:, None] * frequency
+    return torch.cat((angle.sin(), angle.cos()), dim=-1).float()

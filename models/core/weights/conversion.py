@@ -79,7 +79,7 @@ def convert_file(
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if free < size:
-            raise OSError(f"it needs {size / 1000000000.0:.1f} GB, and {free / 1000000000.0:.1f} GB are free")
+            raise OSError(f"it needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
         with source.open("rb") as read, part.open("wb") as written:
             written.truncate(size)
             written.write(head)

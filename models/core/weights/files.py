@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..text_files import show_path
 from .header import Header, WeightsError, read_header
+from .mapped import map_tensors
 
 KIND = "spatialweave"  # metadata entry that says what a file of ours holds
 # the prefix of every name if parallel training's or torch.compile's wrapper is saved instead of the
@@ -58,9 +59,9 @@ def read_tensors(
 
     WeightsError if they cannot be read, or, with `finite`, if one holds NaN or infinity.
     """
-    read_header(path)
+    header = read_header(path)
     try:
-        tensors = load_file(path, device=str(device))
+        tensors = {name: value.to(device) for name, value in map_tensors(path, header)}
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"Expected to read {show_path(path)}, got an error ({error}). Download it again."
@@ -77,9 +78,8 @@ def check_file(path: str | os.PathLike) -> Header:
     """
     header = read_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in header.shapes:
-                check_finite({name: file.get_tensor(name)}, show_path(path))
+        for name, value in map_tensors(path, header):
+            check_finite({name: value}, show_path(path))
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"Expected to read {show_path(path)}, got an error ({error}). Download it again."

@@ -109,9 +109,9 @@ def read_loose(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def read_normals(source: Any, *, name: Any = None) -> Tensor:
     """Normals (h, w, 3) of a normal map's file, bytes or Pillow image, 0 where black or fully transparent."""
-    found = open_picture(source, name=name)
-    normals = normals_from_image(found.rgb)[0].movedim(0, -1)
-    return normals if found.alpha is None else normals * (found.alpha[0] > 0)[..., None]
+    image = open_picture(source, name=name)
+    normals = normals_from_image(image.rgb)[0].movedim(0, -1)
+    return normals if image.alpha is None else normals * (image.alpha[0] > 0)[..., None]
 
 
 READERS = {"normals": read_normals, "line": open_gray}

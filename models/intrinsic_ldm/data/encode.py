@@ -163,9 +163,9 @@ def encode_dataset(
 def list_base_files(base: Path) -> Iterator[tuple[str, Path]]:
     """The files of a base's folder that an encoder loads: all but the network, in the selected precision."""
     names = [base / "model_index.json", base / TEXT_FILE]
-    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
-        half = find_variant(base / part) is not None
-        names += [path for path in sorted((base / part).glob("*")) if half or ".fp16." not in path.name]
+    for component in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
+        half = find_variant(base / component) is not None
+        names += [path for path in sorted((base / component).glob("*")) if half or ".fp16." not in path.name]
     for path in names:
         if path.is_file() and path.suffix not in OTHER_WEIGHTS and not path.name.startswith("."):
             yield f"{path.relative_to(base).as_posix()} of the base", path
@@ -173,7 +173,7 @@ def list_base_files(base: Path) -> Iterator[tuple[str, Path]]:
 
 def list_samples(samples: IntrinsicSamples) -> list[Source]:
     """The samples of a dataset folder with their source files; the samples of one shard share its file."""
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for index in range(len(samples)):
         entry = samples.entry(index)
         files = (
@@ -182,21 +182,21 @@ def list_samples(samples: IntrinsicSamples) -> list[Source]:
             else {entry[key] for key in FILES if isinstance(entry.get(key), str)}
         )
         name = f"{entry['shard']}:{entry['row']}" if "shard" in entry else str(entry.get("image", index))
-        while name in found:  # a manifest may list a sample twice, with two captions
+        while name in sources:  # a manifest may list a sample twice, with two captions
             name += "+"
         files |= {
             beside
             for file in files
             if (samples.folder / (beside := Path(file).with_suffix(".json").as_posix())).is_file()
         }
-        found[name] = Source(
+        sources[name] = Source(
             name,
             {file: samples.folder / file for file in sorted(files)},
             text=json.dumps(entry, sort_keys=True),
             entry={"index": index, "caption": str(entry.get("caption", ""))},
             words=f"line {samples.source.lines[index]} of {MANIFEST}",
         )
-    return list(found.values())
+    return list(sources.values())
 
 
 def load_samples(samples: IntrinsicSamples, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:

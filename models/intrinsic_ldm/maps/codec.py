@@ -15,8 +15,8 @@ from . import channels as codes
 from .segmentation import COLORS, ids_to_masks, masks_to_ids, palette
 
 AFFINE = (
-    "1 / depth is right up to scale and shift: near and far are as given, Align Depth fits them to another "
-    "depth"
+    "1 / depth is right up to scale and shift: near and far are chosen, and Align Depth fits them to "
+    "another depth"
 )
 
 

@@ -45,9 +45,9 @@ def encode_segments(ids: Tensor, *, grid: int = GRID) -> tuple[Tensor, list[int]
         ]
         left_out.append(max(0, len(masks) - COLORS))
         centroids = find_centroids(which, counts).tolist()
-        taken = assign_colors({index: tuple(centroids[index]) for index in masks[:COLORS]}, grid)
-        color_of = torch.tensor([taken.get(index, 0) for index in range(len(numbers))], device=ids.device)
-        out.copy_(color_of[which])
+        color_by_mask = assign_colors({index: tuple(centroids[index]) for index in masks[:COLORS]}, grid)
+        colors = [color_by_mask.get(index, 0) for index in range(len(numbers))]
+        out.copy_(torch.tensor(colors, device=ids.device)[which])
     return palette(ids.device)[indices], left_out
 
 

@@ -34,7 +34,7 @@ from ..attention import Coupling
 from ..backbones import load_backbone
 from ..config import CONDITIONS, FAMILIES, Noise
 from ..lora import LowRank, Projection, open_lora, read_lora
-from ..network import PARTS, Backbone, couple, projections
+from ..network import PROJECTIONS, Backbone, couple, projections
 from ..rows import BOTH, Rows, Stream
 from .ranks import measure_inputs, truncate_svd, with_weights
 from .start import attend_to_own_position
@@ -65,12 +65,12 @@ class LoraSettings:
     ship_rank: int | Mapping[str, int] = 0
 
     def __post_init__(self) -> None:
-        if not set(self.ship_ranks) <= set(PARTS) or not all(
+        if not set(self.ship_ranks) <= set(PROJECTIONS) or not all(
             0 <= rank <= self.rank for rank in self.ship_ranks.values()
         ):
             raise ValueError(
                 f"Expected ship_rank of the recipe's model from 0 to {self.rank}, the LoRA's rank, or that "
-                f"for each of {', '.join(PARTS)}, got {self.ship_rank}. Correct the recipe."
+                f"for each of {', '.join(PROJECTIONS)}, got {self.ship_rank}. Correct the recipe."
             )
         if not self.base:
             raise ValueError(
@@ -96,12 +96,14 @@ class LoraSettings:
     @property
     def ship_ranks(self) -> Mapping[str, int]:
         """`ship_rank` by projection name."""
-        return self.ship_rank if isinstance(self.ship_rank, Mapping) else dict.fromkeys(PARTS, self.ship_rank)
+        if isinstance(self.ship_rank, Mapping):
+            return self.ship_rank
+        return dict.fromkeys(PROJECTIONS, self.ship_rank)
 
     def shipped_rank(self, path: str) -> int:
         """The shipped rank of the projection with this module path."""
         return next(
-            (rank for part, rank in self.ship_ranks.items() if rank and path.endswith("." + part)), self.rank
+            (rank for name, rank in self.ship_ranks.items() if rank and path.endswith("." + name)), self.rank
         )
 
 

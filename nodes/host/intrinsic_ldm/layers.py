@@ -12,7 +12,7 @@ from torch import nn
 from ....models.intrinsic_ldm.layers import Layer
 from ....models.intrinsic_ldm.lora import Projection
 
-PARTS = ("to_q", "to_k", "to_v", "to_out.0")
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 SD1_PROMPT = 768  # channels of SD1's text embeddings
 BASES = "SD1.5, SD2.1, SDXL or PixArt"
 
@@ -48,21 +48,21 @@ class Base:
         """Every projection that an intrinsic LoRA may change, by its module path in diffusers."""
         projections = {}
         for layer in self.layers:
-            for part in PARTS:
-                path, columns = self.find(layer, part)
+            for name in PROJECTIONS:
+                path, columns = self.find(layer, name)
                 linear = network.get_submodule(path)
                 outputs = linear.out_features // 3 if columns is not None else linear.out_features
-                projections[f"{layer.name}.{part}"] = Projection(
+                projections[f"{layer.name}.{name}"] = Projection(
                     linear.in_features, outputs, aliases=() if columns is not None else (path,)
                 )
         return projections
 
-    def find(self, layer: Layer, part: str) -> tuple[str, int | None]:
+    def find(self, layer: Layer, name: str) -> tuple[str, int | None]:
         """The module path of a projection, and its third of the output if q, k and v are one fused module."""
         if self.is_unet:
-            return f"{layer.key[0]}.attn1.{part}", None
+            return f"{layer.key[0]}.attn1.{name}", None
         attn = f"blocks.{layer.key[0]}.attn"
-        return (f"{attn}.proj", None) if part == "to_out.0" else (f"{attn}.qkv", PARTS.index(part))
+        return (f"{attn}.proj", None) if name == "to_out.0" else (f"{attn}.qkv", PROJECTIONS.index(name))
 
 
 def find_base_name(model, is_unet: bool, name: str) -> str:

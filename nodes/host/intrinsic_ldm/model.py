@@ -28,7 +28,7 @@ from ....models.intrinsic_ldm.tiny import LORA_FILE as TINY_LORA
 from ..shared.nested_latents import MASKS, SIZE, nest_masks, read_samples, take_apart
 from ..shared.shipped import TINY
 from .hooks import Change
-from .layers import PARTS, Base
+from .layers import PROJECTIONS, Base
 from .run import run_coupled
 from .settings import KEY, Settings
 
@@ -78,14 +78,14 @@ def lora_changes(model, base: Base, path: str, name: str) -> list[Change]:
             f"{trained_on}. Load such a base, or the LoRA trained on this one."
         )
     network = model.model.diffusion_model
-    found = read_lora(tensors, base.projections(network), base=base.name, name=name, metadata=metadata)
+    updates = read_lora(tensors, base.projections(network), base=base.name, name=name, metadata=metadata)
     changes = []
     for layer in base.layers:
-        for part in PARTS:
-            low = found.get(f"{layer.name}.{part}")
+        for projection in PROJECTIONS:
+            low = updates.get(f"{layer.name}.{projection}")
             if low is None:
                 continue
-            module, third = base.find(layer, part)
+            module, third = base.find(layer, projection)
             width = low.up.shape[0]
             changes.append(
                 Change(

@@ -131,15 +131,15 @@ def pixart_attention(
 def with_attention(options: dict, attention: dict[tuple, Callable]) -> dict:
     """Model options with our self-attention in every layer; ValueError if another node has replaced one."""
     replaced = options.get("transformer_options", {}).get("patches_replace", {})
-    taken = replaced.get("attn1", {})
+    replacements = replaced.get("attn1", {})
     for key in attention:
-        other = taken.get(key, taken.get(key[:2]))
+        other = replacements.get(key, replacements.get(key[:2]))
         if other is not None:
             raise ValueError(
                 f"Expected the model's own self-attention in {' '.join(map(str, key))}, got a replacement, "
                 f"{name_of(other)}. Remove that node (a reference or attention pack) from the model's chain."
             )
-    return with_replacements(options, {"attn1": taken | attention})
+    return with_replacements(options, {"attn1": replacements | attention})
 
 
 def with_replacements(options: dict, replacements: dict[str, dict]) -> dict:

@@ -157,7 +157,7 @@ def encode_maps(vae, maps: Tensor, tile: int) -> EncodedMaps:
     check_tile(tile)
     padded, notes = pad_maps(maps, vae.downscale_ratio)
     size = {} if padded.shape == maps.shape else {SIZE: tuple(maps.shape[2:])}
-    with explain(vae, len(maps), padded.shape[2:], "encode"):
+    with guard_memory(vae, len(maps), padded.shape[2:], "encode"):
         return EncodedMaps({"samples": vae.encode_maps(padded, tile)} | size, notes)
 
 
@@ -173,19 +173,18 @@ def decode_maps(vae, latent: dict, tile: int) -> DecodedMaps:
             f"Expected a latent (b, {vae.latent_channels}, h, w) for this intrinsic VAE, got "
             f"{tuple(samples.shape)}. Connect the maps_latent of Split Intrinsic Latent."
         )
-    with explain(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
+    with guard_memory(vae, len(samples), [side * vae.upscale_ratio for side in samples.shape[2:]], "decode"):
         padded = vae.decode_maps(samples, tile)
     stacked, notes = crop_maps(padded, latent.get(SIZE), vae.upscale_ratio)
     return DecodedMaps(stacked, tuple(padded.shape[2:]), notes)
 
 
-def explain(vae, count: int, size, what: str) -> AbstractContextManager[None]:
+def guard_memory(vae, count: int, size, what: str) -> AbstractContextManager[None]:
     """A context that explains running out of memory, even in tiles, in one sentence."""
     return explain_full_memory(
         vae.device, lambda: f"{what} the maps of {count} x {size[0]} x {size[1]} (batch x height x width)",
-        "set tile_size to 256 or less, make the image smaller, or process fewer at a time, with Latent From "
-        "Batch or "
-        "Image From Batch",
+        "choose a tile_size of 256 or less, make the image smaller, or process fewer at a time, with Latent "
+        "From Batch or Image From Batch",
     )  # fmt: skip
 
 

@@ -45,8 +45,8 @@ def check_encoders_after(hidden, *, image_too: bool = False) -> None:
 def check_encoders_before(hidden) -> None:
     """The same for all encoders upstream of this node: they run again when a link of theirs is taken off."""
     graph: Graph = getattr(hidden, "prompt", None) or {}
-    if hidden.unique_id in graph:
-        for key in sorted(_upstream(graph, hidden.unique_id)):
+    if (own := getattr(hidden, "unique_id", None)) in graph:
+        for key in sorted(_upstream(graph, own)):
             if graph[key]["class_type"] == ENCODER:
                 check_encoder(graph, key)
 

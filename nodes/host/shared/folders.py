@@ -9,12 +9,14 @@ from pathlib import Path
 
 import comfy.cli_args
 import folder_paths
+from torch import Tensor
 
 from ....models.core.export.depth_files import SUFFIXES, write_depth
 from ....models.core.export.files import export_error
 from ....models.core.export.scene_folder import Layout, SceneFolder, write_scene_folder
 from ....models.core.geometry.fusion import FusedCloud
 from ....models.core.geometry.view import View
+from ....models.core.pictures import read_pictures
 from .progress import each_picture
 
 
@@ -64,14 +66,17 @@ def save_depth(
     return files
 
 
-def save_scene(fused: FusedCloud, prefix: str, layout: Layout) -> tuple[SceneFolder, list[dict[str, str]]]:
+def save_scene(
+    fused: FusedCloud, prefix: str, layout: Layout, images: Tensor | None = None
+) -> tuple[SceneFolder, list[dict[str, str]]]:
     """Write a trainer's folder into the output folder, numbered as core's savers number files.
 
     Returns what was written, and its files as core's history lists them.
     """
     folder, stem, counter, subfolder = _free_name(prefix, *fused.views.depth.shape[-2:])
     name = f"{stem}_{counter:05}_"
-    written = write_scene_folder(Path(folder) / name, fused, layout=layout, each=each_picture)
+    images = None if images is None else read_pictures(images).rgb
+    written = write_scene_folder(Path(folder) / name, fused, layout=layout, images=images, each=each_picture)
     places = [os.path.split(os.path.join(subfolder, name, file)) for file in written.files]
     return written, [{"filename": file, "subfolder": place, "type": "output"} for place, file in places]
 

@@ -1,5 +1,6 @@
 """Whole benchmark runs on the world's scenes: exact predictors score perfectly, stopped runs go on, tables name their sources."""
 
+import gzip
 import json
 
 import imageio.v3 as imageio
@@ -103,6 +104,22 @@ def test_modality_forcing_from_the_command_line(world, tmp_path, capsys):
     assert main([*call, *files]) == 0 and capsys.readouterr().out == shown
 
 
+def test_several_datasets_are_one_table(tmp_path, capsys):
+    """A folder of datasets, as MoGe's evaluation has it; ours above every published row that knows one of them."""
+    for name in ("NYUv2", "KITTI", "mine"):
+        export_dataset(tmp_path / "eval" / name, 1, size=64, seed=len(name), layout="files")
+    (tmp_path / "eval" / "notes").mkdir()
+    call = ["benchmark", "depth", str(tmp_path / "eval"), "--model", "modality_forcing", "--steps", "1"]
+    files = ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json"), "--alignment", "scale-shift-robust"]
+    assert main([*call, *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| model | KITTI | NYUv2 | mine | alignment | source |"
+    assert lines[2].startswith("| Modality Forcing (tiny) |") and len(lines) == 3 + 14
+    assert "| Modality Forcing | 5.37 / 96.6 | 2.52 / 98.9 | - |" in lines[-1]
+    assert [result["dataset"] for result in json.loads((tmp_path / "r.json").read_text())] == ["KITTI", "NYUv2", "mine"]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["KITTI.jsonl", "NYUv2.jsonl", "mine.jsonl"]
+
+
 def test_a_default_work_file_is_one_for_each_setting(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call = ["benchmark", "depth", str(world), "--model", "modality_forcing", "--n", "1", "--steps"]
@@ -157,6 +174,29 @@ def scenes(tmp_path_factory):
         lines.append("6000 " + " ".join(["0"] * 18))  # a frame without an image
         (folder / f"{kind}.txt").write_text("\n".join(lines) + "\n")
     return folder, true
+
+
+def test_co3ds_annotations_give_the_true_poses(tmp_path):
+    """Written from the convention's definition: row vectors, x to the left, y up."""
+    (item,) = sample_views(3, 1, 3, (24, 24), split="test", samples=1)
+    frames = []
+    for i in range(3):
+        name = f"apple/seq_1/images/frame{i:06}.jpg"
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        imageio.imwrite(tmp_path / name, (item.image[i].numpy() * 255).astype(np.uint8))
+        pose = item.world_to_cam[i].double().numpy()
+        axes = np.diag([-1.0, -1.0, 1.0]) @ pose  # the same camera with x left and y up
+        viewpoint = {"R": axes[:, :3].T.tolist(), "T": axes[:, 3].tolist()}
+        frames.append({"sequence_name": "seq_1", "image": {"path": name}, "viewpoint": viewpoint})
+    frames.append({"sequence_name": "seq_2", "image": {"path": "apple/no.jpg"}, "viewpoint": viewpoint})
+    (tmp_path / "apple" / "frame_annotations.jgz").write_bytes(gzip.compress(json.dumps(frames).encode()))
+    folder = open_pose_folder(tmp_path, frames=10, dataset="CO3Dv2")
+    assert folder.names == ("apple/seq_1",)
+    scene = folder.read("apple/seq_1")
+    torch.testing.assert_close(scene.world_to_cam[:, :3], item.world_to_cam.double(), atol=1e-6, rtol=0)
+    (tmp_path / "apple" / "frame_annotations.jgz").write_bytes(b"not gzip")
+    with pytest.raises(ValueError, match="Expected frames with image and viewpoint"):
+        open_pose_folder(tmp_path, frames=10)
 
 
 class Poses:
@@ -233,3 +273,35 @@ def test_what_is_no_pose_benchmark_is_refused_in_words(scenes, tmp_path):
     for words, call in cases.items():
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.fixture(scope="module")
+def small_vggt(tmp_path_factory):
+    """A file of a small VGGT with random weights."""
+    from spatialweave.models.vggt.config import VggtConfig
+    from spatialweave.models.vggt.network import Vggt
+    from spatialweave.models.vggt.training import init_weights
+    from spatialweave.models.vggt.weights import save_network
+
+    sizes = {"img_size": 28, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1, "backbone_num_heads": 2, "dpt_features": 8}
+    more = {"dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 1, 2, 3), "camera_trunk_depth": 1, "camera_num_heads": 2}
+    config = VggtConfig(**sizes, **more)
+    network = Vggt(config)
+    init_weights(network, torch.Generator().manual_seed(0))
+    return save_network(tmp_path_factory.mktemp("vggt") / "small.safetensors", network, config)
+
+
+def test_vggt_from_the_command_line(world, scenes, small_vggt, tmp_path, capsys):
+    model = ["--model", "vggt", "--weights", str(small_vggt), "--n", "2"]
+    depth = ["benchmark", "depth", str(world), *model, "--alignment", "scale-shift", "--work", str(tmp_path / "d.jsonl")]
+    assert main([*depth, "--json", str(tmp_path / "d.json")]) == 0
+    pose = ["benchmark", "pose", str(scenes[0]), *model, "--frames", "3", "--work", str(tmp_path / "p.jsonl")]
+    assert main([*pose, "--json", str(tmp_path / "p.json"), "--name", "Ours"]) == 0
+    shown = capsys.readouterr().out
+    assert "| VGGT (small.safetensors) |" in shown and "| Ours |" in shown and "| VGGT | - | - | 88.2 |" in shown
+    depth, pose = (json.loads((tmp_path / name).read_text()) for name in ("d.json", "p.json"))
+    assert 0 < depth["figures"]["scale-shift"]["absrel"] < 1 and depth["settings"] == {"size": 0}
+    assert pose["pairs"] == 6 and 0 <= pose["figures"]["auc5"] <= pose["figures"]["auc30"] <= 100
+    assert main(["benchmark", "pose", str(scenes[0]), *model, "--set", "1.x=2"]) == 1
+    assert main(["benchmark", "depth", str(world), *model, "--ensemble", "3"]) == 1
+    assert "Expected no --ensemble for --model vggt" in capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_other_settings_take_no_parts_of_these(files, tmp_path):
     for changed in (PLAN, replace(PLAN, steps=2), replace(PLAN, precision="bfloat16")):
         for lora in ("c", "d"):
             method = intrinsic_evaluation.make_method("x", print, changed, digests | {"lora": lora}, "lora")
-            names.add(intrinsic_evaluation.fingerprint(method.settings, {}, changed.batch))
+            names.add(intrinsic_evaluation.hash_settings(method.settings, {}, changed.batch))
     assert len(names) == 6
 
 

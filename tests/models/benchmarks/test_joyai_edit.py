@@ -15,7 +15,10 @@ from spatialweave.models.world.render import render
 def test_a_few_edits_give_all_figures(monkeypatch):
     monkeypatch.setattr(joyai_edit, "_FRAMED", 2)
     figures = evaluate_edit_check(6, seed=7, split="train")
-    keys = {"move.displacement_error", "camera.yaw_error", "camera.pitch_error", "check.accuracy", "framing.alignment_px"}
+    keys = {
+        "move.displacement_error", "camera.yaw_error", "camera.pitch_error", "check.accuracy",
+        "framing.alignment_px",
+    }
     assert keys <= set(figures) and all(math.isfinite(figures[key]) for key in keys)
     assert figures["edits"] == figures["verdicts"] == 6 and figures["check.accuracy"] >= 0.5
     assert figures["move.displacement_error"] < 0.02 and figures["framing.alignment_px"] < 0.05
@@ -31,10 +34,15 @@ def test_too_few_edits_are_refused():
 def test_a_spoiled_image_is_the_same_image():
     image = torch.full((32, 32, 3), 0.5)
     spoiled = spoil_image(image, random.Random(0))
-    assert 0.002 < float((spoiled - image).abs().mean()) < 0.03 and torch.equal(spoiled, spoil_image(image, random.Random(0)))
+    assert (
+        0.002 < float((spoiled - image).abs().mean()) < 0.03
+        and torch.equal(spoiled, spoil_image(image, random.Random(0)))
+    )
 
 
-@pytest.mark.parametrize("case", ["nothing moved", "box remained", "original remained", "wrong place", "object gone"])
+@pytest.mark.parametrize(
+    "case", ["nothing moved", "box remained", "original remained", "wrong place", "object gone"]
+)
 def test_a_wrong_move_is_what_it_is_called(case, monkeypatch):
     """By the segmentation of its frames: how many pixels of the object are where."""
     monkeypatch.setattr(joyai_edit, "_SIZE", 64)
@@ -64,7 +72,10 @@ def test_a_wrong_move_is_what_it_is_called(case, monkeypatch):
 def test_a_camera_edit_is_asked_for_in_the_checks_terms():
     for edit in sample_edits(11, 20, split="train", kinds=("camera",)):
         request, numbers = request_of(edit, None), edit.parameters
-        assert (request.yaw_degrees, request.pitch_degrees) == (numbers.get("yaw_degrees", 0), numbers.get("pitch_degrees", 0))
+        assert (
+            (request.yaw_degrees, request.pitch_degrees)
+            == (numbers.get("yaw_degrees", 0), numbers.get("pitch_degrees", 0))
+        )
         nearer = numbers.get("metres", 0) > 0 or numbers.get("factor", 1) > 1
         moves_along = numbers["motion"] in ("dolly", "zoom")
         assert request.zoom == (("in" if nearer else "out") if moves_along else "unchanged")

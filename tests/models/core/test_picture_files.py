@@ -1,4 +1,5 @@
-"""Picture files of every kind, written by Pillow, imageio or byte by byte, against values known beforehand."""
+"""Picture files of every kind, written by Pillow, imageio or byte by byte, against values known beforehand.
+"""
 
 import io
 import struct
@@ -46,19 +47,35 @@ def chunk(name, data):
 
 
 def png(values, color, *extra, bits=16):
-    """A PNG of whole bytes a sample, by the specification alone: color 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA."""
+    """A PNG of whole bytes a sample, by the specification alone: color 0 gray, 2 RGB, 4 gray and alpha, 6
+    RGBA.
+    """
     height, width = values.shape[:2]
     rows = values.reshape(height, values.size // max(height, 1)).astype(f">u{bits // 8}")
     head = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(extra) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + b"".join(extra)
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
 
 
 def tiff(values, photometric, *, kind=1, order="<", extra=None):
-    """An uncompressed TIFF, by the specification alone; kind 1 unsigned, 2 signed, 3 float; extra 1 premultiplied alpha, 2 plain."""
+    """An uncompressed TIFF, by the specification alone; kind 1 unsigned, 2 signed, 3 float; extra 1
+    premultiplied alpha, 2 plain.
+    """
     height, width, channels = (*values.shape, 1)[:3]
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    fields = [(256, 4, [width]), (257, 4, [height]), (258, 3, [values.itemsize * 8] * channels), (259, 3, [1]), (262, 3, [photometric])]
+    fields = [
+        (256, 4, [width]),
+        (257, 4, [height]),
+        (258, 3, [values.itemsize * 8] * channels),
+        (259, 3, [1]),
+        (262, 3, [photometric]),
+    ]
     fields += [(273, 4, [8]), (277, 3, [channels]), (278, 4, [height]), (279, 4, [len(data)])]
     fields += ([(338, 3, [extra])] if extra else []) + [(339, 3, [kind] * channels)]
     start = 8 + len(data)
@@ -95,20 +112,30 @@ def test_jpeg_orientation_and_that_of_maps(orientation):
     corners[:16, :24, 0] = corners[:16, 24:, 1] = corners[16:, :24, 2] = 255
     exif = Image.Exif()
     exif[274] = orientation
-    data = save(Image.fromarray(np.ascontiguousarray(STORED[orientation](corners))), "JPEG", exif=exif, quality=95, subsampling=0)
+    data = save(
+        Image.fromarray(np.ascontiguousarray(STORED[orientation](corners))),
+        "JPEG",
+        exif=exif,
+        quality=95,
+        subsampling=0,
+    )
     rgb = open_rgb(data)[0].numpy().astype(int)
     assert rgb.shape == corners.shape
     for y, x in ((8, 12), (8, 36), (24, 12), (24, 36)):
         assert abs(rgb[y, x] - corners[y, x]).max() <= 4
     assert open_gray(data)[8, 12] == pytest.approx(0.299, abs=0.02)
-    assert open_mask(save(Image.fromarray(np.ascontiguousarray(STORED[orientation](corners))), "PNG", exif=exif))[24].tolist() == (
-        [True] * 24 + [False] * 24
-    )
+    assert open_mask(
+        save(Image.fromarray(np.ascontiguousarray(STORED[orientation](corners))), "PNG", exif=exif)
+    )[24].tolist() == ([True] * 24 + [False] * 24)
 
 
-@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\x00" * 40, b"garbage" * 9])
+@pytest.mark.parametrize(
+    "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\x00" * 40, b"garbage" * 9]
+)
 def test_broken_exif_says_nothing_and_the_pixels_are_read(exif):
-    assert np.array_equal(open_rgb(png(UPRIGHT, 2, chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")), bits=8))[0].numpy(), UPRIGHT)
+    assert np.array_equal(
+        open_rgb(png(UPRIGHT, 2, chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")), bits=8))[0].numpy(), UPRIGHT
+    )
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -155,13 +182,17 @@ def test_floats_are_taken_as_they_are_or_refused(tmp_path):
     for order in "<>":
         np.testing.assert_array_equal(open_gray(tiff(values, 1, kind=3, order=order)).numpy(), values)
     Image.fromarray(values * 255).save(tmp_path / "bright.tif")
-    with pytest.raises(PictureError, match=r"floats from 0 to 255. Divide them by their full scale \(in .*bright.tif\)"):
+    with pytest.raises(
+        PictureError, match=r"floats from 0 to 255. Divide them by their full scale \(in .*bright.tif\)"
+    ):
         open_picture(tmp_path / "bright.tif")
     values[0, 0] = np.nan
     assert any(note.startswith("1 image values are NaN") for note in open_rgb(tiff(values, 1, kind=3))[1])
 
 
-@pytest.mark.parametrize("values", [RAMP.astype(np.int32) * 3, RAMP.astype(np.int32) - 1], ids=["above", "below"])
+@pytest.mark.parametrize(
+    "values", [RAMP.astype(np.int32) * 3, RAMP.astype(np.int32) - 1], ids=["above", "below"]
+)
 def test_thirty_two_bits_have_no_full_scale(tmp_path, values):
     (tmp_path / "wide.tif").write_bytes(tiff(values, 1, kind=2))
     with pytest.raises(PictureError, match=r"Expected 16-bit values \(0 to 65535\) in .*wide.tif, got"):
@@ -216,13 +247,17 @@ def test_what_trns_declares_transparent_is_alpha():
     assert open_picture(png(colors * 256, 2, wide)).alpha.tolist() == [[[0, 1]]]
     palette = chunk(b"PLTE", bytes([9, 9, 9, 255, 0, 255])) + chunk(b"tRNS", bytes([255, 51]))
     found = open_picture(png(np.array([[0, 1]]), 3, palette, bits=8))
-    assert found.alpha.flatten().tolist() == pytest.approx([1, 0.2]) and (found.rgb[0, 0, 1] * 255).tolist() == [255, 0, 255]
+    assert found.alpha.flatten().tolist() == pytest.approx([1, 0.2]) and (
+        found.rgb[0, 0, 1] * 255
+    ).tolist() == [255, 0, 255]
 
 
 def test_colours_below_transparent_pixels_are_named():
     image = Image.new("RGBA", (4, 4), (255, 0, 255, 0))
     rgb, notes = open_rgb(save(image, "PNG"))
-    assert rgb[0, 0].tolist() == [255, 0, 255] and any("also where it is transparent" in note for note in notes)
+    assert rgb[0, 0].tolist() == [255, 0, 255] and any(
+        "also where it is transparent" in note for note in notes
+    )
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -242,7 +277,11 @@ def broken():
     yield "truncated jpeg", save(Image.fromarray(noise), "JPEG")[:900], "a damaged or truncated file"
     yield "no rows", png(np.zeros((0, 4)), 0), "Expected an image in"
     head = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
-    yield "bomb", b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b""), "more pixels than are read at once"
+    yield (
+        "bomb",
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b""),
+        "more pixels than are read at once",
+    )
     yield "eps", save(Image.new("RGB", (4, 4)), "EPS"), "got an EPS file"
     yield "zeros", bytes(4096), "a file that Pillow does not know"
 
@@ -294,7 +333,9 @@ MASKS = {
     "I, wide": Image.fromarray(np.array([[0, 70000], [1, 0]], np.int32)),
     "F": Image.fromarray(np.array([[0, 0.5], [255, np.nan]], np.float32)),
     "RGB, blue alone": Image.fromarray(np.array([[[0, 0, 0], [0, 0, 1]], [[1, 0, 0], [0, 0, 0]]], np.uint8)),
-    "RGBA, opaque": Image.fromarray(np.array([[[0, 0, 0, 255], [9, 9, 9, 255]], [[9, 0, 0, 255], [0, 0, 0, 255]]], np.uint8)),
+    "RGBA, opaque": Image.fromarray(
+        np.array([[[0, 0, 0, 255], [9, 9, 9, 255]], [[9, 0, 0, 255], [0, 0, 0, 255]]], np.uint8)
+    ),
 }
 
 
@@ -312,7 +353,9 @@ def test_a_palette_mask_counts_by_its_colours():
 def test_transparent_pixels_of_masks_and_lines_are_refused():
     image = Image.new("RGBA", (2, 2), (255, 255, 255, 0))
     for read in (open_mask, open_gray):
-        with pytest.raises(PictureError, match=r"Expected an opaque gray image in a\.png, got one with transparent pixels"):
+        with pytest.raises(
+            PictureError, match=r"Expected an opaque gray image in a\.png, got one with transparent pixels"
+        ):
             read(image, name="a.png")
 
 
@@ -323,6 +366,10 @@ def test_label_pictures_are_numbers():
     palette = Image.fromarray(np.array([[3, 1]], np.uint8), "P")
     palette.putpalette([0, 0, 0, 9, 9, 9, 8, 8, 8, 7, 7, 7])
     assert open_labels(palette)[0].tolist() == [[3, 1]]
-    for wrong in (Image.new("RGB", (2, 2)), Image.fromarray(np.full((2, 2), 0.5, np.float32)), Image.new("I", (2, 2), -1)):
+    for wrong in (
+        Image.new("RGB", (2, 2)),
+        Image.fromarray(np.full((2, 2), 0.5, np.float32)),
+        Image.new("I", (2, 2), -1),
+    ):
         with pytest.raises(PictureError, match="Expected one gray channel of whole numbers in x.png, got"):
             open_labels(wrong, name="x.png")

@@ -61,7 +61,9 @@ def test_gray_with_alpha_and_palettes():
     pictures = read_pictures(np.array([[[255, 51]]], dtype=np.uint8))
     assert_rgb(pictures, np.ones((1, 1, 1, 3)))
     assert pictures.alpha.flatten().tolist() == pytest.approx([0.2]) and len(pictures.notes) == 2
-    assert_rgb(read_pictures(Image.fromarray(BYTES).convert("P", palette=Image.Palette.ADAPTIVE)), BYTES[None] / 255)
+    assert_rgb(
+        read_pictures(Image.fromarray(BYTES).convert("P", palette=Image.Palette.ADAPTIVE)), BYTES[None] / 255
+    )
 
 
 def test_small_overshoot_is_clamped_and_nan_zeroed_with_counts():
@@ -74,7 +76,10 @@ def test_small_overshoot_is_clamped_and_nan_zeroed_with_counts():
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (np.full((2, 2, 3), 200.0), r"Expected image values in \[0, 1\], got floats from 200 to 200. Divide them by their full scale"),
+        (
+            np.full((2, 2, 3), 200.0),
+            r"Expected image values in \[0, 1\], got floats from 200 to 200. Divide them by their full scale",
+        ),
         (np.zeros((2, 2, 3), dtype=np.int64), r"Expected an image of 8 or 16 bits .* got torch.int64"),
         (np.zeros((2, 2, 5)), r"Expected an image of height x width.* got shape \(2, 2, 5\)"),
         (torch.zeros(1, 3, 8, 8), r"shape \(1, 3, 8, 8\)"),

@@ -36,13 +36,22 @@ def test_klein_4b_has_the_sizes_of_its_base():
     shapes = network_shapes(PRESETS["klein_4b"])
     assert shapes["img_in.weight"] == (3072, 128) and shapes["txt_in.weight"] == (3072, 7680)
     assert 3.8e9 < count(shapes, is_image_text) < 4.0e9
-    assert {name.split(".")[1] for name in shapes if name.startswith("single_blocks.")} == {str(i) for i in range(20)}
+    assert {name.split(".")[1] for name in shapes if name.startswith("single_blocks.")} == {
+        str(i) for i in range(20)
+    }
 
 
 def test_tokens_of_depth_are_patches_row_by_row():
     depth = torch.arange(24.0).reshape(1, 1, 4, 6)
     tokens = depth_to_tokens(depth, 2)
-    assert tokens[0].tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11], [12, 13, 18, 19], [14, 15, 20, 21], [16, 17, 22, 23]]
+    assert tokens[0].tolist() == [
+        [0, 1, 6, 7],
+        [2, 3, 8, 9],
+        [4, 5, 10, 11],
+        [12, 13, 18, 19],
+        [14, 15, 20, 21],
+        [16, 17, 22, 23],
+    ]
     assert torch.equal(tokens_to_depth(tokens, (2, 3), 2), depth)
 
 
@@ -57,7 +66,9 @@ def test_every_parameter_and_every_input_reaches_the_outputs(make_network, make_
     inputs = [x.requires_grad_() for x in make_inputs()]
     velocity, x0 = network(*inputs)
     (velocity.square().sum() + x0.square().sum()).backward()
-    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-6]
+    assert not [
+        name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-6
+    ]
     for output in (velocity, x0):
         for given in torch.autograd.grad(network(*inputs)[output is x0].square().sum(), inputs):
             assert given.abs().max() > 1e-6
@@ -139,7 +150,9 @@ def test_float32_agrees_with_float64(make_network, make_inputs):
     single, double = make_network(), make_network(dtype=torch.float64)
     img, *rest = make_inputs()
     # the depth head is float32 in either network
-    assert_close(single(img, *rest)[0], double(img.double(), *rest, time_dtype=torch.float32)[0], dtype=torch.float32)
+    assert_close(
+        single(img, *rest)[0], double(img.double(), *rest, time_dtype=torch.float32)[0], dtype=torch.float32
+    )
 
 
 def test_wrong_shapes_are_shown_beside_the_right_ones(make_network, make_inputs):
@@ -150,7 +163,11 @@ def test_wrong_shapes_are_shown_beside_the_right_ones(make_network, make_inputs)
         (img, depth, context[:1]),
         (img, depth, context[..., 1:]),
     ):
-        with pytest.raises(ValueError, match=r"Expected image latent, depth and context of shapes \(\(2, 12, 2, 3\), \(2, 1, 8, 12\), \(2, 5, 10\)\), got"):
+        with pytest.raises(
+            ValueError,
+            match=r"Expected image latent, depth and context of shapes \(\(2, 12, 2, 3\), \(2, 1, 8, "
+            r"12\), \(2, 5, 10\)\), got",
+        ):
             make_network()(*inputs, *times)
 
 

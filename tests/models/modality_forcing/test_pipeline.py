@@ -1,4 +1,6 @@
-"""The pipeline around a network that knows the answer, with a codec that loses nothing: what comes out can be written down."""
+"""The pipeline around a network that knows the answer, with a codec that loses nothing: what comes out can be
+written down.
+"""
 
 from dataclasses import replace
 
@@ -19,7 +21,13 @@ from spatialweave.models.modality_forcing.pipeline import TINY_NETWORK, Modality
 from spatialweave.models.modality_forcing.sampling import draw_noise, make_schedule, sample
 
 NAN, INF = float("nan"), float("inf")
-FEW = PipelineDefaults(16, SamplingDefaults(3, 4.0, 5.0), SamplingDefaults(2), SamplingDefaults(3, 4.0), SamplingDefaults(4, 2.0, -5.0))
+FEW = PipelineDefaults(
+    16,
+    SamplingDefaults(3, 4.0, 5.0),
+    SamplingDefaults(2),
+    SamplingDefaults(3, 4.0),
+    SamplingDefaults(4, 2.0, -5.0),
+)
 
 
 class LosslessCodec:
@@ -44,7 +52,8 @@ class LetterEncoder:
 
 
 class Oracle(ModalityForcing):
-    """Knows the one picture and depth there are (as far as they go), and remembers what it was called with."""
+    """Knows the one picture and depth there are (as far as they go), and remembers what it was called with.
+    """
 
     def __init__(self, config, image, net):
         super().__init__(config)
@@ -52,7 +61,9 @@ class Oracle(ModalityForcing):
 
     def forward(self, img, depth, context, t_rgb, t_depth, **kwargs):
         self.check_inputs(img, depth, context)
-        self.calls.append({"img": img, "depth": depth, "context": context, "t_rgb": t_rgb, "t_depth": t_depth})
+        self.calls.append(
+            {"img": img, "depth": depth, "context": context, "t_rgb": t_rgb, "t_depth": t_depth}
+        )
         return (img - self.latent) / t_rgb.clamp(min=1e-9)[:, None, None, None], self.net.expand_as(depth)
 
 
@@ -67,14 +78,18 @@ def make_oracle(config):
 
     def make(image, depth, **arguments):
         oracle = Oracle(config, image, depth_to_net(depth))
-        return ModalityForcingPipeline(oracle, config, LosslessCodec(), LetterEncoder(), defaults=FEW, **arguments), oracle
+        return ModalityForcingPipeline(
+            oracle, config, LosslessCodec(), LetterEncoder(), defaults=FEW, **arguments
+        ), oracle
 
     return make
 
 
 @pytest.fixture
 def pipeline(config, make_network):
-    return ModalityForcingPipeline(make_network(config), config, LosslessCodec(), LetterEncoder(), defaults=FEW)
+    return ModalityForcingPipeline(
+        make_network(config), config, LosslessCodec(), LetterEncoder(), defaults=FEW
+    )
 
 
 def scene(height=8, width=12, batch=1):
@@ -83,7 +98,7 @@ def scene(height=8, width=12, batch=1):
     return image, depth
 
 
-# --- the three modes -----------------------------------------------------------------------------------------------------
+# --- the three modes ----------------------------------------------------------------------------------------
 
 
 def test_joint_makes_the_picture_and_its_depth(make_oracle):
@@ -118,12 +133,18 @@ def test_depth_to_image_keeps_the_depth_with_its_units_and_camera(make_oracle):
     result = pipeline("cat", mode="depth_to_image", depth=view)
     assert_close(result.image, image)
     assert torch.equal(result.view.depth, view.depth) and result.view.units == "metric"
-    assert torch.equal(result.view.intrinsics, view.intrinsics) and torch.equal(result.view.image, result.image)
-    assert all(torch.equal(call["depth"], depth_to_net(depth)) and not call["t_depth"].any() for call in oracle.calls)
+    assert torch.equal(result.view.intrinsics, view.intrinsics) and torch.equal(
+        result.view.image, result.image
+    )
+    assert all(
+        torch.equal(call["depth"], depth_to_net(depth)) and not call["t_depth"].any() for call in oracle.calls
+    )
 
 
 def test_a_run_is_the_samplers_run(pipeline):
-    result = pipeline("dog", height=8, width=12, guidance=3.0, steps=4, log2_alpha=-7.0, seed=7, x0_t_min=0.05)
+    result = pipeline(
+        "dog", height=8, width=12, guidance=3.0, steps=4, log2_alpha=-7.0, seed=7, x0_t_min=0.05
+    )
     encoder, noise = LetterEncoder(), draw_noise(7, (1, 48, 2, 3), (1, 1, 8, 12))
     with torch.no_grad():
         rgb, net = sample(
@@ -131,7 +152,9 @@ def test_a_run_is_the_samplers_run(pipeline):
             context=encoder.encode(["dog"]), null_context=encoder.encode([""]), guidance=3.0, x0_t_min=0.05,
         )  # fmt: skip
     assert torch.equal(result.rgb_latent, rgb) and torch.equal(result.depth_net, net)
-    assert not torch.equal(pipeline("dog", height=8, width=12, guidance=3.0, steps=4, log2_alpha=-7.0, seed=7).depth_net, net)
+    assert not torch.equal(
+        pipeline("dog", height=8, width=12, guidance=3.0, steps=4, log2_alpha=-7.0, seed=7).depth_net, net
+    )
 
 
 def test_same_seed_same_result_and_another_seed_another(pipeline):
@@ -141,7 +164,7 @@ def test_same_seed_same_result_and_another_seed_another(pipeline):
     assert one.image.shape == (1, 16, 16, 3)  # the preset's size
 
 
-# --- guidance, order, refine ---------------------------------------------------------------------------------------------
+# --- guidance, order, refine --------------------------------------------------------------------------------
 
 
 def test_guidance_acts_by_default_and_never_on_the_empty_prompt(make_oracle):
@@ -158,7 +181,9 @@ def test_order_is_the_default_or_the_callers(make_oracle):
     for given, used in ((None, 5.0), (0, 0.0), (-3.0, -3.0)):
         pipeline, oracle = make_oracle(*scene())
         pipeline(height=8, width=12, log2_alpha=given)
-        assert float(oracle.calls[1]["t_depth"]) == float(make_schedule("joint", 3, log2_alpha=used).t_depth[1])
+        assert float(oracle.calls[1]["t_depth"]) == float(
+            make_schedule("joint", 3, log2_alpha=used).t_depth[1]
+        )
     (note,) = pipeline(mode="image_to_depth", image=scene()[0], log2_alpha=1.0).notes
     assert note == "log2_alpha orders the two streams of a joint run; it has no effect in image_to_depth."
 
@@ -166,10 +191,18 @@ def test_order_is_the_default_or_the_callers(make_oracle):
 def test_refine_makes_the_depth_again_from_the_finished_image(make_oracle):
     pipeline, oracle = make_oracle(*scene())
     steps = []
-    result = pipeline("cat", height=8, width=12, refine=True, on_step=lambda step, total, latents: steps.append((step, total)))
+    result = pipeline(
+        "cat",
+        height=8,
+        width=12,
+        refine=True,
+        on_step=lambda step, total, latents: steps.append((step, total)),
+    )
     assert steps == [(i, 6) for i in range(1, 7)]
     assert len(oracle.calls) == 6 + 3  # guided, then not
-    assert all(torch.equal(call["img"], result.rgb_latent) and not call["t_rgb"].any() for call in oracle.calls[6:])
+    assert all(
+        torch.equal(call["img"], result.rgb_latent) and not call["t_rgb"].any() for call in oracle.calls[6:]
+    )
     assert torch.equal(oracle.calls[6]["depth"], oracle.calls[0]["depth"])  # the same seed
 
 
@@ -183,11 +216,14 @@ def test_joint_with_a_depth_keeps_it_where_it_is_known(make_oracle):
     kept = torch.isfinite(known)
     assert_close(result.depth_net[kept], depth_to_net(known)[kept])
     assert_close(result.depth_net[~kept], oracle.net[~kept])
-    assert len(oracle.calls) == 8 and "48 of 96 depth pixels (50.0%) are invalid and left out: 48 NaN." in result.notes
+    assert (
+        len(oracle.calls) == 8
+        and "48 of 96 depth pixels (50.0%) are invalid and left out: 48 NaN." in result.notes
+    )
     assert float(oracle.calls[2]["t_depth"]) < float(oracle.calls[2]["t_rgb"])  # depth first
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------------------
+# --- sizes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(7, 10), (1, 1), (13, 4)])
@@ -198,7 +234,10 @@ def test_any_size_comes_back_as_it_came(pipeline, size):
         result = pipeline("cat", **arguments)
         assert result.image.shape == (1, *size, 3) and result.view.depth.shape == (1, *size)
         assert result.rgb_latent.shape[-2:] == (-(-size[0] // 4), -(-size[1] // 4))
-        assert any(note.startswith(f"{size[0]} x {size[1]} (height x width) is not a multiple of 4") for note in result.notes)
+        assert any(
+            note.startswith(f"{size[0]} x {size[1]} (height x width) is not a multiple of 4")
+            for note in result.notes
+        )
 
 
 def test_padding_repeats_the_edges(make_oracle):
@@ -228,11 +267,14 @@ def test_a_size_asked_for_resizes_what_is_given(pipeline):
 
 @pytest.mark.parametrize(("height", "width"), [(0, 8), (8, -1), (8.5, 8)])
 def test_impossible_sizes_are_refused(pipeline, height, width):
-    with pytest.raises(ValueError, match=f"Expected a height and width of at least 1, in whole numbers, got {height} x {width}"):
+    with pytest.raises(
+        ValueError,
+        match=f"Expected a height and width of at least 1, in whole numbers, got {height} x {width}",
+    ):
         pipeline(height=height, width=width)
 
 
-# --- pictures and depth as people have them ------------------------------------------------------------------------------
+# --- pictures and depth as people have them -----------------------------------------------------------------
 
 
 def test_rgba_hands_its_alpha_on(pipeline):
@@ -243,7 +285,11 @@ def test_rgba_hands_its_alpha_on(pipeline):
     assert sum("alpha" in note for note in result.notes) == 1
 
 
-GREY = {"16 bit": np.full((8, 8), 32768, dtype=np.uint16), "float": torch.full((1, 8, 8, 1), 0.5), "pillow": Image.new("L", (8, 8), 128)}
+GREY = {
+    "16 bit": np.full((8, 8), 32768, dtype=np.uint16),
+    "float": torch.full((1, 8, 8, 1), 0.5),
+    "pillow": Image.new("L", (8, 8), 128),
+}
 
 
 @pytest.mark.parametrize("image", GREY.values(), ids=GREY)
@@ -265,7 +311,9 @@ def test_missing_depth_is_noise_to_the_network_and_missing_in_the_result(make_or
     assert torch.equal(seen[hole], noise[hole])
     assert torch.equal(seen[~hole], depth_to_net(depth)[~hole])
     assert torch.equal(result.view.mask, ~hole[:, 0]) and not result.view.depth[hole[:, 0]].any()
-    assert len(result.notes) == 1 and result.notes[0].startswith("14 of 96 depth pixels (14.6%) are invalid and left out: 14 ")
+    assert len(result.notes) == 1 and result.notes[0].startswith(
+        "14 of 96 depth pixels (14.6%) are invalid and left out: 14 "
+    )
 
 
 def test_one_valid_pixel_is_enough_and_none_is_refused(pipeline):
@@ -273,7 +321,10 @@ def test_one_valid_pixel_is_enough_and_none_is_refused(pipeline):
     depth[..., 3, 3] = 5.0
     assert pipeline(mode="depth_to_image", depth=depth).view.mask.sum() == 1
     for nothing in (torch.zeros(8, 8), torch.full((8, 8), NAN), np.full((8, 8), -2.0)):
-        with pytest.raises(ValueError, match=r"Expected a valid pixel \(finite and above 0\), got none among 64 in depth map 0 of 1"):
+        with pytest.raises(
+            ValueError,
+            match=r"Expected a valid pixel \(finite and above 0\), got none among 64 in depth map 0 of 1",
+        ):
             pipeline(mode="depth_to_image", depth=nothing)
 
 
@@ -284,12 +335,20 @@ def test_constant_depth_works(make_oracle):
 
 
 def test_depth_may_be_an_array_a_16_bit_picture_or_a_view_with_holes(pipeline):
-    depth = (torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) * 60000 + 1).to(torch.uint16).numpy()
-    results = [pipeline(mode="depth_to_image", depth=d) for d in (depth, depth[..., None], Image.fromarray(depth), torch.from_numpy(depth))]
+    depth = (
+        (torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) * 60000 + 1).to(torch.uint16).numpy()
+    )
+    results = [
+        pipeline(mode="depth_to_image", depth=d)
+        for d in (depth, depth[..., None], Image.fromarray(depth), torch.from_numpy(depth))
+    ]
     assert all(torch.equal(result.image, results[0].image) for result in results)
     assert torch.equal(results[0].view.depth[0], torch.from_numpy(depth.astype(np.float32)))
     view = View.from_depth(torch.ones(1, 8, 8), units="metric", mask=torch.eye(8, dtype=torch.bool)[None])
-    assert "56 of 64 depth pixels (87.5%) are invalid and left out." in pipeline(mode="depth_to_image", depth=view).notes
+    assert (
+        "56 of 64 depth pixels (87.5%) are invalid and left out."
+        in pipeline(mode="depth_to_image", depth=view).notes
+    )
 
 
 def test_depth_the_network_makes_too_far_or_behind_is_reported(make_oracle):
@@ -299,11 +358,16 @@ def test_depth_the_network_makes_too_far_or_behind_is_reported(make_oracle):
     result = pipeline(height=8, width=12)
     assert result.view.depth[0, 0, :3].tolist() == pytest.approx([100.0] * 3, rel=1e-3)
     assert (~result.view.mask).sum() == 2 and not result.view.mask[0, 1, :2].any()
-    assert result.notes[0] == "3 of 96 depth pixels lie beyond 100 times the mean and were set to that distance."
-    assert result.notes[1] == "In the sampled depth, 2 of 96 depth pixels (2.1%) are invalid and left out: 2 zero or negative."
+    assert (
+        result.notes[0] == "3 of 96 depth pixels lie beyond 100 times the mean and were set to that distance."
+    )
+    assert (
+        result.notes[1]
+        == "In the sampled depth, 2 of 96 depth pixels (2.1%) are invalid and left out: 2 zero or negative."
+    )
 
 
-# --- batches -------------------------------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------------------
 
 
 def test_one_serves_all_and_each_keeps_its_place(make_oracle):
@@ -321,9 +385,18 @@ def test_one_serves_all_and_each_keeps_its_place(make_oracle):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"prompt": ["a", "b"], "batch_size": 3}, r"Expected equal batch sizes, or 1, got 2 \(prompts\) and 3 \(batch_size\)"),
-        ({"prompt": ["a"] * 4, "mode": "depth_to_image", "depth": torch.ones(3, 8, 8)}, r"4 \(prompts\) and 3 \(depth maps\)"),
-        ({"mode": "image_to_depth", "image": torch.zeros(4, 8, 8, 3), "batch_size": 2}, r"2 \(batch_size\) and 4 \(images\)"),
+        (
+            {"prompt": ["a", "b"], "batch_size": 3},
+            r"Expected equal batch sizes, or 1, got 2 \(prompts\) and 3 \(batch_size\)",
+        ),
+        (
+            {"prompt": ["a"] * 4, "mode": "depth_to_image", "depth": torch.ones(3, 8, 8)},
+            r"4 \(prompts\) and 3 \(depth maps\)",
+        ),
+        (
+            {"mode": "image_to_depth", "image": torch.zeros(4, 8, 8, 3), "batch_size": 2},
+            r"2 \(batch_size\) and 4 \(images\)",
+        ),
         ({"batch_size": 0}, r"Expected whole numbers of at least 1, got \{'prompts': 1, 'batch_size': 0\}"),
         ({"prompt": []}, r"Expected whole numbers of at least 1, got \{'prompts': 0, 'batch_size': 1\}"),
     ],
@@ -340,7 +413,9 @@ def test_pillow_images_are_taken_upright(tmp_path, orientation, turned):
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(np.rot90(upright, turned).copy()).save(tmp_path / "a.png", exif=exif)
-    Image.fromarray(np.rot90(np.arange(96, dtype=np.uint16).reshape(12, 8) + 1, turned).copy()).save(tmp_path / "d.png", exif=exif)
+    Image.fromarray(np.rot90(np.arange(96, dtype=np.uint16).reshape(12, 8) + 1, turned).copy()).save(
+        tmp_path / "d.png", exif=exif
+    )
     with Image.open(tmp_path / "a.png") as image, Image.open(tmp_path / "d.png") as depth:
         assert np.array_equal((read_given_image(image, (None, None)).rgb[0] * 255).round().numpy(), upright)
         assert read_given_depth(depth, (None, None))[0].depth.flatten().tolist() == list(range(1, 97))
@@ -353,7 +428,7 @@ def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
     assert read_given_depth(with_alpha, (None, None))[0].depth.shape == (1, 6, 4)
 
 
-# --- faults --------------------------------------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -363,16 +438,35 @@ def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
         ({"mode": "image_to_depth"}, "Expected an image for mode image_to_depth, got none"),
         ({"mode": "depth_to_image"}, "Expected a depth for mode depth_to_image, got none"),
         ({"image": torch.zeros(8, 8, 3)}, "Expected no image for mode joint, which samples it, got one"),
-        ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "Expected no depth for mode image_to_depth, which samples it, got one"),
-        ({"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "Expected no image for mode depth_to_image, which samples it, got one"),
-        ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True}, "Expected mode joint for refine, which samples the depth again from the finished image, got image_to_depth"),
-        ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"one value per pixel, got shape \(8, 8, 3\), a color image"),
-        ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"in \[0, 1\], got floats from 255 to 255. Divide them by"),
+        (
+            {"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)},
+            "Expected no depth for mode image_to_depth, which samples it, got one",
+        ),
+        (
+            {"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)},
+            "Expected no image for mode depth_to_image, which samples it, got one",
+        ),
+        (
+            {"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True},
+            "Expected mode joint for refine, which samples the depth again from the finished "
+            "image, got image_to_depth",
+        ),
+        (
+            {"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)},
+            r"one value per pixel, got shape \(8, 8, 3\), a color image",
+        ),
+        (
+            {"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)},
+            r"in \[0, 1\], got floats from 255 to 255. Divide them by",
+        ),
         ({"steps": 0}, "Expected a whole number of steps, at least 1, got 0"),
         ({"guidance": INF}, "Expected a finite guidance, got inf"),
         ({"log2_alpha": 50.0}, "Expected log2_alpha from -20 to 20, or None, got 50.0"),
         ({"seed": -1}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got -1"),
-        ({"seed": 2**64}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got 18446744073709551616"),
+        (
+            {"seed": 2**64},
+            r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got 18446744073709551616",
+        ),
         ({"seed": 1.5}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got 1.5"),
         ({"x0_t_min": 1.0}, r"Expected x0_t_min from 0 \(exact\) to below 1, got 1.0"),
     ],
@@ -383,7 +477,9 @@ def test_wrong_requests_are_refused_in_a_sentence(pipeline, arguments, said):
 
 
 def test_words_the_encoder_cannot_read_are_noted_once_per_prompt(make_oracle):
-    pipeline, _ = make_oracle(*scene(), explain_prompt=lambda text: f"'{text}' is unknown." if "z" in text else None)
+    pipeline, _ = make_oracle(
+        *scene(), explain_prompt=lambda text: f"'{text}' is unknown." if "z" in text else None
+    )
     assert pipeline(["zebra", "cat", "zebra"], height=8, width=12).notes == ("'zebra' is unknown.",)
 
 
@@ -398,7 +494,9 @@ def test_a_stopped_run_leaves_nothing_behind(pipeline):
 
 
 def test_a_bfloat16_network_samples_in_a_float32_state(config, make_network):
-    half = ModalityForcingPipeline(make_network(config, dtype=torch.bfloat16), config, LosslessCodec(), LetterEncoder(), defaults=FEW)
+    half = ModalityForcingPipeline(
+        make_network(config, dtype=torch.bfloat16), config, LosslessCodec(), LetterEncoder(), defaults=FEW
+    )
     result = half("cat")
     assert result.rgb_latent.dtype == result.depth_net.dtype == result.image.dtype == torch.float32
     assert torch.isfinite(result.image).all()
@@ -407,7 +505,9 @@ def test_a_bfloat16_network_samples_in_a_float32_state(config, make_network):
 @pytest.mark.parametrize("name", ["klein_9b", "klein_4b"])
 def test_presets_without_weights_say_what_to_do(name):
     with pytest.raises(
-        ValueError, match=rf"Expected weights of {name}, which this pack does not include \(it includes those of tiny\), got none"
+        ValueError,
+        match=rf"Expected weights of {name}, which this pack does not include \(it includes those of "
+        r"tiny\), got none",
     ):
         ModalityForcingPipeline.from_preset(name)
 
@@ -417,13 +517,22 @@ def test_unknown_preset_names_the_known_ones():
         ModalityForcingPipeline.from_preset("huge")
 
 
-@pytest.mark.skipif(not TINY_NETWORK.is_file(), reason=f"the tiny model is not trained yet: {TINY_NETWORK} is not there")
+@pytest.mark.skipif(
+    not TINY_NETWORK.is_file(), reason=f"the tiny model is not trained yet: {TINY_NETWORK} is not there"
+)
 def test_the_tiny_preset_runs_in_all_modes():
     pipeline = ModalityForcingPipeline.from_preset("tiny")
     joint = pipeline("a red ball to the left of a blue box", steps=2)
     assert joint.image.shape == (1, 128, 128, 3)
     view = joint.view
-    assert bool((view.mask | view.sky).all() if view.sky is not None else view.mask.all())  # every pixel is a depth or sky
+    assert bool(
+        (view.mask | view.sky).all() if view.sky is not None else view.mask.all()
+    )  # every pixel is a depth or sky
     assert pipeline(mode="image_to_depth", image=joint.image, steps=2).view.depth.shape == (1, 128, 128)
-    assert pipeline("a green cube", mode="depth_to_image", depth=joint.view, steps=2).image.shape == (1, 128, 128, 3)
+    assert pipeline("a green cube", mode="depth_to_image", depth=joint.view, steps=2).image.shape == (
+        1,
+        128,
+        128,
+        3,
+    )
     assert any("zebra" in note for note in pipeline("a zebra", steps=1).notes)

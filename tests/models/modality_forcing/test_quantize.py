@@ -17,14 +17,17 @@ from spatialweave.models.modality_forcing.weights import load_network, network_s
 
 # widths that every format can hold
 WIDE = ModalityForcingConfig(
-    in_channels=16, context_in_dim=32, hidden_size=64, num_heads=2, axes_dim=(8, 8, 8, 8), num_double_blocks=1, num_single_blocks=2,
+    in_channels=16, context_in_dim=32, hidden_size=64, num_heads=2, axes_dim=(8, 8, 8, 8),
+    num_double_blocks=1, num_single_blocks=2,
     num_depth_decoder_blocks=1, mlp_ratio=3.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 
 
 @pytest.fixture
 def saved(tmp_path, make_network):
-    return save_network(tmp_path / "network.safetensors", make_network(WIDE), WIDE, {"trained": "never"}, dtype=torch.bfloat16)
+    return save_network(
+        tmp_path / "network.safetensors", make_network(WIDE), WIDE, {"trained": "never"}, dtype=torch.bfloat16
+    )
 
 
 def test_the_command_offers_what_there_is():
@@ -69,17 +72,26 @@ def test_the_9b_network_shrinks_to_what_the_docs_say():
     size = {"fp8": 1, "int8": 1, "nvfp4": 9 / 16}
     for form, gigabytes in (("bf16", 24.0), ("fp8", 12.7), ("int8", 12.7), ("nvfp4", 7.7)):
         plan = plan_precisions(shapes, form)
-        bytes_of = {name: size[kind] if isinstance(kind, str) else kind.itemsize for name, kind in plan.items()}
+        bytes_of = {
+            name: size[kind] if isinstance(kind, str) else kind.itemsize for name, kind in plan.items()
+        }
         total = sum(torch.Size(shape).numel() * bytes_of[name] for name, shape in shapes.items())
         assert abs(total / 1e9 - gigabytes) < 0.05, form
 
 
 def test_what_is_no_network_is_refused(saved, tmp_path):
     save_file({"double_stream_modulation_img.lin.weight": torch.zeros(2, 2)}, tmp_path / "klein.safetensors")
-    with pytest.raises(WeightsError, match=r"Expected a Modality Forcing network \(keys dit.depth_in\.weight and others\), got .*klein\.safetensors, which is a FLUX.2 text-to-image network without a depth stream"):
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected a Modality Forcing network \(keys dit.depth_in\.weight and others\), got "
+        r".*klein\.safetensors, which is a FLUX.2 text-to-image network without a depth stream",
+    ):
         convert_network(tmp_path / "klein.safetensors", tmp_path / "out.safetensors", "fp8")
     quantised = convert_network(saved, tmp_path / "q.safetensors", "fp8")
-    with pytest.raises(WeightsError, match=r"Expected an unquantized Modality Forcing network, got .*q\.safetensors, which is quantized"):
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected an unquantized Modality Forcing network, got .*q\.safetensors, which is quantized",
+    ):
         convert_network(quantised, tmp_path / "out.safetensors", "int8")
     with pytest.raises(WeightsError, match="Expected one of the formats bf16, fp8, int8, nvfp4, got 'q4'"):
         convert_network(saved, tmp_path / "out.safetensors", "q4")
@@ -90,6 +102,8 @@ def test_what_is_no_network_is_refused(saved, tmp_path):
 def test_the_command_says_what_it_wrote_and_refuses_to_overwrite(saved, tmp_path, capsys):
     target = tmp_path / "out.safetensors"
     assert cli.main(["convert", str(saved), str(target), "--format", "int8"]) == 0
-    assert f"{target}: {target.stat().st_size:,} bytes, from {saved.stat().st_size:,}" in capsys.readouterr().out
+    assert (
+        f"{target}: {target.stat().st_size:,} bytes, from {saved.stat().st_size:,}" in capsys.readouterr().out
+    )
     assert cli.main(["convert", str(saved), str(target), "--format", "int8"]) == 1
     assert "which exists. Choose another name" in capsys.readouterr().err

@@ -13,7 +13,9 @@ from spatialweave.models.modality_forcing.sampling import (
 )
 
 CONTEXT = torch.zeros(1, 3, 4)
-RGB0, DEPTH0 = (torch.randn(2, *shape, generator=torch.Generator().manual_seed(9)) for shape in ((3, 2, 2), (1, 8, 8)))
+RGB0, DEPTH0 = (
+    torch.randn(2, *shape, generator=torch.Generator().manual_seed(9)) for shape in ((3, 2, 2), (1, 8, 8))
+)
 RGB, DEPTH = draw_noise(0, (2, 3, 2, 2), (2, 1, 8, 8))
 
 
@@ -29,7 +31,11 @@ def echo_context(rgb, depth, context, t_rgb, t_depth):
 
 
 def test_schedules_begin_in_noise_and_end_clean():
-    for mode, rgb, depth in (("joint", True, True), ("image_to_depth", False, True), ("depth_to_image", True, False)):
+    for mode, rgb, depth in (
+        ("joint", True, True),
+        ("image_to_depth", False, True),
+        ("depth_to_image", True, False),
+    ):
         schedule = make_schedule(mode, 7, log2_alpha=5.0)
         assert schedule.steps == 7
         for times, moves in ((schedule.t_rgb, rgb), (schedule.t_depth, depth)):
@@ -47,11 +53,20 @@ def test_log2_alpha_orders_the_streams():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"mode": "depth", "steps": 4}, "Expected one of the modes joint, image_to_depth, depth_to_image, got 'depth'"),
+        (
+            {"mode": "depth", "steps": 4},
+            "Expected one of the modes joint, image_to_depth, depth_to_image, got 'depth'",
+        ),
         ({"mode": "joint", "steps": 0}, "Expected a whole number of steps, at least 1, got 0"),
         ({"mode": "joint", "steps": 2.5}, "Expected a whole number of steps, at least 1, got 2.5"),
-        ({"mode": "joint", "steps": 4, "log2_alpha": 99.0}, "Expected log2_alpha from -20 to 20, or None, got 99.0"),
-        ({"mode": "joint", "steps": 4, "log2_alpha": float("nan")}, "Expected log2_alpha from -20 to 20, or None, got nan"),
+        (
+            {"mode": "joint", "steps": 4, "log2_alpha": 99.0},
+            "Expected log2_alpha from -20 to 20, or None, got 99.0",
+        ),
+        (
+            {"mode": "joint", "steps": 4, "log2_alpha": float("nan")},
+            "Expected log2_alpha from -20 to 20, or None, got nan",
+        ),
     ],
 )
 def test_impossible_schedules_are_refused_in_a_sentence(arguments, said):
@@ -62,13 +77,18 @@ def test_impossible_schedules_are_refused_in_a_sentence(arguments, said):
 @pytest.mark.parametrize("steps", [1, 3, 100])
 @pytest.mark.parametrize("log2_alpha", [None, 5.0, -14.0])
 def test_a_perfect_network_gives_the_perfect_answer(steps, log2_alpha):
-    rgb, depth = sample(know_everything, RGB, DEPTH, make_schedule("joint", steps, log2_alpha=log2_alpha), context=CONTEXT)
+    rgb, depth = sample(
+        know_everything, RGB, DEPTH, make_schedule("joint", steps, log2_alpha=log2_alpha), context=CONTEXT
+    )
     assert_close(rgb, RGB0)
     assert torch.equal(depth, DEPTH0)  # the last step lands, whatever its time
 
 
 def test_the_released_floor_misses_with_many_steps_and_only_then():
-    near, far = (sample(know_everything, RGB, DEPTH, make_schedule("joint", n), context=CONTEXT, x0_t_min=0.05)[1] for n in (50, 100))
+    near, far = (
+        sample(know_everything, RGB, DEPTH, make_schedule("joint", n), context=CONTEXT, x0_t_min=0.05)[1]
+        for n in (50, 100)
+    )
     assert_close(near, DEPTH0)
     t_last = float(make_schedule("joint", 100).t_depth[-2])
     # two steps lie below the floor
@@ -114,7 +134,9 @@ def test_guidance_up_to_1_calls_the_network_once_a_step(guidance):
         calls.append(1)
         return echo_context(*inputs)
 
-    sample(count, RGB, DEPTH, make_schedule("joint", 5), context=CONTEXT, null_context=CONTEXT, guidance=guidance)
+    sample(
+        count, RGB, DEPTH, make_schedule("joint", 5), context=CONTEXT, null_context=CONTEXT, guidance=guidance
+    )
     assert len(calls) == 5
     sample(
         count, RGB, DEPTH, make_schedule("joint", 5), context=CONTEXT, null_context=CONTEXT, guidance=1.01,
@@ -125,7 +147,9 @@ def test_guidance_up_to_1_calls_the_network_once_a_step(guidance):
 
 def test_bad_guidance_and_contexts_are_refused_in_a_sentence():
     schedule = make_schedule("joint", 1)
-    with pytest.raises(ValueError, match="Expected null_context, the encoding of the empty prompt, with guidance 4, got none"):
+    with pytest.raises(
+        ValueError, match="Expected null_context, the encoding of the empty prompt, with guidance 4, got none"
+    ):
         sample(echo_context, RGB, DEPTH, schedule, context=CONTEXT, guidance=4.0)
     with pytest.raises(ValueError, match="Expected a finite guidance, got nan"):
         sample(echo_context, RGB, DEPTH, schedule, context=CONTEXT, guidance=float("nan"))
@@ -161,7 +185,9 @@ def test_partial_depth_holds_its_pixels_at_every_noise_level():
         seen.append(float(t_depth[0]))
         return know_everything(rgb, depth, context, t_rgb, t_depth)
 
-    _, depth = sample(watch, RGB, DEPTH, schedule, context=CONTEXT, partial_depth=PartialDepth(known, DEPTH, mask))
+    _, depth = sample(
+        watch, RGB, DEPTH, schedule, context=CONTEXT, partial_depth=PartialDepth(known, DEPTH, mask)
+    )
     assert seen == schedule.t_depth[:-1].tolist()
     assert torch.equal(depth[mask], known[mask]) and torch.equal(depth[~mask], DEPTH0[~mask])
 

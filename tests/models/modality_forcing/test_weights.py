@@ -19,7 +19,8 @@ from spatialweave.models.modality_forcing.weights import (
 
 # equal rotary axes and released constants: what shapes alone can tell
 PLAIN = ModalityForcingConfig(
-    in_channels=6, context_in_dim=10, hidden_size=32, num_heads=2, axes_dim=(4, 4, 4, 4), num_double_blocks=1, num_single_blocks=2,
+    in_channels=6, context_in_dim=10, hidden_size=32, num_heads=2, axes_dim=(4, 4, 4, 4), num_double_blocks=1,
+    num_single_blocks=2,
     num_depth_decoder_blocks=1, mlp_ratio=2.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 
@@ -27,7 +28,9 @@ PLAIN = ModalityForcingConfig(
 @pytest.fixture
 def saved(tmp_path, make_network, small_config):
     network = make_network()
-    return save_network(tmp_path / "network.safetensors", network, small_config, {"trained": "never"}), network
+    return save_network(
+        tmp_path / "network.safetensors", network, small_config, {"trained": "never"}
+    ), network
 
 
 def assert_same(network, state):
@@ -58,7 +61,9 @@ def test_a_saved_network_comes_back_with_its_configuration(saved, small_config, 
 def test_precisions(tmp_path, make_network, small_config, stored, asked, body):
     path = save_network(tmp_path / "n.safetensors", make_network(), small_config, dtype=stored)
     network, _ = load_network(path, dtype=asked)
-    assert network.img_in.weight.dtype == body and network.depth_final_layer.linear.weight.dtype == torch.float32
+    assert (
+        network.img_in.weight.dtype == body and network.depth_final_layer.linear.weight.dtype == torch.float32
+    )
 
 
 @pytest.mark.parametrize("prefix", ["dit.", "", "model.diffusion_model."])
@@ -97,20 +102,30 @@ def write_keys(path, names):
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (["double_stream_modulation_img.lin.weight", "img_in.weight"], "a FLUX.2 text-to-image network without a depth stream"),
+        (
+            ["double_stream_modulation_img.lin.weight", "img_in.weight"],
+            "a FLUX.2 text-to-image network without a depth stream",
+        ),
         (["aggregator.frame_blocks.0.attn.qkv.weight"], "a VGGT geometry encoder"),
         (["lora_unet_double_blocks_0.lora_up.weight"], "a LoRA"),
     ],
 )
 def test_foreign_files_are_called_by_name(tmp_path, names, what):
     path = write_keys(tmp_path / "foreign.safetensors", names)
-    with pytest.raises(WeightsError, match=rf"Expected a Modality Forcing network \(.*\), got .*foreign\.safetensors, which is {what}"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"Expected a Modality Forcing network \(.*\), got .*foreign\.safetensors, which is {what}",
+    ):
         load_network(path)
 
 
 def test_our_own_other_files_say_what_they_are(tmp_path):
     path = write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {}, kind="tiny image codec")
-    with pytest.raises(WeightsError, match=r"Expected a Modality Forcing network \(keys dit.depth_in\.weight and others\), got .*a\.safetensors, which is SpatialWeave's tiny image codec"):
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected a Modality Forcing network \(keys dit.depth_in\.weight and others\), got "
+        r".*a\.safetensors, which is SpatialWeave's tiny image codec",
+    ):
         load_network(path)
 
 
@@ -119,10 +134,21 @@ def test_variants_that_do_not_run_are_named(saved, tmp_path):
     state = load_file(path)
     first = {name: value for name, value in state.items() if "cross_alpha" not in name}
     save_file(first, tmp_path / "first.safetensors")
-    with pytest.raises(WeightsError, match=r"Expected the published second variant of the Modality Forcing network \(flux_rgbd_9b_v2\), got .*first\.safetensors of the first variant, in which no stream sees the other's timestep"):
+    with pytest.raises(
+        WeightsError,
+        match="Expected the published second variant of the Modality Forcing network "
+        r"\(flux_rgbd_9b_v2\), got .*first\.safetensors of the first variant, in which no stream "
+        "sees the other's timestep",
+    ):
         load_network(tmp_path / "first.safetensors")
     save_file(state | {"dit.img_in.weight_scale": torch.ones(1)}, tmp_path / "small.safetensors")
-    with pytest.raises(WeightsError, match=r"Expected an unquantized Modality Forcing network, got .*small\.safetensors, which is quantized"):
+    with pytest.raises(
+        WeightsError,
+        match=(
+            r"Expected an unquantized Modality Forcing network, "
+            r"got .*small\.safetensors, which is quantized"
+        ),
+    ):
         load_network(tmp_path / "small.safetensors")
 
 
@@ -130,18 +156,39 @@ def test_damaged_networks_are_named(saved, tmp_path, make_network):
     path, network = saved
     state = load_file(path)
     gone = state.pop("dit.single_blocks.1.linear2.weight")
-    write_tensors(tmp_path / "gone.safetensors", state, read_header(path).metadata, kind="Modality Forcing network")
+    write_tensors(
+        tmp_path / "gone.safetensors", state, read_header(path).metadata, kind="Modality Forcing network"
+    )
     with pytest.raises(WeightsError, match=r"1 tensors missing \(first: single_blocks.1.linear2.weight\)"):
         load_network(tmp_path / "gone.safetensors")
-    headless = {name: value for name, value in load_file(path).items() if name != "dit.img_in.weight"}  # what says the precision
-    write_tensors(tmp_path / "headless.safetensors", headless, read_header(path).metadata, kind="Modality Forcing network")
+    headless = {
+        name: value for name, value in load_file(path).items() if name != "dit.img_in.weight"
+    }  # what says the precision
+    write_tensors(
+        tmp_path / "headless.safetensors",
+        headless,
+        read_header(path).metadata,
+        kind="Modality Forcing network",
+    )
     with pytest.raises(WeightsError, match=r"1 tensors missing \(first: img_in.weight\)"):
         load_network(tmp_path / "headless.safetensors")
     state["dit.single_blocks.1.linear2.weight"] = gone[1:]
-    with pytest.raises(WeightsError, match="of another shape .first: single_blocks.1.linear2.weight is .47, 144., expected .48, 144."):
+    with pytest.raises(
+        WeightsError,
+        match="of another shape .first: single_blocks.1.linear2.weight is .47, 144., expected .48, 144.",
+    ):
         load_network(state, config=network.config)
-    write_tensors(tmp_path / "config.safetensors", state, {"config": '{"hidden_size": 7}'}, kind="Modality Forcing network")
-    with pytest.raises(WeightsError, match=r"Expected the sizes of a Modality Forcing network, got .*config\.safetensors, which is damaged: expected hidden_size as a multiple of num_heads \(32\), got 7"):
+    write_tensors(
+        tmp_path / "config.safetensors",
+        state,
+        {"config": '{"hidden_size": 7}'},
+        kind="Modality Forcing network",
+    )
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected the sizes of a Modality Forcing network, got .*config\.safetensors, which is "
+        r"damaged: expected hidden_size as a multiple of num_heads \(32\), got 7",
+    ):
         load_network(tmp_path / "config.safetensors")
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(WeightsError, match="Download it again"):
@@ -153,15 +200,24 @@ def test_damaged_networks_are_named(saved, tmp_path, make_network):
 def test_a_plain_flux2_file_gives_the_image_and_text_half(tmp_path, make_network, prefix, scale):
     half = {name: value for name, value in make_network(PLAIN).state_dict().items() if is_image_text(name)}
     save_file(
-        {prefix + name.replace("_norm.scale", f"_norm.{scale}"): value for name, value in half.items()}, tmp_path / "base.safetensors"
+        {prefix + name.replace("_norm.scale", f"_norm.{scale}"): value for name, value in half.items()},
+        tmp_path / "base.safetensors",
     )
     base = read_base(tmp_path / "base.safetensors", PLAIN)
     assert set(base) == set(half) and all(torch.equal(base[name], value) for name, value in half.items())
 
 
 def test_a_base_of_another_size_or_kind_is_refused(tmp_path, make_network, small_config):
-    save_file({name: v for name, v in make_network(PLAIN).state_dict().items() if is_image_text(name)}, tmp_path / "base.safetensors")
+    save_file(
+        {name: v for name, v in make_network(PLAIN).state_dict().items() if is_image_text(name)},
+        tmp_path / "base.safetensors",
+    )
     with pytest.raises(WeightsError, match="a FLUX.2 network, got others: .* tensors missing"):
         read_base(tmp_path / "base.safetensors", small_config)
-    with pytest.raises(WeightsError, match=r"Expected a FLUX.2 klein base network, got .*clip\.safetensors, which is a CLIP model"):
-        read_base(write_keys(tmp_path / "clip.safetensors", ["text_model.encoder.layers.0.mlp.fc1.weight"]), PLAIN)
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected a FLUX.2 klein base network, got .*clip\.safetensors, which is a CLIP model",
+    ):
+        read_base(
+            write_keys(tmp_path / "clip.safetensors", ["text_model.encoder.layers.0.mlp.fc1.weight"]), PLAIN
+        )

@@ -1,4 +1,6 @@
-"""Network files as other programs leave them: wrapped, in parts, with other metadata or types; read right, or called what they are."""
+"""Network files as other programs leave them: wrapped, in parts, with other metadata or types; read right, or
+called what they are.
+"""
 
 import json
 import math
@@ -16,7 +18,8 @@ from spatialweave.models.modality_forcing.weights import load_network, save_netw
 
 # equal rotary axes and released constants: what shapes alone can tell
 PLAIN = ModalityForcingConfig(
-    in_channels=6, context_in_dim=10, hidden_size=32, num_heads=2, axes_dim=(4, 4, 4, 4), num_double_blocks=1, num_single_blocks=2,
+    in_channels=6, context_in_dim=10, hidden_size=32, num_heads=2, axes_dim=(4, 4, 4, 4), num_double_blocks=1,
+    num_single_blocks=2,
     num_depth_decoder_blocks=1, mlp_ratio=2.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 
@@ -63,7 +66,8 @@ def test_other_prefixes_and_two_sets_of_weights_are_named(tmp_path, state):
     save_file({f"student.{name}": value for name, value in state.items()}, path)
     with pytest.raises(
         WeightsError,
-        match=r'Expected the keys dit.depth_in\.weight and others in .*x\.safetensors, got a Modality Forcing network with "student.dit." before its names',
+        match=r"Expected the keys dit.depth_in\.weight and others in .*x\.safetensors, got a "
+        'Modality Forcing network with "student.dit." before its names',
     ):
         load_network(path)
     save_file(state | {f"module.{name}": value.clone() for name, value in state.items()}, path)
@@ -124,7 +128,11 @@ def test_a_config_without_our_name_counts_where_it_fits(tmp_path, make_network, 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"num_double_blocks": 1_000_000_000}, "expected a whole number from 0 to 1048576 for num_double_blocks in the network config, got 1000000000"),
+        (
+            {"num_double_blocks": 1_000_000_000},
+            "expected a whole number from 0 to 1048576 for num_double_blocks in the network "
+            "config, got 1000000000",
+        ),
         ({"infinite_sky": "false"}, "expected true or false for infinite_sky, got 'false'"),
         ({"theta": "2000"}, "expected a finite number for theta in the network config, got '2000'"),
         ({"shift_mu": math.nan}, "expected a finite number for shift_mu in the network config, got nan"),
@@ -135,7 +143,9 @@ def test_our_own_statement_of_a_wrong_type_is_refused(tmp_path, state, change, e
     metadata = {"spatialweave": "Modality Forcing network", "config": json.dumps(PLAIN.to_json() | change)}
     save_file(state, tmp_path / "x.safetensors", metadata=metadata)
     with pytest.raises(
-        WeightsError, match=rf"Expected the sizes of a Modality Forcing network, got .*x\.safetensors, which is damaged: .*{expected}"
+        WeightsError,
+        match=r"Expected the sizes of a Modality Forcing network, got .*x\.safetensors, which is "
+        f"damaged: .*{expected}",
     ):
         load_network(tmp_path / "x.safetensors")
 
@@ -162,7 +172,10 @@ def test_integers_are_refused(tmp_path, state):
         for name, value in state.items()
     }
     save_file(given, tmp_path / "x.safetensors")
-    said = r"Expected img_in\.weight of .*x\.safetensors in one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, F8_E4M3FNUZ, F8_E5M2FNUZ, got I8"
+    said = (
+        r"Expected img_in\.weight of .*x\.safetensors in one of F64, F32, F16, BF16, F8_E4M3, "
+        "F8_E5M2, F8_E4M3FNUZ, F8_E5M2FNUZ, got I8"
+    )
     with pytest.raises(WeightsError, match=said):
         load_network(tmp_path / "x.safetensors")
     with pytest.raises(

@@ -28,7 +28,7 @@ def test_recipe_is_valid_and_has_a_builder(path):
     assert Recipe.read(path).system in BUILDERS
 
 
-def truncate_svd(name, tmp_path, **changes):
+def shorten(name, tmp_path, **changes):
     values = json.loads(next(path for path in RECIPES if path.stem == name).read_text())
     data = values["data"] | {"folder": str(tmp_path / "world")}
     short = {
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 
 def test_codec_recipe_trains_and_writes_a_codec_that_loads(folder):
-    run_recipe(truncate_svd("codec", folder, mixed_precision="no"), BUILDERS)
+    run_recipe(shorten("codec", folder, mixed_precision="no"), BUILDERS)
     codec = load_codec(folder / "codec" / "codec.safetensors")
     assert codec.decode(codec.encode(torch.zeros(1, 3, 32, 32))).shape == (1, 3, 32, 32)
     assert (codec.latent_std != 1).any()
@@ -62,19 +62,22 @@ def tiny_stages(system):
 
 
 def test_tiny_recipes_follow_one_another(folder):
-    """Each of the four stages goes on from the weights of the one before, as its recipe says."""
+    """Each of the five stages goes on from the weights of the one before, as its recipe says."""
     stages = tiny_stages("modality_forcing")
-    assert len(stages) == 4
+    assert len(stages) == 5
     for number, stage in enumerate(stages, start=1):
         whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
-        model = {key: value.replace("runs/", f"{folder}/") for key, value in whole["model"].items()}
+        model = {
+            key: value.replace("runs/", f"{folder}/") if isinstance(value, str) else value
+            for key, value in whole["model"].items()
+        }
         outcome = run_recipe(
-            truncate_svd(stage, folder, model=model, output=whole["output"].replace("runs/", f"{folder}/")),
+            shorten(stage, folder, model=model, output=whole["output"].replace("runs/", f"{folder}/")),
             BUILDERS,
         )
         assert outcome.ending == "finished"
         for name in ("network.safetensors", "text.safetensors"):  # what ships is half as large as what trains
-            kind = {"F16"} if number in (2, 4) else {"F32"}
+            kind = {"F16"} if number in (2, 4, 5) else {"F32"}
             assert set(read_header(folder / f"tiny_{number}" / name).dtypes.values()) == kind
 
 
@@ -186,7 +189,9 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
     )
 
     assert run_recipe(Recipe.from_json(recipe), BUILDERS).ending == "finished"
-    with pytest.raises(ValueError, match="Expected no noise in the recipe's loss for data without pairs, .* got 'shared'"):
+    with pytest.raises(
+        ValueError, match="Expected no noise in the recipe's loss for data without pairs, .* got 'shared'"
+    ):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": {"noise": "shared"}}))
     onward = recipe | {
         "model": {"weights": str(tmp_path / "one")},
@@ -263,7 +268,7 @@ def test_an_unknown_shipping_precision_is_refused(folder):
         ValueError, match="Expected one of float32, float16 as ship of the recipe's model, got 'int3'"
     ):
         run_recipe(
-            truncate_svd("tiny_1_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")),
+            shorten("tiny_1_text_to_image", folder, model={"ship": "int3"}, output=str(folder / "refused")),
             BUILDERS,
         )
 

@@ -14,6 +14,8 @@ from spatialweave.models.vggt.training import (
     crop_middle,
     init_weights,
     loss,
+    match_patches,
+    matching_error,
     mirror_poses,
     normalize_scene,
 )
@@ -114,3 +116,35 @@ def test_depth_of_some_views_alone_trains_too(batch, small):
     assert all(value.isfinite() for value in logs.values())
     idle = [name for name, value in model.named_parameters() if value.grad is None]
     assert idle == ["network.aggregator.patch_embed.mask_token"], "DINOv2's own training alone uses it"
+
+
+def test_matched_patches_show_the_same_surface(batch):
+    """Of two equal cameras each patch matches itself; of others the matched patch holds the point's pixel."""
+    twice = {name: value[:, [0, 0, 2]] for name, value in batch.items()}
+    truth = normalize_scene(twice["depth"], twice["world_to_cam"], twice["intrinsics"])
+    target = match_patches(truth, twice["intrinsics"], 14)
+    assert target.shape == (4, 3, 16, 3) and (target[:, [0, 1, 2], :, [0, 1, 2]] == -1).all()
+    known = (truth["depth"][:, 0, 7::14, 7::14] > 0).flatten(1)
+    expected = torch.where(known, torch.arange(16), -1)
+    assert torch.equal(target[:, 0, :, 1], expected) and torch.equal(target[:, 1, :, 0], expected)
+    found = 0
+    for i, n in (target[:, 0, :, 2] >= 0).nonzero().tolist():
+        row, column = divmod(n, 4)
+        point = truth["points"][i, 0, 7 + 14 * row, 7 + 14 * column]
+        pixel, depth = project(transform_points(point, pad_pose(truth["world_to_cam"][i, 2])), twice["intrinsics"][i, 2])
+        x, y = pixel.long().tolist()
+        assert int(target[i, 0, n, 2]) == y // 14 * 4 + x // 14
+        assert abs(float(truth["depth"][i, 2, y, x] - depth)) < 0.031 * float(depth)
+        found += 1
+    assert found > 10
+
+
+def test_attention_that_matches_has_a_small_error_and_another_a_large_one(batch):
+    truth = normalize_scene(batch["depth"], batch["world_to_cam"], batch["intrinsics"])
+    target = match_patches(truth, batch["intrinsics"], 14)
+    right = torch.nn.functional.one_hot(target.clamp(min=0), 16).float() * 30
+    first = right.clone()
+    first[:, :, :, 1:] = 0  # the first view's match alone, among all patches
+    assert matching_error([right, first], truth, batch["intrinsics"], 14) < 1e-4
+    assert matching_error([right.flip(-1), first], truth, batch["intrinsics"], 14) > 5
+    assert matching_error([right, right.flip(3)], truth, batch["intrinsics"], 14) > 5

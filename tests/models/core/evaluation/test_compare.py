@@ -19,7 +19,9 @@ def test_a_depth_ten_percent_too_far_is_that():
     found = compare_views(View.from_depth(truth().depth * 1.1, units="metric"), truth(), fov_degrees=60.0)
     assert found.scores["absrel"] == pytest.approx(0.1, abs=1e-6) and found.scores["delta1"] == 1
     assert found.scores["rmse"] == pytest.approx(0.1 * float(truth().depth.square().mean().sqrt()), rel=1e-5)
-    assert found.scores["silog"] == pytest.approx(0, abs=1e-4) and found.scores["normal_angle"] == pytest.approx(0, abs=1e-2)
+    assert found.scores["silog"] == pytest.approx(0, abs=1e-4) and found.scores[
+        "normal_angle"
+    ] == pytest.approx(0, abs=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,10 @@ def test_only_pixels_valid_in_both_count_and_are_counted():
 
 
 def test_normals_of_the_views_go_before_measured_ones():
-    up, tilted = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, -math.sin(math.radians(30)), -math.cos(math.radians(30))])
+    up, tilted = (
+        torch.tensor([0.0, 0.0, -1.0]),
+        torch.tensor([0.0, -math.sin(math.radians(30)), -math.cos(math.radians(30))]),
+    )
     views = [truth(normals=direction.expand(1, 6, 10, 3)) for direction in (up, tilted)]
     assert compare_views(*views).scores["normal_angle"] == pytest.approx(30, abs=1e-4)
 
@@ -70,9 +75,15 @@ def test_without_a_camera_the_angle_is_not_measurable():
 
 def test_what_an_alignment_drives_out_of_range_is_held_and_told():
     depth, target = torch.tensor([[[1.0, 2, 3, 4]]]), torch.tensor([[[0.1, 3, 6, 12]]])
-    views = [View.from_depth(values, units=units) for values, units in ((depth, "relative"), (target, "metric"))]
+    views = [
+        View.from_depth(values, units=units) for values, units in ((depth, "relative"), (target, "metric"))
+    ]
     found = compare_views(*views, alignment="scale and shift")
-    assert found.clamped == 1 and "1 aligned pixels were out of range" in found.describe() and math.isfinite(found.scores["silog"])
+    assert (
+        found.clamped == 1
+        and "1 aligned pixels were out of range" in found.describe()
+        and math.isfinite(found.scores["silog"])
+    )
 
 
 def test_what_is_refused():
@@ -81,9 +92,16 @@ def test_what_is_refused():
     left[..., 5:], right[..., :5] = 0, 0
     halves = [View.from_depth(half, units="metric") for half in (left, right)]
     for arguments, sentence in (
-        ((relative, truth()), r"Expected two depths of one unit, got relative and metric, which share no scale. Choose an alignment\.$"),
+        (
+            (relative, truth()),
+            "Expected two depths of one unit, got relative and metric, which share no scale. "
+            r"Choose an alignment\.$",
+        ),
         (halves, r"Expected a pixel that is valid in both depths, got none in image 0 of 1"),
-        ((truth(), View.from_depth(torch.ones(1, 5, 5), units="metric")), r"Expected a depth of the reference's 5 x 5 pixels, got 10 x 6"),
+        (
+            (truth(), View.from_depth(torch.ones(1, 5, 5), units="metric")),
+            r"Expected a depth of the reference's 5 x 5 pixels, got 10 x 6",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             compare_views(*arguments)

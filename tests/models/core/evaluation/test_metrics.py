@@ -30,7 +30,14 @@ def test_depth_figures_by_hand():
 
 
 def test_perfect_prediction():
-    assert metrics.score_depth(TARGET, TARGET, YES) == {"absrel": 0, "delta1": 1, "delta2": 1, "delta3": 1, "rmse": 0, "silog": 0}
+    assert metrics.score_depth(TARGET, TARGET, YES) == {
+        "absrel": 0,
+        "delta1": 1,
+        "delta2": 1,
+        "delta3": 1,
+        "rmse": 0,
+        "silog": 0,
+    }
 
 
 def test_silog_ignores_scale_and_the_others_do_not():
@@ -55,9 +62,13 @@ def test_normal_angle_by_hand():
     target = torch.tensor([[[[0.0, 0, -1], [0.0, 0, -1], [1.0, 0, 0], [0.0, 1, 0]]]])
     pred = torch.tensor([[[[0.0, 0, -2], [0.0, 1, -1], [0.0, 1, 0], [0.0, -1, 0]]]])  # 0, 45, 90, 180 degrees
     assert metrics.normal_angle(pred, target, YES) == pytest.approx((0 + 45 + 90 + 180) / 4)
-    assert metrics.normal_angle(pred, target, torch.tensor([[[True, True, False, False]]])) == pytest.approx(22.5)
+    assert metrics.normal_angle(pred, target, torch.tensor([[[True, True, False, False]]])) == pytest.approx(
+        22.5
+    )
     tiny = torch.tensor([[[[1e-4, 0.0, -1.0]]]])
-    assert metrics.normal_angle(tiny, target[:, :, :1], YES[..., :1]) == pytest.approx(math.degrees(1e-4), rel=1e-4)
+    assert metrics.normal_angle(tiny, target[:, :, :1], YES[..., :1]) == pytest.approx(
+        math.degrees(1e-4), rel=1e-4
+    )
 
 
 def test_bad_input_is_worded():
@@ -65,16 +76,23 @@ def test_bad_input_is_worded():
         metrics.abs_rel(PRED, TARGET, YES[..., :2])
     with pytest.raises(ValueError, match="Expected a valid pixel to score, got none in image 0 of 1"):
         metrics.rmse(PRED, TARGET, ~YES)
-    with pytest.raises(ValueError, match="Expected finite numbers inside the mask, got NaN or infinity in image"):
+    with pytest.raises(
+        ValueError, match="Expected finite numbers inside the mask, got NaN or infinity in image"
+    ):
         metrics.rmse(PRED * float("inf"), TARGET, YES)
-    with pytest.raises(ValueError, match="Expected target depths above 0 inside the mask, got depths of 0 or below"):
+    with pytest.raises(
+        ValueError, match="Expected target depths above 0 inside the mask, got depths of 0 or below"
+    ):
         metrics.abs_rel(PRED, TARGET * 0, YES)
-    with pytest.raises(ValueError, match="Expected predicted depths above 0, which have a logarithm, got 4 pixels"):
+    with pytest.raises(
+        ValueError, match="Expected predicted depths above 0, which have a logarithm, got 4 pixels"
+    ):
         metrics.si_log(-PRED, TARGET, YES)
 
 
 def test_patch_steps_tell_borders_from_the_inside_by_hand():
-    """A row of four pixels in patches of two: steps of log depth .01, .03, .02, the middle one at a border."""
+    """A row of four pixels in patches of two: steps of log depth .01, .03, .02, the middle one at a border.
+    """
     logs = torch.tensor([0.0, 0.01, 0.04, 0.06]).double()
     depth, mask = logs.exp()[None, None].expand(1, 2, 4), torch.ones(1, 2, 4, dtype=torch.bool)
     border, inner = metrics.patch_steps(depth, mask, 2)

@@ -24,7 +24,11 @@ def make(batch=1):
 def test_what_is_read_is_what_was_written(tmp_path, name, step):
     view = make()
     again = read_depth(write_depth(tmp_path / name, view))
-    assert (again.depth - view.depth).abs().max() <= step and torch.equal(again.mask, view.mask) and again.units == "metric"
+    assert (
+        (again.depth - view.depth).abs().max() <= step
+        and torch.equal(again.mask, view.mask)
+        and again.units == "metric"
+    )
 
 
 def test_a_scale_reaches_the_png_and_the_picture_the_exr(tmp_path):
@@ -34,7 +38,9 @@ def test_a_scale_reaches_the_png_and_the_picture_the_exr(tmp_path):
     np.testing.assert_allclose(steps / 1000, view.depth[0], atol=0.00051)
     with OpenEXR.File(str(write_depth(tmp_path / "a.exr", view)), separate_channels=True) as file:
         assert sorted(file.channels()) == ["B", "G", "R", "Z"]
-    with OpenEXR.File(str(write_depth(tmp_path / "b.exr", view, picture=False)), separate_channels=True) as file:
+    with OpenEXR.File(
+        str(write_depth(tmp_path / "b.exr", view, picture=False)), separate_channels=True
+    ) as file:
         assert sorted(file.channels()) == ["Z"]
 
 
@@ -56,7 +62,9 @@ def test_the_background_of_another_program_is_sky_where_it_is_said_to_be(tmp_pat
     """Blender's Z pass: 1e10 where nothing is, which spoils every mean if it is taken for a distance."""
     z = np.full((4, 6), 2.5, np.float32)
     z[:2] = 1e10
-    with OpenEXR.File({"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}, {"Z": z}) as file:
+    with OpenEXR.File(
+        {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}, {"Z": z}
+    ) as file:
         file.write(str(tmp_path / "blender.exr"))
     as_it_is = read_depth(tmp_path / "blender.exr", units="metric")
     assert as_it_is.sky is None and float(as_it_is.depth.max()) == 1e10
@@ -68,7 +76,9 @@ def test_the_background_of_another_program_is_sky_where_it_is_said_to_be(tmp_pat
 
 def test_other_files_are_refused(tmp_path):
     for call in (lambda: read_depth(tmp_path / "a.jpg"), lambda: write_depth(tmp_path / "a.jpg", make())):
-        with pytest.raises(ValueError, match=r"^Expected a depth file that ends in \.png, \.exr, \.npz, got a\.jpg\. Choose"):
+        with pytest.raises(
+            ValueError, match=r"^Expected a depth file that ends in \.png, \.exr, \.npz, got a\.jpg\. Choose"
+        ):
             call()
 
 
@@ -95,11 +105,21 @@ def test_notes_lie_where_other_programs_look(tmp_path):
         texts = {name: str(arrays[name]) for name in NOTES}
     for found in (text, header, texts):
         assert {name: found[name] for name in NOTES} == NOTES
-    assert header["depthUnits"] == text["depth_units"] == "metric" and json.loads(header["intrinsics"]) == CAMERA[0].tolist()
+    assert (
+        header["depthUnits"] == text["depth_units"] == "metric"
+        and json.loads(header["intrinsics"]) == CAMERA[0].tolist()
+    )
 
 
 def test_a_note_takes_no_name_that_is_taken_or_too_long(tmp_path):
-    notes = {"depth_units": "feet", "depthUnits": "feet", "depth": "feet", "x" * 40: "long", "intrinsics": "wide", "conf": "low"}
+    notes = {
+        "depth_units": "feet",
+        "depthUnits": "feet",
+        "depth": "feet",
+        "x" * 40: "long",
+        "intrinsics": "wide",
+        "conf": "low",
+    }
     for name in ("a.png", "a.exr", "a.npz"):
         assert read_depth(write_depth(tmp_path / name, make(), notes=notes)).units == "metric"
 

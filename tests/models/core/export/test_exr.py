@@ -20,11 +20,18 @@ def test_openexr_reads_the_same_bits(tmp_path, size):
     depth = torch.rand(1, *size) * 80 + 0.1
     write_exr(tmp_path / "d.exr", View.from_depth(depth, units="metric"))
     with OpenEXR.File(str(tmp_path / "d.exr")) as file:
-        channels, header = {name: channel.pixels for name, channel in file.channels().items()}, dict(file.header())
+        channels, header = (
+            {name: channel.pixels for name, channel in file.channels().items()},
+            dict(file.header()),
+        )
     assert list(channels) == ["Z"]
     assert channels["Z"].dtype == np.float32
     np.testing.assert_array_equal(channels["Z"], depth[0].numpy())
-    assert (header["depthUnits"], header["depthDirection"], header["depthInvalid"]) == ("metric", "larger = farther", 0)
+    assert (header["depthUnits"], header["depthDirection"], header["depthInvalid"]) == (
+        "metric",
+        "larger = farther",
+        0,
+    )
 
 
 def test_smooth_depth_is_compressed_and_exact(tmp_path):
@@ -51,7 +58,9 @@ def test_reread_equals_written(tmp_path):
     view = a_view()
     write_exr(tmp_path / "d.exr", view)
     back = read_exr(tmp_path / "d.exr")
-    assert torch.equal(back.depth, view.depth) and torch.equal(back.mask, view.mask) and back.units == "metric"
+    assert (
+        torch.equal(back.depth, view.depth) and torch.equal(back.mask, view.mask) and back.units == "metric"
+    )
 
 
 def test_infinity_and_nan_pass_through_the_codec():
@@ -73,7 +82,10 @@ def test_files_by_openexr_are_read(tmp_path, compression, dtype):
 def test_the_depth_channel_is_named_or_unambiguous(tmp_path):
     one, two = np.ones((3, 3), np.float32), np.full((3, 3), 2, np.float32)
     (tmp_path / "two.exr").write_bytes(encode_exr({"Far.V": two, "Mist.V": one}))
-    with pytest.raises(ValueError, match=r"Expected one channel that is a depth by its name, got \['Far.V', 'Mist.V'\]. Name the one"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected one channel that is a depth by its name, got \['Far.V', 'Mist.V'\]. Name the one",
+    ):
         read_exr(tmp_path / "two.exr", units="metric")
     assert float(read_exr(tmp_path / "two.exr", units="metric", channel="Far.V").depth.max()) == 2
     (tmp_path / "one.exr").write_bytes(encode_exr({"Y": two}))
@@ -85,16 +97,27 @@ def test_unreadable_files_are_named(tmp_path):
     whole = (tmp_path / "d.exr").read_bytes()
     for cut in (3, 10, 60, 300, len(whole) - 1):
         (tmp_path / "cut.exr").write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"Cannot read .*cut\.exr: Expected a whole EXR, got one that is damaged or cut short"):
+        with pytest.raises(
+            ValueError,
+            match=r"Cannot read .*cut\.exr: Expected a whole EXR, got one that is damaged or cut short",
+        ):
             read_exr(tmp_path / "cut.exr")
     (tmp_path / "x.exr").write_bytes(b"not an exr file at all")
     with pytest.raises(ValueError, match="x.exr: Expected an OpenEXR file, got another kind"):
         read_exr(tmp_path / "x.exr")
     values = np.ones((40, 40), np.float32)
-    OpenEXR.File({"compression": OpenEXR.PIZ_COMPRESSION, "type": OpenEXR.scanlineimage}, {"Z": values}).write(str(tmp_path / "p.exr"))
-    with pytest.raises(ValueError, match="Expected compression none, RLE, ZIPS, ZIP, PXR24, got PIZ. Save it with ZIP"):
+    OpenEXR.File(
+        {"compression": OpenEXR.PIZ_COMPRESSION, "type": OpenEXR.scanlineimage}, {"Z": values}
+    ).write(str(tmp_path / "p.exr"))
+    with pytest.raises(
+        ValueError, match="Expected compression none, RLE, ZIPS, ZIP, PXR24, got PIZ. Save it with ZIP"
+    ):
         read_exr(tmp_path / "p.exr")
-    tiled = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.tiledimage, "tiles": OpenEXR.TileDescription()}
+    tiled = {
+        "compression": OpenEXR.ZIP_COMPRESSION,
+        "type": OpenEXR.tiledimage,
+        "tiles": OpenEXR.TileDescription(),
+    }
     OpenEXR.File(tiled, {"Z": values}).write(str(tmp_path / "t.exr"))
     with pytest.raises(ValueError, match="got one that is tiled. Save it as flat scanlines"):
         read_exr(tmp_path / "t.exr")

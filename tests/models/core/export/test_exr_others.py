@@ -17,7 +17,9 @@ SCANLINES = {"type": OpenEXR.scanlineimage}
 
 
 def write(path, channels, **header):
-    OpenEXR.File({**SCANLINES, "compression": OpenEXR.ZIP_COMPRESSION, **header}, dict(channels)).write(str(path))
+    OpenEXR.File({**SCANLINES, "compression": OpenEXR.ZIP_COMPRESSION, **header}, dict(channels)).write(
+        str(path)
+    )
     return path
 
 
@@ -49,10 +51,17 @@ def box(left, top, right, bottom):
 
 @pytest.mark.parametrize("compression", ["NO", "RLE", "ZIPS", "ZIP", "PXR24"])
 def test_a_crop_lies_where_it_was_in_the_frame(tmp_path, caplog, compression):
-    """Display window 8 x 6, data window (2, 1) to (5, 3): what was not rendered is invalid, the rest keeps its pixel."""
+    """Display window 8 x 6, data window (2, 1) to (5, 3): what was not rendered is invalid, the rest keeps
+    its pixel.
+    """
     depth = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
     windows = {"displayWindow": box(0, 0, 7, 5), "dataWindow": box(2, 1, 5, 3)}
-    path = write(tmp_path / "crop.exr", {"Z": depth}, **windows, compression=getattr(OpenEXR, f"{compression}_COMPRESSION"))
+    path = write(
+        tmp_path / "crop.exr",
+        {"Z": depth},
+        **windows,
+        compression=getattr(OpenEXR, f"{compression}_COMPRESSION"),
+    )
     with caplog.at_level(logging.INFO, "spatialweave.export"):
         view = read_depth(path, units="metric")
     wanted = np.zeros((6, 8), np.float32)
@@ -65,7 +74,11 @@ def test_a_crop_lies_where_it_was_in_the_frame(tmp_path, caplog, compression):
 @pytest.mark.parametrize("order", ["INCREASING_Y", "DECREASING_Y"])
 def test_overscan_is_cut_off(tmp_path, order):
     depth = np.arange(1, 81, dtype=np.float32).reshape(8, 10)
-    windows = {"displayWindow": box(0, 0, 7, 5), "dataWindow": box(-1, -1, 8, 6), "lineOrder": getattr(OpenEXR, order)}
+    windows = {
+        "displayWindow": box(0, 0, 7, 5),
+        "dataWindow": box(-1, -1, 8, 6),
+        "lineOrder": getattr(OpenEXR, order),
+    }
     view = read_exr(write(tmp_path / "over.exr", {"Z": depth}, **windows), units="metric")
     np.testing.assert_array_equal(view.depth[0].numpy(), depth[1:-1, 1:-1])
     assert float(view.depth[0, 0, 0]) == 12 and view.sky is None
@@ -83,7 +96,9 @@ def test_a_frame_that_begins_elsewhere_keeps_its_place(tmp_path):
 def test_windows_that_do_not_meet_are_both_named(tmp_path):
     windows = {"displayWindow": box(0, 0, 7, 5), "dataWindow": box(20, 1, 23, 3)}
     path = write(tmp_path / "apart.exr", {"Z": ramp(3, 4)}, **windows)
-    with pytest.raises(ValueError, match=r"apart.exr.*display window \(0, 0\) to \(7, 5\), got \(20, 1\) to \(23, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"apart.exr.*display window \(0, 0\) to \(7, 5\), got \(20, 1\) to \(23, 3\)"
+    ):
         read_exr(path, units="metric")
 
 
@@ -114,8 +129,15 @@ def test_flat_areas_by_run_lengths(tmp_path):
 
 @pytest.mark.parametrize("method", ["PIZ", "B44", "B44A", "DWAA", "DWAB"])
 def test_other_methods_are_named_with_the_remedy(tmp_path, method):
-    path = write(tmp_path / "m.exr", {"Z": ramp().astype(np.float16)}, compression=getattr(OpenEXR, f"{method}_COMPRESSION"))
-    with pytest.raises(ValueError, match=rf"m.exr: Expected compression none, RLE, ZIPS, ZIP, PXR24, got {method}. Save it with ZIP"):
+    path = write(
+        tmp_path / "m.exr",
+        {"Z": ramp().astype(np.float16)},
+        compression=getattr(OpenEXR, f"{method}_COMPRESSION"),
+    )
+    with pytest.raises(
+        ValueError,
+        match=rf"m.exr: Expected compression none, RLE, ZIPS, ZIP, PXR24, got {method}. Save it with ZIP",
+    ):
         read_exr(path, units="metric")
 
 
@@ -125,7 +147,10 @@ def test_other_methods_are_named_with_the_remedy(tmp_path, method):
     (["Z", "ZBack"], "Z"),
     (["Y"], "Y"),
     (["ViewLayer.Combined.R", "ViewLayer.Depth.Z", "ViewLayer.Mist.Z"], "ViewLayer.Depth.Z"),
-    (["ViewLayer.Depth.Z", "ViewLayer.Denoising Depth.Z", *(f"ViewLayer.Normal.{axis}" for axis in "XYZ")], "ViewLayer.Depth.Z"),
+    (
+        ["ViewLayer.Depth.Z", "ViewLayer.Denoising Depth.Z", *(f"ViewLayer.Normal.{axis}" for axis in "XYZ")],
+        "ViewLayer.Depth.Z",
+    ),
     (["X", "Y", "Z", "Depth.Z"], "Depth.Z"),
     (["P.X", "P.Y", "P.Z", "Z"], "Z"),
     (["Image.R", "Image.G", "Image.B", "depth.V"], "depth.V"),
@@ -138,7 +163,11 @@ def test_the_depth_is_found_by_its_name(names, wanted):
 
 
 @pytest.mark.parametrize("names, about", [
-    (["X", "Y", "Z"], "; Z beside X is part of a vector, not a depth. Name the one with the depth: exr_channel in Load Depth"),
+    (
+        ["X", "Y", "Z"],
+        "; Z beside X is part of a vector, not a depth. Name the one with the depth: exr_channel "
+        "in Load Depth",
+    ),
     (["N.X", "N.Y", "N.Z", "R", "G", "B"], "; N.Z beside X is part of a vector"),
     (["Vector.X", "Vector.Y", "Vector.Z", "Vector.W"], "; Vector.Z beside X"),
     (["left.Depth.Z", "right.Depth.Z"], r"\['left.Depth.Z', 'right.Depth.Z'\]\. Name"),
@@ -151,8 +180,12 @@ def test_what_is_no_depth_or_more_than_one_is_asked_for(names, about):
 
 
 def test_a_vector_pass_is_read_only_by_name(tmp_path, caplog):
-    path = write(tmp_path / "n.exr", {name: np.full((3, 4), index, np.float32) for index, name in enumerate("XYZ", 1)})
-    with pytest.raises(ValueError, match=r"Cannot read .*n.exr: .*\['X', 'Y', 'Z'\]; Z beside X is part of a vector"):
+    path = write(
+        tmp_path / "n.exr", {name: np.full((3, 4), index, np.float32) for index, name in enumerate("XYZ", 1)}
+    )
+    with pytest.raises(
+        ValueError, match=r"Cannot read .*n.exr: .*\['X', 'Y', 'Z'\]; Z beside X is part of a vector"
+    ):
         read_exr(path, units="metric")
     with caplog.at_level(logging.INFO, "spatialweave.export"):
         assert float(read_exr(path, units="metric", channel="Y").depth.max()) == 2
@@ -161,15 +194,19 @@ def test_a_vector_pass_is_read_only_by_name(tmp_path, caplog):
         read_exr(path, units="metric", channel="W")
 
 
-@pytest.mark.parametrize("name, kind, value", [
-    (b"comments", b"string", "für Ölgemälde".encode("cp1252")),
-    (b"owner", b"string", "\u6df1\u5ea6".encode("shift-jis")),
-    (b"aperture", b"float", struct.pack("<d", 2.8)),
-    (b"aperture", b"float", b""),
-    ("größe".encode("latin-1"), b"string", b"x"),
-    (b"an_attribute_name_of_more_than_31_characters", b"string", b"x"),
-    (b"odd", b"a_kind_of_its_own", bytes(5)),
-], ids=["cp1252", "shift-jis", "double", "empty float", "latin-1 name", "long name", "unknown kind"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, kind, value",
+    [
+        (b"comments", b"string", "für Ölgemälde".encode("cp1252")),
+        (b"owner", b"string", "\u6df1\u5ea6".encode("shift-jis")),
+        (b"aperture", b"float", struct.pack("<d", 2.8)),
+        (b"aperture", b"float", b""),
+        ("größe".encode("latin-1"), b"string", b"x"),
+        (b"an_attribute_name_of_more_than_31_characters", b"string", b"x"),
+        (b"odd", b"a_kind_of_its_own", bytes(5)),
+    ],
+    ids=["cp1252", "shift-jis", "double", "empty float", "latin-1 name", "long name", "unknown kind"],
+)  # fmt: skip
 def test_what_else_stands_in_the_header_stops_nobody(tmp_path, name, kind, value):
     path = tmp_path / "a.exr"
     path.write_bytes(with_attribute(write(path, {"Z": ramp()}).read_bytes(), name, kind, value))
@@ -179,10 +216,14 @@ def test_what_else_stands_in_the_header_stops_nobody(tmp_path, name, kind, value
 def test_a_channel_may_be_named_in_latin_1(tmp_path):
     path = tmp_path / "l.exr"
     data = encode_exr({"Tiefe_aou": ramp() * 2, "Tiefe_ssz": ramp()})
-    path.write_bytes(data.replace(b"_aou", "_ßéx".encode("latin-1")).replace(b"_ssz", "_äöü".encode("latin-1")))
+    path.write_bytes(
+        data.replace(b"_aou", "_ßéx".encode("latin-1")).replace(b"_ssz", "_äöü".encode("latin-1"))
+    )
     with pytest.raises(ValueError, match=r"got \['Tiefe_ßéx', 'Tiefe_äöü'\]"):
         read_exr(path, units="metric")
-    np.testing.assert_array_equal(read_exr(path, units="metric", channel="Tiefe_äöü").depth[0].numpy(), ramp())
+    np.testing.assert_array_equal(
+        read_exr(path, units="metric", channel="Tiefe_äöü").depth[0].numpy(), ramp()
+    )
 
 
 @pytest.mark.parametrize("units, told", [("cm", "'cm'"), (100.0, "100.0")])
@@ -196,7 +237,9 @@ def test_units_of_another_tongue_are_not_taken_for_ours(tmp_path, units, told):
 def test_a_stated_direction_and_hole_are_heeded(tmp_path):
     path = tmp_path / "d.exr"
     path.write_bytes(encode_exr({"Z": ramp()}, {"depthUnits": "metric", "depthDirection": "larger = nearer"}))
-    with pytest.raises(ValueError, match=r"d.exr: Expected depthDirection 'larger = farther', got 'larger = nearer'"):
+    with pytest.raises(
+        ValueError, match=r"d.exr: Expected depthDirection 'larger = farther', got 'larger = nearer'"
+    ):
         read_exr(path)
     path.write_bytes(encode_exr({"Z": ramp()}, {"depthUnits": "metric", "depthInvalid": 1.0}))
     assert read_exr(path).invalid_counts == (1,)
@@ -212,7 +255,11 @@ def test_a_table_of_zeros_is_made_again_from_the_blocks(tmp_path, method):
     path.write_bytes(whole)
     np.testing.assert_array_equal(read_exr(path, units="metric").depth[0].numpy(), ramp())
     path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=f"t.exr: Expected a whole EXR, got one that is damaged or cut short .1 of {count} blocks of scanlines are missing"):
+    with pytest.raises(
+        ValueError,
+        match=f"t.exr: Expected a whole EXR, got one that is damaged or cut short .1 of {count} blocks "
+        "of scanlines are missing",
+    ):
         read_exr(path, units="metric")
 
 
@@ -226,7 +273,9 @@ def test_a_block_named_twice_leaves_no_line_unread(tmp_path):
         read_exr(path, units="metric")
 
 
-@pytest.mark.parametrize("background, sky", [(1e10, 640), (65504.0, 640), (65505.0, 640), (8.5, 640), (None, 0)])
+@pytest.mark.parametrize(
+    "background, sky", [(1e10, 640), (65504.0, 640), (65505.0, 640), (8.5, 640), (None, 0)]
+)
 def test_a_background_that_half_floats_cannot_hold(tmp_path, background, sky):
     """Blender writes 1e10 into a half channel as the largest half, 65504."""
     depth = np.full((48, 64), 8, np.float16)
@@ -246,7 +295,13 @@ def test_a_float_channel_keeps_its_65504_metres(tmp_path):
 def test_not_a_number_is_invalid(tmp_path):
     depth = np.array([[np.nan, np.inf, -1.0, 0.0, 2.0]], np.float32)
     view = read_exr(write(tmp_path / "n.exr", {"Z": depth}), units="metric")
-    assert view.mask.tolist() == [[[False, False, False, False, True]]] and view.sky.tolist()[0][0] == [False, True, False, False, False]
+    assert view.mask.tolist() == [[[False, False, False, False, True]]] and view.sky.tolist()[0][0] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_depth_of_whole_numbers(tmp_path):
@@ -258,10 +313,18 @@ def test_a_depth_of_whole_numbers(tmp_path):
 def test_parts_and_kinds_that_are_not_read_are_named(tmp_path):
     parts = [OpenEXR.Part(dict(SCANLINES), {"Z": ramp()}, name) for name in ("one", "two")]
     OpenEXR.File(parts).write(str(tmp_path / "p.exr"))
-    with pytest.raises(ValueError, match="p.exr: Expected a flat scanline EXR, got one that is multi-part. Save it as flat scanlines"):
+    with pytest.raises(
+        ValueError,
+        match="p.exr: Expected a flat scanline EXR, got one that is multi-part. Save it as flat scanlines",
+    ):
         read_exr(tmp_path / "p.exr", units="metric")
     data = bytearray(write(tmp_path / "d.exr", {"Z": ramp()}).read_bytes())
-    for flags, told in ((0x802, "one that is deep"), (0x202, "one that is tiled"), (3, "version 3"), (0x10002, "unknown flags")):
+    for flags, told in (
+        (0x802, "one that is deep"),
+        (0x202, "one that is tiled"),
+        (3, "version 3"),
+        (0x10002, "unknown flags"),
+    ):
         data[4:8] = struct.pack("<I", flags)
         (tmp_path / "d.exr").write_bytes(data)
         with pytest.raises(ValueError, match=f"d.exr: .*{told}"):
@@ -272,13 +335,16 @@ def test_subsampled_channels_are_named(tmp_path):
     data = encode_exr({"BY": ramp(), "Z": ramp()})
     place = data.index(b"BY\0" + struct.pack("<4i", 2, 0, 1, 1)) + 3
     (tmp_path / "s.exr").write_bytes(data[:place] + struct.pack("<4i", 2, 0, 2, 2) + data[place + 16 :])
-    with pytest.raises(ValueError, match="s.exr: Expected every pixel of each channel, got channel 'BY' subsampled"):
+    with pytest.raises(
+        ValueError, match="s.exr: Expected every pixel of each channel, got channel 'BY' subsampled"
+    ):
         read_exr(tmp_path / "s.exr", units="metric")
 
 
 @pytest.mark.parametrize("which", ["dataWindow", "displayWindow"])
 @pytest.mark.parametrize("window", [
-    (0, 0, 2**31 - 1, 2**31 - 1), (-(2**31), -(2**31), 2**31 - 1, 2**31 - 1), (0, 0, 2**31 - 1, 0), (0, 0, 0, 2**31 - 1),
+    (0, 0, 2**31 - 1, 2**31 - 1), (-(2**31), -(2**31), 2**31 - 1, 2**31 - 1), (0, 0, 2**31 - 1, 0),
+    (0, 0, 0, 2**31 - 1),
     (0, 0, 1999, 1999), (5, 5, 4, 4), (7, 0, 0, 7),
 ], ids=str)  # fmt: skip
 def test_windows_without_measure_take_no_memory(tmp_path, which, window):
@@ -288,7 +354,11 @@ def test_windows_without_measure_take_no_memory(tmp_path, which, window):
     path = tmp_path / "w.exr"
     path.write_bytes(data[:place] + struct.pack("<4i", *window) + data[place + 16 :])
     if which == "displayWindow" and window == (0, 0, 1999, 1999):
-        assert read_exr(path, units="metric").depth.shape == (1, 2000, 2000)  # a small crop of a large frame is one
+        assert read_exr(path, units="metric").depth.shape == (
+            1,
+            2000,
+            2000,
+        )  # a small crop of a large frame is one
         return
     tracemalloc.start()
     with pytest.raises(ValueError, match="Cannot read .*w.exr: "):
@@ -304,7 +374,11 @@ def test_a_block_that_unpacks_without_end_is_stopped(tmp_path):
     forged = zlib.compress(bytes(10**8), 9)[: 16 * 64 * 4 - 1]
     path = tmp_path / "b.exr"
     path.write_bytes(data[:start] + struct.pack("<2i", 0, len(forged)) + forged)
-    with pytest.raises(ValueError, match="b.exr: Expected a whole EXR, got one that is damaged or cut short .a block holds 4097 bytes instead of 4096"):
+    with pytest.raises(
+        ValueError,
+        match="b.exr: Expected a whole EXR, got one that is damaged or cut short .a block holds 4097 "
+        "bytes instead of 4096",
+    ):
         read_exr(path, units="metric")
 
 
@@ -313,17 +387,23 @@ def test_every_damage_ends_in_a_sentence_or_in_the_files_frame(tmp_path, compres
     """Bytes changed, cut out, doubled and cut off, in the header more often than elsewhere."""
     random = np.random.default_rng(13)
     channels = {"R": ramp(20, 30).astype(np.float16), "Z": ramp(20, 30)}
-    whole = write(tmp_path / "w.exr", channels, compression=getattr(OpenEXR, f"{compression}_COMPRESSION")).read_bytes()
+    whole = write(
+        tmp_path / "w.exr", channels, compression=getattr(OpenEXR, f"{compression}_COMPRESSION")
+    ).read_bytes()
     path, ends = tmp_path / "f.exr", {"read": 0, "refused": 0}
     for _ in range(400):
         data = bytearray(whole)
         for _ in range(random.integers(1, 4)):
-            place = int(random.integers(0, header_of(whole) + 100 if random.random() < 0.7 else len(data))) % len(data)
+            place = int(
+                random.integers(0, header_of(whole) + 100 if random.random() < 0.7 else len(data))
+            ) % len(data)
             kind = random.integers(0, 4)
             if kind == 0:
                 data[place] = random.integers(0, 256)
             elif kind == 1:
-                data[place : place + 4] = struct.pack("<i", int(random.choice([0, -1, 2**31 - 1, -(2**31), 1 << 20])))
+                data[place : place + 4] = struct.pack(
+                    "<i", int(random.choice([0, -1, 2**31 - 1, -(2**31), 1 << 20]))
+                )
             elif kind == 2:
                 del data[place : place + int(random.integers(1, 20))]
             else:

@@ -24,7 +24,9 @@ def full_view():
     )
 
 
-@pytest.mark.parametrize("view", [full_view(), View.from_depth(torch.ones(3, 4), units="metric")], ids=["full", "bare"])
+@pytest.mark.parametrize(
+    "view", [full_view(), View.from_depth(torch.ones(3, 4), units="metric")], ids=["full", "bare"]
+)
 def test_reread_equals_written(tmp_path, view):
     write_npz(tmp_path / "v.npz", view)
     back = read_npz(tmp_path / "v.npz")
@@ -60,8 +62,14 @@ def test_foreign_and_damaged_files_are_named(tmp_path):
     whole = (tmp_path / "cut.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.npz").write_bytes(b"")
-    with pytest.raises(ValueError, match="Expected an NPZ of plain arrays, got .*objects.npz with pickled objects in the array 'depth'"):
+    with pytest.raises(
+        ValueError,
+        match="Expected an NPZ of plain arrays, got .*objects.npz with pickled objects in the array 'depth'",
+    ):
         read_npz(tmp_path / "objects.npz", units="metric")
     for name in ("array.npy", "text.npz", "cut.npz", "empty.npz"):
-        with pytest.raises(ValueError, match=f"Expected an NPZ of plain arrays, got .*{name}, which is none, or a damaged one"):
+        with pytest.raises(
+            ValueError,
+            match=f"Expected an NPZ of plain arrays, got .*{name}, which is none, or a damaged one",
+        ):
             read_npz(tmp_path / name, units="metric")

@@ -1,4 +1,6 @@
-"""NPZ files of other programs: their layouts and types read exactly, what cannot be read refused by file in one sentence."""
+"""NPZ files of other programs: their layouts and types read exactly, what cannot be read refused by file in
+one sentence.
+"""
 
 import io
 import zipfile
@@ -23,32 +25,44 @@ def save(folder, **arrays):
 
 
 def test_depth_anything_3s_export(tmp_path):
-    """Its layout: image uint8 n h w 3, depth, conf, extrinsics n 3 4 (world to camera, y down), intrinsics."""
+    """Its layout: image uint8 n h w 3, depth, conf, extrinsics n 3 4 (world to camera, y down), intrinsics.
+    """
     poses = torch.stack([look_at((0.0, 0, 3), (0.0, 0, 0)), look_at((1.0, 2, 3), (0.0, 0, 0))])
     path = save(
-        tmp_path, image=np.stack([IMAGE, 255 - IMAGE]), depth=np.stack([DEPTH, DEPTH * 2]), conf=np.stack([DEPTH, DEPTH]) / 5,
-        extrinsics=upright_world(poses)[:, :3].numpy(), intrinsics=np.stack([PIXELS, PIXELS]).astype(np.float32),
+        tmp_path, image=np.stack([IMAGE, 255 - IMAGE]), depth=np.stack([DEPTH, DEPTH * 2]),
+        conf=np.stack([DEPTH, DEPTH]) / 5,
+        extrinsics=upright_world(poses)[:, :3].numpy(),
+        intrinsics=np.stack([PIXELS, PIXELS]).astype(np.float32),
     )  # fmt: skip
     view, notes = load_npz(path, units="metric")
     assert notes == ()
     assert torch.equal(view.image[1], torch.from_numpy(255 - IMAGE) / 255)
-    assert torch.equal(view.depth[1], torch.from_numpy(DEPTH * 2)) and torch.equal(view.confidence[0], torch.from_numpy(DEPTH / 5))
+    assert torch.equal(view.depth[1], torch.from_numpy(DEPTH * 2)) and torch.equal(
+        view.confidence[0], torch.from_numpy(DEPTH / 5)
+    )
     assert torch.equal(view.world_to_cam, poses) and view.intrinsics[1].tolist() == PIXELS.tolist()
 
 
 def test_vggts_predictions(tmp_path):
-    """Its layout: depth s h w 1, depth_conf, extrinsic s 3 4, intrinsic, images s 3 h w in [0, 1], and more."""
+    """Its layout: depth s h w 1, depth_conf, extrinsic s 3 4, intrinsic, images s 3 h w in [0, 1], and more.
+    """
     pose = look_at((0.0, 0, 3), (0.0, 0, 0))
     images = np.moveaxis(IMAGE, -1, 0)[None] / 255
     path = save(
-        tmp_path, depth=DEPTH[None, ..., None], depth_conf=DEPTH[None], extrinsic=upright_world(pose)[None, :3].double().numpy(),
+        tmp_path, depth=DEPTH[None, ..., None], depth_conf=DEPTH[None],
+        extrinsic=upright_world(pose)[None, :3].double().numpy(),
         intrinsic=PIXELS[None], images=images, world_points=np.zeros((1, HEIGHT, WIDTH, 3), np.float32),
     )  # fmt: skip
     view, notes = load_npz(path, units="relative")
-    assert torch.equal(view.depth, torch.from_numpy(DEPTH)[None]) and torch.equal(view.confidence[0], view.depth[0])
+    assert torch.equal(view.depth, torch.from_numpy(DEPTH)[None]) and torch.equal(
+        view.confidence[0], view.depth[0]
+    )
     assert torch.equal(view.world_to_cam[0], pose) and view.intrinsics[0].tolist() == PIXELS.tolist()
     assert torch.equal(view.image[0], (torch.from_numpy(IMAGE).double() / 255).float())
-    assert len(notes) == 1 and "o.npz, these arrays are not read: world_points (float32 (1, 6, 8, 3))." in notes[0]
+    assert (
+        len(notes) == 1
+        and "o.npz, these arrays are not read: world_points (float32 (1, 6, 8, 3))." in notes[0]
+    )
 
 
 def test_identities_are_no_camera(tmp_path):
@@ -58,73 +72,134 @@ def test_identities_are_no_camera(tmp_path):
 
 
 def test_names_whose_meaning_is_not_sure_are_left_out_and_named(tmp_path):
-    path = save(tmp_path, depth=DEPTH, extrinsics=np.eye(4), pose=np.eye(4), meta=np.array({"a": 1}, object), remark=np.array("hello"))
+    path = save(
+        tmp_path,
+        depth=DEPTH,
+        extrinsics=np.eye(4),
+        pose=np.eye(4),
+        meta=np.array({"a": 1}, object),
+        remark=np.array("hello"),
+    )
     view, notes = load_npz(path, units="metric")
     assert view.world_to_cam is None
-    assert notes[0].endswith("not read: extrinsics (float64 (4, 4)), meta (object ()), pose (float64 (4, 4)).")
+    assert notes[0].endswith(
+        "not read: extrinsics (float64 (4, 4)), meta (object ()), pose (float64 (4, 4))."
+    )
 
 
 @pytest.mark.parametrize("kind", ["<f8", ">f4", ">f8", "<f2", "u2", "i8", ">u4"])
 def test_number_types(tmp_path, kind):
     values = (np.round(DEPTH * 100)).astype(kind)
     view = read_npz(save(tmp_path, depth=values, intrinsics=PIXELS.astype(kind)), units="metric")
-    assert torch.equal(view.depth[0], torch.from_numpy(values.astype(np.float32))) and view.intrinsics[0].tolist() == PIXELS.tolist()
+    assert (
+        torch.equal(view.depth[0], torch.from_numpy(values.astype(np.float32)))
+        and view.intrinsics[0].tolist() == PIXELS.tolist()
+    )
 
 
-@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH, 1), (1, HEIGHT, WIDTH, 1), (1, 1, HEIGHT, WIDTH), (1, HEIGHT, WIDTH)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(HEIGHT, WIDTH, 1), (1, HEIGHT, WIDTH, 1), (1, 1, HEIGHT, WIDTH), (1, HEIGHT, WIDTH)], ids=str
+)
 def test_layouts(tmp_path, shape):
-    assert torch.equal(read_npz(save(tmp_path, depth=DEPTH.reshape(shape)), units="metric").depth, torch.from_numpy(DEPTH)[None])
+    assert torch.equal(
+        read_npz(save(tmp_path, depth=DEPTH.reshape(shape)), units="metric").depth,
+        torch.from_numpy(DEPTH)[None],
+    )
 
 
 def test_fortran_order_is_read(tmp_path):
-    assert torch.equal(read_npz(save(tmp_path, depth=np.asfortranarray(DEPTH)), units="metric").depth[0], torch.from_numpy(DEPTH))
+    assert torch.equal(
+        read_npz(save(tmp_path, depth=np.asfortranarray(DEPTH)), units="metric").depth[0],
+        torch.from_numpy(DEPTH),
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 1), (1, 5, 1), (5, 1, 1), (2, 1, 4), (1, 1, 1)], ids=str)
 def test_our_own_maps_one_pixel_wide_come_back(tmp_path, shape):
-    view = View.from_depth(torch.rand(shape[0], 1, *shape[1:]) + 1, units="metric", confidence=torch.rand(shape))
+    view = View.from_depth(
+        torch.rand(shape[0], 1, *shape[1:]) + 1, units="metric", confidence=torch.rand(shape)
+    )
     assert tuple(view.depth.shape) == shape
     back = read_npz(write_npz(tmp_path / "v.npz", view))
     assert torch.equal(back.depth, view.depth) and torch.equal(back.confidence, view.confidence)
 
 
 @pytest.mark.parametrize(
-    ("word", "units"), [("metric", "metric"), ("m", "metric"), ("Meters", "metric"), (b"metres", "metric"), ("relative", "relative")]
+    ("word", "units"),
+    [
+        ("metric", "metric"),
+        ("m", "metric"),
+        ("Meters", "metric"),
+        (b"metres", "metric"),
+        ("relative", "relative"),
+    ],
 )
 def test_words_for_units(tmp_path, word, units):
     assert read_npz(save(tmp_path, depth=DEPTH, units=np.array(word))).units == units
 
 
 def test_a_scale_that_the_file_states_makes_depths_of_its_numbers(tmp_path):
-    path = save(tmp_path, depth=np.array([[0, 1000], [2560, 5000]], np.uint16), depth_scale=1 / 256, depth_units="m")
+    path = save(
+        tmp_path, depth=np.array([[0, 1000], [2560, 5000]], np.uint16), depth_scale=1 / 256, depth_units="m"
+    )
     assert read_npz(path).depth.tolist() == [[[0, 3.90625], [10, 19.53125]]]
-    path = save(tmp_path, depth=np.array([[0, 1], [2, 3]], np.uint8), depth_scale=0.5, depth_offset=10, units="relative")
+    path = save(
+        tmp_path,
+        depth=np.array([[0, 1], [2, 3]], np.uint8),
+        depth_scale=0.5,
+        depth_offset=10,
+        units="relative",
+    )
     assert read_npz(path).depth.tolist() == [[[0, 10.5], [11, 11.5]]]
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"direction": "larger = nearer"}, "Expected the direction 'larger = farther' in .*o.npz, got 'larger = nearer'"),
+        (
+            {"direction": "larger = nearer"},
+            "Expected the direction 'larger = farther' in .*o.npz, got 'larger = nearer'",
+        ),
         ({"depth_direction": "larger = nearer"}, "Expected the direction"),
         ({"direction": 1}, "Expected text as 'direction' in .*o.npz, got int64"),
         ({"units": 1.0}, "Expected text as 'units' in .*o.npz, got float64"),
         ({"units": np.array(["metric", "metric"])}, "Expected text as 'units' in .*o.npz, got <U6 .2,."),
         ({"units": "mm"}, "Expected units 'metric' .* in .*o.npz, got 'mm'"),
-        ({"units": "metric", "depth_units": "relative"}, "Expected one units in .*o.npz, got .'metric', 'relative'."),
+        (
+            {"units": "metric", "depth_units": "relative"},
+            "Expected one units in .*o.npz, got .'metric', 'relative'.",
+        ),
         ({"depth_scale": -1.0}, "Expected a finite number above 0 as 'depth_scale' in .*o.npz, got -1.0"),
         ({"depth_scale": np.nan}, "Expected a finite number above 0 as 'depth_scale'"),
         ({"depth_scale": "0.001"}, "Expected a finite number above 0 as 'depth_scale'"),
         ({"depth_offset": np.ones(2)}, "Expected a finite number as 'depth_offset'"),
-        ({"depth": np.full((2, 2), "5")}, "Cannot read .*o.npz: Expected real numbers in the array 'depth', got text"),
-        ({"depth": DEPTH + 1j}, "Cannot read .*o.npz: Expected real numbers in the array 'depth', got complex numbers"),
-        ({"depth": np.array([{}, 1], object)}, "Expected an NPZ of plain arrays, got .*o.npz with pickled objects in the array 'depth'"),
+        (
+            {"depth": np.full((2, 2), "5")},
+            "Cannot read .*o.npz: Expected real numbers in the array 'depth', got text",
+        ),
+        (
+            {"depth": DEPTH + 1j},
+            "Cannot read .*o.npz: Expected real numbers in the array 'depth', got complex numbers",
+        ),
+        (
+            {"depth": np.array([{}, 1], object)},
+            "Expected an NPZ of plain arrays, got .*o.npz with pickled objects in the array 'depth'",
+        ),
         ({"depth": np.ones(5)}, "Cannot read .*o.npz: .* got .5,."),
         ({"depth": np.ones((0, 5))}, "Cannot read .*o.npz: .* empty depth map"),
-        ({"image": IMAGE.astype(np.float32)}, "Cannot read .*o.npz: Expected floats from 0 to 1 in the array 'image', got 0 to 143"),
+        (
+            {"image": IMAGE.astype(np.float32)},
+            "Cannot read .*o.npz: Expected floats from 0 to 1 in the array 'image', got 0 to 143",
+        ),
         ({"image": IMAGE[:3]}, "Cannot read .*o.npz: Expected image"),
-        ({"intrinsics": PIXELS / [[WIDTH], [HEIGHT], [1]]}, "Cannot read .*o.npz: Expected intrinsics in pixels of a map 8 x 6"),
-        ({"intrinsics": np.array([[None]], object)}, "Expected an NPZ of plain arrays, got .*o.npz with pickled objects in the array 'intrinsics'"),
+        (
+            {"intrinsics": PIXELS / [[WIDTH], [HEIGHT], [1]]},
+            "Cannot read .*o.npz: Expected intrinsics in pixels of a map 8 x 6",
+        ),
+        (
+            {"intrinsics": np.array([[None]], object)},
+            "Expected an NPZ of plain arrays, got .*o.npz with pickled objects in the array 'intrinsics'",
+        ),
         ({"world_to_cam": np.full((4, 4), np.nan)}, "Cannot read .*o.npz: Expected a pose"),
     ],
     ids=str,
@@ -156,7 +231,10 @@ def test_arrays_of_another_size_than_they_claim_are_refused_before_they_fill_the
 def test_zip_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("spatialweave.models.core.export.npz._BOMB", (2**16, 200))
     path = forge(tmp_path / "f.npz", shape=(512, 512), data=bytes(2**20))
-    with pytest.raises(ValueError, match=r"Expected a depth in .*f\.npz, got 1\.05e\+06 bytes of 'depth' packed into .* write it anew"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected a depth in .*f\.npz, got 1\.05e\+06 bytes of 'depth' packed into .* write it anew",
+    ):
         read_npz(path, units="metric")
 
 
@@ -174,7 +252,9 @@ def test_a_wrong_byte_anywhere_is_a_sentence_or_does_no_harm(tmp_path, position)
 @pytest.mark.parametrize("kind", ["<U1", ">U1"])
 def test_texts_of_no_characters_are_refused(tmp_path, kind):
     broken = np.frombuffer(b"\x7f" * 4, kind)
-    with pytest.raises(ValueError, match=r"Expected text as 'direction' in .*o\.npz, got characters that are none"):
+    with pytest.raises(
+        ValueError, match=r"Expected text as 'direction' in .*o\.npz, got characters that are none"
+    ):
         read_npz(save(tmp_path, depth=DEPTH, direction=broken), units="metric")
 
 

@@ -24,7 +24,9 @@ def test_plyfile_reads_what_was_written(tmp_path, axes, flip):
     assert not data.text and data.byte_order == "<"
     vertex = data["vertex"]
     np.testing.assert_array_equal(np.stack([vertex["x"], vertex["y"], vertex["z"]], 1), POINTS.numpy() * flip)
-    np.testing.assert_array_equal(np.stack([vertex["nx"], vertex["ny"], vertex["nz"]], 1), NORMALS.numpy() * flip)
+    np.testing.assert_array_equal(
+        np.stack([vertex["nx"], vertex["ny"], vertex["nz"]], 1), NORMALS.numpy() * flip
+    )
     levels = np.stack([vertex["red"], vertex["green"], vertex["blue"]], 1)
     assert levels.dtype == np.uint8 and levels.tolist() == [[255, 0, 128], [64, 255, 0], [0, 0, 0]]
     assert data.comments[0].startswith("axes: ") and ("glTF" in data.comments[0]) == (axes == "gltf")
@@ -71,7 +73,9 @@ def test_a_cloud_is_moved_to_its_place_in_the_world(tmp_path):
     pose = look_at((0.0, 3.0, 4.0), (0.0, 0.0, 0.0))
     depth = torch.full((1, 1, 1), 5.0)
     normals = torch.tensor([[[[0.0, 0.0, -1.0]]]])
-    view = View.from_depth(depth, units="metric", intrinsics=intrinsics_from_fov(60.0, 1, 1), normals=normals, world_to_cam=pose)
+    view = View.from_depth(
+        depth, units="metric", intrinsics=intrinsics_from_fov(60.0, 1, 1), normals=normals, world_to_cam=pose
+    )
     (cloud,) = view_to_point_cloud(view, edge_rtol=0)
     (tmp_path / "p.ply").write_bytes(encode_point_cloud(cloud, viewer_pose(view, "world")[0]))
     vertex = plyfile.PlyData.read(tmp_path / "p.ply")["vertex"]
@@ -84,5 +88,8 @@ def test_a_cloud_is_moved_to_its_place_in_the_world(tmp_path):
 def test_an_empty_cloud_names_the_edge_threshold():
     view = View.from_depth(torch.zeros(1, 2, 2), units="metric")
     (cloud,) = view_to_point_cloud(view, fov_degrees=60.0)
-    with pytest.raises(ValueError, match=r"^Expected at least one point, got none.*Raise the edge threshold, or set it to 0\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Expected at least one point, got none.*Raise the edge threshold, or set it to 0\.$",
+    ):
         encode_point_cloud(cloud, torch.eye(4))

@@ -45,14 +45,24 @@ def test_others_can_follow_the_metadata(tmp_path):
     assert text["depth_units"] == facts["depth_units"] == "metric"
     assert text["depth_direction"] == facts["depth_direction"] == "larger = farther"
     depth = values * float(text["depth_scale"]) + float(text["depth_offset"])
-    np.testing.assert_allclose(depth[values > 0], view.depth[view.mask].numpy(), atol=facts["depth_scale"] / 2 * 1.001)
-    assert facts["depth_min"] == float(view.depth[view.mask].min()) and facts["depth_max"] == float(view.depth.max())
-    assert facts["depth_scale"] == float(text["depth_scale"]) and facts["depth_invalid"] == 0 and facts["invalid_pixels"] == 2
+    np.testing.assert_allclose(
+        depth[values > 0], view.depth[view.mask].numpy(), atol=facts["depth_scale"] / 2 * 1.001
+    )
+    assert facts["depth_min"] == float(view.depth[view.mask].min()) and facts["depth_max"] == float(
+        view.depth.max()
+    )
+    assert (
+        facts["depth_scale"] == float(text["depth_scale"])
+        and facts["depth_invalid"] == 0
+        and facts["invalid_pixels"] == 2
+    )
     assert facts["intrinsics"] == CAMERA.tolist()
 
 
 def test_a_whole_scale_writes_millimetres(tmp_path):
-    write_png16(tmp_path / "d.png", View.from_depth(torch.tensor([[1.5, 0.0002, 20.0]]), units="metric"), scale=0.001)
+    write_png16(
+        tmp_path / "d.png", View.from_depth(torch.tensor([[1.5, 0.0002, 20.0]]), units="metric"), scale=0.001
+    )
     assert imageio.imread(tmp_path / "d.png").tolist() == [[1500, 1, 20000]]
 
 
@@ -74,7 +84,10 @@ def test_json_serves_when_the_text_was_dropped(tmp_path):
 def test_files_of_others_need_scale_and_units(tmp_path):
     path = tmp_path / "kinect.png"
     imageio.imwrite(path, np.array([[0, 1000], [2500, 65535]], np.uint16))
-    with pytest.raises(ValueError, match="Expected a scale for .*kinect.png, which does not state it, got none. Pass scale and units"):
+    with pytest.raises(
+        ValueError,
+        match="Expected a scale for .*kinect.png, which does not state it, got none. Pass scale and units",
+    ):
         read_png16(path)
     with pytest.raises(ValueError, match="which does not state them, got none"):
         read_png16(path, scale=0.001)
@@ -92,28 +105,43 @@ def test_arguments_override_the_file(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_other_pictures_are_named(tmp_path, mode):
     Image.new(mode, (4, 4)).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=f"16-bit gray PNG in .*x.png, got a PNG image of mode {mode}. .* View from Depth Image"):
+    with pytest.raises(
+        ValueError,
+        match=f"16-bit gray PNG in .*x.png, got a PNG image of mode {mode}. .* View from Depth Image",
+    ):
         read_png16(tmp_path / "x.png")
 
 
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="Expected a 16-bit gray PNG in .*x.png, got no image or a damaged one"):
+    with pytest.raises(
+        ValueError, match="Expected a 16-bit gray PNG in .*x.png, got no image or a damaged one"
+    ):
         read_png16(tmp_path / "x.png")
     write_png16(tmp_path / "y.png", a_view())
     whole = (tmp_path / "y.png").read_bytes()
     (tmp_path / "y.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="Expected a 16-bit gray PNG in .*y.png, got no image or a damaged one"):
+    with pytest.raises(
+        ValueError, match="Expected a 16-bit gray PNG in .*y.png, got no image or a damaged one"
+    ):
         read_png16(tmp_path / "y.png")
     with pytest.raises(FileNotFoundError):
         read_png16(tmp_path / "absent.png")
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Expected depths of at most 65.535, which 16 bits hold at a scale of 0.001, got up to 100"):
-        write_png16(tmp_path / "d.png", View.from_depth(torch.full((2, 2), 100.0), units="metric"), scale=0.001)
+    with pytest.raises(
+        ValueError,
+        match=r"Expected depths of at most 65.535, which 16 bits hold at a scale of 0.001, got up to 100",
+    ):
+        write_png16(
+            tmp_path / "d.png", View.from_depth(torch.full((2, 2), 100.0), units="metric"), scale=0.001
+        )
     with pytest.raises(ValueError, match="Expected one depth map a file, got a batch of 2"):
         write_png16(tmp_path / "d.png", View.from_depth(torch.ones(2, 2, 2), units="metric"))
-    with pytest.raises(ValueError, match=r"Expected a valid pixel \(finite and above 0\), got none among 4 in depth map 0 of 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected a valid pixel \(finite and above 0\), got none among 4 in depth map 0 of 1",
+    ):
         write_png16(tmp_path / "d.png", View.from_depth(torch.zeros(2, 2), units="metric"))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""16-bit PNG of other programs: what text, JSON and chunks state is heeded, and what cannot be is refused by file."""
+"""16-bit PNG of other programs: what text, JSON and chunks state is heeded, and what cannot be is refused by
+file.
+"""
 
 import json
 import struct
@@ -26,13 +28,20 @@ def save(folder, text=None, beside=None, **options):
         chunks.add_text(name, str(value))
     Image.fromarray(VALUES).save(folder / "d.png", pnginfo=chunks, **options)
     if beside is not None:
-        (folder / "d.json").write_text(beside if isinstance(beside, str) else json.dumps(beside), encoding="utf-8")
+        (folder / "d.json").write_text(
+            beside if isinstance(beside, str) else json.dumps(beside), encoding="utf-8"
+        )
     return folder / "d.png"
 
 
 def test_text_or_json_says_what_the_values_are(tmp_path):
     want = torch.from_numpy((VALUES * 0.001).astype(np.float32))[None]
-    for text, beside in ((STATED, None), (None, STATED), (STATED, STATED), ({"depth_scale": 0.001}, {"depth_units": "m"})):
+    for text, beside in (
+        (STATED, None),
+        (None, STATED),
+        (STATED, STATED),
+        ({"depth_scale": 0.001}, {"depth_units": "m"}),
+    ):
         view = read_png16(save(tmp_path, text, beside))
         assert torch.equal(view.depth, want) and view.units == "metric"
     view = read_png16(save(tmp_path, None, "\ufeff" + json.dumps(STATED)))  # as Windows' editors save it
@@ -40,19 +49,25 @@ def test_text_or_json_says_what_the_values_are(tmp_path):
 
 
 def test_an_offset_need_not_be_stated(tmp_path):
-    assert read_png16(save(tmp_path, None, {"depth_scale": 1 / 256, "depth_units": "metric"})).depth[0, 1, :2].tolist() == [1, 2]
+    assert read_png16(save(tmp_path, None, {"depth_scale": 1 / 256, "depth_units": "metric"})).depth[
+        0, 1, :2
+    ].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["depth_scale", "depth_offset"])
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.001", True, [0.001], {}])
 def test_numbers_of_the_json_that_are_none_are_refused(tmp_path, name, value):
-    with pytest.raises(ValueError, match=rf"Expected a finite number (above 0 )?as '{name}' in .*d\.json, got "):
+    with pytest.raises(
+        ValueError, match=rf"Expected a finite number (above 0 )?as '{name}' in .*d\.json, got "
+    ):
         read_png16(save(tmp_path, None, {**STATED, name: value}))
 
 
 @pytest.mark.parametrize("value", [0, -0.001, "abc", "", "nan", "0,001"])
 def test_scales_of_the_text_that_are_none_are_refused(tmp_path, value):
-    with pytest.raises(ValueError, match=r"Expected a finite number above 0 as 'depth_scale' in .*d\.png, got "):
+    with pytest.raises(
+        ValueError, match=r"Expected a finite number above 0 as 'depth_scale' in .*d\.png, got "
+    ):
         read_png16(save(tmp_path, {**STATED, "depth_scale": value}))
 
 
@@ -62,14 +77,23 @@ def test_scales_of_the_text_that_are_none_are_refused(tmp_path, value):
         ({**STATED, "depth_units": "mm"}, r"Expected units 'metric' .* in .*d\.json, got 'mm'"),
         ({**STATED, "depth_units": None}, r"Expected units 'metric' .* in .*d\.json, got None"),
         ({**STATED, "depth_units": 1}, r"Expected units 'metric' .* in .*d\.json, got 1"),
-        ({**STATED, "depth_direction": "larger = nearer"}, r"Expected the direction 'larger = farther' in .*d\.json"),
+        (
+            {**STATED, "depth_direction": "larger = nearer"},
+            r"Expected the direction 'larger = farther' in .*d\.json",
+        ),
         ({**STATED, "depth_invalid": 65535}, r"Expected 0 as 'depth_invalid' in .*d\.json, got 65535"),
-        ({**STATED, "width": 999}, r"Expected the width 3 of .*d\.png in .*d\.json, got 999: it describes another image"),
+        (
+            {**STATED, "width": 999},
+            r"Expected the width 3 of .*d\.png in .*d\.json, got 999: it describes another image",
+        ),
         ({**STATED, "height": 3}, r"Expected the height 2 of .*d\.png in .*d\.json, got 3"),
         ({**STATED, "height": "2"}, r"Expected a finite number as 'height' in .*d\.json, got '2'"),
         ({**STATED, "intrinsics": [[1, 2]]}, r"Expected a camera of 3 x 3 numbers in .*d\.json"),
         ({**STATED, "intrinsics": [["a"] * 3] * 3}, r"Expected a camera of 3 x 3 numbers in .*d\.json"),
-        ({**STATED, "intrinsics": np.eye(3).tolist()}, r"Cannot read .*d\.png: Expected intrinsics in pixels of a map 3 x 2"),
+        (
+            {**STATED, "intrinsics": np.eye(3).tolist()},
+            r"Cannot read .*d\.png: Expected intrinsics in pixels of a map 3 x 2",
+        ),
         ([1, 2], r"Expected a JSON object in .*d\.json, got a list"),
         ("{", r"Expected JSON in .*d\.json, got text that is not JSON in line 1"),
     ],
@@ -82,19 +106,29 @@ def test_a_json_that_cannot_be_is_refused(tmp_path, beside, message):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("depth_scale", 0.0002), ("depth_offset", 1.0), ("depth_units", "relative"), ("intrinsics", [[9, 0, 2], [0, 9, 1], [0, 0, 1]])],
+    [
+        ("depth_scale", 0.0002),
+        ("depth_offset", 1.0),
+        ("depth_units", "relative"),
+        ("intrinsics", [[9, 0, 2], [0, 9, 1], [0, 0, 1]]),
+    ],
 )
 def test_text_and_json_that_differ_are_refused(tmp_path, name, value):
     text = {**STATED, "intrinsics": "[[9, 0, 1.5], [0, 9, 1], [0, 0, 1]]"}
     path = save(tmp_path, text, {**STATED, name: value})
-    with pytest.raises(ValueError, match=rf"Expected one {name} for .*d\.png, got .* in its text and .* in .*d\.json"):
+    with pytest.raises(
+        ValueError, match=rf"Expected one {name} for .*d\.png, got .* in its text and .* in .*d\.json"
+    ):
         read_png16(path)
     if name in ("depth_scale", "depth_offset"):
         assert read_png16(path, scale=0.5).depth[0, 0, 1] == 500  # the caller settles it
 
 
 def test_words_for_one_unit_do_not_differ(tmp_path):
-    assert read_png16(save(tmp_path, {**STATED, "depth_units": "meters"}, {**STATED, "depth_units": "m"})).units == "metric"
+    assert (
+        read_png16(save(tmp_path, {**STATED, "depth_units": "meters"}, {**STATED, "depth_units": "m"})).units
+        == "metric"
+    )
 
 
 def test_a_json_about_other_things_is_none_of_ours(tmp_path):
@@ -103,7 +137,11 @@ def test_a_json_about_other_things_is_none_of_ours(tmp_path):
 
 
 def test_what_is_missing_is_named_for_the_caller(tmp_path):
-    for beside, missing in ((None, ("scale", "units")), ({"depth_units": "m"}, ("scale",)), ({"depth_scale": 1}, ("units",))):
+    for beside, missing in (
+        (None, ("scale", "units")),
+        ({"depth_units": "m"}, ("scale",)),
+        ({"depth_scale": 1}, ("units",)),
+    ):
         with pytest.raises(UnstatedError) as caught:
             read_png16(save(tmp_path, None, beside))
         assert caught.value.missing == missing
@@ -118,7 +156,9 @@ def test_the_transparent_value_is_invalid(tmp_path):
 def test_a_turned_depth_is_refused(tmp_path, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
-    with pytest.raises(ValueError, match=rf"Expected an upright depth in .*d\.png, got Exif orientation {turn}"):
+    with pytest.raises(
+        ValueError, match=rf"Expected an upright depth in .*d\.png, got Exif orientation {turn}"
+    ):
         read_png16(save(tmp_path, STATED, exif=exif))
     exif[0x0112] = 1
     assert read_png16(save(tmp_path, STATED, exif=exif)).depth.shape == (1, 2, 3)
@@ -130,8 +170,12 @@ def chunk(name, data):
 
 def test_more_pixels_than_can_be_opened_are_refused(tmp_path):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 16, 0, 0, 0, 0))
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    with pytest.raises(ValueError, match=r"Expected a 16-bit gray PNG in .*huge\.png, got more pixels than can be opened"):
+    (tmp_path / "huge.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    )
+    with pytest.raises(
+        ValueError, match=r"Expected a 16-bit gray PNG in .*huge\.png, got more pixels than can be opened"
+    ):
         read_png16(tmp_path / "huge.png", scale=0.001, units="metric")
 
 

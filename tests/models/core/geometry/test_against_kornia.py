@@ -1,8 +1,8 @@
 """Our geometry against kornia's, where kornia has the operation.
 
-Where kornia's is as exact for every input (depth edges, linear light) it is used, and the tests below compare it with
-numpy. Elsewhere it is the judge: it ignores the skew of intrinsics, its normals span depth edges, and its pixel centers
-are whole numbers where ours are at +0.5, so the principal point is moved by half a pixel.
+Where kornia's is as exact for every input (depth edges, linear light) it is used, and the tests below compare
+it with numpy. Elsewhere it is the judge: it ignores the skew of intrinsics, its normals span depth edges, and
+its pixel centers are whole numbers where ours are at +0.5, so the principal point is moved by half a pixel.
 """
 
 import numpy as np
@@ -65,12 +65,16 @@ def test_kornia_ignores_the_skew_of_intrinsics_and_ours_do_not():
 
 @pytest.mark.parametrize("scale", [1.0, 1e5])
 def test_edges_are_the_range_of_each_window(scale):
-    """Against numpy's sliding windows, with holes, and at depths beyond the padding value of kornia's default."""
+    """Against numpy's sliding windows, with holes, and at depths beyond the padding value of kornia's
+    default.
+    """
     depth = (DEPTH * scale).masked_fill(DEPTH < 1, 0)
     numbers = depth.numpy()
     padded = [np.pad(numbers, ((0, 0), (1, 1), (1, 1)), constant_values=value) for value in (-np.inf, np.inf)]
     high, low = (np.lib.stride_tricks.sliding_window_view(each, (3, 3), axis=(1, 2)) for each in padded)
-    true_edges = high.max((-1, -2)) - low.min((-1, -2)) > np.float32(0.5) * np.maximum(numbers, np.float32(1e-6))
+    true_edges = high.max((-1, -2)) - low.min((-1, -2)) > np.float32(0.5) * np.maximum(
+        numbers, np.float32(1e-6)
+    )
     found = depth_edges(depth, 0.5).numpy()
     np.testing.assert_array_equal(found, true_edges)
     assert 0 < found.sum() < found.size

@@ -11,7 +11,9 @@ from spatialweave.models.core.geometry.align import align_scale, align_scale_shi
 def data(outliers=False):
     random = torch.Generator().manual_seed(3)
     pred = torch.rand(2, 6, 8, generator=random) * 4 + 1
-    target = torch.stack([2.5 * pred[0] + 0.7, 0.4 * pred[1] - 0.1]) + 0.01 * torch.randn(2, 6, 8, generator=random)
+    target = torch.stack([2.5 * pred[0] + 0.7, 0.4 * pred[1] - 0.1]) + 0.01 * torch.randn(
+        2, 6, 8, generator=random
+    )
     mask = torch.rand(2, 6, 8, generator=random) > 0.3
     target = torch.where(mask, target, torch.full_like(target, float("nan")))
     if outliers:
@@ -27,9 +29,13 @@ def test_scale_by_medians_and_least_squares_equals_numpy():
     pred, target, mask = data()
     for index in range(2):
         p, t = flat(pred, target, mask, index)
-        assert float(align_scale(pred, target, mask).scale[index]) == pytest.approx(np.median(t) / np.median(p))
+        assert float(align_scale(pred, target, mask).scale[index]) == pytest.approx(
+            np.median(t) / np.median(p)
+        )
         fit = np.linalg.lstsq(p[:, None], t, rcond=None)[0][0]
-        assert float(align_scale(pred, target, mask, method="least_squares").scale[index]) == pytest.approx(fit)
+        assert float(align_scale(pred, target, mask, method="least_squares").scale[index]) == pytest.approx(
+            fit
+        )
 
 
 def test_scale_l1_is_the_minimum():
@@ -37,7 +43,12 @@ def test_scale_l1_is_the_minimum():
     scale = align_scale(pred, target, mask, method="l1").scale
     for index in range(2):
         p, t = flat(pred, target, mask, index)
-        best = minimize_scalar(lambda s, p=p, t=t: np.abs(s * p - t).sum(), bounds=(0, 20), method="bounded", options={"xatol": 1e-10})
+        best = minimize_scalar(
+            lambda s, p=p, t=t: np.abs(s * p - t).sum(),
+            bounds=(0, 20),
+            method="bounded",
+            options={"xatol": 1e-10},
+        )
         assert np.abs(float(scale[index]) * p - t).sum() <= best.fun * (1 + 1e-9)
 
 
@@ -46,7 +57,9 @@ def test_scale_shift_least_squares_equals_numpy():
     found = align_scale_shift(pred, target, mask)
     for index in range(2):
         p, t = flat(pred, target, mask, index)
-        assert (float(found.scale[index]), float(found.shift[index])) == pytest.approx(tuple(np.polyfit(p, t, 1)))
+        assert (float(found.scale[index]), float(found.shift[index])) == pytest.approx(
+            tuple(np.polyfit(p, t, 1))
+        )
 
 
 def test_scale_shift_l1_reaches_the_linear_programs_minimum():
@@ -60,7 +73,9 @@ def test_scale_shift_l1_reaches_the_linear_programs_minimum():
         cost = np.concatenate([[0, 0], np.ones(n)])
         free = [(None, None)] * 2 + [(0, None)] * n
         best = linprog(cost, np.vstack([above, below]), np.concatenate([t, -t]), bounds=free).fun
-        assert np.abs(float(found.scale[index]) * p + float(found.shift[index]) - t).sum() <= best * (1 + 1e-4)
+        assert np.abs(float(found.scale[index]) * p + float(found.shift[index]) - t).sum() <= best * (
+            1 + 1e-4
+        )
     assert found.scale.tolist() == pytest.approx([2.5, 0.4], rel=0.02)
 
 
@@ -94,7 +109,11 @@ def test_bad_input_is_worded():
         align_scale(pred * float("nan"), pred, yes)
     with pytest.raises(ValueError, match="Expected prediction, target and mask of one shape, got "):
         align_scale_shift(pred, pred[:1], yes)
-    with pytest.raises(ValueError, match="Expected a prediction that is not zero, got zero in every valid pixel of image 0, which no scale can fit"):
+    with pytest.raises(
+        ValueError,
+        match="Expected a prediction that is not zero, got zero in every valid pixel of image 0, which "
+        "no scale can fit",
+    ):
         align_scale(pred * 0, pred, yes)
     with pytest.raises(ValueError, match="got a median of 0"):
         align_scale(torch.tensor([[0.0, 0, 1]]), pred[:1], yes[:1])

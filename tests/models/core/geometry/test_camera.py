@@ -12,7 +12,9 @@ from spatialweave.models.core.geometry import camera
 
 def test_intrinsics_of_a_right_angle_by_hand():
     """At 90 degrees the focal length is half the width; the principal point is the middle of the picture."""
-    assert camera.intrinsics_from_fov(90, 640, 480).tolist() == pytest.approx(np.array([[320, 0, 320], [0, 320, 240], [0, 0, 1]]))
+    assert camera.intrinsics_from_fov(90, 640, 480).tolist() == pytest.approx(
+        np.array([[320, 0, 320], [0, 320, 240], [0, 0, 1]])
+    )
 
 
 def test_intrinsics_and_fov_are_inverse():
@@ -21,7 +23,9 @@ def test_intrinsics_and_fov_are_inverse():
     assert intrinsics.shape == (3, 3, 3)
     horizontal, vertical = camera.fov_from_intrinsics(intrinsics, 64, 48)
     torch.testing.assert_close(horizontal, fov)
-    torch.testing.assert_close(torch.tan(torch.deg2rad(vertical) / 2), torch.tan(torch.deg2rad(fov) / 2) * 48 / 64)
+    torch.testing.assert_close(
+        torch.tan(torch.deg2rad(vertical) / 2), torch.tan(torch.deg2rad(fov) / 2) * 48 / 64
+    )
 
 
 def test_fov_of_an_off_centre_camera_spans_both_sides():
@@ -71,7 +75,9 @@ def test_look_at_is_a_rotation_that_sees_the_target_ahead_and_up_above():
     eye, target = torch.randn(20, 3, generator=random) * 3, torch.randn(20, 3, generator=random)
     pose = camera.look_at(eye, target)
     rotation = pose[:, :3, :3]
-    torch.testing.assert_close(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(20, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        rotation @ rotation.transpose(1, 2), torch.eye(3).expand(20, 3, 3), atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(20))
     seen = (pose @ torch.cat([target, torch.ones(20, 1)], 1)[..., None])[:, :3, 0]
     torch.testing.assert_close(seen[:, :2], torch.zeros(20, 2), atol=1e-5, rtol=0)
@@ -81,7 +87,9 @@ def test_look_at_is_a_rotation_that_sees_the_target_ahead_and_up_above():
     torch.testing.assert_close(up[:, 0], torch.zeros(20), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("height", "top"), [(5.0, (0.0, 0.0, -1.0)), (-5.0, (0.0, 0.0, 1.0))], ids=["down", "up"])
+@pytest.mark.parametrize(
+    ("height", "top"), [(5.0, (0.0, 0.0, -1.0)), (-5.0, (0.0, 0.0, 1.0))], ids=["down", "up"]
+)
 def test_look_at_along_the_pole(height, top):
     rotation = camera.look_at((0.0, height, 0.0), (0.0, 0.0, 0.0))[:3, :3]
     torch.testing.assert_close(-rotation[1], torch.tensor(top))
@@ -97,8 +105,12 @@ def test_invert_pose_and_transform():
     pose = camera.look_at(torch.tensor([[1.0, 2, 3], [4, 5, 6]]), torch.zeros(2, 3))
     torch.testing.assert_close(camera.invert_pose(pose), torch.linalg.inv(pose))
     points = torch.rand(2, 4, 5, 3)
-    torch.testing.assert_close(camera.transform_points(camera.transform_points(points, pose), camera.invert_pose(pose)), points)
-    torch.testing.assert_close(camera.transform_points(points[0], pose[0]), camera.transform_points(points, pose)[0])
+    torch.testing.assert_close(
+        camera.transform_points(camera.transform_points(points, pose), camera.invert_pose(pose)), points
+    )
+    torch.testing.assert_close(
+        camera.transform_points(points[0], pose[0]), camera.transform_points(points, pose)[0]
+    )
 
 
 def three_js_projection(info, point):
@@ -115,12 +127,22 @@ def test_camera_info_shows_the_world_as_our_camera_does():
     intrinsics[0, 0] *= 1.3  # pixels need not be square
     pose = camera.look_at((1.0, 2.0, 3.0), (0.1, 0.2, 0.3))
     pixels, depth = camera.project(camera.transform_points(torch.tensor(point)[None], pose), intrinsics)
-    shown = three_js_projection(camera.camera_info(intrinsics, width, height, pose, target_distance=2.5), point)
-    assert shown == pytest.approx((float(pixels[0, 0]) / width, float(pixels[0, 1]) / height, float(depth[0])), rel=1e-5)
+    shown = three_js_projection(
+        camera.camera_info(intrinsics, width, height, pose, target_distance=2.5), point
+    )
+    assert shown == pytest.approx(
+        (float(pixels[0, 0]) / width, float(pixels[0, 1]) / height, float(depth[0])), rel=1e-5
+    )
 
 
 def test_camera_info_target_lies_ahead():
-    info = camera.camera_info(camera.intrinsics_from_fov(50, 4, 4), 4, 4, camera.look_at((1.0, 2, 3), (1.0, 2, -7)), target_distance=2)
+    info = camera.camera_info(
+        camera.intrinsics_from_fov(50, 4, 4),
+        4,
+        4,
+        camera.look_at((1.0, 2, 3), (1.0, 2, -7)),
+        target_distance=2,
+    )
     assert [info["target"][axis] for axis in "xyz"] == pytest.approx([1, 2, 1])
     assert info["cameraType"] == "perspective" and info["zoom"] == 1
 
@@ -138,6 +160,10 @@ def test_camera_info_takes_one_camera():
 
 
 def test_upright_world_turns_y_down_worlds():
-    """The first camera of an OpenCV world is the identity; in the upright world it still sees its forward at -z."""
+    """The first camera of an OpenCV world is the identity; in the upright world it still sees its forward at
+    -z.
+    """
     pose = camera.upright_world(torch.eye(4))
-    torch.testing.assert_close(camera.transform_points(torch.tensor([[1.0, -2.0, -3.0]]), pose), torch.tensor([[1.0, 2.0, 3.0]]))
+    torch.testing.assert_close(
+        camera.transform_points(torch.tensor([[1.0, -2.0, -3.0]]), pose), torch.tensor([[1.0, 2.0, 3.0]])
+    )

@@ -37,7 +37,9 @@ def test_a_control_image_comes_back_between_its_ends():
 
 
 def test_black_disparity_at_infinity_is_sky():
-    view, notice = view_from_image(gray(0.0, 1.0), meaning="white is near, disparity", units="metric", near=1.0, far=math.inf)
+    view, notice = view_from_image(
+        gray(0.0, 1.0), meaning="white is near, disparity", units="metric", near=1.0, far=math.inf
+    )
     assert view.sky.tolist() == [[[True, False]]] and notice.startswith("1 of 2 depth pixels (50.0%)")
 
 
@@ -47,9 +49,14 @@ def test_metres_above_one_are_kept():
 
 
 def test_bad_pixels_are_masked_and_counted():
-    view, notice = view_from_image(gray(float("nan"), float("inf"), 0.0, 2.0), meaning="depth as it is", units="metric")
+    view, notice = view_from_image(
+        gray(float("nan"), float("inf"), 0.0, 2.0), meaning="depth as it is", units="metric"
+    )
     assert view.mask.tolist() == [[[False, False, False, True]]]
-    assert notice == "3 of 4 depth pixels (75.0%) are invalid and left out: 1 NaN, 1 infinite, 1 zero or negative."
+    assert (
+        notice
+        == "3 of 4 depth pixels (75.0%) are invalid and left out: 1 NaN, 1 infinite, 1 zero or negative."
+    )
 
 
 def test_rgba_uses_its_transparency_and_one_channel_is_enough():
@@ -61,14 +68,20 @@ def test_rgba_uses_its_transparency_and_one_channel_is_enough():
 
 
 def test_mask_and_alpha_both_count_and_one_serves_the_batch():
-    rgba = torch.cat([gray(0.5, 0.5, 0.5), torch.tensor([[[[1.0], [0.0], [1.0]]]])], dim=-1).expand(2, 1, 3, 4)
-    view, _ = view_from_image(rgba, meaning="depth as it is", units="relative", mask=torch.tensor([[0.0, 1.0, 1.0]]))
+    rgba = torch.cat([gray(0.5, 0.5, 0.5), torch.tensor([[[[1.0], [0.0], [1.0]]]])], dim=-1).expand(
+        2, 1, 3, 4
+    )
+    view, _ = view_from_image(
+        rgba, meaning="depth as it is", units="relative", mask=torch.tensor([[0.0, 1.0, 1.0]])
+    )
     assert view.mask.tolist() == [[[False, False, True]]] * 2
 
 
 def test_picture_and_field_of_view_go_along():
     picture = torch.rand(1, 1, 2, 4)
-    view, _ = view_from_image(gray(0.5, 1.0), meaning="depth as it is", units="metric", picture=picture, fov_degrees=90.0)
+    view, _ = view_from_image(
+        gray(0.5, 1.0), meaning="depth as it is", units="metric", picture=picture, fov_degrees=90.0
+    )
     assert torch.equal(view.image, picture[..., :3]) and view.intrinsics[0, 0, 0] == pytest.approx(1.0)
 
 
@@ -81,8 +94,14 @@ def test_picture_and_field_of_view_go_along():
         ({"near": 3.0, "far": 2.0}, r"Expected depths 0 <= near < far, got 3 \(near\) and 2 \(far\)"),
         ({"meaning": "white is near, disparity", "near": 0.0}, "Expected near above 0, got 0"),
         ({"far": math.inf}, "Expected a finite far, got infinity"),
-        ({"image": torch.ones(4, 1, 2, 4), "mask": torch.ones(3, 1, 2)}, r"a mask for a depth image \(4, 1, 2\), got \(3, 1, 2\)"),
-        ({"image": torch.ones(4, 1, 2, 3), "picture": torch.ones(3, 1, 2, 3)}, "got 4 of depth and 3 of image"),
+        (
+            {"image": torch.ones(4, 1, 2, 4), "mask": torch.ones(3, 1, 2)},
+            r"a mask for a depth image \(4, 1, 2\), got \(3, 1, 2\)",
+        ),
+        (
+            {"image": torch.ones(4, 1, 2, 3), "picture": torch.ones(3, 1, 2, 3)},
+            "got 4 of depth and 3 of image",
+        ),
     ],
 )
 def test_what_is_refused(change, sentence):
@@ -93,7 +112,9 @@ def test_what_is_refused(change, sentence):
 
 @pytest.mark.parametrize("meaning", ["white is far", "white is near", "white is near, disparity"])
 def test_values_that_are_no_gray_are_refused_and_bytes_are_scaled(meaning):
-    """What lies far beyond [0, 1] was meant otherwise; extrapolated, it would be a depth outside near and far."""
+    """What lies far beyond [0, 1] was meant otherwise; extrapolated, it would be a depth outside near and
+    far.
+    """
     gray = torch.linspace(0, 1, 12).reshape(1, 3, 4, 1)
     with pytest.raises(ValueError, match="Expected gray values from 0 to 1 in the depth image, got 0 to 300"):
         view_from_image(gray * 300, meaning=meaning, units="metric", near=1.0, far=5.0)
@@ -105,7 +126,9 @@ def test_values_that_are_no_gray_are_refused_and_bytes_are_scaled(meaning):
 
 
 def test_bytes_that_are_depths_stay_as_they_are():
-    view, _ = view_from_image(torch.full((1, 2, 2, 1), 7, dtype=torch.uint8), meaning="depth as it is", units="metric")
+    view, _ = view_from_image(
+        torch.full((1, 2, 2, 1), 7, dtype=torch.uint8), meaning="depth as it is", units="metric"
+    )
     assert bool((view.depth == 7).all())
 
 

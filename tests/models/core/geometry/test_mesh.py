@@ -32,7 +32,8 @@ def test_a_smooth_surface_is_whole_and_has_every_pixel():
 
 
 def test_triangles_face_the_camera():
-    """In glTF's axes, counter-clockwise triangles face where their normal points: here, towards the origin."""
+    """In glTF's axes, counter-clockwise triangles face where their normal points: here, towards the origin.
+    """
     (mesh,) = view_to_mesh(make(slope()), fov_degrees=60.0)
     surface = trimesh.Trimesh(mesh.vertices.numpy() * [1, -1, -1], mesh.faces.numpy(), process=False)
     towards = -surface.triangles_center
@@ -43,7 +44,9 @@ def test_a_ray_through_each_pixel_meets_its_depth():
     view = make(slope(), intrinsics=intrinsics_from_fov(60.0, 17, 12))
     (mesh,) = view_to_mesh(view)
     surface = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
-    rays = depth_to_points(torch.ones(1, 12, 17), view.intrinsics)[0, 1:-1, 1:-1].reshape(-1, 3).double().numpy()
+    rays = (
+        depth_to_points(torch.ones(1, 12, 17), view.intrinsics)[0, 1:-1, 1:-1].reshape(-1, 3).double().numpy()
+    )
     places, hit, _ = surface.ray.intersects_location(np.zeros_like(rays), rays, multiple_hits=False)
     assert len(np.unique(hit)) == len(rays)
     np.testing.assert_allclose(places[:, 2], view.depth[0, 1:-1, 1:-1].reshape(-1).numpy()[hit], rtol=1e-4)
@@ -72,8 +75,16 @@ def test_a_hole_in_a_corner_costs_one_triangle(corner):
 def test_stride_keeps_the_borders_and_the_truth():
     view = make(slope())
     (mesh,) = view_to_mesh(view, fov_degrees=60.0, stride=5)
-    assert mesh.pixels[:, 0].unique().tolist() == [0, 5, 10, 11] and mesh.pixels[:, 1].unique().tolist() == [0, 5, 10, 15, 16]
-    assert torch.equal(mesh.vertices[:, 2], view.depth[0][tuple(mesh.pixels.T)]) and len(mesh.faces) == 2 * 3 * 4
+    assert mesh.pixels[:, 0].unique().tolist() == [0, 5, 10, 11] and mesh.pixels[:, 1].unique().tolist() == [
+        0,
+        5,
+        10,
+        15,
+        16,
+    ]
+    assert (
+        torch.equal(mesh.vertices[:, 2], view.depth[0][tuple(mesh.pixels.T)]) and len(mesh.faces) == 2 * 3 * 4
+    )
 
 
 def test_one_mesh_per_picture_without_stray_vertices():
@@ -82,7 +93,9 @@ def test_one_mesh_per_picture_without_stray_vertices():
     depth[1, 2] = 0
     whole, strip = view_to_mesh(make(depth), fov_degrees=60.0)
     assert len(whole.faces) == 8 and len(strip.faces) == 0 and len(strip.vertices) == 0
-    with pytest.raises(ValueError, match="Expected at least one triangle, got none: every pixel is invalid or a depth edge"):
+    with pytest.raises(
+        ValueError, match="Expected at least one triangle, got none: every pixel is invalid or a depth edge"
+    ):
         strip.require_faces()
     assert whole.require_faces() is whole
 
@@ -93,8 +106,13 @@ def test_a_stride_of_nothing_is_refused():
 
 
 def test_the_world_of_a_view_without_pose_is_refused():
-    for make_it in (lambda view: viewer_pose(view, "world"), lambda view: view_camera(view, fov_degrees=60.0, frame="world")):
-        with pytest.raises(ValueError, match="Expected a view with a pose for the frame 'world', got one without"):
+    for make_it in (
+        lambda view: viewer_pose(view, "world"),
+        lambda view: view_camera(view, fov_degrees=60.0, frame="world"),
+    ):
+        with pytest.raises(
+            ValueError, match="Expected a view with a pose for the frame 'world', got one without"
+        ):
             make_it(make(slope()))
 
 

@@ -9,14 +9,18 @@ from spatialweave.models.core.geometry.normals import normals_from_depth, normal
 
 def rays(height, width, intrinsics):
     pixels = pixel_centers(height, width)
-    return torch.cat([(pixels - intrinsics[:2, 2]) / intrinsics.diagonal()[:2], torch.ones(height, width, 1)], dim=-1)
+    return torch.cat(
+        [(pixels - intrinsics[:2, 2]) / intrinsics.diagonal()[:2], torch.ones(height, width, 1)], dim=-1
+    )
 
 
 def angles(a, b):
     return torch.rad2deg(torch.atan2(torch.linalg.cross(a, b, dim=-1).norm(dim=-1), (a * b).sum(-1)))
 
 
-@pytest.mark.parametrize("normal", [(0.0, 0.0, -1.0), (0.6, 0.0, -0.8), (0.0, -0.6, -0.8), (-0.48, 0.64, -0.6)], ids=str)
+@pytest.mark.parametrize(
+    "normal", [(0.0, 0.0, -1.0), (0.6, 0.0, -0.8), (0.0, -0.6, -0.8), (-0.48, 0.64, -0.6)], ids=str
+)
 def test_planes_are_exact_up_to_the_border(normal):
     """n . p = d gives z = d / (n . ray)."""
     intrinsics, normal = intrinsics_from_fov(40, 16, 12), torch.tensor(normal)
@@ -34,7 +38,9 @@ def sphere_over_wall(size=96):
     root = b * b - 4 * a * c
     hit = root > 0
     depth = torch.where(hit, (-b - root.clamp_min(0).sqrt()) / (2 * a), torch.full_like(a, 7.0))
-    normals = torch.where(hit[..., None], ray * depth[..., None] - torch.tensor([0.0, 0, 4]), torch.tensor([0.0, 0, -1]))
+    normals = torch.where(
+        hit[..., None], ray * depth[..., None] - torch.tensor([0.0, 0, 4]), torch.tensor([0.0, 0, -1])
+    )
     return depth, normals, hit, intrinsics
 
 

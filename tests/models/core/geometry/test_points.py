@@ -74,12 +74,16 @@ def test_the_views_own_camera_goes_before_a_field_of_view():
 
 def test_without_any_camera_the_error_names_the_cure():
     view = View.from_depth(torch.ones(1, 4, 4), units="relative")
-    with pytest.raises(ValueError, match="Expected a view with a camera, got one without, so its points have no position"):
+    with pytest.raises(
+        ValueError, match="Expected a view with a camera, got one without, so its points have no position"
+    ):
         view_to_point_cloud(view)
 
 
 def test_centred_cloud_has_its_median_in_the_origin():
-    view = View.from_depth(torch.rand(1, 5, 6, generator=torch.Generator().manual_seed(0)) + 1, units="relative")
+    view = View.from_depth(
+        torch.rand(1, 5, 6, generator=torch.Generator().manual_seed(0)) + 1, units="relative"
+    )
     (cloud,) = view_to_point_cloud(view, fov_degrees=65.0, edge_rtol=0)
     assert_close(cloud.centered().points.quantile(0.5, dim=0), torch.zeros(3), atol=1e-6)
     (empty,) = view_to_point_cloud(View.from_depth(torch.zeros(1, 2, 2), units="relative"), fov_degrees=65.0)
@@ -87,7 +91,9 @@ def test_centred_cloud_has_its_median_in_the_origin():
 
 
 def test_a_far_point_is_an_outlier():
-    grid = torch.stack(torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij"), dim=-1).reshape(-1, 2)
+    grid = torch.stack(torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij"), dim=-1).reshape(
+        -1, 2
+    )
     cloud = torch.cat([torch.cat([grid, torch.zeros(36, 1)], dim=1), torch.tensor([[50.0, 50.0, 0.0]])])
     assert find_outliers(cloud).nonzero().flatten().tolist() == [36]
     assert not find_outliers(cloud[:4]).any()
@@ -95,7 +101,9 @@ def test_a_far_point_is_an_outlier():
 
 def test_outlier_removal_refuses_what_would_take_hours(monkeypatch):
     monkeypatch.setattr(module, "MAX_OUTLIER_POINTS", 10)
-    with pytest.raises(ValueError, match="Expected at most 10 points for outlier removal, which compares every pair, got 11"):
+    with pytest.raises(
+        ValueError, match="Expected at most 10 points for outlier removal, which compares every pair, got 11"
+    ):
         find_outliers(torch.zeros(11, 3))
 
 
@@ -105,12 +113,17 @@ def rough_view(**others):
 
 
 def places(info):
-    return [torch.tensor([info[name][axis] for axis in "xyz"], dtype=torch.float64) for name in ("position", "target")]
+    return [
+        torch.tensor([info[name][axis] for axis in "xyz"], dtype=torch.float64)
+        for name in ("position", "target")
+    ]
 
 
 @pytest.mark.parametrize("frame", ["camera", "world"])
 def test_the_point_cloud_viewer_sees_each_point_in_its_pixel(frame):
-    """It makes the sphere round the bounding box's middle the unit sphere; seen by the camera made for that, nothing has moved."""
+    """It makes the sphere round the bounding box's middle the unit sphere; seen by the camera made for that,
+    nothing has moved.
+    """
     pose = look_at((1.0, 2.0, 3.0), (0.3, 0.2, 0.1)).unsqueeze(0)
     view = rough_view(world_to_cam=pose)
     (cloud,) = view_to_point_cloud(view, edge_rtol=0)
@@ -119,16 +132,24 @@ def test_the_point_cloud_viewer_sees_each_point_in_its_pixel(frame):
     shown = shown - (shown.amax(0) + shown.amin(0)) / 2
     shown = shown / shown.norm(dim=1).max()
     eye, target = places(info)
-    pixels, depth = project(transform_points(shown, look_at(eye, target).double()), view.intrinsics[0].double())
+    pixels, depth = project(
+        transform_points(shown, look_at(eye, target).double()), view.intrinsics[0].double()
+    )
     assert_close(pixels.float(), cloud.pixels.flip(-1) + 0.5, atol=2e-3)
     ratio = depth / view.depth.flatten()
     assert_close(ratio, ratio[:1].expand_as(ratio), atol=1e-4 * float(ratio[0]))
-    assert info["near"] == pytest.approx(true["near"] * float(ratio[0])) and info["far"] == pytest.approx(true["far"] * float(ratio[0]))
-    assert {name: info[name] for name in ("fov", "aspect", "zoom")} == {name: true[name] for name in ("fov", "aspect", "zoom")}
+    assert info["near"] == pytest.approx(true["near"] * float(ratio[0])) and info["far"] == pytest.approx(
+        true["far"] * float(ratio[0])
+    )
+    assert {name: info[name] for name in ("fov", "aspect", "zoom")} == {
+        name: true[name] for name in ("fov", "aspect", "zoom")
+    }
 
 
 def test_a_cloud_of_one_point_keeps_its_size():
-    view = View.from_depth(torch.full((1, 1, 1), 2.0), units="metric", intrinsics=intrinsics_from_fov(60.0, 1, 1))
+    view = View.from_depth(
+        torch.full((1, 1, 1), 2.0), units="metric", intrinsics=intrinsics_from_fov(60.0, 1, 1)
+    )
     (cloud,) = view_to_point_cloud(view, edge_rtol=0)
     info = point_cloud_camera(view, cloud)
     assert info["position"] == {"x": 0, "y": 0, "z": 2} and info["target"] == {"x": 0, "y": 0, "z": 0}

@@ -27,8 +27,12 @@ def test_no_parallax_changes_nothing():
 def test_a_flat_scene_moves_as_a_whole():
     view = make(torch.full((WIDTH,), 7.0))
     left, right = stereo_pair(view, parallax=4.0, screen=0.0)  # nearness 1: two of a hundred pixels each
-    assert torch.equal(left.image[:, :, 2:], view.image[:, :, :-2]) and torch.equal(right.image[:, :, :-2], view.image[:, :, 2:])
-    assert left.holes[0, 0].nonzero().flatten().tolist() == [0, 1] and right.holes[0, 0].nonzero().flatten().tolist() == [98, 99]
+    assert torch.equal(left.image[:, :, 2:], view.image[:, :, :-2]) and torch.equal(
+        right.image[:, :, :-2], view.image[:, :, 2:]
+    )
+    assert left.holes[0, 0].nonzero().flatten().tolist() == [0, 1] and right.holes[
+        0, 0
+    ].nonzero().flatten().tolist() == [98, 99]
     assert (left.image[left.holes] == 0).all()
 
 
@@ -41,7 +45,9 @@ def test_a_box_covers_and_uncovers_the_wall_behind_it():
     depth = torch.full((WIDTH,), 2.0)
     depth[40:60] = 1.0
     view = make(depth)
-    left, right = stereo_pair(view, parallax=8.0, screen=0.5)  # the wall, nearness 0.5, stays; the box moves 2 pixels
+    left, right = stereo_pair(
+        view, parallax=8.0, screen=0.5
+    )  # the wall, nearness 0.5, stays; the box moves 2 pixels
     for eye, shift, holes in ((left, 2, [40, 41]), (right, -2, [58, 59])):
         want = view.image.clone()
         want[:, :, 40 + shift : 60 + shift] = view.image[:, :, 40:60]
@@ -51,7 +57,9 @@ def test_a_box_covers_and_uncovers_the_wall_behind_it():
 
 
 def test_a_slant_is_stretched_without_gaps_and_interpolated():
-    """Nearness linear in x moves x to x + a + b x: a ramp of colour there has the colour of where it came from."""
+    """Nearness linear in x moves x to x + a + b x: a ramp of colour there has the colour of where it came
+    from.
+    """
     x = torch.arange(WIDTH).float()
     near = 0.5 + 0.5 * x / (WIDTH - 1)
     ramp = (x / (WIDTH - 1)).reshape(1, 1, -1, 1).expand(1, 3, WIDTH, 3)
@@ -69,8 +77,12 @@ def test_sky_is_shown_at_infinity_and_holes_stay_holes():
     depth[:30] = float("inf")
     depth[70:80] = float("nan")
     view = make(depth)
-    left, right = stereo_pair(view, parallax=4.0, screen=1.0)  # the front stays, the sky moves left in the left eye
-    assert torch.equal(left.image[:, :, :28], view.image[:, :, 2:30]) and torch.equal(right.image[:, :, 2:30], view.image[:, :, :28])
+    left, right = stereo_pair(
+        view, parallax=4.0, screen=1.0
+    )  # the front stays, the sky moves left in the left eye
+    assert torch.equal(left.image[:, :, :28], view.image[:, :, 2:30]) and torch.equal(
+        right.image[:, :, 2:30], view.image[:, :, :28]
+    )
     for eye, more in ((left, [28, 29]), (right, [0, 1])):
         assert eye.holes[0, 0].nonzero().flatten().tolist() == more + list(range(70, 80))
 
@@ -94,10 +106,18 @@ def test_each_picture_of_a_batch_has_its_own_scale():
 @pytest.mark.parametrize(
     ("view", "options", "sentence"),
     [
-        (View.from_depth(torch.ones(1, 2, 2), units="metric"), {}, "Expected a view with an image to shift, got one without"),
+        (
+            View.from_depth(torch.ones(1, 2, 2), units="metric"),
+            {},
+            "Expected a view with an image to shift, got one without",
+        ),
         (make(torch.ones(4)), {"screen": 1.5}, r"Expected a screen from 0 \(infinity\) to 1 .*, got 1.5"),
         (make(torch.ones(4)), {"parallax": -1.0}, "Expected a parallax of at least 0 %, got -1"),
-        (make(torch.zeros(4)), {}, r"Expected a valid pixel \(finite and above 0\), got none among 12 in depth map 0 of 1"),
+        (
+            make(torch.zeros(4)),
+            {},
+            r"Expected a valid pixel \(finite and above 0\), got none among 12 in depth map 0 of 1",
+        ),
     ],
 )
 def test_what_is_refused(view, options, sentence):

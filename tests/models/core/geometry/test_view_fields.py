@@ -45,11 +45,17 @@ def test_normals_and_confidence_become_float32(kind):
     assert (ours.normals == torch.tensor([0.0, 0, -1])).all()
 
 
-@pytest.mark.parametrize("layout", [(HEIGHT, WIDTH, 1), (1, HEIGHT, WIDTH, 1), (1, 1, HEIGHT, WIDTH)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [(HEIGHT, WIDTH, 1), (1, HEIGHT, WIDTH, 1), (1, 1, HEIGHT, WIDTH)], ids=str
+)
 def test_an_axis_of_1_is_dropped_from_every_map(layout):
     ones = np.ones(layout)
-    ours = View.from_depth(DEPTH.reshape(layout), units="metric", mask=ones > 0, confidence=ones, sky=ones * 0)
-    assert ours.depth.shape == ours.mask.shape == ours.confidence.shape == ours.sky.shape == (1, HEIGHT, WIDTH)
+    ours = View.from_depth(
+        DEPTH.reshape(layout), units="metric", mask=ones > 0, confidence=ones, sky=ones * 0
+    )
+    assert (
+        ours.depth.shape == ours.mask.shape == ours.confidence.shape == ours.sky.shape == (1, HEIGHT, WIDTH)
+    )
     assert torch.equal(ours.depth, view().depth)
 
 
@@ -69,7 +75,14 @@ def test_masks_and_sky_may_be_probabilities():
     depth[:3] = 0
     ours = View.from_depth(depth, units="metric", sky=chance)
     assert ours.sky[0, :, 0].tolist() == [True, True, False, False, False, False]
-    assert view(mask=(chance >= 0.5).astype(np.uint8) * 255).mask[0, :, 0].tolist() == [True, True, False, False, False, False]
+    assert view(mask=(chance >= 0.5).astype(np.uint8) * 255).mask[0, :, 0].tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_normals_get_unit_length_and_none_where_they_are_not_finite():
@@ -105,8 +118,16 @@ def changed(matrix, place, value):
         ("image", np.full((HEIGHT, WIDTH, 3), 254.0), "Expected floats from 0 to 1 in the array 'image'"),
         ("image", np.full((HEIGHT, WIDTH, 3), 254), "Expected 8 or 16 bits or floats"),
         ("image", np.full((HEIGHT, WIDTH, 3), "x"), "Expected real numbers in the array 'image', got text"),
-        ("intrinsics", [[0.94, 0, 0.5], [0, 1.25, 0.5], [0, 0, 1]], "got a principal point of .0.5, 0.5., which is not in pixels"),
-        ("intrinsics", [[2, 0, 0], [0, 2, 0], [0, 0, 1]], "got a principal point of .0, 0., which is not in pixels"),
+        (
+            "intrinsics",
+            [[0.94, 0, 0.5], [0, 1.25, 0.5], [0, 0, 1]],
+            "got a principal point of .0.5, 0.5., which is not in pixels",
+        ),
+        (
+            "intrinsics",
+            [[2, 0, 0], [0, 2, 0], [0, 0, 1]],
+            "got a principal point of .0, 0., which is not in pixels",
+        ),
         ("intrinsics", PIXELS.T, r"Expected .* as \[\[fx, s, cx\], .* Transpose"),
         ("intrinsics", PIXELS * 2, r"Expected .* as \[\[fx, s, cx\]"),
         ("intrinsics", changed(PIXELS, (0, 0), 0), "got focal lengths of 0 and 60"),
@@ -118,12 +139,20 @@ def changed(matrix, place, value):
         ("world_to_cam", changed(np.eye(4), (3, 0), 5), "Expected 0 0 0 1 as the last row"),
         ("world_to_cam", np.diag([2, 2, 2, 1]), "Expected a rotation in the pose"),
         ("world_to_cam", np.diag([1, 1, -1, 1]), "Expected a rotation in the pose .* mirrors"),
-        ("normals", np.full((HEIGHT, WIDTH, 3), 0.2), "Expected normals of length 1, got vectors of a median length of 0.3464"),
+        (
+            "normals",
+            np.full((HEIGHT, WIDTH, 3), 0.2),
+            "Expected normals of length 1, got vectors of a median length of 0.3464",
+        ),
         ("normals", np.full((HEIGHT, WIDTH, 3), 128, np.uint8), "Expected normals of length 1"),
         ("mask", DEPTH, "Expected probabilities from 0 to 1 in the array 'mask'"),
         ("mask", np.full((HEIGHT, WIDTH), 7), "Expected truth values, 0 and 1, or 0 and 255"),
         ("sky", np.full((HEIGHT, WIDTH), NAN), "Expected probabilities from 0 to 1 in the array 'sky'"),
-        ("confidence", np.full((HEIGHT, WIDTH), "high"), "Expected real numbers in the array 'confidence', got text"),
+        (
+            "confidence",
+            np.full((HEIGHT, WIDTH), "high"),
+            "Expected real numbers in the array 'confidence', got text",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(name, value, message):
@@ -156,4 +185,9 @@ def test_the_constructor_lets_no_other_type_in():
     with pytest.raises(ValueError, match=r"Expected an image in \[0, 1\]"):
         View(depth, "metric", mask, image=torch.full((1, 2, 2, 3), 2.0))
     with pytest.raises(ValueError, match="focal lengths"):
-        View(depth, "metric", mask, intrinsics=-fields["intrinsics"] + 2 * torch.diag(torch.tensor([0.0, 0, 1])))
+        View(
+            depth,
+            "metric",
+            mask,
+            intrinsics=-fields["intrinsics"] + 2 * torch.diag(torch.tensor([0.0, 0, 1])),
+        )

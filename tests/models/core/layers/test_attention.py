@@ -3,7 +3,7 @@
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.core.layers.attention import attend
+from spatialweave.models.core.layers.attention import attend, attend_by_queries, attend_with_scores
 
 
 def reference(q, k, v, mask=None):
@@ -24,3 +24,11 @@ def test_attend_leaves_masked_tokens_out():
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
     assert_close(attend(q, k, v, mask), reference(q, k, v, mask), dtype=torch.float32)
     assert_close(attend(q, k, v, mask)[:, 0], v[:, :, 0].flatten(1), dtype=torch.float32)
+
+
+def test_attention_by_queries_and_with_scores_is_the_same_attention():
+    q, k, v = (torch.randn(2, 3, 11, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    expected = attend(q, k, v)
+    assert_close(attend_with_scores(q, k, v), expected, dtype=torch.float32)
+    for queries in (1, 4, 11, 50):
+        assert_close(attend_by_queries(attend, queries)(q, k, v), expected, dtype=torch.float32)

@@ -24,8 +24,17 @@ def shards(tmp_path):
     image = torch.randint(0, 256, (3, H, W, 3), generator=generator, dtype=torch.uint8)
     depth = torch.rand(3, H, W, generator=generator).add(0.5).half()
     depth[0, 0, :4] = torch.tensor([math.inf, math.nan, 0, -1])
-    save_file({"image": image, "depth": depth, "latent": torch.ones(3, 2, 1, 1)}, tmp_path / "shard-00000.safetensors")
-    write_manifest(tmp_path, [{"shard": "shard-00000.safetensors", "row": i, "caption": f"picture {i}", "fx": 70.0} for i in (2, 0)])
+    save_file(
+        {"image": image, "depth": depth, "latent": torch.ones(3, 2, 1, 1)},
+        tmp_path / "shard-00000.safetensors",
+    )
+    write_manifest(
+        tmp_path,
+        [
+            {"shard": "shard-00000.safetensors", "row": i, "caption": f"picture {i}", "fx": 70.0}
+            for i in (2, 0)
+        ],
+    )
     return tmp_path, image, depth
 
 
@@ -37,7 +46,9 @@ def test_shard_rows_come_back_with_their_mask(shards):
     assert set(sample) == {"image", "depth", "mask", "latent", "caption"} and sample["caption"] == "picture 0"
     assert torch.equal(sample["image"], image[0])
     assert sample["mask"][0].tolist() == [False] * 4 + [True] * 4 and sample["mask"][1:].all()
-    assert sample["depth"].dtype == torch.float32 and torch.equal(sample["depth"][sample["mask"]], depth[0][sample["mask"]].float())
+    assert sample["depth"].dtype == torch.float32 and torch.equal(
+        sample["depth"][sample["mask"]], depth[0][sample["mask"]].float()
+    )
     assert (sample["depth"][~sample["mask"]] == 0).all()
     assert set(FolderDataset(folder, keys=["latent"])[0]) == {"latent", "caption"}
 
@@ -57,7 +68,18 @@ def test_loose_files_hold_the_same_sample(tmp_path, depth_file):
         np.savez(tmp_path / depth_file, depth=millimetres)
     else:
         np.save(tmp_path / depth_file, millimetres)
-    write_manifest(tmp_path, [{"image": "image.png", "depth": depth_file, "depth_scale": 0.001, "mask": "mask.png", "caption": "x"}])
+    write_manifest(
+        tmp_path,
+        [
+            {
+                "image": "image.png",
+                "depth": depth_file,
+                "depth_scale": 0.001,
+                "mask": "mask.png",
+                "caption": "x",
+            }
+        ],
+    )
     sample = FolderDataset(tmp_path)[0]
     assert np.array_equal(sample["image"].numpy(), image)
     unknown = [tuple(index) for index in (~sample["mask"]).nonzero().tolist()]
@@ -70,9 +92,15 @@ def test_size_scales_to_cover_and_crops_the_middle(shards):
     folder, _, _ = shards
     dataset = FolderDataset(folder, size=(3, 3), keys=["image", "depth", "mask"])
     sample = dataset[0]
-    assert sample["image"].shape == (3, 3, 3) and sample["depth"].shape == (3, 3) and sample["mask"].dtype == torch.bool
+    assert (
+        sample["image"].shape == (3, 3, 3)
+        and sample["depth"].shape == (3, 3)
+        and sample["mask"].dtype == torch.bool
+    )
     source = FolderDataset(folder, keys=["image", "depth", "mask"])[0]["depth"]
-    assert set(sample["depth"].flatten().tolist()) <= set(source.flatten().tolist())  # nearest: no depth between two surfaces
+    assert set(sample["depth"].flatten().tolist()) <= set(
+        source.flatten().tolist()
+    )  # nearest: no depth between two surfaces
     same = FolderDataset(folder, size=(H, W), keys=["image"])[0]["image"]
     assert torch.equal(same, FolderDataset(folder)[0]["image"])
     with pytest.raises(ValueError, match="Expected maps that can be resized, got latent in sample"):
@@ -83,7 +111,9 @@ def test_workers_read_what_the_process_reads(shards):
     folder, _, _ = shards
     dataset = FolderDataset(folder)
     before = collate([dataset[0], dataset[1]])
-    loader = torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=2, num_workers=1, multiprocessing_context="spawn", collate_fn=collate
+    )
     (after,) = list(loader)
     assert after["caption"] == before["caption"] == ["picture 2", "picture 0"]
     assert all(torch.equal(after[key], before[key]) for key in ("image", "depth", "mask", "latent"))
@@ -92,12 +122,26 @@ def test_workers_read_what_the_process_reads(shards):
 def bad_folders():
     yield "no_manifest", None, "Expected a dataset folder with manifest.jsonl"
     yield "empty", "\n", "Expected at least one sample in .*, got an empty file"
-    yield "not_json", '{"image": "a.png"}\n{oops\n', "Expected JSON in line 2 of .*manifest.jsonl, got text that is not JSON"
-    yield "no_sample", '{"caption": "a"}\n', 'Expected "shard" and "row", or "image" and "depth" files, in line 1 of '
-    yield "lost_shard", '{"shard": "gone.safetensors", "row": 0}\n', "Expected the shards that .* names, got none of these: gone.safetensors"
+    yield (
+        "not_json",
+        '{"image": "a.png"}\n{oops\n',
+        "Expected JSON in line 2 of .*manifest.jsonl, got text that is not JSON",
+    )
+    yield (
+        "no_sample",
+        '{"caption": "a"}\n',
+        'Expected "shard" and "row", or "image" and "depth" files, in line 1 of ',
+    )
+    yield (
+        "lost_shard",
+        '{"shard": "gone.safetensors", "row": 0}\n',
+        "Expected the shards that .* names, got none of these: gone.safetensors",
+    )
 
 
-@pytest.mark.parametrize(("text", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in bad_folders()])
+@pytest.mark.parametrize(
+    ("text", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in bad_folders()]
+)
 def test_bad_folders_are_said_in_a_sentence(tmp_path, text, sentence):
     if text is not None:
         (tmp_path / "manifest.jsonl").write_text(text)
@@ -115,14 +159,18 @@ def test_bad_samples_are_named_with_their_line(tmp_path):
     dataset = FolderDataset(tmp_path)
     with pytest.raises(ValueError, match=r"Sample 0 \(line 1 of .*No such file"):
         dataset[0]
-    with pytest.raises(ValueError, match='Sample 1 .*Expected "depth_scale" in the line, as .*depth.png holds whole numbers'):
+    with pytest.raises(
+        ValueError, match='Sample 1 .*Expected "depth_scale" in the line, as .*depth.png holds whole numbers'
+    ):
         dataset[1]
     with pytest.raises(ValueError, match="Sample 2 .*colour.png, which is a color image"):
         dataset[2]
 
 
 def test_batches_of_unlike_samples_are_refused():
-    with pytest.raises(ValueError, match=r"Expected samples of one size in a batch, got x \(2,\) and x \(3,\). Set data.size"):
+    with pytest.raises(
+        ValueError, match=r"Expected samples of one size in a batch, got x \(2,\) and x \(3,\). Set data.size"
+    ):
         collate([{"x": torch.zeros(2)}, {"x": torch.zeros(3)}])
 
 

@@ -19,7 +19,9 @@ LINE = {"image": "a.png", "depth": "d.png", "depth_scale": 0.001}
 
 @pytest.fixture
 def folder(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
     Image.fromarray(MILLIMETRES).save(tmp_path / "d.png")
     return tmp_path
 
@@ -32,7 +34,10 @@ def write(folder, *lines, encoding="utf-8"):
 
 def test_a_manifest_as_any_editor_saves_it(folder):
     (folder / "manifest.jsonl").write_bytes(
-        b"\xef\xbb\xbf" + "\r\n".join(["", json.dumps({**LINE, "caption": "a\u2028b\x85c"}, ensure_ascii=False), "  ", ""]).encode()
+        b"\xef\xbb\xbf"
+        + "\r\n".join(
+            ["", json.dumps({**LINE, "caption": "a\u2028b\x85c"}, ensure_ascii=False), "  ", ""]
+        ).encode()
     )
     dataset = FolderDataset(folder)
     assert len(dataset) == 1 and dataset[0]["caption"] == "a\u2028b\x85c"
@@ -101,7 +106,9 @@ def test_a_line_that_is_no_sample_is_named(folder, text):
 @pytest.mark.parametrize("shape", [(H, W), (H, W, 1), (1, H, W), (1, 1, H, W)])
 def test_depth_arrays_of_any_number_type_and_layout(folder, dtype, shape):
     np.save(folder / "d.npy", MILLIMETRES.reshape(shape).astype(dtype))
-    depth = write(folder, {**LINE, "depth": "d.npy"})[0]["depth"]  # the line's scale counts for arrays as for pictures
+    depth = write(folder, {**LINE, "depth": "d.npy"})[0][
+        "depth"
+    ]  # the line's scale counts for arrays as for pictures
     np.testing.assert_allclose(depth.numpy(), METRES, rtol=1e-3 if dtype == "<f2" else 1e-6)
 
 
@@ -145,14 +152,24 @@ def test_broken_array_files_are_named(folder, data, suffix):
 def test_what_an_npz_states_counts(folder):
     mask = np.ones((H, W), bool)
     mask[2, 3] = False
-    np.savez(folder / "d.npz", depth=MILLIMETRES, mask=mask, depth_scale=0.001, direction="larger = farther", units="metric")
+    np.savez(
+        folder / "d.npz",
+        depth=MILLIMETRES,
+        mask=mask,
+        depth_scale=0.001,
+        direction="larger = farther",
+        units="metric",
+    )
     sample = write(folder, {"depth": "d.npz"})[0]
     assert (~sample["mask"]).nonzero().tolist() == [[2, 3]] and sample["depth"][2, 3] == 0
     np.testing.assert_allclose(sample["depth"].numpy()[mask], METRES[mask], rtol=1e-6)
     same = write(folder, {"depth": "d.npz", "depth_scale": 0.001})[0]["depth"]
     assert torch.equal(same, sample["depth"])
     dataset = write(folder, {"depth": "d.npz", "depth_scale": 0.01})
-    with pytest.raises(ValueError, match="Expected one scale for .*d.npz, got depth_scale 0.01 in the line, .* file depth_scale 0.001"):
+    with pytest.raises(
+        ValueError,
+        match="Expected one scale for .*d.npz, got depth_scale 0.01 in the line, .* file depth_scale 0.001",
+    ):
         dataset[0]
 
 
@@ -189,7 +206,9 @@ def test_scale_and_offset_in_a_pngs_text_count(folder):
 
 
 def test_the_json_beside_a_png_counts(folder):
-    (folder / "d.json").write_text(json.dumps({"depth_scale": 0.001, "depth_offset": 0.0, "depth_units": "metric"}))
+    (folder / "d.json").write_text(
+        json.dumps({"depth_scale": 0.001, "depth_offset": 0.0, "depth_units": "metric"})
+    )
     line = {"depth": "d.png"}
     np.testing.assert_allclose(write(folder, line)[0]["depth"].numpy(), METRES, rtol=1e-6)
     assert write(folder, {**line, "depth_scale": 0.001})[0]["mask"].all()
@@ -210,7 +229,9 @@ def test_the_json_beside_a_png_counts(folder):
 def test_a_depth_picture_of_eight_bits_or_colours_is_refused(folder, image, words):
     image.save(folder / "x.png")
     dataset = write(folder, {"depth": "x.png", "depth_scale": 0.1})
-    with pytest.raises(ValueError, match=r"^Sample 0 .*Expected depth as one gray channel of 16 bits, got .*x.png") as error:
+    with pytest.raises(
+        ValueError, match=r"^Sample 0 .*Expected depth as one gray channel of 16 bits, got .*x.png"
+    ) as error:
         dataset[0]
     assert words in str(error.value)
 
@@ -257,7 +278,8 @@ def sizes(folder, image, depth, mask=None):
 
 
 @pytest.mark.parametrize(("image", "depth", "mask"), [
-    ((40, 60), (40, 60), (40, 60)), ((40, 60), (20, 30), (20, 30)), ((41, 61), (20, 30), None), ((480, 641), (240, 320), None),
+    ((40, 60), (40, 60), (40, 60)), ((40, 60), (20, 30), (20, 30)), ((41, 61), (20, 30), None),
+    ((480, 641), (240, 320), None),
     ((20, 30), (40, 60), None), ((1080, 1920), (192, 342), None),
 ])  # fmt: skip
 def test_image_and_depth_of_one_shape_go_together(tmp_path, image, depth, mask):
@@ -266,20 +288,28 @@ def test_image_and_depth_of_one_shape_go_together(tmp_path, image, depth, mask):
 
 
 @pytest.mark.parametrize(("image", "depth", "mask"), [
-    ((40, 60), (40, 40), None), ((40, 60), (60, 40), None), ((40, 60), (20, 32), None), ((40, 60), (40, 60), (60, 40)),
+    ((40, 60), (40, 40), None), ((40, 60), (60, 40), None), ((40, 60), (20, 32), None),
+    ((40, 60), (40, 60), (60, 40)),
     ((40, 60), (40, 60), (20, 30)), ((480, 640), (480, 720), None), ((100, 101), (101, 100), None),
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [None, 32])
 def test_maps_of_other_shapes_are_refused_before_anything_is_cropped(tmp_path, image, depth, mask, size):
     sizes(tmp_path, image, depth, mask)
-    with pytest.raises(ValueError, match=r"^Sample 0 \(line 1 of .*jsonl\): Expected .*, got .* x .*(Crop|Save it at)"):
+    with pytest.raises(
+        ValueError, match=r"^Sample 0 \(line 1 of .*jsonl\): Expected .*, got .* x .*(Crop|Save it at)"
+    ):
         FolderDataset(tmp_path, size=size)[0]
 
 
-@pytest.mark.parametrize("size", [0, -1, 32.0, "32", [32], [32, 32, 32], [32, 0], [32, True], True, [], {"height": 32}])
+@pytest.mark.parametrize(
+    "size", [0, -1, 32.0, "32", [32], [32, 32, 32], [32, 0], [32, True], True, [], {"height": 32}]
+)
 def test_a_size_is_one_number_or_two(folder, size):
     write(folder, LINE)
-    with pytest.raises(ValueError, match=r"Expected a size of one whole number from 1 to 16384, or \[height, width\] of such, got"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected a size of one whole number from 1 to 16384, or \[height, width\] of such, got",
+    ):
         FolderDataset(folder, size=size)
 
 
@@ -288,11 +318,18 @@ def test_loose_label_pictures_are_read_as_shards_have_them(folder):
     numbers[0, 0] = 255
     Image.fromarray(numbers).save(folder / "s.png")
     Image.fromarray(numbers.astype(np.uint16)).save(folder / "wide.png")
-    dataset = write(folder, {**LINE, "segmentation": "s.png"}, {**LINE, "segmentation": "wide.png"}, {**LINE, "segmentation": "a.png"})
+    dataset = write(
+        folder,
+        {**LINE, "segmentation": "s.png"},
+        {**LINE, "segmentation": "wide.png"},
+        {**LINE, "segmentation": "a.png"},
+    )
     found = dataset[0]["segmentation"]
     assert found[0, 0] == -1 and found.flatten()[1:].tolist() == numbers.flatten()[1:].tolist()
     assert dataset[1]["segmentation"][0, 0] == 255
-    with pytest.raises(ValueError, match="Sample 2 .*Expected one gray channel of whole numbers in .*a.png, got colors"):
+    with pytest.raises(
+        ValueError, match="Sample 2 .*Expected one gray channel of whole numbers in .*a.png, got colors"
+    ):
         dataset[2]
     assert "segmentation" not in FolderDataset(folder, keys=("image",))[0]
     scaled = FolderDataset(folder, size=(3, 4))[0]["segmentation"]
@@ -303,22 +340,33 @@ def test_what_a_sample_needs_is_asked_of_each(folder):
     write(folder, {**LINE, "objects": ["red ball"]}, LINE)
     dataset = FolderDataset(folder, needs=("image", "objects"))
     assert "depth" in dataset[0]
-    with pytest.raises(ValueError, match=r"^Sample 1 \(line 2 of .*Expected image, objects, got none of objects"):
+    with pytest.raises(
+        ValueError, match=r"^Sample 1 \(line 2 of .*Expected image, objects, got none of objects"
+    ):
         dataset[1]
 
 
 ROW = {"image": torch.zeros(2, H, W, 3, dtype=torch.uint8), "depth": torch.ones(2, H, W)}
 SHARDS = {
-    "float image": ({"image": torch.zeros(2, H, W, 3)}, "Expected image as uint8 (height, width, 3) in s.safetensors, got float32"),
+    "float image": (
+        {"image": torch.zeros(2, H, W, 3)},
+        "Expected image as uint8 (height, width, 3) in s.safetensors, got float32",
+    ),
     "channels first": ({"image": torch.zeros(2, 3, H, W, dtype=torch.uint8)}, "got uint8 (3, 6, 9)"),
     "gray image": ({"image": torch.zeros(2, H, W, dtype=torch.uint8)}, "got uint8 (6, 9)"),
-    "whole depth": ({"depth": torch.ones(2, H, W, dtype=torch.int32)}, "Expected depth as float16 or float32"),
+    "whole depth": (
+        {"depth": torch.ones(2, H, W, dtype=torch.int32)},
+        "Expected depth as float16 or float32",
+    ),
     "depth with a channel": ({"depth": torch.ones(2, H, W, 1)}, "got float32 (6, 9, 1)"),
     "float mask": ({"mask": torch.ones(2, H, W)}, "Expected mask as bool or uint8"),
     "unsigned normals": ({"normals": torch.zeros(2, H, W, 3, dtype=torch.uint8)}, "Expected normals as int8"),
     "float segmentation": ({"segmentation": torch.zeros(2, H, W)}, "Expected segmentation as"),
     "another shape": ({"depth": torch.ones(2, W, H)}, "Expected image and depth of one shape"),
-    "too few rows": ({"depth": torch.ones(1, H, W)}, "Expected a row below 1 of depth in s.safetensors, got 1"),
+    "too few rows": (
+        {"depth": torch.ones(1, H, W)},
+        "Expected a row below 1 of depth in s.safetensors, got 1",
+    ),
     "no rows": ({"depth": torch.tensor(1.0)}, "Expected a row below 0 of depth"),
 }
 
@@ -327,7 +375,9 @@ SHARDS = {
 def test_rows_of_shards_have_the_formats_types_and_shapes(tmp_path, change, words):
     save_file({**ROW, **change}, tmp_path / "s.safetensors")
     dataset = write(tmp_path, {"shard": "s.safetensors", "row": 1})
-    with pytest.raises(ValueError, match=r"^Sample 0 \(line 1 of .*manifest.jsonl, row \d+ of s.safetensors\): ") as error:
+    with pytest.raises(
+        ValueError, match=r"^Sample 0 \(line 1 of .*manifest.jsonl, row \d+ of s.safetensors\): "
+    ) as error:
         dataset[0]
     assert words in str(error.value)
 
@@ -336,6 +386,9 @@ def test_a_row_beyond_the_shard_and_a_broken_shard_are_named(tmp_path):
     save_file(ROW, tmp_path / "s.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}garbage")
     dataset = write(tmp_path, {"shard": "s.safetensors", "row": 2}, {"shard": "b.safetensors", "row": 0})
-    for index, words in ((0, "Expected a row below 2 of depth|Expected a row below 2 of image"), (1, "header cannot be read")):
+    for index, words in (
+        (0, "Expected a row below 2 of depth|Expected a row below 2 of image"),
+        (1, "header cannot be read"),
+    ):
         with pytest.raises(ValueError, match=rf"^Sample {index} \(line {index + 1} of .*({words})"):
             dataset[index]

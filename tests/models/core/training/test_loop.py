@@ -23,7 +23,16 @@ from spatialweave.models.core.training.recipe import Recipe, learning_rate
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 GROUPS = ("model", "ema", "optimizer")
 RECIPE = Recipe(
-    system="toy", steps=6, batch_size=8, accumulate=2, lr=1e-2, warmup=2, ema=0.9, weight_decay=0.1, save_every=100, log_every=2
+    system="toy",
+    steps=6,
+    batch_size=8,
+    accumulate=2,
+    lr=1e-2,
+    warmup=2,
+    ema=0.9,
+    weight_decay=0.1,
+    save_every=100,
+    log_every=2,
 )
 SCRIPT = Path(__file__).with_name("inside_training.py")
 _spec = importlib.util.spec_from_file_location("inside_training", SCRIPT)
@@ -51,8 +60,14 @@ def train_by_hand(recipe):
     """The same run in the fewest words: torch's own AdamW, clipping and a moving average."""
     task = build_toy(recipe)
     model = task.model
-    matrices, rest = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    matrices, rest = (
+        [p for p in model.parameters() if p.ndim > 1],
+        [p for p in model.parameters() if p.ndim < 2],
+    )
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, betas=recipe.betas, foreach=False)
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     order = iter(OrderedBatches(len(task.dataset), recipe.batch_size, recipe.seed, slices=recipe.accumulate))
@@ -66,7 +81,9 @@ def train_by_hand(recipe):
         optimizer.step()
         optimizer.zero_grad()
         decay = min(recipe.ema, (1 + step) / (10 + step))
-        average = {name: decay * average[name] + (1 - decay) * p.detach() for name, p in model.named_parameters()}
+        average = {
+            name: decay * average[name] + (1 - decay) * p.detach() for name, p in model.named_parameters()
+        }
     return model.state_dict(), average
 
 
@@ -93,7 +110,9 @@ def test_resumed_run_is_bit_exact(tmp_path):
 def test_workers_change_nothing(tmp_path):
     recipe = replace(RECIPE, steps=2, warmup=0)
     numbers = build_toy(recipe).dataset
-    save_file({"x": torch.stack([numbers[i]["x"] for i in range(len(numbers))])}, tmp_path / "shard.safetensors")
+    save_file(
+        {"x": torch.stack([numbers[i]["x"] for i in range(len(numbers))])}, tmp_path / "shard.safetensors"
+    )
     lines = [json.dumps({"shard": "shard.safetensors", "row": i}) for i in range(len(numbers))]
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
 
@@ -123,7 +142,13 @@ def test_resumed_log_has_no_step_twice(tmp_path):
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 6, "lo')  # a run that was killed
     run(recipe, tmp_path, resume=True)
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_checkpoints_keep_the_last_few(tmp_path):
@@ -132,7 +157,14 @@ def test_checkpoints_keep_the_last_few(tmp_path):
 
 
 def test_frozen_parameters_stay_and_factors_scale_the_first_step(tmp_path):
-    recipe = replace(RECIPE, steps=1, warmup=0, freeze=("unused", "bo*.weight"), lr_scale={"head": 0.5, "head.b": 0.25}, weight_decay=0.0)
+    recipe = replace(
+        RECIPE,
+        steps=1,
+        warmup=0,
+        freeze=("unused", "bo*.weight"),
+        lr_scale={"head": 0.5, "head.b": 0.25},
+        weight_decay=0.0,
+    )
     before = build_toy(recipe).model.state_dict()
     after = tensors(run(recipe, tmp_path))
     moved = {name: (after["model"][name] - before[name]).abs().max().item() for name in before}
@@ -140,7 +172,9 @@ def test_frozen_parameters_stay_and_factors_scale_the_first_step(tmp_path):
     assert not {"body.weight", "unused.weight"} & after["ema"].keys()
     # Adam's first step moves every weight by the learning rate
     assert moved["body.bias"] == pytest.approx(1e-2, rel=1e-3)
-    assert moved["head.weight"] == pytest.approx(5e-3, rel=1e-3) and moved["head.bias"] == pytest.approx(2.5e-3, rel=1e-3)
+    assert moved["head.weight"] == pytest.approx(5e-3, rel=1e-3) and moved["head.bias"] == pytest.approx(
+        2.5e-3, rel=1e-3
+    )
 
 
 def test_stopped_run_is_the_start_of_the_whole_one(tmp_path):
@@ -157,8 +191,14 @@ def test_muon_takes_the_named_matrices_and_adamw_all_else(tmp_path):
     recipe = replace(RECIPE, muon=("body",), clip=0.0, accumulate=1)
     task = build_toy(recipe)
     model, named = task.model, dict(task.model.named_parameters())
-    muon = torch.optim.Muon([named["body.weight"]], weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-    rest = [{"params": [p], "weight_decay": recipe.weight_decay * (p.ndim > 1)} for name, p in named.items() if name != "body.weight"]
+    muon = torch.optim.Muon(
+        [named["body.weight"]], weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    rest = [
+        {"params": [p], "weight_decay": recipe.weight_decay * (p.ndim > 1)}
+        for name, p in named.items()
+        if name != "body.weight"
+    ]
     adamw = torch.optim.AdamW(rest, betas=recipe.betas)
     order = iter(OrderedBatches(len(task.dataset), recipe.batch_size, recipe.seed, slices=1))
     for step in range(recipe.steps):
@@ -172,7 +212,9 @@ def test_muon_takes_the_named_matrices_and_adamw_all_else(tmp_path):
     got = tensors(run(recipe, tmp_path))
     for name, value in model.state_dict().items():
         assert_close(got["model"][name], value)
-    assert {key.split("|")[1] for key in got["optimizer"] if key.startswith("body.weight|")} == {"momentum_buffer"}
+    assert {key.split("|")[1] for key in got["optimizer"] if key.startswith("body.weight|")} == {
+        "momentum_buffer"
+    }
 
 
 @needs_muon
@@ -193,13 +235,17 @@ def test_muon_that_torch_lacks_is_said(tmp_path, monkeypatch):
 def test_prefixes_that_fit_nothing_are_refused(tmp_path, key):
     value = {"nose": 2.0} if key == "lr_scale" else ("nose",)
     with pytest.raises(
-        ValueError, match=f"Expected prefixes of parameter names as {key} of the recipe, got 'nose'. Names begin with body, head, unused"
+        ValueError,
+        match=f"Expected prefixes of parameter names as {key} of the recipe, got 'nose'. Names "
+        "begin with body, head, unused",
     ):
         run(replace(RECIPE, **{key: value}), tmp_path)
 
 
 def test_freezing_everything_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Expected parameters left to train, got a recipe that freezes all of them"):
+    with pytest.raises(
+        ValueError, match="Expected parameters left to train, got a recipe that freezes all of them"
+    ):
         run(replace(RECIPE, freeze=("*",)), tmp_path)
 
 
@@ -227,15 +273,21 @@ def test_listener_stops_the_run_with_a_checkpoint(tmp_path):
 
 def test_signal_saves_and_handlers_come_back(tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    outcome = run(RECIPE, tmp_path, on_log=lambda record: record["step"] == 4 and signal.raise_signal(signal.SIGINT))
+    outcome = run(
+        RECIPE, tmp_path, on_log=lambda record: record["step"] == 4 and signal.raise_signal(signal.SIGINT)
+    )
     assert outcome.ending == "interrupted" and outcome.step in (4, 5)
-    assert (tmp_path / outcome.checkpoint.name / "state.json").is_file() and signal.getsignal(signal.SIGINT) is before
+    assert (tmp_path / outcome.checkpoint.name / "state.json").is_file() and signal.getsignal(
+        signal.SIGINT
+    ) is before
 
 
 def test_loss_that_is_not_finite_stops_before_the_checkpoint(tmp_path):
     run(replace(RECIPE, steps=2), tmp_path)
     broken = replace(RECIPE, loss={"factor": float("nan")})
-    with pytest.raises(FloatingPointError, match="Expected a finite loss, got NaN or infinity near step 2. Lower lr"):
+    with pytest.raises(
+        FloatingPointError, match="Expected a finite loss, got NaN or infinity near step 2. Lower lr"
+    ):
         run(broken, tmp_path / "other")
     assert not list((tmp_path / "other").glob("step-*"))
 
@@ -244,9 +296,15 @@ def test_output_folders_are_not_overwritten_nor_confused(tmp_path):
     with pytest.raises(ValueError, match="Expected a checkpoint to resume from in"):
         run(RECIPE, tmp_path, resume=True)
     run(replace(RECIPE, steps=2), tmp_path)
-    with pytest.raises(ValueError, match="Expected an output folder without a run, got .* with one at step-00000002. Resume it"):
+    with pytest.raises(
+        ValueError,
+        match="Expected an output folder without a run, got .* with one at step-00000002. Resume it",
+    ):
         run(RECIPE, tmp_path)
-    with pytest.raises(ValueError, match=r"Expected the recipe of step-00000002 to resume from, got changes: lr \(was 0.01, is 0.02\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected the recipe of step-00000002 to resume from, got changes: lr \(was 0.01, is 0.02\)",
+    ):
         run(replace(RECIPE, lr=0.02), tmp_path, resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Expected to create the output folder .*file/run, got an error"):
@@ -268,7 +326,11 @@ def test_missing_accelerate_is_said_with_its_cure(tmp_path, monkeypatch):
 
 def launch(processes, recipe, folder, root):
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json()))
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = (
+        []
+        if processes == 1
+        else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    )
     return subprocess.Popen(
         [sys.executable, *launcher, str(SCRIPT), str(root), str(folder / "recipe.json")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
@@ -280,7 +342,9 @@ def launch(processes, recipe, folder, root):
 def test_two_processes_do_what_one_does(tmp_path, root):
     alone = run(RECIPE, tmp_path / "alone")
     (tmp_path / "launch").mkdir()
-    process = launch(2, replace(RECIPE, accumulate=1, output=str(tmp_path / "together")), tmp_path / "launch", root)
+    process = launch(
+        2, replace(RECIPE, accumulate=1, output=str(tmp_path / "together")), tmp_path / "launch", root
+    )
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert out.split() == ["finished", "6", "step-00000006"] * 2

@@ -12,7 +12,13 @@ LEAST = {"system": "toy", "steps": 10}
 
 def test_recipe_survives_json():
     recipe = Recipe(
-        system="toy", steps=7, lr_scale={"head.": 3.0}, freeze=("body.",), betas=(0.8, 0.9), data={"folder": "x"}, schedule="cosine"
+        system="toy",
+        steps=7,
+        lr_scale={"head.": 3.0},
+        freeze=("body.",),
+        betas=(0.8, 0.9),
+        data={"folder": "x"},
+        schedule="cosine",
     )
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
@@ -61,9 +67,16 @@ def test_recipe_refuses_decay_beside_cosine():
 
 
 def test_unknown_keys_are_refused_with_their_neighbour():
-    with pytest.raises(ValueError, match=r"Expected the keys system, .* got the unknown keys 'batchsize' \(did you mean 'batch_size'\?\), 'qqq'"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected the keys system, .* got the unknown keys 'batchsize' \(did you mean "
+        r"'batch_size'\?\), 'qqq'",
+    ):
         Recipe.from_json(LEAST | {"batchsize": 4, "qqq": 1})
-    with pytest.raises(ValueError, match=r"Expected the keys book in the shelf, got the unknown keys 'bok' \(did you mean 'book'\?\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected the keys book in the shelf, got the unknown keys 'bok' \(did you mean 'book'\?\)",
+    ):
         check_keys({"bok": 1}, ["book"], "shelf")
 
 

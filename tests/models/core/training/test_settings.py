@@ -1,4 +1,6 @@
-"""Every wrong type in a recipe is one sentence with its key, in the recipe itself and in the parts that belong to the systems."""
+"""Every wrong type in a recipe is one sentence with its key, in the recipe itself and in the parts that
+belong to the systems.
+"""
 
 import json
 from dataclasses import fields
@@ -16,8 +18,34 @@ from spatialweave.models.modality_forcing.training.task import ModelSettings
 from spatialweave.models.tiny.codec_training import CodecLoss
 from spatialweave.models.trainers.builders import BUILDERS
 
-VALUES = ["text", 5, -1, 0.5, float("nan"), float("inf"), 10**400, True, None, [], [1, 2], ["a"], {}, {"a": 1}, "\udcff"]
-KINDS = [CodecLoss, BaseLoss, ImageVaeLoss, LoraLoss, LoraSettings, VaeLoss, VaeSettings, LossSettings, ModelSettings]
+VALUES = [
+    "text",
+    5,
+    -1,
+    0.5,
+    float("nan"),
+    float("inf"),
+    10**400,
+    True,
+    None,
+    [],
+    [1, 2],
+    ["a"],
+    {},
+    {"a": 1},
+    "\udcff",
+]
+KINDS = [
+    CodecLoss,
+    BaseLoss,
+    ImageVaeLoss,
+    LoraLoss,
+    LoraSettings,
+    VaeLoss,
+    VaeSettings,
+    LossSettings,
+    ModelSettings,
+]
 FIELDS = [(kind, field.name) for kind in KINDS for field in fields(kind)]
 
 
@@ -48,14 +76,22 @@ def test_the_parts_settings_are_read_or_refused_by_name(kind, name):
 @pytest.mark.parametrize("data", [{"folder": 5}, {"folder": ["a"]}, {"folder": None}, {"foldr": "a"}])
 def test_every_trainer_refuses_data_of_the_wrong_type_by_its_key(system, data):
     start = {"model": {"base": "nowhere"}, "preset": "sd21"} if system == "intrinsic_lora" else {}
-    with pytest.raises(ValueError, match="(folder|vae) of the recipe's data, got|in the recipe's data, got the unknown keys 'foldr'"):
+    with pytest.raises(
+        ValueError,
+        match="(folder|vae) of the recipe's data, got|in the recipe's data, got the unknown keys 'foldr'",
+    ):
         BUILDERS[system](Recipe(system, 1, data=data, **start))
 
 
-@pytest.mark.parametrize("system", ["scorer", "predictor", "tiny_codec", "tiny_image_vae", "tiny_modality_forcing", "intrinsic_vae"])
+@pytest.mark.parametrize(
+    "system",
+    ["scorer", "predictor", "tiny_codec", "tiny_image_vae", "tiny_modality_forcing", "intrinsic_vae"],
+)
 @pytest.mark.parametrize("size", ["32", [32], 32.5, True, {"height": 32}, [32, "32"]])
 def test_every_size_is_one_number_or_two(system, size):
-    with pytest.raises(ValueError, match=r"Expected a whole number or a list of 2, each .* as size of the recipe's data, got"):
+    with pytest.raises(
+        ValueError, match=r"Expected a whole number or a list of 2, each .* as size of the recipe's data, got"
+    ):
         BUILDERS[system](Recipe(system, 1, data={"folder": "nowhere", "size": size}))
 
 
@@ -82,10 +118,15 @@ def test_a_recipe_as_any_editor_saves_it(tmp_path, encoding):
     assert Recipe.read(path).steps == 10
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    ("é".encode("cp1252"), "byte 0xe9 in line 1"), ('{"a": "é"}'.encode("utf-16"), "got UTF-16"), (b"[1]", "Expected a JSON object in"),
-    (b"[" * 100_000, "nested too deeply"), (b'{"steps": ' + b"1" * 5000 + b"}", "not JSON"), (b"", "not JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("é".encode("cp1252"), "byte 0xe9 in line 1"), ('{"a": "é"}'.encode("utf-16"), "got UTF-16"),
+        (b"[1]", "Expected a JSON object in"),
+        (b"[" * 100_000, "nested too deeply"), (b'{"steps": ' + b"1" * 5000 + b"}", "not JSON"),
+        (b"", "not JSON"),
+    ],
+)  # fmt: skip
 def test_recipe_files_that_are_none_are_named(tmp_path, data, words):
     path = tmp_path / "recipe.json"
     path.write_bytes(data)

@@ -1,4 +1,6 @@
-"""Dataset folders written shard by shard: stopped and resumed, sources that change, samples left out, several processes."""
+"""Dataset folders written shard by shard: stopped and resumed, sources that change, samples left out, several
+processes.
+"""
 
 import contextlib
 import json
@@ -39,7 +41,9 @@ def numbers(tmp_path):
 
     def run(write=None, **changes):
         settings = {"sources": named(*range(10)), "shard_size": 4, "what": "test"} | changes
-        return write_folder(folder, settings.pop("facts", {"a": 1}), write=write or write_numbers(folder, log), **settings)
+        return write_folder(
+            folder, settings.pop("facts", {"a": 1}), write=write or write_numbers(folder, log), **settings
+        )
 
     run.log, run.folder = log, folder
     return run
@@ -81,7 +85,9 @@ def test_another_run_is_not_mixed_into_a_folder(numbers, tmp_path):
 
 def test_a_folder_of_an_earlier_version_is_refused_in_words(numbers):
     numbers(facts={"version": 1})
-    with pytest.raises(ValueError, match="of version 2, got 1: the folder does not say which files it was made from"):
+    with pytest.raises(
+        ValueError, match="of version 2, got 1: the folder does not say which files it was made from"
+    ):
         numbers(facts={"version": 2})
 
 
@@ -98,7 +104,10 @@ def test_another_file_is_named_without_its_hash(numbers, tmp_path):
     assert numbers(facts=facts()).written == 0, "another time is no other content"
     paths[0][1].write_bytes(b"new")
     os.utime(paths[0][1], (1, 1))
-    with pytest.raises(ValueError, match="numbers was begun, got another VAE. Give the same to continue, or choose another folder.$"):
+    with pytest.raises(
+        ValueError,
+        match="numbers was begun, got another VAE. Give the same to continue, or choose another folder.$",
+    ):
         numbers(facts=facts())
 
 
@@ -113,7 +122,9 @@ def test_one_sample_more_or_less_touches_its_own_shard_alone(numbers):
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_replaced_file_makes_its_shard_anew(numbers, tmp_path, stopped):
-    """Under the same name, of the same size, and with the same date; in a finished folder and in one that was stopped."""
+    """Under the same name, of the same size, and with the same date; in a finished folder and in one that was
+    stopped.
+    """
     for number in range(10):
         (tmp_path / str(number)).write_bytes(b"old")
         os.utime(tmp_path / str(number), (1, 1))
@@ -191,13 +202,20 @@ def test_what_is_left_out_is_said_every_time_until_it_is_mended(numbers):
 
 def test_a_folder_of_which_nothing_can_be_used_names_the_first(numbers):
     for _ in range(2):
-        with pytest.raises(ValueError, match="Expected at least one usable sample for .*numbers, got none of 2; the first, x1: it has no number"):
+        with pytest.raises(
+            ValueError,
+            match="Expected at least one usable sample for .*numbers, got none of 2; the first, x1: it "
+            "has no number",
+        ):
             numbers(sources=named("x1", "x2"))
 
 
 def test_other_sources_under_another_name_do_not_replace_a_folder(numbers):
     numbers(facts={"about": {"source": "mine"}})
-    with pytest.raises(ValueError, match="Expected the samples of 'mine', from which .*numbers was made, got 'yours', which holds none"):
+    with pytest.raises(
+        ValueError,
+        match="Expected the samples of 'mine', from which .*numbers was made, got 'yours', which holds none",
+    ):
         numbers(facts={"about": {"source": "yours"}}, sources=named(20, 21))
     assert read_numbers(numbers.folder) == list(range(10))
     assert numbers(facts={"about": {"source": "renamed"}}).written == 0
@@ -207,5 +225,7 @@ def test_processes_that_do_not_see_each_other_do_not_start(numbers, monkeypatch)
     """Each would be the first, and write every shard."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("accelerate.PartialState._prepare_backend", lambda *args, **kwargs: (None, "NO"))
-    with pytest.raises(ValueError, match="Expected accelerate to see the 2 processes that were started, got 1"):
+    with pytest.raises(
+        ValueError, match="Expected accelerate to see the 2 processes that were started, got 1"
+    ):
         numbers()

@@ -1,4 +1,6 @@
-"""The preview of a depth: colours by nearness, the scale's ends where they were asked for, both panels and a legend."""
+"""The preview of a depth: colours by nearness, the scale's ends where they were asked for, both panels and a
+legend.
+"""
 
 import pytest
 import torch
@@ -27,7 +29,9 @@ def test_colour_darkens_with_distance():
 @pytest.mark.parametrize("style", ["colour", "control"])
 def test_percentiles_move_the_ends_of_the_scale(style):
     (shown,) = picture_depth(ramp(), style, near_percentile=25, far_percentile=75)
-    assert shown.near == pytest.approx(1 + 15 * 0.25, rel=0.02) and shown.far == pytest.approx(1 + 15 * 0.75, rel=0.02)
+    assert shown.near == pytest.approx(1 + 15 * 0.25, rel=0.02) and shown.far == pytest.approx(
+        1 + 15 * 0.75, rel=0.02
+    )
     assert torch.equal(shown.image[0, 0], shown.image[0, 5]), "beyond the end of the scale nothing changes"
 
 
@@ -46,7 +50,9 @@ def test_sheets_hold_picture_depth_and_legend(style):
     assert torch.equal(sheets[0, 30 * factor :], sheets[1, 30 * factor :])
 
 
-@pytest.mark.parametrize(("size", "factor"), [((2048, 16), 1), ((200, 20), 6), ((1, 1), 320), ((16, 2048), 1)])
+@pytest.mark.parametrize(
+    ("size", "factor"), [((2048, 16), 1), ((200, 20), 6), ((1, 1), 320), ((16, 2048), 1)]
+)
 def test_a_narrow_strip_stays_within_bounds_and_stands_in_the_middle(size, factor):
     """16 pixels wide and 2048 high would be 40,960 rows, were it enlarged to the panel's width."""
     view = View.from_depth(torch.linspace(1, 16, size[0] * size[1]).reshape(1, *size), units="metric")
@@ -73,5 +79,8 @@ def test_constant_depth_and_holes_are_shown():
 
 
 def test_depth_without_a_valid_pixel_is_refused_in_a_sentence():
-    with pytest.raises(ValueError, match=r"Expected a valid pixel \(finite and above 0\), got none among 16 in depth map 0 of 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected a valid pixel \(finite and above 0\), got none among 16 in depth map 0 of 1",
+    ):
         picture_depth(View.from_depth(torch.zeros(1, 4, 4), units="relative"), "control")

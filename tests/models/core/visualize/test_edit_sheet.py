@@ -12,7 +12,10 @@ def disc(x, y, radius=12):
 
 def sheet(sentence="Done: it moved. All is well.", is_done=True, **others):
     grey = torch.full((96, 128, 3), 0.5)
-    masks = {"object_before": disc(30, 48), "object_after": disc(90, 48), "changed": disc(30, 48) | disc(60, 80, 6)}
+    masks = {
+        "object_before": disc(30, 48), "object_after": disc(90, 48),
+        "changed": disc(30, 48) | disc(60, 80, 6),
+    }
     return edit_sheet(grey, grey, **masks | others, sentence=sentence, is_done=is_done)
 
 
@@ -61,5 +64,9 @@ def test_the_verdict_is_green_or_red():
 
 def test_masks_come_back_at_the_images_size():
     again = resize_masks([disc(30, 48), disc(90, 48)], (192, 256))
-    assert again.shape == (2, 192, 256) and again.dtype == torch.float32 and set(again.unique().tolist()) == {0.0, 1.0}
+    assert (
+        again.shape == (2, 192, 256)
+        and again.dtype == torch.float32
+        and set(again.unique().tolist()) == {0.0, 1.0}
+    )
     assert int(again[0].sum()) == 4 * int(disc(30, 48).sum())

@@ -29,11 +29,17 @@ def is_colour(frame, colour, tolerance=0.06):
 
 def test_a_flat_picture_seen_straight_is_the_picture_one_step_back():
     """At 1.15 times the distance everything shrinks by 1.15; Pillow does the same to the picture."""
-    image = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size=96, mode="bicubic").clamp(0, 1)[0].movedim(0, -1)
+    image = (
+        torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size=96, mode="bicubic")
+        .clamp(0, 1)[0]
+        .movedim(0, -1)
+    )
     view = View.from_depth(torch.full((96, 96), 3.0), units="relative", image=image)
     frame = render_orbit(view, frames=1, size=192, yaw_degrees=0, pitch_degrees=0).frames[0]
     side = round(192 / 1.15)
-    small = Image.fromarray((image * 255).round().byte().numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    small = Image.fromarray((image * 255).round().byte().numpy()).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
     start = (192 - side) // 2
     inner = frame[start : start + side, start : start + side].numpy()
     assert np.abs(inner - np.asarray(small) / 255)[3:-3, 3:-3].mean() < 0.01
@@ -41,8 +47,12 @@ def test_a_flat_picture_seen_straight_is_the_picture_one_step_back():
 
 @pytest.mark.parametrize(("index", "yaw", "pitch"), [(0, 0, 6), (1, 9, 3), (2, 0, 0), (3, -9, 3)])
 def test_points_are_where_scipy_turns_them(index, yaw, pitch):
-    """The camera swings right and up around the middle, so the near square moves left and down against the wall."""
-    orbit = render_orbit(square_before_a_wall(), frames=4, size=160, yaw_degrees=9, pitch_degrees=6, fov_degrees=50)
+    """The camera swings right and up around the middle, so the near square moves left and down against the
+    wall.
+    """
+    orbit = render_orbit(
+        square_before_a_wall(), frames=4, size=160, yaw_degrees=9, pitch_degrees=6, fov_degrees=50
+    )
     red = is_colour(orbit.frames[index], RED).nonzero().double()
     found = red[:, 1].mean() + 0.5, red[:, 0].mean() + 0.5
     centre = 4.0  # nearly all pixels lie on the wall
@@ -81,23 +91,35 @@ def test_soft_depth_edges_are_cut():
     """A model's depth climbs to the wall over some pixels; these must not hang in the air as a sheet."""
     view = square_before_a_wall()
     soft = torch.nn.functional.avg_pool2d(1 / view.depth, 3, 1, 1, count_include_pad=False)
-    frame = render_orbit(View.from_depth(1 / soft, units="metric", image=view.image), frames=4, size=160, yaw_degrees=10).frames[1]
+    frame = render_orbit(
+        View.from_depth(1 / soft, units="metric", image=view.image), frames=4, size=160, yaw_degrees=10
+    ).frames[1]
     sharp = render_orbit(view, frames=4, size=160, yaw_degrees=10).frames[1]
     assert float((frame - sharp).abs().amax(-1).gt(0.1).float().mean()) < 0.01
 
 
 def test_field_of_view_is_given_known_or_assumed():
     view = square_before_a_wall()
-    known = View.from_depth(view.depth, units="metric", image=view.image, intrinsics=intrinsics_from_fov(70, 64, 64))
-    orbits = [render_orbit(v, frames=1, size=32, fov_degrees=f) for v, f in ((view, None), (known, None), (known, 40.0))]
+    known = View.from_depth(
+        view.depth, units="metric", image=view.image, intrinsics=intrinsics_from_fov(70, 64, 64)
+    )
+    orbits = [
+        render_orbit(v, frames=1, size=32, fov_degrees=f)
+        for v, f in ((view, None), (known, None), (known, 40.0))
+    ]
     assert [round(orbit.fov_degrees, 3) for orbit in orbits] == [55, 70, 40]
     assert [orbit.fov_was_assumed for orbit in orbits] == [True, False, False]
 
 
-@pytest.mark.parametrize(("size", "wanted"), [((40, 64), (60, 96)), ((64, 40), (96, 60)), ((900, 1700), (51, 96)), ((2, 2), (96, 96))])
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((40, 64), (60, 96)), ((64, 40), (96, 60)), ((900, 1700), (51, 96)), ((2, 2), (96, 96))],
+)
 def test_any_shape_of_picture(size, wanted):
     depth = torch.linspace(1, 3, size[0])[:, None].expand(size)
-    frames = render_orbit(View.from_depth(depth, units="relative", image=torch.rand(1, *size, 3)), frames=2, size=96).frames
+    frames = render_orbit(
+        View.from_depth(depth, units="relative", image=torch.rand(1, *size, 3)), frames=2, size=96
+    ).frames
     assert frames.shape == (2, *wanted, 3)
     assert float(frames.amin()) >= 0 and float(frames.amax()) <= 1
 
@@ -105,7 +127,9 @@ def test_any_shape_of_picture(size, wanted):
 def test_a_few_valid_pixels_suffice():
     depth = torch.zeros(1600, 1600)
     depth[800, 800] = 2.0
-    frames = render_orbit(View.from_depth(depth, units="relative", image=torch.ones(1, 1600, 1600, 3)), frames=1, size=64).frames
+    frames = render_orbit(
+        View.from_depth(depth, units="relative", image=torch.ones(1, 1600, 1600, 3)), frames=1, size=64
+    ).frames
     assert bool(torch.isfinite(frames).all())
 
 
@@ -117,5 +141,8 @@ def test_bad_input_is_worded():
         render_orbit(view, frames=0)
     with pytest.raises(ValueError, match="Expected an image wide enough to orbit, got 4 x 1 pixels"):
         render_orbit(View.from_depth(torch.ones(1, 4), units="metric", image=torch.ones(1, 4, 3)))
-    with pytest.raises(ValueError, match=r"Expected a valid pixel \(finite and above 0\), got none among 16 in depth map 0 of 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected a valid pixel \(finite and above 0\), got none among 16 in depth map 0 of 1",
+    ):
         render_orbit(View.from_depth(torch.zeros(4, 4), units="metric", image=torch.ones(4, 4, 3)))

@@ -1,4 +1,6 @@
-"""Files converted block by block: same names, aligned tensors, kept metadata, whole or not at all, in little memory."""
+"""Files converted block by block: same names, aligned tensors, kept metadata, whole or not at all, in little
+memory.
+"""
 
 import json
 import subprocess
@@ -45,13 +47,21 @@ def plan(state, form):
 def test_what_is_written_is_what_the_format_says(source, tmp_path, monkeypatch, form, block):
     monkeypatch.setattr(conversion, "BLOCK", block)  # small blocks: the matrix comes in four
     state, seen = make_state(), []
-    target = convert_file(source, tmp_path / "x" / "out.safetensors", plan(state, form), {"added": "1"}, lambda *done: seen.append(done))
+    target = convert_file(
+        source,
+        tmp_path / "x" / "out.safetensors",
+        plan(state, form),
+        {"added": "1"},
+        lambda *done: seen.append(done),
+    )
     read, header = load_file(target), read_header(target)
     matrix = state["a.layer.weight"]
     made = FORMATS[form].quantize(matrix, largest_magnitude(matrix))
     assert set(read) == {*state} | {f"a.layer.{suffix}" for suffix in made}
     for suffix, value in made.items():
-        assert torch.equal(read[f"a.layer.{suffix}"].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8)), suffix
+        assert torch.equal(
+            read[f"a.layer.{suffix}"].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8)
+        ), suffix
     for name in set(state) - {"a.layer.weight"}:
         assert torch.equal(read[name], state[name].bfloat16()), name
     assert header.metadata["note"] == "kept" and header.metadata["added"] == "1"
@@ -90,7 +100,12 @@ def test_every_way_core_marks_a_quantised_layer_is_read(tmp_path):
     mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
     files = {
         "mark": {"x.weight": matrix, "x.weight_scale": scale, "x.comfy_quant": mark},
-        "old": {"x.weight": matrix, "x.scale_weight": scale, "x.scale_input": scale.clone(), "scaled_fp8": torch.zeros(2)},
+        "old": {
+            "x.weight": matrix,
+            "x.scale_weight": scale,
+            "x.scale_input": scale.clone(),
+            "scaled_fp8": torch.zeros(2),
+        },
     }
     for name, state in files.items():
         save_file(state, tmp_path / name)
@@ -105,11 +120,32 @@ def described(layers):
 @pytest.mark.parametrize(
     ("state", "metadata", "said"),
     [
-        ({"x.weight": torch.zeros(2, 2)}, described({"x": {"format": "q4_k"}}), "Expected layer x of .* in one of the formats fl.*, got q4_k"),
-        ({"x.weight": torch.zeros(2, 2)}, described({"x": {"format": "int8_tensorwise"}}), "Expected x.weight_scale in"),
-        ({"x.weight": torch.zeros(2, 2), "x.weight_scale": torch.ones(())}, described({"x": {"format": "int8_tensorwise"}}), r"Expected a matrix of I8 as the weight of layer x of .*file in int8_tensorwise, got F32 \(2, 2\)"),
-        ({"x.weight": torch.zeros(2, 2)}, described([1]), "to state how it is quantized, got an unreadable statement"),
-        ({"x.comfy_quant": torch.zeros(3, dtype=torch.uint8)}, None, "to state how it is quantized, got an unreadable statement"),
+        (
+            {"x.weight": torch.zeros(2, 2)},
+            described({"x": {"format": "q4_k"}}),
+            "Expected layer x of .* in one of the formats fl.*, got q4_k",
+        ),
+        (
+            {"x.weight": torch.zeros(2, 2)},
+            described({"x": {"format": "int8_tensorwise"}}),
+            "Expected x.weight_scale in",
+        ),
+        (
+            {"x.weight": torch.zeros(2, 2), "x.weight_scale": torch.ones(())},
+            described({"x": {"format": "int8_tensorwise"}}),
+            "Expected a matrix of I8 as the weight of layer x of .*file in int8_tensorwise, got "
+            r"F32 \(2, 2\)",
+        ),
+        (
+            {"x.weight": torch.zeros(2, 2)},
+            described([1]),
+            "to state how it is quantized, got an unreadable statement",
+        ),
+        (
+            {"x.comfy_quant": torch.zeros(3, dtype=torch.uint8)},
+            None,
+            "to state how it is quantized, got an unreadable statement",
+        ),
     ],
 )
 def test_a_quantised_file_that_cannot_be_read_is_named(tmp_path, state, metadata, said):
@@ -122,14 +158,22 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(source, tmp_path
     state = make_state()
     target = tmp_path / "new" / "out.safetensors"
     quantised = convert_file(source, tmp_path / "q.safetensors", plan(state, "int8"), {})
-    with pytest.raises(WeightsError, match="Expected an unquantized source, got .*q.safetensors with a.layer.weight in I8: it is quantized already"):
+    with pytest.raises(
+        WeightsError,
+        match="Expected an unquantized source, got .*q.safetensors with a.layer.weight in I8: it is "
+        "quantized already",
+    ):
         convert_file(quantised, target, dict.fromkeys(read_header(quantised).shapes, "fp8"), {})
     with pytest.raises(WeightsError, match="which exists. Choose another name"):
         convert_file(source, quantised, plan(state, "fp8"), {})
     state["a.layer.weight"][300, 3] = float("inf")
     save_file(state, source)
     for form in FORMATS:
-        with pytest.raises(WeightsError, match="Expected convertible numbers in a.layer.weight of .*source.safetensors, got a fault: it holds NaN or infinity"):
+        with pytest.raises(
+            WeightsError,
+            match="Expected convertible numbers in a.layer.weight of .*source.safetensors, got a "
+            "fault: it holds NaN or infinity",
+        ):
             convert_file(source, target, plan(state, form), {})
     assert not list(target.parent.iterdir())
 
@@ -145,7 +189,9 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path):
 
 def test_a_full_disk_is_said_before_anything_is_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10})())
-    with pytest.raises(OSError, match=r"Cannot write .*out\.safetensors: it needs 0.0 GB, and 0.0 GB are free"):
+    with pytest.raises(
+        OSError, match=r"Cannot write .*out\.safetensors: it needs 0.0 GB, and 0.0 GB are free"
+    ):
         convert_file(source, tmp_path / "out.safetensors", plan(make_state(), "fp8"), {})
 
 
@@ -153,15 +199,27 @@ def test_a_full_disk_is_said_before_anything_is_written(source, tmp_path, monkey
 def big_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("big")
     for name, rows in (("small", 1024), ("large", LARGEST // 4096)):
-        save_file({"x.weight": torch.full((rows, 4096), 0.5, dtype=torch.bfloat16)}, folder / f"{name}.safetensors")
+        save_file(
+            {"x.weight": torch.full((rows, 4096), 0.5, dtype=torch.bfloat16)}, folder / f"{name}.safetensors"
+        )
     return folder
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the measure is Unix's")
 @pytest.mark.parametrize("form", FORMATS)
 def test_memory_does_not_grow_with_the_tensor(big_files, tmp_path, form):
-    """Asked for: a peak below 1.5 times the largest tensor and a constant. The file is read in blocks: most of it is the constant."""
+    """Asked for: a peak below 1.5 times the largest tensor and a constant.
+
+    The file is read in blocks: most of it is the constant.
+    """
     script = Path(__file__).with_name("inside_conversion.py")
-    call = [sys.executable, "-I", str(script), str(big_files / "small.safetensors"), str(big_files / "large.safetensors"), form]
+    call = [
+        sys.executable,
+        "-I",
+        str(script),
+        str(big_files / "small.safetensors"),
+        str(big_files / "large.safetensors"),
+        form,
+    ]
     rise = int(subprocess.run([*call, str(tmp_path)], capture_output=True, check=True, text=True).stdout)
     assert rise < 0.5 * LARGEST * 2

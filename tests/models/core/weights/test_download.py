@@ -1,4 +1,6 @@
-"""Downloads through huggingface_hub from a hub of our own on this machine: checked, resumed, offline, and never twice."""
+"""Downloads through huggingface_hub from a hub of our own on this machine: checked, resumed, offline, and
+never twice.
+"""
 
 import hashlib
 import re
@@ -17,10 +19,13 @@ from spatialweave.models.core.weights.download import STAGING, download
 from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.core.weights.registry import PublishedFile, read_record
 
-CONTENT = save({"x": torch.arange(3_000_000, dtype=torch.int64)})  # more than two of the chunks that the library writes
+CONTENT = save(
+    {"x": torch.arange(3_000_000, dtype=torch.int64)}
+)  # more than two of the chunks that the library writes
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 FILE = PublishedFile(
-    name="renamed.safetensors", what="a part", folder="vae", repository="someone/thing", file="split/part.safetensors", about="24 MB",
+    name="renamed.safetensors", what="a part", folder="vae", repository="someone/thing",
+    file="split/part.safetensors", about="24 MB",
     size=len(CONTENT), sha256=DIGEST, licence="Apache-2.0",
 )  # fmt: skip
 PATH = "/someone/thing/resolve/main/split/part.safetensors"
@@ -73,7 +78,11 @@ class Answer(BaseHTTPRequestHandler):
 def use(monkeypatch, endpoint):
     """What the library makes of HF_ENDPOINT when it is imported."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        huggingface_hub.constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
 
 
 @pytest.fixture
@@ -90,7 +99,9 @@ def hub(monkeypatch):
 def test_a_file_comes_under_its_name_and_is_never_asked_for_again(hub, tmp_path):
     path = download(FILE, tmp_path)
     assert path == tmp_path / "vae" / FILE.name and path.read_bytes() == CONTENT
-    assert sorted(entry.name for entry in path.parent.iterdir()) == [FILE.name], "nothing of the download is left"
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [FILE.name], (
+        "nothing of the download is left"
+    )
     asked = len(hub.asked)
     assert asked and download(FILE, tmp_path) == path and len(hub.asked) == asked
     (tmp_path / "vae" / "flux2").mkdir()
@@ -103,19 +114,25 @@ def test_a_file_whose_hash_nobody_published_is_checked_with_the_hubs_and_remembe
     path = download(unknown, tmp_path)
     assert read_record(path) == DIGEST
     hub.sent = CONTENT[:-1] + b"\x01"
-    with pytest.raises(WeightsError, match=f"Expected the SHA-256 {DIGEST} from .*, got [0-9a-f]*. The file was deleted"):
+    with pytest.raises(
+        WeightsError, match=f"Expected the SHA-256 {DIGEST} from .*, got [0-9a-f]*. The file was deleted"
+    ):
         download(unknown, tmp_path / "again")
     assert not list((tmp_path / "again").rglob("*.safetensors"))
 
 
 def test_another_file_than_the_published_is_thrown_away(hub, tmp_path):
-    with pytest.raises(WeightsError, match=f"Expected the SHA-256 0000.* from .*, got {DIGEST}. The file was deleted"):
+    with pytest.raises(
+        WeightsError, match=f"Expected the SHA-256 0000.* from .*, got {DIGEST}. The file was deleted"
+    ):
         download(replace(FILE, sha256="0" * 64), tmp_path)
     assert not list((tmp_path / "vae").iterdir())
 
 
 def test_what_came_but_was_not_yet_checked_is_not_taken_for_the_file(hub, tmp_path):
-    """It lies in the staging folder under its published name, which for most files is the name in ComfyUI's folder too."""
+    """It lies in the staging folder under its published name, which for most files is the name in ComfyUI's
+    folder too.
+    """
     same = replace(FILE, name="part.safetensors")
     waiting = tmp_path / "vae" / STAGING / same.file
     waiting.parent.mkdir(parents=True)
@@ -134,8 +151,14 @@ def test_a_broken_download_goes_on_where_it_was(hub, tmp_path):
 @pytest.mark.parametrize("variable", downloads.OFFLINE)
 def test_offline_variables_are_obeyed(hub, tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what the library makes of either when it is imported
-    with pytest.raises(OSError, match=f"Expected network access to download renamed.safetensors, got {variable} set. Unset it, or put the file there yourself: renamed"):
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_OFFLINE", True
+    )  # what the library makes of either when it is imported
+    with pytest.raises(
+        OSError,
+        match=f"Expected network access to download renamed.safetensors, got {variable} set. Unset it, "
+        "or put the file there yourself: renamed",
+    ):
         download(FILE, tmp_path)
     assert not hub.asked and not (tmp_path / "vae").exists()
     (tmp_path / "vae").mkdir()
@@ -146,7 +169,11 @@ def test_offline_variables_are_obeyed(hub, tmp_path, monkeypatch, variable):
 @pytest.mark.parametrize("status", [403, 404])
 def test_what_the_hub_refuses_is_one_sentence_with_the_line(hub, tmp_path, status):
     hub.status = status
-    with pytest.raises(OSError, match=r"^Expected to download renamed.safetensors, got an error \(.*\). Try again, or put it there yourself: ") as said:
+    with pytest.raises(
+        OSError,
+        match=r"^Expected to download renamed.safetensors, got an error \(.*\). Try again, or put it "
+        "there yourself: ",
+    ) as said:
         download(FILE, tmp_path)
     assert "\n" not in str(said.value) and FILE.line in str(said.value)
 

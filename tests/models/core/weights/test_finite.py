@@ -66,7 +66,10 @@ def test_the_file_the_tensor_and_the_numbers_are_named(tmp_path):
     for read in (read_tensors, check_file):
         with pytest.raises(WeightsError) as error:
             read(tmp_path / "my.safetensors")
-        said = f"Expected finite numbers in bad.weight of {tmp_path / 'my.safetensors'}, got 1 NaN and 2 infinite of 6. Use another file"
+        said = (
+            f"Expected finite numbers in bad.weight of {tmp_path / 'my.safetensors'}, got 1 NaN "
+            "and 2 infinite of 6. Use another file"
+        )
         assert str(error.value).startswith(said)
     assert torch.equal(read_tensors(tmp_path / "my.safetensors", finite=False)["good.weight"], torch.ones(2))
 
@@ -79,7 +82,10 @@ def test_a_checkpoint_with_nan_is_refused(tmp_path):
     folder = save_checkpoint(tmp_path, 3, {"model": {"w": torch.tensor([1.0, math.nan])}}, {}, keep=2)
     with pytest.raises(
         ValueError,
-        match=r"Expected finite numbers in w of .*model\.safetensors, got 1 NaN of 2.*Use an older checkpoint",
+        match=(
+            r"Expected finite numbers in w of .*model\.safetensors, "
+            r"got 1 NaN of 2.*Use an older checkpoint"
+        ),
     ):
         load_checkpoint(folder, ("model",))
 

@@ -1,4 +1,6 @@
-"""Headers as others write them: what the safetensors library opens is read alike, what it refuses is refused by name."""
+"""Headers as others write them: what the safetensors library opens is read alike, what it refuses is refused
+by name.
+"""
 
 import json
 import struct
@@ -84,7 +86,11 @@ REFUSED = {
         r"Expected b of .* at byte 8, got 4: it overlaps the tensor before it",
     ),
     "the same bytes": ({"a": A, "b": A}, 8, "Expected b of .*: it overlaps the tensor before it"),
-    "unused bytes": ({"a": A, "b": {**A, "data_offsets": [16, 24]}}, 24, "Expected b of .*: it leaves unused bytes before it"),
+    "unused bytes": (
+        {"a": A, "b": {**A, "data_offsets": [16, 24]}},
+        24,
+        "Expected b of .*: it leaves unused bytes before it",
+    ),
     "before the data": ({"a": {**A, "data_offsets": [-8, 0]}}, 0, "the entry of 'a' is"),
     "backwards": ({"a": {**A, "data_offsets": [8, 0]}}, 8, "for a of .*, which is F32"),
     "too few bytes": (
@@ -95,7 +101,11 @@ REFUSED = {
     "a fraction as side": ({"a": {**A, "shape": [2.0]}}, 8, "the entry of 'a' is"),
     "true as side": ({"a": {**A, "shape": [True, 2]}}, 8, "the entry of 'a' is"),
     "a negative side": ({"a": {**A, "shape": [-1, -2]}}, 8, "the entry of 'a' is"),
-    "a side beyond counting": ({"a": {**A, "shape": [0, 10**30], "data_offsets": [0, 0]}}, 0, "the entry of 'a' is"),
+    "a side beyond counting": (
+        {"a": {**A, "shape": [0, 10**30], "data_offsets": [0, 0]}},
+        0,
+        "the entry of 'a' is",
+    ),
     "text as shape": ({"a": {**A, "shape": "22"}}, 8, "the entry of 'a' is"),
     "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8, "the entry of 'a' is"),
     "an unknown dtype": (

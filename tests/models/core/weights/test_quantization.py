@@ -37,7 +37,9 @@ def test_fp8_is_within_half_a_step(shape):
     values = matrix(shape)
     stored = quantize_fp8(values, largest_magnitude(values))
     scaled = values / stored["weight_scale"]
-    step = torch.exp2(scaled.abs().clamp(min=2**-6).log2().floor() - 3)  # 3 bits of mantissa, subnormal below 2^-6
+    step = torch.exp2(
+        scaled.abs().clamp(min=2**-6).log2().floor() - 3
+    )  # 3 bits of mantissa, subnormal below 2^-6
     below(stored["weight"].float() - scaled, step / 2)
     assert stored["weight"].float().abs().max() == 448
 
@@ -62,7 +64,8 @@ def test_nvfp4_is_within_half_a_step_of_its_group(shape):
     codes = torch.stack((stored["weight"] >> 4, stored["weight"] & 15), dim=-1).flatten(1).long()
     read = torch.where(codes > 7, -1, 1) * FP4[codes % 8]
     scale = untile(stored["weight_scale"], shape).repeat_interleave(16, 1) * stored["weight_scale_2"]
-    # a group's float8 scale is rounded: its largest value may be cut at 6 of what would be up to 6 * (1 + 1/16)
+    # a group's float8 scale is rounded: its largest value may be cut at 6 of what would be up
+    # to 6 * (1 + 1/16)
     step = torch.where(read.abs() >= 4, 2.0, torch.where(read.abs() >= 2, 1.0, 0.5))
     below(read * scale - values, step / 2 * scale)
 
@@ -94,7 +97,9 @@ def test_tiles_are_padded_with_zeros():
 def test_the_turn_is_orthogonal_and_has_no_constant_column(size):
     turn = hadamard(size)
     assert torch.equal(turn, turn.T) and torch.allclose(turn @ turn, torch.eye(size), atol=1e-6)
-    assert torch.allclose(turn.sum(0).abs(), torch.ones(size), atol=1e-5)  # a constant column would sum to the root of the size
+    assert torch.allclose(
+        turn.sum(0).abs(), torch.ones(size), atol=1e-5
+    )  # a constant column would sum to the root of the size
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -113,7 +118,9 @@ def test_blocks_of_rows_make_the_whole(name):
     whole = FORMATS[name].quantize(values, largest)
     parts = [FORMATS[name].quantize(block, largest) for block in values.split(ROWS)]
     for suffix, value in whole.items():
-        joined = torch.cat([part[suffix].view(torch.uint8) for part in parts]) if value.ndim else parts[0][suffix]
+        joined = (
+            torch.cat([part[suffix].view(torch.uint8) for part in parts]) if value.ndim else parts[0][suffix]
+        )
         assert torch.equal(joined, value.view(torch.uint8) if value.ndim else value), suffix
 
 

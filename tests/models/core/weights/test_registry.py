@@ -1,4 +1,6 @@
-"""Published files: one line that says all, verification by hash, and the commands around it, without a network."""
+"""Published files: one line that says all, verification by hash, and the commands around it, without a
+network.
+"""
 
 import hashlib
 import json
@@ -25,7 +27,8 @@ from spatialweave.models.modality_forcing.config import PRESETS
 from spatialweave.models.modality_forcing.released import NETWORK, TEXT_ENCODERS, VAE, released_files
 
 FILE = PublishedFile(
-    name="part.safetensors", what="a part", folder="vae", repository="someone/thing", file="split/part.safetensors", about="1 kB",
+    name="part.safetensors", what="a part", folder="vae", repository="someone/thing",
+    file="split/part.safetensors", about="1 kB",
     size=None, sha256=None, licence="Apache-2.0",
 )  # fmt: skip
 
@@ -51,17 +54,31 @@ def test_the_registry_is_complete_and_plausible():
         assert (file.size is None) == (file.sha256 is None), "both learnt, or neither"
         for digest in [file.sha256, *file.also_published]:
             assert digest is None or (len(digest) == 64 and set(digest) <= set("0123456789abcdef"))
-        assert file.folder in ("diffusion_models", "text_encoders", "vae") and file.licence and file.name.endswith(".safetensors")
+        assert (
+            file.folder in ("diffusion_models", "text_encoders", "vae")
+            and file.licence
+            and file.name.endswith(".safetensors")
+        )
         number, unit = file.about.split()
-        assert file.size is None or abs(file.size / {"GB": 1e9, "MB": 1e6}[unit] / float(number) - 1) < 0.02, file.name
+        assert (
+            file.size is None or abs(file.size / {"GB": 1e9, "MB": 1e6}[unit] / float(number) - 1) < 0.02
+        ), file.name
 
 
 def test_a_line_says_everything_and_what_is_unknown():
     line = FILE.line
-    for part in ("part.safetensors", "a part", "about 1 kB, exact size unknown until downloaded", "licence Apache-2.0"):
+    for part in (
+        "part.safetensors",
+        "a part",
+        "about 1 kB, exact size unknown until downloaded",
+        "licence Apache-2.0",
+    ):
         assert part in line
     assert "SHA-256 unknown until downloaded" in line and "folder models/vae" in line
-    assert line.endswith("https://huggingface.co/someone/thing/resolve/main/split/part.safetensors") and "\n" not in line
+    assert (
+        line.endswith("https://huggingface.co/someone/thing/resolve/main/split/part.safetensors")
+        and "\n" not in line
+    )
     assert "1,234 bytes" in replace(FILE, size=1234).line
 
 
@@ -71,7 +88,9 @@ def test_template_metadata_has_a_hash_where_there_is_one():
 
 
 def test_every_workflow_offers_the_files_of_the_registry(root):
-    """A node whose widget names a published file carries the registry's entry for it, and no other edition of it."""
+    """A node whose widget names a published file carries the registry's entry for it, and no other edition of
+    it.
+    """
     entries = {file.name: file.as_template_model for file in released_files()}
     for path in (root / "workflows").glob("*.json"):
         nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
@@ -98,15 +117,24 @@ def test_a_file_is_found_at_its_place_or_below(models, tmp_path):
 def test_verification(models):
     place = models / "vae" / FILE.name
     digest, seen = hash_file(place), []
-    assert verify(known(place), place, seen.append) == f"{place} is the published file." and seen[-1] == place.stat().st_size
+    assert (
+        verify(known(place), place, seen.append) == f"{place} is the published file."
+        and seen[-1] == place.stat().st_size
+    )
     assert verify(FILE, place).endswith(f"no hash is published to compare its SHA-256 with: {digest}.")
     other = replace(FILE, size=5, sha256="0" * 64, also_published={digest: "someone/else"})
     assert verify(other, place) == f"{place} is the edition published in someone/else."
     write_record(place, digest)
     assert verify(FILE, place) == f"{place} is as it was downloaded."
-    with pytest.raises(WeightsError, match=f"Expected the SHA-256 000.* of .*, got {digest}. Download it again: part.safetensors"):
+    with pytest.raises(
+        WeightsError,
+        match=f"Expected the SHA-256 000.* of .*, got {digest}. Download it again: part.safetensors",
+    ):
         verify(replace(known(place), sha256="0" * 64), place)
-    with pytest.raises(WeightsError, match="Expected 5 bytes in .*, the size of the published file, got .*. Download it again"):
+    with pytest.raises(
+        WeightsError,
+        match="Expected 5 bytes in .*, the size of the published file, got .*. Download it again",
+    ):
         verify(replace(known(place), size=5), place)
     place.write_bytes(place.read_bytes()[:-4])
     with pytest.raises(WeightsError, match="is cut off"):
@@ -118,7 +146,8 @@ def registered(models, monkeypatch):
     """The command with a registry of that one file."""
     place = models / "vae" / FILE.name
     files = [known(place), replace(FILE, name="absent.safetensors")]
-    monkeypatch.setattr(published_files, "released_files", lambda: files)
+    monkeypatch.setattr(published_files.modality_forcing, "released_files", lambda: files)
+    monkeypatch.setattr(published_files.vggt, "released_files", list)
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     return models
 
@@ -126,7 +155,11 @@ def registered(models, monkeypatch):
 def test_list_says_what_is_there(registered, capsys):
     assert cli.main(["weights", "--models", str(registered)]) == 0
     out = capsys.readouterr().out
-    assert f"there: {registered / 'vae' / FILE.name}" in out and "not there" in out and "absent.safetensors (a part)" in out
+    assert (
+        f"there: {registered / 'vae' / FILE.name}" in out
+        and "not there" in out
+        and "absent.safetensors (a part)" in out
+    )
     assert cli.main(["weights", "list"]) == 0
     assert capsys.readouterr().out.count("not looked for: --models was not given") == 2
 
@@ -143,11 +176,28 @@ def test_verify_fails_when_a_file_is_bad(registered, capsys):
 
 
 @pytest.mark.parametrize("place", ["vae/flux2", "other/vae"])
-def test_nothing_is_fetched_that_lies_in_a_subfolder_or_another_models_folder(registered, tmp_path, monkeypatch, capsys, place):
-    monkeypatch.setattr(published_files, "download", lambda file, models: pytest.fail(f"{file.name} was fetched again"))
+def test_nothing_is_fetched_that_lies_in_a_subfolder_or_another_models_folder(
+    registered, tmp_path, monkeypatch, capsys, place
+):
+    monkeypatch.setattr(
+        published_files, "download", lambda file, models: pytest.fail(f"{file.name} was fetched again")
+    )
     (tmp_path / place).mkdir(parents=True)
     there = (registered / "vae" / FILE.name).rename(tmp_path / place / FILE.name)
-    assert cli.main(["weights", "download", FILE.name, "--models", str(registered), "--models", str(tmp_path / "other")]) == 0
+    assert (
+        cli.main(
+            [
+                "weights",
+                "download",
+                FILE.name,
+                "--models",
+                str(registered),
+                "--models",
+                str(tmp_path / "other"),
+            ]
+        )
+        == 0
+    )
     assert f"there already: {there}" in capsys.readouterr().out
 
 
@@ -166,11 +216,13 @@ def test_a_command_without_what_it_needs_says_so(registered, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("change", [
-    {"folder": None}, {"size": "12"}, {"size": -1}, {"sha256": "short"}, {"also_published": {"x": "y"}}, {"name": 3}, {"more": 1},
+    {"folder": None}, {"size": "12"}, {"size": -1}, {"sha256": "short"}, {"also_published": {"x": "y"}},
+    {"name": 3}, {"more": 1},
 ])  # fmt: skip
 def test_an_entry_of_a_registry_that_says_something_else_is_named(change, tmp_path):
     entry = {
-        "name": "a.safetensors", "what": "a", "folder": "vae", "repository": "a/b", "file": "a", "about": "1 GB", "size": None,
+        "name": "a.safetensors", "what": "a", "folder": "vae", "repository": "a/b", "file": "a",
+        "about": "1 GB", "size": None,
         "sha256": None, "licence": "MIT",
     }  # fmt: skip
     path = tmp_path / "released.json"

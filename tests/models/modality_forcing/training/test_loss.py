@@ -1,4 +1,6 @@
-"""The loss against its formulas: noise levels by numeric integration, terms by hand, the start, and one batch learned by heart."""
+"""The loss against its formulas: noise levels by numeric integration, terms by hand, the start, and one batch
+learned by heart.
+"""
 
 import math
 from dataclasses import replace
@@ -22,7 +24,8 @@ from spatialweave.models.modality_forcing.training.start import (
 from spatialweave.models.modality_forcing.weights import is_image_text
 
 MINI = ModalityForcingConfig(
-    in_channels=4, context_in_dim=6, hidden_size=48, num_heads=3, axes_dim=(4, 4, 4, 4), num_double_blocks=2, num_single_blocks=1,
+    in_channels=4, context_in_dim=6, hidden_size=48, num_heads=3, axes_dim=(4, 4, 4, 4), num_double_blocks=2,
+    num_single_blocks=1,
     num_depth_decoder_blocks=1, mlp_ratio=2.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 MU, SIGMA = 1.1, 1.0
@@ -54,7 +57,12 @@ def make_batch(batch=4, grid=(2, 2), config=MINI, seed=0):
 
 def test_plateau_has_the_published_constants():
     mode, density, below, total = training_noise.plateau(1.1, 1.0)
-    assert (round(mode, 4), round(density, 3), round(below, 4), round(total, 4)) == (0.8607, 2.566, 0.7647, 1.1220)
+    assert (round(mode, 4), round(density, 3), round(below, 4), round(total, 4)) == (
+        0.8607,
+        2.566,
+        0.7647,
+        1.1220,
+    )
 
 
 @pytest.mark.parametrize(("mu", "sigma"), [(1.1, 1.0), (0.0, 0.7), (-0.5, 1.3)])
@@ -102,22 +110,32 @@ def test_depth_loss_is_the_velocity_error_over_known_pixels():
 
 
 def test_depth_loss_has_a_floor_under_t_and_ignores_unknown_pixels():
-    x0, target, known = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.tensor([[[[True, False], [False, False]]]])
-    assert training.depth_loss(x0, target, known, torch.tensor([0.01]), 0.05).item() == pytest.approx(1 / 0.05**2)
+    x0, target, known = (
+        torch.ones(1, 1, 2, 2),
+        torch.zeros(1, 1, 2, 2),
+        torch.tensor([[[[True, False], [False, False]]]]),
+    )
+    assert training.depth_loss(x0, target, known, torch.tensor([0.01]), 0.05).item() == pytest.approx(
+        1 / 0.05**2
+    )
     wild = torch.where(known, target, float("nan"))
     assert training.depth_loss(x0, wild, known, torch.tensor([0.5]), 0.05).item() == pytest.approx(4)
     assert training.depth_loss(x0, target, torch.zeros_like(known), torch.tensor([0.5]), 0.05).item() == 0
 
 
 def test_gradient_loss_of_a_slope_and_of_a_seam():
-    """Closed forms: steps of 1, 2, 4 and 8 pixels add up to 15 slopes, and a seam is seen by as many pairs as a step is long."""
+    """Closed forms: steps of 1, 2, 4 and 8 pixels add up to 15 slopes, and a seam is seen by as many pairs as
+    a step is long.
+    """
     target = torch.randn(1, 1, 32, 32, generator=seeded())
     everywhere, t = torch.ones_like(target, dtype=torch.bool), torch.tensor([0.5])
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     slope = target + 7 + 0.25 * columns - 0.5 * rows
     assert training.gradient_loss(slope, target, everywhere, t).item() == pytest.approx(15 * 0.75, rel=1e-4)
     seam = target + (columns >= 16)
-    assert training.gradient_loss(seam, target, everywhere, t).item() == pytest.approx(sum(s / (32 - s) for s in (1, 2, 4, 8)), rel=1e-4)
+    assert training.gradient_loss(seam, target, everywhere, t).item() == pytest.approx(
+        sum(s / (32 - s) for s in (1, 2, 4, 8)), rel=1e-4
+    )
 
 
 def test_gradient_loss_knows_nothing_of_unknown_pixels_and_clean_streams():
@@ -131,7 +149,9 @@ def test_gradient_loss_knows_nothing_of_unknown_pixels_and_clean_streams():
     first.backward()
     assert first.item() == training.gradient_loss(x0[:1], target, known, half).item() > 0
     assert torch.equal(x0.grad[:1] != 0, known & (x0.grad[:1] != 0)) and x0.grad.isfinite().all()
-    both = torch.cat([known, torch.zeros_like(known)])  # nothing is known of the second picture, so the first decides
+    both = torch.cat(
+        [known, torch.zeros_like(known)]
+    )  # nothing is known of the second picture, so the first decides
     assert_close(training.gradient_loss(x0, target.expand(2, -1, -1, -1), both, half.expand(2)), first)
     assert training.gradient_loss(x0[:1], target, known, torch.zeros(1)).item() == 0
 
@@ -181,7 +201,9 @@ def test_network_sees_clean_conditions_and_noise_where_depth_is_missing():
     assert given.any() and from_depth.any()
     assert torch.equal(seen["img"][given], batch["latent"][given])
     mask = batch["mask"]
-    assert torch.equal(seen["depth"][from_depth][mask[from_depth]], batch["depth_net"][from_depth][mask[from_depth]])
+    assert torch.equal(
+        seen["depth"][from_depth][mask[from_depth]], batch["depth_net"][from_depth][mask[from_depth]]
+    )
     filled = seen["depth"][~mask]
     assert abs(filled.mean().item()) < 0.03 and filled.std().item() == pytest.approx(1, abs=0.03)
 
@@ -207,18 +229,33 @@ def test_sparse_pictures_keep_few_pixels_and_their_own_unit_mean():
 def test_distillation_weighs_by_the_depth_time():
     batch, network, teacher = make_batch(16), Recorder(), Recorder()
     settings = LossSettings(caption_dropout=0.0, distill_high=1.0, distill_low=0.1)
-    value, parts = training.loss(TrainedModel(network), batch, seeded(), settings=settings, teacher=TrainedModel(teacher))
+    value, parts = training.loss(
+        TrainedModel(network), batch, seeded(), settings=settings, teacher=TrainedModel(teacher)
+    )
     t_rgb, t_depth = network.asked["t_rgb"], network.asked["t_depth"]
-    expected = (t_depth + 0.1 * (1 - t_depth))[t_rgb > 0].mean()  # the teacher says 1 everywhere, the network 0
+    expected = (t_depth + 0.1 * (1 - t_depth))[
+        t_rgb > 0
+    ].mean()  # the teacher says 1 everywhere, the network 0
     assert_close(parts["distill"], expected)
-    assert torch.equal(teacher.asked["img"], network.asked["img"]) and torch.equal(teacher.asked["t_rgb"], t_rgb)
+    assert torch.equal(teacher.asked["img"], network.asked["img"]) and torch.equal(
+        teacher.asked["t_rgb"], t_rgb
+    )
 
 
 def test_text_to_image_stage_uses_no_depth():
     batch = make_batch(2000)
     network = Recorder()
-    value, parts = training.loss(TrainedModel(network), batch, seeded(), settings=LossSettings(kind="text_to_image", caption_dropout=0.25))
-    assert set(network.asked) == {"img", "context", "t_rgb"} and (network.asked["t_rgb"] > 0).all() and set(parts) == {"rgb"}
+    value, parts = training.loss(
+        TrainedModel(network),
+        batch,
+        seeded(),
+        settings=LossSettings(kind="text_to_image", caption_dropout=0.25),
+    )
+    assert (
+        set(network.asked) == {"img", "context", "t_rgb"}
+        and (network.asked["t_rgb"] > 0).all()
+        and set(parts) == {"rgb"}
+    )
     empty = (network.asked["context"] == 0).flatten(1).all(dim=1)
     assert empty.float().mean().item() == pytest.approx(0.25, abs=0.04)
 
@@ -246,7 +283,9 @@ def test_alignment_reads_the_image_rows_of_its_block(kind):
     assert torch.equal(rows["given"], outputs[0][:, text : text + 4]) and rows["cells"] is batch["cells"]
     assert_close(parts["align"], 0.25 * rows["given"].detach().sum())
     assert_close(value.detach(), sum(parts.values()))
-    assert not network.single_blocks[1]._forward_hooks.keys() - {next(iter(network.single_blocks[1]._forward_hooks))}
+    assert not network.single_blocks[1]._forward_hooks.keys() - {
+        next(iter(network.single_blocks[1]._forward_hooks))
+    }
 
     alone, _ = training.loss(TrainedModel(network), batch, seeded(), settings=settings)
     assert_close(alone.detach(), value.detach() - parts["align"])
@@ -260,29 +299,52 @@ def test_one_of_several_captions_is_drawn():
 
 
 def test_dropping_captions_needs_the_empty_one():
-    with pytest.raises(ValueError, match="Expected empty_tokens in the batch for caption_dropout 0.1, got none"):
+    with pytest.raises(
+        ValueError, match="Expected empty_tokens in the batch for caption_dropout 0.1, got none"
+    ):
         training.draw_captions({"tokens": torch.zeros(1, 2)}, seeded(), 0.1)
 
 
 def test_loss_is_a_function_of_its_generator():
     model = TrainedModel(ModalityForcing(MINI))
     init_weights(model.network, seeded(1))
-    values = [training.loss(model, make_batch(), seed_slice(0, step, 0), settings=LossSettings())[0].item() for step in (0, 0, 1)]
+    values = [
+        training.loss(model, make_batch(), seed_slice(0, step, 0), settings=LossSettings())[0].item()
+        for step in (0, 0, 1)
+    ]
     assert values[0] == values[1] != values[2]
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"kind": "other"}, "Expected one of modality_forcing, text_to_image as kind of the recipe's loss, got 'other'"),
-        ({"joint": 0.7}, r"Expected shares that add up to 1 for the loss's joint, image_to_depth and depth_to_image, got \(0.7, 0.2, 0.2\)"),
-        ({"shift_sigma": 2.0}, r"Expected the loss's shift_sigma to be above 0 and at most sqrt\(2\): beyond it the density has two modes, got 2.0"),
+        (
+            {"kind": "other"},
+            "Expected one of modality_forcing, text_to_image as kind of the recipe's loss, got 'other'",
+        ),
+        (
+            {"joint": 0.7},
+            "Expected shares that add up to 1 for the loss's joint, image_to_depth and "
+            r"depth_to_image, got \(0.7, 0.2, 0.2\)",
+        ),
+        (
+            {"shift_sigma": 2.0},
+            r"Expected the loss's shift_sigma to be above 0 and at most sqrt\(2\): beyond it the "
+            "density has two modes, got 2.0",
+        ),
         ({"t_min": 0}, r"Expected the loss's t_min to be above 0: the depth weight is 1/t\^2, got 0"),
         ({"depth_gradient": -1}, "Expected the loss's depth_gradient to be at least 0, got -1"),
         ({"rgb_weight": -1}, "Expected the loss's rgb_weight to be at least 0, got -1"),
         ({"sparse": 1.5}, "Expected the loss's sparse to be from 0 to 1, got 1.5"),
-        ({"sparse_keep": [0.5, 0.1]}, r"Expected the loss's sparse_keep to be two rising shares above 0, at most 1, got \(0.5, 0.1\)"),
-        ({"depth_wight": 1}, r"in the recipe's loss, got the unknown keys 'depth_wight' \(did you mean 'depth_weight'\?\)"),
+        (
+            {"sparse_keep": [0.5, 0.1]},
+            "Expected the loss's sparse_keep to be two rising shares above 0, at most 1, got "
+            r"\(0.5, 0.1\)",
+        ),
+        (
+            {"depth_wight": 1},
+            r"in the recipe's loss, got the unknown keys 'depth_wight' \(did you mean " r"'depth_weight'\?\)",
+        ),
     ],
 )
 def test_bad_settings_are_refused_in_a_sentence(change, sentence):
@@ -313,17 +375,29 @@ def test_start_from_text_to_image_copies_the_image_stream():
     init_from_text_to_image(network, base, seeded())
     batch, t = make_batch(), torch.full((4,), 0.5)
     assert torch.equal(
-        network.forward_image(batch["latent"], batch["context"], t), source.forward_image(batch["latent"], batch["context"], t)
+        network.forward_image(batch["latent"], batch["context"], t),
+        source.forward_image(batch["latent"], batch["context"], t),
     )
     for mine, theirs in zip(network.double_blocks, source.double_blocks, strict=True):
         assert torch.equal(mine.depth_attn.qkv.weight, theirs.img_attn.qkv.weight)
         assert torch.equal(mine.depth_attn.norm.key_norm.scale, theirs.img_attn.norm.key_norm.scale)
         assert torch.equal(mine.depth_mlp[2].weight, theirs.img_mlp[2].weight)
-    assert torch.equal(network.double_stream_modulation_depth.lin.weight, source.double_stream_modulation_img.lin.weight)
-    assert torch.equal(network.single_stream_modulation_depth.lin.weight, source.single_stream_modulation.lin.weight)
+    assert torch.equal(
+        network.double_stream_modulation_depth.lin.weight, source.double_stream_modulation_img.lin.weight
+    )
+    assert torch.equal(
+        network.single_stream_modulation_depth.lin.weight, source.single_stream_modulation.lin.weight
+    )
     assert network.cross_alpha_img.item() == network.cross_alpha_depth.item() == 0
-    assert network.time_in_rgb_to_depth.in_layer.weight.any() and not network.depth_final_layer.linear.weight.any()
-    with pytest.raises(ValueError, match="Expected text-to-image weights of this network, got 1 tensors that it does not have, the first nose"):
+    assert (
+        network.time_in_rgb_to_depth.in_layer.weight.any()
+        and not network.depth_final_layer.linear.weight.any()
+    )
+    with pytest.raises(
+        ValueError,
+        match="Expected text-to-image weights of this network, got 1 tensors that it does not have, "
+        "the first nose",
+    ):
         init_from_text_to_image(network, {"nose": torch.zeros(1)}, seeded())
 
 
@@ -358,7 +432,13 @@ def test_a_widened_depth_head_computes_what_it_computed():
     wide = widen_depth_head(network, replace(MINI, depth_head_kernel=3))
     assert wide.depth_final_layer.linear.weight.shape == (16, 48 * 9)
     batch = make_batch(grid=(3, 4))
-    inputs = batch["latent"], batch["depth_net"], batch["context"], torch.full((4,), 0.3), torch.full((4,), 0.7)
+    inputs = (
+        batch["latent"],
+        batch["depth_net"],
+        batch["context"],
+        torch.full((4,), 0.3),
+        torch.full((4,), 0.7),
+    )
     for got, want in zip(wide(*inputs), network(*inputs), strict=True):
         assert_close(got, want)
 

@@ -311,7 +311,11 @@ def test_folders_and_settings_that_do_not_serve_are_refused(tmp_path):
 
 
 def test_other_weights_and_sizes_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match=r"Expected the tensors of this network in .*scorer\.safetensors for the world's predictor, which is SpatialWeave's world scorer, got others: 50 tensors"):
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected the tensors of this network in .*scorer\.safetensors for the world's "
+        "predictor, which is SpatialWeave's world scorer, got others: 50 tensors",
+    ):
         Predictor.from_pretrained(WEIGHTS)
     with pytest.raises(ValueError, match="sides divisible by 16"):
         Predictor(draw_network()).read(torch.rand(1, 30, 32, 3))

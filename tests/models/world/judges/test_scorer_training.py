@@ -145,7 +145,8 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path):
     data = {"folder": str(tmp_path / "none"), "scenes": 70, "size": 64}
     with pytest.raises(
         ValueError,
-        match=r"Expected a dataset to train on in .*none, got none. Write it with: spatialweave world .*none --scenes 70 --size 64 --workers 2",
+        match="Expected a dataset to train on in .*none, got none. Write it with: spatialweave "
+        "world .*none --scenes 70 --size 64 --workers 2",
     ):
         build(Recipe("scorer", 1, data=data))
     with pytest.raises(ValueError, match="'foldr'"):

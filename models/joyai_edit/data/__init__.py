@@ -1,0 +1,1 @@
+"""Edits as data: published dataset layouts, and the encodings that training reads."""

@@ -1,0 +1,1 @@
+"""Fine-tuning JoyImage-Edit: a LoRA on the frozen network, through diffusers and accelerate."""
