@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .config import VggtConfig
+from .framing import Frame
 
 FLOAT32 = 4  # bytes
 # of x in a block: x, its norm, q k v, both rotated with their float32 copies, attention and hidden layer
 BLOCK_COPIES = 14
-DENSE_COPIES = 3  # of a dense head's largest maps at once
+DENSE_COPIES = 4  # of a dense head's largest maps at once
 
 
 def count_sequence_tokens(config: VggtConfig, views: int, size: tuple[int, int]) -> int:
@@ -36,3 +39,8 @@ def estimate_memory(config: VggtConfig, views: int, size: tuple[int, int], width
     head = DENSE_COPIES * FLOAT32 * (coarse + pixels * (config.dpt_features // 2 + 32))
     maps = views * pixels * FLOAT32 * 8  # the images and what the heads say of them
     return taps + max(block, head) + maps
+
+
+def result_bytes(frames: Sequence[Frame]) -> int:
+    """Of the views at the images' own sizes: depth, confidence and image in float32, and the mask."""
+    return sum(height * width * (5 * FLOAT32 + 1) for height, width in (frame.size for frame in frames))

@@ -15,7 +15,8 @@ from .framing import Frame
 SURE = 1.2  # median confidence below which a view's depth is doubtful; 1 is the lowest
 SAMPLES = 24  # pixels a side at which the overlap of two views is looked at
 SAME_DEPTH = 0.1  # relative difference up to which two views see the same point
-SHARED = 0.05  # fraction of a view's points that another view must see, or it shares nothing
+SAME_COLOR = 0.1  # largest difference in a channel up to which they may show it
+SHARED = 0.1  # fraction of a view's points that another view must see, or it shares nothing
 NAMED = 6  # views named in one sentence
 
 
@@ -73,29 +74,29 @@ def name_views(indices: Sequence[int]) -> str:
 
 
 def find_strangers(views: Sequence[View]) -> list[int]:
-    """Indices of views of whose points hardly any is seen by another view at the same depth."""
+    """Indices of views of whose points hardly any is seen by another view at the same depth, in its color."""
     if len(views) < 2:
         return []
     samples = [sample_points(view) for view in views]
     return [
         i
-        for i, points in enumerate(samples)
-        if not any(shared_fraction(points, view) >= SHARED for j, view in enumerate(views) if j != i)
+        for i, sample in enumerate(samples)
+        if not any(shared_fraction(*sample, view) >= SHARED for j, view in enumerate(views) if j != i)
     ]
 
 
-def sample_points(view: View) -> Tensor:
-    """World points (n, 3) of a view on a coarse grid of its pixels."""
+def sample_points(view: View) -> tuple[Tensor, Tensor]:
+    """World points (n, 3) of a view on a coarse grid of its pixels, and their colors (n, 3)."""
     height, width = view.depth.shape[-2:]
     rows = torch.linspace(0, height - 1, min(SAMPLES, height)).long()
     columns = torch.linspace(0, width - 1, min(SAMPLES, width)).long()
-    points = depth_to_points(view.depth, view.intrinsics)[0][rows][:, columns]
-    known = view.mask[0][rows][:, columns]
-    return transform_points(points[known], invert_pose(view.world_to_cam[0]))
+    maps = (depth_to_points(view.depth, view.intrinsics), view.image, view.mask)
+    points, colors, known = (values[0][rows][:, columns] for values in maps)
+    return transform_points(points[known], invert_pose(view.world_to_cam[0])), colors[known]
 
 
-def shared_fraction(points: Tensor, view: View) -> float:
-    """The fraction of world points (n, 3) that a view sees at about their own depth."""
+def shared_fraction(points: Tensor, colors: Tensor, view: View) -> float:
+    """The fraction of world points (n, 3) that a view sees at about their depth and in about their color."""
     if not len(points):
         return 0.0
     height, width = view.depth.shape[-2:]
@@ -103,5 +104,7 @@ def shared_fraction(points: Tensor, view: View) -> float:
     x, y = pixels.floor().long().unbind(-1)
     inside = (depth > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     found = view.depth[0][y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    seen = view.image[0][y.clamp(0, height - 1), x.clamp(0, width - 1)]
     same = inside & (found > 0) & ((found - depth).abs() < SAME_DEPTH * depth)
+    same = same & ((seen - colors).abs().amax(-1) < SAME_COLOR)
     return float(same.float().mean())

@@ -35,7 +35,7 @@ class LossSettings:
     camera: float = 2.0  # weight of the camera term
     depth: float = 1.0
     gradient: float = 0.5  # weight of differences between neighboring pixels, beside the depth term
-    confidence: float = 0.1  # weight of log(confidence): larger values make the network surer
+    confidence: float = 0.3  # weight of log(confidence): larger values make the network surer
     points: float = 2.0  # weight of the probes: the patches' points in the first camera's frame
     matching: float = 0.5  # weight of the attention between views, which learns the patch of the same surface
     depth_views: int = 0  # views of a scene whose depth counts in a step; 0 is all

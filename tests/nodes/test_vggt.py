@@ -17,7 +17,7 @@ def test_vggt_reconstruct_gives_one_view_for_each_image_as_the_pipeline_does(vgg
     assert seen["plain"] < 1e-5 and seen["chunked"] < 1e-5 and seen["deviates"] > 1e-3
     assert seen["image"] and seen["transparent"] == 0
     assert seen["loaded"], "the network is not in core's memory management"
-    assert "3 views at 56 x 42 pixels" in seen["notes"] and "GB free on" in seen["notes"]
+    assert "3 views at 56 x 42 pixels" in seen["notes"] and "GB free on" in seen["notes"] and "GB of main memory" in seen["notes"]
     assert "View 1's camera is the common frame" in seen["notes"] and "alpha" in seen["notes"]
 
 

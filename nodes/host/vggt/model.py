@@ -14,7 +14,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ....models.vggt.config import VggtConfig
-from ....models.vggt.memory import estimate_memory
+from ....models.vggt.memory import estimate_memory, result_bytes
 from ....models.vggt.network import Prediction, Vggt
 from ....models.vggt.pipeline import GeometryTokens, Inputs, to_tokens
 from ..shared.hosting import SMALL
@@ -86,7 +86,7 @@ class VggtModel:
         return (
             f"{views} view{'s' if views > 1 else ''} at {width} x {height} pixels: about {need / GB:.2f} GB "
             f"beside {self.patcher.model_size() / GB:.2f} GB of weights; {free / GB:.2f} GB free on "
-            f"{self.device}."
+            f"{self.device}. The result takes {result_bytes(inputs.frames) / GB:.2f} GB of main memory."
         )
 
 

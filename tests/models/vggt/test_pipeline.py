@@ -65,7 +65,7 @@ def test_images_of_several_sizes_and_sources_give_a_view_each_at_its_size(small,
     result = VggtPipeline(small, small.config)([grey, rgba, torch.rand(20, 90, 3)])
     assert [tuple(view.depth.shape) for view in result.views] == [(1, 50, 30), (1, 40, 61), (1, 20, 90)]
     assert all(view.mask.all() and view.intrinsics is not None for view in result.views)
-    assert any("gray" in note for note in result.notes) and any("alpha" in note for note in result.notes)
+    assert any("one channel was used for red, green and blue" in note for note in result.notes) and any("alpha" in note for note in result.notes)
     with pytest.raises(ValueError, match="Expected images of one size"):
         _ = result.view
 
@@ -96,7 +96,7 @@ def test_doubtful_views_are_named(small, images):
 
 
 def test_views_that_share_no_surface_are_named():
-    """Two cameras side by side, and one that looks the other way."""
+    """Two cameras side by side, one that looks the other way, and one beside them that sees a surface of another color there."""
     from spatialweave.models.core.geometry.view import View
     from spatialweave.models.vggt.notes import describe_views
 
@@ -104,11 +104,14 @@ def test_views_that_share_no_surface_are_named():
     beside, away = torch.eye(4), torch.diag(torch.tensor([-1.0, 1, -1, 1]))
     beside[0, 3] = -0.3
     views = [
-        View.from_depth(torch.full((30, 40), 2.0), units="relative", intrinsics=lens, world_to_cam=pose, confidence=torch.full((30, 40), 4.0))
-        for pose in (torch.eye(4), beside, away)
-    ]
+        View.from_depth(
+            torch.full((30, 40), 2.0), units="relative", intrinsics=lens, world_to_cam=pose, confidence=torch.full((30, 40), 4.0),
+            image=torch.full((30, 40, 3), grey),
+        )
+        for pose, grey in ((torch.eye(4), 0.5), (beside, 0.45), (away, 0.5), (beside, 0.9))
+    ]  # fmt: skip
     notes = describe_views(views)
-    assert len(notes) == 1 and notes[0].startswith("View 3: no other view sees the same surface")
+    assert len(notes) == 1 and notes[0].startswith("Views 3, 4: no other view sees the same surface")
     assert describe_views(views[:2]) == ()
 
 
