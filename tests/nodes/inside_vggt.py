@@ -67,7 +67,7 @@ def reconstruct(folder):
 
     vggt, image = start(folder), views(channels=4)
     view, transparent, notes = run("VggtReconstruct", vggt=vggt, image=image, **DEFAULTS)
-    pipeline = ours("models.vggt.pipeline").VggtPipeline.from_preset("vggt_1b", weights=f"{folder}/ours.safetensors")
+    pipeline = ours("models.vggt.pipeline").VggtPipeline.from_file(f"{folder}/ours.safetensors")
     plain = pipeline(image).view
     chunked = run("VggtReconstruct", vggt=vggt, image=image, **{**DEFAULTS, "global_queries": 7})[0]
     (packet,) = run("ViewToDa3", view=view)
