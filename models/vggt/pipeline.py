@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core.geometry.camera import invert_pose, pad_pose, transform_points, unproject, upright_world
+from ..core.geometry.camera import pad_pose, upright_world
 from ..core.geometry.view import View
 from ..core.layers.attention import Attend, attend
 from ..core.pictures import read_pictures
@@ -54,11 +54,6 @@ class GeometryTokens:
     grid: tuple[int, int]  # rows and columns of patches
     patch: int  # pixels a side, in the network's image
     frames: tuple[Frame, ...]  # where each image lies in the network's image
-
-    @property
-    def picture_size(self) -> tuple[int, int]:
-        """(h, w) of the first image."""
-        return self.frames[0].size
 
 
 @dataclass(frozen=True)
@@ -300,20 +295,3 @@ def join_views(views: Sequence[View]) -> View:
         )
     tensors = [field.name for field in fields(View) if isinstance(getattr(views[0], field.name), Tensor)]
     return replace(views[0], **{name: torch.cat([getattr(view, name) for view in views]) for name in tensors})
-
-
-def unproject_to_world(
-    depth: Tensor, world_to_cam: Tensor, intrinsics: Tensor, *, pixel_center: float = 0.0
-) -> Tensor:
-    """Depth (b, v, h, w) with poses (b, v, 3, 4) and intrinsics (b, v, 3, 3) -> world points (b, v, h, w, 3).
-
-    The published unprojection: rays go through the pixels' corners; `pixel_center=0.5` through their centers.
-    """
-    height, width = depth.shape[-2:]
-    y = torch.arange(height, dtype=torch.float32, device=depth.device) + pixel_center
-    x = torch.arange(width, dtype=torch.float32, device=depth.device) + pixel_center
-    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    flat = depth.flatten(0, 1)
-    points = unproject(pixels.expand(len(flat), -1, -1, -1), flat, intrinsics.flatten(0, 1))
-    points = transform_points(points, invert_pose(pad_pose(world_to_cam.flatten(0, 1))))
-    return points.unflatten(0, depth.shape[:2])

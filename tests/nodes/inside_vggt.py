@@ -103,7 +103,7 @@ def tokens(folder):
     with torch.no_grad():
         last = vggt.patcher.model.aggregator(framed.framed, range(4)).layers[3][0]
     return {
-        "shape": list(found.tokens.shape), "special": found.special, "grid": list(found.grid), "size": list(found.picture_size),
+        "shape": list(found.tokens.shape), "special": found.special, "grid": list(found.grid), "size": list(found.frames[0].size),
         "gap": float((found.tokens - last).abs().max()), "notes": notes,
     }  # fmt: skip
 
