@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..models.joyai_edit.boxes import BOX_SIDES
 from ..models.joyai_edit.cameras import change_between
 from ..models.joyai_edit.moving import (
     boxes_from_drawn,
@@ -27,7 +28,6 @@ from .host.shared.notes import tell
 from .sockets import Framing
 
 CATEGORY = "SpatialWeave/JoyAI-Image"
-SIDES = ("x", "y", "width", "height")
 
 
 def name_input() -> io.String.Input:
@@ -53,7 +53,7 @@ def box_options() -> list[io.DynamicCombo.Option]:
         "x": "Left edge of the box, in pixels.", "y": "Top edge of the box, in pixels.",
         "width": "Width of the box, in pixels.", "height": "Height of the box, in pixels.",
     }  # fmt: skip
-    sides = [io.Int.Input(name, default=0, min=-16384, max=16384, tooltip=tips[name]) for name in SIDES]
+    sides = [io.Int.Input(name, default=0, min=-16384, max=16384, tooltip=tips[name]) for name in BOX_SIDES]
     box = io.BoundingBox.Input(
         "bounding_box", force_input=True,
         tooltip="From core's Create Bounding Boxes or Bounding Box, or a detector's; one box for each image.",
@@ -147,7 +147,7 @@ class JoyMoveObject(io.ComfyNode):
         images, notes = split_images(picture)
         kind = box["box"][0]
         if kind == "numbers":
-            boxes = boxes_from_numbers([box[side] for side in SIDES], len(images))
+            boxes = boxes_from_numbers([box[side] for side in BOX_SIDES], len(images))
         elif kind == "bounding box":
             boxes = boxes_from_frames(box["bounding_box"], len(images))
         else:

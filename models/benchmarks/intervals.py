@@ -1,5 +1,5 @@
-"""Statistics over sampling seeds: mean and standard error, and whether a difference between two methods is
-significant; the interval of a proportion."""
+"""Statistics of repeated measurements: mean and standard error, whether a difference between two methods is
+significant, and the interval of a proportion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import norm, t
 
-CONFIDENCE = 0.95  # two-sided, by Student's t over the seeds: with three seeds 4.3 standard errors
+CONFIDENCE = 0.95  # two-sided, by Student's t: with three values 4.3 standard errors
 
 
 def summarize_seeds(values: Sequence[float]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ..core.text_files import read_text, show_path
 from .colmap_model import parse_images
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-Frames = list[tuple[Path, Tensor]]  # image file and world_to_cam (4, 4), in the scene's order
+PoseFrames = list[tuple[Path, Tensor]]  # image file and world_to_cam (4, 4), in the scene's order
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_pose_folder(
     return PoseFolder(tuple(scenes), dataset or folder.resolve().name, read)
 
 
-def _find_scenes(path: Path) -> dict[str, Callable[[], Frames]]:
+def _find_scenes(path: Path) -> dict[str, Callable[[], PoseFrames]]:
     """What reads the scenes of a file or folder, by name."""
     if path.is_file():
         is_scene = path.suffix == ".txt" and path.with_suffix("").is_dir()
@@ -86,11 +86,11 @@ def _find_scenes(path: Path) -> dict[str, Callable[[], Frames]]:
     return {path.name: lambda: _read_transforms(path)} if (path / "transforms.json").is_file() else {}
 
 
-def _read_co3d(category: Path) -> dict[str, Frames]:
+def _read_co3d(category: Path) -> dict[str, PoseFrames]:
     """The frames of each sequence. PyTorch3D's cameras look along z with x left and y up, of row vectors."""
     source = category / "frame_annotations.jgz"
     flip = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
-    sequences: dict[str, Frames] = {}
+    sequences: dict[str, PoseFrames] = {}
     try:
         for frame in json.loads(gzip.decompress(source.read_bytes())):
             rotation = torch.tensor(frame["viewpoint"]["R"], dtype=torch.float64).reshape(3, 3)
@@ -107,12 +107,12 @@ def _read_co3d(category: Path) -> dict[str, Frames]:
     return {name: rows for name, rows in there.items() if len(rows) > 1}
 
 
-def _read_colmap(scene: Path) -> Frames:
+def _read_colmap(scene: Path) -> PoseFrames:
     poses = parse_images(scene / "sparse" / "0" / "images.txt")
     return [(scene / "images" / name, pose) for name, pose in sorted(poses.items())]
 
 
-def _read_transforms(scene: Path) -> Frames:
+def _read_transforms(scene: Path) -> PoseFrames:
     """Cameras of nerfstudio and NeRF: camera to world, y up, looking down -z."""
     source = scene / "transforms.json"
     flip = torch.tensor([*FLIP_Y_Z, 1.0], dtype=torch.float64)
@@ -129,8 +129,8 @@ def _read_transforms(scene: Path) -> Frames:
         ) from error
 
 
-def _read_realestate(source: Path) -> Frames:
-    """Frames whose image is there; the first line is the video's address."""
+def _read_realestate(source: Path) -> PoseFrames:
+    """PoseFrames whose image is there; the first line is the video's address."""
     frames = []
     for number, line in enumerate(read_text(source).split("\n")[1:], 2):
         words = line.split()

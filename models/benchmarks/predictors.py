@@ -70,7 +70,7 @@ class _Vggt:
     def __init__(self, weights: Path | None = None, *, size: int = 0, device: str = "cpu") -> None:
         from ..vggt.pipeline import VggtPipeline
 
-        self.pipeline = VggtPipeline.from_preset("tiny", weights=weights, device=device)
+        self.pipeline = VggtPipeline.from_file(weights, device=device)
         self.name = f"VGGT ({weights.name if weights else 'tiny'})"
         self.size = size
         self.settings = {"size": size}

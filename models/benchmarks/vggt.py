@@ -22,7 +22,7 @@ LENS_JITTER = 0.2  # of the held-out views, as of the views that the tiny networ
 
 
 def evaluate_vggt(
-    preset: str = "tiny", *, weights: str | Path | None = None, count: int = 64, size: int = 0
+    weights: str | Path | None = None, *, count: int = 64, size: int = 0
 ) -> dict[str, float]:
     """Figures by name, over `count` test scenes for each number of views.
 
@@ -34,7 +34,7 @@ def evaluate_vggt(
     if count < 1:
         raise ValueError(f"Expected at least 1 scene, got {count}. Set --n.")
     started = time.perf_counter()
-    pipeline = VggtPipeline.from_preset(preset, weights=weights)
+    pipeline = VggtPipeline.from_file(weights)
     side, figures = size or pipeline.config.img_size, {}
     pairs: list[tuple[Tensor, Tensor]] = []
     with tqdm(total=count * len(VIEWS), desc="evaluating", unit="scene") as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from .option_types import LARGEST_SEED, MOST_STEPS, check_device, number, path, 
 from .output_lines import write_line
 
 _ALIGNMENTS = ("none", "scale", "scale-robust", "scale-shift", "scale-shift-robust", "disparity-scale-shift")
+_DEFAULTS = {
+    "size": 0, "device": "cpu", "set": [], "server": "http://127.0.0.1:8188", "timeout": 3600, "seed": 0,
+    "steps": 0, "ensemble": 1,
+}  # fmt: skip
 
 
 def add_benchmark(command: argparse.ArgumentParser) -> None:
@@ -28,18 +33,18 @@ def _add_common(option, models: tuple[str, ...], unit: str) -> None:
     model = option("--model", required=True, choices=models)
     model.help = "what predicts: a network in this process, or a graph in a running ComfyUI"
     option("--weights", type=path, help="a network's file, where not the shipped tiny one")
-    option("--size", type=whole(0, 8192), default=0, help="longer side of the network's input; 0: its own")
-    option("--device", default="cpu", help="where the network runs: cpu, cuda")
+    option("--size", type=whole(0, 8192), help="longer side of the network's input; 0: its own")
+    option("--device", help="where the network runs: cpu, cuda")
     option("--graph", type=path, help="comfyui: a graph in API form with one Load Image")
-    changes = option("--set", action="append", default=[], metavar="NODE.INPUT=VALUE")
+    changes = option("--set", action="append", metavar="NODE.INPUT=VALUE")
     changes.help = "comfyui: change an input of the graph; may be repeated"
     option("--image-node", help="comfyui: the Load Image node, if the graph has several")
-    option("--server", default="http://127.0.0.1:8188", help="comfyui: the address of the server")
-    option("--timeout", type=number(1, 10**6), default=3600, help="comfyui: seconds for one run")
+    option("--server", help="comfyui: the address of the server")
+    option("--timeout", type=number(1, 10**6), help="comfyui: seconds for one run")
     option("--name", help="what the table calls the model")
     dataset = option("--dataset", help="NYUv2, KITTI, ...: whose figures to compare with")
     dataset.help += "; by default the folder's name"
-    option("--seed", type=whole(0, LARGEST_SEED), default=0, help="of sampling, and of the choice of frames")
+    option("--seed", type=whole(0, LARGEST_SEED), help="of sampling, and of the choice of frames")
     option("--n", type=whole(1, 10**7), help=f"only the first N {unit}")
     work = option("--work", type=path, help="file of results so far; a rerun continues from it")
     work.help += ", of several datasets a folder (default: under runs/benchmark, by model and settings)"
@@ -57,17 +62,17 @@ def _add_depth(command: argparse.ArgumentParser) -> None:
     scale.help = "folder: metres of a number in depth PNGs that do not state it, such as 0.001"
     alignment = option("--alignment", action="append", choices=_ALIGNMENTS)
     alignment.help = "may be repeated (default: scale, scale-shift and scale-shift-robust)"
-    option("--steps", type=whole(0, MOST_STEPS), default=0, help="modality_forcing: 0 is the preset's")
-    ensemble = option("--ensemble", type=whole(1, 100), default=1)
+    option("--steps", type=whole(0, MOST_STEPS), help="modality_forcing: 0 is the preset's")
+    ensemble = option("--ensemble", type=whole(1, 100))
     ensemble.help = "predictions of each image, aligned and averaged; the published figures have 10"
-    command.set_defaults(run=_run_depth)
+    command.set_defaults(run=_run_depth, **_DEFAULTS)
 
 
 def _add_pose(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
     _add_common(option, ("vggt", "comfyui"), "scenes")
     option("--frames", type=whole(2, 200), default=10, help="frames of each scene, at random")
-    command.set_defaults(run=_run_pose)
+    command.set_defaults(run=_run_pose, **_DEFAULTS)
 
 
 def _run_depth(options: argparse.Namespace) -> None:
@@ -79,7 +84,10 @@ def _run_depth(options: argparse.Namespace) -> None:
     # a list, a layout or a dataset's name is that of one dataset
     stated = options.list or options.layout or options.dataset
     places = [options.folder] if stated else find_depth_folders(options.folder)
+    if options.layout:
+        _check_folder_options(options, [options.layout])
     folders = [open_depth_folder(place, **found) for place in places]
+    _check_folder_options(options, [folder.layout for folder in folders])
     predictor = _depth_predictor(options)
     alignments = options.alignment or ["scale", "scale-shift", "scale-shift-robust"]
     alignments = tuple(dict.fromkeys(alignments))
@@ -149,15 +157,25 @@ def _check_options(options: argparse.Namespace) -> None:
     """ValueError for an option that would do nothing."""
     if options.model == "comfyui" and options.graph is None:
         raise ValueError("Expected a graph for --model comfyui, got none. Give its API form with --graph.")
-    idle = {"--weights": options.weights, "--size": options.size, "--steps": getattr(options, "steps", 0)}
+    idle = ["weights", "size", "steps", "device"]
     if options.model != "comfyui":
-        idle = {"--graph": options.graph, "--set": options.set, "--image-node": options.image_node}
-        if options.model == "vggt":
-            ensemble = getattr(options, "ensemble", 1)
-            idle |= {"--steps": getattr(options, "steps", 0), "--ensemble": ensemble if ensemble > 1 else 0}
-    for option, value in idle.items():
-        if value:
-            raise ValueError(f"Expected no {option} for --model {options.model}, got one. Leave it out.")
+        idle = ["graph", "set", "image_node", "server", "timeout"]
+        if options.model == "vggt":  # the seed of a pose benchmark chooses its frames
+            idle += ["steps", "ensemble"] + (["seed"] if options.task == "depth" else [])
+    for name in idle:
+        if getattr(options, name) != _DEFAULTS.get(name):
+            option = name.replace("_", "-")
+            raise ValueError(f"Expected no --{option} for --model {options.model}, got one. Leave it out.")
+
+
+def _check_folder_options(options: argparse.Namespace, layouts: Iterable[str]) -> None:
+    """ValueError for an option of another layout than the folders'."""
+    shown = " and ".join(sorted(set(layouts)))
+    for option, value, layout in (("list", options.list, "marigold"), ("scale", options.scale, "folder")):
+        if value is not None and layout not in layouts:
+            raise ValueError(
+                f"Expected no --{option} for the layout {shown}, got one: it is for {layout}. Leave it out."
+            )
 
 
 def _graph(options: argparse.Namespace) -> tuple[Any, Any]:

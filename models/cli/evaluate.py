@@ -99,8 +99,7 @@ def _run_vggt(options: argparse.Namespace) -> None:
     from ..benchmarks.report import write_figures
     from ..benchmarks.vggt import evaluate_vggt
 
-    preset = "vggt_1b" if options.weights else "tiny"
-    figures = evaluate_vggt(preset, weights=options.weights, count=options.n, size=options.size)
+    figures = evaluate_vggt(options.weights, count=options.n, size=options.size)
     for name, value in figures.items():
         write_line(f"{name:32s} {value}")
     if options.json:

@@ -51,8 +51,7 @@ def run_reconstruct(request: ReconstructRequest) -> Iterator[str]:
     """Reconstruct, then write; yields one line per note and per file."""
     pictures = [open_picture(file) for file in request.pictures]  # first: before anything slow
     settings = FusionSettings(tolerance=request.tolerance)
-    preset = "vggt_1b" if request.weights else "tiny"
-    pipeline = VggtPipeline.from_preset(preset, weights=request.weights, device=request.device)
+    pipeline = VggtPipeline.from_file(request.weights, device=request.device)
     yield from (f"note: {note}" for note in dict.fromkeys(n for one in pictures for n in one.notes))
     images = [one.rgb[0] for one in pictures]
     yield describe_need(pipeline, images, request)

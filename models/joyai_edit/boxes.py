@@ -17,6 +17,7 @@ from .buckets import BASE, Rect
 
 RED = (1.0, 0.0, 0.0)
 ON = 0.5  # a mask counts from here
+BOX_SIDES = ("x", "y", "width", "height")  # as core names them
 PixelRect = tuple[int, int, int, int]  # (left, top, right, bottom), right and bottom exclusive
 
 
@@ -134,7 +135,7 @@ def _only_box(frame: Any, index: int) -> Rect:
         do = "Move one object at a time: keep one box, or edit again for the next." if count else "Draw one."
         raise ValueError(f"Expected one box for image {index}, got {count}. {do}")
     try:
-        sides = [float(frame[0][side]) for side in ("x", "y", "width", "height")]
+        sides = [float(frame[0][side]) for side in BOX_SIDES]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"Expected a box with x, y, width and height for image {index}, got {frame[0]!r}. Wire core's "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .prompts import CameraChange, Zoom, camera_change
+from .prompts import CameraChange, PromptZoom, camera_change
 
 UNCHANGED = 0.01  # relative change of the distance that counts as none
 SAME = 1e-3  # relative to the distance: how far the targets may differ
@@ -38,7 +38,7 @@ def change_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> Camer
     return camera_change(yaw, pitch, _zoom(distance, first[0][2]))
 
 
-def _zoom(change: float, distance: float) -> Zoom:
+def _zoom(change: float, distance: float) -> PromptZoom:
     if abs(change) <= UNCHANGED * distance:
         return "unchanged"
     return "in" if change < 0 else "out"

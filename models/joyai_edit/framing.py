@@ -54,10 +54,6 @@ class Framing:
         """A box in pixels of the image, in pixels of the bucket."""
         return _map(box, self.taken, self.placed)
 
-    def to_image(self, box: Rect) -> Rect:
-        """A box in pixels of the bucket, in pixels of the image."""
-        return _map(box, self.placed, self.taken)
-
     def describe(self) -> list[str]:
         """The bucket, the padding and the cropped fraction, a line each."""
         (height, width), (rows, columns) = self.size, self.bucket

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.pictures import HAS_ALPHA, NO_ALPHA, read_pictures
 from .boxes import (
+    BOX_SIDES,
     box_from_sides,
     boxes_from_core,
     boxes_from_masks,
@@ -52,8 +53,7 @@ def split_masks(batches: Sequence[Tensor]) -> list[Tensor]:
 
 def boxes_from_numbers(sides: Sequence[Sequence[float]], count: int) -> list[Rect]:
     """Boxes of x, y, width and height, each one number or one for each image."""
-    names = ("x", "y", "width", "height")
-    columns = [repeat_single(values, count, name) for name, values in zip(names, sides, strict=True)]
+    columns = [repeat_single(values, count, name) for name, values in zip(BOX_SIDES, sides, strict=True)]
     return [box_from_sides(*row) for row in zip(*columns, strict=True)]
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 # the direction of the object's front in the image, in the order of SpatialEdit-Bench's indices 00 to 07
-View = Literal["right", "front right", "front", "front left", "left", "rear left", "rear", "rear right"]
-VIEWS: tuple[View, ...] = get_args(View)
-Zoom = Literal["unchanged", "in", "out"]
-ZOOMS: tuple[Zoom, ...] = get_args(Zoom)
+ObjectView = Literal["right", "front right", "front", "front left", "left", "rear left", "rear", "rear right"]
+VIEWS: tuple[ObjectView, ...] = get_args(ObjectView)
+PromptZoom = Literal["unchanged", "in", "out"]
+ZOOMS: tuple[PromptZoom, ...] = get_args(PromptZoom)
 ViewForm = Literal["benchmark", "readme"]
 VIEW_FORMS: tuple[ViewForm, ...] = get_args(ViewForm)
 AngleForm = Literal["one decimal", "integer"]
@@ -37,7 +37,7 @@ def move_prompt(name: str) -> str:
     return f"Move {require_name(name)} into the red box and finally remove the red box."
 
 
-def rotate_prompt(name: str, view: View, form: ViewForm = "benchmark") -> str:
+def rotate_prompt(name: str, view: ObjectView, form: ViewForm = "benchmark") -> str:
     """The prompt that turns an object until the image shows this view of it.
 
     The forms differ for front and rear alone: the readme writes "front side view".
@@ -87,7 +87,7 @@ class CameraChange:
 
     yaw: float
     pitch: float
-    zoom: Zoom
+    zoom: PromptZoom
     notes: tuple[str, ...] = ()
 
     def prompt(self, form: AngleForm = "one decimal") -> str:
@@ -108,7 +108,7 @@ class CameraChange:
         return [*self.notes, *([lost] if rounded else [])]
 
 
-def camera_change(yaw: float, pitch: float, zoom: Zoom) -> CameraChange:
+def camera_change(yaw: float, pitch: float, zoom: PromptZoom) -> CameraChange:
     """The angles rounded to one decimal, then yaw wrapped into (-180, 180]; |pitch| > 90 is refused."""
     for name, angle in (("yaw", yaw), ("pitch", pitch)):
         if not math.isfinite(angle):
@@ -147,7 +147,7 @@ def encoder_text(prompt: str, images: int) -> str:
     return f"{_SYSTEM}<|im_start|>user\n{_VISION * images}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def _camera_notes(asked: float, yaw: float, pitch: float, zoom: Zoom):
+def _camera_notes(asked: float, yaw: float, pitch: float, zoom: PromptZoom):
     if round(asked, 1) != yaw:
         yield f"Yaw {asked:g} was wrapped to {yaw:g} degrees, the same viewpoint."
     if not is_trained(yaw, pitch):

@@ -25,11 +25,6 @@ def taps_bytes(config: VggtConfig, views: int, size: tuple[int, int], width: int
     return kept * count_sequence_tokens(config, views, size) * config.layer_dim * width
 
 
-def all_layers_bytes(config: VggtConfig, views: int, size: tuple[int, int], width: int = FLOAT32) -> int:
-    """The same if every entry were kept, as the published code does."""
-    return config.depth * count_sequence_tokens(config, views, size) * config.layer_dim * width
-
-
 def estimate_memory(config: VggtConfig, views: int, size: tuple[int, int], width: int = FLOAT32) -> int:
     """Bytes at the peak, which lies in the last blocks or in the dense head: an upper estimate."""
     pixels = size[0] * size[1]

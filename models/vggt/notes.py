@@ -26,7 +26,10 @@ def describe_inputs(
     """What of the images (h, w, 3) the network does not see as they are, and which cannot help."""
     notes = []
     if len(images) > 1:
-        notes.append("View 1's camera is the common frame: another order of the views gives another frame.")
+        notes.append(
+            "View 0's camera is the common frame (views are counted from 0): another order gives another "
+            "frame."
+        )
     cut = [i for i, frame in enumerate(frames) if min(frame.offset) < 0]
     if cut:
         notes.append(f"{name_views(cut)}: cropped above and below, where there is no depth.")
@@ -67,8 +70,8 @@ def describe_views(views: Sequence[View]) -> tuple[str, ...]:
 
 
 def name_views(indices: Sequence[int]) -> str:
-    """Views counted from 1, as people count pictures."""
-    numbers = [str(i + 1) for i in indices]
+    """Views by their indices, counted from 0 as in the nodes' widgets."""
+    numbers = [str(i) for i in indices]
     more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
     return f"View{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:NAMED])}{more}"
 

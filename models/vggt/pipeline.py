@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core.geometry.camera import invert_pose, pad_pose, transform_points, unproject, upright_world
+from ..core.geometry.camera import pad_pose, upright_world
 from ..core.geometry.view import View
 from ..core.layers.attention import Attend, attend
 from ..core.pictures import read_pictures
@@ -55,11 +55,6 @@ class GeometryTokens:
     patch: int  # pixels a side, in the network's image
     frames: tuple[Frame, ...]  # where each image lies in the network's image
 
-    @property
-    def picture_size(self) -> tuple[int, int]:
-        """(h, w) of the first image."""
-        return self.frames[0].size
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -90,8 +85,9 @@ class VggtPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ):
-        """The preset with its shipped weights, or with `weights`, a VGGT file. ValueError names the presets.
+        """The preset with its shipped weights, or with `weights`, a VGGT file of its shape.
 
+        ValueError for an unknown preset, and for a file of another shape.
         `dtype` is the body's, by default the file's (float32 for the tiny one); heads compute in float32.
         """
         find_preset(name)
@@ -100,10 +96,23 @@ class VggtPipeline:
                 f"Expected weights for {name}, got none: the pack ships those of tiny alone. Give VGGT's "
                 "file."
             )
+        pipeline = cls.from_file(weights, device=device, dtype=dtype)
+        if weights:
+            check_preset(name, pipeline.config, weights)
+        return pipeline
+
+    @classmethod
+    def from_file(
+        cls,
+        weights: str | os.PathLike | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ):
+        """A VGGT file of any shape, by default the shipped tiny one; `dtype` as for a preset."""
         file, given = (weights, None) if weights else (TINY_NETWORK, PRESETS["tiny"])
-        dtype = dtype or (torch.float32 if weights is None else None)
-        network, config = load_network(file, config=given, dtype=dtype, device=device)
-        return cls(network, config)
+        dtype = dtype or (None if weights else torch.float32)
+        return cls(*load_network(file, config=given, dtype=dtype, device=device))
 
     @torch.no_grad()
     def __call__(
@@ -177,6 +186,21 @@ def reconstruct(run: Run, inputs: Inputs, config: VggtConfig) -> Result:
     return Result(views, notes, inputs.size, time.perf_counter() - started)
 
 
+def check_preset(name: str, config: VggtConfig, file: str | os.PathLike) -> None:
+    """ValueError if a file's network is not of the preset's shape; it may lack heads, or have others."""
+    preset = PRESETS[name]
+    shape = ("patch_size", "embed_dim", "depth", "num_heads")
+    odd = [key for key in shape if getattr(config, key) != getattr(preset, key)]
+    if odd:
+        facts = [getattr(config, key) for key in shape]
+        fits = [other for other in PRESETS if facts == [getattr(PRESETS[other], key) for key in shape]]
+        advice = f"Choose the preset {fits[0]}" if fits else "Choose a file of this preset, or use from_file"
+        raise ValueError(
+            f"Expected {odd[0]} {getattr(preset, odd[0])} of the preset {name} in {Path(file).name}, got "
+            f"{getattr(config, odd[0])}. {advice}."
+        )
+
+
 def check_heads(config: VggtConfig, source: Source) -> None:
     """ValueError if a network lacks the camera head, or the head that the depth is from."""
     if source not in get_args(Source):
@@ -238,8 +262,9 @@ def hold_lenses(encoding: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     if not odd:
         return encoding, ()
     low, high = FIELDS_OF_VIEW
-    note = f"{name_views(odd)}: field of view held within {low:g} to {high:g} degrees, so the camera is a "
-    "guess."
+    note = (
+        f"{name_views(odd)}: field of view held within {low:g} to {high:g} degrees, so the camera is a guess."
+    )
     return torch.cat((encoding[:, :7], held), dim=-1), (note,)
 
 
@@ -270,20 +295,3 @@ def join_views(views: Sequence[View]) -> View:
         )
     tensors = [field.name for field in fields(View) if isinstance(getattr(views[0], field.name), Tensor)]
     return replace(views[0], **{name: torch.cat([getattr(view, name) for view in views]) for name in tensors})
-
-
-def unproject_to_world(
-    depth: Tensor, world_to_cam: Tensor, intrinsics: Tensor, *, pixel_center: float = 0.0
-) -> Tensor:
-    """Depth (b, v, h, w) with poses (b, v, 3, 4) and intrinsics (b, v, 3, 3) -> world points (b, v, h, w, 3).
-
-    The published unprojection: rays go through the pixels' corners; `pixel_center=0.5` through their centers.
-    """
-    height, width = depth.shape[-2:]
-    y = torch.arange(height, dtype=torch.float32, device=depth.device) + pixel_center
-    x = torch.arange(width, dtype=torch.float32, device=depth.device) + pixel_center
-    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    flat = depth.flatten(0, 1)
-    points = unproject(pixels.expand(len(flat), -1, -1, -1), flat, intrinsics.flatten(0, 1))
-    points = transform_points(points, invert_pose(pad_pose(world_to_cam.flatten(0, 1))))
-    return points.unflatten(0, depth.shape[:2])

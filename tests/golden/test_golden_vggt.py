@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from spatialweave.models.core.geometry.camera import invert_pose, pad_pose, transform_points, unproject
 from spatialweave.models.core.layers.dpt import add_positions, aspect_axes
 from spatialweave.models.core.layers.positions import apply_grid_rotary, positions_rotary_table
 from spatialweave.models.core.layers.vit import interpolate_positions
 from spatialweave.models.vggt.config import HEADS, VggtConfig
 from spatialweave.models.vggt.network import Vggt, activate_points
-from spatialweave.models.vggt.pipeline import unproject_to_world
 from spatialweave.models.vggt.pose_code import decode_poses
 from spatialweave.models.vggt.weights import load_network
 
@@ -177,7 +177,11 @@ def test_golden_vggt_cameras_and_world_points(path, description):
     assert_within(pose, golden["extrinsic"], 2e-4, "extrinsic")
     assert_relative(intrinsics, golden["intrinsic"], 1e-3, "intrinsic")
     if "world_points" in golden:
-        points = unproject_to_world(golden["depth"][..., 0], golden["extrinsic"], golden["intrinsic"])
+        depth = golden["depth"][..., 0].flatten(0, 1)
+        y, x = (torch.arange(side, dtype=torch.float32) for side in depth.shape[-2:])
+        corners = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).expand(len(depth), -1, -1, -1)
+        points = unproject(corners, depth, golden["intrinsic"].flatten(0, 1))
+        points = transform_points(points, invert_pose(pad_pose(golden["extrinsic"].flatten(0, 1))))
         assert_relative(
             points, golden["world_points"].reshape(points.shape), 1e-3, "world_points", floor=1e-3
         )

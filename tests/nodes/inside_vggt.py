@@ -67,7 +67,7 @@ def reconstruct(folder):
 
     vggt, image = start(folder), views(channels=4)
     view, transparent, notes = run("VggtReconstruct", vggt=vggt, image=image, **DEFAULTS)
-    pipeline = ours("models.vggt.pipeline").VggtPipeline.from_preset("vggt_1b", weights=f"{folder}/ours.safetensors")
+    pipeline = ours("models.vggt.pipeline").VggtPipeline.from_file(f"{folder}/ours.safetensors")
     plain = pipeline(image).view
     chunked = run("VggtReconstruct", vggt=vggt, image=image, **{**DEFAULTS, "global_queries": 7})[0]
     (packet,) = run("ViewToDa3", view=view)
@@ -103,7 +103,7 @@ def tokens(folder):
     with torch.no_grad():
         last = vggt.patcher.model.aggregator(framed.framed, range(4)).layers[3][0]
     return {
-        "shape": list(found.tokens.shape), "special": found.special, "grid": list(found.grid), "size": list(found.picture_size),
+        "shape": list(found.tokens.shape), "special": found.special, "grid": list(found.grid), "size": list(found.frames[0].size),
         "gap": float((found.tokens - last).abs().max()), "notes": notes,
     }  # fmt: skip
 

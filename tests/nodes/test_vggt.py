@@ -18,7 +18,7 @@ def test_vggt_reconstruct_gives_one_view_for_each_image_as_the_pipeline_does(vgg
     assert seen["image"] and seen["transparent"] == 0
     assert seen["loaded"], "the network is not in core's memory management"
     assert "3 views at 56 x 42 pixels" in seen["notes"] and "GB free on" in seen["notes"] and "GB of main memory" in seen["notes"]
-    assert "View 1's camera is the common frame" in seen["notes"] and "alpha" in seen["notes"]
+    assert "View 0's camera is the common frame" in seen["notes"] and "alpha" in seen["notes"]
 
 
 def test_vggt_first_view_is_the_frame_and_principal_points_count_in_the_images_pixels(vggt):
@@ -90,8 +90,8 @@ def test_vggt_bad_input_is_a_sentence_with_the_remedy(vggt):
         "VGGT's file in Load Intrinsic VAE": ("VGGT",),
         "not a network": ("Load VGGT",),
         "NaN colors": ("NaN or infinite",),
-        "black": ("Views 1, 2: one color all over", "View 2: equal to an earlier view"),
-        "equal": ("Views 2, 3: equal to an earlier view",),
+        "black": ("Views 0, 1: one color all over", "View 1: equal to an earlier view"),
+        "equal": ("Views 1, 2: equal to an earlier view",),
     }.items():
         assert said[name] and all(word in said[name] for word in words), f"{name}: {said[name]}"
         assert "Traceback" not in said[name]

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry.camera import pixel_centers, unproject
+from ..geometry.camera import pixel_centers, scale_intrinsics, unproject
 from ..geometry.view import percentile
 
 _YAWS = tuple(range(-60, 61, 6))  # of the grid of orbits, degrees; beyond, the images share too little
@@ -197,8 +197,7 @@ def _scale_pair(before, after, depth, intrinsics, static, size: int) -> _Pair:
     nearest = {"size": small, "mode": "nearest-exact"}
     known = F.interpolate(static[None, None].float(), **nearest)[0, 0] > 0.5
     z = F.interpolate(depth[None, None], **nearest)[0, 0]
-    scale = torch.tensor([[small[1] / width], [small[0] / height], [1.0]], device=depth.device)
-    matrix = intrinsics * scale
+    matrix = scale_intrinsics(intrinsics, (height, width), small)
     points = unproject(pixel_centers(*small, device=depth.device), z, matrix)
     padded = F.pad(second[None], (1, 1, 1, 1), mode="replicate")[0]
     slope_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2

@@ -158,11 +158,8 @@ def red_lines(image: Tensor) -> tuple[Tensor, int]:
 
 
 def _outline_share(thin: Tensor, box: Box, width: int) -> float:
-    """Fraction of the rectangle's outline beside which, within `width` pixels, a thin line runs.
-
-    Each side counts by the smaller of its coverage and its red's straightness, so that a thin red object is
-    no box.
-    """
+    """Coverage of the outline by thin lines within `width` pixels, minus the fraction of red inside, so that
+    a red object is no box."""
     height, full = thin.shape
     left, top = max(0, box.left), max(0, box.top)
     right, bottom = min(full, box.right), min(height, box.bottom)

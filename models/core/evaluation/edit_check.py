@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry.camera import unproject
+from ..geometry.camera import scale_intrinsics, unproject
 from ..geometry.points import find_intrinsics
 from ..geometry.view import View
 from .edit_camera import CameraMotion, estimate_motion
@@ -38,7 +38,7 @@ class EditReport:
     object_after: Tensor
     changed: Tensor
     target: Tensor | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,13 @@ def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 def fit_view(view: View, size: tuple[int, int], fov_degrees: float | None) -> View:
     """A View with batch 1 at another size (h, w), with intrinsics: its own, or those of the field of view."""
-    height, width = view.depth.shape[1:]
     nearest = {"size": size, "mode": "nearest-exact"}
-    scale = torch.tensor([[size[1] / width], [size[0] / height], [1.0]], device=view.depth.device)
     sky = None if view.sky is None else F.interpolate(view.sky[:, None].float(), **nearest)[:, 0] > 0.5
     return View.from_depth(
         F.interpolate(view.depth[:, None], **nearest),
         units=view.units,
         sky=sky,
-        intrinsics=find_intrinsics(view, fov_degrees) * scale,
+        intrinsics=scale_intrinsics(find_intrinsics(view, fov_degrees), tuple(view.depth.shape[1:]), size),
         world_to_cam=view.world_to_cam,
     )
 

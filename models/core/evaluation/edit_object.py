@@ -217,8 +217,7 @@ def _histogram(colors: Tensor) -> Tensor:
 
 
 def largest_region(mask: Tensor) -> Tensor:
-    """The largest connected region of a mask (h, w), with the others of at least a third of its size near
-    it."""
+    """The largest 8-connected region of a mask (h, w)."""
     from scipy import ndimage
 
     labels, count = ndimage.label(mask.cpu().numpy(), structure=[[1] * 3] * 3)

@@ -41,6 +41,12 @@ def intrinsics_from_fov(fov_degrees_horizontal: float | Tensor, width: int, heig
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+def scale_intrinsics(intrinsics: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Intrinsics (..., 3, 3) in pixels of a map of `size` (h, w), for the map resized to `new_size`."""
+    ratios = [new_size[1] / size[1], new_size[0] / size[0], 1.0]
+    return intrinsics * intrinsics.new_tensor(ratios)[:, None]  # pixel centers at +0.5: the whole rows
+
+
 def fov_from_intrinsics(intrinsics: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
     """Full horizontal and vertical angle in degrees, each ``...``, of (..., 3, 3).
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .camera import scale_intrinsics
 from .view import View
 
 # Joint bilateral upsampling (Kopf et al., 2007) by factors of at most 2, which costs a third of one filter of
@@ -43,7 +44,9 @@ def upscale_view(view: View, image: Tensor, *, each: Callable[[Sequence], Iterab
         "sky": None if view.sky is None else (sky >= 0.5) & (valid < 0.5),
         "normals": _resize(view.normals, size),
         "confidence": _resize(view.confidence, size),
-        "intrinsics": _scale_intrinsics(view, size),
+        "intrinsics": None
+        if view.intrinsics is None
+        else scale_intrinsics(view.intrinsics, tuple(view.depth.shape[1:]), size),
         "world_to_cam": view.world_to_cam,
     }
     return View.from_depth(depth, units=view.units, image=guide, **others)
@@ -142,12 +145,3 @@ def _resize(plane: Tensor | None, size: tuple[int, int]) -> Tensor | None:
         return F.interpolate(plane[:, None], size=size, mode="bilinear")[:, 0]
     resized = F.interpolate(rearrange(plane, "b h w c -> b c h w"), size=size, mode="bilinear")
     return F.normalize(rearrange(resized, "b c h w -> b h w c"), dim=-1)
-
-
-def _scale_intrinsics(view: View, size: tuple[int, int]) -> Tensor | None:
-    if view.intrinsics is None:
-        return None
-    scaled = view.intrinsics.clone()
-    for row, (old, new) in enumerate(zip(view.depth.shape[:0:-1], size[::-1], strict=True)):
-        scaled[:, row] *= new / old  # pixel centers at +0.5: the whole row, its center too
-    return scaled

@@ -2,7 +2,8 @@
 
     OUTPUT/object_moving/worker0-000000.tar ...      layout "spatialedit", or
     OUTPUT/translate/train/000017/1.png ...          layout "object3dit"
-    OUTPUT/dataset.json, manifest.jsonl            how it was written; each sample.s place, or why it has none
+    OUTPUT/dataset.json                              how it was written
+    OUTPUT/manifest.jsonl                            where each sample is, or why it was left out
 
 A group is a tar, or as many folders. Its marker, shard-00000.jsonl, is written after its files.
 """

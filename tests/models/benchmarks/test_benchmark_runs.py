@@ -132,6 +132,21 @@ REFUSED = {
     "nowhere": (["depth", "nowhere", "--model", "modality_forcing"], "Expected a dataset folder"),
     "no graph": (["depth", "WORLD", "--model", "comfyui"], "Expected a graph for --model comfyui"),
     "idle": (["depth", "WORLD", "--model", "modality_forcing", "--graph", "x.json"], "Expected no --graph"),
+    "server": (["depth", "WORLD", "--model", "modality_forcing", "--server", "127.0.0.1:9"], "Expected no --server"),
+    "timeout": (["depth", "WORLD", "--model", "vggt", "--timeout", "5"], "Expected no --timeout"),
+    "seed": (["depth", "WORLD", "--model", "vggt", "--seed", "1"], "Expected no --seed for --model vggt"),
+    "device": (
+        ["depth", "WORLD", "--model", "comfyui", "--graph", "workflows/api/image_to_depth.json", "--device", "cuda"],
+        "Expected no --device for --model comfyui",
+    ),
+    "scale": (
+        ["depth", "WORLD", "--model", "modality_forcing", "--scale", "0.001"],
+        "Expected no --scale for the layout dataset, got one: it is for folder",
+    ),
+    "list": (
+        ["depth", "WORLD", "--model", "modality_forcing", "--layout", "dataset", "--list", "x.txt"],
+        "Expected no --list for the layout dataset, got one: it is for marigold",
+    ),
     "no server": (
         ["depth", "WORLD", "--model", "comfyui", "--graph", "workflows/api/image_to_depth.json", "--server", "127.0.0.1:9"],
         "Expected a ComfyUI at http://127.0.0.1:9",

@@ -57,6 +57,6 @@ def test_figures_are_of_all_numbers_of_views(tmp_path):
     network = Vggt(SMALL)
     init_weights(network, torch.Generator().manual_seed(0))
     save_network(tmp_path / "vggt.safetensors", network, SMALL)
-    figures = evaluate_vggt("vggt_1b", weights=tmp_path / "vggt.safetensors", count=2)
+    figures = evaluate_vggt(tmp_path / "vggt.safetensors", count=2)
     assert {f"{views}_views.absrel" for views in (2, 3, 4)} < set(figures) and figures["scenes"] == 2
     assert 0 < figures["absrel"] < 5 and 0 <= figures["rotation"] <= 180

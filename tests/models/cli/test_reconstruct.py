@@ -44,7 +44,7 @@ def test_reconstruct_writes_views_cloud_and_colmap(tmp_path, weights, capsys):
     files = write_pictures(tmp_path, [(60, 40)] * 3)
     assert main(["reconstruct", *files, "--out", str(tmp_path / "scene"), "--weights", str(weights)]) == 0
     said = capsys.readouterr().out
-    assert "3 views at 56 x 42 pixels: about" in said and "View 1's camera is the common frame" in said
+    assert "3 views at 56 x 42 pixels: about" in said and "View 0's camera is the common frame" in said
     view = read_npz(tmp_path / "scene" / "view_0002.npz")
     # four iterations of the camera head add up: one radian across and down, and the middle of the picture
     assert abs(float(view.depth.mean()) - 2) < 1e-3 and view.units == "relative"

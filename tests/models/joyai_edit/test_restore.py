@@ -83,7 +83,11 @@ def test_changes_are_found_and_noise_is_none():
     edited = noisy.clone()
     edited[:, 100:300, 200:500] = torch.tensor([1.0, 0, 0])
     mask = find_edited(edited, source, 0.1)
-    left, top, right, bottom = source.framing.to_image((200, 100, 500, 300))
+    framing, (wide, high) = source.framing, (1023, 517)
+    assert framing.taken == (0, 0, wide, high)
+    x0, y0, x1, y1 = framing.placed
+    left, right = ((x - x0) * wide / (x1 - x0) for x in (200, 500))
+    top, bottom = ((y - y0) * high / (y1 - y0) for y in (100, 300))
     rows, columns = torch.nonzero(mask.any(1)).flatten(), torch.nonzero(mask.any(0)).flatten()
     found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     grown = found - np.array([left, top, right, bottom])

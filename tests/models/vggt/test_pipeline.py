@@ -6,11 +6,19 @@ import pytest
 import torch
 from PIL import Image
 
-from spatialweave.models.core.geometry.camera import invert_pose, transform_points, upright_world
+from spatialweave.models.core.geometry.camera import (
+    invert_pose,
+    pad_pose,
+    transform_points,
+    unproject,
+    upright_world,
+)
 from spatialweave.models.core.geometry.points import depth_to_points
-from spatialweave.models.vggt.memory import all_layers_bytes, estimate_memory, taps_bytes
-from spatialweave.models.vggt.pipeline import VggtPipeline, unproject_to_world
+from spatialweave.models.vggt.config import PRESETS
+from spatialweave.models.vggt.memory import count_sequence_tokens, estimate_memory, taps_bytes
+from spatialweave.models.vggt.pipeline import VggtPipeline
 from spatialweave.models.vggt.pose_code import decode_poses, relative_to_first
+from spatialweave.models.vggt.weights import save_network
 
 
 def published_way(network, images):
@@ -30,12 +38,12 @@ def test_taps_alone_and_views_one_by_one_give_the_published_numbers(small):
 
 
 def test_four_taps_of_24_are_a_sixth_and_32_views_fit_well_below_the_published_memory():
-    from spatialweave.models.vggt.config import PRESETS
-
     config, size = PRESETS["vggt_1b"], (518, 518)
-    assert abs(all_layers_bytes(config, 32, size) / 1e9 - 8.6) < 0.1 and abs(taps_bytes(config, 32, size) / 1e9 - 1.44) < 0.02
+    # float32 of every entry, which the published code keeps
+    kept = 4 * config.depth * config.layer_dim * count_sequence_tokens(config, 32, size)
+    assert abs(kept / 1e9 - 8.6) < 0.1 and abs(taps_bytes(config, 32, size) / 1e9 - 1.44) < 0.02
     rest = estimate_memory(config, 32, size) - taps_bytes(config, 32, size)
-    assert estimate_memory(config, 32, size) < 0.6 * (all_layers_bytes(config, 32, size) + rest)
+    assert estimate_memory(config, 32, size) < 0.6 * (kept + rest)
 
 
 def test_views_hold_the_published_points(small, images):
@@ -45,8 +53,10 @@ def test_views_hold_the_published_points(small, images):
     view = pipeline(square).view
     with torch.no_grad():
         said = small(square.movedim(-1, 1)[None])
-    pose, lens = decode_poses(said.poses[-1], (56, 56))
-    expected = unproject_to_world(said.depth, relative_to_first(pose), lens)[0]
+    pose, lens = (part[0] for part in decode_poses(said.poses[-1], (56, 56)))
+    corners = torch.cartesian_prod(torch.arange(56.0), torch.arange(56.0)).flip(-1).view(56, 56, 2).expand(3, -1, -1, -1)
+    to_world = invert_pose(pad_pose(relative_to_first(pose[None])[0]))
+    expected = transform_points(unproject(corners, said.depth[0], lens), to_world)
     # the VIEW's world is the first camera's frame, turned y up
     points = transform_points(depth_to_points(view.depth, view.intrinsics), invert_pose(view.world_to_cam))
     assert (points * torch.tensor([1.0, -1, -1]) - expected).abs().max() < 1e-4
@@ -74,14 +84,14 @@ def test_order_of_the_views_matters_and_is_said(small, images):
     pipeline = VggtPipeline(small, small.config)
     forward, backward = pipeline(images), pipeline(images.flip(0))
     assert (forward.view.depth - backward.view.depth.flip(0)).abs().max() > 1e-4
-    assert any("View 1's camera is the common frame" in note for note in forward.notes)
+    assert any("View 0's camera is the common frame" in note for note in forward.notes)
 
 
 def test_tokens_of_the_last_entry_without_any_head(small, build, images):
     config = replace(small.config, heads=())
     network = build(config)
     tokens = VggtPipeline(network, config).encode(images)
-    assert tokens.tokens.shape == (3, 5 + 3 * 4, 128) and tokens.grid == (3, 4) and tokens.picture_size == (40, 61)
+    assert tokens.tokens.shape == (3, 5 + 3 * 4, 128) and tokens.grid == (3, 4) and tokens.frames[0].size == (40, 61)
     with pytest.raises(ValueError, match="Expected a VGGT network with a camera head, got one with none"):
         VggtPipeline(network, config)(images)
 
@@ -90,7 +100,7 @@ def test_doubtful_views_are_named(small, images):
     pipeline = VggtPipeline(small, small.config)
     small.depth_head.scratch.output_conv2[2].bias[1] = -9.0
     notes = pipeline(images).notes
-    assert any("Views 1, 2, 3: low confidence" in note for note in notes)
+    assert any("Views 0, 1, 2: low confidence" in note for note in notes)
     small.depth_head.scratch.output_conv2[2].bias[1] = 3.0
     assert not any("low confidence" in note for note in pipeline(images).notes)
 
@@ -111,7 +121,7 @@ def test_views_that_share_no_surface_are_named():
         for pose, grey in ((torch.eye(4), 0.5), (beside, 0.45), (away, 0.5), (beside, 0.9))
     ]  # fmt: skip
     notes = describe_views(views)
-    assert len(notes) == 1 and notes[0].startswith("Views 3, 4: no other view sees the same surface")
+    assert len(notes) == 1 and notes[0].startswith("Views 2, 3: no other view sees the same surface")
     assert describe_views(views[:2]) == ()
 
 
@@ -119,6 +129,27 @@ def test_a_part_is_reported_for_each_block_and_each_view(small, images):
     counted = []
     VggtPipeline(small, small.config)(images, on_part=lambda: counted.append(1))
     assert len(counted) == small.count_parts(3, ("camera", "depth")) == 2 + 2 * 4 + 3
+
+
+def test_the_note_on_a_held_lens_is_whole(small, images):
+    small.camera_head.pose_branch.fc2.bias[7:] = -9.0  # fields of view of 0
+    small.camera_head.pose_branch.fc2.weight.zero_()
+    notes = VggtPipeline(small, small.config)(images).notes
+    expected = "Views 0, 1, 2: field of view held within 1 to 170 degrees, so the camera is a guess."
+    assert expected in notes
+
+
+def test_weights_of_another_shape_than_the_preset_are_refused(small, build, tmp_path):
+    file = save_network(tmp_path / "small.safetensors", small, small.config)
+    for name, width in (("tiny", 128), ("vggt_1b", 1024)):
+        words = f"Expected embed_dim {width} of the preset {name} in small.safetensors, got 64. Choose a file"
+        with pytest.raises(ValueError, match=words):
+            VggtPipeline.from_preset(name, weights=file)
+    assert VggtPipeline.from_file(file).config == small.config
+    file = save_network(tmp_path / "tiny.safetensors", build(PRESETS["tiny"]), PRESETS["tiny"])
+    assert VggtPipeline.from_preset("tiny", weights=file).config == PRESETS["tiny"]
+    with pytest.raises(ValueError, match="Choose the preset tiny"):
+        VggtPipeline.from_preset("vggt_1b", weights=file)
 
 
 @pytest.mark.parametrize(
