@@ -41,8 +41,8 @@ def edit_options() -> list[io.DynamicCombo.Option]:
     ]
 
 
-def evidence_inputs() -> list:
-    """Masks and a depth that make the measurement surer; all optional."""
+def optional_inputs() -> list[io.Input]:
+    """Masks and a second depth, each of which makes the check more certain."""
     return [
         io.Mask.Input(
             "object_mask", optional=True,
@@ -96,7 +96,7 @@ class CheckEdit(io.ComfyNode):
                     tooltip="Horizontal field of view in degrees, for a VIEW without a camera of its own. 0: "
                     "the VIEW has to have one.",
                 ),
-                *evidence_inputs(),
+                *optional_inputs(),
             ],
             outputs=[
                 io.Image.Output(

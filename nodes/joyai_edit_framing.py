@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..models.core.pictures import read_pictures
 from ..models.joyai_edit.buckets import BUCKET_ORDERS
 from ..models.joyai_edit.framing import FIT_MODES, fit_images, plan_framing
-from ..models.joyai_edit.moving import split_images, stack_images
+from ..models.joyai_edit.moving import split_images, split_masks, stack_images
 from ..models.joyai_edit.restore import THRESHOLD, FramedImage, restore_all
 from .host.joyai_edit.graph import check_encoders_after, check_encoders_before
 from .host.shared.notes import tell
@@ -153,7 +153,7 @@ class JoyRestore(io.ComfyNode):
     def execute(cls, edited, framing, put_back, feather) -> io.NodeOutput:
         check_encoders_before(cls.hidden)
         images, notes = split_images(edited)
-        masks = [one.cpu() for batch in put_back.get("edit_mask") or () for one in batch]
+        masks = split_masks(put_back.get("edit_mask") or ())
         threshold = put_back.get("threshold", [None])[0]
         done = restore_all(images, framing, masks=masks, threshold=threshold, feather=feather[0])
         text = tell([*notes, *done.lines], cls.hidden)

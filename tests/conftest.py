@@ -1,4 +1,6 @@
-"""Names the checkout `spatialweave`, keeps its root off sys.path, reads its import graph, and says which tests could not run."""
+"""Names the checkout `spatialweave`, keeps its root off sys.path, reads its import graph,
+and says which tests could not run.
+"""
 
 import ast
 import importlib.metadata
@@ -13,15 +15,18 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tensors this small, threads on a busy machine only wait for each other
+# for tensors this small, threads on a busy machine only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# inductor keeps what it compiled from run to run and tells our operators by name alone: tests compile what is here, not what once was
+# inductor keeps what it compiled from run to run and tells our operators by name alone:
+# tests compile what is here, not what once was
 COMPILED = tempfile.mkdtemp(prefix="spatialweave-compiled-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = COMPILED
 
 NAME, ROOT = "spatialweave", Path(__file__).resolve().parents[1]
 
-# `nodes`, `models` and `kernels` are also names of other people's packages: our root must never be importable from.
+# `nodes`, `models` and `kernels` are also names of other people's packages:
+# our root must never be importable from.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 if NAME not in sys.modules and importlib.util.find_spec(NAME) is None:
     _spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py")
@@ -33,18 +38,37 @@ def find_comfyui():
     """(the ComfyUI folder the marked tests run in or None, why there is none)."""
     place = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
     if not (place / "main.py").is_file():
-        return None, f"no ComfyUI was found at {place}; set COMFYUI_PATH to a checkout whose requirements are installed here"
+        return (
+            None,
+            (
+                f"no ComfyUI was found at {place}; set COMFYUI_PATH "
+                "to a checkout whose requirements are installed here"
+            ),
+        )
     missing = missing_requirements(place / "requirements.txt")
     if missing:
-        return None, f"{place} needs {', '.join(missing)}, not installed here; pip install -r {place / 'requirements.txt'}"
+        return (
+            None,
+            (
+                f"{place} needs {', '.join(missing)}, not installed "
+                f"here; pip install -r {place / 'requirements.txt'}"
+            ),
+        )
     return place.resolve(), ""
 
 
 def missing_requirements(file):
     """Names of what ComfyUI cannot start without and this Python does not have."""
     essential = file.read_text(encoding="utf-8").split("#non essential")[0]
-    names = [re.split(r"[^\w.-]", line.strip())[0] for line in essential.splitlines() if line.strip() and not line.startswith("#")]
-    present = {re.sub(r"[-_.]+", "-", str(found.metadata["Name"])).lower() for found in importlib.metadata.distributions()}
+    names = [
+        re.split(r"[^\w.-]", line.strip())[0]
+        for line in essential.splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    present = {
+        re.sub(r"[-_.]+", "-", str(found.metadata["Name"])).lower()
+        for found in importlib.metadata.distributions()
+    }
     return [name for name in names if re.sub(r"[-_.]+", "-", name).lower() not in present]
 
 
@@ -65,24 +89,37 @@ def pytest_unconfigure():
 
 
 def pytest_terminal_summary(terminalreporter):
-    causes = [("marked comfyui", NO_COMFYUI), ("of comfy-cli", "comfy-cli is not installed here"), ("in the browser", NO_BROWSER)]
+    causes = [
+        ("marked comfyui", NO_COMFYUI), ("of comfy-cli", "comfy-cli is not installed here"),
+        ("in the browser", NO_BROWSER),
+    ]
     causes += [("against golden files", "no golden files: "), ("against golden files", "holds no rows of ")]
     for which, reason in causes:
-        skipped = [report for report in terminalreporter.stats.get("skipped", ()) if reason and reason in str(report.longrepr)]
+        skipped = [
+            report
+            for report in terminalreporter.stats.get("skipped", ())
+            if reason and reason in str(report.longrepr)
+        ]
         if skipped:
             terminalreporter.write_sep("!", f"{len(skipped)} tests {which} did not run: {reason}", red=True)
 
 
 class Pack:
-    """The pack as text: its files, and which module imports which. Paths are relative to the root, with forward slashes."""
+    """The pack as text: its files, and which module imports which. Paths are relative to the root,
+    with forward slashes.
+    """
 
     def __init__(self, root):
         self.root = root
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True, text=True
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root,
+            capture_output=True, check=True, text=True
         )
         names = [name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
-        environments = tuple(name.removesuffix("pyvenv.cfg") for name in names if name.endswith("/pyvenv.cfg"))  # made inside the clone
+        # made inside the clone
+        environments = tuple(
+            name.removesuffix("pyvenv.cfg") for name in names if name.endswith("/pyvenv.cfg")
+        )
         self.files = sorted(name for name in names if not name.startswith(environments))
         self.code = [name for name in self.files if name.endswith(".py") and not name.startswith("tests/")]
 
@@ -93,7 +130,8 @@ class Pack:
         return ast.parse(self.text(name), filename=name)
 
     def imports(self, name, *, late=True):
-        """(node, module) of every import in a file: ours as a path ("models/core/view.py"), others' as a dotted name.
+        """(node, module) of every import in a file: ours as a path ("models/core/view.py"),
+        others' as a dotted name.
 
         `late=False` leaves out what does not run when the file is imported.
         """
@@ -112,21 +150,32 @@ class Pack:
             folder = folder.parent
         base = folder.joinpath(*node.module.split(".")) if node.module else folder
         for alias in node.names:
-            for path in (base / f"{alias.name}.py", base / alias.name / "__init__.py", base.with_suffix(".py"), base / "__init__.py"):
+            for path in (
+                base / f"{alias.name}.py", base / alias.name / "__init__.py", base.with_suffix(".py"),
+                base / "__init__.py",
+            ):
                 if path.is_file():
                     yield path.relative_to(self.root).as_posix()
                     break
             else:
-                raise AssertionError(f"{name}:{node.lineno} imports {alias.name} from {base}, which is not there")
+                raise AssertionError(
+                    f"{name}:{node.lineno} imports {alias.name} from {base}, which is not there"
+                )
 
     def archive(self):
-        """The registry's archive: tracked files (here also those about to be) that .comfyignore does not name."""
+        """The registry's archive: tracked files (here also those about to be) that .comfyignore
+        does not name.
+        """
         ask = ["git", "ls-files", "-z", "--cached", "--others", "--ignored", "--exclude-from=.comfyignore"]
-        ignored = set(subprocess.run(ask, cwd=self.root, capture_output=True, check=True, text=True).stdout.split("\0"))
+        ignored = set(
+            subprocess.run(ask, cwd=self.root, capture_output=True, check=True, text=True).stdout.split("\0")
+        )
         return [name for name in self.files if name not in ignored]
 
     def closure(self, start, *, late=True):
-        """Every file of ours that `start` can reach (`late=False`: that importing it runs), package files on the way included."""
+        """Every file of ours that `start` can reach (`late=False`: that importing it runs), package files
+        on the way included.
+        """
         seen, todo = set(), [start]
         while todo:
             name = todo.pop()
@@ -134,7 +183,11 @@ class Pack:
                 continue
             seen.add(name)
             todo += [module for _, module in self.imports(name, late=late) if module.endswith(".py")]
-            todo += [init for folder in Path(name).parents if (self.root / (init := (folder / "__init__.py").as_posix())).is_file()]
+            todo += [
+                init
+                for folder in Path(name).parents
+                if (self.root / (init := (folder / "__init__.py").as_posix())).is_file()
+            ]
         return seen
 
 

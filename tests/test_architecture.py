@@ -29,8 +29,12 @@ ALLOWED = {
     "models/tiny/": (CORE,),
     "models/world/": (CORE,),
     **{f"models/{system}/": (CORE, "kernels/", "models/vggt/", "models/tiny/") for system in SYSTEMS},
-    "models/benchmarks/": (CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in ("vggt", *SYSTEMS))),
-    "models/trainers/": (CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in ("vggt", *SYSTEMS))),
+    "models/benchmarks/": (
+        CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in ("vggt", *SYSTEMS)),
+    ),
+    "models/trainers/": (
+        CORE, "models/world/", "models/tiny/", *(f"models/{system}/" for system in ("vggt", *SYSTEMS)),
+    ),
     "models/cli/": ("models/", "kernels/"),
     "models/": (),
     "nodes/host/shared/": ("models/",),
@@ -39,28 +43,36 @@ ALLOWED = {
     "workflows/": (),
     "": ("nodes/",),
 }
-# files of a system, and what of ours they may see; a training/ folder may see all of its system but the pipeline
+# files of a system, and what of ours they may see; a training/ folder may see all of its system
+# but the pipeline
 SYSTEM_FILES = {
     "config.py": (),
-    # attention, layers and lora are I-LDM's equation and LoRA without a host: core's networks in ComfyUI share them
+    # attention, layers and lora are I-LDM's equation and LoRA without a host:
+    # core's networks in ComfyUI share them
     "network.py": ("config.py", "attention.py", "layers.py", "lora.py", CORE + "layers/", "kernels/"),
     "weights.py": ("config.py", "network.py", CORE + "weights/"),
     "sampling.py": ("config.py", CORE + "diffusion/", CORE + "protocols.py"),
-    "training.py": ("config.py", "network.py", "sampling.py", "weights.py", "depth_code.py", "pose_code.py", CORE),
+    "training.py": (
+        "config.py", "network.py", "sampling.py", "weights.py", "depth_code.py", "pose_code.py", CORE,
+    ),
     "depth_code.py": (CORE + "geometry/",),
     "pose_code.py": (CORE + "geometry/",),
 }
 # a network that other systems may import, and is a system like them in all else
 WITH_NETWORK = ("vggt", *SYSTEMS)
-SIX = {"config.py", "network.py", "weights.py", "sampling.py", "pipeline.py", "training.py"}  # or a folder training/
+# or a folder training/
+SIX = {"config.py", "network.py", "weights.py", "sampling.py", "pipeline.py", "training.py"}
 # which of the six a system lacks, and why: an empty file would do no job
 LACKING = {"vggt": {"sampling.py": "one forward pass gives the result, so there is no schedule and no loop"}}
 NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
 # public names that several modules define, and why that misleads nobody; any other is refused
 SAME_JOB = {  # the same thing for each system, network, file format or record
-    "Header", "Result", "Summary", "as_lines", "build", "check_sample", "check_vae", "describe", "describe_machine", "draw_noise",
-    "export", "find_config", "find_preset", "loss", "make_sample", "mirror", "open_folder", "read_header", "sample", "write_record",
-    "LossSettings", "ModelSettings", "check_precisions", "config_from_shapes", "init_weights", "load_network", "network_shapes",
+    "Header", "Result", "Summary", "as_lines", "build", "check_sample", "check_vae", "describe",
+    "describe_machine", "draw_noise",
+    "export", "find_config", "find_preset", "loss", "make_sample", "mirror", "open_folder", "read_header",
+    "sample", "write_record",
+    "LossSettings", "ModelSettings", "check_precisions", "config_from_shapes", "init_weights", "load_network",
+    "network_shapes",
     "own_names", "released_files", "save_network",
 }  # fmt: skip
 FAR_APART = {  # of rooms that never import each other's, a node's class beside the value it gives included
@@ -93,8 +105,15 @@ def test_imports_point_down(pack):
     for name in pack.code:
         home = next(prefix for prefix in ALLOWED if name.startswith(prefix))
         for node, module in pack.imports(name):
-            package_file = module.endswith("__init__.py") and home.startswith(module.removesuffix("__init__.py"))
-            if module.endswith(".py") and not package_file and not module.startswith((home or "__init__", *ALLOWED[home])):
+            package_file = (
+                module.endswith("__init__.py")
+                and home.startswith(module.removesuffix("__init__.py"))
+            )
+            if (
+                module.endswith(".py")
+                and not package_file
+                and not module.startswith((home or "__init__", *ALLOWED[home]))
+            ):
                 wrong.append(f"{name}:{node.lineno} imports {module}")
     assert not wrong, "\n".join(wrong)
 
@@ -104,13 +123,24 @@ def test_system_files_see_only_what_their_job_needs(pack):
     for name in pack.code:
         path = PurePosixPath(name)
         if path.parent.name == "training" and path.parts[1] in SYSTEMS:
-            wrong += [f"{name}:{node.lineno} imports {module}" for node, module in pack.imports(name) if module.endswith("/pipeline.py")]
-        if path.parts[:-1] not in [("models", system) for system in WITH_NETWORK] or path.name not in SYSTEM_FILES:
+            wrong += [
+                f"{name}:{node.lineno} imports {module}"
+                for node, module in pack.imports(name)
+                if module.endswith("/pipeline.py")
+            ]
+        if (
+            path.parts[:-1] not in [("models", system) for system in WITH_NETWORK]
+            or path.name not in SYSTEM_FILES
+        ):
             continue
         home = path.parent.as_posix() + "/"
         allowed = tuple(entry if "/" in entry else home + entry for entry in SYSTEM_FILES[path.name])
         ours = [(node, module) for node, module in pack.imports(name) if module.endswith(".py")]
-        wrong += [f"{name}:{node.lineno} imports {module}" for node, module in ours if not module.startswith(allowed or ("-",))]
+        wrong += [
+            f"{name}:{node.lineno} imports {module}"
+            for node, module in ours
+            if not module.startswith(allowed or ("-",))
+        ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -126,7 +156,11 @@ def test_nodes_of_a_system_live_in_its_files(pack):
 
 
 def test_every_system_with_a_network_has_its_six_files(pack):
-    folders = [system for system in WITH_NETWORK if f"models/{system}/__init__.py" in pack.code and system not in NO_NETWORK]
+    folders = [
+        system
+        for system in WITH_NETWORK
+        if f"models/{system}/__init__.py" in pack.code and system not in NO_NETWORK
+    ]
     assert "modality_forcing" in folders
     for system in folders:
         home = f"models/{system}/"
@@ -135,14 +169,18 @@ def test_every_system_with_a_network_has_its_six_files(pack):
         reasons = LACKING.get(system, {})
         lacking = SIX - found - set(reasons)
         assert not lacking, f"{home} lacks {', '.join(sorted(lacking))}"
-        assert not found & set(reasons), f"{home} has {', '.join(sorted(found & set(reasons)))}: take it off the list"
+        assert not found & set(reasons), (
+            f"{home} has {', '.join(sorted(found & set(reasons)))}: take it off the list"
+        )
 
 
 def test_no_public_name_has_two_meanings(pack):
     defined = {}
     for name in (name for name in pack.code if name.startswith(("models/", "nodes/", "kernels/"))):
         for node in pack.tree(name).body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+            ) and not node.name.startswith("_"):
                 defined.setdefault(node.name, []).append(name)
     allowed = SAME_JOB | FAR_APART | {"main"}
     several = {name: files for name, files in defined.items() if len(files) > 1 and name not in allowed}
@@ -164,31 +202,51 @@ def test_comfyui_is_visible_only_in_nodes(pack):
 
 def test_everything_else_imported_is_declared_or_standard(pack):
     project = tomllib.loads(pack.text("pyproject.toml"))["project"]
-    known = {name.lower().replace("pillow", "pil") for name in project["dependencies"]} | sys.stdlib_module_names
+    known = {
+        name.lower().replace("pillow", "pil") for name in project["dependencies"]
+    } | sys.stdlib_module_names
     wrong = []
     for name in pack.code:
         more = set().union(*(names for prefix, names in EXTRA_IMPORTS.items() if name.startswith(prefix)))
         for node, module in pack.imports(name):
             top = module.split(".")[0].lower()
-            if not module.endswith(".py") and top not in known | more and not (name.startswith("nodes/host") and HOST.match(module)):
+            if (
+                not module.endswith(".py")
+                and top not in known | more
+                and not (name.startswith("nodes/host") and HOST.match(module))
+            ):
                 wrong.append(f"{name}:{node.lineno} imports {module}")
     assert not wrong, "\n".join(wrong)
 
 
-COMFYUI = {"comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
+COMFYUI = {
+    "comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server",
+}
 
 
 def test_everything_the_tests_import_is_in_the_test_extra(pack):
     project = tomllib.loads(pack.text("pyproject.toml"))["project"]
-    declared = {*project["dependencies"], *project["optional-dependencies"]["test"], *project["optional-dependencies"]["train"]}
-    known = {name.lower().replace("pillow", "pil") for name in declared} | sys.stdlib_module_names | {"spatialweave", "tomli"}
+    declared = {
+        *project["dependencies"], *project["optional-dependencies"]["test"],
+        *project["optional-dependencies"]["train"],
+    }
+    known = (
+        {name.lower().replace("pillow", "pil") for name in declared}
+        | sys.stdlib_module_names
+        | {"spatialweave", "tomli"}
+    )
     wrong = []
     for name in (name for name in pack.files if name.startswith("tests/") and name.endswith(".py")):
         in_comfyui = PurePosixPath(name).name.startswith(("inside_", "worker"))
         allowed = known | (COMFYUI if in_comfyui else set())
-        allowed |= {"triton"} if name.startswith("tests/kernels/") else set()  # torch brings it where it exists; they skip elsewhere
+        # torch brings it where it exists; they skip elsewhere
+        allowed |= {"triton"} if name.startswith("tests/kernels/") else set()
         foreign = [(node, module) for node, module in pack.imports(name) if not module.endswith(".py")]
-        wrong += [f"{name}:{node.lineno} imports {module}" for node, module in foreign if module.split(".")[0].lower() not in allowed]
+        wrong += [
+            f"{name}:{node.lineno} imports {module}"
+            for node, module in foreign
+            if module.split(".")[0].lower() not in allowed
+        ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -198,9 +256,16 @@ def test_some_files_are_free_of_torch(pack, pattern):
     assert names
     for name in names:
         files = pack.closure(name, late=False)
-        found = {module for file in files for _, module in pack.imports(file, late=False) if not module.endswith(".py")}
+        found = {
+            module
+            for file in files
+            for _, module in pack.imports(file, late=False)
+            if not module.endswith(".py")
+        }
         reached = {module.split(".")[0] for module in found}
-        assert reached <= sys.stdlib_module_names, f"{name} reaches {sorted(reached - sys.stdlib_module_names)}"
+        assert reached <= sys.stdlib_module_names, (
+            f"{name} reaches {sorted(reached - sys.stdlib_module_names)}"
+        )
 
 
 def test_the_door_imports_nothing_but_logging(pack):
@@ -212,7 +277,9 @@ def test_files_are_short(pack):
     lines = {name: pack.text(name).count("\n") for name in pack.code}
     too_long = {name: count for name, count in lines.items() if count > (500 if name in LONG_FILES else 400)}
     assert not too_long
-    assert not [name for name in LONG_FILES if name in lines and lines[name] <= 400], "no longer long: take it off the list"
+    assert not [name for name in LONG_FILES if name in lines and lines[name] <= 400], (
+        "no longer long: take it off the list"
+    )
 
 
 def functions(tree):
@@ -232,7 +299,9 @@ def test_functions_are_short(pack):
 
 
 def test_every_module_says_what_it_is(pack):
-    assert not [name for name in pack.code if pack.text(name).strip() and not ast.get_docstring(pack.tree(name))]
+    assert not [
+        name for name in pack.code if pack.text(name).strip() and not ast.get_docstring(pack.tree(name))
+    ]
 
 
 def test_file_names_say_what_is_inside(pack):
@@ -253,8 +322,12 @@ def test_modules_that_tests_name_as_text_are_there(pack):
             assert files & {f"{path}.py", f"{path}/__init__.py"}, f"{name}: there is no {module}"
 
 
-# A third-party lint for ComfyUI packs rejects these anywhere in a .py file; write `operations.Linear` and take a device.
-LAYERS = "Linear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d LayerNorm GroupNorm Embedding".split()
+# A third-party lint for ComfyUI packs rejects these anywhere in a .py file;
+# write `operations.Linear` and take a device.
+LAYERS = (
+    "Linear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d "
+    "ConvTranspose3d LayerNorm GroupNorm Embedding"
+).split()
 FORBIDDEN = {
     **{f"nn.{layer}": rf"\bnn\.{layer}\(" for layer in LAYERS},
     "a hidden device move": r"\.cuda\(|\.to\(\s*[\"']cuda",
@@ -271,15 +344,25 @@ FORBIDDEN = {
 def test_nobody_writes(pack, what):
     pattern = re.compile(FORBIDDEN[what])
     wrong = []
-    for name in (name for name in pack.files if name.endswith(".py") and name != "tests/test_architecture.py"):
+    for name in (
+        name for name in pack.files if name.endswith(".py") and name != "tests/test_architecture.py"
+    ):
         lines = enumerate(pack.text(name).splitlines(), 1)
-        wrong += [f"{name}:{number} {line.strip()}" for number, line in lines if not line.lstrip().startswith("#") and pattern.search(line)]
+        wrong += [
+            f"{name}:{number} {line.strip()}"
+            for number, line in lines
+            if not line.lstrip().startswith("#") and pattern.search(line)
+        ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_pack_changes_no_interpreter_state(pack):
-    pattern = re.compile(r"sys\.(path|modules)\b|logging\.basicConfig|warnings\.(simple)?filter|set_default_dtype|set_default_device")
-    code = [name for name in pack.code if name not in ("workflows/run.py", "models/cli/console.py")]  # programs, not libraries
+    pattern = re.compile(
+        r"sys\.(path|modules)\b|logging\.basicConfig|warnings\.(simple)?filter"
+        r"|set_default_dtype|set_default_device"
+    )
+    # programs, not libraries
+    code = [name for name in pack.code if name not in ("workflows/run.py", "models/cli/console.py")]
     assert not [name for name in code if pattern.search(pack.text(name))]
 
 
@@ -292,10 +375,16 @@ def test_pictures_are_opened_at_one_door(pack):
 def test_loggers_have_fixed_names(pack):
     """`__name__` is a file path inside ComfyUI."""
     for name in pack.code:
-        calls = [node for node in ast.walk(pack.tree(name)) if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger")]
+        calls = [
+            node
+            for node in ast.walk(pack.tree(name))
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger")
+        ]
         for call in calls:
             (argument,) = call.args
-            assert isinstance(argument, ast.Constant) and str(argument.value).startswith("spatialweave"), f"{name}:{call.lineno}"
+            assert isinstance(argument, ast.Constant) and str(argument.value).startswith("spatialweave"), (
+                f"{name}:{call.lineno}"
+            )
 
 
 def test_python_files_can_be_read_on_windows(pack):

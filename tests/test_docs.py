@@ -1,4 +1,6 @@
-"""What the pages say of the repository is so: links, paths, commands, rooms and definitions. docs/log.md is history and is left out."""
+"""What the pages say of the repository is so: links, paths, commands, rooms and definitions.
+docs/log.md is history and is left out.
+"""
 
 import ast
 import re
@@ -8,7 +10,9 @@ from pathlib import PurePosixPath
 import pytest
 
 HISTORY = {"docs/log.md", "docs/soak.md", "docs/testing.md"}
-COMFYUIS = {"models/checkpoints", "models/diffusion_models", "models/loras", "models/text_encoders", "models/vae"}
+COMFYUIS = {
+    "models/checkpoints", "models/diffusion_models", "models/loras", "models/text_encoders", "models/vae",
+}
 OTHERS = {"encode.py", "loader.py"}  # a script that a page has in full; a file of another pack
 ROOTS = ("docs", "kernels", "locales", "models", "nodes", "tests", "web", "workflows")
 
@@ -20,12 +24,17 @@ def pages(pack):
 
 def anchors(text):
     """GitHub's, of the headings."""
-    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), flags=re.MULTILINE)
+    titles = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), flags=re.MULTILINE
+    )
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_pages_are_found(pack):
-    assert {"README.md", "docs/architecture.md", "docs/glossary.md", "docs/kernels.md", "docs/nodes.md"} <= set(pages(pack))
+    assert (
+        {"README.md", "docs/architecture.md", "docs/glossary.md", "docs/kernels.md", "docs/nodes.md"}
+        <= set(pages(pack))
+    )
 
 
 def test_links_lead_to_files_and_headings_that_are_there(pack, root):
@@ -51,10 +60,20 @@ def test_paths_name_files_and_folders_that_are_there(pack, root):
     wrong = []
     for name, text in pages(pack).items():
         spans = re.findall(r"`([^`\n]+)`", text)
-        paths = {path for span in spans for path in re.findall(rf"^(?:{'|'.join(ROOTS)})/[\w./-]*", span) if "<" not in span}
+        paths = {
+            path
+            for span in spans
+            for path in re.findall(rf"^(?:{'|'.join(ROOTS)})/[\w./-]*", span)
+            if "<" not in span
+        }
         paths |= set(re.findall(rf"(?<![\w/.-])(?:{'|'.join(ROOTS)})/[\w./-]+\.(?:py|json|cjs)\b", text))
-        paths -= set(re.findall(r"`(nodes/[\w./-]+)::", text))  # below tests/: tests/nodes/test_compose.py holds those
-        paths = {path for path in paths if not any(path == other or path.startswith(f"{other}/") for other in COMFYUIS)}
+        # below tests/: tests/nodes/test_compose.py holds those
+        paths -= set(re.findall(r"`(nodes/[\w./-]+)::", text))
+        paths = {
+            path
+            for path in paths
+            if not any(path == other or path.startswith(f"{other}/") for other in COMFYUIS)
+        }
         wrong += [f"{name}: {path}" for path in paths if not (root / path).exists()]
         files = {span for span in spans if re.fullmatch(r"\w+\.py", span)} - OTHERS
         wrong += [f"{name}: {file}" for file in files if file not in bare]
@@ -85,12 +104,19 @@ def test_python_examples_import_what_is_there(pack):
     wrong, seen = [], 0
     for name, text in pages(pack).items():
         blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-        found = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+        found = [
+            node
+            for block in blocks
+            for node in ast.walk(ast.parse(block))
+            if isinstance(node, ast.ImportFrom)
+        ]
         for node in (node for node in found if node.module.startswith("spatialweave.")):
             base = node.module.removeprefix("spatialweave.").replace(".", "/")
             (file,) = [path for path in (f"{base}.py", f"{base}/__init__.py") if path in pack.files] or [None]
             there = set() if file is None else set(top_level_names(pack.tree(file)))
-            wrong += [f"{name}: {alias.name} of {node.module}" for alias in node.names if alias.name not in there]
+            wrong += [
+                f"{name}: {alias.name} of {node.module}" for alias in node.names if alias.name not in there
+            ]
             seen += 1
     assert seen > 5 and not wrong, "\n".join(wrong)
 
@@ -119,7 +145,11 @@ def test_commands_are_understood(pack):
 
 
 def test_every_word_of_the_glossary_has_one_row_and_is_where_it_says(pack):
-    rows = [re.split(r" *\| *", line.strip("| ")) for line in pack.text("docs/glossary.md").splitlines() if line.startswith("| ")]
+    rows = [
+        re.split(r" *\| *", line.strip("| "))
+        for line in pack.text("docs/glossary.md").splitlines()
+        if line.startswith("| ")
+    ]
     rows = [row for row in rows if row[0] != "Word"]
     assert len(rows) > 25 and all(len(row) == 4 and all(row) for row in rows)
     words = [row[0] for row in rows]
@@ -128,7 +158,9 @@ def test_every_word_of_the_glossary_has_one_row_and_is_where_it_says(pack):
     for word, _, _, where in rows:
         file, *names = re.findall(r"`([^`]+)`", where)
         text = pack.text(file) if file in pack.files else ""
-        defined = [re.search(rf"^\s*(?:class |def )?{name}\b *[=:(]", text, flags=re.MULTILINE) for name in names]
+        defined = [
+            re.search(rf"^\s*(?:class |def )?{name}\b *[=:(]", text, flags=re.MULTILINE) for name in names
+        ]
         wrong += [] if text and all(defined) else [f"{word}: {where}"]
     assert not wrong, "\n".join(wrong)
 
@@ -144,8 +176,14 @@ def read_tree(page):
 
 def test_the_tree_has_every_room_and_no_other(pack, root):
     shown = read_tree(pack.text("docs/architecture.md"))
-    assert len(set(shown)) == len(shown) > 25 and not [folder for folder in shown if not (root / folder).is_dir()]
-    rooms = {str(PurePosixPath(name).parent) for name in pack.code if name.count("/") > 1 or name.endswith("/__init__.py")}
+    assert len(set(shown)) == len(shown) > 25 and not [
+        folder for folder in shown if not (root / folder).is_dir()
+    ]
+    rooms = {
+        str(PurePosixPath(name).parent)
+        for name in pack.code
+        if name.count("/") > 1 or name.endswith("/__init__.py")
+    }
     assert not sorted(room for room in rooms if room not in shown)
 
 
@@ -154,4 +192,6 @@ def test_systems_without_code_are_said_not_to_be_there(pack, page):
     absent = {"SpatialDiff": "spatial_diff", "SpatialFusion": "spatial_fusion", "JoyAI-Image": "joyai_edit"}
     for system, folder in absent.items():
         if f"models/{folder}/__init__.py" not in pack.files:
-            assert re.search(rf"^\|[^|]*{system}[^|]*\|.*not there yet", pack.text(page), flags=re.MULTILINE), system
+            assert re.search(
+                rf"^\|[^|]*{system}[^|]*\|.*not there yet", pack.text(page), flags=re.MULTILINE
+            ), system

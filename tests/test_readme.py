@@ -24,17 +24,23 @@ assert out.shape == q.shape and torch.allclose(out, expected, atol=1e-5)
 
 
 def read_section(pack, page, heading):
-    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", pack.text(page), flags=re.MULTILINE | re.DOTALL)
+    (section,) = re.findall(
+        rf"^## {heading}\n(.*?)(?=^## |\Z)", pack.text(page), flags=re.MULTILINE | re.DOTALL
+    )
     return section
 
 
 def read_example(pack, page, heading):
-    (code,) = re.findall(r"^```python\n(.*?)^```", read_section(pack, page, heading), flags=re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", read_section(pack, page, heading), flags=re.MULTILINE | re.DOTALL
+    )
     return code
 
 
 def run(code, folder):
-    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -53,13 +59,21 @@ def test_the_python_example_does_the_three_jobs_without_comfyui(pack, tmp_path):
 
 def test_the_intrinsics_example_gives_an_image_and_its_four_maps(pack, tmp_path):
     pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
-    code = read_example(pack, "docs/python.md", "I-LDM").replace("result.decode_maps()", "maps = result.decode_maps()")
+    code = read_example(pack, "docs/python.md", "I-LDM").replace(
+        "result.decode_maps()", "maps = result.decode_maps()"
+    )
     assert "maps = " in code
-    run(code + "assert result.image.shape == (1, 128, 128, 3) and maps.view.depth.shape == (1, 128, 128)", tmp_path)
+    run(
+        code + "assert result.image.shape == (1, 128, 128, 3) and maps.view.depth.shape == (1, 128, 128)",
+        tmp_path,
+    )
 
 
 def test_the_attention_example_is_attention_over_both_rows_with_the_weights_as_a_bias(pack, tmp_path):
-    run(PAIRS + read_example(pack, "docs/python.md", "One attention for coupled streams") + CONCATENATED, tmp_path)
+    run(
+        PAIRS + read_example(pack, "docs/python.md", "One attention for coupled streams") + CONCATENATED,
+        tmp_path,
+    )
 
 
 def test_every_workflow_and_its_way_in_is_named(pack, root):
@@ -71,12 +85,19 @@ def test_every_workflow_and_its_way_in_is_named(pack, root):
 
 
 def test_all_five_systems_are_named_and_those_without_code_are_said_to_be_absent(pack):
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|", read_section(pack, "README.md", "Five systems"), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \|", read_section(pack, "README.md", "Five systems"), flags=re.MULTILINE
+    )
     runs = {name.split(" (")[0]: answer for name, answer in rows if name != "System"}
-    folders = {"Modality Forcing": "modality_forcing", "I-LDM": "intrinsic_ldm", "SpatialDiff": "spatial_diff"}
+    folders = {
+        "Modality Forcing": "modality_forcing", "I-LDM": "intrinsic_ldm", "SpatialDiff": "spatial_diff",
+    }
     folders |= {"SpatialFusion": "spatial_fusion", "JoyAI-Image": "joyai_edit"}
     there = {name for name, folder in folders.items() if f"models/{folder}/__init__.py" in pack.files}
-    assert set(runs) == set(folders) and {name for name, answer in runs.items() if answer.strip() != "nothing"} == there
+    assert (
+        set(runs) == set(folders)
+        and {name for name, answer in runs.items() if answer.strip() != "nothing"} == there
+    )
 
 
 FIGURES = {  # in the page's order; True: the higher the better

@@ -3,7 +3,7 @@
     OUT/view_0000.npz    each view: depth, confidence, image, intrinsics, pose
     OUT/view_0000.png    its depth in color, with a legend
     OUT/points.ply       one cloud of all views, in the first camera's frame
-    OUT/colmap/          images, a COLMAP model and transforms.json, where all images have one size
+    OUT/colmap/          images, each at its own size, a COLMAP model and transforms.json
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def run_reconstruct(request: ReconstructRequest) -> Iterator[str]:
     yield describe_need(pipeline, images, request)
     result = reconstruct_pictures(pipeline, images, request)
     yield from (f"note: {note}" for note in result.notes)
-    fused, one_size = fuse(result.views, settings)
+    fused = fuse(result.views, settings)
     yield fused.describe()
-    yield from write_scene(request.output, result, fused, one_size)
+    yield from write_scene(request.output, result, fused)
 
 
 def describe_need(pipeline: VggtPipeline, images: Sequence[torch.Tensor], request: ReconstructRequest) -> str:
@@ -87,12 +87,12 @@ def reconstruct_pictures(
         )
 
 
-def fuse(views: Sequence[View], settings: FusionSettings) -> tuple[FusedCloud, bool]:
-    """One cloud, and whether all views have one size. Smaller views are extended by pixels without depth."""
+def fuse(views: Sequence[View], settings: FusionSettings) -> FusedCloud:
+    """One cloud. Smaller views are extended by pixels without depth."""
     sizes = [view.depth.shape[-2:] for view in views]
     largest = tuple(max(sides) for sides in zip(*sizes))
     joined = join_views([extend(view, largest) for view in views])
-    return fuse_views(joined, settings), len(set(sizes)) == 1
+    return fuse_views(joined, settings)
 
 
 def extend(view: View, size: tuple[int, int]) -> View:
@@ -108,7 +108,7 @@ def extend(view: View, size: tuple[int, int]) -> View:
     )
 
 
-def write_scene(output: Path, result: Result, fused: FusedCloud, one_size: bool) -> Iterator[str]:
+def write_scene(output: Path, result: Result, fused: FusedCloud) -> Iterator[str]:
     """The files of a scene, all or none; yields a line each."""
     with new_folder(output) as part:
         files = []
@@ -121,10 +121,8 @@ def write_scene(output: Path, result: Result, fused: FusedCloud, one_size: bool)
         # a y-up world has glTF's axes already
         data = encode_point_cloud(cloud, torch.eye(4), comments=comments)
         files.append(write_file(part / "points.ply", data))
-        if one_size:
-            scene = write_scene_folder(part / "colmap", fused)
-            files += [part / "colmap" / name for name in scene.files]
+        crops = [tuple(view.depth.shape[-2:]) for view in result.views]
+        scene = write_scene_folder(part / "colmap", fused, crops=crops)
+        files += [part / "colmap" / name for name in scene.files]
         names = [file.relative_to(part) for file in files]
     yield from (f"{output / name}" for name in names)
-    if not one_size:
-        yield "note: no COLMAP model, as the images have different sizes"

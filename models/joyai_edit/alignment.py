@@ -39,9 +39,9 @@ class Registration:
     def describe(self) -> str:
         """In a line."""
         if not self.blocks:
-            return "alignment: not measured, no unedited part has texture"
+            return "Alignment not measured: no unedited part has texture."
         worst = f"{self.worst_px:.3f} px worst of {self.blocks} blocks"
-        return f"alignment error: {self.mean_px:.3f} px mean, {worst}"
+        return f"Alignment error: {self.mean_px:.3f} px mean, {worst}."
 
 
 def measure_alignment(before: Tensor, after: Tensor, edited: Tensor | None = None) -> Registration:

@@ -63,16 +63,16 @@ class Framing:
         (height, width), (rows, columns) = self.size, self.bucket
         scale = (self.placed[2] - self.placed[0]) / (self.taken[2] - self.taken[0])
         lines = [
-            f"bucket: {columns} x {rows} (width x height), {width} x {height} scaled by {scale:.4g}",
-            "padding: none",
-            "cropped: nothing",
+            f"Bucket {columns} x {rows} (width x height): {width} x {height} scaled by {scale:.4g}.",
+            "No padding.",
+            "Nothing is cropped.",
         ]
         if self.padded:
             sides = "left {}, top {}, right {}, bottom {} pixels".format(*self.padding)
-            lines[1] = f"padding: {sides}, {100 * self.padded:.1f}% of the bucket"
+            lines[1] = f"Padding: {sides}, {100 * self.padded:.1f}% of the bucket."
         if self.cropped:
             kept = "x {0} to {2}, y {1} to {3}".format(*self.taken)
-            lines[2] = f"cropped: {100 * self.cropped:.1f}% of the image, {kept} is kept"
+            lines[2] = f"Cropped: {100 * self.cropped:.1f}% of the image; {kept} is kept."
         return lines + self._remarks()
 
     def _remarks(self) -> list[str]:
@@ -81,14 +81,14 @@ class Framing:
         lines = []
         lost = 1 - area(core_crop(self.size, find_bucket(height, width))) / (height * width)
         if lost:
-            lines.append(f"ComfyUI alone would crop {100 * lost:.1f}% of the image; now it crops nothing")
+            lines.append(f"ComfyUI alone would crop {100 * lost:.1f}% of the image.")
         aspect = max(width / height, height / width)
         if aspect > WIDEST * 1.02:
             part = f"{100 * self.cropped:.0f}% of the image is cropped away"
             part = part if self.cropped else f"{100 * self.padded:.0f}% of the bucket is padding"
             lines.append(
-                f"the image is {aspect:.3g} times as long as wide and the buckets end at {WIDEST:.3g}, so "
-                f"{part}: edit it in parts for a better result"
+                f"The image is {aspect:.3g} times as long as wide and the buckets end at {WIDEST:.3g}, so "
+                f"{part}: edit it in parts for a better result."
             )
         return lines
 

@@ -45,6 +45,11 @@ def split_images(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
     return images, list(dict.fromkeys(notes))
 
 
+def split_masks(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Masks (h, w) of MASK batches of any sizes, on the CPU."""
+    return [mask for batch in batches for mask in batch.reshape(-1, *batch.shape[-2:]).cpu()]
+
+
 def boxes_from_numbers(sides: Sequence[Sequence[float]], count: int) -> list[Rect]:
     """Boxes of x, y, width and height, each one number or one for each image."""
     names = ("x", "y", "width", "height")
@@ -59,8 +64,7 @@ def boxes_from_frames(values: Sequence[Any], count: int) -> list[Rect]:
 
 def boxes_from_drawn(batches: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Rect]:
     """One box per image of MASK batches, which must have the images' sizes (height, width)."""
-    masks = [mask for batch in batches for mask in batch.reshape(-1, *batch.shape[-2:]).cpu()]
-    masks = repeat_single(masks, len(sizes), "mask")
+    masks = repeat_single(split_masks(batches), len(sizes), "mask")
     return [boxes_from_masks(mask[None], *size)[0] for mask, size in zip(masks, sizes, strict=True)]
 
 

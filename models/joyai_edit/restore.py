@@ -44,13 +44,13 @@ class Restored:
         height, width = self.edited.shape
         kept = (self.edited == 0).float().mean().item()
         lines = [
-            f"restored to {width} x {height} (width x height)",
-            f"{100 * kept:.1f}% of the pixels are the input's, bit for bit",
-            self.alignment.describe() + (" (of all, the edit included)" if self.whole else ""),
+            f"Restored to {width} x {height} (width x height).",
+            f"{100 * kept:.1f}% of the pixels are the input's, bit for bit.",
+            self.alignment.describe() + (" Measured on all, the edit included." if self.whole else ""),
         ]
         if self.uncovered.any():
             share = self.uncovered.float().mean().item()
-            lines.append(f"{100 * share:.1f}% were cropped away before the edit: there it is the input")
+            lines.append(f"{100 * share:.1f}% were cropped away before the edit: there it is the input.")
         return "\n".join(lines)
 
 
@@ -193,9 +193,9 @@ def restore_all(
             mask = find_edited(image, frame, threshold)
         one = restore_image(image, frame, mask, feather)
         if mask is not None and not one.edited.any():
-            lines.append("nothing differs from the input, which is given back: the edit did not happen")
+            lines.append("Nothing differs from the input, which is given back: the edit did not happen.")
         found.append(one)
-        lines += [f"image {index}:"] * (count > 1) + [one.describe()]
+        lines += [f"Image {index}:"] * (count > 1) + [one.describe()]
     measured = [one.alignment.mean_px for one in found if one.alignment.blocks]
     return RestoredBatch(
         [one.image for one in found],

@@ -1,7 +1,9 @@
-"""Laid into the soak's custom_nodes by --mend-safetensors: core's reader of safetensors files then leaves nothing in memory.
+"""Laid into the soak's custom_nodes by --mend-safetensors: core's reader of safetensors files then leaves
+nothing in memory.
 
-safetensors (0.4.2 to 0.9.0rc1) never frees the two integers of a tensor's place in its file. What core opens with it is read here as the
-library reads it, as views of the mapped file, but with slices that Python makes. For a measurement only.
+safetensors (0.4.2 to 0.9.0rc1) never frees the two integers of a tensor's place in its file. What core opens
+with it is read here as the library reads it, as views of the mapped file, but with slices that Python makes.
+For a measurement only.
 """
 
 import json
@@ -37,7 +39,11 @@ class Reader:
         first, last = (self.start + offset for offset in entry["data_offsets"])
         if first == last:
             return torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
-        return torch.asarray(self.storage[first:last], dtype=torch.uint8).view(DTYPES[entry["dtype"]]).view(entry["shape"])
+        return (
+            torch.asarray(self.storage[first:last], dtype=torch.uint8)
+            .view(DTYPES[entry["dtype"]])
+            .view(entry["shape"])
+        )
 
     def __enter__(self):
         return self

@@ -1,8 +1,9 @@
-"""Laid into the soak's custom_nodes: at POST /soak/settle garbage is collected, the C library gives back what it keeps for later, and
-the answer counts what is in use: Python's objects, and bytes of the C library; and what core's loader has read of safetensors files so far.
+"""Laid into the soak's custom_nodes: at POST /soak/settle garbage is collected, the C library gives back what
+it keeps for later, and the answer counts what is in use: Python's objects, and bytes of the C library; and
+what core's loader has read of safetensors files so far.
 
-What is then in memory is what something holds. Without it the figures are glibc's: how much of the freed memory it keeps depends on which
-piece was freed last, and goes up and down by a tenth.
+What is then in memory is what something holds. Without it the figures are glibc's: how much of the freed
+memory it keeps depends on which piece was freed last, and goes up and down by a tenth.
 """
 
 import ctypes
@@ -33,7 +34,9 @@ FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks ke
 
 
 class Usage(ctypes.Structure):
-    """glibc's mallinfo2, summed over its arenas: uordblks are bytes in use, hblkhd bytes of blocks mapped each on its own."""
+    """glibc's mallinfo2, summed over its arenas: uordblks are bytes in use, hblkhd bytes of blocks mapped
+    each on its own.
+    """
 
     _fields_ = tuple((name, ctypes.c_size_t) for name in FIELDS)
 

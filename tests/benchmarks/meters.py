@@ -20,7 +20,9 @@ class Processor:
         return time.process_time() - began
 
     def peak(self, run):
-        """MiB of the tensors that a run made and that were alive at once; what an operator keeps to itself is not seen."""
+        """MiB of the tensors that a run made and that were alive at once;
+        what an operator keeps to itself is not seen.
+        """
         gc.collect()
         with living_tensors() as seen:
             run()
@@ -29,7 +31,9 @@ class Processor:
 
 @contextlib.contextmanager
 def living_tensors():
-    """The bytes of the tensors made while open, as {"now", "most"}: exact, where resident memory is the allocator's."""
+    """The bytes of the tensors made while open, as {"now", "most"}: exact, where resident memory is the
+    allocator's.
+    """
     seen, known = {"now": 0, "most": 0}, {}
 
     def freed(reference):
@@ -49,7 +53,8 @@ def living_tensors():
             return out
 
     there = (each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
-    before = {weakref.ref(each.untyped_storage()) for each in there if each.layout == torch.strided}  # sparse ones have none
+    # sparse ones have none
+    before = {weakref.ref(each.untyped_storage()) for each in there if each.layout == torch.strided}
     with Watch():
         yield seen
 

@@ -1,8 +1,10 @@
-"""A pytest plugin: processor seconds by file and by test, which other load on the machine does not change much.
+"""A pytest plugin: processor seconds by file and by test, which other load on the machine does not
+change much.
 
 PYTHONPATH=tests/benchmarks pytest -p processor_time ...
 
-Counted are the process and the child processes that it waited for. A fixture is counted in the first test that needs it. Unix only.
+Counted are the process and the child processes that it waited for. A fixture is counted in the first test
+that needs it. Unix only.
 """
 
 import resource
@@ -34,4 +36,6 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_sep("=", f"processor seconds by {title}")
         for name, seconds in table.most_common(MOST):
             terminalreporter.write_line(f"{seconds:8.2f}  {name}")
-    terminalreporter.write_line(f"{sum(SPENT.values()):8.2f}  in all tests, {processor_seconds():.2f} with start and collection")
+    terminalreporter.write_line(
+        f"{sum(SPENT.values()):8.2f}  in all tests, {processor_seconds():.2f} with start and collection"
+    )

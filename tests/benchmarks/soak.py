@@ -1,4 +1,5 @@
-"""A thousand tiny runs of all shipped workflows in one ComfyUI: what is left in memory and of handles, and whether runs stay bit-equal.
+"""A thousand tiny runs of the shipped workflows in one ComfyUI: what is left in memory and of handles, and whether
+runs stay bit-equal. Those of a megapixel (joyai_*) run where --graphs names them.
 
     python tests/benchmarks/soak.py COMFYUI PACK [--runs 1000] [--json FILE] [--log FILE]
     python tests/benchmarks/soak.py COMFYUI PACK --control [--runs 1000] [--json FILE]
@@ -28,6 +29,7 @@ it should.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import random
 import shutil
@@ -263,9 +265,10 @@ def slope(rows, key):
     for group in filter(None, groups):
         middles = [statistics.fmean(row[name] for row in group) for name in ("run", key)]
         pairs += [(row["run"] - middles[0], row[key] - middles[1]) for row in group]
-    spread = sum(x * x for x, _ in pairs)
+    spread, free = sum(x * x for x, _ in pairs), len(pairs) - sum(map(bool, groups)) - 1
+    if not spread or free < 1:  # hardly a workflow ran twice
+        return math.nan, math.nan
     found = sum(x * y for x, y in pairs) / spread
-    free = len(pairs) - sum(map(bool, groups)) - 1
     return found, 2 * (sum((y - found * x) ** 2 for x, y in pairs) / free / spread) ** 0.5
 
 

@@ -43,7 +43,9 @@ def cost(comfyui, root, tmp_path):
 
     def run(*options):
         call = [sys.executable, str(WORKER), str(comfyui), str(root), "--steps", "2", "--side", "8", *options]
-        done = subprocess.run([*call, "--json", str(tmp_path / "cost.json")], capture_output=True, text=True, timeout=1800)
+        done = subprocess.run(
+            [*call, "--json", str(tmp_path / "cost.json")], capture_output=True, text=True, timeout=1800
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         figures = json.loads((tmp_path / "cost.json").read_text())
         assert json.loads(done.stdout.splitlines()[-1]) == figures
@@ -59,7 +61,9 @@ def check_kinds(kinds):
         assert row["ms_per_step"] > 0 and row["least"] <= row["ratio"] <= row["greatest"]
     peaks = {kind: row["peak_mib"] for kind, row in kinds.items()}
     assert 1.8 * peaks["base"] < peaks["base, two images"] < 2.6 * peaks["base"], "twice the rows"
-    assert all(peaks["base"] < peaks[kind] for kind in ("drop", "gaussian", "all steps, w = 1")), "at this size mostly the LoRA's own"
+    assert all(peaks["base"] < peaks[kind] for kind in ("drop", "gaussian", "all steps, w = 1")), (
+        "at this size mostly the LoRA's own"
+    )
 
 
 @pytest.mark.comfyui
@@ -67,7 +71,10 @@ def test_every_kind_of_run_is_checked_timed_and_weighed(cost):
     figures, printed = cost("--rounds", "2")
     assert sorted(figures) == ["sd21", "tiny"]
     for name, figure in figures.items():
-        assert (figure["side"], figure["steps"], figure["rounds"]) == (8, 2, 2) and f"{name}, latents of 8 x 8" in printed
+        assert (
+            (figure["side"], figure["steps"], figure["rounds"]) == (8, 2, 2)
+            and f"{name}, latents of 8 x 8" in printed
+        )
         assert (figure["device"], figure["dtype"], figure["torch"]) == ("cpu", "float32", torch.__version__)
         assert figure["base_repeats_bit_for_bit"], "as it must on the CPU"
         check_kinds(figure["kinds"])
@@ -76,7 +83,9 @@ def test_every_kind_of_run_is_checked_timed_and_weighed(cost):
 
 @pytest.mark.comfyui
 def test_sdxl_is_measured_as_the_others(cost):
-    figures, _ = cost("--rounds", "1", "--check-steps", "1", "--models", "sdxl", "--sizes", json.dumps(SHRUNKEN))
+    figures, _ = cost(
+        "--rounds", "1", "--check-steps", "1", "--models", "sdxl", "--sizes", json.dumps(SHRUNKEN)
+    )
     assert list(figures) == ["sdxl"]
     check_kinds(figures["sdxl"]["kinds"])
 

@@ -1,4 +1,6 @@
-"""The program that soaks a ComfyUI: a few dozen of its runs, with every kind of fault, and that it can fail."""
+"""The program that soaks a ComfyUI: a few dozen of its runs, with every kind of fault,
+and that it can fail.
+"""
 
 import importlib.util
 import json
@@ -25,7 +27,10 @@ def figures(comfyui, root, tmp_path):
     """Runs the program; (its exit status, the figures it wrote, what it printed)."""
 
     def run(*options):
-        call = [sys.executable, str(SOAK), str(comfyui), str(root), "--json", str(tmp_path / "soak.json"), *options]
+        call = [
+            sys.executable, str(SOAK), str(comfyui), str(root), "--json", str(tmp_path / "soak.json"),
+            *options,
+        ]
         done = subprocess.run(call, capture_output=True, text=True, timeout=1800)
         assert (tmp_path / "soak.json").is_file(), done.stdout[-2000:] + done.stderr[-3000:]
         return done.returncode, json.loads((tmp_path / "soak.json").read_text()), done.stdout
@@ -38,7 +43,9 @@ def figures(comfyui, root, tmp_path):
 @pytest.mark.slow
 def test_runs_are_cancelled_meet_every_fault_and_stay_bit_equal(figures, root):
     """Memory is not judged: so few runs are all warming up."""
-    status, found, printed = figures("--runs", "33", "--window", "11", "--cancel-every", "7", "--fault-every", "6")
+    status, found, printed = figures(
+        "--runs", "33", "--window", "11", "--cancel-every", "7", "--fault-every", "6"
+    )
     others = [line for line in found["failures"] if " grew by " not in line]
     assert not others, "\n".join(others)
     assert found["passed"] == (status == 0) == printed.endswith("PASSED\n") == (not found["failures"])
@@ -50,14 +57,19 @@ def test_runs_are_cancelled_meet_every_fault_and_stay_bit_equal(figures, root):
     again = found["compared with the first"]
     assert again["runs"] == 8 and again["files"] > again["runs"] and again["unequal"] == 0
     assert sorted(found["workflows"]) == sorted(path.stem for path in (root / "workflows/api").glob("*.json"))
-    assert all(each["files"] for each in found["workflows"].values()), "a workflow that saves nothing is not compared"
+    assert all(each["files"] for each in found["workflows"].values()), (
+        "a workflow that saves nothing is not compared"
+    )
     assert found["growth"]["rss"]["early"] > 100 and found["growth"]["handles"]["early"] > 3
     assert found["at the end, models unloaded"]["ours"] == []
 
 
 def row(number, size, handles=7):
     sizes = dict.fromkeys(("rss", "pss", "private", "anonymous", "unsettled", "allocated"), size)
-    return {"run": number, "kind": "run", "graph": f"graph {number % 3}", "handles": handles, "threads": 3, "children": 0, **dict.fromkeys(("objects", "tensors of core", "tensors of pack"), 10**6), **sizes}
+    return {
+        "run": number, "kind": "run", "graph": f"graph {number % 3}", "handles": handles, "threads": 3,
+        "children": 0, **dict.fromkeys(("objects", "tensors of core", "tensors of pack"), 10**6), **sizes,
+    }
 
 
 def judged(soak, rows, left=()):
@@ -71,7 +83,10 @@ def test_growth_a_handle_and_an_open_file_are_failures(soak):
     assert judged(soak, flat) == []
     assert judged(soak, flat, ["/output/a.png"]) == ["still open or mapped at the end: /output/a.png"]
     growing = [row(number, 1_000_000_000 + 101_000 * number) for number in range(200)]
-    assert [line.split(" by ")[0] for line in judged(soak, growing)] == ["rss grew", "pss grew", "private grew"]
+    assert (
+        [line.split(" by ")[0] for line in judged(soak, growing)]
+        == ["rss grew", "pss grew", "private grew"]
+    )
     just_not = [row(number, 1_000_000_000 + 99_000 * number) for number in range(200)]
     assert judged(soak, just_not) == []
     leaking = [row(number, 1_000_000_000, 7 + number // 100) for number in range(200)]
@@ -88,6 +103,8 @@ def test_growth_a_run_is_that_of_like_runs(soak):
         rows[number]["rss"] += 300 * (-1) ** (number // 3)
     growth, error = soak.slope(rows, "rss")
     assert abs(growth - 1000) < error and 3 < error < 6  # 2 x 300 / (17.3 x sqrt(57))
+    # no workflow ran twice: nothing is claimed
+    assert all(value != value for value in soak.slope(rows[:3], "rss"))
 
 
 def test_a_result_is_known_by_its_numbers_not_by_its_file(soak, tmp_path):
@@ -116,8 +133,14 @@ def test_an_open_file_and_a_child_are_counted(soak, tmp_path):
 
     before = soak.process.measure(os.getpid(), [tmp_path])
     assert before["ours"] == [] and before["rss"] > 10_000_000 and before["rss"] >= before["private"]
-    with (tmp_path / "left.bin").open("wb"), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+    with (
+        (tmp_path / "left.bin").open("wb"),
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child,
+    ):
         during = soak.process.measure(os.getpid(), [tmp_path])
         child.communicate(b"\n")
     assert during["ours"] == [str(tmp_path / "left.bin")]
-    assert during["children"] == before["children"] + 1 and during["kinds"]["file"] == before["kinds"].get("file", 0) + 1
+    assert (
+        during["children"] == before["children"] + 1
+        and during["kinds"]["file"] == before["kinds"].get("file", 0) + 1
+    )

@@ -1,8 +1,10 @@
-"""What the converter needs for the largest matrix of the 9B network: memory above what importing torch takes, and processor time.
+"""What the converter needs for the largest matrix of the 9B network: memory above what importing torch takes,
+and processor time.
 
     python tests/benchmarks/worker_conversion.py fp8      (or int8, nvfp4)
 
-The file is written in blocks, so that making it leaves no mark on the peak. Unix only: the peak is the system's own count.
+The file is written in blocks, so that making it leaves no mark on the peak.
+Unix only: the peak is the system's own count.
 """
 
 import json
@@ -23,7 +25,9 @@ MIB = 2**20
 
 def peak() -> float:
     """Largest memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MIB
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MIB
+    )
 
 
 def write_matrix(path: Path) -> None:
@@ -34,7 +38,9 @@ def write_matrix(path: Path) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for _ in range(values // BLOCK):
-            file.write(torch.randn(BLOCK, generator=generator).to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
+            file.write(
+                torch.randn(BLOCK, generator=generator).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+            )
 
 
 def measure(form: str, folder: Path) -> str:
@@ -43,7 +49,10 @@ def measure(form: str, folder: Path) -> str:
     written = convert_file(folder / "in.safetensors", folder / "out.safetensors", {NAME: form}, {})
     seconds, rise = time.process_time() - began, peak() - before
     size = written.stat().st_size / MIB
-    return f"{form}: {rise:.0f} MiB above {before:.0f} MiB, {seconds:.1f} processor seconds, 288 MiB became {size:.0f}\n"
+    return (
+        f"{form}: {rise:.0f} MiB above {before:.0f} MiB, "
+        f"{seconds:.1f} processor seconds, 288 MiB became {size:.0f}\n"
+    )
 
 
 if __name__ == "__main__":

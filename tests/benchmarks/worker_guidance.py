@@ -1,6 +1,9 @@
-"""How well the tiny model's joint runs follow their captions at several guidances: what its default is chosen by.
+"""How well the tiny model's joint runs follow their captions at several guidances:
+what its default is chosen by.
 
-    python tests/benchmarks/worker_guidance.py 4 6 8 10      agreement by kind of fact, on 64 scenes that no evaluation uses; --n for others
+    python tests/benchmarks/worker_guidance.py 4 6 8 10
+
+Agreement by kind of fact, on 64 scenes that no evaluation uses; --n for others.
 
 One batch of captions has one seed; 25 steps. About a minute and a half a guidance on one core.
 """
@@ -30,7 +33,9 @@ def agreement(pipeline, scorer, scenes, guidance):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("guidance", nargs="+", type=float)
     parser.add_argument("--n", type=int, default=64)
     options = parser.parse_args()
@@ -38,7 +43,11 @@ def main():
     scenes = list(held_out_batches(options.n, BATCH, pipeline.defaults.size, seed=SCENES_SEED))
     for guidance in options.guidance:
         figures = agreement(pipeline, scorer, scenes, guidance)
-        sys.stdout.write(f"guidance {guidance:g}: " + ", ".join(f"{kind} {share:.3f}" for kind, share in figures.items()) + "\n")
+        sys.stdout.write(
+            f"guidance {guidance:g}: "
+            + ", ".join(f"{kind} {share:.3f}" for kind, share in figures.items())
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

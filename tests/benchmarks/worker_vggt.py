@@ -1,10 +1,13 @@
-"""What VGGT takes on the CPU by the number of views: our order of work against the published one, which keeps all entries and runs the
-dense head on all views at once. The same weights, in one process on one thread, turn by turn.
+"""What VGGT takes on the CPU by the number of views: our order of work against the published one, which keeps
+all entries and runs the dense head on all views at once. The same weights, in one process on one thread, turn
+by turn.
 
-    python tests/benchmarks/worker_vggt.py [--shape small] [--views 1 4 8 32] [--side 112] [--rounds 3] [--json FILE]
+    python tests/benchmarks/worker_vggt.py [--shape small] [--views 1 4 8 32] [--side 112] [--rounds 3]
+        [--json FILE]
 
-Processor seconds (the median), the peak of the tensors alive at once beside the weights, both ratios, and the largest difference of the
-depth. `--shape vggt_1b` is the released size with random weights, in bfloat16 with float32 heads: 3.4 GB beside what a run takes.
+Processor seconds (the median), the peak of the tensors alive at once beside the weights, both ratios, and the
+largest difference of the depth. `--shape vggt_1b` is the released size with random weights, in bfloat16 with
+float32 heads: 3.4 GB beside what a run takes.
 """
 
 import argparse
@@ -22,7 +25,8 @@ from spatialweave.models.vggt.network import Vggt
 
 # as deep as the released network, at a sixteenth of its width
 SMALL = VggtConfig(
-    img_size=112, embed_dim=64, num_heads=4, backbone_depth=4, backbone_num_heads=4, dpt_features=32, dpt_out_channels=(16, 32, 64, 64),
+    img_size=112, embed_dim=64, num_heads=4, backbone_depth=4, backbone_num_heads=4, dpt_features=32,
+    dpt_out_channels=(16, 32, 64, 64),
     camera_trunk_depth=1, camera_num_heads=4, heads=("camera", "depth"),
 )  # fmt: skip
 SHAPES = {"small": SMALL, **PRESETS}

@@ -1,5 +1,6 @@
-"""Every kind of file that a user hands to the pack: a sound small one made by another library, how it is spoilt, the reader that opens it,
-and what must hold of what it read. `load` is set by whoever loads this file.
+"""Every kind of file that a user hands to the pack: a sound small one made by another library, how it is
+spoilt, the reader that opens it, and what must hold of what it read. `load` is set by whoever loads this
+file.
 """
 
 import importlib.util
@@ -54,7 +55,9 @@ PROJECTIONS = {f"{LAYER}.to_q": Projection(6, 8), f"{LAYER}.to_out.0": Projectio
 
 @dataclass(frozen=True)
 class Kind:
-    """`files` makes the folder's sound files by name, of which `spoilt` is the one to be spoilt; a refusal names it, or one of `said`."""
+    """`files` makes the folder's sound files by name, of which `spoilt` is the one to be spoilt;
+    a refusal names it, or one of `said`.
+    """
 
     files: Callable[[], dict[str, bytes]]
     spoilt: str
@@ -78,7 +81,10 @@ def depth_png(facts=None):
 
 
 def exr(compression=OpenEXR.ZIP_COMPRESSION):
-    header = {"compression": compression, "type": OpenEXR.scanlineimage, "depthUnits": "metric", "intrinsics": json.dumps(CAMERA.tolist())}
+    header = {
+        "compression": compression, "type": OpenEXR.scanlineimage, "depthUnits": "metric",
+        "intrinsics": json.dumps(CAMERA.tolist()),
+    }
     channels = {"Z": DEPTH, "R": DEPTH.astype("<f2"), "id": DEPTH.astype("<u4")}
     with tempfile.TemporaryDirectory() as folder, OpenEXR.File(header, channels) as file:
         file.write(f"{folder}/depth.exr")
@@ -86,14 +92,23 @@ def exr(compression=OpenEXR.ZIP_COMPRESSION):
 
 
 def npz():
-    arrays = {"depth": DEPTH[None], "mask": DEPTH[None] > 1, "image": COLORS[None] / np.float32(255), "units": np.array("metric")}
-    return spoil.pack_npz(arrays | {"intrinsics": CAMERA[None], "confidence": DEPTH[None], "direction": np.array("larger = farther")})
+    arrays = {
+        "depth": DEPTH[None], "mask": DEPTH[None] > 1, "image": COLORS[None] / np.float32(255),
+        "units": np.array("metric"),
+    }
+    return spoil.pack_npz(
+        arrays
+        | {"intrinsics": CAMERA[None], "confidence": DEPTH[None], "direction": np.array("larger = farther")}
+    )
 
 
 def foreign_npz():
     """As Depth Anything 3 exports it."""
     pose = np.eye(4, dtype="<f4")[None, :3]
-    arrays = {"depth": DEPTH[None], "image": COLORS[None], "conf": DEPTH[None], "intrinsics": CAMERA[None], "extrinsics": pose}
+    arrays = {
+        "depth": DEPTH[None], "image": COLORS[None], "conf": DEPTH[None], "intrinsics": CAMERA[None],
+        "extrinsics": pose,
+    }
     return spoil.pack_npz(arrays, packed=True)
 
 
@@ -103,9 +118,15 @@ def lines(*entries):
 
 def loose(**more):
     """A dataset folder of loose files: one sample."""
-    entry = {"image": "image.png", "depth": "depth.png", "depth_scale": 0.001, "mask": "mask.png", "caption": "a ball"}
+    entry = {
+        "image": "image.png", "depth": "depth.png", "depth_scale": 0.001, "mask": "mask.png",
+        "caption": "a ball",
+    }
     mask = picture(np.full((HEIGHT, WIDTH), 255, np.uint8))
-    return {"image.png": picture(COLORS), "depth.png": depth_png(), "mask.png": mask, "manifest.jsonl": lines(entry | more)}
+    return {
+        "image.png": picture(COLORS), "depth.png": depth_png(), "mask.png": mask,
+        "manifest.jsonl": lines(entry | more),
+    }
 
 
 def with_maps():
@@ -119,36 +140,70 @@ def shard(height=HEIGHT, width=WIDTH):
     """A dataset folder of a shard with three samples."""
     tensors = {"image": torch.arange(3 * height * width * 3).reshape(3, height, width, 3).to(torch.uint8)}
     tensors |= {"depth": 1 + torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))}
-    tensors |= {"segmentation": torch.ones(3, height, width, dtype=torch.int16), "line": torch.zeros(3, height, width).half()}
-    rows = lines(*({"shard": "shard.safetensors", "row": row, "caption": "a red ball", "objects": ["red ball"]} for row in range(3)))
+    tensors |= {
+        "segmentation": torch.ones(3, height, width, dtype=torch.int16),
+        "line": torch.zeros(3, height, width).half(),
+    }
+    rows = lines(
+        *(
+            {"shard": "shard.safetensors", "row": row, "caption": "a red ball", "objects": ["red ball"]}
+            for row in range(3)
+        )
+    )
     return {"shard.safetensors": save(tensors), "manifest.jsonl": rows}
 
 
 def recipe():
     model, data = {"width": 16, "depth": 1}, {"folder": "nowhere", "scenes": 8, "size": 16}
-    values = {"system": "tiny_codec", "steps": 20, "batch_size": 4, "lr": 1e-3, "betas": [0.9, 0.99], "model": model, "data": data}
-    return {"recipe.json": json.dumps(values | {"lr_scale": {"a": 2.0}, "freeze": ["b"], "workers": 0, "output": "out"}).encode()}
+    values = {
+        "system": "tiny_codec", "steps": 20, "batch_size": 4, "lr": 1e-3, "betas": [0.9, 0.99],
+        "model": model, "data": data,
+    }
+    return {
+        "recipe.json": json.dumps(
+            values | {"lr_scale": {"a": 2.0}, "freeze": ["b"], "workers": 0, "output": "out"}
+        ).encode()
+    }
 
 
 def recipe_of(system, **more):
-    values = {"system": system, "steps": 20, "batch_size": 1, "data": {"folder": "here", "size": 16}, "model": {}, "loss": {}} | more
+    values = {
+        "system": system, "steps": 20, "batch_size": 1, "data": {"folder": "here", "size": 16}, "model": {},
+        "loss": {},
+    } | more
     return {"recipe.json": json.dumps(values).encode(), **shard(16, 16)}
 
 
 def adapter():
     """As PEFT writes one: the settings in a file of their own."""
-    tensors = {f"base_model.model.{name}.lora_A.weight": torch.ones(3, part.inputs) for name, part in PROJECTIONS.items()}
-    tensors |= {f"base_model.model.{name}.lora_B.weight": torch.ones(part.outputs, 3) for name, part in PROJECTIONS.items()}
-    settings = {"peft_type": "LORA", "lora_alpha": 6, "r": 3, "use_rslora": False, "alpha_pattern": {"to_q": 3}, "rank_pattern": {}}
+    tensors = {
+        f"base_model.model.{name}.lora_A.weight": torch.ones(3, part.inputs)
+        for name, part in PROJECTIONS.items()
+    }
+    tensors |= {
+        f"base_model.model.{name}.lora_B.weight": torch.ones(part.outputs, 3)
+        for name, part in PROJECTIONS.items()
+    }
+    settings = {
+        "peft_type": "LORA", "lora_alpha": 6, "r": 3, "use_rslora": False, "alpha_pattern": {"to_q": 3},
+        "rank_pattern": {},
+    }
     return {"adapter_model.safetensors": save(tensors), "adapter_config.json": json.dumps(settings).encode()}
 
 
 def lora():
     tensors = {f"unet.{name}.lora_A.weight": torch.ones(3, part.inputs) for name, part in PROJECTIONS.items()}
-    tensors |= {f"unet.{name}.lora_B.weight": torch.ones(part.outputs, 3) for name, part in PROJECTIONS.items()}
+    tensors |= {
+        f"unet.{name}.lora_B.weight": torch.ones(part.outputs, 3) for name, part in PROJECTIONS.items()
+    }
     tensors[f"unet.{LAYER}.to_q.alpha"] = torch.tensor(6.0)
-    settings = {"unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {f"{LAYER}.to_out.0": 3}, "unet.rank_pattern": {}}
-    return {"lora.safetensors": save(tensors, {"lora_adapter_metadata": json.dumps(settings), "format": "pt"})}
+    settings = {
+        "unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {f"{LAYER}.to_out.0": 3},
+        "unet.rank_pattern": {},
+    }
+    return {
+        "lora.safetensors": save(tensors, {"lora_adapter_metadata": json.dumps(settings), "format": "pt"})
+    }
 
 
 def vae():
@@ -161,12 +216,16 @@ def vae():
 
 def network():
     config = ModalityForcingConfig(
-        in_channels=4, depth_channels=16, context_in_dim=8, hidden_size=16, num_heads=2, num_double_blocks=1, num_single_blocks=1,
+        in_channels=4, depth_channels=16, context_in_dim=8, hidden_size=16, num_heads=2, num_double_blocks=1,
+        num_single_blocks=1,
         num_depth_decoder_blocks=1, axes_dim=(2, 2, 2, 2), depth_patch=4, time_embed_dim=8,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = {f"dit.{name}": torch.randn_like(value) for name, value in ModalityForcing(config).state_dict().items()}
+        state = {
+            f"dit.{name}": torch.randn_like(value)
+            for name, value in ModalityForcing(config).state_dict().items()
+        }
     return {"network.safetensors": save(state, {"config": json.dumps(config.to_json())})}
 
 
@@ -182,7 +241,10 @@ def workflow():
 def base():
     """As much of a base's folder in diffusers' form as says what it is."""
     unet = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 1024, "addition_embed_type": None}
-    return {"unet/config.json": json.dumps(unet).encode(), "vae/config.json": json.dumps({"scaling_factor": 0.18215}).encode()}
+    return {
+        "unet/config.json": json.dumps(unet).encode(),
+        "vae/config.json": json.dumps({"scaling_factor": 0.18215}).encode(),
+    }
 
 
 def read_adapter(path):
@@ -218,7 +280,11 @@ def read_maps(path):
 def build(path):
     """A recipe's trainer, made on the dataset beside it, and one loss."""
     recipe = Recipe.read(path)
-    recipe = replace(recipe, data={**recipe.data, "folder": str(path.parent)}) if recipe.data.get("folder") == "here" else recipe
+    recipe = (
+        replace(recipe, data={**recipe.data, "folder": str(path.parent)})
+        if recipe.data.get("folder") == "here"
+        else recipe
+    )
     if recipe.system not in trainers.BUILDERS:
         raise ValueError(f"{path}: {recipe.system!r} is no system that has a trainer")  # as run_recipe says
     with naming(path):
@@ -254,7 +320,9 @@ def read_family(path):
 
 
 def read_facts(path):
-    return shards.check_facts(shards.ShardFolder(path.parent), {"format": "spatialweave-intrinsics", "version": 1, "count": 3})
+    return shards.check_facts(
+        shards.ShardFolder(path.parent), {"format": "spatialweave-intrinsics", "version": 1, "count": 3}
+    )
 
 
 def read_published(path):
@@ -278,7 +346,9 @@ def view_fault(view, size=None):
         return "depth that is not finite"
     for name in ("image", "normals", "confidence", "intrinsics", "world_to_cam"):
         tensor = getattr(view, name)
-        if tensor is not None and (tensor.dtype != torch.float32 or (name != "confidence" and not bool(torch.isfinite(tensor).all()))):
+        if tensor is not None and (
+            tensor.dtype != torch.float32 or (name != "confidence" and not bool(torch.isfinite(tensor).all()))
+        ):
             return f"{name} of {tensor.dtype}, or not finite"
     if view.image is not None and not 0 <= float(view.image.min()) <= float(view.image.max()) <= 1:
         return "an image outside [0, 1]"
@@ -306,12 +376,18 @@ def exr_fault(view, path):
         return view_fault(view, size)
     try:
         with OpenEXR.File(str(path), separate_channels=True) as file:
-            planes = {name: np.asarray(channel.pixels, np.float32) for name, channel in file.channels().items()}
+            planes = {
+                name: np.asarray(channel.pixels, np.float32) for name, channel in file.channels().items()
+            }
     except Exception:  # noqa: BLE001
         return None
     plane = planes.get("Z", next(iter(planes.values())))
     exact = np.where(np.isfinite(plane) & (plane > 0), plane, 0)
-    return None if np.array_equal(exact, view.depth[0].numpy()) else "other numbers than the OpenEXR library reads"
+    return (
+        None
+        if np.array_equal(exact, view.depth[0].numpy())
+        else "other numbers than the OpenEXR library reads"
+    )
 
 
 def npz_fault(view, path):
@@ -319,22 +395,34 @@ def npz_fault(view, path):
     try:
         with np.load(path) as found:
             array = found["depth" if "depth" in found.files else found.files[0]]
-    except Exception:  # noqa: BLE001 - numpy wants the archive from the first byte on, Python's zipfile does not
+    except Exception:  # noqa: BLE001 - numpy wants the archive from the first byte on, zipfile does not
         return view_fault(view)
     sizes = {array.shape[-2:], array.shape[-3:-1] if array.shape[-1:] == (1,) else array.shape[-2:]}
-    return view_fault(view) if tuple(view.depth.shape[1:]) in sizes else f"{tuple(view.depth.shape)} of an array {array.shape}"
+    return (
+        view_fault(view)
+        if tuple(view.depth.shape[1:]) in sizes
+        else f"{tuple(view.depth.shape)} of an array {array.shape}"
+    )
 
 
 def samples_fault(samples, path):
     for sample in samples:
-        sizes = {key: tuple(value.shape[:2]) for key, value in sample.items() if key in ("image", "depth", "mask", "segmentation")}
+        sizes = {
+            key: tuple(value.shape[:2])
+            for key, value in sample.items()
+            if key in ("image", "depth", "mask", "segmentation")
+        }
         for height, width in sizes.values():  # another resolution is fine, another cut of the scene is not
             if any(abs(height * w - width * h) > max(h, w, height, width) for h, w in sizes.values()):
                 return f"maps of several sizes {sizes}"
         if "depth" in sizes and sizes["mask"] != sizes["depth"]:
             return f"a mask and a depth of several sizes {sizes}"
-        for key, dtype, axes in (("image", torch.uint8, 3), ("depth", torch.float32, 2), ("mask", torch.bool, 2)):
-            if key in sample and (sample[key].dtype != dtype or sample[key].ndim != axes or sample[key].numel() == 0):
+        for key, dtype, axes in (
+            ("image", torch.uint8, 3), ("depth", torch.float32, 2), ("mask", torch.bool, 2),
+        ):
+            if key in sample and (
+                sample[key].dtype != dtype or sample[key].ndim != axes or sample[key].numel() == 0
+            ):
                 return f"{key} of {sample[key].dtype} {tuple(sample[key].shape)}"
         if "image" in sample and sample["image"].shape[-1] != 3:
             return f"image of {tuple(sample['image'].shape)}"
@@ -348,9 +436,16 @@ def samples_fault(samples, path):
 def maps_fault(samples, path):
     for sample in samples:
         maps, image = sample["maps"], sample["image"]
-        if maps.shape[0] != 8 or maps.shape[1:] != image.shape[1:] or maps.dtype != torch.float32 or image.dtype != torch.float32:
+        if (
+            maps.shape[0] != 8
+            or maps.shape[1:] != image.shape[1:]
+            or maps.dtype != torch.float32
+            or image.dtype != torch.float32
+        ):
             return f"maps {maps.dtype} {tuple(maps.shape)} with an image {image.dtype} {tuple(image.shape)}"
-        if not all(bool(torch.isfinite(value).all()) and float(value.abs().max()) <= 1.001 for value in (maps, image)):
+        if not all(
+            bool(torch.isfinite(value).all()) and float(value.abs().max()) <= 1.001 for value in (maps, image)
+        ):
             return "values outside [-1, 1]"
     return None
 
@@ -365,7 +460,11 @@ def image_fault(rgb, path):
 
 
 def picture_fault(image, path):
-    return None if tuple(image.shape) == (8, 8, 3) and image.dtype == torch.uint8 else f"{image.dtype} {tuple(image.shape)}"
+    return (
+        None
+        if tuple(image.shape) == (8, 8, 3) and image.dtype == torch.uint8
+        else f"{image.dtype} {tuple(image.shape)}"
+    )
 
 
 def module_fault(module, path):
@@ -377,7 +476,11 @@ def module_fault(module, path):
 def lora_fault(parts, path):
     for name, part in parts.items():
         wanted = PROJECTIONS[name]
-        if part.down.shape[1] != wanted.inputs or part.up.shape[0] != wanted.outputs or not np.isfinite(part.scale):
+        if (
+            part.down.shape[1] != wanted.inputs
+            or part.up.shape[0] != wanted.outputs
+            or not np.isfinite(part.scale)
+        ):
             return f"{name} of {tuple(part.down.shape)}, {tuple(part.up.shape)} at {part.scale}"
         if not all(bool(torch.isfinite(matrix.float()).all()) for matrix in (part.down, part.up)):
             return f"{name} is not finite"
@@ -393,7 +496,11 @@ def loss_fault(loss, path):
 
 
 def text_fault(text, path):
-    return None if isinstance(text, str) and "\ufffd" not in text and "\ufeff" not in text else f"the text {text!r}"
+    return (
+        None
+        if isinstance(text, str) and "\ufffd" not in text and "\ufeff" not in text
+        else f"the text {text!r}"
+    )
 
 
 def graph_fault(graph, path):
@@ -403,7 +510,11 @@ def graph_fault(graph, path):
 
 
 def published_fault(lines, path):
-    return None if all(isinstance(line, str) and "None" not in line for line, _ in lines) else "a line without words"
+    return (
+        None
+        if all(isinstance(line, str) and "None" not in line for line, _ in lines)
+        else "a line without words"
+    )
 
 
 def nothing_fault(value, path):
@@ -411,7 +522,11 @@ def nothing_fault(value, path):
 
 
 def family_fault(family, path):
-    return None if family[0] in ("sd21", "sdxl", "pixart") and family[1] in ("", "sd15", "pixart_sigma") else f"the family {family!r}"
+    return (
+        None
+        if family[0] in ("sd21", "sdxl", "pixart") and family[1] in ("", "sd15", "pixart_sigma")
+        else f"the family {family!r}"
+    )
 
 
 def pictured(form, mode="RGB", **more):
@@ -420,25 +535,41 @@ def pictured(form, mode="RGB", **more):
 
 
 def picture_kind(form, mode="RGB", mutate=spoil.spoil_bytes, **more):
-    return Kind(lambda: pictured(form, mode, **more), f"picture.{form.lower()}", mutate, read_image, image_fault)
+    return Kind(
+        lambda: pictured(form, mode, **more), f"picture.{form.lower()}", mutate, read_image, image_fault
+    )
 
 
 ORIENTED = Image.Exif()
 ORIENTED[0x0112] = 6
 VAE = {"model": {"config": {"width": 32, "multiples": [1], "blocks": 1, "latent_channels": 4}}}
-SIZES = ("pixels, got", "pixels (width", "of one batch and size")  # of two files that do not fit each other, by the manifest's line
+# of two files that do not fit each other, by the manifest's line
+SIZES = ("pixels, got", "pixels (width", "of one batch and size")
 ANY = ("recipe", "folder", "dataset")  # the trainer speaks of what the recipe names
 KINDS = {
-    "depth PNG": Kind(lambda: {"depth.png": depth_png(FACTS)}, "depth.png", spoil.spoil_png, read_depth, png_fault),
+    "depth PNG": Kind(
+        lambda: {"depth.png": depth_png(FACTS)}, "depth.png", spoil.spoil_png, read_depth, png_fault
+    ),
     "JSON beside a depth PNG": Kind(
-        lambda: {"depth.png": depth_png(), "depth.json": json.dumps(FACTS).encode()}, "depth.json", spoil.spoil_json,
+        lambda: {"depth.png": depth_png(), "depth.json": json.dumps(FACTS).encode()}, "depth.json",
+        spoil.spoil_json,
         lambda path: read_depth(path.with_suffix(".png")), png_fault, ("depth.png", "depth.json"),
     ),
     "EXR, ZIP": Kind(lambda: {"depth.exr": exr()}, "depth.exr", spoil.spoil_exr, read_depth, exr_fault),
-    "EXR, raw": Kind(lambda: {"depth.exr": exr(OpenEXR.NO_COMPRESSION)}, "depth.exr", spoil.spoil_exr, read_depth, exr_fault),
+    "EXR, raw": Kind(
+        lambda: {"depth.exr": exr(OpenEXR.NO_COMPRESSION)},
+        "depth.exr",
+        spoil.spoil_exr,
+        read_depth,
+        exr_fault,
+    ),
     "NPZ of a View": Kind(lambda: {"depth.npz": npz()}, "depth.npz", spoil.spoil_npz, read_depth, npz_fault),
     "NPZ of others": Kind(
-        lambda: {"depth.npz": foreign_npz()}, "depth.npz", spoil.spoil_npz, lambda path: read_depth(path, units="metric"), npz_fault
+        lambda: {"depth.npz": foreign_npz()},
+        "depth.npz",
+        spoil.spoil_npz,
+        lambda path: read_depth(path, units="metric"),
+        npz_fault,
     ),
     "picture, PNG": picture_kind("PNG", mutate=spoil.spoil_png),
     "picture, palette": picture_kind("PNG", "P", mutate=spoil.spoil_png),
@@ -446,42 +577,72 @@ KINDS = {
     "picture, TIFF": picture_kind("TIFF", "CMYK"),
     "picture, WEBP": picture_kind("WEBP", "RGBA"),
     "picture to build from": Kind(
-        lambda: pictured("PNG"), "picture.png", spoil.spoil_png, lambda path: dataset_build.read_cropped_image(path, (8, 8))[0], picture_fault
+        lambda: pictured("PNG"),
+        "picture.png",
+        spoil.spoil_png,
+        lambda path: dataset_build.read_cropped_image(path, (8, 8))[0],
+        picture_fault,
     ),
     "caption": Kind(
-        lambda: {"a.txt": "a ball, été".encode(), "a.png": picture(COLORS)}, "a.txt", spoil.spoil_bytes, read_caption, text_fault
+        lambda: {"a.txt": "a ball, été".encode(), "a.png": picture(COLORS)},
+        "a.txt",
+        spoil.spoil_bytes,
+        read_caption,
+        text_fault,
     ),
     "manifest": Kind(loose, "manifest.jsonl", spoil.spoil_json_lines, read_samples, samples_fault),
-    "training picture": Kind(loose, "image.png", spoil.spoil_png, read_samples, samples_fault, ("image.png", *SIZES)),
-    "training depth": Kind(loose, "depth.png", spoil.spoil_png, read_samples, samples_fault, ("depth.png", *SIZES)),
+    "training picture": Kind(
+        loose, "image.png", spoil.spoil_png, read_samples, samples_fault, ("image.png", *SIZES)
+    ),
+    "training depth": Kind(
+        loose, "depth.png", spoil.spoil_png, read_samples, samples_fault, ("depth.png", *SIZES)
+    ),
     "training depth, npy": Kind(
-        lambda: {**loose(depth="depth.npy"), "depth.npy": spoil.pack_npy(DEPTH)}, "depth.npy", spoil.spoil_npy, read_samples, samples_fault,
+        lambda: {**loose(depth="depth.npy"), "depth.npy": spoil.pack_npy(DEPTH)}, "depth.npy",
+        spoil.spoil_npy, read_samples, samples_fault,
         ("depth.npy", *SIZES),
     ),
     "training shard": Kind(shard, "shard.safetensors", spoil.spoil_safetensors, read_samples, samples_fault),
     "manifest of maps": Kind(with_maps, "manifest.jsonl", spoil.spoil_json_lines, read_maps, maps_fault),
-    "training map": Kind(with_maps, "normals.png", spoil.spoil_png, read_maps, maps_fault, ("normals.png", *SIZES)),
+    "training map": Kind(
+        with_maps, "normals.png", spoil.spoil_png, read_maps, maps_fault, ("normals.png", *SIZES)
+    ),
     "shard of maps": Kind(shard, "shard.safetensors", spoil.spoil_safetensors, read_maps, maps_fault),
     "recipe": Kind(recipe, "recipe.json", spoil.spoil_json, Recipe.read, recipe_fault),
-    "recipe of a codec": Kind(lambda: recipe_of("tiny_codec"), "recipe.json", spoil.spoil_json, build, loss_fault, ANY),
-    "recipe of a VAE": Kind(lambda: recipe_of("intrinsic_vae", **VAE), "recipe.json", spoil.spoil_json, build, loss_fault, ANY),
-    "settings of an adapter": Kind(adapter, "adapter_config.json", spoil.spoil_json, read_weights_and_settings, lora_fault, ("adapter_",)),
+    "recipe of a codec": Kind(
+        lambda: recipe_of("tiny_codec"), "recipe.json", spoil.spoil_json, build, loss_fault, ANY
+    ),
+    "recipe of a VAE": Kind(
+        lambda: recipe_of("intrinsic_vae", **VAE), "recipe.json", spoil.spoil_json, build, loss_fault, ANY
+    ),
+    "settings of an adapter": Kind(
+        adapter, "adapter_config.json", spoil.spoil_json, read_weights_and_settings, lora_fault, ("adapter_",)
+    ),
     "LoRA": Kind(lora, "lora.safetensors", spoil.spoil_safetensors, read_adapter, lora_fault),
     "intrinsic VAE": Kind(vae, "vae.safetensors", spoil.spoil_safetensors, load_intrinsic_vae, module_fault),
     "network": Kind(network, "network.safetensors", spoil.spoil_safetensors, read_network, module_fault),
-    "network to convert": Kind(network, "network.safetensors", spoil.spoil_safetensors, convert, module_fault),
+    "network to convert": Kind(
+        network, "network.safetensors", spoil.spoil_safetensors, convert, module_fault
+    ),
     "codec": Kind(codec, "codec.safetensors", spoil.spoil_safetensors, load_codec, module_fault),
     "workflow to build by": Kind(
         workflow, "graph.json", spoil.spoil_json, lambda path: dataset_build.read_graph(path, []), graph_fault
     ),
     "workflow to run": Kind(workflow, "graph.json", spoil.spoil_json, read_runner_graph, graph_fault),
     "facts of a dataset": Kind(
-        lambda: {"dataset.json": json.dumps({"format": "spatialweave-intrinsics", "version": 1, "count": 3, "finished": True}).encode()},
+        lambda: {
+            "dataset.json": json.dumps(
+                {"format": "spatialweave-intrinsics", "version": 1, "count": 3, "finished": True}
+            ).encode()
+        },
         "dataset.json", spoil.spoil_json, read_facts, nothing_fault, ("folder",),
     ),
     "base's folder": Kind(base, "unet/config.json", spoil.spoil_json, read_family, family_fault, ("folder",)),
     "registry": Kind(
-        lambda: {"released.json": (ROOT / "models" / "modality_forcing" / "released.json").read_bytes()}, "released.json", spoil.spoil_json,
-        read_published, published_fault,
+        lambda: {"released.json": (ROOT / "models" / "modality_forcing" / "released.json").read_bytes()},
+        "released.json",
+        spoil.spoil_json,
+        read_published,
+        published_fault,
     ),
 }  # fmt: skip

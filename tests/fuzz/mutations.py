@@ -1,5 +1,5 @@
-"""Ways to spoil a sound file. Each takes a random.Random and the sound value, and gives a spoilt one; checksums are repaired, so that the
-damage reaches the code behind them.
+"""Ways to spoil a sound file. Each takes a random.Random and the sound value, and gives a spoilt one;
+checksums are repaired, so that the damage reaches the code behind them.
 """
 
 import copy
@@ -10,8 +10,14 @@ import zlib
 
 import numpy as np
 
-NUMBERS = (0, -1, 1, 0.5, 2**31, 2**63, 2**70, -(2**70), 1e30, 1e308, float("nan"), float("inf"), float("-inf"), 10**400)
-VALUES = (None, True, False, "", "x", "nan", "\ud800", "../up", "a" * 5000, [], {}, [[]], [1, "2"], {"a": 1}, [0.5] * 9, *NUMBERS)
+NUMBERS = (
+    0, -1, 1, 0.5, 2**31, 2**63, 2**70, -(2**70), 1e30, 1e308, float("nan"), float("inf"), float("-inf"),
+    10**400,
+)
+VALUES = (
+    None, True, False, "", "x", "nan", "\ud800", "../up", "a" * 5000, [], {}, [[]], [1, "2"], {"a": 1},
+    [0.5] * 9, *NUMBERS,
+)
 WORDS = (b"", b"nan", b"inf", b"-1", b"1e400", b"metric", b"\xff\xfe", b"\x00", b"[[1, 2], [3]]", b"9" * 6000)
 
 
@@ -115,7 +121,10 @@ def spoil_png(random, data):
     texts = [chunk for chunk in chunks if chunk[0] == b"tEXt"]
     if way == "header":
         at, choices = random.choice(
-            ((0, (0, 1, 3, 7, 2**31 - 1)), (4, (0, 1, 5, 60000)), (8, (1, 8, 16, 3)), (9, (0, 2, 3, 4, 6)), (12, (1, 9)))
+            (
+                (0, (0, 1, 3, 7, 2**31 - 1)), (4, (0, 1, 5, 60000)), (8, (1, 8, 16, 3)), (9, (0, 2, 3, 4, 6)),
+                (12, (1, 9)),
+            )
         )
         value = random.choice(choices)
         field = struct.pack(">I", value) if at < 8 else bytes([value])
@@ -133,12 +142,17 @@ def spoil_png(random, data):
         chunks = [[kind, zlib.compress(bytes(3)) if kind == b"IDAT" else body] for kind, body in chunks]
     else:
         chunks[place][1] = spoil_bytes(random, chunks[place][1])
-    packed = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    packed = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
     return data[:8] + b"".join(packed)
 
 
 def spoil_exr(random, data):
-    """An EXR's attributes dropped, renamed, resized or with other values, its table of blocks, or its bytes."""
+    """An EXR's attributes dropped, renamed, resized or with other values, its table of blocks,
+    or its bytes.
+    """
     if random.random() < 0.25:
         return spoil_bytes(random, data)
     attributes, position = [], 8
@@ -148,7 +162,10 @@ def spoil_exr(random, data):
         (size,) = struct.unpack_from("<i", data, position)
         attributes.append([name, kind, rest[4 : 4 + size], size])
         position += 4 + size
-    rest, way, place = data[position + 1 :], random.choice(("value", "window", "channels", "drop", "rename", "size", "table", "flag")), 0
+    rest, way, place = (
+        data[position + 1 :],
+        random.choice(("value", "window", "channels", "drop", "rename", "size", "table", "flag")), 0,
+    )
     place = random.randrange(len(attributes))
     by_name = {entry[0]: entry for entry in attributes}
     version = data[4:8]
@@ -173,15 +190,21 @@ def spoil_exr(random, data):
         rest = struct.pack("<Q", random.choice((0, 8, 2**40, 2**64 - 1))) + rest[8:]
     else:
         version = struct.pack("<I", 2 | random.choice((0x200, 0x400, 0x800, 0x1000)))
-    head = b"".join(name + b"\0" + kind + b"\0" + struct.pack("<i", size) + body for name, kind, body, size in attributes)
+    head = b"".join(
+        name + b"\0" + kind + b"\0" + struct.pack("<i", size) + body for name, kind, body, size in attributes
+    )
     return data[:4] + version + head + b"\0" + rest
 
 
 def spoil_arrays(random, arrays):
-    """One array of several with another type, shape or values, renamed, doubled under another name or removed."""
+    """One array of several with another type, shape or values, renamed, doubled under another
+    name or removed.
+    """
     arrays = dict(arrays)
     name = random.choice(sorted(arrays))
-    way = random.choice(("type", "type", "shape", "shape", "values", "values", "rename", "remove", "double", "replace"))
+    way = random.choice(
+        ("type", "type", "shape", "shape", "values", "values", "rename", "remove", "double", "replace")
+    )
     if way == "remove":
         del arrays[name]
     elif way == "rename":
@@ -197,7 +220,12 @@ def spoil_array(random, array, way=None):
     """An array of another type or shape, or with values that are no measurements."""
     way = way or random.choice(("type", "shape", "values", "replace"))
     if way == "replace":
-        return random.choice((np.array("text"), np.array(1.0), np.zeros((0, 3)), np.array([[b"a", b"b"]]), np.datetime64("2020-01-01")))
+        return random.choice(
+            (
+                np.array("text"), np.array(1.0), np.zeros((0, 3)), np.array([[b"a", b"b"]]),
+                np.datetime64("2020-01-01"),
+            )
+        )
     if array.dtype.kind in "US":
         return np.array(random.choice(("", "Metric", "metres", "larger = nearer", "relative")))
     if way == "type":
@@ -209,7 +237,9 @@ def spoil_array(random, array, way=None):
         shapes += [array[..., :-1], array[0], array[:, 1:]] if array.ndim > 1 else []
         return random.choice(shapes)
     array = array.astype("<f4").copy()
-    array.reshape(-1)[: random.choice((1, array.size))] = random.choice((np.nan, np.inf, -np.inf, -1, 0, 1e30, 1e-30))
+    array.reshape(-1)[: random.choice((1, array.size))] = random.choice(
+        (np.nan, np.inf, -np.inf, -1, 0, 1e30, 1e-30)
+    )
     return array
 
 
@@ -230,7 +260,9 @@ def spoil_npz(random, data):
     if random.random() < 0.25:
         return spoil_bytes(random, data)
     with np.load(io.BytesIO(data)) as found:
-        return pack_npz(spoil_arrays(random, {name: found[name] for name in found.files}), packed=random.random() < 0.5)
+        return pack_npz(
+            spoil_arrays(random, {name: found[name] for name in found.files}), packed=random.random() < 0.5
+        )
 
 
 def pack_npy(array):
@@ -246,11 +278,18 @@ def pack_npz(arrays, *, packed=False):
 
 
 def spoil_safetensors(random, data):
-    """A safetensors file: its header's JSON, its metadata, one tensor's type, shape, name or values, or its bytes."""
+    """A safetensors file: its header's JSON, its metadata, one tensor's type, shape, name or values,
+    or its bytes.
+    """
     (length,) = struct.unpack_from("<Q", data)
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     name = random.choice([name for name in header if name != "__metadata__"])
-    way = random.choice(("bytes", "json", "metadata", "metadata", "type", "shape", "rename", "remove", "values", "values", "length"))
+    way = random.choice(
+        (
+            "bytes", "json", "metadata", "metadata", "type", "shape", "rename", "remove", "values", "values",
+            "length",
+        )
+    )
     if way == "bytes":
         return spoil_bytes(random, data)
     if way == "length":
@@ -260,10 +299,14 @@ def spoil_safetensors(random, data):
     elif way == "metadata":
         spoil_metadata(random, header)
     elif way == "rename":
-        header[random.choice(("other", f"module.{name}", name.upper(), f"_orig_mod.{name}"))] = header.pop(name)
+        header[random.choice(("other", f"module.{name}", name.upper(), f"_orig_mod.{name}"))] = header.pop(
+            name
+        )
     elif way == "values":
         start, stop = header[name]["data_offsets"]
-        body = body[:start] + random.choice((b"\xff", b"\x7f", b"\x00", b"\x01")) * (stop - start) + body[stop:]
+        body = (
+            body[:start] + random.choice((b"\xff", b"\x7f", b"\x00", b"\x01")) * (stop - start) + body[stop:]
+        )
     else:
         header, body = spoil_tensor(random, header, body, name, way)
     text = dump(header)
@@ -275,18 +318,26 @@ def spoil_metadata(random, header):
     found = header.get("__metadata__")
     if found:
         key = random.choice(sorted(found))
-        found[key] = random.choice((spoil_text(random, found[key]), spoil_text(random, found[key]), "", "nan", "{}", 3, None))
+        found[key] = random.choice(
+            (spoil_text(random, found[key]), spoil_text(random, found[key]), "", "nan", "{}", 3, None)
+        )
 
 
 def spoil_tensor(random, header, body, name, way):
-    """One tensor removed, of another type or of another shape; three times of four the rest is laid out to fit it."""
+    """One tensor removed, of another type or of another shape;
+    three times of four the rest is laid out to fit it.
+    """
     shape = header[name]["shape"]
     if way == "remove":
         del header[name]
     elif way == "type":
-        header[name]["dtype"] = random.choice(("F64", "I8", "U8", "BOOL", "F8_E4M3", "BF16", "F16", "F32", "I64", "X9"))
+        header[name]["dtype"] = random.choice(
+            ("F64", "I8", "U8", "BOOL", "F8_E4M3", "BF16", "F16", "F32", "I64", "X9")
+        )
     else:
-        shape = random.choice((shape[::-1], [*shape, 1], [1, *shape], shape[1:], [-1], [0], [2**40, 2**40], [1.5]))
+        shape = random.choice(
+            (shape[::-1], [*shape, 1], [1, *shape], shape[1:], [-1], [0], [2**40, 2**40], [1.5])
+        )
         header[name]["shape"] = shape
     if random.random() < 0.75 and all(type(side) is int and 0 <= side < 10**6 for side in shape):
         return relay(header, body)
@@ -301,11 +352,14 @@ def spoil_text(random, text):
         return spoil_bytes(random, text.encode()).decode("utf-8", "replace")
 
 
-BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "X9": 4}  # of one value; all others have one
+# of one value; all others have one
+BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "X9": 4}
 
 
 def relay(header, body):
-    """The header with offsets that fit its types and shapes, and a body of that length: a sound file of other tensors."""
+    """The header with offsets that fit its types and shapes, and a body of that length:
+    a sound file of other tensors.
+    """
     laid, end = {}, 0
     for name, entry in header.items():
         if name != "__metadata__":

@@ -1,5 +1,5 @@
-"""Spoilt files through every reader: each is read rightly, or refused in a sentence that names it. `python -m pytest tests/fuzz -s`
-prints the figures; the same 500 inputs every time.
+"""Spoilt files through every reader: each is read rightly, or refused in a sentence that names it. `python -m
+pytest tests/fuzz -s` prints the figures; the same 500 inputs every time.
 """
 
 import contextlib
@@ -35,7 +35,8 @@ def load(name):
     return sys.modules[key]
 
 
-NUMPYS, PILLOWS = (RuntimeWarning, np.exceptions.ComplexWarning), (Image.DecompressionBombWarning,)  # the latter says "large", no more
+# the latter says "large", no more
+NUMPYS, PILLOWS = (RuntimeWarning, np.exceptions.ComplexWarning), (Image.DecompressionBombWarning,)
 KINDS = load("kinds.py").KINDS
 TALLY = Counter()
 
@@ -74,7 +75,11 @@ def read(kind, path):
         seconds = time.process_time() - began
     if seconds > SECONDS:
         wrong = wrong or f"{seconds:.1f} s"
-    numbers = [entry.message for entry in warned if issubclass(entry.category, NUMPYS) and not issubclass(entry.category, PILLOWS)]
+    numbers = [
+        entry.message
+        for entry in warned
+        if issubclass(entry.category, NUMPYS) and not issubclass(entry.category, PILLOWS)
+    ]
     if numbers:  # Pillow's words on damaged side data are none of these
         wrong = wrong or f"a warning: {numbers[0]}"
     return outcome, wrong
@@ -134,7 +139,9 @@ def test_spoilt_files_are_read_rightly_or_refused_by_name(name, tmp_path):
     TALLY["without a sentence"] += sum(fault.startswith("no sentence") for fault in faults)
     TALLY["silent"] += sum(not fault.startswith("no sentence") for fault in faults)
     assert outcomes.total() == share(name)
-    assert not faults, f"{len(faults)} of {share(name)}, kept in {tmp_path / 'faults'}:\n" + "\n".join(dict.fromkeys(faults))
+    assert not faults, f"{len(faults)} of {share(name)}, kept in {tmp_path / 'faults'}:\n" + "\n".join(
+        dict.fromkeys(faults)
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -149,7 +156,8 @@ def test_the_sound_file_is_read(name, tmp_path):
 def test_the_figures():
     inputs = TALLY["read"] + TALLY["refused"]
     sys.stdout.write(
-        f"\n{inputs} inputs: {TALLY['read']} read, {TALLY['refused']} refused, {TALLY['without a sentence']} without a sentence, "
+        f"\n{inputs} inputs: {TALLY['read']} read, {TALLY['refused']} refused, "
+        f"{TALLY['without a sentence']} without a sentence, "
         f"{TALLY['silent']} silent wrong shapes or values\n"
     )
     assert TALLY["without a sentence"] == TALLY["silent"] == 0

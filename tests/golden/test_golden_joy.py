@@ -1,6 +1,8 @@
-"""JoyAI-Image's prompts, red boxes, cameras, encoder texts and buckets, on every row of the folder SPATIALWEAVE_GOLDEN_JOY.
+"""JoyAI-Image's prompts, red boxes, cameras, encoder texts and buckets, on every row of the folder
+SPATIALWEAVE_GOLDEN_JOY.
 
-A file is {"meta": {...}, "rows": [...]}; what it holds is known by the fields of its rows, so that any set of files of that form is read.
+A file is {"meta": {...}, "rows": [...]}; what it holds is known by the fields of its rows,
+so that any set of files of that form is read.
 """
 
 import hashlib
@@ -28,15 +30,21 @@ from spatialweave.models.joyai_edit.prompts import (
 DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "joy"
 FOLDER = Path(os.environ.get("SPATIALWEAVE_GOLDEN_JOY") or DEFAULT)
 KINDS = {  # by the fields that its rows have
-    "move": {"object", "prompt"}, "rotate": {"object", "view", "prompt"}, "camera": {"yaw", "pitch", "zoom", "prompt"},
-    "cameras": {"before", "after", "expect"}, "text": {"prompt", "images", "text"}, "red box": {"size", "box"},
+    "move": {"object", "prompt"}, "rotate": {"object", "view", "prompt"},
+    "camera": {"yaw", "pitch", "zoom", "prompt"},
+    "cameras": {"before", "after", "expect"}, "text": {"prompt", "images", "text"},
+    "red box": {"size", "box"},
     "buckets": {"width", "height", "bucket_comfy"},
 }  # fmt: skip
 
 
 def find_kind(row):
     """The kind with the most fields that are all there."""
-    return max((kind for kind, fields in KINDS.items() if fields <= set(row)), key=lambda kind: len(KINDS[kind]), default="unknown")
+    return max(
+        (kind for kind, fields in KINDS.items() if fields <= set(row)),
+        key=lambda kind: len(KINDS[kind]),
+        default="unknown",
+    )
 
 
 def find_rows():
@@ -56,9 +64,14 @@ needs_rows = pytest.mark.skipif(not ROWS and "SPATIALWEAVE_GOLDEN_JOY" not in os
 
 def by_row(kind):
     """One test per row; where there is none, one that says so."""
-    rows = [pytest.param(row, id=f"{file.removesuffix('.json')}-{number}") for file, number, row in ROWS.get(kind, [])]
+    rows = [
+        pytest.param(row, id=f"{file.removesuffix('.json')}-{number}")
+        for file, number, row in ROWS.get(kind, [])
+    ]
     reason = f"{FOLDER} holds no rows of {kind}" if ROWS else ABSENT
-    return pytest.mark.parametrize("row", rows or [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=reason))])
+    return pytest.mark.parametrize(
+        "row", rows or [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=reason))]
+    )
 
 
 @needs_rows
@@ -139,20 +152,34 @@ def check_core(comfy, height, width):
     bucket = find_bucket(height, width)
     left, top, right, bottom = core_crop((height, width), bucket)
     assert [left, top, right, bottom] == comfy["source_rect"] and list(bucket[::-1]) == comfy["out"]
-    assert 1 - (right - left) * (bottom - top) / (height * width) == pytest.approx(comfy["area_cropped_away"], rel=1e-9, abs=1e-12)
+    assert (
+        1 - (right - left) * (bottom - top) / (height * width)
+        == pytest.approx(comfy["area_cropped_away"], rel=1e-9, abs=1e-12)
+    )
     assert bucket[1] / (right - left) == pytest.approx(comfy["scale_x"], rel=1e-9)
     assert bucket[0] / (bottom - top) == pytest.approx(comfy["scale_y"], rel=1e-9)
     for mode in ("pad", "crop"):
         framing = plan_framing(height, width, mode)
-        assert core_crop(framing.bucket, find_bucket(*framing.bucket)) == (0, 0, *bucket[::-1]), "core has nothing left to do"
+        assert core_crop(framing.bucket, find_bucket(*framing.bucket)) == (0, 0, *bucket[::-1]), (
+            "core has nothing left to do"
+        )
 
 
-def test_golden_joy_box_picture():
-    """The drawn outline of a small picture, pixel by pixel."""
-    image = pytest.importorskip("PIL.Image")
-    path = FOLDER / "joy_red_box_tiny.png"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there; set SPATIALWEAVE_GOLDEN_JOY")
-    drawn = draw_red_box(torch.full((48, 64, 3), 128 / 255), (10.4, 7.5, 40.6, 30.5))
+PICTURES = sorted(FOLDER.glob("**/*.png"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    PICTURES or [pytest.param(None, marks=pytest.mark.skip(reason=f"{FOLDER} holds no rows of pictures"))],
+)
+def test_golden_joy_box_picture(path):
+    """The outline that is in a picture, drawn again from its bounds alone, pixel by pixel."""
+    image, np = pytest.importorskip("PIL.Image"), pytest.importorskip("numpy")
     with image.open(path) as picture:
-        assert (drawn * 255).round().to(torch.uint8).numpy().tobytes() == picture.convert("RGB").tobytes()
+        pixels = np.asarray(picture.convert("RGB"))
+    red = (pixels == [255, 0, 0]).all(axis=-1)
+    rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    bare = np.where(red[..., None], 128, pixels)
+    drawn = draw_red_box(torch.from_numpy(bare / 255.0), tuple(map(float, box)))
+    np.testing.assert_array_equal((drawn * 255).round().numpy(), pixels)

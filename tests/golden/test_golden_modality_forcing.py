@@ -153,7 +153,7 @@ def test_golden_files_are_all_of_a_known_kind():
     assert not [str(path) for kind in FILES if kind.startswith("unknown") for path, _ in FILES[kind]]
 
 
-# --- the network ---------------------------------------------------------------------------------------------------------
+# --- the network --------------------------------------------------------------------------------------------
 
 
 @by_file("weights")
@@ -216,7 +216,7 @@ def test_golden_time_embedding(path, description):
         assert_within(actual, group[name], tolerance, 1e-5, name)
 
 
-# --- schedules and sampling ----------------------------------------------------------------------------------------------
+# --- schedules and sampling ---------------------------------------------------------------------------------
 
 
 @by_case("schedules")
@@ -287,7 +287,7 @@ def test_golden_sampling(path, description, case):
     )
 
 
-# --- the depth codec -----------------------------------------------------------------------------------------------------
+# --- the depth codec ----------------------------------------------------------------------------------------
 
 
 def groups_of(kind):
@@ -404,7 +404,7 @@ def test_golden_depth_codec(path, description, group, names):
     check(read_group(path, group), description["config"]["depth_patch"], path)
 
 
-# --- point clouds --------------------------------------------------------------------------------------------------------
+# --- point clouds -------------------------------------------------------------------------------------------
 
 
 @by_case("point cloud")

@@ -1,7 +1,8 @@
 """Parity with the published VGGT, on every VGGT file of the folder SPATIALWEAVE_GOLDEN.
 
-Nothing here knows a width, a grid, a case or a file by name: what a file is and what it holds is read from its own metadata,
-so another set of files of the same format runs unchanged. Tolerances are those of the format's README.
+Nothing here knows a width, a grid, a case or a file by name: what a file is and what it holds is read from
+its own metadata, so another set of files of the same format runs unchanged. Tolerances are those of the
+format's README.
 """
 
 import json
@@ -37,7 +38,10 @@ def read_description(path):
 def is_of_the_family(description):
     """By the repository it was made from, or by a size that only this network has."""
     repository = description.get("source", {}).get("repo", "")
-    return repository.endswith("facebookresearch/vggt") or "camera_trunk_depth" in description.get("config", {})
+    return (
+        repository.endswith("facebookresearch/vggt")
+        or "camera_trunk_depth" in description.get("config", {})
+    )
 
 
 def find_kind(description):
@@ -64,7 +68,8 @@ def find_files():
 FILES = find_files()
 # a folder that was named and holds nothing is a fault; only the default may be absent
 needs_files = pytest.mark.skipif(
-    not FILES and "SPATIALWEAVE_GOLDEN" not in os.environ, reason=f"no golden files: {FOLDER} holds none; set SPATIALWEAVE_GOLDEN"
+    not FILES and "SPATIALWEAVE_GOLDEN" not in os.environ,
+    reason=f"no golden files: {FOLDER} holds none; set SPATIALWEAVE_GOLDEN"
 )
 
 
@@ -76,7 +81,11 @@ def by_file(kind):
 def find_weights(path, description):
     """The weights that belong to a file: the one it names, else the one of the same configuration."""
     candidates = [other for other, d in FILES.get("weights", []) if d["config"] == description["config"]]
-    named = [other for other in candidates if other.name == description.get("weights_file") and other.parent == path.parent]
+    named = [
+        other
+        for other in candidates
+        if other.name == description.get("weights_file") and other.parent == path.parent
+    ]
     assert candidates, f"no weights file in {FOLDER} has the configuration of {path.name}"
     return (named or candidates)[0]
 
@@ -123,13 +132,18 @@ def test_golden_vggt_weights_load_strictly(path, description):
     network, found = load_network(path, config=config)
     assert found == config
     loaded = network.state_dict()
-    assert {name: tuple(v.shape) for name, v in loaded.items()} == {name: tuple(v.shape) for name, v in state.items()}
+    assert (
+        {name: tuple(v.shape) for name, v in loaded.items()}
+        == {name: tuple(v.shape) for name, v in state.items()}
+    )
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
 @by_file("weights")
 def test_golden_vggt_sizes_are_read_off_the_shapes(path, description):
-    """Without a stated configuration; the numbers of heads of the backbone and the camera head do not show in shapes."""
+    """Without a stated configuration; the numbers of heads of the backbone and the camera head do not
+    show in shapes.
+    """
     stated = find_config(description, load_file(path))
     found = load_network(path)[1]
     hidden = {"backbone_num_heads", "camera_num_heads", "camera_iterations", "rope_freq"}
@@ -144,7 +158,9 @@ def test_golden_vggt_run(path, description):
     network, encoded, prediction = run_network(path, description)
     assert encoded.patch_start == int(golden["patch_start_idx"])
     for i in range(network.config.depth):
-        assert_within(encoded.layers[i], golden[f"layers/{i}"], tolerance.get("layers_max_abs", 1e-5), f"layers/{i}")
+        assert_within(
+            encoded.layers[i], golden[f"layers/{i}"], tolerance.get("layers_max_abs", 1e-5), f"layers/{i}"
+        )
     dense = tolerance.get("depth_and_conf_max_abs", 3e-4)
     assert_within(prediction.depth, golden["depth"][..., 0], dense, "depth")
     assert_within(prediction.depth_confidence, golden["depth_conf"], dense, "depth_conf")
@@ -162,12 +178,16 @@ def test_golden_vggt_cameras_and_world_points(path, description):
     assert_relative(intrinsics, golden["intrinsic"], 1e-3, "intrinsic")
     if "world_points" in golden:
         points = unproject_to_world(golden["depth"][..., 0], golden["extrinsic"], golden["intrinsic"])
-        assert_relative(points, golden["world_points"].reshape(points.shape), 1e-3, "world_points", floor=1e-3)
+        assert_relative(
+            points, golden["world_points"].reshape(points.shape), 1e-3, "world_points", floor=1e-3
+        )
 
 
 @by_file("run")
 def test_golden_vggt_memory_savings_change_no_number(path, description):
-    """Only the tapped entries kept, dense heads view by view, global attention 5 queries at a time, against the golden run."""
+    """Only the tapped entries kept, dense heads view by view, global attention 5 queries at a time,
+    against the golden run.
+    """
     golden = load_file(path)
     network, _, _ = run_network(path, description)
     with torch.no_grad():

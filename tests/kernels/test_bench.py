@@ -48,7 +48,8 @@ def test_bench_prints_writes_and_draws(small, tmp_path, capsys):
     assert len(lines) == 2 + len(times) + len(found["goals"])
     assert [(one["shape"], one["rival"], one["weight"]) for one in found["goals"]] == [
         ("SDXL 1024 L2", "one stream", "zero"), ("SDXL 1024 L2", "ours, no row at zero", "half zero"),
-        ("SDXL 1024 L2", "two calls, gather, merge", "mixed"), ("SDXL 1024 L2", "two calls, gather, merge", "one"),
+        ("SDXL 1024 L2", "two calls, gather, merge", "mixed"),
+        ("SDXL 1024 L2", "two calls, gather, merge", "one"),
         ("klein-4B", "concat and mask", "mixed"),
     ]  # fmt: skip
     assert found["machine"]["device"] == "cpu" and found["rates"]["operations"] > 0
@@ -113,7 +114,8 @@ def test_the_floor_is_the_slowest_of_products_copies_and_exponentials():
 
 
 @pytest.mark.parametrize("rows, weight, keys", [
-    (4, "zero", 64), (4, "mixed", 128), (4, "half zero", 96), (1, "mixed", 64), (1, "zero", (4 * 64 + 30 * 34 + 30 * 34) / 64)
+    (4, "zero", 64), (4, "mixed", 128), (4, "half zero", 96), (1, "mixed", 64),
+    (1, "zero", (4 * 64 + 30 * 34 + 30 * 34) / 64)
 ])  # fmt: skip
 def test_the_floor_counts_the_keys_that_are_seen(rows, weight, keys):
     assert bench.seen_keys(*bench.problem(rows, 64, weight)) == pytest.approx(keys)
@@ -136,7 +138,8 @@ def test_the_goals_are_judged_by_ratios():
     )
     verdicts = {(one.rival, one.weight): one for one in goals.judge(found)}
     assert {of: round(one.ratio, 2) for of, one in verdicts.items()} == {
-        ("one stream", "zero"): 1.0, ("ours, no row at zero", "half zero"): 1.33, ("best composition", "mixed"): 1.4,
+        ("one stream", "zero"): 1.0, ("ours, no row at zero", "half zero"): 1.33,
+        ("best composition", "mixed"): 1.4,
         ("concat and mask", "mixed"): 1.0,
     }  # fmt: skip
     said = {of: str(one).rsplit(": ", 1)[1] for of, one in verdicts.items()}
@@ -267,7 +270,8 @@ def test_doctor_says_what_runs_and_why_not(capsys):
     assert "the kernel needs a CUDA device, the tensors are on cpu" in text
     rows = [row for row in doctor.examine() if row["device"] == "cpu"]
     assert [(row["backend"], row["available"]) for row in rows] == [
-        ("triton", "no"), ("triton", "no"), ("composition", "yes"), ("composition", "yes"), ("reference", "yes")
+        ("triton", "no"), ("triton", "no"), ("composition", "yes"), ("composition", "yes"),
+        ("reference", "yes")
     ]  # fmt: skip
     assert all(row["why"] for row in doctor.examine())
 

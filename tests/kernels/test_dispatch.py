@@ -1,4 +1,6 @@
-"""Backends: forced by a context and by the environment, refused with reasons, tried once, and never trusted unchecked."""
+"""Backends: forced by a context and by the environment, refused with reasons, tried once,
+and never trusted unchecked.
+"""
 
 import logging
 import subprocess
@@ -38,7 +40,12 @@ def test_a_context_and_the_environment_force(monkeypatch):
 
 
 def test_unknown_names_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="use_backend: expected one of triton, composition, reference, got 'cuda'"), use_backend("cuda"):
+    with (
+        pytest.raises(
+            ValueError, match="use_backend: expected one of triton, composition, reference, got 'cuda'"
+        ),
+        use_backend("cuda"),
+    ):
         pass
     monkeypatch.setenv(VARIABLE, "fast")
     with pytest.raises(ValueError, match="SPATIALWEAVE_KERNELS: expected one of .*, got 'fast'"):
@@ -50,7 +57,12 @@ def tensors(width=16, dtype=torch.float16, rows=2):
 
 
 def test_a_forced_backend_that_cannot_says_why():
-    with use_backend("triton"), pytest.raises(BackendUnavailableError, match="'triton' is forced, but the kernel needs a CUDA device"):
+    with (
+        use_backend("triton"),
+        pytest.raises(
+            BackendUnavailableError, match="'triton' is forced, but the kernel needs a CUDA device"
+        ),
+    ):
         segment_attention(*tensors(), Segments.coupled(8, (1, 0)))
 
 
@@ -58,7 +70,9 @@ REASONS = {
     "takes float16 and bfloat16, got float32": lambda: tensors(dtype=torch.float32),
     "head widths of 16 to 160 in steps of 8, got 12": lambda: tensors(12),
     "head widths of 16 to 160 in steps of 8, got 168": lambda: tensors(168),
-    "stride 1 in the head width of q, its stride is 8": lambda: [tensor.mT.contiguous().mT for tensor in tensors()],
+    "stride 1 in the head width of q, its stride is 8": lambda: [
+        tensor.mT.contiguous().mT for tensor in tensors()
+    ],
     r"needs k aligned to 16 bytes, its strides are \(256, 128, 16, 1\)": lambda: [
         tensors()[0], *(torch.zeros(513).half()[1:].view(2, 2, 8, 16) for _ in range(2))
     ],
@@ -78,7 +92,10 @@ class Cuda:
     type, capability = "cuda", (8, 6)
 
 
-@pytest.mark.parametrize("capability, reason", [((7, 5), "compute capability 7.5 has no tensor cores"), ((8, 6), None), ((12, 0), None)])
+@pytest.mark.parametrize(
+    "capability, reason",
+    [((7, 5), "compute capability 7.5 has no tensor cores"), ((8, 6), None), ((12, 0), None)],
+)
 def test_old_machines_are_refused(monkeypatch, capability, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(launch, "triton_reason", lambda: None)
@@ -102,7 +119,9 @@ def test_the_gradient_that_spills_on_gfx12_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "7.1")
     q = torch.zeros(1, 1, 16, 160, dtype=torch.float16)
     refusal = "head widths of 16 to 128 on AMD's gfx11 and gfx12"
-    for arch, direction, sentence in (("gfx1201", "backward", refusal), ("gfx1201", "forward", None), ("gfx942", "backward", None)):
+    for arch, direction, sentence in (
+        ("gfx1201", "backward", refusal), ("gfx1201", "forward", None), ("gfx942", "backward", None),
+    ):
         card = SimpleNamespace(gcnArchName=f"{arch}:sramecc+")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
         monkeypatch.setattr(launch, "machine_reason", lambda device: None)
@@ -129,8 +148,10 @@ def able(monkeypatch, capability=(8, 6)):
 
 
 @pytest.mark.parametrize("weight, width, capability, reason", [
-    (-0.5, 64, (9, 0), None), (-0.5, 128, (8, 0), None), (-0.5, 128, (9, 0), "torch's attention is preferred on sm_9x at head widths 96"),
-    (0.0, 64, (9, 0), "one ordinary attention call"), (float("-inf"), 64, (8, 6), "one ordinary attention call"),
+    (-0.5, 64, (9, 0), None), (-0.5, 128, (8, 0), None),
+    (-0.5, 128, (9, 0), "torch's attention is preferred on sm_9x at head widths 96"),
+    (0.0, 64, (9, 0), "one ordinary attention call"),
+    (float("-inf"), 64, (8, 6), "one ordinary attention call"),
 ])  # fmt: skip
 def test_calls_that_torch_serves_better_are_left_to_it(monkeypatch, weight, width, capability, reason):
     able(monkeypatch, capability)
@@ -143,14 +164,24 @@ def test_calls_that_torch_serves_better_are_left_to_it(monkeypatch, weight, widt
 
 
 def test_the_table_of_preferences_holds_for_what_its_rows_say(monkeypatch):
-    rows = (Row(9, range(64, 65), "timed", queries=range(2048, 1 << 31), weights="cpu"), Row(12, range(96, 161), "timed"))
+    rows = (
+        Row(9, range(64, 65), "timed", queries=range(2048, 1 << 31), weights="cpu"),
+        Row(12, range(96, 161), "timed"),
+    )
     monkeypatch.setattr(preference, "LEFT_TO_TORCH", rows)
     assert preference.preferred((9, 0), 64, 4096, "cpu") == (
-        "torch's attention is preferred on sm_9x at head widths 64 to 64, 2048 to 2147483647 queries, weights on the CPU (timed)"
+        "torch's attention is preferred on sm_9x at head widths 64 to 64, "
+        "2048 to 2147483647 queries, weights on the CPU (timed)"
     )
-    others = [((8, 0), 64, 4096, "cpu"), ((9, 0), 72, 4096, "cpu"), ((9, 0), 64, 1024, "cpu"), ((9, 0), 64, 4096, "cuda")]
+    others = [
+        ((8, 0), 64, 4096, "cpu"), ((9, 0), 72, 4096, "cpu"), ((9, 0), 64, 1024, "cpu"),
+        ((9, 0), 64, 4096, "cuda"),
+    ]
     assert not any(preference.preferred(*given) for given in others)
-    assert preference.preferred((12, 0), 128, 1, "cuda") == "torch's attention is preferred on sm_12x at head widths 96 to 160 (timed)"
+    assert (
+        preference.preferred((12, 0), 128, 1, "cuda")
+        == "torch's attention is preferred on sm_12x at head widths 96 to 160 (timed)"
+    )
 
 
 def test_a_kernel_that_fails_is_dropped_for_good_with_one_line(monkeypatch, caplog):
@@ -176,7 +207,11 @@ def test_a_kernel_that_fails_is_dropped_for_good_with_one_line(monkeypatch, capl
 
 def test_a_kernel_with_wrong_numbers_is_never_used(monkeypatch, caplog):
     able(monkeypatch)
-    monkeypatch.setattr(launch, "forward", lambda q, *given, need_lse, **named: (torch.zeros_like(q), q.new_zeros(q.shape[:3])))
+    monkeypatch.setattr(
+        launch,
+        "forward",
+        lambda q, *given, need_lse, **named: (torch.zeros_like(q), q.new_zeros(q.shape[:3])),
+    )
     given = (*tensors(), Segments.coupled(8, (1, 0)), [[0.0, -0.5]])
     ours = segment_attention(*given)
     assert "its self-check is off by" in caplog.text
@@ -209,7 +244,9 @@ def test_while_a_graph_is_captured_nothing_is_checked_and_nothing_given_up(monke
     assert torch.equal(segment_attention(*given), want) and not launch.TRUST.failed
     with (
         use_backend("triton"),
-        pytest.raises(BackendUnavailableError, match="cannot run while a CUDA graph is captured: call it once before"),
+        pytest.raises(
+            BackendUnavailableError, match="cannot run while a CUDA graph is captured: call it once before"
+        ),
     ):
         segment_attention(*given)
     launch.TRUST.proven.add(launch.variant(given[0]))
@@ -224,7 +261,10 @@ def test_a_graph_takes_no_weights_of_the_host(monkeypatch):
     assert segments.on_device(weight, card).device == card
     monkeypatch.setattr(segments, "is_capturing", lambda: True)
     assert segments.on_device(weight, weight.device) is weight
-    with pytest.raises(RuntimeError, match="Expected log weights on meta while a CUDA graph is captured, got cpu. Move them there"):
+    with pytest.raises(
+        RuntimeError,
+        match="Expected log weights on meta while a CUDA graph is captured, got cpu. Move them there",
+    ):
         segments.on_device(weight, card)
 
 
@@ -234,7 +274,8 @@ def test_the_gradients_run_on_what_the_forward_was_forced_to(monkeypatch):
     monkeypatch.setattr(launch, "backward_self_check", lambda q: None)
     seen = []
     monkeypatch.setattr(
-        launch, "backward", lambda grads, inputs, *given, **named: (seen.append(1), tuple(map(torch.zeros_like, inputs)))[1]
+        launch, "backward",
+        lambda grads, inputs, *given, **named: (seen.append(1), tuple(map(torch.zeros_like, inputs)))[1]
     )
     for name, kernels in (("reference", 0), (None, 1)):
         q, k, v = (tensor.requires_grad_() for tensor in tensors())
@@ -260,7 +301,8 @@ def test_forced_gradients_that_cannot_run_say_why(monkeypatch):
     with use_backend("triton"):
         out = segment_attention(q, k, v, Segments.coupled(8, (1, 0)), [[0.0, -0.5]])
     with pytest.raises(
-        BackendUnavailableError, match="'triton' is forced, but for the gradients it failed: ArithmeticError: its self-check"
+        BackendUnavailableError,
+        match="'triton' is forced, but for the gradients it failed: ArithmeticError: its self-check"
     ):
         out.sum().backward()
 
@@ -268,7 +310,10 @@ def test_forced_gradients_that_cannot_run_say_why(monkeypatch):
 @pytest.mark.parametrize("name", ["triton", "reference"])
 def test_an_inner_attention_is_called_by_the_composition_alone(name):
     given = (*tensors(), Segments.coupled(8, (1, 0)))
-    with use_backend(name), pytest.raises(BackendUnavailableError, match=f"'{name}' is forced, but an inner attention is given"):
+    with (
+        use_backend(name),
+        pytest.raises(BackendUnavailableError, match=f"'{name}' is forced, but an inner attention is given"),
+    ):
         segment_attention(*given, inner=Inner(torch.nn.functional.scaled_dot_product_attention))
 
 

@@ -1,4 +1,6 @@
-"""The Triton kernels compiled for every machine we name, and gates on what the compiled binaries hold. No GPU is needed."""
+"""The Triton kernels compiled for every machine we name, and gates on what the compiled binaries hold.
+No GPU is needed.
+"""
 
 import json
 import os
@@ -10,23 +12,40 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-triton = pytest.importorskip("triton", reason="triton exists for Linux and Windows machines with a GPU; torch brings it there")
+triton = pytest.importorskip(
+    "triton", reason="triton exists for Linux and Windows machines with a GPU; torch brings it there"
+)
 WORKER = Path(__file__).with_name("worker_compile.py")
 NVIDIA, AMD = ("80", "86", "89", "90", "120"), ("gfx942", "gfx1201")
 WIDTHS = (40, 64, 72, 80, 128, 160)
 KERNELS = ("forward", "query_gradient", "key_gradient")
-VARIANTS = [f"{name}-{target}-{width}-fp16" for name in KERNELS for target in NVIDIA + AMD for width in WIDTHS]
+VARIANTS = [
+    f"{name}-{target}-{width}-fp16" for name in KERNELS for target in NVIDIA + AMD for width in WIDTHS
+]
 VARIANTS += [f"{name}-{target}-64-bf16" for name in KERNELS for target in NVIDIA + AMD]
-VARIANTS += [f"{name}-{target}-{width}-fp16-odd" for name in KERNELS for target in NVIDIA + AMD for width in (64, 128)]
+VARIANTS += [
+    f"{name}-{target}-{width}-fp16-odd" for name in KERNELS for target in NVIDIA + AMD for width in (64, 128)
+]
 VARIANTS.remove("key_gradient-gfx1201-160-fp16")  # refused by name there: see test_dispatch.py
-# Instructions of the inner loop for each score, for the width that most models have: what the compiler of a Triton version made, plus 5 %.
-# Not timed on a card. These, and the other numbers that its register allocator decides, hold for the versions named here and no other.
+# Instructions of the inner loop for each score, for the width that most models have:
+# what the compiler of a Triton version made, plus 5 %.
+# Not timed on a card. These, and the other numbers that its register allocator decides, hold for the versions
+# named here and no other.
 PER_SCORE = {
-    "3.6": {"forward-90-64-fp16": 7.5, "forward-86-64-fp16": 11.2, "forward-80-64-fp16": 11.2, "forward-120-64-fp16": 11.6},
-    "3.9": {"forward-90-64-fp16": 7.8, "forward-86-64-fp16": 11.2, "forward-80-64-fp16": 11.2, "forward-120-64-fp16": 11.2},
+    "3.6": {
+        "forward-90-64-fp16": 7.5, "forward-86-64-fp16": 11.2, "forward-80-64-fp16": 11.2,
+        "forward-120-64-fp16": 11.6,
+    },
+    "3.9": {
+        "forward-90-64-fp16": 7.8, "forward-86-64-fp16": 11.2, "forward-80-64-fp16": 11.2,
+        "forward-120-64-fp16": 11.2,
+    },
 }
 HERE = ".".join(triton.__version__.split(".")[:2])
-UNMEASURED = f"Triton {HERE} was not measured ({', '.join(PER_SCORE)} were): its stack, registers, loop lengths and seconds are not judged"
+UNMEASURED = (
+    f"Triton {HERE} was not measured ({', '.join(PER_SCORE)} were): "
+    "its stack, registers, loop lengths and seconds are not judged"
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +79,9 @@ def test_the_compiled_kernel_is_sound(built, name):
     if target in NVIDIA:
         assert found["loop"] > 0
     if target == "90":
-        assert found["warpgroup"] == found["tensor"] and 2 * found["waits"] <= found["warpgroup"], "serialised matrix products"
+        assert found["warpgroup"] == found["tensor"] and 2 * found["waits"] <= found["warpgroup"], (
+            "serialised matrix products"
+        )
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""The op on a card, for which the other files' interpreter and compiler stand in where there is none. Every kernel, both directions."""
+"""The op on a card, for which the other files' interpreter and compiler stand in where there is none.
+Every kernel, both directions.
+"""
 
 import math
 
@@ -34,7 +36,9 @@ def able():
 
 
 def error(got, want):
-    return float((got.double().cpu() - want.double().cpu()).norm() / want.double().norm().clamp_min(1e-30).cpu())
+    return float(
+        (got.double().cpu() - want.double().cpu()).norm() / want.double().norm().clamp_min(1e-30).cpu()
+    )
 
 
 def partner(row):
@@ -61,8 +65,13 @@ def test_every_case_in_both_directions(dtype, case):
 @pytest.mark.parametrize("width", [40, 64, 72, 80, 96, 128, 160])
 @pytest.mark.parametrize("length", [1, 15, 63, 64, 65, 127, 1000, 1023, 4097])
 def test_no_worse_than_the_composition(length, width, dtype):
-    """Within 1.2 times its error; NaN in every buffer and marks beside it; twice the same bits; weights in every form."""
-    case = coupled("any", length, partner, (0.4, 1.0, 0.0, 1e-6), width=width, heads=3 if length < 1000 else 1, layout="packed")
+    """Within 1.2 times its error; NaN in every buffer and marks beside it; twice the same bits;
+    weights in every form.
+    """
+    case = coupled(
+        "any", length, partner, (0.4, 1.0, 0.0, 1e-6), width=width, heads=3 if length < 1000 else 1,
+        layout="packed",
+    )
     q, k, v = case.tensors(torch.Generator().manual_seed(length), dtype, DEVICE)
     weight = full_weight(case.log_weight(), q, case.segments)
     want, want_lse = reference(q, k, v, case.segments, weight, 0.2)
@@ -87,7 +96,11 @@ def test_long_sequences_in_both_directions(case, dtype):
 
 @pytest.mark.parametrize("on", ["host", "device"])
 def test_identities(on):
-    made = torch.randn(3, 4, 200, 3, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.bfloat16).transpose(2, 3)
+    made = (
+        torch.randn(3, 4, 200, 3, 64, generator=torch.Generator().manual_seed(0))
+        .to(DEVICE, torch.bfloat16)
+        .transpose(2, 3)
+    )
     (q, k, v), pair = made, Segments.coupled(200, (1, 0, 3, 2))
 
     def run(q, k, v, segments, weight):
@@ -97,15 +110,22 @@ def test_identities(on):
 
     alone = run(q, k, v, Segments((200,), (Source(0, 200),)), [[0.0]])
     assert torch.equal(run(q, k, v, pair, [[0.0, NEVER]]), alone), "weight 0 is plain attention, bit for bit"
-    assert error(alone, F.scaled_dot_product_attention(q.double(), k.double(), v.double())) < verify.LIMITS[q.dtype]
+    assert (
+        error(alone, F.scaled_dot_product_attention(q.double(), k.double(), v.double()))
+        < verify.LIMITS[q.dtype]
+    )
     other = [1, 0, 3, 2]
     beside = [torch.cat([tensor, tensor[other]], 2) for tensor in (k, v)]
     whole = F.scaled_dot_product_attention(q.double(), *(tensor.double() for tensor in beside))
-    assert error(run(q, k, v, pair, [[0.0, 0.0]]), whole) < verify.LIMITS[q.dtype], "weight 1 is concatenation"
+    assert error(run(q, k, v, pair, [[0.0, 0.0]]), whole) < verify.LIMITS[q.dtype], (
+        "weight 1 is concatenation"
+    )
     twins = [tensor[:1].expand(4, -1, -1, -1).contiguous() for tensor in (k, v)]
     plain = F.scaled_dot_product_attention(q.double(), *(tensor.double() for tensor in twins))
     for weight in (1e-6, 0.4, 1.0, 20.0):
-        assert error(run(q, *twins, pair, [[0.0, math.log(weight)]]), plain) < verify.LIMITS[q.dtype], "equal streams"
+        assert error(run(q, *twins, pair, [[0.0, math.log(weight)]]), plain) < verify.LIMITS[q.dtype], (
+            "equal streams"
+        )
 
 
 def test_a_captured_graph_follows_the_weights_on_the_device():
@@ -126,13 +146,17 @@ def test_a_captured_graph_follows_the_weights_on_the_device():
 
 def test_inductor_compiles_it_into_one_graph_with_gradients():
     segments = Segments.joint((40, 88))
-    q, k, v = (torch.randn(2, 3, 128, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    q, k, v = (
+        torch.randn(2, 3, 128, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
     weight = torch.tensor([[0.0, -0.5], [NEVER, 0.3]], device=DEVICE, requires_grad=True)
 
     def call(q, k, v, weight):
         return segment_attention(q * 2, k, v, segments, weight).sin()
 
     with use_backend("triton"):
-        ours = torch.autograd.grad(torch.compile(call, fullgraph=True)(q, k, v, weight).float().sum(), (q, k, v, weight))
+        ours = torch.autograd.grad(
+            torch.compile(call, fullgraph=True)(q, k, v, weight).float().sum(), (q, k, v, weight)
+        )
         want = torch.autograd.grad(call(q, k, v, weight).float().sum(), (q, k, v, weight))
     assert all(error(one, other) < 0.02 for one, other in zip(ours, want))

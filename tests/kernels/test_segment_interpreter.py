@@ -1,4 +1,6 @@
-"""The Triton kernels' numbers, without a GPU: Triton's interpreter in its own process, against the reference in float64."""
+"""The Triton kernels' numbers, without a GPU: Triton's interpreter in its own process,
+against the reference in float64.
+"""
 
 import json
 import subprocess
@@ -9,15 +11,22 @@ import pytest
 
 from spatialweave.kernels.segment_attention.cases import CASES, EXTREME, LONG
 
-pytest.importorskip("triton", reason="triton exists for Linux and Windows machines with a GPU; its tests run where torch brings it")
+pytest.importorskip(
+    "triton",
+    reason="triton exists for Linux and Windows machines with a GPU; its tests run where torch brings it",
+)
 LIMIT = {"float32": 1e-6, "float16": 6e-4}
 WORKER = Path(__file__).with_name("worker_interpreter.py")
-TRAINED = ["halves-mixed", "partner-not-mutual", "one-token", "joint-three-streams", "more-keys", "sees-nothing", "other-rows"]
+TRAINED = [
+    "halves-mixed", "partner-not-mutual", "one-token", "joint-three-streams", "more-keys", "sees-nothing",
+    "other-rows",
+]
 TRAINED += ["one-short-of-a-tile", "one-short-of-two-tiles"]
 TRAINED = [f"{name}-float32" for name in [*TRAINED, "other-tiles", "even"]] + ["halves-mixed-float16"]
 HALF = ["pairs-mixed-float16", "halves-mixed-float16"]
 HARD = [case.name for case in EXTREME]
-LOOSER = {"float32": 4e-6, "float16": 6e-4}  # for these: a rounding of a logit of 80 is one of some 1e-6 in its weight
+# for these: a rounding of a logit of 80 is one of some 1e-6 in its weight
+LOOSER = {"float32": 4e-6, "float16": 6e-4}
 
 
 def results(part):
@@ -59,7 +68,8 @@ def test_the_gradients_are_the_formulas(backward, name):
 
 
 def are_the_formulas(found, limit):
-    # how precise a gradient can be in this type depends on the order in which a processor adds: torch's own may be worse than the limit
+    # how precise a gradient can be in this type depends on the order in which a processor adds:
+    # torch's own may be worse than the limit
     limit = max(limit, 1.2 * found["plain"])
     assert max(found[of] for of in ("q", "k", "v")) < limit
     assert found["weight"] < max(limit, 5e-6), "a sum of thousands of float32 terms of both signs"
@@ -79,7 +89,9 @@ def op():
 
 
 def test_identities_of_the_kernel(op):
-    """Weight 0 is plain attention bit for bit, 1 is concatenation; for equal streams the weight does not matter, nor a common factor."""
+    """Weight 0 is plain attention bit for bit, 1 is concatenation;
+    for equal streams the weight does not matter, nor a common factor.
+    """
     found = op["identities-float32"]
     assert found["zero"] and found["nan"] and max(found["one"], found["shift"], *found["twins"]) < 1e-6
 

@@ -36,7 +36,10 @@ def test_gradients_are_those_of_the_reference(case, dtype, monkeypatch):
     q, k, v = seeded(case, dtype)
     weight = case.log_weight(torch.float64 if dtype == torch.float64 else torch.float32)
     generator = torch.Generator().manual_seed(3)
-    grad, grad_lse = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in (q.shape, q.shape[:3]))
+    grad, grad_lse = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in (q.shape, q.shape[:3])
+    )
     ours = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v, weight)]
     out, lse = segment_attention(*ours[:3], case.segments, ours[3], scale=0.2, return_lse=True)
     seen = lse > -math.inf
@@ -44,7 +47,9 @@ def test_gradients_are_those_of_the_reference(case, dtype, monkeypatch):
     theirs = [tensor.detach().double().requires_grad_() for tensor in (q, k, v, weight)]
     full = full_weight(theirs[3], theirs[0], case.segments)
     want_out, want_lse = segment_attention_reference(*theirs[:3], case.segments, full, scale=0.2)
-    want = torch.autograd.grad((want_out * grad.double()).sum() + (want_lse * grad_lse.double())[seen].sum(), theirs)
+    want = torch.autograd.grad(
+        (want_out * grad.double()).sum() + (want_lse * grad_lse.double())[seen].sum(), theirs
+    )
     for one, other, tensor in zip(got, want, (q, k, v, weight)):
         assert one.dtype == tensor.dtype
         limit = {torch.float64: 1e-12, torch.float32: 1e-4 if case in EXTREME else 1e-5}.get(dtype, 0.02)
@@ -56,7 +61,9 @@ def test_layouts(kind):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 9, 3 * 8, generator=generator) for _ in range(3))
     parts = [tensor.unflatten(2, (3, 8)).transpose(1, 2) for tensor in (q, k, v)]
-    want = F.scaled_dot_product_attention(parts[0], torch.cat([parts[1], parts[1].flip(0)], 2), torch.cat([parts[2], parts[2].flip(0)], 2))
+    want = F.scaled_dot_product_attention(
+        parts[0], torch.cat([parts[1], parts[1].flip(0)], 2), torch.cat([parts[2], parts[2].flip(0)], 2)
+    )
     if kind == "heads":
         out = cross_domain_attention(q, k, v, 1.0, heads=3)
         assert out.shape == (2, 9, 24) and out.is_contiguous()
@@ -70,8 +77,12 @@ def test_layouts(kind):
 def test_cross_domain_attention_is_equation_4(partner, form):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(4, 2, 7, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-    weight = {"number": 0.3, "rows": [0.0, 1.0, 0.4, 2.0], "heads": torch.rand(4, 2, generator=generator)}[form]
-    other = {"pairs": [1, 0, 3, 2], "halves": [2, 3, 0, 1]}.get(partner if isinstance(partner, str) else "", [3, 0, 1, 2])
+    weight = {
+        "number": 0.3, "rows": [0.0, 1.0, 0.4, 2.0], "heads": torch.rand(4, 2, generator=generator)
+    }[form]
+    other = {"pairs": [1, 0, 3, 2], "halves": [2, 3, 0, 1]}.get(
+        partner if isinstance(partner, str) else "", [3, 0, 1, 2]
+    )
     own = (q @ k.transpose(2, 3) * 8**-0.5).exp()
     wide = torch.as_tensor(weight, dtype=torch.float32).double()
     wide = wide.reshape(*wide.shape, *(1,) * (4 - wide.dim()))
@@ -95,7 +106,9 @@ def test_backends_agree(name):
     q, k, v = seeded(case)
     with use_backend(name):
         out, lse = segment_attention(q, k, v, case.segments, case.log_weight(), return_lse=True)
-    want, want_lse = segment_attention_reference(q, k, v, case.segments, full_weight(case.log_weight(), q, case.segments), scale=1 / 8)
+    want, want_lse = segment_attention_reference(
+        q, k, v, case.segments, full_weight(case.log_weight(), q, case.segments), scale=1 / 8
+    )
     assert_close(out, want)
     assert_close(lse, want_lse)
 
@@ -111,18 +124,24 @@ def test_opcheck(need_lse):
     given = (*small(need_lse), weight, *op._flatten(Segments.joint((7, 10)), 2), 0.2, need_lse)
     torch.library.opcheck(torch.ops.spatialweave.segment_attention.default, given)
     if need_lse:
-        out, lse = torch.ops.spatialweave.segment_attention(*(t.detach() if isinstance(t, torch.Tensor) else t for t in given))
+        out, lse = torch.ops.spatialweave.segment_attention(
+            *(t.detach() if isinstance(t, torch.Tensor) else t for t in given)
+        )
         more = (out, lse, *(tensor.detach() for tensor in given[:4]), out, lse, *given[4:-1], True, "")
         torch.library.opcheck(torch.ops.spatialweave.segment_attention_backward.default, more)
 
 
 def test_gradients_lie_in_memory_as_compiled_graphs_are_told():
-    """As (B, N, H, D), whichever backend made them: inductor checks strides at run time, opcheck does not ask for a layout."""
+    """As (B, N, H, D), whichever backend made them: inductor checks strides at run time, opcheck does not ask
+    for a layout.
+    """
     weight = torch.zeros(1, 1, 2, 2)
     q, k, v = small(False)
     given = (q, k, v, weight, *op._flatten(Segments.joint((7, 10)), 2), 0.2, True)
     out, lse = torch.ops.spatialweave.segment_attention(*given)
-    made = torch.ops.spatialweave.segment_attention_backward(out, lse, q, k, v, weight, out, lse, *given[4:-1], True, "")
+    made = torch.ops.spatialweave.segment_attention_backward(
+        out, lse, q, k, v, weight, out, lse, *given[4:-1], True, ""
+    )
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(tensor) for tensor in (out, lse, q, k, v, weight, out, lse)]
         told = torch.ops.spatialweave.segment_attention_backward(*fake, *given[4:-1], True, "")
@@ -131,16 +150,18 @@ def test_gradients_lie_in_memory_as_compiled_graphs_are_told():
 
 
 SIGNATURES = """
-spatialweave::segment_attention(Tensor q, Tensor k, Tensor v, Tensor log_weight, int[] queries, int[] starts, int[] lengths, int[] rows,
-    float scale, bool need_lse) -> (Tensor, Tensor)
-spatialweave::segment_attention_backward(Tensor grad, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor log_weight, Tensor out,
-    Tensor lse, int[] queries, int[] starts, int[] lengths, int[] rows, float scale, bool need_weight, str forced)
-    -> (Tensor, Tensor, Tensor, Tensor)
+spatialweave::segment_attention(Tensor q, Tensor k, Tensor v, Tensor log_weight,
+    int[] queries, int[] starts, int[] lengths, int[] rows, float scale, bool need_lse) -> (Tensor, Tensor)
+spatialweave::segment_attention_backward(Tensor grad, Tensor grad_lse, Tensor q, Tensor k, Tensor v,
+    Tensor log_weight, Tensor out, Tensor lse, int[] queries, int[] starts, int[] lengths, int[] rows,
+    float scale, bool need_weight, str forced) -> (Tensor, Tensor, Tensor, Tensor)
 """
 
 
 def test_a_name_keeps_its_signature():
-    """What inductor compiled stays on a user's disk, and calls our operators by name: one whose signature changes takes a new name."""
+    """What inductor compiled stays on a user's disk, and calls our operators by name:
+    one whose signature changes takes a new name.
+    """
     operators = (torch.ops.spatialweave.segment_attention, torch.ops.spatialweave.segment_attention_backward)
     assert " ".join(str(each.default._schema) for each in operators).split() == SIGNATURES.split()
 
@@ -158,12 +179,17 @@ def test_compiles_into_one_graph_with_gradients():
     want = torch.autograd.grad(call(*given).sum(), given)
     assert all(torch.allclose(tensor.grad, 2 * one, atol=1e-5) for tensor, one in zip(given, want))
     q, k, v = small(False)
-    cross = torch.compile(lambda q, k, v: cross_domain_attention(q, k, v, [0.3, 1.0]), fullgraph=True, backend="aot_eager")
+    cross = torch.compile(
+        lambda q, k, v: cross_domain_attention(q, k, v, [0.3, 1.0]), fullgraph=True, backend="aot_eager"
+    )
     assert torch.equal(cross(q, k, v), cross_domain_attention(q, k, v, [0.3, 1.0]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("cl") is None, reason="torch's inductor needs a C++ compiler on a CPU")
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("cl") is None,
+    reason="torch's inductor needs a C++ compiler on a CPU",
+)
 def test_inductor_compiles_it_into_one_graph_with_gradients():
     segments, weight = Segments.joint((7, 10)), torch.tensor([[0.0, -0.5], [NEVER, 0.3]], requires_grad=True)
 
@@ -190,24 +216,45 @@ def test_the_operator_alone_refuses_to_train_without_a_log_sum_exp():
 X = small(False)
 PAIR = Segments.coupled(17, (1, 0))
 REFUSED = {
-    "Expected .b, n, h . d. with heads=5, got .2, 17, 48.": lambda: segment_attention(*(torch.zeros(2, 17, 48),) * 3, PAIR, heads=5),
+    "Expected .b, n, h . d. with heads=5, got .2, 17, 48.": lambda: segment_attention(
+        *(torch.zeros(2, 17, 48),) * 3, PAIR, heads=5
+    ),
     "with heads=3, got .2, 3, 17, 16.": lambda: segment_attention(*X, PAIR, heads=3),
-    "got NaN or .inf. Pass the logarithm of weights that are finite and not negative": lambda: cross_domain_attention(*X, -0.5),
-    "or -inf for masked sources, got NaN": lambda: segment_attention(*X, PAIR, torch.tensor([[0.0, math.nan]])),
+    "got NaN or .inf. Pass the logarithm of weights that are finite and not negative": lambda: (
+        cross_domain_attention(*X, -0.5)
+    ),
+    "or -inf for masked sources, got NaN": lambda: segment_attention(
+        *X, PAIR, torch.tensor([[0.0, math.nan]])
+    ),
     "Expected finite log weights": lambda: segment_attention(*X, PAIR, [[0.0, math.nan]], inner=Inner(plain)),
-    "Expected a weight without requires_grad": lambda: cross_domain_attention(*X, torch.ones(2, requires_grad=True)),
-    "Expected a weight of shape .., .2,. or .2, heads., got .3,.": lambda: cross_domain_attention(*X, [1.0, 0.5, 0.1]),
-    "Expected tensors without requires_grad beside an inner attention": lambda: segment_attention(*small(), PAIR, inner=Inner(plain)),
+    "Expected a weight without requires_grad": lambda: cross_domain_attention(
+        *X, torch.ones(2, requires_grad=True)
+    ),
+    "Expected a weight of shape .., .2,. or .2, heads., got .3,.": lambda: cross_domain_attention(
+        *X, [1.0, 0.5, 0.1]
+    ),
+    "Expected tensors without requires_grad beside an inner attention": lambda: segment_attention(
+        *small(), PAIR, inner=Inner(plain)
+    ),
     "q on cpu, k on meta": lambda: segment_attention(X[0], X[1].to("meta"), X[2].to("meta"), PAIR),
-    "Source 0: expected an end of at most 17, the number of keys, got 40": lambda: segment_attention(*X, Segments((17,), (Source(0, 40),))),
-    "Expected q of shape .b, h, n, d., got .2, 16.": lambda: cross_domain_attention(*(X[0][0, 0][:2],) * 3, 0.5),
-    "a mask of single tokens is not supported": lambda: segment_attention(*X, PAIR, torch.zeros(2, 3, 17, 34)),
+    "Source 0: expected an end of at most 17, the number of keys, got 40": lambda: segment_attention(
+        *X, Segments((17,), (Source(0, 40),))
+    ),
+    "Expected q of shape .b, h, n, d., got .2, 16.": lambda: cross_domain_attention(
+        *(X[0][0, 0][:2],) * 3, 0.5
+    ),
+    "a mask of single tokens is not supported": lambda: segment_attention(
+        *X, PAIR, torch.zeros(2, 3, 17, 34)
+    ),
     "positive finite scale, .*, got 0": lambda: segment_attention(*X, PAIR, scale=0),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("given, sentence", [
-    (dict(log_weight=torch.ones(17, 34, dtype=torch.bool)), "log weights, got torch.bool. .* a mask of single tokens"),
+    (
+        dict(log_weight=torch.ones(17, 34, dtype=torch.bool)),
+        "log weights, got torch.bool. .* a mask of single tokens",
+    ),
     (dict(mask=torch.zeros(17, 34)), "mask"),
 ])  # fmt: skip
 def test_masks_are_refused(given, sentence):
@@ -231,5 +278,7 @@ def test_refusals(sentence):
 def test_nan_in_device_weights_is_nan_out(monkeypatch):
     """Values on a device are not waited for: what cannot be refused must show."""
     monkeypatch.setattr(op, "check_values", lambda weight: None)
-    monkeypatch.setattr(composition, "plan_of", lambda q, k, v, segments, weight: make_plan(segments, 2, 17, None, True, True))
+    monkeypatch.setattr(
+        composition, "plan_of", lambda q, k, v, segments, weight: make_plan(segments, 2, 17, None, True, True)
+    )
     assert bool(segment_attention(*X, PAIR, [[0.0, math.nan]]).isnan().all())

@@ -50,7 +50,9 @@ def test_reference_is_the_equation(case):
 
 def inputs(rows=4, heads=2, length=9, width=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(rows, heads, length, width, generator=generator, dtype=torch.float64) for _ in range(3)]
+    return [
+        torch.randn(rows, heads, length, width, generator=generator, dtype=torch.float64) for _ in range(3)
+    ]
 
 
 def reference(q, k, v, weights, partner=(1, 0, 3, 2)):
@@ -68,7 +70,9 @@ def test_weight_zero_is_plain_attention():
 def test_weight_one_is_concatenation():
     q, k, v = inputs()
     other = [1, 0, 3, 2]
-    whole = F.scaled_dot_product_attention(q, torch.cat([k, k[other]], 2), torch.cat([v, v[other]], 2), scale=0.3)
+    whole = F.scaled_dot_product_attention(
+        q, torch.cat([k, k[other]], 2), torch.cat([v, v[other]], 2), scale=0.3
+    )
     assert_close(reference(q, k, v, None)[0], whole)
 
 
@@ -76,7 +80,10 @@ def test_weight_one_is_concatenation():
 def test_equal_streams_make_the_weight_irrelevant(weight):
     q, k, v = inputs(rows=2)
     k[1], v[1] = k[0], v[0]
-    assert_close(reference(q, k, v, [[0.0, math.log(weight)]], (1, 0))[0], F.scaled_dot_product_attention(q, k, v, scale=0.3))
+    assert_close(
+        reference(q, k, v, [[0.0, math.log(weight)]], (1, 0))[0],
+        F.scaled_dot_product_attention(q, k, v, scale=0.3),
+    )
 
 
 def test_large_logits_and_constant_keys_are_finite_and_right():
@@ -86,14 +93,20 @@ def test_large_logits_and_constant_keys_are_finite_and_right():
     keys, values = torch.cat([k, k[[1, 0, 3, 2]]], 2), torch.cat([v, v[[1, 0, 3, 2]]], 2)
     assert_close(out, ((q * 40) @ (keys * 40).transpose(2, 3) * 0.3 + bias).softmax(-1) @ values)
     out, _ = reference(q, torch.ones_like(k), v, [[0.0, math.log(3)]])
-    assert_close(out, ((v.mean(2, keepdim=True) + 3 * v[[1, 0, 3, 2]].mean(2, keepdim=True)) / 4).expand_as(out))
+    assert_close(
+        out, ((v.mean(2, keepdim=True) + 3 * v[[1, 0, 3, 2]].mean(2, keepdim=True)) / 4).expand_as(out)
+    )
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
 def test_gradients_are_those_of_the_formula(weight):
-    """Against the derivative written by hand: d log w of a source is sum of p (dp - delta) over it; 0 where it is not seen."""
+    """Against the derivative written by hand: d log w of a source is sum of p (dp - delta) over it;
+    0 where it is not seen.
+    """
     q, k, v = (tensor.requires_grad_() for tensor in inputs(rows=2))
-    log_weight = torch.tensor([[0.0, math.log(weight) if weight else NEVER]], dtype=torch.float64, requires_grad=True)
+    log_weight = torch.tensor(
+        [[0.0, math.log(weight) if weight else NEVER]], dtype=torch.float64, requires_grad=True
+    )
     out, _ = reference(q, k, v, log_weight, (1, 0))
     grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     dq, dk, dv, dw = torch.autograd.grad(out, (q, k, v, log_weight), grad)
@@ -137,7 +150,9 @@ BAD_SEGMENTS = {
     "at least one query": lambda: Segments((3, 0), (Source(0, 1),)),
     'an even number of rows for partner "pairs", got 3': lambda: partner_rows("pairs", 3),
     "2 row indices, got 'all'": lambda: partner_rows("all", 2),
-    r"Partner rows: expected whole numbers, got \(1.0, 0.5\)": lambda: partner_rows(torch.tensor([1.0, 0.5]), 2),
+    r"Partner rows: expected whole numbers, got \(1.0, 0.5\)": lambda: partner_rows(
+        torch.tensor([1.0, 0.5]), 2
+    ),
     "Partner rows: expected": lambda: partner_rows(torch.tensor(0.5), 1),
     r"Rows of a source: expected whole numbers, got \(0.5,\)": lambda: Source(0, 4, (0.5,)),
     "Start and length of a source": lambda: Source(0, 4.5),
@@ -176,13 +191,19 @@ BAD_CALLS = {
     "got torch.int64. Cast": dict(q=X.long(), k=X.long(), v=X.long()),
     "k on meta": dict(k=meta(X), v=meta(X)),
     r"of 9 queries in all, as q has, got \(8,\), 8 in all": dict(segments=Segments.coupled(8, (1, 0, 3, 2))),
-    "Source 0: expected an end of at most 9, the number of keys, got 10": dict(segments=Segments((9,), (Source(1, 9),))),
+    "Source 0: expected an end of at most 9, the number of keys, got 10": dict(
+        segments=Segments((9,), (Source(1, 9),))
+    ),
     "Source 1: expected one row of k per row of q, 4, got 2 rows": dict(segments=Segments.coupled(9, (1, 0))),
     "expected rows of k from 0 to 3, got 0 to 4": dict(segments=Segments.coupled(9, (1, 0, 4, 2))),
-    r"b = 4 rows, h = 2 heads, s = 1 query segments and t = 2 sources, got \(1, 3\)": dict(weight=torch.zeros(1, 3)),
+    r"b = 4 rows, h = 2 heads, s = 1 query segments and t = 2 sources, got \(1, 3\)": dict(
+        weight=torch.zeros(1, 3)
+    ),
     r"got \(1, 4, 2, 1, 2\)": dict(weight=torch.zeros(1, 4, 2, 1, 2)),
     "floating-point log weights, got torch.int64": dict(weight=torch.zeros(1, 2, dtype=torch.int64)),
-    "Expected log weights on cpu, as q, or on the CPU, got meta": dict(weight=torch.zeros(1, 2, device="meta")),
+    "Expected log weights on cpu, as q, or on the CPU, got meta": dict(
+        weight=torch.zeros(1, 2, device="meta")
+    ),
     r"\(1, 1, 9, 18\). .*a mask of single tokens is not supported": dict(weight=torch.zeros(1, 1, 9, 18)),
     "masked sources, got NaN": dict(weight=torch.tensor([[0.0, -1.0]]).log()),
     "got NaN or .inf": dict(weight=[[0.0, math.inf]]),

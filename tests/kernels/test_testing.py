@@ -48,7 +48,10 @@ def test_guarded_memory_is_poisoned_and_sees_a_write_beside_it(beside):
     with GuardedMemory() as memory:
         made = [torch.empty(4, 3, dtype=torch.bfloat16), torch.empty_like(torch.ones(3, 4).T)]
         assert torch.empty(3, dtype=torch.int32).numel() == 3
-    assert [tuple(tensor.stride()) for tensor in made] == [(3, 1), (1, 4)] and all(bool(tensor.isnan().all()) for tensor in made)
+    assert (
+        [tuple(tensor.stride()) for tensor in made] == [(3, 1), (1, 4)]
+        and all(bool(tensor.isnan().all()) for tensor in made)
+    )
     if beside is not None:
         made[0].as_strided((1,), (1,), BAND + beside).fill_(1.0)
     assert len(memory.buffers) == 2 and memory.is_intact() == (beside is None)

@@ -1,4 +1,5 @@
-"""Runs the Triton kernels in Triton's interpreter, in a process of its own: the environment decides at import. Prints one JSON line a case.
+"""Runs the Triton kernels in Triton's interpreter, in a process of its own: the environment decides
+at import. Prints one JSON line a case.
 
 NaN fills every buffer before it is written, and marks lie before and after it.
 """
@@ -35,20 +36,25 @@ interpreter._patch_lang_tensor = patch
 
 
 def error(got, want):
-    """Relative in the Frobenius norm, absolute where that is under 1 (a gradient that cancels); NaN anywhere is NaN."""
+    """Relative in the Frobenius norm, absolute where that is under 1 (a gradient that cancels);
+    NaN anywhere is NaN.
+    """
     return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1.0))
 
 
 def forward(case, dtype, tile):
     q, k, v = case.tensors(torch.Generator().manual_seed(len(case.name)), dtype)
     weight = full_weight(case.log_weight(), q, case.segments)
-    want, want_lse = segment_attention_reference(q.double(), k.double(), v.double(), case.segments, weight.double(), scale=0.2)
+    want, want_lse = segment_attention_reference(
+        q.double(), k.double(), v.double(), case.segments, weight.double(), scale=0.2
+    )
     with GuardedMemory() as memory:
         out, lse = launch.forward(q, k, v, case.segments, weight, scale=0.2, need_lse=True, tile=tile)
         again, _ = launch.forward(q, k, v, case.segments, weight, scale=0.2, need_lse=False, tile=tile)
     seen = want_lse > float("-inf")
     return {
-        "out": error(out, want), "lse": error(lse[seen], want_lse[seen]), "unseen": bool((lse > float("-inf")).eq(seen).all()),
+        "out": error(out, want), "lse": error(lse[seen], want_lse[seen]),
+        "unseen": bool((lse > float("-inf")).eq(seen).all()),
         "same": bool(torch.equal(out, again)), "layout": out.transpose(1, 2).is_contiguous(),
         "bands": memory.is_intact(),
     }  # fmt: skip
@@ -59,10 +65,15 @@ def backward(case, dtype, tiles):
     weight = full_weight(case.log_weight(), q, case.segments)
     out, lse = segment_attention_reference(q, k, v, case.segments, weight, scale=0.2)
     generator = torch.Generator().manual_seed(1)
-    grads = tuple(torch.randn(shape, generator=generator).to(kind) for shape, kind in ((q.shape, dtype), (q.shape[:3], torch.float32)))
+    grads = tuple(
+        torch.randn(shape, generator=generator).to(kind)
+        for shape, kind in ((q.shape, dtype), (q.shape[:3], torch.float32))
+    )
     with GuardedMemory() as memory:
         first, again = (
-            launch.backward(grads, (q, k, v, weight), (out, lse), case.segments, scale=0.2, tiles=tiles, need_weight=need)
+            launch.backward(
+                grads, (q, k, v, weight), (out, lse), case.segments, scale=0.2, tiles=tiles, need_weight=need
+            )
             for need in (True, False)
         )
     exact = [tuple(tensor.double() for tensor in given) for given in (grads, (q, k, v, weight), (out, lse))]
@@ -70,7 +81,8 @@ def backward(case, dtype, tiles):
     plain = segment_attention_backward(grads, (q, k, v, weight), (out, lse), case.segments, scale=0.2)
     return {
         "plain": max(error(one, other) for one, other in zip(plain[:3], want[:3])),
-        **{name: error(one, other) for name, one, other in zip(("q", "k", "v"), first, want)}, "bands": memory.is_intact(),
+        **{name: error(one, other) for name, one, other in zip(("q", "k", "v"), first, want)},
+        "bands": memory.is_intact(),
         "weight": float((first[3] - want[3]).norm() / (want[3].norm() + 1)),
         "zero": bool((first[3][weight == float("-inf")] == 0).all()),
         "same": all(torch.equal(one, other) for one, other in zip(first[:3], again[:3])),
@@ -112,7 +124,10 @@ def all_backward():
     yield "halves-mixed-float16", backward(cases["halves-mixed"], torch.float16, (SMALL, SMALL))
     uneven = (launch.Config(16, 64, 4, 1), launch.Config(64, 16, 4, 1))
     yield "other-tiles-float32", backward(cases["halves-mixed"], torch.float32, uneven)
-    yield "even-float32", backward(cases["pairs-ildm-bnhd"], torch.float32, (SMALL, launch.Config(64, 64, 4, 1)))
+    yield (
+        "even-float32",
+        backward(cases["pairs-ildm-bnhd"], torch.float32, (SMALL, launch.Config(64, 64, 4, 1))),
+    )
     for case in EXTREME:
         yield f"{case.name}-float32", backward(case, torch.float32, (SMALL, SMALL))
 
@@ -133,7 +148,9 @@ def identities():
     made = torch.randn(3, 2, 50, 3, 40, generator=torch.Generator().manual_seed(4)).transpose(2, 3)
 
     def run(q, k, v, segments, weight):
-        return launch.forward(q, k, v, segments, full_weight(weight, q, segments), scale=0.2, need_lse=False, tile=SMALL)[0]
+        return launch.forward(
+            q, k, v, segments, full_weight(weight, q, segments), scale=0.2, need_lse=False, tile=SMALL
+        )[0]
 
     (q, k, v), pair, own = made, Segments.coupled(50, (1, 0)), Segments((50,), (Source(0, 50),))
     beside = [torch.cat([tensor, tensor.flip(0)], 2) for tensor in (k, v)]
@@ -141,7 +158,10 @@ def identities():
     return {
         "zero": torch.equal(run(q, k, v, pair, [[0.0, float("-inf")]]), alone),
         "one": error(run(q, k, v, pair, None), run(q, *beside, Segments((50,), (Source(0, 100),)), None)),
-        "twins": [error(run(q, *twins, pair, [[0.0, w]]), run(q, *twins, own, None)) for w in (-14.0, -0.5, 0.0, 3.0)],
+        "twins": [
+            error(run(q, *twins, pair, [[0.0, w]]), run(q, *twins, own, None))
+            for w in (-14.0, -0.5, 0.0, 3.0)
+        ],
         "nan": bool(run(q, k, v, pair, [[0.0, float("nan")]]).isnan().all()),
         "shift": error(run(q, k, v, pair, [[2.0, 1.5]]), run(q, k, v, pair, [[0.0, -0.5]])),
     }
@@ -149,14 +169,22 @@ def identities():
 
 def through_the_op():
     """As a user forces it: the self-check, then the call."""
-    q, k, v = (torch.randn(2, 20, 3 * 24, generator=torch.Generator().manual_seed(n)).half() for n in range(3))
+    q, k, v = (
+        torch.randn(2, 20, 3 * 24, generator=torch.Generator().manual_seed(n)).half() for n in range(3)
+    )
     given = dict(segments=Segments.coupled(20, (1, 0)), log_weight=[[0.0, -1.0]], heads=3)
     with use_backend("triton"):
         ours = segment_attention(q, k, v, **given)
     with use_backend("reference"):
         theirs = segment_attention(q, k, v, **given)
-        found = {"out": error(ours, theirs), "op_grad": error(*(gradient(name, q, k, v, given) for name in ("triton", "reference")))}
-        return found | {"proven": sorted(key[0] for key in launch.TRUST.proven), "failed": list(launch.TRUST.failed.values())}
+        found = {
+            "out": error(ours, theirs),
+            "op_grad": error(*(gradient(name, q, k, v, given) for name in ("triton", "reference"))),
+        }
+        return found | {
+            "proven": sorted(key[0] for key in launch.TRUST.proven),
+            "failed": list(launch.TRUST.failed.values()),
+        }
 
 
 def gradient(name, q, k, v, given):

@@ -1,4 +1,6 @@
-"""The tiny I-LDM with random weights, as files: a checkout need not have trained ones, and tests do not depend on how good they are."""
+"""The tiny I-LDM with random weights, as files: a checkout need not have trained ones,
+and tests do not depend on how good they are.
+"""
 
 import pytest
 import torch
@@ -6,7 +8,9 @@ import torch
 
 @pytest.fixture(scope="session")
 def write_tiny():
-    """write_tiny(folder, seed) -> the folder with base.safetensors, vae.safetensors, lora.safetensors of the tiny layout."""
+    """write_tiny(folder, seed) -> the folder with base.safetensors, vae.safetensors, lora.safetensors
+    of the tiny layout.
+    """
     diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
     from safetensors.torch import save_file
 
@@ -23,7 +27,9 @@ def write_tiny():
             text = TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS)
             lora = {}
             for path, projection in projections(unet).items():
-                lora[f"unet.{path}.lora_A.weight"] = torch.randn(3, projection.inputs) * projection.inputs**-0.5
+                lora[f"unet.{path}.lora_A.weight"] = (
+                    torch.randn(3, projection.inputs) * projection.inputs**-0.5
+                )
                 lora[f"unet.{path}.lora_B.weight"] = torch.randn(projection.outputs, 3) * 0.3
         parts = (part.state_dict() for part in (unet, image, text))
         tiny.save_base(folder / "base.safetensors", tiny.TinyBase(*parts, vae_scale=1.7))

@@ -1,7 +1,8 @@
-"""What the shipped tiny models give for fixed seeds. A change of structure keeps these; new weights or arithmetic change them on purpose.
+"""What the shipped tiny models give for fixed seeds. A change of structure keeps these;
+new weights or arithmetic change them on purpose.
 
-The stored values are a few of each output, from one processor; others round sums otherwise, which the tolerance allows for. To write
-them anew after new weights: `python tests/models/test_unchanged_outputs.py`.
+The stored values are a few of each output, from one processor; others round sums otherwise, which the
+tolerance allows for. To write them anew after new weights: `python tests/models/test_unchanged_outputs.py`.
 """
 
 import json
@@ -27,7 +28,10 @@ def joint_outputs():
     pair = pipeline("a red ball to the left of a blue box", seed=3, steps=4)
     depth = pipeline(mode="image_to_depth", image=pair.image, steps=2, seed=1).view
     image = pipeline("a green cone", mode="depth_to_image", depth=depth, steps=2, seed=2).image
-    return {"joint image": pair.image, "joint depth": pair.view.depth, "image to depth": depth.depth, "depth to image": image}
+    return {
+        "joint image": pair.image, "joint depth": pair.view.depth, "image to depth": depth.depth,
+        "depth to image": image,
+    }
 
 
 def intrinsic_outputs():
@@ -66,12 +70,16 @@ def test_the_shipped_models_give_what_they_gave(system):
     assert made.keys() == stored.keys()
     for name, tensor in made.items():
         assert list(tensor.shape) == stored[name]["shape"]
-        np.testing.assert_allclose(sample(tensor), stored[name]["values"], rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+        np.testing.assert_allclose(
+            sample(tensor), stored[name]["values"], rtol=TOLERANCE, atol=TOLERANCE, err_msg=name
+        )
 
 
 if __name__ == "__main__":
     written = {
-        system: {name: {"shape": list(value.shape), "values": sample(value)} for name, value in outputs().items()}
+        system: {
+            name: {"shape": list(value.shape), "values": sample(value)} for name, value in outputs().items()
+        }
         for system, outputs in OUTPUTS.items()
     }
     STORED.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,10 @@ class Worker:
     def __init__(self, comfyui, root, log, **environment):
         self.log = log
         call = [sys.executable, str(HERE / "worker.py"), str(comfyui), str(root)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log.open("wb"), "encoding": "utf-8"}
+        pipes = {
+            "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log.open("wb"),
+            "encoding": "utf-8",
+        }
         pipes["env"] = os.environ | environment
         self.process = subprocess.Popen(call, **pipes)
         self.started = self.answer()

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: Cancel, pressed at every step and in every phase, and what the next run is then."""
+"""Called by worker.py inside ComfyUI: Cancel, pressed at every step and in every phase,
+and what the next run is then.
+"""
 
 import contextlib
 import gc
@@ -14,13 +16,17 @@ import torch
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-sampling, modes, compose = (sys.modules[f"spatialweave_tests_inside_{name}"] for name in ("sampling", "modes", "compose"))
+sampling, modes, compose = (
+    sys.modules[f"spatialweave_tests_inside_{name}"] for name in ("sampling", "modes", "compose")
+)
 STEPS, SIZE, PLACES = 3, (32, 32), 12
 
 
 @contextlib.contextmanager
 def pressed_at(check):
-    """Cancel is pressed just before the given one of core's checks for it (counted from 0; None: never); yields their count."""
+    """Cancel is pressed just before the given one of core's checks for it (counted from 0; None: never);
+    yields their count.
+    """
     seen, before = [0], management.throw_exception_if_processing_interrupted
 
     def checked():
@@ -50,7 +56,9 @@ def live_bytes():
     """Of every tensor with memory there is, each storage once; the compiler's own fake ones have none."""
     gc.collect()
     found = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
-    return sum({store.data_ptr(): store.nbytes() for store in (value.untyped_storage() for value in found)}.values())
+    return sum(
+        {store.data_ptr(): store.nbytes() for store in (value.untyped_storage() for value in found)}.values()
+    )
 
 
 def state(model):
@@ -59,7 +67,10 @@ def state(model):
     return {
         "weights": [float(value.double().sum()) for value in model.model.state_dict().values()],
         "options": sorted(str(key) for key in model.model_options["transformer_options"]),
-        "hooks": [len(model.model_options.get(key, ())) for key in ("sampler_post_cfg_function", "sampler_pre_cfg_function")],
+        "hooks": [
+            len(model.model_options.get(key, ()))
+            for key in ("sampler_post_cfg_function", "sampler_pre_cfg_function")
+        ],
         "loaded": len(management.current_loaded_models),
         "preview": (preview.depth is None, preview.previewer is None),
     }
@@ -74,7 +85,9 @@ def models():
 
 
 def step_by_step(kind):
-    """Cancel in the k-th call of the network, for every k, and at checks spread over the whole run; after each, the run is repeated."""
+    """Cancel in the k-th call of the network, for every k, and at checks spread over the whole run;
+    after each, the run is repeated.
+    """
     r, model = sampling.rig(), models()[kind]
     press = {"at": None, "seen": 0}
 
@@ -111,11 +124,15 @@ def step_by_step(kind):
 
 
 def run_plain():
-    return sampling.ksample(sampling.rig().model, sampling.rig().latent(1, *SIZE), steps=1)["samples"].unbind()
+    return sampling.ksample(sampling.rig().model, sampling.rig().latent(1, *SIZE), steps=1)[
+        "samples"
+    ].unbind()
 
 
 def phases():
-    """Cancel in the work around the sampling: prompt, encoding, decoding, second run. Each node stops, and then does what it did."""
+    """Cancel in the work around the sampling: prompt, encoding, decoding, second run.
+    Each node stops, and then does what it did.
+    """
     r = sampling.rig()
     result = {"samples": sampling.ksample(r.model, r.latent(), steps=1)["samples"]}
     parts = {"image": modes.picture(), "image_mask": torch.ones(1, 64, 48), "view": modes.view(holes=True)}
@@ -125,11 +142,19 @@ def phases():
 
     works = {
         "CLIPTextEncode": lambda: [core.CLIPTextEncode().encode(r.clip, "a red ball")[0][0][0]],
-        "ImageToDepthLatent": lambda: streams(modes.run("ImageToDepthLatent", r.model, r.vae, modes.picture())[0]),
-        "MaskedJointLatent": lambda: [part.nan_to_num() for part in streams(modes.run("MaskedJointLatent", r.model, r.vae, **parts)[0])],
-        "refine": lambda: streams(sampling.ksample(r.model, modes.run("RefineDepthLatent", result)[0], steps=1)),
+        "ImageToDepthLatent": lambda: streams(
+            modes.run("ImageToDepthLatent", r.model, r.vae, modes.picture())[0]
+        ),
+        "MaskedJointLatent": lambda: [
+            part.nan_to_num() for part in streams(modes.run("MaskedJointLatent", r.model, r.vae, **parts)[0])
+        ],
+        "refine": lambda: streams(
+            sampling.ksample(r.model, modes.run("RefineDepthLatent", result)[0], steps=1)
+        ),
         "DecodeJointLatent": lambda: [modes.run("DecodeJointLatent", result, r.vae)[0]],
-        "VAEDecodeTiled": lambda: [core.VAEDecodeTiled().decode(r.vae, modes.run("SplitJointLatent", result)[0], 64, 16)[0]],
+        "VAEDecodeTiled": lambda: [
+            core.VAEDecodeTiled().decode(r.vae, modes.run("SplitJointLatent", result)[0], 64, 16)[0]
+        ],
     }
     out, memory = {}, live_bytes()
     for name, work in works.items():
@@ -137,7 +162,10 @@ def phases():
         with pressed_at(None) as seen:
             work()
         stopped = [is_cancelled(work, round(share * (seen[0] - 1) / 4)) for share in range(5)]
-        out[name] = {"checks": seen[0], "stopped": all(stopped), "same": all(torch.equal(a, b) for a, b in zip(work(), want))}
+        out[name] = {
+            "checks": seen[0], "stopped": all(stopped),
+            "same": all(torch.equal(a, b) for a, b in zip(work(), want)),
+        }
     del want
     return out | {"grown": live_bytes() - memory}
 
@@ -146,7 +174,9 @@ def phases():
 def shown_bar():
     """What the progress bar is told meanwhile: (done, of how many)."""
     seen, before = [], comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((int(value), total)))
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: seen.append((int(value), total))
+    )
     try:
         yield seen
     finally:
@@ -164,13 +194,17 @@ def plain(value):
 
 
 def pictures(folder):
-    """Cancel before each of three pictures, in every node that works on one picture after the other; and what its bar showed."""
+    """Cancel before each of three pictures, in every node that works on one picture after the other;
+    and what its bar showed.
+    """
     import folder_paths
 
     geometry = sys.modules["spatialweave_tests_inside_geometry"]
     folder_paths.set_output_directory(folder)
     folder_paths.set_temp_directory(folder)
-    view, cloud = geometry.scene(batch=3), {"index": 1, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": "camera"}
+    view, cloud = (
+        geometry.scene(batch=3), {"index": 1, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": "camera"},
+    )
     other = geometry.scene()
     save = {"view": view, "filename_prefix": "saved", "png_scale": 0.0, "exr_picture": True}
     percent = {"near_percentile": 0.0, "far_percentile": 100.0}
@@ -179,8 +213,12 @@ def pictures(folder):
         "NormalsFromDepth": {"view": view, "style": "opengl", "fov_degrees": 65.0, "edge_threshold": 0.04},
         "UpscaleDepth": {"view": view, "image": view.image.repeat_interleave(2, 1).repeat_interleave(2, 2)},
         "StereoPair": {"view": view, "parallax": 4.0, "screen": 0.5, "edge_threshold": 0.04},
-        "AlignDepth": {"view": view, "reference": other, "method": "scale and shift, robust", "quantity": "depth"},
-        "CompareViews": {"view": view, "reference": other, "alignment": "scale", "quantity": "depth", "fov_degrees": 65.0},
+        "AlignDepth": {
+            "view": view, "reference": other, "method": "scale and shift, robust", "quantity": "depth",
+        },
+        "CompareViews": {
+            "view": view, "reference": other, "alignment": "scale", "quantity": "depth", "fov_degrees": 65.0,
+        },
         "SaveDepth png": {**save, "format": "png"},
         "SaveDepth exr": {**save, "format": "exr"},
         "SaveDepth npz": {**save, "format": "npz"},

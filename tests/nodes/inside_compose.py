@@ -293,7 +293,10 @@ class Delta:
 
     @staticmethod
     def layers():
-        return [f"double_blocks.0.{part}" for part in ("img_attn.qkv", "img_attn.proj", "img_mlp.0", "txt_attn.qkv", "txt_mlp.2")] + [
+        return [
+            f"double_blocks.0.{part}"
+            for part in ("img_attn.qkv", "img_attn.proj", "img_mlp.0", "txt_attn.qkv", "txt_mlp.2")
+        ] + [
             "single_blocks.0.linear1", "single_blocks.1.linear2",
         ]  # fmt: skip
 

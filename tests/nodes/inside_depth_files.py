@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: depth files of other programs, and names of files that come through a link."""
+"""Called by worker.py inside ComfyUI: depth files of other programs, and names of files that come
+through a link.
+"""
 
 import asyncio
 import json
@@ -13,7 +15,8 @@ import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
 WIDGETS = {"units": "as the file says", "png_scale": 0.0, "exr_channel": ""}
-SAVED = {"filename_prefix": "scaled", "format": "png", "png_scale": 0.0, "exr_picture": True}  # without what came later
+# without what came later
+SAVED = {"filename_prefix": "scaled", "format": "png", "png_scale": 0.0, "exr_picture": True}
 
 
 def node(name):
@@ -26,16 +29,23 @@ def checked(graph):
 
     extras = os.path.join(folder_paths.base_path, "comfy_extras")
     for name in ("nodes_logic.py", "nodes_primitive.py"):
-        assert asyncio.run(core.load_custom_node(os.path.join(extras, name), module_parent="comfy_extras")), name
+        assert asyncio.run(core.load_custom_node(os.path.join(extras, name), module_parent="comfy_extras")), (
+            name
+        )
     good, error, _, node_errors = asyncio.run(execution.validate_prompt("checked", graph, None))
     return None if good else json.dumps([error, node_errors], default=str)
 
 
 def linked_file(name):
-    """The name of a file behind a link that fits any socket, core's switch: what core's check says, and what it asks for the cache."""
+    """The name of a file behind a link that fits any socket, core's switch: what core's check says,
+    and what it asks for the cache.
+    """
     graph = {
         "1": {"class_type": "PrimitiveString", "inputs": {"value": "depth.exr"}},
-        "2": {"class_type": "ComfySwitchNode", "inputs": {"switch": False, "on_false": ["1", 0], "on_true": ["1", 0]}},
+        "2": {
+            "class_type": "ComfySwitchNode",
+            "inputs": {"switch": False, "on_false": ["1", 0], "on_true": ["1", 0]},
+        },
         "3": {"class_type": f"SpatialWeave_{name}", "inputs": {"file": ["2", 0]}},
     }
     if name == "LoadDepth":
@@ -43,7 +53,10 @@ def linked_file(name):
         shown = {"style": "colour", "near_percentile": 0.0, "far_percentile": 100.0}
         graph["4"] = {"class_type": "SpatialWeave_PreviewDepth", "inputs": {"view": ["3", 0], **shown}}
     else:
-        graph["4"] = {"class_type": "SpatialWeave_SaveJointLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "x"}}
+        graph["4"] = {
+            "class_type": "SpatialWeave_SaveJointLatent",
+            "inputs": {"samples": ["3", 0], "filename_prefix": "x"},
+        }
     return {"check": checked(graph), "anew": math.isnan(node(name).fingerprint_inputs(file=None))}
 
 
@@ -79,12 +92,16 @@ def sentence(work):
 
 
 def load_scaled(folder, value, said):
-    """What Load Depth makes of a PNG of this one value, by Pillow, as "depths" or as the sentence it refuses with."""
+    """What Load Depth makes of a PNG of this one value, by Pillow, as "depths" or as the sentence it
+    refuses with.
+    """
     from PIL import Image
 
     folder_paths.set_input_directory(folder)
     Image.new("I;16", (4, 3), value).save(Path(folder, "grey.png"))
-    Path(folder, "z.exr").write_bytes(ours("models.core.export.exr").encode_exr({"Z": torch.ones(3, 4).numpy()}))
+    Path(folder, "z.exr").write_bytes(
+        ours("models.core.export.exr").encode_exr({"Z": torch.ones(3, 4).numpy()})
+    )
     said = {"file": "grey.png", **WIDGETS, "units": "metric", **said}
     found = []
     refused = sentence(lambda: found.append(node("LoadDepth").EXECUTE_NORMALIZED(**said).result[0]))
@@ -101,14 +118,20 @@ def save_scaled(folder, said):
     found = []
     refused = sentence(lambda: found.append(saver.EXECUTE_NORMALIZED(view=view, **said).ui))
     files = [str(Path(folder, file["filename"])) for shown in found for file in shown.get("images", ())]
-    return {"refused": refused, "text": [line for shown in found for line in shown["text"]], "files": files, "depth": depth[0].tolist()}
+    return {
+        "refused": refused, "text": [line for shown in found for line in shown["text"]], "files": files,
+        "depth": depth[0].tolist(),
+    }
 
 
 def accepted(inputs, name):
     """What core's check has against one of our nodes with these inputs from the API, or None."""
     graph = {
         "1": {"class_type": "PrimitiveString", "inputs": {"value": "depth.exr"}},
-        "2": {"class_type": "ComfySwitchNode", "inputs": {"switch": False, "on_false": ["1", 0], "on_true": ["1", 0]}},
+        "2": {
+            "class_type": "ComfySwitchNode",
+            "inputs": {"switch": False, "on_false": ["1", 0], "on_true": ["1", 0]},
+        },
         "3": {"class_type": "SpatialWeave_LoadDepth", "inputs": {"file": ["2", 0], **WIDGETS}},
         "4": {"class_type": "SpatialWeave_SaveDepth", "inputs": {"view": ["3", 0], **SAVED}},
     }
@@ -127,12 +150,16 @@ def changing_sidecar(folder):
         beside.write_text(f'{{"depth_units": "metric", "depth_scale": {scale}}}')
         os.utime(beside, (1, 1))
         prints.append(node("LoadDepth").fingerprint_inputs(file="d.png", **WIDGETS))
-        depths.append(float(node("LoadDepth").EXECUTE_NORMALIZED(file="d.png", **WIDGETS).result[0].depth.max()))
+        depths.append(
+            float(node("LoadDepth").EXECUTE_NORMALIZED(file="d.png", **WIDGETS).result[0].depth.max())
+        )
     return {"depths": depths, "prints": prints}
 
 
 def foreign_export(folder):
-    """An NPZ in the layout of Depth Anything 3's exporter through what makes clouds, meshes, normals, pairs and files of it."""
+    """An NPZ in the layout of Depth Anything 3's exporter through what makes clouds, meshes, normals,
+    pairs and files of it.
+    """
     import numpy as np
 
     folder_paths.set_input_directory(folder)
@@ -141,7 +168,8 @@ def foreign_export(folder):
     image[..., 1], image[..., 2] = 51, 204
     depth = np.linspace(2, 3, 192).reshape(1, 12, 16)
     np.savez(
-        Path(folder, "da3.npz"), image=image, depth=depth, conf=np.ones_like(depth), extrinsics=np.eye(4)[None, :3],
+        Path(folder, "da3.npz"), image=image, depth=depth, conf=np.ones_like(depth),
+        extrinsics=np.eye(4)[None, :3],
         intrinsics=np.array([[[20.0, 0, 8], [0, 20, 6], [0, 0, 1]]]), world_points=np.zeros((1, 12, 16, 3)),
     )  # fmt: skip
     view, text = node("LoadDepth").EXECUTE_NORMALIZED(file="da3.npz", **{**WIDGETS, "units": "metric"}).result
@@ -150,7 +178,11 @@ def foreign_export(folder):
     ours("models.core.geometry.normals").view_with_normals(view)
     ours("models.core.geometry.stereo").stereo_pair(view)
     for packet in ("Moge", "Da3"):
-        back = node(f"ViewTo{packet}").EXECUTE_NORMALIZED(view=view, **({"fov_degrees": 60.0} if packet == "Moge" else {})).result[0]
+        back = (
+            node(f"ViewTo{packet}")
+            .EXECUTE_NORMALIZED(view=view, **({"fov_degrees": 60.0} if packet == "Moge" else {}))
+            .result[0]
+        )
         node(f"ViewFrom{packet}").EXECUTE_NORMALIZED(units="metric", **{f"{packet.lower()}_geometry": back})
     exr = ours("models.core.export.depth_files")
     written = exr.write_depth(Path(folder, "out.exr"), view)

@@ -44,7 +44,9 @@ def frame(image, box):
 
 def view(depth, camera=True, units="metric"):
     geometry = ours("models.core.geometry.camera")
-    others = {"intrinsics": geometry.intrinsics_from_fov(50.0, depth.shape[-1], depth.shape[-2])} if camera else {}
+    others = (
+        {"intrinsics": geometry.intrinsics_from_fov(50.0, depth.shape[-1], depth.shape[-2])} if camera else {}
+    )
     return ours("models.core.geometry.view").View.from_depth(torch.from_numpy(depth), units=units, **others)
 
 
@@ -55,7 +57,8 @@ def given(shift=(40, 0), **changes):
     depth = np.where(old, 4.0, FLOOR).astype(np.float32)[None]
     inputs = {
         "before": torch.from_numpy(before)[None], "after": torch.from_numpy(after)[None], "view": view(depth),
-        "edit": {"edit": "move object"}, "fov_degrees": 0.0, "object_mask": torch.from_numpy(old).float()[None],
+        "edit": {"edit": "move object"}, "fov_degrees": 0.0,
+        "object_mask": torch.from_numpy(old).float()[None],
         "target_mask": torch.from_numpy(new).float()[None],
     }  # fmt: skip
     return inputs | changes
@@ -64,7 +67,8 @@ def given(shift=(40, 0), **changes):
 def answer(result):
     sheet, done, text, figures, changed, found = result.result
     return {
-        "sheet": list(sheet.shape), "range": [float(sheet.min()), float(sheet.max())], "done": done, "text": text,
+        "sheet": list(sheet.shape), "range": [float(sheet.min()), float(sheet.max())], "done": done,
+        "text": text,
         "figures": json.loads(figures), "changed": [list(changed.shape), float(changed.mean())],
         "found": [list(found.shape), float(found.sum())], "shown": len(result.ui.as_dict()["images"]),
     }  # fmt: skip
@@ -103,7 +107,9 @@ def orbited(case):
     camera = edits.orbit_camera(scenes[0].camera, yaw_degrees=15.0)
     import dataclasses
 
-    frames = [render([dataclasses.replace(scenes[0], camera=each)], 128, 128) for each in (scenes[0].camera, camera)]
+    frames = [
+        render([dataclasses.replace(scenes[0], camera=each)], 128, 128) for each in (scenes[0].camera, camera)
+    ]
     before, after = (each.image for each in frames)
     asked = {"done": 15.0, "wrong direction": -15.0, "nothing moved": 15.0}[case]
     image = before if case == "nothing moved" else after
@@ -129,7 +135,9 @@ def refused(case):
         "other shape": {"view": view(np.ones((1, 96, 96), np.float32))},
         "covered": {"object_mask": torch.ones(1, 96, 128)},
         "tiny": {"before": torch.zeros(1, 4, 4, 3), "after": torch.ones(1, 4, 4, 3)},
-        "yaw": {"edit": {"edit": "move camera", "yaw_degrees": float("nan"), "pitch_degrees": 0.0, "zoom": "in"}},
+        "yaw": {
+            "edit": {"edit": "move camera", "yaw_degrees": float("nan"), "pitch_degrees": 0.0, "zoom": "in"}
+        },
     }
     try:
         run(**inputs | wrong[case])

@@ -46,9 +46,14 @@ def packets():
     (again,) = run("ViewFromMoge", moge_geometry=packet, units="metric")
     (da3_packet,) = run("ViewToDa3", view=view)
     (da3_mesh,) = da3.DA3GeometryToMesh.execute(da3_packet, 0, 1, 0.04, 0.1, True, True).result
-    (raw,) = da3.DA3Render.execute(da3_packet, {"output": "depth", "normalization": "raw", "apply_sky_clip": False}).result
+    (raw,) = da3.DA3Render.execute(
+        da3_packet, {"output": "depth", "normalization": "raw", "apply_sky_clip": False}
+    ).result
     (da3_again,) = run("ViewFromDa3", da3_geometry=da3_packet, units="metric")
-    (from_raw, text) = run("ViewFromImage", image=raw, values="depth as it is", units="metric", near=1.0, far=10.0, fov_degrees=0.0)
+    (from_raw, text) = run(
+        "ViewFromImage", image=raw, values="depth as it is", units="metric", near=1.0, far=10.0,
+        fov_degrees=0.0,
+    )
     return {
         "fov": fov,
         "mesh_z": [float(mesh.vertices[..., 2].min()), float(mesh.vertices[..., 2].max())],
@@ -68,7 +73,9 @@ def rgba():
     alpha[0, 0, 0] = 0
     options = {"values": "depth as it is", "units": "metric", "near": 1.0, "far": 10.0, "fov_degrees": 0.0}
     picture = torch.rand(1, 3, 5, 4)
-    view, text = run("ViewFromImage", image=torch.cat([grey, grey, grey, alpha], -1), picture=picture, **options)
+    view, text = run(
+        "ViewFromImage", image=torch.cat([grey, grey, grey, alpha], -1), picture=picture, **options
+    )
     single, _ = run("ViewFromImage", image=grey, **options)
     valid, sky = run("ViewToMask", view=view)
     return {
@@ -111,7 +118,9 @@ def world_scene():
 
 
 def into_space(folder, frame):
-    """Cloud, mesh and camera through core's savers and previews into files of `folder`; what our nodes said beside them."""
+    """Cloud, mesh and camera through core's savers and previews into files of `folder`;
+    what our nodes said beside them.
+    """
     import folder_paths
     from comfy_extras import nodes_load_3d as load_3d
     from comfy_extras import nodes_save_3d as save_3d
@@ -140,12 +149,17 @@ def into_space(folder, frame):
 
 
 def cloud_camera():
-    """The camera that Point Cloud from Depth makes for core's viewer of point clouds, and the points it is for."""
+    """The camera that Point Cloud from Depth makes for core's viewer of point clouds,
+    and the points it is for.
+    """
     view = world_scene()
     options = {"index": 0, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": "camera"}
     cloud, _, camera = run("PointCloud", view=view, max_points=1200000, **options)
     (points,) = ours("models.core.geometry.points").view_to_point_cloud(view)
-    return {"camera": camera, "ply": cloud.get_bytes().hex(), "pixels": points.pixels.tolist(), "size": view.depth[0].shape}
+    return {
+        "camera": camera, "ply": cloud.get_bytes().hex(), "pixels": points.pixels.tolist(),
+        "size": view.depth[0].shape,
+    }
 
 
 def mesh_file(path, shading, picture=True):
@@ -165,7 +179,9 @@ def mesh_file(path, shading, picture=True):
 def space_refusals():
     flat = {"index": 0, "fov_degrees": 65.0, "edge_threshold": 0.04, "frame": "camera"}
     points = {"max_points": 10, **flat}
-    rough = ours("models.core.geometry.view").View.from_depth(torch.tensor([[1.0, 9.0], [9.0, 1.0]]), units="metric")
+    rough = ours("models.core.geometry.view").View.from_depth(
+        torch.tensor([[1.0, 9.0], [9.0, 1.0]]), units="metric"
+    )
     return {
         "index": sentence(lambda: run("PointCloud", view=scene(batch=2), **{**points, "index": 2})),
         "frame": sentence(lambda: run("PointCloud", view=scene(), **{**points, "frame": "world"})),
@@ -182,7 +198,9 @@ def save_and_load(folder, kind, scale=0.0, batch=1):
     folder_paths.set_input_directory(folder)
     view = scene(batch=batch)
     node = core.NODE_CLASS_MAPPINGS["SpatialWeave_SaveDepth"].PREPARE_CLASS_CLONE(None)
-    node.hidden = type("Hidden", (), {"prompt": {"1": {"class_type": "Any"}}, "extra_pnginfo": {"workflow": {"nodes": []}}})
+    node.hidden = type(
+        "Hidden", (), {"prompt": {"1": {"class_type": "Any"}}, "extra_pnginfo": {"workflow": {"nodes": []}}}
+    )
     options = {"format": kind, "png_scale": scale, "exr_picture": True}
     first, second = (node.execute(view=view, filename_prefix="d %width%", **options).ui for _ in range(2))
     name = first["images" if kind == "png" else "files"][0]["filename"]
@@ -190,9 +208,13 @@ def save_and_load(folder, kind, scale=0.0, batch=1):
     again, text = run("LoadDepth", file=name, units="as the file says", png_scale=0.0, exr_channel="")
     other, _ = run("LoadDepth", file=f"{name} [output]", units="relative", png_scale=0.0, exr_channel="")
     return {
-        "names": [[file["filename"] for file in shown["images" if kind == "png" else "files"]] for shown in (first, second)],
+        "names": [
+            [file["filename"] for file in shown["images" if kind == "png" else "files"]]
+            for shown in (first, second)
+        ],
         "said": first["text"][0],
-        "listed": name in loader.GET_SCHEMA().inputs[0].options or name in ours("nodes.host.shared.folders").list_depth_files(),
+        "listed": name in loader.GET_SCHEMA().inputs[0].options
+        or name in ours("nodes.host.shared.folders").list_depth_files(),
         "valid": loader.validate_inputs(file=name),
         "fingerprint": loader.fingerprint_inputs(file=name, units="metric"),
         "units": [again.units, other.units],
@@ -215,7 +237,9 @@ def saved_without_metadata(folder):
     node.hidden = type("Hidden", (), {"prompt": {"1": {}}, "extra_pnginfo": {"workflow": {}}})
     args.disable_metadata = True
     try:
-        shown = node.execute(view=scene(batch=2), filename_prefix="b%batch_num%", format="png", png_scale=0.0, exr_picture=True).ui
+        shown = node.execute(
+            view=scene(batch=2), filename_prefix="b%batch_num%", format="png", png_scale=0.0, exr_picture=True
+        ).ui
     finally:
         args.disable_metadata = False
     return [file["filename"] for file in shown["images"]]
@@ -238,7 +262,9 @@ def file_refusals(folder):
 
 
 def judged():
-    """A depth in relative units beside the truth: compared, aligned, compared again; normals of a floor that rises."""
+    """A depth in relative units beside the truth: compared, aligned, compared again;
+    normals of a floor that rises.
+    """
     import math
 
     view_type, camera = ours("models.core.geometry.view").View, ours("models.core.geometry.camera")
@@ -251,9 +277,13 @@ def judged():
     after = compare(view=aligned, reference=truth, alignment="none", **options)
     intrinsics = camera.intrinsics_from_fov(60.0, 40, 30)
     y = (torch.arange(30) + 0.5 - 15) / intrinsics[1, 1]
-    floor = (2 / (1 + y * math.tan(math.radians(30)))).reshape(1, 30, 1).expand(1, 30, 40)  # nearer below: it faces up
+    # nearer below: it faces up
+    floor = (2 / (1 + y * math.tan(math.radians(30)))).reshape(1, 30, 1).expand(1, 30, 40)
     rising = view_type.from_depth(floor, units="metric", intrinsics=intrinsics)
-    maps = [run("NormalsFromDepth", view=rising, style=style, fov_degrees=65.0, edge_threshold=0.04)[0] for style in ("opengl", "directx")]
+    maps = [
+        run("NormalsFromDepth", view=rising, style=style, fov_degrees=65.0, edge_threshold=0.04)[0]
+        for style in ("opengl", "directx")
+    ]
     return {
         "before": before.result[:7],
         "after": after.result[:7],
@@ -261,7 +291,9 @@ def judged():
         "text": text,
         "normals": [one[0, 15, 20].tolist() for one in maps],
         "refusal": sentence(lambda: compare(view=view, reference=truth, alignment="none", **options)),
-        "size": sentence(lambda: run("AlignDepth", view=view, reference=rising, method="scale", quantity="depth")),
+        "size": sentence(
+            lambda: run("AlignDepth", view=view, reference=rising, method="scale", quantity="depth")
+        ),
     }
 
 
@@ -273,7 +305,9 @@ def stereo(height, width):
     return {
         "shapes": [list(part.shape) for part in out],
         "holes": [float(part.mean()) for part in out[2:]],
-        "refusal": sentence(lambda: run("StereoPair", view=bare, parallax=4.0, screen=0.5, edge_threshold=0.04)),
+        "refusal": sentence(
+            lambda: run("StereoPair", view=bare, parallax=4.0, screen=0.5, edge_threshold=0.04)
+        ),
     }
 
 
@@ -301,7 +335,10 @@ def odd_size(height, width):
         *run("StereoPair", view=view, parallax=4.0, screen=0.5, edge_threshold=0.04),
         *run("ViewToMask", view=view),
         run("NormalsFromDepth", view=view, style="opengl", fov_degrees=65.0, edge_threshold=0.04)[0],
-        run("PointCloud", view=view, index=0, fov_degrees=65.0, edge_threshold=0.0, max_points=10, frame="camera")[1],
+        run(
+            "PointCloud", view=view, index=0, fov_degrees=65.0, edge_threshold=0.0, max_points=10,
+            frame="camera",
+        )[1],
         core.NODE_CLASS_MAPPINGS["SpatialWeave_PreviewDepth"]
         .EXECUTE_NORMALIZED(view=view, style="control", near_percentile=0.0, far_percentile=100.0)
         .result[0],

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: the same small weights and LoRA in core and in diffusers, over a whole guided run."""
+"""Called by worker.py inside ComfyUI: the same small weights and LoRA in core and in diffusers,
+over a whole guided run.
+"""
 
 import sys
 
@@ -16,9 +18,12 @@ CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 UNETS = {
     "sd21": {"block_out_channels": (64, 128, 128, 128), "attention_head_dim": (1, 2, 2, 2)},
     "sdxl": {
-        "block_out_channels": (32, 64, 64), "attention_head_dim": (1, 1, 1),  # core gives SDXL's heads a width of 64
-        "down_block_types": ("DownBlock2D", CROSS_DOWN, CROSS_DOWN), "up_block_types": (CROSS_UP, CROSS_UP, "UpBlock2D"),
-        "transformer_layers_per_block": (1, 1, 2), "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        # core gives SDXL's heads a width of 64
+        "block_out_channels": (32, 64, 64), "attention_head_dim": (1, 1, 1),
+        "down_block_types": ("DownBlock2D", CROSS_DOWN, CROSS_DOWN),
+        "up_block_types": (CROSS_UP, CROSS_UP, "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2), "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
 }  # fmt: skip
@@ -31,13 +36,15 @@ def small_diffusers(kind):
     made = small.model(kind).model
     if kind == "pixart":
         other = diffusers.PixArtTransformer2DModel(
-            num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=6, cross_attention_dim=48,
+            num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=6,
+            cross_attention_dim=48,
             caption_channels=24, sample_size=64, use_additional_conditions=False, interpolation_scale=1,
         )  # fmt: skip
         names = comfy.utils.pixart_to_diffusers(dict(small.PIXART))
     else:
         other = diffusers.UNet2DConditionModel(
-            **UNETS[kind], layers_per_block=2, cross_attention_dim=24, use_linear_projection=True, sample_size=8
+            **UNETS[kind], layers_per_block=2, cross_attention_dim=24, use_linear_projection=True,
+            sample_size=8
         )
         names = comfy.utils.unet_to_diffusers(made.model_config.unet_config)
     theirs, weights = other.state_dict(), made.diffusion_model.state_dict()
@@ -74,7 +81,9 @@ def conditions(kind):
 
 
 def agreement(kind="sd21", schedule="gaussian", steps=4, cfg=3.0):
-    """A guided run in ComfyUI and one of a diffusers model with our processors: the same weights, LoRA, noise and sampler."""
+    """A guided run in ComfyUI and one of a diffusers model with our processors: the same weights, LoRA,
+    noise and sampler.
+    """
     try:
         import diffusers  # noqa: F401
     except ImportError:
@@ -91,17 +100,26 @@ def agreement(kind="sd21", schedule="gaussian", steps=4, cfg=3.0):
     noise_levels, said = plain.model.model_sampling, conditions(kind)
 
     def denoise(x, sigma, **kwargs):
-        weights = {layer.block: chosen.weight(layer.number(reading), time(float(sigma[0]))) for layer in layers}
+        weights = {
+            layer.block: chosen.weight(layer.number(reading), time(float(sigma[0]))) for layer in layers
+        }
         rows = torch.cat([noise_levels.calculate_input(sigma, x)] * 2)
         with coupling.call(both_prompts, weights):
-            eps = other(rows, timestep=noise_levels.timestep(sigma).repeat(2), return_dict=False, **said)[0][:, :4]
+            eps = other(rows, timestep=noise_levels.timestep(sigma).repeat(2), return_dict=False, **said)[0][
+                :, :4
+            ]
         cond, uncond = noise_levels.calculate_denoised(sigma.repeat(2), eps, torch.cat([x] * 2)).chunk(2)
         return uncond + (cond - uncond) * cfg
 
     sigmas = comfy.samplers.calculate_sigmas(noise_levels, "normal", steps)
     noise = comfy.sample.prepare_noise(small.empty(kind=kind)["samples"], 5)
     started = noise_levels.noise_scaling(sigmas[:1], noise, torch.zeros_like(noise), True)
-    want = plain.model.process_latent_out(sample_euler(denoise, torch.cat([started] * 2), sigmas, disable=True))
+    want = plain.model.process_latent_out(
+        sample_euler(denoise, torch.cat([started] * 2), sigmas, disable=True)
+    )
     names = [layer.name for layer in layers] == [layer.name for layer in base.layers]
-    numbers = [(layer.stage, layer.block) for layer in layers] == [(layer.stage, layer.block) for layer in base.layers]
+    numbers = (
+        [(layer.stage, layer.block) for layer in layers]
+        == [(layer.stage, layer.block) for layer in base.layers]
+    )
     return {"gap": small.gap(got, want), "size": float(want.abs().mean()), "names": names, "numbers": numbers}

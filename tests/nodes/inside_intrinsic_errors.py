@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: wrong inputs of the intrinsic nodes, and what of a refused run is left in the model."""
+"""Called by worker.py inside ComfyUI: wrong inputs of the intrinsic nodes, and what of a refused run is left
+in the model.
+"""
 
 import sys
 import types
@@ -18,10 +20,12 @@ from safetensors.torch import load_file, save_file
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-small = sys.modules["__main__"].load_file("inside_intrinsic.py")  # worker.py's: the small models and their LoRAs
+# worker.py's: the small models and their LoRAs
+small = sys.modules["__main__"].load_file("inside_intrinsic.py")
 FIRST = "input_blocks.1.1.transformer_blocks.0"
 NAME = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_q"
-STYLE = {f"{NAME}.lora_down.weight": torch.ones(2, 64), f"{NAME}.lora_up.weight": torch.ones(64, 2)}  # an image LoRA in kohya's names
+# an image LoRA in kohya's names
+STYLE = {f"{NAME}.lora_down.weight": torch.ones(2, 64), f"{NAME}.lora_up.weight": torch.ones(64, 2)}
 
 
 def written(name, tensors, metadata=None):
@@ -57,7 +61,8 @@ def normed():
 def inpainting():
     plain = small.model()
     made = types.SimpleNamespace(
-        diffusion_model=plain.model.diffusion_model, model_config=plain.model.model_config, concat_keys=("mask", "masked_image"),
+        diffusion_model=plain.model.diffusion_model, model_config=plain.model.model_config,
+        concat_keys=("mask", "masked_image"),
         latent_format=plain.model.latent_format,
     )  # fmt: skip
     return ours("nodes.host.intrinsic_ldm.layers").Base(types.SimpleNamespace(model=made))
@@ -87,7 +92,9 @@ def regrouped():
 
     def one_by_one(apply_model, args):
         rows = zip(args["input"].split(1), args["timestep"].split(1), args["c"]["c_crossattn"].split(1))
-        return torch.cat([apply_model(x, t, **(args["c"] | {"c_crossattn": context})) for x, t, context in rows])
+        return torch.cat(
+            [apply_model(x, t, **(args["c"] | {"c_crossattn": context})) for x, t, context in rows]
+        )
 
     plain = small.model().clone()
     plain.set_model_unet_function_wrapper(one_by_one)
@@ -107,12 +114,16 @@ def bypassed():
 
 
 def flux():
-    network = types.SimpleNamespace(diffusion_model=torch.nn.Identity(), model_config=comfy.supported_models.Flux({}))
+    network = types.SimpleNamespace(
+        diffusion_model=torch.nn.Identity(), model_config=comfy.supported_models.Flux({})
+    )
     return small.coupled(types.SimpleNamespace(model=network), file="any")
 
 
 def editing():
-    """Core's own Instruct-Pix2Pix: a UNet that reads a picture in more channels, which it does not call concat_keys."""
+    """Core's own Instruct-Pix2Pix: a UNet that reads a picture in more channels,
+    which it does not call concat_keys.
+    """
     config = comfy.supported_models.SD15_instructpix2pix(small.unet_config("sd15") | {"in_channels": 8})
     made = config.get_model({}, device=torch.device("meta"))
     return ours("nodes.host.intrinsic_ldm.layers").Base(types.SimpleNamespace(model=made))
@@ -133,12 +144,16 @@ def by_sampler(sampler):
     patched = small.coupled(small.model())
     latent = small.joined(patched)["samples"]
     noise, sigmas = comfy.sample.prepare_noise(latent, 5), torch.tensor([14.0, 7.0, 0.0])
-    comfy.sample.sample_custom(patched, noise, 3.0, sampler, sigmas, small.prompt(1), small.prompt(2), latent, seed=5)
+    comfy.sample.sample_custom(
+        patched, noise, 3.0, sampler, sigmas, small.prompt(1), small.prompt(2), latent, seed=5
+    )
 
 
 def pair(image, maps=None, patcher=None):
     latents = [shape and {"samples": torch.ones(shape)} for shape in (image, maps)]
-    return ours("nodes.host.intrinsic_ldm.model").join_intrinsic(patcher or small.coupled(small.model()), *latents)
+    return ours("nodes.host.intrinsic_ldm.model").join_intrinsic(
+        patcher or small.coupled(small.model()), *latents
+    )
 
 
 def trained_on(family, kind):
@@ -158,7 +173,9 @@ def settings(patcher):
 def predicted(rows, **options):
     """One step, asked for as core's samplers ask."""
     hosted = ours("nodes.host.intrinsic_ldm.run")
-    hosted.Run(settings(small.coupled(small.model())), 1, []).predict(None, None, [], torch.zeros(rows, 4, 8, 8), torch.ones(rows), options)
+    hosted.Run(settings(small.coupled(small.model())), 1, []).predict(
+        None, None, [], torch.zeros(rows, 4, 8, 8), torch.ones(rows), options
+    )
 
 
 def plotted():
@@ -172,22 +189,31 @@ def scheduled_by(**choice):
 
 def wide():
     patched = small.coupled(small.model())
-    small.sample(patched, {"samples": small.nested(torch.zeros(1, 16, 8, 8), torch.zeros(1, 16, 8, 8))}, steps=1)
+    small.sample(
+        patched, {"samples": small.nested(torch.zeros(1, 16, 8, 8), torch.zeros(1, 16, 8, 8))}, steps=1
+    )
 
 
 def joined_twice(at):
     patched = small.coupled(small.model())
     pair, plain = small.joined(patched), small.empty()
-    return ours("nodes.host.intrinsic_ldm.model").join_intrinsic(patched, *((pair, None) if at == "image" else (plain, pair)))
+    return ours("nodes.host.intrinsic_ldm.model").join_intrinsic(
+        patched, *((pair, None) if at == "image" else (plain, pair))
+    )
 
 
 def wired(sampler, **more):
-    """A graph in API form: loader 1, co-generation 2, joint latent 3, and what samples it; its word on the joint latent."""
+    """A graph in API form: loader 1, co-generation 2, joint latent 3, and what samples it;
+    its word on the joint latent.
+    """
     prompt = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd21.safetensors"}},
         "2": {"class_type": "SpatialWeave_IntrinsicCoGeneration", "inputs": {"model": ["1", 0]}},
         "3": {"class_type": "SpatialWeave_JoinIntrinsicLatent", "inputs": {"model": ["2", 0]}},
-        "8": {"class_type": "KSampler", "inputs": {"latent_image": ["3", 0], "seed": 3, **sampler}, "_meta": {"title": "My sampler"}},
+        "8": {
+            "class_type": "KSampler", "inputs": {"latent_image": ["3", 0], "seed": 3, **sampler},
+            "_meta": {"title": "My sampler"},
+        },
         **more,
     }
     hidden = type("Hidden", (), {"prompt": prompt, "unique_id": "3"})
@@ -195,7 +221,9 @@ def wired(sampler, **more):
 
 
 def sound_graphs():
-    """Graphs that are as they should be: with nodes between, through a guider, and a plain second pass over the image's part alone."""
+    """Graphs that are as they should be: with nodes between, through a guider, and a plain second pass over
+    the image's part alone.
+    """
     lora = {"4": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["2", 0], "strength_model": 1.0}}}
     guider = {"5": {"class_type": "CFGGuider", "inputs": {"model": ["2", 0], "cfg": 4.0}}}
     split = {"6": {"class_type": "SpatialWeave_SplitIntrinsicLatent", "inputs": {"samples": ["8", 0]}}}
@@ -204,7 +232,8 @@ def sound_graphs():
     wired({"model": ["4", 0]}, **lora)
     wired({"guider": ["5", 0]}, **guider)
     wired({"model": ["2", 0]}, **split, **second)
-    node = core.NODE_CLASS_MAPPINGS["SpatialWeave_JoinIntrinsicLatent"]  # called by a script, there is no graph
+    # called by a script, there is no graph
+    node = core.NODE_CLASS_MAPPINGS["SpatialWeave_JoinIntrinsicLatent"]
     return list(node.execute(small.coupled(small.model()), small.empty()).result[0]["samples"].shape)
 
 
@@ -225,11 +254,17 @@ CASES = {
     "unCLIP": lambda: small.lora("unclip"),
     "another base": flux,
     "an editing base": editing,
-    "another base's LoRA": lambda: small.coupled(small.model(), file=small.lora("sd21", width=20, name="wide.safetensors")),
-    "SDXL's LoRA on SD2.1": lambda: (small.model("sdxl"), small.coupled(small.model(), file=small.lora("sdxl", name="xl.safetensors"))),
+    "another base's LoRA": lambda: small.coupled(
+        small.model(), file=small.lora("sd21", width=20, name="wide.safetensors")
+    ),
+    "SDXL's LoRA on SD2.1": lambda: (
+        small.model("sdxl"), small.coupled(small.model(), file=small.lora("sdxl", name="xl.safetensors")),
+    ),
     "unknown layer": lambda: scheduled_by(schedule="drop", layers="3-12", layer_reading="stages", tau=900.0),
     "plain latent": lambda: sampled(small.empty()),
-    "two shapes": lambda: sampled({"samples": small.nested(small.empty()["samples"], torch.zeros(1, 1, 64, 64))}),
+    "two shapes": lambda: sampled(
+        {"samples": small.nested(small.empty()["samples"], torch.zeros(1, 1, 64, 64))}
+    ),
     "plain model": lambda: pair((1, 4, 8, 8), patcher=small.model()),
     "batches": lambda: pair((2, 4, 8, 8), (3, 4, 8, 8)),
     "sizes": lambda: pair((1, 4, 8, 8), (1, 4, 8, 6)),
@@ -241,10 +276,14 @@ CASES = {
     "dpm_adaptive": lambda: sampled(None, sampler="dpm_adaptive"),
     "lcm_upscale": lambda: by_sampler(comfy.samplers.KSAMPLER(sample_lcm_upscale)),
     "ar_video": lambda: by_sampler(comfy.samplers.ksampler("ar_video")),
-    "PixArt's LoRA on SD2.1": lambda: (small.model("pixart"), small.coupled(small.model(), file=small.lora("pixart"))),
+    "PixArt's LoRA on SD2.1": lambda: (
+        small.model("pixart"), small.coupled(small.model(), file=small.lora("pixart")),
+    ),
     "SD2.1's LoRA on PixArt": lambda: small.coupled(small.model("pixart"), file=small.lora("sd21")),
     "an ordinary LoRA": lambda: small.coupled(small.model(), file=ordinary()),
-    "no LoRA": lambda: small.coupled(small.model(), file=written("vae.safetensors", {"decoder.conv_in.weight": torch.ones(4)})),
+    "no LoRA": lambda: small.coupled(
+        small.model(), file=written("vae.safetensors", {"decoder.conv_in.weight": torch.ones(4)})
+    ),
     "an inpainting base": inpainting,
     "a DoRA": dora,
     "a LoRA of a norm": normed,
@@ -256,9 +295,15 @@ CASES = {
     "channels of a pair": wide,
     "a pair to join, as image": lambda: joined_twice("image"),
     "a pair to join, as maps": lambda: joined_twice("maps"),
-    "layers that are no numbers": lambda: scheduled_by(schedule="drop", layers="middle", layer_reading="stages", tau=900.0),
-    "a block that is not there": lambda: scheduled_by(schedule="drop", layers="3-40", layer_reading="blocks", tau=900.0),
-    "a stage without attention": lambda: scheduled_by(schedule="drop", layers="4", layer_reading="stages", tau=900.0),
+    "layers that are no numbers": lambda: scheduled_by(
+        schedule="drop", layers="middle", layer_reading="stages", tau=900.0
+    ),
+    "a block that is not there": lambda: scheduled_by(
+        schedule="drop", layers="3-40", layer_reading="blocks", tau=900.0
+    ),
+    "a stage without attention": lambda: scheduled_by(
+        schedule="drop", layers="4", layer_reading="stages", tau=900.0
+    ),
     "a curve that is none": lambda: scheduled_by(schedule="curve", points="900 is 1"),
     "no steps to plot": plotted,
 }
@@ -276,11 +321,16 @@ def refused(case):
 
 
 def traces(kind):
-    return sum(len(part._forward_hooks) + ("forward" in vars(part)) for part in small.model(kind).model.diffusion_model.modules())
+    return sum(
+        len(part._forward_hooks) + ("forward" in vars(part))
+        for part in small.model(kind).model.diffusion_model.modules()
+    )
 
 
 def pixart_by_its_inputs():
-    """What core takes a PixArt for that reads the picture's size, as alpha's of 1024 pixels does, and for one that does not."""
+    """What core takes a PixArt for that reads the picture's size, as alpha's of 1024 pixels does,
+    and for one that does not.
+    """
     state = {"t_block.1.weight": torch.ones(1), "blocks.0.attn.proj.weight": torch.ones(1)}
     sized = state | {"ar_embedder.mlp.0.weight": torch.ones(1)}
     found = [comfy.model_detection.model_config_from_unet(tensors, "") for tensors in (sized, state)]

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: core's own nodes of guidance, caching and attention in front of intrinsic co-generation."""
+"""Called by worker.py inside ComfyUI: core's own nodes of guidance, caching and attention in front
+of intrinsic co-generation.
+"""
 
 import asyncio
 import os
@@ -11,7 +13,10 @@ import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
 small = sys.modules["__main__"].load_file("inside_intrinsic.py")
-EXTRAS = "pag sag hypertile tomesd freelunch perpneg model_advanced fresca apg mahiro easycache cfg tcfg eps custom_sampler hypernetwork"
+EXTRAS = (
+    "pag sag hypertile tomesd freelunch perpneg model_advanced fresca "
+    "apg mahiro easycache cfg tcfg eps custom_sampler hypernetwork"
+)
 CACHE = {"start_percent": 0.1, "end_percent": 0.95, "verbose": False}
 NODES = {
     "RescaleCFG": {"multiplier": 0.7},
@@ -39,9 +44,15 @@ def made(name, **inputs):
     if "HyperTile" not in core.NODE_CLASS_MAPPINGS:
         folder = os.path.join(os.path.dirname(core.__file__), "comfy_extras")
         for extra in EXTRAS.split():
-            asyncio.run(core.load_custom_node(os.path.join(folder, f"nodes_{extra}.py"), module_parent="comfy_extras"))
+            asyncio.run(
+                core.load_custom_node(os.path.join(folder, f"nodes_{extra}.py"), module_parent="comfy_extras")
+            )
     found = core.NODE_CLASS_MAPPINGS[name]
-    out = found.execute(**inputs) if hasattr(found, "define_schema") else getattr(found(), found.FUNCTION)(**inputs)
+    out = (
+        found.execute(**inputs)
+        if hasattr(found, "define_schema")
+        else getattr(found(), found.FUNCTION)(**inputs)
+    )
     return getattr(out, "result", out)[0]
 
 
@@ -49,18 +60,26 @@ def guided(patcher, latent, name, steps):
     """A run through one of core's guiders."""
     conds = {"model": patcher, "negative": small.prompt(2)}
     if name == "PerpNegGuider":
-        conds |= {"positive": small.prompt(1), "empty_conditioning": small.prompt(3), "cfg": 3.0, "neg_scale": 1.0}
+        conds |= {
+            "positive": small.prompt(1), "empty_conditioning": small.prompt(3), "cfg": 3.0, "neg_scale": 1.0,
+        }
     else:
-        conds |= {"cond1": small.prompt(1), "cond2": small.prompt(3), "cfg_conds": 3.0, "cfg_cond2_negative": 2.0, "style": "regular"}
+        conds |= {
+            "cond1": small.prompt(1), "cond2": small.prompt(3), "cfg_conds": 3.0, "cfg_cond2_negative": 2.0,
+            "style": "regular",
+        }
     return made(
-        "SamplerCustomAdvanced", noise=made("RandomNoise", noise_seed=5), guider=made(name, **conds), latent_image=latent,
+        "SamplerCustomAdvanced", noise=made("RandomNoise", noise_seed=5), guider=made(name, **conds),
+        latent_image=latent,
         sampler=made("KSamplerSelect", sampler_name="euler"),
         sigmas=comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps),
     )["samples"]  # fmt: skip
 
 
 def through(name, after=False, steps=3, batch=2, side=8):
-    """The image at weight 0 against the base model's, both with the node; how far the node moves it; or the sentence of a refusal."""
+    """The image at weight 0 against the base model's, both with the node; how far the node moves it;
+    or the sentence of a refusal.
+    """
     plain, calls, latent = small.model(), [], {"samples": torch.zeros(batch, 4, side, side)}
     if name.endswith("Guider"):
         coupled = small.coupled(plain, "off")
@@ -82,4 +101,6 @@ def through(name, after=False, steps=3, batch=2, side=8):
     want = alone(latent)
     bare = small.sample(plain, latent, steps=steps)
     finite = bool(image.isfinite().all() and maps.isfinite().all())
-    return {"gap": small.gap(image, want), "moved": small.gap(want, bare), "finite": finite, "calls": len(calls)}
+    return {
+        "gap": small.gap(image, want), "moved": small.gap(want, bare), "finite": finite, "calls": len(calls),
+    }

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: the image's LoRAs, and whether the intrinsic maps see anything of them."""
+"""Called by worker.py inside ComfyUI: the image's LoRAs, and whether the intrinsic maps see
+anything of them.
+"""
 
 import sys
 
@@ -26,7 +28,9 @@ def patch_for(key, form, shape):
     if form == "diff":
         return ("diff", (draw(*shape) * 0.5,))
     if form == "loha":
-        weights = (draw(shape[0], 2), draw(2, shape[1]), 2.0, draw(shape[0], 2), draw(2, shape[1]), None, None, None)
+        weights = (
+            draw(shape[0], 2), draw(2, shape[1]), 2.0, draw(shape[0], 2), draw(2, shape[1]), None, None, None,
+        )
         return comfy.weight_adapter.LoHaAdapter(set(), weights)
     if form == "lokr":
         weights = (draw(4, 4), draw(shape[0] // 4, shape[1] // 4), 2.0, None, None, None, None, None, None)
@@ -49,7 +53,9 @@ def with_lora(patcher, target, form="lora", part="weight", third=None):
 
 
 def merged(patcher, whole, ratio=0.6):
-    """Core's merge with a model that has a LoRA of its own, which is then part of the base. Not `whole`: of one layer, by core's means."""
+    """Core's merge with a model that has a LoRA of its own, which is then part of the base. Not `whole`:
+    of one layer, by core's means.
+    """
     other = with_lora(small.model(), f"{LAST}.ff.net.2", "diff")
     if whole:
         return ModelMergeSimple().merge(patcher, other, ratio)[0]
@@ -64,7 +70,9 @@ def once(patcher, schedule, share=False, cfg=1.0, steps=1, positive=None):
 
 
 def leak(target, kind="sd21", schedule="half", merge=None, whole=False, **form):
-    """A LoRA behind the last self-attention, or in it, for one step: it must change the image, and the maps only if asked."""
+    """A LoRA behind the last self-attention, or in it, for one step: it must change the image,
+    and the maps only if asked.
+    """
     plain = without = small.model(kind)
     lora = with_lora(plain, target, **form)
     if merge == "after":
@@ -74,18 +82,23 @@ def leak(target, kind="sd21", schedule="half", merge=None, whole=False, **form):
     none, kept, shared = once(without, schedule), once(lora, schedule), once(lora, schedule, share=True)
     off = once(lora, "off", steps=2, cfg=3.0)[0]
     return {
-        "image": small.gap(none[0], kept[0]), "maps": small.gap(none[1], kept[1]), "asked": small.gap(none[1], shared[1]),
+        "image": small.gap(none[0], kept[0]), "maps": small.gap(none[1], kept[1]),
+        "asked": small.gap(none[1], shared[1]),
         "off": small.gap(off, small.sample(lora, small.empty(kind=kind), steps=2)),
     }  # fmt: skip
 
 
 def strided():
-    """A convolution with a LoRA in its weight, and ours that takes it off, against the convolution without."""
+    """A convolution with a LoRA in its weight, and ours that takes it off,
+    against the convolution without.
+    """
     hooks, (path, form) = ours("nodes.host.intrinsic_ldm.hooks"), ("input_blocks.3.0.op", "lora")
     (change,) = hooks.image_lora_changes(with_lora(small.model(), path, form))
     module = small.model().model.diffusion_model.get_submodule(path)
     x = torch.randn(2, module.in_channels, 9, 8, generator=torch.Generator().manual_seed(0))
-    both = torch.nn.functional.conv2d(x, module.weight + change.delta.weight, module.bias, module.stride, module.padding)
+    both = torch.nn.functional.conv2d(
+        x, module.weight + change.delta.weight, module.bias, module.stride, module.padding
+    )
     assert small.gap(both, module(x)) > 1e-2
     return small.gap(both - change.delta(x), module(x))
 
@@ -97,7 +110,9 @@ STYLE = {
 
 
 def shared(form):
-    """With share_image_loras on, a LoRA that works on all rows alike: what moves, and the image at weight 0 against the base's with it."""
+    """With share_image_loras on, a LoRA that works on all rows alike: what moves,
+    and the image at weight 0 against the base's with it.
+    """
     plain, positive = small.model(), small.prompt(1)
     lora = plain
     if form == "hooks":
@@ -106,13 +121,21 @@ def shared(form):
         lora = comfy.sd.load_bypass_lora_for_models(plain, None, STYLE, 1.0, 0.0)[0]
     else:
         lora = with_lora(plain, f"{LAST}.ff.net.2", form)
-    without, moved, off = once(plain, "half", share=True), *(once(lora, s, share=True, steps=1, positive=positive) for s in ("half", "off"))
+    without, moved, off = (
+        once(plain, "half", share=True),
+        *(once(lora, s, share=True, steps=1, positive=positive) for s in ("half", "off")),
+    )
     base = small.sample(lora, small.empty(), positive=positive, steps=1, cfg=1.0)
-    return {"image": small.gap(without[0], moved[0]), "maps": small.gap(without[1], moved[1]), "off": small.gap(off[0], base)}
+    return {
+        "image": small.gap(without[0], moved[0]), "maps": small.gap(without[1], moved[1]),
+        "off": small.gap(off[0], base),
+    }
 
 
 def refused(form):
-    """The sentence for a LoRA that cannot be told from the base, and how it goes with share_image_loras on."""
+    """The sentence for a LoRA that cannot be told from the base,
+    and how it goes with share_image_loras on.
+    """
     plain = small.model()
     if form == "weight wrapper":
         other = plain.clone()
@@ -131,7 +154,9 @@ def refused(form):
 
 def namings(kind):
     """The maps of one step by the same LoRA in each naming, with alpha its rank and half of it."""
-    plain, files = small.model(kind), [("peft", None), ("kohya", 4), ("diffusers", 4), ("kohya", 2), ("diffusers", 2)]
+    plain, files = (
+        small.model(kind), [("peft", None), ("kohya", 4), ("diffusers", 4), ("kohya", 2), ("diffusers", 2)],
+    )
     maps = []
     for style, alpha in files:
         file = small.lora(kind, style=style, alpha=alpha, name=f"{kind}_{style}_{alpha}.safetensors")

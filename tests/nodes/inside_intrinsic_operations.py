@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: the image's calls of the network beside its maps against the base model's, operator by operator."""
+"""Called by worker.py inside ComfyUI: the image's calls of the network beside its maps against the base
+model's, operator by operator.
+"""
 
 import contextlib
 import sys
@@ -15,11 +17,17 @@ def record(patcher, latent, **named):
 
 
 def image_operators(kind="sd21", batch=2, cfg=3.0, steps=3, precision="float32", stopped=False):
-    """With weight off every step has a call for the image and one for its maps; with maps `stopped` the last step has the image's alone.
+    """With weight off every step has a call for the image and one for its maps;
+    with maps `stopped` the last step has the image's alone.
 
-    How many calls and operators were compared, where they differ, whether the same tensors came; and the maps' calls, which must differ.
+    How many calls and operators were compared, where they differ, whether the same tensors came;
+    and the maps' calls, which must differ.
     """
-    around = runs.in_bfloat16(kind) if precision == "bfloat16" else contextlib.nullcontext((small.model(kind), small.lora(kind)))
+    around = (
+        runs.in_bfloat16(kind)
+        if precision == "bfloat16"
+        else contextlib.nullcontext((small.model(kind), small.lora(kind)))
+    )
     with around as (plain, file):
         given = {"cfg": cfg, "steps": steps}
         base = record(plain, small.empty(batch, kind), **given)
@@ -30,6 +38,7 @@ def image_operators(kind="sd21", batch=2, cfg=3.0, steps=3, precision="float32",
     return {
         "calls": len(pairs), "operators": min(len(call["operators"]) for call in image),
         "differences": [difference for pair in pairs if (difference := operators.first_difference(*pair))],
-        "arguments": all(operators.same_arguments(*pair) for pair in pairs),  # after coupled steps the image is another
+        # after coupled steps the image is another
+        "arguments": all(operators.same_arguments(*pair) for pair in pairs),
         "maps differ": all(operators.first_difference(*pair) is not None for pair in zip(base, maps)),
     }  # fmt: skip

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: ControlNet, IPAdapter's way in and other packs' attention beside intrinsic co-generation."""
+"""Called by worker.py inside ComfyUI: ControlNet, IPAdapter's way in and other packs' attention beside
+intrinsic co-generation.
+"""
 
 import sys
 
@@ -33,7 +35,9 @@ def halved(q, k, v, extra):
 
 
 def image_branch(schedule="off"):
-    """ControlNet and a replacement of prompt attention (IPAdapter's way): at w = 0 the image is as without us; who saw which rows."""
+    """ControlNet and a replacement of prompt attention (IPAdapter's way):
+    at w = 0 the image is as without us; who saw which rows.
+    """
     seen, control = [], Control()
 
     def replaced(q, k, v, extra):
@@ -42,7 +46,10 @@ def image_branch(schedule="off"):
 
     adapted = small.model().clone()
     adapted.set_model_attn2_replace(replaced, "input", 4)
-    conds = {"positive": small.prompt(1, control=control, control_apply_to_uncond=False), "negative": small.prompt(2, control=control)}
+    conds = {
+        "positive": small.prompt(1, control=control, control_apply_to_uncond=False),
+        "negative": small.prompt(2, control=control),
+    }
     want = small.sample(adapted, small.empty(2), steps=2, **conds)
     base = [list(control.seen), list(seen)]
     control.seen.clear(), seen.clear()
@@ -51,7 +58,10 @@ def image_branch(schedule="off"):
     plain = small.coupled(small.model(), schedule)
     without = small.sample(plain, small.joined(plain, small.empty(2)), steps=2).unbind()
     moved = small.gap(got[0], without[0])
-    return {"gap": small.gap(got[0], want), "seen": [control.seen, seen] == base, "moved": moved, "rows": control.seen[0]}
+    return {
+        "gap": small.gap(got[0], want), "seen": [control.seen, seen] == base, "moved": moved,
+        "rows": control.seen[0],
+    }
 
 
 class Watch:
@@ -62,10 +72,17 @@ class Watch:
         self.calls, self.parts = [], {}
         self.handles = [network.register_forward_pre_hook(self.network, with_kwargs=True)]
         for name in ("to_q", "to_k", "to_v"):
-            keep = lambda module, args, out, name=name: self.parts.setdefault(name, []).append(out.clone())  # noqa: E731
-            self.handles.append(network.get_submodule(f"{path}.{name}").register_forward_hook(keep))
+            self.handles.append(
+                network.get_submodule(f"{path}.{name}").register_forward_hook(
+                    lambda module, args, out, name=name: self.parts.setdefault(name, []).append(out.clone())
+                )
+            )
         out = network.get_submodule(f"{path}.to_out")
-        self.handles.append(out.register_forward_pre_hook(lambda module, args: self.parts.setdefault("out", []).append(args[0].clone())))
+        self.handles.append(
+            out.register_forward_pre_hook(
+                lambda module, args: self.parts.setdefault("out", []).append(args[0].clone())
+            )
+        )
 
     def network(self, module, args, kwargs):
         middle = (kwargs["control"] or {}).get("middle") or [torch.zeros(len(args[0]), 1, 1, 1)]
@@ -84,17 +101,22 @@ def halves(tensor, chunks):
 
 
 def by_value():
-    """In coupled steps: what came into the network from a ControlNet and a replacement of prompt attention, by rows, against what they
-    said of the images alone, zero, and core's own attention."""
+    """In coupled steps: what came into the network from a ControlNet and a replacement of prompt attention,
+    by rows, against what they said of the images alone, zero, and core's own attention."""
     control, adapted = Control(), small.model().clone()
     adapted.set_model_attn2_replace(halved, "input", 4)
     patched, watch = small.coupled(adapted, "half"), Watch(PROMPT_ATTENTION)
-    conds = {"positive": small.prompt(1, control=control, control_apply_to_uncond=False), "negative": small.prompt(2, control=control)}
+    conds = {
+        "positive": small.prompt(1, control=control, control_apply_to_uncond=False),
+        "negative": small.prompt(2, control=control),
+    }
     try:
         small.sample(patched, small.joined(patched, small.empty(2)), steps=2, **conds)
     finally:
         watch.close()
-    found = {"control": 0.0, "maps": 0.0, "replaced": 0.0, "core": 0.0, "apart": 1e9, "calls": len(watch.calls)}
+    found = {
+        "control": 0.0, "maps": 0.0, "replaced": 0.0, "core": 0.0, "apart": 1e9, "calls": len(watch.calls),
+    }
     for (chunks, middle), said in zip(watch.calls, control.said, strict=True):
         image, maps = halves(middle, chunks)
         found["control"] = max(found["control"], float((image - said).abs().max()))
@@ -112,33 +134,48 @@ def by_value():
 
 def controlnet():
     """One of core's own ControlNets."""
-    config = {name: value for name, value in small.unet_config("sd21").items() if name not in ("out_channels", "dtype")}
+    config = {
+        name: value
+        for name, value in small.unet_config("sd21").items()
+        if name not in ("out_channels", "dtype")
+    }
     network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, dtype=torch.float32)
     generator = torch.Generator().manual_seed(8)
     for parameter in network.parameters():
         width = max(1, parameter.numel() // max(1, len(parameter)))
-        parameter.data = torch.randn(parameter.shape, generator=generator) * (0.8 / width**0.5 if parameter.dim() > 1 else 0.1)
+        parameter.data = (
+            torch.randn(parameter.shape, generator=generator)
+            * (0.8 / width**0.5 if parameter.dim() > 1 else 0.1)
+        )
     network.train(False).requires_grad_(False)
     return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
 
 
 def real_controlnet():
-    """The image at weight 0 against the base's with a ControlNet of core's own class, and what it does in coupled steps."""
+    """The image at weight 0 against the base's with a ControlNet of core's own class,
+    and what it does in coupled steps.
+    """
     plain, hint = small.model(), torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(6))
-    conds = core.ControlNetApplyAdvanced().apply_controlnet(small.prompt(1), small.prompt(2), controlnet(), hint, 0.7, 0.0, 1.0)
+    conds = core.ControlNetApplyAdvanced().apply_controlnet(
+        small.prompt(1), small.prompt(2), controlnet(), hint, 0.7, 0.0, 1.0
+    )
     conds = dict(zip(("positive", "negative"), conds))
     want, bare = (small.sample(plain, small.empty(2), steps=2, **more) for more in (conds, {}))
     images, spread = {}, 0.0
     for name, schedule, more in (("off", "off", conds), ("half", "half", conds), ("without", "half", {})):
         patched, watch = small.coupled(plain, schedule), Watch(PROMPT_ATTENTION)
         try:
-            images[name] = small.sample(patched, small.joined(patched, small.empty(2)), steps=2, **more).unbind()[0]
+            images[name] = small.sample(
+                patched, small.joined(patched, small.empty(2)), steps=2, **more
+            ).unbind()[0]
         finally:
             watch.close()
         if name == "half":
             spread = max(float(halves(middle, chunks)[1].abs().max()) for chunks, middle in watch.calls)
     half = small.gap(images["half"], images["without"])
-    return {"gap": small.gap(images["off"], want), "moved": small.gap(want, bare), "half": half, "maps": spread}
+    return {
+        "gap": small.gap(images["off"], want), "moved": small.gap(want, bare), "half": half, "maps": spread,
+    }
 
 
 CALLS = []
@@ -178,7 +215,9 @@ OVERRIDES = {"counting": counting, "doubling": doubling, "deaf": deaf, "cutting"
 
 
 def overridden(kind="sd21", override="counting", schedule="half"):
-    """Another pack's attention: the calls that go through it, those with weights, and how far it moves image and maps."""
+    """Another pack's attention: the calls that go through it, those with weights,
+    and how far it moves image and maps.
+    """
     CALLS.clear()
     plain = small.model(kind)
     patched = small.coupled(plain, schedule)
@@ -194,5 +233,7 @@ def overridden(kind="sd21", override="counting", schedule="half"):
     except ValueError as error:
         return {"refused": str(error)}
     gaps = list(map(small.gap, got, want))
-    base = small.gap(got[0], small.sample(other, small.empty(kind=kind), steps=2)) if schedule == "off" else None
+    base = (
+        small.gap(got[0], small.sample(other, small.empty(kind=kind), steps=2)) if schedule == "off" else None
+    )
     return {"gaps": gaps, "calls": len(CALLS), "with weights": sum(CALLS), "base": base}

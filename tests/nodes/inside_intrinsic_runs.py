@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: core's samplers and ways to sample, stopping and cancelling, with intrinsic maps."""
+"""Called by worker.py inside ComfyUI: core's samplers and ways to sample, stopping and cancelling,
+with intrinsic maps.
+"""
 
 import contextlib
 import sys
@@ -24,7 +26,9 @@ def traces(network):
 
 
 def every_sampler(batch=2, steps=2):
-    """For each of core's samplers the image at weight 0 against the base model's; the sentence where it is refused."""
+    """For each of core's samplers the image at weight 0 against the base model's;
+    the sentence where it is refused.
+    """
     plain = small.model()
     patched = small.coupled(plain, "off")
     latent, found = small.joined(patched, small.empty(batch)), {}
@@ -36,22 +40,32 @@ def every_sampler(batch=2, steps=2):
             found[sampler] = str(error)
             continue
         finite = bool(image.isfinite().all() and maps.isfinite().all())
-        found[sampler] = small.gap(image, small.sample(plain, small.empty(batch), **named)) if finite else "not finite"
+        found[sampler] = (
+            small.gap(image, small.sample(plain, small.empty(batch), **named)) if finite else "not finite"
+        )
     return found
 
 
 def in_two_halves():
     """KSampler (Advanced) up to a step and from it on, with maps that stop early, against one run."""
-    patched, whole = small.coupled(small.model(), "gaussian", keep=False), small.coupled(small.model(), "gaussian")
+    patched, whole = (
+        small.coupled(small.model(), "gaussian", keep=False), small.coupled(small.model(), "gaussian"),
+    )
     conds, latent = (small.prompt(1), small.prompt(2)), small.joined(patched)
-    first = core.KSamplerAdvanced().sample(patched, "enable", 5, 6, 3.0, "euler", "normal", *conds, latent, 0, 3, "enable")[0]
-    last = core.KSamplerAdvanced().sample(patched, "disable", 5, 6, 3.0, "euler", "normal", *conds, first, 3, 10000, "disable")[0]
+    first = core.KSamplerAdvanced().sample(
+        patched, "enable", 5, 6, 3.0, "euler", "normal", *conds, latent, 0, 3, "enable"
+    )[0]
+    last = core.KSamplerAdvanced().sample(
+        patched, "disable", 5, 6, 3.0, "euler", "normal", *conds, first, 3, 10000, "disable"
+    )[0]
     got, want = last["samples"].unbind(), small.sample(whole, latent, steps=6).unbind()
     return {"image": small.gap(got[0], want[0])}
 
 
 def from_images(kind="sd21"):
-    """Image to image, inpainting of the image, and latents of odd sizes: at weight 0 against the base model."""
+    """Image to image, inpainting of the image, and latents of odd sizes:
+    at weight 0 against the base model.
+    """
     plain, generator = small.model(kind), torch.Generator().manual_seed(1)
     patched, side = small.coupled(plain, "off"), small.empty(kind=kind)["samples"].shape[-1]
     picture = {"samples": torch.randn(2, 4, side, side, generator=generator)}
@@ -69,7 +83,9 @@ def from_images(kind="sd21"):
 
 
 def flow():
-    """A model in flow time: the image at weight 0, and the DDPM times of a coupled run's steps against the noise levels' own."""
+    """A model in flow time: the image at weight 0, and the DDPM times of a coupled run's steps against the
+    noise levels' own.
+    """
     shifted = ModelSamplingSD3().patch(small.model(), 3.0)[0]
     sigmas = comfy.samplers.calculate_sigmas(shifted.get_model_object("model_sampling"), "normal", 4)
     hosted, seen = ours("nodes.host.intrinsic_ldm.run"), []
@@ -81,7 +97,10 @@ def flow():
     finally:
         hosted.ddpm_time = time
     off = small.coupled(shifted, "off")
-    gap = small.gap(small.sample(off, small.joined(off), steps=4).unbind()[0], small.sample(shifted, small.empty(), steps=4))
+    gap = small.gap(
+        small.sample(off, small.joined(off), steps=4).unbind()[0],
+        small.sample(shifted, small.empty(), steps=4),
+    )
     moved = small.gap(pair[0], small.sample(shifted, small.empty(), steps=4))
     return {"gap": gap, "moved": moved, "seen": seen, "sigmas": sigmas.tolist()}
 
@@ -105,7 +124,9 @@ def in_bfloat16(kind):
 
 
 def bfloat16(kind="sd21"):
-    """The image at weight 0 against the base's, with the maps stopped against kept, and coupled against float32."""
+    """The image at weight 0 against the base's, with the maps stopped against kept,
+    and coupled against float32.
+    """
 
     def relative(a, b):
         return float((a.float() - b.float()).norm() / b.float().norm())
@@ -114,7 +135,10 @@ def bfloat16(kind="sd21"):
     want = small.sample(exact, small.joined(exact), steps=3).unbind()
     with in_bfloat16(kind) as (plain, file):
         off = small.coupled(plain, "off", file=file)
-        gap = small.gap(small.sample(off, small.joined(off), steps=3).unbind()[0], small.sample(plain, small.empty(kind=kind), steps=3))
+        gap = small.gap(
+            small.sample(off, small.joined(off), steps=3).unbind()[0],
+            small.sample(plain, small.empty(kind=kind), steps=3),
+        )
         runs = [small.coupled(plain, "gaussian", file=file, keep=keep) for keep in (True, False)]
         stopped = small.gap(*(small.sample(run, small.joined(run), steps=5).unbind()[0] for run in runs))
         half = small.coupled(plain, "half", file=file)
@@ -123,8 +147,8 @@ def bfloat16(kind="sd21"):
 
 
 def early_stop(kind="sd21", steps=8):
-    """Maps kept to the end against their pass stopped: images, maps, and what the node said of the run, on a clock of our own on which
-    every row that goes through the network takes a quarter of a second."""
+    """Maps kept to the end against their pass stopped: images, maps, and what the node said of the run, on a
+    clock of our own on which every row that goes through the network takes a quarter of a second."""
     hosted, plain, said, now = ours("nodes.host.intrinsic_ldm.run"), small.model(kind), [], [0.0]
     network, show, outs, rows = plain.model.diffusion_model, hosted.show, [], []
     before = traces(network)
@@ -149,7 +173,9 @@ def early_stop(kind="sd21", steps=8):
 
 
 def compiled(kind="sd21", schedule="half", steps=4):
-    """Two runs through core's node of torch.compile, with dynamo's tracing and no code generation: graphs that each made, and numbers."""
+    """Two runs through core's node of torch.compile, with dynamo's tracing and no code generation:
+    graphs that each made, and numbers.
+    """
     import torch._dynamo
     from torch._dynamo.utils import counters
 
@@ -157,7 +183,9 @@ def compiled(kind="sd21", schedule="half", steps=4):
     patched = small.coupled(plain, schedule, keep=schedule == "off")
     want = small.sample(patched, small.joined(patched), steps=steps).unbind()
     torch._dynamo.reset()
-    patched = small.coupled(TorchCompileModel.execute(plain, "eager").result[0], schedule, keep=schedule == "off")
+    patched = small.coupled(
+        TorchCompileModel.execute(plain, "eager").result[0], schedule, keep=schedule == "off"
+    )
     for _ in range(2):
         counters.clear()
         got = small.sample(patched, small.joined(patched), steps=steps).unbind()
@@ -168,7 +196,9 @@ def compiled(kind="sd21", schedule="half", steps=4):
 
 
 def cancelled(kind="sd21", schedule="gaussian", steps=3):
-    """Runs interrupted inside every one of their calls of the network: what is left in it, the same run again, and the base model."""
+    """Runs interrupted inside every one of their calls of the network: what is left in it,
+    the same run again, and the base model.
+    """
     plain, calls = small.model(kind), []
     patched, network = small.coupled(plain, schedule), plain.model.diffusion_model
     before = traces(network)
@@ -176,7 +206,11 @@ def cancelled(kind="sd21", schedule="gaussian", steps=3):
     first = small.sample(patched, small.joined(patched), steps=steps).unbind()
     handle.remove()
     base, total, found = small.sample(plain, small.empty(kind=kind), steps=steps), len(calls), []
-    (inner,) = [module for name, module in network.named_modules() if name.endswith(("middle_block.1.proj_in", "blocks.3.attn.proj"))]
+    (inner,) = [
+        module
+        for name, module in network.named_modules()
+        if name.endswith(("middle_block.1.proj_in", "blocks.3.attn.proj"))
+    ]
     for at in range(1, total + 1):
         calls.clear()
 
@@ -194,6 +228,8 @@ def cancelled(kind="sd21", schedule="gaussian", steps=3):
         finally:
             handle.remove()
         found.append(traces(network) - before)
-        found.append(max(map(small.gap, first, small.sample(patched, small.joined(patched), steps=steps).unbind())))
+        found.append(
+            max(map(small.gap, first, small.sample(patched, small.joined(patched), steps=steps).unbind()))
+        )
     found.append(small.gap(base, small.sample(plain, small.empty(kind=kind), steps=steps)))
     return {"calls": total, "found": found}

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 from pathlib import Path
 
 import comfy.sd
@@ -112,6 +113,21 @@ def through_core(height, width, mode, buckets="comfyui"):
         "size": [columns, rows], "vae": torch.equal(vae.seen[0], boxed), "text": torch.equal(read[0][1][0], boxed), "prompt": read[0][0],
         "references": [list(latent.shape) for latent in conditioning[0][1]["reference_latents"]], "red": int(_red(boxed).sum()),
     }  # fmt: skip
+
+
+def buckets():
+    """Sizes of ours that core's own resize does not leave bit for bit, and the size that core chooses for each of many others."""
+    extra("nodes_joyimage.py", "TextEncodeJoyImageEdit")
+    module = sys.modules[core.NODE_CLASS_MAPPINGS["TextEncodeJoyImageEdit"].__module__]
+    ours_of = ours("models.joyai_edit.buckets")
+    changed = []
+    for height, width in ours_of.BUCKETS:
+        image = torch.rand(1, height, width, 3)
+        if not torch.equal(module._resize_reference(image), image):
+            changed.append([height, width])
+    sizes = [(7 + 37 * n % 1999, 11 + 53 * n % 2003) for n in range(2000)]
+    other = [size for size in sizes if module._find_best_bucket(*size) != ours_of.find_bucket(*size)]
+    return {"changed": changed, "other": other, "count": len(ours_of.BUCKETS), "listed": sorted(module.BUCKETS_1024) == sorted(ours_of.BUCKETS)}
 
 
 def _red(image):

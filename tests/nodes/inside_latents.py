@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-sampling = sys.modules["spatialweave_tests_inside_sampling"]  # holds the models; its `start` was called before
+# holds the models; its `start` was called before
+sampling = sys.modules["spatialweave_tests_inside_sampling"]
 
 
 def node(name):
@@ -33,9 +34,20 @@ def masked(batch=1):
 
 def same(a, b):
     """Every bit of both latents, and all that belongs to them."""
-    parts = [(x, y) for key in ("samples", "noise_mask") for x, y in zip(a[key].unbind(), b[key].unbind(), strict=True)]
+    parts = [
+        (x, y)
+        for key in ("samples", "noise_mask")
+        for x, y in zip(a[key].unbind(), b[key].unbind(), strict=True)
+    ]
     bits = all(torch.equal(x.view(torch.int32), y.view(torch.int32)) for x, y in parts)
-    others = [{key: list(v) if isinstance(v, tuple) else v for key, v in c.items() if key not in ("samples", "noise_mask")} for c in (a, b)]
+    others = [
+        {
+            key: list(v) if isinstance(v, tuple) else v
+            for key, v in c.items()
+            if key not in ("samples", "noise_mask")
+        }
+        for c in (a, b)
+    ]
     return bool(bits and others[0] == others[1])
 
 
@@ -55,9 +67,13 @@ def join(case):
     if case == "batch of one":
         image = image | {"samples": torch.cat([image["samples"]] * 3)}
     if case == "scaled":
-        image, depth = (core.LatentUpscaleBy().upscale(part, "nearest-exact", 2.0)[0] for part in (image, depth))
+        image, depth = (
+            core.LatentUpscaleBy().upscale(part, "nearest-exact", 2.0)[0] for part in (image, depth)
+        )
     if case == "stretched":
-        image, depth = (part | {"samples": part["samples"].repeat_interleave(2, dim=-1)} for part in (image, depth))
+        image, depth = (
+            part | {"samples": part["samples"].repeat_interleave(2, dim=-1)} for part in (image, depth)
+        )
     if case == "encoded":
         image = core.VAEEncode().encode(sampling.rig().vae, torch.rand(1, 64, 48, 3))[0]
     return run("JoinJointLatent", image, depth)[0]
@@ -82,7 +98,9 @@ def joined(case):
 def saver():
     """The node as the executor prepares it, with a graph to store."""
     save = node("SaveJointLatent").PREPARE_CLASS_CLONE(None)
-    save.hidden = type("Hidden", (), {"prompt": {"1": {"class_type": "Any"}}, "extra_pnginfo": {"workflow": {"nodes": []}}})
+    save.hidden = type(
+        "Hidden", (), {"prompt": {"1": {"class_type": "Any"}}, "extra_pnginfo": {"workflow": {"nodes": []}}}
+    )
     return save
 
 
@@ -119,7 +137,12 @@ def saved_deep(folder):
     for name in ("given.joint.safetensors", "given.safetensors"):
         Path(folder, "input", name).write_bytes(b"")
     listed = ours("nodes.host.modality_forcing.latent_files").list_joint_latents()
-    return {"listed": listed, "same": [same(latent, run("LoadJointLatent", name)[0]) for name in listed if name.endswith("[output]")]}
+    return {
+        "listed": listed,
+        "same": [
+            same(latent, run("LoadJointLatent", name)[0]) for name in listed if name.endswith("[output]")
+        ],
+    }
 
 
 def steps_of_the_size():
@@ -134,11 +157,15 @@ def refused(case, folder):
     save_file({"lora_up.weight": torch.zeros(2)}, Path(folder) / "other.joint.safetensors")
     latent = masked()
     image, depth = run("SplitJointLatent", latent)
-    pair, three = ({"samples": torch.cat([part["samples"]] * count)} for part, count in ((image, 2), (depth, 3)))
+    pair, three = (
+        {"samples": torch.cat([part["samples"]] * count)} for part, count in ((image, 2), (depth, 3))
+    )
     cases = {
         "plain latent split": lambda: run("SplitJointLatent", image),
         "joint latent joined": lambda: run("JoinJointLatent", latent, depth),
-        "sizes that do not fit": lambda: run("JoinJointLatent", image, depth | {"samples": depth["samples"][..., :32]}),
+        "sizes that do not fit": lambda: run(
+            "JoinJointLatent", image, depth | {"samples": depth["samples"][..., :32]}
+        ),
         "batches that do not fit": lambda: run("JoinJointLatent", image | pair, depth | three),
         "plain latent saved": lambda: saver().execute(image, "latents/joint"),
         "another file": lambda: run("LoadJointLatent", "other.joint.safetensors [output]"),

@@ -1,8 +1,10 @@
-"""Called by worker.py inside ComfyUI: every sampler and scheduler that core offers, on data whose exact denoiser is known.
+"""Called by worker.py inside ComfyUI: every sampler and scheduler that core offers,
+on data whose exact denoiser is known.
 
-The data are Gaussian: every value of the image has mean 0.5, of the depth 0.8, both with deviation 0.3. Their best denoiser is a
-closed formula, and the flow carries noise e to exactly mean + deviation * e. It takes the network's place behind the host, through
-core's own wrapper, so that a sampler's result is compared with a truth that no code of ours computes.
+The data are Gaussian: every value of the image has mean 0.5, of the depth 0.8, both with deviation 0.3. Their
+best denoiser is a closed formula, and the flow carries noise e to exactly mean + deviation * e. It takes the
+network's place behind the host, through core's own wrapper, so that a sampler's result is compared with a
+truth that no code of ours computes.
 """
 
 import asyncio
@@ -19,7 +21,8 @@ from comfy.nested_tensor import NestedTensor
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-sampling = sys.modules["spatialweave_tests_inside_sampling"]  # holds the models; its `start` was called before
+# holds the models; its `start` was called before
+sampling = sys.modules["spatialweave_tests_inside_sampling"]
 MEANS, DEVIATION, SEED = (0.5, 0.8), 0.3, 7
 EXTRAS = "advanced_samplers align_your_steps ar_video flux gits lt optimalsteps perpneg void".split()
 
@@ -35,7 +38,9 @@ def gaussian(executor, x, times, context, options, *, log2_alpha, **kwargs):
     """In the network's place: what it would answer had it learned the Gaussian data perfectly."""
     image, depth = denoise(x[0], times.image, MEANS[0]), denoise(times.seen_depth, times.depth, MEANS[1])
     velocity = (x[0] - image) / times.image.clamp(min=1e-6).reshape(-1, 1, 1, 1)
-    carried = ours("models.core.diffusion.carry").carried_velocity(times.carried_depth, depth, times.sigma, log2_alpha)
+    carried = ours("models.core.diffusion.carry").carried_velocity(
+        times.carried_depth, depth, times.sigma, log2_alpha
+    )
     return [velocity, carried]
 
 
@@ -48,7 +53,9 @@ def load_extras(*names):
     """Core's extra nodes of these files, as its own start does."""
     folder = os.path.join(folder_paths.base_path, "comfy_extras")
     for name in names:
-        assert asyncio.run(core.load_custom_node(os.path.join(folder, f"nodes_{name}.py"), module_parent="comfy_extras")), name
+        assert asyncio.run(
+            core.load_custom_node(os.path.join(folder, f"nodes_{name}.py"), module_parent="comfy_extras")
+        ), name
 
 
 class Case(NamedTuple):
@@ -60,7 +67,9 @@ class Case(NamedTuple):
     given: int | None
 
     def judge(self, got):
-        """Distance to the truth, mean and deviation of what was made, whether the given stream came back, all finite."""
+        """Distance to the truth, mean and deviation of what was made, whether the given stream came
+        back, all finite.
+        """
         got, made = got["samples"].unbind(), [index for index in (0, 1) if index != self.given]
         return {
             "finite": all(bool(part.isfinite().all()) for part in got),
@@ -92,16 +101,30 @@ def matrix(mode, log2_alpha, samplers, steps, scheduler="simple"):
     """Core's KSampler with each of the samplers."""
     case = prepare(mode, log2_alpha)
     settings = {"steps": steps, "seed": SEED, "scheduler": scheduler}
-    return {name: case.judge(sampling.ksample(case.model, case.latent, sampler=name, **settings)) for name in samplers}
+    return {
+        name: case.judge(sampling.ksample(case.model, case.latent, sampler=name, **settings))
+        for name in samplers
+    }
 
 
 def makers(kind):
-    """Ids of core's nodes whose first output is a SAMPLER, or SIGMAS made from nothing but numbers and a model."""
+    """Ids of core's nodes whose first output is a SAMPLER, or SIGMAS made from nothing but numbers
+    and a model.
+    """
     load_extras(*EXTRAS)
     found = []
     for name, made in core.NODE_CLASS_MAPPINGS.items():
-        schema = made.GET_SCHEMA() if hasattr(made, "GET_SCHEMA") and not name.startswith("SpatialWeave_") else None
-        if schema and schema.outputs and schema.outputs[0].io_type == kind and "SIGMAS" not in {put.io_type for put in schema.inputs}:
+        schema = (
+            made.GET_SCHEMA()
+            if hasattr(made, "GET_SCHEMA") and not name.startswith("SpatialWeave_")
+            else None
+        )
+        if (
+            schema
+            and schema.outputs
+            and schema.outputs[0].io_type == kind
+            and "SIGMAS" not in {put.io_type for put in schema.inputs}
+        ):
             found.append(name)
     return sorted(found)
 
@@ -124,12 +147,19 @@ def advanced(case, *, sampler="euler", sigmas=None, guider="CFGGuider", steps=60
     guiders = {
         "BasicGuider": lambda: node("BasicGuider", case.model, r.positive),
         "CFGGuider": lambda: node("CFGGuider", case.model, r.positive, r.negative, 3.0),
-        "DualCFGGuider": lambda: node("DualCFGGuider", case.model, r.positive, r.positive, r.negative, 3.0, 3.0, "regular"),
-        "PerpNegGuider": lambda: node("PerpNegGuider", case.model, r.positive, r.negative, r.negative, 3.0, 1.0),
+        "DualCFGGuider": lambda: node(
+            "DualCFGGuider", case.model, r.positive, r.positive, r.negative, 3.0, 3.0, "regular"
+        ),
+        "PerpNegGuider": lambda: node(
+            "PerpNegGuider", case.model, r.positive, r.negative, r.negative, 3.0, 1.0
+        ),
     }
     sampler = node("KSamplerSelect", sampler)[0] if isinstance(sampler, str) else sampler
     sigmas = node("BasicScheduler", case.model, "simple", steps, 1.0)[0] if sigmas is None else sigmas
-    return node("SamplerCustomAdvanced", node("RandomNoise", SEED)[0], guiders[guider]()[0], sampler, sigmas, case.latent)[0]
+    return node(
+        "SamplerCustomAdvanced", node("RandomNoise", SEED)[0], guiders[guider]()[0], sampler, sigmas,
+        case.latent,
+    )[0]
 
 
 def by_sampler_node(mode, log2_alpha, names, steps):
@@ -148,7 +178,9 @@ def by_scheduler(mode, log2_alpha, steps):
     case, out = prepare(mode, log2_alpha), {}
     for name in comfy.samplers.SCHEDULER_NAMES:
         sigmas = node("BasicScheduler", case.model, name, steps, 1.0)[0]
-        out[name] = case.judge(advanced(case, sigmas=sigmas)) | {"first": float(sigmas[0]), "last": float(sigmas[-1])}
+        out[name] = case.judge(advanced(case, sigmas=sigmas)) | {
+            "first": float(sigmas[0]), "last": float(sigmas[-1]),
+        }
     return out
 
 
@@ -183,17 +215,24 @@ def refused_node(name):
 
 
 def in_two_parts(log2_alpha, steps=8, cut=3):
-    """A run cut with SplitSigmas, continued with DisableNoise, against the whole run; and KSamplerAdvanced cut in two."""
+    """A run cut with SplitSigmas, continued with DisableNoise, against the whole run;
+    and KSamplerAdvanced cut in two.
+    """
     case, r = prepare("joint", log2_alpha), sampling.rig()
     sigmas = node("BasicScheduler", case.model, "simple", steps, 1.0)[0]
     high, low = node("SplitSigmas", sigmas, cut)
     guider, sampler = node("BasicGuider", case.model, r.positive)[0], node("KSamplerSelect", "euler")[0]
-    whole, first = (node("SamplerCustomAdvanced", node("RandomNoise", SEED)[0], guider, sampler, s, case.latent)[0] for s in (sigmas, high))
+    whole, first = (
+        node("SamplerCustomAdvanced", node("RandomNoise", SEED)[0], guider, sampler, s, case.latent)[0]
+        for s in (sigmas, high)
+    )
     second = node("SamplerCustomAdvanced", node("DisableNoise")[0], guider, sampler, low, first)[0]
 
     def half(latent, start, end, add, left):
         prompts = (r.positive, r.negative)
-        return core.KSamplerAdvanced().sample(case.model, add, SEED, steps, 1.0, "euler", "simple", *prompts, latent, start, end, left)[0]
+        return core.KSamplerAdvanced().sample(
+            case.model, add, SEED, steps, 1.0, "euler", "simple", *prompts, latent, start, end, left
+        )[0]
 
     third = half(half(case.latent, 0, cut, "enable", "enable"), cut, 10000, "disable", "disable")
     want = whole["samples"].unbind()

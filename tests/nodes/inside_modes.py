@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: given and partly given streams through core's KSampler, against our pipeline in plain torch."""
+"""Called by worker.py inside ComfyUI: given and partly given streams through core's KSampler,
+against our pipeline in plain torch.
+"""
 
 import sys
 
@@ -8,7 +10,8 @@ from comfy.nested_tensor import NestedTensor
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-sampling = sys.modules["spatialweave_tests_inside_sampling"]  # holds the models; its `start` was called before
+# holds the models; its `start` was called before
+sampling = sys.modules["spatialweave_tests_inside_sampling"]
 
 
 def run(node, *values, **named):
@@ -24,7 +27,9 @@ def picture(batch=1, height=64, width=48, channels=3):
 
 
 def view(batch=1, height=64, width=48, holes=False, sky=False, sparse=False):
-    """A depth with a ramp, and where asked a hole at the left, sky above, or one pixel in twenty and no more, as of a lidar."""
+    """A depth with a ramp, and where asked a hole at the left, sky above, or one pixel in twenty and no more,
+    as of a lidar.
+    """
     depth = (1 + torch.linspace(0, 3, width) + seeded(batch, height, width)) * 7
     if sky:
         depth[:, : height // 4] = torch.inf
@@ -37,19 +42,35 @@ def view(batch=1, height=64, width=48, holes=False, sky=False, sparse=False):
 
 def pipeline():
     r = sampling.rig()
-    text = ours("models.tiny.weights").load_text_encoder(ours("nodes.host.modality_forcing.loading").TEXT_FILE)
-    return ours("models.modality_forcing.pipeline").ModalityForcingPipeline(r.network, r.config, r.vae.first_stage_model, text)
+    text = ours("models.tiny.weights").load_text_encoder(
+        ours("nodes.host.modality_forcing.loading").TEXT_FILE
+    )
+    return ours("models.modality_forcing.pipeline").ModalityForcingPipeline(
+        r.network, r.config, r.vae.first_stage_model, text
+    )
 
 
 def same_bits(got, want):
     """Equal bit for bit, NaN to NaN."""
-    return got.shape == want.shape and bool(torch.equal(got.nan_to_num(nan=-77.0), want.nan_to_num(nan=-77.0)))
+    return (
+        got.shape == want.shape
+        and bool(torch.equal(got.nan_to_num(nan=-77.0), want.nan_to_num(nan=-77.0)))
+    )
 
 
-def agreement(mode, *, batch=1, size=(64, 48), channels=3, holes=False, sky=False, sparse=False, cfg=1.0, sampler="euler", log2_alpha=None):
-    """The nodes and KSampler, and the pipeline with the same seed: how far apart, and whether what was given came back."""
+def agreement(
+    mode, *, batch=1, size=(64, 48), channels=3, holes=False, sky=False, sparse=False, cfg=1.0,
+    sampler="euler", log2_alpha=None,
+):
+    """The nodes and KSampler, and the pipeline with the same seed: how far apart,
+    and whether what was given came back.
+    """
     r = sampling.rig()
-    given = {"image": picture(batch, *size, channels)} if mode == "image_to_depth" else {"depth": view(batch, *size, holes, sky, sparse)}
+    given = (
+        {"image": picture(batch, *size, channels)}
+        if mode == "image_to_depth"
+        else {"depth": view(batch, *size, holes, sky, sparse)}
+    )
     if mode == "image_to_depth":
         latent, *_ = run("ImageToDepthLatent", r.model, r.vae, given["image"])
     elif mode == "depth_to_image":
@@ -59,17 +80,25 @@ def agreement(mode, *, batch=1, size=(64, 48), channels=3, holes=False, sky=Fals
     model = r.model if log2_alpha is None else run("ModalityOrder", r.model, log2_alpha)[0]
     out = sampling.ksample(model, latent, cfg=cfg, sampler=sampler)
     image, depth = run("DecodeJointLatent", out, r.vae)
-    settings = {"steps": 4, "guidance": cfg, "seed": 7, "log2_alpha": 0.0 if log2_alpha is None else log2_alpha}
+    settings = {
+        "steps": 4, "guidance": cfg, "seed": 7, "log2_alpha": 0.0 if log2_alpha is None else log2_alpha,
+    }
     want = pipeline()(sampling.PROMPT, mode=mode, **given, **settings)
-    streams, clean, masks = (out["samples"].unbind(), latent["samples"].unbind(), latent["noise_mask"].unbind())
-    kept = [same_bits(a[m.expand_as(a) == 0], b[m.expand_as(a) == 0]) for a, b, m in zip(streams, clean, masks)]
+    streams, clean, masks = (
+        out["samples"].unbind(), latent["samples"].unbind(), latent["noise_mask"].unbind(),
+    )
+    kept = [
+        same_bits(a[m.expand_as(a) == 0], b[m.expand_as(a) == 0]) for a, b, m in zip(streams, clean, masks)
+    ]
     made = [streams[index] for index in (0, 1) if bool(masks[index].any())]
     plain = [(want.rgb_latent, want.depth_net)[index] for index in (0, 1) if bool(masks[index].any())]
     return {
         "latent": sampling.difference(made, plain),
         "size": min(float(part.abs().mean()) for part in plain),
         "image": float((image - want.image).abs().max()) if mode != "image_to_depth" else 0.0,
-        "depth": float(((depth.depth - want.view.depth) / (1 + want.view.depth)).abs().max()) if mode != "depth_to_image" else 0.0,
+        "depth": float(((depth.depth - want.view.depth) / (1 + want.view.depth)).abs().max())
+        if mode != "depth_to_image"
+        else 0.0,
         "kept": kept,
         "missing": bool(torch.equal(depth.mask, want.view.mask)),
         "shapes": [list(image.shape), list(depth.depth.shape)],
@@ -81,7 +110,9 @@ def refined(log2_alpha=5.0, size=(50, 70), cfg=2.0):
     r = sampling.rig()
     (empty,) = run("EmptyJointLatent", r.model, size[1], size[0], 1)
     first = sampling.ksample(run("ModalityOrder", r.model, log2_alpha)[0], empty, cfg=cfg)
-    masked = first | {"noise_mask": NestedTensor([torch.ones_like(part) for part in first["samples"].unbind()])}
+    masked = first | {
+        "noise_mask": NestedTensor([torch.ones_like(part) for part in first["samples"].unbind()])
+    }
     seconds = [sampling.ksample(r.model, run("RefineDepthLatent", latent)[0]) for latent in (first, masked)]
     image, depth = run("DecodeJointLatent", seconds[0], r.vae)
     settings = {"steps": 4, "guidance": cfg, "seed": 7, "log2_alpha": log2_alpha}
@@ -97,7 +128,9 @@ def refined(log2_alpha=5.0, size=(50, 70), cfg=2.0):
 
 
 def inpainted():
-    """The right half of an image and the lower half of its depth sampled anew, with masks of the picture's size and of another."""
+    """The right half of an image and the lower half of its depth sampled anew, with masks of the picture's
+    size and of another.
+    """
     r = sampling.rig()
     right, lower = torch.zeros(1, 64, 48), torch.zeros(32, 24)
     right[..., 32:], lower[16:] = 1, 1

@@ -57,6 +57,13 @@ def framed_picture():
     return ours("models.joyai_edit.restore").FramedImage(torch.rand(1, 512, 2048, 3), framing)
 
 
+def small_object():
+    """The mask of an object that leaves background around it."""
+    mask = torch.zeros(1, HEIGHT, WIDTH)
+    mask[:, 10:20, 10:20] = 1
+    return mask
+
+
 def sound():
     """A value of each socket type; of some nodes' inputs by name."""
     if not KEEP:
@@ -92,6 +99,11 @@ def sound():
             "JoyRotateObject": {"object": "the ball"},
             "JoyMoveCamera": {"motion": {"motion": "angles", "yaw": 45.0, "pitch": 0.0, "zoom": "in"}},
             "JoyRestore": {"edited": torch.rand(1, 512, 2048, 3), "put_back": {"put_back": "nothing"}},
+            "CheckEdit": {
+                "edit": {"edit": "move camera", "yaw_degrees": 45.0, "pitch_degrees": 0.0, "zoom": "unchanged"}, "fov_degrees": 50.0,
+                **dict.fromkeys(("object_mask", "target_mask", "object_mask_after"), small_object()),
+            },
+            "SaveColmap": {"images": torch.rand(2, HEIGHT, WIDTH, 3)},
             "ScaleViews": {"view": posed_views(), "method": BY_DEPTH, "metric": replace(view(2), units="metric")},
             "FuseViews": {"view": posed_views(), "edge_threshold": 0.0},
             "MaskedJointLatent": {"image_mask": torch.ones(1, HEIGHT, WIDTH), "depth_mask": torch.zeros(1, HEIGHT, WIDTH)},
@@ -285,7 +297,7 @@ def validated_names():
 def unforeseen(io_type, value):
     """What is said of a value that fails for a reason nobody foresaw, at a socket of this type."""
     put = type("Put", (), {"id": "given", "io_type": io_type, "optional": False})
-    schema = type("Schema", (), {"display_name": "Node", "inputs": [put]})
+    schema = type("Schema", (), {"display_name": "Node", "inputs": [put], "is_input_list": False})
     kinds = {
         "a row": torch.zeros(4), "whole numbers": torch.zeros(1, 2, 2, 3, dtype=torch.int64), "empty": torch.zeros(0, 2, 2, 3),
         "an image": torch.zeros(1, 2, 2, 3), "a mask": torch.zeros(1, 2, 2), "no samples": {"samples": None},

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: the nodes' declarations, the tiny CLIP and VAE, decoding, and what is refused."""
+"""Called by worker.py inside ComfyUI: the nodes' declarations, the tiny CLIP and VAE, decoding,
+and what is refused.
+"""
 
 import inspect
 
@@ -25,13 +27,18 @@ def declarations():
             "description": schema.description,
             "aliases": schema.search_aliases,
             "inputs": {put.id: {"type": put.io_type, "tooltip": put.tooltip} for put in schema.inputs},
-            "chosen": {  # inputs of a dynamic combo's choices, by the frontend's name: a dot that its translations have as an underscore
+            # inputs of a dynamic combo's choices, by the frontend's name: a dot that its translations have
+            # as an underscore
+            "chosen": {
                 f"{put.id}_{sub.id}": sub.tooltip
                 for put in schema.inputs
                 for option in getattr(put, "options", None) or ()
                 for sub in getattr(option, "inputs", ())
             },
-            "outputs": [{"id": put.id, "name": put.display_name, "type": put.io_type, "tooltip": put.tooltip} for put in schema.outputs],
+            "outputs": [
+                {"id": put.id, "name": put.display_name, "type": put.io_type, "tooltip": put.tooltip}
+                for put in schema.outputs
+            ],
             "execute": [parameter for parameter in inspect.signature(node.execute).parameters],
         }
     return out
@@ -44,7 +51,8 @@ def core_objects():
 
     model, clip, vae = _load()
     return {
-        "model": isinstance(model, comfy.model_patcher.ModelPatcher) and isinstance(model.model, comfy.model_base.BaseModel),
+        "model": isinstance(model, comfy.model_patcher.ModelPatcher)
+        and isinstance(model.model, comfy.model_base.BaseModel),
         "clip": isinstance(clip, comfy.sd.CLIP),
         "vae": isinstance(vae, comfy.sd.VAE),
         "vae_lacks": sorted(set(vars(comfy.sd.VAE(sd={}))) - set(vars(vae))),
@@ -56,13 +64,18 @@ def _rebuild(model):
     """Core's multi-GPU, hooks and compile paths build the patcher again from this recipe."""
     factory, arguments = model.cached_patcher_init
     again = factory(*arguments, disable_dynamic=True)
-    return all(torch.equal(a, b) for a, b in zip(model.model.state_dict().values(), again.model.state_dict().values()))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(model.model.state_dict().values(), again.model.state_dict().values())
+    )
 
 
 def text_and_image():
     """Stock CLIPTextEncode, VAEEncode, VAEDecode and the tiled decode on the tiny objects."""
     _, clip, vae = _load()
-    encoder = ours("models.tiny.weights").load_text_encoder(ours("nodes.host.modality_forcing.loading").TEXT_FILE)
+    encoder = ours("models.tiny.weights").load_text_encoder(
+        ours("nodes.host.modality_forcing.loading").TEXT_FILE
+    )
     prompt = "a red ball to the left of a blue box"
     context = core.CLIPTextEncode().encode(clip, prompt)[0][0][0]
     pixels = torch.rand(2, 64, 48, 3, generator=torch.Generator().manual_seed(0))
@@ -92,7 +105,9 @@ def decode(height, width, batch=1):
     ramp = torch.linspace(-0.2, 2.2, depth[0].numel()).reshape(depth.shape[1:]).expand(depth.shape)
     pictures, view = _run("DecodeJointLatent", latent | {"samples": NestedTensor((image, ramp))}, vae)
     sky = model.model.model_config.network.infinite_sky
-    want = ours("models.modality_forcing.depth_code").net_to_depth(ramp, infinite_sky=sky)[:, 0, :height, :width]
+    want = ours("models.modality_forcing.depth_code").net_to_depth(ramp, infinite_sky=sky)[
+        :, 0, :height, :width
+    ]
     want = torch.where(want.isfinite(), want, torch.zeros(()))
     return {
         "picture": list(pictures.shape),
@@ -108,11 +123,16 @@ def decode(height, width, batch=1):
 def preview(style):
     """The Preview Depth node on a ramp with a hole."""
     view = ours("models.core.geometry.view").View.from_depth(_ramp(), units="metric")
-    out = our_nodes()["SpatialWeave_PreviewDepth"].EXECUTE_NORMALIZED(view=view, style=style, near_percentile=0.0, far_percentile=100.0)
+    out = our_nodes()["SpatialWeave_PreviewDepth"].EXECUTE_NORMALIZED(
+        view=view, style=style, near_percentile=0.0, far_percentile=100.0
+    )
     picture, text, control = out.result
     places = {"near": (5, 0), "far": (5, -1), "hole": (0, 0)}
     seen = {name: picture[0, y, x].tolist() for name, (y, x) in places.items()}
-    return {"text": text, "shown": out.ui.as_dict()["images"], "control": [control[0, 5, x].tolist() for x in (0, -1)], **seen}
+    return {
+        "text": text, "shown": out.ui.as_dict()["images"],
+        "control": [control[0, 5, x].tolist() for x in (0, -1)], **seen,
+    }
 
 
 def _ramp():
@@ -126,18 +146,32 @@ def refused(case):
     model, clip, vae = _load()
     cases = {
         "plain latent into the model": lambda: _sample(model, clip, {"samples": torch.zeros(1, 4, 8, 8)}),
-        "three streams": lambda: _sample(model, clip, {"samples": NestedTensor([torch.zeros(1, 4, 8, 8)] * 3)}),
+        "three streams": lambda: _sample(
+            model, clip, {"samples": NestedTensor([torch.zeros(1, 4, 8, 8)] * 3)}
+        ),
         "wrong channels": lambda: _sample(model, clip, _nested((1, 16, 4, 4), (1, 1, 64, 64))),
         "wrong depth size": lambda: _sample(model, clip, _nested((1, 32, 4, 4), (1, 1, 64, 48))),
-        "plain latent into decode": lambda: _run("DecodeJointLatent", {"samples": torch.zeros(1, 4, 8, 8)}, vae),
-        "foreign nested into decode": lambda: _run("DecodeJointLatent", _nested((1, 8, 4, 4), (1, 8, 16)), vae),
-        "batches of different size": lambda: _run("DecodeJointLatent", _nested((4, 32, 4, 4), (3, 1, 64, 64)), vae),
-        "depth of another picture": lambda: _run("DecodeJointLatent", _nested((1, 32, 4, 4), (1, 1, 64, 48)), vae),
+        "plain latent into decode": lambda: _run(
+            "DecodeJointLatent", {"samples": torch.zeros(1, 4, 8, 8)}, vae
+        ),
+        "foreign nested into decode": lambda: _run(
+            "DecodeJointLatent", _nested((1, 8, 4, 4), (1, 8, 16)), vae
+        ),
+        "batches of different size": lambda: _run(
+            "DecodeJointLatent", _nested((4, 32, 4, 4), (3, 1, 64, 64)), vae
+        ),
+        "depth of another picture": lambda: _run(
+            "DecodeJointLatent", _nested((1, 32, 4, 4), (1, 1, 64, 48)), vae
+        ),
         "wrong VAE": lambda: _run("DecodeJointLatent", _nested((1, 128, 4, 4), (1, 1, 64, 64)), vae),
-        "prompt of another model": lambda: _sample_with(model, [[torch.zeros(1, 77, 768), {}]], _nested((1, 32, 4, 4), (1, 1, 64, 64))),
+        "prompt of another model": lambda: _sample_with(
+            model, [[torch.zeros(1, 77, 768), {}]], _nested((1, 32, 4, 4), (1, 1, 64, 64))
+        ),
         "order of another model": lambda: _run("ModalityOrder", _other_model(), 2.0),
         "empty latent of another model": lambda: _run("EmptyJointLatent", _other_model(), 64, 64, 1),
-        "clip layers": lambda: core.CLIPTextEncode().encode(core.CLIPSetLastLayer().set_last_layer(clip, -2)[0], "a red ball"),
+        "clip layers": lambda: core.CLIPTextEncode().encode(
+            core.CLIPSetLastLayer().set_last_layer(clip, -2)[0], "a red ball"
+        ),
     }
     try:
         cases[case]()
@@ -168,7 +202,9 @@ def loaded_file(path, name="copy.safetensors"):
 
 
 def _load():
-    return ours("nodes.host.modality_forcing.loading").load_modality_forcing(ours("nodes.host.modality_forcing.loading").TINY)
+    return ours("nodes.host.modality_forcing.loading").load_modality_forcing(
+        ours("nodes.host.modality_forcing.loading").TINY
+    )
 
 
 def _run(node, *values):

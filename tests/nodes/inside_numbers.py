@@ -4,7 +4,9 @@ import nodes as core
 
 
 def numbers():
-    """FLOAT inputs by "Node.input", those of a dynamic combo's choices among them, as the frontend is told of them."""
+    """FLOAT inputs by "Node.input", those of a dynamic combo's choices among them,
+    as the frontend is told of them.
+    """
     out = {}
     for name, node in core.NODE_CLASS_MAPPINGS.items():
         if name.startswith("SpatialWeave_"):
@@ -18,4 +20,7 @@ def walk(inputs, place):
     for put in inputs:
         yield f"{place}.{put.id}", put
         for option in getattr(put, "options", None) or ():
-            yield from walk(getattr(option, "inputs", None) or (), f"{place}.{put.id}.{option.key}" if hasattr(option, "key") else place)
+            yield from walk(
+                getattr(option, "inputs", None) or (),
+                f"{place}.{put.id}.{option.key}" if hasattr(option, "key") else place,
+            )

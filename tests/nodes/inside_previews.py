@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: the previews that core sends while it samples, caught where it hands them to its server."""
+"""Called by worker.py inside ComfyUI: the previews that core sends while it samples, caught where it hands
+them to its server.
+"""
 
 import sys
 
@@ -10,7 +12,8 @@ import torch
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
-sampling = sys.modules["spatialweave_tests_inside_sampling"]  # holds the models; its `start` was called before
+# holds the models; its `start` was called before
+sampling = sys.modules["spatialweave_tests_inside_sampling"]
 
 
 def watched(method, run):
@@ -38,13 +41,17 @@ def previews(log2_alpha, height, width, batch=1, steps=3):
     """Of a run: sizes, and how far the last preview is from the result that the run gave."""
     r = sampling.rig()
     model = ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
-    result, sent = watched("latent2rgb", lambda: sampling.ksample(model, r.latent(batch, height, width), steps=steps))
+    result, sent = watched(
+        "latent2rgb", lambda: sampling.ksample(model, r.latent(batch, height, width), steps=steps)
+    )
     image, depth = result["samples"].unbind()
     last = pixels(sent[-1][1])
     want = ours("models.core.visualize.depth_colors").map_colors(1 - depth[0, 0] / 2)
     plain = preview_object().image_format
     colours = pixels(
-        latent_preview.Latent2RGBPreviewer(plain.latent_rgb_factors, plain.latent_rgb_factors_bias).decode_latent_to_preview(image)
+        latent_preview.Latent2RGBPreviewer(
+            plain.latent_rgb_factors, plain.latent_rgb_factors_bias
+        ).decode_latent_to_preview(image)
     )
     left = torch.nn.functional.interpolate(
         colours.movedim(-1, 0)[None], last[:, : last.shape[1] // 2].shape[:2], mode="bilinear", antialias=True
@@ -65,22 +72,34 @@ def without():
     r = sampling.rig()
     quiet, sent = watched("none", lambda: sampling.ksample(r.model, r.latent()))
     shown, _ = watched("latent2rgb", lambda: sampling.ksample(r.model, r.latent()))
-    return {"sent": len(sent), "same": all(torch.equal(a, b) for a, b in zip(quiet["samples"].unbind(), shown["samples"].unbind()))}
+    return {
+        "sent": len(sent),
+        "same": all(torch.equal(a, b) for a, b in zip(quiet["samples"].unbind(), shown["samples"].unbind())),
+    }
 
 
 def denoised_output():
-    """SamplerCustomAdvanced's second output, which core takes from the same callback: nested, and the clean result at the last step."""
+    """SamplerCustomAdvanced's second output, which core takes from the same callback: nested,
+    and the clean result at the last step.
+    """
     r, extra = sampling.rig(), core.NODE_CLASS_MAPPINGS
     guider = extra["BasicGuider"].execute(r.model, r.positive).result[0]
     sigmas = extra["BasicScheduler"].execute(r.model, "simple", 3, 1.0).result[0]
-    parts = (extra["RandomNoise"].execute(7).result[0], guider, extra["KSamplerSelect"].execute("euler").result[0], sigmas, r.latent())
-    (out, denoised), sent = watched("latent2rgb", lambda: extra["SamplerCustomAdvanced"].execute(*parts).result)
+    parts = (
+        extra["RandomNoise"].execute(7).result[0], guider, extra["KSamplerSelect"].execute("euler").result[0],
+        sigmas, r.latent(),
+    )
+    (out, denoised), sent = watched(
+        "latent2rgb", lambda: extra["SamplerCustomAdvanced"].execute(*parts).result
+    )
     pairs = zip(out["samples"].unbind(), denoised["samples"].unbind())
     return {"difference": max(float((a - b).abs().max()) for a, b in pairs), "previews": len(sent)}
 
 
 def flux2():
-    """FLUX.2's latent: core's own colours on the left, at twice the latent's size, and a depth of 512 pixels made smaller."""
+    """FLUX.2's latent: core's own colours on the left, at twice the latent's size,
+    and a depth of 512 pixels made smaller.
+    """
     joint = ours("nodes.host.modality_forcing.previews").with_pair_preview(comfy.latent_formats.Flux2())
     preview, latent = joint.latent_rgb_factors_reshape, torch.zeros(2, 128, 32, 32)
     preview.depth = torch.linspace(0, 2, 512).expand(2, 1, 512, 512)
@@ -91,7 +110,10 @@ def flux2():
     finally:
         latent_preview.set_preview_method("default")
     bias = (torch.tensor(comfy.latent_formats.Flux2().latent_rgb_factors_bias) + 1) / 2
-    return {"shape": list(picture.shape), "left": float((picture[:, :256] - bias).abs().max()), "near": picture[0, 256].tolist()}
+    return {
+        "shape": list(picture.shape), "left": float((picture[:, :256] - bias).abs().max()),
+        "near": picture[0, 256].tolist(),
+    }
 
 
 def after_an_error():

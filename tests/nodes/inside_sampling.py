@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: core's samplers on our MODEL, against our own sampler in plain torch."""
+"""Called by worker.py inside ComfyUI: core's samplers on our MODEL, against our own sampler
+in plain torch.
+"""
 
 from pathlib import Path
 
@@ -17,13 +19,19 @@ class Rig:
     """The tiny preset twice: as core objects, and as plain torch modules, from the same files."""
 
     def __init__(self):
-        loading, weights = ours("nodes.host.modality_forcing.loading"), ours("models.modality_forcing.weights")
+        loading, weights = (
+            ours("nodes.host.modality_forcing.loading"), ours("models.modality_forcing.weights"),
+        )
         self.model, self.clip, self.vae = loading.load_modality_forcing(loading.TINY)
         self.network, self.config = weights.load_network(loading.TINY_NETWORK, dtype=torch.float32)
-        self.positive, self.negative = (core.CLIPTextEncode().encode(self.clip, text)[0] for text in (PROMPT, ""))
+        self.positive, self.negative = (
+            core.CLIPTextEncode().encode(self.clip, text)[0] for text in (PROMPT, "")
+        )
 
     def latent(self, batch=1, height=64, width=48):
-        return ours("nodes.host.modality_forcing.joint_latent").empty_joint_latent(self.model, width, height, batch)
+        return ours("nodes.host.modality_forcing.joint_latent").empty_joint_latent(
+            self.model, width, height, batch
+        )
 
 
 _rig = []
@@ -44,7 +52,9 @@ def start(weights):
 
 def ksample(model, latent, *, steps=4, cfg=1.0, sampler="euler", scheduler="simple", seed=7, denoise=1.0):
     r = rig()
-    (out,) = core.KSampler().sample(model, seed, steps, cfg, sampler, scheduler, r.positive, r.negative, latent, denoise)
+    (out,) = core.KSampler().sample(
+        model, seed, steps, cfg, sampler, scheduler, r.positive, r.negative, latent, denoise
+    )
     return out
 
 
@@ -68,16 +78,31 @@ def difference(got, want):
 def schedule_table(steps, scheduler="simple"):
     """Largest difference between a stock scheduler's sigmas and the published table."""
     sigmas = comfy.samplers.calculate_sigmas(rig().model.get_model_object("model_sampling"), scheduler, steps)
-    return float((sigmas - ours("models.modality_forcing.sampling").make_schedule("joint", steps).t_rgb).abs().max())
+    return float(
+        (sigmas - ours("models.modality_forcing.sampling").make_schedule("joint", steps).t_rgb).abs().max()
+    )
 
 
 def joint_agreement(log2_alpha, cfg, batch, steps=10):
     r = rig()
-    model = r.model if log2_alpha is None else ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
+    model = (
+        r.model
+        if log2_alpha is None
+        else ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
+    )
     latent = r.latent(batch)
     got = ksample(model, latent, steps=steps, cfg=cfg)["samples"].unbind()
-    want = plain_sample("joint", [part.shape for part in latent["samples"].unbind()], steps=steps, cfg=cfg, log2_alpha=log2_alpha)
-    return {"difference": difference(got, want), "size": float(want[1].abs().mean()), "shapes": [list(part.shape) for part in got]}
+    want = plain_sample(
+        "joint",
+        [part.shape for part in latent["samples"].unbind()],
+        steps=steps,
+        cfg=cfg,
+        log2_alpha=log2_alpha,
+    )
+    return {
+        "difference": difference(got, want), "size": float(want[1].abs().mean()),
+        "shapes": [list(part.shape) for part in got],
+    }
 
 
 def given_stream(mode, sampler="euler"):
@@ -101,7 +126,9 @@ def partly_given():
     streams[1] = torch.rand(streams[1].shape, generator=torch.Generator().manual_seed(3)) + 0.1
     masks = [torch.ones_like(part) for part in streams]
     masks[1][..., :24] = 0
-    out = ksample(rig().model, {"samples": NestedTensor(streams), "noise_mask": NestedTensor(masks)})["samples"].unbind()
+    out = ksample(rig().model, {"samples": NestedTensor(streams), "noise_mask": NestedTensor(masks)})[
+        "samples"
+    ].unbind()
     kept, sampled = out[1][..., :24], out[1][..., 24:]
     return {
         "kept_bit_equal": bool(torch.equal(kept, streams[1][..., :24])),
@@ -114,7 +141,9 @@ def partial_denoise(log2_alpha, steps=4, denoise=0.5):
     """KSampler's denoise against the plain sampler started half way, each stream noised to its own time."""
     r, sampling = rig(), ours("models.modality_forcing.sampling")
     shapes = [part.shape for part in r.latent()["samples"].unbind()]
-    clean = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) * 0.5 for i, shape in enumerate(shapes)]
+    clean = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(i)) * 0.5 for i, shape in enumerate(shapes)
+    ]
     model = ours("nodes.host.modality_forcing.joint_model").with_order(r.model, log2_alpha)
     got = ksample(model, {"samples": NestedTensor(clean)}, steps=steps, denoise=denoise)["samples"].unbind()
     whole = sampling.make_schedule("joint", int(steps / denoise), log2_alpha=log2_alpha)
@@ -136,11 +165,15 @@ def patched_shift(patch):
     else:
         (model,) = ModelSamplingFlux().patch(r.model, 1.1, 1.1, 64, 64)
     latent = r.latent()
-    return difference(ksample(model, latent)["samples"].unbind(), ksample(r.model, latent)["samples"].unbind())
+    return difference(
+        ksample(model, latent)["samples"].unbind(), ksample(r.model, latent)["samples"].unbind()
+    )
 
 
 def released_layout(path):
-    """A file in the released form (bfloat16, `dit.` names, no metadata) over FLUX.2's latent: loaded, and sampled with any context."""
+    """A file in the released form (bfloat16, `dit.` names, no metadata) over FLUX.2's latent: loaded,
+    and sampled with any context.
+    """
     from dataclasses import replace
 
     from safetensors.torch import save_file
@@ -155,8 +188,12 @@ def released_layout(path):
     model = ours("nodes.host.modality_forcing.loading").load_joint_model(path)
     latent = ours("nodes.host.modality_forcing.joint_latent").empty_joint_latent(model, 48, 64, 1)
     context = torch.randn(1, 10, 96)
-    (out,) = core.KSampler().sample(model, 7, 3, 1.0, "euler", "simple", [[context, {}]], [[context, {}]], latent)
-    sampling, shapes = ours("models.modality_forcing.sampling"), [part.shape for part in latent["samples"].unbind()]
+    (out,) = core.KSampler().sample(
+        model, 7, 3, 1.0, "euler", "simple", [[context, {}]], [[context, {}]], latent
+    )
+    sampling, shapes = (
+        ours("models.modality_forcing.sampling"), [part.shape for part in latent["samples"].unbind()],
+    )
     schedule = sampling.make_schedule("joint", 3)
     want = sampling.sample(network.float(), *sampling.draw_noise(7, *shapes), schedule, context=context)
     return {
@@ -167,12 +204,16 @@ def released_layout(path):
 
 
 def lora(strength):
-    """How far a LoRA, under core's own key names, moves the result; and that the model without it is as before."""
+    """How far a LoRA, under core's own key names, moves the result;
+    and that the model without it is as before.
+    """
     r = rig()
     down, up = torch.randn(2, 4, 192, generator=torch.Generator().manual_seed(1)).mul(0.2)
     width = r.config.hidden_size
     names = "diffusion_model.double_blocks.0.img_attn.proj"
-    state = {f"{names}.lora_down.weight": down[:, :width], f"{names}.lora_up.weight": up[:, :width].T.contiguous()}
+    state = {
+        f"{names}.lora_down.weight": down[:, :width], f"{names}.lora_up.weight": up[:, :width].T.contiguous(),
+    }
     before = ksample(r.model, r.latent())["samples"].unbind()
     patched, _ = comfy.sd.load_lora_for_models(r.model, None, state, strength, 0)
     moved = difference(ksample(patched, r.latent())["samples"].unbind(), before)
@@ -188,15 +229,24 @@ def bfloat16_depth(log2_alpha):
     half.model = config.get_model({})
     half.model.load_model_weights({name: value.clone() for name, value in r.network.state_dict().items()})
     order = ours("nodes.host.modality_forcing.joint_model").with_order
-    depths = [ksample(order(model, log2_alpha), r.latent())["samples"].unbind()[1] for model in (half, r.model)]
+    depths = [
+        ksample(order(model, log2_alpha), r.latent())["samples"].unbind()[1] for model in (half, r.model)
+    ]
     return float((depths[0] - depths[1]).abs().mean())
 
 
 def stock_samplers(samplers, steps=3):
-    """Which samplers gave finite values of the right shapes, under guidance, with the depth on its own schedule."""
+    """Which samplers gave finite values of the right shapes, under guidance,
+    with the depth on its own schedule.
+    """
     model = ours("nodes.host.modality_forcing.joint_model").with_order(rig().model, 2.0)
     out = {}
     for name in samplers:
-        streams = ksample(model, rig().latent(2, 64, 64), steps=steps, cfg=3.0, sampler=name)["samples"].unbind()
-        out[name] = all(bool(part.isfinite().all()) for part in streams) and [list(part.shape) for part in streams]
+        streams = ksample(model, rig().latent(2, 64, 64), steps=steps, cfg=3.0, sampler=name)[
+            "samples"
+        ].unbind()
+        out[name] = (
+            all(bool(part.isfinite().all()) for part in streams)
+            and [list(part.shape) for part in streams]
+        )
     return out

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: what a user of intrinsic maps does in the first hour, on small random bases and autoencoders."""
+"""Called by worker.py inside ComfyUI: what a user of intrinsic maps does in the first hour,
+on small random bases and autoencoders.
+"""
 
 import sys
 
@@ -15,7 +17,9 @@ run, sentence, finite = hour.run, hour.sentence, hour.finite
 
 
 def sizes(height, width):
-    """Maps of a size beside an empty latent, sampled: refused beside one of whole latents' size below, taken beside the padded one."""
+    """Maps of a size beside an empty latent, sampled: refused beside one of whole latents' size below,
+    taken beside the padded one.
+    """
     model, vae = small.coupled(small.model(), "off"), maps.saved(maps.OF_SD)
     known, text, _ = maps.encode(vae, **maps.pictures(1, height, width))
     below = {"samples": torch.zeros(1, 4, height // 8, width // 8)}
@@ -25,9 +29,12 @@ def sizes(height, width):
     (image, made), split = sampled["samples"].unbind(), run("SplitIntrinsicLatent", samples=sampled)
     found = maps.decode(vae, split[1])
     return {
-        "refusal": sentence(lambda: run("JoinIntrinsicLatent", model=model, image_latent=below, maps_latent=known)),
+        "refusal": sentence(
+            lambda: run("JoinIntrinsicLatent", model=model, image_latent=below, maps_latent=known)
+        ),
         "off": small.gap(image, small.sample(small.model(), beside, steps=2)), "said": text.splitlines()[1:],
-        "sizes": [list(part.shape[1:3]) for part in (found[0].depth, *found[1:5])], "finite": finite([image, made]),
+        "sizes": [list(part.shape[1:3]) for part in (found[0].depth, *found[1:5])],
+        "finite": finite([image, made]),
     }  # fmt: skip
 
 
@@ -51,12 +58,17 @@ def batches():
     latents = [maps.encode(vae, **given)[0] for given in (one, alike)]
     first = {"samples": latents[0]["samples"][:1]}
     joint = [
-        run("JoinIntrinsicLatent", model=model, image_latent=small.empty(images), maps_latent=known)[0]["samples"].unbind()
-        for images, known in ((3, first), (3, {"samples": first["samples"].repeat(3, 1, 1, 1)}), (1, latents[0]))
+        run("JoinIntrinsicLatent", model=model, image_latent=small.empty(images), maps_latent=known)[0][
+            "samples"
+        ].unbind()
+        for images, known in (
+            (3, first), (3, {"samples": first["samples"].repeat(3, 1, 1, 1)}), (1, latents[0]),
+        )
     ]
     return {
         "maps": small.gap(latents[0]["samples"], latents[1]["samples"]),
-        "joint": max(small.gap(a, b) for a, b in zip(joint[0], joint[1])), "counts": [len(part) for pair in joint for part in pair],
+        "joint": max(small.gap(a, b) for a, b in zip(joint[0], joint[1])),
+        "counts": [len(part) for pair in joint for part in pair],
     }  # fmt: skip
 
 
@@ -76,8 +88,12 @@ def refused(case):
     watched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counting)
     cases = {
         "another base": lambda: small.coupled(hour.sampling.rig().model, choice, file=small.lora()),
-        "LoRA of another width": lambda: small.coupled(plain, choice, file=small.lora("sd21", width=20, name="hour_wide.safetensors")),
-        "SDXL's LoRA on SD2.1": lambda: (small.model("sdxl"), small.coupled(plain, choice, file=small.lora("sdxl"))),
+        "LoRA of another width": lambda: small.coupled(
+            plain, choice, file=small.lora("sd21", width=20, name="hour_wide.safetensors")
+        ),
+        "SDXL's LoRA on SD2.1": lambda: (
+            small.model("sdxl"), small.coupled(plain, choice, file=small.lora("sdxl")),
+        ),
         "unknown layer": lambda: small.coupled(plain, small.SCHEDULES["drop"] | {"layers": "3-12"}),
         "plain model": lambda: pair(of=plain),
         "plain latent": lambda: small.sample(watched, small.empty(), steps=1),
@@ -88,9 +104,15 @@ def refused(case):
 
 
 def full_memory(fault):
-    """A run whose network finds no memory: its sentence, whether core knows the fault by its type, and what is left after it."""
-    words = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes."
-    error = {"card": comfy.model_management.OOM_EXCEPTION("CUDA out of memory."), "processor": RuntimeError(words)}[fault]
+    """A run whose network finds no memory: its sentence, whether core knows the fault by its type,
+    and what is left after it.
+    """
+    words = (
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes."
+    )
+    error = {
+        "card": comfy.model_management.OOM_EXCEPTION("CUDA out of memory."), "processor": RuntimeError(words),
+    }[fault]
 
     def full(executor, *args, **kwargs):
         executor(*args, **kwargs)
@@ -110,7 +132,9 @@ def full_memory(fault):
 
 
 def cancelled(kind, schedule):
-    """Cancel in every call of the network of a run with maps: stopped, nothing left in the model, and the next run is the same."""
+    """Cancel in every call of the network of a run with maps: stopped, nothing left in the model,
+    and the next run is the same.
+    """
     is_cancelled = load_file("inside_cancel.py").is_cancelled
     plain, press = small.model(kind), {"at": None, "seen": 0}
 
@@ -128,15 +152,23 @@ def cancelled(kind, schedule):
         return small.sample(watched, small.joined(watched), steps=3).unbind()
 
     def left():
-        return sum(len(module._forward_hooks) + ("forward" in vars(module)) for module in plain.model.diffusion_model.modules())
+        return sum(
+            len(module._forward_hooks) + ("forward" in vars(module))
+            for module in plain.model.diffusion_model.modules()
+        )
 
-    base, want, calls, hooks = small.sample(plain, small.empty(kind=kind), steps=2), work(), press["seen"], left()
+    base, want, calls, hooks = (
+        small.sample(plain, small.empty(kind=kind), steps=2), work(), press["seen"], left(),
+    )
     out = {"calls": calls, "cancelled": [], "left": [], "same": []}
     for press["at"] in range(calls):
         out["cancelled"].append(is_cancelled(work))
         out["left"].append(left() - hooks)
     press["at"] = None
-    out["same"] = [hour.sampling.difference(work(), want), small.gap(small.sample(plain, small.empty(kind=kind), steps=2), base)]
+    out["same"] = [
+        hour.sampling.difference(work(), want),
+        small.gap(small.sample(plain, small.empty(kind=kind), steps=2), base),
+    ]
     return out
 
 
@@ -144,7 +176,10 @@ class Control(comfy.controlnet.ControlBase):
     """A ControlNet without a network."""
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        return {"input": [], "output": [], "middle": [x_noisy.mean((1, 2, 3), keepdim=True).expand(-1, 128, 1, 1) + 0.5]}
+        return {
+            "input": [], "output": [],
+            "middle": [x_noisy.mean((1, 2, 3), keepdim=True).expand(-1, 128, 1, 1) + 0.5],
+        }
 
 
 def image_lora(patcher):
@@ -153,12 +188,16 @@ def image_lora(patcher):
     (rows, columns), generator = patcher.model.state_dict()[key].shape, torch.Generator().manual_seed(23)
     up, down = torch.randn(rows, 3, generator=generator), torch.randn(3, columns, generator=generator) * 0.2
     clone = patcher.clone()
-    assert clone.add_patches({key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, 2.0, None, None, None))}, 0.8) == [key]
+    assert clone.add_patches(
+        {key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, 2.0, None, None, None))}, 0.8
+    ) == [key]
     return clone
 
 
 def stacked():
-    """LoRA, ControlNet, a patch of prompt attention, core's rescaled guidance and an attention override, with co-generation on top."""
+    """LoRA, ControlNet, a patch of prompt attention, core's rescaled guidance and an attention override,
+    with co-generation on top.
+    """
     from comfy_extras.nodes_model_advanced import RescaleCFG
 
     calls, parts = [], ("LoRA", "ControlNet", "attn2", "guidance")
@@ -191,7 +230,12 @@ def stacked():
         counts.append(len(calls))
         for part in parts:
             less = small.coupled(build(part), schedule)
-            gaps[f"{schedule} without {part}"] = small.gap(sample(less, small.joined(less), part).unbind()[0], whole[0])
+            gaps[f"{schedule} without {part}"] = small.gap(
+                sample(less, small.joined(less), part).unbind()[0], whole[0]
+            )
         if schedule == "off":
             base = small.gap(whole[0], sample(stack, small.empty()))
-    return {"base": base, "each": gaps, "attention": counts, "finite": finite(whole), "maps": small.gap(whole[1], whole[0])}
+    return {
+        "base": base, "each": gaps, "attention": counts, "finite": finite(whole),
+        "maps": small.gap(whole[1], whole[0]),
+    }

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: the tiny latent diffusion model with random weights, as core objects and beside diffusers."""
+"""Called by worker.py inside ComfyUI: the tiny latent diffusion model with random weights,
+as core objects and beside diffusers.
+"""
 
 import tempfile
 from pathlib import Path
@@ -22,7 +24,11 @@ def random_like(state, seed):
     for name, value in state.items():
         noise = torch.randn(value.shape, generator=generator)
         fan = max(1, value.numel() // max(1, len(value)))
-        found[name] = noise / fan**0.5 if value.dim() > 1 else noise * 0.1 + (value.dim() == 1 and name.endswith("weight"))
+        found[name] = (
+            noise / fan**0.5
+            if value.dim() > 1
+            else noise * 0.1 + (value.dim() == 1 and name.endswith("weight"))
+        )
     return found
 
 
@@ -30,14 +36,21 @@ def base():
     """(the file's content, the folder that the nodes now take for the pack's own)."""
     if "base" in KEEP:
         return KEEP["base"]
-    tiny, text, hosted = ours("models.intrinsic_ldm.tiny"), ours("models.tiny.text"), ours("nodes.host.intrinsic_ldm.tiny_diffusion")
+    tiny, text, hosted = (
+        ours("models.intrinsic_ldm.tiny"), ours("models.tiny.text"),
+        ours("nodes.host.intrinsic_ldm.tiny_diffusion"),
+    )
     arguments = tiny.unet_for_core() | {"operations": comfy.ops.manual_cast}
-    names = {theirs: diffusers for diffusers, theirs in comfy.utils.unet_to_diffusers(tiny.unet_for_core()).items()}
+    names = {
+        theirs: diffusers for diffusers, theirs in comfy.utils.unet_to_diffusers(tiny.unet_for_core()).items()
+    }
     unet = random_like(unets.UNetModel(**arguments).state_dict(), 1)
     vae = random_like(comfy.ldm.models.autoencoder.AutoencoderKL(**tiny.VAE.for_core(3)).state_dict(), 2)
     words = random_like(text.TinyTextEncoder(tiny.TEXT_WIDTH, tiny.TEXT_LAYERS).state_dict(), 3)
     to_diffusers = ours("models.intrinsic_ldm.weights").to_diffusers_names
-    made = tiny.TinyBase({names[name]: value for name, value in unet.items()}, to_diffusers(vae), words, SCALE)
+    made = tiny.TinyBase(
+        {names[name]: value for name, value in unet.items()}, to_diffusers(vae), words, SCALE
+    )
     path = Path(tempfile.mkdtemp()) / "tiny_base.safetensors"
     tiny.save_base(path, made)
     hosted.BASE_FILE = path
@@ -70,7 +83,8 @@ def as_core_objects():
         "scale": model.model.latent_format.scale_factor,
         "sizes": [model.model.latent_format.latent_channels, vae.latent_channels, vae.downscale_ratio],
         "again": gap(
-            model.cached_patcher_init[0](*model.cached_patcher_init[1]).model.diffusion_model.out[2].weight, network.out[2].weight
+            model.cached_patcher_init[0](*model.cached_patcher_init[1]).model.diffusion_model.out[2].weight,
+            network.out[2].weight
         ),
         "preview": [len(row) for row in model.model.latent_format.latent_rgb_factors],
     }
@@ -88,7 +102,10 @@ def against_diffusers():
     autoencoder = diffusers.AutoencoderKL(**tiny.VAE.for_diffusers(3))
     autoencoder.load_state_dict(made.vae)
     generator = torch.Generator().manual_seed(4)
-    x, context = torch.randn(2, 8, 16, 16, generator=generator), torch.randn(2, 24, tiny.TEXT_WIDTH, generator=generator)
+    x, context = (
+        torch.randn(2, 8, 16, 16, generator=generator),
+        torch.randn(2, 24, tiny.TEXT_WIDTH, generator=generator),
+    )
     t = torch.tensor([7, 930])
     picture = torch.rand(1, 64, 64, 3, generator=generator)
     with torch.no_grad():
@@ -133,7 +150,10 @@ def sampled():
 
 
 def wrong_file():
-    hosted, kept = ours("nodes.host.intrinsic_ldm.tiny_diffusion"), base() and ours("nodes.host.intrinsic_ldm.tiny_diffusion").BASE_FILE
+    hosted, kept = (
+        ours("nodes.host.intrinsic_ldm.tiny_diffusion"),
+        base() and ours("nodes.host.intrinsic_ldm.tiny_diffusion").BASE_FILE,
+    )
     try:
         hosted.BASE_FILE = ours("models.tiny.weights").CODEC_FILE
         run("LoadTinyDiffusion")

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: files of users in every precision through core's loader, core's text encoder, what is missing."""
+"""Called by worker.py inside ComfyUI: files of users in every precision through core's loader,
+core's text encoder, what is missing.
+"""
 
 import importlib.util
 import json
@@ -21,7 +23,9 @@ def load(path):
 
 
 def quantised(path, source):
-    """A file in fewer bits, hosted, against the plain network with the values that its weights stand for, and against the source's."""
+    """A file in fewer bits, hosted, against the plain network with the values that its weights stand for,
+    and against the source's.
+    """
     hosted = load(path).model.diffusion_model
     original, config = ours("models.modality_forcing.weights").load_network(source, dtype=torch.float32)
     values = held(hosted)
@@ -35,9 +39,13 @@ def quantised(path, source):
         "layers": len(layers),
         "formats": sorted({hosted.get_submodule(name).quant_format for name in layers}),
         "head": str(hosted.depth_final_layer.linear.weight.dtype),
-        "kept": max(relative(values[n], before[n]) for n in values if n.removesuffix(".weight") not in layers),
+        "kept": max(
+            relative(values[n], before[n]) for n in values if n.removesuffix(".weight") not in layers
+        ),
         "weights": max(relative(values[f"{n}.weight"], before[f"{n}.weight"]) for n in layers),
-        "step": max(worst_step(hosted.get_submodule(n), values[f"{n}.weight"], before[f"{n}.weight"]) for n in layers),
+        "step": max(
+            worst_step(hosted.get_submodule(n), values[f"{n}.weight"], before[f"{n}.weight"]) for n in layers
+        ),
         "loading": max(map(relative, out["host"], out["plain"])),
         "accuracy": max(map(relative, out["plain"], out["original"])),
         "host_accuracy": max(map(relative, out["host"], out["original"])),
@@ -51,7 +59,8 @@ def worst_step(module, got, wanted):
         bound = (wanted.abs() / scale).clamp(min=2**-6).log2().floor().exp2() * 2**-4 * scale
     elif module.quant_format == "nvfp4":
         largest = wanted.unflatten(1, (-1, 16)).abs().amax(-1, keepdim=True).expand(-1, -1, 16).flatten(1)
-        bound = largest / 6 * (1 + 2**-4)  # half of the widest step, 2 of 6, times the rounding of the group's scale
+        # half of the widest step, 2 of 6, times the rounding of the group's scale
+        bound = largest / 6 * (1 + 2**-4)
     else:  # int8 with turned columns: lengths are kept, so the bound is on a row's length
         error, bound = error.norm(dim=1), scale[:, 0] / 2 * got.shape[1] ** 0.5
     return float((error / (bound + 1e-9)).max())
@@ -60,7 +69,9 @@ def worst_step(module, got, wanted):
 def as_float(value):
     """What a weight stands for, by core's own arithmetic."""
     value = value.data
-    return (value.dequantize() if hasattr(value, "dequantize") and hasattr(value, "_params") else value).float()
+    return (
+        value.dequantize() if hasattr(value, "dequantize") and hasattr(value, "_params") else value
+    ).float()
 
 
 def relative(got, wanted):
@@ -70,8 +81,14 @@ def relative(got, wanted):
 def make_inputs(config, batch=1, grid=(3, 2), text=4):
     generator = torch.Generator().manual_seed(3)
     p = config.depth_patch
-    shapes = (batch, config.in_channels, *grid), (batch, 1, grid[0] * p, grid[1] * p), (batch, text, config.context_in_dim)
-    return *(torch.randn(shape, generator=generator) for shape in shapes), torch.full((batch,), 0.7), torch.full((batch,), 0.4)
+    shapes = (
+        (batch, config.in_channels, *grid), (batch, 1, grid[0] * p, grid[1] * p),
+        (batch, text, config.context_in_dim),
+    )
+    return (
+        *(torch.randn(shape, generator=generator) for shape in shapes), torch.full((batch,), 0.7),
+        torch.full((batch,), 0.4),
+    )
 
 
 def hosted_forward(hosted, inputs):
@@ -84,9 +101,18 @@ def sampled(path):
     config = model.model.model_config.network
     context = torch.randn(1, 4, config.context_in_dim, generator=torch.Generator().manual_seed(0))
     p = config.depth_patch
-    latent = {"samples": comfy.nested_tensor.NestedTensor([torch.zeros(1, config.in_channels, 4, 4), torch.zeros(1, 1, 4 * p, 4 * p)])}
-    (out,) = core.KSampler().sample(model, 0, 2, 1.0, "euler", "simple", [[context, {}]], [[context, {}]], latent)
-    return {"finite": all(bool(part.isfinite().all()) for part in out["samples"].unbind()), "size": model.model_size()}
+    latent = {
+        "samples": comfy.nested_tensor.NestedTensor(
+            [torch.zeros(1, config.in_channels, 4, 4), torch.zeros(1, 1, 4 * p, 4 * p)]
+        )
+    }
+    (out,) = core.KSampler().sample(
+        model, 0, 2, 1.0, "euler", "simple", [[context, {}]], [[context, {}]], latent
+    )
+    return {
+        "finite": all(bool(part.isfinite().all()) for part in out["samples"].unbind()),
+        "size": model.model_size(),
+    }
 
 
 def rebuilt(path):
@@ -95,7 +121,9 @@ def rebuilt(path):
     factory, arguments = model.cached_patcher_init
     again = factory(*arguments, disable_dynamic=True)
     first, second = (held(m.model.diffusion_model) for m in (model, again))
-    return type(again).__name__, set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+    return type(again).__name__, set(first) == set(second) and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def held(network):
@@ -139,18 +167,27 @@ def klein_tokens(text):
 
 
 def klein_context():
-    """A small Qwen3 with random weights as core's CLIP hosts it: the context's shape, and which hidden states it is made of."""
+    """A small Qwen3 with random weights as core's CLIP hosts it: the context's shape,
+    and which hidden states it is made of.
+    """
     import comfy.text_encoders.flux
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 28, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 28, "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     options = {"model_name": "qwen3_8b", "qwen3_8b_model_config": sizes}
-    encoder = comfy.text_encoders.flux.klein_te(model_type="qwen3_8b")(device="cpu", dtype=torch.float32, model_options=options)
+    encoder = comfy.text_encoders.flux.klein_te(model_type="qwen3_8b")(
+        device="cpu", dtype=torch.float32, model_options=options
+    )
     generator = torch.Generator().manual_seed(0)
     for parameter in encoder.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     tokens = comfy.text_encoders.flux.KleinTokenizer8B().tokenize_with_weights("")
     context = encoder.encode_token_weights(tokens)[0]
-    return {"shape": list(context.shape), "zero": not bool(context.any()), "layers": list(encoder.qwen3_8b.layer)}
+    return {
+        "shape": list(context.shape), "zero": not bool(context.any()), "layers": list(encoder.qwen3_8b.layer),
+    }
 
 
 def zeros(kind, cfg):
@@ -175,12 +212,18 @@ def registry_lines():
 def state_names(path):
     """The description of each layer, as core would save the model again."""
     state = load(path).model.diffusion_model.state_dict()
-    marks = {name: json.loads(bytes(value.tolist())) for name, value in state.items() if name.endswith(".comfy_quant")}
+    marks = {
+        name: json.loads(bytes(value.tolist()))
+        for name, value in state.items()
+        if name.endswith(".comfy_quant")
+    }
     return {name.removesuffix(".comfy_quant"): mark for name, mark in marks.items()}
 
 
 def small_klein(folder, parts):
-    """A network's file before and after its encoder and VAE lie in core's folders; `parts` is a file that writes small ones there."""
+    """A network's file before and after its encoder and VAE lie in core's folders;
+    `parts` is a file that writes small ones there.
+    """
     from dataclasses import replace
 
     import folder_paths
@@ -189,7 +232,12 @@ def small_klein(folder, parts):
     for name in ("diffusion_models", "text_encoders", "vae"):
         (Path(folder) / name).mkdir()
         folder_paths.add_model_folder_path(name, str(Path(folder) / name), is_default=True)
-    config = replace(ours("models.modality_forcing.config").PRESETS["tiny"], in_channels=128, context_in_dim=96, infinite_sky=False)
+    config = replace(
+        ours("models.modality_forcing.config").PRESETS["tiny"],
+        in_channels=128,
+        context_in_dim=96,
+        infinite_sky=False,
+    )
     torch.manual_seed(0)
     network = ours("models.modality_forcing.network").ModalityForcing(config)
     for value in network.parameters():

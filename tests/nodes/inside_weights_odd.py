@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: files as other programs leave them, through the nodes' own loaders; what each says."""
+"""Called by worker.py inside ComfyUI: files as other programs leave them, through the nodes' own loaders;
+what each says.
+"""
 
 import sys
 
@@ -35,7 +37,10 @@ def lora_scales(path, name):
     """The scales of a LoRA's changes."""
     patcher = small().model()
     base = ours("nodes.host.intrinsic_ldm.layers").Base(patcher)
-    return [change.delta.scale for change in ours("nodes.host.intrinsic_ldm.model").lora_changes(patcher, base, path, name)]
+    return [
+        change.delta.scale
+        for change in ours("nodes.host.intrinsic_ldm.model").lora_changes(patcher, base, path, name)
+    ]
 
 
 def lora_refused(folder, name):
@@ -43,7 +48,10 @@ def lora_refused(folder, name):
     folder_paths.add_model_folder_path("loras", folder)
     folder_paths.filename_list_cache.clear()
     node = core.NODE_CLASS_MAPPINGS["SpatialWeave_IntrinsicCoGeneration"]
-    options = {"schedule": {"schedule": "constant", "weight": 1.0}, "cut_below": 0.0, "keep_maps": True, "share_image_loras": True}
+    options = {
+        "schedule": {"schedule": "constant", "weight": 1.0}, "cut_below": 0.0, "keep_maps": True,
+        "share_image_loras": True,
+    }
     return said(lambda: node.execute(model=small().model(), lora_name=name, **options))
 
 
@@ -63,7 +71,9 @@ def part_refused(what, path):
     parts = ours("nodes.host.modality_forcing.klein_parts")
     before, parts.find_installed = parts.find_installed, lambda file: path
     try:
-        return said(lambda: parts.load_clip(object(), 96) if what == "clip" else parts.load_flux2_vae(object()))
+        return said(
+            lambda: parts.load_clip(object(), 96) if what == "clip" else parts.load_flux2_vae(object())
+        )
     finally:
         parts.find_installed = before
 
@@ -79,6 +89,9 @@ def latent_refused(path):
             return {"said": refusal}
         latent = files.load_joint_latent(path)
         image, depth = latent["samples"].unbind()
-        return {"said": None, "missing": int(torch.isnan(depth).sum()), "size": list(latent.get("spatialweave_size", []))}
+        return {
+            "said": None, "missing": int(torch.isnan(depth).sum()),
+            "size": list(latent.get("spatialweave_size", [])),
+        }
     finally:
         folder_paths.get_annotated_filepath = before

@@ -1,4 +1,6 @@
-"""Random weights of the tiny preset, in the files' own format, for a checkout that ships none yet: python make_weights.py FOLDER"""
+"""Random weights of the tiny preset, in the files' own format, for a checkout that ships none yet:
+python make_weights.py FOLDER
+"""
 
 import sys
 from pathlib import Path
@@ -14,7 +16,9 @@ from spatialweave.models.tiny.text import TinyTextEncoder
 
 
 def make_weights(folder):
-    """tiny.safetensors, codec.safetensors, text.safetensors: outputs of about unit size, so that errors show."""
+    """tiny.safetensors, codec.safetensors, text.safetensors: outputs of about unit size,
+    so that errors show.
+    """
     torch.manual_seed(0)
     folder = Path(folder)
     network = ModalityForcing(PRESETS["tiny"])

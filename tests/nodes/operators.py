@@ -1,7 +1,9 @@
-"""What a network is asked to compute, operator by operator: shape, strides, type and alignment of every argument.
+"""What a network is asked to compute, operator by operator: shape, strides, type and alignment
+of every argument.
 
-Equal numbers on one machine say little of another, where a convolution or a product is chosen by how its arguments lie. Equal operators
-on equal arguments that lie alike say it of any machine that computes the same thing twice alike.
+Equal numbers on one machine say little of another, where a convolution or a product is chosen by how its
+arguments lie. Equal operators on equal arguments that lie alike say it of any machine that computes the same
+thing twice alike.
 """
 
 import contextlib
@@ -17,7 +19,10 @@ def lie(value):
     """How a tensor lies in memory; anything else as it is written."""
     if not isinstance(value, torch.Tensor):
         return repr(value)
-    return str(value.dtype), tuple(value.shape), tuple(value.stride()), value.storage_offset() * value.element_size() % ALIGNED
+    return (
+        str(value.dtype), tuple(value.shape), tuple(value.stride()),
+        value.storage_offset() * value.element_size() % ALIGNED,
+    )
 
 
 class Asked(TorchDispatchMode):
@@ -30,19 +35,26 @@ class Asked(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         if self.open and not is_view(function):
-            self.calls[-1]["operators"].append((str(function), tree_map(lie, args), tree_map(lie, kwargs or {})))
+            self.calls[-1]["operators"].append(
+                (str(function), tree_map(lie, args), tree_map(lie, kwargs or {}))
+            )
         return out
 
 
 def is_view(function):
     """Whether an operator only looks at its argument in another way."""
     returned = function._schema.returns
-    return bool(returned) and all(each.alias_info is not None and not each.alias_info.is_write for each in returned)
+    return (
+        bool(returned)
+        and all(each.alias_info is not None and not each.alias_info.is_write for each in returned)
+    )
 
 
 @contextlib.contextmanager
 def asked_of(network):
-    """The network's calls, as a list that grows: the tensors that "came" and the "operators" that followed."""
+    """The network's calls, as a list that grows: the tensors that "came" and the "operators"
+    that followed.
+    """
     asked = Asked()
 
     def opens(module, args, kwargs):
@@ -53,7 +65,10 @@ def asked_of(network):
     def closes(module, args, out):
         asked.open = False
 
-    handles = [network.register_forward_pre_hook(opens, with_kwargs=True), network.register_forward_hook(closes, always_call=True)]
+    handles = [
+        network.register_forward_pre_hook(opens, with_kwargs=True),
+        network.register_forward_hook(closes, always_call=True),
+    ]
     try:
         with asked:
             yield asked.calls
@@ -65,7 +80,9 @@ def asked_of(network):
 def same_arguments(a, b):
     """Whether the same tensors came to two calls, bit for bit, and lay alike."""
     pairs = list(zip(a["came"], b["came"], strict=True))
-    return all(lies == other_lies and torch.equal(tensor, other) for (lies, tensor), (other_lies, other) in pairs)
+    return all(
+        lies == other_lies and torch.equal(tensor, other) for (lies, tensor), (other_lies, other) in pairs
+    )
 
 
 def first_difference(a, b):

@@ -1,4 +1,6 @@
-"""Cancel at every step and in every phase: it stops there, and patches, memory and the next run are as if nobody had pressed it."""
+"""Cancel at every step and in every phase: it stops there, and patches, memory and the next run are
+as if nobody had pressed it.
+"""
 
 import pytest
 
@@ -34,13 +36,18 @@ def test_cancel_stops_the_work_around_the_sampling(cancel):
 
 
 def test_cancel_stops_between_two_pictures(cancel, inside, tmp_path):
-    """In every node that works on pictures one after the other: the bar counts them, and what is written is written whole."""
+    """In every node that works on pictures one after the other: the bar counts them,
+    and what is written is written whole.
+    """
     inside("inside_geometry.py", "batches")
     seen = cancel("pictures", folder=str(tmp_path))
     single = {"SaveDepth npz", "PointCloud", "DepthMesh"}
     for name, node in seen.items():
         count = 1 if name in single else 3
-        assert node["checks"] == (6 if name == "CompareViews" else count), f"{name}: one check before each picture"  # scale, then normals
+        # scale, then normals
+        assert node["checks"] == (6 if name == "CompareViews" else count), (
+            f"{name}: one check before each picture"
+        )
         assert all(node["stopped"]) and node["same"] and node["bar"][-1] == [count, count], f"{name}: {node}"
     assert seen["SaveDepth exr"]["files"] == [0, 1, 2]
     assert seen["SaveDepth png"]["files"] == [0, 2, 4], "each PNG with its JSON"

@@ -9,16 +9,23 @@ FILE = "inside_depth_files.py"
 
 
 def test_the_background_of_blenders_z_pass_is_sky_once_it_is_stated(inside, tmp_path):
-    """Its 1e10 is a distance to nobody but its renderer: as one it pushes everything else to depth 0 of a joint latent."""
+    """Its 1e10 is a distance to nobody but its renderer: as one it pushes everything else to depth 0
+    of a joint latent.
+    """
     result = inside(FILE, "z_pass", folder=str(tmp_path))
     assert result["as it is"].startswith("depth 1 x 32 x 48, 2 to 1e+10 metres")
-    assert result["stated"] == "depth 1 x 32 x 48, 2 to 6 metres, larger = farther, 768 of 1536 pixels invalid (50.0%)"
+    assert (
+        result["stated"]
+        == "depth 1 x 32 x 48, 2 to 6 metres, larger = farther, 768 of 1536 pixels invalid (50.0%)"
+    )
     assert result["sky"] == 768
 
 
 @pytest.mark.parametrize("name", ["LoadDepth", "LoadJointLatent"])
 def test_the_name_of_a_file_may_come_through_a_link(inside, name):
-    """Before the run core passes None for it: that is no fault, and no file to compare with the last run's."""
+    """Before the run core passes None for it: that is no fault, and no file to compare
+    with the last run's.
+    """
     assert inside(FILE, "linked_file", name=name) == {"check": None, "anew": True}
 
 
@@ -30,13 +37,19 @@ def test_a_linked_name_of_no_file_is_refused_in_the_same_sentence(inside, tmp_pa
 
 
 def test_a_changed_json_beside_a_png_is_read_anew(inside, tmp_path):
-    """Scale .001, then .0002, then a JSON of the same size and date: no run may take an older one's depth for its own."""
+    """Scale .001, then .0002, then a JSON of the same size and date: no run may take an older one's depth
+    for its own.
+    """
     found = inside(FILE, "changing_sidecar", folder=str(tmp_path))
-    assert found["depths"] == [pytest.approx(metres) for metres in (5, 1, 2)] and len(set(found["prints"])) == 3
+    assert (
+        found["depths"] == [pytest.approx(metres) for metres in (5, 1, 2)] and len(set(found["prints"])) == 3
+    )
 
 
 def test_depth_anything_3s_own_export_goes_through_every_node(inside, tmp_path):
-    """Image of 8 bits, camera in double precision: colors of the cloud and of the stereo pair are those of the image."""
+    """Image of 8 bits, camera in double precision: colors of the cloud and of the stereo pair are those
+    of the image.
+    """
     found = inside(FILE, "foreign_export", folder=str(tmp_path))
     assert found["image"] == pytest.approx([0, 51 / 255, 204 / 255]) and found["camera"] == "torch.float32"
     assert found["colors"] <= 204 / 255 + 1e-6 and found["exr"] <= 1
@@ -66,14 +79,35 @@ def test_a_scale_is_typed_or_chosen_by_name(inside, tmp_path, value, said, metre
 
 @pytest.mark.parametrize("said, words", [
     ({}, "Expected grey.png to say its scale, got none. Set png_scale_preset or png_scale."),
-    ({"units": "as the file says"}, "its scale and units, got neither. Set png_scale_preset or png_scale, and units."),
-    ({"file": "z.exr", "units": "as the file says"}, "Expected z.exr to say its units, got none. Set units to metric"),
-    ({"png_scale": 0.5, "png_scale_preset": KITTI}, "png_scale 0 beside png_scale_preset 'KITTI (1/256)', got 0.5. Set"),
-    ({"png_scale_preset": OVER_RANGE}, "Expected in png_scale the depth of the last step, 65535, for '16-bit over a range', got 0."),
-    ({"file": "z.exr", "png_scale_preset": KITTI}, "Expected a PNG for png_scale_preset 'KITTI (1/256)', got z.exr."),
-    ({"png_scale_preset": "NYU"}, "Expected a png_scale_preset of ['as typed, or as the file says', 'millimetres (0.001)', 'KITTI"),
+    (
+        {"units": "as the file says"},
+        "its scale and units, got neither. Set png_scale_preset or png_scale, and units.",
+    ),
+    (
+        {"file": "z.exr", "units": "as the file says"},
+        "Expected z.exr to say its units, got none. Set units to metric",
+    ),
+    (
+        {"png_scale": 0.5, "png_scale_preset": KITTI},
+        "png_scale 0 beside png_scale_preset 'KITTI (1/256)', got 0.5. Set",
+    ),
+    (
+        {"png_scale_preset": OVER_RANGE},
+        "Expected in png_scale the depth of the last step, 65535, for '16-bit over a range', got 0.",
+    ),
+    (
+        {"file": "z.exr", "png_scale_preset": KITTI},
+        "Expected a PNG for png_scale_preset 'KITTI (1/256)', got z.exr.",
+    ),
+    (
+        {"png_scale_preset": "NYU"},
+        "Expected a png_scale_preset of ['as typed, or as the file says', 'millimetres (0.001)', 'KITTI",
+    ),
     ({"png_scale": -1.0}, "Expected a png_scale of 0 or more, got -1.0."),
-    ({"file": "z.exr", "exr_channel": "D"}, "named 'D', got ['Z']. Name the one with the depth: exr_channel in Load"),
+    (
+        {"file": "z.exr", "exr_channel": "D"},
+        "named 'D', got ['Z']. Name the one with the depth: exr_channel in Load",
+    ),
 ])  # fmt: skip
 def test_what_cannot_be_scaled_is_refused_by_the_names_of_the_widgets(inside, tmp_path, said, words):
     found = inside(FILE, "load_scaled", folder=str(tmp_path), value=5120, said=said)
@@ -118,5 +152,8 @@ def test_graphs_of_the_api_are_taken_with_the_preset_and_without(inside, name, i
 
 
 def test_a_preset_that_nobody_knows_is_refused_before_the_run(inside):
-    assert "got 'NYU'. Choose one." in inside(FILE, "accepted", name="LoadDepth", inputs={"png_scale_preset": "NYU"})
+    assert (
+        "got 'NYU'. Choose one."
+        in inside(FILE, "accepted", name="LoadDepth", inputs={"png_scale_preset": "NYU"})
+    )
     assert "NYU" in inside(FILE, "accepted", name="SaveDepth", inputs={"png_scale_preset": "NYU"})

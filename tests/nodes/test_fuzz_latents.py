@@ -1,4 +1,6 @@
-"""Files of joint latents, spoilt as tests/fuzz spoils all others: read rightly, or refused in a sentence that names the file."""
+"""Files of joint latents, spoilt as tests/fuzz spoils all others: read rightly, or refused in a sentence
+that names the file.
+"""
 
 import pytest
 

@@ -77,7 +77,9 @@ def test_files_that_cannot_be_are_refused_in_one_sentence(geometry, tmp_path):
         "too deep": "larger scale",
     }
     wanted |= {
-        "not there": "Expected a depth file at file, got '../secret.npz', which is not in ComfyUI's input folder"
+        "not there": (
+            "Expected a depth file at file, got '../secret.npz', which is not in ComfyUI's input folder"
+        )
     }
     for case, part in wanted.items():
         assert part in refusals[case] and "\n" not in refusals[case], case

@@ -12,7 +12,9 @@ def intrinsic(inside):
     return lambda function, **kwargs: inside(FILE, function, **kwargs)
 
 
-@pytest.mark.parametrize("cfg, kind", [(cfg, kind) for cfg in (1.0, 3.0) for kind in KINDS] + [(3.0, "sd15"), (3.0, "sigma")])
+@pytest.mark.parametrize(
+    "cfg, kind", [(cfg, kind) for cfg in (1.0, 3.0) for kind in KINDS] + [(3.0, "sd15"), (3.0, "sigma")]
+)
 def test_weight_zero_is_the_base_model_bit_for_bit(intrinsic, kind, cfg):
     result = intrinsic("off_is_base", kind=kind, cfg=cfg, batch=2, steps=2)
     assert result["gap"] == result["restored"] == 0
@@ -23,7 +25,9 @@ def test_weight_zero_is_the_base_model_bit_for_bit(intrinsic, kind, cfg):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("batch, cfg", [(2, 3.0), (1, 1.0)])
 def test_weight_zero_asks_of_the_network_what_the_base_model_asks(inside, kind, precision, batch, cfg):
-    """Operator by operator, on equal tensors that lie alike in memory: so it holds for machines on which no test ran."""
+    """Operator by operator, on equal tensors that lie alike in memory:
+    so it holds for machines on which no test ran.
+    """
     result = inside(OPERATORS, "image_operators", kind=kind, precision=precision, batch=batch, cfg=cfg)
     assert result["differences"] == [] and result["arguments"]
     assert result["calls"] == 3 and result["operators"] > 200 and result["maps differ"]
@@ -85,8 +89,14 @@ def test_the_node_gives_a_model_and_a_plot(intrinsic, schedule, steps):
 
 
 @pytest.mark.parametrize("kind, stages, last", [
-    ("sd21", {"1": 2, "2": 2, "3": 2, "5": 1, "7": 3, "8": 3, "9": 3}, "up_blocks.3.attentions.2.transformer_blocks.0.attn1"),
-    ("sdxl", {"2": 4, "3": 20, "4": 10, "5": 30, "6": 6}, "up_blocks.1.attentions.2.transformer_blocks.1.attn1"),
+    (
+        "sd21", {"1": 2, "2": 2, "3": 2, "5": 1, "7": 3, "8": 3, "9": 3},
+        "up_blocks.3.attentions.2.transformer_blocks.0.attn1",
+    ),
+    (
+        "sdxl", {"2": 4, "3": 20, "4": 10, "5": 30, "6": 6},
+        "up_blocks.1.attentions.2.transformer_blocks.1.attn1",
+    ),
 ])  # fmt: skip
 def test_published_models_have_their_layers_in_the_right_stages(intrinsic, kind, stages, last):
     result = intrinsic("published_layers", kind=kind)

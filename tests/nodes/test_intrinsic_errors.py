@@ -1,4 +1,6 @@
-"""Wrong inputs of intrinsic co-generation: each is refused with what was expected, what came and what to do, and leaves nothing in the model."""
+"""Wrong inputs of intrinsic co-generation: each is refused with what was expected, what came and what to do,
+and leaves nothing in the model.
+"""
 
 import re
 
@@ -8,11 +10,22 @@ pytestmark = pytest.mark.comfyui
 FILE = "inside_intrinsic_errors.py"
 
 REFUSALS = {
-    "PixArt-alpha's LoRA on Sigma": ["trained on pixart_sigma, the base of PixArtSigma", "got pixart.safetensors, trained on pixart"],
-    "SD2.1's LoRA on SD1.5": ["trained on sd15, the base of SD15", "got sd21.safetensors, trained on sd21", "Load such a base"],
-    "SD1.5's LoRA on SD2.1": ["trained on sd21, the base of SD20", "got sd15.safetensors, trained on sd15", "Load such a base"],
-    "SDXL's refiner": ["Expected SD1.5, SD2.1, SDXL or PixArt", "got SDXLRefiner, a refiner", "Load the base model itself"],
-    "unCLIP": ["Expected SD1.5, SD2.1, SDXL or PixArt", "got SD21UnclipL", "image-conditioned model", "Load the base model itself"],
+    "PixArt-alpha's LoRA on Sigma": [
+        "trained on pixart_sigma, the base of PixArtSigma", "got pixart.safetensors, trained on pixart",
+    ],
+    "SD2.1's LoRA on SD1.5": [
+        "trained on sd15, the base of SD15", "got sd21.safetensors, trained on sd21", "Load such a base",
+    ],
+    "SD1.5's LoRA on SD2.1": [
+        "trained on sd21, the base of SD20", "got sd15.safetensors, trained on sd15", "Load such a base",
+    ],
+    "SDXL's refiner": [
+        "Expected SD1.5, SD2.1, SDXL or PixArt", "got SDXLRefiner, a refiner", "Load the base model itself",
+    ],
+    "unCLIP": [
+        "Expected SD1.5, SD2.1, SDXL or PixArt", "got SD21UnclipL", "image-conditioned model",
+        "Load the base model itself",
+    ],
     "another base": ["Expected a SD1.5, SD2.1, SDXL or PixArt model", "got Flux"],
     "an editing base": ["inpainting or editing SD15_instructpix2pix", "Load the base model itself"],
     "another base's LoRA": ["wide.safetensors", "Load the base that it was trained on"],
@@ -31,9 +44,13 @@ REFUSALS = {
     "dpm_adaptive": ["got dpm_adaptive, which", "Choose euler"],
     "lcm_upscale": ["got lcm_upscale, which", "Choose euler"],
     "ar_video": ["got ar_video, which", "Choose euler"],
-    "a LoRA that names another base": ["trained on sd21", "got sdxl.safetensors, trained on sdxl", "Load such a base"],
+    "a LoRA that names another base": [
+        "trained on sd21", "got sdxl.safetensors, trained on sdxl", "Load such a base",
+    ],
     "PixArt's LoRA on SD2.1": ["intrinsic_pixart.safetensors", "projections of SD20", "trained on this base"],
-    "SD2.1's LoRA on PixArt": ["intrinsic_sd21.safetensors", "projections of PixArtAlpha", "trained on this base"],
+    "SD2.1's LoRA on PixArt": [
+        "intrinsic_sd21.safetensors", "projections of PixArtAlpha", "trained on this base",
+    ],
     "an ordinary LoRA": ["style.safetensors", "Expected self-attention projections", "Load LoRA instead"],
     "no LoRA": ["vae.safetensors", "decoder.conv_in.weight", "Choose an intrinsic LoRA"],
     "an inpainting base": ["inpainting or editing SD20", "Load the base model itself"],
@@ -71,5 +88,7 @@ def test_a_graph_as_it_should_be_is_not_refused(inside):
 
 
 def test_core_takes_a_pixart_that_reads_no_size_for_sigma(inside):
-    """So the workflow names alpha's base of 1024 pixels: that of 512 would get SDXL's latents. When this fails, its note can go."""
+    """So the workflow names alpha's base of 1024 pixels: that of 512 would get SDXL's latents.
+    When this fails, its note can go.
+    """
     assert inside(FILE, "pixart_by_its_inputs") == [["PixArtAlpha", 0.18215], ["PixArtSigma", 0.13025]]

@@ -1,4 +1,6 @@
-"""The image's LoRAs leave the intrinsic maps alone, whatever their form, and the intrinsic LoRA is read in every naming."""
+"""The image's LoRAs leave the intrinsic maps alone, whatever their form, and the intrinsic LoRA is read
+in every naming.
+"""
 
 import pytest
 
@@ -32,7 +34,9 @@ def test_image_loras_stay_on_the_image_unless_asked(inside, target):
     assert result["off"] == 0, "the image is what the base model with its LoRA makes"
 
 
-@pytest.mark.parametrize("target", ["feed-forward", "convolution", "PixArt's prompt attention", "PixArt's queries, a third of qkv"])
+@pytest.mark.parametrize(
+    "target", ["feed-forward", "convolution", "PixArt's prompt attention", "PixArt's queries, a third of qkv"]
+)
 def test_maps_beside_an_untouched_image_see_no_image_lora(inside, target):
     """Where w is 0 image and maps go through the network one after the other."""
     result = inside(FILE, "leak", schedule="off", **TARGETS[target])
@@ -52,8 +56,14 @@ def test_loras_that_are_no_sum_act_on_both_when_shared(inside, form):
 
 
 @pytest.mark.parametrize("form, words", [
-    ("set", ["got one that replaces diffusion_model.output_blocks.11.1", "Remove that LoRA", "share_image_loras"]),
-    ("weight wrapper", ["inside_intrinsic_loras.refused.<locals>.<lambda> on diffusion_model", "share_image_loras"]),
+    (
+        "set",
+        ["got one that replaces diffusion_model.output_blocks.11.1", "Remove that LoRA", "share_image_loras"],
+    ),
+    (
+        "weight wrapper",
+        ["inside_intrinsic_loras.refused.<locals>.<lambda> on diffusion_model", "share_image_loras"],
+    ),
 ])  # fmt: skip
 def test_a_weight_that_is_replaced_is_refused_unless_shared(inside, form, words):
     result = inside(FILE, "refused", form=form)
@@ -63,6 +73,8 @@ def test_a_weight_that_is_replaced_is_refused_unless_shared(inside, form, words)
 
 @pytest.mark.parametrize("kind", ["sd21", "sdxl", "pixart"])
 def test_the_intrinsic_lora_is_read_alike_in_every_naming(inside, kind):
-    """PEFT without alpha, then kohya and diffusers with alpha the rank: one computation; then both with half of it: another."""
+    """PEFT without alpha, then kohya and diffusers with alpha the rank: one computation;
+    then both with half of it: another.
+    """
     gaps, halves = inside(FILE, "namings", kind=kind)
     assert max(*gaps[:3], halves) < 1e-6 and gaps[3] > 1e-4

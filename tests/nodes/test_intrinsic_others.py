@@ -16,7 +16,9 @@ def test_controlnet_and_ipadapter_work_on_the_image(inside):
 
 def test_what_they_say_of_the_image_reaches_its_rows_and_no_others(inside):
     result = inside(FILE, "by_value")
-    assert result["calls"] >= 2 and result["apart"] > 1e-2, "core's attention and the replacement must differ to be told apart"
+    assert result["calls"] >= 2 and result["apart"] > 1e-2, (
+        "core's attention and the replacement must differ to be told apart"
+    )
     assert result["control"] == result["maps"] == result["replaced"] == 0
     assert result["core"] < 1e-6
 
@@ -45,8 +47,15 @@ def test_what_another_packs_attention_does_is_seen(inside, kind):
 @pytest.mark.parametrize("override", ["deaf", "cutting", "set_by_core"])
 def test_an_attention_that_drops_the_weights_is_refused_by_name(inside, kind, override):
     sentence = inside(FILE, "overridden", kind=kind, override=override)["refused"]
-    assert f"inside_intrinsic_others.{override}, which another node installed" in sentence and sentence.endswith(".")
-    assert "Remove that node" in sentence and "constant with weight 1" in sentence and sentence.startswith("Expected ")
+    assert (
+        f"inside_intrinsic_others.{override}, which another node installed" in sentence
+        and sentence.endswith(".")
+    )
+    assert (
+        "Remove that node" in sentence
+        and "constant with weight 1" in sentence
+        and sentence.startswith("Expected ")
+    )
 
 
 @pytest.mark.parametrize("schedule", ["one", "off"])

@@ -23,6 +23,11 @@ def test_cores_node_resizes_nothing_after_fit(joy, size, mode, buckets):
     assert result["references"] == [[1, 16, 1, result["size"][1] // 8, result["size"][0] // 8]] and result["red"] > 300
 
 
+def test_every_bucket_passes_cores_resize_bit_for_bit(joy):
+    """And of 2,000 sizes core chooses the bucket that we do."""
+    assert joy("buckets") == {"changed": [], "other": [], "count": 49, "listed": True}
+
+
 def test_numbers_bounding_box_and_mask_give_the_same_picture(joy):
     result = joy("one_box_three_ways")
     assert result["equal"] and result["box"] == {"x": 300, "y": 100, "width": 120, "height": 90}
@@ -34,7 +39,7 @@ def test_batches_run_picture_by_picture(joy):
     assert result["fitted"] == [[1, 896, 1216, 3]] * 2 or len({tuple(one) for one in result["fitted"]}) == 1 and len(result["fitted"]) == 2
     assert len(result["prompts"]) == 2 and [box["x"] for box in result["boxes"]] == [60, 200] and [box["x"] for box in result["both"]] == [60, 60]
     assert result["restored"] == [[2, 300, 421, 3]] and result["equal"] and result["masks"] == [[2, 300, 421]]
-    assert result["text"].count("nothing differs from the input") == 2 and "image 1:" in result["text"]
+    assert result["text"].count("Nothing differs from the input") == 2 and "Image 1:" in result["text"]
 
 
 def test_several_edits_keep_one_framing(joy):
@@ -42,7 +47,7 @@ def test_several_edits_keep_one_framing(joy):
     assert result["sizes"] == [[1, 517, 1023, 3]] * 3 and result["outside"] and result["equal"] and result["same framing"]
     assert 0.85 < result["kept"] < 0.97 and result["green"] == pytest.approx([0, 1, 0], abs=0.02)
     assert all(error < 0.05 for error in result["alignment"][:2]), "the third counts the edit itself"
-    assert "restored to 1023 x 517 (width x height)" in result["text"] and "alignment error: 0.0" in result["text"]
+    assert "Restored to 1023 x 517 (width x height)." in result["text"] and "Alignment error: 0.0" in result["text"]
 
 
 @pytest.mark.parametrize("yaw, pitch, zoom, words", [(45, -15, "in", ("45.0", "-15.0")), (400, 0, "out", ("40.0", "0.0"))])
@@ -72,7 +77,7 @@ def test_rotation_in_both_forms(joy):
 def test_fit_says_bucket_padding_and_crop_and_hands_alpha_on(joy):
     result = joy("fit", height=1080, width=1920)
     assert result["size"] == [1344, 768] and result["fitted"] == [1, 768, 1344, 3] and result["alpha"] == [1, 1080, 1920]
-    assert "bucket: 1344 x 768" in result["text"] and "padding: left 0, top 6" in result["text"] and "cropped: nothing" in result["text"]
+    assert "Bucket 1344 x 768" in result["text"] and "Padding: left 0, top 6" in result["text"] and "Nothing is cropped." in result["text"]
     assert "would crop 1.6% of the image" in result["text"]
     clear = joy("fit", height=300, width=400, channels=4)
     assert clear["transparent"] and clear["fitted"][-1] == 3 and "alpha is output as a mask" in clear["text"]

@@ -16,9 +16,11 @@ REFUSED = {
     "res_multistep_ancestral": "adds its noise to an unscaled image",
     "res_multistep_ancestral_cfg_pp": "adds its noise to an unscaled image",
 }
-# These follow the flow itself and must end where it ends; the others draw new noise and must end in the same distribution.
-DETERMINISTIC = """euler euler_cfg_pp heun heunpp2 exp_heun_2_x0 dpm_2 lms dpmpp_2m dpmpp_2m_cfg_pp ipndm ipndm_v deis res_multistep
-    res_multistep_cfg_pp gradient_estimation gradient_estimation_cfg_pp ddim uni_pc uni_pc_bh2""".split()
+# These follow the flow itself and must end where it ends; the others draw new noise and must end in the same
+# distribution.
+DETERMINISTIC = """euler euler_cfg_pp heun heunpp2 exp_heun_2_x0 dpm_2 lms dpmpp_2m dpmpp_2m_cfg_pp
+    ipndm ipndm_v deis res_multistep res_multistep_cfg_pp gradient_estimation gradient_estimation_cfg_pp
+    ddim uni_pc uni_pc_bh2""".split()
 MODES = {
     "joint": ("joint", 0.0),
     "image first": ("joint", 1.0),
@@ -80,7 +82,8 @@ def test_the_help_page_names_the_samplers_that_are_refused(root, place):
 
 
 def test_nothing_a_user_reads_promises_every_sampler(root):
-    in_chinese = "\u6240\u6709(\u6838\u5fc3)?\u91c7\u6837\u5668|\u6240\u6709\u6838\u5fc3"  # "all (core) samplers", "all of core's"
+    # "all (core) samplers", "all of core's"
+    in_chinese = "\u6240\u6709(\u6838\u5fc3)?\u91c7\u6837\u5668|\u6240\u6709\u6838\u5fc3"
     promises = re.compile(rf"(all|every|any)( of)? core('s)? samplers?(?! but)\b|{in_chinese}", re.IGNORECASE)
     assert promises.search("All core samplers work.") and promises.search(
         "\u6240\u6709\u6838\u5fc3\u91c7\u6837\u5668\u90fd\u53ef\u7528"
@@ -166,7 +169,9 @@ def test_more_steps_come_closer_under_every_scheduler(inside_matrix):
 
 CHOSEN = {  # what the defaults leave open, or what a user would set
     "ManualSigmas": {
-        "sigmas": "1.0, 0.97, 0.93, 0.88, 0.82, 0.75, 0.67, 0.58, 0.48, 0.38, 0.28, 0.19, 0.12, 0.06, 0.03, 0.0"
+        "sigmas": (
+            "1.0, 0.97, 0.93, 0.88, 0.82, 0.75, 0.67, 0.58, 0.48, 0.38, 0.28, 0.19, 0.12, 0.06, 0.03, 0.0"
+        )
     },
     "KarrasScheduler": {"sigma_max": 1.0, "sigma_min": 0.002},
     "ExponentialScheduler": {"sigma_max": 1.0, "sigma_min": 0.002},

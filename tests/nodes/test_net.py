@@ -17,7 +17,7 @@ NODES = """EmptyJointLatent ImageToDepthLatent DepthToImageLatent MaskedJointLat
     EncodeIntrinsics DecodeIntrinsics ViewFromImage ViewToMask ViewFromMoge ViewToMoge ViewFromDa3 ViewToDa3 PointCloud DepthMesh
     ViewCamera SaveDepth AlignDepth NormalsFromDepth StereoPair CompareViews PreviewDepth AskAboutViews
     JoyFit JoyMoveObject JoyRestore VggtReconstruct
-    VggtGeometryTokens ScaleViews FuseViews SaveColmap""".split()
+    VggtGeometryTokens ScaleViews FuseViews SaveColmap CheckEdit UpscaleDepth""".split()
 
 
 def test_the_sound_inputs_are_taken(net):

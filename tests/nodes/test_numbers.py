@@ -39,7 +39,9 @@ def decimals(step):
 
 
 def as_frontend_takes_it(number, put):
-    """A number typed into a node of the frontend 1.49: rounded to `round`, else to the decimals of `step`; cut to those anyway."""
+    """A number typed into a node of the frontend 1.49: rounded to `round`, else to the decimals of `step`;
+    cut to those anyway.
+    """
     places = decimals(put.get("step", 0.5))
     unit = put.get("round") or (10.0**-places if places else None)
     if unit:
@@ -61,9 +63,13 @@ def test_every_number_arrives_as_it_was_typed(numbers):
         for number in (*TYPED[name], put["default"], put["min"], put["max"]):
             if put["min"] <= number <= put["max"]:
                 seen = as_frontend_takes_it(number, put)
-                assert math.isclose(seen, number, rel_tol=COARSEST), f"{place}: {number} was typed and is {seen}"
+                assert math.isclose(seen, number, rel_tol=COARSEST), (
+                    f"{place}: {number} was typed and is {seen}"
+                )
 
 
 def test_no_step_is_coarser_than_what_is_kept(numbers):
     for place, put in numbers.items():
-        assert put["step"] <= put.get("round", put["step"]), f"{place}: numbers are cut to the decimals of step"
+        assert put["step"] <= put.get("round", put["step"]), (
+            f"{place}: numbers are cut to the decimals of step"
+        )

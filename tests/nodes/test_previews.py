@@ -18,7 +18,9 @@ def previews(inside, tiny_weights):
     ids=["together", "image first", "depth first"],
 )
 def test_every_step_shows_the_image_with_its_depth_at_its_right(previews, log2_alpha, size, batch):
-    """Compared with the run's result, which the last step's prediction is; an 8-bit picture rounds to 1/255."""
+    """Compared with the run's result, which the last step's prediction is;
+    an 8-bit picture rounds to 1/255.
+    """
     seen = previews("previews", log2_alpha=log2_alpha, height=size[0], width=size[1], batch=batch)
     height, width = (-(-side // 16) * 16 for side in size)
     assert seen["count"] == 3 and seen["shape"] == [height, 2 * width, 3]

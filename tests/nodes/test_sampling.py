@@ -1,4 +1,6 @@
-"""Core's KSampler on our MODEL against our own sampler in plain torch: same files, same seed, same numbers."""
+"""Core's KSampler on our MODEL against our own sampler in plain torch: same files, same seed,
+same numbers.
+"""
 
 import pytest
 
@@ -57,7 +59,10 @@ def test_sampling_in_part_starts_from_the_latent(sampling):
 
 def test_stock_samplers_serve(sampling):
     names = ["dpmpp_2m", "dpmpp_sde", "uni_pc", "heun", "lcm", "res_multistep", "euler_ancestral", "ddim"]
-    assert sampling("stock_samplers", samplers=names) == {name: [[2, 32, 4, 4], [2, 1, 64, 64]] for name in names}
+    assert (
+        sampling("stock_samplers", samplers=names)
+        == {name: [[2, 32, 4, 4], [2, 1, 64, 64]] for name in names}
+    )
 
 
 @pytest.mark.parametrize("patch", ["ModelSamplingFlux", "ModelSamplingSD3"])

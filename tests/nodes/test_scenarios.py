@@ -165,7 +165,9 @@ def test_scenario_02_intrinsic_maps_of_odd_size_are_padded_and_come_back_in_it(m
 WRONG_FILES = {
     "double_stream_modulation_img.lin.weight": "is a FLUX.2 text-to-image network without a depth stream",
     "encoder.backbone.blocks.0.attn.qkv.weight, points_head.output.weight": "is a MoGe geometry estimator",
-    "model.diffusion_model.input_blocks.0.0.weight, first_stage_model.decoder.conv_in.weight": "is a Stable Diffusion checkpoint",
+    (
+        "model.diffusion_model.input_blocks.0.0.weight, first_stage_model.decoder.conv_in.weight"
+    ): "is a Stable Diffusion checkpoint",
 }
 
 
@@ -230,11 +232,13 @@ def test_scenario_03_a_wrong_part_is_called_by_name(loaded, case):
 
 BASES = {
     "another base": "load one of these", "LoRA of another width": "Load the base that it was trained on",
-    "SDXL's LoRA on SD2.1": "choose an intrinsic LoRA that was trained on this base", "plain model": "Intrinsic Co-Generation",
+    "SDXL's LoRA on SD2.1": "choose an intrinsic LoRA that was trained on this base",
+    "plain model": "Intrinsic Co-Generation",
     "plain latent": "Join Intrinsic Latent", "unknown layer": "stage", "channels": "(1, 16, 8, 8)",
 }  # fmt: skip
 MAPS = {
-    "file of a picture's VAE": "an image autoencoder (VAE)", "file of a LoRA": "a LoRA", "picture's VAE to encode": "Load Intrinsic VAE",
+    "file of a picture's VAE": "an image autoencoder (VAE)", "file of a LoRA": "a LoRA",
+    "picture's VAE to encode": "Load Intrinsic VAE",
     "core's VAE Decode": "Decode Intrinsics", "latent of another base": "Split Intrinsic Latent",
 }  # fmt: skip
 
@@ -529,6 +533,10 @@ EXTRAS = [
     "moge",
     "sam3",
     "pixart",
+    "cfg",
+    "joyimage",
+    "sd3",
+    "toolkit",
 ]
 NOT_THERE = {
     "value_not_in_list",

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.comfyui
 FILE = "inside_weights.py"
 # every format holds these widths; the time embedding, the depth head and the others stay as they are
 CONFIG = ModalityForcingConfig(
-    in_channels=16, context_in_dim=32, hidden_size=128, num_heads=4, axes_dim=(8, 8, 8, 8), num_double_blocks=1, num_single_blocks=2,
+    in_channels=16, context_in_dim=32, hidden_size=128, num_heads=4, axes_dim=(8, 8, 8, 8),
+    num_double_blocks=1, num_single_blocks=2,
     num_depth_decoder_blocks=1, mlp_ratio=3.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 LAYERS = 1 * 3 * 4 + 3 * 2  # matrices of the blocks
@@ -68,7 +69,8 @@ def test_quantised_files_run_in_cores_layers_within_their_formats_step(inside, c
     assert result["kept"] == 0
     assert result["step"] <= 1.01 and 0 < result["weights"] <= COARSEST[form]
     assert result["accuracy"] <= COARSEST[form] * DEEPEST**0.5
-    # without hardware for the format core multiplies in full precision; int8 rounds what it multiplies with everywhere, row by row
+    # without hardware for the format core multiplies in full precision;
+    # int8 rounds what it multiplies with everywhere, row by row
     assert result["loading"] <= (2e-2 if form == "int8" else 1e-5)
     assert result["host_accuracy"] <= COARSEST[form] * DEEPEST**0.5
 
@@ -239,9 +241,12 @@ def test_a_half_downloaded_file_is_said_to_be(inside, source, tmp_path):
 
 
 def test_a_quantised_file_of_another_kind_is_named(inside, source, tmp_path):
-    path = convert_file(source, tmp_path / "x.safetensors", dict.fromkeys(read_header(source).shapes, torch.bfloat16), {
-        "_quantization_metadata": '{"layers": {"dit.single_blocks.0.linear1": {"format": "convrot_w4a4"}}}'
-    })  # fmt: skip
+    path = convert_file(
+        source,
+        tmp_path / "x.safetensors",
+        dict.fromkeys(read_header(source).shapes, torch.bfloat16),
+        {"_quantization_metadata": '{"layers": {"dit.single_blocks.0.linear1": {"format": "convrot_w4a4"}}}'},
+    )  # fmt: skip
     error = call(inside, "chosen", name=path.name, folder=str(tmp_path))["error"]
     assert (
         "Expected layer dit.single_blocks.0.linear1" in error and "one of the formats float8_e4m3fn" in error

@@ -18,7 +18,8 @@ from spatialweave.models.modality_forcing.weights import save_network
 pytestmark = pytest.mark.comfyui
 FILE = "inside_weights_odd.py"
 CONFIG = ModalityForcingConfig(
-    in_channels=16, context_in_dim=32, hidden_size=128, num_heads=4, axes_dim=(8, 8, 8, 8), num_double_blocks=1, num_single_blocks=1,
+    in_channels=16, context_in_dim=32, hidden_size=128, num_heads=4, axes_dim=(8, 8, 8, 8),
+    num_double_blocks=1, num_single_blocks=1,
     num_depth_decoder_blocks=1, mlp_ratio=3.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 

@@ -1,10 +1,13 @@
-"""A real ComfyUI in a process of its own, with the pack loaded the way ComfyUI loads it, that calls functions by name.
+"""A real ComfyUI in a process of its own, with the pack loaded the way ComfyUI loads it,
+that calls functions by name.
 
-    python worker.py COMFYUI PACK      then one JSON line per call on stdin, one JSON line per answer on stdout
+    python worker.py COMFYUI PACK
 
-A call is {"file": "inside_sampling.py", "function": "name", "kwargs": {...}}; an answer {"value": ...} or {"error": text}.
-The files called find the pack's modules through `ours`. The first line it prints, unasked, has the seconds that loading the pack took, and
-in processor seconds, which other work on the machine does not lengthen, what the pack and ComfyUI itself took:
+Then one JSON line per call on stdin, one JSON line per answer on stdout. A call is
+{"file": "inside_sampling.py", "function": "name", "kwargs": {...}}; an answer {"value": ...} or
+{"error": text}. The files called find the pack's modules through `ours`. The first line it prints, unasked,
+has the seconds that loading the pack took, and in processor seconds, which other work on the machine does not
+lengthen, what the pack and ComfyUI itself took:
 
     python worker.py ~/comfy/ComfyUI . < /dev/null
 """
@@ -43,7 +46,11 @@ def start(comfyui, pack):
     comfyui_processor = time.process_time() - began
 
     # ComfyUI loads its own extra nodes first: what those import is not the pack's time
-    asyncio.run(nodes.load_custom_node(os.path.join(comfyui, "comfy_extras", "nodes_custom_sampler.py"), module_parent="comfy_extras"))
+    asyncio.run(
+        nodes.load_custom_node(
+            os.path.join(comfyui, "comfy_extras", "nodes_custom_sampler.py"), module_parent="comfy_extras"
+        )
+    )
     compile_all(pack)
     gc.disable()  # a collection of what ComfyUI made takes .2 s and falls upon whoever happens to allocate
     began, processor = time.perf_counter(), time.process_time()
@@ -59,7 +66,9 @@ def start(comfyui, pack):
 
 
 def compile_all(pack):
-    """Bytecode of the pack, as ComfyUI finds it at every start but the first; beside the pack nothing is written."""
+    """Bytecode of the pack, as ComfyUI finds it at every start but the first;
+    beside the pack nothing is written.
+    """
     sys.pycache_prefix = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)
     for part in ("nodes", "models", "kernels"):

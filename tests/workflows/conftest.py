@@ -16,7 +16,9 @@ HERE = Path(__file__).resolve().parent
 @pytest.fixture(scope="session")
 def runner(root):
     """workflows/run.py as a module."""
-    spec = importlib.util.spec_from_file_location("spatialweave_workflow_runner", root / "workflows" / "run.py")
+    spec = importlib.util.spec_from_file_location(
+        "spatialweave_workflow_runner", root / "workflows" / "run.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -24,7 +26,9 @@ def runner(root):
 
 @pytest.fixture(scope="session")
 def installed(pack, root, tmp_path_factory):
-    """A ComfyUI base directory with the registry's archive in custom_nodes; random tiny weights where none are shipped yet."""
+    """A ComfyUI base directory with the registry's archive in custom_nodes;
+    random tiny weights where none are shipped yet.
+    """
     base = tmp_path_factory.mktemp("base")
     target = base / "custom_nodes" / "spatialweave"
     for name in pack.archive():
@@ -43,7 +47,9 @@ def installed(pack, root, tmp_path_factory):
 
 
 def write_small_network(path):
-    """A network in the released form (bfloat16, `dit.` names, no metadata), for FLUX.2's latent and inside_small_klein.py's prompts."""
+    """A network in the released form (bfloat16, `dit.` names, no metadata), for FLUX.2's latent
+    and inside_small_klein.py's prompts.
+    """
     import torch
     from safetensors.torch import save_file
 

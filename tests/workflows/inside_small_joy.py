@@ -1,7 +1,9 @@
-"""Laid into the test server's custom_nodes: JoyImage-Edit of core's own classes, so small that a test can run it.
+"""Laid into the test server's custom_nodes: JoyImage-Edit of core's own classes,
+so small that a test can run it.
 
-Qwen3-VL-8B becomes 128 wide, core reads the width of the prompts off the network's file, and files of random weights take the names that
-the Joy graphs ask for. Loaders, encoder, network, VAE and samplers are core's. Nothing else of ComfyUI is changed.
+Qwen3-VL-8B becomes 128 wide, core reads the width of the prompts off the network's file, and files of random
+weights take the names that the Joy graphs ask for. Loaders, encoder, network, VAE and samplers are core's.
+Nothing else of ComfyUI is changed.
 """
 
 from pathlib import Path
@@ -23,8 +25,14 @@ FILES = {
     "text_encoders": "qwen3vl_8b_joyimage_edit_int8_convrot.safetensors",
     "vae": "wan_2.1_vae.safetensors",
 }
-small = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
-VAE = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True]}
+small = {
+    "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
+VAE = {
+    "dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+}
 VAE |= {"image_channels": 3, "conv_out_channels": 3, "dropout": 0.0}  # Wan 2.1's, a twelfth as wide
 tower = {"hidden_size": 64, "intermediate_size": 64, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
 
@@ -53,23 +61,34 @@ def random_weights(module, gain=1.0):
 def write(folder, state):
     place = Path(folder_paths.get_folder_paths(folder)[0])
     place.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.to(torch.float16).contiguous() for name, value in state.items()}, place / FILES[folder])
+    save_file(
+        {name: value.to(torch.float16).contiguous() for name, value in state.items()}, place / FILES[folder]
+    )
 
 
 def released_names(name):
     """As the published text encoder has them."""
     if name.startswith("model.lm_head."):
         return name.removeprefix("model.")
-    return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else f"model.{name}"
+    return (
+        name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else f"model.{name}"
+    )
 
 
 fields = llama.Qwen3VL_8BConfig.__dataclass_fields__
-llama.Qwen3VL_8BConfig.__init__.__defaults__ = tuple(small.get(name, field.default) for name, field in fields.items())
+llama.Qwen3VL_8BConfig.__init__.__defaults__ = tuple(
+    small.get(name, field.default) for name, field in fields.items()
+)
 qwen3vl.QWEN3VL_VISION["qwen3vl_8b"] = tower
 comfy.model_detection.detect_unet_config = detect_small
 
 plain = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
-network = JoyImageTransformer3DModel(hidden_size=WIDTH, num_attention_heads=1, text_dim=WIDTH, num_layers=1, theta=10000, **plain)
+network = JoyImageTransformer3DModel(
+    hidden_size=WIDTH, num_attention_heads=1, text_dim=WIDTH, num_layers=1, theta=10000, **plain
+)
 write("diffusion_models", random_weights(network, 0.3))
-write("text_encoders", {released_names(name): value for name, value in random_weights(qwen3vl.Qwen3VL({}, **plain)).items()})
+write(
+    "text_encoders",
+    {released_names(name): value for name, value in random_weights(qwen3vl.Qwen3VL({}, **plain)).items()},
+)
 write("vae", random_weights(WanVAE(**VAE)))

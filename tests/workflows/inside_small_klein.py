@@ -1,6 +1,8 @@
-"""Laid into the test server's custom_nodes: core's own FLUX.2 text encoder and VAE classes, so small that a test can run them.
+"""Laid into the test server's custom_nodes: core's own FLUX.2 text encoder and VAE classes,
+so small that a test can run them.
 
-Qwen3-8B becomes 32 wide, and files of random weights take the names of the big ones. Nothing else of ComfyUI is changed.
+Qwen3-8B becomes 32 wide, and files of random weights take the names of the big ones.
+Nothing else of ComfyUI is changed.
 """
 
 from pathlib import Path
@@ -15,12 +17,18 @@ from safetensors.torch import save_file
 
 WIDTH = 32  # of the text encoder; the network reads three of its layers
 FILES = {"text_encoders": "qwen_3_8b_fp8mixed.safetensors", "vae": "flux2-vae.safetensors"}
-VAE = {"double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+VAE = {
+    "double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3,
+    "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2,
+}
 VAE |= {"attn_resolutions": [], "dropout": 0.0, "ch": 32, "batch_norm_latent": True}
 NODE_CLASS_MAPPINGS = {}
 
 detect = comfy.sd.detect_te_model
-small = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 28, "num_attention_heads": 2, "num_key_value_heads": 1}
+small = {
+    "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 28, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def detect_small(state):
@@ -31,7 +39,9 @@ def detect_small(state):
 def random_weights(module):
     generator = torch.Generator().manual_seed(0)
     return {
-        name: torch.randn(value.shape, generator=generator) * max(value[0].numel(), 1) ** -0.5 if value.ndim > 1 else torch.ones_like(value)
+        name: torch.randn(value.shape, generator=generator) * max(value[0].numel(), 1) ** -0.5
+        if value.ndim > 1
+        else torch.ones_like(value)
         for name, value in module.state_dict().items()
     }
 
@@ -43,7 +53,9 @@ def write(folder, state):
 
 
 fields = llama.Qwen3_8BConfig.__dataclass_fields__
-llama.Qwen3_8BConfig.__init__.__defaults__ = tuple(small.get(name, field.default) for name, field in fields.items())
+llama.Qwen3_8BConfig.__init__.__defaults__ = tuple(
+    small.get(name, field.default) for name, field in fields.items()
+)
 comfy.sd.detect_te_model = detect_small
 encoder = llama.Qwen3_8B({}, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
 write("text_encoders", random_weights(encoder))

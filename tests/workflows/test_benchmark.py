@@ -1,4 +1,6 @@
-"""`spatialweave benchmark` with a real ComfyUI over HTTP: a shipped graph scores as the pipeline does; poses through a batch."""
+"""`spatialweave benchmark` with a real ComfyUI over HTTP: a shipped graph scores as the pipeline does;
+poses through a batch.
+"""
 
 import json
 
@@ -34,13 +36,22 @@ def world(tmp_path_factory):
 @pytest.mark.comfyui
 def test_the_shipped_graph_scores_from_the_command_line(world, server, root, tmp_path, capsys):
     graph = root / "workflows/api/image_to_depth.json"
-    call = ["benchmark", "depth", str(world), "--model", "comfyui", "--graph", str(graph), "--server", server[0].url]
-    files = ["--work", str(tmp_path / "w.jsonl"), "--json", str(tmp_path / "r.json"), "--set", "6.steps=4", "--ensemble", "2"]
+    call = [
+        "benchmark", "depth", str(world), "--model", "comfyui", "--graph", str(graph), "--server",
+        server[0].url,
+    ]
+    files = [
+        "--work", str(tmp_path / "w.jsonl"), "--json", str(tmp_path / "r.json"), "--set", "6.steps=4",
+        "--ensemble", "2",
+    ]
     assert main([*call, *files]) == 0
     shown = capsys.readouterr().out
     figures = json.loads((tmp_path / "r.json").read_text())
     assert "| ComfyUI (image_to_depth) |" in shown and figures["samples"] == 2
-    assert figures["figures"]["scale"]["absrel"] < 0.35 and figures["figures"]["scale-shift-robust"]["absrel"] < 0.25
+    assert (
+        figures["figures"]["scale"]["absrel"] < 0.35
+        and figures["figures"]["scale-shift-robust"]["absrel"] < 0.25
+    )
     assert main([*call, *files]) == 0 and capsys.readouterr().out == shown
 
 
@@ -72,20 +83,33 @@ def vggt_file(installed):
     from spatialweave.models.vggt.training import init_weights
     from spatialweave.models.vggt.weights import save_network
 
-    sizes = {"img_size": 28, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1, "backbone_num_heads": 2, "dpt_features": 8}
-    more = {"dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 1, 2, 3), "camera_trunk_depth": 1, "camera_num_heads": 2}
+    sizes = {
+        "img_size": 28, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1,
+        "backbone_num_heads": 2, "dpt_features": 8,
+    }
+    more = {
+        "dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 1, 2, 3), "camera_trunk_depth": 1,
+        "camera_num_heads": 2,
+    }
     network = Vggt(config := VggtConfig(**sizes, **more))
     init_weights(network, torch.Generator().manual_seed(0))
     with torch.no_grad():  # poses that differ from view to view
         for value in network.parameters():
-            value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
-    return save_network(installed / "models" / "geometry_estimation" / "small_vggt.safetensors", network, config)
+            value.add_(
+                0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel()))
+            )
+    return save_network(
+        installed / "models" / "geometry_estimation" / "small_vggt.safetensors", network, config
+    )
 
 
 @pytest.mark.comfyui
 def test_poses_of_a_graph_are_those_of_the_pipeline(server, vggt_file):
     """One Load Image becomes a batch, Fuse Views and Save COLMAP are added, and images.txt comes back."""
-    reconstruct = {"vggt": ["1", 0], "image": ["2", 0], "fit": "pad", "longer_side": 0, "source": "depth", "global_queries": 0}
+    reconstruct = {
+        "vggt": ["1", 0], "image": ["2", 0], "fit": "pad", "longer_side": 0, "source": "depth",
+        "global_queries": 0,
+    }
     shown = {"style": "colour", "near_percentile": 0.0, "far_percentile": 100.0, "view": ["3", 0]}
     graph = {
         "1": {"class_type": "SpatialWeave_LoadVggt", "inputs": {"model_name": vggt_file.name}},
@@ -138,7 +162,9 @@ def test_graphs_that_do_not_say_what_to_set_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected one Load Image node in the graph, got 1, 3"):
         find_image_node(two)
     assert find_image_node(two, "3") == "3"
-    for text, words in {"[]": "got another JSON", "{": "got no JSON", '{"nodes": []}': "got another JSON"}.items():
+    for text, words in {
+        "[]": "got another JSON", "{": "got no JSON", '{"nodes": []}': "got another JSON",
+    }.items():
         (tmp_path / "g.json").write_text(text)
         with pytest.raises(ValueError, match=words):
             read_api_graph(tmp_path / "g.json")

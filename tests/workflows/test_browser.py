@@ -24,7 +24,9 @@ TYPED = [
 
 @pytest.fixture(scope="module")
 def browser():
-    """The environment in which the script finds playwright-core and Chromium, or a skip that says what is missing."""
+    """The environment in which the script finds playwright-core and Chromium,
+    or a skip that says what is missing.
+    """
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     node = shutil.which("node")
     if node is None or chromium is None:
@@ -39,15 +41,20 @@ SAVED = {
     "last_node_id": 2, "last_link_id": 1, "version": 0.4, "groups": [], "config": {}, "extra": {},
     "nodes": [
         {
-            "id": 1, "type": "SpatialWeave_LoadDepth", "pos": [100, 100], "size": [400, 200], "flags": {}, "order": 0, "mode": 0,
-            "inputs": [], "properties": {}, "widgets_values": ["kitti_steps.png", "metric", 0.001, "", 0.0, "image"],
+            "id": 1, "type": "SpatialWeave_LoadDepth", "pos": [100, 100], "size": [400, 200], "flags": {},
+            "order": 0, "mode": 0,
+            "inputs": [], "properties": {},
+            "widgets_values": ["kitti_steps.png", "metric", 0.001, "", 0.0, "image"],
             "outputs": [
-                {"name": "VIEW", "type": "SPATIALWEAVE_VIEW", "links": None}, {"name": "STRING", "type": "STRING", "links": [1]}
+                {"name": "VIEW", "type": "SPATIALWEAVE_VIEW", "links": None},
+                {"name": "STRING", "type": "STRING", "links": [1]}
             ],
         },
         {
-            "id": 2, "type": "PreviewAny", "pos": [600, 100], "size": [300, 200], "flags": {}, "order": 1, "mode": 0,
-            "inputs": [{"name": "source", "type": "*", "link": 1}], "outputs": [], "properties": {}, "widgets_values": [],
+            "id": 2, "type": "PreviewAny", "pos": [600, 100], "size": [300, 200], "flags": {}, "order": 1,
+            "mode": 0,
+            "inputs": [{"name": "source", "type": "*", "link": 1}], "outputs": [], "properties": {},
+            "widgets_values": [],
         },
     ],
     "links": [[1, 1, 1, 2, 0, "STRING"]],
@@ -73,7 +80,9 @@ def typed(server, installed, browser):
 
 @pytest.mark.parametrize("look", ["classic", "vue"])
 def test_a_number_typed_in_the_browser_arrives(typed, look):
-    """In the widget, in the prompt that is queued, and in the depth that Load Depth reads: 5120 steps of 1/256 m are 20 m."""
+    """In the widget, in the prompt that is queued, and in the depth that Load Depth reads:
+    5120 steps of 1/256 m are 20 m.
+    """
     *seen, saved = typed(look)
     assert len(seen) == len(TYPED)
     for (_, _, text, wanted), entry in zip(TYPED, seen):
@@ -81,5 +90,7 @@ def test_a_number_typed_in_the_browser_arrives(typed, look):
         if "queued" in entry:
             assert entry["queued"] == entry["value"], entry
             metres = 5120 * wanted
-            assert entry["said"].startswith(f"depth 1 x 6 x 8, {metres:.4g} to {metres:.4g} metres"), (text, entry)
+            assert entry["said"].startswith(f"depth 1 x 6 x 8, {metres:.4g} to {metres:.4g} metres"), (
+                text, entry,
+            )
     assert saved["said"].startswith("depth 1 x 6 x 8, 5.12 to 5.12 metres"), saved

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
-RUNS, WARM, BESIDE = 200, 40, 8_000_000  # the last: bytes that ComfyUI's own history and allocator may take meanwhile
+# the last: bytes that ComfyUI's own history and allocator may take meanwhile
+RUNS, WARM, BESIDE = 200, 40, 8_000_000
 SMALL = ["5.width=32", "5.height=32", "6.steps=1", "6.cfg=1.0"]
 
 
@@ -17,7 +18,9 @@ SMALL = ["5.width=32", "5.height=32", "6.steps=1", "6.cfg=1.0"]
 def graph(runner, root):
     """The shipped joint workflow, small, with a seed."""
     whole = json.loads((root / "workflows/api/joint_image_depth.json").read_text(encoding="utf-8"))
-    return lambda seed, *changes: runner.change_inputs(json.loads(json.dumps(whole)), [*SMALL, f"6.seed={seed}", *changes])
+    return lambda seed, *changes: runner.change_inputs(
+        json.loads(json.dumps(whole)), [*SMALL, f"6.seed={seed}", *changes]
+    )
 
 
 def memory(process):
@@ -60,13 +63,17 @@ def test_cancel_through_the_queue_leaves_the_next_run_as_it_was(lasting, graph, 
         status = ended(server, run)
         kinds = [kind for kind, _ in status["messages"]]
         assert "execution_interrupted" in kinds and "execution_error" not in kinds, status
-    again = picture(server, server.wait(server.queue(graph(1, '8.filename_prefix="again"')), 600), tmp_path / "after")
+    again = picture(
+        server, server.wait(server.queue(graph(1, '8.filename_prefix="again"')), 600), tmp_path / "after"
+    )
     assert again == want and len(want) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
 def test_two_hundred_runs_leave_memory_flat(lasting, graph, record_property):
-    """Queued one after another, each with its own seed; grown between the fortieth run and the two hundredth."""
+    """Queued one after another, each with its own seed;
+    grown between the fortieth run and the two hundredth.
+    """
     server, process = lasting
     sizes = []
     for seed in range(RUNS):
@@ -74,4 +81,6 @@ def test_two_hundred_runs_leave_memory_flat(lasting, graph, record_property):
         assert outputs
         sizes.append(memory(process))
     record_property("megabytes", [round(sizes[index] / 1e6, 1) for index in (0, WARM, RUNS // 2, RUNS - 1)])
-    assert sizes[-1] - sizes[WARM] < BESIDE, f"{(sizes[-1] - sizes[WARM]) / 1e6:.1f} MB more after {RUNS - WARM} runs"
+    assert sizes[-1] - sizes[WARM] < BESIDE, (
+        f"{(sizes[-1] - sizes[WARM]) / 1e6:.1f} MB more after {RUNS - WARM} runs"
+    )

@@ -1,5 +1,6 @@
-"""The I-LDM graphs in a real ComfyUI: those of big bases on small random models of core's own classes, the "
-"tiny one as it is shipped."""
+"""The I-LDM graphs in a real ComfyUI: those of big bases on small random models of core's own classes,
+the tiny one as it is shipped.
+"""
 
 import json
 
@@ -10,13 +11,19 @@ from safetensors.torch import load
 from spatialweave.models.intrinsic_ldm.config import GUIDANCE, STEPS
 
 TINY = "intrinsic_cogeneration"
-RECIPES = {"intrinsic_sd21": ("sd21", "vae"), "intrinsic_sdxl": ("sdxl", "vae_sdxl"), "intrinsic_pixart": ("pixart", "vae")}
-# name: pixels of a side; core's PixArt counts positions in units of 64 latent pixels, of which a picture needs half one at least
+RECIPES = {
+    "intrinsic_sd21": ("sd21", "vae"), "intrinsic_sdxl": ("sdxl", "vae_sdxl"),
+    "intrinsic_pixart": ("pixart", "vae"),
+}
+# name: pixels of a side; core's PixArt counts positions in units of 64 latent pixels,
+# of which a picture needs half one at least
 SIDES = {TINY: 128, "intrinsic_sd21": 64, "intrinsic_sdxl": 64, "intrinsic_pixart": 320}
 
 
 def read(root, name, api=True):
-    return json.loads((root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8")
+    )
 
 
 def of_kind(graph, kind):
@@ -30,8 +37,9 @@ def name(request):
 
 
 def shortened(graph, side):
-    """The graph with two steps and a small picture, and what the base makes alone and with weight off, "
-    "every latent saved."""
+    """The graph with two steps and a small picture, and what the base makes alone and with weight off,
+    every latent saved.
+    """
     coupled, sampler, split = (of_kind(graph, kind) for kind in (
         "SpatialWeave_IntrinsicCoGeneration", "KSampler", "SpatialWeave_SplitIntrinsicLatent",
     ))  # fmt: skip
@@ -40,13 +48,22 @@ def shortened(graph, side):
     graph[empty]["inputs"] |= {"width": side, "height": side}
     kept = {key: value for key, value in graph[coupled]["inputs"].items() if not key.startswith("schedule")}
     more = {
-        "base": ("KSampler", graph[sampler]["inputs"] | {"model": graph[coupled]["inputs"]["model"], "latent_image": [empty, 0]}),
+        "base": (
+            "KSampler",
+            graph[sampler]["inputs"]
+            | {"model": graph[coupled]["inputs"]["model"], "latent_image": [empty, 0]},
+        ),
         "off": ("SpatialWeave_IntrinsicCoGeneration", kept | {"schedule": "off"}),
         "join_off": ("SpatialWeave_JoinIntrinsicLatent", graph[joint]["inputs"] | {"model": ["off", 0]}),
-        "sample_off": ("KSampler", graph[sampler]["inputs"] | {"model": ["off", 0], "latent_image": ["join_off", 0]}),
+        "sample_off": (
+            "KSampler", graph[sampler]["inputs"] | {"model": ["off", 0], "latent_image": ["join_off", 0]},
+        ),
         "split_off": ("SpatialWeave_SplitIntrinsicLatent", {"samples": ["sample_off", 0]}),
     }
-    saved = {"image": [split, 0], "maps": [split, 1], "image_off": ["split_off", 0], "maps_off": ["split_off", 1], "base": ["base", 0]}
+    saved = {
+        "image": [split, 0], "maps": [split, 1], "image_off": ["split_off", 0], "maps_off": ["split_off", 1],
+        "base": ["base", 0],
+    }
     for key, link in saved.items():
         more[f"save {key}"] = ("SaveLatent", {"samples": link, "filename_prefix": "latents/latent"})
     return graph | {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in more.items()}
@@ -54,21 +71,32 @@ def shortened(graph, side):
 
 @pytest.mark.comfyui
 def test_graph_makes_an_image_and_its_maps_and_off_is_the_base(server, root, name, tmp_path):
-    """Every map is there, all latents are finite, and with weight off the image is the base model's, bit "
-    "for bit."""
+    """Every map is there, all latents are finite, and with weight off the image is the base model's,
+    bit for bit.
+    """
     image, np = pytest.importorskip("PIL.Image"), pytest.importorskip("numpy")
     side = SIDES[name]
     graph = shortened(read(root, name), side)
     files = server[0].collect(server[0].wait(server[0].queue(graph), 900), tmp_path)
-    latents = {path.name.split("_latent_")[0].removeprefix("save "): path for path in files if path.suffix == ".latent"}
+    latents = {
+        path.name.split("_latent_")[0].removeprefix("save "): path
+        for path in files
+        if path.suffix == ".latent"
+    }
     latents = {key: load(path.read_bytes())["latent_tensor"] for key, path in latents.items()}
     assert sorted(latents) == ["base", "image", "image_off", "maps", "maps_off"]
     assert all(bool(latent.isfinite().all()) and latent.std() > 0.01 for latent in latents.values())
     assert torch.equal(latents["image_off"], latents["base"])
     for other in ("base", "maps"):
         assert (latents["image"] - latents[other]).abs().max() > 1e-4, f"the image is the same as {other}"
-    shown = {path.name.split("_")[0]: np.asarray(image.open(path).convert("RGB")) for path in files if path.suffix == ".png"}
-    pictures = {graph[key]["_meta"]["title"].split(":")[0]: picture for key, picture in shown.items() if key != "off"}
+    shown = {
+        path.name.split("_")[0]: np.asarray(image.open(path).convert("RGB"))
+        for path in files
+        if path.suffix == ".png"
+    }
+    pictures = {
+        graph[key]["_meta"]["title"].split(":")[0]: picture for key, picture in shown.items() if key != "off"
+    }
     maps = {"Save the image", "Normals", "Segmentation", "Line art"}
     assert set(pictures) == maps | {"Image and depth", "IntrinsicCoGeneration"}  # the node shows its weights
     assert {pictures[title].shape for title in maps} == {(side, side, 3)}
@@ -78,17 +106,29 @@ def test_graph_makes_an_image_and_its_maps_and_off_is_the_base(server, root, nam
 
 @pytest.mark.parametrize("base", RECIPES)
 def test_graph_of_a_big_base_says_what_it_needs(root, base):
-    """Every file it names is in its note with the run that makes it; the one download it offers is the base "
-    "itself."""
+    """Every file it names is in its note with the run that makes it;
+    the one download it offers is the base itself.
+    """
     graph = read(root, base, api=False)
     (note,) = (node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote")
-    files = {value for node in read(root, base).values() for value in node["inputs"].values() if str(value).endswith(".safetensors")}
+    files = {
+        value
+        for node in read(root, base).values()
+        for value in node["inputs"].values()
+        if str(value).endswith(".safetensors")
+    }
     assert not [file for file in files if file not in note]
     assert "No weights of the two" in note and "docs/intrinsic_training.md" in note and "**off**" in note
     for recipe in RECIPES[base]:
-        output = json.loads((root / "models/intrinsic_ldm/recipes" / f"{recipe}.json").read_text(encoding="utf-8"))["output"]
+        output = json.loads(
+            (root / "models/intrinsic_ldm/recipes" / f"{recipe}.json").read_text(encoding="utf-8")
+        )["output"]
         assert f"`{output}`" in note
-    offered = {model["name"]: node["widgets_values"][0] for node in graph["nodes"] for model in node["properties"].get("models", ())}
+    offered = {
+        model["name"]: node["widgets_values"][0]
+        for node in graph["nodes"]
+        for model in node["properties"].get("models", ())
+    }
     assert len(offered) <= 1 and all(name == shown for name, shown in offered.items())
 
 
@@ -102,6 +142,12 @@ def test_every_graph_has_the_papers_gaussian_weight_and_one_note_on_off(root):
         assert chosen == ["gaussian", 1.0, 800.0, 100.0]
         sampler = graph[of_kind(graph, "KSampler")]["inputs"]
         assert (sampler["steps"], sampler["sampler_name"], sampler["scheduler"]) == (STEPS, "euler", "normal")
-        assert sampler["cfg"] == {TINY: GUIDANCE, "intrinsic_pixart": 4.5}.get(name, 7.5), "the paper's, PixArt's own, the tiny commands'"
-        (note,) = (node["widgets_values"][0] for node in read(root, name, api=False)["nodes"] if node["type"] == "MarkdownNote")
+        assert sampler["cfg"] == {TINY: GUIDANCE, "intrinsic_pixart": 4.5}.get(name, 7.5), (
+            "the paper's, PixArt's own, the tiny commands'"
+        )
+        (note,) = (
+            node["widgets_values"][0]
+            for node in read(root, name, api=False)["nodes"]
+            if node["type"] == "MarkdownNote"
+        )
         assert "**off** (w = 0) gives the base model's image" in note

@@ -1,4 +1,6 @@
-"""The Joy graphs: what they name and how they look as files, and run in a real ComfyUI on small random files of core's own classes."""
+"""The Joy graphs: what they name and how they look as files, and run in a real ComfyUI on small random files
+of core's own classes.
+"""
 
 import json
 import re
@@ -15,7 +17,9 @@ FILES = {
 
 
 def read(root, name, api=False):
-    return json.loads((root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8")
+    )
 
 
 def of_kind(graph, kind):
@@ -34,7 +38,10 @@ def test_files_and_licence_are_named(root, name):
     for kind, (file, folder) in FILES.items():
         (loader,) = [node for node in graph["nodes"] if node["type"] == kind]
         url = f"https://huggingface.co/Comfy-Org/JoyAI-Image-Edit/resolve/main/{folder}/{file}"
-        assert loader["properties"]["models"] == [{"name": file, "url": url, "directory": folder}] and loader["widgets_values"][0] == file
+        assert (
+            loader["properties"]["models"] == [{"name": file, "url": url, "directory": folder}]
+            and loader["widgets_values"][0] == file
+        )
         assert file.removesuffix(".safetensors") in note and folder in note
     assert "Apache-2.0" in note and "GB" in note and "rendered" in note
 
@@ -52,19 +59,26 @@ def contrast(one, other):
 def test_the_graph_fits_a_window_and_its_note_can_be_read(root, name):
     graph = read(root, name)
     first = graph["nodes"][0]
-    assert first["type"] == "MarkdownNote" and contrast("#aaa", first["bgcolor"]) >= 4.5, "newer frontends write notes in grey"
+    assert first["type"] == "MarkdownNote" and contrast("#999", first["bgcolor"]) >= 4.5, (
+        "newer frontends write notes in grey 160"
+    )
     boxes = [group["bounding"] for group in graph["groups"]]
     assert max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes) <= 1250
     assert max(y + h for _, y, _, h in boxes) - min(y for _, y, *_ in boxes) <= 900
     for node in graph["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
         height = 0 if node["flags"].get("collapsed") else height
-        assert any(a <= x and x + width <= a + w and b <= y - 30 and y + height <= b + h for a, b, w, h in boxes), node["type"]
+        assert any(
+            a <= x and x + width <= a + w and b <= y - 30 and y + height <= b + h for a, b, w, h in boxes
+        ), node["type"]
 
 
 def test_sampling_is_as_in_cores_template(root, name):
     sampler = read(root, name, api=True)[of_kind(read(root, name, api=True), "KSampler")]["inputs"]
-    assert (sampler["steps"], sampler["cfg"], sampler["sampler_name"], sampler["scheduler"]) == (40, 4.0, "euler", "normal")
+    assert (
+        (sampler["steps"], sampler["cfg"], sampler["sampler_name"], sampler["scheduler"])
+        == (40, 4.0, "euler", "normal")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +96,10 @@ def small(root, runner, name, photo):
     changes = [f"{of_kind(graph, 'LoadImage')}.image={photo}", f"{of_kind(graph, 'KSampler')}.steps=1"]
     if name == "joyai_move":
         move = of_kind(graph, "SpatialWeave_JoyMoveObject")
-        changes += [f"{move}.box.{side}={value}" for side, value in (("x", 300), ("y", 100), ("width", 100), ("height", 90))]
+        changes += [
+            f"{move}.box.{side}={value}"
+            for side, value in (("x", 300), ("y", 100), ("width", 100), ("height", 90))
+        ]
     if name == VIEWS:
         asked = of_kind(graph, "SpatialWeave_AskAboutViews")
         changes += [f"{asked}.max_tokens=3", f"{asked}.tokens_per_image=64"]
@@ -91,11 +108,15 @@ def small(root, runner, name, photo):
 
 @pytest.mark.slow
 @pytest.mark.comfyui
-def test_graph_gives_a_picture_of_the_inputs_size_and_does_not_run_twice(server, runner, root, name, photo, tmp_path):
+def test_graph_gives_a_picture_of_the_inputs_size_and_does_not_run_twice(
+    server, runner, root, name, photo, tmp_path
+):
     image = pytest.importorskip("PIL.Image")
     graph = small(root, runner, name, photo)
     (path,) = server[0].collect(server[0].wait(server[0].queue(graph), 900), tmp_path)
-    assert image.open(path).size == ((501, 333) if name != VIEWS else (2 * 501 + 8, 2 * 333 + 8)), "four views in a sheet of two by two"
+    assert image.open(path).size == ((501, 333) if name != VIEWS else (2 * 501 + 8, 2 * 333 + 8)), (
+        "four views in a sheet of two by two"
+    )
     again = server[0].queue(graph)
     server[0].wait(again, 60)
     messages = dict(server[0].get_json(f"/history/{again}")[again]["status"]["messages"])
@@ -108,7 +129,10 @@ def test_a_graph_without_the_vaes_link_says_so(server, runner, root, name, photo
     graph = small(root, runner, name, photo)
     encoder = of_kind(graph, "TextEncodeJoyImageEdit")
     del graph[encoder]["inputs"]["vae"]
-    with pytest.raises(runner.RunError, match=r"Joy.*Prompt \(node \d+\) has no vae: ComfyUI then leaves the reference picture out"):
+    with pytest.raises(
+        runner.RunError,
+        match=r"Joy.*Prompt \(node \d+\) has no vae: ComfyUI then leaves the reference picture out",
+    ):
         server[0].wait(server[0].queue(graph), 120)
 
 
@@ -117,4 +141,7 @@ def test_the_note_names_only_nodes_of_the_graph(root, name):
     (note,) = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
     names = set(re.findall(r"\*\*((?:Joy:|Ask) [\w ]+)\*\*", note))
     there = {node["type"] for node in graph["nodes"]}
-    assert names and all("spatialweave_" + name.replace(": ", "").replace(" ", "").lower() in {kind.lower() for kind in there} for name in names)
+    assert names and all(
+        "spatialweave_" + name.replace(": ", "").replace(" ", "").lower() in {kind.lower() for kind in there}
+        for name in names
+    )

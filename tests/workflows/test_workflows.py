@@ -1,4 +1,6 @@
-"""The shipped workflows: as files, and run in a real ComfyUI that has the pack as the registry delivers it."""
+"""The shipped workflows: as files, and run in a real ComfyUI that has the pack as the registry
+delivers it.
+"""
 
 import json
 import os
@@ -18,12 +20,20 @@ def graphs(root):
 
 
 def read(root, name, api=False):
-    return json.loads((root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8")
+    )
 
 
 JOINT = "joint_image_depth"
-GRAPHS = [JOINT, "image_to_depth", "depth_to_image", "depth_to_blender", "rgbd_inpaint", "joint_klein_9b", "refine_depth"]
-GRAPHS += ["build_intrinsic_dataset", "intrinsic_cogeneration", "intrinsic_sd21", "intrinsic_sdxl", "intrinsic_pixart"]
+GRAPHS = [
+    JOINT, "image_to_depth", "depth_to_image", "depth_to_blender", "rgbd_inpaint", "joint_klein_9b",
+    "refine_depth",
+]
+GRAPHS += [
+    "build_intrinsic_dataset", "intrinsic_cogeneration", "intrinsic_sd21", "intrinsic_sdxl",
+    "intrinsic_pixart",
+]
 GRAPHS += ["joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"]
 
 
@@ -39,8 +49,14 @@ def test_every_graph_is_tested_and_has_its_twin(root):
 
 def test_graph_carries_what_browsers_and_managers_read(root, name):
     graph = read(root, name)
-    version = re.search(r'version = "([\d.]+)"', (root / "pyproject.toml").read_text(encoding="utf-8")).group(1)
-    assert graph["version"] == 0.4 and graph["groups"] and any(node["type"] == "MarkdownNote" for node in graph["nodes"])
+    version = re.search(r'version = "([\d.]+)"', (root / "pyproject.toml").read_text(encoding="utf-8")).group(
+        1
+    )
+    assert (
+        graph["version"] == 0.4
+        and graph["groups"]
+        and any(node["type"] == "MarkdownNote" for node in graph["nodes"])
+    )
     for node in graph["nodes"]:
         ours = node["type"].startswith("SpatialWeave_")
         if node["type"] not in CORE_VIRTUAL:
@@ -59,7 +75,10 @@ def test_graph_is_whole(root, name):
         assert link in output["links"] and put["link"] == link and output["type"] == kind
         assert put["type"] == "*" or kind in put["type"].split(",")
     assert max(link[0] for link in graph["links"]) == graph["last_link_id"]
-    boxes = [(*node["pos"], node["size"][0], 0 if node["flags"].get("collapsed") else node["size"][1]) for node in graph["nodes"]]
+    boxes = [
+        (*node["pos"], node["size"][0], 0 if node["flags"].get("collapsed") else node["size"][1])
+        for node in graph["nodes"]
+    ]
     title = 30  # all that is drawn of a collapsed node
     for i, (x, y, w, h) in enumerate(boxes):
         for a, b, c, d in boxes[i + 1 :]:
@@ -67,17 +86,26 @@ def test_graph_is_whole(root, name):
 
 
 def unlinked_values(node):
-    """Of the widgets that no link replaces; a node with a link to a widget lists all its widgets among the inputs."""
+    """Of the widgets that no link replaces; a node with a link to a widget lists all its widgets
+    among the inputs.
+    """
     values = [value for value in node.get("widgets_values", []) if value not in ("fixed", "randomize")]
     widgets = [put for put in node["inputs"] if "widget" in put]
-    return [value for put, value in zip(widgets, values, strict=True) if put["link"] is None] if widgets else values
+    return (
+        [value for put, value in zip(widgets, values, strict=True) if put["link"] is None]
+        if widgets
+        else values
+    )
 
 
 def test_twin_says_the_same(root, name):
     """Same nodes, same links, same widget values."""
     graph, twin = read(root, name), read(root, name, api=True)
     nodes = {str(node["id"]): node for node in graph["nodes"] if node["type"] not in CORE_VIRTUAL}
-    assert {key: node["type"] for key, node in nodes.items()} == {key: node["class_type"] for key, node in twin.items()}
+    assert (
+        {key: node["type"] for key, node in nodes.items()}
+        == {key: node["class_type"] for key, node in twin.items()}
+    )
     links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
     for key, node in nodes.items():
         linked = {put["name"]: links[put["link"]] for put in node["inputs"] if put.get("link") is not None}
@@ -91,7 +119,9 @@ def test_settings_are_those_of_the_demo(root):
     from spatialweave.models.modality_forcing.config import DEFAULTS
 
     twin, defaults = read(root, "joint_image_depth", api=True), DEFAULTS["tiny"]
-    inputs = {node["class_type"]: node["inputs"] for node in twin.values() if node["class_type"] != "CLIPTextEncode"}
+    inputs = {
+        node["class_type"]: node["inputs"] for node in twin.values() if node["class_type"] != "CLIPTextEncode"
+    }
     sampler, latent = inputs["KSampler"], inputs["SpatialWeave_EmptyJointLatent"]
     assert (sampler["steps"], sampler["cfg"]) == (defaults.joint.steps, defaults.joint.guidance)
     assert (sampler["sampler_name"], sampler["scheduler"], sampler["denoise"]) == ("euler", "simple", 1.0)
@@ -123,8 +153,14 @@ def test_the_plotted_steps_are_the_samplers(root):
     twin = read(root, "intrinsic_cogeneration", api=True)
     plotted = twin[twin["2"]["inputs"]["sigmas"][0]]
     (sampler,) = (node["inputs"] for node in twin.values() if node["class_type"] == "KSampler")
-    assert plotted["class_type"] == "BasicScheduler" and plotted["inputs"]["model"] == twin["2"]["inputs"]["model"]
-    assert all(plotted["inputs"][key] == sampler[value] for key, value in (("steps", "steps"), ("denoise", "denoise")))
+    assert (
+        plotted["class_type"] == "BasicScheduler"
+        and plotted["inputs"]["model"] == twin["2"]["inputs"]["model"]
+    )
+    assert all(
+        plotted["inputs"][key] == sampler[value]
+        for key, value in (("steps", "steps"), ("denoise", "denoise"))
+    )
     assert plotted["inputs"]["scheduler"] == sampler["scheduler"]
 
 
@@ -143,12 +179,19 @@ def test_every_graph_has_its_picture(root):
             assert picture.format == "JPEG" and min(picture.size) >= 200, name
 
 
-@pytest.mark.parametrize("page", ["SpatialWeave_LoadTinyDiffusion.md", "SpatialWeave_LoadTinyDiffusion/zh.md"])
+@pytest.mark.parametrize(
+    "page", ["SpatialWeave_LoadTinyDiffusion.md", "SpatialWeave_LoadTinyDiffusion/zh.md"]
+)
 def test_help_says_what_the_tiny_files_weigh(root, page):
     """The base alone, and all that ships for co-generation."""
     text = (root / "web" / "docs" / page).read_text(encoding="utf-8")
-    sizes = {path.name: path.stat().st_size for path in (root / "models/intrinsic_ldm").glob("tiny_*.safetensors")}
-    assert sorted(sizes) == ["tiny_base.safetensors", "tiny_intrinsic_lora.safetensors", "tiny_intrinsic_vae.safetensors"]
+    sizes = {
+        path.name: path.stat().st_size for path in (root / "models/intrinsic_ldm").glob("tiny_*.safetensors")
+    }
+    assert (
+        sorted(sizes)
+        == ["tiny_base.safetensors", "tiny_intrinsic_lora.safetensors", "tiny_intrinsic_vae.safetensors"]
+    )
     wanted = [f"{size / 1e6:.1f} MB" for size in (sizes["tiny_base.safetensors"], sum(sizes.values()))]
     assert re.findall(r"[\d.]+ MB", text) == wanted
 
@@ -162,7 +205,10 @@ def test_graph_uses_nodes_that_are_there(server, root, name):
 @pytest.mark.comfyui
 def test_the_pack_loads_without_a_fault(server):
     """As ComfyUI's own start-up log has it."""
-    line = re.search(r"([\d.]+) seconds( \(IMPORT FAILED\))?: .*custom_nodes.spatialweave", server[1].read_text(errors="replace"))
+    line = re.search(
+        r"([\d.]+) seconds( \(IMPORT FAILED\))?: .*custom_nodes.spatialweave",
+        server[1].read_text(errors="replace"),
+    )
     assert line and not line.group(2), server[1].read_text(errors="replace")[-2000:]
 
 
@@ -214,11 +260,16 @@ def rounding_steps(picture, wanted):
 
 @pytest.mark.comfyui
 def test_joint_graph_gives_the_pair_of_the_pipeline(run_graph, pipeline):
-    """The pictures of the run equal those of the plain pipeline with the same weights and settings, to a rounding step."""
+    """The pictures of the run equal those of the plain pipeline with the same weights and settings,
+    to a rounding step.
+    """
     twin, saved = run_graph(JOINT, "6.steps=8", "5.width=64", "5.height=48")
     assert sorted(saved) == [8, 9] and saved[9].width >= 64
     sampler = twin["6"]["inputs"]
-    settings = {"seed": sampler["seed"], "steps": 8, "guidance": sampler["cfg"], "log2_alpha": twin["2"]["inputs"]["log2_alpha"]}
+    settings = {
+        "seed": sampler["seed"], "steps": 8, "guidance": sampler["cfg"],
+        "log2_alpha": twin["2"]["inputs"]["log2_alpha"],
+    }
     expected = pipeline(twin["3"]["inputs"]["text"], height=48, width=64, **settings)
     assert rounding_steps(saved[8], expected.image[0]) <= 1.01
 
@@ -239,12 +290,17 @@ def test_image_to_depth_graph_gives_the_depth_of_the_pipeline(run_graph, pipelin
     _, saved = run_graph("image_to_depth", "6.steps=4", "3.largest_size=64")
     assert sorted(saved) == [8, 9, 10]
     expected = pipeline("", mode="image_to_depth", image=given, seed=7, steps=4, guidance=1.0)
-    assert rounding_steps(saved[9], expected.view.to_control_image(near_percentile=0, far_percentile=100)[0]) <= 1.01
+    assert (
+        rounding_steps(saved[9], expected.view.to_control_image(near_percentile=0, far_percentile=100)[0])
+        <= 1.01
+    )
 
 
 @pytest.mark.comfyui
 def test_image_to_depth_graph_keeps_the_whole_picture(run_graph, given, installed):
-    """Of any proportions: nothing is cropped, and the depth has those of the picture, padded inside and cut back."""
+    """Of any proportions: nothing is cropped, and the depth has those of the picture, padded inside
+    and cut back.
+    """
     given.resize((100, 37)).save(installed / "input" / "wide.png")
     _, saved = run_graph("image_to_depth", "2.image=wide.png", "6.steps=1", "3.largest_size=64")
     assert saved[9].size == (64, 24)
@@ -255,7 +311,10 @@ def test_depth_to_image_graph_gives_the_image_of_the_pipeline(run_graph, pipelin
     """A first run makes the depth, a second an image for it."""
     twin, saved = run_graph("depth_to_image", "5.steps=3", "9.steps=3", "3.width=64", "3.height=48")
     assert sorted(saved) == [11, 12, 13]
-    settings = [{"steps": 3, "seed": twin[node]["inputs"]["seed"], "guidance": twin[node]["inputs"]["cfg"]} for node in ("5", "9")]
+    settings = [
+        {"steps": 3, "seed": twin[node]["inputs"]["seed"], "guidance": twin[node]["inputs"]["cfg"]}
+        for node in ("5", "9")
+    ]
     first = pipeline(twin["2"]["inputs"]["text"], height=48, width=64, log2_alpha=0.0, **settings[0])
     second = pipeline(twin["8"]["inputs"]["text"], mode="depth_to_image", depth=first.view, **settings[1])
     assert rounding_steps(saved[13], second.image[0]) <= 1.01
@@ -277,15 +336,23 @@ def run_files(server, runner, root, tmp_path):
 
 @pytest.mark.comfyui
 def test_depth_to_blender_graph_gives_files_that_fit_together(run_files, pipeline):
-    """Mesh, points and EXR of one depth, read by other programs: the depth of the pipeline, upright, seen from the origin."""
+    """Mesh, points and EXR of one depth, read by other programs: the depth of the pipeline, upright,
+    seen from the origin.
+    """
     import numpy as np
     import OpenEXR
     import plyfile
     import trimesh
 
-    twin, files = run_files("depth_to_blender", "6.steps=3", "2.width=64", "2.height=48", "8.edge_threshold=0", "10.edge_threshold=0")
+    twin, files = run_files(
+        "depth_to_blender", "6.steps=3", "2.width=64", "2.height=48", "8.edge_threshold=0",
+        "10.edge_threshold=0",
+    )
     sampler = twin["6"]["inputs"]
-    settings = {"seed": sampler["seed"], "steps": 3, "guidance": sampler["cfg"], "log2_alpha": twin["3"]["inputs"]["log2_alpha"]}
+    settings = {
+        "seed": sampler["seed"], "steps": 3, "guidance": sampler["cfg"],
+        "log2_alpha": twin["3"]["inputs"]["log2_alpha"],
+    }
     view = pipeline(twin["4"]["inputs"]["text"], height=48, width=64, **settings).view
     with OpenEXR.File(str(files[15]), separate_channels=True) as file:
         z, header = file.channels()["Z"].pixels, dict(file.header())
@@ -307,10 +374,13 @@ def test_rgbd_inpaint_graph_changes_the_window_alone(run_graph, server, runner, 
     np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
     _, saved = run_graph("rgbd_inpaint", "5.steps=3", "13.steps=3")
     assert sorted(saved) == [15, 16, 17]
-    pair = [np.asarray(saved[node].convert("RGB"), dtype=float) for node in (15, 16)]  # picture, depth and legend
+    # picture, depth and legend
+    pair = [np.asarray(saved[node].convert("RGB"), dtype=float) for node in (15, 16)]
     twin = read(root, "rgbd_inpaint", api=True)
     # what is kept has been encoded once more, so that is what it is compared with
-    loader = next(key for key, node in twin.items() if node["class_type"] == "SpatialWeave_LoadModalityForcing")
+    loader = next(
+        key for key, node in twin.items() if node["class_type"] == "SpatialWeave_LoadModalityForcing"
+    )
     twin["20"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["6", 0], "vae": [loader, 2]}}
     twin["19"] = {"class_type": "VAEDecode", "inputs": {"samples": ["20", 0], "vae": [loader, 2]}}
     twin["18"] = {"class_type": "SaveImage", "inputs": {"images": ["19", 0], "filename_prefix": "before"}}
@@ -327,7 +397,9 @@ def test_rgbd_inpaint_graph_changes_the_window_alone(run_graph, server, runner, 
 
 @pytest.mark.comfyui
 def test_joint_klein_9b_graph_runs_on_cores_own_classes(run_files):
-    """With small random weights under the names of the big files: text encoder, VAE and network as core loads them."""
+    """With small random weights under the names of the big files: text encoder, VAE and network
+    as core loads them.
+    """
     image = pytest.importorskip("PIL.Image")
     _, files = run_files("joint_klein_9b", "8.steps=2", "4.width=64", "4.height=48")
     assert sorted(files) == [10, 11, 12] and image.open(files[11]).size == (64, 48)
@@ -335,13 +407,17 @@ def test_joint_klein_9b_graph_runs_on_cores_own_classes(run_files):
 
 
 def test_joint_klein_9b_graph_names_the_files_it_needs(root):
-    """The frontend offers the download by this metadata; it says what the registry of published files says."""
+    """The frontend offers the download by this metadata;
+    it says what the registry of published files says.
+    """
     from spatialweave.models.modality_forcing.released import released_files
 
     published = {file.name: file.as_template_model for file in released_files()}
     graph = read(root, "joint_klein_9b")
     named = {
-        node["type"]: (node["widgets_values"][0], node["properties"]["models"]) for node in graph["nodes"] if "models" in node["properties"]
+        node["type"]: (node["widgets_values"][0], node["properties"]["models"])
+        for node in graph["nodes"]
+        if "models" in node["properties"]
     }
     assert sorted(named) == ["CLIPLoader", "SpatialWeave_LoadModalityForcing", "VAELoader"]
     assert all(models == [published[name]] for name, models in named.values())
@@ -354,7 +430,9 @@ def test_a_failing_run_says_which_node_and_why(server, runner, root):
     """A plain latent into the joint model: our sentence reaches the user through ComfyUI's error box."""
     graph = read(root, JOINT, api=True)
     graph["5"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
-    with pytest.raises(runner.RunError, match=r"node 6 \(KSampler\): .*Expected a joint latent, .* got a plain latent"):
+    with pytest.raises(
+        runner.RunError, match=r"node 6 \(KSampler\): .*Expected a joint latent, .* got a plain latent"
+    ):
         server[0].wait(server[0].queue(graph), 120)
 
 
@@ -368,20 +446,29 @@ def test_a_graph_with_a_wrong_value_is_refused_before_it_runs(server, runner, ro
 
 @pytest.mark.comfyui
 def test_cancel_of_a_co_generation_through_the_queue(server, runner, root, tmp_path):
-    """Scenario 9: stopped within a step, no error box, and the next run of the same seed gives the same image and maps."""
+    """Scenario 9: stopped within a step, no error box, and the next run of the same seed gives the same
+    image and maps.
+    """
     image, api = pytest.importorskip("PIL.Image"), server[0]
-    small = ["6.width=64", "6.height=64", "2.cut_below=0.002"]  # the last: ComfyUI shows no plot of a node that it has run for another test
+    # the last: ComfyUI shows no plot of a node that it has run for another test
+    small = ["6.width=64", "6.height=64", "2.cut_below=0.002"]
 
     def run(folder, *changes):
-        graph = runner.change_inputs(read(root, "intrinsic_cogeneration", api=True), [*small, "8.steps=2", *changes])
+        graph = runner.change_inputs(
+            read(root, "intrinsic_cogeneration", api=True), [*small, "8.steps=2", *changes]
+        )
         number = api.queue(graph)
         paths = api.collect(api.wait(number, 300), tmp_path / folder)
-        cached = dict(api.get_json(f"/history/{number}")[number]["status"]["messages"])["execution_cached"]["nodes"]
+        cached = dict(api.get_json(f"/history/{number}")[number]["status"]["messages"])["execution_cached"][
+            "nodes"
+        ]
         assert "8" not in cached, "the sampler did not run again"
         return {path.name.split("_")[0]: image.open(path).convert("RGB").tobytes() for path in paths}
 
     want = run("before")
-    number = api.queue(runner.change_inputs(read(root, "intrinsic_cogeneration", api=True), [*small, "8.steps=5000"]))
+    number = api.queue(
+        runner.change_inputs(read(root, "intrinsic_cogeneration", api=True), [*small, "8.steps=5000"])
+    )
     wait_until(lambda: api.get_json("/queue")["queue_running"])
     time.sleep(2)  # into the sampling
     pressed = time.monotonic()
@@ -398,7 +485,9 @@ def test_cancel_of_a_co_generation_through_the_queue(server, runner, root, tmp_p
 
 def post(api, path, value):
     body = json.dumps(value).encode()
-    urllib.request.urlopen(urllib.request.Request(api.url + path, body, {"Content-Type": "application/json"}), timeout=60).read()
+    urllib.request.urlopen(
+        urllib.request.Request(api.url + path, body, {"Content-Type": "application/json"}), timeout=60
+    ).read()
 
 
 def wait_until(found, seconds=120):
@@ -412,11 +501,18 @@ def wait_until(found, seconds=120):
 
 
 def comfy(*arguments, cwd=None):
-    """comfy-cli with these arguments; its exit status and what it said. It is no requirement of ours: without it these tests skip."""
+    """comfy-cli with these arguments; its exit status and what it said. It is no requirement of ours:
+    without it these tests skip.
+    """
     program = os.environ.get("COMFY_CLI") or shutil.which("comfy")
     if program is None:
-        pytest.skip("comfy-cli is not installed here, so its checks of nodes and workflows did not run; set COMFY_CLI to its `comfy`")
-    done = subprocess.run([program, "--skip-prompt", *arguments], cwd=cwd, capture_output=True, text=True, timeout=600)
+        pytest.skip(
+            "comfy-cli is not installed here, so its checks of nodes "
+            "and workflows did not run; set COMFY_CLI to its `comfy`"
+        )
+    done = subprocess.run(
+        [program, "--skip-prompt", *arguments], cwd=cwd, capture_output=True, text=True, timeout=600
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -429,8 +525,12 @@ def with_offered_files(known, graph):
     """What a server says of its nodes, had it the files that the graph offers to download."""
     for node in graph["nodes"]:
         for model in node["properties"].get("models", ()):
-            for kind, *more in (entry for group in known[node["type"]]["input"].values() for entry in group.values()):
-                options = kind if isinstance(kind, list) else more[0].get("options") if kind == "COMBO" else None
+            for kind, *more in (
+                entry for group in known[node["type"]]["input"].values() for entry in group.values()
+            ):
+                options = (
+                    kind if isinstance(kind, list) else more[0].get("options") if kind == "COMBO" else None
+                )
                 if options is not None:
                     options.append(model["name"])
     return known
@@ -453,5 +553,8 @@ def test_comfy_cli_runs_a_workflow(server, root, tmp_path):
     twin["6"]["inputs"]["steps"], twin["5"]["inputs"]["width"], twin["5"]["inputs"]["height"] = 1, 64, 48
     (tmp_path / "graph.json").write_text(json.dumps(twin))
     host, port = server[0].url.removeprefix("http://").split(":")
-    status, said = comfy("--no-json", "run", "--workflow", str(tmp_path / "graph.json"), "--host", host, "--port", port, "--wait")
+    status, said = comfy(
+        "--no-json", "run", "--workflow", str(tmp_path / "graph.json"), "--host", host, "--port", port,
+        "--wait",
+    )
     assert status == 0, said

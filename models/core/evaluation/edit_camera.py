@@ -10,7 +10,7 @@ Letters: m hypotheses, n points, c channels. Camera frames are OpenCV.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..geometry.camera import pixel_centers, unproject
+from ..geometry.view import percentile
 
 _YAWS = tuple(range(-60, 61, 6))  # of the grid of orbits, degrees; beyond, the images share too little
 _PITCHES = tuple(range(-30, 31, 6))
@@ -26,10 +27,10 @@ _FOCAL_RATIOS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)
 _MOVES, _ZOOMS_ONLY = (0, 1, 2, 3, 4, 5), (3, 4, 5, 6)  # parameters: translation, rotation, log focal ratio
 _PIVOTS = (0.6, 0.85, 1.1)  # distance of the orbit's center, of the median depth
 _SIZES = (20, 40, 80, 128)  # longer side of the images, pixels
-_KEPT = (48, 12, 3, 1)  # hypotheses refined at each size
+_KEPT = (32, 12, 3, 1)  # hypotheses refined at each size
 _STEPS = (8, 8, 8, 8)
 _AGREES = (0.15, 0.13, 0.11, 0.1)  # length of a difference that counts as agreement, at each size
-_OUT_OF_VIEW, _LEAST_IN_VIEW = 0.3, 0.25  # cost of a point out of view; fraction that has to be in view
+_BETTER, _LEAST_IN_VIEW = 20.0, 0.25  # percentile of the costs of a grid; fraction that has to be in view
 _DETAIL = 0.08  # weight of the locally normalized brightness beside the colors
 _MOST_GAIN = 1.12  # between the colors before and after
 _SAME = 0.03  # largest difference between the entries of two poses that are one hypothesis
@@ -63,6 +64,7 @@ class _Pair:
     after: Tensor  # (3 c, h, w): colors and their derivatives by x and y
     intrinsics: Tensor  # (3, 3)
     agrees: float  # length of a difference of colors that counts as agreement
+    unseen: float = 0.3  # cost of a point out of view
 
 
 def estimate_motion(
@@ -89,8 +91,11 @@ def estimate_motion(
     known = static if sky is None else static | sky
     scaled = torch.where(static, depth / unit, torch.full_like(depth, _SKY_DEPTH))
     pairs = [_scale_pair(before, after, scaled, intrinsics, known, size) for size in _SIZES]
+    orbits = _orbits(before.device)
+    unseen = [_with_unseen(pair, *orbits).unseen for pair in (pairs[0], _thin_out(pairs[1]))]
+    pairs = [replace(pair, unseen=unseen[min(index, 1)]) for index, pair in enumerate(pairs)]
     moves, zooms = (
-        _fit(pairs, *_orbits(before.device), _MOVES),
+        _fit(pairs, *orbits, _MOVES),
         _fit(pairs, *_zooms(before.device), _ZOOMS_ONLY),
     )
     poses, focal, _ = zooms if float(zooms[2]) < _ZOOM_MARGIN * float(moves[2]) else moves
@@ -104,10 +109,21 @@ def estimate_motion(
 
 def _fit(pairs: list[_Pair], poses: Tensor, focal: Tensor, free: tuple[int, ...]):
     """The best of some hypotheses with its cost, from coarse to fine; `free` are the parameters that vary."""
-    for pair, kept, steps in zip(pairs, _KEPT, _STEPS, strict=True):
+    # small images have wide valleys, larger ones tell more of them apart: both choose from the grid
+    starts = []
+    for pair in (pairs[0], _thin_out(pairs[1])):
+        best = _choose(_costs(pair, poses, focal), poses, _KEPT[0])
+        starts.append(_refine(pair, poses[best], focal[best], _STEPS[0], free))
+    poses, focal = (torch.cat([start[index] for start in starts]) for index in (0, 1))
+    for pair, kept, steps in zip(pairs[1:], _KEPT[1:], _STEPS[1:], strict=True):
         best = _choose(_costs(pair, poses, focal), poses, kept)
         poses, focal, costs = _refine(pair, poses[best], focal[best], steps, free)
     return poses[:1], focal[:1], costs[0]
+
+
+def _thin_out(pair: _Pair) -> _Pair:
+    """The pair with every fourth point."""
+    return replace(pair, points=pair.points[::4], colors=pair.colors[::4])
 
 
 def _choose(costs: Tensor, poses: Tensor, kept: int) -> Tensor:
@@ -234,16 +250,30 @@ def _sample(
 
 
 def _costs(pair: _Pair, poses: Tensor, focal: Tensor) -> Tensor:
-    """Truncated cost (m,) of each hypothesis; a point out of view costs a part of one of another color, and
-    a hypothesis with hardly any point in view loses."""
-    costs = []
+    """Truncated cost (m,) of each hypothesis; a point out of view costs what one does under a wrong
+    hypothesis, and a hypothesis with hardly any point in view loses."""
+    seen, in_view = _seen_costs(pair, poses, focal)
+    return seen + pair.unseen * (1 - in_view) + (_LEAST_IN_VIEW - in_view).clamp_min(0)
+
+
+def _seen_costs(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[Tensor, Tensor]:
+    """The part (m,) of the cost that points in view cause, and the fraction (m,) of the points in view."""
+    costs, shares = [], []
     for some, lengths in zip(poses.split(64), focal.split(64), strict=True):
         values, _, inside = _sample(pair, some, lengths)
         values = values * _gains(pair, values, inside)
         squared = (values - pair.colors).square().sum(-1) / pair.agrees**2
-        cost = torch.where(inside, squared.clamp_max(1), torch.full_like(squared, _OUT_OF_VIEW)).mean(-1)
-        costs.append(cost + (_LEAST_IN_VIEW - inside.float().mean(-1)).clamp_min(0))
-    return torch.cat(costs)
+        costs.append((squared.clamp_max(1) * inside).mean(-1))
+        shares.append(inside.float().mean(-1))
+    return torch.cat(costs), torch.cat(shares)
+
+
+def _with_unseen(pair: _Pair, poses: Tensor, focal: Tensor) -> _Pair:
+    """The pair with the cost of a point out of view: that of a point in view under the better ones of a
+    grid of hypotheses, nearly all of which are wrong. Images with more contrast have a higher one."""
+    seen, in_view = _seen_costs(pair, poses, focal)
+    wrong = (seen / in_view.clamp_min(1e-6))[in_view > 0.5]
+    return replace(pair, unseen=float(percentile(wrong, _BETTER))) if wrong.numel() else pair
 
 
 def _gains(pair: _Pair, values: Tensor, inside: Tensor) -> Tensor:

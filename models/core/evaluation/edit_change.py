@@ -18,6 +18,7 @@ _CHANGED = 0.1  # length of a color difference that counts as a change
 _NOISE = 4.0  # or this many times the median difference, where an edit changes all colors a little
 _LINE_SHARE = 0.6  # of the outline of a rectangle, from which on red lines are a box
 _EXPECTED_SHARE = 0.25  # the same where a box is expected
+_LEAST_SIDE = 5  # thickest lines: a smaller region is no outline
 _RED, _NOT_RED = 0.7, 0.35  # of a pure red: at least, and at most of green and blue
 
 
@@ -132,17 +133,17 @@ def box_of_mask(mask: Tensor) -> Box:
 def find_red_box(image: Tensor, expected: Box | None = None) -> Box | None:
     """A rectangle drawn with thin lines of pure red into an image (h, w, 3), or None.
 
-    Where one is expected, a quarter of its outline is enough; elsewhere three fifths.
+    Where one is expected, a quarter of its outline there is enough; elsewhere three fifths.
     """
     thin, thickest = red_lines(image)
-    if expected is not None and _outline_share(thin, expected, thickest) > _EXPECTED_SHARE:
-        return expected
+    if expected is not None:
+        return expected if _outline_share(thin, expected, thickest) > _EXPECTED_SHARE else None
     from scipy import ndimage
 
     labels, _ = ndimage.label(thin.cpu().numpy(), structure=[[1] * 3] * 3)
     for rows, columns in ndimage.find_objects(labels):
         box = Box(columns.start, rows.start, columns.stop, rows.stop)
-        large = min(box.right - box.left, box.bottom - box.top) >= max(8, 2 * thickest)
+        large = min(box.right - box.left, box.bottom - box.top) >= _LEAST_SIDE * thickest
         if large and _outline_share(thin, box, thickest) > _LINE_SHARE:
             return box
     return None
@@ -151,7 +152,7 @@ def find_red_box(image: Tensor, expected: Box | None = None) -> Box | None:
 def red_lines(image: Tensor) -> tuple[Tensor, int]:
     """True (h, w) on thin lines of pure red in an image (h, w, 3), and how thick in pixels they may be."""
     red = (image[..., 0] > _RED) & (image[..., 1:] < _NOT_RED).all(-1)
-    thickest = max(3, math.ceil(0.012 * max(red.shape)))
+    thickest = max(3, math.ceil(0.008 * max(red.shape)))
     open_by = thickest // 2 + 1
     return red & ~_grow(~_grow(~red, open_by), open_by), thickest
 

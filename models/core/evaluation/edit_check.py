@@ -94,7 +94,7 @@ def check_edit(
         match.mask,
         changed,
         scene.target,
-        _notes(scene, motion, still),
+        _notes(scene, request, motion, still),
     )
 
 
@@ -269,12 +269,14 @@ def _rest_figures(scene, old, match, changed, known) -> dict[str, Any]:
     }
 
 
-def _notes(scene: _Scene, motion: CameraMotion, still: bool) -> tuple[str, ...]:
+def _notes(scene: _Scene, request: EditRequest, motion: CameraMotion, still: bool) -> tuple[str, ...]:
     notes = []
     if not still and not motion.is_found:
         notes.append("Too little of the scene was found again to trust the camera's motion.")
     if scene.view.units == "relative":
         notes.append("The depth is relative: lengths are in its unit, not in metres.")
-    if scene.view_after is None:
+    if scene.object_before is None and request.kind in ("move object", "rotate object"):
+        notes.append("Without object_mask the object is a guess: see whether its blue outline is right.")
+    if scene.view_after is None and request.kind == "rotate object":
         notes.append("Without a depth of the image after, the object's turn in degrees is not measured.")
     return tuple(notes)

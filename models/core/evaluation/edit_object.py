@@ -18,12 +18,14 @@ from .edit_change import grow_mask
 _SEARCH_SIZE = 96  # longer side of the maps in which a displacement is searched
 _SCALES = tuple(2 ** (step / 4) for step in range(-5, 6))
 _COLORS = 384  # samples of a palette
+_PIXELS = 1 << 14  # compared with a palette at once
 _BRIGHTNESS = 0.4  # weight of brightness beside the two color differences: light changes with the position
 _SHADOW = (0.35, 0.97)  # brightness of a shadow, of that of the lit surface
 _SHADOW_HUE = 0.05  # distance between the chromaticities of a surface in light and in shadow
 _RELIEF = 0.02  # by which an object's disparity exceeds that of its surroundings, relatively
 _LEAST_NEW = 0.12  # of the object's area: fewer changed pixels of its colors are no new place
 _UNCHANGED = 0.6  # of the pixels that the object left: from here on the original is still there
+_OVERLAP = 0.4  # of the object's area, shared by its old and new places: no copy beside an original
 _VISIBLE_LEFT = 0.15  # of the object's area: less left behind cannot be judged
 
 
@@ -102,6 +104,10 @@ def match_object(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) ->
         return ObjectMatch(found, False, _consistency(before, after, old, found))
     place = _search(old, fresh & ~old, kept)
     near = grow_mask(place, max(2, max(old.shape) // 64))
+    if int((place & old).sum()) > _OVERLAP * area:
+        # a turn or a short way: all of it that is still of the object's colors belongs to it
+        found = largest_region(fresh | kept)
+        return ObjectMatch(found, False, _consistency(before, after, old, found))
     found = largest_region((fresh | kept) & near)
     left = old & ~near
     remained = (
@@ -126,13 +132,18 @@ def _looks_like(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) -> 
     core = grow_mask(old, -1)
     palette = _some(colors[core if bool(core.any()) else old])
     others = _some(colors[~grow_mask(old, 2)])
-    pixels = rearrange(now, "h w c -> (h w) c")
-    to_object = torch.cdist(pixels, palette).amin(-1).reshape(old.shape)
-    to_others = torch.cdist(pixels, others).amin(-1).reshape(old.shape)
+    # only there can the object be; a rim more for the vote of neighbors
+    region = grow_mask(changed | old, 1)
+    pixels = now[region]
+    to_object, to_others = (
+        torch.cat([torch.cdist(some, each).amin(-1) for some in pixels.split(_PIXELS)])
+        for each in (palette, others)
+    )
     # outside the old place, the pixel's own past is background, too
-    own = (now - colors).norm(dim=-1)
-    to_others = torch.where(old, to_others, torch.minimum(to_others, own))
-    votes = (to_object < to_others).float()
+    own = (pixels - colors[region]).norm(dim=-1)
+    to_others = torch.where(old[region], to_others, torch.minimum(to_others, own))
+    votes = torch.zeros(old.shape, device=old.device)
+    votes[region] = (to_object < to_others).float()
     return F.avg_pool2d(votes[None, None], 3, 1, 1)[0, 0] > 0.5
 
 

@@ -20,6 +20,7 @@ _HIT = 0.35  # IoU of the object's rectangle and that of its goal
 _NEAR = 0.03  # of the width: distance to the goal that is good enough
 _REST = 0.35  # of the rest of the image that may change: shadows and reflections move along
 _ANGLE, _ANGLE_SHARE = 5.0, 0.3  # degrees, and part of the request, by which a camera may miss
+_WRONG_WAY = 2.0  # degrees against the request that are no inaccuracy
 _ZOOMED = 0.04  # change of size from which on the camera is nearer or farther
 _CHANGED = 0.003  # of the image: fewer changed pixels are none
 
@@ -158,7 +159,7 @@ def _failures_of_camera(request: EditRequest, figures: Mapping[str, Any]) -> lis
     failures = []
     got = figures["camera_yaw_degrees"], figures["camera_pitch_degrees"]
     misses = [abs(g - a) > max(_ANGLE, _ANGLE_SHARE * abs(a)) for g, a in zip(got, asked, strict=True)]
-    opposite = [m and abs(a) > _ANGLE and g * a < 0 for m, g, a in zip(misses, got, asked, strict=True)]
+    opposite = [m and abs(g) > _WRONG_WAY and g * a < 0 for m, g, a in zip(misses, got, asked, strict=True)]
     if any(misses):
         failures.append("wrong_direction" if any(opposite) else "wrong_amount")
     size = figures["camera_magnification"]

@@ -23,17 +23,19 @@ _MOST_SKEW = 1e-3  # pixels, which no picture shows
 
 @dataclass(frozen=True)
 class PinholeCameras:
-    """The cameras of some images of one size, on the CPU in float64."""
+    """The cameras of some images, on the CPU in float64."""
 
     intrinsics: Tensor  # (b, 3, 3) in pixels of the images, without skew
     world_to_cam: Tensor  # (b, 4, 4)
-    size: tuple[int, int]  # height, width
+    sizes: tuple[tuple[int, int], ...]  # height, width of each
     units: str
 
     @classmethod
-    def of_view(cls, view: View, size: tuple[int, int]) -> PinholeCameras:
-        """The cameras of a View for its images at another size. ValueError for a skewed camera, which no
-        trainer's format has.
+    def of_view(
+        cls, view: View, size: tuple[int, int], crops: Sequence[tuple[int, int]] | None = None
+    ) -> PinholeCameras:
+        """The cameras of a View for its images at another size, of which `crops` are left, from the upper
+        left corner. ValueError for a skewed camera, which no trainer's format has.
         """
         intrinsics = view.intrinsics.detach().cpu().double()
         for index, slant in enumerate(intrinsics[:, 0, 1].tolist()):
@@ -43,14 +45,15 @@ class PinholeCameras:
                     "or leave the view out."
                 )
         scale = intrinsics.new_tensor([[size[1] / view.depth.shape[2]], [size[0] / view.depth.shape[1]], [1]])
-        return cls(intrinsics * scale, view.world_to_cam.detach().cpu().double(), size, view.units)
+        sizes = tuple(crops) if crops is not None else (size,) * len(view)
+        return cls(intrinsics * scale, view.world_to_cam.detach().cpu().double(), sizes, view.units)
 
 
 def encode_cameras(cameras: PinholeCameras) -> bytes:
     """One PINHOLE camera for each image; numbers count from 1."""
-    height, width = cameras.size
     lines = ["# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[] = fx, fy, cx, cy"]
-    for number, matrix in enumerate(cameras.intrinsics.tolist(), 1):
+    both = zip(cameras.intrinsics.tolist(), cameras.sizes, strict=True)
+    for number, (matrix, (height, width)) in enumerate(both, 1):
         values = (matrix[0][0], matrix[1][1], matrix[0][2], matrix[1][2])
         lines.append(f"{number} PINHOLE {width} {height} {_numbers(values)}")
     return _to_bytes(lines)

@@ -20,7 +20,6 @@ Z_UP = ((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0), (0.0, 1.0, 0.0, 0.0))  # of
 
 def encode_transforms(cameras: PinholeCameras, paths: Sequence[str], *, points: str | None = None) -> bytes:
     """Cameras of the images at `paths`, relative to the file; `points` is the path of a PLY beside it."""
-    height, width = cameras.size
     turn = torch.tensor([*Z_UP, (0.0, 0.0, 0.0, 1.0)], dtype=torch.float64)
     flip = torch.tensor([*FLIP_Y_Z, 1.0], dtype=torch.float64)
     poses = turn @ invert_pose(cameras.world_to_cam) * flip
@@ -35,7 +34,9 @@ def encode_transforms(cameras: PinholeCameras, paths: Sequence[str], *, points: 
             "h": height,
             "transform_matrix": pose,
         }
-        for path, matrix, pose in zip(paths, cameras.intrinsics.tolist(), poses.tolist(), strict=True)
+        for path, matrix, pose, (height, width) in zip(
+            paths, cameras.intrinsics.tolist(), poses.tolist(), cameras.sizes, strict=True
+        )
     ]
     data = {"camera_model": "OPENCV", "applied_transform": Z_UP, "units": cameras.units, "frames": frames}
     if points is not None:

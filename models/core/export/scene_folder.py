@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -40,28 +41,30 @@ def write_scene_folder(
     *,
     layout: Layout = "both",
     images: Tensor | None = None,
+    crops: Sequence[tuple[int, int]] | None = None,
     each: Each = iter,
 ) -> SceneFolder:
     """Write images, cameras and points of a fused cloud into a new folder, whole or not at all.
 
     ExportError if there is anything of that name. Each view has its own image and camera. `images` (b, h, w,
     3), one for each view of the batch that was fused, of any size and the same proportions, are written in
-    place of the views' own; the cameras then count in their pixels.
+    place of the views' own; the cameras then count in their pixels. `crops` are the (height, width) of each
+    fused view's image where the batch's size pads it at the right and below; it is written without that.
     """
     if layout not in get_args(Layout):
         raise ValueError(f"Expected a layout of {get_args(Layout)}, got {layout!r}. Choose one of these.")
     view = fused.views
     images = _choose_images(fused, images)
     size = tuple(images.shape[1:3])
-    cameras = PinholeCameras.of_view(view, size)
+    cameras = PinholeCameras.of_view(view, size, crops)
     tracks = find_tracks(fused)
     scale = tracks.pixels.new_tensor([size[1] / view.depth.shape[2], size[0] / view.depth.shape[1]])
     tracks = replace(tracks, pixels=tracks.pixels * scale, errors=tracks.errors * scale.mean())
     names = [f"view_{index:04}.png" for index in fused.indices]
     texts = _models(cameras, tracks, names, layout)
     with new_folder(folder) as part:
-        for name, image in each(list(zip(names, images, strict=True))):
-            write_file(part / "images" / name, encode_png8(image))
+        for name, image, (height, width) in each(list(zip(names, images, cameras.sizes, strict=True))):
+            write_file(part / "images" / name, encode_png8(image[:height, :width]))
         for name, data in texts.items():
             write_file(part / name, data)
     files = (*(f"images/{name}" for name in names), *texts)

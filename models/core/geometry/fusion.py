@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .align import Each
-from .camera import project, transform_points
 from .points import PointCloud, find_intrinsics, solid_pixels
 from .posed_views import require_poses, views_to_world
 from .view import View, percentile
+from .view_votes import Votes, count_votes, depth_ranges
 from .voxels import merge_voxels
 
 DEFAULT_TOLERANCE = 0.03  # of a depth, within which two views agree
@@ -97,36 +97,41 @@ def fuse_views(
     it. `fov_degrees` is needed where the views have no intrinsics.
     """
     settings = settings or FusionSettings()
-    used, indices = _choose_views(view, settings.every, fov_degrees)
+    used, indices = _choose_views(view, settings, fov_degrees)
     keep, counts = _choose_pixels(used, settings)
-    counts["pixels beyond max_points"] = 0
     if settings.voxel_size == 0:  # what is not kept in the end need not be checked
-        keep = _thin_pixels(keep, settings, counts)
+        keep, beyond = _thin_pixels(keep, settings)
+        counts["pixels beyond max_points"] = beyond
     points = views_to_world(used)
-    check = _Check(used, settings) if settings.tolerance > 0 and len(used) > 1 else None
-    kept = []
+    ranges = depth_ranges(used) if settings.tolerance > 0 and len(used) > 1 else None
+    kept, verdicts = [], []
     for index in each(list(range(len(used)))):
         rows = keep[index].nonzero()
         here = points[index][keep[index]]
-        if check is not None:
-            survives = check.keep(here, index)
+        if ranges is not None:
+            votes = count_votes(here, index, used, ranges, settings.tolerance)
+            survives, verdict = _judge(votes, settings.min_views)
             rows, here = rows[survives], here[survives]
+            verdicts.append(verdict)
         kept.append(_columns(used, index, rows, here))
-    counts |= check.counts if check is not None else {}
+    counts["pixels that other views see through"] = sum(verdict.transparent for verdict in verdicts)
+    counts["pixels that too few views see"] = sum(verdict.rare for verdict in verdicts)
     cloud = _join(kept)
-    _require_points(cloud, counts)
-    notes = check.explain_overlap(indices) if check is not None else ()
+    _require_some(len(cloud.points), counts)
+    notes = _explain_overlap(verdicts, indices) if verdicts else ()
     if settings.voxel_size > 0:
-        before = len(cloud.points)
-        cloud = merge_voxels(cloud, settings.voxel_size)
-        counts["pixels merged into the point of their voxel"] = before - len(cloud.points)
-        counts["points beyond max_points"] = max(0, len(cloud.points) - settings.max_points)
+        merged = merge_voxels(cloud, settings.voxel_size)
+        counts["pixels merged into the point of their voxel"] = len(cloud.points) - len(merged.points)
+        counts["points beyond max_points"] = max(0, len(merged.points) - settings.max_points)
+        cloud = merged
     tolerance = settings.tolerance or DEFAULT_TOLERANCE
     fused = FusedCloud(cloud, used, indices, len(view), counts, tolerance, notes)
     return fused.thin(settings.max_points, settings.seed)
 
 
-def _choose_views(view: View, every: int, fov_degrees: float | None) -> tuple[View, tuple[int, ...]]:
+def _choose_views(
+    view: View, settings: FusionSettings, fov_degrees: float | None
+) -> tuple[View, tuple[int, ...]]:
     """Every so-manieth view, with intrinsics, and the indices."""
     if len(view) == 1 and view.world_to_cam is None:
         raise ValueError(
@@ -134,7 +139,12 @@ def _choose_views(view: View, every: int, fov_degrees: float | None) -> tuple[Vi
             "Cloud from Depth."
         )
     require_poses(view, purpose="fuse them")
-    indices = tuple(range(0, len(view), every))
+    indices = tuple(range(0, len(view), settings.every))
+    if settings.min_views > len(indices):
+        raise ValueError(
+            f"Expected at least min_views = {settings.min_views} views, got {len(indices)}. Lower min_views, "
+            "or give more views."
+        )
     used = view.select(indices)
     return replace(used, intrinsics=find_intrinsics(used, fov_degrees)), indices
 
@@ -155,20 +165,19 @@ def _choose_pixels(view: View, settings: FusionSettings) -> tuple[Tensor, dict[s
         keep = sure
     solid = keep & solid_pixels(view, settings.edge_rtol)
     counts["pixels on depth edges"] = int((keep & ~solid).sum())
-    _require_pixels(solid, counts)
+    _require_some(int(solid.sum()), counts)
     return solid, counts
 
 
-def _thin_pixels(keep: Tensor, settings: FusionSettings, counts: dict[str, int]) -> Tensor:
-    """At most `max_points` of the pixels, a seeded random choice."""
+def _thin_pixels(keep: Tensor, settings: FusionSettings) -> tuple[Tensor, int]:
+    """At most `max_points` of the pixels (b, h, w), a seeded random choice, and how many are left out."""
     places = keep.flatten().nonzero()[:, 0]
-    counts["pixels beyond max_points"] = max(0, len(places) - settings.max_points)
-    if not counts["pixels beyond max_points"]:
-        return keep
+    if len(places) <= settings.max_points:
+        return keep, 0
     thinned = torch.zeros_like(keep).flatten()
     rows = _random_rows(len(places), settings.max_points, settings.seed)
     thinned[places[rows.to(places.device)]] = True
-    return thinned.view_as(keep)
+    return thinned.view_as(keep), len(places) - settings.max_points
 
 
 def _random_rows(count: int, chosen: int, seed: int) -> Tensor:
@@ -176,100 +185,45 @@ def _random_rows(count: int, chosen: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=random)[:chosen].sort().values
 
 
-class _Check:
-    """Votes of every view on the points of another."""
+@dataclass(frozen=True)
+class _Verdict:
+    """What the other views said of one view's points."""
 
-    def __init__(self, view: View, settings: FusionSettings) -> None:
-        self.view, self.settings = view, settings
-        self.ranges = depth_ranges(view)
-        self.counts = {"pixels that other views see through": 0, "pixels that too few views see": 0}
-        self.shared = torch.zeros(len(view), len(view), dtype=torch.int64)
-        self.votes = [0, 0]  # for, and against
-
-    def keep(self, points: Tensor, own: int) -> Tensor:
-        """True (n,) for the points (n, 3) of the view `own` that survive."""
-        agree = torch.zeros(len(points), dtype=torch.int32, device=points.device)
-        against = torch.zeros_like(agree)
-        for other in range(len(self.view)):
-            if other != own:
-                votes = self._vote(points, other)
-                agree += votes[0]
-                against += votes[1]
-                self.shared[own, other] = int(votes[2].sum())
-        self.votes = [self.votes[0] + int(agree.sum()), self.votes[1] + int(against.sum())]
-        transparent = against > agree
-        rare = ~transparent & (1 + agree < self.settings.min_views)
-        self.counts["pixels that other views see through"] += int(transparent.sum())
-        self.counts["pixels that too few views see"] += int(rare.sum())
-        return ~(transparent | rare)
-
-    def _vote(self, points: Tensor, other: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether a view sees the points (n, 3), sees through them, or knows the depth there: each (n,)."""
-        _, depth, ranges = look_up(points, self.view, self.ranges, other)
-        through, near, _ = ranges.unbind(-1)
-        slack = self.settings.tolerance
-        seen = is_seen(depth, ranges, slack)
-        return seen, depth < (1 - slack) * through, (near > 0) | through.isinf()
-
-    def explain_overlap(self, indices: tuple[int, ...]) -> tuple[str, ...]:
-        """Sentences on views that share nothing; ValueError if no two views share anything."""
-        known = self.shared + self.shared.T
-        alone = [str(indices[i]) for i, row in enumerate(known) if not bool(row.any())]
-        if len(alone) == len(indices):
-            raise ValueError(
-                f"Expected views that overlap, got {len(indices)} of which none shows a point of another. "
-                "Check that they show one scene and that their poses are of one frame, or set the tolerance "
-                "to 0."
-            )
-        notes = []
-        if alone:
-            notes.append(f"Views {', '.join(alone)} share nothing with the others; they were not checked.")
-        against = self.votes[1] / max(1, sum(self.votes))
-        if against > _SUSPICIOUS:
-            notes.append(
-                f"In {against:.0%} of the comparisons a view sees through the point of another: the poses or "
-                "the scales do not fit together, or the scene moved."
-            )
-        return tuple(notes)
+    transparent: int  # points that more views see through than agree with
+    rare: int  # further points that too few views see
+    agree: int  # votes for all points
+    against: int
+    shared: Tensor  # (v,) points of which each view knows the depth
 
 
-def depth_ranges(view: View) -> Tensor:
-    """Of each pixel with its right and lower neighbors (b, h, w, 3): up to where all four see through, their
-    nearest and their farthest depth.
-
-    Sky is seen through to infinity, a hole not at all; nearest and farthest are 0 where all four are holes or
-    sky.
-    """
-    far = torch.full_like(view.depth, torch.inf)
-    through = view.depth if view.sky is None else torch.where(view.sky, far, view.depth)
-    nearest = -_largest_of_four(-torch.where(view.mask, view.depth, far))
-    parts = (-_largest_of_four(-through), nearest.nan_to_num(posinf=0.0), _largest_of_four(view.depth))
-    return torch.stack(parts, dim=-1)
+def _judge(votes: Votes, min_views: int) -> tuple[Tensor, _Verdict]:
+    """True (n,) for the points that survive."""
+    transparent = votes.against > votes.agree
+    rare = ~transparent & (1 + votes.agree < min_views)
+    numbers = (transparent, rare, votes.agree, votes.against)
+    return ~(transparent | rare), _Verdict(*(int(each.sum()) for each in numbers), votes.shared)
 
 
-def _largest_of_four(maps: Tensor) -> Tensor:
-    return F.max_pool2d(F.pad(maps, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
-
-
-def is_seen(depth: Tensor, ranges: Tensor, tolerance: float) -> Tensor:
-    """Whether a view has a surface at the depth (n,) of points, up to a relative tolerance."""
-    _, near, far = ranges.unbind(-1)
-    at_near, at_far = ((depth - end).abs() <= tolerance * end for end in (near, far))
-    return (at_near | at_far) & (near > 0)
-
-
-def look_up(points: Tensor, view: View, ranges: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels (n, 2), z-depth (n,) and `depth_ranges` there (n, 3) of world points (n, 3) in one view.
-
-    The ranges are 0 for points behind the camera or outside the image.
-    """
-    pixels, depth = project(transform_points(points, view.world_to_cam[index]), view.intrinsics[index])
-    size = pixels.new_tensor(ranges.shape[2:0:-1])
-    inside = (depth > 0) & (pixels >= 0).all(-1) & (pixels <= size).all(-1)
-    corner = torch.where(inside[:, None], (pixels - 0.5).floor(), torch.zeros_like(pixels))
-    column, row = torch.minimum(corner.clamp_min(0), size - 1).long().unbind(-1)
-    found = ranges[index, row, column]
-    return pixels, depth, torch.where(inside[:, None], found, torch.zeros_like(found))
+def _explain_overlap(verdicts: Sequence[_Verdict], indices: tuple[int, ...]) -> tuple[str, ...]:
+    """Sentences on views that share nothing; ValueError if no two views share anything."""
+    shared = torch.stack([verdict.shared for verdict in verdicts])
+    alone = [str(indices[i]) for i, row in enumerate(shared + shared.T) if not bool(row.any())]
+    if len(alone) == len(indices):
+        raise ValueError(
+            f"Expected views that overlap, got {len(indices)} of which none shows a point of another. Check "
+            "that they show one scene and that their poses are of one frame, or set the tolerance to 0."
+        )
+    notes = []
+    if alone:
+        notes.append(f"Views {', '.join(alone)} share nothing with the others; they were not checked.")
+    votes = [sum(getattr(verdict, name) for verdict in verdicts) for name in ("agree", "against")]
+    against = votes[1] / max(1, sum(votes))
+    if against > _SUSPICIOUS:
+        notes.append(
+            f"In {against:.0%} of the comparisons a view sees through the point of another: the poses or the "
+            "scales do not fit together, or the scene moved."
+        )
+    return tuple(notes)
 
 
 def _columns(view: View, index: int, rows: Tensor, points: Tensor) -> PointCloud:
@@ -290,19 +244,10 @@ def _join(clouds: list[PointCloud]) -> PointCloud:
     return PointCloud(cat("points"), cat("colors"), cat("normals"), cat("pixels")[:0])
 
 
-def _require_pixels(keep: Tensor, counts: dict[str, int]) -> None:
-    if not bool(keep.any()):
-        raise ValueError(_nothing_left(counts))
-
-
-def _require_points(cloud: PointCloud, counts: dict[str, int]) -> None:
-    if not len(cloud.points):
-        raise ValueError(_nothing_left(counts))
-
-
-def _nothing_left(counts: dict[str, int]) -> str:
-    reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return (
-        f"Expected points after the fusion, got none: {reasons}. Lower the confidence threshold, raise the "
-        "edge threshold or the tolerance, or check that the views fit together."
-    )
+def _require_some(points: int, counts: Mapping[str, int]) -> None:
+    if points == 0:
+        reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        raise ValueError(
+            f"Expected points after the fusion, got none: {reasons}. Lower the confidence threshold, raise "
+            "the edge threshold or the tolerance, or check that the views fit together."
+        )

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .align import Each
 from .camera import invert_pose, project, transform_points, unproject
-from .fusion import FusedCloud, depth_ranges, is_seen, look_up
+from .fusion import FusedCloud
 from .points import PointCloud
 from .view import View
+from .view_votes import depth_ranges, is_seen, look_up
 
 
 @dataclass(frozen=True)

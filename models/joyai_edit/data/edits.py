@@ -176,7 +176,8 @@ def write_prompt(entry: Mapping[str, Any], has_box: bool) -> tuple[str, str]:
         return entry["prompt"], ""
     kind, name = entry.get("kind", "edit"), find_name(entry)
     if kind == "move" and name and has_box:
-        return move_prompt(name), ""
+        # the world's boxes would be taken for the drawn one
+        return move_prompt(name if "object_name" in entry else name.replace(" box", " block")), ""
     if kind == "rotate":
         is_shown = entry.get("view") in VIEWS and name
         return (rotate_prompt(name, entry["view"]), "") if is_shown else ("", NO_VIEW)

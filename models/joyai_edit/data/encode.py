@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -78,7 +79,12 @@ class EditEncoder:
 
 
 def find_pipeline_class():
-    """diffusers' class of the pipeline; an error explains how to install it."""
+    """diffusers' class of the pipeline; an error explains what to install."""
+    if find_spec("torchvision") is None:
+        raise ImportError(
+            "Encoding edits needs torchvision, for the text encoder's image processor, which is not "
+            "installed: pip install torchvision."
+        )
     try:
         from diffusers import JoyImageEditPipeline
     except ImportError as error:

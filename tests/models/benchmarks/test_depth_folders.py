@@ -1,4 +1,6 @@
-"""The world's scenes written in the benchmarks' layouts by NumPy and Pillow, and the Middlebury motorcycle: read back exactly."""
+"""The world's scenes written in the benchmarks' layouts by NumPy and Pillow, and the Middlebury motorcycle:
+read back exactly.
+"""
 
 import io
 import json
@@ -22,7 +24,9 @@ from spatialweave.models.world.scene import sample_scenes
 
 @pytest.fixture(scope="module")
 def frames():
-    return lambda height, width, count=2: render(sample_scenes(4, count, split="test"), height, width, samples=1)
+    return lambda height, width, count=2: render(
+        sample_scenes(4, count, split="test"), height, width, samples=1
+    )
 
 
 def picture(image):
@@ -78,14 +82,18 @@ def test_moges_layout_at_the_size_of_its_evaluation(tmp_path, frames):
 
 
 def test_a_crop_keeps_the_camera():
-    """A ramp whose depth is its column: of 100 x 60 pixels with the center at (40, 30) come 80 x 60, then 40 x 30."""
+    """A ramp whose depth is its column: of 100 x 60 pixels with the center at (40, 30) come 80 x 60,
+    then 40 x 30.
+    """
     depth = torch.arange(100.0).expand(60, 100)
     camera = torch.tensor([[0.9, 0, 0.4], [0, 1.5, 0.5], [0, 0, 1.0]])
     image = depth[..., None].expand(-1, -1, 3) / 100
     cropped, kept = crop_to_view(image, depth, camera, 40, 30)
     assert kept.shape == (30, 40) and kept[0, 0] == 1 and kept[0, -1] == 79
     assert float(cropped[15, 20, 0]) == pytest.approx(0.405, abs=0.01)
-    same, untouched = crop_to_view(image, depth, torch.tensor([[0.9, 0, 0.5], [0, 1.5, 0.5], [0, 0, 1.0]]), 100, 60)
+    same, untouched = crop_to_view(
+        image, depth, torch.tensor([[0.9, 0, 0.5], [0, 1.5, 0.5], [0, 0, 1.0]]), 100, 60
+    )
     assert torch.equal(same, image) and torch.equal(untouched, depth)
 
 
@@ -95,7 +103,9 @@ def save_png(path, values):
 
 
 def steps(depth, divisor):
-    return np.where(np.isfinite(depth), np.round(np.nan_to_num(depth, posinf=0) * divisor), 0).astype(np.uint16)
+    return np.where(np.isfinite(depth), np.round(np.nan_to_num(depth, posinf=0) * divisor), 0).astype(
+        np.uint16
+    )
 
 
 @pytest.mark.parametrize(("dataset", "divisor"), [("NYUv2", 1000), ("ScanNet", 1000), ("KITTI", 256)])
@@ -120,7 +130,9 @@ def test_marigolds_16_bit_datasets(tmp_path, frames, dataset, divisor):
     low, high = sample.limits
     inside = np.zeros(stored.shape, bool)
     crops = {"NYUv2": np.s_[45:471, 41:601], "ScanNet": np.s_[:, :]}
-    crops["KITTI"] = np.s_[int(0.3324324 * 352) : int(0.91351351 * 352), int(0.0359477 * 1216) : int(0.96405229 * 1216)]
+    crops["KITTI"] = np.s_[
+        int(0.3324324 * 352) : int(0.91351351 * 352), int(0.0359477 * 1216) : int(0.96405229 * 1216)
+    ]
     inside[crops[dataset]] = True
     mask = inside & (stored > low) & (stored < high)
     np.testing.assert_array_equal(sample.mask, mask)
@@ -140,7 +152,8 @@ def test_marigolds_diode_and_eth3d(tmp_path, frames):
     (tmp_path / "diode.txt").write_text("a.png a_depth.npy a_mask.npy\n")
     (tmp_path / "eth.txt").write_text("a.png a.raw\n")
     diode, eth = (
-        open_depth_folder(tmp_path, dataset=name, file_list=tmp_path / file).read("a.png") for name, file in (("DIODE", "diode.txt"), ("ETH3D", "eth.txt"))
+        open_depth_folder(tmp_path, dataset=name, file_list=tmp_path / file).read("a.png")
+        for name, file in (("DIODE", "diode.txt"), ("ETH3D", "eth.txt"))
     )
     np.testing.assert_array_equal(diode.mask, keep)
     np.testing.assert_array_equal(diode.depth[diode.mask], finite[keep])
@@ -178,8 +191,12 @@ def test_what_is_no_benchmark_is_refused_in_words(tmp_path, frames):
         "got none of these": lambda: open_depth_folder(tmp_path / "empty"),
         "Expected a folder image beside depth": lambda: open_depth_folder(tmp_path / "half"),
         "State --dataset": lambda: open_depth_folder(tmp_path / "empty", file_list=tmp_path / "list.txt"),
-        "Expected image and depth in each line": lambda: open_depth_folder(tmp_path, dataset="NYUv2", file_list=tmp_path / "list.txt"),
-        "Expected a dataset of NYUv2": lambda: open_depth_folder(tmp_path, dataset="Sintel", file_list=tmp_path / "list.txt"),
+        "Expected image and depth in each line": lambda: open_depth_folder(
+            tmp_path, dataset="NYUv2", file_list=tmp_path / "list.txt"
+        ),
+        "Expected a dataset of NYUv2": lambda: open_depth_folder(
+            tmp_path, dataset="Sintel", file_list=tmp_path / "list.txt"
+        ),
         "Expected intrinsics": lambda: open_depth_folder(tmp_path / "moge").read("scene/0"),
         "Expected a layout of": lambda: open_depth_folder(tmp_path / "moge", layout="zip"),
     }
@@ -190,10 +207,17 @@ def test_what_is_no_benchmark_is_refused_in_words(tmp_path, frames):
 
 @pytest.fixture(scope="session")
 def motorcycle(tmp_path_factory):
-    """Left image and disparity of Middlebury's motorcycle, which scikit-image 0.17.2 ships, as Pillow and NumPy read them."""
+    """Left image and disparity of Middlebury's motorcycle, which scikit-image 0.17.2 ships,
+    as Pillow and NumPy read them.
+    """
     folder = tmp_path_factory.mktemp("wheel")
-    call = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--python-version", "3.8"]
-    ran = subprocess.run([*call, "--dest", str(folder), "scikit-image==0.17.2"], capture_output=True, text=True, timeout=300)
+    call = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+        "--python-version", "3.8",
+    ]
+    ran = subprocess.run(
+        [*call, "--dest", str(folder), "scikit-image==0.17.2"], capture_output=True, text=True, timeout=300
+    )
     wheels = list(folder.glob("*.whl"))
     if not wheels:
         pytest.skip(f"the wheel of scikit-image 0.17.2 could not be had: {ran.stderr.strip()[-200:]}")

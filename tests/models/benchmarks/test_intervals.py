@@ -4,9 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import sem, ttest_1samp
+from scipy.stats import binomtest, sem, ttest_1samp
 
-from spatialweave.models.benchmarks.intervals import CONFIDENCE, significant_sign, summarize_seeds
+from spatialweave.models.benchmarks.intervals import (
+    CONFIDENCE,
+    proportion_interval,
+    significant_sign,
+    summarize_seeds,
+)
 
 
 def test_mean_and_standard_error_are_scipys():
@@ -33,3 +38,9 @@ def test_significance_is_that_of_a_paired_t_test(seed):
 def test_both_signs_are_among_the_cases():
     assert significant_sign([1.0, 1.1, 0.9]) == 1 and significant_sign([-1.0, -1.1, -0.9]) == -1
     assert significant_sign([1.0]) == 0 and significant_sign([1.0, 2.0, 3.0]) == 0
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 12), (7, 9), (188, 200), (200, 200)])
+def test_the_interval_of_a_proportion_is_wilsons(hits, count):
+    expected = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
+    assert proportion_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-9)

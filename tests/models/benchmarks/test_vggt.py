@@ -14,7 +14,8 @@ from spatialweave.models.world.multiview import relative_poses, sample_views
 
 SMALL = VggtConfig(
     img_size=28, embed_dim=32, depth=4, num_heads=2, backbone_depth=1, backbone_num_heads=2, dpt_features=8,
-    dpt_out_channels=(8, 8, 8, 8), dpt_layers=(0, 1, 2, 3), camera_trunk_depth=1, camera_num_heads=2, heads=("camera", "depth"),
+    dpt_out_channels=(8, 8, 8, 8), dpt_layers=(0, 1, 2, 3), camera_trunk_depth=1, camera_num_heads=2,
+    heads=("camera", "depth"),
 )  # fmt: skip
 
 
@@ -37,7 +38,12 @@ class Answers:
 def test_the_truth_at_another_scale_has_no_error():
     (scene,) = sample_views(0, 1, 2, (28, 28), split="test", samples=1)
     figures, (rotation, translation) = measure_scene(Answers(scene, scale=0.3), scene)
-    assert figures["absrel"] < 1e-5 and figures["scene_absrel"] < 1e-5 and figures["delta1"] == 1 and figures["fov"] < 1e-3
+    assert (
+        figures["absrel"] < 1e-5
+        and figures["scene_absrel"] < 1e-5
+        and figures["delta1"] == 1
+        and figures["fov"] < 1e-3
+    )
     assert float(rotation) < 0.1 and float(translation) < 0.1
 
 

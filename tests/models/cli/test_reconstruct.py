@@ -13,14 +13,17 @@ from spatialweave.models.vggt.weights import save_network
 
 SMALL = VggtConfig(
     img_size=56, embed_dim=32, depth=4, num_heads=2, backbone_depth=1, backbone_num_heads=2, dpt_features=8,
-    dpt_out_channels=(8, 8, 8, 8), dpt_layers=(0, 1, 2, 3), camera_trunk_depth=1, camera_num_heads=2, pixel_center=0.5,
+    dpt_out_channels=(8, 8, 8, 8), dpt_layers=(0, 1, 2, 3), camera_trunk_depth=1, camera_num_heads=2,
+    pixel_center=0.5,
     heads=("camera", "depth"),
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A network that says one depth and one camera for every view, whatever it sees: all tensors 0 but the biases."""
+    """A network that says one depth and one camera for every view, whatever it sees:
+    all tensors 0 but the biases.
+    """
     network = Vggt(SMALL).requires_grad_(False)
     for parameter in network.parameters():
         parameter.zero_()
@@ -46,7 +49,11 @@ def test_reconstruct_writes_views_cloud_and_colmap(tmp_path, weights, capsys):
     # four iterations of the camera head add up: one radian across and down, and the middle of the picture
     assert abs(float(view.depth.mean()) - 2) < 1e-3 and view.units == "relative"
     assert abs(float(view.intrinsics[0, 0, 0]) - 30 / np.tan(0.5)) < 0.1
-    names = {file.relative_to(tmp_path / "scene").as_posix() for file in (tmp_path / "scene").rglob("*") if file.is_file()}
+    names = {
+        file.relative_to(tmp_path / "scene").as_posix()
+        for file in (tmp_path / "scene").rglob("*")
+        if file.is_file()
+    }
     assert {"view_0000.png", "points.ply", "colmap/sparse/0/cameras.txt", "colmap/transforms.json"} <= names
     header = (tmp_path / "scene" / "points.ply").read_bytes()[:400].decode("ascii", "replace")
     assert "comment units: relative" in header and "element vertex" in header
@@ -57,9 +64,13 @@ def test_reconstruct_writes_views_cloud_and_colmap(tmp_path, weights, capsys):
 def test_reconstruct_takes_pictures_of_several_sizes(tmp_path, weights, capsys):
     files = write_pictures(tmp_path, [(60, 40), (41, 77)])
     assert main(["reconstruct", *files, "--out", str(tmp_path / "scene"), "--weights", str(weights)]) == 0
-    assert "no COLMAP model, as the images have different sizes" in capsys.readouterr().out
+    assert "view_0001.png" in capsys.readouterr().out
     assert read_npz(tmp_path / "scene" / "view_0001.npz").depth.shape == (1, 77, 41)
-    assert not (tmp_path / "scene" / "colmap").exists()
+    rows = (tmp_path / "scene/colmap/sparse/0/cameras.txt").read_text().splitlines()
+    assert [row.split()[2:4] for row in rows if not row.startswith("#")] == [["60", "40"], ["41", "77"]]
+    for index, size in enumerate(((60, 40), (41, 77))):
+        with Image.open(tmp_path / f"scene/colmap/images/view_000{index}.png") as picture:
+            assert picture.size == size
 
 
 @pytest.mark.parametrize("kind", ["no file", "taken", "not VGGT", "no picture"])
@@ -77,7 +88,9 @@ def test_reconstruct_refuses_in_a_sentence(tmp_path, weights, capsys, kind):
         files.append(str(tmp_path / "text.png"))
     assert main(["reconstruct", *files, "--out", str(out), "--weights", file]) != 0
     said = capsys.readouterr().err
-    expected = {"no file": "none.png", "taken": "already", "not VGGT": "x.safetensors", "no picture": "text.png"}[kind]
+    expected = {
+        "no file": "none.png", "taken": "already", "not VGGT": "x.safetensors", "no picture": "text.png",
+    }[kind]
     assert expected in said and "Traceback" not in said
 
 

@@ -7,7 +7,9 @@ import torch
 from spatialweave.models.core.padding import crop_to, pad_to, round_up
 
 
-@pytest.mark.parametrize(("size", "multiple", "expected"), [((1, 1), 16, (16, 16)), ((16, 17), 16, (16, 32)), ((5, 9), 1, (5, 9))])
+@pytest.mark.parametrize(
+    ("size", "multiple", "expected"), [((1, 1), 16, (16, 16)), ((16, 17), 16, (16, 32)), ((5, 9), 1, (5, 9))]
+)
 def test_sizes_are_rounded_up_to_the_next_multiple(size, multiple, expected):
     assert round_up(size, multiple) == expected
 

@@ -21,7 +21,10 @@ def test_a_pipeline_has_the_parameters_of_the_contract(pipeline, method):
         if parameter.default is not parameter.empty:
             assert own[name].default == parameter.default, name
     extra = [parameter for name, parameter in own.items() if name not in contract]
-    assert all(parameter.kind == parameter.KEYWORD_ONLY and parameter.default is not parameter.empty for parameter in extra)
+    assert all(
+        parameter.kind == parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+        for parameter in extra
+    )
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)

@@ -28,7 +28,8 @@ def test_utf8_reads_with_and_without_a_mark(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(
-    "encoding, said", [("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("cp1252", "byte 0xe9 in line 2"), ("shift_jis", "byte 0x")]
+    "encoding, said",
+    [("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("cp1252", "byte 0xe9 in line 2"), ("shift_jis", "byte 0x")]
 )
 def test_other_encodings_are_refused_by_file(tmp_path, encoding, said):
     text = "one\n\u30ab" if encoding == "shift_jis" else "one\ncafé"
@@ -40,7 +41,10 @@ def test_other_encodings_are_refused_by_file(tmp_path, encoding, said):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
 def test_wide_encodings_without_a_mark_are_refused(tmp_path, encoding):
     """Their Latin letters are valid UTF-8, with a NUL beside each."""
-    with pytest.raises(TextFileError, match="Expected UTF-8 text in .*caption.txt, got NUL bytes, as UTF-16 has them. Save it as UTF-8."):
+    with pytest.raises(
+        TextFileError,
+        match="Expected UTF-8 text in .*caption.txt, got NUL bytes, as UTF-16 has them. Save it as UTF-8.",
+    ):
         read_text(write(tmp_path / "caption.txt", "a red ball".encode(encoding)))
 
 
@@ -53,7 +57,11 @@ def test_lines_end_at_line_feeds_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said", [("{", "line 1"), ("{}\n{", "line 2"), ("[" * 100_000, "nested too deeply"), ("9" * 5000, "not JSON"), ("", "line 1")]
+    "text, said",
+    [
+        ("{", "line 1"), ("{}\n{", "line 2"), ("[" * 100_000, "nested too deeply"), ("9" * 5000, "not JSON"),
+        ("", "line 1"),
+    ]
 )
 def test_what_is_not_json_is_refused_by_file(tmp_path, text, said):
     with pytest.raises(TextFileError, match=said) as error:
@@ -62,7 +70,8 @@ def test_what_is_not_json_is_refused_by_file(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(
-    "text, kind", [("[]", "a list"), ("3", "a number"), ('"x"', "a string"), ("null", "null"), ("true", "a truth value")]
+    "text, kind",
+    [("[]", "a list"), ("3", "a number"), ('"x"', "a string"), ("null", "null"), ("true", "a truth value")]
 )
 def test_an_object_is_asked_for(tmp_path, text, kind):
     path = write(tmp_path / "a.json", text.encode())

@@ -16,12 +16,15 @@ HEADS = 2
 def rows_of(batch=2, chunks=2, tokens=5, dtype=torch.float64):
     rows = Rows(tuple(f"prompt {index}" for index in range(chunks)), batch)
     generator = torch.Generator().manual_seed(0)
-    return rows, [torch.randn(rows.count, tokens, HEADS * 8, generator=generator, dtype=dtype) for _ in range(3)]
+    return rows, [
+        torch.randn(rows.count, tokens, HEADS * 8, generator=generator, dtype=dtype) for _ in range(3)
+    ]
 
 
 def truth(q, k, v, rows, weight):
-    """Equation 4 written out: for every row its own and its partner's keys, image first, with the bias "
-    "row."""
+    """Equation 4 written out: for every row its own and its partner's keys, image first,
+    with the bias row.
+    """
     out = torch.zeros_like(q, dtype=torch.float64)
     for chunk in range(len(rows.chunks)):
         for b in range(rows.batch):
@@ -29,7 +32,9 @@ def truth(q, k, v, rows, weight):
             keys, values = (torch.cat([tensor[image], tensor[maps]]).double() for tensor in (k, v))
             half = len(keys) // 2
             for row, w in ((image, weight), (maps, 1.0)):
-                bias = torch.tensor([0.0] * half + [math.log(w) if w else -math.inf] * half, dtype=torch.float64)
+                bias = torch.tensor(
+                    [0.0] * half + [math.log(w) if w else -math.inf] * half, dtype=torch.float64
+                )
                 for head in range(HEADS):
                     part = slice(head * 8, head * 8 + 8)
                     scores = q[row, :, part].double() @ keys[:, part].T / math.sqrt(8) + bias
@@ -43,12 +48,17 @@ def test_attention_is_the_softmax_with_the_bias_row(weight, batch, chunks):
     rows, qkv = rows_of(batch, chunks)
     assert (attend_domains(*qkv, rows, weight, heads=HEADS) - truth(*qkv, rows, weight)).abs().max() < 1e-6
     single = [tensor.float() for tensor in qkv]
-    assert (attend_domains(*single, rows, weight, heads=HEADS) - truth(*single, rows, weight)).abs().max() < 1e-5
+    assert (
+        attend_domains(*single, rows, weight, heads=HEADS) - truth(*single, rows, weight)
+    ).abs().max() < 1e-5
 
 
 def test_weight_one_is_plain_concatenation():
     rows, (q, k, v) = rows_of()
-    both = [torch.stack([rows.select(t, "image"), rows.select(t, "intrinsic")], dim=2).flatten(2, 3) for t in (k, v)]
+    both = [
+        torch.stack([rows.select(t, "image"), rows.select(t, "intrinsic")], dim=2).flatten(2, 3)
+        for t in (k, v)
+    ]
     keys, values = (t.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(0, 2) for t in both)
     want = attend_plain(q, keys, values, HEADS)
     assert (attend_domains(q, k, v, rows, 1.0, heads=HEADS) - want).abs().max() < 1e-12
@@ -69,7 +79,9 @@ def test_image_and_maps_apart_are_the_coupled_call_with_weight_zero():
         index = [rows.chunks.index(chunk) for chunk in chunks]
         parts = [rows.select(tensor, stream)[index].flatten(0, 1) for tensor in (q, k, v)]
         with coupling.call(Rows(tuple(chunks), rows.batch, (stream,)), cache=cache):
-            out = coupling.attend("layer", *parts, heads=HEADS, plain=lambda q, k, v: attend_plain(q, k, v, HEADS))
+            out = coupling.attend(
+                "layer", *parts, heads=HEADS, plain=lambda q, k, v: attend_plain(q, k, v, HEADS)
+            )
         return (out - rows.select(want, stream)[index].flatten(0, 1)).abs().max()
 
     a, b, c = rows.chunks
@@ -81,7 +93,9 @@ def test_image_and_maps_apart_are_the_coupled_call_with_weight_zero():
 def test_a_regrouped_batch_is_refused():
     coupling, q = Coupling(), torch.zeros(3, 4, 8)
     with coupling.call(Rows(("cond",), 2), {0: 1.0}):
-        with pytest.raises(ValueError, match="Expected 4 rows in one call .*, got 3: a node regroups the batch"):
+        with pytest.raises(
+            ValueError, match="Expected 4 rows in one call .*, got 3: a node regroups the batch"
+        ):
             coupling.attend(0, q, q, q, heads=1, plain=F.scaled_dot_product_attention)
 
 

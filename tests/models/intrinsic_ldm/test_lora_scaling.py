@@ -1,4 +1,6 @@
-"""PEFT's adapter settings: patterns, components and what is refused; the scale against up(down(x)) is written out."""
+"""PEFT's adapter settings: patterns, components and what is refused;
+the scale against up(down(x)) is written out.
+"""
 
 import json
 import math
@@ -42,7 +44,8 @@ def unet(**settings):
 @pytest.mark.parametrize(
     "pattern",
     [
-        "to_q", "attn1.to_q", f"{LAYER}.to_q", "^down_blocks.*to_q", ".*to_q", "to_[qk]", "to_(q|v)", "0.attn1.to_q", r"\d+\.attn1\.to_q",
+        "to_q", "attn1.to_q", f"{LAYER}.to_q", "^down_blocks.*to_q", ".*to_q", "to_[qk]", "to_(q|v)",
+        "0.attn1.to_q", r"\d+\.attn1\.to_q",
         f"^{LAYER}.to_q$", "nothing|to_q",
     ],
 )  # fmt: skip
@@ -188,7 +191,10 @@ TWO = torch.tensor(2.0)
 
 @pytest.mark.parametrize(
     "alpha",
-    [TWO, TWO[None], TWO[None, None], TWO.int(), TWO.long(), TWO.bfloat16(), TWO.half(), TWO.double(), TWO.to(torch.float8_e4m3fn)],
+    [
+        TWO, TWO[None], TWO[None, None], TWO.int(), TWO.long(), TWO.bfloat16(), TWO.half(), TWO.double(),
+        TWO.to(torch.float8_e4m3fn),
+    ],
 )
 def test_alpha_is_one_number_of_any_type(alpha):
     assert read(with_alpha(alpha)) == {"to_q": 0.5}
@@ -205,21 +211,43 @@ FILES = {
     "alpha of two": (with_alpha(torch.ones(2)), ["one number", "(2,)"]),
     "no alpha": (with_alpha(torch.ones(0)), ["one number", "(0,)"]),
     "alpha true": (with_alpha(torch.tensor(True)), ["one number", "bool"]),
-    "int8": ({name: value.to(torch.int8) for name, value in tensors().items()}, ["floating-point", "down matrix", "int8"]),
+    "int8": (
+        {name: value.to(torch.int8) for name, value in tensors().items()},
+        ["floating-point", "down matrix", "int8"],
+    ),
     "rank 0": (tensors(rank=0), ["rank of 1 or more", "got 0"]),
-    "both names": (tensors(prefix="unet.") | tensors(prefix=""), ["Expected one down", f"'unet.{LAYER}.to_q.lora_A.weight'"]),
-    "two adapters": (tensors() | {f"unet.{LAYER}.to_q.lora_A.other.weight": DOWN}, ["Expected one down", "lora_A.other"]),
+    "both names": (
+        tensors(prefix="unet.") | tensors(prefix=""),
+        ["Expected one down", f"'unet.{LAYER}.to_q.lora_A.weight'"],
+    ),
+    "two adapters": (
+        tensors() | {f"unet.{LAYER}.to_q.lora_A.other.weight": DOWN}, ["Expected one down", "lora_A.other"],
+    ),
     "a convolution": (
-        {f"{LAYER}.to_q.lora_down.weight": DOWN.view(4, 6, 1, 1).repeat(1, 1, 3, 3), f"{LAYER}.to_q.lora_up.weight": UP.view(8, 4, 1, 1)},
+        {
+            f"{LAYER}.to_q.lora_down.weight": DOWN.view(4, 6, 1, 1).repeat(1, 1, 3, 3),
+            f"{LAYER}.to_q.lora_up.weight": UP.view(8, 4, 1, 1),
+        },
         ["Expected a matrix", "(4, 6, 3, 3)"],
     ),
-    "a vector": ({f"{LAYER}.to_q.lora_A.weight": DOWN[0], f"{LAYER}.to_q.lora_B.weight": UP}, ["Expected a matrix", "(6,)"]),
-    "a DoRA": (tensors() | {f"unet.{LAYER}.to_q.lora_magnitude_vector": UP[:, 0]}, ["lora_magnitude_vector", "DoRA"]),
-    "kohya's DoRA": (tensors() | {f"lora_unet_{LAYER.replace('.', '_')}_to_q.dora_scale": UP[:, :1]}, ["dora_scale", "DoRA"]),
+    "a vector": (
+        {f"{LAYER}.to_q.lora_A.weight": DOWN[0], f"{LAYER}.to_q.lora_B.weight": UP},
+        ["Expected a matrix", "(6,)"],
+    ),
+    "a DoRA": (
+        tensors() | {f"unet.{LAYER}.to_q.lora_magnitude_vector": UP[:, 0]}, ["lora_magnitude_vector", "DoRA"],
+    ),
+    "kohya's DoRA": (
+        tensors() | {f"lora_unet_{LAYER.replace('.', '_')}_to_q.dora_scale": UP[:, :1]},
+        ["dora_scale", "DoRA"],
+    ),
     "a LoHa": ({f"lora_unet_{LAYER.replace('.', '_')}_to_q.hada_w1_a": DOWN}, ["hada_w1_a", "LoHa"]),
     "a LoKr": ({f"lora_unet_{LAYER.replace('.', '_')}_to_q.lokr_w1": DOWN}, ["lokr_w1", "LoKr"]),
     "a bias": (tensors() | {f"unet.{LAYER}.to_q.lora_B.bias": UP[:, 0]}, ["lora_B.bias"]),
-    "a text encoder": (tensors() | {"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": UP}, ["lora_te_text_model"]),
+    "a text encoder": (
+        tensors() | {"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": UP},
+        ["lora_te_text_model"],
+    ),
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""Sampling an image beside its maps: the base's own image bit for bit, equation 4 written out, guidance and "
-"schedulers apart."""
+"""Sampling an image beside its maps: the base's own image bit for bit, equation 4 written out,
+guidance and schedulers apart.
+"""
 
 import contextlib
 import copy
@@ -27,7 +28,8 @@ PROMPTS = ["a red ball", "a blue box behind a green cone"]
 def make_scheduler():
     """The tiny base's: SD2.1's noise, from the noisiest timestep down to a clean image."""
     return diffusers.DDIMScheduler(
-        **tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
+        **tiny.NOISE, prediction_type=tiny.PREDICTION, clip_sample=False, set_alpha_to_one=True,
+        timestep_spacing="trailing"
     )
 
 
@@ -41,7 +43,9 @@ def square(size):
 
 SCHEDULERS = {
     "ddim": make_scheduler,
-    "euler": lambda: diffusers.EulerDiscreteScheduler(**tiny.NOISE, prediction_type=tiny.PREDICTION, timestep_spacing="trailing"),
+    "euler": lambda: diffusers.EulerDiscreteScheduler(
+        **tiny.NOISE, prediction_type=tiny.PREDICTION, timestep_spacing="trailing"
+    ),
 }
 
 
@@ -52,7 +56,9 @@ def folder(write_tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def system(folder):
-    return IntrinsicPipeline.from_preset("tiny", weights={part: folder / f"{part}.safetensors" for part in ("base", "vae", "lora")})
+    return IntrinsicPipeline.from_preset(
+        "tiny", weights={part: folder / f"{part}.safetensors" for part in ("base", "vae", "lora")}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,9 @@ def sample_plainly(base, scheduler, steps, guidance, seed):
     scheduler.set_timesteps(steps)
     x = latent_noise(seed) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        output = unet(scheduler.scale_model_input(torch.cat([x, x]), t), t, encoder_hidden_states=context).sample
+        output = unet(
+            scheduler.scale_model_input(torch.cat([x, x]), t), t, encoder_hidden_states=context
+        ).sample
         prompted, empty = output.chunk(2)
         x = scheduler.step(empty + guidance * (prompted - empty), t, x).prev_sample
     return ((vae.decode(x / scale).sample.movedim(1, -1) + 1) / 2).clamp(0, 1)
@@ -104,8 +112,12 @@ def test_a_weight_moves_the_image_and_only_where_the_schedule_says(system):
     }  # fmt: skip
     images = {name: system(PROMPTS, schedule=schedule, **given).image for name, schedule in moved.items()}
     assert all(not torch.equal(image, off) for image in images.values())
-    assert torch.equal(system(PROMPTS, schedule=Drop(frozenset({3}), tau=late - 1), **given).image, off), "no step is below tau"
-    assert not torch.equal(system(PROMPTS, schedule=Curve(((early - 1, 0.0), (early, 1.0))), **given).image, off)
+    assert torch.equal(system(PROMPTS, schedule=Drop(frozenset({3}), tau=late - 1), **given).image, off), (
+        "no step is below tau"
+    )
+    assert not torch.equal(
+        system(PROMPTS, schedule=Curve(((early - 1, 0.0), (early, 1.0))), **given).image, off
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,18 +142,27 @@ def weights_that_want_gradients(wanted, *modules):
 
 
 def test_the_weights_want_gradients_as_those_of_a_diffusers_pipeline(system):
-    assert all(parameter.requires_grad for part in (system.backbone.network, system.image_vae.module) for parameter in part.parameters())
+    assert all(
+        parameter.requires_grad
+        for part in (system.backbone.network, system.image_vae.module)
+        for parameter in part.parameters()
+    )
 
 
 @pytest.mark.parametrize("wanted", [None, True, False], ids=["as loaded", "with gradients", "frozen"])
 @pytest.mark.parametrize("size", [16, SIZE, 64])
 def test_with_weight_zero_the_network_is_asked_for_the_bases_operators(system, base, operators, wanted, size):
-    """Equal operators on arguments that lie alike: the same image on any machine, whichever product its "
-    "processor would choose."""
+    """Equal operators on arguments that lie alike: the same image on any machine, whichever product its
+    processor would choose.
+    """
     unet, vae, text, scale = base
     context = torch.cat([text.encode(PROMPTS), text.encode([""] * len(PROMPTS))])
     x = latent_noise(5, size)
-    around = contextlib.nullcontext() if wanted is None else weights_that_want_gradients(wanted, unet, system.backbone.network)
+    around = (
+        contextlib.nullcontext()
+        if wanted is None
+        else weights_that_want_gradients(wanted, unet, system.backbone.network)
+    )
     with around, torch.no_grad():
         with operators.asked_of(unet) as plain:
             unet(torch.cat([x, x]), torch.tensor(999), encoder_hidden_states=context)
@@ -153,7 +174,9 @@ def test_with_weight_zero_the_network_is_asked_for_the_bases_operators(system, b
         assert operators.same_arguments(plain[0], call)
         assert operators.first_difference(plain[0], call) is None
     assert len(image["operators"]) > 300
-    assert operators.first_difference(plain[0], maps) is not None, "the maps' call has a LoRA and the image's keys: it must differ"
+    assert operators.first_difference(plain[0], maps) is not None, (
+        "the maps' call has a LoRA and the image's keys: it must differ"
+    )
 
 
 def test_with_weight_zero_a_pipeline_of_ones_own_is_asked_for_its_own_operators(base, operators):
@@ -170,12 +193,15 @@ def test_with_weight_zero_a_pipeline_of_ones_own_is_asked_for_its_own_operators(
         unet(*given)
         with coupling.call(Rows(("prompt",), 2, ("image",)), cache=KVCache()):
             coupled(*given)
-    assert operators.same_arguments(plain[0], ours[0]) and operators.first_difference(plain[0], ours[0]) is None
+    assert (
+        operators.same_arguments(plain[0], ours[0]) and operators.first_difference(plain[0], ours[0]) is None
+    )
 
 
 class Equation4:
-    """A self-attention of a plain UNet, written out, for rows (prompt, stream, image); `delta` is the "
-    "LoRA of each projection."""
+    """A self-attention of a plain UNet, written out, for rows (prompt, stream, image);
+    `delta` is the LoRA of each projection.
+    """
 
     def __init__(self, delta, weight, batch):
         self.delta, self.weight, self.batch = delta, weight, batch
@@ -213,17 +239,26 @@ def test_one_step_is_equation_4_in_float64(system, base, folder):
         path = name.removesuffix(".processor")
         if path.endswith("attn1"):
             parts = ("to_q", "to_k", "to_v", "to_out.0")
-            delta = {p: (lora[f"unet.{path}.{p}.lora_B.weight"].double() @ lora[f"unet.{path}.{p}.lora_A.weight"].double()) for p in parts}
+            delta = {
+                p: (
+                    lora[f"unet.{path}.{p}.lora_B.weight"].double()
+                    @ lora[f"unet.{path}.{p}.lora_A.weight"].double()
+                )
+                for p in parts
+            }
             processor = Equation4(delta, w, len(PROMPTS))
         processors[name] = processor
     exact.set_attn_processor(processors)
     noise = latent_noise(seed).double()
     context = torch.cat([text.encode(PROMPTS)] * 2 + [text.encode([""] * 2)] * 2).double()
-    (prompted, empty) = exact(torch.cat([noise] * 4), torch.tensor(999), encoder_hidden_states=context).sample.chunk(2)
+    (prompted, empty) = exact(
+        torch.cat([noise] * 4), torch.tensor(999), encoder_hidden_states=context
+    ).sample.chunk(2)
     v = empty + guidance * (prompted - empty)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     a = (1 - betas).cumprod(0)[999]
-    x0 = a.sqrt() * torch.cat([noise] * 2) - (1 - a).sqrt() * v  # one step from the noisiest time ends at the clean picture
+    # one step from the noisiest time ends at the clean picture
+    x0 = a.sqrt() * torch.cat([noise] * 2) - (1 - a).sqrt() * v
     image, maps = x0.chunk(2)
     made = system(PROMPTS, schedule=Constant(w), steps=1, guidance=guidance, seed=seed, **square(SIZE))
     want = (vae.decode((image / scale).float()).sample.movedim(1, -1) + 1) / 2
@@ -238,7 +273,10 @@ def test_pictures_repeat_by_seed_and_are_their_own(system):
     again = system(PROMPTS, seed=7, **given)
     assert torch.equal(pair.image, again.image) and torch.equal(pair.maps, again.maps)
     second = system(PROMPTS[1:], seed=8, **given)
-    assert torch.allclose(second.image, pair.image[1:], atol=1e-4) and torch.allclose(second.maps, pair.maps[1:], atol=1e-3)
+    assert (
+        torch.allclose(second.image, pair.image[1:], atol=1e-4)
+        and torch.allclose(second.maps, pair.maps[1:], atol=1e-3)
+    )
 
 
 def test_guidance_of_one_reads_no_empty_prompt(system):
@@ -249,8 +287,13 @@ def test_guidance_of_one_reads_no_empty_prompt(system):
 
 def test_steps_are_reported_and_the_scheduler_is_left_alone(system):
     calls, scheduler = [], make_scheduler()
-    system(PROMPTS[:1], steps=3, **square(SIZE), scheduler=scheduler, on_step=lambda *step: calls.append(step))
-    assert [(step, steps) for step, steps, _ in calls] == [(1, 3), (2, 3), (3, 3)] and scheduler.num_inference_steps is None
+    system(
+        PROMPTS[:1], steps=3, **square(SIZE), scheduler=scheduler, on_step=lambda *step: calls.append(step)
+    )
+    assert (
+        [(step, steps) for step, steps, _ in calls] == [(1, 3), (2, 3), (3, 3)]
+        and scheduler.num_inference_steps is None
+    )
     assert all(latents.keys() == {"image", "intrinsic"} for *_, latents in calls)
 
 
@@ -275,7 +318,9 @@ def open_tiny(base, vae, lora):
 
 def test_wrong_files_are_named(folder):
     base, vae, lora = (folder / f"{part}.safetensors" for part in ("base", "vae", "lora"))
-    with pytest.raises(WeightsError, match="Expected a tiny latent diffusion model in .*, got .* intrinsic VAE"):
+    with pytest.raises(
+        WeightsError, match="Expected a tiny latent diffusion model in .*, got .* intrinsic VAE"
+    ):
         open_tiny(vae, vae, lora)
     with pytest.raises(WeightsError, match="Expected an intrinsic VAE"):
         open_tiny(base, lora, lora)

@@ -1,4 +1,6 @@
-"""Co-generation on SD2.1, SDXL and PixArt folders of diffusers, small and random: the base's own image at weight 0, LoRA and files."""
+"""Co-generation on SD2.1, SDXL and PixArt folders of diffusers, small and random:
+the base's own image at weight 0, LoRA and files.
+"""
 
 import dataclasses
 import json
@@ -55,7 +57,8 @@ def sample_plainly(folder, family, prompt, noise, steps, guidance):
     base.scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False)
     more = {"clean_caption": False, "use_resolution_binning": False} if family == "pixart" else {}
     image = base(
-        prompt, negative_prompt="", latents=noise, num_inference_steps=steps, guidance_scale=guidance, height=HEIGHT, width=WIDTH,
+        prompt, negative_prompt="", latents=noise, num_inference_steps=steps, guidance_scale=guidance,
+        height=HEIGHT, width=WIDTH,
         output_type="pt", **more,
     ).images  # fmt: skip
     return image.movedim(1, -1)
@@ -67,7 +70,9 @@ def test_with_weight_zero_the_image_is_that_of_diffusers_own_pipeline(files, fam
     pipeline = IntrinsicPipeline.from_preset(family, weights=weights)
     asked = {"height": HEIGHT, "width": WIDTH, "steps": 3, "guidance": 3.0, "seed": 5}
     for index, prompt in enumerate(PROMPTS):
-        noise = torch.randn(4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(5 + index))[None]
+        noise = torch.randn(4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(5 + index))[
+            None
+        ]
         want = sample_plainly(weights["base"], family, prompt, noise, 3, 3.0)
         alone, beside = pipeline(PROMPTS, maps=False, **asked), pipeline(PROMPTS, schedule=OFF, **asked)
         assert (alone.image[index] - want[0]).abs().max() < 1e-4 and torch.equal(alone.image, beside.image)
@@ -80,12 +85,17 @@ def test_with_weight_zero_the_image_is_that_of_diffusers_own_pipeline(files, fam
 def test_five_lines_co_generate_on_a_folder(files, family):
     pipeline = IntrinsicPipeline.from_preset(family, weights=files(family))
     seen = []
-    result = pipeline(PROMPTS[0], height=32, width=32, steps=2, seed=3, on_step=lambda *step: seen.append(step))
+    result = pipeline(
+        PROMPTS[0], height=32, width=32, steps=2, seed=3, on_step=lambda *step: seen.append(step)
+    )
     assert result.image.shape == (1, 32, 32, 3) and result.image.min() >= 0 and result.image.max() <= 1
     assert result.seed == 3 and result.seconds > 0 and result.notes == ()
     maps = result.decode_maps(near=1.0, far=9.0)
     assert maps.view.depth.shape == maps.ids.shape == (1, 32, 32) and maps.view.units == "relative"
-    assert torch.equal(maps.view.image, result.image) and maps.normals.shape == maps.line.shape == (1, 32, 32, 3)
+    assert (
+        torch.equal(maps.view.image, result.image)
+        and maps.normals.shape == maps.line.shape == (1, 32, 32, 3)
+    )
     assert [(step, steps) for step, steps, _ in seen] == [(1, 2), (2, 2)]
     assert all(set(latents) == {"image", "intrinsic"} for *_, latents in seen)
     again = pipeline(PROMPTS[0], schedule=Gaussian(), height=32, width=32, steps=2, seed=3)
@@ -105,7 +115,9 @@ def test_the_lora_acts_on_the_maps_and_on_the_image_through_them_alone(files, tm
         nothing |= {f"unet.{name}.lora_A.weight": torch.zeros(1, projection.inputs),
                     f"unet.{name}.lora_B.weight": torch.zeros(projection.outputs, 1)}  # fmt: skip
     save_file(nothing, write_lora_of_zeros["lora"])
-    ours, without = (IntrinsicPipeline.from_preset("sd21", weights=weights | more) for more in ({}, write_lora_of_zeros))
+    ours, without = (
+        IntrinsicPipeline.from_preset("sd21", weights=weights | more) for more in ({}, write_lora_of_zeros)
+    )
     one, other = (each(PROMPTS[0], schedule=OFF, **asked) for each in (ours, without))
     assert torch.equal(one.image, other.image) and not torch.equal(one.maps, other.maps)
     one, other = (each(PROMPTS[0], schedule=Constant(1.0), **asked) for each in (ours, without))
@@ -122,16 +134,33 @@ def test_the_networks_compute_in_the_precision_asked_for(files):
 
 def test_files_that_do_not_belong_together_are_refused(files, tmp_path):
     weights = files("sd21", base="sdxl")
-    with pytest.raises(ValueError, match="Expected a LoRA trained on sd21, got .*lora.safetensors, trained on sdxl"):
+    with pytest.raises(
+        ValueError, match="Expected a LoRA trained on sd21, got .*lora.safetensors, trained on sdxl"
+    ):
         IntrinsicPipeline.from_preset("sd21", weights=weights)
-    with pytest.raises(ValueError, match="Expected a base of the family pixart in .*, as the preset says, got sd21"):
+    with pytest.raises(
+        ValueError, match="Expected a base of the family pixart in .*, as the preset says, got sd21"
+    ):
         IntrinsicPipeline.from_preset("pixart", weights=weights)
     with pytest.raises(WeightsError, match="Expected an intrinsic VAE .* got a LoRA"):
         IntrinsicPipeline.from_preset("sd21", weights=weights | {"vae": weights["lora"]})
-    write_lora(weights["lora"], diffusers.UNet2DConditionModel.from_pretrained(weights["base"] / "unet"), "unet", base="sd21")
+    write_lora(
+        weights["lora"],
+        diffusers.UNet2DConditionModel.from_pretrained(weights["base"] / "unet"),
+        "unet",
+        base="sd21",
+    )
     wide = VaeConfig(width=32, multiples=(1, 1, 1, 2), blocks=1, latent_channels=8)
-    save_intrinsic_vae(tmp_path / "wide.safetensors", diffusers.AutoencoderKL(**wide.for_diffusers()).state_dict(), wide, latent_scale=1.0)
-    with pytest.raises(ValueError, match="Expected an intrinsic VAE with latents of 4 channels at 1/8 .*, got 8 channels at 1/8"):
+    save_intrinsic_vae(
+        tmp_path / "wide.safetensors",
+        diffusers.AutoencoderKL(**wide.for_diffusers()).state_dict(),
+        wide,
+        latent_scale=1.0,
+    )
+    with pytest.raises(
+        ValueError,
+        match="Expected an intrinsic VAE with latents of 4 channels at 1/8 .*, got 8 channels at 1/8",
+    ):
         IntrinsicPipeline.from_preset("sd21", weights=weights | {"vae": tmp_path / "wide.safetensors"})
     scheduler = weights["base"] / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "sample"}))
@@ -140,9 +169,13 @@ def test_files_that_do_not_belong_together_are_refused(files, tmp_path):
 
 
 def test_weights_left_out_or_misnamed_are_named():
-    with pytest.raises(ValueError, match="Expected weights with base, vae, lora for the preset sdxl, got none for vae, lora"):
+    with pytest.raises(
+        ValueError, match="Expected weights with base, vae, lora for the preset sdxl, got none for vae, lora"
+    ):
         IntrinsicPipeline.from_preset("sdxl", weights={"base": "x"})
-    with pytest.raises(ValueError, match="Expected weights as a mapping with base, vae, lora, got {'unet': 'x'}"):
+    with pytest.raises(
+        ValueError, match="Expected weights as a mapping with base, vae, lora, got {'unet': 'x'}"
+    ):
         IntrinsicPipeline.from_preset("tiny", weights={"unet": "x"})
     with pytest.raises(ValueError, match="Expected a preset of tiny, sd21, sdxl, pixart, got 'sd3'"):
         IntrinsicPipeline.from_preset("sd3")
@@ -150,7 +183,9 @@ def test_weights_left_out_or_misnamed_are_named():
 
 
 def test_presets_are_checked_and_cannot_be_changed():
-    assert find_preset("sd21") is PRESETS["sd21"] and dataclasses.replace(PRESETS["sd21"], steps=50).steps == 50
+    assert (
+        find_preset("sd21") is PRESETS["sd21"] and dataclasses.replace(PRESETS["sd21"], steps=50).steps == 50
+    )
     with pytest.raises(TypeError):
         PRESETS["mine"] = PRESETS["sd21"]
     with pytest.raises(ValueError, match="Expected a family of sd21, sdxl, pixart, got 'flux'"):

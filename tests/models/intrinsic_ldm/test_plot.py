@@ -7,7 +7,9 @@ from spatialweave.models.intrinsic_ldm import plot
 from spatialweave.models.intrinsic_ldm.layers import Layer
 from spatialweave.models.intrinsic_ldm.schedules import OFF, Constant, Curve, Cut, Drop, Gaussian
 
-LAYERS = [Layer(f"layer {block}", (block,), stage, block) for block, stage in enumerate([1, 1, 2, 5, 8, 9, 9])]
+LAYERS = [
+    Layer(f"layer {block}", (block,), stage, block) for block, stage in enumerate([1, 1, 2, 5, 8, 9, 9])
+]
 
 
 def cells(picture, layers, times):
@@ -42,7 +44,9 @@ def test_drop_lights_its_layers_from_tau_on():
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
 def test_gaussian_lights_every_layer_by_its_equation(alpha):
     times = [950.0, 850.0, 800.0, 700.0, 100.0]
-    w = lit(plot.plot_weights(Gaussian(alpha), LAYERS, "blocks", times, steps=True), 7, 5, top=max(1.0, alpha))
+    w = lit(
+        plot.plot_weights(Gaussian(alpha), LAYERS, "blocks", times, steps=True), 7, 5, top=max(1.0, alpha)
+    )
     want = alpha * np.exp(-(((np.array(times) - 800) / 100) ** 2))
     np.testing.assert_allclose(w, np.tile(want, (7, 1)), atol=0.01 * max(1.0, alpha))
 

@@ -15,7 +15,10 @@ from spatialweave.models.intrinsic_ldm.schedules import (
     read_layers,
 )
 
-PAPER = {999: 0.019, 950: 0.105, 900: 0.368, 850: 0.779, 800: 1, 750: 0.779, 700: 0.368, 650: 0.105, 600: 0.018, 550: 0.0019, 500: 1e-4}
+PAPER = {
+    999: 0.019, 950: 0.105, 900: 0.368, 850: 0.779, 800: 1, 750: 0.779, 700: 0.368, 650: 0.105, 600: 0.018,
+    550: 0.0019, 500: 1e-4,
+}
 # SD2.1's sixteen layers: stage by block
 STAGES = [1, 1, 2, 2, 3, 3, 5, 7, 7, 7, 8, 8, 8, 9, 9, 9]
 LAYERS = [Layer(f"layer {block}", (), stage, block) for block, stage in enumerate(STAGES)]
@@ -46,16 +49,25 @@ def test_middle_of_a_transformer_is_forty_per_cent():
 
 def test_middle_of_sdxl_is_around_its_middle_stage():
     stages = [2] * 4 + [3] * 20 + [4] * 10 + [5] * 30 + [6] * 6
-    assert middle_layers([Layer("", (), stage, block) for block, stage in enumerate(stages)], "stages") == {3, 4, 5}
+    assert (
+        middle_layers([Layer("", (), stage, block) for block, stage in enumerate(stages)], "stages")
+        == {3, 4, 5}
+    )
 
 
 def test_curve_is_straight_between_its_points_and_held_beyond():
     curve = read_curve("1000: 0, 800: 1\n600: 0.5; 200: 0.5")
-    assert [curve.weight(0, t) for t in (1000, 900, 800, 700, 600, 300, 0)] == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.5, 0.5])
+    assert (
+        [curve.weight(0, t) for t in (1000, 900, 800, 700, 600, 300, 0)]
+        == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.5, 0.5])
+    )
 
 
-SCHEDULES = [Drop(frozenset({1}), 500), Gaussian(), Gaussian(tau=200), Constant(0.3), OFF, read_curve("900: 0, 500: 1, 300: 0.2"),
-             read_curve("500: 0"), Cut(Gaussian(), 0.01)]  # fmt: skip
+SCHEDULES = [
+    Drop(frozenset({1}), 500), Gaussian(), Gaussian(tau=200), Constant(0.3), OFF,
+    read_curve("900: 0, 500: 1, 300: 0.2"),
+    read_curve("500: 0"), Cut(Gaussian(), 0.01),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -64,7 +76,10 @@ def test_ceiling_is_the_most_that_is_still_to_come(schedule):
     for t in (0, 137, 500, 640.5, 999.5):
         most = max(schedule.weight(layer, later) for later in times if later <= t for layer in (0, 1))
         assert schedule.ceiling(t) >= most - 1e-12
-        assert not isinstance(schedule, Gaussian | Curve) or schedule.ceiling(t) == pytest.approx(most, abs=1e-3)
+        assert (
+            not isinstance(schedule, Gaussian | Curve)
+            or schedule.ceiling(t) == pytest.approx(most, abs=1e-3)
+        )
 
 
 def test_cut_makes_small_weights_nothing():
@@ -99,7 +114,10 @@ def test_what_cannot_be_is_refused_in_one_sentence(case):
 
 def test_plot_shows_the_table():
     drop, times = Drop(frozenset(range(3, 8))), [950.0, 900.0, 100.0]
-    assert weight_table(drop, LAYERS, "stages", times).tolist() == [[0, w, w] for w in [float(3 <= stage <= 7) for stage in STAGES]]
+    assert (
+        weight_table(drop, LAYERS, "stages", times).tolist()
+        == [[0, w, w] for w in [float(3 <= stage <= 7) for stage in STAGES]]
+    )
     picture = plot_weights(drop, LAYERS, "stages", times, steps=True)
     assert picture.dtype.name == "uint8" and picture.shape[2] == 3
     on, off = picture[34 + 320 * 6 // 16 + 5, 70 + 400], picture[34 + 320 * 6 // 16 + 5, 70 + 60]

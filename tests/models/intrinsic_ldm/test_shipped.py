@@ -1,5 +1,6 @@
-"""The tiny system as it ships, judged by exact scenes and by networks that it does not know: it is the "
-"pack's evidence."""
+"""The tiny system as it ships, judged by exact scenes and by networks that it does not know:
+it is the pack's evidence.
+"""
 
 import pytest
 import torch
@@ -47,15 +48,23 @@ def test_all_that_ships_is_small():
 
 @torch.no_grad()
 def test_both_autoencoders_bring_back_scenes_that_they_never_saw(system, held_out):
-    """Image: peak signal to noise; maps: as far from the exact ones as the code costs, measured as the "
-    "evidence measures them."""
+    """Image: peak signal to noise; maps: as far from the exact ones as the code costs,
+    measured as the evidence measures them.
+    """
     frames, _ = held_out
     x = frames.image.movedim(-1, 1) * 2 - 1
-    back = system.image_vae.module.decode(system.image_vae.module.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
+    back = system.image_vae.module.decode(system.image_vae.module.encode(x).latent_dist.mode()).sample.clamp(
+        -1, 1
+    )
     assert 10 * torch.log10(4 / (back - x).square().mean()) > 29
     maps = code_frames(frames)
-    again = system.maps_vae.module.decode(system.maps_vae.module.encode(maps).latent_dist.mode()).sample.clamp(-1, 1)
-    found = {name: float(value.nanmean()) for name, value in compare_maps(read_codes(again), exact_maps(frames)).items()}
+    again = system.maps_vae.module.decode(
+        system.maps_vae.module.encode(maps).latent_dist.mode()
+    ).sample.clamp(-1, 1)
+    found = {
+        name: float(value.nanmean())
+        for name, value in compare_maps(read_codes(again), exact_maps(frames)).items()
+    }
     assert found["depth_absrel"] < 0.035 and found["normal_angle"] < 6, found
     assert found["segmentation_miou"] > 0.8 and found["line_f1"] > 0.95, found
 
@@ -72,24 +81,38 @@ def test_pictures_show_what_their_captions_say(made, held_out):
 
 
 def test_the_maps_are_those_of_the_picture(made, held_out):
-    """Co-generated maps agree with what a network reads off the finished picture, and not with the next "
-    "picture's maps."""
+    """Co-generated maps agree with what a network reads off the finished picture,
+    and not with the next picture's maps.
+    """
     judge, captions = Judge(Scorer.from_pretrained(), Predictor.from_pretrained()), held_out[1]
-    own, others = (judge.measure(made.image, captions, maps) for maps in (made.maps, made.maps.roll(1, dims=0)))
-    for name, better in (("depth_absrel", -1), ("normal_angle", -1), ("segmentation_miou", 1), ("line_f1", 1)):
+    own, others = (
+        judge.measure(made.image, captions, maps) for maps in (made.maps, made.maps.roll(1, dims=0))
+    )
+    for name, better in (
+        ("depth_absrel", -1), ("normal_angle", -1), ("segmentation_miou", 1), ("line_f1", 1),
+    ):
         gain = better * float(own[name].nanmean() - others[name].nanmean())
         assert gain > 0.2 * float(others[name].nanmean().abs()), name
 
 
 @torch.no_grad()
 def test_the_keys_of_the_shipped_base_tell_places(system, held_out):
-    """Read by least squares on half of the scenes, from noised latents; on the other half keys are put "
-    "where they are."""
+    """Read by least squares on half of the scenes, from noised latents;
+    on the other half keys are put where they are.
+    """
     coupling, rows = system.coupling, Rows(("prompt",), COUNT, ("image",))
     image = held_out[0].image.movedim(-1, 1) * 2 - 1
     latent = system.image_vae.module.encode(image).latent_dist.mode() * system.image_vae.scale
-    noised = 0.7**0.5 * latent + 0.3**0.5 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    with collect_activations(system.backbone.network.mid_block.attentions[0].transformer_blocks[0].attn1.to_k) as activations, coupling.call(rows):
+    noised = (
+        0.7**0.5 * latent
+        + 0.3**0.5 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    )
+    with (
+        collect_activations(
+            system.backbone.network.mid_block.attentions[0].transformer_blocks[0].attn1.to_k
+        ) as activations,
+        coupling.call(rows),
+    ):
         system.backbone.network(noised, 400, encoder_hidden_states=torch.zeros(COUNT, 24, tiny.TEXT_WIDTH))
     keys, codes = activations[0].double(), code_positions(8, 8).double()
     learnt, left = keys[: COUNT // 2], keys[COUNT // 2 :]

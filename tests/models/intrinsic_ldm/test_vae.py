@@ -29,7 +29,9 @@ def test_maps_survive_stacking_and_a_missing_one_is_zero():
 
 
 @pytest.mark.parametrize("maps, words", [
-    ({}, "Expected maps of depth, normals, segmentation, line, got none"), ({"albedo": seeded(1, 3, 4, 4)}, "'albedo'"), ({"depth": seeded(1, 3, 4, 4)}, "Expected depth (b, 1, h, w)"),
+    ({}, "Expected maps of depth, normals, segmentation, line, got none"),
+    ({"albedo": seeded(1, 3, 4, 4)}, "'albedo'"),
+    ({"depth": seeded(1, 3, 4, 4)}, "Expected depth (b, 1, h, w)"),
     ({"depth": seeded(1, 1, 4, 4), "line": seeded(1, 1, 4, 5)}, "one batch and size"),
 ])  # fmt: skip
 def test_maps_that_do_not_fit_are_refused(maps, words):
@@ -43,18 +45,26 @@ def test_a_tenth_of_the_maps_is_dropped_each_by_itself():
     gone = torch.stack([part.flatten(1).sum(1) == 0 for part in split_maps(dropped).values()], dim=1).float()
     assert all(0.08 < share < 0.12 for share in gone.mean(0).tolist())
     assert abs(float((gone[:, 0] * gone[:, 1]).mean()) - 0.01) < 0.006
-    assert all(part.flatten(1).sum(1).unique().numel() == 2 for part in split_maps(dropped).values()), "a map goes as a whole"
+    assert all(part.flatten(1).sum(1).unique().numel() == 2 for part in split_maps(dropped).values()), (
+        "a map goes as a whole"
+    )
 
 
 def test_first_weights_are_the_bases():
     state = {"encoder.conv_in.weight": seeded(6, 3, 3, 3), "encoder.conv_in.bias": seeded(6)}
     state |= {"decoder.conv_out.weight": seeded(3, 6, 3, 3), "decoder.conv_out.bias": seeded(3)}
     wide = widen_state(state)
-    assert wide["encoder.conv_in.weight"].shape == (6, 8, 3, 3) and wide["decoder.conv_out.weight"].shape == (8, 6, 3, 3)
+    assert (
+        wide["encoder.conv_in.weight"].shape == (6, 8, 3, 3)
+        and wide["decoder.conv_out.weight"].shape == (8, 6, 3, 3)
+    )
     grey = seeded(1, 1, 5, 5)
     same = F.conv2d(grey.expand(-1, 8, -1, -1), wide["encoder.conv_in.weight"], state["encoder.conv_in.bias"])
     mean, whole = state["encoder.conv_in.weight"].mean(1, keepdim=True), state["encoder.conv_in.weight"]
-    want = (2 * F.conv2d(grey.expand(-1, 3, -1, -1), whole) + 2 * F.conv2d(grey, mean)) / 4 + state["encoder.conv_in.bias"].view(-1, 1, 1)
+    want = (
+        (2 * F.conv2d(grey.expand(-1, 3, -1, -1), whole) + 2 * F.conv2d(grey, mean)) / 4
+        + state["encoder.conv_in.bias"].view(-1, 1, 1)
+    )
     torch.testing.assert_close(same, want)
     code = seeded(1, 6, 5, 5)
     colors = F.conv2d(code, state["decoder.conv_out.weight"], state["decoder.conv_out.bias"])
@@ -83,7 +93,10 @@ def test_a_pixel_of_a_line_may_count_for_many_of_the_paper():
     target[:, map_slices()["line"], 1, 2] = 1.0
     zero = torch.zeros(1, 4, 2, 2)
     for balance, blank, full in ((1.0, 2 / 16, 30 / 16), (15.0, 30 / 30, 30 / 30)):
-        found = [vae_losses(torch.full_like(target, value), target, zero, zero, line_balance=balance) for value in (-1.0, 1.0)]
+        found = [
+            vae_losses(torch.full_like(target, value), target, zero, zero, line_balance=balance)
+            for value in (-1.0, 1.0)
+        ]
         assert [float(losses["line"]) for losses in found] == pytest.approx([blank, full])
         assert [float(losses["depth"]) for losses in found] == [0.0, 2.0], "the other maps know no balance"
 
@@ -97,7 +110,10 @@ def test_a_pixel_of_a_segment_may_count_for_many_of_the_ground():
     red[:, reds] = 1.0
     zero = torch.zeros(1, 4, 2, 2)
     for balance, black, all_red in ((1.0, 2 / 48, 30 / 48), (15.0, 30 / 90, 30 / 90)):
-        found = [vae_losses(out, target, zero, zero, segment_balance=balance) for out in (torch.full_like(target, -1.0), red)]
+        found = [
+            vae_losses(out, target, zero, zero, segment_balance=balance)
+            for out in (torch.full_like(target, -1.0), red)
+        ]
         assert [float(losses["segmentation"]) for losses in found] == pytest.approx([black, all_red])
 
 
@@ -131,4 +147,7 @@ def test_specks_are_background_and_too_many_masks_are_counted():
     assert segments.decode_segments(colors)[0][0, 0, 0] == 0
     many = torch.arange(80).reshape(8, 10).repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
     colors, left_out = segments.encode_segments(many)
-    assert left_out == [79 - segments.COLORS] and len(segments.decode_segments(colors, smallest=0)[1][0]) == segments.COLORS
+    assert (
+        left_out == [79 - segments.COLORS]
+        and len(segments.decode_segments(colors, smallest=0)[1][0]) == segments.COLORS
+    )

@@ -1,4 +1,6 @@
-"""Files of intrinsic VAEs: names of either kind, layouts read off shapes, the latents' scale, and what else a file may be."""
+"""Files of intrinsic VAEs: names of either kind, layouts read off shapes, the latents' scale,
+and what else a file may be.
+"""
 
 import json
 
@@ -30,20 +32,34 @@ def skeleton(config=SMALL, channels=8):
         return torch.randn(*shape, generator=generator)
 
     width, top, codes = config.width, config.width * config.multiples[-1], config.latent_channels
-    state = {"encoder.conv_in.weight": random(width, channels, 3, 3), "decoder.conv_out.weight": random(channels, width, 3, 3)}
+    state = {
+        "encoder.conv_in.weight": random(width, channels, 3, 3),
+        "decoder.conv_out.weight": random(channels, width, 3, 3),
+    }
     state["decoder.conv_in.weight"] = random(top, codes, 3, 3)
     for level, multiple in enumerate(config.multiples):
         for block in range(config.blocks):
             state[f"encoder.down.{level}.block.{block}.conv1.weight"] = random(width * multiple, 1, 3, 3)
         for block in range(config.blocks + 1):
             state[f"decoder.up.{level}.block.{block}.conv1.weight"] = random(width * multiple, 1, 3, 3)
-    state |= {"encoder.down.0.downsample.conv.bias": random(width), "decoder.up.2.upsample.conv.bias": random(top)}
-    state |= {"encoder.down.1.block.0.nin_shortcut.weight": random(2 * width, width, 1, 1), "encoder.norm_out.bias": random(top)}
+    state |= {
+        "encoder.down.0.downsample.conv.bias": random(width), "decoder.up.2.upsample.conv.bias": random(top),
+    }
+    state |= {
+        "encoder.down.1.block.0.nin_shortcut.weight": random(2 * width, width, 1, 1),
+        "encoder.norm_out.bias": random(top),
+    }
     for side in ("encoder", "decoder"):
-        state |= {f"{side}.mid.attn_1.{part}.weight": random(top, top, 1, 1) for part in ("q", "k", "v", "proj_out")}
-        state |= {f"{side}.mid.attn_1.norm.weight": random(top), f"{side}.mid.block_1.conv1.bias": random(top)}
+        state |= {
+            f"{side}.mid.attn_1.{part}.weight": random(top, top, 1, 1) for part in ("q", "k", "v", "proj_out")
+        }
+        state |= {
+            f"{side}.mid.attn_1.norm.weight": random(top), f"{side}.mid.block_1.conv1.bias": random(top),
+        }
     state |= {"quant_conv.weight": random(2 * codes, 2 * codes, 1, 1), "quant_conv.bias": random(2 * codes)}
-    return state | {"post_quant_conv.weight": random(codes, codes, 1, 1), "post_quant_conv.bias": random(codes)}
+    return state | {
+        "post_quant_conv.weight": random(codes, codes, 1, 1), "post_quant_conv.bias": random(codes),
+    }
 
 
 NAMES = {
@@ -80,7 +96,9 @@ def test_a_saved_file_comes_back_under_cores_names(tmp_path, rename):
 
 
 def test_without_metadata_the_layout_is_read_off_the_shapes_and_the_scale_is_the_bases(tmp_path):
-    for config in (SMALL, VaeConfig(), VaeConfig(width=64, multiples=(1, 1, 2, 4, 4), blocks=3, latent_channels=16)):
+    for config in (
+        SMALL, VaeConfig(), VaeConfig(width=64, multiples=(1, 1, 2, 4, 4), blocks=3, latent_channels=16),
+    ):
         save_file(to_diffusers_names(skeleton(config)), tmp_path / "vae.safetensors")
         file = load_intrinsic_vae(tmp_path / "vae.safetensors")
         assert file.config == VaeConfig(config.width, config.multiples, config.blocks, config.latent_channels)
@@ -98,12 +116,17 @@ def test_folding_the_scale_multiplies_the_latents_and_keeps_the_maps():
     (mean, log_variance), (scaled, scaled_log_variance) = encode(state), encode(folded)
     torch.testing.assert_close(scaled, mean * ratio)
     torch.testing.assert_close(scaled_log_variance.exp(), log_variance.exp() * ratio**2)
-    decoded = [F.conv2d(z, w["post_quant_conv.weight"], w["post_quant_conv.bias"]) for z, w in ((mean, state), (scaled, folded))]
+    decoded = [
+        F.conv2d(z, w["post_quant_conv.weight"], w["post_quant_conv.bias"])
+        for z, w in ((mean, state), (scaled, folded))
+    ]
     torch.testing.assert_close(*decoded)
 
 
 WRONG = {
-    "picture VAE": (skeleton(channels=3), None, ["an image autoencoder (VAE) with 3 in and 3 out", "8 channels"]),
+    "picture VAE": (
+        skeleton(channels=3), None, ["an image autoencoder (VAE) with 3 in and 3 out", "8 channels"],
+    ),
     "LoRA": ({"lora_down.weight": torch.zeros(2)}, None, ["Expected an intrinsic VAE", "got a LoRA"]),
     "unknown": ({"a": torch.zeros(2)}, None, ["unknown kind", "Expected an intrinsic VAE"]),
     "scale": (skeleton(), {"latent_scale": "-1"}, ["latent_scale", "'-1'", "above 0"]),
@@ -152,10 +175,16 @@ def test_diffusers_description_of_a_class_is_left_alone(tmp_path):
 def test_nan_wrappers_and_two_namings_are_refused_by_name(tmp_path):
     path, state = tmp_path / "vae.safetensors", skeleton()
     save_file(state | {"quant_conv.bias": torch.full((8,), float("nan"))}, path)
-    with pytest.raises(WeightsError, match=r"Expected finite numbers in quant_conv\.bias of .*vae\.safetensors, got 8 NaN of 8"):
+    with pytest.raises(
+        WeightsError,
+        match=r"Expected finite numbers in quant_conv\.bias of .*vae\.safetensors, got 8 NaN of 8",
+    ):
         load_intrinsic_vae(path)
     save_file({f"module.{name}": value for name, value in state.items()}, path)
-    with pytest.raises(WeightsError, match=r'vae\.safetensors, got an image autoencoder \(VAE\) saved from Data.* with "module\." before'):
+    with pytest.raises(
+        WeightsError,
+        match=r'vae\.safetensors, got an image autoencoder \(VAE\) saved from Data.* with "module\." before',
+    ):
         load_intrinsic_vae(path)
     save_file(state | {name: value.clone() for name, value in to_diffusers_names(state).items()}, path)
     with pytest.raises(WeightsError, match=r"Expected each tensor of .*vae\.safetensors once"):

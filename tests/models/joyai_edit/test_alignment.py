@@ -41,7 +41,7 @@ def test_edited_parts_and_flat_ones_are_left_out():
     assert measure_alignment(picture(image), picture(other), edited).mean_px < 1e-3
     assert measure_alignment(picture(image), picture(other)).worst_px > 3
     nothing = measure_alignment(torch.full((200, 200, 3), 0.5), torch.full((200, 200, 3), 0.5))
-    assert nothing.blocks == 0 and np.isnan(nothing.mean_px) and nothing.describe().startswith("alignment: not measured")
+    assert nothing.blocks == 0 and np.isnan(nothing.mean_px) and nothing.describe().startswith("Alignment not measured")
     assert measure_alignment(torch.rand(5, 5, 3), torch.rand(5, 5, 3)).blocks == 0
 
 

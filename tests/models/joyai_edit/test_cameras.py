@@ -60,3 +60,28 @@ def test_a_level_cameras_rotation_is_accepted():
     half = math.radians(45) / 2
     turned = {"x": 0.0, "y": math.sin(half), "z": 0.0, "w": math.cos(half)}
     assert change_between(BEFORE, orbit(45, 0, quaternion=turned)).yaw == 45
+
+
+@pytest.mark.parametrize("yaw, pitch", [(45, 0), (-45, 0), (0, 15), (30, -10)])
+def test_the_signs_are_those_of_a_rendered_world(yaw, pitch):
+    """Yaw + moves the camera to the viewer's right, so that what is nearer than the target moves left; pitch + goes up, it moves down."""
+    from spatialweave.models.world.edits import orbit_camera
+    from spatialweave.models.world.scene import camera_axes, sample_scenes
+
+    (scene,) = sample_scenes(3, 1)
+    before = scene.camera
+    after = orbit_camera(before, yaw_degrees=yaw, pitch_degrees=pitch)
+    cameras = [{"position": dict(zip("xyz", one.position)), "target": dict(zip("xyz", one.target))} for one in (before, after)]
+    change = change_between(*cameras)
+    assert (change.yaw, change.pitch, change.zoom) == (yaw, pitch, "unchanged")
+
+    def project(camera, point):
+        right, down, forward = camera_axes(camera)
+        offset = [p - c for p, c in zip(point, camera.position)]
+        x, y, z = (sum(a * b for a, b in zip(axis, offset)) for axis in (right, down, forward))
+        return x / z, y / z
+
+    nearer = [t + 0.2 * (p - t) for p, t in zip(before.position, before.target)]
+    (x0, y0), (x1, y1) = project(before, nearer), project(after, nearer)
+    assert (x1 - x0) * yaw <= 0 and (yaw == 0 or abs(x1 - x0) > 0.01)
+    assert yaw != 0 or ((y1 - y0) * pitch >= 0 and abs(y1 - y0) > 0.01)

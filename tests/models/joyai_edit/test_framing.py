@@ -33,10 +33,10 @@ def test_padding_keeps_the_whole_image_and_cropping_fills_the_bucket():
     assert padded.cropped == 0 and padded.padded == pytest.approx(12 / 768)
     assert cropped.placed == (0, 0, 1344, 768) and cropped.taken == (15, 0, 1905, 1080) and cropped.cropped == pytest.approx(30 / 1920)
     assert padded.describe()[:3] == [
-        "bucket: 1344 x 768 (width x height), 1920 x 1080 scaled by 0.7", "padding: left 0, top 6, right 0, bottom 6 pixels, 1.6% of the bucket",
-        "cropped: nothing",
+        "Bucket 1344 x 768 (width x height): 1920 x 1080 scaled by 0.7.", "Padding: left 0, top 6, right 0, bottom 6 pixels, 1.6% of the bucket.",
+        "Nothing is cropped.",
     ]  # fmt: skip
-    assert cropped.describe()[1:3] == ["padding: none", "cropped: 1.6% of the image, x 15 to 1905, y 0 to 1080 is kept"]
+    assert cropped.describe()[1:3] == ["No padding.", "Cropped: 1.6% of the image; x 15 to 1905, y 0 to 1080 is kept."]
     assert "ComfyUI alone would crop 1.6% of the image" in padded.describe()[3]
 
 

@@ -65,7 +65,7 @@ def test_the_whole_edit_without_a_mask():
     assert out.alignment.mean_px < 0.05 and (out.edited == 1).all() and not out.uncovered.any()
     assert (out.image - source.image).abs().mean() < 0.01
     said = out.describe().splitlines()
-    assert said[0] == "restored to 777 x 333 (width x height)" and said[1].startswith("0.0% of the pixels") and len(said) == 3
+    assert said[0] == "Restored to 777 x 333 (width x height)." and said[1].startswith("0.0% of the pixels") and len(said) == 3
 
 
 def test_what_a_crop_left_out_is_the_input_and_said():

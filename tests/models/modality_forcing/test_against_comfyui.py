@@ -27,9 +27,15 @@ def core(comfyui, tmp_path_factory, make_network, make_inputs):
     """(JSON answer, velocity) of inside_core.py for a network of CONFIG."""
     folder = tmp_path_factory.mktemp("core")
     img, _, context, t_rgb, _ = make_inputs(CONFIG, grid=(3, 5), text=7)
-    save_file({name: v for name, v in make_network(CONFIG).state_dict().items() if is_image_text(name)}, folder / "weights.safetensors")
+    save_file(
+        {name: v for name, v in make_network(CONFIG).state_dict().items() if is_image_text(name)},
+        folder / "weights.safetensors",
+    )
     save_file({"img": img, "context": context, "t": t_rgb}, folder / "inputs.safetensors")
-    presets = {name: {key: shape for key, shape in network_shapes(PRESETS[name]).items() if is_image_text(key)} for name in BASES}
+    presets = {
+        name: {key: shape for key, shape in network_shapes(PRESETS[name]).items() if is_image_text(key)}
+        for name in BASES
+    }
     request = json.dumps({"presets": presets, "noise": {"seed": SEED, "shapes": SHAPES}})
     command = [sys.executable, str(Path(__file__).with_name("inside_core.py")), str(comfyui), str(folder)]
     done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=300, check=False)
@@ -51,7 +57,10 @@ def test_core_detects_our_bases_as_the_flux2_they_are(core, name):
     found, config = core[0]["presets"][name], PRESETS[name]
     assert found["class"] == "Flux2" and found["image_model"] == "flux2"
     assert found["hidden_size"] == config.hidden_size and found["num_heads"] == config.num_heads
-    assert found["depth"] == config.num_double_blocks and found["depth_single_blocks"] == config.num_single_blocks
+    assert (
+        found["depth"] == config.num_double_blocks
+        and found["depth_single_blocks"] == config.num_single_blocks
+    )
     assert found["in_channels"] == config.in_channels and found["out_channels"] == config.in_channels
     assert found["context_in_dim"] == config.context_in_dim and found["mlp_ratio"] == config.mlp_ratio
     assert tuple(found["axes_dim"]) == config.axes_dim and found["theta"] == config.theta

@@ -90,7 +90,8 @@ SKY = torch.tensor([[[False, False, True], [False, False, False]]])
 def test_sky_encodes_to_two_and_does_not_move_the_mean():
     view = View.from_depth(SKY_DEPTH, units="metric")
     net = depth_to_net(view.depth[:, None], view.mask[:, None], sky=view.sky[:, None])[:, 0]
-    assert torch.allclose(net[view.mask], torch.tensor([0.5, 2 - 1 / 1.5, 1.0]))  # depths 1, 3, 2 over their mean, 2
+    # depths 1, 3, 2 over their mean, 2
+    assert torch.allclose(net[view.mask], torch.tensor([0.5, 2 - 1 / 1.5, 1.0]))
     assert (net[SKY] == 2).all()
 
 

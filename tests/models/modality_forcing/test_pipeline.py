@@ -98,7 +98,7 @@ def scene(height=8, width=12, batch=1):
     return image, depth
 
 
-# --- the three modes -----------------------------------------------------------------------------------------------------
+# --- the three modes ----------------------------------------------------------------------------------------
 
 
 def test_joint_makes_the_picture_and_its_depth(make_oracle):
@@ -164,7 +164,7 @@ def test_same_seed_same_result_and_another_seed_another(pipeline):
     assert one.image.shape == (1, 16, 16, 3)  # the preset's size
 
 
-# --- guidance, order, refine ---------------------------------------------------------------------------------------------
+# --- guidance, order, refine --------------------------------------------------------------------------------
 
 
 def test_guidance_acts_by_default_and_never_on_the_empty_prompt(make_oracle):
@@ -223,7 +223,7 @@ def test_joint_with_a_depth_keeps_it_where_it_is_known(make_oracle):
     assert float(oracle.calls[2]["t_depth"]) < float(oracle.calls[2]["t_rgb"])  # depth first
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------------------
+# --- sizes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(7, 10), (1, 1), (13, 4)])
@@ -274,7 +274,7 @@ def test_impossible_sizes_are_refused(pipeline, height, width):
         pipeline(height=height, width=width)
 
 
-# --- pictures and depth as people have them ------------------------------------------------------------------------------
+# --- pictures and depth as people have them -----------------------------------------------------------------
 
 
 def test_rgba_hands_its_alpha_on(pipeline):
@@ -367,7 +367,7 @@ def test_depth_the_network_makes_too_far_or_behind_is_reported(make_oracle):
     )
 
 
-# --- batches -------------------------------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------------------
 
 
 def test_one_serves_all_and_each_keeps_its_place(make_oracle):
@@ -385,9 +385,18 @@ def test_one_serves_all_and_each_keeps_its_place(make_oracle):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"prompt": ["a", "b"], "batch_size": 3}, r"Expected equal batch sizes, or 1, got 2 \(prompts\) and 3 \(batch_size\)"),
-        ({"prompt": ["a"] * 4, "mode": "depth_to_image", "depth": torch.ones(3, 8, 8)}, r"4 \(prompts\) and 3 \(depth maps\)"),
-        ({"mode": "image_to_depth", "image": torch.zeros(4, 8, 8, 3), "batch_size": 2}, r"2 \(batch_size\) and 4 \(images\)"),
+        (
+            {"prompt": ["a", "b"], "batch_size": 3},
+            r"Expected equal batch sizes, or 1, got 2 \(prompts\) and 3 \(batch_size\)",
+        ),
+        (
+            {"prompt": ["a"] * 4, "mode": "depth_to_image", "depth": torch.ones(3, 8, 8)},
+            r"4 \(prompts\) and 3 \(depth maps\)",
+        ),
+        (
+            {"mode": "image_to_depth", "image": torch.zeros(4, 8, 8, 3), "batch_size": 2},
+            r"2 \(batch_size\) and 4 \(images\)",
+        ),
         ({"batch_size": 0}, r"Expected whole numbers of at least 1, got \{'prompts': 1, 'batch_size': 0\}"),
         ({"prompt": []}, r"Expected whole numbers of at least 1, got \{'prompts': 0, 'batch_size': 1\}"),
     ],
@@ -419,7 +428,7 @@ def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
     assert read_given_depth(with_alpha, (None, None))[0].depth.shape == (1, 6, 4)
 
 
-# --- faults --------------------------------------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -429,16 +438,35 @@ def test_pillow_depths_keep_what_sixteen_bits_cannot_hold():
         ({"mode": "image_to_depth"}, "Expected an image for mode image_to_depth, got none"),
         ({"mode": "depth_to_image"}, "Expected a depth for mode depth_to_image, got none"),
         ({"image": torch.zeros(8, 8, 3)}, "Expected no image for mode joint, which samples it, got one"),
-        ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "Expected no depth for mode image_to_depth, which samples it, got one"),
-        ({"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)}, "Expected no image for mode depth_to_image, which samples it, got one"),
-        ({"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True}, "Expected mode joint for refine, which samples the depth again from the finished " "image, got image_to_depth"),
-        ({"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)}, r"one value per pixel, got shape \(8, 8, 3\), a color image"),
-        ({"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)}, r"in \[0, 1\], got floats from 255 to 255. Divide them by"),
+        (
+            {"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)},
+            "Expected no depth for mode image_to_depth, which samples it, got one",
+        ),
+        (
+            {"mode": "depth_to_image", "image": torch.zeros(8, 8, 3), "depth": torch.ones(8, 8)},
+            "Expected no image for mode depth_to_image, which samples it, got one",
+        ),
+        (
+            {"mode": "image_to_depth", "image": torch.zeros(8, 8, 3), "refine": True},
+            "Expected mode joint for refine, which samples the depth again from the finished "
+            "image, got image_to_depth",
+        ),
+        (
+            {"mode": "depth_to_image", "depth": torch.ones(8, 8, 3)},
+            r"one value per pixel, got shape \(8, 8, 3\), a color image",
+        ),
+        (
+            {"mode": "image_to_depth", "image": torch.full((8, 8, 3), 255.0)},
+            r"in \[0, 1\], got floats from 255 to 255. Divide them by",
+        ),
         ({"steps": 0}, "Expected a whole number of steps, at least 1, got 0"),
         ({"guidance": INF}, "Expected a finite guidance, got inf"),
         ({"log2_alpha": 50.0}, "Expected log2_alpha from -20 to 20, or None, got 50.0"),
         ({"seed": -1}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got -1"),
-        ({"seed": 2**64}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got 18446744073709551616"),
+        (
+            {"seed": 2**64},
+            r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got 18446744073709551616",
+        ),
         ({"seed": 1.5}, r"Expected a whole number from 0 to 2\^64 - 1 as the seed, got 1.5"),
         ({"x0_t_min": 1.0}, r"Expected x0_t_min from 0 \(exact\) to below 1, got 1.0"),
     ],

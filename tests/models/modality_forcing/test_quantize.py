@@ -17,7 +17,8 @@ from spatialweave.models.modality_forcing.weights import load_network, network_s
 
 # widths that every format can hold
 WIDE = ModalityForcingConfig(
-    in_channels=16, context_in_dim=32, hidden_size=64, num_heads=2, axes_dim=(8, 8, 8, 8), num_double_blocks=1, num_single_blocks=2,
+    in_channels=16, context_in_dim=32, hidden_size=64, num_heads=2, axes_dim=(8, 8, 8, 8),
+    num_double_blocks=1, num_single_blocks=2,
     num_depth_decoder_blocks=1, mlp_ratio=3.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 

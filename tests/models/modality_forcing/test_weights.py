@@ -19,7 +19,8 @@ from spatialweave.models.modality_forcing.weights import (
 
 # equal rotary axes and released constants: what shapes alone can tell
 PLAIN = ModalityForcingConfig(
-    in_channels=6, context_in_dim=10, hidden_size=32, num_heads=2, axes_dim=(4, 4, 4, 4), num_double_blocks=1, num_single_blocks=2,
+    in_channels=6, context_in_dim=10, hidden_size=32, num_heads=2, axes_dim=(4, 4, 4, 4), num_double_blocks=1,
+    num_single_blocks=2,
     num_depth_decoder_blocks=1, mlp_ratio=2.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 
@@ -143,7 +144,10 @@ def test_variants_that_do_not_run_are_named(saved, tmp_path):
     save_file(state | {"dit.img_in.weight_scale": torch.ones(1)}, tmp_path / "small.safetensors")
     with pytest.raises(
         WeightsError,
-        match=r"Expected an unquantized Modality Forcing network, got .*small\.safetensors, which is quantized",
+        match=(
+            r"Expected an unquantized Modality Forcing network, "
+            r"got .*small\.safetensors, which is quantized"
+        ),
     ):
         load_network(tmp_path / "small.safetensors")
 

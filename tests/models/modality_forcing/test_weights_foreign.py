@@ -18,7 +18,8 @@ from spatialweave.models.modality_forcing.weights import load_network, save_netw
 
 # equal rotary axes and released constants: what shapes alone can tell
 PLAIN = ModalityForcingConfig(
-    in_channels=6, context_in_dim=10, hidden_size=32, num_heads=2, axes_dim=(4, 4, 4, 4), num_double_blocks=1, num_single_blocks=2,
+    in_channels=6, context_in_dim=10, hidden_size=32, num_heads=2, axes_dim=(4, 4, 4, 4), num_double_blocks=1,
+    num_single_blocks=2,
     num_depth_decoder_blocks=1, mlp_ratio=2.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 

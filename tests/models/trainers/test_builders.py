@@ -189,7 +189,9 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
     )
 
     assert run_recipe(Recipe.from_json(recipe), BUILDERS).ending == "finished"
-    with pytest.raises(ValueError, match="Expected no noise in the recipe's loss for data without pairs, .* got 'shared'"):
+    with pytest.raises(
+        ValueError, match="Expected no noise in the recipe's loss for data without pairs, .* got 'shared'"
+    ):
         BUILDERS["tiny_base"](Recipe.from_json(recipe | {"loss": {"noise": "shared"}}))
     onward = recipe | {
         "model": {"weights": str(tmp_path / "one")},

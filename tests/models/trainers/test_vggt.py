@@ -1,4 +1,6 @@
-"""The recipe of VGGT on the world: views are rendered once, a run is resumed bit for bit, and what ships loads strictly."""
+"""The recipe of VGGT on the world: views are rendered once, a run is resumed bit for bit,
+and what ships loads strictly.
+"""
 
 import json
 
@@ -14,7 +16,8 @@ from spatialweave.models.vggt.weights import load_network
 from spatialweave.models.world.multiview import sample_views
 
 SIZES = {
-    "img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1, "backbone_num_heads": 2,
+    "img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1,
+    "backbone_num_heads": 2,
     "dpt_features": 8, "dpt_out_channels": [8, 8, 8, 8], "dpt_layers": [0, 1, 2, 3], "camera_num_heads": 2,
 }  # fmt: skip
 
@@ -28,7 +31,10 @@ def folder(tmp_path_factory):
 
 def recipe(folder, output, **changes):
     data = {"folder": str(folder), "scenes": 64, "views": 2, "size": 28}
-    values = {"system": "vggt", "steps": 4, "batch_size": 4, "lr": 1e-3, "data": data, "model": {"config": SIZES}, "output": str(output)}
+    values = {
+        "system": "vggt", "steps": 4, "batch_size": 4, "lr": 1e-3, "data": data, "model": {"config": SIZES},
+        "output": str(output),
+    }
     return Recipe.from_json({**values, **changes})
 
 
@@ -39,7 +45,10 @@ def test_rendered_views_are_the_worlds(folder):
     assert len(dataset) == 64 and sample["image"].dtype == torch.uint8
     assert (sample["image"].float() / 255 - scene.image).abs().max() <= 0.5 / 255 + 1e-6
     assert torch.equal(sample["depth"], scene.depth_metric.half())
-    assert torch.equal(sample["world_to_cam"], scene.world_to_cam) and torch.equal(sample["intrinsics"], scene.intrinsics)
+    assert (
+        torch.equal(sample["world_to_cam"], scene.world_to_cam)
+        and torch.equal(sample["intrinsics"], scene.intrinsics)
+    )
 
 
 def test_rendering_goes_on_where_it_stopped_and_takes_no_other_settings(folder, monkeypatch):

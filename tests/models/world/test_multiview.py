@@ -151,7 +151,9 @@ def test_lenses_are_one_or_each_its_own():
     (own,) = sample_views(0, 1, 4, (24, 24), samples=1, lens_jitter=0.3)
     focal = own.intrinsics[:, 0, 0]
     assert len(set(focal.tolist())) == 4 and torch.equal(own.intrinsics[0], same.intrinsics[0])
-    lens = 12 / torch.tan(torch.deg2rad(torch.tensor([s.camera.fov for s in sample_cameras(0, 1, 4, lens_jitter=0.3)[0]])) / 2)
+    lens = 12 / torch.tan(
+        torch.deg2rad(torch.tensor([s.camera.fov for s in sample_cameras(0, 1, 4, lens_jitter=0.3)[0]])) / 2
+    )
     torch.testing.assert_close(focal, lens)
 
 

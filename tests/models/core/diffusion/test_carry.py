@@ -1,4 +1,6 @@
-"""Carrying a second stream must change nothing but the bookkeeping: compared with a sampler that steps both streams itself."""
+"""Carrying a second stream must change nothing but the bookkeeping: compared with a sampler that steps both
+streams itself.
+"""
 
 import pytest
 import torch
@@ -30,7 +32,9 @@ def two_stream_euler(main, second, log2_alpha):
 
 
 def carried_euler(main, second, log2_alpha):
-    """A sampler that knows one sigma only, as ComfyUI's do: x + (sigma' - sigma) (x - denoised) / sigma for the whole pack."""
+    """A sampler that knows one sigma only, as ComfyUI's do: x + (sigma' - sigma) (x - denoised) / sigma
+    for the whole pack.
+    """
     carried = second  # at sigma 1 both are pure noise
     for i in range(len(SIGMAS) - 1):
         sigma, following = SIGMAS[i].expand(2), SIGMAS[i + 1]
@@ -39,7 +43,9 @@ def carried_euler(main, second, log2_alpha):
         streams = []
         for x, v in ((main, velocity), (carried, carried_velocity(carried, x0, sigma, log2_alpha))):
             denoised = x - sigma.reshape(-1, 1, 1) * v
-            streams.append(x + (following - sigma.reshape(-1, 1, 1)) * (x - denoised) / sigma.reshape(-1, 1, 1))
+            streams.append(
+                x + (following - sigma.reshape(-1, 1, 1)) * (x - denoised) / sigma.reshape(-1, 1, 1)
+            )
         main, carried = streams
     return main, from_carried(carried, log2_alpha)
 
@@ -72,4 +78,7 @@ def test_a_clean_stream_comes_out_bit_equal(log2_alpha):
 
 def test_warped_time_keeps_the_ends_and_orders_the_streams():
     assert warp_time(torch.tensor([0.0, 1.0]), 5.0).tolist() == [0.0, 1.0]
-    assert (warp_time(SIGMAS[1:-1], 5.0) > SIGMAS[1:-1]).all() and (warp_time(SIGMAS[1:-1], -5.0) < SIGMAS[1:-1]).all()
+    assert (
+        (warp_time(SIGMAS[1:-1], 5.0) > SIGMAS[1:-1]).all()
+        and (warp_time(SIGMAS[1:-1], -5.0) < SIGMAS[1:-1]).all()
+    )

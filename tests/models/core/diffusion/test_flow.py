@@ -22,7 +22,9 @@ def test_shift_keeps_the_ends_and_moves_towards_noise():
     tau = torch.linspace(1, 0, 11)
     shifted = shift_time(tau, 1.1)
     assert shifted[0] == 1 and shifted[-1] == 0
-    odds = (1 - shifted[1:-1].double()) / shifted[1:-1].double() * torch.tensor(1.1, dtype=torch.float64).exp()
+    odds = (
+        (1 - shifted[1:-1].double()) / shifted[1:-1].double() * torch.tensor(1.1, dtype=torch.float64).exp()
+    )
     assert_close(odds, (1 - tau[1:-1].double()) / tau[1:-1].double(), dtype=torch.float32)
     assert_close(shift_time(tau, 0.0), tau)
 
@@ -35,7 +37,10 @@ def test_shift_with_sigma_powers_the_odds():
 @pytest.mark.parametrize("log2_alpha", [-14, -5, 0, 5])
 def test_warp_multiplies_the_odds_by_alpha(log2_alpha):
     alpha, t = Fraction(2) ** log2_alpha, Fraction(3, 4)
-    assert float(warp_time(torch.tensor(0.75), log2_alpha)) == pytest.approx(float(alpha * t / (1 + (alpha - 1) * t)), rel=1e-5)
+    assert (
+        float(warp_time(torch.tensor(0.75), log2_alpha))
+        == pytest.approx(float(alpha * t / (1 + (alpha - 1) * t)), rel=1e-5)
+    )
 
 
 def test_warp_stays_between_0_and_1():

@@ -13,7 +13,9 @@ def test_guide_goes_from_unprompted_through_prompted():
 
 
 def test_guide_streams_treats_every_output_alike():
-    outputs = guide_streams((torch.tensor(2.0), torch.tensor(3.0)), (torch.tensor(1.0), torch.tensor(5.0)), (2, 2))
+    outputs = guide_streams(
+        (torch.tensor(2.0), torch.tensor(3.0)), (torch.tensor(1.0), torch.tensor(5.0)), (2, 2)
+    )
     assert [float(x) for x in outputs] == [3.0, 1.0]
 
 

@@ -1,4 +1,6 @@
-"""Alignments of the depth papers against brute force by SciPy, and what a prediction of another size or with holes costs."""
+"""Alignments of the depth papers against brute force by SciPy, and what a prediction of another size or
+with holes costs.
+"""
 
 import numpy as np
 import pytest
@@ -66,7 +68,9 @@ def test_robust_fits_are_the_least_relative_error(alignment):
         return float(np.mean(np.abs(fit[0] * p + (fit[1] if len(fit) > 1 else 0) - t) / t))
 
     start = [1.0] if alignment == "scale-robust" else [1.0, 0.0]
-    best = minimize(cost, start, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000})
+    best = minimize(
+        cost, start, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000}
+    )
     aligned = align_prediction(pred, depth, mask, alignment)
     found = float(((aligned - depth).abs() / depth).mean())
     assert found <= best.fun * (1 + 2e-4)
@@ -80,7 +84,9 @@ def test_least_squares_is_numpys():
     mask = torch.rand(depth.shape, generator=random) < 0.7
     columns = np.stack((pred[mask].double().numpy(), np.ones(int(mask.sum()))), -1)
     scale, shift = np.linalg.lstsq(columns, depth[mask].double().numpy(), rcond=None)[0]
-    np.testing.assert_allclose(align_prediction(pred, depth, mask, "scale-shift"), pred * scale + shift, rtol=1e-5)
+    np.testing.assert_allclose(
+        align_prediction(pred, depth, mask, "scale-shift"), pred * scale + shift, rtol=1e-5
+    )
 
 
 def test_a_prediction_of_another_size_is_resized():
@@ -105,13 +111,19 @@ def test_limits_clamp_the_aligned_prediction():
     depth[0, 0] = 9.0
     pred = depth.clone()
     pred[0, 0] = 50.0
-    free, held = (score_depth_sample(relative(pred), sample(depth, limits=limits), "scale")["rmse"] for limits in (None, (0.1, 10.0)))
+    free, held = (
+        score_depth_sample(relative(pred), sample(depth, limits=limits), "scale")["rmse"]
+        for limits in (None, (0.1, 10.0))
+    )
     assert free == pytest.approx(41 / 4) and held == pytest.approx(1 / 4)
 
 
 def test_an_ensemble_is_better_than_its_members():
     depth, random = scene(), torch.Generator().manual_seed(5)
-    noisy = [relative((scale * (depth + 0.4 * torch.randn(depth.shape, generator=random))).clamp_min(0.1)) for scale in (1, 3, 0.2, 7, 1.5)]
+    noisy = [
+        relative((scale * (depth + 0.4 * torch.randn(depth.shape, generator=random))).clamp_min(0.1))
+        for scale in (1, 3, 0.2, 7, 1.5)
+    ]
     each = [score_depth_sample(view, sample(depth), "scale-shift")["absrel"] for view in noisy]
     together = score_depth_sample(average_predictions(noisy), sample(depth), "scale-shift")["absrel"]
     assert together < 0.75 * min(each) and average_predictions(noisy[:1]) is noisy[0]
@@ -121,7 +133,9 @@ def test_what_cannot_be_scored_is_refused():
     depth = scene()
     cases = {
         "Expected an alignment of": (relative(depth), sample(depth), "best"),
-        "Expected one depth map for a, got 2": (View.from_depth(depth.expand(2, -1, -1), units="relative"), sample(depth), "scale"),
+        "Expected one depth map for a, got 2": (
+            View.from_depth(depth.expand(2, -1, -1), units="relative"), sample(depth), "scale",
+        ),
         "Expected pixels of a that are valid in the prediction and in the truth": (
             relative(depth * torch.nan),
             sample(depth),

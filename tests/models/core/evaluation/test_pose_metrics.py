@@ -1,4 +1,6 @@
-"""Angles between poses against SciPy's rotations, and the area under their curve against a histogram by NumPy."""
+"""Angles between poses against SciPy's rotations, and the area under their curve against a
+histogram by NumPy.
+"""
 
 from itertools import combinations
 
@@ -53,12 +55,18 @@ def test_the_area_is_that_of_a_histogram():
     for threshold in (5, 10, 30):
         worst = np.maximum(rotation.numpy(), translation.numpy())
         histogram, _ = np.histogram(worst, bins=np.arange(threshold + 1))
-        assert accuracy_curve_area(rotation, translation, threshold) == pytest.approx(np.cumsum(histogram / 200).mean(), abs=1e-9)
+        assert (
+            accuracy_curve_area(rotation, translation, threshold)
+            == pytest.approx(np.cumsum(histogram / 200).mean(), abs=1e-9)
+        )
 
 
 def test_scores_of_perfect_and_of_hopeless_poses():
     zero, far = torch.zeros(6, dtype=torch.float64), torch.full((6,), 90.0, dtype=torch.float64)
-    assert score_poses(zero, zero) == {"auc5": 100, "auc10": 100, "auc30": 100, "rotation": 0, "translation": 0}
+    assert (
+        score_poses(zero, zero)
+        == {"auc5": 100, "auc10": 100, "auc30": 100, "rotation": 0, "translation": 0}
+    )
     assert score_poses(far, zero)["auc30"] == 0 == score_poses(zero, far)["auc30"]
 
 

@@ -147,7 +147,10 @@ def test_other_methods_are_named_with_the_remedy(tmp_path, method):
     (["Z", "ZBack"], "Z"),
     (["Y"], "Y"),
     (["ViewLayer.Combined.R", "ViewLayer.Depth.Z", "ViewLayer.Mist.Z"], "ViewLayer.Depth.Z"),
-    (["ViewLayer.Depth.Z", "ViewLayer.Denoising Depth.Z", *(f"ViewLayer.Normal.{axis}" for axis in "XYZ")], "ViewLayer.Depth.Z"),
+    (
+        ["ViewLayer.Depth.Z", "ViewLayer.Denoising Depth.Z", *(f"ViewLayer.Normal.{axis}" for axis in "XYZ")],
+        "ViewLayer.Depth.Z",
+    ),
     (["X", "Y", "Z", "Depth.Z"], "Depth.Z"),
     (["P.X", "P.Y", "P.Z", "Z"], "Z"),
     (["Image.R", "Image.G", "Image.B", "depth.V"], "depth.V"),
@@ -160,7 +163,11 @@ def test_the_depth_is_found_by_its_name(names, wanted):
 
 
 @pytest.mark.parametrize("names, about", [
-    (["X", "Y", "Z"], "; Z beside X is part of a vector, not a depth. Name the one with the depth: exr_channel " "in Load Depth"),
+    (
+        ["X", "Y", "Z"],
+        "; Z beside X is part of a vector, not a depth. Name the one with the depth: exr_channel "
+        "in Load Depth",
+    ),
     (["N.X", "N.Y", "N.Z", "R", "G", "B"], "; N.Z beside X is part of a vector"),
     (["Vector.X", "Vector.Y", "Vector.Z", "Vector.W"], "; Vector.Z beside X"),
     (["left.Depth.Z", "right.Depth.Z"], r"\['left.Depth.Z', 'right.Depth.Z'\]\. Name"),
@@ -187,15 +194,19 @@ def test_a_vector_pass_is_read_only_by_name(tmp_path, caplog):
         read_exr(path, units="metric", channel="W")
 
 
-@pytest.mark.parametrize("name, kind, value", [
-    (b"comments", b"string", "für Ölgemälde".encode("cp1252")),
-    (b"owner", b"string", "\u6df1\u5ea6".encode("shift-jis")),
-    (b"aperture", b"float", struct.pack("<d", 2.8)),
-    (b"aperture", b"float", b""),
-    ("größe".encode("latin-1"), b"string", b"x"),
-    (b"an_attribute_name_of_more_than_31_characters", b"string", b"x"),
-    (b"odd", b"a_kind_of_its_own", bytes(5)),
-], ids=["cp1252", "shift-jis", "double", "empty float", "latin-1 name", "long name", "unknown kind"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, kind, value",
+    [
+        (b"comments", b"string", "für Ölgemälde".encode("cp1252")),
+        (b"owner", b"string", "\u6df1\u5ea6".encode("shift-jis")),
+        (b"aperture", b"float", struct.pack("<d", 2.8)),
+        (b"aperture", b"float", b""),
+        ("größe".encode("latin-1"), b"string", b"x"),
+        (b"an_attribute_name_of_more_than_31_characters", b"string", b"x"),
+        (b"odd", b"a_kind_of_its_own", bytes(5)),
+    ],
+    ids=["cp1252", "shift-jis", "double", "empty float", "latin-1 name", "long name", "unknown kind"],
+)  # fmt: skip
 def test_what_else_stands_in_the_header_stops_nobody(tmp_path, name, kind, value):
     path = tmp_path / "a.exr"
     path.write_bytes(with_attribute(write(path, {"Z": ramp()}).read_bytes(), name, kind, value))
@@ -332,7 +343,8 @@ def test_subsampled_channels_are_named(tmp_path):
 
 @pytest.mark.parametrize("which", ["dataWindow", "displayWindow"])
 @pytest.mark.parametrize("window", [
-    (0, 0, 2**31 - 1, 2**31 - 1), (-(2**31), -(2**31), 2**31 - 1, 2**31 - 1), (0, 0, 2**31 - 1, 0), (0, 0, 0, 2**31 - 1),
+    (0, 0, 2**31 - 1, 2**31 - 1), (-(2**31), -(2**31), 2**31 - 1, 2**31 - 1), (0, 0, 2**31 - 1, 0),
+    (0, 0, 0, 2**31 - 1),
     (0, 0, 1999, 1999), (5, 5, 4, 4), (7, 0, 0, 7),
 ], ids=str)  # fmt: skip
 def test_windows_without_measure_take_no_memory(tmp_path, which, window):

@@ -22,7 +22,12 @@ def test_folders_are_made_and_the_file_replaced(tmp_path):
 def test_a_file_in_the_way_of_the_folder(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file" / "x.png", tmp_path / "file" / "deeper" / "x.png"):
-        with pytest.raises(ExportError, match="Cannot write .*x.png: a part of this path is a file, not a folder; choose another folder.$"):
+        with pytest.raises(
+            ExportError,
+            match=(
+                "Cannot write .*x.png: a part of this path is a file, not a folder; choose another folder.$"
+            ),
+        ):
             write_file(path, b"data")
 
 
@@ -42,7 +47,9 @@ def test_a_name_too_long(tmp_path):
 def test_windows_vaguer_numbers_get_the_same_words(tmp_path, monkeypatch):
     """There a folder in the way is "access denied", and a long name "not found"."""
     (tmp_path / "x.png").mkdir()
-    for name, number, said in (("x.png", errno.EACCES, "a folder has this name"), ("x" * 251, errno.ENOENT, "name is too long")):
+    for name, number, said in (
+        ("x.png", errno.EACCES, "a folder has this name"), ("x" * 251, errno.ENOENT, "name is too long"),
+    ):
         with monkeypatch.context() as patch, pytest.raises(ExportError, match=said):
             patch.setattr(os, "replace", Mock(side_effect=OSError(number, "said by the system")))
             write_file(tmp_path / name, b"data")
@@ -67,9 +74,12 @@ def test_a_write_that_stops_in_the_middle_leaves_nothing(tmp_path):
         "import resource, sys\n"
         "from spatialweave.models.core.export.files import ExportError, write_file\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try:\n    write_file(sys.argv[1], b'x' * 5000)\nexcept ExportError as error:\n    sys.exit(str(error))\n"
+        "try:\n    write_file(sys.argv[1], b'x' * 5000)\n"
+        "except ExportError as error:\n    sys.exit(str(error))\n"
     )
-    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x.bin")], capture_output=True, text=True, cwd=tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "x.bin")], capture_output=True, text=True, cwd=tmp_path
+    )
     assert ran.returncode == 1
     assert "the file would be larger than this system allows" in ran.stderr
     assert os.listdir(tmp_path) == []

@@ -29,8 +29,10 @@ def test_depth_anything_3s_export(tmp_path):
     """
     poses = torch.stack([look_at((0.0, 0, 3), (0.0, 0, 0)), look_at((1.0, 2, 3), (0.0, 0, 0))])
     path = save(
-        tmp_path, image=np.stack([IMAGE, 255 - IMAGE]), depth=np.stack([DEPTH, DEPTH * 2]), conf=np.stack([DEPTH, DEPTH]) / 5,
-        extrinsics=upright_world(poses)[:, :3].numpy(), intrinsics=np.stack([PIXELS, PIXELS]).astype(np.float32),
+        tmp_path, image=np.stack([IMAGE, 255 - IMAGE]), depth=np.stack([DEPTH, DEPTH * 2]),
+        conf=np.stack([DEPTH, DEPTH]) / 5,
+        extrinsics=upright_world(poses)[:, :3].numpy(),
+        intrinsics=np.stack([PIXELS, PIXELS]).astype(np.float32),
     )  # fmt: skip
     view, notes = load_npz(path, units="metric")
     assert notes == ()
@@ -47,7 +49,8 @@ def test_vggts_predictions(tmp_path):
     pose = look_at((0.0, 0, 3), (0.0, 0, 0))
     images = np.moveaxis(IMAGE, -1, 0)[None] / 255
     path = save(
-        tmp_path, depth=DEPTH[None, ..., None], depth_conf=DEPTH[None], extrinsic=upright_world(pose)[None, :3].double().numpy(),
+        tmp_path, depth=DEPTH[None, ..., None], depth_conf=DEPTH[None],
+        extrinsic=upright_world(pose)[None, :3].double().numpy(),
         intrinsic=PIXELS[None], images=images, world_points=np.zeros((1, HEIGHT, WIDTH, 3), np.float32),
     )  # fmt: skip
     view, notes = load_npz(path, units="relative")
@@ -153,26 +156,50 @@ def test_a_scale_that_the_file_states_makes_depths_of_its_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"direction": "larger = nearer"}, "Expected the direction 'larger = farther' in .*o.npz, got 'larger = nearer'"),
+        (
+            {"direction": "larger = nearer"},
+            "Expected the direction 'larger = farther' in .*o.npz, got 'larger = nearer'",
+        ),
         ({"depth_direction": "larger = nearer"}, "Expected the direction"),
         ({"direction": 1}, "Expected text as 'direction' in .*o.npz, got int64"),
         ({"units": 1.0}, "Expected text as 'units' in .*o.npz, got float64"),
         ({"units": np.array(["metric", "metric"])}, "Expected text as 'units' in .*o.npz, got <U6 .2,."),
         ({"units": "mm"}, "Expected units 'metric' .* in .*o.npz, got 'mm'"),
-        ({"units": "metric", "depth_units": "relative"}, "Expected one units in .*o.npz, got .'metric', 'relative'."),
+        (
+            {"units": "metric", "depth_units": "relative"},
+            "Expected one units in .*o.npz, got .'metric', 'relative'.",
+        ),
         ({"depth_scale": -1.0}, "Expected a finite number above 0 as 'depth_scale' in .*o.npz, got -1.0"),
         ({"depth_scale": np.nan}, "Expected a finite number above 0 as 'depth_scale'"),
         ({"depth_scale": "0.001"}, "Expected a finite number above 0 as 'depth_scale'"),
         ({"depth_offset": np.ones(2)}, "Expected a finite number as 'depth_offset'"),
-        ({"depth": np.full((2, 2), "5")}, "Cannot read .*o.npz: Expected real numbers in the array 'depth', got text"),
-        ({"depth": DEPTH + 1j}, "Cannot read .*o.npz: Expected real numbers in the array 'depth', got complex numbers"),
-        ({"depth": np.array([{}, 1], object)}, "Expected an NPZ of plain arrays, got .*o.npz with pickled objects in the array 'depth'"),
+        (
+            {"depth": np.full((2, 2), "5")},
+            "Cannot read .*o.npz: Expected real numbers in the array 'depth', got text",
+        ),
+        (
+            {"depth": DEPTH + 1j},
+            "Cannot read .*o.npz: Expected real numbers in the array 'depth', got complex numbers",
+        ),
+        (
+            {"depth": np.array([{}, 1], object)},
+            "Expected an NPZ of plain arrays, got .*o.npz with pickled objects in the array 'depth'",
+        ),
         ({"depth": np.ones(5)}, "Cannot read .*o.npz: .* got .5,."),
         ({"depth": np.ones((0, 5))}, "Cannot read .*o.npz: .* empty depth map"),
-        ({"image": IMAGE.astype(np.float32)}, "Cannot read .*o.npz: Expected floats from 0 to 1 in the array 'image', got 0 to 143"),
+        (
+            {"image": IMAGE.astype(np.float32)},
+            "Cannot read .*o.npz: Expected floats from 0 to 1 in the array 'image', got 0 to 143",
+        ),
         ({"image": IMAGE[:3]}, "Cannot read .*o.npz: Expected image"),
-        ({"intrinsics": PIXELS / [[WIDTH], [HEIGHT], [1]]}, "Cannot read .*o.npz: Expected intrinsics in pixels of a map 8 x 6"),
-        ({"intrinsics": np.array([[None]], object)}, "Expected an NPZ of plain arrays, got .*o.npz with pickled objects in the array " "'intrinsics'"),
+        (
+            {"intrinsics": PIXELS / [[WIDTH], [HEIGHT], [1]]},
+            "Cannot read .*o.npz: Expected intrinsics in pixels of a map 8 x 6",
+        ),
+        (
+            {"intrinsics": np.array([[None]], object)},
+            "Expected an NPZ of plain arrays, got .*o.npz with pickled objects in the array 'intrinsics'",
+        ),
         ({"world_to_cam": np.full((4, 4), np.nan)}, "Cannot read .*o.npz: Expected a pose"),
     ],
     ids=str,

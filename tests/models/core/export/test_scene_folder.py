@@ -58,7 +58,9 @@ def rotation(w, x, y, z):
 
 
 def read_colmap(folder):
-    """cameras {id: (model, w, h, params)}, images {id: (pose, camera, name, [(x, y, point)])}, points {id: ...}."""
+    """cameras {id: (model, w, h, params)}, images {id: (pose, camera, name, [(x, y, point)])},
+    points {id: ...}.
+    """
     cameras, images, points = {}, {}, {}
     for row in filter(None, rows(folder / "cameras.txt")):
         number, model, width, height, *params = row.split()
@@ -75,14 +77,18 @@ def read_colmap(folder):
     for row in filter(None, rows(folder / "points3D.txt")):
         number, x, y, z, red, green, blue, error, *track = row.split()
         pairs = list(zip(*[iter(map(int, track))] * 2, strict=True))
-        points[int(number)] = (np.array([x, y, z], float), (int(red), int(green), int(blue)), float(error), pairs)
+        points[int(number)] = (
+            np.array([x, y, z], float), (int(red), int(green), int(blue)), float(error), pairs,
+        )
     return cameras, images, points
 
 
 def test_each_picture_has_its_own_camera(view, written):
     folder, _ = written
     cameras, images, _ = read_colmap(folder / "sparse" / "0")
-    assert len(cameras) == len(images) == len(view) and len({params[0] for *_, params in cameras.values()}) == 4
+    assert (
+        len(cameras) == len(images) == len(view) and len({params[0] for *_, params in cameras.values()}) == 4
+    )
     for number, (pose, camera, name, _) in images.items():
         index = int(name.removeprefix("view_").removesuffix(".png"))
         model, width, height, params = cameras[camera]
@@ -97,7 +103,10 @@ def test_each_picture_has_its_own_camera(view, written):
 def test_tracks_tie_points_to_pictures_both_ways(written):
     folder, summary = written
     cameras, images, points = read_colmap(folder / "sparse" / "0")
-    assert len(points) == summary.points and summary.observations == sum(len(seen) for *_, seen in images.values())
+    assert (
+        len(points) == summary.points
+        and summary.observations == sum(len(seen) for *_, seen in images.values())
+    )
     for number, (place, _, error, track) in points.items():
         assert len({image for image, _ in track}) == len(track) >= 1 and error < 1.5
         for image, row in track:
@@ -133,7 +142,9 @@ def test_pycolmap_reads_the_model(view, written):
     for image in model.images.values():
         index = int(image.name.removeprefix("view_").removesuffix(".png"))
         camera = model.cameras[image.camera_id]
-        np.testing.assert_allclose(camera.calibration_matrix(), view.intrinsics[index].double().numpy(), rtol=1e-5)
+        np.testing.assert_allclose(
+            camera.calibration_matrix(), view.intrinsics[index].double().numpy(), rtol=1e-5
+        )
         pose = image.cam_from_world().matrix()
         np.testing.assert_allclose(pose, view.world_to_cam[index, :3].double().numpy(), atol=1e-5)
     for point in model.points3D.values():
@@ -145,7 +156,9 @@ def test_pycolmap_reads_the_model(view, written):
 
 
 def test_transforms_json_agrees_with_the_views(view, fused, written):
-    """A point of the PLY projects, by nerfstudio's conventions alone, to where the view's own camera shows it."""
+    """A point of the PLY projects, by nerfstudio's conventions alone,
+    to where the view's own camera shows it.
+    """
     folder, _ = written
     data = json.loads((folder / "transforms.json").read_text())
     assert data["camera_model"] == "OPENCV" and data["units"] == "metric" and len(data["frames"]) == 4
@@ -182,7 +195,9 @@ def test_off_center_and_oblong_pixels(view, tmp_path):
 
 
 def test_larger_images_in_place_of_the_views_own(view, tmp_path):
-    """Three times as large: cameras and observations count in their pixels, and the right images are chosen."""
+    """Three times as large: cameras and observations count in their pixels,
+    and the right images are chosen.
+    """
     large = view.image.repeat_interleave(3, 1).repeat_interleave(3, 2).flip(-1)
     fused = fuse_views(view, FusionSettings(every=3, max_points=200, edge_rtol=0.0))
     write_scene_folder(tmp_path / "s", fused, images=large)
@@ -191,7 +206,9 @@ def test_larger_images_in_place_of_the_views_own(view, tmp_path):
     for number, index in ((1, 0), (2, 3)):
         assert cameras[number][1:3] == (3 * WIDTH, 3 * HEIGHT)
         np.testing.assert_allclose(cameras[number][3][0], 3 * float(view.intrinsics[index, 0, 0]), rtol=1e-6)
-        np.testing.assert_allclose(imageio.imread(tmp_path / "s" / "images" / images[number][2]) / 255, large[index], atol=0.51 / 255)
+        np.testing.assert_allclose(
+            imageio.imread(tmp_path / "s" / "images" / images[number][2]) / 255, large[index], atol=0.51 / 255
+        )
         pose, _, _, seen = images[number]
         focal_x, focal_y, middle_x, middle_y = cameras[number][3]
         for x, y, point in seen[:20]:
@@ -200,15 +217,39 @@ def test_larger_images_in_place_of_the_views_own(view, tmp_path):
             np.testing.assert_allclose((x, y), at, atol=5e-3)
     frame = json.loads((tmp_path / "s" / "transforms.json").read_text())["frames"][1]
     assert (frame["w"], frame["h"]) == (3 * WIDTH, 3 * HEIGHT)
-    for wrong, words in ((large[:3], "Expected an image for each of 4 views, got 3"), (large[:, :50], "Expected images of the views' proportions")):
+    for wrong, words in (
+        (large[:3], "Expected an image for each of 4 views, got 3"),
+        (large[:, :50], "Expected images of the views' proportions"),
+    ):
         with pytest.raises(ValueError, match=words):
             write_scene_folder(tmp_path / "t", fused, images=wrong)
+
+
+def test_images_of_different_sizes_have_cameras_of_different_sizes(view, tmp_path):
+    """The second and third view as parts of their images, the rest of the batch's size without depth."""
+    crops = [(HEIGHT, WIDTH), (40, WIDTH), (HEIGHT, 50), (HEIGHT, WIDTH)]
+    mask = view.mask.clone()
+    for index, (height, width) in enumerate(crops):
+        mask[index, height:], mask[index, :, width:] = False, False
+    parts = replace(view, depth=torch.where(mask, view.depth, 0), mask=mask)
+    fused = fuse_views(parts, FusionSettings(max_points=400, edge_rtol=0.0))
+    write_scene_folder(tmp_path / "s", fused, crops=crops)
+    cameras, images, _ = read_colmap(tmp_path / "s" / "sparse" / "0")
+    frames = json.loads((tmp_path / "s" / "transforms.json").read_text())["frames"]
+    for number, (height, width) in enumerate(crops, 1):
+        assert cameras[number][1:3] == (width, height) == (frames[number - 1]["w"], frames[number - 1]["h"])
+        np.testing.assert_allclose(cameras[number][3][0], float(view.intrinsics[number - 1, 0, 0]), rtol=1e-6)
+        picture = imageio.imread(tmp_path / "s" / "images" / images[number][2])
+        np.testing.assert_allclose(picture / 255, view.image[number - 1, :height, :width], atol=0.51 / 255)
+        assert images[number][3] and all(x <= width + 1 and y <= height + 1 for x, y, _ in images[number][3])
 
 
 def test_layouts_names_and_every_second_view(view, tmp_path):
     fused = fuse_views(view, FusionSettings(every=2, max_points=200))
     summary = write_scene_folder(tmp_path / "s", fused, layout="nerfstudio")
-    names = sorted(str(path.relative_to(tmp_path / "s")) for path in (tmp_path / "s").rglob("*") if path.is_file())
+    names = sorted(
+        str(path.relative_to(tmp_path / "s")) for path in (tmp_path / "s").rglob("*") if path.is_file()
+    )
     assert names == ["images/view_0000.png", "images/view_0002.png", "sparse_pc.ply", "transforms.json"]
     assert sorted(summary.files) == names
 
@@ -273,7 +314,9 @@ def test_what_no_trainer_can_use_is_refused(view, fused, tmp_path):
     skewed[2, 0, 1] = 3.0
     cases = {
         "Expected views with images, got none": replace(fused, views=replace(fused.views, image=None)),
-        "Expected cameras without skew, got 3 in camera 2": replace(fused, views=replace(view, intrinsics=skewed)),
+        "Expected cameras without skew, got 3 in camera 2": replace(
+            fused, views=replace(view, intrinsics=skewed)
+        ),
     }
     for words, cloud in cases.items():
         with pytest.raises(ValueError, match=words):

@@ -1,4 +1,6 @@
-"""The door for arrays: what numpy and torch make, as float32 of this machine, or one sentence that names array and file."""
+"""The door for arrays: what numpy and torch make, as float32 of this machine, or one sentence that names
+array and file.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from spatialweave.models.core.geometry.arrays import (
 )
 
 VALUES = [[1, 2, 3], [4, 5, 6]]
-KINDS = ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "i1", "u1", "<i2", ">i2", "<u2", ">u2", "<i4", ">u4", "<i8", ">i8", "<u8", ">u8"]
+KINDS = [
+    "<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "i1", "u1", "<i2", ">i2", "<u2", ">u2", "<i4", ">u4", "<i8",
+    ">i8", "<u8", ">u8",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -22,7 +27,9 @@ def test_every_number_type_of_numpy_becomes_float32(kind):
     assert found.dtype == torch.float32 and found.tolist() == [VALUES]
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint16, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    "kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint16, torch.int64], ids=str
+)
 def test_every_number_type_of_torch_becomes_float32(kind):
     found = as_float_map(torch.tensor(VALUES).to(kind))
     assert found.dtype == torch.float32 and found.tolist() == [VALUES]
@@ -64,13 +71,18 @@ def test_numbers_beyond_float32_are_infinite():
     ],
 )
 def test_what_is_no_real_number_is_refused_by_name(array, word):
-    with pytest.raises(ArrayError, match=rf"Expected (real )?numbers in the array 'depth' of d\.npz, got {word}"):
+    with pytest.raises(
+        ArrayError, match=rf"Expected (real )?numbers in the array 'depth' of d\.npz, got {word}"
+    ):
         as_float_map(array, source="d.npz")
 
 
 @pytest.mark.skipif(np.dtype(np.longdouble).itemsize <= 8, reason="long double is double here")
 def test_long_doubles_are_refused_by_name():
-    with pytest.raises(ArrayError, match=r"Expected numbers of up to 64 bits in the array 'depth' of d\.npz, got long doubles"):
+    with pytest.raises(
+        ArrayError,
+        match=r"Expected numbers of up to 64 bits in the array 'depth' of d\.npz, got long doubles",
+    ):
         as_float_map(np.ones((2, 2), np.longdouble), source="d.npz")
 
 
@@ -79,7 +91,8 @@ def test_long_doubles_are_refused_by_name():
     [
         ((3, 5), (1, 3, 5)), ((3, 1), (1, 3, 1)), ((2, 3, 5), (2, 3, 5)), ((1, 3, 5), (1, 3, 5)),
         ((3, 5, 1), (1, 3, 5)), ((1, 5, 1), (1, 5, 1)), ((5, 1, 1), (5, 1, 1)), ((1, 1, 1), (1, 1, 1)),
-        ((2, 1, 3, 5), (2, 3, 5)), ((2, 3, 5, 1), (2, 3, 5)), ((1, 1, 3, 5), (1, 3, 5)), ((1, 3, 5, 1), (1, 3, 5)),
+        ((2, 1, 3, 5), (2, 3, 5)), ((2, 3, 5, 1), (2, 3, 5)), ((1, 1, 3, 5), (1, 3, 5)),
+        ((1, 3, 5, 1), (1, 3, 5)),
         ((2, 1, 3, 1), (2, 3, 1)),
     ],
     ids=str,
@@ -105,16 +118,23 @@ def test_other_layouts_are_refused_by_name(shape):
 
 @pytest.mark.parametrize(
     "given",
-    [[[True, False]], np.array([[1, 0]]), np.array([[255, 0]], np.uint8), np.array([[65535, 0]], np.uint16), [[0.5, 0.49]], [[1.0, 0.0]]],
+    [
+        [[True, False]], np.array([[1, 0]]), np.array([[255, 0]], np.uint8),
+        np.array([[65535, 0]], np.uint16), [[0.5, 0.49]], [[1.0, 0.0]],
+    ],
 )
 def test_masks(given):
     found = as_mask(given)
     assert found.dtype == torch.bool and found.tolist() == [[[True, False]]]
 
 
-@pytest.mark.parametrize("given", [[[0, 3]], [[7, 255]], [[-1, 0]], [[0.0, 255.0]], [[float("nan"), 1.0]], [[-0.7, 1.0]]], ids=str)
+@pytest.mark.parametrize(
+    "given", [[[0, 3]], [[7, 255]], [[-1, 0]], [[0.0, 255.0]], [[float("nan"), 1.0]], [[-0.7, 1.0]]], ids=str
+)
 def test_other_masks_are_refused_by_name(given):
-    with pytest.raises(ArrayError, match=r"in the array 'mask' of d\.npz, got values from .* Save it as bool"):
+    with pytest.raises(
+        ArrayError, match=r"in the array 'mask' of d\.npz, got values from .* Save it as bool"
+    ):
         as_mask(given, source="d.npz")
 
 
@@ -129,7 +149,10 @@ def test_images_are_scaled_by_their_type():
 
 @pytest.mark.parametrize("given", [[[[0.0, 255.0, 1.0]]], [[[0.0, 1.01, 1.0]]], [[[-0.2, 1.0, 1.0]]]])
 def test_floats_outside_0_to_1_are_no_image(given):
-    with pytest.raises(ArrayError, match=r"Expected floats from 0 to 1 in the array 'image' of d\.npz, got .* Divide by the full scale"):
+    with pytest.raises(
+        ArrayError,
+        match=r"Expected floats from 0 to 1 in the array 'image' of d\.npz, got .* Divide by the full scale",
+    ):
         as_image(given, source="d.npz")
 
 
@@ -144,5 +167,7 @@ def test_resampled_images_and_masks_may_overshoot():
 
 
 def test_whole_numbers_without_a_full_scale_are_no_image():
-    with pytest.raises(ArrayError, match=r"Expected 8 or 16 bits or floats from 0 to 1 in the array 'image', got int64"):
+    with pytest.raises(
+        ArrayError, match=r"Expected 8 or 16 bits or floats from 0 to 1 in the array 'image', got int64"
+    ):
         as_image([[[0, 128, 255]]])

@@ -168,7 +168,9 @@ def test_every_nth_view_confidence_and_the_largest_size():
     assert all(len(cloud.cloud.points) == 100 for cloud in few)
     again = fuse_views(view, FusionSettings(max_points=100, **loose))
     other = fuse_views(view, FusionSettings(max_points=100, seed=1, **loose))
-    assert torch.equal(few[0].cloud.points, again.cloud.points) and not torch.equal(again.cloud.points, other.cloud.points)
+    assert torch.equal(few[0].cloud.points, again.cloud.points) and not torch.equal(
+        again.cloud.points, other.cloud.points
+    )
 
 
 def test_voxels_hold_one_point_each():
@@ -196,7 +198,9 @@ def test_relative_views_fuse_as_well():
 def test_every_pixel_is_accounted_for(seed):
     """Random holes, sky, confidences and settings: what is not a point is counted, once."""
     random = np.random.default_rng(seed)
-    view, _ = world(seed, 3, confidence=torch.from_numpy(random.random((3, HEIGHT, WIDTH)).astype(np.float32)))
+    view, _ = world(
+        seed, 3, confidence=torch.from_numpy(random.random((3, HEIGHT, WIDTH)).astype(np.float32))
+    )
     depth = torch.where(torch.from_numpy(random.random(view.depth.shape) < 0.2), torch.nan, view.depth)
     cameras = {name: getattr(view, name) for name in ("intrinsics", "world_to_cam", "confidence", "image")}
     view = View.from_depth(depth, units="metric", **cameras)
@@ -229,7 +233,9 @@ def test_views_that_share_nothing_are_named():
     view, _ = world(0, 3)
     fused = fuse_views(apart(view))
     assert "Views 2 share nothing with the others" in fused.describe()
-    with pytest.raises(ValueError, match="Expected views that overlap, got 2 of which none shows a point of another"):
+    with pytest.raises(
+        ValueError, match="Expected views that overlap, got 2 of which none shows a point of another"
+    ):
         fuse_views(apart(view.select([0, 1])))
 
 
@@ -247,7 +253,9 @@ def test_poses_that_do_not_fit_are_said():
 
 REFUSALS = {
     "no poses": (lambda view: replace(view, world_to_cam=None), {}, "Expected views with poses .* 3 without"),
-    "one view without a pose": (lambda view: replace(view, world_to_cam=None)[0], {}, "Use Point Cloud from Depth"),
+    "one view without a pose": (
+        lambda view: replace(view, world_to_cam=None)[0], {}, "Use Point Cloud from Depth",
+    ),
     "no camera": (lambda view: replace(view, intrinsics=None), {}, "fov_degrees"),
     "no confidence": (lambda view: view, {"min_confidence": 2.0}, "Expected views with confidence, got none"),
     "nothing sure": (
@@ -260,6 +268,8 @@ REFUSALS = {
     "a tiny voxel": (lambda view: view, {"voxel_size": 1e-7}, "Expected a voxel size of at least"),
     "NaN": (lambda view: view, {"voxel_size": float("nan")}, "Expected voxel_size of 0 or more, got nan"),
     "no check": (lambda view: view, {"min_views": 2, "tolerance": 0.0}, "Expected a tolerance above 0"),
+    "few views": (lambda view: view, {"min_views": 4}, "Expected at least min_views = 4 views, got 3"),
+    "few of every second": (lambda view: view, {"min_views": 3, "every": 2}, "got 2. Lower min_views"),
     "no views": (lambda view: view, {"every": 0}, "Expected every of at least 1, got 0"),
     "too many dropped": (lambda view: view, {"drop_percent": 100.0}, "Expected drop_percent below 100"),
 }

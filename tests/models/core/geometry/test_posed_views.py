@@ -47,7 +47,9 @@ def world_point(view, index, column, row):
 def test_points_of_the_world(metric):
     points = views_to_world(metric)
     for index, row, column in ((0, 30, 20), (2, 40, 50)):
-        np.testing.assert_allclose(points[index, row, column], world_point(metric, index, column, row), atol=1e-4)
+        np.testing.assert_allclose(
+            points[index, row, column], world_point(metric, index, column, row), atol=1e-4
+        )
 
 
 def test_the_scale_is_recovered_by_each_road(metric, relative):
@@ -114,17 +116,31 @@ def test_what_gives_no_scale_is_refused_in_words(metric, relative):
     same = replace(relative, world_to_cam=relative.world_to_cam[:1].expand(4, 4, 4))
     cases = {
         "got a relative one": lambda: find_scale_by_depth(relative, relative),
-        "Expected one metric depth, or one for each of 4 views, got 2": lambda: find_scale_by_depth(relative, metric.select([0, 1])),
-        "Expected the view of the metric depth among 0 to 3, got 4": lambda: find_scale_by_depth(relative, metric[0], index=4),
-        "Expected a depth of the reference's 10 x 10 pixels, got 64 x 48": lambda: find_scale_by_depth(relative, smaller),
+        "Expected one metric depth, or one for each of 4 views, got 2": lambda: find_scale_by_depth(
+            relative, metric.select([0, 1])
+        ),
+        "Expected the view of the metric depth among 0 to 3, got 4": lambda: find_scale_by_depth(
+            relative, metric[0], index=4
+        ),
+        "Expected a depth of the reference's 10 x 10 pixels, got 64 x 48": lambda: find_scale_by_depth(
+            relative, smaller
+        ),
         "got none in common": lambda: find_scale_by_depth(hole, metric),
-        "Expected views with poses (world_to_cam) in one common frame to measure between points": lambda: find_scale_by_points(posed, one, other, 1.0),
+        "Expected views with poses (world_to_cam) in one common frame to measure between points": lambda: (
+            find_scale_by_points(posed, one, other, 1.0)
+        ),
         "to measure between cameras, got 4 without": lambda: find_scale_by_cameras(posed, 0, 1, 1.0),
         "Expected two different points": lambda: find_scale_by_points(relative, one, one, 1.0),
-        "Expected a pixel inside 64 x 48, got column 64": lambda: find_scale_by_points(relative, PickedPixel(0, 64, 0), one, 1.0),
+        "Expected a pixel inside 64 x 48, got column 64": lambda: find_scale_by_points(
+            relative, PickedPixel(0, 64, 0), one, 1.0
+        ),
         "got an invalid pixel": lambda: find_scale_by_points(hole, one, other, 1.0),
-        "Expected a known distance above 0 metres, got 0": lambda: find_scale_by_points(relative, one, other, 0.0),
-        "Expected a known distance above 0 metres, got nan": lambda: find_scale_by_cameras(relative, 0, 1, float("nan")),
+        "Expected a known distance above 0 metres, got 0": lambda: find_scale_by_points(
+            relative, one, other, 0.0
+        ),
+        "Expected a known distance above 0 metres, got nan": lambda: find_scale_by_cameras(
+            relative, 0, 1, float("nan")
+        ),
         "got cameras 0 and 1 in one place": lambda: find_scale_by_cameras(same, 0, 1, 1.0),
         "Expected a camera among 0 to 3, got 7": lambda: find_scale_by_cameras(relative, 0, 7, 1.0),
         "Expected a finite scale above 0": lambda: scale_views(relative, float("inf")),
@@ -136,7 +152,10 @@ def test_what_gives_no_scale_is_refused_in_words(metric, relative):
 
 def test_views_are_selected_in_any_order(metric):
     some = metric.select([3, -4])
-    assert torch.equal(some.depth, metric.depth[[3, 0]]) and torch.equal(some.world_to_cam, metric.world_to_cam[[3, 0]])
+    assert (
+        torch.equal(some.depth, metric.depth[[3, 0]])
+        and torch.equal(some.world_to_cam, metric.world_to_cam[[3, 0]])
+    )
     for wrong in ([4], []):
         with pytest.raises(ValueError, match="Expected indices below 4"):
             metric.select(wrong)

@@ -31,11 +31,15 @@ def test_sky_on_valid_pixels_is_refused():
 
 
 def test_sky_begins_where_it_is_said_to():
-    """What another program writes for nothing becomes sky; what is missing stays missing, and sky that was known stays sky."""
+    """What another program writes for nothing becomes sky; what is missing stays missing,
+    and sky that was known stays sky.
+    """
     raw = torch.tensor([[[1.0, 3.0, 1e10], [torch.nan, torch.inf, 2.0]]])
     view = View.from_depth(raw, units="metric").with_sky_from(1e10)
     assert view.sky.tolist() == [[[False, False, True], [False, True, False]]]
-    assert view.mask.tolist() == [[[True, True, False], [False, False, True]]] and float(view.depth.max()) == 3
+    assert (
+        view.mask.tolist() == [[[True, True, False], [False, False, True]]] and float(view.depth.max()) == 3
+    )
     assert View.from_depth(torch.ones(1, 2, 2), units="metric").with_sky_from(1e10).sky.any().item() is False
     for depth in (0.0, -1.0, torch.nan):
         with pytest.raises(ValueError, match="Expected a depth above 0 from which on it is sky, got "):
@@ -47,4 +51,8 @@ def test_sky_survives_exr_and_npz(tmp_path):
     with OpenEXR.File(str(write_exr(tmp_path / "d.exr", view))) as file:
         assert np.array_equal(np.isinf(file.channels()["Z"].pixels), SKY[0].numpy())
     for read in (read_exr(tmp_path / "d.exr"), read_npz(write_npz(tmp_path / "d.npz", view))):
-        assert torch.equal(read.sky, SKY) and torch.equal(read.mask, view.mask) and torch.equal(read.depth, view.depth)
+        assert (
+            torch.equal(read.sky, SKY)
+            and torch.equal(read.mask, view.mask)
+            and torch.equal(read.depth, view.depth)
+        )

@@ -33,7 +33,9 @@ def edge_error(depth, exact):
 def test_outlines_follow_the_image_better_than_bilinear_ones(frames):
     view, exact = small_view(frames), frames[1]
     guided = upscale_view(view, exact.image)
-    plain = F.interpolate(frames[0].depth.nan_to_num(posinf=1e3)[:, None].log(), size=(512, 512), mode="bilinear")
+    plain = F.interpolate(
+        frames[0].depth.nan_to_num(posinf=1e3)[:, None].log(), size=(512, 512), mode="bilinear"
+    )
     assert guided.units == "metric" and guided.depth.shape == exact.depth.shape
     assert edge_error(guided.depth, exact.depth) < 0.65 * edge_error(plain.exp()[:, 0], exact.depth)
 

@@ -22,7 +22,11 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize(("dim", "period", "factor"), [(256, 10000, 1000.0), (12, 100, 7.0)])
 def test_embedding_is_cosines_then_sines(dim, period, factor):
     t = torch.tensor([0.0, 0.01, 0.5, 1.0])
-    angle = factor * t.double()[:, None] * torch.tensor([period ** (-2 * k / dim) for k in range(dim // 2)], dtype=torch.float64)
+    angle = (
+        factor
+        * t.double()[:, None]
+        * torch.tensor([period ** (-2 * k / dim) for k in range(dim // 2)], dtype=torch.float64)
+    )
     actual = timestep_embedding(t, dim, dtype=torch.float32, max_period=period, time_factor=factor)
     # float32 angles up to 1000 are known to 6e-5
     assert_close(actual, torch.cat([angle.cos(), angle.sin()], dim=1), atol=2e-4)

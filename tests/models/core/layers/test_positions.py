@@ -21,7 +21,9 @@ def random(*shape, seed=0):
 
 
 def turn(x, positions):
-    """Each pair of neighbouring channels as a complex number, turned by position * theta^(-2i/dim) of its axis."""
+    """Each pair of neighbouring channels as a complex number, turned by position * theta^(-2i/dim)
+    of its axis.
+    """
     angles = [
         p[:, None] * torch.tensor([THETA ** (-i / dim) for i in range(0, dim, 2)], dtype=torch.float64)
         for p, dim in zip(positions.double().unbind(1), AXES, strict=True)
@@ -41,7 +43,9 @@ def test_ids_are_modality_row_column_text_index():
 def test_rotary_turns_neighbouring_pairs():
     positions = torch.cat([text_positions(3), grid_positions(2, 5), grid_positions(2, 5, modality=1)])
     x = random(2, 3, len(positions), sum(AXES))
-    assert_close(apply_rotary(x, rotary_table(positions, AXES, THETA)), turn(x, positions), dtype=torch.float32)
+    assert_close(
+        apply_rotary(x, rotary_table(positions, AXES, THETA)), turn(x, positions), dtype=torch.float32
+    )
 
 
 def test_scores_depend_on_the_difference_of_positions_alone():
@@ -61,11 +65,15 @@ def test_rotary_is_computed_in_float32_and_returns_its_input_type(dtype):
     x = random(1, 1, len(positions), sum(AXES)).to(dtype)
     turned = apply_rotary(x, rotary_table(positions, AXES, THETA))
     assert turned.dtype == dtype
-    assert_close(turned, turn(x, positions), dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    assert_close(
+        turned, turn(x, positions), dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    )
 
 
 def test_grid_rotary_turns_rows_in_the_first_half_and_columns_in_the_second():
-    """Channels i and i + d/4 of each half as a complex number; special tokens do not turn, patches begin at (1, 1)."""
+    """Channels i and i + d/4 of each half as a complex number; special tokens do not turn,
+    patches begin at (1, 1).
+    """
     x = random(2, 3, 2 + 3 * 4, 16)
     rows = torch.tensor([0, 0] + [1 + i // 4 for i in range(12)], dtype=torch.float64)
     columns = torch.tensor([0, 0] + [1 + i % 4 for i in range(12)], dtype=torch.float64)

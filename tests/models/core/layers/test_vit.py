@@ -16,17 +16,25 @@ def fill(module, seed=0):
 
 
 def to_theirs(state, new):
-    """The released names to transformers', which splits q, k and v; since transformers 5 (`new`) in shorter words."""
+    """The released names to transformers', which splits q, k and v;
+    since transformers 5 (`new`) in shorter words.
+    """
     attention, parts, out = ("attention.", ("q_proj", "k_proj", "v_proj"), "o_proj") if new else (
         "attention.attention.", ("query", "key", "value"), "output.dense"
     )
     top = {
-        "cls_token": "embeddings.cls_token", "mask_token": "embeddings.mask_token", "register_tokens": "embeddings.register_tokens",
-        "pos_embed": "embeddings.position_embeddings", "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias", "norm.weight": "layernorm.weight",
+        "cls_token": "embeddings.cls_token", "mask_token": "embeddings.mask_token",
+        "register_tokens": "embeddings.register_tokens",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
         "norm.bias": "layernorm.bias",
     }  # fmt: skip
-    inner = {"ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1", "attn.proj": f"attention.{out}"}
+    inner = {
+        "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1",
+        "attn.proj": f"attention.{out}",
+    }
     found = {}
     for name, value in state.items():
         if name in top:
@@ -47,9 +55,12 @@ def to_theirs(state, new):
 @pytest.fixture(scope="module")
 def pair():
     transformers = pytest.importorskip("transformers", minversion="4.48")
-    ours = fill(VisionTransformer(patch=14, table_side=SIDE, dim=WIDTH, depth=DEPTH, heads=HEADS, registers=4))
+    ours = fill(
+        VisionTransformer(patch=14, table_side=SIDE, dim=WIDTH, depth=DEPTH, heads=HEADS, registers=4)
+    )
     config = transformers.Dinov2WithRegistersConfig(
-        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=14 * SIDE, patch_size=14, num_register_tokens=4,
+        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=14 * SIDE,
+        patch_size=14, num_register_tokens=4,
         layer_norm_eps=1e-6,
     )  # fmt: skip
     theirs = transformers.Dinov2WithRegistersModel(config).train(False)
@@ -83,7 +94,10 @@ def test_positions_keep_the_class_entry_and_a_ramp():
     assert found.shape == (1, 241, 2) and torch.equal(found[:, 0], table[:, 0])
     grid = found[0, 1:].view(12, 20, 2)[4:8, 6:14]
     rows, columns = (torch.arange(12) + 0.5) * 8 / 12, (torch.arange(20) + 0.5) * 8 / 20
-    assert (grid[..., 0] - rows[4:8, None]).abs().max() < 0.02 and (grid[..., 1] - columns[None, 6:14]).abs().max() < 0.02
+    assert (
+        (grid[..., 0] - rows[4:8, None]).abs().max() < 0.02
+        and (grid[..., 1] - columns[None, 6:14]).abs().max() < 0.02
+    )
     half = interpolate_positions(table.bfloat16(), 12, 20)
     assert half.dtype == torch.bfloat16 and (half.float() - found).abs().max() < 0.05
 

@@ -1,4 +1,6 @@
-"""A toy task for the trainer's tests; run as a script, it trains it: python inside_training.py ROOT RECIPE.json"""
+"""A toy task for the trainer's tests; run as a script, it trains it:
+python inside_training.py ROOT RECIPE.json
+"""
 
 import importlib.util
 import sys
@@ -14,7 +16,9 @@ def name_checkout(root):
 
 
 def build_toy(recipe):
-    """Denoise 8 numbers. Dropout, an unused parameter and a buffer are there because real models have them."""
+    """Denoise 8 numbers. Dropout, an unused parameter and a buffer are there because real
+    models have them.
+    """
     import torch
     from torch import nn
 
@@ -23,7 +27,9 @@ def build_toy(recipe):
     class Toy(nn.Module):
         def __init__(self, operations=nn):
             super().__init__()
-            self.body, self.head, self.unused = operations.Linear(8, 16), operations.Linear(16, 8), operations.Linear(2, 2)
+            self.body, self.head, self.unused = (
+                operations.Linear(8, 16), operations.Linear(16, 8), operations.Linear(2, 2),
+            )
             self.drop = nn.Dropout(0.1)
             self.register_buffer("scale", torch.tensor(2.0))
 

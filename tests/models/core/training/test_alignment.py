@@ -9,7 +9,9 @@ from spatialweave.models.core.training.alignment import HALF_TURNS, Aligner, Pos
 def test_loss_is_the_mean_cross_entropy_of_each_kind_over_its_spots():
     torch.manual_seed(0)
     aligner, rows = Aligner(8, (3, 2), finer=2).double(), torch.randn(2, 6, 8, dtype=torch.float64)
-    cells = torch.stack([torch.randint(0, 3, (2, 4, 6)), torch.randint(-1, 2, (2, 4, 6))], dim=1).to(torch.int8)
+    cells = torch.stack([torch.randint(0, 3, (2, 4, 6)), torch.randint(-1, 2, (2, 4, 6))], dim=1).to(
+        torch.int8
+    )
     logits = aligner.head(aligner.norm(rows))
     kinds = ([], [])
     for picture in range(2):
@@ -34,11 +36,16 @@ def test_a_kind_that_no_spot_has_adds_nothing():
 
 
 def test_the_product_of_two_codes_tells_how_far_their_spots_are_apart():
-    """Against the sum of cosines that it is, and most for a spot with itself, in a picture that is no square."""
+    """Against the sum of cosines that it is, and most for a spot with itself,
+    in a picture that is no square.
+    """
     height, width = 4, 6
     codes = code_positions(height, width).double()
     turns = torch.pi * torch.tensor(HALF_TURNS, dtype=torch.float64)
-    rows, columns = (index.flatten().double() for index in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    rows, columns = (
+        index.flatten().double()
+        for index in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    )
     apart = [(each[:, None] - each) / size for each, size in ((rows, height), (columns, width))]
     wanted = sum((each[..., None] * turns).cos().sum(-1) for each in apart)
     torch.testing.assert_close(codes @ codes.T, wanted, rtol=0, atol=1e-5)

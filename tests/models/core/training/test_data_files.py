@@ -278,7 +278,8 @@ def sizes(folder, image, depth, mask=None):
 
 
 @pytest.mark.parametrize(("image", "depth", "mask"), [
-    ((40, 60), (40, 60), (40, 60)), ((40, 60), (20, 30), (20, 30)), ((41, 61), (20, 30), None), ((480, 641), (240, 320), None),
+    ((40, 60), (40, 60), (40, 60)), ((40, 60), (20, 30), (20, 30)), ((41, 61), (20, 30), None),
+    ((480, 641), (240, 320), None),
     ((20, 30), (40, 60), None), ((1080, 1920), (192, 342), None),
 ])  # fmt: skip
 def test_image_and_depth_of_one_shape_go_together(tmp_path, image, depth, mask):
@@ -287,7 +288,8 @@ def test_image_and_depth_of_one_shape_go_together(tmp_path, image, depth, mask):
 
 
 @pytest.mark.parametrize(("image", "depth", "mask"), [
-    ((40, 60), (40, 40), None), ((40, 60), (60, 40), None), ((40, 60), (20, 32), None), ((40, 60), (40, 60), (60, 40)),
+    ((40, 60), (40, 40), None), ((40, 60), (60, 40), None), ((40, 60), (20, 32), None),
+    ((40, 60), (40, 60), (60, 40)),
     ((40, 60), (40, 60), (20, 30)), ((480, 640), (480, 720), None), ((100, 101), (101, 100), None),
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [None, 32])

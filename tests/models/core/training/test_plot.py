@@ -28,7 +28,12 @@ def test_smoothing_keeps_a_constant_and_short_curves():
 
 def test_curve_falls_from_the_upper_left_to_the_lower_right(tmp_path):
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps({"step": i, "loss": 10 / i, "rgb": 10 / i, "lr": 1, "grad_norm": 5}) + "\n" for i in range(1, 101)))
+    log.write_text(
+        "".join(
+            json.dumps({"step": i, "loss": 10 / i, "rgb": 10 / i, "lr": 1, "grad_norm": 5}) + "\n"
+            for i in range(1, 101)
+        )
+    )
     plot.plot_log(log, tmp_path / "loss.png")
     picture = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB")).astype(int)
     inked = (abs(picture - np.array(plot.COLORS[0])).sum(-1) == 0)[plot.TOP :]

@@ -118,10 +118,15 @@ def test_a_recipe_as_any_editor_saves_it(tmp_path, encoding):
     assert Recipe.read(path).steps == 10
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    ("é".encode("cp1252"), "byte 0xe9 in line 1"), ('{"a": "é"}'.encode("utf-16"), "got UTF-16"), (b"[1]", "Expected a JSON object in"),
-    (b"[" * 100_000, "nested too deeply"), (b'{"steps": ' + b"1" * 5000 + b"}", "not JSON"), (b"", "not JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("é".encode("cp1252"), "byte 0xe9 in line 1"), ('{"a": "é"}'.encode("utf-16"), "got UTF-16"),
+        (b"[1]", "Expected a JSON object in"),
+        (b"[" * 100_000, "nested too deeply"), (b'{"steps": ' + b"1" * 5000 + b"}", "not JSON"),
+        (b"", "not JSON"),
+    ],
+)  # fmt: skip
 def test_recipe_files_that_are_none_are_named(tmp_path, data, words):
     path = tmp_path / "recipe.json"
     path.write_bytes(data)

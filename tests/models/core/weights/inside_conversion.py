@@ -1,4 +1,5 @@
-"""Run by test_conversion.py in a process of its own: how far the peak memory rises above that of a small file's conversion.
+"""Run by test_conversion.py in a process of its own: how far the peak memory rises above that of a small
+file's conversion.
 
 python inside_conversion.py SMALL LARGE FORMAT FOLDER      writes the rise in bytes
 """

@@ -24,7 +24,8 @@ CONTENT = save(
 )  # more than two of the chunks that the library writes
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 FILE = PublishedFile(
-    name="renamed.safetensors", what="a part", folder="vae", repository="someone/thing", file="split/part.safetensors", about="24 MB",
+    name="renamed.safetensors", what="a part", folder="vae", repository="someone/thing",
+    file="split/part.safetensors", about="24 MB",
     size=len(CONTENT), sha256=DIGEST, licence="Apache-2.0",
 )  # fmt: skip
 PATH = "/someone/thing/resolve/main/split/part.safetensors"

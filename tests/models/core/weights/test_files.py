@@ -130,13 +130,25 @@ def test_a_file_damaged_behind_a_good_header_is_named(good):
 @pytest.mark.parametrize(
     ("keys", "name"),
     [
-        (["dit.depth_in.weight", "dit.double_stream_modulation_depth.lin.weight", "dit.img_in.weight"], "a Modality Forcing network"),
-        (["double_stream_modulation_img.lin.weight", "double_blocks.0.img_attn.qkv.weight"], "a FLUX.2 text-to-image network"),
+        (
+            ["dit.depth_in.weight", "dit.double_stream_modulation_depth.lin.weight", "dit.img_in.weight"],
+            "a Modality Forcing network",
+        ),
+        (
+            ["double_stream_modulation_img.lin.weight", "double_blocks.0.img_attn.qkv.weight"],
+            "a FLUX.2 text-to-image network",
+        ),
         (["model.diffusion_model.double_stream_modulation_img.lin.weight"], "a FLUX.2 text-to-image network"),
         (["double_blocks.0.img_mod.lin.weight", "double_blocks.0.img_attn.qkv.weight"], "a FLUX.1 network"),
         (["transformer.single_blocks.0.linear1.lora_A.weight"], "a LoRA"),
-        (["aggregator.frame_blocks.0.attn.qkv.weight", "camera_head.trunk.0.attn.qkv.weight"], "a VGGT geometry encoder"),
-        (["decoder.conv_in.weight", "encoder.conv_in.weight", "bn.running_mean"], "a FLUX.2 image autoencoder"),
+        (
+            ["aggregator.frame_blocks.0.attn.qkv.weight", "camera_head.trunk.0.attn.qkv.weight"],
+            "a VGGT geometry encoder",
+        ),
+        (
+            ["decoder.conv_in.weight", "encoder.conv_in.weight", "bn.running_mean"],
+            "a FLUX.2 image autoencoder",
+        ),
         (["decoder.conv_in.weight", "encoder.conv_in.weight"], "an image autoencoder"),
         (["model.layers.0.self_attn.q_proj.weight"], "a language model"),
         (["model.diffusion_model.input_blocks.0.0.weight"], "a Stable Diffusion checkpoint"),

@@ -82,7 +82,10 @@ def test_a_checkpoint_with_nan_is_refused(tmp_path):
     folder = save_checkpoint(tmp_path, 3, {"model": {"w": torch.tensor([1.0, math.nan])}}, {}, keep=2)
     with pytest.raises(
         ValueError,
-        match=r"Expected finite numbers in w of .*model\.safetensors, got 1 NaN of 2.*Use an older checkpoint",
+        match=(
+            r"Expected finite numbers in w of .*model\.safetensors, "
+            r"got 1 NaN of 2.*Use an older checkpoint"
+        ),
     ):
         load_checkpoint(folder, ("model",))
 

@@ -16,11 +16,17 @@ READS = 100
 
 def test_every_dtype_reads_as_the_library_reads_it(tmp_path):
     codes = torch.arange(96, dtype=torch.uint8)
-    state = {f"as {name}": codes.view(dtype).reshape(-1, 3).clone() for name, dtype in DTYPES.items() if name != "BOOL"}
+    state = {
+        f"as {name}": codes.view(dtype).reshape(-1, 3).clone()
+        for name, dtype in DTYPES.items()
+        if name != "BOOL"
+    }
     state |= {"bool": codes > 40, "one": torch.tensor(7.0), "none": torch.zeros(0, 3)}
     state |= {"left to the library": codes.view(torch.uint16), "complex": torch.full((2,), 1 + 2j)}
     save_file(state, tmp_path / "a.safetensors")
-    found, expected = read_tensors(tmp_path / "a.safetensors", finite=False), load_file(tmp_path / "a.safetensors")
+    found, expected = (
+        read_tensors(tmp_path / "a.safetensors", finite=False), load_file(tmp_path / "a.safetensors"),
+    )
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
@@ -54,5 +60,7 @@ def test_a_name_that_is_not_utf_8_is_a_sentence(tmp_path):
     path = tmp_path / os.fsdecode(b"\xe9.safetensors")
     save_file({"weight": torch.ones(4)}, tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").rename(path)
-    with pytest.raises(WeightsError, match=r"Expected a file name in UTF-8, got .*\.safetensors\. Rename it\."):
+    with pytest.raises(
+        WeightsError, match=r"Expected a file name in UTF-8, got .*\.safetensors\. Rename it\."
+    ):
         read_tensors(path)

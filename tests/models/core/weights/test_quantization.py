@@ -64,7 +64,8 @@ def test_nvfp4_is_within_half_a_step_of_its_group(shape):
     codes = torch.stack((stored["weight"] >> 4, stored["weight"] & 15), dim=-1).flatten(1).long()
     read = torch.where(codes > 7, -1, 1) * FP4[codes % 8]
     scale = untile(stored["weight_scale"], shape).repeat_interleave(16, 1) * stored["weight_scale_2"]
-    # a group's float8 scale is rounded: its largest value may be cut at 6 of what would be up to 6 * (1 + 1/16)
+    # a group's float8 scale is rounded: its largest value may be cut at 6 of what would be up
+    # to 6 * (1 + 1/16)
     step = torch.where(read.abs() >= 4, 2.0, torch.where(read.abs() >= 2, 1.0, 0.5))
     below(read * scale - values, step / 2 * scale)
 

@@ -27,7 +27,8 @@ from spatialweave.models.modality_forcing.config import PRESETS
 from spatialweave.models.modality_forcing.released import NETWORK, TEXT_ENCODERS, VAE, released_files
 
 FILE = PublishedFile(
-    name="part.safetensors", what="a part", folder="vae", repository="someone/thing", file="split/part.safetensors", about="1 kB",
+    name="part.safetensors", what="a part", folder="vae", repository="someone/thing",
+    file="split/part.safetensors", about="1 kB",
     size=None, sha256=None, licence="Apache-2.0",
 )  # fmt: skip
 
@@ -215,11 +216,13 @@ def test_a_command_without_what_it_needs_says_so(registered, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("change", [
-    {"folder": None}, {"size": "12"}, {"size": -1}, {"sha256": "short"}, {"also_published": {"x": "y"}}, {"name": 3}, {"more": 1},
+    {"folder": None}, {"size": "12"}, {"size": -1}, {"sha256": "short"}, {"also_published": {"x": "y"}},
+    {"name": 3}, {"more": 1},
 ])  # fmt: skip
 def test_an_entry_of_a_registry_that_says_something_else_is_named(change, tmp_path):
     entry = {
-        "name": "a.safetensors", "what": "a", "folder": "vae", "repository": "a/b", "file": "a", "about": "1 GB", "size": None,
+        "name": "a.safetensors", "what": "a", "folder": "vae", "repository": "a/b", "file": "a",
+        "about": "1 GB", "size": None,
         "sha256": None, "licence": "MIT",
     }  # fmt: skip
     path = tmp_path / "released.json"

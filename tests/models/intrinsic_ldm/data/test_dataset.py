@@ -18,7 +18,9 @@ from spatialweave.models.world.export.dataset import export_dataset
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     for layout in ("shards", "files"):
-        export_dataset(folder / layout, count=3, size=32, seed=1, layout=layout, normals=True, depth_type="float32")
+        export_dataset(
+            folder / layout, count=3, size=32, seed=1, layout=layout, normals=True, depth_type="float32"
+        )
     return folder
 
 
@@ -32,7 +34,10 @@ def test_both_layouts_of_the_world_give_the_same_maps(world):
     assert len(shards) == len(files) == 3
     for index in range(3):
         one, two = shards[index], files[index]
-        assert one["maps"].shape == (8, 32, 32) and one["present"].tolist() == two["present"].tolist() == [True] * 4
+        assert (
+            one["maps"].shape == (8, 32, 32)
+            and one["present"].tolist() == two["present"].tolist() == [True] * 4
+        )
         assert one["caption"] == two["caption"] != "" and torch.equal(one["image"], two["image"])
         assert one["maps"].abs().max() <= 1.001
         (a, b) = (split_maps(sample["maps"][None]) for sample in (one, two))
@@ -42,16 +47,23 @@ def test_both_layouts_of_the_world_give_the_same_maps(world):
 
 
 def test_maps_are_those_of_the_scene(world):
-    """Line is 1 where the shard's is, the surroundings are black, nearer is greater, normals of a picture's "
-    "normal map."""
+    """Line is 1 where the shard's is, the surroundings are black, nearer is greater,
+    normals of a picture's normal map.
+    """
     raw = load_file(world / "shards" / "shard-00000.safetensors")
     for index in range(3):
-        maps = {name: part[0] for name, part in split_maps(IntrinsicSamples(world / "shards")[index]["maps"][None]).items()}
+        maps = {
+            name: part[0]
+            for name, part in split_maps(IntrinsicSamples(world / "shards")[index]["maps"][None]).items()
+        }
         assert torch.equal(maps["line"][0], raw["line"][index].float() * 2 - 1)
         assert torch.equal((maps["segmentation"] == -1).all(0), raw["segmentation"][index] <= 0)
         known = raw["depth"][index].isfinite()
         near, far = raw["depth"][index][known].min(), raw["depth"][index][known].max()
-        assert maps["depth"][0][raw["depth"][index] == near].mean() == 1 and maps["depth"][0][raw["depth"][index] == far].mean() == -1
+        assert (
+            maps["depth"][0][raw["depth"][index] == near].mean() == 1
+            and maps["depth"][0][raw["depth"][index] == far].mean() == -1
+        )
         assert (maps["depth"][0][raw["segmentation"][index] == -1] == -1).all(), "sky is as far as can be"
         normals = raw["normals"][index].float().movedim(-1, 0) / 127
         torch.testing.assert_close(maps["normals"], normals * torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1))
@@ -73,12 +85,18 @@ def test_missing_maps_are_known_to_be_missing(world, tmp_path):
 
 
 def test_maps_are_scaled_together(world):
-    small, whole = IntrinsicSamples(world / "shards", size=(16, 24), image=True), IntrinsicSamples(world / "shards", image=True)
+    small, whole = (
+        IntrinsicSamples(world / "shards", size=(16, 24), image=True),
+        IntrinsicSamples(world / "shards", image=True),
+    )
     sample = small[0]
     assert sample["maps"].shape == (8, 16, 24) and sample["image"].shape == (3, 16, 24)
     steps = (sample["maps"][map_slices()["segmentation"]] + 1) * 1.5
     torch.testing.assert_close(steps, steps.round())  # no color between two masks
-    assert len(steps.flatten(1).unique(dim=1).T) <= len(whole[0]["maps"][map_slices()["segmentation"]].flatten(1).unique(dim=1).T)
+    assert (
+        len(steps.flatten(1).unique(dim=1).T)
+        <= len(whole[0]["maps"][map_slices()["segmentation"]].flatten(1).unique(dim=1).T)
+    )
 
 
 def test_ids_of_sixteen_bits_are_kept(tmp_path):
@@ -97,7 +115,10 @@ def test_ids_of_sixteen_bits_are_kept(tmp_path):
 @pytest.mark.parametrize("spoil, words", [
     (lambda line: line.update(segmentation=line["image"]), "Expected one gray channel of whole numbers in "),
     (lambda line: line.update(line="gone.png"), "gone.png"),
-    (lambda line: [line.pop(name) for name in ("depth", "normals", "segmentation", "line")], "Expected maps of depth, normals, segmentation, line, got none"),
+    (
+        lambda line: [line.pop(name) for name in ("depth", "normals", "segmentation", "line")],
+        "Expected maps of depth, normals, segmentation, line, got none",
+    ),
 ])  # fmt: skip
 def test_a_sample_that_cannot_be_used_is_named(world, tmp_path, spoil, words):
     folder = copy_folder(world / "files", tmp_path / "files")
@@ -110,8 +131,9 @@ def test_a_sample_that_cannot_be_used_is_named(world, tmp_path, spoil, words):
 
 
 def test_grid_cells_decide_how_far_a_mask_moves_before_its_color_changes(tmp_path):
-    """A square of 8 pixels on 32, its center at each of 24 columns: 4 cells a side give one for each quarter, 16 "
-    "one for every second column."""
+    """A square of 8 pixels on 32, its center at each of 24 columns: 4 cells a side give one for each quarter,
+    16 one for every second column.
+    """
 
     def colors(**options):
         found = []
@@ -120,10 +142,16 @@ def test_grid_cells_decide_how_far_a_mask_moves_before_its_color_changes(tmp_pat
             ids[:, 4:12, left : left + 8] = 1
             picture = encode_segmentation(ids, **options)[0][0]
             found.append(tuple(picture[:, 8, left + 4].tolist()))
-            assert (picture[:, ids[0] == 1] == picture[:, 8, left + 4, None]).all() and (picture[:, ids[0] == 0] == -1).all()
+            assert (
+                (picture[:, ids[0] == 1] == picture[:, 8, left + 4, None]).all()
+                and (picture[:, ids[0] == 0] == -1).all()
+            )
         return found
 
-    assert len(set(colors(grid=4))) == 4 and [len(set(colors(grid=4)[start : start + 8])) for start in (5, 13)] == [1, 1]
+    assert (
+        len(set(colors(grid=4))) == 4
+        and [len(set(colors(grid=4)[start : start + 8])) for start in (5, 13)] == [1, 1]
+    )
     assert len(set(colors())) == 13 and colors() == colors(grid=16)
     for grid in (0, 17):
         with pytest.raises(ValueError, match=f"Expected 1 to 16 grid cells per side .* got {grid}"):

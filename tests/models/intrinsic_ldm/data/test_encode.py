@@ -1,4 +1,6 @@
-"""Encoded folders: latents and prompts against diffusers' own calls, the three families, two processes, and training on the result."""
+"""Encoded folders: latents and prompts against diffusers' own calls, the three families, two processes,
+and training on the result.
+"""
 
 import json
 import os
@@ -47,18 +49,30 @@ def test_the_documentations_script_runs_on_a_pipeline(made, write_pipeline, tmp_
     folder, _ = made
     base = write_pipeline("sd21")
     unet = diffusers.UNet2DConditionModel.from_pretrained(base / "unet")
-    lora = {f"unet.{path}.lora_{end}.weight": torch.randn(*shape) for path, projection in projections(unet).items()
-            for end, shape in (("A", (2, projection.inputs)), ("B", (projection.outputs, 2)))}  # fmt: skip
+    lora = {
+        f"unet.{path}.lora_{end}.weight": torch.randn(*shape)
+        for path, projection in projections(unet).items()
+        for end, shape in (("A", (2, projection.inputs)), ("B", (projection.outputs, 2)))
+    }  # fmt: skip
     for name in ("weights", "runs/intrinsic_vae", "runs/intrinsic_lora_sd21"):
         (tmp_path / name).mkdir(parents=True)
     base.rename(tmp_path / "weights" / "stable-diffusion-2-1")
     save_file(lora, tmp_path / "runs" / "intrinsic_lora_sd21" / "intrinsic_lora.safetensors")
     shutil.copy(folder / "vae.safetensors", tmp_path / "runs" / "intrinsic_vae" / "intrinsic_vae.safetensors")
-    (code,) = re.findall(r"^```python\n(.*?)^```", (root / "docs" / "intrinsic_training.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```",
+        (root / "docs" / "intrinsic_training.md").read_text(encoding="utf-8"),
+        flags=re.M | re.S,
+    )
     assert "height=768, width=768, steps=25" in code
     code = code.replace("height=768, width=768, steps=25", "height=32, width=32, steps=3")
-    check = "assert image.shape == (1, 32, 32, 3) and image.isfinite().all() and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], cwd=tmp_path, capture_output=True, text=True)
+    check = (
+        "assert image.shape == (1, 32, 32, 3) and image.isfinite().all() "
+        "and maps.view.depth.shape == maps.ids.shape == (1, 32, 32)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{check}"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -66,7 +80,9 @@ def test_the_documentations_script_runs_on_a_pipeline(made, write_pipeline, tmp_
 def test_encoded_samples_are_diffusers_own_and_train(made, write_pipeline, tmp_path, family):
     folder, model = made
     base = write_pipeline(family)
-    summary = encode_dataset(folder / "world", tmp_path / "out", base=base, vae=folder / "vae.safetensors", shard_size=3, batch=2)
+    summary = encode_dataset(
+        folder / "world", tmp_path / "out", base=base, vae=folder / "vae.safetensors", shard_size=3, batch=2
+    )
     assert (summary.count, summary.written) == (5, 5)
     tensors = [load_file(tmp_path / "out" / f"shard-0000{number}.safetensors") for number in (0, 1)]
     found = {name: torch.cat([part[name] for part in tensors]).float() for name in tensors[0]}
@@ -75,16 +91,24 @@ def test_encoded_samples_are_diffusers_own_and_train(made, write_pipeline, tmp_p
         maps = model.encode(sample["maps"][None]).latent_dist.mean * 3.0
         text, vae = load_text_pipeline(base, torch.float32), load_image_vae(base)
         latent = vae.encode(sample["image"][None]).latent_dist.mean * 0.5
-        expected = text.encode_prompt([sample["caption"]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        expected = text.encode_prompt(
+            [sample["caption"]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
     torch.testing.assert_close(found["intrinsic_latent"][4:], maps, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(found["latent"][4:], latent, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(found["context"][4:], expected[0], atol=2e-3, rtol=2e-3)
     if family == "sdxl":
         torch.testing.assert_close(found["pooled"][4:], expected[2], atol=2e-3, rtol=2e-3)
     if family == "pixart":
-        assert torch.equal(found["context_mask"][4:], expected[1].float()) and 0 < found["context_mask"].mean() < 1
+        assert (
+            torch.equal(found["context_mask"][4:], expected[1].float())
+            and 0 < found["context_mask"].mean() < 1
+        )
     empty = load_file(tmp_path / "out" / training_lora.EMPTY_PROMPT)
-    assert empty.keys() == set(found) - {"latent", "intrinsic_latent"} and empty["context"].shape == found["context"].shape[1:]
+    assert (
+        empty.keys() == set(found) - {"latent", "intrinsic_latent"}
+        and empty["context"].shape == found["context"].shape[1:]
+    )
 
     recipe = Recipe(
         system="intrinsic_lora", preset=family, steps=1, batch_size=2, model={"base": str(base), "rank": 2},
@@ -106,11 +130,17 @@ def test_two_processes_share_the_work_and_write_the_same(made, write_pipeline, t
         f"print(encode_dataset({str(folder / 'world')!r}, {str(tmp_path / 'two')!r}, base={str(base)!r}, "
         f"vae={str(folder / 'vae.safetensors')!r}, batch=1, shard_size=2))\n"
     )
-    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    call = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(call, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        call, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(re.findall(r"5 samples, (\d) of them written in this process, 2 processes at work", done.stdout)) == ["1", "4"]
+    assert sorted(
+        re.findall(r"5 samples, (\d) of them written in this process, 2 processes at work", done.stdout)
+    ) == ["1", "4"]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
     for name in names:
@@ -163,12 +193,18 @@ def test_weights_under_the_same_name_are_told_apart(made, write_pipeline, tmp_pa
     assert encode_dataset(world, tmp_path / "out", base=base, vae=vae).written == 0
     for path, name in (
         (vae, "intrinsic VAE"),
-        (base / "vae" / "diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors of the base"),
+        (
+            base / "vae" / "diffusion_pytorch_model.safetensors",
+            "vae/diffusion_pytorch_model.safetensors of the base",
+        ),
         (base / "text_encoder" / "model.safetensors", "text_encoder/model.safetensors of the base"),
     ):
         good = path.read_bytes()
         change_tensors(path)
-        with pytest.raises(ValueError, match=f"out was begun, got another {name}. Give the same to continue, or choose another folder.$"):
+        with pytest.raises(
+            ValueError,
+            match=f"out was begun, got another {name}. Give the same to continue, or choose another folder.$",
+        ):
             encode_dataset(world, tmp_path / "out", base=base, vae=vae)
         path.write_bytes(good)
     assert encode_dataset(world, tmp_path / "out", base=base, vae=vae).written == 0
@@ -184,7 +220,10 @@ def test_a_dataset_that_changed_is_encoded_anew_where_it_did(made, write_pipelin
     shutil.rmtree(tmp_path / "world")
     export_dataset(tmp_path / "world", count=5, size=64, seed=2, normals=True)
     summary = encode_dataset(tmp_path / "world", tmp_path / "out", **settings)
-    assert summary.written == 5 and summary.changes.startswith("shard-00000.safetensors, line 1 of manifest.jsonl, ")
+    assert (
+        summary.written == 5
+        and summary.changes.startswith("shard-00000.safetensors, line 1 of manifest.jsonl, ")
+    )
     encode_dataset(tmp_path / "world", tmp_path / "fresh", **settings)
     for name in (path.name for path in (tmp_path / "fresh").glob("*.safetensors")):
         assert (tmp_path / "fresh" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
@@ -194,7 +233,9 @@ def test_a_dataset_that_changed_is_encoded_anew_where_it_did(made, write_pipelin
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = encode_dataset(tmp_path / "world", tmp_path / "out", **settings)
     assert (summary.written, summary.changes) == (2, "line 3 of manifest.jsonl is replaced")
-    assert [json.loads(line)["caption"] for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()][2] == "something else"
+    assert [
+        json.loads(line)["caption"] for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
+    ][2] == "something else"
 
 
 def test_a_sample_that_cannot_be_read_is_left_out_by_name(made, write_pipeline, tmp_path):
@@ -214,5 +255,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_by_name(made, write_pipeline, 
     summary = encode_dataset(tmp_path / "world", tmp_path / "out", **settings)
     assert (summary.count, summary.written, summary.left_out) == (4, 1, ())
     assert summary.changes == f"{lines[1]['image']} is replaced"
-    found = [json.loads(line)["index"] for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line)["index"] for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
+    ]
     assert found == [0, 2, 3, 1]

@@ -1,5 +1,6 @@
-"""Other people's folders of pictures, put through a server that answers as ComfyUI does: names, captions, "
-"pictures, replaced files."""
+"""Other people's folders of pictures, put through a server that answers as ComfyUI does: names, captions,
+pictures, replaced files.
+"""
 
 import io
 import json
@@ -34,7 +35,8 @@ SAVED = {"3": {"images": [{"filename": "line.png", "subfolder": "h", "type": "ou
 class Served:
     """The pictures that the server was sent, and what it is to answer in place of what ComfyUI would.
 
-    `instead`: beginning of an address -> HTTP status, body and, where it is for one picture alone, its number from 1.
+    `instead`: beginning of an address -> HTTP status, body and, where it is for one picture alone,
+    its number from 1.
     """
 
     def __init__(self):
@@ -58,7 +60,9 @@ class Served:
 
 
 def history(outputs, **status):
-    return json.dumps({"7": {"status": {"completed": True, "status_str": "success", **status}, "outputs": outputs}}).encode()
+    return json.dumps(
+        {"7": {"status": {"completed": True, "status_str": "success", **status}, "outputs": outputs}}
+    ).encode()
 
 
 @pytest.fixture
@@ -114,8 +118,9 @@ def read_rows(folder):
 
 
 def test_pictures_are_upright_and_scaled_by_their_type(build, tmp_path, caplog):
-    """A turned JPEG, a ramp of 16 bits, and colors under transparent pixels, which are kept as core's Load "
-    "Image keeps them."""
+    """A turned JPEG, a ramp of 16 bits, and colors under transparent pixels, which are kept as core's Load
+    Image keeps them.
+    """
     upright = Image.new("RGB", SIZE[::-1], (30, 30, 200))
     upright.paste((200, 30, 30), (0, 0, 96, 32))
     exif = Image.Exif()
@@ -132,13 +137,21 @@ def test_pictures_are_upright_and_scaled_by_their_type(build, tmp_path, caplog):
     corners = rows["turned.jpg"][1][[2, 2, -3, -3], [2, -3, 2, -3]].int()
     assert (corners - torch.tensor([[200, 30, 30]] * 2 + [[30, 30, 200]] * 2)).abs().max() < 12
     wanted = torch.from_numpy((ramp / 257).round().astype(np.uint8))
-    assert torch.equal(rows["ramp.png"][1], wanted[..., None].expand(-1, -1, 3)) and len(wanted.unique()) == 96
-    assert rows["hidden.png"][1][0, 0].tolist() == [255, 0, 255] and rows["hidden.png"][1][0, -1].tolist() == [0, 255, 0]
+    assert (
+        torch.equal(rows["ramp.png"][1], wanted[..., None].expand(-1, -1, 3)) and len(wanted.unique()) == 96
+    )
+    assert (
+        rows["hidden.png"][1][0, 0].tolist() == [255, 0, 255]
+        and rows["hidden.png"][1][0, -1].tolist() == [0, 255, 0]
+    )
     assert "hidden.png: The image has an alpha channel" in caplog.text
 
 
 @pytest.mark.parametrize("content, words", [
-    ("un caf\u00e9 \u00e0 c\u00f4t\u00e9".encode("cp1252"), "Expected UTF-8 text in .*b.txt, got byte 0xe9 in line 1. Save it as UTF-8"),
+    (
+        "un caf\u00e9 \u00e0 c\u00f4t\u00e9".encode("cp1252"),
+        "Expected UTF-8 text in .*b.txt, got byte 0xe9 in line 1. Save it as UTF-8",
+    ),
     ("a red ball".encode("utf-16"), "Expected UTF-8 text in .*b.txt, got UTF-16"),
     ("a red ball".encode("utf-16-be"), "Expected UTF-8 text in .*b.txt, got NUL bytes, as UTF-16 has them"),
 ])  # fmt: skip
@@ -179,7 +192,10 @@ def test_file_names_that_are_no_unicode_are_pictures_like_others(build, served, 
     for end, content in ((b".txt", b"a test"), (b"2.png", b"none")):
         with open(os.path.join(folder, name + end), "wb") as file:
             file.write(content)
-    call = ["intrinsics", "build", str(tmp_path / "in"), str(tmp_path / "out"), "--server", served.url, "--size", "96x64"]
+    call = [
+        "intrinsics", "build", str(tmp_path / "in"), str(tmp_path / "out"), "--server", served.url, "--size",
+        "96x64",
+    ]
     for _ in range(2):
         assert main([*call, "--workflow", str(tmp_path / "graph.json")]) == 0
         said = capsys.readouterr().out
@@ -191,12 +207,24 @@ def test_file_names_that_are_no_unicode_are_pictures_like_others(build, served, 
 def test_a_name_that_the_terminal_cannot_write_is_said_nevertheless(build, served, tmp_path):
     save_plain(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "\u30c6.png").write_bytes(b"")
-    call = ["intrinsics", "build", str(tmp_path / "in"), str(tmp_path / "out"), "--server", served.url, "--size", "96x64"]
-    code = f"import sys; from spatialweave.models.cli import main; sys.exit(main({[*call, '--workflow', str(tmp_path / 'graph.json')]!r}))"
+    call = [
+        "intrinsics", "build", str(tmp_path / "in"), str(tmp_path / "out"), "--server", served.url, "--size",
+        "96x64",
+    ]
+    code = (
+        "import sys; from spatialweave.models.cli import main; "
+        f"sys.exit(main({[*call, '--workflow', str(tmp_path / 'graph.json')]!r}))"
+    )
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    assert "1 left out: \\u30c6.png (Expected an image in " in done.stdout and "\\u30c6.png is left out" in done.stderr
+    assert (
+        "1 left out: \\u30c6.png (Expected an image in " in done.stdout
+        and "\\u30c6.png is left out" in done.stderr
+    )
 
 
 def test_what_systems_leave_in_folders_is_left_out(build, tmp_path, caplog):
@@ -211,13 +239,18 @@ def test_what_systems_leave_in_folders_is_left_out(build, tmp_path, caplog):
     (tmp_path / "in" / "folder.png").mkdir()
     (tmp_path / "in" / "A.txt").write_text("a")
     summary = build()
-    assert list(read_rows(tmp_path / "out")) == ["A.PNG", "b.JPEG", "sub/deep/c.WebP"] and summary.left_out == ()
+    assert (
+        list(read_rows(tmp_path / "out")) == ["A.PNG", "b.JPEG", "sub/deep/c.WebP"] and summary.left_out == ()
+    )
     assert read_rows(tmp_path / "out")["A.PNG"][0]["caption"] == "a"
     assert "3 images whose names begin with a dot, or in __MACOSX, are left out." in caplog.text
 
 
 def test_names_that_differ_in_case_or_suffix_are_pictures_of_their_own(build, tmp_path):
-    colors = {"a.png": (1, 2, 3), "a.bmp": (4, 5, 6), "sub/a.png": (7, 8, 9), "B.png": (10, 11, 12), "b.png": (13, 14, 15)}
+    colors = {
+        "a.png": (1, 2, 3), "a.bmp": (4, 5, 6), "sub/a.png": (7, 8, 9), "B.png": (10, 11, 12),
+        "b.png": (13, 14, 15),
+    }
     for name, color in colors.items():
         save_plain(tmp_path / "in" / name, color)
     (tmp_path / "in" / "a.txt").write_text("of both")
@@ -227,7 +260,10 @@ def test_names_that_differ_in_case_or_suffix_are_pictures_of_their_own(build, tm
     assert rows.keys() == there and there >= {"a.png", "a.bmp", "sub/a.png"}
     for name in there & {"a.png", "a.bmp", "sub/a.png"}:
         assert rows[name][1][0, 0].tolist() == list(colors[name])
-    assert [rows[name][0]["caption"] for name in ("a.png", "a.bmp", "sub/a.png")] == ["of both", "of both", ""]
+    assert (
+        [rows[name][0]["caption"] for name in ("a.png", "a.bmp", "sub/a.png")]
+        == ["of both", "of both", ""]
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
@@ -273,7 +309,10 @@ def test_replaced_pictures_are_made_anew_and_captions_rewritten(build, served, t
     assert len(served.pictures) == 4 and summary.written == 1
     assert summary.changes == "a.png is replaced; c.txt has another text"
     rows = read_rows(tmp_path / "out")
-    assert rows["a.png"][1][0, 0].tolist() == [30, 200, 30] and rows["b.png"][1][0, 0].tolist() == [200, 30, 30]
+    assert (
+        rows["a.png"][1][0, 0].tolist() == [30, 200, 30]
+        and rows["b.png"][1][0, 0].tolist() == [200, 30, 30]
+    )
     assert [line["caption"] for line, _ in rows.values()] == ["old a", "old b", "new c"]
     (tmp_path / "in" / "b.png").unlink()
     save_plain(tmp_path / "in" / "0.png")
@@ -291,7 +330,10 @@ def test_another_workflow_is_told_by_its_inputs(build, tmp_path):
     same["1"] |= {"inputs": {"image": "y.png"}, "_meta": {"title": "any picture"}}
     (tmp_path / "renamed.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(same, indent=3).encode())
     assert build(workflow=tmp_path / "renamed.json").written == 0, "the same graph, with a byte order mark"
-    words = r"out was begun, got workflow\.3\.inputs\.filename_prefix 'h/line', not 'i/line'. Give the same to continue"
+    words = (
+        r"out was begun, got workflow\.3\.inputs\.filename_prefix 'h/line', "
+        r"not 'i/line'. Give the same to continue"
+    )
     with pytest.raises(ValueError, match=words):
         build(changes=["3.filename_prefix=i/line"])
     with pytest.raises(ValueError, match=r"was begun, got size \[64, 96\], not \[32, 32\]"):
@@ -307,7 +349,11 @@ FAILED = json.dumps({"7": {"status": {"completed": False, "status_str": "error",
     ("/history", (200, FAILED), r"node 3 \(SaveImage\): no room"),
     ("/history", (200, history({})), r"node 3 \(SaveImage\) saved no line"),
     ("/history", (200, history({"3": {"images": []}})), r"node 3 \(SaveImage\) saved no line"),
-    ("/history", (200, json.dumps({"7": {"status": {"completed": False, "status_str": "error"}}}).encode()), "interrupted"),
+    (
+        "/history",
+        (200, json.dumps({"7": {"status": {"completed": False, "status_str": "error"}}}).encode()),
+        "interrupted",
+    ),
     ("/view", (404, b""), "http.* does not have the file 'line.png' that the workflow saved"),
     ("/view", (200, b"<html>"), "Expected an image in the line that the workflow saved, got a file that"),
 ])  # fmt: skip
@@ -322,16 +368,27 @@ def test_a_picture_on_which_the_server_fails_is_left_out(build, served, tmp_path
 
 
 @pytest.mark.parametrize("path, answer, words", [
-    ("/prompt", (200, b"<html>hello</html>"), r"Expected a JSON object from http://127.0.0.1:\d+/prompt, got '<html>hello</html>'\."),
+    (
+        "/prompt", (200, b"<html>hello</html>"),
+        r"Expected a JSON object from http://127.0.0.1:\d+/prompt, got '<html>hello</html>'\.",
+    ),
     ("/prompt", (200, b"[]"), "Expected a JSON object from"),
-    ("/prompt", (502, b"Bad\n gateway"), r"Expected HTTP status 200 from http://127.0.0.1:\d+/prompt, got 502 \('Bad gateway'\)"),
+    (
+        "/prompt", (502, b"Bad\n gateway"),
+        r"Expected HTTP status 200 from http://127.0.0.1:\d+/prompt, got 502 \('Bad gateway'\)",
+    ),
     ("/history", (200, b"\xff"), "Expected a JSON object from .*/history/7, got"),
     ("/history", (500, b""), r"Expected HTTP status 200 from .*/history/7, got 500 \(nothing\)"),
     ("/upload", (413, b"too large"), r"from http://127.0.0.1:\d+/upload/image, got 413 \('too large'\)"),
     ("/view", (500, b"x"), r"Expected HTTP status 200 from http://127.0.0.1:\d+/view, got 500"),
-    ("/prompt", (400, b'{"error": "odd", "node_errors": []}'), r"^a\.png: Expected a workflow that ComfyUI accepts, got: odd. Set its inputs"),
+    (
+        "/prompt", (400, b'{"error": "odd", "node_errors": []}'),
+        r"^a\.png: Expected a workflow that ComfyUI accepts, got: odd. Set its inputs",
+    ),
 ])  # fmt: skip
-def test_a_server_that_answers_otherwise_ends_the_run_with_its_address(build, served, tmp_path, path, answer, words):
+def test_a_server_that_answers_otherwise_ends_the_run_with_its_address(
+    build, served, tmp_path, path, answer, words
+):
     save_plain(tmp_path / "in" / "a.png")
     served.instead[path] = answer
     with pytest.raises((OSError, ValueError), match=words):
@@ -343,5 +400,11 @@ def test_a_server_that_answers_otherwise_ends_the_run_with_its_address(build, se
 def test_a_server_without_end_is_not_waited_for(build, served, tmp_path):
     save_plain(tmp_path / "in" / "a.png")
     served.instead["/history"] = (200, b"{}")
-    with pytest.raises(ValueError, match=r"one of 1 images from a\.png on, got an error .*did not end the run within 0\.3 s; increase --timeout"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"one of 1 images from a\.png on, got an error .*did "
+            r"not end the run within 0\.3 s; increase --timeout"
+        ),
+    ):
         build(timeout=0.3)

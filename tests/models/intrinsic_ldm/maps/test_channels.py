@@ -1,5 +1,6 @@
-"""The codes of the four maps against their closed forms, there and back; masks as colors that were blurred "
-"on the way."""
+"""The codes of the four maps against their closed forms, there and back;
+masks as colors that were blurred on the way.
+"""
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ def seeded(*shape, seed=0):
 
 
 def test_depth_code_is_linear_in_disparity_between_the_percentiles():
-    disparity = torch.linspace(0.1, 0.3, 101).reshape(1, 1, 1, 101)  # percentiles 2 and 98 lie on the values 0.104 and 0.296
+    # percentiles 2 and 98 lie on the values 0.104 and 0.296
+    disparity = torch.linspace(0.1, 0.3, 101).reshape(1, 1, 1, 101)
     code = maps.encode_depth(1 / disparity)
     want = ((disparity - 0.104) / (0.296 - 0.104) * 2 - 1).clamp(-1, 1)
     torch.testing.assert_close(code, want, rtol=0, atol=2e-6)
@@ -32,7 +34,9 @@ def test_depth_comes_back_clipped_when_its_ends_are_known():
     depth = seeded(3, 1, 16, 20).exp() * torch.tensor([1.0, 40.0, 0.01]).view(3, 1, 1, 1)
     near, far = maps.depth_ends(depth)
     back = maps.decode_depth(maps.encode_depth(depth), near=near, far=far)
-    torch.testing.assert_close(back, depth.clamp(near.view(-1, 1, 1, 1), far.view(-1, 1, 1, 1)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        back, depth.clamp(near.view(-1, 1, 1, 1), far.view(-1, 1, 1, 1)), rtol=1e-5, atol=0
+    )
 
 
 def test_depth_code_has_no_unit_and_any_two_ends_differ_by_scale_and_shift_of_disparity():
@@ -52,7 +56,9 @@ def test_pixels_without_depth_are_missing_sky_is_farthest_constant_depth_is_the_
     mask, sky = torch.ones_like(depth, dtype=torch.bool), torch.isinf(depth)
     mask[0, 0, 1] = False
     code = maps.encode_depth(depth, mask, sky=sky)
-    assert code[0, 0, 0, :4].tolist() == [MISSING, -1.0, MISSING, MISSING] and (code[0, 0, 1] == MISSING).all()
+    assert (
+        code[0, 0, 0, :4].tolist() == [MISSING, -1.0, MISSING, MISSING] and (code[0, 0, 1] == MISSING).all()
+    )
     assert not maps.encode_depth(torch.full((1, 1, 4, 4), 3.0)).any()
     assert not maps.encode_depth(torch.zeros(1, 1, 4, 4)).any()
 
@@ -73,7 +79,9 @@ def test_normals_are_the_colors_of_a_normal_map():
     torch.testing.assert_close(maps.decode_normals(0.7 * code), normals)
     for style in ("opengl", "directx"):
         image = normals_to_image(normals.movedim(1, -1), style)
-        torch.testing.assert_close(maps.normals_from_image(image, directx=style == "directx"), normals, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            maps.normals_from_image(image, directx=style == "directx"), normals, rtol=0, atol=1e-6
+        )
 
 
 def test_line_and_missing_have_codes_of_their_own():
@@ -88,30 +96,47 @@ def test_what_is_no_number_is_missing_in_every_map(bad):
     line, image = seeded(1, 1, 5, 5), 0.6 + 0.4 * seeded(1, 5, 5, 3)
     coded = maps.encode_line(line), maps.encode_normals(maps.normals_from_image(image))
     line[0, 0, 2, 3], image[0, 2, 3, 1] = bad, bad
-    for code, want in zip((maps.encode_line(line), maps.encode_normals(maps.normals_from_image(image))), coded, strict=True):
+    for code, want in zip(
+        (maps.encode_line(line), maps.encode_normals(maps.normals_from_image(image))), coded, strict=True
+    ):
         assert (code[:, :, 2, 3] == MISSING).all()
         code[:, :, 2, 3] = want[:, :, 2, 3]
         assert torch.equal(code, want)
     normals = F.normalize(seeded(1, 3, 4, 4), dim=1)
     normals[0, 2, 1, 1] = bad
-    assert (maps.encode_normals(normals)[0, :, 1, 1] == MISSING).all() and (maps.decode_normals(normals)[0, :, 1, 1] == 0).all()
+    assert (
+        (maps.encode_normals(normals)[0, :, 1, 1] == MISSING).all()
+        and (maps.decode_normals(normals)[0, :, 1, 1] == 0).all()
+    )
 
 
 def test_maps_that_are_given_are_read_padded_and_cut_back():
     masks = given()["segmentation"]
     masks[0, 5, 6] = torch.nan
     found = read_maps(**given(segmentation=masks))
-    assert (split_maps(found.stacked)["segmentation"][:, :, 5, 6] == MISSING).all() and found.stacked.isfinite().all()
-    assert found.notes == ("1 of 1536 pixels of segmentation (0.1%) are NaN or infinite and are encoded as missing.",)
+    assert (
+        split_maps(found.stacked)["segmentation"][:, :, 5, 6] == MISSING
+    ).all() and found.stacked.isfinite().all()
+    assert (
+        found.notes
+        == ("1 of 1536 pixels of segmentation (0.1%) are NaN or infinite and are encoded as missing.",)
+    )
     view = given()["depth"]
     holes = torch.zeros(2, 32, 48, dtype=torch.bool)
     holes[0, :3], holes[1, 20] = True, True
     sky = View.from_depth(view.depth.masked_fill(holes, torch.inf), units="metric")
     assert read_maps(depth=sky).notes == (), "sky has a code"
     gaps = View.from_depth(view.depth.masked_fill(holes, 0), units="metric")
-    assert read_maps(depth=gaps).notes == ("192 of 3072 pixels of depth (6.2%) are invalid and are encoded as missing.",)
+    assert (
+        read_maps(depth=gaps).notes
+        == ("192 of 3072 pixels of depth (6.2%) are invalid and are encoded as missing.",)
+    )
     padded, (note,) = pad_maps(found.stacked[:, :, :30, :41], 8)
-    assert padded.shape == (2, 8, 32, 48) and torch.equal(padded[..., 47], padded[..., 40]) and "padded to 32 x 48" in note
+    assert (
+        padded.shape == (2, 8, 32, 48)
+        and torch.equal(padded[..., 47], padded[..., 40])
+        and "padded to 32 x 48" in note
+    )
     whole, (note,) = crop_maps(padded, (30, 41), 8)
     assert torch.equal(whole, found.stacked[:, :, :30, :41]) and "cropped from 32 x 48 to 30 x 41" in note
     for same, notes in (pad_maps(padded, 8), crop_maps(padded, None, 8)):
@@ -149,7 +174,9 @@ def test_ids_of_masks_survive_the_colors_blurred_as_an_autoencoder_blurs():
 def test_pictures_without_masks_are_background():
     ids, present = maps.decode_segmentation(-torch.ones(2, 3, 16, 16))
     assert present == [[], []] and not ids.any()
-    assert segments.ids_to_masks(ids[0], []).shape == (1, 16, 16) and not segments.ids_to_masks(ids[0], []).any()
+    assert (
+        segments.ids_to_masks(ids[0], []).shape == (1, 16, 16) and not segments.ids_to_masks(ids[0], []).any()
+    )
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     assert maps.decode_segmentation(noise)[1] == [[]], "noise has no area of one color"
 
@@ -165,13 +192,18 @@ def given(**changes):
     normals = normals_to_image(F.normalize(seeded(2, 32, 48, 3) - torch.tensor([0.5, 0.5, 1.5]), dim=-1))
     masks = torch.zeros(2, 32, 48)
     masks[0, 4:20, 4:20], masks[1, 8:30, 26:44] = 1, 1
-    return {"depth": view, "normals": normals, "segmentation": masks, "line": (seeded(2, 32, 48) > 0.9).float()} | changes
+    return {
+        "depth": view, "normals": normals, "segmentation": masks, "line": (seeded(2, 32, 48) > 0.9).float(),
+    } | changes
 
 
 def test_pictures_come_back_from_the_eight_channels():
     maps_in = given()
     stacked, text = maps_to_channels(**maps_in)
-    assert stacked.shape == (2, 8, 32, 48) and text == "coded: depth, normals, segmentation, line; missing: none; masks: 2"
+    assert (
+        stacked.shape == (2, 8, 32, 48)
+        and text == "coded: depth, normals, segmentation, line; missing: none; masks: 2"
+    )
     found = channels_to_maps(stacked)
     torch.testing.assert_close(found.normals, maps_in["normals"], rtol=0, atol=1e-5)
     torch.testing.assert_close(found.line[..., 0], maps_in["line"])
@@ -186,18 +218,28 @@ def test_pictures_come_back_from_the_eight_channels():
 
 @pytest.mark.parametrize("kept", ["depth", "normals", "segmentation", "line"])
 def test_one_map_is_enough_and_the_others_read_missing(kept):
-    stacked, text = maps_to_channels(**{name: value if name == kept else None for name, value in given().items()})
+    stacked, text = maps_to_channels(
+        **{name: value if name == kept else None for name, value in given().items()}
+    )
     parts = split_maps(stacked)
     assert [name for name, part in parts.items() if part.any()] == [kept]
-    assert text.startswith(f"coded: {kept}; missing: ") and kept not in text.partition("missing")[2].partition(";")[0]
+    assert (
+        text.startswith(f"coded: {kept}; missing: ")
+        and kept not in text.partition("missing")[2].partition(";")[0]
+    )
 
 
 WRONG = {
-    "nothing": ({"depth": None, "normals": None, "segmentation": None, "line": None}, ["Expected maps of depth, normals, segmentation, line, got none"]),
+    "nothing": (
+        {"depth": None, "normals": None, "segmentation": None, "line": None},
+        ["Expected maps of depth, normals, segmentation, line, got none"],
+    ),
     "sizes": ({"line": torch.zeros(2, 32, 40)}, ["depth 32 x 48", "line 32 x 40", "Resize them"]),
     "batches": ({"line": torch.zeros(3, 32, 48)}, ["2 of depth", "3 of line", "equally many"]),
     "grey normals": ({"normals": torch.zeros(2, 32, 48, 1)}, ["(2, 32, 48, 1)", "at normals"]),
-    "depth without a pixel": ({"depth": View.from_depth(torch.zeros(1, 32, 48), units="metric")}, ["Expected a valid pixel"]),
+    "depth without a pixel": (
+        {"depth": View.from_depth(torch.zeros(1, 32, 48), units="metric")}, ["Expected a valid pixel"],
+    ),
 }
 
 

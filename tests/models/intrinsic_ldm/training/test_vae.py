@@ -1,4 +1,6 @@
-"""The intrinsic VAE's training: its start, the loss against float64, missing maps, and the shipped file with its measured scale."""
+"""The intrinsic VAE's training: its start, the loss against float64, missing maps, and the shipped file
+with its measured scale.
+"""
 
 import copy
 from dataclasses import replace
@@ -40,7 +42,8 @@ def recipe(world, tmp_path):
     def make(folder="all", **changes):
         values = {
             "system": "intrinsic_vae", "steps": 3, "batch_size": 2, "lr": 1e-3, "ema": 0.0, "log_every": 1,
-            "model": {"config": TINY}, "data": {"folder": str(world / folder)}, "output": str(tmp_path / "run"),
+            "model": {"config": TINY}, "data": {"folder": str(world / folder)},
+            "output": str(tmp_path / "run"),
         }  # fmt: skip
         return Recipe.from_json(values | changes)
 
@@ -49,7 +52,11 @@ def recipe(world, tmp_path):
 
 def write_base(folder, **changes):
     """A base's own autoencoder with three channels, as diffusers saves it."""
-    config = VaeConfig(**TINY).for_diffusers() | {"in_channels": 3, "out_channels": 3, "scaling_factor": 0.13025} | changes
+    config = (
+        VaeConfig(**TINY).for_diffusers()
+        | {"in_channels": 3, "out_channels": 3, "scaling_factor": 0.13025}
+        | changes
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = diffusers.AutoencoderKL(**config)
@@ -63,9 +70,12 @@ def test_first_weights_are_the_bases_from_a_folder_a_pipeline_a_file_and_a_check
     core = {name: value.contiguous() for name, value in to_core_names(base).items()}
     save_file(core, tmp_path / "vae.safetensors")
     save_file(
-        {f"first_stage_model.{name}": value for name, value in core.items()} | {"other": torch.zeros(1)}, tmp_path / "whole.safetensors"
+        {f"first_stage_model.{name}": value for name, value in core.items()} | {"other": torch.zeros(1)},
+        tmp_path / "whole.safetensors"
     )
-    for place, config in (("pipeline/vae", {}), ("pipeline", {}), ("vae.safetensors", TINY), ("whole.safetensors", TINY)):
+    for place, config in (
+        ("pipeline/vae", {}), ("pipeline", {}), ("vae.safetensors", TINY), ("whole.safetensors", TINY),
+    ):
         model = training_vae.build(recipe(model={"base": str(tmp_path / place), "config": config})).model
         assert model.config.in_channels == model.config.out_channels == 8
         assert model.config.scaling_factor == (0.13025 if config == {} else VaeConfig.base_scale)
@@ -89,7 +99,9 @@ def test_loss_is_what_the_paper_is_read_as(recipe):
     batch = read_batch(task)
     value, parts = task.loss(task.model, batch, torch.Generator().manual_seed(3))
 
-    generator, model, maps = torch.Generator().manual_seed(3), copy.deepcopy(task.model).double(), batch["maps"].double()
+    generator, model, maps = (
+        torch.Generator().manual_seed(3), copy.deepcopy(task.model).double(), batch["maps"].double(),
+    )
     masked = drop_maps(batch["maps"], generator, 0.5).double()
     assert not torch.equal(masked, maps)
     with torch.no_grad():
@@ -103,13 +115,17 @@ def test_loss_is_what_the_paper_is_read_as(recipe):
     cosine = (ours * theirs).sum(1)[known] / (ours.norm(dim=1) * theirs.norm(dim=1))[known]
     wanted["normals_angle"] = (1 - cosine).mean()
     divergence = torch.distributions.kl_divergence(
-        torch.distributions.Normal(mean, log_variance.exp().sqrt()), torch.distributions.Normal(torch.zeros_like(mean), 1.0)
+        torch.distributions.Normal(mean, log_variance.exp().sqrt()),
+        torch.distributions.Normal(torch.zeros_like(mean), 1.0)
     )
     wanted["divergence"] = 1e4 * 1e-6 * divergence.sum(dim=(1, 2, 3)).mean()
     assert parts.keys() == wanted.keys()
     for name, part in parts.items():
         # exp(x) - 1 - x loses digits in float32
-        assert float(part) == pytest.approx(float(wanted[name]), rel=1e-3 if name == "divergence" else 1e-4), name
+        assert (
+            float(part)
+            == pytest.approx(float(wanted[name]), rel=1e-3 if name == "divergence" else 1e-4)
+        ), name
     assert float(value.detach()) == pytest.approx(float(sum(wanted.values())), rel=1e-3)
 
 
@@ -132,13 +148,17 @@ def test_shipped_file_has_the_measured_scale_and_decodes_alike(recipe):
     assert file.config == replace(VaeConfig(), **TINY)
     trained = load_file(outcome.checkpoint / "model.safetensors")
     shipped = to_diffusers_names(file.state)
-    assert shipped.keys() == trained.keys() and all(torch.equal(shipped[name], trained[name]) for name in trained)
+    assert (
+        shipped.keys() == trained.keys()
+        and all(torch.equal(shipped[name], trained[name]) for name in trained)
+    )
 
     model = training_vae.make_autoencoder(file.config)
     model.load_state_dict(shipped)
     dataset = training_vae.build(recipe()).dataset
     with torch.no_grad():
-        means = [model.encode(dataset[index]["maps"][None]).latent_dist.mean for index in (0, 1, 3)]  # three of five, spread evenly
+        # three of five, spread evenly
+        means = [model.encode(dataset[index]["maps"][None]).latent_dist.mean for index in (0, 1, 3)]
     assert float((torch.cat(means) * file.latent_scale).std()) == pytest.approx(1, rel=1e-5)
     assert file.latent_scale != pytest.approx(VaeConfig.base_scale)
 
@@ -149,7 +169,10 @@ def test_training_goes_on_from_a_shipped_file_of_half_precision(recipe, tmp_path
     assert set(read_header(file).dtypes.values()) == {"F16"}
     own = training_vae.build(recipe(model={"weights": str(file)})).model.state_dict()
     trained = load_file(outcome.checkpoint / "model.safetensors")
-    assert all(own[name].dtype == torch.float32 and torch.equal(own[name], trained[name].half().float()) for name in own)
+    assert all(
+        own[name].dtype == torch.float32 and torch.equal(own[name], trained[name].half().float())
+        for name in own
+    )
 
 
 def test_resuming_is_bit_exact(recipe, tmp_path):
@@ -166,7 +189,10 @@ def test_one_picture_is_learned(recipe, world, tmp_path):
     """A hundred steps on one sample halve the loss of every map."""
     export_dataset(tmp_path / "one", count=1, size=32, seed=3, normals=True)
     logs = []
-    settings = {"steps": 100, "batch_size": 1, "lr": 3e-3, "warmup": 10, "loss": {"drop": 0.0}, "data": {"folder": str(tmp_path / "one")}}
+    settings = {
+        "steps": 100, "batch_size": 1, "lr": 3e-3, "warmup": 10, "loss": {"drop": 0.0},
+        "data": {"folder": str(tmp_path / "one")},
+    }
     run_recipe(recipe(**settings), BUILDERS, on_log=logs.append)
     for name in ("depth", "normals", "segmentation", "line"):
         assert logs[-1][name] < 0.5 * logs[0][name], name
@@ -174,13 +200,19 @@ def test_one_picture_is_learned(recipe, world, tmp_path):
 
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory):
-    """A file of random weights with torchvision's names and shapes, and its classifier's that are not wanted."""
+    """A file of random weights with torchvision's names and shapes, and its classifier's
+    that are not wanted.
+    """
     torchvision = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in torchvision.vgg16(weights=None).features.state_dict().items()}
+        shapes = {
+            name: value.shape for name, value in torchvision.vgg16(weights=None).features.state_dict().items()
+        }
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        f"features.{name}": torch.randn(shape, generator=generator) * (2 / (shape[1:].numel() or 1)) ** 0.5 * (len(shape) > 1)
+        f"features.{name}": torch.randn(shape, generator=generator)
+        * (2 / (shape[1:].numel() or 1)) ** 0.5
+        * (len(shape) > 1)
         for name, shape in shapes.items()
     }
     path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
@@ -196,7 +228,10 @@ def test_perceptual_distance_is_that_of_normalised_features(vgg):
     assert not distance(a, a).any() and (distance(a, b) > 0).all()
 
     def features(x):
-        x = ((x + 1) / 2 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        x = (
+            ((x + 1) / 2 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+            / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        )
         found = []
         for number, layer in enumerate(distance.layers):
             x = layer(x)
@@ -223,7 +258,9 @@ def test_committed_recipes_are_valid(path):
     if recipe.system == "intrinsic_vae":
         settings, loss = training_vae.VaeSettings(**recipe.model), training_vae.VaeLoss(**recipe.loss)
         side = 128 if path.stem.startswith("tiny") else 512
-        assert loss.drop == 0.1 and (settings.base or settings.weights) and recipe.data["size"] == [side, side]
+        assert (
+            loss.drop == 0.1 and (settings.base or settings.weights) and recipe.data["size"] == [side, side]
+        )
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -232,7 +269,10 @@ def test_committed_recipes_are_valid(path):
     ({"model": {"config": {"width": 33}}}, "multiples of 32, the groups of its GroupNorm"),
     ({"model": {"measure": 0}}, "to be at least 1, got 0"),
     ({"model": {"ship": "int8"}}, "one of float32, float16, bfloat16"),
-    ({"model": {"base": "nowhere.safetensors"}}, "nowhere.safetensors, got no file of this name. Check the path"),
+    (
+        {"model": {"base": "nowhere.safetensors"}},
+        "nowhere.safetensors, got no file of this name. Check the path",
+    ),
     ({"loss": {"drop": 1.0}}, "from 0 to below 1"),
     ({"loss": {"depth": -1.0}}, "Expected depth of the recipe's loss to be at least 0, got -1.0"),
     ({"loss": {"line_balance": 0.0}}, "Expected line_balance of the recipe's loss above 0, got 0"),
@@ -257,7 +297,10 @@ def test_a_base_that_does_not_fit_is_refused(recipe, tmp_path, world):
     write_base(tmp_path / "vae")
     with pytest.raises(ValueError, match="Expected no config in the recipe's model"):
         training_vae.build(recipe(model={"base": str(tmp_path / "vae"), "config": TINY}))
-    core = {name: value.contiguous() for name, value in to_core_names(load_file(next((tmp_path / "vae").glob("*.safetensors")))).items()}
+    core = {
+        name: value.contiguous()
+        for name, value in to_core_names(load_file(next((tmp_path / "vae").glob("*.safetensors")))).items()
+    }
     save_file(core, tmp_path / "vae.safetensors")
     with pytest.raises(ValueError, match="vae.safetensors, got others: .* missing"):
         training_vae.build(recipe(model={"base": str(tmp_path / "vae.safetensors")}))

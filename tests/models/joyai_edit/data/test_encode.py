@@ -70,6 +70,15 @@ def test_what_cannot_be_encoded_is_refused(world, tmp_path):
         encode_edits(world, tmp_path / "out", base=tmp_path, size=300)
 
 
+def test_a_missing_torchvision_is_named(world, tmp_path, write_pipeline, monkeypatch):
+    import spatialweave.models.joyai_edit.data.encode as encoding
+
+    base = write_pipeline(tmp_path / "joy")
+    monkeypatch.setattr(encoding, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="needs torchvision, .* pip install torchvision"):
+        encode_edits(world, tmp_path / "out", base=base, size=256)
+
+
 def test_images_of_two_buckets_are_refused_by_line(tmp_path, write_pipeline):
     for number, size in enumerate(((64, 64), (128, 64))):
         for side in "ab":

@@ -86,7 +86,8 @@ def check_source(edit, prompt, shown, raw, sample):
         zoom = {0: "unchanged", 1: "in", -1: "out"}[int(np.sign(parameters.get("metres", 0)))]
         assert prompt.startswith("Move the camera.\n") and f"zoom: {zoom}." in prompt and np.abs(shown.astype(int) - raw).mean() < 2
         return
-    assert prompt == f"Move the {edit['objects'][edit['object']]} into the red box and finally remove the red box."
+    name = edit["objects"][edit["object"]].replace("box", "block")
+    assert prompt == f"Move the {name} into the red box and finally remove the red box."
     rows, columns = np.nonzero(sample.masks[1].numpy())
     expected = Image.fromarray(raw)
     top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()

@@ -1,4 +1,5 @@
-"""Runs docs/training.md's script in ComfyUI's process, with core's own FLUX.2 encoders made small, on files of random weights.
+"""Runs docs/training.md's script in ComfyUI's process, with core's own FLUX.2 encoders made small,
+on files of random weights.
 
 python inside_training_page.py COMFYUI BASE SCRIPT SOURCE TARGET SIDE
 """
@@ -16,7 +17,9 @@ def write_autoencoder(small, path):
     import comfy.ldm.models.autoencoder
     from safetensors.torch import save_file
 
-    model = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=small.VAE | {"ch": 128}, decoder_ddconfig=small.VAE, embed_dim=32)
+    model = comfy.ldm.models.autoencoder.AutoencoderKL(
+        ddconfig=small.VAE | {"ch": 128}, decoder_ddconfig=small.VAE, embed_dim=32
+    )
     save_file({name: value.contiguous() for name, value in small.random_weights(model).items()}, path)
 
 

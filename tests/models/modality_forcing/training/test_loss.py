@@ -24,7 +24,8 @@ from spatialweave.models.modality_forcing.training.start import (
 from spatialweave.models.modality_forcing.weights import is_image_text
 
 MINI = ModalityForcingConfig(
-    in_channels=4, context_in_dim=6, hidden_size=48, num_heads=3, axes_dim=(4, 4, 4, 4), num_double_blocks=2, num_single_blocks=1,
+    in_channels=4, context_in_dim=6, hidden_size=48, num_heads=3, axes_dim=(4, 4, 4, 4), num_double_blocks=2,
+    num_single_blocks=1,
     num_depth_decoder_blocks=1, mlp_ratio=2.0, depth_patch=4, depth_channels=16, time_embed_dim=32,
 )  # fmt: skip
 MU, SIGMA = 1.1, 1.0

@@ -96,7 +96,8 @@ def test_klein_family_trains_from_a_dataset_folder(tmp_path):
     config = ModalityForcingConfig.from_json(find_preset("klein_4b").to_json() | NARROW)
     write_base(tmp_path / "base.safetensors", config)
     recipe = small(
-        "klein_4b.json", steps=4, batch_size=4, accumulate=2, warmup=0, weight_decay=0.0, workers=0, log_every=1, mixed_precision="no",
+        "klein_4b.json", steps=4, batch_size=4, accumulate=2, warmup=0, weight_decay=0.0, workers=0,
+        log_every=1, mixed_precision="no",
         model={"base": str(tmp_path / "base.safetensors"), "distill": True, "config": NARROW},
         data={"folder": write_folder(tmp_path / "data", config)},
     )  # fmt: skip

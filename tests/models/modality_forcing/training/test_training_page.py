@@ -1,4 +1,6 @@
-"""docs/training.md: its script makes a folder of the layout it describes, and the recipe it speaks of trains on that."""
+"""docs/training.md: its script makes a folder of the layout it describes, and the recipe it speaks
+of trains on that.
+"""
 
 import json
 import re
@@ -18,8 +20,12 @@ from spatialweave.models.modality_forcing.weights import is_image_text, network_
 from spatialweave.models.world.export.dataset import export_dataset
 
 RECIPE = Path(training_task.__file__).parents[1] / "recipes" / "klein_4b.json"
-COUNT, SIDE, TOKENS, WIDTH = 3, 64, 512, 96  # the small text encoder is 32 wide, of which three layers are read
-NARROW = {"context_in_dim": WIDTH, "hidden_size": 48, "num_heads": 3, "axes_dim": [4, 4, 4, 4], "time_embed_dim": 32}
+# the small text encoder is 32 wide, of which three layers are read
+COUNT, SIDE, TOKENS, WIDTH = 3, 64, 512, 96
+NARROW = {
+    "context_in_dim": WIDTH, "hidden_size": 48, "num_heads": 3, "axes_dim": [4, 4, 4, 4],
+    "time_embed_dim": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,10 @@ def written(page, comfyui, tmp_path_factory):
     (folder / "encode.py").write_text(script)
     export_dataset(folder / "world", COUNT, size=80, seed=1, samples=1)
     inside = Path(__file__).with_name("inside_training_page.py")
-    call = [sys.executable, "-I", inside, comfyui, folder / "base", folder / "encode.py", folder / "world", folder / "data", SIDE]
+    call = [
+        sys.executable, "-I", inside, comfyui, folder / "base", folder / "encode.py", folder / "world",
+        folder / "data", SIDE,
+    ]
     done = subprocess.run([str(word) for word in call], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "data"
@@ -44,7 +53,9 @@ def written(page, comfyui, tmp_path_factory):
 def test_the_page_names_the_recipes_own_paths(page):
     recipe = json.loads(RECIPE.read_text())
     assert recipe["model"]["base"] in page and recipe["data"]["folder"] in page
-    assert f"(n, 512, {find_preset('klein_4b').context_in_dim})" in page and training_task.EMPTY_CONTEXT in page
+    assert (
+        f"(n, 512, {find_preset('klein_4b').context_in_dim})" in page and training_task.EMPTY_CONTEXT in page
+    )
 
 
 @pytest.mark.slow
@@ -70,10 +81,18 @@ def test_the_recipe_trains_on_what_the_script_wrote(written, tmp_path):
     config = ModalityForcingConfig.from_json(find_preset("klein_4b").to_json() | NARROW)
     generator = torch.Generator().manual_seed(0)
     shapes = {name: shape for name, shape in network_shapes(config).items() if is_image_text(name)}
-    base = {name: torch.randn(s, generator=generator) * (s[-1] ** -0.5) + (len(s) == 1) for name, s in shapes.items()}
+    base = {
+        name: torch.randn(s, generator=generator) * (s[-1] ** -0.5) + (len(s) == 1)
+        for name, s in shapes.items()
+    }
     save_file(base, tmp_path / "base.safetensors")
     changes = {"steps": 1, "batch_size": 2, "accumulate": 1, "warmup": 0, "workers": 0, "log_every": 1}
-    changes |= {"model": {"base": str(tmp_path / "base.safetensors"), "distill": True, "config": NARROW}, "data": {"folder": str(written)}}
+    changes |= {
+        "model": {"base": str(tmp_path / "base.safetensors"), "distill": True, "config": NARROW},
+        "data": {"folder": str(written)},
+    }
     recipe, heard = Recipe.from_json(json.loads(RECIPE.read_text()) | changes), []
-    outcome = run_recipe(recipe, {"modality_forcing": training_task.build}, output=tmp_path / "run", on_log=heard.append)
+    outcome = run_recipe(
+        recipe, {"modality_forcing": training_task.build}, output=tmp_path / "run", on_log=heard.append
+    )
     assert outcome.step == 1 and heard and outcome.loss == outcome.loss
