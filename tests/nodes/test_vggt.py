@@ -54,7 +54,7 @@ def test_vggt_result_has_the_images_size_whatever_it_is(vggt):
     for name, (count, height, width) in {
         "one": (1, 56, 56), "odd": (2, 101, 51), "wide": (1, 14, 300), "8 px": (2, 8, 8), "200": (200, 16, 16),
     }.items():  # fmt: skip
-        for fit in ("pad", "crop"):
+        for fit in ("pad", "crop")[: 1 if count > 99 else 2]:
             found = seen[f"{name} {fit}"]
             assert found["depth"] == [count, height, width], name
             assert (found["holes"] > 0.3) == (name == "odd" and fit == "crop"), f"{name} {fit}"
