@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.shared.notes import tell
+from .host.shared.shipped import TINY
 from .host.vggt.loading import find_vggt_fault, list_vggt_files, load_vggt
 from .host.vggt.run import images_to_tokens, reconstruct_images
 from .sockets import GeometryTokens, VggtNetwork, View, transparent_output
@@ -76,7 +77,7 @@ class LoadVggt(io.ComfyNode):
             search_aliases=["vggt", "multi view", "reconstruction", "structure from motion", "camera pose"],
             inputs=[
                 io.Combo.Input(
-                    "model_name", options=list_vggt_files(),
+                    "model_name", options=list_vggt_files(), default=TINY,
                     tooltip="The tiny network needs no download and knows plain rendered solids. A file is "
                     "recognized by its tensors; a MoGe or Depth Anything file is refused by name.",
                 ),

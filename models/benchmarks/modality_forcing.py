@@ -23,6 +23,7 @@ from ..world.judges.scorer_evaluation import scorer_accuracy
 from .held_out import HELD_OUT_SEED, HeldOut, held_out_batches
 
 DEPTH_STEPS = 10  # of every image-to-depth run below
+OF_AN_IMAGE = "caption.agreement of an image"  # for the interval: facts of one image are not independent
 
 
 def evaluate_modality_forcing(
@@ -42,7 +43,7 @@ def evaluate_modality_forcing(
     sky). joint.absrel: generated depth against the depth that the same model infers from the generated image.
     depth_to_image.absrel: depth inferred from the image generated for an exact depth, against that depth.
     caption.agreement: fraction of the facts in a caption (objects, sides, depth order) that hold in the
-    generated image, mean over the images; caption.agreement_interval: half the width of its 95 % interval;
+    generated image; caption.agreement_interval: half the width of its 95 % interval over the images;
     caption.all_facts: fraction of the captions with all of them. scorer.accuracy: accuracy of the scorer.
     joint.border_step, joint.inner_step: 1000 x mean step of generated log depth across and inside the borders
     of patches, and joint.blockiness, their quotient; render.*: the same of exact depth. objects.broken:
@@ -62,7 +63,8 @@ def evaluate_modality_forcing(
             measure_depth_to_image(**given)
             bar.update(len(held_out.scenes))
     figures = tally.means()
-    figures["caption.agreement_interval"] = tally.half_width("caption.agreement")
+    del figures[OF_AN_IMAGE]
+    figures["caption.agreement_interval"] = tally.half_width(OF_AN_IMAGE)
     figures["joint.blockiness"] = figures["joint.border_step"] / figures["joint.inner_step"]
     figures["scorer.accuracy"] = scorer_accuracy(scorer, max(count, 64))["accuracy"]
     figures |= {
@@ -106,7 +108,8 @@ def measure_joint(
     inferred = infer_depth(pipeline, made.image, seed)
     add_depth_figures(tally, "joint", made.view, inferred.depth, (("absrel", abs_rel),))
     judgements = scorer.judge(made.image, held_out.captions)
-    tally.add("caption.agreement", *(judgement.agreement for judgement in judgements))
+    tally.add("caption.agreement", *(float(f.holds) for judgement in judgements for f in judgement.facts))
+    tally.add(OF_AN_IMAGE, *(judgement.agreement for judgement in judgements))
     tally.add("caption.all_facts", *(float(judgement.agreement == 1) for judgement in judgements))
     add_steps(tally, "joint", made.view.depth, pipeline.config.depth_patch)
     add_steps(tally, "render", held_out.frames.depth, pipeline.config.depth_patch)

@@ -46,7 +46,7 @@ def _add_encode(actions, looks: Mapping[str, Any]) -> None:
     output.help = "folder for the encodings; an unfinished one is completed, a finished one follows SOURCE"
     base = option("--base", type=path, required=True)
     base.help = "folder of JoyImage-Edit in diffusers' form: its VAE, text encoder and processor are used"
-    size = option("--size", type=int, choices=[256, 512, 768, 1024], default=1024)
+    size = option("--size", type=whole(256, 1024), choices=[256, 512, 768, 1024], default=1024)
     size.help = "area to scale to, as pixels a side: the bucket of that area nearest to an image's shape"
     option("--shard-size", type=whole(1, 4096), default=16, help="edits of a shard, of one size in pixels")
     precision = option("--precision", choices=["bfloat16", "float32"], default="bfloat16")

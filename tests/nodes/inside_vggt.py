@@ -282,3 +282,29 @@ def bfloat16_body(folder):
     dtypes = {name.split(".")[0]: str(value.dtype) for name, value in rounded.patcher.model.state_dict().items()}
     relative = ((found.depth - exact.depth).abs() / exact.depth).mean()
     return {"dtypes": dtypes, "relative": float(relative), "pose": float((found.world_to_cam - exact.world_to_cam).abs().max())}
+
+
+def tiny_scene(folder):
+    """The shipped network on four views of a held-out scene, through Fuse Views; angles to the true relative rotations."""
+    start(folder)
+    multiview = ours("models.world.multiview")
+    (scene,) = multiview.sample_views(0, 1, 4, (112, 112), split="test", start=2, lens_jitter=0.2)
+    loader = core.NODE_CLASS_MAPPINGS["SpatialWeave_LoadVggt"]
+    (put,) = loader.GET_SCHEMA().inputs
+    (vggt,) = run("LoadVggt", model_name=put.default)
+    view, _, notes = run("VggtReconstruct", vggt=vggt, image=scene.image, **DEFAULTS)
+    fused = run("FuseViews", view=view, **defaults_of("FuseViews"))
+    pad = ours("models.core.geometry.camera").pad_pose
+    rotation, _ = ours("models.core.evaluation.pose_metrics").pair_errors(view.world_to_cam, pad(scene.world_to_cam))
+    scale = (scene.depth_metric[scene.mask] / view.depth[scene.mask]).median()
+    error = ((scale * view.depth - scene.depth_metric).abs() / scene.depth_metric)[scene.mask].mean()
+    return {
+        "default": put.default, "rotation": float(rotation.median()), "error": float(error), "notes": notes,
+        "outputs": [type(value).__name__ for value in fused],
+    }  # fmt: skip
+
+
+def defaults_of(node):
+    """A node's widgets as they stand when it is placed."""
+    puts = core.NODE_CLASS_MAPPINGS[f"SpatialWeave_{node}"].GET_SCHEMA().inputs
+    return {put.id: put.default for put in puts if getattr(put, "default", None) is not None}

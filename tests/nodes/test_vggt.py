@@ -120,3 +120,10 @@ def test_vggt_body_in_bfloat16_keeps_heads_in_float32(vggt):
     assert seen["dtypes"]["aggregator"] == "torch.bfloat16"
     assert {seen["dtypes"][f"{head}_head"] for head in ("camera", "depth", "point")} == {"torch.float32"}
     assert 0 < seen["relative"] < 0.05 and 0 < seen["pose"] < 0.1
+
+
+def test_vggt_tiny_network_is_the_default_and_sees_a_scene(vggt):
+    seen = vggt("tiny_scene")
+    assert seen["default"] == "tiny (shipped with the pack)"
+    assert seen["rotation"] < 10 and seen["error"] < 0.15, seen
+    assert "no other view sees the same surface" not in seen["notes"] and "FusedCloud" in seen["outputs"]

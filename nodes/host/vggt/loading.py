@@ -25,9 +25,8 @@ FOLDER = "geometry_estimation"
 
 
 def list_vggt_files() -> list[str]:
-    """What the loader offers: the shipped network, where it is there, then core's folders."""
-    shipped = [TINY] if TINY_NETWORK.is_file() else []
-    return [*shipped, *folder_paths.get_filename_list(FOLDER)]
+    """What the loader offers: the shipped network, then core's geometry_estimation folders."""
+    return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def find_vggt_fault(name: str) -> str | None:

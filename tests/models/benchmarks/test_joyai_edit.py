@@ -48,8 +48,9 @@ def test_a_spoiled_image_is_the_same_image():
 @pytest.mark.parametrize(
     "case", ["nothing moved", "box remained", "original remained", "wrong place", "object gone"]
 )
-def test_a_wrong_move_is_what_it_is_called(case):
+def test_a_wrong_move_is_what_it_is_called(case, monkeypatch):
     """By the segmentation of its frames: how many pixels of the object are where."""
+    monkeypatch.setattr(joyai_edit, "_SIZE", 64)
     for edit in sample_edits(11, 12, split="train", kinds=("move",)):
         before, target = (render([scene], 64, 64) for scene in (edit.source, edit.target))
         made = make_case(edit, case, before, target, random.Random(1))

@@ -92,3 +92,21 @@ def test_reconstruct_refuses_in_a_sentence(tmp_path, weights, capsys, kind):
         "no file": "none.png", "taken": "already", "not VGGT": "x.safetensors", "no picture": "text.png",
     }[kind]
     assert expected in said and "Traceback" not in said
+
+
+def test_reconstruct_takes_the_shipped_network_by_default(tmp_path, capsys):
+    """Three views of a scene: one coherent cloud, whose cameras turn about as the true ones."""
+    from spatialweave.models.core.evaluation.pose_metrics import pair_errors
+    from spatialweave.models.core.geometry.camera import pad_pose
+    from spatialweave.models.world.multiview import sample_views
+
+    (scene,) = sample_views(0, 1, 3, (112, 112), split="test", start=1)
+    files = []
+    for i, image in enumerate(scene.image):
+        files.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray((image * 255).round().to(torch.uint8).numpy()).save(files[-1])
+    assert main(["reconstruct", *files, "--out", str(tmp_path / "scene")]) == 0
+    poses = torch.cat([read_npz(tmp_path / "scene" / f"view_{i:04}.npz").world_to_cam for i in range(3)])
+    rotation, _ = pair_errors(poses, pad_pose(scene.world_to_cam))
+    assert float(rotation.median()) < 10
+    assert "no other view sees the same surface" not in capsys.readouterr().out
