@@ -216,18 +216,9 @@ class FuseViews(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        view,
-        every,
-        min_confidence,
-        drop_percent,
-        edge_threshold,
-        tolerance,
-        min_views,
-        voxel_size,
-        max_points,
-        fov_degrees,
-    ) -> io.NodeOutput:
+        cls, view, every, min_confidence, drop_percent, edge_threshold, tolerance, min_views, voxel_size,
+        max_points, fov_degrees,
+    ) -> io.NodeOutput:  # fmt: skip
         settings = FusionSettings(
             every, min_confidence, drop_percent, edge_threshold, tolerance, min_views, voxel_size, max_points
         )

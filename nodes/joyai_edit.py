@@ -7,8 +7,8 @@ from comfy_api.latest import io
 from ..models.joyai_edit.boxes import BOX_SIDES
 from ..models.joyai_edit.cameras import change_between
 from ..models.joyai_edit.moving import (
-    boxes_from_drawn,
     boxes_from_frames,
+    boxes_from_mask_batches,
     boxes_from_numbers,
     prepare_moves,
     reference_sizes,
@@ -151,7 +151,7 @@ class JoyMoveObject(io.ComfyNode):
         elif kind == "bounding box":
             boxes = boxes_from_frames(box["bounding_box"], len(images))
         else:
-            boxes = boxes_from_drawn(box["mask"], reference_sizes(images, framing))
+            boxes = boxes_from_mask_batches(box["mask"], reference_sizes(images, framing))
         moves = prepare_moves(object, images, boxes, framing)
         tell([*notes, *(note for move in moves for note in move.notes)], cls.hidden)
         return io.NodeOutput(

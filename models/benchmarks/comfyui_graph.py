@@ -50,8 +50,11 @@ class ComfyServer:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read().decode(errors="replace").split())[:600]
-            raise ValueError(f"ComfyUI at {self.url} refused {path.split('?')[0]}: {said}") from error
+            said = " ".join(error.read().decode(errors="replace").split())[:600].rstrip(".")
+            raise ValueError(
+                f"Expected ComfyUI at {self.url} to accept {path.split('?')[0]}, got a refusal: {said}. "
+                "Correct the graph."
+            ) from error
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"Expected a ComfyUI at {self.url}, got no answer ({getattr(error, 'reason', error)}). Start "
@@ -76,7 +79,8 @@ class ComfyServer:
             if status.get("completed"):
                 return entry["outputs"]
             if status.get("status_str") == "error":
-                raise ValueError(f"ComfyUI could not run the graph: {_reason(status.get('messages') or [])}")
+                reason = _reason(status.get("messages") or [])
+                raise ValueError(f"Expected the graph to run, got an error: {reason} Correct the graph.")
             time.sleep(0.1)
         raise ValueError(f"Expected the graph to end within {self.seconds:g} s, got none. Raise --timeout.")
 
@@ -91,8 +95,8 @@ class ComfyServer:
 def _reason(messages: Sequence) -> str:
     for kind, data in messages:
         if kind == "execution_error":
-            return f"{data.get('node_type')}: {str(data.get('exception_message')).strip()}"
-    return "it was interrupted."
+            return f"{data.get('node_type')}: {str(data.get('exception_message')).strip().rstrip('.')}."
+    return "It was interrupted."
 
 
 def read_api_graph(path: Path, changes: Sequence[str] = ()) -> Graph:

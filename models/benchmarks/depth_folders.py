@@ -51,7 +51,7 @@ _KITTI_CROP = (352, 1216)  # height, width: the benchmark's
 class MarigoldFormat:
     """How Marigold's evaluation reads a dataset."""
 
-    divisor: float  # stored numbers a metre
+    divisor: float  # stored values per metre
     limits: tuple[float, float]  # depths that count, in metres
     crop: tuple[float, float, float, float] | None = None  # top, bottom, left, right that count, as fractions
     kitti_crop: bool = False

@@ -107,7 +107,7 @@ def measure_kind(
     for index, edit in enumerate(tqdm(edits, desc=kind, unit="edit")):
         rng = random.Random(f"edit check/{kind}/{seed}/{index}")
         before, target = (render([scene], _SIZE, _SIZE) for scene in (edit.source, edit.target))
-        report = check_result(edit, before, target, spoil_image(target.image[0], rng), target)
+        report = check_result(edit, before, target, degrade_image(target.image[0], rng), target)
         done.append((edit, report, before, target))
         case = cases[index % len(cases)]
         result = None if case == "done" else make_case(edit, case, before, target, rng)
@@ -166,15 +166,15 @@ def make_case(
 ) -> tuple[Tensor, Frames] | None:
     """The image (h, w, 3) of a wrong result and its frames, or None where this edit has no such."""
     if case == "nothing moved":
-        return spoil_image(before.image[0], rng), before
+        return degrade_image(before.image[0], rng), before
     if case == "box remained":
         box = box_of_mask(target.segmentation[0] == edit.object + 1)
-        return spoil_image(_with_box(target.image[0], box), rng), target
+        return degrade_image(_with_box(target.image[0], box), rng), target
     scene = _wrong_scene(edit, case, rng)
     if scene is None:
         return None
     frames = render([scene], _SIZE, _SIZE)
-    return spoil_image(frames.image[0], rng), frames
+    return degrade_image(frames.image[0], rng), frames
 
 
 def _with_box(image: Tensor, box: Box) -> Tensor:
@@ -241,7 +241,7 @@ def _with_item(scene: Scene, index: int, item) -> Scene:
     return with_objects(scene, tuple(item if i == index else each for i, each in enumerate(scene.objects)))
 
 
-def spoil_image(image: Tensor, rng: random.Random) -> Tensor:
+def degrade_image(image: Tensor, rng: random.Random) -> Tensor:
     """The image (h, w, 3) with what a decoder and a file do to it: a gain of each channel, noise, JPEG."""
     from PIL import Image
 

@@ -37,7 +37,7 @@ class Registration:
     blocks: int
 
     def describe(self) -> str:
-        """In a line."""
+        """One-line summary."""
         if not self.blocks:
             return "Alignment not measured: no unedited part has texture."
         worst = f"{self.worst_px:.3f} px worst of {self.blocks} blocks"

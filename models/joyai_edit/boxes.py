@@ -29,17 +29,17 @@ def line_width(height: int, width: int) -> int:
 def round_box(box: Rect, height: int, width: int) -> PixelRect:
     """The corners as whole pixels, clipped to the image; a ValueError if nothing is left."""
     if not all(math.isfinite(corner) for corner in box):
-        raise ValueError(f"Expected a box of four numbers, got {say_box(box)}. Draw it again.")
+        raise ValueError(f"Expected a box of four numbers, got {format_box(box)}. Draw it again.")
     left, top, right, bottom = (math.floor(corner + 0.5) for corner in box)
     if right <= left or bottom <= top:
         raise ValueError(
-            f"Expected a box with width and height, got the empty {say_box(box)}. Draw the box where the "
+            f"Expected a box with width and height, got the empty {format_box(box)}. Draw the box where the "
             "object shall go."
         )
     clipped = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         raise ValueError(
-            f"Expected a box inside the image of {width} x {height} (width x height), got {say_box(box)}, "
+            f"Expected a box inside the image of {width} x {height} (width x height), got {format_box(box)}, "
             "which lies outside. Draw it in pixels of this image."
         )
     return clipped
@@ -64,15 +64,15 @@ def require_target(box: Rect, height: int, width: int) -> tuple[Rect, list[str]]
     left, top, right, bottom = round_box(box, height, width)
     if (right - left) * (bottom - top) == 1:
         raise ValueError(
-            f"Expected a box in which the object has room, got one of one pixel, {say_box(box)}. Draw a "
+            f"Expected a box in which the object has room, got one of one pixel, {format_box(box)}. Draw a "
             "larger one."
         )
     if (left, top, right, bottom) == tuple(math.floor(corner + 0.5) for corner in box):
         return box, []
     inside = float(left), float(top), float(right), float(bottom)
     return inside, [
-        f"The box {say_box(box)} reaches over the edge of the image of {width} x {height}: the part inside, "
-        f"{say_box(inside)}, is used."
+        f"The box {format_box(box)} reaches over the edge of the image of {width} x {height}: the part "
+        f"inside, {format_box(inside)}, is used."
     ]
 
 
@@ -111,7 +111,7 @@ def boxes_from_masks(masks: Tensor, height: int, width: int) -> list[Rect]:
     return [_bounds(mask, index) for index, mask in enumerate(masks)]
 
 
-def one_each(boxes: list[Rect], images: int) -> list[Rect]:
+def broadcast_boxes(boxes: list[Rect], images: int) -> list[Rect]:
     """One box per image; a single one serves all."""
     if len(boxes) == 1:
         return boxes * images
@@ -123,7 +123,7 @@ def one_each(boxes: list[Rect], images: int) -> list[Rect]:
     return boxes
 
 
-def say_box(box: Sequence[float]) -> str:
+def format_box(box: Sequence[float]) -> str:
     """A box as core writes it: corner and sides."""
     left, top, right, bottom = box
     return f"x {left:.6g}, y {top:.6g}, {right - left:.6g} wide, {bottom - top:.6g} high"

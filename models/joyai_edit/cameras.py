@@ -24,8 +24,8 @@ def change_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> Camer
     scale = max(first[0][2], second[0][2])
     if math.dist(first[1], second[1]) > SAME * scale:
         raise ValueError(
-            f"Expected two cameras that look at one target, got targets {_say(first[1])} and "
-            f"{_say(second[1])}. The model orbits around what the image shows. {_DO}"
+            f"Expected two cameras that look at one target, got targets {_format_point(first[1])} and "
+            f"{_format_point(second[1])}. The model orbits around what the image shows. {_DO}"
         )
     for name, unit in (("fov", " degrees"), ("zoom", "")):
         values = [_number(camera.get(name, 1.0), f"{name} of {which}")
@@ -59,8 +59,8 @@ def _read_orbit(camera: Mapping[str, Any], which: str) -> tuple[Vector, Vector]:
     distance = math.sqrt(x * x + y * y + z * z)
     if distance <= 1e-9:
         raise ValueError(
-            f"Expected a camera away from its target at {which}, got both at {_say(position)}. Move the "
-            "camera away from the target."
+            f"Expected a camera away from its target at {which}, got both at {_format_point(position)}. Move "
+            "the camera away from the target."
         )
     pitch = math.degrees(math.asin(max(-1.0, min(1.0, y / distance))))
     if abs(pitch) > OVERHEAD:
@@ -103,5 +103,5 @@ def _number(value: Any, name: str) -> float:
     return float(value)
 
 
-def _say(point: Vector) -> str:
+def _format_point(point: Vector) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in point) + ")"

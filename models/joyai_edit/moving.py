@@ -15,10 +15,10 @@ from .boxes import (
     box_from_sides,
     boxes_from_core,
     boxes_from_masks,
+    broadcast_boxes,
     draw_red_box,
-    one_each,
+    format_box,
     require_target,
-    say_box,
 )
 from .buckets import Rect, core_crop, find_bucket
 from .framing import area
@@ -59,10 +59,10 @@ def boxes_from_numbers(sides: Sequence[Sequence[float]], count: int) -> list[Rec
 
 def boxes_from_frames(values: Sequence[Any], count: int) -> list[Rect]:
     """One box per image of what core's BOUNDING_BOX sockets carry."""
-    return one_each([box for value in values for box in boxes_from_core(value)], count)
+    return broadcast_boxes([box for value in values for box in boxes_from_core(value)], count)
 
 
-def boxes_from_drawn(batches: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Rect]:
+def boxes_from_mask_batches(batches: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Rect]:
     """One box per image of MASK batches, which must have the images' sizes (height, width)."""
     masks = repeat_single(split_masks(batches), len(sizes), "mask")
     return [boxes_from_masks(mask[None], *size)[0] for mask, size in zip(masks, sizes, strict=True)]
@@ -89,7 +89,7 @@ def prepare_moves(
     boxes: Sequence[Rect],
     framed: Sequence[FramedImage] | None,
 ) -> list[Move]:
-    """:func:`prepare_move` image by image; names the image that is at fault where there are several."""
+    """`prepare_move` image by image; names the image that is at fault where there are several."""
     count = len(images)
     names = repeat_single(names, count, "object")
     frames = [None] * count if framed is None else require_framed(framed, count)
@@ -99,8 +99,8 @@ def prepare_moves(
             move = prepare_move(*row)
         except ValueError as error:
             raise error if count == 1 else ValueError(f"Image {index}: {error}") from error
-        told = move.notes if count == 1 else tuple(f"Image {index}: {note}" for note in move.notes)
-        moves.append(replace(move, notes=told))
+        notes = move.notes if count == 1 else tuple(f"Image {index}: {note}" for note in move.notes)
+        moves.append(replace(move, notes=notes))
     return moves
 
 
@@ -126,7 +126,7 @@ def _in_bucket(box: Rect, framed: FramedImage) -> Rect:
     inside = max(mapped[0], left), max(mapped[1], top), min(mapped[2], right), min(mapped[3], bottom)
     if inside[2] - inside[0] < 1 or inside[3] - inside[1] < 1:
         raise ValueError(
-            f"Expected a box in the part of the image that Joy: Fit kept, got {say_box(box)}, which was "
+            f"Expected a box in the part of the image that Joy: Fit kept, got {format_box(box)}, which was "
             "cropped away. Choose pad in Joy: Fit, or another box."
         )
     return inside

@@ -40,7 +40,7 @@ class Restored:
     whole: bool  # nothing was put back, so the alignment counts the edit, too
 
     def describe(self) -> str:
-        """In a few lines."""
+        """Summary, a sentence a line."""
         height, width = self.edited.shape
         kept = (self.edited == 0).float().mean().item()
         lines = [
@@ -164,7 +164,7 @@ def soften(mask: Tensor, feather: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RestoredBatch:
-    """:class:`Restored` of several images, as the sockets carry them."""
+    """`Restored` of several images, as the sockets carry them."""
 
     images: list[Tensor]  # (1, h, w, 3) each
     edited: list[Tensor]  # (1, h, w) each

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from ..core.text_files import read_json_object
 from ..core.training.checkpoint import write_json
 from ..core.training.shards import DATASET, ShardFolder
 from ..core.weights.files import read_header, write_tensors
+from ..core.weights.mapped import map_tensors
 from ..world.multiview import MultiView, sample_views
 from ..world.scene import Split
 
@@ -66,7 +66,7 @@ class WorldViews(torch.utils.data.Dataset):
     def __init__(self, request: WorldViewsRequest):
         folder = ShardFolder(Path(request.folder))
         self.files = [folder.tensor_file(i) for i in range(request.scenes // SHARD)]
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, dict[str, Tensor]] = {}  # mapped into memory
 
     def __len__(self) -> int:
         return SHARD * len(self.files)
@@ -77,9 +77,8 @@ class WorldViews(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         file = self.files[index // SHARD]
         if file not in self._open:
-            read_header(file)
-            self._open[file] = safe_open(file, "pt")
-        return {key: self._open[file].get_slice(key)[index % SHARD] for key in KEYS}
+            self._open[file] = dict(map_tensors(file, read_header(file)))
+        return {key: self._open[file][key][index % SHARD].clone() for key in KEYS}
 
 
 def render_world_views(request: WorldViewsRequest) -> None:

@@ -142,8 +142,8 @@ class VggtConfig:
         for name, published in BLOCKS.items():
             if values.get(name, published) != published:
                 raise ValueError(
-                    f"Expected {name} {published} in the network config, got {values[name]}. Only the "
-                    "published alternation of frame and global blocks is implemented."
+                    f"Expected {name} {published} in the network config, got {values[name]}. Choose a "
+                    "network with the published alternation of frame and global blocks."
                 )
         return cls.from_json({key: value for key, value in values.items() if key in cls.known()})
 

@@ -118,9 +118,9 @@ def test_a_missing_vae_is_said_before_and_after_sampling(joy):
     assert joy("graph_check", changes={}) is None
     for node in ("JoyRotateObject", "JoyRestore"):
         said = joy("graph_check", changes={"2": {"vae": None}}, node=node)
-        assert said.startswith("TextEncodeJoyImageEdit (node 2) has no vae: ComfyUI then leaves the reference picture out"), node
+        assert said.startswith("Expected a VAE at TextEncodeJoyImageEdit (node 2), got none: ComfyUI then leaves the reference picture out"), node
         said = joy("graph_check", changes={"2": {"images.image0": None}}, node=node)
-        assert "TextEncodeJoyImageEdit (node 2) has no image" in said, node
+        assert "Expected an image at TextEncodeJoyImageEdit (node 2), got none" in said, node
     # the empty prompt's encoder, 6, has none either, but nothing of this node goes there
     assert joy("graph_check", changes={"6": {"vae": None}}) is None
     assert "node 6" in joy("graph_check", changes={"6": {"images.image0": ["1", 1]}, "2": {"images.image0": ["1", 1]}}, node="JoyMoveObject")

@@ -71,7 +71,7 @@ def test_a_file_with_its_head_answers(asking):
 
 def test_a_file_without_its_head_is_refused_by_name(asking):
     sentence = asking("from_file", head=False)
-    assert "joy_encoder.safetensors has none" in sentence and "language head (lm_head.weight)" in sentence
+    assert "joy_encoder.safetensors without one" in sentence and "language head (lm_head.weight)" in sentence
     assert "Load the whole" in sentence
 
 
@@ -98,7 +98,7 @@ REFUSALS = {
     "another encoder": ["Qwen3-VL with vision, got T5", "type joyimage"],
     "tiny encoder": ["Qwen3-VL with vision, got TinyCondModel", "type joyimage"],
     "too many tokens": ["at most 120 tokens, got 127", "tokens_per_image", "max_tokens"],
-    "headless class": ["language head", "Qwen3VL8B_JoyImage has none"],
+    "headless class": ["language head", "Qwen3VL8B_JoyImage without one"],
 }
 
 

@@ -71,7 +71,7 @@ def test_a_graph_predicts_what_it_shows(world, server, root):
 @pytest.mark.comfyui
 def test_a_graph_that_fails_is_said_with_its_reason(server, root):
     graph = read_api_graph(root / "workflows/api/image_to_depth.json", ["6.sampler_name=nothing"])
-    with pytest.raises(ValueError, match="refused /prompt.*sampler_name"):
+    with pytest.raises(ValueError, match="accept /prompt.*sampler_name"):
         ComfyServer(server[0].url).run(graph)
 
 

@@ -132,7 +132,7 @@ def fuse_views(
 def _choose_views(
     view: View, settings: FusionSettings, fov_degrees: float | None
 ) -> tuple[View, tuple[int, ...]]:
-    """Every so-manieth view, with intrinsics, and the indices."""
+    """Every `every`-th view, with intrinsics, and the indices."""
     if len(view) == 1 and view.world_to_cam is None:
         raise ValueError(
             "Expected views with poses in one common frame to fuse them, got one view without. Use Point "

@@ -175,5 +175,5 @@ def _check_index(view: View, index: int, what: str) -> None:
     if not 0 <= index < len(view):
         raise ValueError(
             f"Expected {what} among 0 to {len(view) - 1}, got {index}. There are {len(view)} views, counted "
-            "from 0."
+            "from 0. Choose an index in that range."
         )

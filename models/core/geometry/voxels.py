@@ -39,7 +39,7 @@ def _cells(points: Tensor, size: float) -> tuple[Tensor, int]:
         shape = " x ".join(f"{side:.4g}" for side in sides.tolist())
         raise ValueError(
             f"Expected voxels smaller than the scene, which is {shape}, got a voxel size of {size:g}. Lower "
-            "it."
+            "voxel_size."
         )
     if longest / size >= _MOST_CELLS:
         raise ValueError(

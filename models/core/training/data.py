@@ -38,12 +38,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..pictures import open_mask, open_rgb
 from ..text_files import show_path
 from ..weights.files import read_header
+from ..weights.mapped import map_tensors
 from .data_files import (
     MANIFEST,
     SCALE,
@@ -82,7 +83,7 @@ class FolderDataset(torch.utils.data.Dataset):
         self.folder, self.size, self.keys = Path(folder), as_size(size), tuple(keys) if keys else None
         self.needs = tuple(needs)
         self.entries, self.lines = read_manifest(self.folder)
-        self._shards: dict[str, Any] = {}
+        self._shards: dict[str, dict[str, Tensor]] = {}  # mapped into memory
         self._logged: set[str] = set()
 
     def __len__(self) -> int:
@@ -134,17 +135,18 @@ class FolderDataset(torch.utils.data.Dataset):
     def _read_row(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:
         name, row = entry["shard"], entry["row"]
         if name not in self._shards:
-            read_header(self.folder / name)  # whose message names the file and what is wrong with it
-            self._shards[name] = safe_open(self.folder / name, framework="pt")
+            path = self.folder / name
+            # the header's message names the file and what is wrong with it
+            self._shards[name] = dict(map_tensors(path, read_header(path)))
         shard, found = self._shards[name], {}
-        for key in filter(self._wants, shard.keys()):
-            part = shard.get_slice(key)
-            count = (part.get_shape() or [0])[0]
+        for key in filter(self._wants, shard):
+            part = shard[key]
+            count = len(part) if part.ndim else 0
             if row >= count:
                 raise ValueError(
                     f"Expected a row below {count} of {key} in {name}, got {row}. Count the rows from 0"
                 )
-            found[key] = part[row]
+            found[key] = part[row].clone()
         check_forms(found, name)
         return found
 

@@ -82,15 +82,15 @@ def find_pipeline_class():
     """diffusers' class of the pipeline; an error explains what to install."""
     if find_spec("torchvision") is None:
         raise ImportError(
-            "Encoding edits needs torchvision, for the text encoder's image processor, which is not "
-            "installed: pip install torchvision."
+            "Expected torchvision, for the text encoder's image processor, got none. Install it: pip install "
+            "torchvision."
         )
     try:
         from diffusers import JoyImageEditPipeline
     except ImportError as error:
         raise ImportError(
-            "Encoding edits needs a diffusers with JoyImageEditPipeline, which is not installed: pip install "
-            '-U "spatialweave[train]".'
+            "Expected a diffusers with JoyImageEditPipeline, for encoding edits, got none. Install it: pip "
+            'install -U "spatialweave[train]".'
         ) from error
     return JoyImageEditPipeline
 

@@ -43,7 +43,7 @@ log = logging.getLogger("spatialweave.dataset")
 FORMAT, VERSION = "spatialweave-joyai-edits", 1
 Layout = Literal["spatialedit", "object3dit"]
 Split = Literal["train", "val", "test"]
-NO_PLACE = "left_out"
+LEFT_OUT = "left_out"
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class ExportSummary:
 
     folder: Path
     written: int  # samples of this run
-    placed: int  # samples that have a place
+    stored: int  # samples, of this run and earlier ones
     left_out: Mapping[str, int]  # why -> how many
 
     def __str__(self) -> str:
-        earlier = self.placed - self.written
+        earlier = self.stored - self.written
         kept = f", {earlier} of them from an earlier run" if earlier else ""
-        lines = [f"{show_path(self.folder)}: {self.placed} edits{kept}."]
+        lines = [f"{show_path(self.folder)}: {self.stored} edits{kept}."]
         if self.left_out:
             named = "; ".join(f"{count} ({why})" for why, count in sorted(self.left_out.items()))
             lines.append(f"Left out: {named}.")
@@ -100,7 +100,7 @@ def export_edits(source: str | Path, output: str | Path, request: LayoutRequest)
     groups = list(group_edits(dataset, request))
     if folder.is_finished:
         lines = [line for _, line in read_json_lines(folder.path / "manifest.jsonl")]
-        return count_placed(folder, lines, 0)
+        return count_stored(folder, lines, 0)
     folder.write_facts(facts, finished=False)
     written = 0
     with tqdm(total=len(dataset), desc="edits", unit="edit", dynamic_ncols=True, disable=None) as bar:
@@ -108,7 +108,7 @@ def export_edits(source: str | Path, output: str | Path, request: LayoutRequest)
             if not folder.marker_file(number).is_file():
                 lines = write_group(folder.path, dataset, name, indices, request)
                 folder.write_marker(number, lines)
-                written += sum(NO_PLACE not in line for line in lines)
+                written += sum(LEFT_OUT not in line for line in lines)
             bar.update(len(indices))
     lines = [
         line for number in range(len(groups)) for _, line in read_json_lines(folder.marker_file(number))
@@ -117,11 +117,11 @@ def export_edits(source: str | Path, output: str | Path, request: LayoutRequest)
         words = {line["uid"]: {"description": line["object"]} for line in lines if "uid" in line}
         write_file(folder.path / DESCRIPTIONS, json.dumps(words, sort_keys=True).encode())
     folder.finish(lines, facts)
-    return count_placed(folder, lines, written)
+    return count_stored(folder, lines, written)
 
 
-def count_placed(folder: ShardFolder, lines: Sequence[Mapping[str, Any]], written: int) -> ExportSummary:
-    left_out = Counter(line[NO_PLACE] for line in lines if NO_PLACE in line)
+def count_stored(folder: ShardFolder, lines: Sequence[Mapping[str, Any]], written: int) -> ExportSummary:
+    left_out = Counter(line[LEFT_OUT] for line in lines if LEFT_OUT in line)
     return ExportSummary(folder.path, written, len(lines) - sum(left_out.values()), dict(left_out))
 
 
@@ -151,7 +151,7 @@ def write_group(
         line: dict[str, Any] = {"index": index}
         fault = sample if isinstance(sample, str) else find_layout_fault(sample, request)
         if fault:
-            lines.append(line | {NO_PLACE: fault})
+            lines.append(line | {LEFT_OUT: fault})
             continue
         line |= {"kind": sample.kind, "instruction": sample.instruction}
         if request.layout == "spatialedit":

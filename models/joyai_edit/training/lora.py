@@ -51,13 +51,13 @@ class AdapterSettings:
     def __post_init__(self) -> None:
         if not self.base:
             raise ValueError(
-                "The recipe's model names no base; give it a diffusers folder of JoyImage-Edit, or ComfyUI's "
-                "file of its network."
+                "Expected a base in the recipe's model, got none. Give a diffusers folder of JoyImage-Edit, "
+                "or ComfyUI's file of its network."
             )
         if self.rank < 1 or self.alpha <= 0:
             raise ValueError(
-                f"The recipe's model has rank {self.rank} and alpha {self.alpha}; give a rank of at least 1 "
-                "and an alpha above 0."
+                "Expected a rank of at least 1 and an alpha above 0 in the recipe's model, got rank "
+                f"{self.rank} and alpha {self.alpha}. Correct them."
             )
 
     @property
@@ -160,7 +160,9 @@ def build(recipe: Recipe) -> Task:
 def open_edits(folder: str) -> FolderDataset:
     """The encoded dataset."""
     if not folder:
-        raise ValueError("The recipe's data names no folder; make one with: spatialweave joyai encode")
+        raise ValueError(
+            "Expected a folder in the recipe's data, got none. Make one with: spatialweave joyai encode"
+        )
     return FolderDataset(folder, keys=KEYS, needs=KEYS)
 
 

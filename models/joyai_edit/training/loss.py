@@ -35,8 +35,8 @@ class EditLoss:
     def __post_init__(self) -> None:
         if self.shift <= 0 or not 0 <= self.caption_dropout <= 1:
             raise ValueError(
-                f"The recipe's loss has shift {self.shift} and caption_dropout {self.caption_dropout}; one "
-                "must be above 0, the other from 0 to 1."
+                "Expected a shift above 0 and a caption_dropout from 0 to 1 in the recipe's loss, got shift "
+                f"{self.shift} and caption_dropout {self.caption_dropout}. Correct them."
             )
 
 

@@ -54,7 +54,8 @@ def find_network_class():
         import diffusers
     except ImportError as error:
         raise ImportError(
-            'Training on JoyImage needs diffusers, which is not installed: pip install "spatialweave[train]".'
+            "Expected diffusers, for training on JoyImage, got none. Install it: pip install "
+            '"spatialweave[train]".'
         ) from error
     if not hasattr(diffusers, "JoyImageEditTransformer3DModel"):
         raise ImportError(

@@ -50,7 +50,7 @@ def ask_about(
     if len(found) == max_tokens and found[-1] not in encoder.transformer.model.config.stop_tokens:
         notes.append(f"The answer was cut off after {max_tokens} tokens: raise max_tokens to read on.")
     answer = clip.decode(found).strip()
-    return answer, notes + ([] if answer else ["The model ended its answer before its first word."])
+    return answer, notes + ([] if answer else ["The model gave an empty answer."])
 
 
 def read_views(images: Mapping[str, Any], per_image: int) -> tuple[list[Tensor], list[str]]:
@@ -119,14 +119,14 @@ def check_head(clip, network) -> None:
     missing = [os.path.basename(file) for file in files if not has_head(file)]
     weight = getattr(getattr(network.model, "lm_head", None), "weight", None)
     if not config.lm_head or (files and len(missing) == len(files)):
-        where = f"{missing[0]} has none" if missing else f"{type(network).__name__} has none"
+        where = f"{missing[0] if missing else type(network).__name__} without one"
     elif weight is None or not bool(weight[:1].float().any()):
-        where = "it is empty"
+        where = "an empty one"
     else:
         return
     raise ValueError(
-        f"Expected a text encoder with its language head (lm_head.weight), which writes the answer; {where}: "
-        "it can encode prompts but not answer. Load the whole Qwen3-VL-8B file of JoyAI-Image."
+        "Expected a text encoder with its language head (lm_head.weight), which writes the answer, got "
+        f"{where}: it can encode prompts but not answer. Load the whole Qwen3-VL-8B file of JoyAI-Image."
     )
 
 

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from spatialweave.models.benchmarks import joyai_edit
-from spatialweave.models.benchmarks.joyai_edit import evaluate_edit_check, make_case, request_of, spoil_image
+from spatialweave.models.benchmarks.joyai_edit import (
+    degrade_image,
+    evaluate_edit_check,
+    make_case,
+    request_of,
+)
 from spatialweave.models.world.edits import sample_edits
 from spatialweave.models.world.render import render
 
@@ -33,10 +38,10 @@ def test_too_few_edits_are_refused():
 
 def test_a_spoiled_image_is_the_same_image():
     image = torch.full((32, 32, 3), 0.5)
-    spoiled = spoil_image(image, random.Random(0))
+    spoiled = degrade_image(image, random.Random(0))
     assert (
         0.002 < float((spoiled - image).abs().mean()) < 0.03
-        and torch.equal(spoiled, spoil_image(image, random.Random(0)))
+        and torch.equal(spoiled, degrade_image(image, random.Random(0)))
     )
 
 

@@ -10,9 +10,9 @@ from spatialweave.models.joyai_edit.boxes import (
     box_from_sides,
     boxes_from_core,
     boxes_from_masks,
+    broadcast_boxes,
     draw_red_box,
     line_width,
-    one_each,
     require_target,
     round_box,
 )
@@ -81,9 +81,9 @@ def test_numbers_core_and_mask_give_one_box():
 def test_a_batch_has_one_box_each_and_one_serves_all():
     frames = [[{"x": n, "y": 0, "width": 5, "height": 5}] for n in range(3)]
     boxes = boxes_from_core(frames)
-    assert [box[0] for box in one_each(boxes, 3)] == [0, 1, 2] and one_each(boxes[:1], 2) == boxes[:1] * 2
+    assert [box[0] for box in broadcast_boxes(boxes, 3)] == [0, 1, 2] and broadcast_boxes(boxes[:1], 2) == boxes[:1] * 2
     with pytest.raises(ValueError, match="Expected one box, or one for each of 2 images, got boxes for 3 images"):
-        one_each(boxes, 2)
+        broadcast_boxes(boxes, 2)
 
 
 FRAME = {"x": 1, "y": 2, "width": 3, "height": 4}

@@ -5,7 +5,7 @@ import torch
 
 from spatialweave.models.joyai_edit.framing import fit_images, plan_framing
 from spatialweave.models.joyai_edit.moving import (
-    boxes_from_drawn,
+    boxes_from_mask_batches,
     boxes_from_numbers,
     prepare_moves,
     split_images,
@@ -62,9 +62,9 @@ def test_numbers_and_masks_come_singly_or_one_for_each_image():
         boxes_from_numbers([[1, 2, 3], [2], [3], [4]], 2)
     mask = torch.zeros(1, 30, 40)
     mask[0, 5:10, 6:12] = 1
-    assert boxes_from_drawn([mask], [(30, 40), (30, 40)]) == [(6, 5, 12, 10)] * 2
+    assert boxes_from_mask_batches([mask], [(30, 40), (30, 40)]) == [(6, 5, 12, 10)] * 2
     with pytest.raises(ValueError, match="Expected a mask of the image's size, 40 x 20"):
-        boxes_from_drawn([mask], [(30, 40), (20, 40)])
+        boxes_from_mask_batches([mask], [(30, 40), (20, 40)])
 
 
 def test_images_are_split_and_stacked_where_sizes_allow():

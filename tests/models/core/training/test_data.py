@@ -53,6 +53,13 @@ def test_shard_rows_come_back_with_their_mask(shards):
     assert set(FolderDataset(folder, keys=["latent"])[0]) == {"latent", "caption"}
 
 
+def test_a_sample_that_is_written_to_does_not_change_the_dataset(shards):
+    folder, image, _ = shards
+    dataset = FolderDataset(folder)
+    dataset[1]["image"].zero_()
+    assert torch.equal(dataset[1]["image"], image[0])
+
+
 @pytest.mark.parametrize("depth_file", ["depth.png", "depth.npz", "depth.npy"])
 def test_loose_files_hold_the_same_sample(tmp_path, depth_file):
     image = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)

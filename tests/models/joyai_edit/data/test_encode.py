@@ -75,7 +75,7 @@ def test_a_missing_torchvision_is_named(world, tmp_path, write_pipeline, monkeyp
 
     base = write_pipeline(tmp_path / "joy")
     monkeypatch.setattr(encoding, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="needs torchvision, .* pip install torchvision"):
+    with pytest.raises(ImportError, match="Expected torchvision, .* pip install torchvision"):
         encode_edits(world, tmp_path / "out", base=base, size=256)
 
 

@@ -60,7 +60,7 @@ def test_the_worlds_edits_become_spatialedit_shards_that_webdataset_reads(world,
             seen[int(sample["__key__"])] = (path, sample)
     lines = read_lines(tmp_path / "out")
     kinds = {edit["kind"] for edit in edits.values()}
-    assert kinds == {"move", "rotate", "camera"} and len(seen) == summary.placed > 15 and len(lines) == COUNT
+    assert kinds == {"move", "rotate", "camera"} and len(seen) == summary.stored > 15 and len(lines) == COUNT
     dataset = open_edit_folder(world)
     for index, (path, sample) in seen.items():
         edit, record = edits[index], sample["json"]
@@ -175,7 +175,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_rests(world, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         export_edits(world, tmp_path / "out", request)
     summary = export_edits(world, tmp_path / "out", request)
-    assert len(seen) == len(set(seen)) + 1 and 0 < summary.written < summary.placed, "only the interrupted group was begun twice"
+    assert len(seen) == len(set(seen)) + 1 and 0 < summary.written < summary.stored, "only the interrupted group was begun twice"
     assert "from an earlier run" in str(summary)
     monkeypatch.setattr(exporting, "write_group", write)
     export_edits(world, tmp_path / "whole", request)
@@ -214,7 +214,7 @@ def test_a_sample_that_cannot_be_read_is_named_and_left_out(own, tmp_path, chang
     lines[0] |= change
     (own / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = export_edits(own, tmp_path / "out", LayoutRequest("spatialedit"))
-    assert summary.left_out == {"a sample that cannot be read": 1} and summary.placed == 3
+    assert summary.left_out == {"a sample that cannot be read": 1} and summary.stored == 3
     assert re.search(words, caplog.text) and "line 1 of" in caplog.text
 
 

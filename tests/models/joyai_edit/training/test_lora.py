@@ -225,11 +225,11 @@ def test_the_shipped_file_has_comfyuis_names_and_goes_on(small, tmp_path):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"model": {"base": ""}}, "names no base"),
+    ({"model": {"base": ""}}, "Expected a base in the recipe's model, got none."),
     ({"model": {"rank": 0}}, "rank 0"),
     ({"model": {"layers": "some"}}, "Expected one of attention, all as layers"),
     ({"model": {"rnk": 4}}, "did you mean 'rank'"),
-    ({"loss": {"shift": 0.0}}, "has shift 0.0"),
+    ({"loss": {"shift": 0.0}}, "got shift 0.0"),
     ({"data": {}}, "spatialweave joyai encode"),
     ({"model": {"base": "nowhere"}}, "got no safetensors file there"),
 ])  # fmt: skip
