@@ -131,7 +131,7 @@ def test_a_graph_without_the_vaes_link_says_so(server, runner, root, name, photo
     del graph[encoder]["inputs"]["vae"]
     with pytest.raises(
         runner.RunError,
-        match=r"VAE at Joy.*Prompt \(node \d+\), got none: ComfyUI then leaves the reference picture out",
+        match=r"Joy.*VAE at .*Prompt \(node \d+\), got none: ComfyUI then leaves the reference picture out",
     ):
         server[0].wait(server[0].queue(graph), 120)
 
