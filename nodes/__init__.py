@@ -28,7 +28,7 @@ from .modality_forcing_latents import (
     SaveJointLatent,
     SplitJointLatent,
 )
-from .vggt import LoadVggt, VggtGeometryTokens, VggtReconstruct
+from .vggt import LoadExampleViews, LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
 class Extension(ComfyExtension):
@@ -45,5 +45,6 @@ class Extension(ComfyExtension):
         measure = [AlignDepth, NormalsFromDepth, UpscaleDepth, StereoPair, CompareViews, CheckEdit]
         joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
+        several += [LoadExampleViews]
         nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
         return [with_net(node) for node in nodes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..models.vggt.examples import list_examples, load_example
 from .host.shared.notes import tell
 from .host.shared.shipped import TINY
 from .host.vggt.loading import find_vggt_fault, list_vggt_files, load_vggt
@@ -99,6 +100,37 @@ class LoadVggt(io.ComfyNode):
         vggt = load_vggt(model_name)
         tell(vggt.notes, cls.hidden)
         return io.NodeOutput(vggt)
+
+
+class LoadExampleViews(io.ComfyNode):
+    """A few views of one rendered scene, for a first try."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_LoadExampleViews",
+            display_name="Load Example Views",
+            category="SpatialWeave/Loaders",
+            description="Four rendered views of one still scene, which ship with the pack: to try VGGT "
+            "Reconstruct without images of your own.",
+            search_aliases=["vggt", "multi view", "example images", "sample images", "test images"],
+            inputs=[
+                io.Combo.Input(
+                    "scene", options=list_examples(),
+                    tooltip="A scene of plain rendered solids, in a room or outdoors. None of them was "
+                    "among the tiny network's training images.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "image", display_name="IMAGE", tooltip="The four views as a batch, for VGGT Reconstruct.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, scene) -> io.NodeOutput:
+        return io.NodeOutput(load_example(scene))
 
 
 class VggtReconstruct(io.ComfyNode):

@@ -215,6 +215,7 @@ def is_data_of_the_nodes(name):
         "models/intrinsic_ldm/*.safetensors",
         "models/vggt/*.json",
         "models/vggt/*.safetensors",
+        "models/vggt/example_views/*/*.jpg",
     )
     return any(
         PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/") for pattern in patterns

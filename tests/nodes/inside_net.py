@@ -18,7 +18,9 @@ sampling, small = (sys.modules["__main__"].load_file(f"inside_{name}.py") for na
 asking = sys.modules["__main__"].load_file("inside_joyai_ask.py")  # worker.py's
 HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
-LOADERS = ("LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt")  # take no sockets
+LOADERS = (
+    "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt", "LoadExampleViews"
+)  # take no sockets
 KEEP = {}
 BY_DEPTH = {"method": "metric depth", "metric_view": 0}
 

@@ -26,7 +26,7 @@ IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
 IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
 IDS += ["AskAboutViews"]
 IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyRestore"]
-IDS += ["LoadVggt", "VggtReconstruct", "VggtGeometryTokens"]
+IDS += ["LoadVggt", "LoadExampleViews", "VggtReconstruct", "VggtGeometryTokens"]
 
 
 @pytest.fixture(scope="module")

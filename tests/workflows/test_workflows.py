@@ -35,6 +35,7 @@ GRAPHS += [
     "intrinsic_pixart",
 ]
 GRAPHS += ["joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"]
+GRAPHS += ["vggt_reconstruct", "vggt_to_splat"]
 
 
 @pytest.fixture(scope="module", params=GRAPHS)

@@ -1,0 +1,85 @@
+"""The VGGT graphs: how they look as files, and run in a real ComfyUI on what ships with the pack."""
+
+import json
+
+import pytest
+
+GRAPHS = ["vggt_reconstruct", "vggt_to_splat"]
+SIZE = 1250, 900  # of the groups together, in the graph's units
+
+
+def read(root, name, api=False):
+    return json.loads(
+        (root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8")
+    )
+
+
+def of_kind(graph, kind):
+    return next(key for key, node in graph.items() if node["class_type"] == kind)
+
+
+def luminance(color):
+    """WCAG's, of #rgb."""
+    parts = [int(digit * 2, 16) / 255 for digit in color[1:]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear))
+
+
+@pytest.fixture(params=GRAPHS)
+def name(request):
+    return request.param
+
+
+def test_the_graph_fits_a_window_and_its_note_can_be_read(root, name):
+    graph = read(root, name)
+    first = graph["nodes"][0]
+    contrast = (luminance("#999") + 0.05) / (luminance(first["bgcolor"]) + 0.05)
+    assert first["type"] == "MarkdownNote" and contrast >= 4.5, "newer frontends write notes in grey 160"
+    boxes = [group["bounding"] for group in graph["groups"]]
+    spans = [max(b[i] + b[i + 2] for b in boxes) - min(b[i] for b in boxes) for i in (0, 1)]
+    assert spans[0] <= SIZE[0] and spans[1] <= SIZE[1]
+    for node in graph["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        assert any(
+            a <= x and x + width <= a + w and b <= y - 30 and y + height <= b + h for a, b, w, h in boxes
+        ), node["type"]
+
+
+def test_the_note_says_how_to_use_ones_own_images(root, name):
+    text = read(root, name)["nodes"][0]["widgets_values"][0]
+    assert "Your own images" in text and "VGGT-1B" in text and "models/geometry_estimation" in text
+
+
+@pytest.mark.comfyui
+def test_the_nodes_that_the_note_names_for_ones_own_images_are_there(server):
+    known = server[0].get_json("/object_info")
+    named = {"LoadImageDataSetFromFolder": "Load Image (from Folder)", "BatchImagesNode": "Batch Images"}
+    assert {kind: known[kind]["display_name"] for kind in named} == named
+
+
+@pytest.mark.comfyui
+def test_vggt_reconstruct_saves_one_cloud_of_four_views(server, runner, root, tmp_path):
+    """Read by another program: the cones' orange and the room's gray, in front of the first camera."""
+    plyfile = pytest.importorskip("plyfile")
+    paths = server[0].collect(
+        server[0].wait(server[0].queue(read(root, "vggt_reconstruct", api=True)), 120), tmp_path
+    )
+    (path,) = [path for path in paths if path.suffix == ".ply" and "vggt_reconstruct" in path.name]
+    points = plyfile.PlyData.read(path)["vertex"]
+    red, color = points["red"].astype(int), points["blue"].astype(int)
+    blue = color - red > 60
+    assert 100_000 < len(points) < 4 * 224 * 224 and 0.01 < blue.mean() < 0.2
+    assert (points["z"] < 0).mean() > 0.99, "the camera looks along -z"
+
+
+@pytest.mark.comfyui
+def test_vggt_to_splat_saves_a_folder_that_colmap_reads(server, runner, root, installed):
+    pycolmap = pytest.importorskip("pycolmap")
+    graph = read(root, "vggt_to_splat", api=True)
+    save = of_kind(graph, "SpatialWeave_SaveColmap")
+    server[0].wait(server[0].queue(runner.change_inputs(graph, [f"{save}.filename_prefix=splat/one"])), 120)
+    (folder,) = (installed / "output" / "splat").iterdir()
+    scene = pycolmap.Reconstruction(str(folder / "sparse" / "0"))
+    assert scene.num_reg_images() == 4 and 50_000 < scene.num_points3D() <= 100_000
+    assert len(json.loads((folder / "transforms.json").read_text())["frames"]) == 4
+    assert scene.compute_mean_reprojection_error() < 1, "points fall on the pixels that they are from"
