@@ -51,10 +51,24 @@ def test_the_note_says_how_to_use_ones_own_images(root, name):
 
 
 @pytest.mark.comfyui
-def test_the_nodes_that_the_note_names_for_ones_own_images_are_there(server):
-    known = server[0].get_json("/object_info")
-    named = {"LoadImageDataSetFromFolder": "Load Image (from Folder)", "BatchImagesNode": "Batch Images"}
-    assert {kind: known[kind]["display_name"] for kind in named} == named
+def test_ones_own_images_go_in_as_the_note_says(server, runner, root, installed):
+    """A Load Image for each and one Batch Images, of two sizes."""
+    np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
+    note = read(root, GRAPHS[1])["nodes"][0]["widgets_values"][0]
+    assert "a *Load Image* for each and one *Batch Images*" in note
+    graph = read(root, GRAPHS[1], api=True)
+    (installed / "input").mkdir(exist_ok=True)
+    for number, side in enumerate((112, 140)):
+        cells = np.random.default_rng(3).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+        image.fromarray(cells).resize((side, side)).save(installed / "input" / f"own{number}.png")
+        graph[f"own{number}"] = {"class_type": "LoadImage", "inputs": {"image": f"own{number}.png"}}
+    wires = {f"images.image{number}": [f"own{number}", 0] for number in range(2)}
+    views = of_kind(graph, "SpatialWeave_LoadExampleViews")
+    graph[views] = {"class_type": "BatchImagesNode", "inputs": wires}
+    graph[of_kind(graph, "SpatialWeave_SaveColmap")]["inputs"]["filename_prefix"] = "own/two"
+    server[0].wait(server[0].queue(graph), 120)
+    (folder,) = (installed / "output" / "own").iterdir()
+    assert len(json.loads((folder / "transforms.json").read_text())["frames"]) == 2
 
 
 @pytest.mark.comfyui
