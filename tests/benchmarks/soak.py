@@ -1,5 +1,5 @@
 """A thousand tiny runs of the shipped workflows in one ComfyUI: what is left in memory and of handles, and whether
-runs stay bit-equal. Those of a megapixel (joyai_*) run where --graphs names them.
+runs stay bit-equal. Those of a megapixel (joyai_*) run where --graphs names them; those without a seed (vggt_*) do not.
 
     python tests/benchmarks/soak.py COMFYUI PACK [--runs 1000] [--json FILE] [--log FILE]
     python tests/benchmarks/soak.py COMFYUI PACK --control [--runs 1000] [--json FILE]

@@ -21,14 +21,16 @@ PICTURED = ("build_intrinsic_dataset", "image_to_depth")  # read a picture of th
 CONTROL = ("core_sd21", "core_sdxl", "core_pixart", "core_klein")
 
 
-LARGE = "joyai_"  # they edit at one megapixel, which no setting makes small: a run takes as long as thirty others
+# joyai_*: they edit at one megapixel, which no setting makes small: a run takes as long as thirty others.
+# vggt_*: they have no seed, so that ComfyUI's cache answers from the second run on.
+LEFT_OUT = ("joyai_", "vggt_")
 
 
 def list_graphs(pack):
-    """Names of the shipped workflows but the large ones. Those that faults need come first, so that a short run has them."""
+    """Names of the shipped workflows but those LEFT_OUT. Those that faults need come first, so that a short run has them."""
     first = ["image_to_depth", "depth_to_blender", "joint_klein_9b", "intrinsic_sd21", "joint_image_depth"]
     names = sorted(path.stem for path in (pack / "workflows" / "api").glob("*.json"))
-    names = [name for name in names if not name.startswith(LARGE)]
+    names = [name for name in names if not name.startswith(LEFT_OUT)]
     return [name for name in first if name in names] + [name for name in names if name not in first]
 
 

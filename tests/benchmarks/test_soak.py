@@ -56,7 +56,8 @@ def test_runs_are_cancelled_meet_every_fault_and_stay_bit_equal(figures, root):
     assert found["cancelled"]["runs"] == 3
     again = found["compared with the first"]
     assert again["runs"] == 8 and again["files"] > again["runs"] and again["unequal"] == 0
-    assert sorted(found["workflows"]) == sorted(path.stem for path in (root / "workflows/api").glob("*.json"))
+    shipped = {path.stem for path in (root / "workflows/api").glob("*.json")}
+    assert {name for name in shipped if not name.startswith(("joyai_", "vggt_"))} == set(found["workflows"])
     assert all(each["files"] for each in found["workflows"].values()), (
         "a workflow that saves nothing is not compared"
     )
