@@ -173,7 +173,7 @@ class FuseViews(io.ComfyNode):
                 *confidence_inputs(),
                 edge_input(),
                 io.Float.Input(
-                    "tolerance", default=0.03, min=0.0, max=0.99, step=0.001, round=0.0001,
+                    "tolerance", default=0.03, min=0.0, max=0.99, step=0.0001, round=0.0001,
                     tooltip="Relative difference of depth up to which two views agree. A point is dropped if "
                     "more views see through it than agree with it. 0: no check across views.",
                 ),

@@ -25,6 +25,19 @@ TYPED = {
     "cut_below": [0.1234, 0.0005, 0.001],
     "log2_alpha": [0.07, -1.58, 3.32, 5.0],
     "depth_cfg": [12.34, 1.25, 7.5],
+    # the trained prompts print one decimal
+    "yaw": [45.0, -135.0, 12.3],
+    "pitch": [-15.0, 30.5],
+    "yaw_degrees": [45.0, -22.5],
+    "pitch_degrees": [-15.0, 7.5],
+    "threshold": [0.1, 0.035, 0.005],
+    "temperature": [0.7, 0.25, 1.15],
+    "top_p": [0.8, 0.95, 0.05],
+    "distance": [1.2345, 0.0635, 25.4],
+    "min_confidence": [0.5, 0.125, 1.05],
+    "drop_percent": [10.0, 2.5],
+    "tolerance": [0.03, 0.0125, 0.001],
+    "voxel_size": [0.01, 0.0025, 0.5],
 }
 COARSEST = 1e-6  # of the number: 5120 steps of 1/256 are 20 metres
 

@@ -205,7 +205,7 @@ def test_a_lora_that_is_wrong_is_refused_by_the_node(inside, lora, tmp_path, cas
             {"unet.x.lora_A.weight": [1, 2], "unet.x.lora_B.weight": "text"},
             "Expected a tensor as 'unet.x.lora_A.weight'",
         ),
-        ({"unet.x.lora_A.weight": torch.ones(2, 2)}, "no self-attention projection"),
+        ({"unet.x.lora_A.weight": torch.ones(2, 2)}, "Expected self-attention projections"),
     ],
     ids=["text", "list", "values", "layer"],
 )
