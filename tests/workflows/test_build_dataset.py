@@ -154,7 +154,7 @@ def test_a_graph_that_comfyui_refuses_is_explained(server, root, pictures, tmp_p
     from spatialweave.models.intrinsic_ldm.data.build import build_dataset
 
     with pytest.raises(
-        ValueError, match=r"ComfyUI refuses the workflow: .*LoadMoGeModel.*set its inputs with --set"
+        ValueError, match=r"Expected a workflow that ComfyUI accepts, got: .*LoadMoGeModel.*Set its inputs with --set"
     ):
         build_dataset(pictures, tmp_path / "out", servers=[server[0].url], size=SIZE)
 
