@@ -204,7 +204,7 @@ def joined_twice(at):
 
 def wired(sampler, **more):
     """A graph in API form: loader 1, co-generation 2, joint latent 3, and what samples it;
-    its word on the joint latent.
+    what it says of the joint latent.
     """
     prompt = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd21.safetensors"}},

@@ -311,7 +311,7 @@ class Server:
     client_id = last_node_id = last_prompt_id = None
 
     def send_sync(self, event, data, sid=None):
-        """Nobody listens."""
+        """Without a listener."""
 
 
 def graph(**changed):

@@ -153,9 +153,8 @@ def test_a_graph_that_comfyui_refuses_is_explained(server, root, pictures, tmp_p
     """The shipped graph where the estimators' files are not there."""
     from spatialweave.models.intrinsic_ldm.data.build import build_dataset
 
-    with pytest.raises(
-        ValueError, match=r"Expected a workflow that ComfyUI accepts, got: .*LoadMoGeModel.*Set its inputs with --set"
-    ):
+    refused = r"Expected a workflow that ComfyUI accepts, got: .*LoadMoGeModel.*Set its inputs with --set"
+    with pytest.raises(ValueError, match=refused):
         build_dataset(pictures, tmp_path / "out", servers=[server[0].url], size=SIZE)
 
 

@@ -181,10 +181,10 @@ def test_a_base_may_learn_from_maps_among_its_pictures(tmp_path):
     )
     assert all(sample["tokens"][0, 0] != PAD for sample in samples[:12])
 
-    heard = []
-    task.model.text_encoder.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
+    logged = []
+    task.model.text_encoder.register_forward_pre_hook(lambda module, given: logged.append(given[0]))
     task.loss(task.model, task.collate([samples[0], samples[12]]), torch.Generator().manual_seed(0))
-    assert (heard[0][0] == PAD).all() and torch.equal(heard[0][1], samples[12]["tokens"][0]), (
+    assert (logged[0][0] == PAD).all() and torch.equal(logged[0][1], samples[12]["tokens"][0]), (
         "every caption is dropped but a map's"
     )
 
@@ -308,10 +308,10 @@ def test_a_base_may_learn_from_pictures_with_their_maps(pairs):
         assert all(torch.equal(sample[key], latent[i]) for key, latent in latents.items())
         assert torch.equal(sample["tokens"], words)
         assert sample["maps_tokens"][0] == PAD and torch.equal(sample["maps_tokens"][1:], words[:-1])
-    heard = []
-    task.model.text_encoder.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
+    logged = []
+    task.model.text_encoder.register_forward_pre_hook(lambda module, given: logged.append(given[0]))
     task.loss(task.model, task.collate(samples), torch.Generator().manual_seed(0))
-    assert torch.equal(heard[0], tokenize(captions)) and (heard[1][:, 0] == PAD).all()
+    assert torch.equal(logged[0], tokenize(captions)) and (logged[1][:, 0] == PAD).all()
     assert run_recipe(Recipe.from_json(recipe), BUILDERS).ending == "finished"
     assert tiny.load_base(Path(recipe["output"]) / tiny.BASE_FILE.name).unet
 

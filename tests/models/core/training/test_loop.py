@@ -125,10 +125,10 @@ def test_workers_change_nothing(tmp_path):
 
 
 def test_log_has_a_line_per_interval_and_a_plot(tmp_path):
-    heard = []
-    outcome = run(RECIPE, tmp_path, on_log=heard.append)
+    logged = []
+    outcome = run(RECIPE, tmp_path, on_log=logged.append)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines == heard and [line["step"] for line in lines] == [2, 4, 6]
+    assert lines == logged and [line["step"] for line in lines] == [2, 4, 6]
     assert set(lines[0]) == {"step", "loss", "square", "grad_norm", "lr", "seconds_per_step"}
     assert outcome.loss == lines[-1]["loss"]
     assert Image.open(tmp_path / "loss.png").size == (960, 540)

@@ -101,10 +101,10 @@ def test_klein_family_trains_from_a_dataset_folder(tmp_path):
         model={"base": str(tmp_path / "base.safetensors"), "distill": True, "config": NARROW},
         data={"folder": write_folder(tmp_path / "data", config)},
     )  # fmt: skip
-    heard = []
+    logged = []
     before = {name: p.clone() for name, p in training_task.build(recipe).model.state_dict().items()}
     outcome = run_recipe(
-        recipe, {"modality_forcing": training_task.build}, output=tmp_path / "run", on_log=heard.append
+        recipe, {"modality_forcing": training_task.build}, output=tmp_path / "run", on_log=logged.append
     )
     after = load_file(outcome.checkpoint / "model.safetensors")
 
@@ -117,7 +117,7 @@ def test_klein_family_trains_from_a_dataset_folder(tmp_path):
         for name, value in base.items()
         if f"network.{name}" in frozen
     )
-    assert {"rgb", "depth", "distill"} <= heard[-1].keys() and all(line["distill"] > 0 for line in heard)
+    assert {"rgb", "depth", "distill"} <= logged[-1].keys() and all(line["distill"] > 0 for line in logged)
     network, loaded = load_network(tmp_path / "run" / training_task.NETWORK_FILE)
     assert loaded == config and set(network.state_dict()) == {name.removeprefix("network.") for name in after}
 

@@ -91,8 +91,8 @@ def test_the_recipe_trains_on_what_the_script_wrote(written, tmp_path):
         "model": {"base": str(tmp_path / "base.safetensors"), "distill": True, "config": NARROW},
         "data": {"folder": str(written)},
     }
-    recipe, heard = Recipe.from_json(json.loads(RECIPE.read_text()) | changes), []
+    recipe, logged = Recipe.from_json(json.loads(RECIPE.read_text()) | changes), []
     outcome = run_recipe(
-        recipe, {"modality_forcing": training_task.build}, output=tmp_path / "run", on_log=heard.append
+        recipe, {"modality_forcing": training_task.build}, output=tmp_path / "run", on_log=logged.append
     )
-    assert outcome.step == 1 and heard and outcome.loss == outcome.loss
+    assert outcome.step == 1 and logged and outcome.loss == outcome.loss
