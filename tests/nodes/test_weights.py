@@ -218,8 +218,10 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_another_model_is_called_by_name_and_the_right_one_named(inside, tmp_path, case):
     shapes, said = WRONG[case]
-    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / f"{case}.safetensors")
-    result = call(inside, "chosen", name=f"{case}.safetensors", folder=str(tmp_path))
+    # One ComfyUI serves every test: a name that another folder of models has, too, would open that file.
+    name = f"another_{case}.safetensors"
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / name)
+    result = call(inside, "chosen", name=name, folder=str(tmp_path))
     assert result["valid"] is True and said in result["error"]
     assert "The published network is flux_rgbd_9b_v2.safetensors" in result["error"]
 
