@@ -150,7 +150,7 @@ def spoil(path, change):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda s, m: m.update(spatialweave="VGGT network"), ("Expected a SpatialDiff geometry connector", "VGGT")),
+        (lambda s, m: m.update(spatialweave="VGGT network"), ("Expected a SpatialDiff geometry", "VGGT")),
         (lambda s, m: m.pop("config"), ("configuration", "metadata", "got none")),
         (lambda s, m: m.update(config="{"), ("sound configuration", "faulty")),
         (lambda s, m: m.update(config='{"base": "sd15"}'), ("base flux or flux2", "sd15")),
@@ -159,7 +159,7 @@ def spoil(path, change):
         (lambda s, m: s.update(queries=torch.zeros(5, 24)), ("of another shape", "(5, 24)", "(6, 24)")),
         (lambda s, m: s.update(more=torch.zeros(2)), ("1 tensors unknown", "more")),
         (lambda s, m: s["layers.1.to_q.weight"].fill_(torch.nan), ("finite", "layers.1.to_q.weight")),
-        (lambda s, m: s.update(queries=torch.zeros(6, 24, dtype=torch.int8)), ("queries", "I8", "not quantized")),
+        (lambda s, m: s.update(queries=torch.zeros(6, 24, dtype=torch.int8)), ("queries", "I8", "quantized")),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named(tmp_path, change, words):
