@@ -67,9 +67,8 @@ def core_graphs():
     graphs["core_pixart"] = text_to_image("core_pixart", loaders, clip=["10", 0], vae=["11", 0])
     loaders = {
         "10": (
-            "CLIPLoader", {
-                "clip_name": "qwen_3_8b_fp8mixed.safetensors", "type": "flux2", "device": "default"
-            }
+            "CLIPLoader",
+            {"clip_name": "qwen_3_8b_fp8mixed.safetensors", "type": "flux2", "device": "default"},
         ),
         "11": ("VAELoader", {"vae_name": "flux2-vae.safetensors"}),
         "2": ("CLIPTextEncode", {"text": "a rowing boat", "clip": ["10", 0]}),

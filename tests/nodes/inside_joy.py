@@ -188,9 +188,8 @@ def one_box_three_ways(height=333, width=777):
         ),
         "prompt": first[0][0], "box": first[2][0], "created": created,
         "placed": [
-            abs(float(a) - b) for a, b in zip(
-                (columns[0], rows[0], columns[1], rows[1]), (left, top, right, bottom)
-            )
+            abs(float(a) - b)
+            for a, b in zip((columns[0], rows[0], columns[1], rows[1]), (left, top, right, bottom))
         ],
     }  # fmt: skip
 

@@ -105,9 +105,8 @@ def theirs():
     text = SIZES | {
         "vocab_size": 151936, "head_dim": 128, "max_position_embeddings": 262144, "rms_norm_eps": 1e-6,
         "rope_parameters": {
-            "rope_type": "default", "rope_theta": 5000000, "mrope_section": [
-                24, 20, 20
-            ], "mrope_interleaved": True
+            "rope_type": "default", "rope_theta": 5000000,
+            "mrope_section": [24, 20, 20], "mrope_interleaved": True,
         },
     }  # fmt: skip
     vision = VISION | {

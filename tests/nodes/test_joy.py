@@ -86,10 +86,11 @@ def test_the_camera_prompt(joy, yaw, pitch, zoom, words):
 @pytest.mark.parametrize("before, after, expected", [
     ({"yaw": 0, "pitch": 0, "distance": 4}, {"yaw": 45, "pitch": 0, "distance": 4}, (45, 0, "unchanged")),
     ({"yaw": 350, "pitch": 10, "distance": 4}, {"yaw": -325, "pitch": 25, "distance": 2}, (45, 15, "in")),
-    ({"yaw": -90, "pitch": 15, "distance": 3, "target": [1.5, -0.75, 2.25]}, {
-        "yaw": 45, "pitch": -30, "distance": 5, "target": [1.5, -0.75, 2.25]
-    },
-     (135, -45, "out")),
+    (
+        {"yaw": -90, "pitch": 15, "distance": 3, "target": [1.5, -0.75, 2.25]},
+        {"yaw": 45, "pitch": -30, "distance": 5, "target": [1.5, -0.75, 2.25]},
+        (135, -45, "out"),
+    ),
 ])  # fmt: skip
 def test_two_cameras_of_core(joy, before, after, expected):
     prompt, yaw, pitch = joy("cameras", before=before, after=after)

@@ -109,9 +109,8 @@ def write_pipeline():
             "num_key_value_heads": 1,
             "head_dim": 16, "vocab_size": len(tokenizer),
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": 5000000, "mrope_section": [
-                    4, 2, 2
-                ], "mrope_interleaved": True
+                "rope_type": "default", "rope_theta": 5000000,
+                "mrope_section": [4, 2, 2], "mrope_interleaved": True,
             },
         }  # fmt: skip
         vision = {

@@ -158,7 +158,7 @@ def test_the_note_on_a_held_lens_is_whole(small, images):
     small.camera_head.pose_branch.fc2.bias[7:] = -9.0  # fields of view of 0
     small.camera_head.pose_branch.fc2.weight.zero_()
     notes = VggtPipeline(small, small.config)(images).notes
-    expected = "Views 0, 1, 2: field of view held within 1 to 170 degrees, so the camera is a guess."
+    expected = "Views 0, 1, 2: field of view clamped to 1 to 170 degrees, so the camera is unreliable."
     assert expected in notes
 
 

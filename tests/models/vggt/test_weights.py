@@ -146,10 +146,12 @@ def test_float16_file_runs_in_float32_and_bfloat16_keeps_float32_heads(small, tm
 
 
 @pytest.mark.parametrize(
-    "lost", [
-        "depth_head.norm.weight", "aggregator.global_blocks.3.mlp.fc2.bias",
-        "aggregator.patch_embed.pos_embed"
-    ]
+    "lost",
+    [
+        "depth_head.norm.weight",
+        "aggregator.global_blocks.3.mlp.fc2.bias",
+        "aggregator.patch_embed.pos_embed",
+    ],
 )
 def test_missing_tensor_is_named(small, lost):
     state = {name: value for name, value in small.state_dict().items() if name != lost}

@@ -43,14 +43,12 @@ def own(tmp_path):
         mask.save(folder / f"{number}_mask.png")
     more = [
         {
-            "kind": "move", "object_name": "the red mug", "box": [
-                60, 20, 30, 40
-            ], "object_mask": "0_mask.png", "target_object_mask": "0_mask.png"
+            "kind": "move", "object_name": "the red mug", "box": [60, 20, 30, 40],
+            "object_mask": "0_mask.png", "target_object_mask": "0_mask.png",
         },
         {
-            "kind": "rotate", "object_name": "the car", "view": "rear left", "parameters": {
-                "degrees": 90
-            }, "object_mask": "1_mask.png"
+            "kind": "rotate", "object_name": "the car", "view": "rear left", "parameters": {"degrees": 90},
+            "object_mask": "1_mask.png",
         },
         {
             "kind": "remove", "object_name": "cup", "object_mask": "2_mask.png",
