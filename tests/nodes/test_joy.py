@@ -18,7 +18,7 @@ def joy(inside):
     ((401, 250), "crop", "original"),
 ])  # fmt: skip
 def test_cores_node_resizes_nothing_after_fit(joy, size, mode, buckets):
-    """What reaches the VAE and the text encoder is our picture, bit for bit, and the prompt is the exact one.
+    """What reaches the VAE and the text encoder is our image, bit for bit, and the prompt is the exact one.
     """
     result = joy("through_core", height=size[0], width=size[1], mode=mode, buckets=buckets)
     assert result["vae"] and result["text"]
@@ -164,7 +164,7 @@ def test_a_missing_vae_is_said_before_and_after_sampling(joy):
         said = joy("graph_check", changes={"2": {"vae": None}}, node=node)
         assert said.startswith(
             "Expected a VAE at TextEncodeJoyImageEdit (node 2), got none: "
-            "ComfyUI then leaves the reference picture out"
+            "ComfyUI then leaves the reference image out"
         ), node
         said = joy("graph_check", changes={"2": {"images.image0": None}}, node=node)
         assert "Expected an image at TextEncodeJoyImageEdit (node 2), got none" in said, node
