@@ -384,7 +384,8 @@ def video(folder):
     except ValueError as error:
         said = str(error)
     return {
-        "equal": bool((wired.depth == alone.depth).all()), "notes": notes, "saved": list(saved.depth.shape), "said": said,
+        "equal": bool((wired.depth == alone.depth).all()), "notes": notes, "saved": list(saved.depth.shape),
+        "said": said,
     }  # fmt: skip
 
 
