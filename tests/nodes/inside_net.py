@@ -144,7 +144,7 @@ def arguments(name, node):
     """A sound call: sockets by type, widgets by their default."""
     found = {}
     for put in node.GET_SCHEMA().inputs:
-        types = put.io_type.split(",")
+        types = put.get_io_type().split(",")
         kind = next((kind for kind in types if kind in sound()), None)
         found[put.id] = sound()[kind] if kind else getattr(put, "default", None)
         if kind is None and found[put.id] is None and getattr(put, "options", None):
@@ -284,7 +284,7 @@ def malformed(name):
     """What a node says of every malformed input: {input: {how: words or None}}."""
     node, found = our_nodes()[name], {}
     for put in node.GET_SCHEMA().inputs:
-        kind = next((kind for kind in put.io_type.split(",") if kind in ODD), None)
+        kind = next((kind for kind in put.get_io_type().split(",") if kind in ODD), None)
         if kind:
             like = arguments(name, node)[put.id]
             odd = {"nothing": None, "a number": 3, **dict(ODD[kind](like))}
@@ -366,7 +366,7 @@ def validated_names():
 
 def unforeseen(io_type, value):
     """What is said of a value that fails for a reason nobody foresaw, at a socket of this type."""
-    put = type("Put", (), {"id": "given", "io_type": io_type, "optional": False})
+    put = type("Put", (), {"id": "given", "get_io_type": lambda: io_type, "optional": False})
     schema = type("Schema", (), {"display_name": "Node", "inputs": [put], "is_input_list": False})
     kinds = {
         "a row": torch.zeros(4), "whole numbers": torch.zeros(1, 2, 2, 3, dtype=torch.int64),

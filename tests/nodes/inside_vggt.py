@@ -367,6 +367,28 @@ def tiny_scene(folder):
     }  # fmt: skip
 
 
+def video(folder):
+    """Every third frame of a video against the same frames as a batch, and a video with too many."""
+    from comfy_api.latest import InputImpl, Types
+
+    vggt, frames, settings = start(folder), views(7, 40, 60), {**DEFAULTS, "longer_side": 56}
+    clip = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=24))
+    wired, _, notes = run("VggtReconstruct", vggt=vggt, image=clip, every=3, **settings)
+    alone, *_ = run("VggtReconstruct", vggt=vggt, image=frames[[0, 3, 6]], **settings)
+    path = f"{folder}/clip.mp4"
+    clip.save_to(path)
+    saved, *_ = run("VggtReconstruct", vggt=vggt, image=InputImpl.VideoFromFile(path), every=3, **settings)
+    long = InputImpl.VideoFromComponents(Types.VideoComponents(images=views(201, 16, 16), frame_rate=24))
+    try:
+        said = run("VggtReconstruct", vggt=vggt, image=long, **settings)
+    except ValueError as error:
+        said = str(error)
+    return {
+        "equal": bool((wired.depth == alone.depth).all()), "notes": notes, "saved": list(saved.depth.shape),
+        "said": said,
+    }  # fmt: skip
+
+
 def defaults_of(node):
     """A node's widgets as they stand when it is placed."""
     puts = core.NODE_CLASS_MAPPINGS[f"SpatialWeave_{node}"].GET_SCHEMA().inputs

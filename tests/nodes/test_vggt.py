@@ -101,7 +101,7 @@ def test_vggt_bad_input_is_a_sentence_with_the_remedy(vggt):
         "no depth head": ("Expected a VGGT network with a depth head", "camera, point"),
         "no camera head": ("Expected a VGGT network with a camera head",),
         "overflow": ("Expected finite depth", "bfloat16"),
-        "201 views": ("Expected 1 to 200 views", "201", "every n-th frame"),
+        "201 views": ("Expected 1 to 200 views", "201", "Set every to 2"),
         "longer side": ("Expected a longer side of 14 to 2048", "got 9"),
         "VGGT's file in Load Modality Forcing": (
             "SpatialWeave's VGGT network",
@@ -147,3 +147,10 @@ def test_vggt_tiny_network_is_the_default_and_sees_a_scene(vggt):
     assert seen["default"] == "tiny (shipped with the pack)"
     assert seen["rotation"] < 10 and seen["error"] < 0.15, seen
     assert "no other view sees the same surface" not in seen["notes"] and "FusedCloud" in seen["outputs"]
+
+
+def test_vggt_takes_every_nth_frame_of_a_video(vggt):
+    seen = vggt("video")
+    assert seen["equal"] and seen["notes"].startswith("3 of 7 images, every = 3."), seen
+    assert seen["saved"] == [3, 40, 60]
+    assert seen["said"] == "Expected 1 to 200 views of one scene, got 201. Set every to 2 or more."
