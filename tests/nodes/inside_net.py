@@ -19,7 +19,8 @@ asking = sys.modules["__main__"].load_file("inside_joyai_ask.py")  # worker.py's
 HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = (
-    "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt", "LoadExampleViews"
+    "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent", "LoadVggt", "LoadExampleViews",
+    "LoadDepthAdapter",
 )  # take no sockets
 KEEP = {}
 BY_DEPTH = {"method": "metric depth", "metric_view": 0}
@@ -53,6 +54,16 @@ def small_vggt():
     return ours("nodes.host.vggt.model").VggtModel(config, network.state_dict(), "small", ())
 
 
+def small_adapter(model):
+    """A depth adapter for the latent of a MODEL, with the zero output that training starts from."""
+    latent = model.get_model_object("latent_format")
+    stride = latent.spacial_downscale_ratio
+    config = ours("models.spatial_fusion.config").DepthAdapterConfig(
+        type(latent).__name__, latent.latent_channels, stride, widths=(4,) * (stride.bit_length() - 1)
+    )
+    return ours("models.spatial_fusion.network").AdapterNetwork(config)
+
+
 def framed_picture():
     """What Joy: Fit hands to Joy: Restore, of a picture that has a bucket's size already."""
     framing = ours("models.joyai_edit.framing").plan_framing(512, 2048)
@@ -76,7 +87,8 @@ def sound():
             "IMAGE": torch.rand(1, HEIGHT, WIDTH, 3), "MASK": torch.ones(1, HEIGHT, WIDTH), "SPATIALWEAVE_VIEW": view(), "MODEL": r.model,
             "VAE": r.vae, "LATENT": r.latent(1, HEIGHT, WIDTH), "MOGE_GEOMETRY": packets.to_moge(view(), 55.0),
             "DA3_GEOMETRY": packets.to_da3(view()), "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
-            "SPATIALWEAVE_VGGT": small_vggt(), "SPATIALWEAVE_FRAMING": framed_picture(),
+            "SPATIALWEAVE_VGGT": small_vggt(), "SPATIALWEAVE_DEPTH_ADAPTER": small_adapter(r.model),
+            "SPATIALWEAVE_FRAMING": framed_picture(),
             "SPATIALWEAVE_CLOUD": ours("models.core.geometry.fusion").fuse_views(posed_views()),
         }  # fmt: skip
         plain = {"samples": torch.zeros(1, 4, 8, 8)}
