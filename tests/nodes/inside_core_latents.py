@@ -134,7 +134,9 @@ def foreign_lora(folder, kind):
     folder_paths.add_model_folder_path("loras", folder)
     r = sampling.rig()
     loads = {
-        "LoraLoader": lambda: core.LoraLoader().load_lora(r.model, r.clip, "of_another_network.safetensors", 1.0, 1.0),
+        "LoraLoader": lambda: core.LoraLoader().load_lora(
+            r.model, r.clip, "of_another_network.safetensors", 1.0, 1.0
+        ),
         "LoraLoaderModelOnly": lambda: core.LoraLoaderModelOnly().load_lora_model_only(
             r.model, "of_another_network.safetensors", 1.0
         ),
