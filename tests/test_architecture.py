@@ -70,6 +70,7 @@ LACKING = {
         "pipeline.py": "the editor is the host's, and its graph makes the image",
         "training.py": "no connector is trained yet",
     },
+    "spatial_fusion": {"sampling.py": "the base model samples, by its own schedule and loop"},
 }
 NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
 # public names that several modules define, and why that misleads nobody; any other is refused

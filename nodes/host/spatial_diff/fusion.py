@@ -76,9 +76,9 @@ class TokenFusion:
         if not self.tokens.shape[1]:
             return patched
         patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, self.apply)
-        patched.set_model_post_input_patch(Patch(self, self.append))
+        patched.set_model_post_input_patch(TokenPatch(self, self.append))
         if self.is_weighed:
-            patched.set_model_attn1_patch(Patch(self, self.weigh))
+            patched.set_model_attn1_patch(TokenPatch(self, self.weigh))
         return patched
 
     def apply(
@@ -169,7 +169,7 @@ class TokenFusion:
         self.tokens, self.weights = self.tokens.to(device), self.weights.to(device)
 
 
-class Patch:
+class TokenPatch:
     """A patch of a fusion that core moves between devices, and that torch.compile does not trace.
 
     Core's compile node ignores changes of transformer_options, so a traced patch would keep the first step's
@@ -180,7 +180,7 @@ class Patch:
         self.fusion, self.work = fusion, work
         self.untraced: Callable | None = None
 
-    def to(self, device) -> Patch:
+    def to(self, device) -> TokenPatch:
         if isinstance(device, torch.device):
             self.fusion.to(device)
         return self
