@@ -65,4 +65,6 @@ def count_image_tokens(height: int, width: int) -> int:
 def fit_image(image: Tensor, most_tokens: int = MOST_TOKENS) -> Tensor:
     """(1, h, w, 3) in [0, 1] at its fitted size: antialiased bicubic, as the image processor resizes."""
     size = fit_size(*image.shape[1:3], most_tokens)
+    if size == tuple(image.shape[1:3]):
+        return image
     return resize_bicubic(image.movedim(-1, 1), size).movedim(1, -1)
