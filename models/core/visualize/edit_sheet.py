@@ -54,7 +54,7 @@ def edit_sheet(
     pen = ImageDraw.Draw(page)
     page.paste(left, (_MARGIN, _MARGIN))
     page.paste(right, (_MARGIN + _PANEL + _GAP, _MARGIN))
-    _arrow(pen, object_before, object_after, panel, (_MARGIN + _PANEL + _GAP, _MARGIN))
+    _arrow(pen, object_before, object_after, panel, corner=(_MARGIN + _PANEL + _GAP, _MARGIN))
     _legend(pen, small, _MARGIN + panel[1] + 10, has_target=target is not None)
     for index, line in enumerate(lines):
         color = (_DONE if is_done else _FAILED) if index == 0 else _TEXT
@@ -88,7 +88,7 @@ def _panel(image: Tensor, size: tuple[int, int], outlines: dict, tint: Tensor | 
     return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
-def _arrow(pen: ImageDraw.ImageDraw, old: Tensor, new: Tensor, panel, corner: tuple[int, int]) -> None:
+def _arrow(pen: ImageDraw.ImageDraw, old: Tensor, new: Tensor, panel, *, corner: tuple[int, int]) -> None:
     """An arrow between the centers of two masks, if they are some pixels apart."""
     if not (bool(old.any()) and bool(new.any())):
         return
