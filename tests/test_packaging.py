@@ -207,6 +207,7 @@ def is_data_of_the_nodes(name):
     patterns += (
         "workflows/*.json",
         "workflows/*.jpg",
+        "subgraphs/*.json",
         "models/modality_forcing/*.safetensors",
         "models/tiny/*.safetensors",
     )
