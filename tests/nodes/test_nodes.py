@@ -27,6 +27,7 @@ IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntr
 IDS += ["AskAboutViews"]
 IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyRestore"]
 IDS += ["LoadVggt", "LoadExampleViews", "VggtReconstruct", "VggtGeometryTokens"]
+IDS += ["LoadDepthAdapter", "DepthAdapter"]
 
 
 @pytest.fixture(scope="module")
