@@ -209,6 +209,7 @@ def is_data_of_the_nodes(name):
     patterns += (
         "workflows/*.json",
         "workflows/*.jpg",
+        "subgraphs/*.json",
         "models/modality_forcing/*.safetensors",
         "models/tiny/*.safetensors",
     )
