@@ -83,3 +83,12 @@ def transparent_output(of: str, *, display_name: str = "transparent") -> io.Mask
         tooltip=f"The alpha of {of}, as a ComfyUI MASK: white where transparent, all black without an alpha "
         "channel.",
     )  # fmt: skip
+
+
+def notes_output() -> io.String.Output:
+    """What was done to the inputs, a line each; also shown under the node and in the log."""
+    return io.String.Output(
+        "notes", display_name="STRING",
+        tooltip="What was done to the inputs: padding, clamped colors, alpha, missing depth with count and "
+        "percentage.",
+    )  # fmt: skip
