@@ -215,6 +215,7 @@ def is_data_of_the_nodes(name):
     )
     patterns += (
         "models/modality_forcing/*.json",
+        "models/tiny/*.json",
         "models/intrinsic_ldm/*.safetensors",
         "models/vggt/*.json",
         "models/vggt/*.safetensors",

@@ -515,7 +515,12 @@ def test_cancel_of_a_co_generation_through_the_queue(server, runner, root, tmp_p
             "nodes"
         ]
         assert "8" not in cached, "the sampler did not run again"
-        return {path.name.split("_")[0]: image.open(path).convert("RGB").tobytes() for path in paths}
+        return {
+            path.name.split("_")[0]: path.read_bytes()
+            if path.suffix == ".exr"
+            else image.open(path).convert("RGB").tobytes()
+            for path in paths
+        }
 
     want = run("before")
     number = api.queue(
