@@ -218,6 +218,7 @@ def is_data_of_the_nodes(name):
         "models/tiny/*.json",
         "models/intrinsic_ldm/*.safetensors",
         "models/vggt/*.json",
+        "models/tiny/*.json",
         "models/vggt/*.safetensors",
         "models/vggt/example_views/*/*.jpg",
     )
