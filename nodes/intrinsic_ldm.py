@@ -6,7 +6,14 @@ from comfy_api.latest import io, ui
 
 from ..models.intrinsic_ldm.layers import READINGS
 from .host.intrinsic_ldm.graph import check_samplers
-from .host.intrinsic_ldm.model import join_intrinsic, list_loras, plot, split_intrinsic, with_intrinsics
+from .host.intrinsic_ldm.model import (
+    find_missing_lora,
+    join_intrinsic,
+    list_loras,
+    plot,
+    split_intrinsic,
+    with_intrinsics,
+)
 from .host.intrinsic_ldm.tiny_diffusion import load_tiny_diffusion
 
 CATEGORY = "SpatialWeave/Intrinsics"
@@ -156,6 +163,11 @@ class IntrinsicCoGeneration(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, lora_name, schedule=None) -> bool | str:
+        # ComfyUI hands over a dynamic combo whether or not it is asked for
+        return find_missing_lora(lora_name) or True
 
     @classmethod
     def execute(

@@ -27,10 +27,11 @@ from ..core.export.webp import write_webp
 from ..core.geometry.points import view_to_point_cloud
 from ..core.geometry.view import View
 from ..core.pictures import HAS_ALPHA, open_picture
-from ..core.visualize.contact_sheet import contact_sheet
+from ..core.visualize.contact_sheet import contact_sheet, find_unprintable
 from ..core.visualize.orbit import ASSUMED_FOV, render_orbit
 from ..modality_forcing.config import DEFAULTS, Mode
 from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
+from ..tiny.chinese import has_chinese, translate_chinese
 
 Notes = tuple[str, ...]  # a sentence per change of an input
 SIDE = DEFAULTS["tiny"].size  # pixels, the training resolution of the tiny model
@@ -69,7 +70,8 @@ def run_demo(request: DemoRequest) -> Iterator[str]:
     make_folder(request.output)
     result = sample(pipeline, request, size, stream)
     check_depth(result.view, request)
-    result = replace(result, notes=(*notes, *scaling, *result.notes))
+    title = explain_title(describe_run(request))
+    result = replace(result, notes=(*notes, *scaling, *result.notes, *title))
     yield from (f"note: {note}" for note in result.notes)
     yield result.view.describe()
     yield from write_all(request, result)
@@ -183,10 +185,19 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
 
 
 def describe_run(request: DemoRequest) -> str:
+    """The sheet's title; a Chinese prompt as it is read."""
+    prompt = translate_chinese(request.prompt)[0] if has_chinese(request.prompt) else request.prompt
     if request.mode == "joint":
-        return request.prompt or "(empty prompt)"
+        return prompt or "(empty prompt)"
     source = f"{request.mode.replace('_', ' ')}: {(request.image or request.depth).name}"
-    return f"{source}, {request.prompt}" if request.prompt else source
+    return f"{source}, {prompt}" if prompt else source
+
+
+def explain_title(title: str) -> Notes:
+    """A note on the characters that the sheet cannot print."""
+    missing = find_unprintable(title)
+    named = ", ".join(f"'{char}'" for char in missing[:5]) + (" and others" if len(missing) > 5 else "")
+    return (f"The sheet's font has no {named}: its title leaves them out.",) if missing else ()
 
 
 def open_image(path: Path) -> tuple[Tensor, Notes]:

@@ -125,6 +125,18 @@ def test_demo_names_unknown_words_with_the_nearest_known(tmp_path, capsys):
     assert "'elephant'" in said
 
 
+def test_demo_reads_chinese_and_says_which_letters_the_sheet_lacks(tmp_path, capsys):
+    chinese = "\u84dd\u76d2\u5b50"  # blue box
+    assert cli.main(["demo", chinese, "--output", str(tmp_path / "1"), *FAST]) == 0
+    printed = capsys.readouterr().out
+    assert "note: The tiny model reads 'a blue box'." in printed and "font" not in printed
+    assert json.loads((tmp_path / "1/run.json").read_text(encoding="utf-8"))["prompt"] == chinese
+    assert cli.main(["demo", "a \u0448\u0430\u0440", "--output", str(tmp_path / "2"), *FAST]) == 0
+    printed = capsys.readouterr().out
+    assert "does not know '\u0448\u0430\u0440'" in printed
+    assert "note: The sheet's font has no '\u0448', '\u0430', '\u0440': its title leaves them out." in printed
+
+
 def test_demo_size_off_the_patch_comes_back_as_asked(tmp_path, capsys):
     assert cli.main(["demo", "--size", "70x41", "--output", str(tmp_path), *FAST]) == 0
     assert Image.open(tmp_path / "image.png").size == (70, 41)
