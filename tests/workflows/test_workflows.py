@@ -36,6 +36,7 @@ GRAPHS += [
 ]
 GRAPHS += ["joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"]
 GRAPHS += ["vggt_reconstruct", "vggt_to_splat"]
+GRAPHS += ["depth_adapter"]
 
 
 @pytest.fixture(scope="module", params=GRAPHS)
