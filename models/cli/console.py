@@ -21,6 +21,7 @@ from .intrinsics import add_intrinsics
 from .joyai import add_joyai
 from .last_resort import DEBUG, run_command
 from .reconstruct import add_reconstruct
+from .spatial_diff import add_spatial_diff
 from .train import add_train
 from .weights import add_weights
 from .world import add_world
@@ -82,6 +83,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "joyai",
         "Prepare datasets of edits for JoyAI-Image: published layouts; latents and encodings.",
         add_joyai,
+    ),
+    (
+        "spatial-diff",
+        "Prepare datasets of edits for SpatialDiff: latents, text encodings.",
+        add_spatial_diff,
     ),
     (
         "bench",

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "world": (
         "spatialweave world data/world --scenes 24000 --size 128 --workers 2",
         "spatialweave world data/moves --kind edits --layout files --scenes 100 --normals",
+        "spatialweave world data/moves --kind moves --scenes 6000",
     ),
     "intrinsics": (
         "spatialweave intrinsics build photos data/intrinsics --size 512x512",
@@ -43,6 +44,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave joyai export data/moves data/spatialedit --layout spatialedit",
         "spatialweave joyai export data/moves data/3dit --layout object3dit --size 256",
         "spatialweave joyai encode data/moves data/joyai_encoded --base weights/joyimage-edit",
+    ),
+    "spatial-diff": (
+        "spatialweave spatial-diff encode data/moves data/moves_latents --mirror --cells",
+        "spatialweave spatial-diff encode data/edits data/edits_latents --editor weights/flux-kontext --size 512",
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (

@@ -77,8 +77,9 @@ PRESETS: Mapping[str, FluxConfig] = MappingProxyType(
         "kontext": KONTEXT,
         # the tiny codec's latents at 128 px, a token each
         "tiny": replace(
-            KONTEXT, in_channels=32, patch_size=1, context_in_dim=128, vec_in_dim=0, hidden_size=144,
-            num_heads=6, depth=1, depth_single_blocks=7, axes_dim=(8, 8, 8), theta=100, guidance_embed=False,
+            KONTEXT, in_channels=32, patch_size=1, context_in_dim=128, vec_in_dim=0, hidden_size=160,
+            num_heads=5, depth=1, depth_single_blocks=5, axes_dim=(8, 12, 12), theta=100,
+            guidance_embed=False,
         ),
     }
 )  # fmt: skip
