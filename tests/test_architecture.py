@@ -65,11 +65,6 @@ SIX = {"config.py", "network.py", "weights.py", "sampling.py", "pipeline.py", "t
 # which of the six a system lacks, and why: an empty file would do no job
 LACKING = {
     "vggt": {"sampling.py": "one forward pass gives the result, so there is no schedule and no loop"},
-    "spatial_diff": {
-        "sampling.py": "the editor is the host's, and so is its sampler",
-        "pipeline.py": "the editor is the host's, and its graph makes the image",
-        "training.py": "no connector is trained yet",
-    },
 }
 NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
 # public names that several modules define, and why that misleads nobody; any other is refused

@@ -47,7 +47,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "spatial-diff": (
         "spatialweave spatial-diff encode data/moves data/moves_latents --mirror --cells",
-        "spatialweave spatial-diff encode data/edits data/edits_latents --editor weights/flux-kontext --size 512",
+        "spatialweave spatial-diff encode data/edits data/latents --editor weights/flux-kontext --size 512",
+        "spatialweave spatial-diff geometry data/moves data/moves_geometry --mirror",
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (

@@ -12,11 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.weights.files import WeightsError, check_fit, describe, fill_module, read_header, read_tensors, write_tensors
+from ..core.weights.files import (
+    WeightsError,
+    check_fit,
+    describe,
+    fill_module,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from ..core.weights.header import Header
 from ..tiny.text import TinyTextEncoder
 from .flux import KONTEXT, Flux, FluxConfig
-from .instructions import VOCABULARY, WORDS
+from .grammar import VOCABULARY, WORDS
 
 EDITOR_FILE = Path(__file__).with_name("tiny_editor.safetensors")
 TEXT_FILE = Path(__file__).with_name("tiny_text.safetensors")
@@ -28,8 +36,8 @@ DTYPES = ("F32", "F16", "BF16")
 
 
 def load_editor(
-    path: str | os.PathLike, *, config: FluxConfig | None = None, device="cpu", dtype: torch.dtype | None = None,
-    operations=torch.nn,
+    path: str | os.PathLike, *, config: FluxConfig | None = None, device="cpu", dtype: torch.dtype | None =
+    None, operations=torch.nn,
 ) -> Flux:  # fmt: skip
     """An editor from a file; `dtype=None` keeps the file's precision. WeightsError says what a wrong file is.
 
@@ -62,13 +70,16 @@ def read_editor_config(header: Header, what: str) -> tuple[FluxConfig, str]:
         raise WeightsError(
             f"Expected an unquantized {KIND} in {what}, got {', '.join(quantized)}. Use the bfloat16 file."
         )
-    shapes = {name.removeprefix(prefix): shape for name, shape in header.shapes.items() if name.startswith(prefix)}
+    shapes = {
+        name.removeprefix(prefix): shape for name, shape in header.shapes.items() if name.startswith(prefix)
+    }
     if CONFIG in header.metadata:
         try:
             config = FluxConfig(**json.loads(header.metadata[CONFIG]))
         except (ValueError, TypeError) as error:
             raise WeightsError(
-                f"Expected a sound configuration in the metadata of {what}, got a faulty one ({error}). Fetch "
+                f"Expected a sound configuration in the metadata of {what}, got a faulty one ({error}). "
+                "Fetch "
                 "the file again."
             ) from error
     else:
@@ -87,7 +98,8 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], what: str) -> FluxConfig
             f"configuration, got {width}. Write the file with its configuration."
         )
     blocks = {
-        kind: 1 + max((int(m[1]) for name in shapes if (m := re.match(rf"{kind}\.(\d+)\.", name))), default=-1)
+        kind: 1
+        + max((int(m[1]) for name in shapes if (m := re.match(rf"{kind}\.(\d+)\.", name))), default=-1)
         for kind in ("double_blocks", "single_blocks")
     }
     vector = shapes.get("vector_in.in_layer.weight")
@@ -105,7 +117,11 @@ def rename_norm(name: str) -> str:
 
 
 def save_editor(
-    path: str | os.PathLike, state: Mapping[str, Tensor], config: FluxConfig, *, dtype: torch.dtype | None = None
+    path: str | os.PathLike,
+    state: Mapping[str, Tensor],
+    config: FluxConfig,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write an editor with its configuration as metadata."""
     tensors = {name: value.to(dtype or value.dtype) for name, value in state.items()}
@@ -121,7 +137,12 @@ def new_text_encoder(width: int, *, operations=torch.nn, device=None, dtype=None
 
 
 def load_text(
-    path: str | os.PathLike, width: int, *, device="cpu", dtype: torch.dtype = torch.float32, operations=torch.nn
+    path: str | os.PathLike,
+    width: int,
+    *,
+    device="cpu",
+    dtype: torch.dtype = torch.float32,
+    operations=torch.nn,
 ) -> TinyTextEncoder:
     """The tiny editor's text encoder; a WeightsError says what any other file is."""
     header = read_header(path)

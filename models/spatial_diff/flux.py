@@ -1,7 +1,7 @@
 """The editor: FLUX.1 with clean reference latents beside the noisy target. Tensors in, tensors out.
 
-Parameter names are BFL's, so that one file loads here and into ComfyUI's Flux class; Flux-Kontext is the preset
-with its defaults. Letters: b batch, n tokens, h heads, d head width, c channels; `h w` only beside c.
+Parameter names are BFL's, so that one file loads here and into ComfyUI's Flux class; Flux-Kontext is the
+preset with its defaults. Letters: b batch, n tokens, h heads, d head width, c channels; `h w` only beside c.
 """
 
 from __future__ import annotations
@@ -118,14 +118,14 @@ class Flux(nn.Module):
         width = config.hidden_size
         self.img_in = operations.Linear(config.token_channels, width, **linear)
         self.txt_in = operations.Linear(config.context_in_dim, width, **linear)
-        self.time_in = Embedder(TIME_CHANNELS, width, **factory)
-        self.vector_in = Embedder(config.vec_in_dim, width, **factory) if config.vec_in_dim else None
-        self.guidance_in = Embedder(TIME_CHANNELS, width, **factory) if config.guidance_embed else None
-        self.double_blocks = nn.ModuleList(DoubleBlock(config, **factory) for _ in range(config.depth))
+        self.time_in = FluxEmbedder(TIME_CHANNELS, width, **factory)
+        self.vector_in = FluxEmbedder(config.vec_in_dim, width, **factory) if config.vec_in_dim else None
+        self.guidance_in = FluxEmbedder(TIME_CHANNELS, width, **factory) if config.guidance_embed else None
+        self.double_blocks = nn.ModuleList(FluxDoubleBlock(config, **factory) for _ in range(config.depth))
         self.single_blocks = nn.ModuleList(
-            SingleBlock(config, **factory) for _ in range(config.depth_single_blocks)
+            FluxSingleBlock(config, **factory) for _ in range(config.depth_single_blocks)
         )
-        self.final_layer = FinalLayer(width, config.token_channels, **factory)
+        self.final_layer = FluxFinalLayer(width, config.token_channels, **factory)
 
     def forward(
         self,
@@ -147,7 +147,7 @@ class Flux(nn.Module):
         grids = [(each.shape[-2] // patch, each.shape[-1] // patch) for each in latents]
         count = grids[0][0] * grids[0][1]
 
-        img = self.img_in(torch.cat([to_tokens(each, patch) for each in latents], dim=1))
+        img = self.img_in(torch.cat([patchify(each, patch) for each in latents], dim=1))
         ids = image_ids([each.shape[-2:] for each in (x, *references)], patch).to(x.device)
         if extra is not None:
             img, ids = torch.cat((img, extra.tokens.to(img)), dim=1), torch.cat((ids, extra.ids.to(ids)))
@@ -163,7 +163,7 @@ class Flux(nn.Module):
             joint = run(block, joint, vec, table, attend)
         img = joint[:, txt.shape[1] :]
 
-        out = to_latent(self.final_layer(img[:, :count], vec), grids[0], patch)
+        out = unpatchify(self.final_layer(img[:, :count], vec), grids[0], patch)
         rows = None if extra is None else img[:, -extra.tokens.shape[1] :]
         return Prediction(out[..., : size[0], : size[1]], rows)
 
@@ -180,7 +180,7 @@ class Flux(nn.Module):
         return vec
 
 
-class DoubleBlock(nn.Module):
+class FluxDoubleBlock(nn.Module):
     """Image and text stream with weights of their own, and one attention over both."""
 
     def __init__(self, config: FluxConfig, *, operations=torch.nn, device=None, dtype=None):
@@ -188,9 +188,9 @@ class DoubleBlock(nn.Module):
         factory = {"operations": operations, "device": device, "dtype": dtype}
         width, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
         for name in ("img", "txt"):
-            self.add_module(f"{name}_mod", Modulation(width, 6, **factory))
-            self.add_module(f"{name}_attn", StreamAttention(width, config.num_heads, **factory))
-            self.add_module(f"{name}_mlp", mlp(width, hidden, **factory))
+            self.add_module(f"{name}_mod", FluxModulation(width, 6, **factory))
+            self.add_module(f"{name}_attn", FluxAttention(width, config.num_heads, **factory))
+            self.add_module(f"{name}_mlp", flux_mlp(width, hidden, **factory))
 
     def forward(
         self, img: Tensor, txt: Tensor, vec: Tensor, table: RotaryTable, attend: Attend
@@ -209,7 +209,7 @@ class DoubleBlock(nn.Module):
         return img, txt
 
 
-class SingleBlock(nn.Module):
+class FluxSingleBlock(nn.Module):
     """Attention and MLP side by side from one norm: x += gate * linear2([attention | mlp])."""
 
     def __init__(self, config: FluxConfig, *, operations=torch.nn, device=None, dtype=None):
@@ -218,8 +218,8 @@ class SingleBlock(nn.Module):
         self.num_heads, self.widths = config.num_heads, (3 * width, hidden)
         self.linear1 = operations.Linear(width, 3 * width + hidden, device=device, dtype=dtype)
         self.linear2 = operations.Linear(width + hidden, width, device=device, dtype=dtype)
-        self.norm = QKNorm(config.head_dim, device=device, dtype=dtype)
-        self.modulation = Modulation(width, 3, operations=operations, device=device, dtype=dtype)
+        self.norm = FluxNorm(config.head_dim, device=device, dtype=dtype)
+        self.modulation = FluxModulation(width, 3, operations=operations, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, vec: Tensor, table: RotaryTable, attend: Attend) -> Tensor:
         shift, scale, gate = self.modulation(vec)
@@ -231,14 +231,14 @@ class SingleBlock(nn.Module):
         return torch.addcmul(x, gate, out)
 
 
-class StreamAttention(nn.Module):
+class FluxAttention(nn.Module):
     """The weights of one stream in the joint attention."""
 
     def __init__(self, width: int, num_heads: int, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = operations.Linear(width, 3 * width, device=device, dtype=dtype)
-        self.norm = QKNorm(width // num_heads, device=device, dtype=dtype)
+        self.norm = FluxNorm(width // num_heads, device=device, dtype=dtype)
         self.proj = operations.Linear(width, width, device=device, dtype=dtype)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,19 +247,19 @@ class StreamAttention(nn.Module):
         return *self.norm(q, k), v
 
 
-class QKNorm(nn.Module):
+class FluxNorm(nn.Module):
     """RMS norms of queries and keys over the head width."""
 
     def __init__(self, dim: int, *, device=None, dtype=None):
         super().__init__()
-        self.query_norm = RMSScale(dim, device=device, dtype=dtype)
-        self.key_norm = RMSScale(dim, device=device, dtype=dtype)
+        self.query_norm = FluxScale(dim, device=device, dtype=dtype)
+        self.key_norm = FluxScale(dim, device=device, dtype=dtype)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return self.query_norm(q), self.key_norm(k)
 
 
-class RMSScale(nn.Module):
+class FluxScale(nn.Module):
     """x / rms(x) in float32, back to x's dtype, times a learned scale."""
 
     def __init__(self, dim: int, *, device=None, dtype=None):
@@ -270,7 +270,7 @@ class RMSScale(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype) * self.scale.to(x)
 
 
-class Modulation(nn.Module):
+class FluxModulation(nn.Module):
     """vec (b, c) -> `count` vectors (b, 1, c): shift, scale and gate, once or twice."""
 
     def __init__(self, width: int, count: int, *, operations=torch.nn, device=None, dtype=None):
@@ -282,7 +282,7 @@ class Modulation(nn.Module):
         return self.lin(F.silu(vec))[:, None].chunk(self.count, dim=-1)
 
 
-class Embedder(nn.Module):
+class FluxEmbedder(nn.Module):
     """Two linear layers with SiLU between: an embedding -> vec."""
 
     def __init__(self, channels: int, width: int, *, operations=torch.nn, device=None, dtype=None):
@@ -294,7 +294,7 @@ class Embedder(nn.Module):
         return self.out_layer(F.silu(self.in_layer(x)))
 
 
-class FinalLayer(nn.Module):
+class FluxFinalLayer(nn.Module):
     """Modulated norm and projection out of the network (shift first, then scale)."""
 
     def __init__(self, width: int, channels: int, *, operations=torch.nn, device=None, dtype=None):
@@ -309,10 +309,12 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(x, shift, 1 + scale))
 
 
-def mlp(width: int, hidden: int, *, operations, device, dtype) -> nn.Sequential:
+def flux_mlp(width: int, hidden: int, *, operations, device, dtype) -> nn.Sequential:
     kwargs = {"device": device, "dtype": dtype}
     return nn.Sequential(
-        operations.Linear(width, hidden, **kwargs), nn.GELU("tanh"), operations.Linear(hidden, width, **kwargs)
+        operations.Linear(width, hidden, **kwargs),
+        nn.GELU("tanh"),
+        operations.Linear(hidden, width, **kwargs),
     )
 
 
@@ -339,7 +341,9 @@ def image_ids(sizes: Sequence[Sequence[int]], patch: int) -> Tensor:
 
 def grid_ids(first: float, grid: tuple[int, int], down: int = 0, across: int = 0) -> Tensor:
     """Ids (h w, 3) float32 of a row-major grid whose first token is at (down, across)."""
-    rows, columns = torch.meshgrid(torch.arange(grid[0]) + down, torch.arange(grid[1]) + across, indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0]) + down, torch.arange(grid[1]) + across, indexing="ij"
+    )
     ids = torch.stack((torch.full_like(rows, int(first)), rows, columns), dim=-1)
     return rearrange(ids, "h w axes -> (h w) axes").float()
 
@@ -350,11 +354,11 @@ def pad_to_patch(latent: Tensor, patch: int) -> Tensor:
     return F.pad(latent, (0, across, 0, down), mode="circular") if down or across else latent
 
 
-def to_tokens(latent: Tensor, patch: int) -> Tensor:
+def patchify(latent: Tensor, patch: int) -> Tensor:
     return rearrange(latent, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=patch, pw=patch)
 
 
-def to_latent(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+def unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     return rearrange(
         tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=grid[0], w=grid[1], ph=patch, pw=patch
     )

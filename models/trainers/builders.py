@@ -9,6 +9,7 @@ from ..intrinsic_ldm.training import lora as training_lora
 from ..intrinsic_ldm.training import vae as training_vae
 from ..joyai_edit.training import lora as joyai_lora
 from ..modality_forcing.training import task as training_task
+from ..spatial_diff.training.connector import build_stage
 from ..world.judges import predictor_task, scorer_task
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
 from .modality_forcing import build_tiny_modality_forcing
@@ -29,4 +30,5 @@ BUILDERS: Mapping[str, Builder] = {
     "scorer": scorer_task.build,
     "vggt": build_vggt,
     "tiny_editor": build_tiny_editor,
+    "spatial_diff": build_stage,
 }

@@ -36,7 +36,10 @@ def build_tiny_editor(recipe: Recipe) -> Task:
     check_settings(recipe.data, {"folder": str}, "recipe's data")
     if not recipe.data.get("folder"):
         raise ValueError(
-            "Expected a folder in the recipe's data, got none. Write one with: spatialweave spatial-diff encode"
+            "Expected a folder in the recipe's data, got none. Write one with: spatialweave spatial-diff "
+            "encode"
         )
     keys = (*NEEDS, CELLS)
-    return build_editor(recipe, dataset=FolderDataset(recipe.data["folder"], keys=keys, needs=keys), classes=CELL_CLASSES)
+    return build_editor(
+        recipe, dataset=FolderDataset(recipe.data["folder"], keys=keys, needs=keys), classes=CELL_CLASSES
+    )

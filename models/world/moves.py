@@ -224,7 +224,9 @@ def _say(source: Scene, target: Scene, index: int, goal: Goal, rng: random.Rando
     verb, others = rng.choice(("move", "put", "place")), [_name(source, i, rng) for i in goal.references]
     if goal.relation == "between":
         parameters |= {"relation": "between", "references": list(goal.references)}
-        return Edit(source, target, f"{verb} {name} between {' and '.join(others)}", "move", index, parameters)
+        return Edit(
+            source, target, f"{verb} {name} between {' and '.join(others)}", "move", index, parameters
+        )
     words = RELATION_WORDS[goal.relation]
     if _is_on_side(source, index, goal) and rng.random() < 0.3:
         words = "next to"

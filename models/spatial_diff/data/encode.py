@@ -1,9 +1,9 @@
 """Encodings of triples, computed once before training, in resumable shards.
 
-    OUTPUT/shard-00000.safetensors   `latent` and `reference`, float16 (n, c, h, w): the images as the editor takes
-                                     them; and what the text encoder gives: `tokens` (n, k) ids of the tiny one, or
-                                     `context` (n, k, c) and `pooled` (n, c) in bfloat16
-    OUTPUT/manifest.jsonl            {"shard", "row", "index" of the triple, "mirrored"}
+    OUTPUT/shard-00000.safetensors
+        `latent` and `reference`, float16 (n, c, h, w): the images as the editor takes them
+        `tokens` (n, k), ids of the tiny editor's words; or `context` (n, k, c) and `pooled` (n, c), bfloat16
+    OUTPUT/manifest.jsonl                {"shard", "row", "index" of the triple, "mirrored"}
     OUTPUT/dataset.json, sources.jsonl   the settings, and the source files by content hash
 
 Geometry tokens and depth latents lie in a folder of their own, see `geometry`.
@@ -23,7 +23,7 @@ from torch import Tensor
 from ...core.export.files import write_file
 from ...core.training.shard_sources import Source
 from ...core.training.shard_writer import Summary, write_folder
-from ..instructions import mirror_instruction
+from ..grammar import mirror_instruction
 from .triples import Triple, Triples, list_sources, open_triples, stack_images
 
 FORMAT, VERSION = "spatialweave-edit-encodings", 1
@@ -56,9 +56,10 @@ def encode_triples(
     shard_size: int = 500,
     more: EncodeBatch | None = None,
 ) -> Summary:
-    """Encode the triples of a folder. `mirror`: each also mirrored, with left and right exchanged in its words.
+    """Encode the triples of a folder.
 
-    `more` adds tensors that are not the editor's, computed from the triples.
+    `mirror`: each also mirrored, with left and right exchanged in its words. `more` adds tensors that are
+    not the editor's, computed from the triples.
     """
     triples = open_triples(source)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.text_files import show_path
 from ...core.weights.registry import hash_file
 from ...tiny.weights import CODEC_FILE, load_codec
-from ..instructions import tokenize_instructions
+from ..grammar import tokenize_instructions
 
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 PATCH = 2  # of Flux's latents: images are padded to whole patches
@@ -48,7 +48,7 @@ class KontextEncoders:
                 f"Expected Flux-Kontext in diffusers' form in {show_path(self.base)}, got a folder without "
                 f"{', '.join(missing)}. Give the pipeline's folder."
             )
-        pipeline = find_pipeline_class().from_pretrained(
+        pipeline = find_kontext_class().from_pretrained(
             self.base, transformer=None, torch_dtype=dtype, local_files_only=True
         )
         self.pipeline = pipeline
@@ -72,7 +72,8 @@ class KontextEncoders:
         odd = [side for side in latent.shape[2:] if side % PATCH]
         if odd:
             raise ValueError(
-                f"Expected images of a size that is a multiple of 16, got {tuple(images.shape[2:])}. Give --size."
+                f"Expected images of a size that is a multiple of 16, got {tuple(images.shape[2:])}. Give "
+                "--size."
             )
         return latent.cpu()
 
@@ -83,7 +84,7 @@ class KontextEncoders:
         return {"context": context.to("cpu", torch.bfloat16), "pooled": pooled.to("cpu", torch.bfloat16)}
 
 
-def find_pipeline_class():
+def find_kontext_class():
     """diffusers' class of the pipeline; an error explains what to install."""
     try:
         from diffusers import FluxKontextPipeline

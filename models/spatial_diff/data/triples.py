@@ -1,7 +1,7 @@
 """Triples of reference, instruction and target, from a folder in one of three layouts.
 
-A manifest: `manifest.jsonl` with "image", "target_image" and "instruction" in each line, as `spatialweave world
---kind moves` and `--kind edits` write it, or a user's own.
+A manifest: `manifest.jsonl` with "image", "target_image" and "instruction" in each line, as `spatialweave
+world --kind moves` and `--kind edits` write it, or a user's own.
 
 Three folders of equal file names:
 
@@ -10,8 +10,9 @@ Three folders of equal file names:
     FOLDER/instruction/0001.txt  UTF-8
     FOLDER/depth/0001.png        optional: the target's depth, as for `core.training.data`
 
-OBject-3DIT's: a folder for each edit with `1.png`, `2.png` and `metadata.json`, at any level. Its metadata has no
-sentence: `instruction.txt` beside it is read, where it lies; else the sentence says where the object goes.
+OBject-3DIT's: a folder for each edit with `1.png`, `2.png` and `metadata.json`, at any level. Its metadata
+has no sentence: `instruction.txt` beside it is read, where it lies; else the sentence says where the object
+goes.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def open_triples(folder: str | Path) -> Triples:
         return ThreeDitTriples(folder, edits)
     raise ValueError(
         f"Expected a {MANIFEST}, the folders {', '.join(FOLDERS)}, or OBject-3DIT's folders with "
-        f"{', '.join(THREEDIT)} in {show_path(folder)}, got none of these. Choose a folder of edits, or write "
+        f"{', '.join(THREEDIT)} in {show_path(folder)}, got none of these. Choose a folder of edits, or "
+        "write "
         "one with: spatialweave world --kind moves"
     )
 
@@ -115,11 +117,17 @@ class ManifestTriples:
             if key not in raw and isinstance(entry.get(key), str):
                 raw[key] = open_rgb(self.dataset.folder / entry[key])[0]
             if key not in raw:
-                raise ValueError(f"{self.dataset.where(index)}: Expected {key}, got none. Name it in the line.")
+                raise ValueError(
+                    f"{self.dataset.where(index)}: Expected {key}, got none. Name it in the line."
+                )
         depth = raw.get("target_depth")
         if depth is None and isinstance(entry.get("target_depth"), str):
             depth = read_sample_depth(self.dataset.folder / entry["target_depth"], entry.get("depth_scale"))
-        maps = {key: raw[key] for key in ("segmentation", "target_segmentation") if isinstance(raw.get(key), Tensor)}
+        maps = {
+            key: raw[key]
+            for key in ("segmentation", "target_segmentation")
+            if isinstance(raw.get(key), Tensor)
+        }
         return check_sizes(
             Triple(raw["image"], raw["target_image"], entry["instruction"].strip(), depth, maps, entry),
             self.dataset.where(index),
@@ -142,7 +150,9 @@ class FolderTriples:
         self.folder = folder
         self.names = sorted(path.stem for path in (folder / "instruction").glob("*.txt"))
         if not self.names:
-            raise ValueError(f"Expected .txt files in {show_path(folder / 'instruction')}, got none. Add them.")
+            raise ValueError(
+                f"Expected .txt files in {show_path(folder / 'instruction')}, got none. Add them."
+            )
         for name in self.names:
             for part in FOLDERS[:2]:
                 self.find(part, name)
@@ -170,7 +180,10 @@ class FolderTriples:
     def source(self, index: int) -> Source:
         name = self.names[index]
         paths = [self.find(part, name) for part in FOLDERS[:2]]
-        paths += [self.folder / "instruction" / f"{name}.txt", *sorted((self.folder / "depth").glob(f"{name}.*"))]
+        paths += [
+            self.folder / "instruction" / f"{name}.txt",
+            *sorted((self.folder / "depth").glob(f"{name}.*")),
+        ]
         return Source(name, {path.relative_to(self.folder).as_posix(): path for path in paths})
 
 
@@ -216,7 +229,9 @@ def read_sentence(path: Path) -> str:
     try:
         text = " ".join(path.read_text("utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Expected UTF-8 text in {show_path(path)}, got an error ({error}). Fix it.") from error
+        raise ValueError(
+            f"Expected UTF-8 text in {show_path(path)}, got an error ({error}). Fix it."
+        ) from error
     if not text:
         raise ValueError(f"Expected an instruction in {show_path(path)}, got an empty file. Write one.")
     return text

@@ -22,9 +22,17 @@ from ...core.training.loop import Task
 from ...core.training.recipe import Recipe
 from ...core.training.settings import check_settings, read_settings
 from ...tiny.text import TinyTextEncoder
-from ..editor_files import EDITOR_FILE, TEXT_FILE, load_editor, load_text, new_text_encoder, save_editor, save_text
+from ..editor_files import (
+    EDITOR_FILE,
+    TEXT_FILE,
+    load_editor,
+    load_text,
+    new_text_encoder,
+    save_editor,
+    save_text,
+)
 from ..flux import PRESETS, Flux, FluxConfig
-from ..instructions import tokenize_instructions
+from ..grammar import tokenize_instructions
 from .loss import (
     Batch,
     NoiseLevels,
@@ -32,7 +40,7 @@ from .loss import (
     check_probability,
     choose_attention,
     draw_noisy,
-    velocity_loss,
+    flow_error,
     weigh_changes,
 )
 
@@ -68,7 +76,9 @@ class EditorLoss:
 
     def __post_init__(self) -> None:
         check_probability("caption_dropout", self.caption_dropout)
-        check_not_negative(changed=self.changed, align=self.align, sigma=self.sigma, align_block=self.align_block)
+        check_not_negative(
+            changed=self.changed, align=self.align, sigma=self.sigma, align_block=self.align_block
+        )
 
 
 class TrainedEditor(nn.Module):
@@ -96,7 +106,9 @@ def build_editor(recipe: Recipe, *, dataset: Any, classes: Sequence[int] = ()) -
             init_weights(network, Generator().manual_seed(recipe.seed))
         aligner = None
         if settings.align:
-            aligner = Aligner(config.hidden_size, classes, sample["cells"].shape[-1] // sample["latent"].shape[-1])
+            aligner = Aligner(
+                config.hidden_size, classes, sample["cells"].shape[-1] // sample["latent"].shape[-1]
+            )
     return Task(
         model=TrainedEditor(network, text_encoder, aligner),
         loss=partial(editor_loss, settings=settings, empty=tokenize_instructions([""])[0]),
@@ -108,7 +120,9 @@ def build_editor(recipe: Recipe, *, dataset: Any, classes: Sequence[int] = ()) -
 def find_config(preset: str, changes: Mapping[str, Any]) -> FluxConfig:
     if preset not in PRESETS:
         raise ValueError(f"Expected a preset from {', '.join(PRESETS)}, got {preset!r}. Choose one of these.")
-    return replace(PRESETS[preset], **check_settings(changes, get_type_hints(FluxConfig), "recipe's model.config"))
+    return replace(
+        PRESETS[preset], **check_settings(changes, get_type_hints(FluxConfig), "recipe's model.config")
+    )
 
 
 def check_sample(sample: Mapping[str, Any], config: FluxConfig, settings: EditorLoss) -> None:
@@ -117,13 +131,15 @@ def check_sample(sample: Mapping[str, Any], config: FluxConfig, settings: Editor
     missing = [key for key in needs if key not in sample]
     if missing:
         raise ValueError(
-            f"Expected samples with {', '.join(needs)}, got none of {', '.join(missing)}. Encode the edits with: "
+            f"Expected samples with {', '.join(needs)}, got none of {', '.join(missing)}. Encode the edits "
+            "with: "
             "spatialweave spatial-diff encode"
         )
     if sample["latent"].shape != sample["reference"].shape or len(sample["latent"]) != config.in_channels:
         raise ValueError(
             f"Expected latent and reference of {config.in_channels} channels and one size, got "
-            f"{tuple(sample['latent'].shape)} and {tuple(sample['reference'].shape)}. Encode the edits for this "
+            f"{tuple(sample['latent'].shape)} and {tuple(sample['reference'].shape)}. Encode the edits for "
+            "this "
             "network."
         )
     if settings.align and settings.align_block >= config.depth_single_blocks:
@@ -159,16 +175,18 @@ def editor_loss(
         out = model.network(
             x, t, context, [batch["reference"].float()], attend=choose_attention(x.device)
         ).velocity
-    terms = {"velocity": velocity_loss(out, expected, weigh_changes(batch, settings.changed))}
+    terms = {"velocity": flow_error(out, expected, weigh_changes(batch, settings.changed))}
     if model.aligner is not None:
         text, count = context.shape[1], x.shape[-2] * x.shape[-1] // model.network.config.patch_size**2
         rows = activations[0][:, text : text + count]
         terms["align"] = settings.align * model.aligner(rows, batch["cells"])
     loss, logs = sum_terms(terms)
-    return loss, logs | {"plain": velocity_loss(out.detach(), expected)}
+    return loss, logs | {"plain": flow_error(out.detach(), expected)}
 
 
-def export_editor(folder: Path, state: Mapping[str, Tensor], *, config: FluxConfig, dtype: torch.dtype) -> None:
+def export_editor(
+    folder: Path, state: Mapping[str, Tensor], *, config: FluxConfig, dtype: torch.dtype
+) -> None:
     """Write the averaged weights as they ship: the network, and its text encoder."""
     parts = {
         part: {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}

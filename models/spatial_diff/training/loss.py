@@ -1,7 +1,7 @@
-"""The losses of SpatialDiff's training: the velocity of the target, and what helps a small network to learn it.
+"""The losses of SpatialDiff's training: the error of the velocity, and how a batch is noised and weighted.
 
-Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. Every draw comes from the
-generator given, on the CPU.
+Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. Every draw comes from
+the generator given, on the CPU.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def draw_noisy(batch: Batch, levels: NoiseLevels, generator: Generator) -> tuple
     return add_noise(latent, noise, t), t, noise - latent
 
 
-def velocity_loss(velocity: Tensor, expected: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+def flow_error(velocity: Tensor, expected: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Mean squared error; `weight` broadcasts, and has a mean of 1."""
     return (weight * (velocity.float() - expected).square()).mean()
 

@@ -15,8 +15,8 @@
         depth (16 bits, metres = value * depth_scale, 0 = sky)
 
 With `kind="edits"` (of `world.edits`) and `kind="moves"` (of `world.moves`) a sample also has the scene after
-the edit, under the same names with the prefix `target_`. Its manifest line has "instruction", "kind", "object"
-(index in "objects", null for camera edits) and "parameters".
+the edit, under the same names with the prefix `target_`. Its manifest line has "instruction", "kind",
+"object" (index in "objects", null for camera edits) and "parameters".
 
 Captions are `caption(scene, random.Random(f"{split}/{seed}/{index}/{k}"))` for k = 0 ... 3; "caption" is the
 first. `core.training.data.FolderDataset` reads both layouts.

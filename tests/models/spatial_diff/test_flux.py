@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from spatialweave.models.spatial_diff import flux
 from spatialweave.models.spatial_diff.flux import ExtraTokens, Flux, FluxConfig
 
@@ -63,7 +64,12 @@ def test_flux_equals_comfyui(comfyui, tmp_path, config, references):
     given = make_inputs(config, (7, 8), references)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     save_file(given, tmp_path / "inputs.safetensors")
-    command = [sys.executable, str(Path(__file__).with_name("flux_inside_core.py")), str(comfyui), str(tmp_path)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("flux_inside_core.py")),
+        str(comfyui),
+        str(tmp_path),
+    ]
     subprocess.run(command, input=json.dumps(config.for_core()), text=True, check=True, timeout=300)
     expected = load_file(tmp_path / "output.safetensors")["velocity"]
     torch.testing.assert_close(run_ours(network, given).velocity, expected, rtol=0, atol=1e-5)
@@ -93,7 +99,11 @@ def as_diffusers(network):
         for theirs_, ours in zip(names, ("query_norm", "key_norm"), strict=True):
             named[f"{new}.{theirs_}.weight"] = state[f"{old}.norm.{ours}.scale"]
 
-    embedders = {"timestep_embedder": "time_in", "guidance_embedder": "guidance_in", "text_embedder": "vector_in"}
+    embedders = {
+        "timestep_embedder": "time_in",
+        "guidance_embedder": "guidance_in",
+        "text_embedder": "vector_in",
+    }
     for new, old in embedders.items():
         put(f"time_text_embed.{new}.linear_1", f"{old}.in_layer")
         put(f"time_text_embed.{new}.linear_2", f"{old}.out_layer")
@@ -155,7 +165,9 @@ def test_flux_equals_diffusers(references):
             packed, given["context"], given["pooled"], given["t"], ids, torch.zeros(5, 3), given["guidance"],
             return_dict=False,
         )[0][:, :count]  # fmt: skip
-    expected = out.unflatten(1, (3, 4)).unflatten(3, (16, 2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(2, 16, 6, 8)
+    expected = (
+        out.unflatten(1, (3, 4)).unflatten(3, (16, 2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(2, 16, 6, 8)
+    )
     torch.testing.assert_close(run_ours(network, given).velocity, expected, rtol=0, atol=1e-5)
 
 

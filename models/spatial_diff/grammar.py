@@ -75,11 +75,12 @@ def explain_instruction(text: str) -> str | None:
     unknown = list(dict.fromkeys(word for word in words if word not in VOCABULARY))
     if unknown:
         near = {word: difflib.get_close_matches(word, VOCABULARY, 1, 0.6) for word in unknown}
-        named = ", ".join(f"{word!r}" + (f" (nearest: {near[word][0]!r})" if near[word] else "") for word in unknown)
+        named = ", ".join(
+            f"{word!r}" + (f" (nearest: {near[word][0]!r})" if near[word] else "") for word in unknown
+        )
         return f"Expected the tiny editor's words, {', '.join(VOCABULARY)}; got {named}. Use those words."
     if len(words) > WORDS:
         return f"Expected at most {WORDS} words, got {len(words)}. Shorten the instruction."
     if not find_objects(text):
         return f"Expected an instruction that names an object, got {text!r}. Name one, as in: the red ball."
     return None
-
