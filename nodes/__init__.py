@@ -28,6 +28,7 @@ from .modality_forcing_latents import (
     SaveJointLatent,
     SplitJointLatent,
 )
+from .spatial_diff import AddGeometryTokens, LoadGeometryConnector, MoveObjectInstruction
 from .vggt import LoadExampleViews, LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
@@ -46,5 +47,6 @@ class Extension(ComfyExtension):
         joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
         several += [LoadExampleViews]
-        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
+        moves = [LoadGeometryConnector, AddGeometryTokens, MoveObjectInstruction]
+        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several, *moves]
         return [with_net(node) for node in nodes]

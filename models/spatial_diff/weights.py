@@ -89,7 +89,7 @@ def check_header(
         )
     config = find_config(header, what)
     shapes = {name: shape for name, shape in header.shapes.items() if not name.startswith(HEAD)}
-    check_fit(network_shapes(config), shapes, f"{what}, a {KIND},")
+    check_fit(network_shapes(config), shapes, f"{what}, a {KIND}")
     odd = [name for name in header.shapes if header.dtypes[name] not in PRECISIONS]
     if odd:
         raise WeightsError(

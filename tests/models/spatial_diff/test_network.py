@@ -13,7 +13,12 @@ from safetensors.torch import load_file, save_file
 from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.spatial_diff.config import PRESETS, ConnectorConfig, find_preset
 from spatialweave.models.spatial_diff.network import GeometryConnector, LatentDepthHead
-from spatialweave.models.spatial_diff.weights import load_connector, load_depth_head, network_shapes, save_connector
+from spatialweave.models.spatial_diff.weights import (
+    load_connector,
+    load_depth_head,
+    network_shapes,
+    save_connector,
+)
 
 SMALL = ConnectorConfig(
     geometry_width=20, width=24, grid=(2, 3), layers=2, heads=2, head_width=5, mlp_ratio=2.0, depth_channels=3
@@ -64,7 +69,9 @@ def test_the_connector_is_cross_attention_of_its_queries():
     state = {name: value.double().numpy() for name, value in network.state_dict().items()}
     out = network(tokens)
     assert out.shape == (3, 6, 24)
-    np.testing.assert_allclose(out.numpy(), connector_by_numpy(tokens.double().numpy(), state, SMALL), atol=2e-5)
+    np.testing.assert_allclose(
+        out.numpy(), connector_by_numpy(tokens.double().numpy(), state, SMALL), atol=2e-5
+    )
 
 
 def test_the_order_of_geometry_tokens_and_the_batch_do_not_matter():
@@ -117,14 +124,18 @@ def test_a_file_gives_back_the_connector_and_its_head(tmp_path):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert metadata["license"] == "mine"
-    assert {"base": "flux", "first_axis": 2.0, "width": 24, "grid": [2, 3]}.items() <= json.loads(metadata["config"]).items()
+    assert {"base": "flux", "first_axis": 2.0, "width": 24, "grid": [2, 3]}.items() <= json.loads(
+        metadata["config"]
+    ).items()
 
 
 def test_a_connector_alone_has_no_head_and_may_be_cast(tmp_path):
     path = save_connector(tmp_path / "c.safetensors", random_connector(), dtype=torch.bfloat16)
     assert load_depth_head(path) is None
     assert {value.dtype for value in load_connector(path).parameters()} == {torch.bfloat16}
-    assert {value.dtype for value in load_connector(path, dtype=torch.float32).parameters()} == {torch.float32}
+    assert {value.dtype for value in load_connector(path, dtype=torch.float32).parameters()} == {
+        torch.float32
+    }
 
 
 def spoil(path, change):
@@ -139,7 +150,7 @@ def spoil(path, change):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda s, m: m.update(spatialweave="VGGT network"), ("Expected a SpatialDiff geometry connector", "VGGT")),
+        (lambda s, m: m.update(spatialweave="VGGT network"), ("Expected a SpatialDiff geometry", "VGGT")),
         (lambda s, m: m.pop("config"), ("configuration", "metadata", "got none")),
         (lambda s, m: m.update(config="{"), ("sound configuration", "faulty")),
         (lambda s, m: m.update(config='{"base": "sd15"}'), ("base flux or flux2", "sd15")),
@@ -148,7 +159,7 @@ def spoil(path, change):
         (lambda s, m: s.update(queries=torch.zeros(5, 24)), ("of another shape", "(5, 24)", "(6, 24)")),
         (lambda s, m: s.update(more=torch.zeros(2)), ("1 tensors unknown", "more")),
         (lambda s, m: s["layers.1.to_q.weight"].fill_(torch.nan), ("finite", "layers.1.to_q.weight")),
-        (lambda s, m: s.update(queries=torch.zeros(6, 24, dtype=torch.int8)), ("queries", "I8", "not quantized")),
+        (lambda s, m: s.update(queries=torch.zeros(6, 24, dtype=torch.int8)), ("queries", "I8", "quantized")),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named(tmp_path, change, words):
