@@ -15,6 +15,7 @@ from .benchmark import add_benchmark
 from .convert import add_convert
 from .demo import add_demo
 from .doctor import add_doctor
+from .edit import add_edit
 from .evaluate import add_evaluate
 from .help_texts import Formatter, epilog
 from .intrinsics import add_intrinsics
@@ -61,6 +62,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "demo",
         "Generate an image and its depth with the tiny model that ships in the pack, and write every format.",
         add_demo,
+    ),
+    (
+        "edit",
+        "Move an object of an image as an instruction says, with the tiny editor that ships in the pack.",
+        add_edit,
     ),
     (
         "reconstruct",

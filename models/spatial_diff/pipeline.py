@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..core.padding import crop_to, pad_to
 from ..core.pictures import read_pictures
-from ..core.protocols import ImageCodec, OnStep, TextEncoder
+from ..core.protocols import ImageCodec, OnStep
+from ..tiny.text import TinyTextEncoder
 from ..vggt.pipeline import VggtPipeline
 from .editor_files import EDITOR_FILE, TEXT_FILE, load_editor, load_text
 from .flux import PRESETS, ExtraTokens, Flux, image_ids
-from .grammar import explain_instruction
+from .grammar import explain_instruction, tokenize_instructions
 from .lora import merge_lora
 from .network import GeometryConnector
 from .sampling import draw_latent_noise, guide_velocity, make_times, sample
@@ -51,6 +52,27 @@ class Result:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The files of a tiny system; the editor alone edits, LoRA and connector join it."""
+
+    editor: Path
+    text: Path
+    lora: Path | None = None
+    connector: Path | None = None
+
+    @classmethod
+    def of_folder(cls, folder: str | os.PathLike) -> Parts:
+        """The files of a folder under their shipped names. ValueError if the editor is not there."""
+        paths = [Path(folder) / file.name for file in (EDITOR_FILE, TEXT_FILE, LORA_FILE, CONNECTOR_FILE)]
+        for path in paths[:2]:
+            if not path.is_file():
+                raise ValueError(
+                    f"Expected {path.name} in {folder}, got none. Give the folder of a tiny editor."
+                )
+        return cls(*paths[:2], *(path if path.is_file() else None for path in paths[2:]))
+
+
 class SpatialDiffPipeline:
     """An editor with its codec and text encoder; with a connector, geometry tokens join its sequence."""
 
@@ -58,7 +80,7 @@ class SpatialDiffPipeline:
         self,
         editor: Flux,
         codec: ImageCodec,
-        text_encoder: TextEncoder,
+        text_encoder: TinyTextEncoder,
         *,
         connector: GeometryConnector | None = None,
         geometry: VggtPipeline | None = None,
@@ -82,13 +104,10 @@ class SpatialDiffPipeline:
         weights: str | os.PathLike | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        lora: bool = True,
-        tokens: bool = True,
     ):
-        """The tiny editor with its shipped files, or those of a run's output folder `weights`.
+        """The tiny editor with its shipped files, or with those of the folder `weights`.
 
-        `lora` and `tokens` leave out those parts, as the ladder of the evidence does. ValueError for presets
-        that ship no weights.
+        ValueError for presets that ship no weights.
         """
         if name != "tiny":
             known = ", ".join(PRESETS)
@@ -97,20 +116,24 @@ class SpatialDiffPipeline:
                 "Use the "
                 "nodes in ComfyUI for Flux-Kontext."
             )
+        return cls.from_parts(Parts.of_folder(weights or EDITOR_FILE.parent), device=device, dtype=dtype)
+
+    @classmethod
+    def from_parts(
+        cls, parts: Parts, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ):
+        """The tiny editor from its files."""
         from ..tiny.weights import load_codec  # late: the pipeline takes any codec
 
-        def find(file: Path) -> Path:
-            return Path(weights) / file.name if weights else file
-
-        editor = load_editor(find(EDITOR_FILE), config=PRESETS["tiny"], device=device, dtype=dtype)
-        text = load_text(find(TEXT_FILE), PRESETS["tiny"].context_in_dim, device=device).train(False)
-        if lora and find(LORA_FILE).is_file():
-            merge_lora(editor, find(LORA_FILE))
-        parts: dict[str, Any] = {}
-        if tokens and find(CONNECTOR_FILE).is_file():
-            connector = load_connector(find(CONNECTOR_FILE), device=device, dtype=torch.float32).train(False)
-            parts = {"connector": connector, "geometry": VggtPipeline.from_preset("tiny", device=device)}
-        return cls(editor, load_codec(device=device).train(False), text, **parts)
+        editor = load_editor(parts.editor, config=PRESETS["tiny"], device=device, dtype=dtype)
+        text = load_text(parts.text, PRESETS["tiny"].context_in_dim, device=device).train(False)
+        if parts.lora:
+            merge_lora(editor, parts.lora)
+        geometry: dict[str, Any] = {}
+        if parts.connector:
+            connector = load_connector(parts.connector, device=device, dtype=torch.float32).train(False)
+            geometry = {"connector": connector, "geometry": VggtPipeline.from_preset("tiny", device=device)}
+        return cls(editor, load_codec(device=device).train(False), text, **geometry)
 
     @torch.no_grad()
     def __call__(
@@ -141,8 +164,11 @@ class SpatialDiffPipeline:
 
         steps = self.defaults.steps if steps is None else steps
         scale = self.defaults.guidance if guidance is None else guidance
+        extra = self.geometry_tokens(rgb, reference)
         predict = guide_velocity(
-            self.predictor(prompts, reference, rgb), self.predictor([""] * len(rgb), reference, rgb), scale
+            self.predictor(prompts, reference, extra),
+            self.predictor([""] * len(rgb), reference, extra),
+            scale,
         )
         noise = draw_latent_noise(seed, tuple(reference.shape)).to(self.device)
         latent = sample(predict, noise, make_times(steps, mu=self.defaults.mu), on_step=on_step)
@@ -150,10 +176,10 @@ class SpatialDiffPipeline:
         notes = pictures.notes + (() if size == padded else (describe_padding(size, padded),))
         return Result(out, latent, notes, seed, time.perf_counter() - started)
 
-    def predictor(self, prompts: Sequence[str], reference: Tensor, rgb: Tensor):
+    def predictor(self, prompts: Sequence[str], reference: Tensor, extra: ExtraTokens | None):
         """The velocity of a noisy latent, with these instructions and references."""
-        context = self.text_encoder.encode(list(prompts)).to(self.device, torch.float32)
-        dtype, extra = self.editor.img_in.weight.dtype, self.geometry_tokens(rgb, reference)
+        ids = tokenize_instructions(list(prompts)).to(self.device)
+        context, dtype = self.text_encoder(ids).float(), self.editor.img_in.weight.dtype
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             out = self.editor(x.to(dtype), t, context.to(dtype), [reference.to(dtype)], extra=extra)

@@ -56,24 +56,94 @@ def run_ours(network, given, **options):
     return network(given["x"], given["t"], given["context"], references, **rest, **options)
 
 
+CONFIGS = {"released": RELEASED, "tiny": TINY}
+
+
+def name_case(config, references):
+    return f"{config}-{len(references)}-{'-'.join(f'{h}x{w}' for h, w in references)}"
+
+
+@pytest.fixture(scope="module")
+def core_outputs(comfyui, tmp_path_factory):
+    """The folder with a case, and core's output, for each configuration and set of references."""
+    folder = tmp_path_factory.mktemp("core")
+    for name, config in CONFIGS.items():
+        for references in SIZES:
+            case = folder / name_case(name, references)
+            case.mkdir()
+            save_file(make_network(config).state_dict(), case / "weights.safetensors")
+            save_file(make_inputs(config, (7, 8), references), case / "inputs.safetensors")
+            (case / "params.json").write_text(json.dumps(config.for_core()))
+    script = Path(__file__).with_name("flux_inside_core.py")
+    subprocess.run([sys.executable, str(script), str(comfyui), str(folder)], check=True, timeout=600)
+    return folder
+
+
 @pytest.mark.comfyui
 @pytest.mark.parametrize("references", SIZES, ids=lambda sizes: f"{len(sizes)} references {sizes}")
-@pytest.mark.parametrize("config", [RELEASED, TINY], ids=["released", "tiny"])
-def test_flux_equals_comfyui(comfyui, tmp_path, config, references):
-    network = make_network(config)
-    given = make_inputs(config, (7, 8), references)
-    save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    save_file(given, tmp_path / "inputs.safetensors")
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("flux_inside_core.py")),
-        str(comfyui),
-        str(tmp_path),
-    ]
-    subprocess.run(command, input=json.dumps(config.for_core()), text=True, check=True, timeout=300)
-    expected = load_file(tmp_path / "output.safetensors")["velocity"]
-    torch.testing.assert_close(run_ours(network, given).velocity, expected, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_flux_equals_comfyui(core_outputs, config, references):
+    case = core_outputs / name_case(config, references)
+    expected = load_file(case / "output.safetensors")["velocity"]
+    ours = run_ours(make_network(CONFIGS[config]), load_file(case / "inputs.safetensors")).velocity
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.1
+
+
+THIRDS = (("to_q", "add_q_proj"), ("to_k", "add_k_proj"), ("to_v", "add_v_proj"))
+
+
+class Renamed(dict):
+    """Tensors under diffusers' names, taken from a state dict of BFL's."""
+
+    def __init__(self, state, config):
+        self.state, self.width = state, config.hidden_size
+        for new, old in {
+            "timestep_embedder": "time_in", "guidance_embedder": "guidance_in", "text_embedder": "vector_in",
+        }.items():  # fmt: skip
+            self.put(f"time_text_embed.{new}.linear_1", f"{old}.in_layer")
+            self.put(f"time_text_embed.{new}.linear_2", f"{old}.out_layer")
+        for new, old in {"x_embedder": "img_in", "context_embedder": "txt_in"}.items():
+            self.put(new, old)
+        self.put("proj_out", "final_layer.linear")
+        for part in ("weight", "bias"):
+            shift, scale = state[f"final_layer.adaLN_modulation.1.{part}"].chunk(2)
+            self[f"norm_out.linear.{part}"] = torch.cat((scale, shift))
+        for i in range(config.depth):
+            self.put_double(f"transformer_blocks.{i}", f"double_blocks.{i}")
+        for i in range(config.depth_single_blocks):
+            self.put_single(f"single_transformer_blocks.{i}", f"single_blocks.{i}")
+
+    def put(self, new, old, rows=slice(None)):
+        for part in ("weight", "bias"):
+            self[f"{new}.{part}"] = self.state[f"{old}.{part}"][rows]
+
+    def put_norms(self, new, old, names):
+        for theirs, ours in zip(names, ("query_norm", "key_norm"), strict=True):
+            self[f"{new}.{theirs}.weight"] = self.state[f"{old}.norm.{ours}.scale"]
+
+    def put_double(self, new, old):
+        self.put(f"{new}.norm1.linear", f"{old}.img_mod.lin")
+        self.put(f"{new}.norm1_context.linear", f"{old}.txt_mod.lin")
+        for i, (img, txt) in enumerate(THIRDS):
+            rows = slice(i * self.width, (i + 1) * self.width)
+            self.put(f"{new}.attn.{img}", f"{old}.img_attn.qkv", rows)
+            self.put(f"{new}.attn.{txt}", f"{old}.txt_attn.qkv", rows)
+        self.put_norms(f"{new}.attn", f"{old}.img_attn", ("norm_q", "norm_k"))
+        self.put_norms(f"{new}.attn", f"{old}.txt_attn", ("norm_added_q", "norm_added_k"))
+        self.put(f"{new}.attn.to_out.0", f"{old}.img_attn.proj")
+        self.put(f"{new}.attn.to_add_out", f"{old}.txt_attn.proj")
+        for theirs, ours in (("ff", "img_mlp"), ("ff_context", "txt_mlp")):
+            self.put(f"{new}.{theirs}.net.0.proj", f"{old}.{ours}.0")
+            self.put(f"{new}.{theirs}.net.2", f"{old}.{ours}.2")
+
+    def put_single(self, new, old):
+        self.put(f"{new}.norm.linear", f"{old}.modulation.lin")
+        for i, (name, _) in enumerate(THIRDS):
+            self.put(f"{new}.attn.{name}", f"{old}.linear1", slice(i * self.width, (i + 1) * self.width))
+        self.put(f"{new}.proj_mlp", f"{old}.linear1", slice(3 * self.width, None))
+        self.put(f"{new}.proj_out", f"{old}.linear2")
+        self.put_norms(f"{new}.attn", old, ("norm_q", "norm_k"))
 
 
 def as_diffusers(network):
@@ -87,56 +157,7 @@ def as_diffusers(network):
         pooled_projection_dim=config.vec_in_dim, guidance_embeds=config.guidance_embed,
         axes_dims_rope=config.axes_dim,
     ).train(False)  # fmt: skip
-    state, width = network.state_dict(), config.hidden_size
-    named = {}
-
-    def put(new, old, rows=slice(None)):
-        for part in ("weight", "bias"):
-            if f"{old}.{part}" in state:
-                named[f"{new}.{part}"] = state[f"{old}.{part}"][rows]
-
-    def put_norms(new, old, names):
-        for theirs_, ours in zip(names, ("query_norm", "key_norm"), strict=True):
-            named[f"{new}.{theirs_}.weight"] = state[f"{old}.norm.{ours}.scale"]
-
-    embedders = {
-        "timestep_embedder": "time_in",
-        "guidance_embedder": "guidance_in",
-        "text_embedder": "vector_in",
-    }
-    for new, old in embedders.items():
-        put(f"time_text_embed.{new}.linear_1", f"{old}.in_layer")
-        put(f"time_text_embed.{new}.linear_2", f"{old}.out_layer")
-    put("x_embedder", "img_in")
-    put("context_embedder", "txt_in")
-    put("proj_out", "final_layer.linear")
-    for part in ("weight", "bias"):
-        shift, scale = state[f"final_layer.adaLN_modulation.1.{part}"].chunk(2)
-        named[f"norm_out.linear.{part}"] = torch.cat((scale, shift))
-    thirds = [slice(i * width, (i + 1) * width) for i in range(3)]
-    for i in range(config.depth):
-        ours, new = f"double_blocks.{i}", f"transformer_blocks.{i}"
-        put(f"{new}.norm1.linear", f"{ours}.img_mod.lin")
-        put(f"{new}.norm1_context.linear", f"{ours}.txt_mod.lin")
-        for rows, img, txt in zip(thirds, ("to_q", "to_k", "to_v"), ("add_q", "add_k", "add_v"), strict=True):
-            put(f"{new}.attn.{img}", f"{ours}.img_attn.qkv", rows)
-            put(f"{new}.attn.{txt}_proj", f"{ours}.txt_attn.qkv", rows)
-        put_norms(f"{new}.attn", f"{ours}.img_attn", ("norm_q", "norm_k"))
-        put_norms(f"{new}.attn", f"{ours}.txt_attn", ("norm_added_q", "norm_added_k"))
-        put(f"{new}.attn.to_out.0", f"{ours}.img_attn.proj")
-        put(f"{new}.attn.to_add_out", f"{ours}.txt_attn.proj")
-        for img, txt in (("ff", "img_mlp"), ("ff_context", "txt_mlp")):
-            put(f"{new}.{img}.net.0.proj", f"{ours}.{txt}.0")
-            put(f"{new}.{img}.net.2", f"{ours}.{txt}.2")
-    for i in range(config.depth_single_blocks):
-        ours, new = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
-        put(f"{new}.norm.linear", f"{ours}.modulation.lin")
-        for rows, name in zip(thirds, ("to_q", "to_k", "to_v"), strict=True):
-            put(f"{new}.attn.{name}", f"{ours}.linear1", rows)
-        put(f"{new}.proj_mlp", f"{ours}.linear1", slice(3 * width, None))
-        put(f"{new}.proj_out", f"{ours}.linear2")
-        put_norms(f"{new}.attn", ours, ("norm_q", "norm_k"))
-    theirs.load_state_dict(named)
+    theirs.load_state_dict(Renamed(network.state_dict(), config))
     return theirs
 
 
