@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ..core.evaluation.edit_change import grow_mask
 from ..core.evaluation.edit_check import check_edit
-from ..core.evaluation.edit_verdict import EditRequest, is_at_target
+from ..core.evaluation.edit_object import mask_center
+from ..core.evaluation.edit_verdict import EditRequest
 from ..core.geometry.view import View
 from ..spatial_diff.editor_files import EDITOR_FILE
 from ..spatial_diff.pipeline import CONNECTOR_FILE, LORA_FILE, EditDefaults, Parts, SpatialDiffPipeline
@@ -34,6 +35,8 @@ RUNGS = ("base", "lora", "tokens", "eds", "lds")
 BASELINE = "lora"  # with which the rungs above it are compared
 CEILING = "codec"  # the exact target through the codec: what no editor of these latents can exceed
 _UNTOUCHED = 0.02  # of the colors' range: a pixel that differs less between both renders is outside the edit
+_NEAR, _SHARE = 0.03, 0.3  # of the width, and of the move: the distance to the exact place that still counts
+_DIFFERS, _LEAST_LEFT = 0.1, 12  # of the colors' range; pixels: what can show whether an object left
 _MOST_PSNR = 60.0  # dB, of equal pixels
 
 
@@ -159,23 +162,48 @@ def measure_seed(
 def judge_result(case: Case, image: Tensor, scorer: Scorer) -> dict[str, float]:
     """FIGURES of one edited image (h, w, 3) against the exact edit; NaN where there is nothing to measure.
 
-    hit_rate: the moved object is where the edit puts it, as "Check Edit" decides it, and the scorer sees an
-    object of its shape and color there. position_error: of the object's center, of the image's width. ghost:
-    the object is still at its source. identity: intersection of the object's colors before and after.
-    psnr_outside: against the exact target, of the pixels that the edit does not touch.
+    hit_rate: "Check Edit" finds the object within `reach` of its exact center, and the scorer sees an object
+    of its shape and color there. position_error: between the centers, of the image's width. ghost: see
+    `is_ghost`. identity: intersection of the object's colors before and after. psnr_outside: against the
+    exact target, of the pixels that the edit does not touch.
     """
     index = case.edit.object
     old, new = (frames.segmentation[0] == index + 1 for frames in (case.before, case.target))
     view = View.from_depth(case.before.depth, units="metric", intrinsics=case.before.intrinsics)
-    report = check_edit(case.before.image[0], image, view, EditRequest("move object", new), object_before=old)
-    figures = report.figures
+    report = check_edit(
+        case.before.image[0], image, view, EditRequest("move object", new), object_before=old
+    )
+    error = report.figures.get("target_distance_of_width", math.nan)
     return {
-        "hit_rate": float(is_at_target(figures) and sees_object(case, image, new, scorer)),
-        "position_error": figures.get("target_distance_of_width", math.nan),
-        "ghost": float(figures["original_remained"]),
-        "identity": figures.get("object_consistency", math.nan),
+        "hit_rate": float(error <= reach(old, new) and sees_object(case, image, new, scorer)),
+        "position_error": error,
+        "ghost": is_ghost(case, image, old & ~grow_mask(new, 1)),
+        "identity": report.figures.get("object_consistency", math.nan),
         "psnr_outside": psnr_outside(case, image, old | new),
     }
+
+
+def reach(old: Tensor, new: Tensor) -> float:
+    """How far from its exact center an object still counts as there, of the image's width.
+
+    A share of the move, but never so far that the unmoved object would count.
+    """
+    (x, y), (to_x, to_y) = (mask_center(mask) for mask in (old, new))
+    move = math.hypot(to_x - x, to_y - y) / old.shape[1]
+    return min(max(_NEAR, _SHARE * move), move / 2)
+
+
+def is_ghost(case: Case, image: Tensor, left: Tensor) -> float:
+    """1 if most pixels that the object `left` (h, w) still look as before rather than as the exact target.
+
+    NaN if fewer than _LEAST_LEFT of them differ between both.
+    """
+    before, target = case.before.image[0], case.target.image[0]
+    left = left & ((before - target).abs().amax(-1) > _DIFFERS)
+    if int(left.sum()) < _LEAST_LEFT:
+        return math.nan
+    stays, goes = ((image - each).square().sum(-1)[left] for each in (before, target))
+    return float((stays < goes).float().mean() > 0.5)
 
 
 def sees_object(case: Case, image: Tensor, new: Tensor, scorer: Scorer) -> bool:

@@ -102,16 +102,11 @@ def _failures_of_move(request: EditRequest, figures: Mapping[str, Any]) -> list[
         return failures
     if figures["object_displacement_of_width"] < _MOVED and not figures["original_remained"]:
         failures.append("turned_not_moved" if figures["object_changed"] > _TURNED else "not_moved")
-    elif "target_iou" in figures and not is_at_target(figures):
+    elif "target_iou" in figures and not (
+        figures["target_iou"] >= _HIT or figures["target_distance_of_width"] <= _NEAR
+    ):
         failures.append("wrong_place")
     return failures + _leftovers(figures)
-
-
-def is_at_target(figures: Mapping[str, Any]) -> bool:
-    """Whether a moved object was found where it was to go."""
-    if "target_iou" not in figures:
-        return False
-    return figures["target_iou"] >= _HIT or figures["target_distance_of_width"] <= _NEAR
 
 
 def _failures_of_turn(request: EditRequest, figures: Mapping[str, Any]) -> list[str]:

@@ -51,10 +51,6 @@ from .loss import (
     weigh_changes,
 )
 
-CONNECTOR_FILE, LORA_FILE = (
-    "tiny_connector.safetensors",
-    "tiny_lora.safetensors",
-)  # written to the output folder
 Stage = Literal["connector", "lora"]
 Depth = Literal["none", "latent", "pixels"]
 
@@ -157,7 +153,10 @@ def build_stage(recipe: Recipe) -> Task:
         ),
         dataset=dataset,
         companions=(editor,),
-        export=partial(export_stage, settings=settings, config=parts.connector and parts.connector.config),
+        export=partial(
+            export_stage, settings=settings, config=parts.connector and parts.connector.config,
+            preset=recipe.preset,
+        ),  # fmt: skip
     )
 
 
@@ -357,9 +356,10 @@ def depth_error(latent: Tensor, batch: Batch, editor: FrozenEditor, settings: St
 
 
 def export_stage(
-    folder: Path, state: Mapping[str, Tensor], *, settings: StageSettings, config: ConnectorConfig | None
-) -> None:
-    """Write the connector with its head, and the LoRA."""
+    folder: Path, state: Mapping[str, Tensor], *, settings: StageSettings, config: ConnectorConfig | None,
+    preset: str,
+) -> None:  # fmt: skip
+    """Write PRESET_connector.safetensors with its head, and PRESET_lora.safetensors."""
     parts = {
         name: {
             key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")
@@ -373,6 +373,7 @@ def export_stage(
         if parts["head"]:
             head = LatentDepthHead(config, device="meta")
             head.load_state_dict(parts["head"], assign=True)
-        save_connector(folder / CONNECTOR_FILE, connector, head, dtype=dtype)
+        save_connector(folder / f"{preset}_connector.safetensors", connector, head, dtype=dtype)
     if parts["lora"]:
-        save_lora(folder / LORA_FILE, parts["lora"], rank=settings.rank, alpha=settings.alpha, dtype=dtype)
+        facts = {"rank": settings.rank, "alpha": settings.alpha, "dtype": dtype}
+        save_lora(folder / f"{preset}_lora.safetensors", parts["lora"], **facts)

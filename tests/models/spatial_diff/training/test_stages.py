@@ -16,6 +16,7 @@ from spatialweave.models.spatial_diff.training import estimate
 from spatialweave.models.spatial_diff.weights import load_connector, load_depth_head
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
+CONNECTOR_FILE, LORA_FILE = "kontext_connector.safetensors", "kontext_lora.safetensors"
 BUILDERS = {"spatial_diff": stages.build_stage}
 SMALL = FluxConfig(
     context_in_dim=20,
@@ -167,24 +168,24 @@ def test_files_of_a_run_do_what_the_trained_parts_do(small, tmp_path):
     """Connector, head and LoRA read back, the LoRA merged; a second run goes on from them."""
     run_recipe(small(), BUILDERS)
     state = load_file(tmp_path / "run" / "step-00000004" / "model.safetensors")
-    files = {name: tmp_path / "run" / name for name in (stages.CONNECTOR_FILE, stages.LORA_FILE)}
+    files = {name: tmp_path / "run" / name for name in (CONNECTOR_FILE, LORA_FILE)}
     connector, head = (
-        load_connector(files[stages.CONNECTOR_FILE]),
-        load_depth_head(files[stages.CONNECTOR_FILE]),
+        load_connector(files[CONNECTOR_FILE]),
+        load_depth_head(files[CONNECTOR_FILE]),
     )
     for part, module in (("connector", connector), ("head", head)):
         for name, value in module.state_dict().items():
             assert torch.equal(value, state[f"{part}.{name}"])
     merged, plain = (load_editor(small().model["base"]) for _ in range(2))
-    merge_lora(merged, files[stages.LORA_FILE])
+    merge_lora(merged, files[LORA_FILE])
     for path in find_attention_linears(plain):
         key = path.replace(".", "-")
         update = 2.0 * state[f"lora.layers.{key}.up"] @ state[f"lora.layers.{key}.down"]
         expected = plain.get_submodule(path).weight + update
         torch.testing.assert_close(merged.get_submodule(path).weight, expected)
-    assert len(read_lora(files[stages.LORA_FILE])) == len(find_attention_linears(plain)) == 8
+    assert len(read_lora(files[LORA_FILE])) == len(find_attention_linears(plain)) == 8
     second = stages.build_stage(
-        small(model={"weights": str(files[stages.CONNECTOR_FILE]), "lora": str(files[stages.LORA_FILE])})
+        small(model={"weights": str(files[CONNECTOR_FILE]), "lora": str(files[LORA_FILE])})
     )
     for name, value in second.model.state_dict().items():
         torch.testing.assert_close(value, state[name])
@@ -192,7 +193,7 @@ def test_files_of_a_run_do_what_the_trained_parts_do(small, tmp_path):
 
 def test_a_lora_is_stored_under_the_names_that_comfyui_reads(small, tmp_path):
     run_recipe(small(), BUILDERS)
-    stored = load_file(tmp_path / "run" / stages.LORA_FILE)
+    stored = load_file(tmp_path / "run" / LORA_FILE)
     assert stored["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"].shape == (4, 96)
     assert stored["diffusion_model.single_blocks.1.linear1.lora_B.weight"].shape == (3 * 96 + 384, 4)
     assert float(stored["diffusion_model.single_blocks.1.linear2.alpha"]) == 8.0
