@@ -53,7 +53,7 @@ class LadderPlan:
 
 
 @dataclass(frozen=True)
-class Case:
+class MoveCase:
     """One held-out edit with its renders."""
 
     edit: Edit
@@ -111,7 +111,7 @@ def find_rungs(weights: Path | None, runs: Path | None) -> dict[str, Parts]:
     return found
 
 
-def list_cases(plan: LadderPlan) -> list[Case]:
+def list_cases(plan: LadderPlan) -> list[MoveCase]:
     """Held-out edits, equally many of each stratum, rendered."""
     cases = []
     for index, stratum in enumerate(STRATA):
@@ -122,11 +122,11 @@ def list_cases(plan: LadderPlan) -> list[Case]:
             disable=None,
         ):
             before, target = (render([scene], SIZE, SIZE) for scene in (edit.source, edit.target))
-            cases.append(Case(edit, before, target))
+            cases.append(MoveCase(edit, before, target))
     return cases
 
 
-def measure_ceiling(cases: Sequence[Case], scorer: Scorer, device: str) -> list[list[dict[str, float]]]:
+def measure_ceiling(cases: Sequence[MoveCase], scorer: Scorer, device: str) -> list[list[dict[str, float]]]:
     """The figures of the exact targets through the codec, as if of one seed."""
     from ..tiny.weights import load_codec
 
@@ -141,7 +141,7 @@ def measure_ceiling(cases: Sequence[Case], scorer: Scorer, device: str) -> list[
 
 def measure_seed(
     pipeline: SpatialDiffPipeline,
-    cases: Sequence[Case],
+    cases: Sequence[MoveCase],
     plan: LadderPlan,
     seed: int,
     scorer: Scorer,
@@ -159,7 +159,7 @@ def measure_seed(
     return rows
 
 
-def judge_result(case: Case, image: Tensor, scorer: Scorer) -> dict[str, float]:
+def judge_result(case: MoveCase, image: Tensor, scorer: Scorer) -> dict[str, float]:
     """FIGURES of one edited image (h, w, 3) against the exact edit; NaN where there is nothing to measure.
 
     hit_rate: "Check Edit" finds the object within `reach` of its exact center, and the scorer sees an object
@@ -193,7 +193,7 @@ def reach(old: Tensor, new: Tensor) -> float:
     return min(max(_NEAR, _SHARE * move), move / 2)
 
 
-def is_ghost(case: Case, image: Tensor, left: Tensor) -> float:
+def is_ghost(case: MoveCase, image: Tensor, left: Tensor) -> float:
     """1 if most pixels that the object `left` (h, w) still look as before rather than as the exact target.
 
     NaN if fewer than _LEAST_LEFT of them differ between both.
@@ -206,7 +206,7 @@ def is_ghost(case: Case, image: Tensor, left: Tensor) -> float:
     return float((stays < goes).float().mean() > 0.5)
 
 
-def sees_object(case: Case, image: Tensor, new: Tensor, scorer: Scorer) -> bool:
+def sees_object(case: MoveCase, image: Tensor, new: Tensor, scorer: Scorer) -> bool:
     """Whether the scorer sees an object of the moved one's name centered in the target's rectangle."""
     rows, columns = (new.any(dim=dim).nonzero().flatten() for dim in (1, 0))
     height, width = new.shape
@@ -218,7 +218,7 @@ def sees_object(case: Case, image: Tensor, new: Tensor, scorer: Scorer) -> bool:
     return False
 
 
-def psnr_outside(case: Case, image: Tensor, touched: Tensor) -> float:
+def psnr_outside(case: MoveCase, image: Tensor, touched: Tensor) -> float:
     """PSNR in dB over the pixels that are equal in both renders, away from the object's places."""
     same = (case.before.image[0] - case.target.image[0]).abs().amax(-1) < _UNTOUCHED
     outside = same & ~grow_mask(touched, 2)

@@ -72,8 +72,7 @@ def check_named(request: EditImage, seen: Sequence[SeenObject]) -> None:
         if not fits:
             raise ValueError(
                 f"Expected the {named} in {request.image}, got an image that shows {name_objects(seen)}. "
-                "Name an "
-                "object that is there."
+                "Name an object that is there."
             )
 
 

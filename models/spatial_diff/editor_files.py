@@ -79,8 +79,7 @@ def read_editor_config(header: Header, what: str) -> tuple[FluxConfig, str]:
         except (ValueError, TypeError) as error:
             raise WeightsError(
                 f"Expected a sound configuration in the metadata of {what}, got a faulty one ({error}). "
-                "Fetch "
-                "the file again."
+                "Fetch the file again."
             ) from error
     else:
         config = infer_config(shapes, what)

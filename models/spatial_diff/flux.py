@@ -92,7 +92,7 @@ class ExtraTokens(NamedTuple):
     ids: Tensor  # (n, 3) float32
 
 
-class Prediction(NamedTuple):
+class FluxOutput(NamedTuple):
     """The network's output."""
 
     velocity: Tensor  # (b, c, h, w)
@@ -139,7 +139,7 @@ class Flux(nn.Module):
         extra: ExtraTokens | None = None,
         attend: Attend = attend,
         run: RunBlock = run_block,
-    ) -> Prediction:
+    ) -> FluxOutput:
         """x (b, c, h, w), t (b,), context (b, n, c), references (b, c, h', w') each, pooled (b, c), guidance
         (b,)."""
         size, patch = x.shape[-2:], self.config.patch_size
@@ -165,7 +165,7 @@ class Flux(nn.Module):
 
         out = unpatchify(self.final_layer(img[:, :count], vec), grids[0], patch)
         rows = None if extra is None else img[:, -extra.tokens.shape[1] :]
-        return Prediction(out[..., : size[0], : size[1]], rows)
+        return FluxOutput(out[..., : size[0], : size[1]], rows)
 
     def embed_vector(self, t: Tensor, pooled: Tensor | None, guidance: Tensor | None, like: Tensor) -> Tensor:
         """The vector (b, c) that modulates every block."""

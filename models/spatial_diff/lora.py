@@ -25,7 +25,7 @@ PATH = re.compile(rf"(double|single)_blocks\.\d+\.({'|'.join(ATTENTION)})")
 KIND = "LoRA of SpatialDiff"
 
 
-class LowRank(nn.Module):
+class EditorLowRank(nn.Module):
     """x -> scale * up(down(x)); down is random, up starts at 0."""
 
     def __init__(self, inputs: int, outputs: int, rank: int, scale: float, generator: Generator):
@@ -48,7 +48,7 @@ class LowRankLayers(nn.Module):
         sizes = {name: (m.in_features, m.out_features) for name, m in find_attention_linears(network).items()}
         self.layers = nn.ModuleDict(
             {
-                as_key(path): LowRank(inputs, outputs, rank, alpha / rank, generator)
+                as_key(path): EditorLowRank(inputs, outputs, rank, alpha / rank, generator)
                 for path, (inputs, outputs) in sizes.items()
             }
         )
@@ -89,7 +89,7 @@ def save_lora(
     return write_tensors(path, tensors, metadata, kind=KIND)
 
 
-def read_lora(path: str | os.PathLike) -> dict[str, tuple[Tensor, Tensor, float]]:
+def read_editor_lora(path: str | os.PathLike) -> dict[str, tuple[Tensor, Tensor, float]]:
     """By layer: down, up, and the scale. WeightsError says what a wrong file is."""
     header, state = read_header(path), read_tensors(path)
     layers = {}
@@ -102,8 +102,7 @@ def read_lora(path: str | os.PathLike) -> dict[str, tuple[Tensor, Tensor, float]
     if not layers:
         raise WeightsError(
             f"Expected a LoRA with names like {PREFIX}double_blocks.0.img_attn.qkv.lora_A.weight in "
-            f"{path}, got "
-            f"{describe(header)}. Use a LoRA that SpatialDiff's training wrote."
+            f"{path}, got {describe(header)}. Use a LoRA that SpatialDiff's training wrote."
         )
     return layers
 
@@ -111,7 +110,7 @@ def read_lora(path: str | os.PathLike) -> dict[str, tuple[Tensor, Tensor, float]
 @torch.no_grad()
 def merge_lora(network: nn.Module, path: str | os.PathLike, strength: float = 1.0) -> None:
     """Add a LoRA's file to the weights of a network. WeightsError if it is another network's."""
-    for name, (down, up, scale) in read_lora(path).items():
+    for name, (down, up, scale) in read_editor_lora(path).items():
         try:
             weight = network.get_submodule(name).weight
         except AttributeError as error:
@@ -121,7 +120,6 @@ def merge_lora(network: nn.Module, path: str | os.PathLike, strength: float = 1.
         if tuple(weight.shape) != (len(up), down.shape[1]):
             raise WeightsError(
                 f"Expected {name} of {path} for a layer {tuple(weight.shape)}, got "
-                f"{(len(up), down.shape[1])}. "
-                "Use this network's own LoRA."
+                f"{(len(up), down.shape[1])}. Use this network's own LoRA."
             )
         weight += (strength * scale * (up @ down)).to(weight)

@@ -113,8 +113,7 @@ class SpatialDiffPipeline:
             known = ", ".join(PRESETS)
             raise ValueError(
                 f"Expected the preset tiny, which ships with the pack, got {name!r} (presets: {known}). "
-                "Use the "
-                "nodes in ComfyUI for Flux-Kontext."
+                "Use the nodes in ComfyUI for Flux-Kontext."
             )
         return cls.from_parts(Parts.of_folder(weights or EDITOR_FILE.parent), device=device, dtype=dtype)
 
@@ -150,14 +149,14 @@ class SpatialDiffPipeline:
     ) -> Result:
         """Edit a batch: one instruction for all images, or one for each. None takes the default.
 
-        The image keeps its size; `height` and `width` resize it before.
+        The image keeps its size; `height` and `width` resize_pictures it before.
         """
         started = time.perf_counter()
         pictures = read_pictures(image)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rgb, prompts = match_counts(pictures.rgb, prompts)
+        rgb, prompts = match_prompts(pictures.rgb, prompts)
         self.check_prompts(prompts)
-        rgb = resize(rgb, height, width)
+        rgb = resize_pictures(rgb, height, width)
         size = tuple(rgb.shape[1:3])
         padded = tuple(-(-side // STRIDE) * STRIDE for side in size)
         reference = self.codec.encode(pad_to(rgb.movedim(-1, 1) * 2 - 1, padded).to(self.device)).float()
@@ -209,19 +208,18 @@ class SpatialDiffPipeline:
         return self.editor.img_in.weight.device
 
 
-def match_counts(rgb: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[str]]:
+def match_prompts(rgb: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[str]]:
     """Images and instructions of one number; one of either serves all of the other."""
     count = max(len(rgb), len(prompts))
     if len(rgb) not in (1, count) or len(prompts) not in (1, count):
         raise ValueError(
             f"Expected one instruction, or one for each image, got {len(prompts)} for {len(rgb)} images. "
-            "Give "
-            "equal numbers."
+            "Give equal numbers."
         )
     return rgb.expand(count, -1, -1, -1), list(prompts) * (count // len(prompts))
 
 
-def resize(rgb: Tensor, height: int | None, width: int | None) -> Tensor:
+def resize_pictures(rgb: Tensor, height: int | None, width: int | None) -> Tensor:
     """Images (b, h, w, 3) at another size, if one is asked for."""
     size = (height or rgb.shape[1], width or rgb.shape[2])
     if min(size) < STRIDE:
@@ -238,6 +236,5 @@ def resize(rgb: Tensor, height: int | None, width: int | None) -> Tensor:
 def describe_padding(size: tuple[int, ...], padded: tuple[int, ...]) -> str:
     return (
         f"The image of {size[1]} x {size[0]} pixels was padded to {padded[1]} x {padded[0]}, whole latent "
-        "pixels, "
-        "and cropped back."
+        "pixels, and cropped back."
     )

@@ -42,7 +42,7 @@ _POINTS = 64  # samples of a disc
 
 
 @dataclass(frozen=True)
-class Goal:
+class MoveGoal:
     """A position of the moved object, and the way to say it; `metres` from the scene's first position."""
 
     position: tuple[float, float]
@@ -124,8 +124,8 @@ def _sample_group(rng: random.Random, split: Split, stratum: Stratum, max_object
             return [replace(e, parameters={**e.parameters, "stratum": stratum}) for e in kept]
 
 
-def _sample_goals(scene: Scene, index: int, rng: random.Random) -> list[Goal]:
-    goals: list[Goal] = []
+def _sample_goals(scene: Scene, index: int, rng: random.Random) -> list[MoveGoal]:
+    goals: list[MoveGoal] = []
     for _ in range(_TRIES):
         goal = _propose(scene, index, rng)
         known = [scene.objects[index].position, *(each.position for each in goals)]
@@ -136,21 +136,21 @@ def _sample_goals(scene: Scene, index: int, rng: random.Random) -> list[Goal]:
     return goals
 
 
-def _propose(scene: Scene, index: int, rng: random.Random) -> Goal:
+def _propose(scene: Scene, index: int, rng: random.Random) -> MoveGoal:
     others = [i for i in _indices(scene) if i != index]
     x, z = scene.objects[index].position
     if not others or rng.random() < 0.25:
         direction, metres = rng.choice(list(DIRECTIONS)), rng.choice(list(DISTANCES))
         dx, dz = shift_along(scene, direction, metres)
-        return Goal((x + dx, z + dz), direction=direction, metres=metres)
+        return MoveGoal((x + dx, z + dz), direction=direction, metres=metres)
     if len(others) > 1 and rng.random() < 0.3:
         first, second = rng.sample(others, 2)
         (ax, az), (bx, bz) = (scene.objects[i].position for i in (first, second))
         middle = ((ax + bx) / 2, (az + bz) / 2)
-        return Goal(middle, relation="between", references=(first, second))
+        return MoveGoal(middle, relation="between", references=(first, second))
     relation, reference = rng.choice(list(RELATION_WORDS)), rng.choice(others)
     position = position_beside(scene, index, relation, reference)
-    return Goal(position, relation=relation, references=(reference,))
+    return MoveGoal(position, relation=relation, references=(reference,))
 
 
 def shift_along(scene: Scene, direction: str, metres: float) -> tuple[float, float]:
@@ -172,7 +172,7 @@ def position_beside(scene: Scene, index: int, relation: str, reference: int) -> 
     return other.position[0] + length * axis[0], other.position[1] + length * axis[1]
 
 
-def _fits(scene: Scene, index: int, goal: Goal) -> bool:
+def _fits(scene: Scene, index: int, goal: MoveGoal) -> bool:
     """Whether the object can stand there: free, in the room and the image, all objects mostly visible."""
     moved = move_object(scene, index, goal.position)
     item = moved.objects[index]
@@ -194,7 +194,7 @@ def _in_room(scene: Scene, item: SceneObject) -> bool:
     return abs(x) + item.footprint <= half and item.footprint - behind <= z <= front - item.footprint
 
 
-def _connect(scene: Scene, index: int, goals: list[Goal], rng: random.Random) -> Iterator[Edit]:
+def _connect(scene: Scene, index: int, goals: list[MoveGoal], rng: random.Random) -> Iterator[Edit]:
     """The edits between the scene and its goals that can be said.
 
     A relation leads from every other position, a direction from the scene's own and back to it.
@@ -210,7 +210,7 @@ def _connect(scene: Scene, index: int, goals: list[Goal], rng: random.Random) ->
             yield _say(source, target, index, goal, rng)
 
 
-def _say(source: Scene, target: Scene, index: int, goal: Goal, rng: random.Random) -> Edit:
+def _say(source: Scene, target: Scene, index: int, goal: MoveGoal, rng: random.Random) -> Edit:
     """The edit from one scene to the other, which is at the goal."""
     name = _name(source, index, rng)
     (x, z), (tx, tz) = source.objects[index].position, target.objects[index].position
@@ -234,7 +234,7 @@ def _say(source: Scene, target: Scene, index: int, goal: Goal, rng: random.Rando
     return Edit(source, target, f"{verb} {name} {words} {others[0]}", "move", index, parameters)
 
 
-def _is_on_side(scene: Scene, index: int, goal: Goal) -> bool:
+def _is_on_side(scene: Scene, index: int, goal: MoveGoal) -> bool:
     """Whether the object is already on the side of the reference that a goal beside it names."""
     if goal.relation not in ("left of", "right of"):
         return False

@@ -24,7 +24,7 @@ from ...core.export.files import write_file
 from ...core.training.shard_sources import Source
 from ...core.training.shard_writer import Summary, write_folder
 from ..grammar import mirror_instruction
-from .triples import Triple, Triples, list_sources, open_triples, stack_images
+from .triples import Triple, Triples, list_sources, open_triples, stack_edit_images
 
 FORMAT, VERSION = "spatialweave-edit-encodings", 1
 EncodeBatch = Callable[[Sequence[Triple]], dict[str, Tensor]]
@@ -64,17 +64,19 @@ def encode_triples(
     triples = open_triples(source)
 
     def encode(batch: Sequence[Triple]) -> dict[str, Tensor]:
-        pairs = stack_images([image for each in batch for image in (each.reference, each.target)])
+        pairs = stack_edit_images([image for each in batch for image in (each.reference, each.target)])
         latents = encoders.encode_images(pairs).half()
         tensors = {"reference": latents[0::2], "latent": latents[1::2]}
         tensors |= encoders.encode_texts([each.instruction for each in batch])
         return tensors | (more(batch) if more else {})
 
     facts = {"format": FORMAT, "version": VERSION, **encoders.facts(), "mirror": mirror}
-    return write_encodings(triples, output, facts, encode, size=size, mirror=mirror, shard_size=shard_size)
+    return write_edit_encodings(
+        triples, output, facts, encode, size=size, mirror=mirror, shard_size=shard_size
+    )
 
 
-def write_encodings(
+def write_edit_encodings(
     triples: Triples,
     output: str | Path,
     facts: Mapping[str, Any],

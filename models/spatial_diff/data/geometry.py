@@ -21,7 +21,7 @@ from ...core.training.data import FolderDataset
 from ...core.training.shard_writer import Summary
 from ...core.weights.registry import hash_file
 from ...vggt.pipeline import TINY_NETWORK, VggtPipeline
-from .encode import Encoders, write_encodings
+from .encode import Encoders, write_edit_encodings
 from .triples import Triple, open_triples
 
 FORMAT, VERSION = "spatialweave-edit-geometry", 1
@@ -52,7 +52,7 @@ def encode_geometry(
 
     def encode(batch: Sequence[Triple]) -> dict[str, Tensor]:
         tokens = [pipeline.encode(each.reference).tokens for each in batch]
-        depth = [find_depth(each, teacher, pipeline) for each in batch]
+        depth = [find_target_depth(each, teacher, pipeline) for each in batch]
         images = torch.stack([depth_to_image(each) for each in depth])[:, None]
         latents = encoders.encode_images(images.expand(-1, 3, -1, -1))
         tensors = {"geometry": torch.cat(tokens).half(), "depth_latent": latents.half()}
@@ -62,12 +62,12 @@ def encode_geometry(
         "format": FORMAT, "version": VERSION, **encoders.facts(), "teacher": teacher, "pixels": pixels,
         "geometry": hash_file(Path(weights) if weights else TINY_NETWORK), "mirror": mirror,
     }  # fmt: skip
-    return write_encodings(
+    return write_edit_encodings(
         open_triples(source), output, facts, encode, size=size, mirror=mirror, shard_size=shard_size
     )
 
 
-def find_depth(triple: Triple, teacher: Teacher, pipeline: VggtPipeline) -> Tensor:
+def find_target_depth(triple: Triple, teacher: Teacher, pipeline: VggtPipeline) -> Tensor:
     """The target's depth (h, w), larger = farther; 0 or infinite where it is not known."""
     if teacher == "given":
         if triple.depth is None:
@@ -98,8 +98,7 @@ class GuidedEdits(torch.utils.data.Dataset):
         if lacking:
             raise ValueError(
                 f"{edits.where(lacking[0])}: Expected its geometry in {geometry.folder}, got none. Encode "
-                "both from "
-                "one folder, with the same mirror."
+                "both from one folder, with the same mirror."
             )
 
     def __len__(self) -> int:

@@ -91,8 +91,7 @@ def open_triples(folder: str | Path) -> Triples:
     raise ValueError(
         f"Expected a {MANIFEST}, the folders {', '.join(FOLDERS)}, or OBject-3DIT's folders with "
         f"{', '.join(THREEDIT)} in {show_path(folder)}, got none of these. Choose a folder of edits, or "
-        "write "
-        "one with: spatialweave world --kind moves"
+        "write one with: spatialweave world --kind moves"
     )
 
 
@@ -260,6 +259,6 @@ def list_sources(triples: Triples, *, mirror: bool) -> Iterator[Source]:
             )  # fmt: skip
 
 
-def stack_images(images: Sequence[Tensor]) -> Tensor:
+def stack_edit_images(images: Sequence[Tensor]) -> Tensor:
     """uint8 (h, w, 3) each -> (b, 3, h, w) in [-1, 1]."""
     return torch.stack([image.movedim(-1, 0) for image in images]).float() / 127.5 - 1

@@ -35,7 +35,7 @@ from ..data.geometry import GuidedEdits
 from ..editor_files import load_editor, load_text
 from ..flux import ExtraTokens, Flux, image_ids, run_block
 from ..grammar import tokenize_instructions
-from ..lora import LowRankLayers, read_lora, save_lora
+from ..lora import LowRankLayers, read_editor_lora, save_lora
 from ..network import GeometryConnector, LatentDepthHead
 from ..tokens import spread_ids
 from ..weights import load_connector, load_depth_head, save_connector
@@ -87,8 +87,7 @@ class StageSettings:
         if self.stage == "connector" and (not self.tokens or self.lora):
             raise ValueError(
                 "Expected tokens and no lora in the recipe's model for the stage connector, got others. "
-                "Choose the "
-                "stage lora."
+                "Choose the stage lora."
             )
         if self.weights and not self.tokens:
             raise ValueError("Expected no weights of a connector without tokens, got some. Leave them out.")
@@ -139,7 +138,7 @@ def build_stage(recipe: Recipe) -> Task:
     dataset = open_encoded(recipe.data, settings, loss)
     editor = load_frozen(settings, loss)
     parts = make_parts(recipe, settings, loss, editor.network)
-    check_batch(dataset[0], editor.network, parts.connector, settings)
+    check_encoded_sample(dataset[0], editor.network, parts.connector, settings)
     if parts.lora is not None:
         parts.lora.attach(editor.network)
     report_run(recipe, settings, dataset, editor.network, parts)
@@ -195,8 +194,7 @@ def load_frozen(settings: StageSettings, loss: StageLoss) -> FrozenEditor:
     if codec is not None and network.config.in_channels != codec.config.latent_channels:
         raise ValueError(
             "Expected the tiny editor for depth pixels in the recipe's loss, as its codec decodes them, "
-            "got an "
-            f"editor of {network.config.in_channels} channels. Choose latent, the paper's choice."
+            f"got an editor of {network.config.in_channels} channels. Choose latent, the paper's choice."
         )
     return FrozenEditor(network, text, codec)
 
@@ -229,13 +227,12 @@ def fill_lora(lora: LowRankLayers, path: str) -> None:
     """Go on from a LoRA's file, if one is named."""
     if not path:
         return
-    stored = read_lora(path)
+    stored = read_editor_lora(path)
     own = {name.replace("-", "."): layer for name, layer in lora.layers.items()}
     if set(stored) != set(own) or any(len(stored[name][0]) != lora.rank for name in own):
         raise ValueError(
             f"Expected a LoRA of rank {lora.rank} for {len(own)} layers in {path}, got another. Set the "
-            "recipe's "
-            "rank to the file's."
+            "recipe's rank to the file's."
         )
     for name, layer in own.items():
         down, up, scale = stored[name]
@@ -243,7 +240,7 @@ def fill_lora(lora: LowRankLayers, path: str) -> None:
         layer.up.copy_(up * scale / layer.scale)
 
 
-def check_batch(
+def check_encoded_sample(
     sample: Mapping[str, Any], network: Flux, connector: GeometryConnector | None, settings: StageSettings
 ) -> None:
     """ValueError unless the dataset was encoded for this editor and connector."""
@@ -256,8 +253,7 @@ def check_batch(
     if not settings.text and sample["context"].shape[-1] != config.context_in_dim:
         raise ValueError(
             f"Expected contexts of width {config.context_in_dim}, got {sample['context'].shape[-1]}. "
-            "Encode the "
-            "edits for this editor."
+            "Encode the edits for this editor."
         )
     if connector is None:
         return
@@ -265,8 +261,7 @@ def check_batch(
     if own.width != config.hidden_size:
         raise ValueError(
             f"Expected a connector of width {config.hidden_size}, as the editor's sequence, got "
-            f"{own.width}. Set "
-            "width in the recipe's model.connector."
+            f"{own.width}. Set width in the recipe's model.connector."
         )
     if own.geometry_width != width:
         raise ValueError(
@@ -288,7 +283,7 @@ def report_run(
     """Log what the run will take."""
     queries = parts.connector.config.queries if parts.connector is not None else 0
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    estimate.report(
+    estimate.log_estimate(
         estimate.estimate(
             network, network.config, parts, batch=recipe.batch_size // recipe.accumulate,
             tokens=estimate.count_tokens(network.config, dataset[0], queries),

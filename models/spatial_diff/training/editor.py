@@ -132,15 +132,13 @@ def check_sample(sample: Mapping[str, Any], config: FluxConfig, settings: Editor
     if missing:
         raise ValueError(
             f"Expected samples with {', '.join(needs)}, got none of {', '.join(missing)}. Encode the edits "
-            "with: "
-            "spatialweave spatial-diff encode"
+            "with: spatialweave spatial-diff encode"
         )
     if sample["latent"].shape != sample["reference"].shape or len(sample["latent"]) != config.in_channels:
         raise ValueError(
             f"Expected latent and reference of {config.in_channels} channels and one size, got "
             f"{tuple(sample['latent'].shape)} and {tuple(sample['reference'].shape)}. Encode the edits for "
-            "this "
-            "network."
+            "this network."
         )
     if settings.align and settings.align_block >= config.depth_single_blocks:
         raise ValueError(

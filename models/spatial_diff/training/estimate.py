@@ -31,10 +31,8 @@ class Estimate:
         total = self.frozen + self.trained + self.activations
         return (
             f"About {total:.2f} GB a process: {self.frozen:.2f} frozen weights, {self.trained:.2f} trained "
-            "weights "
-            f"with gradients and Adam's moments, {self.activations:.2f} activations. About "
-            f"{self.seconds:.2g} s a "
-            "step."
+            f"weights with gradients and Adam's moments, {self.activations:.2f} activations. About "
+            f"{self.seconds:.2g} s a step."
         )
 
 
@@ -78,5 +76,5 @@ def measure_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2)
     return 2 * PROBE**3 * count / (time.perf_counter() - started)
 
 
-def report(value: Estimate) -> None:
+def log_estimate(value: Estimate) -> None:
     log.info("%s", value)

@@ -18,7 +18,7 @@ def cases():
     """Moves by a metre or more of an object that is alone."""
     edits = [e for e in sample_moves(4, 60, split="test", stratum="one") if e.parameters["metres"] >= 1][:6]
     return [
-        ladder.Case(
+        ladder.MoveCase(
             edit, *(render([scene], ladder.SIZE, ladder.SIZE) for scene in (edit.source, edit.target))
         )
         for edit in edits

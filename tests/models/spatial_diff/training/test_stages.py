@@ -10,7 +10,7 @@ from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.spatial_diff.editor_files import load_editor, save_editor
 from spatialweave.models.spatial_diff.flux import Flux, FluxConfig
-from spatialweave.models.spatial_diff.lora import find_attention_linears, merge_lora, read_lora
+from spatialweave.models.spatial_diff.lora import find_attention_linears, merge_lora, read_editor_lora
 from spatialweave.models.spatial_diff.training import connector as stages
 from spatialweave.models.spatial_diff.training import estimate
 from spatialweave.models.spatial_diff.weights import load_connector, load_depth_head
@@ -183,7 +183,7 @@ def test_files_of_a_run_do_what_the_trained_parts_do(small, tmp_path):
         update = 2.0 * state[f"lora.layers.{key}.up"] @ state[f"lora.layers.{key}.down"]
         expected = plain.get_submodule(path).weight + update
         torch.testing.assert_close(merged.get_submodule(path).weight, expected)
-    assert len(read_lora(files[LORA_FILE])) == len(find_attention_linears(plain)) == 8
+    assert len(read_editor_lora(files[LORA_FILE])) == len(find_attention_linears(plain)) == 8
     second = stages.build_stage(
         small(model={"weights": str(files[CONNECTOR_FILE]), "lora": str(files[LORA_FILE])})
     )
