@@ -29,6 +29,7 @@ from .modality_forcing_latents import (
     SplitJointLatent,
 )
 from .spatial_diff import AddGeometryTokens, LoadGeometryConnector, MoveObjectInstruction
+from .spatial_fusion import DepthAdapter, LoadDepthAdapter
 from .vggt import LoadExampleViews, LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
@@ -48,5 +49,7 @@ class Extension(ComfyExtension):
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
         several += [LoadExampleViews]
         moves = [LoadGeometryConnector, AddGeometryTokens, MoveObjectInstruction]
-        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several, *moves]
+        fusion = [LoadDepthAdapter, DepthAdapter]
+        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
+        nodes += [*fusion, *moves]
         return [with_net(node) for node in nodes]

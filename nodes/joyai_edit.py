@@ -85,7 +85,7 @@ def motion_options() -> list[io.DynamicCombo.Option]:
         ),
     ]  # fmt: skip
     cameras = [
-        io.Load3DCamera.Input("before", tooltip="The camera of the picture, from Create Camera Info."),
+        io.Load3DCamera.Input("before", tooltip="The camera of the image, from Create Camera Info."),
         io.Load3DCamera.Input(
             "after", tooltip="The camera that is wanted, with the same target, field of view and zoom.",
         ),
@@ -102,7 +102,7 @@ class JoyMoveObject(io.ComfyNode):
             node_id="SpatialWeave_JoyMoveObject",
             display_name="Joy: Move Object",
             category=CATEGORY,
-            description="Moves an object with JoyAI-Image: gives the exact prompt, and the picture with "
+            description="Moves an object with JoyAI-Image: gives the exact prompt, and the image with "
             "the red box that the object moves into.",
             search_aliases=[
                 "joyai", "joyimage", "move object", "red box", "drag", "reposition", "spatial edit",
@@ -112,17 +112,17 @@ class JoyMoveObject(io.ComfyNode):
             inputs=[
                 io.Image.Input(
                     "picture",
-                    tooltip="The picture from Joy: Fit. Any other works, too, but ComfyUI then crops it.",
+                    tooltip="The image from Joy: Fit. Any other works, too, but ComfyUI then crops it.",
                 ),
                 name_input(),
                 io.DynamicCombo.Input(
                     "box", options=box_options(),
-                    tooltip="Where the object shall go, in pixels of the picture before Joy: Fit. One box "
-                    "for each picture, or one for all.",
+                    tooltip="Where the object shall go, in pixels of the image before Joy: Fit. One box "
+                    "for each image, or one for all.",
                 ),
                 Framing.Input(
                     "framing", optional=True,
-                    tooltip="From Joy: Fit. Places the box in the fitted picture. Without it the box is "
+                    tooltip="From Joy: Fit. Places the box in the fitted image. Without it the box is "
                     "in pixels of picture itself.",
                 ),
             ],
@@ -130,12 +130,12 @@ class JoyMoveObject(io.ComfyNode):
                 prompt_output(is_list=True),
                 io.Image.Output(
                     "picture", display_name="picture", is_output_list=True,
-                    tooltip="The picture with its red box, one at a time. Link it to image0 of both "
+                    tooltip="The image with its red box, one at a time. Link it to image0 of both "
                     "TextEncodeJoyImageEdit nodes, for the positive and the empty prompt.",
                 ),
                 io.BoundingBox.Output(
                     "bounding_box", display_name="BOUNDING_BOX", is_output_list=True,
-                    tooltip="The box, in pixels of the picture before Joy: Fit.",
+                    tooltip="The box, in pixels of the image before Joy: Fit.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -168,7 +168,7 @@ class JoyRotateObject(io.ComfyNode):
             node_id="SpatialWeave_JoyRotateObject",
             display_name="Joy: Rotate Object",
             category=CATEGORY,
-            description="Turns an object with JoyAI-Image until the picture shows one of eight views of "
+            description="Turns an object with JoyAI-Image until the image shows one of eight views of "
             "it: gives the exact prompt.",
             search_aliases=[
                 "joyai", "joyimage", "rotate object", "turn", "multi-angle", "side view", "spatial edit",
@@ -177,7 +177,7 @@ class JoyRotateObject(io.ComfyNode):
                 name_input(),
                 io.Combo.Input(
                     "view", options=list(VIEWS),
-                    tooltip="Where the front of the object points in the picture. right: its nose to the "
+                    tooltip="Where the front of the object points in the image. right: its nose to the "
                     "right edge. front: it faces you. rear: it faces away.",
                 ),
                 io.Combo.Input(
@@ -216,7 +216,7 @@ class JoyMoveCamera(io.ComfyNode):
             inputs=[
                 io.DynamicCombo.Input(
                     "motion", options=motion_options(),
-                    tooltip="angles: changes from the picture's viewpoint. two cameras: the change from "
+                    tooltip="angles: changes from the image's viewpoint. two cameras: the change from "
                     "one to the other.",
                 ),
                 io.Combo.Input(

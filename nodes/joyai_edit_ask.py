@@ -1,4 +1,4 @@
-"""Questions about pictures and their novel views, answered by the language model of JoyImage's encoder."""
+"""Questions about images and their novel views, answered by the language model of JoyImage's encoder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AskAboutViews(io.ComfyNode):
             node_id="SpatialWeave_AskAboutViews",
             display_name="Ask about Views",
             category="SpatialWeave/JoyAI-Image",
-            description="Asks the language model inside JoyImage's text encoder a question about a picture "
+            description="Asks the language model inside JoyImage's text encoder a question about an image "
             "and novel views of it. Runs with M-RoPE positions and DeepStack features, which Generate Text "
             "leaves out for this encoder.",
             search_aliases=[
@@ -83,7 +83,7 @@ class AskAboutViews(io.ComfyNode):
                 ),
                 io.Autogrow.Input(
                     "images", template=views, optional=True,
-                    tooltip="The picture first, then views of it, for example from camera edits: one to four "
+                    tooltip="The image first, then views of it, for example from camera edits: one to four "
                     "answer most questions. A batch counts as several.",
                 ),
             ],

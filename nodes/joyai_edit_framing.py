@@ -1,4 +1,4 @@
-"""The framing of JoyAI-Image's edits: a picture in an exact bucket, and back pixel on pixel."""
+"""The framing of JoyAI-Image's edits: an image in an exact bucket, and back pixel on pixel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CATEGORY = "SpatialWeave/JoyAI-Image"
 
 
 class JoyFit(io.ComfyNode):
-    """A picture at the size of an exact bucket."""
+    """An image at the size of an exact bucket."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,17 +25,17 @@ class JoyFit(io.ComfyNode):
             node_id="SpatialWeave_JoyFit",
             display_name="Joy: Fit",
             category=CATEGORY,
-            description="Fits a picture to a size that JoyAI-Image edits at, by padding or by cropping, "
+            description="Fits an image to a size that JoyAI-Image edits at, by padding or by cropping, "
             "so that ComfyUI crops nothing. Joy: Restore undoes it pixel on pixel.",
             search_aliases=[
                 "joyai", "joyimage", "bucket", "pad", "crop", "resize", "outpaint", "framing", "keep size",
             ],
             inputs=[
-                io.Image.Input("picture", tooltip="The picture, or a batch. Of any size; alpha is handed "
+                io.Image.Input("picture", tooltip="The image, or a batch. Of any size; alpha is handed "
                 "on."),
                 io.Combo.Input(
                     "mode", options=list(FIT_MODES),
-                    tooltip="pad: the whole picture, edges repeated around it. crop: the middle of it, "
+                    tooltip="pad: the whole image, edges repeated around it. crop: the middle of it, "
                     "without padding.",
                 ),
                 io.Combo.Input(
@@ -48,7 +48,7 @@ class JoyFit(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "picture", display_name="picture", is_output_list=True,
-                    tooltip="The fitted picture, one at a time: ComfyUI's node takes one. For Joy: Move "
+                    tooltip="The fitted image, one at a time: ComfyUI's node takes one. For Joy: Move "
                     "Object or image0 of TextEncodeJoyImageEdit.",
                 ),
                 Framing.Output(
@@ -87,7 +87,7 @@ def put_back_options() -> list[io.DynamicCombo.Option]:
         tooltip="Change of a color, of 1, above which a pixel counts as edited. Higher: fewer.",
     )  # fmt: skip
     mask = io.Mask.Input(
-        "edit_mask", tooltip="White where the picture may change, of the input's size. Black stays bit "
+        "edit_mask", tooltip="White where the image may change, of the input's size. Black stays bit "
         "for bit.",
     )  # fmt: skip
     return [
@@ -98,7 +98,7 @@ def put_back_options() -> list[io.DynamicCombo.Option]:
 
 
 class JoyRestore(io.ComfyNode):
-    """The edited picture at the input's size."""
+    """The edited image at the input's size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -106,14 +106,14 @@ class JoyRestore(io.ComfyNode):
             node_id="SpatialWeave_JoyRestore",
             display_name="Joy: Restore",
             category=CATEGORY,
-            description="Brings an edited picture back to the exact size of the input, pixel on pixel, "
+            description="Brings an edited image back to the exact size of the input, pixel on pixel, "
             "and puts the input's pixels back bit for bit where nothing was edited.",
             search_aliases=[
                 "joyai", "joyimage", "uncrop", "unpad", "composite", "paste back", "keep background", "align",
             ],
             is_input_list=True,
             inputs=[
-                io.Image.Input("edited", tooltip="The edited picture, decoded at the size of Joy: Fit."),
+                io.Image.Input("edited", tooltip="The edited image, decoded at the size of Joy: Fit."),
                 Framing.Input("framing", tooltip="From the Joy: Fit that the first edit began with."),
                 io.DynamicCombo.Input(
                     "put_back", options=put_back_options(),
@@ -128,7 +128,7 @@ class JoyRestore(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "picture", display_name="IMAGE", is_output_list=True,
-                    tooltip="The edited picture at the input's size; one batch if all have one size.",
+                    tooltip="The edited image at the input's size; one batch if all have one size.",
                 ),
                 io.Mask.Output(
                     "edited", display_name="edited", is_output_list=True,
@@ -142,7 +142,7 @@ class JoyRestore(io.ComfyNode):
                 io.Float.Output(
                     "alignment", display_name="alignment",
                     tooltip="Mean shift of what was not edited against the input, in pixels, measured in the "
-                    "picture. NaN where nothing could be measured.",
+                    "image. NaN where nothing could be measured.",
                 ),
                 io.String.Output("text", display_name="STRING", tooltip="Size, kept pixels, alignment."),
             ],

@@ -6,12 +6,14 @@ import math
 
 from comfy_api.latest import io
 
+from ..models.modality_forcing.inputs import OWN_SIZE, SAMPLING_SIZES
 from .host.modality_forcing.given_streams import (
     depth_to_image_latent,
     image_to_depth_latent,
     masked_joint_latent,
     refine_depth_latent,
 )
+from .host.modality_forcing.graph import check_joint_samplers
 from .host.modality_forcing.joint_latent import empty_joint_latent, explain_size
 from .host.modality_forcing.latent_files import (
     hash_joint_latent,
@@ -22,17 +24,19 @@ from .host.modality_forcing.latent_files import (
     split_streams,
 )
 from .host.shared.notes import tell
-from .sockets import View, transparent_output
+from .sockets import View, notes_output, transparent_output
 
 CATEGORY = "SpatialWeave/Latent"
+ENLARGE = "Sample at that size and enlarge the image, then the depth with Upscale Depth."
 
 
-def notes_output() -> io.String.Output:
-    """What was done to the inputs, a line each; also shown under the node and in the log."""
-    return io.String.Output(
-        "notes", display_name="STRING",
-        tooltip="What was done to the inputs: padding, clamped colors, alpha, missing depth with count and "
-        "percentage.",
+def sample_at_input() -> io.Combo.Input:
+    """The size at which a joint model samples a given stream."""
+    return io.Combo.Input(
+        "sample_at", options=list(SAMPLING_SIZES), default=OWN_SIZE, optional=True,
+        tooltip="trained size: an input whose longer side is above what the model was trained at (128 pixels "
+        "for the tiny model, 512 for the published one) is scaled down to it. Decode Joint Latent brings the "
+        "depth of an image back to the image's size, guided by the image.",
     )  # fmt: skip
 
 
@@ -74,12 +78,13 @@ class EmptyJointLatent(io.ComfyNode):
                     "latent", display_name="LATENT", tooltip="Image and depth as one nested latent.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, width, height, batch_size) -> io.NodeOutput:
-        tell(explain_size(model, width, height), cls.hidden)
+        check_joint_samplers(cls.hidden)
+        tell(explain_size(model, (height, width), ENLARGE), cls.hidden)
         return io.NodeOutput(empty_joint_latent(model, width, height, batch_size))
 
 
@@ -109,6 +114,7 @@ class ImageToDepthLatent(io.ComfyNode):
                     "image",
                     tooltip="The image, of any size. The colors of an RGBA image are used as they are.",
                 ),
+                sample_at_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -117,12 +123,13 @@ class ImageToDepthLatent(io.ComfyNode):
                 transparent_output("the image", display_name="MASK"),
                 notes_output(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, vae, image) -> io.NodeOutput:
-        given = image_to_depth_latent(model, vae, image)
+    def execute(cls, model, vae, image, sample_at=OWN_SIZE) -> io.NodeOutput:
+        check_joint_samplers(cls.hidden)
+        given = image_to_depth_latent(model, vae, image, sample_at)
         return io.NodeOutput(given.latent, given.transparent, tell(given.notes, cls.hidden))
 
 
@@ -149,6 +156,7 @@ class DepthToImageLatent(io.ComfyNode):
                     "stay missing and are left to the model; to have them filled in, use Masked Joint "
                     "Latent.",
                 ),
+                sample_at_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -156,12 +164,13 @@ class DepthToImageLatent(io.ComfyNode):
                 ),
                 notes_output(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, view) -> io.NodeOutput:
-        given = depth_to_image_latent(model, view)
+    def execute(cls, model, view, sample_at=OWN_SIZE) -> io.NodeOutput:
+        check_joint_samplers(cls.hidden)
+        given = depth_to_image_latent(model, view, sample_at)
         return io.NodeOutput(given.latent, tell(given.notes, cls.hidden))
 
 
@@ -214,13 +223,14 @@ class MaskedJointLatent(io.ComfyNode):
                 transparent_output("the image", display_name="MASK"),
                 notes_output(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
     def execute(
         cls, model, vae=None, image=None, image_mask=None, view=None, depth_mask=None
     ) -> io.NodeOutput:
+        check_joint_samplers(cls.hidden)
         given = masked_joint_latent(model, vae, image, image_mask, view=view, depth_mask=depth_mask)
         return io.NodeOutput(given.latent, given.transparent, tell(given.notes, cls.hidden))
 
@@ -250,10 +260,12 @@ class RefineDepthLatent(io.ComfyNode):
                     "run starts from the first depth.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, samples) -> io.NodeOutput:
+        check_joint_samplers(cls.hidden)
         return io.NodeOutput(refine_depth_latent(samples))
 
 
@@ -310,10 +322,12 @@ class JoinJointLatent(io.ComfyNode):
                     "latent", display_name="LATENT", tooltip="Image and depth as one nested latent.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, image_latent, depth_latent) -> io.NodeOutput:
+        check_joint_samplers(cls.hidden)
         return io.NodeOutput(join_latents(image_latent, depth_latent))
 
 
@@ -370,6 +384,7 @@ class LoadJointLatent(io.ComfyNode):
                     "latent", display_name="LATENT", tooltip="Image and depth as one nested latent.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
@@ -380,4 +395,5 @@ class LoadJointLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
+        check_joint_samplers(cls.hidden)
         return io.NodeOutput(load_joint_latent(file))

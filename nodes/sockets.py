@@ -17,6 +17,7 @@ Framing = io.Custom("SPATIALWEAVE_FRAMING")  # models/joyai_edit/restore.py: an 
 VggtNetwork = io.Custom("SPATIALWEAVE_VGGT")  # nodes/host/vggt/model.py: the network under core's management
 GeometryTokens = io.Custom("SPATIALWEAVE_GEOMETRY_TOKENS")  # models/vggt/pipeline.py: tokens on a patch grid
 GeometryConnector = io.Custom("SPATIALWEAVE_GEOMETRY_CONNECTOR")  # nodes/host/spatial_diff/connector.py
+DepthAdapterFile = io.Custom("SPATIALWEAVE_DEPTH_ADAPTER")  # models/spatial_fusion/network.py
 
 
 def index_input() -> io.Int.Input:
@@ -82,4 +83,13 @@ def transparent_output(of: str, *, display_name: str = "transparent") -> io.Mask
         "transparent", display_name=display_name,
         tooltip=f"The alpha of {of}, as a ComfyUI MASK: white where transparent, all black without an alpha "
         "channel.",
+    )  # fmt: skip
+
+
+def notes_output() -> io.String.Output:
+    """What was done to the inputs, a line each; also shown under the node and in the log."""
+    return io.String.Output(
+        "notes", display_name="STRING",
+        tooltip="What was done to the inputs: padding, clamped colors, alpha, missing depth with count and "
+        "percentage.",
     )  # fmt: skip

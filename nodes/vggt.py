@@ -8,7 +8,7 @@ from ..models.vggt.examples import list_examples, load_example
 from .host.shared.notes import tell
 from .host.shared.shipped import TINY
 from .host.vggt.loading import find_vggt_fault, list_vggt_files, load_vggt
-from .host.vggt.run import images_to_tokens, reconstruct_images
+from .host.vggt.run import choose_images, images_to_tokens, reconstruct_images
 from .sockets import GeometryTokens, VggtNetwork, View, transparent_output
 
 CATEGORY = "SpatialWeave/VGGT"
@@ -24,7 +24,17 @@ def images_input() -> io.Image.Input:
     return io.Image.Input(
         "image",
         tooltip="1 to 200 images of one still scene as a batch, of any size. Order matters: the first "
-        "image's camera is the origin of the common frame. Of a video, take every n-th frame.",
+        "image's camera is the origin of the common frame.",
+    )
+
+
+def frames_input() -> io.MultiType.Input:
+    """The views of one scene, in order, or a video of it."""
+    return io.MultiType.Input(
+        "image",
+        types=[io.Image, io.Video],
+        tooltip="A batch of images of one still scene, of any size, or a video of it; 1 to 200 of them are "
+        "used, see every. Order matters: the first image's camera is the origin of the common frame.",
     )
 
 
@@ -150,7 +160,7 @@ class VggtReconstruct(io.ComfyNode):
             ],
             inputs=[
                 vggt_input(),
-                images_input(),
+                frames_input(),
                 fit_input(),
                 longer_side_input(),
                 io.Combo.Input(
@@ -159,6 +169,10 @@ class VggtReconstruct(io.ComfyNode):
                     "the point head, whose points become depth by the camera of their view.",
                 ),
                 queries_input(),
+                io.Int.Input(
+                    "every", default=1, min=1, max=1000,
+                    tooltip="1: every image. 2: every second image, and so on, for the frames of a video.",
+                ),
             ],
             outputs=[
                 View.Output(
@@ -173,11 +187,14 @@ class VggtReconstruct(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, vggt, image, fit, longer_side, source="depth", global_queries=0) -> io.NodeOutput:
+    def execute(
+        cls, vggt, image, fit, longer_side, source="depth", global_queries=0, every=1
+    ) -> io.NodeOutput:
+        chosen, said = choose_images(image, every)
         found = reconstruct_images(
-            vggt, image, fit=fit, longer_side=longer_side, source=source, queries=global_queries
+            vggt, chosen, fit=fit, longer_side=longer_side, source=source, queries=global_queries
         )
-        return io.NodeOutput(found.view, found.transparent, tell(found.notes, cls.hidden))
+        return io.NodeOutput(found.view, found.transparent, tell((*said, *found.notes), cls.hidden))
 
 
 class VggtGeometryTokens(io.ComfyNode):

@@ -65,6 +65,7 @@ SIX = {"config.py", "network.py", "weights.py", "sampling.py", "pipeline.py", "t
 # which of the six a system lacks, and why: an empty file would do no job
 LACKING = {
     "vggt": {"sampling.py": "one forward pass gives the result, so there is no schedule and no loop"},
+    "spatial_fusion": {"sampling.py": "the base model samples, by its own schedule and loop"},
 }
 NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
 # public names that several modules define, and why that misleads nobody; any other is refused

@@ -38,6 +38,11 @@ def test_the_pages_are_found(pack):
     )
 
 
+def test_help_pages_have_lists_where_the_side_panel_would_squeeze_tables(root):
+    texts = {page: page.read_text(encoding="utf-8") for page in (root / "web/docs").rglob("*.md")}
+    assert len(texts) > 100 and not [page for page, text in texts.items() if re.search(r"(?m)^\|", text)]
+
+
 def test_links_lead_to_files_and_headings_that_are_there(pack, root):
     wrong = []
     for name, text in pages(pack).items():

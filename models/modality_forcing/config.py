@@ -230,6 +230,14 @@ def find_preset(name: str) -> ModalityForcingConfig:
     return PRESETS[name]
 
 
+def find_trained_size(config: ModalityForcingConfig) -> int | None:
+    """The side in pixels of the images that the preset of this width was trained on; None for other
+    networks.
+    """
+    names = [name for name, preset in PRESETS.items() if preset.hidden_size == config.hidden_size]
+    return DEFAULTS[names[0]].size if names else None
+
+
 def check_mode(mode: str) -> Mode:
     """`mode`, if it is valid; a ValueError lists the modes."""
     if mode not in MODES:

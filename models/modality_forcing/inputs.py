@@ -26,6 +26,8 @@ from .depth_code import depth_to_net
 Size = tuple[int, int]  # height, width
 AskedSize = tuple[int | None, int | None]  # None keeps the input's own
 Notes = tuple[str, ...]  # one sentence for each change to an input
+OWN_SIZE, TRAINED_SIZE = SAMPLING_SIZES = ("input's size", "trained size")  # of a given stream
+FAR = 1.5  # a side above this multiple of the trained one is far from it
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,24 @@ def pad_size(size: Size, patch: int) -> tuple[Size, Notes]:
         f"{size[0]} x {size[1]} (height x width) is not a multiple of {patch}: it was sampled at "
         f"{padded[0]} x {padded[1]}, with the edges of the inputs replicated, and the result cropped back.",
     )
+
+
+def explain_trained_size(size: Size, trained: int | None, remedy: str) -> Notes:
+    """A note on a size far above the one the network was trained at, with what to do about it."""
+    if trained is None or max(size) <= trained * FAR:
+        return ()
+    return (
+        f"This model was trained at {trained} x {trained} pixels; larger sizes, like this {size[0]} x "
+        f"{size[1]} (height x width), repeat objects and distort the depth. {remedy}",
+    )
+
+
+def scale_to_trained(size: Size, trained: int | None) -> Size:
+    """The size with its longer side at the trained one; sizes below stay."""
+    longest = max(size)
+    if trained is None or longest <= trained:
+        return size
+    return tuple(max(1, round(side * trained / longest)) for side in size)
 
 
 def encode_view(view: View, size: Size, *, infinite_sky: bool) -> tuple[Tensor, Tensor]:

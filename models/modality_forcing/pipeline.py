@@ -16,6 +16,7 @@ from ..core.geometry.view import View, explain_invalid
 from ..core.padding import crop_to, pad_to
 from ..core.pictures import Pictures
 from ..core.protocols import ImageCodec, OnStep, TextEncoder
+from ..core.weights.files import read_header
 from .config import (
     DEFAULTS,
     PRESETS,
@@ -36,6 +37,7 @@ from .inputs import (
     choose_settings,
     count_steps,
     encode_view,
+    explain_trained_size,
     find_size,
     match_batches,
     pad_size,
@@ -44,9 +46,10 @@ from .inputs import (
 )
 from .network import ModalityForcing
 from .sampling import PartialDepth, draw_noise, make_schedule, sample
-from .weights import load_network
+from .weights import load_network, read_trained_size
 
 TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
+SMALLER = "Choose the trained size, and bring the depth to a larger image with Upscale Depth (upscale_view)."
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Result:
 class ModalityForcingPipeline:
     """A network with the image codec and the text encoder it was trained with.
 
-    `explain_prompt` returns a sentence about what the text encoder cannot read in a prompt, or None.
+    `explain_prompt` returns a sentence about what the text encoder cannot read in a prompt, or None;
+    `trained_size` is the side in pixels of the images it was trained on, if known.
     """
 
     def __init__(
@@ -80,10 +84,11 @@ class ModalityForcingPipeline:
         *,
         defaults: PipelineDefaults = RELEASED_DEFAULTS,
         explain_prompt: Callable[[str], str | None] | None = None,
+        trained_size: int | None = None,
     ):
         self.network, self.config = network.train(False), config
         self.image_codec, self.text_encoder = image_codec, text_encoder
-        self.defaults, self.explain_prompt = defaults, explain_prompt
+        self.defaults, self.explain_prompt, self.trained_size = defaults, explain_prompt, trained_size
 
     @classmethod
     def from_preset(
@@ -116,7 +121,11 @@ class ModalityForcingPipeline:
             load_codec(device=device).train(False),
             load_text_encoder(text_file, device=device).train(False),
         )
-        return cls(network, config, codec, text, defaults=DEFAULTS[name], explain_prompt=explain_prompt)
+        size = read_trained_size(read_header(file), config)
+        return cls(
+            network, config, codec, text,
+            defaults=DEFAULTS[name], explain_prompt=explain_prompt, trained_size=size,
+        )  # fmt: skip
 
     @torch.no_grad()
     def __call__(
@@ -160,7 +169,8 @@ class ModalityForcingPipeline:
             self.defaults.kept_depth if mode == "joint" and view is not None else getattr(self.defaults, mode)
         )
         batch = match_batches(prompts, pictures, view, batch_size)
-        padded, padding_notes = pad_size(size, self.config.depth_patch)
+        padded, size_notes = pad_size(size, self.config.depth_patch)
+        size_notes += explain_trained_size(size, self.trained_size, SMALLER)
         settings, settings_notes = choose_settings(
             defaults, mode, steps, guidance, log2_alpha=log2_alpha, depth_guidance=depth_guidance
         )
@@ -189,7 +199,7 @@ class ModalityForcingPipeline:
         )
         image_notes = () if pictures is None else pictures.notes
         notes = (
-            image_notes + depth_notes + padding_notes + settings_notes + self.explain(prompts) + view_notes
+            image_notes + depth_notes + size_notes + settings_notes + self.explain(prompts) + view_notes
         )
         return Result(images, view, rgb, net, notes, seed, time.perf_counter() - started, alpha)
 

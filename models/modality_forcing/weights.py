@@ -28,7 +28,7 @@ from ..core.weights.files import (
     read_tensors,
     write_tensors,
 )
-from .config import PRESETS, ModalityForcingConfig
+from .config import PRESETS, ModalityForcingConfig, find_trained_size
 from .network import ModalityForcing
 
 PREFIX = "dit."  # of the released file
@@ -37,6 +37,7 @@ PREFIX = "dit."  # of the released file
 PREFIXES = re.compile(r"(?:(?:dit|model|diffusion_model|module|_orig_mod|net|network)\.)*")
 COMPILED = "_orig_mod."  # torch.compile's, before the names of a block that was compiled alone
 KIND = "Modality Forcing network"
+TRAINED_SIZE = "trained_size"  # metadata: the side in pixels of the images it was trained on
 MARKERS = ("depth_in.weight", "double_stream_modulation_depth.lin.weight", "depth_final_layer.linear.weight")
 FLUX2_MARKER = "double_stream_modulation_img.lin.weight"
 FIRST_VARIANT = ("cross_alpha_img", "cross_alpha_depth")  # what the first published variant does not have
@@ -266,6 +267,14 @@ def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig
             f"Expected the sizes of a {KIND}, got {what}, which is damaged: {reason}{explain_part(what)}. "
             "Download it again."
         ) from error
+
+
+def read_trained_size(header: Header, config: ModalityForcingConfig) -> int | None:
+    """The side in pixels of the images that a network was trained on: the file's own statement, else its
+    preset's; None if neither says it.
+    """
+    stated = header.metadata.get(TRAINED_SIZE, "")
+    return int(stated) if stated.isdecimal() and 0 < len(stated) < 6 else find_trained_size(config)
 
 
 def explain_fault(error: Exception | None) -> str:

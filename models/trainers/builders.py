@@ -14,6 +14,7 @@ from ..world.judges import predictor_task, scorer_task
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
 from .modality_forcing import build_tiny_modality_forcing
 from .spatial_diff import build_tiny_editor
+from .spatial_fusion import build_depth_adapter
 from .tiny_codec import build_codec
 from .vggt import build_vggt
 
@@ -31,4 +32,5 @@ BUILDERS: Mapping[str, Builder] = {
     "vggt": build_vggt,
     "tiny_editor": build_tiny_editor,
     "spatial_diff": build_stage,
+    "depth_adapter": build_depth_adapter,
 }

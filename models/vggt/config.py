@@ -1,4 +1,4 @@
-"""Sizes and constants of VGGT networks, checked when built. No torch."""
+"""Sizes and constants of VGGT networks, validated on construction. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHOLE_NUMBERS = (
 FRACTIONS = ("mlp_ratio", "backbone_mlp_ratio", "rope_freq")
 LARGEST = 2**16  # beyond any network; a damaged file must not ask for the memory of more
 MAY_BE_ZERO = ("backbone_depth", "num_register_tokens")
-BLOCKS = {"aa_order": ["frame", "global"], "aa_block_size": 1}  # the published values, the only ones built
+BLOCKS = {"aa_order": ["frame", "global"], "aa_block_size": 1}  # published; nothing else is supported
 MAX_VIEWS = 200
 
 
@@ -25,7 +25,7 @@ MAX_VIEWS = 200
 class VggtConfig:
     """All sizes and constants of one network. Defaults: VGGT-1B."""
 
-    img_size: int = 518  # pixels; the longer side that the network was trained at
+    img_size: int = 518  # pixels; the longer side in training
     patch_size: int = 14
     embed_dim: int = 1024
     depth: int = 24  # frame blocks, and as many global blocks
@@ -42,7 +42,7 @@ class VggtConfig:
     camera_trunk_depth: int = 4
     camera_num_heads: int = 16
     camera_iterations: int = 4
-    # where a pixel's ray goes through it, from its corner: the released network unprojects at whole numbers
+    # offset of a pixel's ray from its corner: the released network unprojects at whole numbers
     pixel_center: float = 0.0
     heads: tuple[str, ...] = HEADS
 

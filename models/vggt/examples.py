@@ -1,4 +1,4 @@
-"""The example scenes that ship: a few rendered views of each, which the tiny network can read."""
+"""The example scenes that ship: a few rendered views each, for the tiny network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of any size in one frame that the network takes, and its maps and cameras back to each image.
+"""Images of any size scaled to one network input size, and output maps and cameras mapped back to each image.
 
 A `Frame` says where an image lies in the network's image: x' = left + scale_x x, in pixels with corners at
 whole numbers. Cropping is a negative offset, padding a positive one.
@@ -73,7 +73,7 @@ def _crop(image: Tensor, longer_side: int, patch: int) -> tuple[Tensor, Frame]:
 
 
 def _center(x: Tensor, frame: Frame, size: tuple[int, int]) -> tuple[Tensor, Frame]:
-    """Into the middle of a larger white image (h, w)."""
+    """Centered on a larger white image (h, w)."""
     below, beside = size[0] - x.shape[-2], size[1] - x.shape[-1]
     top, left = below // 2, beside // 2
     padded = F.pad(x, (left, beside - left, top, below - top), value=WHITE)
@@ -88,8 +88,8 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def read_back(maps: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-    """Maps (c, H, W) of the network at the image's pixels: (c, h, w), bilinear, and which pixels (h, w) the
-    network saw.
+    """Output maps (c, H, W) resampled bilinearly to the image, (c, h, w), and the pixels (h, w) that were in
+    the network's image.
     """
     sides, seen = [], []
     for length, count, scale, offset in zip(maps.shape[-2:], frame.size, frame.scale, frame.offset):
@@ -105,9 +105,9 @@ def read_back(maps: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
 
 
 def intrinsics_back(intrinsics: Tensor, frame: Frame, pixel_center: float) -> Tensor:
-    """Intrinsics (3, 3) of the network's image in pixels of the image, whose centers lie at +0.5.
+    """Intrinsics (3, 3) of the network's image in pixels of the input image, whose centers lie at +0.5.
 
-    `pixel_center` is where the network's own pixel centers lie.
+    `pixel_center` is where the network's own convention puts them.
     """
     (scale_y, scale_x), (top, left) = frame.scale, frame.offset
     moved = intrinsics.clone()

@@ -24,19 +24,20 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POSE_NUMBERS = 9  # translation 3, quaternion xyzw 4, vertical and horizontal field of view
 OUTPUTS = {"depth": 2, "point": 4}  # of the dense heads; the last channel is the confidence
 
-# called without arguments after each block and each view of a dense head; an exception ends the run
+# called without arguments after each block and each view of a dense head, for progress; an exception ends
+# the run
 OnPart = Callable[[], None]
 
 
 class Encoded(NamedTuple):
-    """Entries of the aggregator, [frame | global] on channels, by their index."""
+    """Intermediate outputs of the aggregator by index of the block pair, frame and global concatenated."""
 
     layers: Mapping[int, Tensor]  # index -> (b, v, n, 2c): camera token, registers, patches row-major
     patch_start: int
 
 
 class Prediction(NamedTuple):
-    """What the heads that a network has say of the views; None for a head it lacks."""
+    """Outputs of the camera, depth and point heads; None for a head that the network lacks or did not run."""
 
     poses: tuple[Tensor, ...] | None  # pose encodings (b, v, 9), one for each iteration of the camera head
     depth: Tensor | None  # (b, v, h, w), > 0, relative
@@ -54,12 +55,12 @@ class Vggt(nn.Module):
     def __init__(self, config: VggtConfig, *, operations=torch.nn, device=None, dtype=None):
         super().__init__()
         self.config = config
-        body = {"operations": operations, "device": device, "dtype": dtype}
+        body_kwargs = {"operations": operations, "device": device, "dtype": dtype}
         # float32 whatever the body is: bfloat16 heads show as bands in the depth and as steps in the poses
-        head = body | {"dtype": dtype and torch.float32}
-        self.aggregator = Aggregator(config, **body)
+        head_kwargs = body_kwargs | {"dtype": dtype and torch.float32}
+        self.aggregator = Aggregator(config, **body_kwargs)
         if "camera" in config.heads:
-            self.camera_head = CameraHead(config, **head)
+            self.camera_head = CameraHead(config, **head_kwargs)
         for name in ("depth", "point"):
             if name in config.heads:
                 dense = DPTHead(
@@ -67,7 +68,7 @@ class Vggt(nn.Module):
                     features=config.dpt_features,
                     out_channels=config.dpt_out_channels,
                     outputs=OUTPUTS[name],
-                    **head,
+                    **head_kwargs,
                 )
                 self.add_module(f"{name}_head", dense)
 
@@ -80,10 +81,10 @@ class Vggt(nn.Module):
         queries: int = 0,
         on_part: OnPart | None = None,
     ) -> Prediction:
-        """What those of `heads` say that the network has.
+        """The aggregator, then those of `heads` that the network has.
 
-        Of the aggregator only the entries that the heads read are kept, and the dense heads run on one view
-        at a time. `queries` above 0: global attention runs on that many rows at a time.
+        Only the aggregator's entries that the heads read are kept, and the dense heads run on one view at a
+        time. `queries` above 0: global attention runs on that many queries at a time.
         """
         encoded = self.aggregator(
             images, (*self.config.dpt_layers, self.config.depth - 1), attend=attend, queries=queries,
@@ -92,7 +93,7 @@ class Vggt(nn.Module):
         return self.predict(encoded, images.shape[-2:], heads=heads, attend=attend, on_part=on_part)
 
     def count_parts(self, views: int, heads: Collection[str] = HEADS) -> int:
-        """How often `on_part` is called in a run of these heads; with no heads, in the aggregator."""
+        """Calls of `on_part` in a run of these heads; without heads, in the aggregator alone."""
         dense = len({"depth", "point"} & set(heads) & set(self.config.heads))
         return self.config.backbone_depth + 2 * self.config.depth + views * dense
 
@@ -108,7 +109,7 @@ class Vggt(nn.Module):
     ) -> Prediction:
         """The heads alone, on the entries of `dpt_layers` and the last one.
 
-        The dense heads run on so many views at a time; 0 is all at once.
+        The dense heads run on `views_at_once` views at a time; 0 is all at once.
         """
         present = set(heads) & set(self.config.heads)
         poses = None
@@ -154,8 +155,9 @@ class Aggregator(nn.Module):
     def __init__(self, config: VggtConfig, *, operations, device, dtype):
         super().__init__()
         self.config = config
-        made = {"operations": operations, "device": device, "dtype": dtype}
-        factory, width = {"device": device, "dtype": dtype}, config.embed_dim
+        tensor_kwargs = {"device": device, "dtype": dtype}
+        factory_kwargs, width = {"operations": operations, **tensor_kwargs}, config.embed_dim
+        registers = config.num_register_tokens
         self.patch_embed = VisionTransformer(
             patch=config.patch_size,
             table_side=config.table_side,
@@ -163,13 +165,13 @@ class Aggregator(nn.Module):
             depth=config.backbone_depth,
             heads=config.backbone_num_heads,
             mlp_ratio=config.backbone_mlp_ratio,
-            registers=config.num_register_tokens,
-            **made,
+            registers=registers,
+            **factory_kwargs,
         )
         # entry 0 is the first view's, entry 1 that of all others
-        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, width, **factory))
-        self.register_token = nn.Parameter(torch.zeros(1, 2, config.num_register_tokens, width, **factory))
-        block = {"mlp_ratio": config.mlp_ratio, "qk_norm": True, "eps": 1e-5, **made}
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, width, **tensor_kwargs))
+        self.register_token = nn.Parameter(torch.zeros(1, 2, registers, width, **tensor_kwargs))
+        block = {"mlp_ratio": config.mlp_ratio, "qk_norm": True, "eps": 1e-5, **factory_kwargs}
         self.frame_blocks = nn.ModuleList(
             Block(width, config.num_heads, **block) for _ in range(config.depth)
         )
@@ -225,49 +227,50 @@ class Aggregator(nn.Module):
 
 
 def body_dtype(weight: Tensor, images: Tensor) -> torch.dtype:
-    """The precision that the body computes in: the images' if it is below float32, else the weights'."""
+    """Dtype that the aggregator computes in: the images' if below float32, else the weights'."""
     return weight.dtype if images.dtype == torch.float32 else images.dtype
 
 
 class CameraHead(nn.Module):
-    """Camera tokens (b, v, c) of the last entry -> pose encodings, refined a few times from nothing."""
+    """Camera tokens (b, v, c) of the last entry -> pose encodings, iteratively refined from a learned one."""
 
     def __init__(self, config: VggtConfig, *, operations, device, dtype):
         super().__init__()
-        made = {"operations": operations, "device": device, "dtype": dtype}
-        factory, width = {"device": device, "dtype": dtype}, config.layer_dim
+        tensor_kwargs = {"device": device, "dtype": dtype}
+        factory_kwargs, width = {"operations": operations, **tensor_kwargs}, config.layer_dim
         self.iterations = config.camera_iterations
         self.trunk = nn.ModuleList(
-            Block(width, config.camera_num_heads, mlp_ratio=4.0, eps=1e-5, **made)
+            Block(width, config.camera_num_heads, mlp_ratio=4.0, eps=1e-5, **factory_kwargs)
             for _ in range(config.camera_trunk_depth)
         )
-        self.token_norm = operations.LayerNorm(width, eps=1e-5, **factory)
-        self.trunk_norm = operations.LayerNorm(width, eps=1e-5, **factory)
-        self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, POSE_NUMBERS, **factory))
-        self.embed_pose = operations.Linear(POSE_NUMBERS, width, **factory)
-        self.poseLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(width, 3 * width, **factory))
-        self.pose_branch = Mlp(width, width // 2, POSE_NUMBERS, **made)
+        self.token_norm = operations.LayerNorm(width, eps=1e-5, **tensor_kwargs)
+        self.trunk_norm = operations.LayerNorm(width, eps=1e-5, **tensor_kwargs)
+        self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, POSE_NUMBERS, **tensor_kwargs))
+        self.embed_pose = operations.Linear(POSE_NUMBERS, width, **tensor_kwargs)
+        modulation = operations.Linear(width, 3 * width, **tensor_kwargs)
+        self.poseLN_modulation = nn.Sequential(nn.SiLU(), modulation)
+        self.pose_branch = Mlp(width, width // 2, POSE_NUMBERS, **factory_kwargs)
 
     def forward(self, tokens: Tensor, *, attend: Attend = attend) -> list[Tensor]:
-        """One reported encoding (b, v, 9) for each iteration.
+        """One pose encoding (b, v, 9) for each iteration.
 
-        The fields of view are rectified in the report alone; the next iteration reads the raw numbers.
+        The fields of view of these go through a ReLU; the next iteration reads them without it.
         """
         tokens = self.token_norm(tokens)
         empty = self.empty_pose_tokens.to(tokens).expand(*tokens.shape[:2], -1)
-        pose, reported = None, []
+        pose, encodings = None, []
         for _ in range(self.iterations):
-            # gradients of one iteration do not reach the one before
-            given = empty if pose is None else pose.detach()
-            shift, scale, gate = self.poseLN_modulation(self.embed_pose(given)).chunk(3, dim=-1)
-            plain = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
-            x = tokens + gate * (plain * (1 + scale) + shift)
+            # no gradient flows from one iteration to the one before
+            previous = empty if pose is None else pose.detach()
+            shift, scale, gate = self.poseLN_modulation(self.embed_pose(previous)).chunk(3, dim=-1)
+            normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+            x = tokens + gate * (normed * (1 + scale) + shift)
             for block in self.trunk:
                 x = block(x, attend=attend)
-            change = self.pose_branch(self.trunk_norm(x))
-            pose = change if pose is None else pose + change
-            reported.append(torch.cat((pose[..., :7], F.relu(pose[..., 7:])), dim=-1))
-        return reported
+            delta = self.pose_branch(self.trunk_norm(x))
+            pose = delta if pose is None else pose + delta
+            encodings.append(torch.cat((pose[..., :7], F.relu(pose[..., 7:])), dim=-1))
+        return encodings
 
 
 def activate_points(raw: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Sentences on what the images of a reconstruction are, and on how far its result can be trusted."""
+"""Notes on the input images of a reconstruction and on the reliability of its result."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..core.geometry.points import depth_to_points
 from ..core.geometry.view import View
 from .framing import Frame
 
-SURE = 1.2  # median confidence below which a view's depth is doubtful; 1 is the lowest
-SAMPLES = 24  # pixels a side at which the overlap of two views is looked at
-SAME_DEPTH = 0.1  # relative difference up to which two views see the same point
-SAME_COLOR = 0.1  # largest difference in a channel up to which they may show it
+RELIABLE = 1.2  # median confidence below which a view's depth is reported as unreliable; 1 is the lowest
+SAMPLES = 24  # pixels a side of the grid on which the overlap of two views is measured
+SAME_DEPTH = 0.1  # relative depth difference up to which two views see the same point
+SAME_COLOR = 0.1  # largest channel difference up to which they see the same point
 SHARED = 0.1  # fraction of a view's points that another view must see, or it shares nothing
 NAMED = 6  # views named in one sentence
 
@@ -23,7 +23,7 @@ NAMED = 6  # views named in one sentence
 def describe_inputs(
     images: Sequence[Tensor], frames: Sequence[Frame], size: tuple[int, int]
 ) -> tuple[str, ...]:
-    """What of the images (h, w, 3) the network does not see as they are, and which cannot help."""
+    """Cropping and padding of the images (h, w, 3), and which images carry no information."""
     notes = []
     if len(images) > 1:
         notes.append(
@@ -53,14 +53,14 @@ def describe_views(views: Sequence[View]) -> tuple[str, ...]:
     """Which views have low confidence, and which share no surface with any other."""
     notes = []
     medians = [float(view.confidence[view.mask].median()) if bool(view.mask.any()) else 1.0 for view in views]
-    doubtful = [i for i, median in enumerate(medians) if median < SURE]
-    if doubtful:
-        lowest = min(medians[i] for i in doubtful)
+    unreliable = [i for i, median in enumerate(medians) if median < RELIABLE]
+    if unreliable:
+        lowest = min(medians[i] for i in unreliable)
         notes.append(
-            f"{name_views(doubtful)}: low confidence (median down to {lowest:.2f}; 1 is the lowest). The "
+            f"{name_views(unreliable)}: low confidence (median down to {lowest:.2f}; 1 is the lowest). The "
             "depth there is a guess."
         )
-    alone = find_strangers(views)
+    alone = find_isolated_views(views)
     if alone:
         notes.append(
             f"{name_views(alone)}: no other view sees the same surface. Give views that overlap, of one "
@@ -76,8 +76,10 @@ def name_views(indices: Sequence[int]) -> str:
     return f"View{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:NAMED])}{more}"
 
 
-def find_strangers(views: Sequence[View]) -> list[int]:
-    """Indices of views of whose points hardly any is seen by another view at the same depth, in its color."""
+def find_isolated_views(views: Sequence[View]) -> list[int]:
+    """Indices of views whose points no other view sees at the same depth and color, but for a fraction below
+    SHARED.
+    """
     if len(views) < 2:
         return []
     samples = [sample_points(view) for view in views]

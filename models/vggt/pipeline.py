@@ -24,10 +24,10 @@ from .notes import describe_inputs, describe_views, name_views
 from .pose_code import decode_poses, relative_to_first
 from .weights import load_network
 
-FIELDS_OF_VIEW = (1.0, 170.0)  # degrees, of a camera that the network may mean
+FIELDS_OF_VIEW = (1.0, 170.0)  # degrees; predicted fields of view are clamped to these
 TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
 Source = Literal["depth", "point"]
-Run = Callable[[Tensor], Prediction]  # (1, v, 3, H, W) in [0, 1] -> the heads' maps, on any device
+Run = Callable[[Tensor], Prediction]  # (1, v, 3, H, W) in [0, 1] -> outputs of the heads, on any device
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Result:
     """One View for each image, at its size, in the first camera's world; relative scale."""
 
     views: tuple[View, ...]  # each a batch of 1
-    notes: tuple[str, ...]  # a sentence for everything that was not as given, or is doubtful
+    notes: tuple[str, ...]  # a sentence on each change of the inputs and each unreliable output
     size: tuple[int, int]  # (H, W) that the network saw
     seconds: float
 
@@ -71,7 +71,7 @@ class Inputs:
 
 
 class VggtPipeline:
-    """A network with the framing of images around it."""
+    """A network with its pre- and postprocessing: images of any size in, views at their sizes out."""
 
     def __init__(self, network: Vggt, config: VggtConfig):
         self.network, self.config = network.train(False), config
@@ -181,8 +181,8 @@ def reconstruct(run: Run, inputs: Inputs, config: VggtConfig) -> Result:
     started = time.perf_counter()
     prediction = run(inputs.framed)
     check_finite_outputs(prediction)
-    views, lens_notes = to_views(prediction, inputs, config)
-    notes = inputs.notes + lens_notes + describe_views(views)
+    views, camera_notes = to_views(prediction, inputs, config)
+    notes = inputs.notes + camera_notes + describe_views(views)
     return Result(views, notes, inputs.size, time.perf_counter() - started)
 
 
@@ -216,7 +216,7 @@ def check_heads(config: VggtConfig, source: Source) -> None:
 
 
 def check_finite_outputs(prediction: Prediction) -> None:
-    """ValueError if a number is not finite: a body in float16 overflows."""
+    """ValueError if an output is NaN or infinite: float16 overflows in this network."""
     found = {"depth": prediction.depth, "points": prediction.points, "cameras": prediction.poses[-1]}
     for what, value in found.items():
         if value is not None and not bool(value.isfinite().all()):
@@ -231,11 +231,11 @@ def check_finite_outputs(prediction: Prediction) -> None:
 def to_views(
     prediction: Prediction, inputs: Inputs, config: VggtConfig
 ) -> tuple[tuple[View, ...], tuple[str, ...]]:
-    """The network's maps and cameras at each image's own size, on the CPU, and a note on odd lenses."""
-    encoding, notes = hold_lenses(prediction.poses[-1][0].float().cpu())
+    """Depth maps and cameras at each image's own size, on the CPU, and a note on clamped fields of view."""
+    encoding, notes = clamp_fields_of_view(prediction.poses[-1][0].float().cpu())
     poses, intrinsics = decode_poses(encoding, inputs.size)
     maps = dense_maps(prediction, poses)
-    # the first pose is the identity but for the network's error
+    # relative_to_first makes the first pose the identity, which the network predicts only approximately
     poses = upright_world(pad_pose(relative_to_first(poses)))
     views = []
     for i, (image, frame) in enumerate(zip(inputs.images, inputs.frames)):
@@ -254,22 +254,27 @@ def to_views(
     return tuple(views), notes
 
 
-def hold_lenses(encoding: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Pose encodings (v, 9) with fields of view that a pinhole camera can have: the network may say 0."""
+def clamp_fields_of_view(encoding: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Pose encodings (v, 9) with fields of view clamped to FIELDS_OF_VIEW (the network may predict 0), and a
+    note on the clamped ones.
+    """
     angles = encoding[:, 7:]
-    held = angles.clamp(*(math.radians(degrees) for degrees in FIELDS_OF_VIEW))
-    odd = (held != angles).any(-1).nonzero().flatten().tolist()
+    clamped = angles.clamp(*(math.radians(degrees) for degrees in FIELDS_OF_VIEW))
+    odd = (clamped != angles).any(-1).nonzero().flatten().tolist()
     if not odd:
         return encoding, ()
     low, high = FIELDS_OF_VIEW
     note = (
-        f"{name_views(odd)}: field of view held within {low:g} to {high:g} degrees, so the camera is a guess."
+        f"{name_views(odd)}: field of view clamped to {low:g} to {high:g} degrees, so the camera is "
+        "unreliable."
     )
-    return torch.cat((encoding[:, :7], held), dim=-1), (note,)
+    return torch.cat((encoding[:, :7], clamped), dim=-1), (note,)
 
 
 def dense_maps(prediction: Prediction, poses: Tensor) -> Tensor:
-    """Depth and confidence (v, 2, H, W): the depth head's, else of the points as seen by their camera."""
+    """Depth and confidence (v, 2, H, W): the depth head's, else the z of the point head's points in their
+    view's camera.
+    """
     if prediction.depth is not None:
         return torch.stack((prediction.depth[0], prediction.depth_confidence[0]), dim=1).float()
     pose = poses.to(prediction.points.device)

@@ -49,7 +49,7 @@ def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
 
 
 def rotation_to_quaternion(rotation: Tensor) -> Tensor:
-    """(..., 3, 3) -> (..., 4) as x y z w of length 1, w >= 0; by the largest component, so never by 0."""
+    """(..., 3, 3) -> (..., 4) as x y z w of length 1, w >= 0; division is by the largest component."""
     entries = rearrange(rotation, "... i j -> (i j) ...")
     xx, xy, xz, yx, yy, yz, zx, zy, zz = entries
     trace = xx + yy + zz

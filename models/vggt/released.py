@@ -1,4 +1,4 @@
-"""The published files of VGGT, and what can be said of the license of a file on disk."""
+"""The published files of VGGT, and the license of a file on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of a VGGT network over scenes of known geometry, and its start from nothing.
+"""The training loss of a VGGT network on scenes with ground-truth geometry, and its weight initialization.
 
 Letters: b scenes, v views; `h w` pixels. The common frame is the first view's camera frame; lengths are in
 units of the scene's mean distance from that camera.
@@ -24,8 +24,8 @@ from .network import Encoded, Prediction, Vggt
 from .pose_code import encode_poses, relative_to_first
 
 INIT_STD = 0.02
-SAME_SURFACE = 0.03  # relative difference of depth up to which two views see one surface
-LAYER_SCALE = 0.3  # of a short network's residual branches at the start; the released 24 blocks began at .01
+SAME_SURFACE = 0.03  # relative depth difference up to which two views see the same surface
+LAYER_SCALE = 0.3  # initial value for a network of few blocks; the released 24 blocks began at .01
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LossSettings:
     camera: float = 2.0  # weight of the camera term
     depth: float = 1.0
     gradient: float = 0.5  # weight of differences between neighboring pixels, beside the depth term
-    confidence: float = 0.3  # weight of log(confidence): larger values make the network surer
+    confidence: float = 0.3  # weight of log(confidence): larger values raise the confidence
     points: float = 2.0  # weight of the probes: the patches' points in the first camera's frame
     matching: float = 0.5  # weight of the attention between views, which learns the patch of the same surface
     depth_views: int = 0  # views of a scene whose depth counts in a step; 0 is all
@@ -47,7 +47,7 @@ class LossSettings:
 
 
 class TrainedVggt(nn.Module):
-    """A network with what training alone needs: probes, and the logits of the attention between views.
+    """A network with what training alone needs: linear probes, and logits of the attention between views.
 
     A probe maps a kept entry's patch tokens to the patches' points in the first camera's frame.
     """
@@ -60,7 +60,7 @@ class TrainedVggt(nn.Module):
         )
 
     def forward(self, images: Tensor, dense: list[int]) -> Observed:
-        """What the heads say, of depth in the views `dense` alone; the probes; the matching logits."""
+        """Outputs of the heads (depth for the views `dense` alone) and probes, and the matching logits."""
         config, collected = self.network.config, []
         kernel = attend_with_scores if images.device.type == "cpu" else attend
         blocks = self.network.aggregator.global_blocks[1:3]
@@ -87,11 +87,11 @@ class TrainedVggt(nn.Module):
 
 
 class Observed(NamedTuple):
-    """What the loss compares with the truth."""
+    """What the loss compares with the ground truth."""
 
     prediction: Prediction
     points: list[Tensor]  # (b, v, n, 3), of each probe
-    logits: list[Tensor]  # (b, v, n, v, n), of each block whose attention is told what to match
+    logits: list[Tensor]  # (b, v, n, v, n), of each block whose attention has the matching loss
 
 
 def matching_logits(q: Tensor, k: Tensor, views: int, size: tuple[int, int], config: VggtConfig) -> Tensor:
@@ -109,7 +109,7 @@ def matching_logits(q: Tensor, k: Tensor, views: int, size: tuple[int, int], con
 
 
 def init_weights(network: Vggt, generator: Generator) -> None:
-    """Small normal matrices; norms and layer scales as a short network needs them."""
+    """Normal initialization with a small standard deviation; norms at 1, layer scales at LAYER_SCALE."""
     for name, parameter in network.named_parameters():
         with torch.no_grad():
             if name.endswith("gamma"):
@@ -128,7 +128,7 @@ def init_weights(network: Vggt, generator: Generator) -> None:
 def loss(
     model: TrainedVggt, batch: Mapping[str, Tensor], generator: Generator, settings: LossSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Camera and depth terms of scenes `batch`, of which a random order of some views is seen.
+    """Camera, depth, probe and matching terms of scenes, of which some views are used in random order.
 
     image (b, v, h, w, 3) uint8; depth (b, v, h, w) in metres, 0 where unknown; world_to_cam (b, v, 3, 4);
     intrinsics (b, v, 3, 3) in pixels.
@@ -142,8 +142,8 @@ def loss(
 
     poses = encode_poses(truth["world_to_cam"], batch["intrinsics"], size)
     last, camera = len(prediction.poses) - 1, 0.0
-    for i, guess in enumerate(prediction.poses):
-        camera = camera + settings.iteration ** (last - i) * F.l1_loss(guess.float(), poses)
+    for i, predicted in enumerate(prediction.poses):
+        camera = camera + settings.iteration ** (last - i) * F.l1_loss(predicted.float(), poses)
 
     known = truth["depth"][:, dense] > 0
     log_depth = truth["depth"][:, dense].clamp(min=1e-6).log()
@@ -164,15 +164,15 @@ def loss(
     return total, logs
 
 
-def point_error(guesses: list[Tensor], truth: Mapping[str, Tensor], patch: int) -> Tensor:
-    """Mean distance of the probes' points (b, v, n, 3) from the truth at the patches' middles, relative to
-    the point's own distance.
+def point_error(predicted: list[Tensor], truth: Mapping[str, Tensor], patch: int) -> Tensor:
+    """L1 error of the probes' points (b, v, n, 3) at the patches' centers, relative to each point's distance
+    from the first camera.
     """
     middle = slice(patch // 2, None, patch)
     points = rearrange(truth["points"][:, :, middle, middle], "b v h w xyz -> b v (h w) xyz")
     known = rearrange(truth["depth"][:, :, middle, middle], "b v h w -> b v (h w)") > 0
-    reach = points.norm(dim=-1).clamp(min=0.1)
-    errors = [masked_mean((guess - points).abs().sum(-1) / reach, known) for guess in guesses]
+    distance = points.norm(dim=-1).clamp(min=0.1)
+    errors = [masked_mean((probed - points).abs().sum(-1) / distance, known) for probed in predicted]
     return torch.stack(errors).mean()
 
 
@@ -181,8 +181,8 @@ def matching_error(
 ) -> Tensor:
     """Cross entropy of attention logits (b, v, n, w, m), patch m of view w for the surface in patch n of v.
 
-    The first block finds the patch within each other view; the second finds that of the first view among the
-    patches of all views, its own included, so that what is known of the first view's frame comes with it.
+    The first block is trained to find the patch within each other view; the second to find the first view's
+    among the patches of all views, its own included, since the first view's frame is the common one.
     """
     target = match_patches(truth, intrinsics, patch)
     within, first = (found.float() for found in logits)
@@ -217,8 +217,8 @@ def match_patches(truth: Mapping[str, Tensor], intrinsics: Tensor, patch: int) -
     inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height) & known[..., None]
     column, row = x.clamp(0, width - 1).long(), y.clamp(0, height - 1).long()
     flat = rearrange(depth, "b w h x -> b w (h x)")
-    place = rearrange(row * width + column, "b v n w -> b w (v n)")
-    found = rearrange(flat.gather(2, place), "b w (v n) -> b v n w", v=depth.shape[1])
+    pixel = rearrange(row * width + column, "b v n w -> b w (v n)")
+    found = rearrange(flat.gather(2, pixel), "b w (v n) -> b v n w", v=depth.shape[1])
     seen = inside & ((found - z).abs() < SAME_SURFACE * z)
     own = torch.eye(depth.shape[1], dtype=torch.bool, device=depth.device)[:, None]
     index = (row // patch) * (width // patch) + column // patch

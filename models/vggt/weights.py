@@ -1,4 +1,4 @@
-"""VGGT weights files: released names, the configuration of a file, and what a wrong file is."""
+"""VGGT weights files: released tensor names, the config of a file, and errors that name another file."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def check_precisions(header: Header, names: Mapping[str, str], what: str) -> Non
         if header.dtypes[name] not in BODY_DTYPES:
             raise WeightsError(
                 f"Expected {name} of {what} in one of {', '.join(BODY_DTYPES)}, got {header.dtypes[name]}. "
-                "Use the file that is not quantised."
+                "Use the unquantized file."
             )
 
 

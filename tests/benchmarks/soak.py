@@ -1,29 +1,33 @@
-"""A thousand tiny runs of the shipped workflows in one ComfyUI: what is left in memory and of handles, and whether
-runs stay bit-equal. Those of a megapixel (joyai_*) run where --graphs names them; those without a seed (vggt_*) do not.
+"""A thousand tiny runs of the shipped workflows in one ComfyUI: what is left in memory and of handles, and
+whether runs stay bit-equal. Those of a megapixel (joyai_*) run where --graphs names them; those without a
+seed (vggt_*) do not.
 
     python tests/benchmarks/soak.py COMFYUI PACK [--runs 1000] [--json FILE] [--log FILE]
     python tests/benchmarks/soak.py COMFYUI PACK --control [--runs 1000] [--json FILE]
 
-Linux only. ComfyUI runs on the CPU with the pack in custom_nodes, small random models under the names of the big ones, and a file system
-of 24 MB in memory for what runs save (needs the right to mount; without it the full disk is a limit on the size of files). Each workflow
-has a first run; from then on they take turns, each time with another seed, so that nothing comes out of ComfyUI's cache. Every tenth run is
-cancelled (deleted from the queue, interrupted at once, interrupted later), every hundredth meets a fault, and the run after either is the
-same workflow's with the seed of its first: every file it saves must be the first's, pixel by pixel and number by number.
+Linux only. ComfyUI runs on the CPU with the pack in custom_nodes, small random models under the names of the
+big ones, and a file system of 24 MB in memory for what runs save (needs the right to mount; without it the
+full disk is a limit on the size of files). Each workflow has a first run; from then on they take turns, each
+time with another seed, so that nothing comes out of ComfyUI's cache. Every tenth run is cancelled (deleted
+from the queue, interrupted at once, interrupted later), every hundredth meets a fault, and the run after
+either is the same workflow's with the seed of its first: every file it saves must be the first's, pixel by
+pixel and number by number.
 
-After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000 runs. Its cache of results is
-the default one, or that of --classic (what the last graph had) or --lru N (the last N nodes'). Under the first two another workflow's
-models are loaded anew.
+After each run the files are deleted and ComfyUI's history is cleared, which else grows by design to 10,000
+runs. Its cache of results is the default one, or that of --classic (what the last graph had) or --lru N (the
+last N nodes'). Under the first two another workflow's models are loaded anew.
 
-Then garbage is collected, the C library gives back what it kept, and
-memory and handles are read in /proc; "unsettled" is the memory before that. Growth is the median of the last 50 runs against that of the
-50 after the first 50. "objects" are Python's (sys.getallocatedblocks), "tensors" those that
-core's loader read of safetensors files, for its own nodes and for the pack's (cumulative), "allocated" the bytes that glibc has given out: what is in use,
-without what is merely kept. --control: without the pack, what core does in these workflows (loads the same
-small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without cancels and faults, for comparison.
---mend-safetensors: core reads safetensors files without the library's leak of 64 bytes a tensor.
+Then garbage is collected, the C library gives back what it kept, and memory and handles are read in /proc;
+"unsettled" is the memory before that. Growth is the median of the last 50 runs against that of the 50 after
+the first 50. "objects" are Python's (sys.getallocatedblocks), "tensors" those that core's loader read of
+safetensors files, for its own nodes and for the pack's (cumulative), "allocated" the bytes that glibc has
+given out: what is in use, without what is merely kept. --control: without the pack, what core does in these
+workflows (loads the same small files, encodes words, samples SD2.1, SDXL and PixArt, decodes), without
+cancels and faults, for comparison. --mend-safetensors: core reads safetensors files without the library's
+leak of 64 bytes a tensor.
 
-Exit status 1 when memory grew by 1 % or more, a handle is left, a run was not bit-equal, or a cancelled or faulty run ended otherwise than
-it should.
+Exit status 1 when memory grew by 1 % or more, a handle is left, a run was not bit-equal, or a cancelled or
+faulty run ended otherwise than it should.
 """
 
 import argparse
@@ -59,7 +63,9 @@ def load(path):
     return module
 
 
-process, graphs_of, clients, faults_of = (load(HERE / f"soak_{name}.py") for name in ("process", "graphs", "client", "faults"))
+process, graphs_of, clients, faults_of = (
+    load(HERE / f"soak_{name}.py") for name in ("process", "graphs", "client", "faults")
+)
 
 
 def install(pack, base, control, mend=False):
@@ -73,9 +79,13 @@ def install(pack, base, control, mend=False):
     if mend:
         shutil.copy(HERE / "inside_mended_safetensors.py", nodes)
     if not control:
-        shutil.copytree(pack, nodes / "spatialweave", ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "docs"))
+        shutil.copytree(
+            pack, nodes / "spatialweave", ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "docs")
+        )
         folder = base / "models" / "diffusion_models"
-        load(HERE.parent / "workflows" / "conftest.py").write_small_network(folder / "flux_rgbd_9b_v2.safetensors")
+        load(HERE.parent / "workflows" / "conftest.py").write_small_network(
+            folder / "flux_rgbd_9b_v2.safetensors"
+        )
 
 
 class Soak:
@@ -99,7 +109,9 @@ class Soak:
         return path
 
     def run_all(self):
-        """Runs, until their number is reached or the program is told to stop; one that is stopped early still reports."""
+        """Runs, until their number is reached or the program is told to stop;
+        one that is stopped early still reports.
+        """
         for number in range(1, self.options.runs + 1):
             if self.stopped and len(self.rows) >= 3 * self.options.window:
                 break
@@ -114,12 +126,18 @@ class Soak:
                 with self.options.log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             if number % 50 == 0:
-                say(f"run {number}: {row['rss'] / 1e6:.1f} MB, {row['handles']} handles, {len(self.failures)} failures")
+                say(
+                    f"run {number}: {row['rss'] / 1e6:.1f} MB, {row['handles']} handles, "
+                    f"{len(self.failures)} failures"
+                )
 
     def measure(self):
         """What the process holds, once it has closed the connections of this program's last questions."""
         found, deadline = process.measure(self.client.pid, [self.client.base]), time.monotonic() + 1
-        while found["handles"] > min((row["handles"] for row in self.rows), default=0) and time.monotonic() < deadline:
+        while (
+            found["handles"] > min((row["handles"] for row in self.rows), default=0)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
             found = process.measure(self.client.pid, [self.client.base])
         return found
@@ -147,7 +165,9 @@ class Soak:
         return {"kind": "first", "graph": name, "results": len(self.first[name])}
 
     def first_graph(self, name):
-        """With a seed of this workflow alone: two may begin alike, and core's cache would know the second's beginning."""
+        """With a seed of this workflow alone: two may begin alike,
+        and core's cache would know the second's beginning.
+        """
         seed = 10 + self.graphs.names.index(name)
         return self.graphs.make(name, seed, self.write_picture("soak.png", seed).name)
 
@@ -159,7 +179,11 @@ class Soak:
         self.client.forget()  # so that all of it runs again
         found, cached = self.succeed(name, graph)
         unshown = [node for node in cached if not graph[node]["class_type"].startswith("Save")]
-        wanted = {key: value for key, value in self.first[name].items() if key in found or key.split(".")[0] not in unshown}
+        wanted = {
+            key: value
+            for key, value in self.first[name].items()
+            if key in found or key.split(".")[0] not in unshown
+        }
         other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         if other:
             self.fail(f"run {len(self.rows) + 1}, {name}: not the first run's {', '.join(other)}")
@@ -169,7 +193,10 @@ class Soak:
         """Run to the end; (digests of the results, the nodes that did not run as core had their results)."""
         ended, entry = self.client.end(self.client.queue(graph))
         if ended != "success":
-            self.fail(f"run {len(self.rows) + 1}, {name}: ended with {ended}: {faults_of.explain(entry, self.client.base)}")
+            self.fail(
+                f"run {len(self.rows) + 1}, {name}: ended with {ended}: "
+                f"{faults_of.explain(entry, self.client.base)}"
+            )
         return self.client.read_results(entry), self.client.cached_nodes(entry)
 
     def fail(self, line):
@@ -179,15 +206,28 @@ class Soak:
     def cancel(self, number):
         name, seed = self.random.choice(sorted(self.first)), next(self.seeds)
         graph = self.graphs.make(name, seed, self.write_picture("soak.png", seed).name, steps=graphs_of.LONG)
-        ways = {"queued": self.faults.cancel_queued, "started": self.faults.cancel_started, "later": self.faults.cancel_later}
+        ways = {
+            "queued": self.faults.cancel_queued,
+            "started": self.faults.cancel_started,
+            "later": self.faults.cancel_later,
+        }
         way = [*ways, "later"][self.random.randrange(4)]
         return self.disturb(number, name, f"cancelled, {way}", lambda: ways[way](graph))
 
     def meet(self, number):
         """The next kind of fault; every kind has its workflows."""
-        places = {"full disk": faults_of.SAVING, "damaged weights": [*faults_of.MODELS], "killed client": self.graphs.names[2:]}
+        places = {
+            "full disk": faults_of.SAVING,
+            "damaged weights": [*faults_of.MODELS],
+            "killed client": self.graphs.names[2:],
+        }
         last = self.rows[-1]["graph"]  # its weights are in core's cache and would not be read
-        found = {kind: [name for name in places.get(kind, faults_of.READING) if name in self.first and name != last] for kind in FAULTS}
+        found = {
+            kind: [
+                name for name in places.get(kind, faults_of.READING) if name in self.first and name != last
+            ]
+            for kind in FAULTS
+        }
         kinds = [kind for kind in FAULTS if found[kind]]
         turn, kind = self.turn // len(kinds), kinds[self.turn % len(kinds)]
         self.turn += 1
@@ -216,7 +256,9 @@ class Soak:
 
 def flags_of(options):
     """ComfyUI's, of which the cache may be one."""
-    cache = ["--cache-lru", str(options.lru)] if options.lru else ["--cache-classic"] if options.classic else []
+    cache = (
+        ["--cache-lru", str(options.lru)] if options.lru else ["--cache-classic"] if options.classic else []
+    )
     return [*cache, *FLAGS]
 
 
@@ -241,7 +283,11 @@ def summarise(soak, left):
             (statistics.median, early), (statistics.median, late), (max, rows[window:]),
         ))  # fmt: skip
         scale = 1e6 if key in SIZES else 1
-        growth[key] = {"early": round(before / scale, 3), "late": round(after / scale, 3), "most": round(most / scale, 3)}
+        growth[key] = {
+            "early": round(before / scale, 3),
+            "late": round(after / scale, 3),
+            "most": round(most / scale, 3),
+        }
         if key in SIZES:
             growth[key]["percent"] = round(100 * (after / before - 1), 3)
             growth[key]["kilobytes a run"] = [round(value / 1e3, 2) for value in slope(rows[window:], key)]
@@ -250,8 +296,14 @@ def summarise(soak, left):
     for key in COUNTED:
         growth[key] = {"a run": [round(value, 1) for value in slope(rows[window:], key)]}
     lost = [BYTES_A_TENSOR * growth[f"tensors of {name}"]["a run"][0] / 1e3 for name in ("core", "pack")]
-    growth["lost in the safetensors library, kilobytes a run"] = dict(zip(("core's loads", "the pack's loads"), lost, strict=True))
-    failures += [f"{key} grew by {growth[key]['percent']} %" for key in ("rss", "pss", "private") if growth[key]["percent"] >= 100 * LIMIT]
+    growth["lost in the safetensors library, kilobytes a run"] = dict(
+        zip(("core's loads", "the pack's loads"), lost, strict=True)
+    )
+    failures += [
+        f"{key} grew by {growth[key]['percent']} %"
+        for key in ("rss", "pss", "private")
+        if growth[key]["percent"] >= 100 * LIMIT
+    ]
     failures += [f"still open or mapped at the end: {path}" for path in left["ours"]]
     if left["children"]:
         failures.append(f"{left['children']} child processes at the end")
@@ -259,8 +311,13 @@ def summarise(soak, left):
 
 
 def slope(rows, key):
-    """(growth a run, two standard errors): one straight line through the completed runs, each workflow at a height of its own."""
-    groups = [[row for row in rows if row["graph"] == name and row["kind"] in COMPLETED] for name in {row["graph"] for row in rows}]
+    """(growth a run, two standard errors): one straight line through the completed runs,
+    each workflow at a height of its own.
+    """
+    groups = [
+        [row for row in rows if row["graph"] == name and row["kind"] in COMPLETED]
+        for name in {row["graph"] for row in rows}
+    ]
     pairs = []
     for group in filter(None, groups):
         middles = [statistics.fmean(row[name] for row in group) for name in ("run", key)]
@@ -276,47 +333,90 @@ def report(soak, growth, left, failures):
     options, kinds = soak.options, [row["kind"] for row in soak.rows]
     again = [row for row in soak.rows if row["kind"] == "again"]
     cancelled = [found for found in soak.occasions if found["kind"].startswith("cancelled")]
-    times = {name: [row["seconds"] for row in soak.rows if row["graph"] == name and row["kind"] == "run"] for name in soak.graphs.names}
+    times = {
+        name: [row["seconds"] for row in soak.rows if row["graph"] == name and row["kind"] == "run"]
+        for name in soak.graphs.names
+    }
     unequal, compared = sum(not row["equal"] for row in again), sum(row["results"] for row in again)
     window = options.window
     course = [soak.rows[at : at + window] for at in range(0, len(soak.rows), window)]
     return {
-        "passed": not failures, "failures": failures, "runs": len(kinds), "flags": flags_of(options), "control": options.control,
+        "passed": not failures, "failures": failures, "runs": len(kinds), "flags": flags_of(options),
+        "control": options.control,
         "safetensors mended": options.mend_safetensors,
         "allocators": {name: value for name, value in sorted(os.environ.items()) if "MALLOC" in name},
-        "file system of its own": soak.client.mounted, "comfyui": soak.client.server.get_json("/system_stats")["system"]["comfyui_version"],
+        "file system of its own": soak.client.mounted,
+        "comfyui": soak.client.server.get_json("/system_stats")["system"]["comfyui_version"],
         "growth": growth,
-        "at the end, models unloaded": {key: left[key] for key in ("rss", "handles", "kinds", "threads", "children", "ours")},
+        "at the end, models unloaded": {
+            key: left[key] for key in ("rss", "handles", "kinds", "threads", "children", "ours")
+        },
         "kinds of run": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "compared with the first": {"runs": len(again), "files": compared, "unequal": unequal},
-        "cancelled": {"runs": len(cancelled), "slowest to end, seconds": max((found.get("seconds", 0) for found in cancelled), default=0)},
+        "cancelled": {
+            "runs": len(cancelled), "slowest to end, seconds": max(
+                (found.get("seconds", 0) for found in cancelled), default=0
+            )
+        },
         "faults": [found for found in soak.occasions if found not in cancelled],
-        "workflows": {name: {"runs": sum(row["graph"] == name for row in soak.rows), "files": len(soak.first.get(name, ())),
-                             "median seconds": round(statistics.median(each), 2) if each else None} for name, each in times.items()},
-        "course": [{"runs": f"{part[0]['run']}-{part[-1]['run']}", "rss": round(statistics.median(row["rss"] for row in part) / 1e6, 1),
+        "workflows": {name: {"runs": sum(row["graph"] == name for row in soak.rows), "files": len(
+            soak.first.get(name, ())
+        ),
+                             "median seconds": round(
+                                 statistics.median(each), 2
+                             ) if each else None} for name, each in times.items()},
+        "course": [{"runs": f"{part[0]['run']}-{part[-1]['run']}", "rss": round(
+            statistics.median(row["rss"] for row in part) / 1e6, 1
+        ),
                     "handles": statistics.median(row["handles"] for row in part)} for part in course],
     }  # fmt: skip
 
 
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("pack", type=Path)
     parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--window", type=int, default=50, help="runs whose median is compared, and that go before (default: %(default)s)")
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=50,
+        help="runs whose median is compared, and that go before (default: %(default)s)",
+    )
     parser.add_argument("--cancel-every", type=int, default=10)
     parser.add_argument("--fault-every", type=int, default=100)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--log", type=Path, help="write a line of JSON after each run to this file")
     parser.add_argument("--server-log", type=Path, help="keep what ComfyUI logged in this file")
-    parser.add_argument("--control", action="store_true", help="core's own nodes alone, without the pack, no cancels, no faults")
-    parser.add_argument("--mend-safetensors", action="store_true", help="core reads safetensors files without the library's leak")
-    parser.add_argument("--classic", action="store_true", help="keep the results of the last graph alone (--cache-classic)")
-    parser.add_argument("--lru", type=int, metavar="N", help="keep the results of the last N nodes, models among them, from run to run")
-    parser.add_argument("--graphs", nargs="+", help="only these workflows, by name, to find which of them grows")
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="core's own nodes alone, without the pack, no cancels, no faults",
+    )
+    parser.add_argument(
+        "--mend-safetensors",
+        action="store_true",
+        help="core reads safetensors files without the library's leak",
+    )
+    parser.add_argument(
+        "--classic", action="store_true", help="keep the results of the last graph alone (--cache-classic)"
+    )
+    parser.add_argument(
+        "--lru",
+        type=int,
+        metavar="N",
+        help="keep the results of the last N nodes, models among them, from run to run",
+    )
+    parser.add_argument(
+        "--graphs", nargs="+", help="only these workflows, by name, to find which of them grows"
+    )
     options = parser.parse_args(arguments)
     if options.runs < 3 * options.window:
-        parser.error(f"--runs {options.runs} is too few: expected at least three times --window {options.window}")
+        parser.error(
+            f"--runs {options.runs} is too few: expected at least three times --window {options.window}"
+        )
     if options.control:
         options.cancel_every = options.fault_every = options.runs + 1
     return options

@@ -1,4 +1,6 @@
-"""Runs that are cancelled, and runs that meet a fault. Each says how it ended; AssertionError where that is not as it should be."""
+"""Runs that are cancelled, and runs that meet a fault. Each says how it ended;
+AssertionError where that is not as it should be.
+"""
 
 import contextlib
 import os
@@ -7,13 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-# a client of ComfyUI's websocket that reads until it is killed; a line when it is joined, and one at the first bytes of progress
+# a client of ComfyUI's websocket that reads until it is killed; a line when it is joined, and one at the
+# first bytes of progress
 LISTENER = """
 import os, socket, sys
 host, port, client = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 talk = socket.create_connection((host, port))
 key = "c29hayBzb2FrIHNvYWshIQ=="
-talk.sendall(f"GET /ws?clientId={client} HTTP/1.1\\r\\nHost: {host}:{port}\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n"
+talk.sendall(f"GET /ws?clientId={client} HTTP/1.1\\r\\nHost: {host}:{port}\\r\\n"
+             f"Upgrade: websocket\\r\\nConnection: Upgrade\\r\\n"
              f"Sec-WebSocket-Key: {key}\\r\\nSec-WebSocket-Version: 13\\r\\n\\r\\n".encode())
 seen = b""
 for wanted in (b"101 Switching", b'"progress"'):
@@ -38,12 +42,17 @@ def explain(entry, base="-"):
     for kind, data in entry["status"]["messages"]:
         if kind == "execution_error":
             said = data["exception_message"].strip().replace(f"{base}/", "")
-            return f"node {data['node_id']} ({data['node_type']}): {data['exception_type'].split('.')[-1]}: {said[:400]}"
+            return (
+                f"node {data['node_id']} ({data['node_type']}): "
+                f"{data['exception_type'].split('.')[-1]}: {said[:400]}"
+            )
     return "nothing"
 
 
 class Faults:
-    """`graphs` and `client` with a seeded `random`; pictures lie in the input folder under the names that `picture` gives."""
+    """`graphs` and `client` with a seeded `random`;
+    pictures lie in the input folder under the names that `picture` gives.
+    """
 
     def __init__(self, client, graphs, random, write_picture):
         self.client, self.graphs, self.random, self.write_picture = client, graphs, random, write_picture
@@ -58,14 +67,16 @@ class Faults:
         self.stop(run)
 
     def stop(self, run):
-        """Interrupt a run that goes on; seconds until it ended. A press before core has begun the run is lost in core, hence again."""
+        """Interrupt a run that goes on; seconds until it ended.
+        A press before core has begun the run is lost in core, hence again.
+        """
         pressed = time.monotonic()
         self.client.interrupt(run)
         ended, entry = self.client.end(run, again=lambda: self.client.interrupt(run))
         assert ended == "interrupted", f"a cancelled run ended with {ended}: {explain(entry)}"
         return time.monotonic() - pressed
 
-    # cancelled ------------------------------------------------------------------------------------------------------------------
+    # cancelled ----------------------------------------------------------------------------------------------
 
     def cancel_queued(self, graph):
         """Deleted from the queue behind another: it never runs."""
@@ -92,7 +103,7 @@ class Faults:
         time.sleep(self.random.uniform(0.2, 2))
         return {"ended": "interrupted", "seconds": round(self.stop(run), 2)}
 
-    # faults ---------------------------------------------------------------------------------------------------------------------
+    # faults -------------------------------------------------------------------------------------------------
 
     def missing_when_queued(self, name, seed):
         """The picture is not there: refused at the door."""
@@ -114,13 +125,19 @@ class Faults:
     def full_disk(self, name, seed, left):
         """No page but `left` bytes to save to."""
         with self.filled(left):
-            found = self.expect_error(self.client.queue(self.graphs.make(name, seed, self.write_picture("soak.png", seed).name)))
-            found["left behind"] = [f"{path.name}, {path.stat().st_size} bytes" for path in self.client.files()]
+            found = self.expect_error(
+                self.client.queue(self.graphs.make(name, seed, self.write_picture("soak.png", seed).name))
+            )
+            found["left behind"] = [
+                f"{path.name}, {path.stat().st_size} bytes" for path in self.client.files()
+            ]
         return found
 
     @contextlib.contextmanager
     def filled(self, left):
-        """The disk of the output folder is full; without a mount of its own, no file may grow beyond `left` bytes."""
+        """The disk of the output folder is full; without a mount of its own,
+        no file may grow beyond `left` bytes.
+        """
         if not self.client.mounted:
             import resource
 
@@ -143,21 +160,29 @@ class Faults:
         with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as listener:
             try:
                 assert "101" in listener.stdout.readline()
-                run = self.client.queue(self.graphs.make(name, seed, "soak.png", steps=40), client=f"soak-{seed}")
+                run = self.client.queue(
+                    self.graphs.make(name, seed, "soak.png", steps=40), client=f"soak-{seed}"
+                )
                 assert "progress" in listener.stdout.readline()
             finally:
                 listener.kill()
         over = self.client.find(run) is not None
         ended, entry = self.client.end(run)
-        assert ended == "success" and self.client.read_results(entry), f"it ended with {ended}: {explain(entry)}"
+        assert ended == "success" and self.client.read_results(entry), (
+            f"it ended with {ended}: {explain(entry)}"
+        )
         return {"ended": ended, "said": "killed when it was over" if over else "killed while it ran"}
 
     def damaged_weights(self, name, seed, way):
-        """A file under our loader is cut off, or a page of a server instead; put back afterwards as it was."""
+        """A file under our loader is cut off, or a page of a server instead; put back afterwards as it was.
+        """
         path = self.client.base / "models" / MODELS[name]
         self.client.forget()  # what is loaded would not be read again
         whole, status = path.read_bytes(), path.stat()
-        bad = {"cut off": whole[: len(whole) // 2], "a web page": b"<!DOCTYPE html><html><body>Not found</body></html>"}[way]
+        bad = {
+            "cut off": whole[: len(whole) // 2],
+            "a web page": b"<!DOCTYPE html><html><body>Not found</body></html>",
+        }[way]
         try:
             replace(path, bad)
             graph = self.graphs.make(name, seed, "soak.png")

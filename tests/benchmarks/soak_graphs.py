@@ -3,20 +3,34 @@
 import json
 
 SIDE, LONG = 32, 5000  # pixels; steps of a run that is cancelled
-SIDES = {"depth_to_blender": 64, "depth_to_image": 64, "refine_depth": 64, "rgbd_inpaint": 64, "joint_image_depth": 64}
+SIDES = {
+    "depth_to_blender": 64, "depth_to_image": 64, "refine_depth": 64, "rgbd_inpaint": 64,
+    "joint_image_depth": 64,
+}
 SIDES |= {"intrinsic_cogeneration": 64, "intrinsic_sd21": 64, "intrinsic_sdxl": 64}
-SIDES |= {"core_sd21": 64, "core_sdxl": 64, "core_pixart": 320, "intrinsic_pixart": 320}  # the least of core's PixArt
-# else 1; what is done with a depth, a preview too, needs one that is not sky throughout, as those of one step now and then are
-STEPS = dict.fromkeys(("depth_to_blender", "depth_to_image", "joint_image_depth", "refine_depth", "rgbd_inpaint"), 6)
+# the least of core's PixArt
+SIDES |= {"core_sd21": 64, "core_sdxl": 64, "core_pixart": 320, "intrinsic_pixart": 320}
+# else 1; what is done with a depth, a preview too, needs one that is not sky throughout, as those of one step
+# now and then are
+STEPS = dict.fromkeys(
+    ("depth_to_blender", "depth_to_image", "joint_image_depth", "refine_depth", "rgbd_inpaint"), 6
+)
 SIZED = ("EmptyLatentImage", "SpatialWeave_EmptyJointLatent")
 STEPPED = ("KSampler", "BasicScheduler")
 # what else is smaller than as shipped
 SMALLER = {
-    "rgbd_inpaint": ["7.width=64", "7.height=64", "8.width=36", "8.height=48", "9.x=28", "9.y=12", "10.expand=4"],
+    "rgbd_inpaint": [
+        "7.width=64", "7.height=64", "8.width=36", "8.height=48", "9.x=28", "9.y=12", "10.expand=4"
+    ],
     "build_intrinsic_dataset": ["6.text=sky:1", "4.resolution_level=0"],
 }
 # a run without a sampler is made long by its words, which are sought one after the other
-LONGER = {"build_intrinsic_dataset": ["6.text=" + ", ".join(["sky:1", "ground:1", "person:1", "animal:1"] * 8), "4.resolution_level=0"]}
+LONGER = {
+    "build_intrinsic_dataset": [
+        "6.text=" + ", ".join(["sky:1", "ground:1", "person:1", "animal:1"] * 8),
+        "4.resolution_level=0",
+    ]
+}
 PICTURED = ("build_intrinsic_dataset", "image_to_depth")  # read a picture of the input folder
 CONTROL = ("core_sd21", "core_sdxl", "core_pixart", "core_klein")
 
@@ -27,7 +41,9 @@ LEFT_OUT = ("joyai_", "vggt_")
 
 
 def list_graphs(pack):
-    """Names of the shipped workflows but those LEFT_OUT. Those that faults need come first, so that a short run has them."""
+    """Names of the shipped workflows but those LEFT_OUT. Those that faults need come first,
+    so that a short run has them.
+    """
     first = ["image_to_depth", "depth_to_blender", "joint_klein_9b", "intrinsic_sd21", "joint_image_depth"]
     names = sorted(path.stem for path in (pack / "workflows" / "api").glob("*.json"))
     names = [name for name in names if not name.startswith(LEFT_OUT)]
@@ -39,7 +55,10 @@ def core_graphs():
     unet = "PixArt-XL-2-1024-MS.safetensors"
     vae, t5 = "vae-ft-mse-840000-ema-pruned.safetensors", "t5xxl_fp16.safetensors"
     checkpoints = {"core_sd21": "v2-1_768-ema-pruned.safetensors", "core_sdxl": "sd_xl_base_1.0.safetensors"}
-    graphs = {name: text_to_image(name, {"1": ("CheckpointLoaderSimple", {"ckpt_name": file})}) for name, file in checkpoints.items()}
+    graphs = {
+        name: text_to_image(name, {"1": ("CheckpointLoaderSimple", {"ckpt_name": file})})
+        for name, file in checkpoints.items()
+    }
     loaders = {
         "1": ("UNETLoader", {"unet_name": unet, "weight_dtype": "default"}),
         "10": ("CLIPLoader", {"clip_name": t5, "type": "pixart", "device": "default"}),
@@ -47,7 +66,10 @@ def core_graphs():
     }  # fmt: skip
     graphs["core_pixart"] = text_to_image("core_pixart", loaders, clip=["10", 0], vae=["11", 0])
     loaders = {
-        "10": ("CLIPLoader", {"clip_name": "qwen_3_8b_fp8mixed.safetensors", "type": "flux2", "device": "default"}),
+        "10": (
+            "CLIPLoader",
+            {"clip_name": "qwen_3_8b_fp8mixed.safetensors", "type": "flux2", "device": "default"},
+        ),
         "11": ("VAELoader", {"vae_name": "flux2-vae.safetensors"}),
         "2": ("CLIPTextEncode", {"text": "a rowing boat", "clip": ["10", 0]}),
         "4": ("EmptyFlux2LatentImage", {"width": 64, "height": 64, "batch_size": 1}),

@@ -7,7 +7,9 @@ KINDS = ("Rss", "Pss", "Private_Clean", "Private_Dirty", "Anonymous")  # of smap
 
 
 def read_memory(pid):
-    """Bytes: rss (resident), pss (shared pages by the number of their users), private, anonymous (in no file)."""
+    """Bytes: rss (resident), pss (shared pages by the number of their users),
+    private, anonymous (in no file).
+    """
     found = dict.fromkeys(KINDS, 0)
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, _, value = line.partition(":")
@@ -33,14 +35,26 @@ def count_kinds(places):
     kinds = Counter()
     for place in places:
         head = place.split(":")[0]
-        kinds["file" if place.startswith("/") and not place.startswith("/dev/") else "device" if place.startswith("/") else head] += 1
+        kinds[
+            "file"
+            if place.startswith("/") and not place.startswith("/dev/")
+            else "device"
+            if place.startswith("/")
+            else head
+        ] += 1
     return dict(sorted(kinds.items()))
 
 
 def read_mapped(pid):
-    """Paths of the files mapped into memory; of one that was replaced or deleted the path ends in " (deleted)"."""
+    """Paths of the files mapped into memory; of one that was replaced or deleted the path ends in "
+    (deleted)".
+    """
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return {parts[5] for parts in (line.split(maxsplit=5) for line in lines) if len(parts) == 6 and parts[5].startswith("/")}
+    return {
+        parts[5]
+        for parts in (line.split(maxsplit=5) for line in lines)
+        if len(parts) == 6 and parts[5].startswith("/")
+    }
 
 
 def count_children(pid):
@@ -56,5 +70,10 @@ def measure(pid, folders):
     """All of it; `ours` are the files open or mapped below `folders`, by path."""
     places, mapped = read_handles(pid), read_mapped(pid)
     ours = sorted(place for place in {*places, *mapped} if place.startswith(tuple(map(str, folders))))
-    counts = {"handles": len(places), "kinds": count_kinds(places), "threads": count_threads(pid), "children": count_children(pid)}
+    counts = {
+        "handles": len(places),
+        "kinds": count_kinds(places),
+        "threads": count_threads(pid),
+        "children": count_children(pid),
+    }
     return read_memory(pid) | counts | {"ours": ours}

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: the Joy nodes, and core's own text encoder node behind them, on a small random encoder."""
+"""Called by worker.py inside ComfyUI: the Joy nodes, and core's own text encoder node behind them,
+on a small random encoder.
+"""
 
 import asyncio
 import math
@@ -37,7 +39,9 @@ def run(node, **inputs):
     lists = {key: value if isinstance(value, Many) else [value] for key, value in inputs.items()}
 
     async def call():
-        found = await execution._async_map_node_over_list("test", "1", node_class, lists, "EXECUTE_NORMALIZED", v3_data=data)
+        found = await execution._async_map_node_over_list(
+            "test", "1", node_class, lists, "EXECUTE_NORMALIZED", v3_data=data
+        )
         return await execution.resolve_map_node_over_list_results(found)
 
     results = asyncio.run(call())
@@ -70,11 +74,18 @@ def picture(height, width, seed=1, batch=1, channels=3):
 def small_encoder():
     """Core's JoyImage text encoder class, 128 wide, with random weights."""
     if "clip" not in KEEP:
-        sizes = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        sizes = {
+            "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        }
         before = qwen3vl.QWEN3VL_VISION["qwen3vl_8b"]
-        tower = {"hidden_size": 128, "intermediate_size": 64, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
+        tower = {
+            "hidden_size": 128, "intermediate_size": 64, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]
+        }
         qwen3vl.QWEN3VL_VISION["qwen3vl_8b"] = tower
-        target = comfy.supported_models_base.ClipTarget(joy_text.JoyImageTokenizer, joy_text.te(dtype_llama=torch.float32))
+        target = comfy.supported_models_base.ClipTarget(
+            joy_text.JoyImageTokenizer, joy_text.te(dtype_llama=torch.float32)
+        )
         options = {"qwen3vl_8b_model_config": sizes, "dtype": torch.float32}
         clip = comfy.sd.CLIP(target, model_options=options)
         qwen3vl.QWEN3VL_VISION["qwen3vl_8b"] = before
@@ -99,24 +110,35 @@ class SeeingVae:
 def through_core(height, width, mode, buckets="comfyui"):
     """Fit and box, then core's own TextEncodeJoyImageEdit: what reaches its VAE, bit by bit, and its text."""
     encode = extra("nodes_joyimage.py", "TextEncodeJoyImageEdit")
-    (fitted,), (framing,), (columns,), (rows,), *_ = run("JoyFit", picture=picture(height, width), mode=mode, buckets=buckets)
+    (fitted,), (framing,), (columns,), (rows,), *_ = run(
+        "JoyFit", picture=picture(height, width), mode=mode, buckets=buckets
+    )
     box = {"box.x": 60, "box.y": 40, "box.width": 90, "box.height": 70}
-    (prompt,), (boxed,), _ = run("JoyMoveObject", picture=fitted, object="the mug", box="numbers", framing=framing, **box)
+    (prompt,), (boxed,), _ = run(
+        "JoyMoveObject", picture=fitted, object="the mug", box="numbers", framing=framing, **box
+    )
     clip, vae, read = small_encoder(), SeeingVae(), []
     tokenize = clip.tokenize
-    clip.tokenize = lambda text, **more: (read.append((text, more["images"])), tokenize(text, images=[image[:, :64, :64] for image in more["images"]]))[1]
+    clip.tokenize = lambda text, **more: (
+        read.append((text, more["images"])),
+        tokenize(text, images=[image[:, :64, :64] for image in more["images"]]),
+    )[1]
     try:
         conditioning = encode.execute(clip, prompt, vae, {"image0": boxed}).result[0]
     finally:
         del clip.tokenize
     return {
-        "size": [columns, rows], "vae": torch.equal(vae.seen[0], boxed), "text": torch.equal(read[0][1][0], boxed), "prompt": read[0][0],
-        "references": [list(latent.shape) for latent in conditioning[0][1]["reference_latents"]], "red": int(_red(boxed).sum()),
+        "size": [columns, rows], "vae": torch.equal(vae.seen[0], boxed),
+        "text": torch.equal(read[0][1][0], boxed), "prompt": read[0][0],
+        "references": [list(latent.shape) for latent in conditioning[0][1]["reference_latents"]],
+        "red": int(_red(boxed).sum()),
     }  # fmt: skip
 
 
 def buckets():
-    """Sizes of ours that core's own resize does not leave bit for bit, and the size that core chooses for each of many others."""
+    """Sizes of ours that core's own resize does not leave bit for bit,
+    and the size that core chooses for each of many others.
+    """
     extra("nodes_joyimage.py", "TextEncodeJoyImageEdit")
     module = sys.modules[core.NODE_CLASS_MAPPINGS["TextEncodeJoyImageEdit"].__module__]
     ours_of = ours("models.joyai_edit.buckets")
@@ -127,7 +149,12 @@ def buckets():
             changed.append([height, width])
     sizes = [(7 + 37 * n % 1999, 11 + 53 * n % 2003) for n in range(2000)]
     other = [size for size in sizes if module._find_best_bucket(*size) != ours_of.find_bucket(*size)]
-    return {"changed": changed, "other": other, "count": len(ours_of.BUCKETS), "listed": sorted(module.BUCKETS_1024) == sorted(ours_of.BUCKETS)}
+    return {
+        "changed": changed,
+        "other": other,
+        "count": len(ours_of.BUCKETS),
+        "listed": sorted(module.BUCKETS_1024) == sorted(ours_of.BUCKETS),
+    }
 
 
 def _red(image):
@@ -146,7 +173,8 @@ def one_box_three_ways(height=333, width=777):
     mask[:, 100:190, 300:420] = 1
     ways = [
         {"box": "numbers", "box.x": 300, "box.y": 100, "box.width": 120, "box.height": 90},
-        {"box": "bounding box", "box.bounding_box": primitive}, {"box": "bounding box", "box.bounding_box": created},
+        {"box": "bounding box", "box.bounding_box": primitive},
+        {"box": "bounding box", "box.bounding_box": created},
         {"box": "mask", "box.mask": mask},
     ]  # fmt: skip
     found = [run("JoyMoveObject", picture=fitted, object="the mug", framing=framing, **way) for way in ways]
@@ -155,9 +183,14 @@ def one_box_three_ways(height=333, width=777):
     red = torch.nonzero(_red(first[1][0])[0])
     (rows, columns) = (red[:, 0].min(), red[:, 0].max() + 1), (red[:, 1].min(), red[:, 1].max() + 1)
     return {
-        "equal": all(one[0] == first[0] and torch.equal(one[1][0], first[1][0]) and one[2] == first[2] for one in found),
+        "equal": all(
+            one[0] == first[0] and torch.equal(one[1][0], first[1][0]) and one[2] == first[2] for one in found
+        ),
         "prompt": first[0][0], "box": first[2][0], "created": created,
-        "placed": [abs(float(a) - b) for a, b in zip((columns[0], rows[0], columns[1], rows[1]), (left, top, right, bottom))],
+        "placed": [
+            abs(float(a) - b)
+            for a, b in zip((columns[0], rows[0], columns[1], rows[1]), (left, top, right, bottom))
+        ],
     }  # fmt: skip
 
 
@@ -170,7 +203,10 @@ def batches():
     many = {"picture": Many(fitted), "framing": Many(framings), "object": "the mug"}
     each = run("JoyMoveObject", **many, box="mask", **{"box.mask": masks})
     both = run("JoyMoveObject", **many, box="mask", **{"box.mask": masks[:1]})
-    restored = run("JoyRestore", edited=Many(fitted), framing=Many(framings), put_back="where unchanged", feather=8, **{"put_back.threshold": 0.1})
+    restored = run(
+        "JoyRestore", edited=Many(fitted), framing=Many(framings), put_back="where unchanged", feather=8,
+        **{"put_back.threshold": 0.1},
+    )
     return {
         "fitted": [list(one.shape) for one in fitted], "prompts": each[0], "boxes": each[2], "both": both[2],
         "restored": [list(one.shape) for one in restored[0]], "equal": torch.equal(restored[0][0], given),
@@ -189,17 +225,23 @@ def chain():
     moved[:, top:bottom, left:right] = torch.tensor([0.0, 1.0, 0.0])  # what the model would make of it
     again = run("JoyMoveObject", picture=moved, object="the mug", framing=framing, **box)[1][0]
     edits = {"framing": framing, "feather": 6}
-    found = run("JoyRestore", edited=moved, put_back="where unchanged", **edits, **{"put_back.threshold": 0.1})
+    found = run(
+        "JoyRestore", edited=moved, put_back="where unchanged", **edits, **{"put_back.threshold": 0.1}
+    )
     mask = torch.zeros(1, 517, 1023)
     mask[:, 90:260, 590:810] = 1
-    drawn = run("JoyRestore", edited=moved, put_back="outside a mask", **edits, **{"put_back.edit_mask": mask})
+    drawn = run(
+        "JoyRestore", edited=moved, put_back="outside a mask", **edits, **{"put_back.edit_mask": mask}
+    )
     whole = run("JoyRestore", edited=moved, put_back="nothing", **edits)
     outside = mask[0] == 0
     kept = found[1][0][0] == 0
     return {
-        "sizes": [list(one[0][0].shape) for one in (found, drawn, whole)], "outside": torch.equal(drawn[0][0][0][outside], given[0][outside]),
+        "sizes": [list(one[0][0].shape) for one in (found, drawn, whole)],
+        "outside": torch.equal(drawn[0][0][0][outside], given[0][outside]),
         "kept": float(kept.float().mean()), "equal": torch.equal(found[0][0][0][kept], given[0][kept]),
-        "alignment": [one[3][0] for one in (found, drawn, whole)], "green": found[0][0][0, 175, 700].tolist(), "text": found[4][0],
+        "alignment": [one[3][0] for one in (found, drawn, whole)], "green": found[0][0][0, 175, 700].tolist(),
+        "text": found[4][0],
         "same framing": torch.equal(_red(boxed), _red(again)),
     }  # fmt: skip
 
@@ -234,8 +276,10 @@ def fit(height, width, mode="pad", channels=3):
     given = picture(height, width, channels=channels)
     fitted, framings, columns, rows, alpha, text = run("JoyFit", picture=given, mode=mode, buckets="comfyui")
     return {
-        "fitted": list(fitted[0].shape), "size": [columns[0], rows[0]], "text": text[0], "alpha": list(alpha[0].shape),
-        "transparent": channels < 4 or torch.allclose(alpha[0], 1 - given[..., 3]), "framing": type(framings[0]).__name__,
+        "fitted": list(fitted[0].shape), "size": [columns[0], rows[0]], "text": text[0],
+        "alpha": list(alpha[0].shape),
+        "transparent": channels < 4 or torch.allclose(alpha[0], 1 - given[..., 3]),
+        "framing": type(framings[0]).__name__,
     }  # fmt: skip
 
 
@@ -251,10 +295,12 @@ REFUSALS = {
     "yaw": lambda: angles(math.nan, 0, "in"),
     "pitch": lambda: angles(0, 95, "in"),
     "targets": lambda: cameras(
-        {"yaw": 0, "pitch": 0, "distance": 4}, {"yaw": 45, "pitch": 0, "distance": 4, "target": (0.0, 1.0, 0.0)}
+        {"yaw": 0, "pitch": 0, "distance": 4},
+        {"yaw": 45, "pitch": 0, "distance": 4, "target": (0.0, 1.0, 0.0)}
     ),
     "orthographic": lambda: cameras(
-        {"yaw": 0, "pitch": 0, "distance": 4}, {"yaw": 45, "pitch": 0, "distance": 4}, before_type="orthographic"
+        {"yaw": 0, "pitch": 0, "distance": 4}, {"yaw": 45, "pitch": 0, "distance": 4},
+        before_type="orthographic"
     ),
     "cropped away": lambda: cropped_box(),
     "unfitted": lambda: unfitted(),
@@ -273,7 +319,10 @@ def move(**changes):
 
 
 def boxed(boxes, batch=1):
-    return run("JoyMoveObject", picture=picture(300, 400, batch=batch), object="the mug", box="bounding box", **{"box.bounding_box": boxes})
+    return run(
+        "JoyMoveObject", picture=picture(300, 400, batch=batch), object="the mug", box="bounding box",
+        **{"box.bounding_box": boxes},
+    )
 
 
 def masked(mask):
@@ -288,13 +337,22 @@ def cropped_box():
 
 def unfitted():
     _, (framing,), *_ = run("JoyFit", picture=picture(300, 400), mode="pad", buckets="comfyui")
-    return run("JoyMoveObject", picture=picture(300, 400), object="the mug", box="numbers", framing=framing, **{f"box.{k}": v for k, v in BOX.items()})
+    return run(
+        "JoyMoveObject", picture=picture(300, 400), object="the mug", box="numbers", framing=framing,
+        **{f"box.{k}": v for k, v in BOX.items()},
+    )
 
 
 def restore(edited, mask=None):
     (fitted,), (framing,), *_ = run("JoyFit", picture=picture(300, 400), mode="pad", buckets="comfyui")
-    chosen = {"put_back": "nothing"} if mask is None else {"put_back": "outside a mask", "put_back.edit_mask": mask}
-    return run("JoyRestore", edited=fitted if edited is None else edited, framing=framing, feather=8, **chosen)
+    chosen = (
+        {"put_back": "nothing"}
+        if mask is None
+        else {"put_back": "outside a mask", "put_back.edit_mask": mask}
+    )
+    return run(
+        "JoyRestore", edited=fitted if edited is None else edited, framing=framing, feather=8, **chosen
+    )
 
 
 def refused(which):
@@ -306,22 +364,40 @@ def refused(which):
 
 
 def graph_check(changes, node="JoyRotateObject"):
-    """What our node 1 says of a graph in which its prompt goes to encoder 2, with these changes of the encoder or the loader 3."""
+    """What our node 1 says of a graph in which its prompt goes to encoder 2,
+    with these changes of the encoder or the loader 3.
+    """
     graph = {
         "1": {"class_type": f"SpatialWeave_{node}", "inputs": {}},
-        "2": {"class_type": "TextEncodeJoyImageEdit", "inputs": {"clip": ["3", 0], "prompt": ["1", 0], "vae": ["4", 0], "images.image0": ["5", 0]}},
-        "3": {"class_type": "CLIPLoader", "inputs": {"clip_name": "none.safetensors", "type": "joyimage", "device": "default"}},
+        "2": {
+            "class_type": "TextEncodeJoyImageEdit", "inputs": {
+                "clip": ["3", 0], "prompt": ["1", 0], "vae": ["4", 0], "images.image0": ["5", 0]
+            }
+        },
+        "3": {
+            "class_type": "CLIPLoader", "inputs": {
+                "clip_name": "none.safetensors", "type": "joyimage", "device": "default"
+            }
+        },
         "4": {"class_type": "VAELoader", "inputs": {"vae_name": "wan_2.1_vae.safetensors"}},
         "5": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
-        "6": {"class_type": "TextEncodeJoyImageEdit", "inputs": {"clip": ["3", 0], "prompt": "", "images.image0": ["5", 0]}},
+        "6": {
+            "class_type": "TextEncodeJoyImageEdit", "inputs": {
+                "clip": ["3", 0], "prompt": "", "images.image0": ["5", 0]
+            }
+        },
     }  # fmt: skip
     for key, inputs in changes.items():
-        graph[key]["inputs"] = {name: value for name, value in (graph[key]["inputs"] | inputs).items() if value is not None}
+        graph[key]["inputs"] = {
+            name: value for name, value in (graph[key]["inputs"] | inputs).items() if value is not None
+        }
     values = {"object": "the mug"}
     if node == "JoyRotateObject":
         values |= {"view": "rear", "form": "benchmark"}
     elif node == "JoyMoveObject":
-        values |= {"picture": picture(300, 400), "box": "numbers"} | {f"box.{key}": value for key, value in BOX.items()}
+        values |= {"picture": picture(300, 400), "box": "numbers"} | {
+            f"box.{key}": value for key, value in BOX.items()
+        }
     else:
         (fitted,), (framing,), *_ = run("JoyFit", picture=picture(300, 400), mode="pad", buckets="comfyui")
         values = {"edited": fitted, "framing": framing, "put_back": "nothing", "feather": 8}
@@ -346,10 +422,25 @@ def encoder_file(kind):
         KEEP["folder"] = tempfile.mkdtemp()
         folder_paths.add_model_folder_path("text_encoders", KEEP["folder"])
     names = {
-        "qwen3_4b": {"model.layers.0.post_attention_layernorm.weight": (2560,), "model.layers.0.self_attn.q_norm.weight": (128,)},
-        "qwen3vl_8b": {"model.visual.deepstack_merger_list.0.norm.weight": (8,), "model.visual.merger.linear_fc2.weight": (16, 8)},
+        "qwen3_4b": {
+            "model.layers.0.post_attention_layernorm.weight": (
+                2560,
+            ), "model.layers.0.self_attn.q_norm.weight": (
+                128,
+            )
+        },
+        "qwen3vl_8b": {
+            "model.visual.deepstack_merger_list.0.norm.weight": (
+                8,
+            ), "model.visual.merger.linear_fc2.weight": (
+                16, 8
+            )
+        },
         "unknown": {"some.weight": (4,)},
     }[kind]  # fmt: skip
-    save_file({name: torch.zeros(shape) for name, shape in names.items()}, Path(KEEP["folder"]) / f"{kind}.safetensors")
+    save_file(
+        {name: torch.zeros(shape) for name, shape in names.items()},
+        Path(KEEP["folder"]) / f"{kind}.safetensors",
+    )
     folder_paths.filename_list_cache.clear()
     return graph_check({"3": {"clip_name": f"{kind}.safetensors"}})

@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: questions to a small random Joy encoder, beside transformers' Qwen3-VL on the same weights."""
+"""Called by worker.py inside ComfyUI: questions to a small random Joy encoder,
+beside transformers' Qwen3-VL on the same weights.
+"""
 
 import asyncio
 import json
@@ -21,7 +23,10 @@ import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
 KEEP = {}
-SIZES = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
+SIZES = {
+    "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 VISION = {"hidden_size": 64, "intermediate_size": 80, "depth": 4, "deepstack_visual_indexes": [0, 1, 3]}
 QUESTION = "Is the ball left of the box (yes/no)?\n\u7403\u5728\u54ea\u91cc\uff1f"
 SHAPES = [(256, 320), (250, 333), (288, 256), (520, 300)]
@@ -41,14 +46,18 @@ def random_state(state):
 
 
 def encoder(kind="joyimage", **sizes):
-    """A CLIP of core's own class with small random weights; the vision tower's sizes are a table of core's."""
+    """A CLIP of core's own class with small random weights; the vision tower's sizes are a table of core's.
+    """
     key = (kind, *sorted(sizes.items()))
     if key not in KEEP:
         kept = qwen3vl.QWEN3VL_VISION["qwen3vl_8b"]
         qwen3vl.QWEN3VL_VISION["qwen3vl_8b"] = VISION
         try:
             joy = (joyimage.JoyImageTokenizer, joyimage.te(dtype_llama=torch.float32))
-            plain = (qwen3vl.tokenizer("qwen3vl_8b"), qwen3vl.te(dtype_llama=torch.float32, model_type="qwen3vl_8b"))
+            plain = (
+                qwen3vl.tokenizer("qwen3vl_8b"),
+                qwen3vl.te(dtype_llama=torch.float32, model_type="qwen3vl_8b"),
+            )
             target = comfy.supported_models_base.ClipTarget(*(joy if kind == "joyimage" else plain))
             options = {"qwen3vl_8b_model_config": SIZES | sizes, "dtype": torch.float32}
             clip = comfy.sd.CLIP(target, model_options=options)
@@ -95,9 +104,14 @@ def theirs():
 
     text = SIZES | {
         "vocab_size": 151936, "head_dim": 128, "max_position_embeddings": 262144, "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 5000000, "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 5000000,
+            "mrope_section": [24, 20, 20], "mrope_interleaved": True,
+        },
     }  # fmt: skip
-    vision = VISION | {"num_heads": 16, "patch_size": 16, "out_hidden_size": 128, "num_position_embeddings": 2304}
+    vision = VISION | {
+        "num_heads": 16, "patch_size": 16, "out_hidden_size": 128, "num_position_embeddings": 2304
+    }
     config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
     with torch.inference_mode(False):
         model = transformers.Qwen3VLForConditionalGeneration(config).train(False)
@@ -108,9 +122,16 @@ def theirs():
         state[names[old] + name.removeprefix(old)] = value
     model.load_state_dict(state, strict=True)
     folder = os.path.join(os.path.dirname(qwen3vl.__file__), "qwen25_tokenizer")
-    sizes = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    sizes = {
+        "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+        "patch_size": 16,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     processor = transformers.Qwen3VLProcessor(
-        transformers.Qwen2VLImageProcessor(**sizes), transformers.Qwen2Tokenizer.from_pretrained(folder), transformers.Qwen3VLVideoProcessor()
+        transformers.Qwen2VLImageProcessor(**sizes),
+        transformers.Qwen2Tokenizer.from_pretrained(folder),
+        transformers.Qwen3VLVideoProcessor(),
     )
     KEEP["theirs"] = (model, processor)
     return KEEP["theirs"]
@@ -127,12 +148,16 @@ def against_transformers(views, chat):
     model, processor = theirs()
     inputs, images = their_inputs(pictures(views), chat), pictures(views)
     with torch.no_grad():
-        out = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=[151645, 151643], pad_token_id=151643)
+        out = model.generate(
+            **inputs, max_new_tokens=12, do_sample=False, eos_token_id=[151645, 151643], pad_token_id=151643
+        )
     want = out[0, inputs["input_ids"].shape[1] :].tolist()
     seen = watch(lambda: ask(images=as_inputs(images)))
     return {
-        "want": want, "tokens": seen["tokens"], "text": seen["answer"], "wanted": processor.decode(want, skip_special_tokens=True).strip(),
-        "prompt": [seen["prompt"], int(inputs["input_ids"].shape[1])], "logits": their_logits(inputs, seen["logits"]),
+        "want": want, "tokens": seen["tokens"], "text": seen["answer"],
+        "wanted": processor.decode(want, skip_special_tokens=True).strip(),
+        "prompt": [seen["prompt"], int(inputs["input_ids"].shape[1])],
+        "logits": their_logits(inputs, seen["logits"]),
     }  # fmt: skip
 
 
@@ -171,7 +196,13 @@ def watch(work):
 def generate_text():
     """Core's Generate Text on the same encoder, picture and prompt: what the node is for."""
     chat = ours("models.joyai_edit.question").write_chat(QUESTION, 1)
-    return nodes_textgen.TextGenerate.execute(encoder(), chat, 12, {"sampling_mode": "off"}, image=as_inputs(pictures(1))["image0"]).result[0].strip()
+    return (
+        nodes_textgen.TextGenerate.execute(
+            encoder(), chat, 12, {"sampling_mode": "off"}, image=as_inputs(pictures(1))["image0"]
+        )
+        .result[0]
+        .strip()
+    )
 
 
 def plain_class():
@@ -182,16 +213,29 @@ def plain_class():
 
 def batch():
     """Two views in one socket, and one in each."""
-    first, second = (torch.rand(1, 256, 256, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
-    return [ask(images={"image0": torch.cat([first, second])}), ask(images={"image0": first, "image3": second}), ask(images={"image0": second, "image1": first})]
+    first, second = (
+        torch.rand(1, 256, 256, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    )
+    return [
+        ask(images={"image0": torch.cat([first, second])}),
+        ask(images={"image0": first, "image3": second}),
+        ask(images={"image0": second, "image1": first}),
+    ]
 
 
 def sampled():
     """Four seeds twice, and parameters that leave the most probable token alone."""
     choice = {"decoding": "sample", "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     twice = [[ask(decoding=choice | {"seed": seed}) for seed in range(4)] for _ in range(2)]
-    narrow = [ask(decoding=choice | change | {"seed": 5}) for change in ({"top_k": 1}, {"top_p": 0.0}, {"temperature": 0.01})]
-    return {"same": twice[0] == twice[1], "different": len(set(twice[0])), "greedy": [text == ask() for text in narrow]}
+    narrow = [
+        ask(decoding=choice | change | {"seed": 5})
+        for change in ({"top_k": 1}, {"top_p": 0.0}, {"temperature": 0.01})
+    ]
+    return {
+        "same": twice[0] == twice[1],
+        "different": len(set(twice[0])),
+        "greedy": [text == ask() for text in narrow],
+    }
 
 
 def notes():
@@ -210,7 +254,9 @@ def encodes_as_before():
 
 
 def cancelled():
-    """Cancel at checks spread over the whole run, the vision tower's included; after each, the question again."""
+    """Cancel at checks spread over the whole run, the vision tower's included;
+    after each, the question again.
+    """
     want, before = ask(), management.throw_exception_if_processing_interrupted
     press = {"at": None, "seen": 0}
 
@@ -223,7 +269,9 @@ def cancelled():
     stopped, same, bars = [], [], []
     management.throw_exception_if_processing_interrupted = checked
     hook = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: bars.append((int(value), total)))
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: bars.append((int(value), total))
+    )
     try:
         ask()
         checks, bar = press["seen"], list(bars)
@@ -238,7 +286,9 @@ def cancelled():
     finally:
         management.throw_exception_if_processing_interrupted = before
         comfy.utils.set_progress_bar_global_hook(hook)
-    hooks = sum(len(layer._forward_pre_hooks) for layer in (*network().model.layers, *network().visual.blocks))
+    hooks = sum(
+        len(layer._forward_pre_hooks) for layer in (*network().model.layers, *network().visual.blocks)
+    )
     return {"checks": checks, "stopped": stopped, "same": same, "bar": bar, "hooks": hooks}
 
 
@@ -258,7 +308,11 @@ def refused(case):
         "video": lambda: ask(images={"image0": torch.rand(1, 1, 64, 64, 3)}),
         "band": lambda: ask(images={"image0": torch.rand(1, 2, 500, 3)}),
         "another encoder": lambda: ask(clip=other),
-        "tiny encoder": lambda: ask(clip=core.NODE_CLASS_MAPPINGS["SpatialWeave_LoadModalityForcing"].execute("tiny (shipped with the pack)").result[1]),
+        "tiny encoder": lambda: ask(
+            clip=core.NODE_CLASS_MAPPINGS["SpatialWeave_LoadModalityForcing"]
+            .execute("tiny (shipped with the pack)")
+            .result[1]
+        ),
         "too many tokens": lambda: ask(encoder(max_position_embeddings=120)),
         "headless class": lambda: ask(encoder(lm_head=False, final_norm=False)),
     }
@@ -270,7 +324,9 @@ def refused(case):
 
 
 def from_file(head):
-    """An encoder that core loads from a file in the release's names, with or without lm_head: the answer, or the refusal."""
+    """An encoder that core loads from a file in the release's names, with or without lm_head:
+    the answer, or the refusal.
+    """
     names = {"model.lm_head.": "lm_head.", "model.": "model.language_model.", "visual.": "model.visual."}
     state = {}
     for key, value in network().state_dict().items():
@@ -315,18 +371,24 @@ class Server:
 
 
 def graph(**changed):
-    """A graph in API form through ComfyUI's own validation and executor: the node's text, or what is said against the graph."""
+    """A graph in API form through ComfyUI's own validation and executor: the node's text,
+    or what is said against the graph.
+    """
     core.NODE_CLASS_MAPPINGS["TestSmallEncoder"] = SmallEncoder
     color = {"width": 256, "height": 256, "batch_size": 1}
     asking = {
-        "clip": ["1", 0], "question": QUESTION, "decoding": "greedy", "max_tokens": 6, "tokens_per_image": 2048,
+        "clip": ["1", 0], "question": QUESTION, "decoding": "greedy", "max_tokens": 6,
+        "tokens_per_image": 2048,
         "images.image0": ["2", 0], "images.image1": ["3", 0],
     } | changed  # fmt: skip
     made = {
         "1": {"class_type": "TestSmallEncoder", "inputs": {}},
         "2": {"class_type": "EmptyImage", "inputs": color | {"color": 0xFF0000}},
         "3": {"class_type": "EmptyImage", "inputs": color | {"color": 0x00FF00}},
-        "4": {"class_type": "SpatialWeave_AskAboutViews", "inputs": {name: value for name, value in asking.items() if value is not None}},
+        "4": {
+            "class_type": "SpatialWeave_AskAboutViews",
+            "inputs": {name: value for name, value in asking.items() if value is not None},
+        },
     }
     good, error, outputs, node_errors = asyncio.run(execution.validate_prompt("asked", made, None))
     if not good:

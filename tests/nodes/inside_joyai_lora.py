@@ -1,4 +1,6 @@
-"""Called by worker.py inside ComfyUI: a LoRA that our trainer wrote, on core's JoyImage in bfloat16 and in int8, beside the network it trained on."""
+"""Called by worker.py inside ComfyUI: a LoRA that our trainer wrote,
+on core's JoyImage in bfloat16 and in int8, beside the network it trained on.
+"""
 
 import os
 from pathlib import Path
@@ -24,7 +26,8 @@ def prepare(folder):
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         torch.manual_seed(3)
         network = diffusers.JoyImageEditTransformer3DModel(
-            hidden_size=256, num_attention_heads=2, text_dim=TEXT, num_layers=2, rope_dim_list=[16, 56, 56], theta=10000
+            hidden_size=256, num_attention_heads=2, text_dim=TEXT, num_layers=2, rope_dim_list=[16, 56, 56],
+            theta=10000,
         )
         for parameter in network.parameters():
             if parameter.ndim > 1:
@@ -40,15 +43,23 @@ def prepare(folder):
     models, loras = Path(folder) / "models", Path(folder) / "loras"
     models.mkdir()
     save_file(state, models / "joy_bf16.safetensors")
-    matrices = [name for name, value in state.items() if value.ndim == 2 and name.startswith("double_blocks.")]
+    matrices = [
+        name for name, value in state.items() if value.ndim == 2 and name.startswith("double_blocks.")
+    ]
     plan = {name: "int8" if name in matrices else torch.bfloat16 for name in state}
-    ours("models.core.weights.conversion").convert_file(models / "joy_bf16.safetensors", models / "joy_int8.safetensors", plan, {})
+    ours("models.core.weights.conversion").convert_file(
+        models / "joy_bf16.safetensors", models / "joy_int8.safetensors", plan, {}
+    )
     training.export_lora(loras, model.state_dict(), paths=model.paths, settings=settings, facts="{}")
     for kind, place in (("diffusion_models", models), ("loras", loras)):
         folder_paths.add_model_folder_path(kind, str(place))
     other = diffusers.JoyImageEditTransformer3DModel(**network.config)
     other.load_state_dict(plain)
-    KEEP.update(network=network.train(False), plain=other.train(False), int8=load_file(models / "joy_int8.safetensors"))
+    KEEP.update(
+        network=network.train(False),
+        plain=other.train(False),
+        int8=load_file(models / "joy_int8.safetensors"),
+    )
 
 
 def velocity(patcher):
@@ -70,7 +81,9 @@ def inputs():
 
 
 def loaded(folder, name):
-    """Stock loaders: the network, then the LoRA at strength 1 and 0, against diffusers with our hooks and without."""
+    """Stock loaders: the network, then the LoRA at strength 1 and 0,
+    against diffusers with our hooks and without.
+    """
     prepare(folder)
     (model,) = core.NODE_CLASS_MAPPINGS["UNETLoader"]().load_unet(name, "default")
     lora = os.path.basename(ours("models.joyai_edit.training.lora").LORA_FILE)
@@ -82,8 +95,10 @@ def loaded(folder, name):
     plain = velocity(model)
     with_lora = velocity(patched)
     return {
-        "kind": type(model.model).__name__, "patches": len(patched.patches), "quantized": sum(value.dtype == torch.int8 for value in KEEP["int8"].values()),
-        "base": float((plain - base).norm() / base.norm()), "trained": float((with_lora - want).norm() / want.norm()),
+        "kind": type(model.model).__name__, "patches": len(patched.patches),
+        "quantized": sum(value.dtype == torch.int8 for value in KEEP["int8"].values()),
+        "base": float((plain - base).norm() / base.norm()),
+        "trained": float((with_lora - want).norm() / want.norm()),
         "change": float((want - base).norm() / base.norm()), "sampled": sampled(patched),
     }  # fmt: skip
 
@@ -92,5 +107,7 @@ def sampled(model):
     """A KSampler on the patched model."""
     noisy, reference, context, _ = inputs()
     positive = [[context, {"reference_latents": [reference]}]]
-    (out,) = core.KSampler().sample(model, 1, 2, 2.0, "euler", "normal", positive, positive, {"samples": torch.zeros_like(noisy)})
+    (out,) = core.KSampler().sample(
+        model, 1, 2, 2.0, "euler", "normal", positive, positive, {"samples": torch.zeros_like(noisy)}
+    )
     return bool(out["samples"].isfinite().all())

@@ -26,7 +26,7 @@ def declarations():
             "category": schema.category,
             "description": schema.description,
             "aliases": schema.search_aliases,
-            "inputs": {put.id: {"type": put.io_type, "tooltip": put.tooltip} for put in schema.inputs},
+            "inputs": {put.id: {"type": put.get_io_type(), "tooltip": put.tooltip} for put in schema.inputs},
             # inputs of a dynamic combo's choices, by the frontend's name: a dot that its translations have
             # as an underscore
             "chosen": {

@@ -110,16 +110,19 @@ def notes():
 
 
 def shown_under_the_node():
-    """The same text, sent to the page by core's own message for it, where a graph runs."""
+    """What is sent to which page, by core's own message for it, where graphs of three pages run."""
     import server
 
+    class Page:
+        def send_progress_text(self, text, node_id, sid=None):
+            sent.append([text, node_id, sid])
+
     sent, before = [], getattr(server.PromptServer, "instance", None)
-    server.PromptServer.instance = type(
-        "Page", (), {"send_progress_text": lambda self, text, node: sent.append([node, text])}
-    )()
+    server.PromptServer.instance = page = Page()
     try:
         tell, hidden = ours("nodes.host.shared.notes").tell, type("Hidden", (), {"unique_id": "7"})()
-        for notes in (["One.", "Two."], []):
+        runs = [("first", []), ("first", ["One.", "Two."]), (None, ["Three."]), ("second", []), ("first", [])]
+        for page.client_id, notes in [*runs, ("first", [])]:
             tell(notes, hidden)
     finally:
         if before is None:

@@ -61,7 +61,9 @@ def execute(graph):
     assert asyncio.run(core.load_custom_node(extras, module_parent="comfy_extras"))
     sent = []
     server = SimpleNamespace(
-        client_id="test", last_node_id=None, send_sync=lambda event, data, sid=None: sent.append((event, data))
+        client_id="test",
+        last_node_id=None,
+        send_sync=lambda event, data, sid=None: sent.append((event, data)),
     )
     try:
         good, error, outputs, node_errors = asyncio.run(execution.validate_prompt("id", graph, None))
@@ -96,7 +98,8 @@ def whole_graph(folder, method, **changes):
     folder_paths.set_temp_directory(folder)
     asyncio.run(
         core.load_custom_node(
-            os.path.join(folder_paths.base_path, "comfy_extras", "nodes_preview_any.py"), module_parent="comfy_extras"
+            os.path.join(folder_paths.base_path, "comfy_extras", "nodes_preview_any.py"),
+            module_parent="comfy_extras",
         )
     )
     shown, errors = execute(graph_of(method, **changes))
@@ -144,11 +147,18 @@ def video(folder):
     view = metric_views(count=6, height=32, width=48)
     made = InputImpl.VideoFromComponents(Types.VideoComponents(images=view.image, frame_rate=Fraction(8)))
     frames = nodes_video.GetVideoComponents.execute(made).result[0]
-    fused = run("FuseViews", view=replace(view, image=frames), **{**FUSE, "every": 2, "edge_threshold": 0.0})[1]
+    fused = run("FuseViews", view=replace(view, image=frames), **{**FUSE, "every": 2, "edge_threshold": 0.0})[
+        1
+    ]
     folder_paths.set_output_directory(folder)
     large = frames.repeat_interleave(2, 1).repeat_interleave(2, 2)
     saved, _ = run("SaveColmap", cloud=fused, images=large, **SAVE)
-    return {"folder": saved, "indices": list(fused.indices), "points": len(fused.cloud.points), "colors": fused.cloud.colors is not None}
+    return {
+        "folder": saved,
+        "indices": list(fused.indices),
+        "points": len(fused.cloud.points),
+        "colors": fused.cloud.colors is not None,
+    }
 
 
 def sentence(call):
@@ -177,16 +187,24 @@ def refusals(folder):
         "voxel": sentence(lambda: run("FuseViews", view=metric, **{**FUSE, "voxel_size": 90.0})),
         "confidence": sentence(lambda: run("FuseViews", view=metric, **{**FUSE, "min_confidence": 3.0})),
         "nothing sure": sentence(
-            lambda: run("FuseViews", view=replace(metric, confidence=metric.depth * 0), **{**FUSE, "min_confidence": 3.0})
+            lambda: run(
+                "FuseViews",
+                view=replace(metric, confidence=metric.depth * 0),
+                **{**FUSE, "min_confidence": 3.0},
+            )
         ),
         "not metres": sentence(lambda: run("SaveColmap", cloud=cloud, **{**SAVE, "units": "metric"})),
         "outside": sentence(lambda: run("SaveColmap", cloud=cloud, **{**SAVE, "filename_prefix": "../x"})),
-        "in a file": sentence(lambda: run("SaveColmap", cloud=cloud, **{**SAVE, "filename_prefix": "file/x"})),
+        "in a file": sentence(
+            lambda: run("SaveColmap", cloud=cloud, **{**SAVE, "filename_prefix": "file/x"})
+        ),
     }
 
 
 def cancelled(folder, at):
-    """Cancel at a check of Fuse Views, then of Save COLMAP: how each ended, and what lies in the output folder."""
+    """Cancel at a check of Fuse Views, then of Save COLMAP: how each ended,
+    and what lies in the output folder.
+    """
     folder_paths.set_output_directory(folder)
     view = metric_views()
     cloud = run("FuseViews", view=view, **FUSE)[1]
@@ -212,4 +230,8 @@ def cancelled(folder, at):
             out[name] = True
         finally:
             management.throw_exception_if_processing_interrupted = checked
-    return out | {"left": sorted(os.listdir(os.path.join(folder, "colmap"))) if os.path.isdir(os.path.join(folder, "colmap")) else []}
+    return out | {
+        "left": sorted(os.listdir(os.path.join(folder, "colmap")))
+        if os.path.isdir(os.path.join(folder, "colmap"))
+        else []
+    }

@@ -13,8 +13,10 @@ import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
 SIZES = {
-    "img_size": 56, "patch_size": 14, "embed_dim": 64, "depth": 4, "num_heads": 2, "backbone_depth": 2, "backbone_num_heads": 2,
-    "dpt_features": 16, "dpt_out_channels": [16, 16, 24, 32], "dpt_layers": [0, 1, 2, 3], "camera_trunk_depth": 1,
+    "img_size": 56, "patch_size": 14, "embed_dim": 64, "depth": 4, "num_heads": 2, "backbone_depth": 2,
+    "backbone_num_heads": 2,
+    "dpt_features": 16, "dpt_out_channels": [16, 16, 24, 32], "dpt_layers": [0, 1, 2, 3],
+    "camera_trunk_depth": 1,
     "camera_num_heads": 4,
 }  # fmt: skip
 
@@ -24,7 +26,8 @@ def run(node, **inputs):
 
 
 def random_state(**changes):
-    """(config, state dict) of a small network whose every tensor matters; depth about 1, rotations moderate."""
+    """(config, state dict) of a small network whose every tensor matters; depth about 1, rotations moderate.
+    """
     config = ours("models.vggt.config").VggtConfig.from_json({**SIZES, **changes})
     network = ours("models.vggt.network").Vggt(config)
     generator = torch.Generator().manual_seed(0)
@@ -42,11 +45,17 @@ def random_state(**changes):
 
 
 def start(folder):
-    """Two files in a folder of models/geometry_estimation: as ours are written, and as the published one is, with tracking."""
+    """Two files in a folder of models/geometry_estimation: as ours are written,
+    and as the published one is, with tracking.
+    """
     os.makedirs(folder, exist_ok=True)
     folder_paths.add_model_folder_path("geometry_estimation", folder)
     config, state = random_state()
-    save_file(state, f"{folder}/ours.safetensors", metadata={"spatialweave": "VGGT network", "config": json.dumps(config.to_json())})
+    save_file(
+        state,
+        f"{folder}/ours.safetensors",
+        metadata={"spatialweave": "VGGT network", "config": json.dumps(config.to_json())},
+    )
     published = {**state, "track_head.feature_extractor.norm.weight": torch.ones(4)}
     save_file(published, f"{folder}/vggt_1b_commercial.safetensors")
     return run("LoadVggt", model_name="ours.safetensors")[0]
@@ -55,14 +64,20 @@ def start(folder):
 def views(count=3, height=40, width=61, channels=3):
     """Images of random cells, so that no two are alike."""
     cells = torch.rand(count, 5, 7, channels, generator=torch.Generator().manual_seed(count))
-    return torch.nn.functional.interpolate(cells.movedim(-1, 1), size=(height, width), mode="bicubic").movedim(1, -1).clamp(0, 1)
+    return (
+        torch.nn.functional.interpolate(cells.movedim(-1, 1), size=(height, width), mode="bicubic")
+        .movedim(1, -1)
+        .clamp(0, 1)
+    )
 
 
 DEFAULTS = {"fit": "pad", "longer_side": 0, "source": "depth", "global_queries": 0}
 
 
 def reconstruct(folder):
-    """An RGBA batch through the nodes and through the pipeline in plain torch; then core's nodes on the result."""
+    """An RGBA batch through the nodes and through the pipeline in plain torch;
+    then core's nodes on the result.
+    """
     from comfy_extras import nodes_depth_anything_3 as da3
 
     vggt, image = start(folder), views(channels=4)
@@ -72,15 +87,24 @@ def reconstruct(folder):
     chunked = run("VggtReconstruct", vggt=vggt, image=image, **{**DEFAULTS, "global_queries": 7})[0]
     (packet,) = run("ViewToDa3", view=view)
     (mesh,) = da3.DA3GeometryToMesh.execute(packet, 1, 1, 0.0, 0.0, False, True).result
-    (shown,) = da3.DA3Render.execute(packet, {"output": "depth", "normalization": "min_max", "apply_sky_clip": False}).result
+    (shown,) = da3.DA3Render.execute(
+        packet, {"output": "depth", "normalization": "min_max", "apply_sky_clip": False}
+    ).result
     return {
-        "depth": list(view.depth.shape), "units": view.units, "valid": bool(view.mask.all()), "confident": float(view.confidence.min()),
+        "depth": list(view.depth.shape), "units": view.units, "valid": bool(view.mask.all()),
+        "confident": float(view.confidence.min()),
         "first": view.world_to_cam[0].tolist(), "intrinsics": view.intrinsics.tolist(),
-        "image": bool(torch.equal(view.image, image[..., :3])), "transparent": float((transparent - (1 - image[..., 3])).abs().max()),
-        "plain": max(float((view.depth - plain.depth).abs().max()), float((view.world_to_cam - plain.world_to_cam).abs().max())),
+        "image": bool(torch.equal(view.image, image[..., :3])),
+        "transparent": float((transparent - (1 - image[..., 3])).abs().max()),
+        "plain": max(
+            float((view.depth - plain.depth).abs().max()), float(
+                (view.world_to_cam - plain.world_to_cam).abs().max()
+            )
+        ),
         "chunked": float((view.depth - chunked.depth).abs().max()), "notes": notes, "mode": packet["mode"],
         "vertices": mesh.vertices.shape[1], "shown": list(shown.shape), "loaded": vggt.patcher.model in
-        [m.model.model for m in management.current_loaded_models if m.model is not None], "deviates": float(view.depth.std()),
+        [m.model.model for m in management.current_loaded_models if m.model is not None],
+        "deviates": float(view.depth.std()),
     }  # fmt: skip
 
 
@@ -93,17 +117,24 @@ def point_source(folder):
     pose, _ = ours("models.vggt.pose_code").decode_poses(said.poses[-1], (56, 56))
     z = (said.points[0] * pose[0, :, 2, :3][:, None, None]).sum(-1) + pose[0, :, 2, 3][:, None, None]
     known = z > 0
-    return {"gap": float((view.depth - z)[known].abs().max()), "mask": bool(torch.equal(view.mask, known)), "known": float(known.float().mean())}
+    return {
+        "gap": float((view.depth - z)[known].abs().max()),
+        "mask": bool(torch.equal(view.mask, known)),
+        "known": float(known.float().mean()),
+    }
 
 
 def tokens(folder):
     vggt, image = start(folder), views(2, 40, 61)
-    found, notes = run("VggtGeometryTokens", vggt=vggt, image=image, fit="pad", longer_side=0, global_queries=0)
+    found, notes = run(
+        "VggtGeometryTokens", vggt=vggt, image=image, fit="pad", longer_side=0, global_queries=0
+    )
     framed = ours("models.vggt.pipeline").read_inputs(image, vggt.config, "pad")
     with torch.no_grad():
         last = vggt.patcher.model.aggregator(framed.framed, range(4)).layers[3][0]
     return {
-        "shape": list(found.tokens.shape), "special": found.special, "grid": list(found.grid), "size": list(found.frames[0].size),
+        "shape": list(found.tokens.shape), "special": found.special, "grid": list(found.grid),
+        "size": list(found.frames[0].size),
         "gap": float((found.tokens - last).abs().max()), "notes": notes,
     }  # fmt: skip
 
@@ -112,14 +143,19 @@ def sizes(folder):
     """Result sizes and intrinsics of odd, wide and tiny images, one view and many."""
     vggt, seen = start(folder), {}
     for name, (count, height, width) in {
-        "one": (1, 56, 56), "odd": (2, 101, 51), "wide": (1, 14, 300), "8 px": (2, 8, 8), "200": (200, 16, 16),
+        "one": (1, 56, 56), "odd": (2, 101, 51), "wide": (1, 14, 300), "8 px": (2, 8, 8),
+        "200": (200, 16, 16),
     }.items():  # fmt: skip
         for fit in ("pad", "crop")[: 1 if count > 99 else 2]:  # 200 square images: neither pads nor crops
-            image, settings = views(count, height, width), {**DEFAULTS, "fit": fit, "longer_side": 28 if count > 99 else 0}
+            image, settings = (
+                views(count, height, width),
+                {**DEFAULTS, "fit": fit, "longer_side": 28 if count > 99 else 0},
+            )
             view, _, notes = run("VggtReconstruct", vggt=vggt, image=image, **settings)
             middle = view.intrinsics[:, :2, 2].mean(0)
             seen[f"{name} {fit}"] = {
-                "depth": list(view.depth.shape), "holes": float((~view.mask).float().mean()), "middle": middle.tolist(), "notes": notes,
+                "depth": list(view.depth.shape), "holes": float((~view.mask).float().mean()),
+                "middle": middle.tolist(), "notes": notes,
             }  # fmt: skip
     return seen
 
@@ -143,7 +179,9 @@ def pressed_at(check):
 
 
 def cancel(folder):
-    """Cancel at every part of a run, within its views; the next run gives the same numbers. The bar counts the parts."""
+    """Cancel at every part of a run, within its views; the next run gives the same numbers.
+    The bar counts the parts.
+    """
     import comfy.utils
 
     vggt, image, bars = start(folder), views(3, 56, 56), []
@@ -187,7 +225,10 @@ def refusals(folder):
         folder_paths.filename_list_cache.clear()
         return name
 
-    moge = {"encoder.backbone.cls_token": torch.zeros(1, 1, 4), "points_head.output.weight": torch.zeros(2, 2)}
+    moge = {
+        "encoder.backbone.cls_token": torch.zeros(1, 1, 4),
+        "points_head.output.weight": torch.zeros(2, 2),
+    }
     da = {"pretrained.blocks.0.norm1.weight": torch.zeros(4), "depth_head.norm.weight": torch.zeros(4)}
     half = open(f"{folder}/ours.safetensors", "rb").read()  # noqa: SIM115
     with open(f"{folder}/half.safetensors", "wb") as file:
@@ -214,9 +255,15 @@ def refusals(folder):
         "no camera head": sentence(lambda: shoot(write(poses, "poses.safetensors"))),
         "overflow": sentence(lambda: shoot(write(big, "big.safetensors"))),
         "201 views": sentence(lambda: run("VggtReconstruct", vggt=vggt, image=views(201, 8, 8), **DEFAULTS)),
-        "longer side": sentence(lambda: run("VggtReconstruct", vggt=vggt, image=views(2), **{**DEFAULTS, "longer_side": 9})),
-        "VGGT's file in Load Modality Forcing": elsewhere("diffusion_models", "LoadModalityForcing", model_name="ours.safetensors"),
-        "VGGT's file in Load Intrinsic VAE": elsewhere("vae", "LoadIntrinsicVae", vae_name="ours.safetensors"),
+        "longer side": sentence(
+            lambda: run("VggtReconstruct", vggt=vggt, image=views(2), **{**DEFAULTS, "longer_side": 9})
+        ),
+        "VGGT's file in Load Modality Forcing": elsewhere(
+            "diffusion_models", "LoadModalityForcing", model_name="ours.safetensors"
+        ),
+        "VGGT's file in Load Intrinsic VAE": elsewhere(
+            "vae", "LoadIntrinsicVae", vae_name="ours.safetensors"
+        ),
         "not a network": sentence(lambda: run("VggtReconstruct", vggt="x", image=views(2), **DEFAULTS)),
         "NaN colors": run("VggtReconstruct", vggt=vggt, image=nan, **DEFAULTS)[2],
         "black": run("VggtReconstruct", vggt=vggt, image=torch.zeros(2, 30, 40, 3), **DEFAULTS)[2],
@@ -225,7 +272,9 @@ def refusals(folder):
 
 
 def memory_full(folder):
-    """Core's own fault for a full memory, raised within the run, as a sentence with the views and the remedies."""
+    """Core's own fault for a full memory, raised within the run,
+    as a sentence with the views and the remedies.
+    """
     vggt = start(folder)
 
     def full(*args, **kwargs):
@@ -240,7 +289,9 @@ def memory_full(folder):
 
 
 def lowvram(folder):
-    """The weights left where they are and cast layer by layer, as core does where the card is too small for them."""
+    """The weights left where they are and cast layer by layer,
+    as core does where the card is too small for them.
+    """
     vggt = start(folder)
     before = run("VggtReconstruct", vggt=vggt, image=views(2), **DEFAULTS)[0]
     vggt.patcher.detach()
@@ -268,7 +319,9 @@ def licenses(folder):
 
 
 def bfloat16_body(folder):
-    """A body in bfloat16 with heads in float32, by core's choice of precision, against float32: near, and not equal."""
+    """A body in bfloat16 with heads in float32, by core's choice of precision,
+    against float32: near, and not equal.
+    """
     model = ours("nodes.host.vggt.model")
     vggt = start(folder)
     exact = run("VggtReconstruct", vggt=vggt, image=views(2), **DEFAULTS)[0]
@@ -279,13 +332,21 @@ def bfloat16_body(folder):
     finally:
         model.choose_dtype = before
     found = run("VggtReconstruct", vggt=rounded, image=views(2), **DEFAULTS)[0]
-    dtypes = {name.split(".")[0]: str(value.dtype) for name, value in rounded.patcher.model.state_dict().items()}
+    dtypes = {
+        name.split(".")[0]: str(value.dtype) for name, value in rounded.patcher.model.state_dict().items()
+    }
     relative = ((found.depth - exact.depth).abs() / exact.depth).mean()
-    return {"dtypes": dtypes, "relative": float(relative), "pose": float((found.world_to_cam - exact.world_to_cam).abs().max())}
+    return {
+        "dtypes": dtypes,
+        "relative": float(relative),
+        "pose": float((found.world_to_cam - exact.world_to_cam).abs().max()),
+    }
 
 
 def tiny_scene(folder):
-    """The shipped network on four views of a held-out scene, through Fuse Views; angles to the true relative rotations."""
+    """The shipped network on four views of a held-out scene, through Fuse Views;
+    angles to the true relative rotations.
+    """
     start(folder)
     multiview = ours("models.world.multiview")
     (scene,) = multiview.sample_views(0, 1, 4, (112, 112), split="test", start=2, lens_jitter=0.2)
@@ -295,12 +356,36 @@ def tiny_scene(folder):
     view, _, notes = run("VggtReconstruct", vggt=vggt, image=scene.image, **DEFAULTS)
     fused = run("FuseViews", view=view, **defaults_of("FuseViews"))
     pad = ours("models.core.geometry.camera").pad_pose
-    rotation, _ = ours("models.core.evaluation.pose_metrics").pair_errors(view.world_to_cam, pad(scene.world_to_cam))
+    rotation, _ = ours("models.core.evaluation.pose_metrics").pair_errors(
+        view.world_to_cam, pad(scene.world_to_cam)
+    )
     scale = (scene.depth_metric[scene.mask] / view.depth[scene.mask]).median()
     error = ((scale * view.depth - scene.depth_metric).abs() / scene.depth_metric)[scene.mask].mean()
     return {
         "default": put.default, "rotation": float(rotation.median()), "error": float(error), "notes": notes,
         "outputs": [type(value).__name__ for value in fused],
+    }  # fmt: skip
+
+
+def video(folder):
+    """Every third frame of a video against the same frames as a batch, and a video with too many."""
+    from comfy_api.latest import InputImpl, Types
+
+    vggt, frames, settings = start(folder), views(7, 40, 60), {**DEFAULTS, "longer_side": 56}
+    clip = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=24))
+    wired, _, notes = run("VggtReconstruct", vggt=vggt, image=clip, every=3, **settings)
+    alone, *_ = run("VggtReconstruct", vggt=vggt, image=frames[[0, 3, 6]], **settings)
+    path = f"{folder}/clip.mp4"
+    clip.save_to(path)
+    saved, *_ = run("VggtReconstruct", vggt=vggt, image=InputImpl.VideoFromFile(path), every=3, **settings)
+    long = InputImpl.VideoFromComponents(Types.VideoComponents(images=views(201, 16, 16), frame_rate=24))
+    try:
+        said = run("VggtReconstruct", vggt=vggt, image=long, **settings)
+    except ValueError as error:
+        said = str(error)
+    return {
+        "equal": bool((wired.depth == alone.depth).all()), "notes": notes, "saved": list(saved.depth.shape),
+        "said": said,
     }  # fmt: skip
 
 

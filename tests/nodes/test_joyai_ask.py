@@ -1,4 +1,6 @@
-"""Ask about Views in a real ComfyUI: a small random Joy encoder, beside transformers' Qwen3-VL on the same weights."""
+"""Ask about Views in a real ComfyUI: a small random Joy encoder,
+beside transformers' Qwen3-VL on the same weights.
+"""
 
 import pytest
 
@@ -6,7 +8,8 @@ pytestmark = pytest.mark.comfyui
 FILE = "inside_joyai_ask.py"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 CHAT = (  # as the released chat template writes the release's own conversation
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}Is the ball left of the box (yes/no)?\n"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n{}Is the ball left of the box (yes/no)?\n"
     "\u7403\u5728\u54ea\u91cc\uff1f<|im_end|>\n<|im_start|>assistant\n"
 )
 
@@ -19,7 +22,9 @@ def asking(inside, tiny_weights):
 
 @pytest.mark.parametrize("views", [1, 2, 3, 4])
 def test_greedy_answers_equal_those_of_transformers(asking, views):
-    """Images of four sizes, three of them no multiple of 32; theirs are resized in 8 bits, ours in float, hence the tolerance."""
+    """Images of four sizes, three of them no multiple of 32; theirs are resized in 8 bits,
+    ours in float, hence the tolerance.
+    """
     seen = asking("against_transformers", views=views, chat=CHAT.format(IMAGE * views))
     assert seen["tokens"] == seen["want"] and len(set(seen["tokens"])) > 6
     assert seen["text"] == seen["wanted"] and seen["prompt"][0] == seen["prompt"][1]
@@ -28,7 +33,9 @@ def test_greedy_answers_equal_those_of_transformers(asking, views):
 
 
 def test_cores_generate_text_answers_otherwise(asking):
-    """What the node is for: without M-RoPE and DeepStack the same weights, picture and prompt give another text."""
+    """What the node is for: without M-RoPE and DeepStack the same weights,
+    picture and prompt give another text.
+    """
     assert asking("generate_text") != asking("ask")
 
 
@@ -78,7 +85,10 @@ def test_a_file_without_its_head_is_refused_by_name(asking):
 def test_it_runs_in_a_graph(asking):
     seen = asking("graph")
     assert seen["failed"] == [] and seen["text"] == [[seen["want"]]]
-    drawn = {"decoding": "sample", "decoding.temperature": 1.0, "decoding.top_k": 3, "decoding.top_p": 0.9, "decoding.seed": 3}
+    drawn = {
+        "decoding": "sample", "decoding.temperature": 1.0, "decoding.top_k": 3, "decoding.top_p": 0.9,
+        "decoding.seed": 3,
+    }
     seen = asking("graph", **drawn)
     assert seen["failed"] == [] and seen["text"] != [[seen["want"]]]
     seen = asking("graph", **{"images.image0": None, "images.image1": None})

@@ -28,6 +28,7 @@ IDS += ["AskAboutViews"]
 IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyRestore"]
 IDS += ["LoadGeometryConnector", "GeometryTokens", "MoveObjectInstruction"]
 IDS += ["LoadVggt", "LoadExampleViews", "VggtReconstruct", "VggtGeometryTokens"]
+IDS += ["LoadDepthAdapter", "DepthAdapter"]
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def test_scenario_01_rgba_and_one_channel_are_accepted_as_given_picture(hour):
     assert result["core"][0] == [1, 64, 48, 3] and result["core"][1] < 1 / 255
     assert result["as core's mask"] < 1 / 255 and result["masks"] == [[1, 64, 48], False, True]
     notes = result["notes"]
-    assert notes["rgb"] == notes["grey as rgb"] == "Taken as it came."
+    assert notes["rgb"] == notes["grey as rgb"] == ""
     alpha = (
         "The image has an alpha channel: its colors were used as they are, and the alpha is output as a mask."
     )
@@ -116,8 +116,9 @@ def test_scenario_01_intrinsic_maps_take_rgba_and_one_channel(maps):
     assert "at normals, got (1, 8, 8, 1)" in said and "Normals from Depth" in said
 
 
-def test_scenarios_01_02_04_the_text_stands_under_the_node_and_the_next_run_replaces_it(hour):
-    assert hour("shown_under_the_node") == [["7", "One.\nTwo."], ["7", "Taken as it came."]]
+def test_scenarios_01_02_04_only_the_page_that_runs_gets_the_text_and_its_next_run_clears_it(hour):
+    """Nothing is sent where there is nothing to say or to clear, nor to every page for a run of none."""
+    assert hour("shown_under_the_node") == [["One.\nTwo.", "7", "first"], ["", "7", "first"]]
 
 
 @pytest.mark.parametrize("size", [(517, 1023), (3, 300), (2, 2)])

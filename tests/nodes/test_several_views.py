@@ -1,4 +1,6 @@
-"""Scale Views, Fuse Views and Save COLMAP in a real ComfyUI: alone, in whole graphs, with core's DA3, video and 3D nodes."""
+"""Scale Views, Fuse Views and Save COLMAP in a real ComfyUI: alone, in whole graphs,
+with core's DA3, video and 3D nodes.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +13,10 @@ pytestmark = pytest.mark.comfyui
 FILE = "inside_several_views.py"
 DEPTH = {"method": "metric depth", "metric_view": 2}
 POINTS = {"method": "distance of two points", "distance": 3.0}
-POINTS |= {"first_view": 0, "first_column": 20, "first_row": 40, "second_view": 1, "second_column": 50, "second_row": 30}
+POINTS |= {
+    "first_view": 0, "first_column": 20, "first_row": 40, "second_view": 1, "second_column": 50,
+    "second_row": 30,
+}
 CAMERAS = {"method": "distance of two cameras", "distance": 2.0, "first_camera": 0, "second_camera": 1}
 
 
@@ -57,7 +62,8 @@ def test_a_known_distance_is_in_the_saved_cameras(several, tmp_path):
 
 
 def test_cores_depth_anything_nodes_put_our_views_where_we_do(several):
-    """Core unprojects at whole pixels, half a pixel to the left and half a pixel up from the pixel's center."""
+    """Core unprojects at whole pixels, half a pixel to the left and half a pixel up from the pixel's center.
+    """
     result = several("points_by_core_and_by_us")
     assert result["poses"] < 1e-6
     np.testing.assert_allclose(result["gaps"], [[np.sqrt(0.5)] * 2] * 3, atol=2e-3)

@@ -13,11 +13,20 @@ def vggt(inside, tmp_path):
 
 def test_vggt_reconstruct_gives_one_view_for_each_image_as_the_pipeline_does(vggt):
     seen = vggt("reconstruct")
-    assert seen["depth"] == [3, 40, 61] and seen["units"] == "relative" and seen["valid"] and seen["confident"] > 1
+    assert (
+        seen["depth"] == [3, 40, 61]
+        and seen["units"] == "relative"
+        and seen["valid"]
+        and seen["confident"] > 1
+    )
     assert seen["plain"] < 1e-5 and seen["chunked"] < 1e-5 and seen["deviates"] > 1e-3
     assert seen["image"] and seen["transparent"] == 0
     assert seen["loaded"], "the network is not in core's memory management"
-    assert "3 views at 56 x 42 pixels" in seen["notes"] and "GB free on" in seen["notes"] and "GB of main memory" in seen["notes"]
+    assert (
+        "3 views at 56 x 42 pixels" in seen["notes"]
+        and "GB free on" in seen["notes"]
+        and "GB of main memory" in seen["notes"]
+    )
     assert "View 0's camera is the common frame" in seen["notes"] and "alpha" in seen["notes"]
 
 
@@ -27,7 +36,8 @@ def test_vggt_first_view_is_the_frame_and_principal_points_count_in_the_images_p
     expected = [[1, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]]
     assert all(abs(a - b) < 1e-5 for row, want in zip(seen["first"], expected) for a, b in zip(row, want))
     for matrix in seen["intrinsics"]:
-        # the middle, and half of a network's pixel of VGGT's own convention: 56 of its pixels are 61 of the image's
+        # the middle, and half of a network's pixel of VGGT's own convention: 56 of its pixels are 61 of the
+        # image's
         assert abs(matrix[0][2] - (30.5 + 0.5 * 61 / 56)) < 1e-3
         # the image's 37 network rows lie two below the top of 42: half a row off the middle
         assert abs(matrix[1][2] - (20 + (0.5 + 0.5) * 40 / 37)) < 1e-3
@@ -45,14 +55,20 @@ def test_vggt_point_head_becomes_depth_by_each_camera(vggt):
 
 def test_vggt_geometry_tokens_are_the_last_entry_with_its_grid(vggt):
     seen = vggt("tokens")
-    assert seen["shape"] == [2, 5 + 3 * 4, 128] and seen["special"] == 5 and seen["grid"] == [3, 4] and seen["size"] == [40, 61]
+    assert (
+        seen["shape"] == [2, 5 + 3 * 4, 128]
+        and seen["special"] == 5
+        and seen["grid"] == [3, 4]
+        and seen["size"] == [40, 61]
+    )
     assert seen["gap"] < 1e-5 and "2 x 17 tokens of 128 channels" in seen["notes"]
 
 
 def test_vggt_result_has_the_images_size_whatever_it_is(vggt):
     seen = vggt("sizes")
     for name, (count, height, width) in {
-        "one": (1, 56, 56), "odd": (2, 101, 51), "wide": (1, 14, 300), "8 px": (2, 8, 8), "200": (200, 16, 16),
+        "one": (1, 56, 56), "odd": (2, 101, 51), "wide": (1, 14, 300), "8 px": (2, 8, 8),
+        "200": (200, 16, 16),
     }.items():  # fmt: skip
         for fit in ("pad", "crop")[: 1 if count > 99 else 2]:
             found = seen[f"{name} {fit}"]
@@ -67,7 +83,8 @@ def test_vggt_result_has_the_images_size_whatever_it_is(vggt):
 
 def test_vggt_cancel_stops_within_the_views_and_leaves_the_next_run_as_it_was(vggt):
     seen = vggt("cancel")
-    parts = 2 + 2 * 4 + 3  # each block, and each view of the dense head; core checks within its attention besides
+    # each block, and each view of the dense head; core checks within its attention besides
+    parts = 2 + 2 * 4 + 3
     assert seen["checks"] >= parts and seen["bar"] == [parts, parts]
     assert seen["stopped"] and seen["same"]
 
@@ -84,9 +101,12 @@ def test_vggt_bad_input_is_a_sentence_with_the_remedy(vggt):
         "no depth head": ("Expected a VGGT network with a depth head", "camera, point"),
         "no camera head": ("Expected a VGGT network with a camera head",),
         "overflow": ("Expected finite depth", "bfloat16"),
-        "201 views": ("Expected 1 to 200 views", "201", "every n-th frame"),
+        "201 views": ("Expected 1 to 200 views", "201", "Set every to 2"),
         "longer side": ("Expected a longer side of 14 to 2048", "got 9"),
-        "VGGT's file in Load Modality Forcing": ("SpatialWeave's VGGT network", "Expected a Modality Forcing network"),
+        "VGGT's file in Load Modality Forcing": (
+            "SpatialWeave's VGGT network",
+            "Expected a Modality Forcing network",
+        ),
         "VGGT's file in Load Intrinsic VAE": ("VGGT",),
         "not a network": ("Load VGGT",),
         "NaN colors": ("NaN or infinite",),
@@ -127,3 +147,10 @@ def test_vggt_tiny_network_is_the_default_and_sees_a_scene(vggt):
     assert seen["default"] == "tiny (shipped with the pack)"
     assert seen["rotation"] < 10 and seen["error"] < 0.15, seen
     assert "no other view sees the same surface" not in seen["notes"] and "FusedCloud" in seen["outputs"]
+
+
+def test_vggt_takes_every_nth_frame_of_a_video(vggt):
+    seen = vggt("video")
+    assert seen["equal"] and seen["notes"].startswith("3 of 7 images, every = 3."), seen
+    assert seen["saved"] == [3, 40, 60]
+    assert seen["said"] == "Expected 1 to 200 views of one scene, got 201. Set every to 2 or more."

@@ -125,13 +125,13 @@ def test_graph_gives_a_picture_of_the_inputs_size_and_does_not_run_twice(
 
 @pytest.mark.comfyui
 def test_a_graph_without_the_vaes_link_says_so(server, runner, root, name, photo):
-    """ComfyUI alone would leave the reference picture out, without an error."""
+    """ComfyUI alone would leave the reference image out, without an error."""
     graph = small(root, runner, name, photo)
     encoder = of_kind(graph, "TextEncodeJoyImageEdit")
     del graph[encoder]["inputs"]["vae"]
     with pytest.raises(
         runner.RunError,
-        match=r"Joy.*VAE at .*Prompt \(node \d+\), got none: ComfyUI then leaves the reference picture out",
+        match=r"Joy.*VAE at .*Prompt \(node \d+\), got none: ComfyUI then leaves the reference image out",
     ):
         server[0].wait(server[0].queue(graph), 120)
 

@@ -36,6 +36,7 @@ GRAPHS += [
 ]
 GRAPHS += ["joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"]
 GRAPHS += ["vggt_reconstruct", "vggt_to_splat"]
+GRAPHS += ["move_object_kontext"]
 
 
 @pytest.fixture(scope="module", params=GRAPHS)
@@ -525,7 +526,10 @@ def test_comfy_cli_finds_no_fault_in_the_pack(root):
 def with_offered_files(known, graph):
     """What a server says of its nodes, had it the files that the graph offers to download."""
     for node in graph["nodes"]:
-        for model in node["properties"].get("models", ()):
+        offered = list(node["properties"].get("models", ()))
+        if node["type"] == "SpatialWeave_LoadGeometryConnector":
+            offered.append({"name": node["widgets_values"][0]})  # none is published: one's own
+        for model in offered:
             for kind, *more in (
                 entry for group in known[node["type"]]["input"].values() for entry in group.values()
             ):

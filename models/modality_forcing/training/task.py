@@ -23,7 +23,7 @@ from ...core.weights.files import fill_module, read_tensors, write_tensors
 from ..config import ModalityForcingConfig, find_preset
 from ..depth_code import depth_to_net
 from ..network import ModalityForcing
-from ..weights import load_network, read_base, read_network_config, save_network
+from ..weights import TRAINED_SIZE, load_network, read_base, read_network_config, save_network
 from .loss import LossSettings, TrainedModel, loss
 from .start import init_from_text_to_image, init_weights, widen_depth_head
 
@@ -97,7 +97,13 @@ def build(
         loss=partial(training_loss, settings=settings, teacher=teacher, extra=extra),
         dataset=dataset,
         companions=(teacher,) if teacher else (),
-        export=partial(export, config=config, trained=settings.kind, dtype=getattr(torch, start.ship)),
+        export=partial(
+            export,
+            config=config,
+            trained=settings.kind,
+            size=max(sample["latent"].shape[-2:]) * config.depth_patch,
+            dtype=getattr(torch, start.ship),
+        ),
     )
 
 
@@ -206,10 +212,11 @@ def export(
     *,
     config: ModalityForcingConfig,
     trained: str,
+    size: int,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write the averaged weights under the released names, and those of a text encoder that was trained as
-    well.
+    well. `size`: the side in pixels of the images.
     """
     parts = {
         part: {
@@ -220,7 +227,8 @@ def export(
         for part in ("network", "text_encoder")
     }
     network = fill_module(ModalityForcing(config, device="meta"), parts["network"], what="the training state")
-    save_network(folder / NETWORK_FILE, network, config, {"trained": trained}, dtype=dtype)
+    notes = {"trained": trained, TRAINED_SIZE: str(size)}
+    save_network(folder / NETWORK_FILE, network, config, notes, dtype=dtype)
     if parts["text_encoder"]:
         text = {name: value.to(dtype) for name, value in parts["text_encoder"].items()}
         write_tensors(folder / TEXT_FILE, text, {}, kind="text encoder")

@@ -25,7 +25,7 @@ from ....models.intrinsic_ldm.schedules import (
     read_layers,
 )
 from ....models.intrinsic_ldm.tiny import LORA_FILE as TINY_LORA
-from ..shared.nested_latents import MASKS, SIZE, nest_masks, read_samples, take_apart
+from ..shared.nested_latents import MASKS, SIZE, JointLatent, nest_masks, read_samples, take_apart
 from ..shared.shipped import TINY
 from .hooks import Change
 from .layers import PROJECTIONS, Base
@@ -33,6 +33,10 @@ from .run import run_coupled
 from .settings import KEY, Settings
 
 FOLDER = "loras"
+REFUSAL = (
+    "Expected a plain latent, got a joint one of an image and its maps. Split it with Split Intrinsic Latent "
+    "first."
+)
 
 
 def list_loras() -> list[str]:
@@ -186,7 +190,7 @@ def join_intrinsic(model, image: dict, maps: dict | None) -> dict:
     }
     # the maps' size in pixels before padding, for Decode Intrinsics
     joined |= {SIZE: maps[SIZE]} if maps and SIZE in maps else {}
-    return joined | nest_masks((image, maps), streams)
+    return JointLatent(joined | nest_masks((image, maps), streams), REFUSAL)
 
 
 def split_intrinsic(latent: dict) -> list[dict]:

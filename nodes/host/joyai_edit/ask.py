@@ -70,7 +70,7 @@ def read_views(images: Mapping[str, Any], per_image: int) -> tuple[list[Tensor],
         views += [fit_image(found.rgb[index : index + 1], per_image) for index in range(len(found.rgb))]
     if not views:
         raise ValueError(
-            "Expected at least one image, got none. Wire the picture, and views of it, to images."
+            "Expected at least one image, got none. Wire the image, and views of it, to images."
         )
     return views, notes
 

@@ -37,8 +37,8 @@ def check_encoders_after(hidden, *, image_too: bool = False) -> None:
             check_encoder(graph, key)
         if image_too and by_prompt and not by_image:
             raise ValueError(
-                f"Expected this node's picture at {_title(graph, key)}, which gets its prompt, got other "
-                "images, without the red box. Wire this node's picture into it."
+                f"Expected this node's image at {_title(graph, key)}, which gets its prompt, got other "
+                "images, without the red box. Wire this node's output picture into image0."
             )
 
 
@@ -56,12 +56,12 @@ def check_encoder(graph: Graph, key: str) -> None:
     inputs, title = graph[key]["inputs"], _title(graph, key)
     if not any(is_link(link) for link in _images(graph[key])):
         raise ValueError(
-            f"Expected an image at {title}, got none: the model would make a new picture instead of an edit. "
-            "Wire the picture into image0."
+            f"Expected an image at {title}, got none: the model would generate a new image, not an edit. "
+            "Wire the image into image0."
         )
     if not is_link(inputs.get("vae")):
         raise ValueError(
-            f"Expected a VAE at {title}, got none: ComfyUI then leaves the reference picture out without an "
+            f"Expected a VAE at {title}, got none: ComfyUI then leaves the reference image out without an "
             "error, and the model edits nothing. Wire the VAE (wan_2.1_vae.safetensors) into vae."
         )
     if not is_link(inputs.get("clip")):

@@ -20,19 +20,27 @@ from ....models.core.padding import pad_to
 from ....models.core.pictures import Pictures
 from ....models.modality_forcing.config import ModalityForcingConfig
 from ....models.modality_forcing.inputs import (
+    OWN_SIZE,
+    SAMPLING_SIZES,
+    TRAINED_SIZE,
     Notes,
     Size,
     encode_view,
+    explain_resize,
     match_counts,
     pad_size,
     read_given_depth,
     read_given_image,
+    scale_to_trained,
 )
 from ..shared.last_resort import describe
-from .joint_latent import SIZE, SKY, check_vae, split_joint_latent
+from ..shared.nested_latents import JointLatent
+from .joint_latent import GUIDE, REFUSAL, SIZE, SKY, check_vae, explain_size, split_joint_latent
 from .joint_model import network_config
 
 KEEP_SIZE = (None, None)
+USE_TRAINED_SIZE = f"Set sample_at to {TRAINED_SIZE}."
+SMALLER_INPUTS = "Scale the inputs to that size."
 
 
 class GivenLatent(NamedTuple):
@@ -50,26 +58,55 @@ class Stream(NamedTuple):
     noisy: Tensor  # (b, 1, h, w) in [0, 1]: 0 fixed, 1 sampled
 
 
-def image_to_depth_latent(model, vae, image: Tensor) -> GivenLatent:
-    """The image fixed, its depth sampled."""
+def image_to_depth_latent(model, vae, image: Tensor, sample_at: str = OWN_SIZE) -> GivenLatent:
+    """The image fixed, its depth sampled. At the trained size, decoding brings the depth back to the image's
+    size.
+    """
     config, pictures = network_config(model, "takes a joint latent"), read_given_image(image, KEEP_SIZE)
-    size = pictures.rgb.shape[1:3]
-    padded, padding_notes = pad_size(size, config.depth_patch)
-    given = give_image(pictures.rgb, torch.zeros(1, 1, *padded), vae, config, padded)
-    latent = join_streams(given, empty_depth(padded), config, size)
-    return GivenLatent(latent, pictures.notes + padding_notes, transparent_parts(pictures))
+    given, scaled = pictures.rgb, {}
+    size = find_sampling_size(model, given.shape[1:3], sample_at)
+    if size != tuple(given.shape[1:3]):
+        scaled = {GUIDE: given.to(comfy.model_management.intermediate_device())}
+        given = read_given_image(given, size).rgb
+    padded = pad_size(size, config.depth_patch)[0]
+    stream = give_image(given, torch.zeros(1, 1, *padded), vae, config, padded)
+    latent = join_streams(stream, empty_depth(padded), config, size) | scaled
+    notes = (explain_guide(pictures.rgb.shape[1:3], size),) if scaled else ()
+    notes += explain_size(model, size, USE_TRAINED_SIZE)
+    return GivenLatent(latent, pictures.notes + notes, transparent_parts(pictures))
 
 
-def depth_to_image_latent(model, view: View) -> GivenLatent:
+def find_sampling_size(model, size: Size, sample_at: str) -> Size:
+    """The (height, width) at which an input of `size` is sampled; ValueError for another choice."""
+    if sample_at not in SAMPLING_SIZES:
+        raise ValueError(
+            f"Expected sample_at as one of {', '.join(SAMPLING_SIZES)}, got {sample_at!r}. Choose one of "
+            "them."
+        )
+    trained = model.model.model_config.trained_size
+    return tuple(size) if sample_at == OWN_SIZE else scale_to_trained(tuple(size), trained)
+
+
+def explain_guide(own: Size, size: Size) -> str:
+    return (
+        f"Sampled at {size[0]} x {size[1]} (height x width), the trained size; Decode Joint Latent brings "
+        f"the depth back to {own[0]} x {own[1]}, guided by the image."
+    )
+
+
+def depth_to_image_latent(model, view: View, sample_at: str = OWN_SIZE) -> GivenLatent:
     """The depth fixed, the image sampled. Missing depth is NaN, which sampling replaces by noise."""
     config = network_config(model, "takes a joint latent")
     view, depth_notes = read_given_depth(view, KEEP_SIZE)
-    size = view.depth.shape[1:]
-    padded, padding_notes = pad_size(size, config.depth_patch)
+    size = find_sampling_size(model, view.depth.shape[1:], sample_at)
+    if size != tuple(view.depth.shape[1:]):
+        depth_notes += (explain_resize("depth", view.depth.shape[1:], size),)
+        view = read_given_depth(view, size)[0]
+    padded, size_notes = pad_size(size, config.depth_patch)[0], explain_size(model, size, USE_TRAINED_SIZE)
     net, known = encode_view(view, padded, infinite_sky=config.infinite_sky)
     given = Stream(torch.where(known, net, math.nan), torch.zeros_like(net))
     return GivenLatent(
-        join_streams(empty_image(padded, config), given, config, size), depth_notes + padding_notes
+        join_streams(empty_image(padded, config), given, config, size), depth_notes + size_notes
     )
 
 
@@ -77,7 +114,8 @@ def refine_depth_latent(latent: dict) -> dict:
     """The image of a joint latent fixed, its depth sampled; the masks of the first run are dropped."""
     image, depth = split_joint_latent(latent)
     masks = (torch.zeros_like(image[:, :1]), torch.ones_like(depth))
-    return latent | {"noise_mask": comfy.nested_tensor.NestedTensor(masks)}
+    refined = latent | {"noise_mask": comfy.nested_tensor.NestedTensor(masks)}
+    return JointLatent(refined, REFUSAL)
 
 
 def masked_joint_latent(
@@ -95,7 +133,7 @@ def masked_joint_latent(
     pictures = None if image is None else read_given_image(image, KEEP_SIZE)
     view, depth_notes = (None, ()) if view is None else read_given_depth(view, KEEP_SIZE)
     size = find_common_size(pictures, view)
-    padded, padding_notes = pad_size(size, config.depth_patch)
+    padded, size_notes = pad_size(size, config.depth_patch)[0], explain_size(model, size, SMALLER_INPUTS)
     image_mask, image_mask_notes = spread_mask(image_mask, "image_mask", size, padded)
     depth_mask, depth_mask_notes = spread_mask(depth_mask, "depth_mask", size, padded)
     first, second = empty_image(padded, config), empty_depth(padded)
@@ -110,7 +148,7 @@ def masked_joint_latent(
         )
     transparent = torch.zeros(1, *size) if pictures is None else transparent_parts(pictures)
     image_notes = () if pictures is None else pictures.notes
-    notes = image_notes + depth_notes + padding_notes + image_mask_notes + depth_mask_notes
+    notes = image_notes + depth_notes + size_notes + image_mask_notes + depth_mask_notes
     return GivenLatent(join_streams(first, second, config, size), notes, transparent)
 
 
@@ -217,9 +255,10 @@ def join_streams(image: Stream, depth: Stream, config: ModalityForcingConfig, si
     ]
     values, noisy = zip(*streams, strict=True)
     nested = comfy.nested_tensor.NestedTensor
-    return {
+    latent = {
         "samples": nested(values),
         "noise_mask": nested(noisy),
         SIZE: tuple(size),
         SKY: config.infinite_sky,
     }
+    return JointLatent(latent, REFUSAL)

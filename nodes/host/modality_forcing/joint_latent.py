@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 from ....models.core.geometry.arrays import OVERSHOOT, as_image
+from ....models.core.geometry.upscale import upscale_view
 from ....models.core.geometry.view import View
 from ....models.modality_forcing.depth_code import net_to_depth
-from ....models.modality_forcing.inputs import Notes, pad_size
+from ....models.modality_forcing.inputs import Notes, Size, explain_trained_size, pad_size
 from ..shared.last_resort import describe
-from ..shared.nested_latents import SIZE, read_samples
+from ..shared.nested_latents import SIZE, JointLatent, read_samples
+from ..shared.progress import each_picture
 from .joint_model import network_config
 
 SKY = "spatialweave_infinite_sky"  # whether the model predicts sky as infinite depth
+GUIDE = "spatialweave_guide"  # (b, h, w, 3), the given image at its own size, where it was scaled
+REFUSAL = (
+    "Expected a plain latent, got a joint one of an image and its depth. Split it with Split Joint Latent "
+    "first; Save Joint Latent saves it whole."
+)
 
 
 def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
@@ -25,17 +32,20 @@ def empty_joint_latent(model, width: int, height: int, batch_size: int) -> dict:
     device = comfy.model_management.intermediate_device()
     image = torch.zeros(batch_size, config.in_channels, rows, columns, device=device)
     depth = torch.zeros(batch_size, 1, rows * config.depth_patch, columns * config.depth_patch, device=device)
-    return {
+    latent = {
         "samples": comfy.nested_tensor.NestedTensor((image, depth)),
         SIZE: (height, width),
         SKY: config.infinite_sky,
     }
+    return JointLatent(latent, REFUSAL)
 
 
-def explain_size(model, width: int, height: int) -> Notes:
-    """A note on the padding where a size is not a multiple of the patch."""
-    _, notes = pad_size((height, width), network_config(model, "takes a joint latent").depth_patch)
-    return notes
+def explain_size(model, size: Size, remedy: str) -> Notes:
+    """Notes on a (height, width) that is not a multiple of the patch, or far from what the model was trained
+    at.
+    """
+    _, notes = pad_size(size, network_config(model, "takes a joint latent").depth_patch)
+    return notes + explain_trained_size(size, model.model.model_config.trained_size, remedy)
 
 
 def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
@@ -69,14 +79,22 @@ def split_joint_latent(latent: dict) -> tuple[Tensor, Tensor]:
 
 
 def decode_joint_latent(latent: dict, vae) -> tuple[Tensor, View]:
-    """The image (b, h, w, 3) and its View, cropped to the size before padding."""
+    """The image (b, h, w, 3) and its View, cropped to the size before padding.
+
+    Of an image that was scaled to the trained size: the image itself, and the depth at its size, guided by
+    it.
+    """
     image, depth = split_joint_latent(latent)
     check_vae(vae, image, depth.shape[-2] // image.shape[-2])
     height, width = latent.get(SIZE, depth.shape[-2:])
-    pictures = vae.decode(image)[:, :height, :width, :3]
+    guide = latent.get(GUIDE)
+    pictures = vae.decode(image)[:, :height, :width, :3] if guide is None else guide
     depth = net_to_depth(depth.float(), infinite_sky=latent.get(SKY, False)).to(pictures.device)[
         ..., :height, :width
     ]
+    if guide is not None:
+        guide = guide.expand(len(depth), -1, -1, -1)
+        return guide, upscale_view(View.from_depth(depth, units="relative"), guide, each=each_picture)
     return pictures, View.from_depth(depth, units="relative", image=as_image(pictures, overshoot=OVERSHOOT))
 
 

@@ -182,20 +182,31 @@ class JointModel(comfy.model_base.Flux):
         return comfy.utils.pack_latents([image, change(depth, self.log2_alpha)])[0]
 
 
+class NotAUnet(dict):
+    """The sizes of a network under core's names; a node that reads a UNet's own is refused in a sentence."""
+
+    def __missing__(self, key):
+        raise ValueError(
+            f"Expected a UNet (SD 1.5, SDXL) for a node that reads its {key}, as FreeU and FreeU_V2 do, got "
+            "a joint model, which is a transformer. Remove that node from the model's line."
+        )
+
+
 class JointConfig(comfy.supported_models_base.BASE):
     """What core reads of a model before building it."""
 
     unet_extra_config = {}
     supported_inference_dtypes = [torch.bfloat16, torch.float32]  # float16 overflows in the released network
 
-    def __init__(self, network: ModalityForcingConfig):
+    def __init__(self, network: ModalityForcingConfig, trained_size: int | None = None):
         sizes = {
             "depth": network.num_double_blocks,
             "depth_single_blocks": network.num_single_blocks,
             "hidden_size": network.hidden_size,
         }
         super().__init__({"config": network, **sizes})  # sizes under core's names, for its table of LoRA keys
-        self.network = network
+        self.unet_config = NotAUnet(self.unet_config)
+        self.network, self.trained_size = network, trained_size
         self.latent_format = latent_format(network)
         self.sampling_settings = {"shift": network.shift_mu}
         # bytes per value of the packed latent; of the order of core's own packed models, scaled with the

@@ -23,12 +23,13 @@ from ....models.core.weights.files import (
     read_tensors,
     write_tensors,
 )
-from ..shared.nested_latents import MASKS, nest_masks, read_samples, take_apart
-from .joint_latent import SIZE, SKY, split_joint_latent
+from ..shared.nested_latents import MASKS, JointLatent, nest_masks, read_samples, take_apart
+from .joint_latent import GUIDE, REFUSAL, SIZE, SKY, split_joint_latent
 
 SUFFIX = ".joint.safetensors"
 FILE_KIND = "joint latent"
 STREAMS = ("image", "depth")
+GUIDE_NAME = "guide"
 
 
 def split_streams(latent: dict) -> list[dict]:
@@ -47,11 +48,14 @@ def join_latents(image: dict, depth: dict) -> dict:
     streams = [image["samples"], depth["samples"]]
     batch = max(len(stream) for stream in streams)
     streams = [stream.expand(batch, *stream.shape[1:]) if len(stream) == 1 else stream for stream in streams]
-    joined = image | depth | {"samples": comfy.nested_tensor.NestedTensor(streams)}
+    joined = {**image, **depth, "samples": comfy.nested_tensor.NestedTensor(streams)}
     shown, covered = (stream.shape[-2:] for stream in split_joint_latent(joined))
-    size = scale_size(joined.pop(SIZE), covered, covered[0] // shown[0]) if SIZE in joined else None
+    own = joined.pop(SIZE, None)
+    size = scale_size(own, covered, covered[0] // shown[0]) if own else None
+    if image.get(GUIDE) is not depth.get(GUIDE) or size != own:
+        joined.pop(GUIDE, None)  # the depth no longer is that image's, or not of its scaled size
     joined.pop(MASKS, None)
-    return joined | ({SIZE: size} if size else {}) | nest_masks((image, depth), streams)
+    return JointLatent(joined | ({SIZE: size} if size else {}) | nest_masks((image, depth), streams), REFUSAL)
 
 
 def scale_size(size: Sequence[int], padded: Sequence[int], patch: int) -> tuple[int, int] | None:
@@ -75,6 +79,8 @@ def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_png
     masks = latent.get(MASKS)
     if getattr(masks, "is_nested", False):
         streams |= {f"{name}_mask": mask for name, mask in zip(STREAMS, masks.unbind(), strict=True)}
+    if GUIDE in latent:
+        streams[GUIDE_NAME] = latent[GUIDE]
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         filename_prefix, folder_paths.get_output_directory()
     )
@@ -113,6 +119,8 @@ def load_joint_latent(file: str) -> dict:
     latent |= {
         key: read_note(header.metadata[key], key, path) for key in (SIZE, SKY) if key in header.metadata
     }
+    if GUIDE_NAME in tensors:
+        latent[GUIDE] = read_guide(tensors, len(tensors[STREAMS[1]]), path)
     try:
         image, depth = split_joint_latent(latent)
     except ValueError as error:
@@ -126,7 +134,18 @@ def load_joint_latent(file: str) -> dict:
             f"Expected a {SIZE} within {tuple(depth.shape[-2:])} in {path}, got {latent[SIZE]}. Save the "
             "latent again."
         )
-    return latent
+    return JointLatent(latent, REFUSAL)
+
+
+def read_guide(tensors: dict[str, torch.Tensor], batch: int, path: str) -> torch.Tensor:
+    """The image (b, h, w, 3) that guides the depth to its size."""
+    guide = read_stream(tensors, GUIDE_NAME, path)
+    if guide.ndim != 4 or guide.shape[3] != 3 or len(guide) not in (1, batch):
+        raise WeightsError(
+            f"Expected {GUIDE_NAME} as (1, h, w, 3) or ({batch}, h, w, 3) in {path}, got "
+            f"{tuple(guide.shape)}. Save the latent again."
+        )
+    return guide
 
 
 def read_stream(tensors: dict[str, torch.Tensor], name: str, path: str) -> torch.Tensor:

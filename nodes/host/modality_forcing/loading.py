@@ -22,6 +22,7 @@ from ....models.modality_forcing.weights import (
     find_prefix,
     network_shapes,
     own_names,
+    read_trained_size,
 )
 from ....models.tiny.codec_colors import fit_colors
 from ....models.tiny.weights import CODEC_FILE, TEXT_FILE, load_codec, load_text_encoder
@@ -34,6 +35,7 @@ from ..shared.tiny_vae import TinyVAE
 from .joint_model import JointConfig, keep_given
 from .klein_parts import load_clip_and_vae
 from .previews import note_depth, set_image_colors
+from .refused_loras import refuse_other_networks
 
 FOLDER = "diffusion_models"
 TURNED_OFF = (
@@ -127,11 +129,12 @@ def load_joint_model(path: str, disable_dynamic: bool = False) -> comfy.model_pa
         ours[name]: value.float() if value.dtype == torch.float64 else value for name, value in state.items()
     }
 
-    config = JointConfig(network)
+    config = JointConfig(network, read_trained_size(header, network))
     config.quant_config = comfy.utils.detect_layer_quantization(state, "")
     set_precision(config, state, comfy.model_management.get_torch_device())
     patcher = host_model(config.get_model(state), in_precision(state, config), disable_dynamic)
     patcher.cached_patcher_init = (load_joint_model, (path,))
+    refuse_other_networks(patcher)
     for wrapper in (keep_given, note_depth):
         patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "spatialweave", wrapper)
     return patcher

@@ -1,13 +1,16 @@
-"""LoRAs for a network of another size, refused by name.
+"""LoRAs for a network of another kind or size, refused by name.
 
 Core only logs a line for each layer that such a file does not fit, and samples without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
 
 from ....models.modality_forcing.config import ModalityForcingConfig
@@ -16,6 +19,42 @@ from ....models.modality_forcing.weights import network_shapes
 HOSTED = "diffusion_model."
 BASES = {3072: "FLUX.2 klein 4B", 4096: "FLUX.2 klein 9B", 6144: "FLUX.2 dev"}  # by their width
 Shape = tuple[int, ...]
+
+
+def refuse_other_networks(patcher: ModelPatcher) -> None:
+    """Let a patcher, and every clone of it, refuse changes of weights among which none is for its layers.
+
+    Core's LoRA loaders hand over what they found in a file; of another network's they find nothing.
+    """
+    patcher.add_callback_with_key(CallbacksMP.ON_CLONE, "spatialweave", _check_clone)
+    _check_clone(None, patcher)
+
+
+def _check_clone(_, clone: ModelPatcher) -> None:
+    # by a weak reference: core counts on a patcher to go with its last user
+    own, kind = weakref.ref(clone), type(clone)
+    clone.add_patches = partial(_add_patches, own, kind.add_patches)
+    clone.add_hook_patches = partial(_add_hook_patches, own, kind.add_hook_patches)
+
+
+def _add_patches(own, add, patches: Mapping, *args, **kwargs):
+    check_layers_found(patches)
+    return add(own(), patches, *args, **kwargs)
+
+
+def _add_hook_patches(own, add, hook, patches: Mapping, *args, **kwargs):
+    check_layers_found(patches)
+    return add(own(), hook, patches, *args, **kwargs)
+
+
+def check_layers_found(patches: Mapping) -> None:
+    """Refuse a file in which core found no layer of this network."""
+    if not patches:
+        raise ValueError(
+            "Expected a LoRA for this joint model or its FLUX.2 base, got one for another network: none of "
+            "its layers exists here (those for SD 1.5, SDXL and others have other layers). Remove it, or use "
+            "one made for this base."
+        )
 
 
 def check_loras(patcher: ModelPatcher, network: ModalityForcingConfig) -> None:

@@ -96,15 +96,15 @@ def explain_unforeseen(schema: Any, inputs: Mapping[str, Any], error: BaseExcept
     """Which node failed, how, and its inputs; if one is not of its socket's type, only that."""
     title = schema.display_name
     for put in schema.inputs:
-        kinds = [kind for kind in put.io_type.split(",") if kind in TYPES]
+        kinds = put.get_io_type().split(",")
         value = inputs.get(put.id)
         if schema.is_input_list and isinstance(value, list) and value:
             value = value[0]  # each link hands on a list
-        if not kinds or (put.optional and value is None):
+        if not all(kind in TYPES for kind in kinds) or (put.optional and value is None):
             continue
         forms = [_expected_form(kind, value) for kind in kinds]  # one that it has is enough
         if all(forms) or not isinstance(value, tuple(TYPES[kind] for kind in kinds)):
-            expected = f"{put.io_type} {' or '.join(filter(None, forms))}".strip()
+            expected = f"{put.get_io_type()} {' or '.join(filter(None, forms))}".strip()
             got = describe(value)
             return f"{title}: Expected {expected} at {put.id}, got {got}. Connect a node that outputs one."
     text = " ".join(str(error).split())

@@ -1,8 +1,8 @@
-"""The masks of a joint LATENT and of its plain parts: one for each stream, under core's key."""
+"""Joint LATENTs, whose samples and masks are nested tensors: one for each stream, under core's keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import comfy.nested_tensor
 import torch
@@ -12,6 +12,59 @@ from .last_resort import describe
 
 SIZE = "spatialweave_size"  # (height, width) before padding to whole patches
 MASKS = "noise_mask"
+
+
+class JointSamples(comfy.nested_tensor.NestedTensor):
+    """A nested tensor that says what to do, where a node of core's takes it for a plain one.
+
+    Core's samplers, masks and VAE use what a nested tensor has; any other attribute, function of torch or
+    index into the axes of one stream raises `refusal`.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], refusal: str):
+        super().__init__(tensors)
+        self.refusal = refusal
+
+    def _copy(self) -> JointSamples:
+        return JointSamples(self.tensors, self.refusal)
+
+    def __getattr__(self, name: str):
+        raise AttributeError(self.__dict__.get("refusal", name))
+
+    def __getitem__(self, index):
+        if isinstance(index, tuple):
+            raise ValueError(self.refusal)
+        return super().__getitem__(index)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        raise ValueError(find_refusal([*args, *(kwargs or {}).values()]))
+
+
+def find_refusal(values: Iterable) -> str:
+    """The refusal of the first `JointSamples` among a function's arguments, which may be lists of them."""
+    nested = (item for value in values for item in (value if isinstance(value, list | tuple) else [value]))
+    return next(item.refusal for item in nested if isinstance(item, JointSamples))
+
+
+class JointLatent(dict):
+    """A LATENT whose samples are `JointSamples`, also after core's samplers, which copy it and set them."""
+
+    def __init__(self, latent: Mapping, refusal: str):
+        super().__init__(latent)
+        self.refusal = refusal
+        self["samples"] = latent["samples"]
+
+    def copy(self) -> JointLatent:
+        return JointLatent(self, self.refusal)
+
+    def __or__(self, other: Mapping) -> JointLatent:
+        return JointLatent({**self, **other}, self.refusal)
+
+    def __setitem__(self, key, value):
+        if key == "samples" and getattr(value, "is_nested", False):
+            value = JointSamples(value.unbind(), self.refusal)
+        super().__setitem__(key, value)
 
 
 def read_samples(latent: dict, socket: str) -> Tensor | comfy.nested_tensor.NestedTensor:

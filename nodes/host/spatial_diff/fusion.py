@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ....models.spatial_diff.config import ConnectorConfig
 from ....models.spatial_diff.tokens import grid_weights, holds_first_axis, key_bias, spread_ids
-from .editor import check_batch, check_cache, check_reference
+from .editor import check_attention, check_batch, check_cache, check_reference
 
 PLANS = "spatialweave_geometry_tokens"  # of transformer_options: fusion -> its plan for this call
 REFERENCES = "reference_image_num_tokens"  # core's: tokens of each reference; absent without references
@@ -76,9 +76,9 @@ class TokenFusion:
         if not self.tokens.shape[1]:
             return patched
         patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, self.apply)
-        patched.set_model_post_input_patch(Patch(self, self.append))
+        patched.set_model_post_input_patch(TokenPatch(self, self.append))
         if self.is_weighed:
-            patched.set_model_attn1_patch(Patch(self, self.weigh))
+            patched.set_model_attn1_patch(TokenPatch(self, self.weigh))
         return patched
 
     def apply(
@@ -113,6 +113,8 @@ class TokenFusion:
     def check_call(self, options: dict, ratio: int, references: list[Tensor] | None) -> None:
         """ValueError for what this call lacks; one of the negative prompt alone may lack the reference."""
         check_cache(options.get("patches", {}), self.setting.start, self.setting.end)
+        if self.is_weighed:
+            check_attention(options)
         if 0 in options.get("cond_or_uncond", (0,)):
             check_reference(references, self.sizes, ratio)
 
@@ -169,7 +171,7 @@ class TokenFusion:
         self.tokens, self.weights = self.tokens.to(device), self.weights.to(device)
 
 
-class Patch:
+class TokenPatch:
     """A patch of a fusion that core moves between devices, and that torch.compile does not trace.
 
     Core's compile node ignores changes of transformer_options, so a traced patch would keep the first step's
@@ -180,7 +182,7 @@ class Patch:
         self.fusion, self.work = fusion, work
         self.untraced: Callable | None = None
 
-    def to(self, device) -> Patch:
+    def to(self, device) -> TokenPatch:
         if isinstance(device, torch.device):
             self.fusion.to(device)
         return self

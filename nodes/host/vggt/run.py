@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from comfy_api.latest import Input
 from torch import Tensor
 
 from ....models.core.geometry.view import View
 from ....models.core.pictures import read_pictures
+from ....models.vggt.config import MAX_VIEWS
 from ....models.vggt.framing import Fit
 from ....models.vggt.pipeline import GeometryTokens, Inputs, Source, check_heads, read_inputs, reconstruct
 from ..shared.last_resort import describe
@@ -20,6 +22,19 @@ class Reconstructed(NamedTuple):
     view: View  # a batch with one view for each image
     transparent: Tensor  # (v, h, w), 1 where the images are transparent
     notes: tuple[str, ...]
+
+
+def choose_images(image: Tensor | Input.Video, every: int) -> tuple[Tensor, tuple[str, ...]]:
+    """(every n-th image of a batch or frame of a video (v, h, w, c), notes). ValueError for too many."""
+    frames = image.get_components().images if isinstance(image, Input.Video) else image
+    chosen = frames[::every] if isinstance(frames, Tensor) else frames
+    if len(chosen) > MAX_VIEWS:
+        raise ValueError(
+            f"Expected 1 to {MAX_VIEWS} views of one scene, got {len(chosen)}. "
+            f"Set every to {-(-len(frames) // MAX_VIEWS)} or more."
+        )
+    said = f"{len(chosen)} of {len(frames)} images, every = {every}." if every > 1 else None
+    return chosen, (said,) if said else ()
 
 
 def reconstruct_images(

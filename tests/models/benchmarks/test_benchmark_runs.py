@@ -1,4 +1,6 @@
-"""Whole benchmark runs on the world's scenes: exact predictors score perfectly, stopped runs go on, tables name their sources."""
+"""Whole benchmark runs on the world's scenes: exact predictors score perfectly, stopped runs go on,
+tables name their sources.
+"""
 
 import gzip
 import json
@@ -44,7 +46,9 @@ class Predictor:
         self.asked.append(index)
         sample = self.folder.read(self.folder.names[index])
         assert torch.equal(sample.image, image)
-        return View.from_depth(torch.where(sample.mask, 2 * sample.depth + self.shift, torch.nan), units="relative")
+        return View.from_depth(
+            torch.where(sample.mask, 2 * sample.depth + self.shift, torch.nan), units="relative"
+        )
 
 
 def test_an_exact_predictor_scores_perfectly(world, tmp_path):
@@ -84,7 +88,9 @@ def test_results_of_other_settings_are_not_mixed(world, tmp_path):
 
 
 def test_published_figures_are_there_for_each_dataset():
-    for dataset, best in {"NYUv2": "2.52", "KITTI": "3.75", "ETH3D": "2.37", "ScanNet": "2.32", "DIODE": "3.14"}.items():
+    for dataset, best in {
+        "NYUv2": "2.52", "KITTI": "3.75", "ETH3D": "2.37", "ScanNet": "2.32", "DIODE": "3.14"
+    }.items():
         rows = published_rows("depth", dataset)
         assert min(rows, key=lambda row: float(row.figures[0])).figures[0] == best
         assert all(row.source and row.alignment for row in rows)
@@ -93,31 +99,53 @@ def test_published_figures_are_there_for_each_dataset():
 
 
 def test_modality_forcing_from_the_command_line(world, tmp_path, capsys):
-    call = ["benchmark", "depth", str(world), "--model", "modality_forcing", "--steps", "2", "--n", "2", "--ensemble", "2"]
-    files = ["--work", str(tmp_path / "w.jsonl"), "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
+    call = [
+        "benchmark", "depth", str(world), "--model", "modality_forcing", "--steps", "2", "--n", "2",
+        "--ensemble", "2",
+    ]
+    files = [
+        "--work", str(tmp_path / "w.jsonl"), "--json", str(tmp_path / "r.json"),
+        "--markdown", str(tmp_path / "r.md"),
+    ]
     assert main([*call, *files]) == 0
     shown = capsys.readouterr().out
     assert shown == (tmp_path / "r.md").read_text() and "| Modality Forcing (tiny) |" in shown
     figures = json.loads((tmp_path / "r.json").read_text())
-    assert figures["settings"] == {"size": 128, "steps": 2, "seed": 0, "ensemble": 2} and figures["samples"] == 2
+    assert (
+        figures["settings"] == {"size": 128, "steps": 2, "seed": 0, "ensemble": 2}
+        and figures["samples"] == 2
+    )
     assert set(figures["figures"]) == {"scale", "scale-shift", "scale-shift-robust"}
     assert main([*call, *files]) == 0 and capsys.readouterr().out == shown
 
 
 def test_several_datasets_are_one_table(tmp_path, capsys):
-    """A folder of datasets, as MoGe's evaluation has it; ours above every published row that knows one of them."""
+    """A folder of datasets, as MoGe's evaluation has it;
+    ours above every published row that knows one of them.
+    """
     for name in ("NYUv2", "KITTI", "mine"):
         export_dataset(tmp_path / "eval" / name, 1, size=64, seed=len(name), layout="files")
     (tmp_path / "eval" / "notes").mkdir()
     call = ["benchmark", "depth", str(tmp_path / "eval"), "--model", "modality_forcing", "--steps", "1"]
-    files = ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json"), "--alignment", "scale-shift-robust"]
+    files = [
+        "--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json"),
+        "--alignment", "scale-shift-robust",
+    ]
     assert main([*call, *files]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| model | KITTI | NYUv2 | mine | alignment | source |"
     assert lines[2].startswith("| Modality Forcing (tiny) |") and len(lines) == 3 + 14
     assert "| Modality Forcing | 5.37 / 96.6 | 2.52 / 98.9 | - |" in lines[-1]
-    assert [result["dataset"] for result in json.loads((tmp_path / "r.json").read_text())] == ["KITTI", "NYUv2", "mine"]
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["KITTI.jsonl", "NYUv2.jsonl", "mine.jsonl"]
+    assert [result["dataset"] for result in json.loads((tmp_path / "r.json").read_text())] == [
+        "KITTI",
+        "NYUv2",
+        "mine",
+    ]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        "KITTI.jsonl",
+        "NYUv2.jsonl",
+        "mine.jsonl",
+    ]
 
 
 def test_a_default_work_file_is_one_for_each_setting(world, tmp_path, monkeypatch):
@@ -132,11 +160,17 @@ REFUSED = {
     "nowhere": (["depth", "nowhere", "--model", "modality_forcing"], "Expected a dataset folder"),
     "no graph": (["depth", "WORLD", "--model", "comfyui"], "Expected a graph for --model comfyui"),
     "idle": (["depth", "WORLD", "--model", "modality_forcing", "--graph", "x.json"], "Expected no --graph"),
-    "server": (["depth", "WORLD", "--model", "modality_forcing", "--server", "127.0.0.1:9"], "Expected no --server"),
+    "server": (
+        ["depth", "WORLD", "--model", "modality_forcing", "--server", "127.0.0.1:9"],
+        "Expected no --server",
+    ),
     "timeout": (["depth", "WORLD", "--model", "vggt", "--timeout", "5"], "Expected no --timeout"),
     "seed": (["depth", "WORLD", "--model", "vggt", "--seed", "1"], "Expected no --seed for --model vggt"),
     "device": (
-        ["depth", "WORLD", "--model", "comfyui", "--graph", "workflows/api/image_to_depth.json", "--device", "cuda"],
+        [
+            "depth", "WORLD", "--model", "comfyui", "--graph", "workflows/api/image_to_depth.json",
+            "--device", "cuda",
+        ],
         "Expected no --device for --model comfyui",
     ),
     "scale": (
@@ -148,11 +182,17 @@ REFUSED = {
         "Expected no --list for the layout dataset, got one: it is for marigold",
     ),
     "no server": (
-        ["depth", "WORLD", "--model", "comfyui", "--graph", "workflows/api/image_to_depth.json", "--server", "127.0.0.1:9"],
+        [
+            "depth", "WORLD", "--model", "comfyui", "--graph", "workflows/api/image_to_depth.json",
+            "--server", "127.0.0.1:9",
+        ],
         "Expected a ComfyUI at http://127.0.0.1:9",
     ),
     "no such input": (
-        ["depth", "WORLD", "--model", "comfyui", "--graph", "workflows/api/image_to_depth.json", "--set", "99.x=1"],
+        [
+            "depth", "WORLD", "--model", "comfyui", "--graph", "workflows/api/image_to_depth.json",
+            "--set", "99.x=1",
+        ],
         "Expected NODE.INPUT=VALUE",
     ),
 }
@@ -161,22 +201,34 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_run_is_refused_in_one_sentence(case, world, root, tmp_path, capsys):
     call, words = REFUSED[case]
-    call = [str(world) if part == "WORLD" else str(root / part) if part.startswith("workflows/") else part for part in call]
+    call = [
+        str(world) if part == "WORLD" else str(root / part) if part.startswith("workflows/") else part
+        for part in call
+    ]
     assert main(["benchmark", *call, "--work", str(tmp_path / "w.jsonl")]) == 1
     assert words in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Three scenes of five views: as a COLMAP folder, as transforms.json, as RealEstate10K; and the true poses."""
+    """Three scenes of five views: as a COLMAP folder, as transforms.json,
+    as RealEstate10K; and the true poses.
+    """
     folder, true = tmp_path_factory.mktemp("poses") / "CO3Dv2", {}
-    for kind, item in zip(("colmap", "nerfstudio", "re10k"), sample_views(3, 3, 5, (32, 48), split="test", samples=1), strict=True):
+    for kind, item in zip(
+        ("colmap", "nerfstudio", "re10k"),
+        sample_views(3, 3, 5, (32, 48), split="test", samples=1),
+        strict=True,
+    ):
         pose = torch.cat((item.world_to_cam, torch.tensor([0, 0, 0, 1.0]).expand(5, 1, 4)), 1)
         true[kind] = pose.double()
         depth = item.depth_metric.masked_fill(~item.mask, torch.inf)
         cameras = {"image": item.image, "intrinsics": item.intrinsics, "world_to_cam": pose}
         if kind != "re10k":
-            fused = fuse_views(View.from_depth(depth, units="metric", **cameras), FusionSettings(tolerance=0.0, edge_rtol=0.0))
+            fused = fuse_views(
+                View.from_depth(depth, units="metric", **cameras),
+                FusionSettings(tolerance=0.0, edge_rtol=0.0),
+            )
             write_scene_folder(folder / kind, fused.thin(50), layout=kind)
             continue
         (folder / kind).mkdir()
@@ -215,7 +267,9 @@ def test_co3ds_annotations_give_the_true_poses(tmp_path):
 
 
 class Poses:
-    """The true poses of a scene in another world and scale, optionally turned by a known angle; found by the images."""
+    """The true poses of a scene in another world and scale,
+    optionally turned by a known angle; found by the images.
+    """
 
     name, settings = "exact poses", {}
 
@@ -223,7 +277,11 @@ class Poses:
         self.scenes, self.degrees = scenes, degrees
 
     def __call__(self, images):
-        (scene,) = (scene for scene in self.scenes if all(torch.equal(a, b) for a, b in zip(scene.images, images, strict=True)))
+        (scene,) = (
+            scene
+            for scene in self.scenes
+            if all(torch.equal(a, b) for a, b in zip(scene.images, images, strict=True))
+        )
         turn = torch.eye(4, dtype=torch.float64)
         angle = np.radians(self.degrees)
         turn[:2, :2] = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -241,10 +299,13 @@ def test_every_layout_gives_the_true_poses(scenes):
         scene = opened.read(name)
         assert [tuple(image.shape) for image in scene.images] == [(32, 48, 3)] * 5
         found, expected = (poses @ torch.linalg.inv(poses[0]) for poses in (scene.world_to_cam, true[name]))
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # transforms.json has a world of its own
+        # transforms.json has a world of its own
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     some = open_pose_folder(folder, frames=3, seed=1).read("re10k")
     assert len(some.images) == 3 == len(some.world_to_cam)
-    assert torch.equal(some.world_to_cam, open_pose_folder(folder, frames=3, seed=1).read("re10k").world_to_cam)
+    assert torch.equal(
+        some.world_to_cam, open_pose_folder(folder, frames=3, seed=1).read("re10k").world_to_cam
+    )
 
 
 def test_pose_runs_count_all_pairs_and_go_on(scenes, tmp_path):
@@ -298,8 +359,14 @@ def small_vggt(tmp_path_factory):
     from spatialweave.models.vggt.training import init_weights
     from spatialweave.models.vggt.weights import save_network
 
-    sizes = {"img_size": 28, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1, "backbone_num_heads": 2, "dpt_features": 8}
-    more = {"dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 1, 2, 3), "camera_trunk_depth": 1, "camera_num_heads": 2}
+    sizes = {
+        "img_size": 28, "embed_dim": 32, "depth": 4, "num_heads": 2, "backbone_depth": 1,
+        "backbone_num_heads": 2, "dpt_features": 8,
+    }
+    more = {
+        "dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 1, 2, 3), "camera_trunk_depth": 1,
+        "camera_num_heads": 2,
+    }
     config = VggtConfig(**sizes, **more)
     network = Vggt(config)
     init_weights(network, torch.Generator().manual_seed(0))
@@ -308,12 +375,19 @@ def small_vggt(tmp_path_factory):
 
 def test_vggt_from_the_command_line(world, scenes, small_vggt, tmp_path, capsys):
     model = ["--model", "vggt", "--weights", str(small_vggt), "--n", "2"]
-    depth = ["benchmark", "depth", str(world), *model, "--alignment", "scale-shift", "--work", str(tmp_path / "d.jsonl")]
+    depth = [
+        "benchmark", "depth", str(world), *model, "--alignment", "scale-shift",
+        "--work", str(tmp_path / "d.jsonl"),
+    ]
     assert main([*depth, "--json", str(tmp_path / "d.json")]) == 0
     pose = ["benchmark", "pose", str(scenes[0]), *model, "--frames", "3", "--work", str(tmp_path / "p.jsonl")]
     assert main([*pose, "--json", str(tmp_path / "p.json"), "--name", "Ours"]) == 0
     shown = capsys.readouterr().out
-    assert "| VGGT (small.safetensors) |" in shown and "| Ours |" in shown and "| VGGT | - | - | 88.2 |" in shown
+    assert (
+        "| VGGT (small.safetensors) |" in shown
+        and "| Ours |" in shown
+        and "| VGGT | - | - | 88.2 |" in shown
+    )
     depth, pose = (json.loads((tmp_path / name).read_text()) for name in ("d.json", "p.json"))
     assert 0 < depth["figures"]["scale-shift"]["absrel"] < 1 and depth["settings"] == {"size": 0}
     assert pose["pairs"] == 6 and 0 <= pose["figures"]["auc5"] <= pose["figures"]["auc30"] <= 100

@@ -22,7 +22,10 @@ def test_shifts_are_found(down, right):
     image = noise()
     moved = ndimage.shift(image, (down, right), order=5, mode="nearest")
     found = measure_alignment(picture(image), picture(moved))
-    assert found.shift == pytest.approx((right, down), abs=5e-3) and found.mean_px == pytest.approx(np.hypot(down, right), abs=5e-3)
+    assert (
+        found.shift == pytest.approx((right, down), abs=5e-3)
+        and found.mean_px == pytest.approx(np.hypot(down, right), abs=5e-3)
+    )
     assert found.blocks > 20 and f"{found.mean_px:.3f} px mean" in found.describe()
 
 
@@ -41,7 +44,11 @@ def test_edited_parts_and_flat_ones_are_left_out():
     assert measure_alignment(picture(image), picture(other), edited).mean_px < 1e-3
     assert measure_alignment(picture(image), picture(other)).worst_px > 3
     nothing = measure_alignment(torch.full((200, 200, 3), 0.5), torch.full((200, 200, 3), 0.5))
-    assert nothing.blocks == 0 and np.isnan(nothing.mean_px) and nothing.describe().startswith("Alignment not measured")
+    assert (
+        nothing.blocks == 0
+        and np.isnan(nothing.mean_px)
+        and nothing.describe().startswith("Alignment not measured")
+    )
     assert measure_alignment(torch.rand(5, 5, 3), torch.rand(5, 5, 3)).blocks == 0
 
 

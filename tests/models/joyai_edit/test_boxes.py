@@ -18,13 +18,16 @@ from spatialweave.models.joyai_edit.boxes import (
 )
 
 
-@pytest.mark.parametrize("size, width", [((1024, 1024), 4), ((832, 1216), 4), ((256, 256), 2), ((48, 64), 2), ((2160, 3840), 11)])
+@pytest.mark.parametrize(
+    "size, width", [((1024, 1024), 4), ((832, 1216), 4), ((256, 256), 2), ((48, 64), 2), ((2160, 3840), 11)]
+)
 def test_line_width(size, width):
     assert line_width(*size) == width
 
 
 @pytest.mark.parametrize("size, box", [
-    ((1024, 1024), (682, 378, 935, 664)), ((48, 64), (10.4, 7.5, 40.6, 30.5)), ((832, 1216), (-121.6, 166.4, 425.6, 998.4)),
+    ((1024, 1024), (682, 378, 935, 664)), ((48, 64), (10.4, 7.5, 40.6, 30.5)),
+    ((832, 1216), (-121.6, 166.4, 425.6, 998.4)),
     ((1024, 1024), (100, 100, 106, 300)), ((64, 64), (0, 0, 64, 64)),
 ])  # fmt: skip
 def test_outline_is_pillows(size, box):
@@ -54,7 +57,8 @@ def test_the_image_that_is_drawn_on_stays():
 
 
 @pytest.mark.parametrize("box, words", [
-    ((1100, 100, 1200, 300), "outside"), ((500, 500, 500, 700), "empty"), ((10, 10, 10.2, 20), "empty"), ((30, 10, 20, 40), "empty"),
+    ((1100, 100, 1200, 300), "outside"), ((500, 500, 500, 700), "empty"), ((10, 10, 10.2, 20), "empty"),
+    ((30, 10, 20, 40), "empty"),
     ((math.nan, 0, 5, 5), "Expected a box of four numbers"), ((-50, -50, 0, 0), "outside"),
 ])  # fmt: skip
 def test_boxes_without_a_pixel_are_refused(box, words):
@@ -74,15 +78,25 @@ def test_numbers_core_and_mask_give_one_box():
     mask = torch.zeros(1, 60, 80)
     mask[0, 12:40, 7:33] = 1
     frame = {"x": 7, "y": 12, "width": 26, "height": 28}
-    boxes = [[box_from_sides(7, 12, 26, 28)], boxes_from_core(frame), boxes_from_core([frame]), boxes_from_core([[frame]])]
+    boxes = [
+        [box_from_sides(7, 12, 26, 28)],
+        boxes_from_core(frame),
+        boxes_from_core([frame]),
+        boxes_from_core([[frame]]),
+    ]
     assert all(found == [(7, 12, 33, 40)] for found in [*boxes, boxes_from_masks(mask, 60, 80)])
 
 
 def test_a_batch_has_one_box_each_and_one_serves_all():
     frames = [[{"x": n, "y": 0, "width": 5, "height": 5}] for n in range(3)]
     boxes = boxes_from_core(frames)
-    assert [box[0] for box in broadcast_boxes(boxes, 3)] == [0, 1, 2] and broadcast_boxes(boxes[:1], 2) == boxes[:1] * 2
-    with pytest.raises(ValueError, match="Expected one box, or one for each of 2 images, got boxes for 3 images"):
+    assert (
+        [box[0] for box in broadcast_boxes(boxes, 3)] == [0, 1, 2]
+        and broadcast_boxes(boxes[:1], 2) == boxes[:1] * 2
+    )
+    with pytest.raises(
+        ValueError, match="Expected one box, or one for each of 2 images, got boxes for 3 images"
+    ):
         broadcast_boxes(boxes, 2)
 
 
@@ -90,8 +104,10 @@ FRAME = {"x": 1, "y": 2, "width": 3, "height": 4}
 
 
 @pytest.mark.parametrize("boxes, words", [
-    ([FRAME, FRAME], "Expected one box for image 0, got 2. Move one object at a time"), ([[FRAME], [FRAME] * 3], "image 1, got 3"),
-    ([], "got none"), (None, "got none"), ([[]], "Expected one box for image 0, got 0"), ([[{"x": 1}]], "Expected a box with x, y, width and"),
+    ([FRAME, FRAME], "Expected one box for image 0, got 2. Move one object at a time"),
+    ([[FRAME], [FRAME] * 3], "image 1, got 3"),
+    ([], "got none"), (None, "got none"), ([[]], "Expected one box for image 0, got 0"),
+    ([[{"x": 1}]], "Expected a box with x, y, width and"),
     ("1,2,3,4", "Expected a bounding box, got '1,2,3,4'"),
 ])  # fmt: skip
 def test_several_or_no_boxes_are_refused(boxes, words):
@@ -101,7 +117,9 @@ def test_several_or_no_boxes_are_refused(boxes, words):
 
 
 def test_masks_of_another_size_or_without_a_pixel_are_refused():
-    with pytest.raises(ValueError, match=r"Expected a mask of the image's size, 80 x 60 \(width x height\), got 64 x 48"):
+    with pytest.raises(
+        ValueError, match=r"Expected a mask of the image's size, 80 x 60 \(width x height\), got 64 x 48"
+    ):
         boxes_from_masks(torch.ones(1, 48, 64), 60, 80)
     with pytest.raises(ValueError, match="got mask 1 without a pixel"):
         boxes_from_masks(torch.stack([torch.ones(6, 8), torch.full((6, 8), 0.2)]), 6, 8)

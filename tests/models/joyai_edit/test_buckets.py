@@ -6,8 +6,13 @@ from spatialweave.models.joyai_edit.buckets import BUCKETS, WIDEST, core_crop, f
 def test_the_list():
     assert len(BUCKETS) == len(set(BUCKETS)) == 49 and WIDEST == 4
     assert {(width, height) for height, width in BUCKETS} == set(BUCKETS)
-    assert all(height % 64 == width % 64 == 0 and 0.87 < height * width / 1024**2 <= 1.05 for height, width in BUCKETS)
-    assert all(find_bucket(*bucket, order) == bucket for bucket in BUCKETS for order in ("comfyui", "original"))
+    assert all(
+        height % 64 == width % 64 == 0 and 0.87 < height * width / 1024**2 <= 1.05
+        for height, width in BUCKETS
+    )
+    assert all(
+        find_bucket(*bucket, order) == bucket for bucket in BUCKETS for order in ("comfyui", "original")
+    )
 
 
 def test_ties_are_the_hosts():

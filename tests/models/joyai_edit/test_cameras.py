@@ -11,14 +11,23 @@ def orbit(yaw, pitch, distance=4.0, target=(0.0, 0.0, 0.0), **more):
     y, p = math.radians(yaw), math.radians(pitch)
     offset = (math.cos(p) * math.sin(y), math.sin(p), math.cos(p) * math.cos(y))
     position = dict(zip("xyz", (t + distance * o for t, o in zip(target, offset))))
-    camera = {"position": position, "target": dict(zip("xyz", target)), "fov": 35.0, "zoom": 1.0, "cameraType": "perspective"}
+    camera = {
+        "position": position,
+        "target": dict(zip("xyz", target)),
+        "fov": 35.0,
+        "zoom": 1.0,
+        "cameraType": "perspective",
+    }
     return camera | more
 
 
 @pytest.mark.parametrize("before, after, expected", [
-    ((0, 0), (45, 0), (45, 0, "unchanged")), ((35, 30), (-55, 15), (-90, -15, "unchanged")), ((170, 0), (-145, 0), (45, 0, "unchanged")),
-    ((0, 0, 4), (0, 0, 2), (0, 0, "in")), ((0, 0, 4), (0, 0, 4.03), (0, 0, "unchanged")), ((0, 0, 4), (0, 0, 4.05), (0, 0, "out")),
-    ((0, 0), (180, 0), (180, 0, "unchanged")), ((10, 0, 4, (1, 2, 3)), (32.5, 12.3, 4, (1, 2, 3)), (22.5, 12.3, "unchanged")),
+    ((0, 0), (45, 0), (45, 0, "unchanged")), ((35, 30), (-55, 15), (-90, -15, "unchanged")),
+    ((170, 0), (-145, 0), (45, 0, "unchanged")),
+    ((0, 0, 4), (0, 0, 2), (0, 0, "in")), ((0, 0, 4), (0, 0, 4.03), (0, 0, "unchanged")),
+    ((0, 0, 4), (0, 0, 4.05), (0, 0, "out")),
+    ((0, 0), (180, 0), (180, 0, "unchanged")),
+    ((10, 0, 4, (1, 2, 3)), (32.5, 12.3, 4, (1, 2, 3)), (22.5, 12.3, "unchanged")),
 ])  # fmt: skip
 def test_orbits(before, after, expected):
     change = change_between(orbit(*before), orbit(*after))
@@ -31,14 +40,22 @@ ROLLED = {"x": 0.0, "y": 0.0, "z": math.sin(math.radians(5)), "w": math.cos(math
 
 @pytest.mark.parametrize("after, words", [
     (orbit(45, 0, target=(0, 0.5, 0)), "look at one target, got targets (0, 0, 0) and (0, 0.5, 0)"),
-    (orbit(45, 0, cameraType="orthographic"), "Expected a perspective camera at after, got an orthographic one"),
+    (
+        orbit(
+            45, 0, cameraType="orthographic"
+        ), "Expected a perspective camera at after, got an orthographic one"
+    ),
     (orbit(45, 0, fov=50.0), "Expected the same fov in both cameras, got 35 and 50 degrees"),
     (orbit(45, 0, zoom=2.0), "Expected the same zoom in both cameras, got 1 and 2"),
     (orbit(45, 0, distance=0.0), "Expected a camera away from its target at after"),
     (orbit(45, 0, distance=math.nan), "Expected a number at position.x of after, got nan"),
     (orbit(0, 90), "Straight from above yaw has no meaning"),
     (orbit(0, 0, quaternion=ROLLED), "got one that rolls by 10.0 degrees"),
-    ({"position": {"x": 0, "y": 0, "z": 4}}, "Expected target with x, y and z in the camera at after, got None"),
+    (
+        {
+            "position": {"x": 0, "y": 0, "z": 4}
+        }, "Expected target with x, y and z in the camera at after, got None"
+    ),
     ("a camera", "Expected a camera at after, got str"),
     (orbit(0, 80), None), (orbit(0, -85), None),
 ])  # fmt: skip
@@ -64,14 +81,19 @@ def test_a_level_cameras_rotation_is_accepted():
 
 @pytest.mark.parametrize("yaw, pitch", [(45, 0), (-45, 0), (0, 15), (30, -10)])
 def test_the_signs_are_those_of_a_rendered_world(yaw, pitch):
-    """Yaw + moves the camera to the viewer's right, so that what is nearer than the target moves left; pitch + goes up, it moves down."""
+    """Yaw + moves the camera to the viewer's right, so that what is nearer than the target moves left;
+    pitch + goes up, it moves down.
+    """
     from spatialweave.models.world.edits import orbit_camera
     from spatialweave.models.world.scene import camera_axes, sample_scenes
 
     (scene,) = sample_scenes(3, 1)
     before = scene.camera
     after = orbit_camera(before, yaw_degrees=yaw, pitch_degrees=pitch)
-    cameras = [{"position": dict(zip("xyz", one.position)), "target": dict(zip("xyz", one.target))} for one in (before, after)]
+    cameras = [
+        {"position": dict(zip("xyz", one.position)), "target": dict(zip("xyz", one.target))}
+        for one in (before, after)
+    ]
     change = change_between(*cameras)
     assert (change.yaw, change.pitch, change.zoom) == (yaw, pitch, "unchanged")
 

@@ -1,4 +1,6 @@
-"""Prompts and boxed images of several pictures: what is repeated, what is noted, which picture a refusal names."""
+"""Prompts and boxed images of several pictures: what is repeated, what is noted,
+which picture a refusal names.
+"""
 
 import pytest
 import torch
@@ -24,7 +26,10 @@ def fitted(height, width, mode="pad"):
 
 def test_an_unfitted_image_is_boxed_and_what_comfyui_will_crop_is_said():
     (move,) = prepare_moves(["the mug"], [torch.zeros(1, 300, 400, 3)], [BOX], None)
-    assert move.image.shape == (1, 300, 400, 3) and move.box == {"x": 60, "y": 40, "width": 100, "height": 100}
+    assert (
+        move.image.shape == (1, 300, 400, 3)
+        and move.box == {"x": 60, "y": 40, "width": 100, "height": 100}
+    )
     (note,) = move.notes
     assert "ComfyUI will crop 4.0% of it and resize it to 1152 x 832" in note and "Wire Joy: Fit" in note
     assert prepare_moves(["the mug"], [torch.zeros(1, 832, 1152, 3)], [BOX], None)[0].notes == ()
@@ -69,5 +74,11 @@ def test_numbers_and_masks_come_singly_or_one_for_each_image():
 
 def test_images_are_split_and_stacked_where_sizes_allow():
     images, notes = split_images([torch.rand(2, 8, 9, 3), torch.rand(1, 5, 6, 4)])
-    assert [tuple(image.shape) for image in images] == [(1, 8, 9, 3)] * 2 + [(1, 5, 6, 3)] and "alpha is left out" in notes[0]
-    assert [tuple(one.shape) for one in stack_images(images[:2])] == [(2, 8, 9, 3)] and len(stack_images(images)) == 3
+    assert (
+        [tuple(image.shape) for image in images] == [(1, 8, 9, 3)] * 2 + [(1, 5, 6, 3)]
+        and "alpha is left out" in notes[0]
+    )
+    assert (
+        [tuple(one.shape) for one in stack_images(images[:2])] == [(2, 8, 9, 3)]
+        and len(stack_images(images)) == 3
+    )

@@ -13,13 +13,25 @@ from spatialweave.models.joyai_edit.question import (
     write_chat,
 )
 
-SIZES = [(256, 256), (1, 1), (40, 3000), (1023, 517), (16, 16), (5000, 4000), (3000, 9000), (255, 257), (48, 80)]
+SIZES = [
+    (256, 256),
+    (1, 1),
+    (40, 3000),
+    (1023, 517),
+    (16, 16),
+    (5000, 4000),
+    (3000, 9000),
+    (255, 257),
+    (48, 80),
+]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("most", [64, 2048, 16384])
 def test_sizes_are_those_of_transformers(height, width, most):
-    pytest.importorskip("torchvision", reason="transformers' image processor needs it, so sizes were NOT compared")
+    pytest.importorskip(
+        "torchvision", reason="transformers' image processor needs it, so sizes were NOT compared"
+    )
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     want = smart_resize(height, width, factor=32, min_pixels=64 * 1024, max_pixels=most * 1024)
@@ -28,18 +40,29 @@ def test_sizes_are_those_of_transformers(height, width, most):
 
 
 def test_a_resized_image_is_that_of_the_image_processor():
-    pytest.importorskip("torchvision", reason="transformers' image processor needs it, so images were NOT compared")
+    pytest.importorskip(
+        "torchvision", reason="transformers' image processor needs it, so images were NOT compared"
+    )
     import transformers
 
-    waves = [np.sin(np.arange(333) / period)[None] * np.cos(np.arange(250) / period)[:, None] for period in (5, 9, 20)]
+    waves = [
+        np.sin(np.arange(333) / period)[None] * np.cos(np.arange(250) / period)[:, None]
+        for period in (5, 9, 20)
+    ]
     values = (np.stack(waves, -1) * 120 + 127.5).round().astype(np.uint8)
-    settings = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    settings = {
+        "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+        "patch_size": 16,
+        "image_mean": [0.0] * 3,
+        "image_std": [1.0] * 3,
+    }
     found = transformers.Qwen2VLImageProcessor(**settings)(Image.fromarray(values), return_tensors="pt")
     ours = fit_image(torch.from_numpy(values.copy())[None].float() / 255)
     _, rows, columns = found["image_grid_thw"][0].tolist()
     patches = found["pixel_values"].reshape(rows // 2, columns // 2, 2, 2, 3, 2, 16, 16)[:, :, :, :, :, 0]
     theirs = patches.permute(0, 2, 5, 1, 3, 6, 4).reshape(1, rows * 16, columns * 16, 3)
-    assert ours.shape == theirs.shape and (ours - theirs).abs().max() <= 1.5 / 255  # theirs rounds to 8 bits after each of two passes
+    # theirs rounds to 8 bits after each of two passes
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() <= 1.5 / 255
 
 
 def test_an_image_of_a_fitting_size_passes_bit_for_bit():

@@ -1,4 +1,5 @@
-"""An edit put back: exact size, the input's pixels bit for bit outside, and what changed found by difference."""
+"""An edit put back: exact size, the input's pixels bit for bit outside, and what changed found by difference.
+"""
 
 import numpy as np
 import pytest
@@ -47,7 +48,10 @@ def test_the_seam_rises_evenly_inside_the_mask():
     mask = torch.zeros(60, 80)
     mask[10:50, 10:70] = 1
     soft = soften(mask, 8)
-    assert soft[30, 9] == 0 and soft[30, 10:19].tolist() == pytest.approx([n / 8 for n in range(1, 9)] + [1.0])
+    assert (
+        soft[30, 9] == 0
+        and soft[30, 10:19].tolist() == pytest.approx([n / 8 for n in range(1, 9)] + [1.0])
+    )
     assert torch.equal(soft > 0, mask > 0) and torch.equal(soften(mask, 0), mask)
 
 
@@ -65,7 +69,11 @@ def test_the_whole_edit_without_a_mask():
     assert out.alignment.mean_px < 0.05 and (out.edited == 1).all() and not out.uncovered.any()
     assert (out.image - source.image).abs().mean() < 0.01
     said = out.describe().splitlines()
-    assert said[0] == "Restored to 777 x 333 (width x height)." and said[1].startswith("0.0% of the pixels") and len(said) == 3
+    assert (
+        said[0] == "Restored to 777 x 333 (width x height)."
+        and said[1].startswith("0.0% of the pixels")
+        and len(said) == 3
+    )
 
 
 def test_what_a_crop_left_out_is_the_input_and_said():
@@ -78,7 +86,9 @@ def test_what_a_crop_left_out_is_the_input_and_said():
 def test_changes_are_found_and_noise_is_none():
     source, fitted = framed(517, 1023)
     height, width = fitted.shape[1:3]
-    noisy = (fitted + torch.randn(fitted.shape, generator=torch.Generator().manual_seed(1)) * 0.02).clamp(0, 1)
+    noisy = (fitted + torch.randn(fitted.shape, generator=torch.Generator().manual_seed(1)) * 0.02).clamp(
+        0, 1
+    )
     assert not find_edited(noisy, source, 0.1).any()
     edited = noisy.clone()
     edited[:, 100:300, 200:500] = torch.tensor([1.0, 0, 0])
@@ -91,7 +101,12 @@ def test_changes_are_found_and_noise_is_none():
     rows, columns = torch.nonzero(mask.any(1)).flatten(), torch.nonzero(mask.any(0)).flatten()
     found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     grown = found - np.array([left, top, right, bottom])
-    assert (grown[:2] <= 0).all() and (grown[:2] > -14).all() and (grown[2:] >= 0).all() and (grown[2:] < 14).all()
+    assert (
+        (grown[:2] <= 0).all()
+        and (grown[:2] > -14).all()
+        and (grown[2:] >= 0).all()
+        and (grown[2:] < 14).all()
+    )
     out = restore_image(edited, source, mask, 4)
     assert torch.equal(out.image[0][mask == 0], source.image[0][mask == 0]) and out.alignment.mean_px < 0.05
 
@@ -104,7 +119,10 @@ def test_an_identity_edit_gives_the_input():
 
 def test_masks_that_are_none_are_refused():
     framing = plan_framing(300, 500)
-    with pytest.raises(ValueError, match=r"Expected an edit mask of the input's size, 500 x 300 \(width x height\), got 64 x 48"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected an edit mask of the input's size, 500 x 300 \(width x height\), got 64 x 48",
+    ):
         require_mask(torch.ones(48, 64), framing)
     with pytest.raises(ValueError, match="got one without a pixel"):
         require_mask(torch.full((300, 500), float("nan")), framing)

@@ -15,7 +15,7 @@ from spatialweave.models.core.geometry.camera import intrinsics_from_fov
 from spatialweave.models.core.geometry.view import View
 from spatialweave.models.modality_forcing.config import PipelineDefaults, SamplingDefaults
 from spatialweave.models.modality_forcing.depth_code import depth_to_net
-from spatialweave.models.modality_forcing.inputs import read_given_depth, read_given_image
+from spatialweave.models.modality_forcing.inputs import read_given_depth, read_given_image, scale_to_trained
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.pipeline import TINY_NETWORK, ModalityForcingPipeline
 from spatialweave.models.modality_forcing.sampling import draw_noise, make_schedule, sample
@@ -481,6 +481,23 @@ def test_words_the_encoder_cannot_read_are_noted_once_per_prompt(make_oracle):
         *scene(), explain_prompt=lambda text: f"'{text}' is unknown." if "z" in text else None
     )
     assert pipeline(["zebra", "cat", "zebra"], height=8, width=12).notes == ("'zebra' is unknown.",)
+
+
+def test_a_size_far_above_the_trained_one_is_a_note(make_oracle):
+    pipeline, _ = make_oracle(*scene())
+    pipeline.trained_size = 8
+    assert pipeline("cat", height=8, width=12).notes == ()
+    pipeline.trained_size = 4
+    (note,) = pipeline("cat", height=8, width=12).notes
+    assert note.startswith("This model was trained at 4 x 4 pixels; larger sizes, like this 8 x 12 (height x")
+    assert "upscale_view" in note
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"), [((517, 1023), (65, 128)), ((128, 40), (128, 40)), ((4000, 1), (128, 1))]
+)
+def test_scaling_to_the_trained_size_keeps_the_aspect_ratio(size, scaled):
+    assert scale_to_trained(size, 128) == scaled and scale_to_trained(size, None) == size
 
 
 def test_a_stopped_run_leaves_nothing_behind(pipeline):

@@ -8,7 +8,8 @@ from spatialweave.models.vggt.network import Vggt
 
 SMALL = VggtConfig(
     img_size=56, patch_size=14, embed_dim=64, depth=4, num_heads=2, backbone_depth=2, backbone_num_heads=2,
-    dpt_features=16, dpt_out_channels=(16, 16, 24, 32), dpt_layers=(0, 1, 2, 3), camera_trunk_depth=1, camera_num_heads=4,
+    dpt_features=16, dpt_out_channels=(16, 16, 24, 32), dpt_layers=(0, 1, 2, 3),
+    camera_trunk_depth=1, camera_num_heads=4,
 )  # fmt: skip
 
 

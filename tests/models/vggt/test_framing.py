@@ -9,7 +9,9 @@ SIZES = [(518, 518), (1023, 517), (100, 400), (8, 8), (37, 500), (56, 57)]
 
 
 def network_map(shape, frame):
-    """At each pixel of the network's image, the x and y of the image's pixel coordinate there: exact by the frame's definition."""
+    """At each pixel of the network's image, the x and y of the image's pixel coordinate there:
+    exact by the frame's definition.
+    """
     height, width = shape
     y = (torch.arange(height) + 0.5 - frame.offset[0]) / frame.scale[0]
     x = (torch.arange(width) + 0.5 - frame.offset[1]) / frame.scale[1]
@@ -28,10 +30,16 @@ def test_maps_come_back_to_the_pixel_they_belong_to(size, fit):
     inner = seen
     for at, axis in ((y, 0), (x, 1)):
         inside = frame.offset[axis] + frame.scale[axis] * at
-        low, high = max(frame.offset[axis], 0), min(frame.offset[axis] + frame.scale[axis] * size[axis], framed.shape[axis - 2])
+        low, high = (
+            max(frame.offset[axis], 0),
+            min(frame.offset[axis] + frame.scale[axis] * size[axis], framed.shape[axis - 2]),
+        )
         inner = inner & (inside > low + 0.5) & (inside < high - 0.5)
     if inner.any():
-        assert max((found[0] - x)[inner].abs().max(), (found[1] - y)[inner].abs().max()) < 2e-3 * max(size) / 112 + 1e-3
+        assert (
+            max((found[0] - x)[inner].abs().max(), (found[1] - y)[inner].abs().max())
+            < 2e-3 * max(size) / 112 + 1e-3
+        )
     assert seen.all() == (fit == "pad" or size[0] <= size[1] * 1.05)
 
 
@@ -44,18 +52,28 @@ def test_what_the_network_sees_lies_where_the_frame_says(fit):
     grey = framed[0].mean(0)
     left, right = (int(max(0, frame.offset[1])), int(frame.offset[1] + 150 * frame.scale[1]))
     column = grey[5:20, left + 2 : right - 2].mean(0).argmax() + left + 2
-    row = grey[:, left + 2 : left + 40].mean(1)[int(max(0, frame.offset[0])) + 1 : -12].argmax() + int(max(0, frame.offset[0])) + 1
+    row = (
+        grey[:, left + 2 : left + 40].mean(1)[int(max(0, frame.offset[0])) + 1 : -12].argmax()
+        + int(max(0, frame.offset[0]))
+        + 1
+    )
     assert abs(float(column) + 0.5 - (frame.offset[1] + frame.scale[1] * 101.5)) <= 0.75
     assert abs(float(row) + 0.5 - (frame.offset[0] + frame.scale[0] * 31.5)) <= 0.75
 
 
 def test_images_of_several_sizes_share_a_frame_each_around_its_middle():
-    framed, frames = frame_images([torch.rand(50, 100, 3), torch.rand(100, 50, 3), torch.rand(60, 60, 3)], "pad", 112, 14)
+    framed, frames = frame_images(
+        [torch.rand(50, 100, 3), torch.rand(100, 50, 3), torch.rand(60, 60, 3)], "pad", 112, 14
+    )
     assert framed.shape == (3, 3, 112, 112)
     for frame in frames:
-        middle = [offset + scale * side / 2 for offset, scale, side in zip(frame.offset, frame.scale, frame.size)]
+        middle = [
+            offset + scale * side / 2 for offset, scale, side in zip(frame.offset, frame.scale, frame.size)
+        ]
         assert all(abs(m - 56) <= 1 for m in middle)
-    assert (framed[0, :, :20] == 1).all() and (framed[1, :, :, :20] == 1).all(), "white beside what has another shape"
+    assert (framed[0, :, :20] == 1).all() and (framed[1, :, :, :20] == 1).all(), (
+        "white beside what has another shape"
+    )
 
 
 def test_pixel_center_moves_the_principal_point_by_half_a_network_pixel():

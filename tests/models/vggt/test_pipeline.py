@@ -1,4 +1,6 @@
-"""The pipeline on a small random network: memory savings change no number, cameras fit their pixels, notes say what is doubtful."""
+"""The pipeline on a small random network: memory savings change no number, cameras fit their pixels,
+notes say what is doubtful.
+"""
 
 from dataclasses import replace
 
@@ -22,7 +24,9 @@ from spatialweave.models.vggt.weights import save_network
 
 
 def published_way(network, images):
-    """Every entry kept, all views through the dense head at once, attention whole: the published order of things."""
+    """Every entry kept, all views through the dense head at once, attention whole:
+    the published order of things.
+    """
     encoded = network.aggregator(images, range(network.config.depth))
     return encoded, network.predict(encoded, images.shape[-2:], views_at_once=0).depth
 
@@ -34,7 +38,9 @@ def test_taps_alone_and_views_one_by_one_give_the_published_numbers(small):
         found = small(images, queries=50)
     assert len(encoded.layers) == 4
     assert (found.depth - depth).abs().max() < 1e-5
-    assert all((a - b).abs().max() < 1e-5 for a, b in zip(found.poses, small.predict(encoded, (28, 42)).poses))
+    assert all(
+        (a - b).abs().max() < 1e-5 for a, b in zip(found.poses, small.predict(encoded, (28, 42)).poses)
+    )
 
 
 def test_four_taps_of_24_are_a_sixth_and_32_views_fit_well_below_the_published_memory():
@@ -47,14 +53,21 @@ def test_four_taps_of_24_are_a_sixth_and_32_views_fit_well_below_the_published_m
 
 
 def test_views_hold_the_published_points(small, images):
-    """A VIEW's depth through its own camera, pixel centers at +0.5, against the published unprojection at whole numbers."""
+    """A VIEW's depth through its own camera, pixel centers at +0.5,
+    against the published unprojection at whole numbers.
+    """
     square = torch.nn.functional.interpolate(images.movedim(-1, 1), size=(56, 56)).movedim(1, -1)
     pipeline = VggtPipeline(small, small.config)
     view = pipeline(square).view
     with torch.no_grad():
         said = small(square.movedim(-1, 1)[None])
     pose, lens = (part[0] for part in decode_poses(said.poses[-1], (56, 56)))
-    corners = torch.cartesian_prod(torch.arange(56.0), torch.arange(56.0)).flip(-1).view(56, 56, 2).expand(3, -1, -1, -1)
+    corners = (
+        torch.cartesian_prod(torch.arange(56.0), torch.arange(56.0))
+        .flip(-1)
+        .view(56, 56, 2)
+        .expand(3, -1, -1, -1)
+    )
     to_world = invert_pose(pad_pose(relative_to_first(pose[None])[0]))
     expected = transform_points(unproject(corners, said.depth[0], lens), to_world)
     # the VIEW's world is the first camera's frame, turned y up
@@ -75,7 +88,10 @@ def test_images_of_several_sizes_and_sources_give_a_view_each_at_its_size(small,
     result = VggtPipeline(small, small.config)([grey, rgba, torch.rand(20, 90, 3)])
     assert [tuple(view.depth.shape) for view in result.views] == [(1, 50, 30), (1, 40, 61), (1, 20, 90)]
     assert all(view.mask.all() and view.intrinsics is not None for view in result.views)
-    assert any("one channel was used for red, green and blue" in note for note in result.notes) and any("alpha" in note for note in result.notes)
+    assert (
+        any("one channel was used for red, green and blue" in note for note in result.notes)
+        and any("alpha" in note for note in result.notes)
+    )
     with pytest.raises(ValueError, match="Expected images of one size"):
         _ = result.view
 
@@ -91,7 +107,11 @@ def test_tokens_of_the_last_entry_without_any_head(small, build, images):
     config = replace(small.config, heads=())
     network = build(config)
     tokens = VggtPipeline(network, config).encode(images)
-    assert tokens.tokens.shape == (3, 5 + 3 * 4, 128) and tokens.grid == (3, 4) and tokens.frames[0].size == (40, 61)
+    assert (
+        tokens.tokens.shape == (3, 5 + 3 * 4, 128)
+        and tokens.grid == (3, 4)
+        and tokens.frames[0].size == (40, 61)
+    )
     with pytest.raises(ValueError, match="Expected a VGGT network with a camera head, got one with none"):
         VggtPipeline(network, config)(images)
 
@@ -106,7 +126,9 @@ def test_doubtful_views_are_named(small, images):
 
 
 def test_views_that_share_no_surface_are_named():
-    """Two cameras side by side, one that looks the other way, and one beside them that sees a surface of another color there."""
+    """Two cameras side by side, one that looks the other way,
+    and one beside them that sees a surface of another color there.
+    """
     from spatialweave.models.core.geometry.view import View
     from spatialweave.models.vggt.notes import describe_views
 
@@ -115,7 +137,8 @@ def test_views_that_share_no_surface_are_named():
     beside[0, 3] = -0.3
     views = [
         View.from_depth(
-            torch.full((30, 40), 2.0), units="relative", intrinsics=lens, world_to_cam=pose, confidence=torch.full((30, 40), 4.0),
+            torch.full((30, 40), 2.0), units="relative", intrinsics=lens, world_to_cam=pose,
+            confidence=torch.full((30, 40), 4.0),
             image=torch.full((30, 40, 3), grey),
         )
         for pose, grey in ((torch.eye(4), 0.5), (beside, 0.45), (away, 0.5), (beside, 0.9))
@@ -135,7 +158,7 @@ def test_the_note_on_a_held_lens_is_whole(small, images):
     small.camera_head.pose_branch.fc2.bias[7:] = -9.0  # fields of view of 0
     small.camera_head.pose_branch.fc2.weight.zero_()
     notes = VggtPipeline(small, small.config)(images).notes
-    expected = "Views 0, 1, 2: field of view held within 1 to 170 degrees, so the camera is a guess."
+    expected = "Views 0, 1, 2: field of view clamped to 1 to 170 degrees, so the camera is unreliable."
     assert expected in notes
 
 

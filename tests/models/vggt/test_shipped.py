@@ -15,7 +15,9 @@ def test_shipped_file_is_the_preset_in_a_few_megabytes():
     assert TINY_NETWORK.stat().st_size < 9e6
     network, config = load_network(TINY_NETWORK)
     assert config == PRESETS["tiny"] and network.aggregator.camera_token.dtype == torch.float32
-    assert {safe_open(TINY_NETWORK, "pt").get_tensor(name).dtype for name in network.state_dict()} == {torch.float16}
+    assert {safe_open(TINY_NETWORK, "pt").get_tensor(name).dtype for name in network.state_dict()} == {
+        torch.float16
+    }
 
 
 def test_shipped_network_meets_its_figures_on_held_out_scenes():

@@ -1,4 +1,6 @@
-"""The loss on scenes of the world, whose geometry is exact: targets agree across views, and one batch can be learnt."""
+"""The loss on scenes of the world, whose geometry is exact: targets agree across views,
+and one batch can be learnt.
+"""
 
 from dataclasses import replace
 
@@ -36,7 +38,8 @@ def batch():
 
 
 def seen_depth(points, depth, pose, intrinsics):
-    """Relative gap between points' own depth in a camera and that camera's map there, in the middle quantile."""
+    """Relative gap between points' own depth in a camera and that camera's map there, in the middle quantile.
+    """
     pixels, z = project(transform_points(points.reshape(-1, 3), pad_pose(pose)), intrinsics)
     x, y = pixels.floor().long().unbind(-1)
     inside = (z > 0) & (x >= 0) & (x < depth.shape[1]) & (y >= 0) & (y < depth.shape[0])
@@ -46,7 +49,9 @@ def seen_depth(points, depth, pose, intrinsics):
 
 
 def test_targets_are_one_scene_in_the_first_cameras_frame(batch):
-    """Points of view 3 lie, by the target poses, on the surfaces that views 1 and 2 show, and have a mean distance of 1."""
+    """Points of view 3 lie, by the target poses, on the surfaces that views 1 and 2 show,
+    and have a mean distance of 1.
+    """
     truth = normalize_scene(batch["depth"], batch["world_to_cam"], batch["intrinsics"])
     known = truth["depth"] > 0
     assert torch.allclose(truth["world_to_cam"][:, 0], torch.eye(4)[:3].expand(4, 3, 4), atol=1e-6)
@@ -54,7 +59,9 @@ def test_targets_are_one_scene_in_the_first_cameras_frame(batch):
         assert abs(float(truth["points"][i][known[i]].norm(dim=-1).mean()) - 1) < 1e-4
         for view in (0, 1):
             points = truth["points"][i, 2][known[i, 2]]
-            gap, count = seen_depth(points, truth["depth"][i, view], truth["world_to_cam"][i, view], batch["intrinsics"][i, view])
+            gap, count = seen_depth(
+                points, truth["depth"][i, view], truth["world_to_cam"][i, view], batch["intrinsics"][i, view]
+            )
             assert count > 500 and gap < 0.03
 
 
@@ -65,7 +72,9 @@ def test_mirrored_scenes_are_scenes(batch):
     assert (torch.linalg.det(poses[..., :3]) - 1).abs().max() < 1e-5
     for i in range(4):
         points = truth["points"][i, 1][truth["depth"][i, 1] > 0]
-        gap, count = seen_depth(points, truth["depth"][i, 0], truth["world_to_cam"][i, 0], batch["intrinsics"][i, 0])
+        gap, count = seen_depth(
+            points, truth["depth"][i, 0], truth["world_to_cam"][i, 0], batch["intrinsics"][i, 0]
+        )
         assert count > 500 and gap < 0.03
 
 
@@ -131,7 +140,9 @@ def test_matched_patches_show_the_same_surface(batch):
     for i, n in (target[:, 0, :, 2] >= 0).nonzero().tolist():
         row, column = divmod(n, 4)
         point = truth["points"][i, 0, 7 + 14 * row, 7 + 14 * column]
-        pixel, depth = project(transform_points(point, pad_pose(truth["world_to_cam"][i, 2])), twice["intrinsics"][i, 2])
+        pixel, depth = project(
+            transform_points(point, pad_pose(truth["world_to_cam"][i, 2])), twice["intrinsics"][i, 2]
+        )
         x, y = pixel.long().tolist()
         assert int(target[i, 0, n, 2]) == y // 14 * 4 + x // 14
         assert abs(float(truth["depth"][i, 2, y, x] - depth)) < 0.031 * float(depth)

@@ -24,7 +24,11 @@ def trace(to_world, eye, focal=FOCAL):
     point = eye + rays * depth[..., None]
     u, v = point[..., 0], np.where(floor < wall, point[..., 2], 3 * point[..., 1])
     waves = [np.sin(2.1 * u + 0.7 * v), np.sin(1.3 * v - 0.8 * u + 1), np.cos(0.5 * u * v + 2 * u)]
-    mix = [0.5 + 0.2 * waves[0] + 0.1 * waves[2], 0.5 + 0.2 * waves[1], 0.5 + 0.15 * waves[2] - 0.1 * waves[0]]
+    mix = [
+        0.5 + 0.2 * waves[0] + 0.1 * waves[2],
+        0.5 + 0.2 * waves[1],
+        0.5 + 0.15 * waves[2] - 0.1 * waves[0],
+    ]
     return np.stack(mix, -1).astype(np.float32), depth.astype(np.float32)
 
 
@@ -32,7 +36,9 @@ def camera(yaw=0.0, pitch=0.0, distance=1.0):
     """Orientation and position of a camera that looks down by PITCH, after an orbit about PIVOT."""
     first = Rotation.from_euler("x", -PITCH, degrees=True)
     target = first.apply([0, 0, PIVOT])
-    turn = Rotation.from_euler("y", -yaw, degrees=True) * Rotation.from_euler("x", -pitch, degrees=True) * first
+    turn = (
+        Rotation.from_euler("y", -yaw, degrees=True) * Rotation.from_euler("x", -pitch, degrees=True) * first
+    )
     return turn.as_matrix(), target - distance * turn.apply([0, 0, PIVOT])
 
 
@@ -72,7 +78,10 @@ def test_an_orbit_is_found_in_degrees_and_metres(yaw, pitch, distance):
     upright = np.array([0, -1, 0]) @ camera()[0]  # the world's up in the camera's frame
     assert float(up @ torch.from_numpy(upright).float()) > 0.9999
     seen = describe_motion(motion, view, up)
-    assert seen.yaw_degrees == pytest.approx(yaw, abs=0.5) and seen.pitch_degrees == pytest.approx(pitch, abs=0.5)
+    assert (
+        seen.yaw_degrees == pytest.approx(yaw, abs=0.5)
+        and seen.pitch_degrees == pytest.approx(pitch, abs=0.5)
+    )
 
 
 def test_a_longer_focal_length_is_no_motion():
@@ -89,14 +98,19 @@ def test_a_darker_image_moves_no_camera():
 def test_the_distance_is_measured_to_the_crossing_of_the_axes():
     motion, view = measure(camera(25, 0, 1.2))
     seen = describe_motion(motion, view, find_up(view, matrix()[None]))
-    assert seen.pivot == pytest.approx(PIVOT, rel=0.03) and seen.distance_ratio == pytest.approx(1.2, rel=0.03)
+    assert (
+        seen.pivot == pytest.approx(PIVOT, rel=0.03)
+        and seen.distance_ratio == pytest.approx(1.2, rel=0.03)
+    )
     assert seen.magnification == pytest.approx(1 / 1.2, rel=0.03)
 
 
 def test_the_orbit_of_a_request_is_that_of_its_angles():
     up = torch.tensor(np.array([0, -1, 0]) @ camera()[0])
     numbers = (torch.tensor(value) for value in (30.0, -10.0, PIVOT, 1.1))
-    torch.testing.assert_close(orbit_pose(*numbers, up), pose_between(camera(), camera(30, -10, 1.1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        orbit_pose(*numbers, up), pose_between(camera(), camera(30, -10, 1.1)), atol=1e-5, rtol=0
+    )
 
 
 def test_the_viewpoint_error_is_that_of_the_benchmark():

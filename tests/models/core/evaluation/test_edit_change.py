@@ -26,7 +26,11 @@ def test_a_step_to_the_side_shifts_a_flat_wall():
     pose = torch.eye(4)
     pose[0, 3] = 7 * depth / focal  # seven pixels to the right
     warped = warp_image(image, torch.full((60, 80), depth), matrix, pose)
-    assert torch.equal(warped.image[:, 7:], image[:, :-7]) and bool(warped.known[:, 8:].all()) and not warped.known[:, :6].any()
+    assert (
+        torch.equal(warped.image[:, 7:], image[:, :-7])
+        and bool(warped.known[:, 8:].all())
+        and not warped.known[:, :6].any()
+    )
     torch.testing.assert_close(warped.depth[:, 7:], torch.full((60, 73), depth))
 
 

@@ -69,12 +69,16 @@ FOCAL, CENTER = 150.0, np.array([0.3, 0.8, 4.0])
 
 
 def box_depth(yaw, half=(0.6, 0.5, 0.35)):
-    """Depth (1, h, w) of a box turned about the vertical, counterclockwise from above, by its slabs; 0 beside it."""
+    """Depth (1, h, w) of a box turned about the vertical, counterclockwise from above,
+    by its slabs; 0 beside it.
+    """
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     rays = np.stack([(x - SIZE / 2) / FOCAL, (y - SIZE / 2) / FOCAL, np.ones_like(x)], -1)
     angle = math.radians(yaw)
     # with y down, counterclockwise from above takes z (away) to -x
-    turn = np.array([[math.cos(angle), 0, -math.sin(angle)], [0, 1, 0], [math.sin(angle), 0, math.cos(angle)]])
+    turn = np.array(
+        [[math.cos(angle), 0, -math.sin(angle)], [0, 1, 0], [math.sin(angle), 0, math.cos(angle)]]
+    )
     local, origin = rays @ turn, -CENTER @ turn
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.stack([(side * np.array(half) - origin) / local for side in (-1, 1)])
@@ -82,7 +86,9 @@ def box_depth(yaw, half=(0.6, 0.5, 0.35)):
     return torch.from_numpy(np.where(near < far, near, 0).astype(np.float32))[None]
 
 
-@pytest.mark.parametrize(("degrees", "units"), [(20, "metric"), (-35, "metric"), (0, "metric"), (30, "relative")])
+@pytest.mark.parametrize(
+    ("degrees", "units"), [(20, "metric"), (-35, "metric"), (0, "metric"), (30, "relative")]
+)
 def test_the_turn_of_a_box_is_measured(degrees, units):
     matrix = torch.tensor([[[FOCAL, 0, SIZE / 2], [0, FOCAL, SIZE / 2], [0, 0, 1]]])
     first, second = box_depth(15), box_depth(15 + degrees)

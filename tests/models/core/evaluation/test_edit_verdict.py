@@ -49,8 +49,16 @@ CASES = [
     (ORBIT, {}, ("subject_instead",)),
     (ORBIT, {"changed": 0.0}, ("nothing_changed",)),
     (ORBIT, MOVED | {"camera_found": False}, ("camera_unknown",)),
-    (EditRequest("move camera", zoom="in"), MOVED | {"camera_yaw_degrees": 0.2, "camera_magnification": 1.3}, ()),
-    (EditRequest("move camera", zoom="in"), MOVED | {"camera_yaw_degrees": 0.2, "camera_magnification": 0.8}, ("wrong_zoom",)),
+    (
+        EditRequest("move camera", zoom="in"),
+        MOVED | {"camera_yaw_degrees": 0.2, "camera_magnification": 1.3},
+        (),
+    ),
+    (
+        EditRequest("move camera", zoom="in"),
+        MOVED | {"camera_yaw_degrees": 0.2, "camera_magnification": 0.8},
+        ("wrong_zoom",),
+    ),
     (EditRequest("move camera"), {"changed": 0.0}, ()),
     (EditRequest(), {"original_remained": True}, ()),
 ]
@@ -77,5 +85,10 @@ def test_the_json_of_an_unchanged_image_says_so():
     view = View.from_depth(torch.full((1, 48, 64), 3.0), units="relative", intrinsics=matrix)
     reports = check_edits(image, image.clone(), view, MOVE)
     (row,) = json.loads(edits_to_json(reports))
-    assert not row["done"] and row["failures"] == ["nothing_changed"] and row["changed"] == 0 and not row["camera_moved"]
+    assert (
+        not row["done"]
+        and row["failures"] == ["nothing_changed"]
+        and row["changed"] == 0
+        and not row["camera_moved"]
+    )
     assert "The depth is relative" in describe_edits(reports)

@@ -25,11 +25,16 @@ def world(tmp_path):
 
 
 def test_encodings_are_those_of_diffusers_pipeline(world, tmp_path, write_pipeline):
-    """Latents, contexts and the empty prompt, sample by sample; a LoRA then trains on the folder, with the network beside it."""
+    """Latents, contexts and the empty prompt, sample by sample; a LoRA then trains on the folder,
+    with the network beside it.
+    """
     import diffusers
 
     base = write_pipeline(tmp_path / "joy")
-    call = ["joyai", "encode", str(world), str(tmp_path / "out"), "--base", str(base), "--size", "256", "--precision", "float32", "--shard-size", "4"]
+    call = [
+        "joyai", "encode", str(world), str(tmp_path / "out"), "--base", str(base), "--size", "256",
+        "--precision", "float32", "--shard-size", "4",
+    ]
     assert main(call) == 0
     lines = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
     dataset, pipeline = open_edit_folder(world), diffusers.JoyImageEditPipeline.from_pretrained(base)
@@ -42,20 +47,28 @@ def test_encodings_are_those_of_diffusers_pipeline(world, tmp_path, write_pipeli
         sample = read_edit(dataset, line["index"], (256, 256))
         picture = Image.fromarray(sample.with_box().numpy())
         with torch.no_grad():
-            context, empty = (pipeline.encode_prompt_multiple_images(text, images=[picture])[0][0] for text in (sample.prompt, ""))
+            context, empty = (
+                pipeline.encode_prompt_multiple_images(text, images=[picture])[0][0]
+                for text in (sample.prompt, "")
+            )
             _, references = pipeline.prepare_latents(
-                1, 16, 256, 256, 1, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(0), image=[picture]
+                1, 16, 256, 256, 1, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(0),
+                image=[picture]
             )  # fmt: skip
         count, prefix = int(row["context_tokens"]), int(row["prefix_tokens"])
         torch.testing.assert_close(row["context"][:count].float(), context, rtol=0.01, atol=0.02)
         assert count == len(context) and not row["context"][count:].any() and prefix == len(empty) - tail
-        torch.testing.assert_close(torch.cat([row["context"][:prefix], row["empty_tail"]]).float(), empty, rtol=0.01, atol=0.02)
+        torch.testing.assert_close(
+            torch.cat([row["context"][:prefix], row["empty_tail"]]).float(), empty, rtol=0.01, atol=0.02
+        )
         assert row["reference"].shape == row["latent"].shape == (16, 32, 32)
-        noise = (row["reference"].float() - references[0, 0, :, 0]).std()  # theirs is drawn from the posterior, ours is its mean
+        # theirs is drawn from the posterior, ours is its mean
+        noise = (row["reference"].float() - references[0, 0, :, 0]).std()
         other = (row["latent"].float() - references[0, 0, :, 0]).std()
         assert torch.isfinite(row["latent"]).all() and noise <= other * 1.05
     recipe = {
-        "system": "joyai_lora", "steps": 2, "batch_size": 2, "accumulate": 2, "log_every": 1, "data": {"folder": str(tmp_path / "out")},
+        "system": "joyai_lora", "steps": 2, "batch_size": 2, "accumulate": 2, "log_every": 1,
+        "data": {"folder": str(tmp_path / "out")},
         "model": {"base": str(base), "precision": "float32"}, "output": str(tmp_path / "run"),
     }  # fmt: skip
     assert run_recipe(Recipe.from_json(recipe), {"joyai_lora": training_lora.build}).ending == "finished"
@@ -85,5 +98,8 @@ def test_images_of_two_buckets_are_refused_by_line(tmp_path, write_pipeline):
             Image.new("RGB", size).save(tmp_path / f"{number}_{side}.png")
     lines = [{"image": f"{n}_a.png", "target_image": f"{n}_b.png", "instruction": "darker"} for n in range(2)]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(ValueError, match=r"line 2 of .*: Expected an image of the bucket 256 x 256, as the first, got one of 352 x 176"):
+    with pytest.raises(
+        ValueError,
+        match=r"line 2 of .*: Expected an image of the bucket 256 x 256, as the first, got one of 352 x 176",
+    ):
         encode_edits(tmp_path, tmp_path / "out", base=write_pipeline(tmp_path / "joy"), size=256)

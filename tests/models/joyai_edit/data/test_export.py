@@ -1,4 +1,6 @@
-"""Edits in two published layouts, read back by webdataset, tarfile and Pillow: prompts, boxes, masks, resuming."""
+"""Edits in two published layouts, read back by webdataset, tarfile and Pillow:
+prompts, boxes, masks, resuming.
+"""
 
 import io
 import json
@@ -40,18 +42,32 @@ def own(tmp_path):
         ImageDraw.Draw(mask).rectangle((30, 20, 59, 39), fill=255)
         mask.save(folder / f"{number}_mask.png")
     more = [
-        {"kind": "move", "object_name": "the red mug", "box": [60, 20, 30, 40], "object_mask": "0_mask.png", "target_object_mask": "0_mask.png"},
-        {"kind": "rotate", "object_name": "the car", "view": "rear left", "parameters": {"degrees": 90}, "object_mask": "1_mask.png"},
-        {"kind": "remove", "object_name": "cup", "object_mask": "2_mask.png", "target_object_mask": "2_mask.png"},
+        {
+            "kind": "move", "object_name": "the red mug", "box": [60, 20, 30, 40],
+            "object_mask": "0_mask.png", "target_object_mask": "0_mask.png",
+        },
+        {
+            "kind": "rotate", "object_name": "the car", "view": "rear left", "parameters": {"degrees": 90},
+            "object_mask": "1_mask.png",
+        },
+        {
+            "kind": "remove", "object_name": "cup", "object_mask": "2_mask.png",
+            "target_object_mask": "2_mask.png"
+        },
         {"prompt": "Make it  night.", "kind": "edit"},
     ]  # fmt: skip
-    lines = [{"image": f"{n}_a.png", "target_image": f"{n}_b.png", "instruction": f"do {n}"} | extra for n, extra in enumerate(more)]
+    lines = [
+        {"image": f"{n}_a.png", "target_image": f"{n}_b.png", "instruction": f"do {n}"} | extra
+        for n, extra in enumerate(more)
+    ]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
 def test_the_worlds_edits_become_spatialedit_shards_that_webdataset_reads(world, tmp_path):
-    webdataset = pytest.importorskip("webdataset", reason="the test extra is not installed, so shards were NOT read by webdataset")
+    webdataset = pytest.importorskip(
+        "webdataset", reason="the test extra is not installed, so shards were NOT read by webdataset"
+    )
     summary = export_edits(world, tmp_path / "out", LayoutRequest("spatialedit", shard_size=4, quality=100))
     edits, seen = {line["index"]: line for line in read_lines(world)}, {}
     for path in sorted((tmp_path / "out").glob("*/worker0-*.tar")):
@@ -65,9 +81,14 @@ def test_the_worlds_edits_become_spatialedit_shards_that_webdataset_reads(world,
     for index, (path, sample) in seen.items():
         edit, record = edits[index], sample["json"]
         assert record["metadata"] == {
-            "instruction": sample["json"]["metadata"]["instruction"], "instruction_human": edit["instruction"], "id": sample["__key__"],
+            "instruction": sample["json"]["metadata"]["instruction"],
+            "instruction_human": edit["instruction"], "id": sample["__key__"],
         }  # fmt: skip
-        assert path.parent.name == record["data_type"] == {"move": "object_moving", "camera": "camera"}[edit["kind"]]
+        assert (
+            path.parent.name
+            == record["data_type"]
+            == {"move": "object_moving", "camera": "camera"}[edit["kind"]]
+        )
         assert re.fullmatch(r"worker0-\d{6}\.tar", path.name)
         assert record["conversations"][0]["value"].endswith(record["metadata"]["instruction"])
         raw = dataset[index]["image"].numpy()
@@ -75,16 +96,28 @@ def test_the_worlds_edits_become_spatialedit_shards_that_webdataset_reads(world,
         target = read_edit(dataset, index).target.numpy()
         assert np.abs(sample["1.jpg"].astype(int) - target).mean() < 2
     left_out = [line["left_out"] for line in lines if "left_out" in line]
-    assert len(left_out) == COUNT - len(seen) and all("rotation without a view" in why or "lens" in why for why in left_out)
+    assert (
+        len(left_out) == COUNT - len(seen)
+        and all("rotation without a view" in why or "lens" in why for why in left_out)
+    )
 
 
 def check_source(edit, prompt, shown, raw, sample):
-    """The prompt is JoyAI's, and a move's source has its red box around where the object goes, and no other pixel changed."""
+    """The prompt is JoyAI's, and a move's source has its red box around where the object goes,
+    and no other pixel changed.
+    """
     if edit["kind"] == "camera":
         parameters = edit["parameters"]
-        assert f"Yaw {parameters.get('yaw_degrees', 0):.1f}°, Pitch {parameters.get('pitch_degrees', 0):.1f}°." in prompt
+        assert (
+            f"Yaw {parameters.get('yaw_degrees', 0):.1f}°, Pitch {parameters.get('pitch_degrees', 0):.1f}°."
+            in prompt
+        )
         zoom = {0: "unchanged", 1: "in", -1: "out"}[int(np.sign(parameters.get("metres", 0)))]
-        assert prompt.startswith("Move the camera.\n") and f"zoom: {zoom}." in prompt and np.abs(shown.astype(int) - raw).mean() < 2
+        assert (
+            prompt.startswith("Move the camera.\n")
+            and f"zoom: {zoom}." in prompt
+            and np.abs(shown.astype(int) - raw).mean() < 2
+        )
         return
     name = edit["objects"][edit["object"]].replace("box", "block")
     assert prompt == f"Move the {name} into the red box and finally remove the red box."
@@ -118,7 +151,9 @@ def test_the_worlds_edits_become_object3dit_folders(world, tmp_path):
     dataset = open_edit_folder(world)
     for folder in folders:
         edit, data = edits[int(folder.name)], json.loads((folder / "metadata.json").read_text())
-        assert sorted(path.name for path in folder.iterdir()) == ["1.png", "1_mask.png", "2.png", "2_mask.png", "metadata.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "1.png", "1_mask.png", "2.png", "2_mask.png", "metadata.json"
+        ]
         (one,) = data["object_data"]
         name = edit["objects"][edit["object"]]
         assert words[one["uid"]] == {"description": name} and one["category"] == name.split()[-1]
@@ -127,7 +162,10 @@ def test_the_worlds_edits_become_object3dit_folders(world, tmp_path):
         assert mask.shape == (32, 32, 4) and ((mask == (228, 26, 28, 255)).all(-1) == ~on).all()
         assert np.asarray(Image.open(folder / "1.png")).shape == (32, 32, 3)
         if edit["kind"] == "rotate":
-            assert data["rotation_category"] == one["category"] and data["rotation_angle"] == edit["parameters"]["degrees"]
+            assert (
+                data["rotation_category"] == one["category"]
+                and data["rotation_angle"] == edit["parameters"]["degrees"]
+            )
         else:
             rows, columns = np.nonzero(read_edit(dataset, int(folder.name)).masks[1].numpy())
             x, y = (columns.min() + columns.max() + 1) / 128, (rows.min() + rows.max() + 1) / 128
@@ -139,17 +177,30 @@ def test_a_users_folder(own, tmp_path):
     assert main(["joyai", "export", str(own), str(tmp_path / "out"), "--quality", "100"]) == 0
     prompts = {line["index"]: line["prompt"] for line in read_lines(tmp_path / "out")}
     assert prompts == {
-        0: "Move the red mug into the red box and finally remove the red box.", 1: "Rotate the car to show the rear left side view.",
+        0: "Move the red mug into the red box and finally remove the red box.",
+        1: "Rotate the car to show the rear left side view.",
         2: "do 2", 3: "Make it  night.",
     }  # fmt: skip
     with tarfile.open(tmp_path / "out/object_moving/worker0-000000.tar") as archive:
-        picture = np.asarray(Image.open(io.BytesIO(archive.extractfile("00000000.0.jpg").read())).convert("RGB")).astype(int)
-    assert picture[21, 75, 0] > 200 and picture[40, 61, 0] > 200 and picture[40, 75, 0] < 60 and picture[21, 50, 0] < 60
-    assert {path.parent.name for path in (tmp_path / "out").glob("*/*.tar")} == {"object_moving", "object_rotation", "edit"}
+        picture = np.asarray(
+            Image.open(io.BytesIO(archive.extractfile("00000000.0.jpg").read())).convert("RGB")
+        ).astype(int)
+    assert (
+        picture[21, 75, 0] > 200
+        and picture[40, 61, 0] > 200
+        and picture[40, 75, 0] < 60
+        and picture[21, 50, 0] < 60
+    )
+    assert {path.parent.name for path in (tmp_path / "out").glob("*/*.tar")} == {
+        "object_moving",
+        "object_rotation",
+        "edit",
+    }
 
 
 def test_a_box_follows_the_image_when_it_is_scaled_and_cropped(own):
-    sample = read_edit(open_edit_folder(own), 0, (40, 40))  # from 120 x 80: half as large, ten columns off each side
+    # from 120 x 80: half as large, ten columns off each side
+    sample = read_edit(open_edit_folder(own), 0, (40, 40))
     assert sample.box == (20, 10, 35, 30) and tuple(sample.with_box().shape) == (40, 40, 3)
 
 
@@ -157,7 +208,10 @@ def test_a_users_folder_as_object3dit_says_what_is_left_out(own, tmp_path, capsy
     assert main(["joyai", "export", str(own), str(tmp_path / "out"), "--layout", "object3dit"]) == 0
     said = capsys.readouterr().out
     assert "2 edits." in said and "1 (an object without masks)" in said and "1 (a kind that is edit" in said
-    assert (tmp_path / "out/remove/train/00000002/1_mask.png").is_file() and (tmp_path / "out/translate/train/00000000").is_dir()
+    assert (
+        (tmp_path / "out/remove/train/00000002/1_mask.png").is_file()
+        and (tmp_path / "out/translate/train/00000000").is_dir()
+    )
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_rests(world, tmp_path, monkeypatch):
@@ -175,7 +229,9 @@ def test_a_stopped_run_goes_on_and_a_finished_one_rests(world, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         export_edits(world, tmp_path / "out", request)
     summary = export_edits(world, tmp_path / "out", request)
-    assert len(seen) == len(set(seen)) + 1 and 0 < summary.written < summary.stored, "only the interrupted group was begun twice"
+    assert len(seen) == len(set(seen)) + 1 and 0 < summary.written < summary.stored, (
+        "only the interrupted group was begun twice"
+    )
     assert "from an earlier run" in str(summary)
     monkeypatch.setattr(exporting, "write_group", write)
     export_edits(world, tmp_path / "whole", request)

@@ -1,4 +1,6 @@
-"""The LoRA on JoyImage: the loss against float64, overfitting, resuming, sharding over processes, and the shipped file."""
+"""The LoRA on JoyImage: the loss against float64, overfitting, resuming,
+sharding over processes, and the shipped file.
+"""
 
 import json
 import os
@@ -33,9 +35,17 @@ def small(tmp_path, write_network, write_edits):
 
     def make(*, model=None, loss=None, **changes):
         values = {
-            "system": "joyai_lora", "preset": "edit", "steps": 4, "batch_size": 2, "lr": 1e-2, "ema": 0.0, "log_every": 1, "betas": [0.9, 0.95],
-            "model": {"base": str(tmp_path / "joy.safetensors"), "alpha": 24.0, "precision": "float32", "checkpointing": False} | (model or {}),
-            "data": {"folder": str(tmp_path / "edits")}, "loss": {"caption_dropout": 0.5} | (loss or {}), "output": str(tmp_path / "run"),
+            "system": "joyai_lora", "preset": "edit", "steps": 4, "batch_size": 2, "lr": 1e-2, "ema": 0.0,
+            "log_every": 1, "betas": [0.9, 0.95],
+            "model": {
+                "base": str(
+                    tmp_path / "joy.safetensors"
+                ), "alpha": 24.0, "precision": "float32", "checkpointing": False
+            } | (
+                model or {}
+            ),
+            "data": {"folder": str(tmp_path / "edits")}, "loss": {"caption_dropout": 0.5} | (loss or {}),
+            "output": str(tmp_path / "run"),
         }  # fmt: skip
         return Recipe.from_json(values | changes)
 
@@ -59,14 +69,20 @@ def read_batch(task, count=4):
 def merged(path, state):
     """A network with the LoRA in its weights, in float64."""
     network = load_transformer(path, torch.float64)
-    for name in training_lora.Adapters(network, training_lora.AdapterSettings(base="x"), torch.Generator()).paths:
+    for name in training_lora.Adapters(
+        network, training_lora.AdapterSettings(base="x"), torch.Generator()
+    ).paths:
         flat = name.replace(".", "_")
-        network.get_submodule(name).weight.data += SCALE * state[f"layers.{flat}.up"].double() @ state[f"layers.{flat}.down"].double()
+        network.get_submodule(name).weight.data += (
+            SCALE * state[f"layers.{flat}.up"].double() @ state[f"layers.{flat}.down"].double()
+        )
     return network
 
 
 def test_loss_is_flow_matching_with_the_source_beside_the_target(small, tmp_path):
-    """Against a network that holds the LoRA in its weights, with time, noise and dropped prompts written out; float64."""
+    """Against a network that holds the LoRA in its weights, with time,
+    noise and dropped prompts written out; float64.
+    """
     task = build(small())
     batch, generator = read_batch(task), torch.Generator().manual_seed(5)
     network = merged(tmp_path / "joy.safetensors", task.model.state_dict())
@@ -97,20 +113,32 @@ def test_a_new_lora_changes_nothing_and_every_layer_learns(small):
     plain = load_transformer(recipe.model["base"], torch.float32)
     items, context = torch.randn(1, 2, 16, 1, 8, 8), batch["context"][:1].float()
     with torch.no_grad():
-        assert torch.equal(plain(items, torch.tensor([300.0]), context).sample, task.companions[0](items, torch.tensor([300.0]), context).sample)
+        assert torch.equal(
+            plain(items, torch.tensor([300.0]), context).sample,
+            task.companions[0](items, torch.tensor([300.0]), context).sample,
+        )
     with torch.no_grad():
         for layer in task.model.layers.values():
             layer.up.normal_(std=0.05)
     task.loss(task.model, batch, torch.Generator().manual_seed(0))[0].backward()
-    last_text = {"double_blocks.1.attn.txt_attn_proj", "double_blocks.1.txt_mlp.net.0.proj", "double_blocks.1.txt_mlp.net.2"}
+    last_text = {
+        "double_blocks.1.attn.txt_attn_proj",
+        "double_blocks.1.txt_mlp.net.0.proj",
+        "double_blocks.1.txt_mlp.net.2",
+    }
     for path in task.model.paths:
         gradient = task.model.layers[path.replace(".", "_")].up.grad
         assert (gradient is not None and bool(gradient.any())) == (path not in last_text), path
-    assert len(task.model.paths) == 16 and not any(value.requires_grad for value in task.companions[0].parameters())
+    assert (
+        len(task.model.paths) == 16
+        and not any(value.requires_grad for value in task.companions[0].parameters())
+    )
 
 
 def write_passing(path):
-    """A network whose patches come out as they went in, and whose blocks add little: as after training, the LoRA's work counts."""
+    """A network whose patches come out as they went in, and whose blocks add little:
+    as after training, the LoRA's work counts.
+    """
     state, generator = load_file(path), torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(128, 64, generator=generator))[0]
     state["img_in.weight"] = basis.reshape(128, 16, 1, 2, 2).contiguous()
@@ -124,17 +152,27 @@ def write_passing(path):
 def write_one_batch(folder):
     """Two edits of 4 x 4 latents with little in them, whose target is the negative of their source."""
     generator = torch.Generator().manual_seed(1)
-    latent = (2 * torch.randn(2, 16, 1, 1, generator=generator) * torch.linspace(-1, 1, 4)).expand(2, 16, 4, 4).contiguous()
+    latent = (
+        (2 * torch.randn(2, 16, 1, 1, generator=generator) * torch.linspace(-1, 1, 4))
+        .expand(2, 16, 4, 4)
+        .contiguous()
+    )
     shard = load_file(folder / "shard-00000.safetensors")
-    shard = {name: value[:2].contiguous() for name, value in shard.items()} | {"latent": latent, "reference": -latent}
+    shard = {name: value[:2].contiguous() for name, value in shard.items()} | {
+        "latent": latent,
+        "reference": -latent,
+    }
     save_file(shard, folder / "shard-00000.safetensors")
     lines = (folder / "manifest.jsonl").read_text().splitlines()[:2]
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def test_it_overfits_one_batch(small, tmp_path):
-    """Two edits, 120 steps of new noise each: the loss, on noise that no step had, falls to less than 55 %."""
-    recipe = small(steps=120, warmup=20, lr=1e-2, log_every=120, model={"layers": "all"}, loss={"caption_dropout": 0.0})
+    """Two edits, 120 steps of new noise each: the loss, on noise that no step had, falls to less than 55 %.
+    """
+    recipe = small(
+        steps=120, warmup=20, lr=1e-2, log_every=120, model={"layers": "all"}, loss={"caption_dropout": 0.0}
+    )
     write_passing(tmp_path / "joy.safetensors")
     write_one_batch(tmp_path / "edits")
 
@@ -143,7 +181,10 @@ def test_it_overfits_one_batch(small, tmp_path):
         if state:
             task.model.load_state_dict(state)
         with torch.no_grad():
-            return [float(task.loss(task.model, read_batch(task, 2), torch.Generator().manual_seed(seed))[0]) for seed in range(8)]
+            return [
+                float(task.loss(task.model, read_batch(task, 2), torch.Generator().manual_seed(seed))[0])
+                for seed in range(8)
+            ]
 
     before = measure({})
     outcome = run_recipe(recipe, BUILDERS)
@@ -166,7 +207,9 @@ def test_checkpointing_changes_no_gradient(small):
     for checkpointing in (False, True):
         task = build(small(model={"checkpointing": checkpointing}))
         task.loss(task.model, read_batch(task), torch.Generator().manual_seed(4))[0].backward()
-        gradients.append({name: value.grad for name, value in task.model.named_parameters() if value.grad is not None})
+        gradients.append(
+            {name: value.grad for name, value in task.model.named_parameters() if value.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient)
@@ -174,22 +217,38 @@ def test_checkpointing_changes_no_gradient(small):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_it_trains_in_mixed_precision(small, precision):
-    outcome = run_recipe(small(model={"precision": precision, "checkpointing": True}, mixed_precision="bf16"), BUILDERS)
+    outcome = run_recipe(
+        small(model={"precision": precision, "checkpointing": True}, mixed_precision="bf16"), BUILDERS
+    )
     assert outcome.ending == "finished" and outcome.loss > 0
 
 
 @pytest.mark.slow
 def test_two_processes_that_shard_the_frozen_weights_train_the_same_lora(small, tmp_path):
-    """FSDP2 over gloo: each keeps half of the network, and the LoRA is that of one process with twice the micro-batches."""
+    """FSDP2 over gloo: each keeps half of the network,
+    and the LoRA is that of one process with twice the micro-batches.
+    """
     alone = run_recipe(small(accumulate=2), BUILDERS)
     recipe = small(model={"shard": True}, output=str(tmp_path / "sharded"))
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json()))
-    call = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "spatialweave.models.cli"]
+    call = [
+        sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+        "spatialweave.models.cli",
+    ]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*call, "train", str(tmp_path / "recipe.json")], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [*call, "train", str(tmp_path / "recipe.json")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "sharded over 2 processes" in done.stderr
-    one, two = load_file(alone.checkpoint / "model.safetensors"), load_file(tmp_path / "sharded/step-00000004/model.safetensors")
+    one, two = (
+        load_file(alone.checkpoint / "model.safetensors"),
+        load_file(tmp_path / "sharded/step-00000004/model.safetensors"),
+    )
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
@@ -220,7 +279,9 @@ def test_the_shipped_file_has_comfyuis_names_and_goes_on(small, tmp_path):
         ours, theirs = (each.model.layers[path.replace(".", "_")] for each in (task, other))
         x = torch.randn(3, ours.down.shape[1], generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(theirs(x), ours(x), rtol=0.02, atol=0.02)
-    with pytest.raises(ValueError, match=r"Expected \(8, 128\) as .*img_attn_qkv.lora_A.weight .*, got \(16, 128\)"):
+    with pytest.raises(
+        ValueError, match=r"Expected \(8, 128\) as .*img_attn_qkv.lora_A.weight .*, got \(16, 128\)"
+    ):
         training_lora.build(small(model={"weights": str(file), "rank": 8}))
 
 
@@ -241,9 +302,21 @@ def test_a_recipe_that_cannot_work_is_refused(small, changes, words):
 
 @pytest.mark.parametrize("change, words", [
     (lambda state: {"double_stream_modulation_img.lin.weight": torch.zeros(2, 2)}, "FLUX.2"),
-    (lambda state: state | {"proj_out.weight": torch.zeros(64, 128, dtype=torch.int8)}, "got I8 .* unquantized"),
-    (lambda state: {name: value for name, value in state.items() if name != "proj_out.bias"}, "1 tensors missing"),
-    (lambda state: state | {"double_blocks.0.attn.img_attn_q_norm.weight": torch.ones(64)}, "heads of width 128 .*, got 64"),
+    (
+        lambda state: state | {
+            "proj_out.weight": torch.zeros(64, 128, dtype=torch.int8)
+        }, "got I8 .* unquantized"
+    ),
+    (
+        lambda state: {
+            name: value for name, value in state.items() if name != "proj_out.bias"
+        }, "1 tensors missing"
+    ),
+    (
+        lambda state: state | {
+            "double_blocks.0.attn.img_attn_q_norm.weight": torch.ones(64)
+        }, "heads of width 128 .*, got 64"
+    ),
 ])  # fmt: skip
 def test_another_file_is_refused_by_name(small, tmp_path, change, words):
     path = tmp_path / "joy.safetensors"
@@ -256,7 +329,9 @@ def test_another_file_is_refused_by_name(small, tmp_path, change, words):
 def test_a_dataset_of_another_network_is_refused(small, tmp_path):
     shard = tmp_path / "edits/shard-00000.safetensors"
     save_file(load_file(shard) | {"context": torch.zeros(4, 9, 7)}, shard)
-    with pytest.raises(ValueError, match="a context of width 24 in .*, got .* and width 7. Encode the folder"):
+    with pytest.raises(
+        ValueError, match="a context of width 24 in .*, got .* and width 7. Encode the folder"
+    ):
         training_lora.build(small())
 
 
@@ -267,6 +342,11 @@ def test_the_committed_recipes_have_the_releases_settings():
         recipe = Recipe.read(ROOT / f"models/joyai_edit/recipes/{name}.json")
         settings = training_lora.AdapterSettings(**recipe.model)
         assert (settings.rank, settings.alpha, settings.shard, settings.scale) == (16, 16, shard, 1.0)
-        assert (recipe.lr, recipe.betas, recipe.warmup, recipe.mixed_precision) == (1e-4, (0.9, 0.95), 1000, "bf16")
+        assert (recipe.lr, recipe.betas, recipe.warmup, recipe.mixed_precision) == (
+            1e-4,
+            (0.9, 0.95),
+            1000,
+            "bf16",
+        )
     launch = load_config_from_file(str(ROOT / "models/joyai_edit/recipes/sharded.yaml"))
     assert launch.num_processes == 16 and launch.num_machines == 2 and launch.distributed_type == "MULTI_GPU"

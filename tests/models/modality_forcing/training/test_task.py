@@ -155,6 +155,7 @@ def test_stages_hand_network_and_text_encoder_on(tmp_path):
     run_recipe(first, {"toy": build_with_text}, output=tmp_path / "first")
     with safe_open(tmp_path / "first" / "network.safetensors", framework="pt") as file:
         assert file.metadata()["trained"] == "text_to_image"
+        assert file.metadata()["trained_size"] == "8"  # 2 x 2 latent pixels of 4 pixels each
 
     start = {"config": MINI, "text": str(tmp_path / "first" / "text.safetensors")}
     second = Recipe.from_json(
