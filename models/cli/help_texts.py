@@ -15,6 +15,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'spatialweave edit scene.png "move the red ball to the left" --out edited',
         'spatialweave edit scene.png "put the red ball behind the blue box" --out edited --seed 3',
     ),
+    "gallery": (
+        "spatialweave gallery --output site",
+        "spatialweave gallery --output site --prompts prompts.json",
+    ),
     "reconstruct": (
         "spatialweave reconstruct view_1.png view_2.png view_3.png --out scene",
         "spatialweave reconstruct photos/*.jpg --out scene --weights vggt_1b.safetensors --device cuda",

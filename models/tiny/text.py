@@ -6,6 +6,7 @@ A DiT's text stream processes them further. A UNet has none, so its encoder has 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,7 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..core.layers.attention import attend
-from .vocabulary import VOCABULARY, normalize_words
+from .chinese import has_chinese, translate_chinese
+from .vocabulary import SYNONYMS, VOCABULARY, normalize_words
 
 TOKENS = 24  # the longest caption of the grammar has 23 words
 PAD, UNKNOWN = 0, 1
@@ -93,9 +95,30 @@ def tokenize(
 
 
 def explain_unknown(text: str) -> list[tuple[str, str | None]]:
-    """Words of a prompt outside the vocabulary, each with the nearest known word, or None."""
-    unknown = dict.fromkeys(word for word in normalize_words(text) if word not in VOCABULARY)
-    return [(word, next(iter(difflib.get_close_matches(word, VOCABULARY, 1, 0.5)), None)) for word in unknown]
+    """Words of a prompt outside the vocabulary, in any script, each with the nearest known word, or None."""
+    text, unread = translate_chinese(text)
+    unknown = [word for word in split_any_script(text) if SYNONYMS.get(word, word) not in VOCABULARY]
+    return [(word, find_nearest(word)) for word in dict.fromkeys([*unknown, *unread])]
+
+
+def split_any_script(text: str) -> list[str]:
+    """Lower-case runs of letters, digits and pictorial signs, such as emoji; what a word is, is up to the
+    script.
+    """
+    signs = [char if _is_word_sign(char) else " " for char in text.lower()]
+    return "".join(signs).split()
+
+
+def _is_word_sign(char: str) -> bool:
+    kind = unicodedata.category(char)
+    return kind[0] in "LMN" or kind == "So"
+
+
+def find_nearest(word: str) -> str | None:
+    """The nearest word of the vocabulary, synonyms included, accents left out; None if none is near."""
+    plain = "".join(char for char in unicodedata.normalize("NFKD", word) if not unicodedata.combining(char))
+    near = difflib.get_close_matches(plain, [*VOCABULARY, *SYNONYMS], 1, 0.5)
+    return SYNONYMS.get(near[0], near[0]) if near else None
 
 
 def dropped_words(text: str) -> list[str]:
@@ -104,12 +127,18 @@ def dropped_words(text: str) -> list[str]:
 
 
 def explain_prompt(text: str) -> str | None:
-    """A sentence about the words that the encoder does not know or truncates; None if there are none."""
+    """Sentences about a translated prompt, and words that the encoder does not know or truncates; None if
+    there is nothing to say.
+    """
     sentences = []
+    if has_chinese(text) and (english := translate_chinese(text)[0]):
+        sentences.append(f"The tiny model reads '{english}'.")
     unknown = explain_unknown(text)
     if unknown:
         named = ", ".join(f"'{word}' (nearest: '{near}')" if near else f"'{word}'" for word, near in unknown)
         sentences.append(f"The tiny model does not know {named}; it knows {', '.join(VOCABULARY)}.")
+    if unknown and not normalize_words(text):
+        sentences.append("It reads the prompt as an empty one.")
     beyond = dropped_words(text)
     if beyond:
         sentences.append(f"The tiny model reads {TOKENS} words; it did not see '{' '.join(beyond)}'.")

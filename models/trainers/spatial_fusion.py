@@ -1,4 +1,4 @@
-"""Training of depth adapters on the bases of I-LDM: the tiny one, SD2.1, SDXL, PixArt."""
+"""Training of depth adapters on frozen bases: the tiny one, SD1.5, SD2.1, SDXL, PixArt, and FLUX.1."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from ..intrinsic_ldm.config import CONDITIONS, Family
 from ..intrinsic_ldm.data.encode import list_base_files
 from ..intrinsic_ldm.network import Backbone
 from ..spatial_fusion.config import DepthAdapterConfig, find_preset
-from ..spatial_fusion.training import AdapterLoss, build_adapter_task
+from ..spatial_fusion.training import AdapterLoss, Denoiser, build_adapter_task
 from .depth_latents import EMPTY, DepthLatentsRequest, encode_depth_latents
+from .flux_base import FluxPrompts, load_flux, load_flux_parts
 
 # the family of each preset that trains here, by its name in I-LDM
 FAMILIES: Mapping[str, Family] = {
     "tiny": tiny.FAMILY, "sd15": "sd21", "sd21": "sd21", "sdxl": "sdxl", "pixart": "pixart",
     "pixart_sigma": "pixart",
 }  # fmt: skip
+FLUX = "flux"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class DdpmBase:
 class BaseEncoder:
     """A base's image autoencoder and text encoders on one device."""
 
-    def __init__(self, image: torch.nn.Module, prompts: PromptEncoder, scale: float, shift: float, device):
+    def __init__(
+        self, image: torch.nn.Module, prompts: PromptEncoder | FluxPrompts, scale: float, shift: float, device
+    ):
         self.image, self.prompts = image.requires_grad_(False).to(device), prompts.to(device)
         self.scale, self.shift, self.device = scale, shift, device
 
@@ -85,16 +89,16 @@ def build_depth_adapter(recipe: Recipe) -> Task:
     request = read_settings(DepthLatentsRequest, recipe.data, "recipe's data")
     settings = read_settings(DepthAdapterSettings, recipe.model, "recipe's model")
     loss = read_settings(AdapterLoss, recipe.loss, "recipe's loss")
-    if recipe.preset not in FAMILIES:
+    if recipe.preset not in (*FAMILIES, FLUX):
         raise ValueError(
-            f"Expected preset of the recipe as one of {', '.join(FAMILIES)}, got {recipe.preset!r}. Choose "
-            "one of these."
+            f"Expected preset of the recipe as one of {', '.join((*FAMILIES, FLUX))}, got {recipe.preset!r}. "
+            "Choose one of these."
         )
     changes = check_settings(settings.config, get_type_hints(DepthAdapterConfig), "recipe's model.config")
     config = replace(find_preset(recipe.preset), **changes)
     base = load_base_model(settings, recipe.preset)
     if request.source:
-        encode_for(request, settings)
+        encode_for(request, settings, recipe.preset)
     conditions = base.conditions
     keys = ("latent", "depth", *conditions)
     dataset = FolderDataset(request.folder, keys=keys, needs=keys)
@@ -104,7 +108,7 @@ def build_depth_adapter(recipe: Recipe) -> Task:
     )  # fmt: skip
 
 
-def load_base_model(settings: DepthAdapterSettings, preset: str) -> DdpmBase:
+def load_base_model(settings: DepthAdapterSettings, preset: str) -> Denoiser:
     """The frozen base of a recipe; ValueError if its folder holds another than the preset says."""
     dtype = getattr(torch, settings.precision)
     if (preset == "tiny") == bool(settings.base):
@@ -112,6 +116,11 @@ def load_base_model(settings: DepthAdapterSettings, preset: str) -> DdpmBase:
             'Expected the folder of a diffusers pipeline as base of the recipe\'s model, and none for "tiny"'
             f", got {settings.base!r} for {preset!r}. Correct the recipe."
         )
+    if preset == FLUX:
+        base = load_flux(Path(settings.base), dtype)
+        if settings.checkpointing:
+            base.network.enable_gradient_checkpointing()
+        return base
     backbone = (
         load_tiny(dtype=dtype).backbone
         if preset == "tiny"
@@ -127,7 +136,7 @@ def load_base_model(settings: DepthAdapterSettings, preset: str) -> DdpmBase:
     return DdpmBase(backbone)
 
 
-def encode_for(request: DepthLatentsRequest, settings: DepthAdapterSettings) -> None:
+def encode_for(request: DepthLatentsRequest, settings: DepthAdapterSettings, preset: str) -> None:
     """Encode the samples that the recipe's data folder lacks."""
     base, dtype = Path(settings.base), getattr(torch, settings.precision)
 
@@ -138,13 +147,13 @@ def encode_for(request: DepthLatentsRequest, settings: DepthAdapterSettings) -> 
                 whole.autoencoder.module, whole.prompts, whole.autoencoder.scale, whole.autoencoder.shift,
                 device,
             )  # fmt: skip
-        prompts, image = load_parts(base, dtype)
+        prompts, image = load_flux_parts(base, dtype) if preset == FLUX else load_parts(base, dtype)
         return BaseEncoder(
             image, prompts, image.config.scaling_factor, image.config.shift_factor or 0.0, device
         )
 
     files = [*list_base_files(base)] if settings.base else [("tiny base", tiny.BASE_FILE)]
-    name = find_family(base) if settings.base else tiny.NAME
+    name = tiny.NAME if not settings.base else preset if preset == FLUX else find_family(base)
     encode_depth_latents(request, make, files, name)
 
 
