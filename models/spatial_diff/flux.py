@@ -148,7 +148,7 @@ class Flux(nn.Module):
         count = grids[0][0] * grids[0][1]
 
         img = self.img_in(torch.cat([patchify(each, patch) for each in latents], dim=1))
-        ids = image_ids([each.shape[-2:] for each in (x, *references)], patch).to(x.device)
+        ids = sequence_ids([each.shape[-2:] for each in (x, *references)], patch).to(x.device)
         if extra is not None:
             img, ids = torch.cat((img, extra.tokens.to(img)), dim=1), torch.cat((ids, extra.ids.to(ids)))
         txt, vec = self.txt_in(context), self.embed_vector(t, pooled, guidance, x)
@@ -323,7 +323,7 @@ def embed_number(values: Tensor, like: Tensor) -> Tensor:
     return timestep_embedding(values, TIME_CHANNELS, dtype=torch.float32).to(like)
 
 
-def image_ids(sizes: Sequence[Sequence[int]], patch: int) -> Tensor:
+def sequence_ids(sizes: Sequence[Sequence[int]], patch: int) -> Tensor:
     """Ids (n, 3) of target and references of these sizes (h, w) in latent pixels, each (set, row, column).
 
     The target's grid comes first; references lie beside each other, down or across, whichever is shorter, as

@@ -18,7 +18,7 @@ from ..core.protocols import ImageCodec, OnStep
 from ..tiny.text import TinyTextEncoder
 from ..vggt.pipeline import VggtPipeline
 from .editor_files import EDITOR_FILE, TEXT_FILE, load_editor, load_text
-from .flux import PRESETS, ExtraTokens, Flux, image_ids
+from .flux import PRESETS, ExtraTokens, Flux, sequence_ids
 from .grammar import explain_instruction, tokenize_instructions
 from .lora import merge_lora
 from .network import GeometryConnector
@@ -193,7 +193,7 @@ class SpatialDiffPipeline:
         encoded = [self.geometry.encode(each[None]).tokens for each in rgb]
         tokens = self.connector(torch.cat(encoded).to(self.device))
         config = self.connector.config
-        target = image_ids([tuple(reference.shape[-2:])], self.editor.config.patch_size)
+        target = sequence_ids([tuple(reference.shape[-2:])], self.editor.config.patch_size)
         return ExtraTokens(tokens, spread_ids(target, config.grid, config.first_axis))
 
     def check_prompts(self, prompts: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from ...core.export.files import write_file
 from ...core.training.shard_sources import Source
 from ...core.training.shard_writer import Summary, write_folder
 from ..grammar import mirror_instruction
-from .triples import Triple, Triples, list_sources, open_triples, stack_edit_images
+from .triples import Triple, Triples, list_edit_sources, open_triples, stack_edit_images
 
 FORMAT, VERSION = "spatialweave-edit-encodings", 1
 EncodeBatch = Callable[[Sequence[Triple]], dict[str, Tensor]]
@@ -100,7 +100,7 @@ def write_edit_encodings(
         write_file(folder / f"{name}.safetensors", save(tensors))
         return [""] * len(members)
 
-    sources = list(list_sources(triples, mirror=mirror))
+    sources = list(list_edit_sources(triples, mirror=mirror))
     facts = {**facts, "size": list(size) if size else None, "shard_size": shard_size}
     return write_folder(
         folder, facts, sources=sources, shard_size=shard_size, write=write, what="encode", gpu=True

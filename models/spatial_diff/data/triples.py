@@ -248,7 +248,7 @@ def check_sizes(triple: Triple, what: str) -> Triple:
     return triple
 
 
-def list_sources(triples: Triples, *, mirror: bool) -> Iterator[Source]:
+def list_edit_sources(triples: Triples, *, mirror: bool) -> Iterator[Source]:
     """The samples to encode; with `mirror`, each is followed by its mirror image."""
     for index in range(len(triples)):
         source = triples.source(index)

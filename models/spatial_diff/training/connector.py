@@ -33,7 +33,7 @@ from ...tiny.weights import load_codec
 from ..config import ConnectorConfig, find_preset
 from ..data.geometry import GuidedEdits
 from ..editor_files import load_editor, load_text
-from ..flux import ExtraTokens, Flux, image_ids, run_block
+from ..flux import ExtraTokens, Flux, run_block, sequence_ids
 from ..grammar import tokenize_instructions
 from ..lora import LowRankLayers, read_editor_lora, save_lora
 from ..network import GeometryConnector, LatentDepthHead
@@ -326,7 +326,7 @@ def stage_loss(
 def make_extra(connector: GeometryConnector, batch: Batch, network: Flux) -> ExtraTokens:
     """The connector's tokens with ids over the target's grid."""
     config = connector.config
-    target = image_ids([tuple(batch["latent"].shape[-2:])], network.config.patch_size)
+    target = sequence_ids([tuple(batch["latent"].shape[-2:])], network.config.patch_size)
     ids = spread_ids(target, config.grid, config.first_axis)
     return ExtraTokens(connector(batch["geometry"].float()), ids)
 

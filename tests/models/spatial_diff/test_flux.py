@@ -211,7 +211,7 @@ def test_flux_extra_tokens_join_the_image_stream():
 
 
 def test_flux_ids_of_references_lie_beside_each_other():
-    ids = flux.image_ids([(4, 4), (4, 8), (6, 6)], 2)
+    ids = flux.sequence_ids([(4, 4), (4, 8), (6, 6)], 2)
     assert ids[:4].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     assert ids[4].tolist() == [1, 0, 0] and ids[11].tolist() == [1, 1, 3]
     assert ids[12].tolist() == [1, 2, 0]  # 8 wide and 4 high: the next one goes below
