@@ -1,4 +1,4 @@
-"""Measurement of an edited image against the image before: what moved, and whether it was what was asked."""
+"""Measurement of an edited image against the image before, and whether the edit is the requested one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .host.shared.picture_previews import preview_images
 from .host.shared.progress import each_picture
 from .sockets import View
 
-_REGIONS = ("changed", "object_after")  # of a report, as masks
+_REGIONS = ("changed", "object_after")  # fields of a report that are output as masks
 
 
 def edit_options() -> list[io.DynamicCombo.Option]:
-    """The edits that can be asked for, with their numbers."""
+    """The kinds of edit with their parameters."""
     camera = [
         io.Float.Input(
             "yaw_degrees", default=45.0, min=-180.0, max=180.0, step=0.1,
@@ -43,7 +43,7 @@ def edit_options() -> list[io.DynamicCombo.Option]:
 
 
 def optional_inputs() -> list[io.Input]:
-    """Masks and a second depth, each of which makes the check more certain."""
+    """Masks and a second depth, each of which makes the check more reliable."""
     return [
         io.Mask.Input(
             "object_mask", optional=True,
@@ -67,7 +67,7 @@ def optional_inputs() -> list[io.Input]:
 
 
 class CheckEdit(io.ComfyNode):
-    """Whether an edit did what was asked, in pixels, metres and degrees."""
+    """Whether an edit is the requested one, measured in pixels, metres and degrees."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -140,13 +140,13 @@ class CheckEdit(io.ComfyNode):
 
 
 def read_request(edit: dict[str, Any]) -> EditRequest:
-    """The widgets of the edit."""
+    """The request from the widgets of `edit`."""
     numbers = {name: value for name, value in edit.items() if name != "edit"}
     return EditRequest(edit["edit"], **numbers)
 
 
 def draw_report(report: EditReport) -> torch.Tensor:
-    """The page (h, w, 3) of one checked edit."""
+    """The comparison sheet (h, w, 3) of one checked edit."""
     names = ("object_before", "object_after", "changed", "target")
     masks = {name: getattr(report, name) for name in names}
     verdict = {"sentence": report.verdict.sentence, "is_done": report.verdict.is_done}

@@ -63,7 +63,15 @@ WITH_NETWORK = ("vggt", *SYSTEMS)
 # or a folder training/
 SIX = {"config.py", "network.py", "weights.py", "sampling.py", "pipeline.py", "training.py"}
 # which of the six a system lacks, and why: an empty file would do no job
-LACKING = {"vggt": {"sampling.py": "one forward pass gives the result, so there is no schedule and no loop"}}
+LACKING = {
+    "vggt": {"sampling.py": "one forward pass gives the result, so there is no schedule and no loop"},
+    "spatial_diff": {
+        "sampling.py": "the editor is the host's, and so is its sampler",
+        "pipeline.py": "the editor is the host's, and its graph makes the image",
+        "training.py": "no connector is trained yet",
+    },
+    "spatial_fusion": {"sampling.py": "the base model samples, by its own schedule and loop"},
+}
 NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
 # public names that several modules define, and why that misleads nobody; any other is refused
 SAME_JOB = {  # the same thing for each system, network, file format or record

@@ -64,7 +64,8 @@ def compose(
 
     Weights on the CPU are known and save calls.
     """
-    k, v = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (k, v))
+    # torch's attention on a CPU reads a head width of another stride as if it lay together
+    q, k, v = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (q, k, v))
     segments, log_weight = _united(segments, log_weight)
     groups = plan_of(q, k, v, segments, log_weight)
     if inner is not None:

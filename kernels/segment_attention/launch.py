@@ -5,6 +5,7 @@ Imports triton lazily.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,22 +194,57 @@ def forward(
     """As `compose`, in one launch. float16, bfloat16; float32 in the interpreter."""
     from .kernel import forward_kernel
 
+    plan = plan_forward(q, k, v, segments, log_weight, scale=scale, need_lse=need_lse, tile=tile)
+    out, lse = plan.outputs(q)
+    weight, *_ = device_weight(log_weight, q.device)
+    with torch.cuda.device_of(q):
+        forward_kernel[(plan.programs,)](
+            q, k, v, out, out if lse is None else lse, weight, *plan.tables, *plan.numbers,
+            **plan.constants, **plan.options,
+        )  # fmt: skip
+    return out.transpose(1, 2), lse
+
+
+@dataclass(frozen=True)
+class ForwardPlan:
+    """A launch of the forward kernel but for its tensors: what follows from their layout."""
+
+    shape: tuple[int, int, int, int]  # of the output (B, N, H, D)
+    programs: int
+    tables: tuple[Tensor, Tensor]  # tiles, sources
+    numbers: tuple[int | float, ...]
+    constants: dict[str, int | bool]  # in the order of the kernel's signature
+    options: dict[str, int | bool]
+    need_lse: bool
+
+    def outputs(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        b, n, h, _ = self.shape
+        out = torch.empty(self.shape, dtype=like.dtype, device=like.device)
+        return out, torch.empty((b, h, n), dtype=torch.float32, device=like.device) if self.need_lse else None
+
+
+def plan_forward(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor, *,
+    scale: float, need_lse: bool, tile: Config | None = None,
+) -> ForwardPlan:  # fmt: skip
     (b, h, n, d), (d1, d2) = q.shape, split_width(q.shape[3])
     tile = tile or config("forward", capability_of(q), d)
-    out = torch.empty(b, n, h, d, dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty(b, h, n, dtype=torch.float32, device=q.device) if need_lse else None
     tiles = tile_table(segments.queries, tile.queries, q.device)
-    weight, *weight_strides = device_weight(log_weight, q.device)
-    even = all(source.length % tile.keys == 0 for source in segments.sources)
-    with torch.cuda.device_of(q):
-        forward_kernel[(len(tiles) * b * h,)](
-            q, k, v, out, lse if lse is not None else out, weight, tiles, source_table(segments, b, q.device),
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *weight_strides,
-            len(tiles), n, h, b, scale,
-            T=len(segments.sources), D=d, D1=d1, D2=d2, BM=tile.queries, BN=tile.keys,
-            EVEN=even, LSE=need_lse, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-        )  # fmt: skip
-    return out, lse
+    rows, heads, *sections = log_weight.shape  # contiguous when it is passed
+    of_weight = (heads * math.prod(sections) if rows > 1 else 0, math.prod(sections) if heads > 1 else 0)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], n * h * d, d, h * d)
+    return ForwardPlan(
+        (b, n, h, d),
+        len(tiles) * b * h,
+        (tiles, source_table(segments, b, q.device)),
+        (*strides, *of_weight, len(tiles), n, h, b, scale),
+        {
+            "T": len(segments.sources), "D": d, "D1": d1, "D2": d2, "BM": tile.queries, "BN": tile.keys,
+            "EVEN": all(source.length % tile.keys == 0 for source in segments.sources), "LSE": need_lse,
+        },
+        {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
+        need_lse,
+    )  # fmt: skip
 
 
 def backward(

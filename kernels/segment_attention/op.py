@@ -14,6 +14,9 @@ from .backward import segment_attention_backward
 from .composition import Inner, compose, plan_of
 from .plan import is_view
 from .preference import preferred
+from .prepared import Kept, Run, coupled_weights, find_kept, frozen_partner, is_plain, segment_weights
+from .prepared_composition import prepare_composition
+from .prepared_launch import prepare_launch
 from .reference import segment_attention_reference
 from .segments import (
     Segments,
@@ -45,6 +48,19 @@ def segment_attention(
     attention, for inference. Raises ValueError or TypeError for invalid arguments, BackendUnavailableError if
     a forced backend does not support the call.
     """
+    kept = None
+    if inner is None and is_plain(q, k, v):
+        known = segment_weights(log_weight, len(segments.queries), len(segments.sources), q.dtype)
+        kept = find_kept(q, k, v, segments, known, (heads, scale, return_lse))
+        found = kept.run(q, k, v) if kept is not None else None
+        if found is not None:
+            return found if return_lse else found[0]  # type: ignore[return-value]
+    out, lse = _attend(q, k, v, segments, log_weight, heads, scale, return_lse, inner, kept)
+    return (out, lse) if return_lse else out
+
+
+def _attend(q, k, v, segments, log_weight, heads, scale, return_lse, inner, kept: Kept | None):
+    """The long way, through all checks; what it worked out is kept for the next call of this layout."""
     if heads is not None:
         q, k, v = (_split_heads(tensor, heads) for tensor in (q, k, v))
     check_tensors(q, k, v)
@@ -62,13 +78,24 @@ def segment_attention(
         choose({"triton": NO_INNER, "composition": None, "reference": NO_INNER})
         out, lse = compose(q, k, v, segments, weight, scale=scale, need_lse=return_lse, inner=inner)
     elif type(q) is Tensor and not grads and not torch.compiler.is_compiling():
-        out, lse = _compute(
-            q, k, v, weight, segments, scale, return_lse
-        )  # the dispatcher of a custom op is slow
+        # the dispatcher of a custom op is slow
+        out, lse = _compute(q, k, v, weight, segments, scale, return_lse)
+        if kept is not None:
+            kept.keep(_prepare(q, k, v, segments, kept.weights, scale, return_lse, heads is not None))
     else:
         out, lse = _forward(q, k, v, weight, *_flatten(segments, q.shape[0]), scale, return_lse or grads)
-    out = out.transpose(1, 2).flatten(2) if heads is not None else out
-    return (out, lse) if return_lse else out
+    return out.transpose(1, 2).flatten(2) if heads is not None else out, lse
+
+
+def _prepare(q, k, v, segments, weights, scale, need_lse, merged_heads) -> Run | None:
+    """The call as it would be dispatched now, prepared; None for the reference."""
+    name = choose(backend_reasons(q, k, v, segments, weights.logs))
+    if name == "reference":
+        return None
+    prepare = prepare_composition if name == "composition" else prepare_launch
+    return prepare(
+        q, k, v, segments, weights, scale=scale, need_lse=need_lse, merged_heads=merged_heads
+    )
 
 
 def cross_domain_attention(
@@ -82,6 +109,12 @@ def cross_domain_attention(
     keys of both rows. partner: "pairs" (0-1, 2-3), "halves" (b, b + B/2) or B row indices. The rest: as
     `segment_attention`.
     """
+    kept = None
+    if inner is None and (of := frozen_partner(partner)) is not None and is_plain(q, k, v):
+        kept = find_kept(q, k, v, of, coupled_weights(weight, q.dtype), (heads, scale, False))
+        found = kept.run(q, k, v) if kept is not None else None
+        if found is not None:
+            return found[0]
     if q.dim() != (3 if heads is not None else 4):
         form = "(b, n, h * d)" if heads is not None else "(b, h, n, d)"
         raise ValueError(
@@ -105,6 +138,8 @@ def cross_domain_attention(
     log_weight = torch.cat([torch.zeros_like(weight), weight.log()], dim=3)
     length = q.shape[1] if heads is not None else q.shape[2]
     segments = Segments.coupled(length, partner_rows(partner, check_rows))
+    if kept is not None:
+        return _attend(q, k, v, segments, log_weight, heads, scale, False, inner, kept)[0]
     out = segment_attention(q, k, v, segments, log_weight, heads=heads, scale=scale, inner=inner)
     return out if isinstance(out, Tensor) else out[0]
 

@@ -16,6 +16,7 @@ from .convert import add_convert
 from .demo import add_demo
 from .doctor import add_doctor
 from .evaluate import add_evaluate
+from .gallery import add_gallery
 from .help_texts import Formatter, epilog
 from .intrinsics import add_intrinsics
 from .joyai import add_joyai
@@ -61,6 +62,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "Generate an image and its depth with the tiny model that ships in the pack, and write every format.",
         add_demo,
     ),
+    ("gallery", "Build a web page of runs of the demo: image, orbit and contact sheet of each.", add_gallery),
     (
         "reconstruct",
         "Depth, cameras and one point cloud of several images of one still scene, with VGGT.",

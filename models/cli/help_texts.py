@@ -11,6 +11,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave demo --image photo.jpg --output depth-of-photo",
         'spatialweave demo "a blue cylinder" --depth depth.exr',
     ),
+    "gallery": (
+        "spatialweave gallery --output site",
+        "spatialweave gallery --output site --prompts prompts.json",
+    ),
     "reconstruct": (
         "spatialweave reconstruct view_1.png view_2.png view_3.png --out scene",
         "spatialweave reconstruct photos/*.jpg --out scene --weights vggt_1b.safetensors --device cuda",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -153,7 +154,23 @@ def attend_domains(
     # imported here: registering the op takes a quarter of the pack's import time
     from ...kernels.segment_attention import Inner, cross_domain_attention
 
+    inner = Inner(inner, takes_bias=True) if inner else None
+    if torch.compiler.is_compiling():  # numbers in Python would be constants of the graph, one per w
+        weights, partners = full_weights(rows, weight), rows.partners()
+    else:
+        weights, partners = row_weights(len(rows.chunks), rows.batch, weight)
+    return cross_domain_attention(q, k, v, weights, partner=partners, heads=heads, inner=inner)
+
+
+def full_weights(rows: Rows, weight: float) -> Tensor:
+    """Per row of a batch with both streams the weight of its partner (rows,), float32."""
     weights = torch.ones(rows.count)
     rows.select(weights, "image").fill_(weight)
-    inner = Inner(inner, takes_bias=True) if inner else None
-    return cross_domain_attention(q, k, v, weights, partner=rows.partners(), heads=heads, inner=inner)
+    return weights
+
+
+@lru_cache(maxsize=4096)
+def row_weights(chunks: int, batch: int, weight: float) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """`full_weights` and the partner rows as numbers, for any batch of these sizes."""
+    rows = Rows(tuple(range(chunks)), batch)
+    return tuple(full_weights(rows, weight).tolist()), tuple(rows.partners())

@@ -12,6 +12,7 @@ from ..modality_forcing.training import task as training_task
 from ..world.judges import predictor_task, scorer_task
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
 from .modality_forcing import build_tiny_modality_forcing
+from .spatial_fusion import build_depth_adapter
 from .tiny_codec import build_codec
 from .vggt import build_vggt
 
@@ -27,4 +28,5 @@ BUILDERS: Mapping[str, Builder] = {
     "predictor": predictor_task.build,
     "scorer": scorer_task.build,
     "vggt": build_vggt,
+    "depth_adapter": build_depth_adapter,
 }

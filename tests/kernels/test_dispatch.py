@@ -145,6 +145,7 @@ def able(monkeypatch, capability=(8, 6)):
     monkeypatch.setattr(launch, "machine_reason", lambda device: None)
     monkeypatch.setattr(launch, "capability_of", lambda q: capability)
     monkeypatch.setattr(launch, "TRUST", Trust())
+    monkeypatch.setattr(op, "prepare_launch", lambda *given, **named: None)  # it asks a driver
 
 
 @pytest.mark.parametrize("weight, width, capability, reason", [

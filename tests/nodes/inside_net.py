@@ -22,7 +22,7 @@ HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = (
     "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent",
-    "LoadVggt", "LoadExampleViews",
+    "LoadVggt", "LoadExampleViews", "LoadDepthAdapter",
 )  # take no sockets
 KEEP = {}
 BY_DEPTH = {"method": "metric depth", "metric_view": 0}
@@ -66,6 +66,16 @@ def small_vggt():
     return ours("nodes.host.vggt.model").VggtModel(config, network.state_dict(), "small", ())
 
 
+def small_adapter(model):
+    """A depth adapter for the latent of a MODEL, with the zero output that training starts from."""
+    latent = model.get_model_object("latent_format")
+    stride = latent.spacial_downscale_ratio
+    config = ours("models.spatial_fusion.config").DepthAdapterConfig(
+        type(latent).__name__, latent.latent_channels, stride, widths=(4,) * (stride.bit_length() - 1)
+    )
+    return ours("models.spatial_fusion.network").AdapterNetwork(config)
+
+
 def framed_picture():
     """What Joy: Fit hands to Joy: Restore, of a picture that has a bucket's size already."""
     framing = ours("models.joyai_edit.framing").plan_framing(512, 2048)
@@ -91,7 +101,8 @@ def sound():
             "VAE": r.vae, "LATENT": r.latent(1, HEIGHT, WIDTH),
             "MOGE_GEOMETRY": packets.to_moge(view(), 55.0),
             "DA3_GEOMETRY": packets.to_da3(view()), "SIGMAS": torch.tensor([14.0, 3.0, 0.0]),
-            "SPATIALWEAVE_VGGT": small_vggt(), "SPATIALWEAVE_FRAMING": framed_picture(),
+            "SPATIALWEAVE_VGGT": small_vggt(), "SPATIALWEAVE_DEPTH_ADAPTER": small_adapter(r.model),
+            "SPATIALWEAVE_FRAMING": framed_picture(),
             "SPATIALWEAVE_CLOUD": ours("models.core.geometry.fusion").fuse_views(posed_views()),
         }  # fmt: skip
         plain = {"samples": torch.zeros(1, 4, 8, 8)}
