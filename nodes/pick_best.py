@@ -67,7 +67,7 @@ class PickBest(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, order, view=None, reference=None, scores=None, image=None, latent=None
+        cls, view=None, reference=None, scores=None, order=(ORDERS[0],), image=None, latent=None
     ) -> io.NodeOutput:
         view, reference, image, latent = map(take_single, (view, reference, image, latent))
         ranking = rank(view, reference, scores, order[0] == ORDERS[0])

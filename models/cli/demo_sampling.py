@@ -78,7 +78,7 @@ class DemoRequest:
         return "image_to_depth" if self.image else "depth_to_image" if self.depth else "joint"
 
 
-class Judged(NamedTuple):
+class JudgedBatch(NamedTuple):
     """A batch of candidates, the index of the one that was kept, and the score of each."""
 
     result: Result
@@ -109,13 +109,13 @@ def run_demo(request: DemoRequest) -> Iterator[str]:
 
 def choose_result(
     pipeline: ModalityForcingPipeline, result: Result, prompt: str
-) -> tuple[Result, Judged | None]:
+) -> tuple[Result, JudgedBatch | None]:
     """The best of the candidates, and all of them with their scores; None for a single one."""
     if len(result.image) == 1:
         return result, None
     best, scores = judge_candidates(result, prompt)
     one = take_candidate(result, best, infinite_sky=pipeline.config.infinite_sky)
-    return one, Judged(result, best, scores)
+    return one, JudgedBatch(result, best, scores)
 
 
 def read_input(request: DemoRequest) -> tuple[dict[str, Any], Notes]:
@@ -195,7 +195,7 @@ def check_depth(view: View, request: DemoRequest) -> None:
         ) from error
 
 
-def write_all(request: DemoRequest, result: Result, judged: Judged | None) -> Iterator[str]:
+def write_all(request: DemoRequest, result: Result, judged: JudgedBatch | None) -> Iterator[str]:
     """Write every format, and yield a line for each file once it is written.
 
     Files: image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp,

@@ -38,3 +38,40 @@ def post_cfg_keys():
     model.set_model_sampler_post_cfg_function(lambda args: seen.append(sorted(args)) or args["denoised"])
     sampling.ksample(model, sampling.rig().latent(), steps=1, cfg=2.0)
     return seen[0]
+
+
+def attention_of_the_checkpoint():
+    """The keywords with which our stand-ins call core's attention, for modules of this core and of one that
+    holds the attention which a checkpoint asks for.
+    """
+    import torch
+
+    patches, calls = ours("nodes.host.intrinsic_ldm.patches"), []
+    before = patches.optimized_attention
+
+    class Alone:
+        """A coupling of one stream."""
+
+        def attend(self, layer, q, k, v, *, heads, plain, inner):
+            return plain(q, k, v)
+
+    class Module:
+        qkv, proj = torch.nn.Linear(8, 24), torch.nn.Identity()
+        q_norm = k_norm = torch.nn.Identity()
+        num_heads = 2
+
+    def recording(q, *args, **named):
+        calls.append(sorted(named))
+        return q if q.ndim == 3 else q.transpose(1, 2).flatten(2)
+
+    chosen = Module()
+    chosen.comfy_attention = "sage"
+    x = torch.rand(1, 3, 8)
+    patches.optimized_attention = recording
+    try:
+        for module in (Module(), chosen):
+            patches.unet_attention(module, 0, Alone(), None)(x, x, x, {"n_heads": 2})
+            patches.pixart_attention(module, 0, Alone(), dict, None)(x)
+    finally:
+        patches.optimized_attention = before
+    return calls

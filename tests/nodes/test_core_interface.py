@@ -44,3 +44,10 @@ def test_what_is_wrapped_and_called_has_the_parameters_that_are_passed(core):
 
 def test_the_function_after_cfg_is_told_what_ours_reads(core):
     assert {"cond_denoised", "denoised", "model", "uncond", "uncond_denoised"} <= set(core("post_cfg_keys"))
+
+
+def test_the_attention_that_a_checkpoint_asks_for_is_handed_on_where_core_knows_it(core):
+    unet, pixart, unet_chosen, pixart_chosen = core("attention_of_the_checkpoint")
+    assert "preferred_attention" not in unet + pixart
+    assert unet_chosen == sorted([*unet, "preferred_attention"])
+    assert pixart_chosen == sorted([*pixart, "preferred_attention"])

@@ -18,7 +18,7 @@ from .hooks import name_of
 OVERRIDE = "optimized_attention_override"
 
 
-def preferred(module) -> dict:
+def preferred_by(module) -> dict:
     """The attention that a checkpoint's own settings ask of core for a module: cores from about 0.38 on take
     it as a keyword, and hold it in the module.
     """
@@ -39,7 +39,7 @@ def unet_attention(module, layer: int, coupling: Coupling, tried: list | None) -
 
         def plain(q, k, v):
             named = {"attn_precision": precision, "transformer_options": extra}
-            return optimized_attention(q, k, v, heads, **named, **preferred(module))
+            return optimized_attention(q, k, v, heads, **named, **preferred_by(module))
 
         inner = host_attention(q, heads, precision, extra, tried)
         return coupling.attend(layer, q, k, v, heads=heads, plain=plain, inner=inner)
@@ -128,7 +128,7 @@ def pixart_attention(
         def plain(q, k, v):  # as in core, which passes PixArt's attention no options and so no override
             q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=module.num_heads) for x in (q, k, v))
             named = {"mask": None, "skip_reshape": True}
-            return optimized_attention(q, k, v, module.num_heads, **named, **preferred(module))
+            return optimized_attention(q, k, v, module.num_heads, **named, **preferred_by(module))
 
         inner = host_attention(q, module.num_heads, None, options(), tried)
         out = coupling.attend(
