@@ -120,6 +120,7 @@ class Run:
     coupling: Coupling = field(default_factory=Coupling)
     options: dict = field(default_factory=dict)  # transformer_options of the current forward pass
     undo: list = field(default_factory=list)
+    network: torch.nn.Module | None = None  # on which the hooks are installed
     last: list[Tensor] | None = None  # last x0 (b, c, h, w) of the maps per prompt list
     # (kind of prediction, start time in seconds, DDPM t)
     clock: list[tuple[str, float, float]] = field(default_factory=list)
@@ -201,7 +202,9 @@ class Run:
         if not self.settings.base.is_unet:
             return options
         ours = {
-            layer.key[1:]: unet_attention(layer.block, self.coupling, self.tried)
+            layer.key[1:]: unet_attention(
+                self.network.get_submodule(layer.key[0]).attn1, layer.block, self.coupling, self.tried
+            )
             for layer in self.settings.base.layers
         }
         return with_attention(options, ours)
@@ -237,6 +240,7 @@ class Run:
 
         `remove_hooks` removes them at the end, so that other runs of the same model are unaffected.
         """
+        self.network = network
         if self.undo:
             return
         self.undo = [
@@ -257,6 +261,7 @@ class Run:
                 self.undo.append(lambda module=module: vars(module).pop("forward"))
 
     def remove_hooks(self) -> None:
+        self.network = None
         while self.undo:
             self.undo.pop()()
 
