@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..models.core.evaluation.edit_batch import check_edits, describe_edits, edits_to_json
 from ..models.core.evaluation.edit_check import EditReport
 from ..models.core.evaluation.edit_verdict import EditRequest
 from ..models.core.visualize.edit_sheet import edit_sheet, resize_masks
+from .host.shared.picture_previews import preview_images
 from .host.shared.progress import each_picture
 from .sockets import View
 
@@ -135,7 +136,7 @@ class CheckEdit(io.ComfyNode):
         size = before.shape[1:3]
         regions = (resize_masks([getattr(report, name) for report in reports], size) for name in _REGIONS)
         words = describe_edits(reports), edits_to_json(reports)
-        return io.NodeOutput(sheets, done, *words, *regions, ui=ui.PreviewImage(sheets, cls=cls))
+        return io.NodeOutput(sheets, done, *words, *regions, ui=preview_images(sheets, cls))
 
 
 def read_request(edit: dict[str, Any]) -> EditRequest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..models.intrinsic_ldm.layers import READINGS
 from .host.intrinsic_ldm.graph import check_samplers
@@ -15,6 +15,7 @@ from .host.intrinsic_ldm.model import (
     with_intrinsics,
 )
 from .host.intrinsic_ldm.tiny_diffusion import load_tiny_diffusion
+from .host.shared.picture_previews import preview_images
 
 CATEGORY = "SpatialWeave/Intrinsics"
 _TAU = (
@@ -176,7 +177,7 @@ class IntrinsicCoGeneration(io.ComfyNode):
         switches = {"cut_below": cut_below, "keep_maps": keep_maps, "share_image_loras": share_image_loras}
         node_id = getattr(cls.hidden, "unique_id", None)
         coupled, settings = with_intrinsics(model, lora_name, schedule, **switches, node_id=node_id)
-        return io.NodeOutput(coupled, ui=ui.PreviewImage(plot(settings, model, sigmas), cls=cls))
+        return io.NodeOutput(coupled, ui=preview_images(plot(settings, model, sigmas), cls))
 
 
 class JoinIntrinsicLatent(io.ComfyNode):

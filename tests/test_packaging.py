@@ -215,8 +215,10 @@ def is_data_of_the_nodes(name):
     )
     patterns += (
         "models/modality_forcing/*.json",
+        "models/tiny/*.json",
         "models/intrinsic_ldm/*.safetensors",
         "models/vggt/*.json",
+        "models/tiny/*.json",
         "models/vggt/*.safetensors",
         "models/vggt/example_views/*/*.jpg",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from .option_types import LARGEST_SEED, MOST_STEPS, number, parse_size, path, whole
 from .output_lines import write_line
 
+CANDIDATES = 8
 DEMO_PROMPT = "a red ball to the left of a blue box"
 
 
@@ -33,6 +34,13 @@ def add_demo(command: argparse.ArgumentParser) -> None:
     log2_alpha.help = "which modality is denoised first: above 0 the image, below 0 the depth"
     refine = option("--refine", action="store_true")
     refine.help = "infer the depth again from the finished image: sharper, twice the time"
+    candidates = option("--candidates", type=whole(1, 64))
+    candidates.help = (
+        "how many to sample in one batch for the prompt, of which the world's judges keep the best; by "
+        f"default {CANDIDATES}, and 1 with --image or --depth"
+    )
+    keep = option("--keep-candidates", action="store_true")
+    keep.help = "write all candidates and their scores into the folder candidates"
     weights = option("--weights", type=path)
     weights.help = "other weights of the tiny network: a file, or a training run's folder"
     command.set_defaults(run=_run_demo)
@@ -57,6 +65,8 @@ def _run_demo(options: argparse.Namespace) -> None:
         depth_guidance=options.depth_guidance,
         log2_alpha=options.log2_alpha,
         refine=options.refine,
+        candidates=options.candidates or (1 if options.image or options.depth else CANDIDATES),
+        keep_candidates=options.keep_candidates,
         weights=options.weights,
     )
     for line in run_demo(request):

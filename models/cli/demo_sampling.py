@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,18 @@ from ..core.visualize.orbit import ASSUMED_FOV, render_orbit
 from ..modality_forcing.config import DEFAULTS, Mode
 from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
 from ..tiny.chinese import has_chinese, translate_chinese
+from ..world.judges.candidates import CandidateScore
+from .demo_candidates import (
+    STEPS,
+    explain_choice,
+    judge_candidates,
+    list_scores,
+    take_candidate,
+    write_candidates,
+)
 
 Notes = tuple[str, ...]  # a sentence per change of an input
+RECORD = "run.json"
 SIDE = DEFAULTS["tiny"].size  # pixels, the training resolution of the tiny model
 
 
@@ -53,6 +63,8 @@ class DemoRequest:
     depth_guidance: float | None = None
     log2_alpha: float | None = None
     refine: bool = False  # joint mode: infer the depth again from the finished image
+    candidates: int = 1
+    keep_candidates: bool = False
     weights: Path | None = None
 
     @property
@@ -62,19 +74,42 @@ class DemoRequest:
         return "image_to_depth" if self.image else "depth_to_image" if self.depth else "joint"
 
 
+class BestOf(NamedTuple):
+    """A batch of candidates, the index of the one that was kept, and the score of each."""
+
+    result: Result
+    best: int
+    scores: list[CandidateScore]
+
+
 def run_demo(request: DemoRequest) -> Iterator[str]:
     """Sample, then write; yields one line per note and per file."""
     stream, notes = read_input(request)  # first: an error must come before any folder is created
     size, scaling = choose_size(request.size, stream)
     pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
+    replaced = find_earlier_run(request.output)
     make_folder(request.output)
-    result = sample(pipeline, request, size, stream)
+    result, judged = choose_result(pipeline, sample(pipeline, request, size, stream), request.prompt)
     check_depth(result.view, request)
     title = explain_title(describe_run(request))
-    result = replace(result, notes=(*notes, *scaling, *result.notes, *title))
-    yield from (f"note: {note}" for note in result.notes)
+    chosen = (explain_choice(judged.best, judged.scores),) if judged else ()
+    result = replace(result, notes=(*notes, *scaling, *result.notes, *title, *chosen))
+    yield from (f"note: {note}" for note in (*replaced, *result.notes))
     yield result.view.describe()
-    yield from write_all(request, result)
+    yield from write_all(request, result, judged)
+    if judged and request.keep_candidates:
+        yield from write_candidates(request.output / "candidates", *judged)
+
+
+def choose_result(
+    pipeline: ModalityForcingPipeline, result: Result, prompt: str
+) -> tuple[Result, BestOf | None]:
+    """The best of the candidates, and all of them with their scores; None for a single one."""
+    if len(result.image) == 1:
+        return result, None
+    best, scores = judge_candidates(result, prompt)
+    one = take_candidate(result, best, infinite_sky=pipeline.config.infinite_sky)
+    return one, BestOf(result, best, scores)
 
 
 def read_input(request: DemoRequest) -> tuple[dict[str, Any], Notes]:
@@ -125,7 +160,8 @@ def sample(
             width=size[0],
             height=size[1],
             seed=request.seed,
-            steps=request.steps,
+            steps=STEPS if request.steps is None and request.candidates > 1 else request.steps,
+            batch_size=request.candidates,
             guidance=request.guidance,
             depth_guidance=request.depth_guidance,
             log2_alpha=request.log2_alpha,
@@ -146,7 +182,7 @@ def check_depth(view: View, request: DemoRequest) -> None:
         ) from error
 
 
-def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
+def write_all(request: DemoRequest, result: Result, judged: BestOf | None) -> Iterator[str]:
     """Write every format, and yield a line for each file once it is written.
 
     Files: image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp,
@@ -171,6 +207,7 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
         facts.insert(1, "depth refined")
     sheet = contact_sheet(view, orbit, caption=describe_run(request), facts=facts)
     yield f"wrote {write_png8(folder / 'sheet.png', sheet)}"
+    candidates = {"candidates": list_scores(judged.best, judged.scores)} if judged else {}
     record = {
         "prompt": request.prompt,
         "mode": request.mode,
@@ -180,8 +217,8 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
         "units": view.units,
         "sampling_seconds": round(result.seconds, 2),
         "writing_seconds": round(time.perf_counter() - started, 2),
-    }
-    yield f"wrote {write_file(folder / 'run.json', (json.dumps(record, indent=2) + chr(10)).encode())}"
+    } | candidates
+    yield f"wrote {write_file(folder / RECORD, (json.dumps(record, indent=2) + chr(10)).encode())}"
 
 
 def describe_run(request: DemoRequest) -> str:
@@ -227,6 +264,19 @@ def open_depth(path: Path, channel: str | None) -> tuple[View, Notes]:
             f"Expected one depth map in {path}, got a batch of {len(view)}. Save one to a separate file."
         )
     return view, (*notes, *left_out)
+
+
+def find_earlier_run(folder: Path) -> Notes:
+    """A note on a run whose files lie in the folder, and will be replaced."""
+    try:
+        earlier = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        what = f"{earlier['prompt']!r}, seed {earlier['seed']}"
+    except OSError:
+        return ()
+    except (ValueError, TypeError, LookupError):
+        what = f"its {RECORD} cannot be read"
+    remedy = "--output names another folder"
+    return (f"{folder} holds an earlier run ({what}), which this one replaces; {remedy}.",)
 
 
 def make_folder(folder: Path) -> None:

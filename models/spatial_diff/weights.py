@@ -27,6 +27,7 @@ from .network import GeometryConnector, LatentDepthHead
 
 KIND = "SpatialDiff geometry connector"
 CONFIG = "config"  # metadata entry: the configuration as JSON
+TINY_CONNECTOR = Path(__file__).with_name("tiny_connector.safetensors")  # of the tiny editor
 HEAD = "depth_head."  # prefix of the depth head, which only training uses
 PRECISIONS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float32}
 

@@ -1,6 +1,6 @@
 """What geometry tokens cost: a sampling step with them against the base's own, by the length of the sequence.
 
-    python tests/benchmarks/worker_spatial_diff_cost.py COMFYUI PACK [--sides 256 512 1024] [--rounds 3]
+    python tests/benchmarks/worker_spatial_diff_cost.py COMFYUI PACK [--sides 256 384 512 768] [--rounds 3]
         [--json FILE]
 
 A small Flux of core's own class with random weights, one reference of the edited image's size, 512 words,
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-WORDS, STEPS, PIXELS = 512, 2, 16  # pixels a token of Flux has on a side
+WORDS, STEPS, PIXELS = 512, 1, 16  # pixels a token of Flux has on a side
 KONTEXT_WIDTH, MLP = 3072, 4.0
 
 
@@ -110,9 +110,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("comfyui")
     parser.add_argument("pack")
-    parser.add_argument("--sides", type=int, nargs="+", default=[256, 512, 768, 1024])
+    parser.add_argument("--sides", type=int, nargs="+", default=[256, 384, 512, 768])
     parser.add_argument("--grid", type=int, default=32, help="tokens on a side")
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=1, help="double blocks, and half as many as single ones")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)

@@ -187,6 +187,10 @@ def strengths(family):
         out = sample(with_tokens(model, family, strength=value), family)
         seen[str(value)] = [gap(out, base), gap(out, full)]
     white = sample(with_tokens(model, family, mask=torch.ones(1, 64, 96)), family)
+    half = with_tokens(model, family, strength=0.5)
+    seen["override"] = gap(sample(with_attention(half, True), family), sample(half, family))
+    dropped = with_attention(with_tokens(model, family), False)
+    seen["override at 1"] = gap(sample(dropped, family), full)
     seen["white mask"] = bool(torch.equal(white, full))
     return seen
 
@@ -546,6 +550,7 @@ def refusals(folder):
         "Qwen": lambda: with_tokens(editor(comfy.supported_models.QwenImage, QWEN)),
         "SD": lambda: with_tokens(stable_diffusion()),
         "LongCat": lambda: with_tokens(long_cat()),
+        "attention without masks": lambda: sample(with_attention(with_tokens(flux, strength=0.5), False)),
         "cache and range": lambda: sample(cached, "flux2", cfg=1.0),
         "VGGT of another width": lambda: with_tokens(flux, tokens=geometry(channels=21)),
         "NaN tokens": lambda: with_tokens(flux, tokens=spoiled()),
@@ -557,6 +562,17 @@ def refusals(folder):
         "half a file": load("torn.safetensors"),
     }
     return {name: said(work) for name, work in cases.items()}
+
+
+def with_attention(model, masks):
+    """An attention function of another node, which passes masks on or drops them."""
+
+    def override(function, q, k, v, heads, *args, mask=None, **kwargs):
+        return function(q, k, v, heads, *args, mask=mask if masks else None, **kwargs)
+
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    return model
 
 
 def spoiled():

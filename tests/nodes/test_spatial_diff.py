@@ -33,6 +33,7 @@ def test_strength_goes_from_nothing_to_the_full_effect(diff, family):
     assert seen["1e-06"][0] < 1e-4 and seen["0.999"][1] < 0.01 and seen["1.001"][1] < 0.01, seen
     assert 0.05 * seen["full"] < seen["0.1"][0] < seen["0.5"][0] < 1.2 * seen["full"], seen
     assert seen["white mask"]
+    assert seen["override"] == 0 == seen["override at 1"]  # another node's attention function
 
 
 def test_strength_is_a_factor_on_the_tokens_attention_weights(diff):
@@ -148,6 +149,7 @@ def test_bad_input_is_a_sentence_with_the_remedy(diff, tmp_path):
         "Qwen": ("Flux-Kontext or FLUX.2", "QwenImage", "time step 0"),
         "SD": ("Flux-Kontext or FLUX.2", "SD15", "no image stream"),
         "LongCat": ("Flux-Kontext or FLUX.2", "LongCatImage"),
+        "attention without masks": ("applies masks", "override", "strength 1"),
         "cache and range": ("Flux KV Cache", "0 and 0.5"),
         "VGGT of another width": ("20 channels", "got 21", "Load VGGT"),
         "NaN tokens": ("finite geometry tokens", "bfloat16"),

@@ -150,9 +150,9 @@ def _legend(page: Image.Image, depth: DepthPicture, corner: tuple[int, int], wid
     _paste(page, bar, (left, top), (width, 10), lanczos=False)
     near, middle, far = (f"{depth.depth_at(share):.3g}" for share in (0, 0.5, 1))
     for place, anchor, text in (
-        (left, "lt", f"near {near}"),
+        (left, "lt", f"near: {near}"),
         (left + width // 2, "mt", middle),
-        (left + width, "rt", f"far {far}"),
+        (left + width, "rt", f"far: {far}"),
     ):
         pen.text((place, top + 18), text, font=_font(15), fill=_MUTED, anchor=anchor)
     if depth.has_holes:

@@ -14,10 +14,11 @@ from torch import Tensor
 from ....models.core.weights.files import WeightsError, check_finite, read_header
 from ....models.spatial_diff.config import ConnectorConfig
 from ....models.spatial_diff.network import GeometryConnector
-from ....models.spatial_diff.weights import HEAD, check_header
+from ....models.spatial_diff.weights import HEAD, TINY_CONNECTOR, check_header
 from ..shared.file_kinds import describe_file
 from ..shared.hosting import SMALL
 from ..shared.memory import explain_full_memory, report_need
+from ..shared.shipped import TINY
 
 FOLDER = "model_patches"  # core's, for small networks that extend a model
 SUPPORTED = [torch.bfloat16, torch.float32]
@@ -78,8 +79,8 @@ def connector_dtype(state: dict[str, Tensor], device: torch.device) -> torch.dty
 
 
 def list_connector_files() -> list[str]:
-    """What the loader offers: core's model_patches folders."""
-    return folder_paths.get_filename_list(FOLDER)
+    """What the loader offers: the tiny editor's connector where it ships, then core's model_patches."""
+    return [*([TINY] if TINY_CONNECTOR.is_file() else ()), *folder_paths.get_filename_list(FOLDER)]
 
 
 def find_connector_fault(name: str) -> str | None:
@@ -93,11 +94,11 @@ def find_connector_fault(name: str) -> str | None:
 
 
 def load_connector_file(name: str) -> ConnectorModel:
-    """A connector of the folder, which is examined before its tensors are read."""
+    """A connector, which is examined before its tensors are read."""
     fault = find_connector_fault(name)
     if fault:
         raise WeightsError(fault)
-    path = folder_paths.get_full_path_or_raise(FOLDER, name)
+    path = str(TINY_CONNECTOR) if name == TINY else folder_paths.get_full_path_or_raise(FOLDER, name)
     header = read_header(path)
     config = check_header(header, path, describe_file)
     report_need(path, REMEDIES)

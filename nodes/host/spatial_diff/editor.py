@@ -7,10 +7,12 @@ from typing import Any
 
 import comfy.ldm.flux.model
 import comfy.model_base
+import torch
+from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ....models.spatial_diff.config import Base, ConnectorConfig
-from ....models.spatial_diff.tokens import fits_image
+from ....models.spatial_diff.tokens import CLOSED, fits_image
 from ....models.vggt.pipeline import GeometryTokens
 from ..shared.last_resort import describe
 from .connector import ConnectorModel
@@ -124,4 +126,24 @@ def check_cache(patches: dict[str, list], start: float, end: float) -> None:
         raise ValueError(
             f"Expected start_percent 0 and end_percent 1 with Flux KV Cache, got {start:g} and {end:g}: the "
             "cache keeps the tokens of the first step for all others. Set 0 and 1, or take Flux KV Cache off."
+        )
+
+
+def check_attention(options: dict[str, Any]) -> None:
+    """ValueError if an attention function of another node ignores masks, by which the tokens are weighed.
+
+    Measured on four keys, of which a mask closes the two with other values.
+    """
+    override = options.get("optimized_attention_override")
+    if override is None:
+        return
+    q = torch.zeros(1, 1, 4, 64)
+    values = torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(1, 1, 4, 64).contiguous()
+    closed = torch.tensor([0.0, 0.0, CLOSED, CLOSED])[None, None, None].expand(1, 1, 4, 4)
+    out = optimized_attention(q, q, values, 1, mask=closed, skip_reshape=True, transformer_options=options)
+    if float(out.abs().max()) > 0.1:
+        raise ValueError(
+            "Expected an attention function that applies masks, which weigh the tokens, got "
+            f"{getattr(override, '__qualname__', type(override).__name__)} of another node, which ignores "
+            "them. Take that node off, or set strength 1 without a gray mask."
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ....models.spatial_diff.config import ConnectorConfig
 from ....models.spatial_diff.tokens import grid_weights, holds_first_axis, key_bias, spread_ids
-from .editor import check_batch, check_cache, check_reference
+from .editor import check_attention, check_batch, check_cache, check_reference
 
 PLANS = "spatialweave_geometry_tokens"  # of transformer_options: fusion -> its plan for this call
 REFERENCES = "reference_image_num_tokens"  # core's: tokens of each reference; absent without references
@@ -113,6 +113,8 @@ class TokenFusion:
     def check_call(self, options: dict, ratio: int, references: list[Tensor] | None) -> None:
         """ValueError for what this call lacks; one of the negative prompt alone may lack the reference."""
         check_cache(options.get("patches", {}), self.setting.start, self.setting.end)
+        if self.is_weighed:
+            check_attention(options)
         if 0 in options.get("cond_or_uncond", (0,)):
             check_reference(references, self.sizes, ratio)
 
