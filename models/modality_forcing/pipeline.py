@@ -43,7 +43,7 @@ from .inputs import (
     read_given_image,
 )
 from .network import ModalityForcing
-from .sampling import PartialDepth, draw_noise, make_schedule, sample
+from .sampling import ALL_TIMES, PartialDepth, check_interval, draw_noise, make_schedule, sample
 from .weights import load_network
 
 TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
@@ -137,6 +137,7 @@ class ModalityForcingPipeline:
         batch_size: int = 1,
         x0_t_min: float = 0.0,
         on_step: OnStep | None = None,
+        guidance_interval: tuple[float, float] = ALL_TIMES,
     ) -> Result:
         """Sample a batch. None takes the preset's default; errors are ValueErrors.
 
@@ -149,6 +150,8 @@ class ModalityForcingPipeline:
         `log2_alpha` (joint): > 0 denoises the image first, 0 both at once, < 0 the depth first.
         `refine` (joint): sample the depth again, from the finished image.
         `x0_t_min`: 0.05 reproduces the released sampler.
+        `guidance_interval`: the times, from 1 (noise) down to 0 (clean), between which guidance acts; a step
+        outside takes half the time.
         """
         started, asked_size = time.perf_counter(), (height, width)
         check_streams(check_mode(mode), image, depth, refine)
@@ -174,6 +177,7 @@ class ModalityForcingPipeline:
             seed=check_seed(seed),
             x0_t_min=check_floor(x0_t_min),
             refine=refine,
+            guidance_interval=check_interval(guidance_interval),
         )
         rgb, net = self.run(request, pictures, view, on_step)
         images = (
@@ -227,6 +231,7 @@ class ModalityForcingPipeline:
                 "null_context": self.encode_text([""]),
                 "guidance": settings.guidance,
                 "depth_guidance": settings.depth_guidance,
+                "guidance_interval": request.guidance_interval,
             }
         rgb, depth = sample(
             self.call_network, rgb, net, schedule, **fixed, **guided, on_step=count_steps(on_step, 0, total)
