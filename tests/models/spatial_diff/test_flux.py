@@ -74,7 +74,7 @@ def core_outputs(comfyui, tmp_path_factory):
             save_file(make_network(config).state_dict(), case / "weights.safetensors")
             save_file(make_inputs(config, (7, 8), references), case / "inputs.safetensors")
             (case / "params.json").write_text(json.dumps(config.for_core()))
-    script = Path(__file__).with_name("flux_inside_core.py")
+    script = Path(__file__).with_name("inside_flux.py")
     subprocess.run([sys.executable, str(script), str(comfyui), str(folder)], check=True, timeout=600)
     return folder
 
