@@ -56,7 +56,7 @@ def attention_of_the_checkpoint():
             return plain(q, k, v)
 
     class Module:
-        qkv, proj = torch.nn.Linear(8, 24), torch.nn.Identity()
+        qkv, proj = staticmethod(lambda x: x.repeat(1, 1, 3)), torch.nn.Identity()
         q_norm = k_norm = torch.nn.Identity()
         num_heads = 2
 

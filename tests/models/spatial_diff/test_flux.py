@@ -85,7 +85,7 @@ def core_outputs(comfyui, tmp_path_factory):
     for layer in lora.layers.values():
         torch.nn.init.normal_(layer.up, std=0.3)
     save_lora(case / "lora.safetensors", lora.state_dict(), rank=4, alpha=6.0, dtype=torch.float32)
-    script = Path(__file__).with_name("inside_core.py")
+    script = Path(__file__).with_name("inside_flux.py")
     subprocess.run([sys.executable, str(script), str(comfyui), str(folder)], check=True, timeout=600)
     return folder
 

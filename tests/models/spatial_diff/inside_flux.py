@@ -1,6 +1,6 @@
 """Run by test_flux.py in a process of its own: core's Flux class on our weights, with reference latents.
 
-inside_core.py COMFYUI FOLDER. Each case is a folder in FOLDER with params.json, the class's arguments,
+inside_flux.py COMFYUI FOLDER. Each case is a folder in FOLDER with params.json, the class's arguments,
 weights and inputs; the output is written beside them. A case with a LoRA goes through the stock loaders, and
 the patched weights are written.
 """
