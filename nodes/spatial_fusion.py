@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.shared.notes import tell
+from .host.shared.shipped import TINY
 from .host.spatial_fusion.loading import find_adapter_fault, list_adapters, load_adapter_file
 from .host.spatial_fusion.patch import with_depth
 from .sockets import DepthAdapterFile, View
@@ -21,14 +22,15 @@ class LoadDepthAdapter(io.ComfyNode):
             node_id="SpatialWeave_LoadDepthAdapter",
             display_name="Load Depth Adapter",
             category="SpatialWeave/Loaders",
-            description="Loads a depth adapter, which was trained for the latents of one model, from "
-            "models/model_patches. Shows what it is for.",
+            description="Loads a depth adapter, which was trained for the latents of one model: the tiny one "
+            "that ships with the pack, or a file of models/model_patches. Shows what it is for.",
             search_aliases=["spatialfusion", "depth control", "depth conditioning"],
             inputs=[
                 io.Combo.Input(
-                    "adapter_name", options=list_adapters(),
-                    tooltip="A file of models/model_patches. It is recognized by its metadata; a ControlNet "
-                    "or a LoRA is refused by name.",
+                    "adapter_name", options=list_adapters(), default=TINY,
+                    tooltip="The tiny adapter needs no download and is for Load Tiny Diffusion. A file of "
+                    "models/model_patches is recognized by its metadata; a ControlNet or a LoRA is refused "
+                    "by name.",
                 ),
             ],
             outputs=[

@@ -19,6 +19,8 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_intrinsic_ldm(systems, looks)
     _add_vggt(systems, looks)
     _add_joyai_edit(systems, looks)
+    _add_spatial_fusion(systems, looks)
+    _add_spatial_diff(systems, looks)
 
 
 def _add_modality_forcing(systems, looks: Mapping[str, Any]) -> None:
@@ -82,6 +84,66 @@ def _add_joyai_edit(systems, looks: Mapping[str, Any]) -> None:
     seed = option("--seed", type=whole(0, LARGEST_SEED), default=2026)
     seed.help = "which held-out edits; choose thresholds on others than those you report"
     edits.set_defaults(run=_run_joyai_edit)
+
+
+def _add_spatial_diff(systems, looks: Mapping[str, Any]) -> None:
+    summary = "objects that move where an instruction says: the ladder of SpatialDiff's tiny system"
+    moves = systems.add_parser("spatial_diff", help=summary, **looks)
+    option = moves.add_argument
+    option("--json", type=path, help="also write the figures to this file")
+    option("--n", type=whole(3, 10**6), default=500, help="held-out edits, a third of each stratum")
+    option("--seeds", type=whole(1, 10**4), default=3, help="images of each edit")
+    option("--steps", type=whole(1, MOST_STEPS), help="sampling steps; by default the tiny editor's")
+    guidance = option("--guidance", type=number(-1000, 1000))
+    guidance.help = "scale of classifier-free guidance; by default the tiny editor's"
+    option("--batch", type=whole(1, 4096), default=16, help="images sampled at once")
+    option("--weights", type=path, help="another folder of the tiny system's files than the shipped one")
+    runs = option("--runs", type=path)
+    runs.help = "folder with the output folders lora, tokens, eds and lds of the rungs' training runs"
+    option("--device", default="cpu", help="where to sample: cpu, cuda")
+    moves.set_defaults(run=_run_spatial_diff)
+
+
+def _run_spatial_diff(options: argparse.Namespace) -> None:
+    from ..benchmarks.report import write_figures
+    from ..benchmarks.spatial_diff import LadderPlan, evaluate_spatial_diff
+
+    plan = LadderPlan(options.n, options.seeds, options.steps, options.guidance, options.batch)
+    device = check_device(options.device)
+    figures = evaluate_spatial_diff(plan, weights=options.weights, runs=options.runs, device=device)
+    for name, value in figures.items():
+        write_line(f"{name:44s} {value}")
+    if options.json:
+        write_figures(options.json, figures)
+
+
+def _add_spatial_fusion(systems, looks: Mapping[str, Any]) -> None:
+    summary = "images of the tiny base with and without a depth adapter, on held-out scenes"
+    fusion = systems.add_parser("spatial_fusion", help=summary, **looks)
+    option = fusion.add_argument
+    option("--weights", type=path, help="an adapter of the tiny base; by default the shipped one")
+    option("--json", type=path, help="also write the figures to this file")
+    option("--n", type=whole(2, 10**6), default=128, help="held-out scenes")
+    option("--seeds", type=whole(1, 1000), default=1, help="samplings of each scene")
+    option("--strength", type=number(-10, 10), default=1.0, help="factor on what the adapter adds")
+    end = option("--end", type=number(0, 1), default=0.5)
+    end.help = "part of the sampling until which it is added; the tiny adapter was trained for 0.5"
+    option("--steps", type=whole(1, MOST_STEPS), default=STEPS, help="steps of a sampling")
+    fusion.set_defaults(run=_run_spatial_fusion)
+
+
+def _run_spatial_fusion(options: argparse.Namespace) -> None:
+    from ..benchmarks.report import write_figures
+    from ..benchmarks.spatial_fusion import AdapterPlan, evaluate_depth_adapter
+
+    plan = AdapterPlan(options.n, options.seeds, options.strength, options.end, options.steps)
+    figures = evaluate_depth_adapter(options.weights, plan=plan)
+    for name, variant in figures["variants"].items():
+        for key, value in variant.items():
+            write_line(f"{name + '.' + key:32s} {value}")
+    write_line(f"{'overhead':32s} {figures['overhead']:.4f}")
+    if options.json:
+        write_figures(options.json, figures)
 
 
 def _run_joyai_edit(options: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from .network import AdapterNetwork
 
 KIND = "depth adapter"
 CONFIG = "config"  # metadata key
+TINY_ADAPTER = Path(__file__).with_name("tiny.safetensors")  # for the tiny latent diffusion model
 DTYPES = ("F32", "F16", "BF16", "F64")
 
 

@@ -11,7 +11,7 @@ const shoot = (page, name) => process.env.SCREENSHOTS && page.screenshot({ path:
 const ready = (page) => page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.SpatialWeave_LoadDepth, null, { timeout: 120_000 })
 
 const run = (page) => page.evaluate(() => new Promise((resolve) => {
-  const { api, app } = window
+  const { app } = window, { api } = app
   for (const node of app.graph._nodes) for (const widget of node.widgets ?? []) if (widget.name === 'steps') widget.value = 3
   for (const graph of app.graph.subgraphs?.values() ?? []) for (const node of graph.nodes) for (const widget of node.widgets ?? []) if (widget.name === 'steps') widget.value = 3
   api.addEventListener('execution_success', () => resolve('success'), { once: true })
@@ -25,13 +25,13 @@ async function openApp(page) {
   await ready(page)
   await page.waitForFunction(() => window.app.graph._nodes.some((node) => node.type === 'SpatialWeave_LoadModalityForcing'), null, { timeout: 60_000 })
   await page.waitForTimeout(3000)
-  const values = await page.evaluate(() => [...document.querySelectorAll('textarea, input')].filter((field) => field.checkVisibility()).map((field) => field.value))
   const canvas = await page.evaluate(() => {
     const middle = document.elementFromPoint(window.innerWidth / 2, window.innerHeight / 2)
     return middle?.tagName === 'CANVAS'
   })
   const outcome = await run(page)
   await page.waitForTimeout(3000)
+  const values = await page.evaluate(() => [...document.querySelectorAll('textarea, input')].filter((field) => field.checkVisibility()).map((field) => field.value))
   const images = await page.evaluate(() => [...document.images].filter((image) => image.checkVisibility() && image.naturalWidth > 64 && image.src.includes('/view')).length)
   await shoot(page, 'app')
   return { values, canvas, outcome, images }
