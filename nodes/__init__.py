@@ -28,6 +28,7 @@ from .modality_forcing_latents import (
     SaveJointLatent,
     SplitJointLatent,
 )
+from .pick_best import PickBest
 from .spatial_diff import AddGeometryTokens, LoadGeometryConnector, MoveObjectInstruction
 from .spatial_fusion import DepthAdapter, LoadDepthAdapter
 from .vggt import LoadExampleViews, LoadVggt, VggtGeometryTokens, VggtReconstruct
@@ -45,6 +46,7 @@ class Extension(ComfyExtension):
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, UpscaleDepth, StereoPair, CompareViews, CheckEdit]
+        measure += [PickBest]
         joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
         several += [LoadExampleViews]

@@ -88,8 +88,8 @@ class LoadTinyDiffusion(io.ComfyNode):
                 ),
                 io.Clip.Output(
                     "clip", display_name="CLIP",
-                    tooltip="Its vocabulary is that of the training captions; unknown words are named in the "
-                    "log.",
+                    tooltip="Its vocabulary is that of the training captions, in English or Chinese; other "
+                    "words are named under the node that encodes them.",
                 ),
                 io.Vae.Output(
                     "vae", display_name="VAE",

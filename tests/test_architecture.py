@@ -65,11 +65,6 @@ SIX = {"config.py", "network.py", "weights.py", "sampling.py", "pipeline.py", "t
 # which of the six a system lacks, and why: an empty file would do no job
 LACKING = {
     "vggt": {"sampling.py": "one forward pass gives the result, so there is no schedule and no loop"},
-    "spatial_diff": {
-        "sampling.py": "the editor is the host's, and so is its sampler",
-        "pipeline.py": "the editor is the host's, and its graph makes the image",
-        "training.py": "no connector is trained yet",
-    },
     "spatial_fusion": {"sampling.py": "the base model samples, by its own schedule and loop"},
 }
 NO_NETWORK = {"joyai_edit"}  # systems that bring no network of their own
@@ -95,6 +90,7 @@ EXTRA_IMPORTS = {
     "models/intrinsic_ldm/training/perceptual.py": {"torchvision"},
     "models/joyai_edit/data/encode.py": {"diffusers"},
     "models/joyai_edit/training/": {"accelerate", "diffusers"},
+    "models/spatial_diff/data/encoders.py": {"diffusers"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},

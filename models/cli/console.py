@@ -15,6 +15,7 @@ from .benchmark import add_benchmark
 from .convert import add_convert
 from .demo import add_demo
 from .doctor import add_doctor
+from .edit import add_edit
 from .evaluate import add_evaluate
 from .gallery import add_gallery
 from .help_texts import Formatter, epilog
@@ -22,6 +23,7 @@ from .intrinsics import add_intrinsics
 from .joyai import add_joyai
 from .last_resort import DEBUG, run_command
 from .reconstruct import add_reconstruct
+from .spatial_diff import add_spatial_diff
 from .train import add_train
 from .weights import add_weights
 from .world import add_world
@@ -64,6 +66,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ),
     ("gallery", "Build a web page of runs of the demo: image, orbit and contact sheet of each.", add_gallery),
     (
+        "edit",
+        "Move an object of an image as an instruction says, with the tiny editor that ships in the pack.",
+        add_edit,
+    ),
+    (
         "reconstruct",
         "Depth, cameras and one point cloud of several images of one still scene, with VGGT.",
         add_reconstruct,
@@ -84,6 +91,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "joyai",
         "Prepare datasets of edits for JoyAI-Image: published layouts; latents and encodings.",
         add_joyai,
+    ),
+    (
+        "spatial-diff",
+        "Prepare datasets of edits for SpatialDiff: latents, text encodings.",
+        add_spatial_diff,
     ),
     (
         "bench",

@@ -24,6 +24,8 @@ def add_demo(command: argparse.ArgumentParser) -> None:
     channel.help = "the depth channel of an EXR; by default Z, the one of a layer Depth, or the only one"
     size = option("--size", metavar="WxH")
     size.help = "pixels of the result; by default 128x128, or the input's size, at most 128 a side"
+    full_size = option("--full-size", action="store_true")
+    full_size.help = "with --image: bring the depth to the image's own size, guided by the image"
     option("--seed", type=whole(0, LARGEST_SEED), default=0, help="same seed, same result")
     steps = option("--steps", type=whole(1, MOST_STEPS))
     steps.help = "sampling steps; by default the tiny model's default for the mode"
@@ -59,6 +61,7 @@ def _run_demo(options: argparse.Namespace) -> None:
         depth=options.depth,
         channel=options.channel,
         size=None if options.size is None else parse_size(options.size),
+        full_size=options.full_size,
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,

@@ -25,6 +25,7 @@ from ..core.export.png8 import write_png8
 from ..core.export.png16 import write_png16
 from ..core.export.webp import write_webp
 from ..core.geometry.points import view_to_point_cloud
+from ..core.geometry.upscale import upscale_view
 from ..core.geometry.view import View
 from ..core.pictures import HAS_ALPHA, open_picture
 from ..core.visualize.contact_sheet import contact_sheet, find_unprintable
@@ -57,6 +58,7 @@ class DemoRequest:
     depth: Path | None = None
     channel: str | None = None  # the depth channel of an EXR
     size: tuple[int, int] | None = None  # width, height; None: see `choose_size`
+    full_size: bool = False  # the depth of an image, brought to the image's size
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
@@ -71,10 +73,12 @@ class DemoRequest:
     def mode(self) -> Mode:
         if self.image and self.depth:
             raise ValueError("Expected --image or --depth, got both. Leave one out; it is generated.")
+        if self.full_size and not self.image:
+            raise ValueError("Expected --image for --full-size, got none. Leave --full-size out.")
         return "image_to_depth" if self.image else "depth_to_image" if self.depth else "joint"
 
 
-class BestOf(NamedTuple):
+class JudgedBatch(NamedTuple):
     """A batch of candidates, the index of the one that was kept, and the score of each."""
 
     result: Result
@@ -94,6 +98,8 @@ def run_demo(request: DemoRequest) -> Iterator[str]:
     title = explain_title(describe_run(request))
     chosen = (explain_choice(judged.best, judged.scores),) if judged else ()
     result = replace(result, notes=(*notes, *scaling, *result.notes, *title, *chosen))
+    if request.full_size:
+        result = bring_back(result, stream["image"])
     yield from (f"note: {note}" for note in (*replaced, *result.notes))
     yield result.view.describe()
     yield from write_all(request, result, judged)
@@ -103,13 +109,13 @@ def run_demo(request: DemoRequest) -> Iterator[str]:
 
 def choose_result(
     pipeline: ModalityForcingPipeline, result: Result, prompt: str
-) -> tuple[Result, BestOf | None]:
+) -> tuple[Result, JudgedBatch | None]:
     """The best of the candidates, and all of them with their scores; None for a single one."""
     if len(result.image) == 1:
         return result, None
     best, scores = judge_candidates(result, prompt)
     one = take_candidate(result, best, infinite_sky=pipeline.config.infinite_sky)
-    return one, BestOf(result, best, scores)
+    return one, JudgedBatch(result, best, scores)
 
 
 def read_input(request: DemoRequest) -> tuple[dict[str, Any], Notes]:
@@ -140,7 +146,7 @@ def choose_size(
     scaled = tuple(max(1, round(side * SIDE / longest)) for side in (width, height))
     note = (
         f"The longer side was scaled from {longest} to {SIDE} pixels, the training resolution of the tiny "
-        "model; set --size for another."
+        "model; set --size for another, or --full-size to bring the depth back to the image's size."
     )
     return scaled, (note,)
 
@@ -171,6 +177,13 @@ def sample(
         )
 
 
+def bring_back(result: Result, image: Tensor) -> Result:
+    """The result with the image (b, h, w, c) as it was given, and the depth at its size, guided by it."""
+    view = upscale_view(result.view, image[..., :3].float())
+    note = f"The depth was brought to {image.shape[2]} x {image.shape[1]} pixels, guided by the image."
+    return replace(result, image=view.image, view=view, notes=(*result.notes, note))
+
+
 def check_depth(view: View, request: DemoRequest) -> None:
     """ValueError for a depth without a valid pixel, before anything is written."""
     try:
@@ -182,7 +195,7 @@ def check_depth(view: View, request: DemoRequest) -> None:
         ) from error
 
 
-def write_all(request: DemoRequest, result: Result, judged: BestOf | None) -> Iterator[str]:
+def write_all(request: DemoRequest, result: Result, judged: JudgedBatch | None) -> Iterator[str]:
     """Write every format, and yield a line for each file once it is written.
 
     Files: image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp,

@@ -117,9 +117,10 @@ PRESETS: Mapping[str, ConnectorConfig] = MappingProxyType(
         "flux2_dev": replace(
             KONTEXT, base="flux2", width=6144, heads=48, depth_channels=128, depth_patch=1
         ),
-        # the tiny VGGT network's tokens, for a tiny editor at 128 px
+        # the tiny VGGT network's tokens, for the tiny editor at 128 px
         "tiny": replace(
-            KONTEXT, geometry_width=256, width=192, grid=(8, 8), layers=2, heads=6, head_width=32
+            KONTEXT, geometry_width=256, width=160, grid=(8, 8), layers=2, heads=5, head_width=32,
+            depth_channels=32, depth_patch=1,
         ),
     }
 )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +48,19 @@ class TextLayer(nn.Module):
 
 
 class TinyTextEncoder(nn.Module):
-    """`forward`: ids (b, n) -> context (b, n, c). Padding is a learned embedding that is attended to."""
+    """`forward`: ids (b, n) -> context (b, n, c). Padding is a learned embedding that is attended to.
 
-    def __init__(self, width: int = 128, layers: int = 0, *, operations=torch.nn, device=None, dtype=None):
+    `vocabulary` and `tokens`, the most that it reads, are those that `tokenize` was given.
+    """
+
+    def __init__(
+        self, width: int = 128, layers: int = 0, *, vocabulary: Sequence[str] = VOCABULARY,
+        tokens: int = TOKENS, operations=torch.nn, device=None, dtype=None,
+    ):  # fmt: skip
         super().__init__()
         place = {"device": device, "dtype": dtype}
-        self.words = operations.Embedding(len(VOCABULARY) + 2, width, **place)
-        self.places = operations.Embedding(TOKENS, width, **place)
+        self.words = operations.Embedding(len(vocabulary) + 2, width, **place)
+        self.places = operations.Embedding(tokens, width, **place)
         self.layers = nn.ModuleList(TextLayer(width, operations=operations, **place) for _ in range(layers))
         if layers:
             self.norm = operations.LayerNorm(width, **place)
@@ -76,12 +82,14 @@ def read_layout(state: Mapping[str, Tensor]) -> tuple[int, int]:
     return state["words.weight"].shape[1], 1 + max(layers, default=-1)
 
 
-def tokenize(texts: list[str]) -> Tensor:
-    """Token ids (b, n) int64, right-padded to TOKENS. Unknown words share one id: see `explain_unknown`."""
-    numbers = {word: i + 2 for i, word in enumerate(VOCABULARY)}
-    rows = torch.full((len(texts), TOKENS), PAD, dtype=torch.int64)
+def tokenize(
+    texts: list[str], vocabulary: Sequence[str] = VOCABULARY, tokens: int = TOKENS
+) -> Tensor:
+    """Ids (b, n) int64, right-padded to n = `tokens`. Unknown words share one id: see `explain_unknown`."""
+    numbers = {word: i + 2 for i, word in enumerate(vocabulary)}
+    rows = torch.full((len(texts), tokens), PAD, dtype=torch.int64)
     for row, text in zip(rows, texts, strict=True):
-        words = normalize_words(text)[:TOKENS]
+        words = normalize_words(text)[:tokens]
         row[: len(words)] = torch.tensor([numbers.get(word, UNKNOWN) for word in words], dtype=torch.int64)
     return rows
 

@@ -1,6 +1,6 @@
 """What geometry tokens cost: a sampling step with them against the base's own, by the length of the sequence.
 
-    python tests/benchmarks/worker_spatial_diff_cost.py COMFYUI PACK [--sides 256 384 512 768] [--rounds 3]
+    python tests/benchmarks/worker_spatial_diff_cost.py COMFYUI PACK [--sides 256 384 512 640] [--rounds 3]
         [--json FILE]
 
 A small Flux of core's own class with random weights, one reference of the edited image's size, 512 words,
@@ -110,7 +110,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("comfyui")
     parser.add_argument("pack")
-    parser.add_argument("--sides", type=int, nargs="+", default=[256, 384, 512, 768])
+    parser.add_argument("--sides", type=int, nargs="+", default=[256, 384, 512, 640])
     parser.add_argument("--grid", type=int, default=32, help="tokens on a side")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=1, help="double blocks, and half as many as single ones")
@@ -120,14 +120,15 @@ def main():
     inside = start(options.comfyui, options.pack)
     import torch
 
-    with torch.inference_mode():
-        rows = [measure(inside, side, options) for side in options.sides]
     figures = {
         "torch": torch.__version__, "width": options.width, "blocks": 3 * options.depth, "words": WORDS,
-        "rounds": options.rounds, "rows": rows,
+        "rounds": options.rounds, "rows": [],
     }  # fmt: skip
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    for side in options.sides:
+        with torch.inference_mode():
+            figures["rows"].append(measure(inside, side, options))
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

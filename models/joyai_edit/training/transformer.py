@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.text_files import read_json_object, show_path
-from ...core.training.loop import find_device
+from ...core.training.sharding import make_mesh, shard_unit
 from ...core.weights.files import check_fit, describe
 from ...core.weights.header import Header, read_header
 from ...core.weights.mapped import map_tensors
@@ -159,29 +159,6 @@ def load_transformer(base: str | Path, dtype: torch.dtype, *, shard: bool = Fals
         if mesh is not None:
             shard_unit(unit, mesh)
     return network.train(False)
-
-
-def make_mesh():
-    """All processes as one dimension, over which weights are sharded; accelerate's group is begun here."""
-    from accelerate import PartialState
-    from torch.distributed.device_mesh import init_device_mesh
-
-    device = find_device()
-    state = PartialState(cpu=device.type == "cpu")
-    if state.num_processes < 2:
-        raise ValueError(
-            "Expected several processes for the recipe's shard, got one. Start it with accelerate launch "
-            "--num_processes, or set shard to false."
-        )
-    return init_device_mesh(device.type, (state.num_processes,))
-
-
-def shard_unit(unit: nn.Module, mesh) -> None:
-    """Keep this process's shard of the unit's weights on its device."""
-    from torch.distributed.fsdp import fully_shard
-
-    unit.to(find_device())
-    fully_shard(unit, mesh=mesh, reshard_after_forward=True)
 
 
 def report_size(network: nn.Module, trained: nn.Module, processes: int) -> None:

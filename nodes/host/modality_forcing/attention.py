@@ -18,16 +18,16 @@ def attend_in_parts(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) 
     """q, k, v (b, h, n, d) -> (b, n, h d)."""
     rows = max(1, PAIRS // k.shape[2])
     if q.shape[2] <= rows:
-        return attend_rows(q, k, v, transformer_options)
+        return _attend(q, k, v, transformer_options)
     parts = []
     for part in q.split(rows, dim=2):
         if not torch.compiler.is_compiling():
             comfy.model_management.throw_exception_if_processing_interrupted()
-        parts.append(attend_rows(part, k, v, transformer_options))
+        parts.append(_attend(part, k, v, transformer_options))
     return torch.cat(parts, dim=1)
 
 
-def attend_rows(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
     return optimized_attention(
         q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options
     )

@@ -24,8 +24,8 @@ from ....models.core.weights.files import (
     write_tensors,
 )
 from ..shared.folders import find_free_name
-from ..shared.nested_latents import MASKS, JointLatent, nest_masks, read_samples, take_apart
-from .joint_latent import GUIDE, REFUSAL, SIZE, SKY, split_joint_latent
+from ..shared.nested_latents import GUIDE, MASKS, SIZE, JointLatent, nest_masks, read_samples, take_apart
+from .joint_latent import REFUSAL, SKY, split_joint_latent
 
 SUFFIX = ".joint.safetensors"
 FILE_KIND = "joint latent"

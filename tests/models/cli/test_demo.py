@@ -18,7 +18,7 @@ from spatialweave.models.cli import console as cli
 from spatialweave.models.cli import demo_sampling
 from spatialweave.models.core.export.exr import encode_exr
 
-FAST = ["--steps", "2"]
+FAST = ["--steps", "2", "--candidates", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,8 @@ def test_demo_names_unknown_words_with_the_nearest_known(tmp_path, capsys):
 
 def test_demo_keeps_the_best_of_several_and_writes_all_on_request(tmp_path, capsys):
     """What is kept is a candidate, the one of the best score; its notes are its own."""
-    asked = ["--output", str(tmp_path), "--candidates", "3", "--keep-candidates", "--size", "96x64", *FAST]
+    asked = ["--output", str(tmp_path), "--candidates", "3", "--keep-candidates", "--size", "96x64"]
+    asked += ["--steps", "2"]
     assert cli.main(["demo", "a red ball", *asked]) == 0
     printed = capsys.readouterr().out
     scores = json.loads((tmp_path / "candidates/scores.json").read_text(encoding="utf-8"))
@@ -147,7 +148,8 @@ def test_demo_keeps_the_best_of_several_and_writes_all_on_request(tmp_path, caps
 def test_demo_samples_one_where_a_stream_is_given_or_one_is_asked_for(tmp_path, capsys):
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / "in.png")
     for more in (["a red ball", "--candidates", "1"], ["--image", str(tmp_path / "in.png")]):
-        assert cli.main(["demo", *more, "--size", "32x32", "--output", str(tmp_path / "out"), *FAST]) == 0
+        asked = ["--size", "32x32", "--output", str(tmp_path / "out"), "--steps", "2"]
+        assert cli.main(["demo", *more, *asked]) == 0
         assert "candidates" not in capsys.readouterr().out
         assert "candidates" not in json.loads((tmp_path / "out/run.json").read_text(encoding="utf-8"))
 
@@ -276,6 +278,20 @@ def test_demo_brings_a_large_picture_down_to_what_the_tiny_model_takes(tmp_path,
     said = capsys.readouterr().out
     assert "note: The longer side was scaled from 700 to 128 pixels" in said and "--size" in said
     assert json.loads((tmp_path / "out/run.json").read_text())["notes"][0].startswith("The longer side")
+
+
+def test_demo_brings_the_depth_back_to_the_size_of_a_large_picture(tmp_path, capsys):
+    array = np.full((192, 320, 3), 60, np.uint8)
+    array[:, 160:] = 200
+    Image.fromarray(array).save(tmp_path / "in.png")
+    given = ["--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), "--full-size", *FAST]
+    assert cli.main(["demo", *given]) == 0
+    printed = capsys.readouterr().out
+    assert "note: The depth was brought to 320 x 192 pixels, guided by the image." in printed
+    assert np.load(tmp_path / "out/depth.npz")["depth"].shape[-2:] == (192, 320)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/image.png")), array)
+    assert cli.main(["demo", "a red ball", "--full-size", "--output", str(tmp_path / "no")]) == 1
+    assert "Expected --image for --full-size, got none." in capsys.readouterr().err
 
 
 def test_demo_passes_the_prompt_on_beside_a_given_picture(tmp_path, capsys):
