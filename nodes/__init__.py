@@ -28,6 +28,8 @@ from .modality_forcing_latents import (
     SaveJointLatent,
     SplitJointLatent,
 )
+from .pick_best import PickBest
+from .spatial_diff import AddGeometryTokens, LoadGeometryConnector, MoveObjectInstruction
 from .spatial_fusion import DepthAdapter, LoadDepthAdapter
 from .vggt import LoadExampleViews, LoadVggt, VggtGeometryTokens, VggtReconstruct
 
@@ -44,9 +46,12 @@ class Extension(ComfyExtension):
         convert = [ViewFromImage, ViewToMask, ViewFromMoge, ViewToMoge, ViewFromDa3, ViewToDa3]
         export = [PointCloud, DepthMesh, ViewCamera, SaveDepth, LoadDepth]
         measure = [AlignDepth, NormalsFromDepth, UpscaleDepth, StereoPair, CompareViews, CheckEdit]
+        measure += [PickBest]
         joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
         several += [LoadExampleViews]
+        moves = [LoadGeometryConnector, AddGeometryTokens, MoveObjectInstruction]
         fusion = [LoadDepthAdapter, DepthAdapter]
-        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several, *fusion]
+        nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
+        nodes += [*fusion, *moves]
         return [with_net(node) for node in nodes]

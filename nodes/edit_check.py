@@ -1,24 +1,25 @@
-"""Measurement of an edited image against the image before: what moved, and whether it was what was asked."""
+"""Measurement of an edited image against the image before, and whether the edit is the requested one."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..models.core.evaluation.edit_batch import check_edits, describe_edits, edits_to_json
 from ..models.core.evaluation.edit_check import EditReport
 from ..models.core.evaluation.edit_verdict import EditRequest
 from ..models.core.visualize.edit_sheet import edit_sheet, resize_masks
+from .host.shared.picture_previews import preview_images
 from .host.shared.progress import each_picture
 from .sockets import View
 
-_REGIONS = ("changed", "object_after")  # of a report, as masks
+_REGIONS = ("changed", "object_after")  # fields of a report that are output as masks
 
 
 def edit_options() -> list[io.DynamicCombo.Option]:
-    """The edits that can be asked for, with their numbers."""
+    """The kinds of edit with their parameters."""
     camera = [
         io.Float.Input(
             "yaw_degrees", default=45.0, min=-180.0, max=180.0, step=0.1,
@@ -42,7 +43,7 @@ def edit_options() -> list[io.DynamicCombo.Option]:
 
 
 def optional_inputs() -> list[io.Input]:
-    """Masks and a second depth, each of which makes the check more certain."""
+    """Masks and a second depth, each of which makes the check more reliable."""
     return [
         io.Mask.Input(
             "object_mask", optional=True,
@@ -66,7 +67,7 @@ def optional_inputs() -> list[io.Input]:
 
 
 class CheckEdit(io.ComfyNode):
-    """Whether an edit did what was asked, in pixels, metres and degrees."""
+    """Whether an edit is the requested one, measured in pixels, metres and degrees."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -135,17 +136,17 @@ class CheckEdit(io.ComfyNode):
         size = before.shape[1:3]
         regions = (resize_masks([getattr(report, name) for report in reports], size) for name in _REGIONS)
         words = describe_edits(reports), edits_to_json(reports)
-        return io.NodeOutput(sheets, done, *words, *regions, ui=ui.PreviewImage(sheets, cls=cls))
+        return io.NodeOutput(sheets, done, *words, *regions, ui=preview_images(sheets, cls))
 
 
 def read_request(edit: dict[str, Any]) -> EditRequest:
-    """The widgets of the edit."""
+    """The request from the widgets of `edit`."""
     numbers = {name: value for name, value in edit.items() if name != "edit"}
     return EditRequest(edit["edit"], **numbers)
 
 
 def draw_report(report: EditReport) -> torch.Tensor:
-    """The page (h, w, 3) of one checked edit."""
+    """The comparison sheet (h, w, 3) of one checked edit."""
     names = ("object_before", "object_after", "changed", "target")
     masks = {name: getattr(report, name) for name in names}
     verdict = {"sentence": report.verdict.sentence, "is_done": report.verdict.is_done}

@@ -275,17 +275,18 @@ class LoadDepth(io.ComfyNode):
             node_id="SpatialWeave_LoadDepth",
             display_name="Load Depth",
             category="SpatialWeave/Export",
-            description="Loads a depth map from the input folder: 16-bit PNG, EXR or NPZ. Files of Save "
-            "Depth state their scale and unit themselves.",
+            description="Loads a depth map from the input or output folder: 16-bit PNG, EXR or NPZ. Files of "
+            "Save Depth state their scale and unit themselves.",
             search_aliases=[
                 "load depth", "import depth", "exr", "16 bit png", "npz", "depth map", "open depth",
             ],
             inputs=[
                 io.Combo.Input(
                     "file", options=list_depth_files(), upload=io.UploadType.image,
-                    tooltip="A .png, .exr or .npz file in ComfyUI's input folder. The upload button accepts "
-                    "files that the browser counts as images, such as a 16-bit PNG; copy EXR and NPZ files "
-                    "into the folder.",
+                    tooltip="A 16-bit gray PNG, an EXR or NPZ file in ComfyUI's input folder, or in its "
+                    "output folder and subfolders, where Save Depth writes. The upload button accepts files "
+                    "that the browser counts as images, such as a 16-bit PNG; copy EXR and NPZ files into "
+                    "the input folder.",
                 ),
                 io.Combo.Input(
                     "units", options=[AS_FILE, "metric", "relative"], default=AS_FILE,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..models.core.geometry.align import align_view
 from ..models.core.geometry.normals import normals_to_image, view_with_normals
 from ..models.core.geometry.stereo import stereo_pair
 from ..models.core.geometry.upscale import upscale_view
 from ..models.core.visualize.depth_preview import explain_depth, picture_depth
+from .host.shared.picture_previews import preview_images
 from .host.shared.progress import each_picture
 from .sockets import View, edge_input, fit_options, fov_input, quantity_input
 
@@ -77,7 +78,7 @@ class PreviewDepth(io.ComfyNode):
             images += [rendered.image for rendered in shown]
             controls += [rendered.image for rendered in control]
             sheets.append(explain_depth(one, shown, style))
-        preview = ui.PreviewImage(torch.cat(sheets), cls=cls)
+        preview = preview_images(torch.cat(sheets), cls)
         return io.NodeOutput(torch.stack(images), view.describe(), torch.stack(controls), ui=preview)
 
 

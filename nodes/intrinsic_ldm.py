@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..models.intrinsic_ldm.layers import READINGS
 from .host.intrinsic_ldm.graph import check_samplers
-from .host.intrinsic_ldm.model import join_intrinsic, list_loras, plot, split_intrinsic, with_intrinsics
+from .host.intrinsic_ldm.model import (
+    find_missing_lora,
+    join_intrinsic,
+    list_loras,
+    plot,
+    split_intrinsic,
+    with_intrinsics,
+)
 from .host.intrinsic_ldm.tiny_diffusion import load_tiny_diffusion
+from .host.shared.picture_previews import preview_images
 
 CATEGORY = "SpatialWeave/Intrinsics"
 _TAU = (
@@ -80,8 +88,8 @@ class LoadTinyDiffusion(io.ComfyNode):
                 ),
                 io.Clip.Output(
                     "clip", display_name="CLIP",
-                    tooltip="Its vocabulary is that of the training captions; unknown words are named in the "
-                    "log.",
+                    tooltip="Its vocabulary is that of the training captions, in English or Chinese; other "
+                    "words are named under the node that encodes them.",
                 ),
                 io.Vae.Output(
                     "vae", display_name="VAE",
@@ -158,13 +166,18 @@ class IntrinsicCoGeneration(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, lora_name, schedule=None) -> bool | str:
+        # ComfyUI hands over a dynamic combo whether or not it is asked for
+        return find_missing_lora(lora_name) or True
+
+    @classmethod
     def execute(
         cls, model, lora_name, schedule, cut_below, keep_maps, share_image_loras, sigmas=None
     ) -> io.NodeOutput:
         switches = {"cut_below": cut_below, "keep_maps": keep_maps, "share_image_loras": share_image_loras}
         node_id = getattr(cls.hidden, "unique_id", None)
         coupled, settings = with_intrinsics(model, lora_name, schedule, **switches, node_id=node_id)
-        return io.NodeOutput(coupled, ui=ui.PreviewImage(plot(settings, model, sigmas), cls=cls))
+        return io.NodeOutput(coupled, ui=preview_images(plot(settings, model, sigmas), cls))
 
 
 class JoinIntrinsicLatent(io.ComfyNode):

@@ -10,7 +10,7 @@ from ..models.core.geometry.normals import NormalStyle
 from ..models.intrinsic_ldm.maps.channels import FAR, NEAR
 from ..models.intrinsic_ldm.maps.codec import channels_to_maps
 from ..models.intrinsic_ldm.maps.inputs import read_maps, read_matching_image
-from .host.intrinsic_ldm.vae import decode_maps, encode_maps, list_vaes, load_vae
+from .host.intrinsic_ldm.vae import decode_maps, encode_maps, find_missing_vae, list_vaes, load_vae
 from .host.shared.notes import tell
 from .sockets import View, index_input, transparent_output
 
@@ -61,6 +61,10 @@ class LoadIntrinsicVae(io.ComfyNode):
                 ),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, vae_name) -> bool | str:
+        return find_missing_vae(vae_name) or True
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:

@@ -126,6 +126,18 @@ class GuidancePerStream(io.ComfyNode):
                     tooltip="CFG scale of the depth. 1: no guidance. Above 1: towards the prompt and away "
                     "from the negative prompt. The sampler's cfg does the same for the image.",
                 ),
+                io.Float.Input(
+                    "guidance_from", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001, optional=True,
+                    advanced=True,
+                    tooltip="Noise level from which on guidance acts, on the image and the depth. 1: from "
+                    "pure noise, the first step.",
+                ),
+                io.Float.Input(
+                    "guidance_to", default=0.0, min=0.0, max=1.0, step=0.01, round=0.001, optional=True,
+                    advanced=True,
+                    tooltip="Noise level down to which guidance acts. 0: to the last step. Steps outside the "
+                    "two levels follow the prompt alone and take half the time.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -136,8 +148,8 @@ class GuidancePerStream(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, depth_cfg) -> io.NodeOutput:
-        return io.NodeOutput(with_depth_guidance(model, depth_cfg))
+    def execute(cls, model, depth_cfg, guidance_from=1.0, guidance_to=0.0) -> io.NodeOutput:
+        return io.NodeOutput(with_depth_guidance(model, depth_cfg, (guidance_from, guidance_to)))
 
 
 class DecodeJointLatent(io.ComfyNode):

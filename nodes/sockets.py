@@ -16,6 +16,7 @@ Da3Geometry = io.Custom("DA3_GEOMETRY")
 Framing = io.Custom("SPATIALWEAVE_FRAMING")  # models/joyai_edit/restore.py: an image, its bucket
 VggtNetwork = io.Custom("SPATIALWEAVE_VGGT")  # nodes/host/vggt/model.py: the network under core's management
 GeometryTokens = io.Custom("SPATIALWEAVE_GEOMETRY_TOKENS")  # models/vggt/pipeline.py: tokens on a patch grid
+GeometryConnector = io.Custom("SPATIALWEAVE_GEOMETRY_CONNECTOR")  # nodes/host/spatial_diff/connector.py
 DepthAdapterFile = io.Custom("SPATIALWEAVE_DEPTH_ADAPTER")  # models/spatial_fusion/network.py
 
 

@@ -75,15 +75,15 @@ class DepthAdapter(io.ComfyNode):
                     "it learned for missing depth.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=-10.0, max=10.0, step=0.01, round=0.0001,
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                     tooltip="Factor on what is added. 0: exactly the model without the adapter.",
                 ),
                 io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, round=0.0001,
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
                     tooltip="Part of the sampling from which on the depth is added, as in Apply ControlNet.",
                 ),
                 io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, round=0.0001,
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
                     tooltip="Part of the sampling until which the depth is added.",
                 ),
                 io.Combo.Input(

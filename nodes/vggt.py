@@ -39,7 +39,7 @@ def frames_input() -> io.MultiType.Input:
 
 
 def fit_input() -> io.Combo.Input:
-    """How images come to the network's size."""
+    """How images are fitted to the network's input size."""
     return io.Combo.Input(
         "fit", options=["pad", "crop"], default="pad",
         tooltip="pad: every pixel is seen; the network's image is padded to multiples of its patch size. "
@@ -57,7 +57,7 @@ def longer_side_input() -> io.Int.Input:
 
 
 def queries_input() -> io.Int.Input:
-    """Chunks of the global attention."""
+    """Chunk size of the global attention."""
     return io.Int.Input(
         "global_queries", default=0, min=0, max=1_000_000, advanced=True,
         tooltip="Attention over all views runs on this many tokens at a time. 0: all at once. About 4096 "
@@ -66,7 +66,7 @@ def queries_input() -> io.Int.Input:
 
 
 def scene_notes_output() -> io.String.Output:
-    """What was done and what is doubtful, a line each."""
+    """Notes on the inputs and on unreliable results, a line each."""
     return io.String.Output(
         "notes", display_name="STRING",
         tooltip="Views, size and memory; padding; views of low confidence or without overlap.",
@@ -113,7 +113,7 @@ class LoadVggt(io.ComfyNode):
 
 
 class LoadExampleViews(io.ComfyNode):
-    """A few views of one rendered scene, for a first try."""
+    """Example images: a few views of one rendered scene."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -198,7 +198,7 @@ class VggtReconstruct(io.ComfyNode):
 
 
 class VggtGeometryTokens(io.ComfyNode):
-    """Images to the tokens that hold their geometry."""
+    """Images to the tokens of the aggregator's last entry."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

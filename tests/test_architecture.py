@@ -90,6 +90,7 @@ EXTRA_IMPORTS = {
     "models/intrinsic_ldm/training/perceptual.py": {"torchvision"},
     "models/joyai_edit/data/encode.py": {"diffusers"},
     "models/joyai_edit/training/": {"accelerate", "diffusers"},
+    "models/spatial_diff/data/encoders.py": {"diffusers"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},

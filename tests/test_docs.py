@@ -11,7 +11,8 @@ import pytest
 
 HISTORY = {"docs/log.md", "docs/soak.md", "docs/testing.md"}
 COMFYUIS = {
-    "models/checkpoints", "models/diffusion_models", "models/loras", "models/text_encoders", "models/vae",
+    "models/checkpoints", "models/diffusion_models", "models/loras", "models/model_patches",
+    "models/text_encoders", "models/vae",
 }
 OTHERS = {"encode.py", "loader.py"}  # a script that a page has in full; a file of another pack
 ROOTS = ("docs", "kernels", "locales", "models", "nodes", "tests", "web", "workflows")

@@ -92,7 +92,7 @@ class Server:
 
     def wait_until_up(self, process: subprocess.Popen | None, seconds: float) -> None:
         """Return once the server responds; RunError if its process ends first or after `seconds`."""
-        deadline = time.monotonic() + seconds
+        deadline, waiting = time.monotonic() + seconds, False
         while time.monotonic() < deadline:
             if process is not None and process.poll() is not None:
                 raise RunError(
@@ -102,6 +102,13 @@ class Server:
                 self.get("/system_stats")
                 return
             except (OSError, RunError):
+                if process is None and not waiting:
+                    waiting = True
+                    say(
+                        f"No answer from ComfyUI at {self.url} yet; waiting up to {seconds:.0f} s for it to "
+                        "start (--start-timeout).",
+                        sys.stderr,
+                    )
                 time.sleep(0.3)
         raise RunError(
             f"Expected an answer of ComfyUI at {self.url} within {seconds:.0f} s, got none. Raise "

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.evaluation.benchmark import average_predictions
+from ..core.geometry.resize import resize_antialiased
 from ..core.geometry.view import View
 
 
@@ -100,5 +100,5 @@ def fit_longer_side(image: Tensor, longest: int) -> Tensor:
         return image
     scale = longest / max(height, width)
     size = tuple(max(8, round(side * scale)) for side in (height, width))
-    smaller = F.interpolate(image.movedim(-1, 0)[None], size, mode="bilinear", antialias=True)
+    smaller = resize_antialiased(image.movedim(-1, 0)[None], size)
     return smaller[0].movedim(0, -1).clamp(0, 1)

@@ -15,12 +15,15 @@ from .benchmark import add_benchmark
 from .convert import add_convert
 from .demo import add_demo
 from .doctor import add_doctor
+from .edit import add_edit
 from .evaluate import add_evaluate
+from .gallery import add_gallery
 from .help_texts import Formatter, epilog
 from .intrinsics import add_intrinsics
 from .joyai import add_joyai
 from .last_resort import DEBUG, run_command
 from .reconstruct import add_reconstruct
+from .spatial_diff import add_spatial_diff
 from .train import add_train
 from .weights import add_weights
 from .world import add_world
@@ -61,6 +64,12 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "Generate an image and its depth with the tiny model that ships in the pack, and write every format.",
         add_demo,
     ),
+    ("gallery", "Build a web page of runs of the demo: image, orbit and contact sheet of each.", add_gallery),
+    (
+        "edit",
+        "Move an object of an image as an instruction says, with the tiny editor that ships in the pack.",
+        add_edit,
+    ),
     (
         "reconstruct",
         "Depth, cameras and one point cloud of several images of one still scene, with VGGT.",
@@ -82,6 +91,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         "joyai",
         "Prepare datasets of edits for JoyAI-Image: published layouts; latents and encodings.",
         add_joyai,
+    ),
+    (
+        "spatial-diff",
+        "Prepare datasets of edits for SpatialDiff: latents, text encodings.",
+        add_spatial_diff,
     ),
     (
         "bench",

@@ -8,6 +8,7 @@ from pathlib import Path
 from .option_types import LARGEST_SEED, MOST_STEPS, number, parse_size, path, whole
 from .output_lines import write_line
 
+CANDIDATES = 8
 DEMO_PROMPT = "a red ball to the left of a blue box"
 
 
@@ -23,6 +24,8 @@ def add_demo(command: argparse.ArgumentParser) -> None:
     channel.help = "the depth channel of an EXR; by default Z, the one of a layer Depth, or the only one"
     size = option("--size", metavar="WxH")
     size.help = "pixels of the result; by default 128x128, or the input's size, at most 128 a side"
+    full_size = option("--full-size", action="store_true")
+    full_size.help = "with --image: bring the depth to the image's own size, guided by the image"
     option("--seed", type=whole(0, LARGEST_SEED), default=0, help="same seed, same result")
     steps = option("--steps", type=whole(1, MOST_STEPS))
     steps.help = "sampling steps; by default the tiny model's default for the mode"
@@ -33,6 +36,13 @@ def add_demo(command: argparse.ArgumentParser) -> None:
     log2_alpha.help = "which modality is denoised first: above 0 the image, below 0 the depth"
     refine = option("--refine", action="store_true")
     refine.help = "infer the depth again from the finished image: sharper, twice the time"
+    candidates = option("--candidates", type=whole(1, 64))
+    candidates.help = (
+        "how many to sample in one batch for the prompt, of which the world's judges keep the best; by "
+        f"default {CANDIDATES}, and 1 with --image or --depth"
+    )
+    keep = option("--keep-candidates", action="store_true")
+    keep.help = "write all candidates and their scores into the folder candidates"
     weights = option("--weights", type=path)
     weights.help = "other weights of the tiny network: a file, or a training run's folder"
     command.set_defaults(run=_run_demo)
@@ -51,12 +61,15 @@ def _run_demo(options: argparse.Namespace) -> None:
         depth=options.depth,
         channel=options.channel,
         size=None if options.size is None else parse_size(options.size),
+        full_size=options.full_size,
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,
         depth_guidance=options.depth_guidance,
         log2_alpha=options.log2_alpha,
         refine=options.refine,
+        candidates=options.candidates or (1 if options.image or options.depth else CANDIDATES),
+        keep_candidates=options.keep_candidates,
         weights=options.weights,
     )
     for line in run_demo(request):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,14 +25,26 @@ from ..core.export.png8 import write_png8
 from ..core.export.png16 import write_png16
 from ..core.export.webp import write_webp
 from ..core.geometry.points import view_to_point_cloud
+from ..core.geometry.upscale import upscale_view
 from ..core.geometry.view import View
 from ..core.pictures import HAS_ALPHA, open_picture
-from ..core.visualize.contact_sheet import contact_sheet
+from ..core.visualize.contact_sheet import contact_sheet, find_unprintable
 from ..core.visualize.orbit import ASSUMED_FOV, render_orbit
 from ..modality_forcing.config import DEFAULTS, Mode
 from ..modality_forcing.pipeline import ModalityForcingPipeline, Result
+from ..tiny.chinese import has_chinese, translate_chinese
+from ..world.judges.candidates import CandidateScore
+from .demo_candidates import (
+    STEPS,
+    explain_choice,
+    judge_candidates,
+    list_scores,
+    take_candidate,
+    write_candidates,
+)
 
 Notes = tuple[str, ...]  # a sentence per change of an input
+RECORD = "run.json"
 SIDE = DEFAULTS["tiny"].size  # pixels, the training resolution of the tiny model
 
 
@@ -46,19 +58,32 @@ class DemoRequest:
     depth: Path | None = None
     channel: str | None = None  # the depth channel of an EXR
     size: tuple[int, int] | None = None  # width, height; None: see `choose_size`
+    full_size: bool = False  # the depth of an image, brought to the image's size
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
     depth_guidance: float | None = None
     log2_alpha: float | None = None
     refine: bool = False  # joint mode: infer the depth again from the finished image
+    candidates: int = 1
+    keep_candidates: bool = False
     weights: Path | None = None
 
     @property
     def mode(self) -> Mode:
         if self.image and self.depth:
             raise ValueError("Expected --image or --depth, got both. Leave one out; it is generated.")
+        if self.full_size and not self.image:
+            raise ValueError("Expected --image for --full-size, got none. Leave --full-size out.")
         return "image_to_depth" if self.image else "depth_to_image" if self.depth else "joint"
+
+
+class JudgedBatch(NamedTuple):
+    """A batch of candidates, the index of the one that was kept, and the score of each."""
+
+    result: Result
+    best: int
+    scores: list[CandidateScore]
 
 
 def run_demo(request: DemoRequest) -> Iterator[str]:
@@ -66,13 +91,31 @@ def run_demo(request: DemoRequest) -> Iterator[str]:
     stream, notes = read_input(request)  # first: an error must come before any folder is created
     size, scaling = choose_size(request.size, stream)
     pipeline = ModalityForcingPipeline.from_preset("tiny", weights=request.weights)
+    replaced = find_earlier_run(request.output)
     make_folder(request.output)
-    result = sample(pipeline, request, size, stream)
+    result, judged = choose_result(pipeline, sample(pipeline, request, size, stream), request.prompt)
     check_depth(result.view, request)
-    result = replace(result, notes=(*notes, *scaling, *result.notes))
-    yield from (f"note: {note}" for note in result.notes)
+    title = explain_title(describe_run(request))
+    chosen = (explain_choice(judged.best, judged.scores),) if judged else ()
+    result = replace(result, notes=(*notes, *scaling, *result.notes, *title, *chosen))
+    if request.full_size:
+        result = bring_back(result, stream["image"])
+    yield from (f"note: {note}" for note in (*replaced, *result.notes))
     yield result.view.describe()
-    yield from write_all(request, result)
+    yield from write_all(request, result, judged)
+    if judged and request.keep_candidates:
+        yield from write_candidates(request.output / "candidates", *judged)
+
+
+def choose_result(
+    pipeline: ModalityForcingPipeline, result: Result, prompt: str
+) -> tuple[Result, JudgedBatch | None]:
+    """The best of the candidates, and all of them with their scores; None for a single one."""
+    if len(result.image) == 1:
+        return result, None
+    best, scores = judge_candidates(result, prompt)
+    one = take_candidate(result, best, infinite_sky=pipeline.config.infinite_sky)
+    return one, JudgedBatch(result, best, scores)
 
 
 def read_input(request: DemoRequest) -> tuple[dict[str, Any], Notes]:
@@ -103,7 +146,7 @@ def choose_size(
     scaled = tuple(max(1, round(side * SIDE / longest)) for side in (width, height))
     note = (
         f"The longer side was scaled from {longest} to {SIDE} pixels, the training resolution of the tiny "
-        "model; set --size for another."
+        "model; set --size for another, or --full-size to bring the depth back to the image's size."
     )
     return scaled, (note,)
 
@@ -123,7 +166,8 @@ def sample(
             width=size[0],
             height=size[1],
             seed=request.seed,
-            steps=request.steps,
+            steps=STEPS if request.steps is None and request.candidates > 1 else request.steps,
+            batch_size=request.candidates,
             guidance=request.guidance,
             depth_guidance=request.depth_guidance,
             log2_alpha=request.log2_alpha,
@@ -131,6 +175,13 @@ def sample(
             on_step=on_step,
             **stream,
         )
+
+
+def bring_back(result: Result, image: Tensor) -> Result:
+    """The result with the image (b, h, w, c) as it was given, and the depth at its size, guided by it."""
+    view = upscale_view(result.view, image[..., :3].float())
+    note = f"The depth was brought to {image.shape[2]} x {image.shape[1]} pixels, guided by the image."
+    return replace(result, image=view.image, view=view, notes=(*result.notes, note))
 
 
 def check_depth(view: View, request: DemoRequest) -> None:
@@ -144,7 +195,7 @@ def check_depth(view: View, request: DemoRequest) -> None:
         ) from error
 
 
-def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
+def write_all(request: DemoRequest, result: Result, judged: JudgedBatch | None) -> Iterator[str]:
     """Write every format, and yield a line for each file once it is written.
 
     Files: image.png, depth.png (16 bit, with depth.json), depth.exr, depth.npz, points.ply, orbit.webp,
@@ -169,6 +220,7 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
         facts.insert(1, "depth refined")
     sheet = contact_sheet(view, orbit, caption=describe_run(request), facts=facts)
     yield f"wrote {write_png8(folder / 'sheet.png', sheet)}"
+    candidates = {"candidates": list_scores(judged.best, judged.scores)} if judged else {}
     record = {
         "prompt": request.prompt,
         "mode": request.mode,
@@ -178,15 +230,24 @@ def write_all(request: DemoRequest, result: Result) -> Iterator[str]:
         "units": view.units,
         "sampling_seconds": round(result.seconds, 2),
         "writing_seconds": round(time.perf_counter() - started, 2),
-    }
-    yield f"wrote {write_file(folder / 'run.json', (json.dumps(record, indent=2) + chr(10)).encode())}"
+    } | candidates
+    yield f"wrote {write_file(folder / RECORD, (json.dumps(record, indent=2) + chr(10)).encode())}"
 
 
 def describe_run(request: DemoRequest) -> str:
+    """The sheet's title; a Chinese prompt as it is read."""
+    prompt = translate_chinese(request.prompt)[0] if has_chinese(request.prompt) else request.prompt
     if request.mode == "joint":
-        return request.prompt or "(empty prompt)"
+        return prompt or "(empty prompt)"
     source = f"{request.mode.replace('_', ' ')}: {(request.image or request.depth).name}"
-    return f"{source}, {request.prompt}" if request.prompt else source
+    return f"{source}, {prompt}" if prompt else source
+
+
+def explain_title(title: str) -> Notes:
+    """A note on the characters that the sheet cannot print."""
+    missing = find_unprintable(title)
+    named = ", ".join(f"'{char}'" for char in missing[:5]) + (" and others" if len(missing) > 5 else "")
+    return (f"The sheet's font has no {named}: its title leaves them out.",) if missing else ()
 
 
 def open_image(path: Path) -> tuple[Tensor, Notes]:
@@ -216,6 +277,19 @@ def open_depth(path: Path, channel: str | None) -> tuple[View, Notes]:
             f"Expected one depth map in {path}, got a batch of {len(view)}. Save one to a separate file."
         )
     return view, (*notes, *left_out)
+
+
+def find_earlier_run(folder: Path) -> Notes:
+    """A note on a run whose files lie in the folder, and will be replaced."""
+    try:
+        earlier = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        what = f"{earlier['prompt']!r}, seed {earlier['seed']}"
+    except OSError:
+        return ()
+    except (ValueError, TypeError, LookupError):
+        what = f"its {RECORD} cannot be read"
+    remedy = "--output names another folder"
+    return (f"{folder} holds an earlier run ({what}), which this one replaces; {remedy}.",)
 
 
 def make_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_vggt(systems, looks)
     _add_joyai_edit(systems, looks)
     _add_spatial_fusion(systems, looks)
+    _add_spatial_diff(systems, looks)
 
 
 def _add_modality_forcing(systems, looks: Mapping[str, Any]) -> None:
@@ -83,6 +84,37 @@ def _add_joyai_edit(systems, looks: Mapping[str, Any]) -> None:
     seed = option("--seed", type=whole(0, LARGEST_SEED), default=2026)
     seed.help = "which held-out edits; choose thresholds on others than those you report"
     edits.set_defaults(run=_run_joyai_edit)
+
+
+def _add_spatial_diff(systems, looks: Mapping[str, Any]) -> None:
+    summary = "objects that move where an instruction says: the ladder of SpatialDiff's tiny system"
+    moves = systems.add_parser("spatial_diff", help=summary, **looks)
+    option = moves.add_argument
+    option("--json", type=path, help="also write the figures to this file")
+    option("--n", type=whole(3, 10**6), default=500, help="held-out edits, a third of each stratum")
+    option("--seeds", type=whole(1, 10**4), default=3, help="images of each edit")
+    option("--steps", type=whole(1, MOST_STEPS), help="sampling steps; by default the tiny editor's")
+    guidance = option("--guidance", type=number(-1000, 1000))
+    guidance.help = "scale of classifier-free guidance; by default the tiny editor's"
+    option("--batch", type=whole(1, 4096), default=16, help="images sampled at once")
+    option("--weights", type=path, help="another folder of the tiny system's files than the shipped one")
+    runs = option("--runs", type=path)
+    runs.help = "folder with the output folders lora, tokens, eds and lds of the rungs' training runs"
+    option("--device", default="cpu", help="where to sample: cpu, cuda")
+    moves.set_defaults(run=_run_spatial_diff)
+
+
+def _run_spatial_diff(options: argparse.Namespace) -> None:
+    from ..benchmarks.report import write_figures
+    from ..benchmarks.spatial_diff import LadderPlan, evaluate_spatial_diff
+
+    plan = LadderPlan(options.n, options.seeds, options.steps, options.guidance, options.batch)
+    device = check_device(options.device)
+    figures = evaluate_spatial_diff(plan, weights=options.weights, runs=options.runs, device=device)
+    for name, value in figures.items():
+        write_line(f"{name:44s} {value}")
+    if options.json:
+        write_figures(options.json, figures)
 
 
 def _add_spatial_fusion(systems, looks: Mapping[str, Any]) -> None:

@@ -11,6 +11,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave demo --image photo.jpg --output depth-of-photo",
         'spatialweave demo "a blue cylinder" --depth depth.exr',
     ),
+    "edit": (
+        'spatialweave edit scene.png "move the red ball to the left" --out edited',
+        'spatialweave edit scene.png "put the red ball behind the blue box" --out edited --seed 3',
+    ),
+    "gallery": (
+        "spatialweave gallery --output site",
+        "spatialweave gallery --output site --prompts prompts.json",
+    ),
     "reconstruct": (
         "spatialweave reconstruct view_1.png view_2.png view_3.png --out scene",
         "spatialweave reconstruct photos/*.jpg --out scene --weights vggt_1b.safetensors --device cuda",
@@ -27,6 +35,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "world": (
         "spatialweave world data/world --scenes 24000 --size 128 --workers 2",
         "spatialweave world data/moves --kind edits --layout files --scenes 100 --normals",
+        "spatialweave world data/moves --kind moves --scenes 6000",
     ),
     "intrinsics": (
         "spatialweave intrinsics build photos data/intrinsics --size 512x512",
@@ -43,6 +52,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave joyai export data/moves data/spatialedit --layout spatialedit",
         "spatialweave joyai export data/moves data/3dit --layout object3dit --size 256",
         "spatialweave joyai encode data/moves data/joyai_encoded --base weights/joyimage-edit",
+    ),
+    "spatial-diff": (
+        "spatialweave spatial-diff encode data/moves data/moves_latents --mirror --cells",
+        "spatialweave spatial-diff encode data/edits data/latents --editor weights/flux-kontext --size 512",
+        "spatialweave spatial-diff geometry data/moves data/moves_geometry --mirror",
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (

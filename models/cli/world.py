@@ -15,8 +15,8 @@ def add_world(command: argparse.ArgumentParser) -> None:
     option("--size", type=whole(8, 4096), default=128, help="pixels a side")
     option("--seed", type=whole(-(2**63), LARGEST_SEED), default=0, help="another seed, other scenes")
     option("--split", choices=["train", "test"], default="train", help="the two share no scene")
-    kind = option("--kind", choices=["scenes", "edits"], default="scenes")
-    kind.help = "images, or pairs before and after an instruction"
+    kind = option("--kind", choices=["scenes", "edits", "moves"], default="scenes")
+    kind.help = "images, pairs before and after an instruction, or pairs of one object's moves"
     layout = option("--layout", choices=["shards", "files"], default="shards")
     layout.help = "safetensors shards, or loose PNG files"
     option("--normals", action="store_true", help="write normals, too")

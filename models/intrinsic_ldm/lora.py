@@ -69,10 +69,14 @@ class LowRank:
     scale: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.down.to(x)), self.up.to(x)) * self.scale
+        out = F.linear(F.linear(x, self.down.to(x)), self.up.to(x))
+        return out if self.scale == 1 else out * self.scale
 
     def to(self, like: Tensor) -> LowRank:
         return LowRank(self.down.to(like), self.up.to(like), self.scale)
+
+
+ALL = slice(None)
 
 
 def add_to_stream(
@@ -82,12 +86,13 @@ def add_to_stream(
     rows: Rows,
     stream: Stream,
     *,
-    columns: slice = slice(None),
+    columns: slice = ALL,
     sign: float = 1.0,
 ) -> None:
     """Add delta(x) in place to the rows of one stream of out (rows, ..., outputs); no other row changes."""
     if stream in rows.streams:
-        target = rows.select(out, stream)[..., columns]
+        target = rows.select(out, stream)
+        target = target if columns == ALL else target[..., columns]
         target.add_(delta(rows.select(x, stream)), alpha=sign)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
-from einops import rearrange
 from torch import Tensor
 
 Stream = Literal["image", "intrinsic"]
@@ -40,8 +39,7 @@ class Rows:
 
     def grid(self, tensor: Tensor) -> Tensor:
         """(rows, ...) as a view (chunks, streams, batch, ...)."""
-        sizes = {"chunk": len(self.chunks), "stream": len(self.streams), "b": self.batch}
-        return rearrange(tensor, "(chunk stream b) ... -> chunk stream b ...", **sizes)
+        return tensor.unflatten(0, (len(self.chunks), len(self.streams), self.batch))
 
     def select(self, tensor: Tensor, stream: Stream) -> Tensor:
         """The rows of one stream as a writable view (chunks, batch, ...)."""

@@ -1,4 +1,4 @@
-"""How far two images of one size are shifted against each other, in pixels, by what both show.
+"""The displacement between two images of one size in pixels, by block-wise registration.
 
 Blocks of the image are registered one by one: a whole-pixel shift by cross-correlation, refined by
 Gauss-Newton steps on the squared difference (Lucas and Kanade). Blocks without texture in two directions, and
@@ -20,9 +20,9 @@ from .framing import FitMode, fit_images, plan_framing, unfit_images
 
 BLOCK = 48  # pixels of a block's side, less in small images
 MOST = 200  # blocks of one image
-FARTHEST = 12  # pixels of a shift that is looked for
+FARTHEST = 12  # largest shift in pixels that is searched
 STEPS = 5
-SEAM = 2  # pixels between a block and what was edited
+SEAM = 2  # pixels between a block and the edited region
 TEXTURE = 2e-5  # smallest eigenvalue of a block's mean structure tensor, of values in [0, 1] per pixel
 ALIKE = 0.6  # correlation of a block with its counterpart, below which its content counts as changed
 
@@ -155,7 +155,7 @@ def _refine(fixed: Tensor, moved: Tensor) -> Tensor:
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, of (n, s, s) pairs."""
+    """Pearson correlation of (n, s, s) pairs."""
     a, b = (x - x.mean(dim=(1, 2), keepdim=True) for x in (a, b))
     return (a * b).sum(dim=(1, 2)) / ((a**2).sum(dim=(1, 2)) * (b**2).sum(dim=(1, 2))).sqrt().clamp(min=1e-9)
 
@@ -163,7 +163,7 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 def _sample(image: Tensor, corners: Tensor, side: int) -> Tensor:
     """(n, side, side) blocks of (h, w) from their corners (top, left), cubic (Keys, -1/2) between pixels.
 
-    torch's own cubic interpolation (-3/4) bends a ramp, which would read as a shift.
+    torch's own cubic interpolation (-3/4) does not reproduce a linear ramp, which would bias the shift.
     """
     whole = corners.floor()
     part = corners - whole

@@ -16,8 +16,8 @@ from torch import Tensor
 from .buckets import BASE, Rect
 
 RED = (1.0, 0.0, 0.0)
-ON = 0.5  # a mask counts from here
-BOX_SIDES = ("x", "y", "width", "height")  # as core names them
+ON = 0.5  # threshold of a mask
+BOX_SIDES = ("x", "y", "width", "height")  # core's names
 PixelRect = tuple[int, int, int, int]  # (left, top, right, bottom), right and bottom exclusive
 
 
@@ -60,7 +60,7 @@ def draw_red_box(image: Tensor, box: Rect) -> Tensor:
 
 
 def require_target(box: Rect, height: int, width: int) -> tuple[Rect, list[str]]:
-    """A box in which an object can stand, and what to know of it: refuses one outside or of one pixel."""
+    """The target box inside the image, and notes; ValueError for one outside or of one pixel."""
     left, top, right, bottom = round_box(box, height, width)
     if (right - left) * (bottom - top) == 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The sizes that JoyAI-Image edits at: 49 buckets around 1024 x 1024, and what core takes of an image."""
+"""The sizes that JoyAI-Image edits at: 49 buckets around 1024 x 1024, and core's center crop of an image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def find_bucket(height: int, width: int, order: BucketOrder = "comfyui", *, base
 
 
 def core_crop(size: Size, bucket: Size) -> tuple[int, int, int, int]:
-    """The center crop (left, top, right, bottom) that core's text encoder node takes before it resizes."""
+    """The center crop (left, top, right, bottom) that core's text encoder node applies before resizing."""
     (height, width), new = size, bucket[1] / bucket[0]
     old = width / height
     left = round((width - width * (new / old)) / 2) if old > new else 0

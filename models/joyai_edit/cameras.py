@@ -8,10 +8,10 @@ from typing import Any
 
 from .prompts import CameraChange, PromptZoom, camera_change
 
-UNCHANGED = 0.01  # relative change of the distance that counts as none
-SAME = 1e-3  # relative to the distance: how far the targets may differ
-ROLL = 0.5  # degrees by which a camera may roll about its view axis
-OVERHEAD = 89.9  # degrees of pitch at which yaw has no meaning
+UNCHANGED = 0.01  # relative change of the distance below which the zoom is unchanged
+SAME = 1e-3  # largest distance of the two targets, relative to the camera's
+ROLL = 0.5  # largest roll about the view axis in degrees
+OVERHEAD = 89.9  # degrees of pitch above which yaw is not defined
 _DO = "Use two cameras of core's Create Camera Info in mode orbit with one target."
 
 Vector = tuple[float, float, float]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.geometry.resize import resize_bicubic
 from .boxes import PixelRect
 from .buckets import WIDEST, BucketOrder, Rect, Size, core_crop, find_bucket, pad_to_aspect
 
@@ -72,7 +73,7 @@ class Framing:
         return lines + self._remarks()
 
     def _remarks(self) -> list[str]:
-        """What ComfyUI would have done alone, and what is far from any bucket."""
+        """What ComfyUI alone would crop, and a note on an aspect ratio far from any bucket."""
         height, width = self.size
         lines = []
         lost = 1 - area(core_crop(self.size, find_bucket(height, width))) / (height * width)
@@ -106,7 +107,7 @@ def plan_framing(height: int, width: int, mode: FitMode = "pad", order: BucketOr
 
 
 def fit_images(images: Tensor, framing: Framing) -> Tensor:
-    """(b, h, w, c) to the bucket: resized with antialiasing, edges repeated where it is padded."""
+    """(b, h, w, c) to the bucket: antialiased bicubic resize, replicate padding."""
     _check_size(images, framing.size, "the image that was framed")
     if framing.is_identity:
         return images
@@ -156,12 +157,8 @@ def _middle(outer: PixelRect, size: Size) -> PixelRect:
 
 
 def _resize(images: Tensor, size: Size) -> Tensor:
-    """(b, h, w, c); bicubic with antialiasing, edges on edges, in [0, 1]."""
-    if tuple(images.shape[1:3]) == size:
-        return images
-    pixels = images.movedim(-1, 1)
-    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp(0, 1).movedim(1, -1)
+    """(b, h, w, c) at another size (height, width)."""
+    return resize_bicubic(images.movedim(-1, 1), size).movedim(1, -1)
 
 
 def _map(box: Rect, source: PixelRect, target: PixelRect) -> Rect:

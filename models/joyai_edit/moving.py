@@ -37,7 +37,7 @@ class Move:
 
 
 def split_images(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
-    """Images (1, h, w, 3) of IMAGE batches of any sizes, on the CPU, and what had to be done to them."""
+    """Images (1, h, w, 3) of IMAGE batches of any sizes, on the CPU, and notes on their conversion."""
     images, notes = [], []
     for batch in batches:
         pictures = read_pictures(batch)
@@ -58,7 +58,7 @@ def boxes_from_numbers(sides: Sequence[Sequence[float]], count: int) -> list[Rec
 
 
 def boxes_from_frames(values: Sequence[Any], count: int) -> list[Rect]:
-    """One box per image of what core's BOUNDING_BOX sockets carry."""
+    """One box per image from the values of core's BOUNDING_BOX sockets."""
     return broadcast_boxes([box for value in values for box in boxes_from_core(value)], count)
 
 
@@ -89,7 +89,7 @@ def prepare_moves(
     boxes: Sequence[Rect],
     framed: Sequence[FramedImage] | None,
 ) -> list[Move]:
-    """`prepare_move` image by image; names the image that is at fault where there are several."""
+    """`prepare_move` for each image; an error names the image if there are several."""
     count = len(images)
     names = repeat_single(names, count, "object")
     frames = [None] * count if framed is None else require_framed(framed, count)

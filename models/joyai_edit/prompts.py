@@ -69,7 +69,7 @@ def require_name(name: str) -> str:
 
 
 def name_notes(name: str) -> list[str]:
-    """What a user should know of a name that is used as it is."""
+    """Notes on a name that is used verbatim."""
     notes = []
     if "{" in name or "}" in name:
         notes.append(
@@ -102,7 +102,7 @@ class CameraChange:
         ])  # fmt: skip
 
     def all_notes(self, form: AngleForm) -> list[str]:
-        """Its notes, and what the integer form rounds away."""
+        """Its notes, and one on what the integer form rounds."""
         rounded = form == "integer" and any(angle != int(angle) for angle in (self.yaw, self.pitch))
         lost = f"The integer form has no decimals: yaw {self.yaw:g} and pitch {self.pitch:g} were rounded."
         return [*self.notes, *([lost] if rounded else [])]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 
-import torch
 from torch import Tensor
+
+from ..core.geometry.resize import resize_bicubic
 
 IMAGE_PAD = 151655  # token id of <|image_pad|>, which an image's embeddings replace
 TOKEN_SIDE = 32  # pixels a side of one image token: patches of 16, merged 2 x 2
@@ -66,7 +67,4 @@ def fit_image(image: Tensor, most_tokens: int = MOST_TOKENS) -> Tensor:
     size = fit_size(*image.shape[1:3], most_tokens)
     if size == tuple(image.shape[1:3]):
         return image
-    resized = torch.nn.functional.interpolate(
-        image.movedim(-1, 1), size, mode="bicubic", antialias=True, align_corners=False
-    )
-    return resized.clamp(0, 1).movedim(1, -1)
+    return resize_bicubic(image.movedim(-1, 1), size).movedim(1, -1)

@@ -1,4 +1,4 @@
-"""An edited image back at the input's size, and what the edit did not touch back bit for bit."""
+"""An edited image resized to the input's size, with the input's own pixels outside the edited region."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .alignment import Registration, measure_alignment
 from .framing import Framing, fit_images, uncovered_mask, unfit_images
 
 THRESHOLD = 0.1  # default change of a color channel, of 1, above which a pixel counts as edited
-SMOOTHED = 2.0  # standard deviation in bucket pixels before the comparison: noise of the VAE is no edit
-SPECK = 3  # bucket pixels: smaller islands of change are no edit
-GROWN = 8  # bucket pixels by which what changed is grown: the threshold cuts its soft rim off
+SMOOTHED = 2.0  # standard deviation in bucket pixels of the blur before the comparison, against VAE noise
+SPECK = 3  # bucket pixels of a binary opening: smaller regions are ignored
+GROWN = 8  # bucket pixels of dilation of the changed region: the threshold cuts off its soft rim
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Request:
     seed: int
     x0_t_min: float
     refine: bool
+    guidance_interval: tuple[float, float]
 
 
 def check_streams(mode: Mode, image: Any, depth: Any, refine: bool) -> None:

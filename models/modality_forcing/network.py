@@ -22,7 +22,7 @@ from ..core.layers.modulation import (
     stack_modulation,
     timestep_embedding,
 )
-from ..core.layers.positions import RotaryTable, apply_rotary, grid_positions, rotary_table, text_positions
+from ..core.layers.positions import RotaryTable, apply_rotary, kept_joint_table
 from .config import ModalityForcingConfig
 
 STREAMS = ("txt", "img", "depth")  # their order in every joint attention
@@ -88,7 +88,7 @@ class ModalityForcing(nn.Module):
         (b,). The body computes in img's dtype; the depth returns in float32. `time_dtype` is the precision of
         the timestep embedding, by default the body's as in the release.
         """
-        grid, tokens = img.shape[-2:], img.shape[-2] * img.shape[-1]
+        grid, tokens = tuple(img.shape[-2:]), img.shape[-2] * img.shape[-1]
         self.check_inputs(img, depth, context)
         img_vec, depth_vec = self.time_vectors(t_rgb, t_depth, img.dtype, time_dtype or img.dtype)
         table = self.rotary(context.shape[1], grid, depth=True, device=img.device)
@@ -104,12 +104,9 @@ class ModalityForcing(nn.Module):
         (depth_rows,) = self.single_stream_modulation_depth(depth_vec)
         rows = stack_modulation([(image_rows, context.shape[1] + tokens), (depth_rows, tokens)])
         x = torch.cat([streams[name] for name in STREAMS], dim=1)
-        for block in self.single_blocks:
-            x = block(x, rows, table, attend)
-
-        _, img_x, depth_x = x.split((context.shape[1], tokens, tokens), dim=1)
+        img_x, depth_x = self.run_single_blocks(x, context.shape[1], rows, table, attend).chunk(2, dim=1)
         (decoder_rows,) = self.depth_decoder_modulation(depth_vec)
-        depth_table = (table[0][-tokens:], table[1][-tokens:])
+        depth_table = tuple(angles[-tokens:] for angles in table)
         for block in self.depth_decoder_blocks:
             depth_x = block(depth_x, decoder_rows, depth_table, attend)
 
@@ -127,16 +124,15 @@ class ModalityForcing(nn.Module):
         time_dtype: torch.dtype | None = None,
     ) -> Tensor:
         """The text-to-image network alone, without depth tokens and timestep -> velocity (b, c, h, w)."""
-        grid, text = img.shape[-2:], context.shape[1]
+        grid, text = tuple(img.shape[-2:]), context.shape[1]
         vec = self.time_in(self.embed_time(t_rgb, img.dtype, time_dtype or img.dtype))
         table = self.rotary(text, grid, depth=False, device=img.device)
         streams = {"txt": self.txt_in(context.to(img.dtype)), "img": self.img_in(latent_to_tokens(img))}
         streams = self.run_double_blocks(streams, vec, None, table, attend)
         (rows,) = self.single_stream_modulation(vec)
         x = torch.cat([streams["txt"], streams["img"]], dim=1)
-        for block in self.single_blocks:
-            x = block(x, rows, table, attend)
-        return tokens_to_latent(self.final_layer(x[:, text:], vec), grid)
+        x = self.run_single_blocks(x, text, rows, table, attend)
+        return tokens_to_latent(self.final_layer(x, vec), grid)
 
     def time_vectors(
         self, t_rgb: Tensor, t_depth: Tensor, dtype: torch.dtype, time_dtype: torch.dtype
@@ -154,10 +150,17 @@ class ModalityForcing(nn.Module):
         return timestep_embedding(t, c.time_embed_dim, **kwargs).to(dtype)
 
     def rotary(self, text: int, grid: tuple[int, int], *, depth: bool, device: torch.device) -> RotaryTable:
-        ids = [text_positions(text, device=device), grid_positions(*grid, device=device)]
-        if depth:
-            ids.append(grid_positions(*grid, modality=1, device=device))
-        return rotary_table(torch.cat(ids), self.config.axes_dim, self.config.theta)
+        return kept_joint_table(tuple(self.config.axes_dim), self.config.theta, text, grid, depth, device)
+
+    def run_single_blocks(
+        self, x: Tensor, text: int, rows: Modulation, table: RotaryTable, attend: Attend
+    ) -> Tensor:
+        """x (b, n, c) -> (b, n - text, c). In inference the last block computes only k and v of the text."""
+        *blocks, last = self.single_blocks
+        for block in blocks:
+            x = block(x, rows, table, attend)
+        trains = torch.is_grad_enabled()  # a loss may read the last block's output
+        return last(x, rows, table, attend)[:, text:] if trains else last(x, rows, table, attend, skip=text)
 
     def run_double_blocks(
         self,
@@ -242,11 +245,16 @@ class SingleStreamBlock(nn.Module):
         self.linear2 = operations.Linear(width + config.mlp_hidden, width, **linear)
         self.norm = QKNorm(config.head_dim, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, mod: Modulation, table: RotaryTable, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, mod: Modulation, table: RotaryTable, attend: Attend, *, skip: int = 0
+    ) -> Tensor:
+        """x (b, n, c) -> (b, n - skip, c): of the first `skip` tokens only keys and values are used."""
         qkv, mlp = self.linear1(modulate(x, mod.shift, mod.scale)).split(self.widths, dim=-1)
         q, k, v = split_heads(qkv, self.num_heads)
+        q, mlp, x = q[:, skip:], mlp[:, skip:], x[:, skip:]
+        gate = mod.gate[:, -x.shape[1] :]  # one row for all tokens, or one each
         mixed = attend_heads(*self.norm(q, k), v, table, attend)
-        return torch.addcmul(x, mod.gate, self.linear2(torch.cat((mixed, gate_silu(mlp)), dim=-1)))
+        return torch.addcmul(x, gate, self.linear2(torch.cat((mixed, gate_silu(mlp)), dim=-1)))
 
 
 class StreamAttention(nn.Module):
@@ -286,6 +294,8 @@ class RMSScale(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:  # the same product without a pass of its own
+            return F.rms_norm(x, x.shape[-1:], self.scale.to(x), eps=1e-6)
         return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype) * self.scale.to(x)
 
 
@@ -364,9 +374,10 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend_heads(q: Tensor, k: Tensor, v: Tensor, table: RotaryTable, attend: Attend) -> Tensor:
-    """RoPE, then attention: q, k, v (b, n, h, d) -> (b, n, h d)."""
+    """RoPE, then attention: k, v (b, n, h, d), q (b, m, h, d) of the last m tokens -> (b, m, h d)."""
+    last = tuple(angles[k.shape[1] - q.shape[1] :] for angles in table)
     q, k, v = (rearrange(x, "b n h d -> b h n d") for x in (q, k, v))
-    return attend(apply_rotary(q, table), apply_rotary(k, table), v)
+    return attend(apply_rotary(q, last), apply_rotary(k, table), v)
 
 
 def latent_to_tokens(latent: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ from .inputs import (
     read_given_image,
 )
 from .network import ModalityForcing
-from .sampling import PartialDepth, draw_noise, make_schedule, sample
+from .sampling import ALL_TIMES, PartialDepth, check_interval, draw_noise, make_schedule, sample
 from .weights import load_network, read_trained_size
 
 TINY_NETWORK = Path(__file__).with_name("tiny.safetensors")
@@ -146,6 +146,7 @@ class ModalityForcingPipeline:
         batch_size: int = 1,
         x0_t_min: float = 0.0,
         on_step: OnStep | None = None,
+        guidance_interval: tuple[float, float] = ALL_TIMES,
     ) -> Result:
         """Sample a batch. None takes the preset's default; errors are ValueErrors.
 
@@ -158,6 +159,8 @@ class ModalityForcingPipeline:
         `log2_alpha` (joint): > 0 denoises the image first, 0 both at once, < 0 the depth first.
         `refine` (joint): sample the depth again, from the finished image.
         `x0_t_min`: 0.05 reproduces the released sampler.
+        `guidance_interval`: the times, from 1 (noise) down to 0 (clean), between which guidance acts; a step
+        outside takes half the time.
         """
         started, asked_size = time.perf_counter(), (height, width)
         check_streams(check_mode(mode), image, depth, refine)
@@ -184,6 +187,7 @@ class ModalityForcingPipeline:
             seed=check_seed(seed),
             x0_t_min=check_floor(x0_t_min),
             refine=refine,
+            guidance_interval=check_interval(guidance_interval),
         )
         rgb, net = self.run(request, pictures, view, on_step)
         images = (
@@ -237,6 +241,7 @@ class ModalityForcingPipeline:
                 "null_context": self.encode_text([""]),
                 "guidance": settings.guidance,
                 "depth_guidance": settings.depth_guidance,
+                "guidance_interval": request.guidance_interval,
             }
         rgb, depth = sample(
             self.call_network, rgb, net, schedule, **fixed, **guided, on_step=count_steps(on_step, 0, total)

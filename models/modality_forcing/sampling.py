@@ -15,6 +15,7 @@ from ..core.protocols import OnStep
 from .config import Mode, check_mode
 
 NetworkCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+ALL_TIMES = (1.0, 0.0)  # from noise to clean
 LOG2_ALPHA_MAX = 20  # beyond this, float32 times of one stream collapse onto 0 or 1
 
 
@@ -82,6 +83,7 @@ def sample(
     null_context: Tensor | None = None,
     guidance: float = 1.0,
     depth_guidance: float | None = None,
+    guidance_interval: tuple[float, float] = ALL_TIMES,
     x0_t_min: float = 0.0,
     on_step: OnStep | None = None,
     partial_depth: PartialDepth | None = None,
@@ -93,15 +95,21 @@ def sample(
     above 1, on both raw outputs, or with `depth_guidance` on the depth's by that, and then needs
     `null_context`; either context may have batch 1. `x0_t_min` = 0.05 is the released lower bound on the
     depth's time; with 0 the last step ends exactly on the prediction. on_step's latents are the clean
-    predictions of "image" (b, c, h, w) and "depth" (b, 1, H, W).
+    predictions of "image" (b, c, h, w) and "depth" (b, 1, H, W). `guidance_interval`: the times between which
+    guidance acts, (1, 0) being all; elsewhere a step is one network call instead of two.
     """
     scales = (guidance, guidance if depth_guidance is None else depth_guidance)
-    predict = guided_call(network_call, context, null_context, scales, batch=len(rgb))
-    t_rgb, t_depth = schedule.t_rgb.to(rgb.device), schedule.t_depth.to(rgb.device)
+    guided = guided_call(network_call, context, null_context, scales, batch=len(rgb))
+    alone = guided_call(network_call, context, None, (1.0, 1.0), batch=len(rgb))
+    acts = guided_steps(schedule, guidance_interval)
+    # on the CPU, where comparing two times waits for no device
+    t_rgb, t_depth = schedule.t_rgb.cpu(), schedule.t_depth.cpu()
+    near = [t.to(rgb.device) for t in (t_rgb, t_depth)]
     for i in range(schedule.steps):
+        predict = guided if acts[i] else alone
         if partial_depth is not None:
             depth = partial_depth.impose(depth, t_depth[i])
-        velocity, x0 = predict(rgb, depth, t_rgb[i].expand(len(rgb)), t_depth[i].expand(len(rgb)))
+        velocity, x0 = predict(rgb, depth, *(t[i].expand(len(rgb)) for t in near))
         if on_step is not None:
             on_step(i + 1, schedule.steps, {"image": velocity_to_x0(rgb, velocity, t_rgb[i]), "depth": x0})
         rgb = step_velocity(rgb, velocity, t_rgb[i], t_rgb[i + 1])
@@ -109,6 +117,26 @@ def sample(
     if partial_depth is not None:
         depth = partial_depth.impose(depth, t_depth[-1])
     return rgb, depth
+
+
+def guided_steps(schedule: TimeSchedule, interval: tuple[float, float]) -> list[bool]:
+    """Per step whether guidance acts: at image times from interval[0] to interval[1], or, with a given image,
+    at such depth times.
+    """
+    begin, end = check_interval(interval)
+    times = schedule.t_rgb if bool(schedule.t_rgb.any()) else schedule.t_depth
+    return [end <= t <= begin for t in times.tolist()]
+
+
+def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    """(from, to) with 1 >= from >= to >= 0; a ValueError else."""
+    begin, end = interval
+    if not 1 >= begin >= end >= 0:
+        raise ValueError(
+            f"Expected a guidance interval of two times from 1 (noise) down to 0 (clean), got {interval}. "
+            "Give the larger one first; (1, 0) is all steps."
+        )
+    return begin, end
 
 
 def guided_call(

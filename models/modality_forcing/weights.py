@@ -17,16 +17,22 @@ from ..core.weights.files import KIND as KIND_KEY
 from ..core.weights.files import (
     Header,
     WeightsError,
-    check_finite,
     check_fit,
     describe,
-    describe_state,
     explain_part,
     fill_module,
     find_wrapper,
     read_header,
     read_tensors,
-    write_tensors,
+)
+from ..core.weights.network_files import (
+    WITHOUT_FLOAT16,
+    PathOrState,
+    check_dtypes,
+    module_shapes,
+    read_renamed,
+    read_weights_header,
+    write_network,
 )
 from .config import PRESETS, ModalityForcingConfig, find_trained_size
 from .network import ModalityForcing
@@ -46,8 +52,9 @@ DEPTH_HEAD = "depth_final_layer."
 QUANTIZED = (".comfy_quant", ".scale_weight", ".weight_scale", "scaled_fp8")
 # what each dtype of a file is loaded as: float16 overflows in this network, and no layer computes in 8 bits
 # without scales
-BODY_DTYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float32, "BF16": torch.bfloat16}
-BODY_DTYPES |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), torch.bfloat16)
+BODY_DTYPES = WITHOUT_FLOAT16 | dict.fromkeys(
+    ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), torch.bfloat16
+)
 # what shapes and settings that are no network's raise
 NOT_A_NETWORK = (
     ValueError,
@@ -63,7 +70,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_network(
-    path_or_state: str | os.PathLike | Mapping[str, Tensor],
+    path_or_state: PathOrState,
     *,
     config: ModalityForcingConfig | None = None,
     operations=torch.nn,
@@ -76,9 +83,7 @@ def load_network(
     precision (float32 for float16, in which this network overflows, and for float64); the depth head is
     always float32. WeightsError says in one sentence what a wrong file is.
     """
-    state_dict = path_or_state if isinstance(path_or_state, Mapping) else None
-    what = str(path_or_state) if state_dict is None else "the state dict"
-    header = read_header(path_or_state) if state_dict is None else describe_state(state_dict)
+    header, what = read_weights_header(path_or_state)
     prefix = find_prefix(header, what)
     config = config or find_config(header, prefix, what)
     names = own_names(header.shapes, prefix, what)
@@ -88,17 +93,8 @@ def load_network(
         config, operations=operations, device="meta", dtype=dtype or BODY_DTYPES.get(stored, torch.bfloat16)
     )
     shapes = {names[name]: shape for name, shape in header.shapes.items()}
-    check_fit(
-        {name: tuple(value.shape) for name, value in network.state_dict().items()},
-        shapes,
-        f"{what}, a {KIND}",
-    )
-    state = read_tensors(path_or_state) if state_dict is None else state_dict
-    if state_dict is not None:
-        check_finite(state_dict, what)
-    return fill_module(
-        network, {names[name]: value for name, value in state.items()}, what=what, device=device
-    ), config
+    check_fit(module_shapes(network), shapes, f"{what}, a {KIND}")
+    return fill_module(network, read_renamed(path_or_state, names, what), what=what, device=device), config
 
 
 def read_network_config(path: str | os.PathLike) -> ModalityForcingConfig:
@@ -118,9 +114,8 @@ def save_network(
     """Write a network under the released tensor names, with its config as metadata, cast to `dtype` if not
     None.
     """
-    state = {PREFIX + name: value.to(dtype or value.dtype) for name, value in network.state_dict().items()}
-    return write_tensors(
-        path, state, {"config": json.dumps(config.to_json()), **(extra_metadata or {})}, kind=KIND
+    return write_network(
+        path, network, config.to_json(), extra_metadata, kind=KIND, prefix=PREFIX, dtype=dtype
     )
 
 
@@ -165,10 +160,7 @@ def is_image_text(name: str) -> bool:
 
 def network_shapes(config: ModalityForcingConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape, without allocating any."""
-    return {
-        name: tuple(value.shape)
-        for name, value in ModalityForcing(config, device="meta").state_dict().items()
-    }
+    return module_shapes(ModalityForcing(config, device="meta"))
 
 
 def find_prefix(header: Header, what: str, describe: Callable[[Header], str] = describe) -> str:
@@ -226,12 +218,7 @@ def own_names(names: Iterable[str], prefix: str, what: str) -> dict[str, str]:
 
 def check_precisions(dtypes: Mapping[str, str], what: str) -> None:
     """Of the tensors that are not quantized; integers would need a scale that is not in the file."""
-    for name, found in dtypes.items():
-        if found not in BODY_DTYPES:
-            known = ", ".join(BODY_DTYPES)
-            raise WeightsError(
-                f"Expected {name} of {what} in one of {known}, got {found}. Use the unquantized file."
-            )
+    check_dtypes(dtypes, BODY_DTYPES, what)
 
 
 def find_config(header: Header, prefix: str, what: str) -> ModalityForcingConfig:

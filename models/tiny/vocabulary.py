@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from .chinese import translate_chinese
+
 VOCABULARY: tuple[str, ...] = (
     "a", "and", "back", "ball", "behind", "blue", "box", "checkered", "cone", "cyan", "cylinder", "floor",
     "from", "front", "grass", "green", "in", "large", "left", "next", "of", "on", "orange", "paving", "pink",
@@ -38,5 +40,7 @@ SYNONYMS: dict[str, str] = {
 
 
 def normalize_words(text: str) -> list[str]:
-    """Lower-case words without punctuation, synonyms replaced."""
-    return [SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9]+", text.lower())]
+    """Lower-case words without punctuation, synonyms replaced, Chinese ones in English; other scripts are not
+    read.
+    """
+    return [SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9]+", translate_chinese(text)[0].lower())]

@@ -9,9 +9,11 @@ from ..intrinsic_ldm.training import lora as training_lora
 from ..intrinsic_ldm.training import vae as training_vae
 from ..joyai_edit.training import lora as joyai_lora
 from ..modality_forcing.training import task as training_task
+from ..spatial_diff.training.connector import build_stage
 from ..world.judges import predictor_task, scorer_task
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
 from .modality_forcing import build_tiny_modality_forcing
+from .spatial_diff import build_tiny_editor
 from .spatial_fusion import build_depth_adapter
 from .tiny_codec import build_codec
 from .vggt import build_vggt
@@ -28,5 +30,7 @@ BUILDERS: Mapping[str, Builder] = {
     "predictor": predictor_task.build,
     "scorer": scorer_task.build,
     "vggt": build_vggt,
+    "tiny_editor": build_tiny_editor,
+    "spatial_diff": build_stage,
     "depth_adapter": build_depth_adapter,
 }

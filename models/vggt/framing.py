@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..core.geometry.resize import resize_bicubic
 from ..core.padding import pad_to, round_up
 
 Fit = Literal["pad", "crop"]
@@ -56,7 +57,7 @@ def _pad(image: Tensor, longer_side: int, patch: int) -> tuple[Tensor, Frame]:
     size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
     whole = round_up(size, patch)
     top, left = ((outer - inner) // 2 for outer, inner in zip(whole, size))
-    x = resize(image, size)
+    x = resize_bicubic(image, size)
     # the last row and column repeated on all sides, by flipping: half of it above and on the left
     x = pad_to(x.flip(-1, -2), (size[0] + top, size[1] + left)).flip(-1, -2)
     scale = (size[0] / height, size[1] / width)
@@ -68,7 +69,7 @@ def _crop(image: Tensor, longer_side: int, patch: int) -> tuple[Tensor, Frame]:
     rows = max(patch, round(height * longer_side / width / patch) * patch)
     kept = min(rows, longer_side)
     top = (rows - kept) // 2
-    x = resize(image, (rows, longer_side))[..., top : top + kept, :]
+    x = resize_bicubic(image, (rows, longer_side))[..., top : top + kept, :]
     return x, Frame((height, width), (rows / height, longer_side / width), (-float(top), 0.0))
 
 
@@ -78,13 +79,6 @@ def _center(x: Tensor, frame: Frame, size: tuple[int, int]) -> tuple[Tensor, Fra
     top, left = below // 2, beside // 2
     padded = F.pad(x, (left, beside - left, top, below - top), value=WHITE)
     return padded, replace(frame, offset=(frame.offset[0] + top, frame.offset[1] + left))
-
-
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(b, c, h, w) by antialiased bicubic interpolation, held in [0, 1]."""
-    if image.shape[-2:] == size:
-        return image
-    return F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def read_back(maps: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ class TrainedVggt(nn.Module):
         patches = {i: layer[:, :, encoded.patch_start :] for i, layer in encoded.layers.items()}
         points = [probe(patches[int(i)]).float() for i, probe in self.probes.items()]
         pairs = zip(collected[::2], collected[1::2])
-        logits = [matching_logits(q, k, images.shape[1], size, config) for q, k in pairs]
+        logits = [matching_logits(q, k, images.shape[1], size=size, config=config) for q, k in pairs]
         return Observed(maps._replace(poses=cameras.poses), points, logits)
 
 
@@ -94,7 +94,7 @@ class Observed(NamedTuple):
     logits: list[Tensor]  # (b, v, n, v, n), of each block whose attention has the matching loss
 
 
-def matching_logits(q: Tensor, k: Tensor, views: int, size: tuple[int, int], config: VggtConfig) -> Tensor:
+def matching_logits(q: Tensor, k: Tensor, views: int, *, size: tuple[int, int], config: VggtConfig) -> Tensor:
     """Attention logits of the first head between the patches of all views, (b, v, n, v, n).
 
     q, k (b, h, v n, d) after their norm, before the rotation.

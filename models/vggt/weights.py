@@ -10,22 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..core.weights.files import KIND as KIND_KEY
 from ..core.weights.files import (
     Header,
     WeightsError,
-    check_finite,
     check_fit,
     describe,
-    describe_state,
     explain_part,
     fill_module,
     find_wrapper,
-    read_header,
-    read_tensors,
-    write_tensors,
+)
+from ..core.weights.network_files import (
+    WITHOUT_FLOAT16,
+    PathOrState,
+    check_dtypes,
+    module_shapes,
+    read_renamed,
+    read_weights_header,
+    write_network,
 )
 from .config import HEADS, VGGT_1B, VggtConfig
 from .network import Vggt
@@ -34,13 +37,11 @@ KIND = "VGGT network"
 MARKERS = ("aggregator.camera_token", "aggregator.frame_blocks.0.attn.qkv.weight")
 TRACKING = "track_head."  # point tracking, which no node uses: left in the file
 PREFIXES = ("", "model.", "module.", "_orig_mod.", "vggt.", "module.model.")
-# what each precision of a file becomes: float16 overflows in this network
-BODY_DTYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float32, "BF16": torch.bfloat16}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_network(
-    path_or_state: str | os.PathLike | Mapping[str, Tensor],
+    path_or_state: PathOrState,
     *,
     config: VggtConfig | None = None,
     operations=torch.nn,
@@ -53,21 +54,15 @@ def load_network(
     file. `dtype=None` keeps the file's precision (float32 for float16 and float64); heads are float32 always.
     WeightsError says in one sentence what a wrong file is.
     """
-    given = path_or_state if isinstance(path_or_state, Mapping) else None
-    what = str(path_or_state) if given is None else "The state dict"
-    header = read_header(path_or_state) if given is None else describe_state(given)
+    header, what = read_weights_header(path_or_state)
     names = own_names(header, what)
     check_precisions(header, names, what)
     shapes = {ours: header.shapes[name] for name, ours in names.items()}
     config = config or find_config(header, shapes, what)
     stored = header.dtypes[{ours: name for name, ours in names.items()}[MARKERS[1]]]
-    network = Vggt(config, operations=operations, device="meta", dtype=dtype or BODY_DTYPES[stored])
-    check_fit(network_shapes(config), shapes, f"{what}, a {KIND},")
-    state = read_tensors(path_or_state) if given is None else given
-    if given is not None:
-        check_finite({name: given[name] for name in names}, what)
-    renamed = {ours: state[name] for name, ours in names.items()}
-    return fill_module(network, renamed, what=what, device=device), config
+    network = Vggt(config, operations=operations, device="meta", dtype=dtype or WITHOUT_FLOAT16[stored])
+    check_fit(module_shapes(network), shapes, f"{what}, a {KIND},")
+    return fill_module(network, read_renamed(path_or_state, names, what), what=what, device=device), config
 
 
 def save_network(
@@ -79,14 +74,12 @@ def save_network(
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a network under the released names, with its config as metadata, cast to `dtype` if given."""
-    state = {name: value.to(dtype or value.dtype) for name, value in network.state_dict().items()}
-    metadata = {"config": json.dumps(config.to_json()), **(extra_metadata or {})}
-    return write_tensors(path, state, metadata, kind=KIND)
+    return write_network(path, network, config.to_json(), extra_metadata, kind=KIND, dtype=dtype)
 
 
 def network_shapes(config: VggtConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape, without memory for any."""
-    return {name: tuple(v.shape) for name, v in Vggt(config, device="meta").state_dict().items()}
+    return module_shapes(Vggt(config, device="meta"))
 
 
 def own_names(
@@ -113,12 +106,8 @@ def _explain_other(header: Header, what: str, describe: Callable[[Header], str])
 
 
 def check_precisions(header: Header, names: Mapping[str, str], what: str) -> None:
-    for name in names:
-        if header.dtypes[name] not in BODY_DTYPES:
-            raise WeightsError(
-                f"Expected {name} of {what} in one of {', '.join(BODY_DTYPES)}, got {header.dtypes[name]}. "
-                "Use the unquantized file."
-            )
+    """WeightsError for quantized weights."""
+    check_dtypes({name: header.dtypes[name] for name in names}, WITHOUT_FLOAT16, what)
 
 
 def find_config(header: Header, shapes: Shapes, what: str) -> VggtConfig:

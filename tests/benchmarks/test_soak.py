@@ -74,9 +74,9 @@ def row(number, size, handles=7):
 
 
 def judged(soak, rows, left=()):
-    """What `summarise` calls a failure, of runs of 50 a window."""
+    """What `summarize` calls a failure, of runs of 50 a window."""
     held = type("Held", (), {"rows": rows, "failures": [], "options": type("Options", (), {"window": 50})})
-    return soak.summarise(held, {"ours": list(left), "children": 0})[1]
+    return soak.results.summarize(held, {"ours": list(left), "children": 0})[1]
 
 
 def test_growth_a_handle_and_an_open_file_are_failures(soak):
@@ -98,14 +98,14 @@ def test_growth_a_run_is_that_of_like_runs(soak):
     """Workflows of very different sizes, one growth of 1000 bytes a run; a cancelled run does not count."""
     rows = [row(number, 10**9 + 10**8 * (number % 3) + 1000 * number) for number in range(60)]
     rows[30] |= {"kind": "cancelled, later", "rss": 0}
-    growth, error = soak.slope(rows, "rss")
+    growth, error = soak.results.slope(rows, "rss")
     assert growth == pytest.approx(1000) and error < 1
     for number in range(60):
         rows[number]["rss"] += 300 * (-1) ** (number // 3)
-    growth, error = soak.slope(rows, "rss")
+    growth, error = soak.results.slope(rows, "rss")
     assert abs(growth - 1000) < error and 3 < error < 6  # 2 x 300 / (17.3 x sqrt(57))
     # no workflow ran twice: nothing is claimed
-    assert all(value != value for value in soak.slope(rows[:3], "rss"))
+    assert all(value != value for value in soak.results.slope(rows[:3], "rss"))
 
 
 def test_a_result_is_known_by_its_numbers_not_by_its_file(soak, tmp_path):

@@ -1,7 +1,7 @@
 """How well the tiny model's joint runs follow their captions at several guidances:
 what its default is chosen by.
 
-    python tests/benchmarks/worker_guidance.py 4 6 8 10
+    python tests/benchmarks/worker_guidance.py 4 6 8 10 [--interval 1 0.5]
 
 Agreement by kind of fact, on 64 scenes that no evaluation uses; --n for others.
 
@@ -20,11 +20,14 @@ from spatialweave.models.world.judges.scorer import Scorer
 SCENES_SEED, BATCH, STEPS = 7, 16, 25
 
 
-def agreement(pipeline, scorer, scenes, guidance):
+def agreement(pipeline, scorer, scenes, guidance, interval=(1.0, 0.0)):
     """Share of facts that hold, by kind, and of all."""
     kinds = {}
     for seed, held_out in enumerate(tqdm(scenes, desc=f"guidance {guidance:g}", unit="batch")):
-        made = pipeline(held_out.captions, mode="joint", seed=seed, steps=STEPS, guidance=guidance)
+        made = pipeline(
+            held_out.captions, mode="joint", seed=seed, steps=STEPS, guidance=guidance,
+            guidance_interval=interval,
+        )  # fmt: skip
         for judgement in scorer.judge(made.image, held_out.captions):
             for fact in judgement.facts:
                 for kind in (fact.kind, "all"):
@@ -38,11 +41,14 @@ def main():
     )
     parser.add_argument("guidance", nargs="+", type=float)
     parser.add_argument("--n", type=int, default=64)
+    parser.add_argument(
+        "--interval", type=float, nargs=2, default=(1.0, 0.0), help="noise levels between which guidance acts"
+    )
     options = parser.parse_args()
     pipeline, scorer = ModalityForcingPipeline.from_preset("tiny"), Scorer.from_pretrained()
     scenes = list(held_out_batches(options.n, BATCH, pipeline.defaults.size, seed=SCENES_SEED))
     for guidance in options.guidance:
-        figures = agreement(pipeline, scorer, scenes, guidance)
+        figures = agreement(pipeline, scorer, scenes, guidance, tuple(options.interval))
         sys.stdout.write(
             f"guidance {guidance:g}: "
             + ", ".join(f"{kind} {share:.3f}" for kind, share in figures.items())

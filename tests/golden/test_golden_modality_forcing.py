@@ -5,14 +5,12 @@ its own metadata, so another set of files of the same format runs unchanged. Tol
 format's README.
 """
 
-import json
-import os
+import importlib.util
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from spatialweave.models.core.geometry.points import depth_edges, view_to_point_cloud
@@ -37,16 +35,20 @@ from spatialweave.models.modality_forcing.network import (
 from spatialweave.models.modality_forcing.sampling import make_schedule, sample
 from spatialweave.models.modality_forcing.weights import load_network
 
-DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden"
-FOLDER = Path(os.environ.get("SPATIALWEAVE_GOLDEN") or DEFAULT)
 PREFIX = "dit."
 MODES = {"joint": "joint", "i2d": "image_to_depth", "d2i": "depth_to_image", "refine": "joint"}
 
 
-def read_description(path):
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("golden")
-    return json.loads(text) if text else None
+def load(name):
+    """The module in a file of this folder, which no import finds."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), Path(__file__).with_name(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+golden_files = load("golden_files.py")
+assert_relative, assert_within = golden_files.assert_relative, golden_files.assert_within
 
 
 def is_of_the_family(description):
@@ -79,34 +81,7 @@ def find_kind(description):
     return f"unknown ({description.get('purpose', 'no purpose given')})"
 
 
-def find_files():
-    """{kind: [(path, description), ...]} of the family, over the whole folder."""
-    found = defaultdict(list)
-    for path in sorted(FOLDER.glob("**/*.safetensors")):
-        description = read_description(path)
-        if description and is_of_the_family(description):
-            found[find_kind(description)].append((path, description))
-    return dict(found)
-
-
-FILES = find_files()
-# a folder that was named and holds nothing is a fault; only the default may be absent
-needs_files = pytest.mark.skipif(
-    not FILES and "SPATIALWEAVE_GOLDEN" not in os.environ,
-    reason=f"no golden files: {FOLDER} holds none; set SPATIALWEAVE_GOLDEN",
-)
-
-
-def by_case(kind):
-    """One test per case of every file of that kind."""
-    cases = [(path, d, case) for path, d in FILES.get(kind, []) for case in d.get("cases") or [d["case"]]]
-    ids = [f"{path.stem}-{case['name']}" for path, _, case in cases]
-    return pytest.mark.parametrize(("path", "description", "case"), cases, ids=ids)
-
-
-def by_file(kind):
-    files = FILES.get(kind, [])
-    return pytest.mark.parametrize(("path", "description"), files, ids=[path.stem for path, _ in files])
+GOLDEN = golden_files.GoldenFiles("Modality Forcing", is_of_the_family, find_kind)
 
 
 def read_group(path, name):
@@ -118,15 +93,9 @@ def read_group(path, name):
 
 
 def read_weights(path, description):
-    """The state dict that belongs to a file: the one it names, else the one of the same configuration."""
-    candidates = [other for other, d in FILES.get("weights", []) if d["config"] == description["config"]]
-    named = [
-        other
-        for other in candidates
-        if other.name == description.get("weights_file") and other.parent == path.parent
-    ]
-    assert candidates, f"no weights file in {FOLDER} has the configuration of {path.name}"
-    return {key.removeprefix(PREFIX): value for key, value in load_file((named or candidates)[0]).items()}
+    """The state dict that belongs to a file."""
+    state = load_file(GOLDEN.find_weights(path, description))
+    return {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 
 def build_network(path, description, dtype=torch.float32):
@@ -135,28 +104,15 @@ def build_network(path, description, dtype=torch.float32):
     return network.train(False).requires_grad_(False)
 
 
-def assert_within(actual, expected, max_abs, mean_abs=None, what=""):
-    assert actual.shape == expected.shape, what
-    error = (actual.double() - expected.double()).abs()
-    assert error.max() <= max_abs, f"{what}: max abs {error.max():.3g} > {max_abs}"
-    assert mean_abs is None or error.mean() <= mean_abs, f"{what}: mean abs {error.mean():.3g} > {mean_abs}"
-
-
-def assert_relative(actual, expected, tolerance, what="", floor=1e-12):
-    error = (actual.double() - expected.double()).abs() / expected.double().abs().clamp(min=floor)
-    assert (error <= tolerance).all(), f"{what}: relative {error.max():.3g}"
-
-
-@needs_files
+@GOLDEN.needed
 def test_golden_files_are_all_of_a_known_kind():
-    assert FILES, f"{FOLDER} holds no golden file of Modality Forcing"
-    assert not [str(path) for kind in FILES if kind.startswith("unknown") for path, _ in FILES[kind]]
+    GOLDEN.check_kinds()
 
 
 # --- the network --------------------------------------------------------------------------------------------
 
 
-@by_file("weights")
+@GOLDEN.by_file("weights")
 def test_golden_weights_load_strictly(path, description):
     config = ModalityForcingConfig.from_metadata(description["config"])
     network, found = load_network(path, config=config)
@@ -168,7 +124,7 @@ def test_golden_weights_load_strictly(path, description):
     assert all(torch.equal(value, state[PREFIX + name]) for name, value in network.state_dict().items())
 
 
-@by_case("forward")
+@GOLDEN.by_case("forward")
 def test_golden_forward(path, description, case):
     dtype = torch.bfloat16 if case["precision"].startswith("bfloat16") else torch.float32
     time_dtype = torch.bfloat16 if "bfloat16 time" in case["precision"] else None
@@ -202,7 +158,7 @@ def test_golden_forward(path, description, case):
         assert_within(actual, wanted[name], max_abs, mean_abs, name)
 
 
-@by_file("forward")
+@GOLDEN.by_file("forward")
 def test_golden_time_embedding(path, description):
     config, group = description["config"], read_group(path, "time_embedding")
     for name, tolerance in (
@@ -219,7 +175,7 @@ def test_golden_time_embedding(path, description):
 # --- schedules and sampling ---------------------------------------------------------------------------------
 
 
-@by_case("schedules")
+@GOLDEN.by_case("schedules")
 def test_golden_schedules(path, description, case):
     group, tolerance = read_group(path, case["name"]), description["tolerance"].get("float32_max_abs", 2e-6)
     schedule = make_schedule(
@@ -229,7 +185,7 @@ def test_golden_schedules(path, description, case):
     assert_within(schedule.t_depth, group["t_depth"], tolerance, what="t_depth")
 
 
-@by_case("sampling")
+@GOLDEN.by_case("sampling")
 def test_golden_sampling(path, description, case):
     group, config, grid = read_group(path, case["name"]), description["config"], tuple(case["grid"])
     network, patch = build_network(path, description), config["depth_patch"]
@@ -292,7 +248,7 @@ def test_golden_sampling(path, description, case):
 
 def groups_of(kind):
     """(path, description, group, names in it) of every group of tensors in the files of a kind."""
-    for path, description in FILES.get(kind, []):
+    for path, description in GOLDEN.files.get(kind, []):
         names = defaultdict(set)
         for key in description["tensors"]:
             group, _, name = key.rpartition("/")
@@ -407,7 +363,7 @@ def test_golden_depth_codec(path, description, group, names):
 # --- point clouds -------------------------------------------------------------------------------------------
 
 
-@by_case("point cloud")
+@GOLDEN.by_case("point cloud")
 def test_golden_point_cloud(path, description, case):
     group, tolerance = read_group(path, case["name"]), description["tolerance"].get("float32_max_abs", 1e-5)
     colours, depth = load_file(path)["rgb"], group["depth"]

@@ -5,15 +5,11 @@ its own metadata, so another set of files of the same format runs unchanged. Tol
 format's README.
 """
 
-import json
-import os
-from collections import defaultdict
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from spatialweave.models.core.geometry.camera import invert_pose, pad_pose, transform_points, unproject
@@ -25,14 +21,17 @@ from spatialweave.models.vggt.network import Vggt, activate_points
 from spatialweave.models.vggt.pose_code import decode_poses
 from spatialweave.models.vggt.weights import load_network
 
-DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden"
-FOLDER = Path(os.environ.get("SPATIALWEAVE_GOLDEN") or DEFAULT)
+
+def load(name):
+    """The module in a file of this folder, which no import finds."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), Path(__file__).with_name(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def read_description(path):
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("golden")
-    return json.loads(text) if text else None
+golden_files = load("golden_files.py")
+assert_relative, assert_within = golden_files.assert_relative, golden_files.assert_within
 
 
 def is_of_the_family(description):
@@ -55,39 +54,7 @@ def find_kind(description):
     return f"unknown ({description.get('purpose', 'no purpose given')})"
 
 
-def find_files():
-    """{kind: [(path, description), ...]} of the family, over the whole folder."""
-    found = defaultdict(list)
-    for path in sorted(FOLDER.glob("**/*.safetensors")):
-        description = read_description(path)
-        if description and is_of_the_family(description):
-            found[find_kind(description)].append((path, description))
-    return dict(found)
-
-
-FILES = find_files()
-# a folder that was named and holds nothing is a fault; only the default may be absent
-needs_files = pytest.mark.skipif(
-    not FILES and "SPATIALWEAVE_GOLDEN" not in os.environ,
-    reason=f"no golden files: {FOLDER} holds none; set SPATIALWEAVE_GOLDEN"
-)
-
-
-def by_file(kind):
-    files = FILES.get(kind, [])
-    return pytest.mark.parametrize(("path", "description"), files, ids=[path.stem for path, _ in files])
-
-
-def find_weights(path, description):
-    """The weights that belong to a file: the one it names, else the one of the same configuration."""
-    candidates = [other for other, d in FILES.get("weights", []) if d["config"] == description["config"]]
-    named = [
-        other
-        for other in candidates
-        if other.name == description.get("weights_file") and other.parent == path.parent
-    ]
-    assert candidates, f"no weights file in {FOLDER} has the configuration of {path.name}"
-    return (named or candidates)[0]
+GOLDEN = golden_files.GoldenFiles("VGGT", is_of_the_family, find_kind)
 
 
 def find_config(description, state):
@@ -98,7 +65,7 @@ def find_config(description, state):
 
 def run_network(path, description):
     """All entries of the aggregator and all outputs of the heads, without gradients."""
-    state = load_file(find_weights(path, description))
+    state = load_file(GOLDEN.find_weights(path, description))
     network = Vggt(find_config(description, state))
     network.load_state_dict(state)
     images = load_file(path)["images"]
@@ -107,25 +74,12 @@ def run_network(path, description):
         return network, encoded, network.predict(encoded, images.shape[-2:])
 
 
-def assert_within(actual, expected, max_abs, what=""):
-    assert actual.shape == expected.shape, what
-    error = (actual.double() - expected.double()).abs().max()
-    assert error <= max_abs, f"{what}: max abs {error:.3g} > {max_abs}"
-
-
-def assert_relative(actual, expected, tolerance, what="", floor=1e-6):
-    assert actual.shape == expected.shape, what
-    error = (actual.double() - expected.double()).abs() / expected.double().abs().clamp(min=floor)
-    assert (error <= tolerance).all(), f"{what}: relative {error.max():.3g}"
-
-
-@needs_files
+@GOLDEN.needed
 def test_golden_vggt_files_are_all_of_a_known_kind():
-    assert FILES, f"{FOLDER} holds no golden file of VGGT"
-    assert not [str(path) for kind in FILES if kind.startswith("unknown") for path, _ in FILES[kind]]
+    GOLDEN.check_kinds()
 
 
-@by_file("weights")
+@GOLDEN.by_file("weights")
 def test_golden_vggt_weights_load_strictly(path, description):
     state = load_file(path)
     config = find_config(description, state)
@@ -139,7 +93,7 @@ def test_golden_vggt_weights_load_strictly(path, description):
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
-@by_file("weights")
+@GOLDEN.by_file("weights")
 def test_golden_vggt_sizes_are_read_off_the_shapes(path, description):
     """Without a stated configuration; the numbers of heads of the backbone and the camera head do not
     show in shapes.
@@ -152,30 +106,35 @@ def test_golden_vggt_sizes_are_read_off_the_shapes(path, description):
     }
 
 
-@by_file("run")
+@GOLDEN.by_file("run")
 def test_golden_vggt_run(path, description):
     golden, tolerance = load_file(path), description["tolerance"]
     network, encoded, prediction = run_network(path, description)
     assert encoded.patch_start == int(golden["patch_start_idx"])
     for i in range(network.config.depth):
         assert_within(
-            encoded.layers[i], golden[f"layers/{i}"], tolerance.get("layers_max_abs", 1e-5), f"layers/{i}"
+            encoded.layers[i],
+            golden[f"layers/{i}"],
+            tolerance.get("layers_max_abs", 1e-5),
+            what=f"layers/{i}",
         )
     dense = tolerance.get("depth_and_conf_max_abs", 3e-4)
-    assert_within(prediction.depth, golden["depth"][..., 0], dense, "depth")
-    assert_within(prediction.depth_confidence, golden["depth_conf"], dense, "depth_conf")
+    assert_within(prediction.depth, golden["depth"][..., 0], dense, what="depth")
+    assert_within(prediction.depth_confidence, golden["depth_conf"], dense, what="depth_conf")
     assert len(prediction.poses) == sum(name.startswith("pose_enc/") for name in golden)
     for i, pose in enumerate(prediction.poses):
-        assert_within(pose, golden[f"pose_enc/{i}"], tolerance.get("pose_max_abs", 2e-4), f"pose_enc/{i}")
+        assert_within(
+            pose, golden[f"pose_enc/{i}"], tolerance.get("pose_max_abs", 2e-4), what=f"pose_enc/{i}"
+        )
 
 
-@by_file("run")
+@GOLDEN.by_file("run")
 def test_golden_vggt_cameras_and_world_points(path, description):
     golden = load_file(path)
     _, _, prediction = run_network(path, description)
     pose, intrinsics = decode_poses(prediction.poses[-1], golden["images"].shape[-2:])
-    assert_within(pose, golden["extrinsic"], 2e-4, "extrinsic")
-    assert_relative(intrinsics, golden["intrinsic"], 1e-3, "intrinsic")
+    assert_within(pose, golden["extrinsic"], 2e-4, what="extrinsic")
+    assert_relative(intrinsics, golden["intrinsic"], 1e-3, what="intrinsic", floor=1e-6)
     if "world_points" in golden:
         depth = golden["depth"][..., 0].flatten(0, 1)
         y, x = (torch.arange(side, dtype=torch.float32) for side in depth.shape[-2:])
@@ -183,11 +142,11 @@ def test_golden_vggt_cameras_and_world_points(path, description):
         points = unproject(corners, depth, golden["intrinsic"].flatten(0, 1))
         points = transform_points(points, invert_pose(pad_pose(golden["extrinsic"].flatten(0, 1))))
         assert_relative(
-            points, golden["world_points"].reshape(points.shape), 1e-3, "world_points", floor=1e-3
+            points, golden["world_points"].reshape(points.shape), 1e-3, what="world_points", floor=1e-3
         )
 
 
-@by_file("run")
+@GOLDEN.by_file("run")
 def test_golden_vggt_memory_savings_change_no_number(path, description):
     """Only the tapped entries kept, dense heads view by view, global attention 5 queries at a time,
     against the golden run.
@@ -196,27 +155,27 @@ def test_golden_vggt_memory_savings_change_no_number(path, description):
     network, _, _ = run_network(path, description)
     with torch.no_grad():
         prediction = network(golden["images"], queries=5)
-    assert_within(prediction.depth, golden["depth"][..., 0], 3e-4, "depth")
-    assert_within(prediction.poses[-1], golden[f"pose_enc/{len(prediction.poses) - 1}"], 2e-4, "pose")
+    assert_within(prediction.depth, golden["depth"][..., 0], 3e-4, what="depth")
+    assert_within(prediction.poses[-1], golden[f"pose_enc/{len(prediction.poses) - 1}"], 2e-4, what="pose")
 
 
-@by_file("pieces")
+@GOLDEN.by_file("pieces")
 def test_golden_vggt_pieces(path, description):
     golden = load_file(path)
     tolerance = description["tolerance"].get("float32_max_abs", 1e-5)
     for case in description["pos_embed_cases"]:
         table = interpolate_positions(golden["pos_embed/table"], case["h"], case["w"])
-        assert_within(table, golden[case["key"]], tolerance, case["key"])
+        assert_within(table, golden[case["key"]], tolerance, what=case["key"])
     for case in description["uv_cases"]:
         axes = aspect_axes(case["h"], case["w"], case["aspect_ratio"])
         grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1)
-        assert_within(grid, golden[case["key"] + "/grid"], tolerance, case["key"])
+        assert_within(grid, golden[case["key"] + "/grid"], tolerance, what=case["key"])
         added = add_positions(torch.zeros(1, case["channels"], case["h"], case["w"]), case["aspect_ratio"])
         embed = added[0].movedim(0, -1) / description["uv_ratio_in_network"]
-        assert_within(embed, golden[case["key"] + "/embed"], tolerance, case["key"])
+        assert_within(embed, golden[case["key"] + "/embed"], tolerance, what=case["key"])
     tokens = golden["rope/tokens"]
     table = positions_rotary_table(golden["rope/positions"][0], tokens.shape[-1], description["rope_base"])
-    assert_within(apply_grid_rotary(tokens, table), golden["rope/rotated"], tolerance, "rope")
+    assert_within(apply_grid_rotary(tokens, table), golden["rope/rotated"], tolerance, what="rope")
     points, confidence = activate_points(golden["point_activation/raw"])
-    assert_relative(points, golden["point_activation/points"], 1e-6, "points")
-    assert_relative(confidence, golden["point_activation/conf"], 1e-6, "confidence")
+    assert_relative(points, golden["point_activation/points"], 1e-6, what="points", floor=1e-6)
+    assert_relative(confidence, golden["point_activation/conf"], 1e-6, what="confidence", floor=1e-6)

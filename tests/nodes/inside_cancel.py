@@ -245,3 +245,29 @@ def between_pictures(node, inputs, folder):
         stopped.append(is_cancelled(work, check))
         left.append(files() - before)
     return {"checks": seen[0], "bar": bar, "stopped": stopped, "files": left, "same": work() == want}
+
+
+def within_one_attention(pairs):
+    """A step whose attention is cut into parts: what it gives beside the whole one, and Cancel at each of its
+    own checks.
+    """
+    attention = ours("nodes.host.modality_forcing.attention")
+    random, before = torch.Generator().manual_seed(4), attention.PAIRS
+    q, k, v = (torch.randn(2, 3, 50, 8, generator=random) for _ in range(3))
+    whole = attention.attend_in_parts(q, k, v, {})
+    run = lambda: attention.attend_in_parts(q, k, v, {})  # noqa: E731
+    attention.PAIRS = pairs
+    try:
+        with pressed_at(None) as seen:
+            parts = run()
+        stopped = [is_cancelled(run, check) for check in range(seen[0])]
+        r = sampling.rig()
+        latent = sampling.ksample(r.model, r.latent(height=SIZE[0], width=SIZE[1]), steps=2)
+    finally:
+        attention.PAIRS = before
+    again = sampling.ksample(r.model, r.latent(height=SIZE[0], width=SIZE[1]), steps=2)
+    pair = zip(latent["samples"].unbind(), again["samples"].unbind(), strict=True)
+    return {
+        "checks": seen[0], "stopped": stopped, "difference": float((parts - whole).abs().max()),
+        "run": max(float((a - b).abs().max()) for a, b in pair),
+    }

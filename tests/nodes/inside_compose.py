@@ -103,6 +103,44 @@ def guidance_per_stream():
     }
 
 
+def guidance_interval():
+    """Outside the two noise levels a step is one prediction and follows the prompt."""
+    r, guide = sampling.rig(), core.NODE_CLASS_MAPPINGS["SpatialWeave_GuidancePerStream"].execute
+    rows, network = [], r.model.model.diffusion_model
+
+    def count(module, given, out):
+        rows.append(given[0][0].shape[0])
+
+    def counted(model, cfg=4.0, steps=4):
+        rows.clear()
+        handle = network.register_forward_hook(count)
+        try:
+            out = run(model, steps=steps, cfg=cfg)
+        finally:
+            handle.remove()
+        return out, sum(rows)
+
+    every, full = counted(guide(r.model, 4.0).result[0])
+    none, bare = counted(guide(r.model, 4.0, 0.0, 0.0).result[0])
+    early, some = counted(guide(r.model, 4.0, 1.0, 0.9).result[0])
+    late, _ = counted(guide(guide(r.model, 4.0, 1.0, 0.9).result[0], 4.0).result[0])
+    shapes = [part.shape for part in r.latent()["samples"].unbind()]
+    want = sampling.plain_sample("joint", shapes, steps=4, cfg=4.0, guidance_interval=(1.0, 0.9))
+    try:
+        guide(r.model, 4.0, 0.2, 0.5)
+        sentence = ""
+    except ValueError as error:
+        sentence = str(error)
+    return {
+        "all steps are two predictions": full == 2 * bare,
+        "a step outside is one": bare < some < full,
+        "no guided step is cfg 1": close(none, run(steps=4, cfg=1.0)),
+        "some are as in plain torch": close(early, want) and not close(early, every, 1e-3),
+        "the last node wins": close(late, every),
+        "two levels the wrong way round are refused": "Expected a guidance interval" in sentence,
+    }
+
+
 def other_guiders():
     """Core's guiders and guidance nodes on the network itself."""
     matrix.load_extras("perpneg", "apg", "tcfg", "mahiro", "model_advanced", "cfg", "eps")

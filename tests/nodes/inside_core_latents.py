@@ -125,24 +125,19 @@ def unet_nodes():
 
 
 def foreign_lora(folder, kind):
-    """A LoRA of SD 1.5's layers through core's loaders; and what remains of the model's own afterwards."""
+    """What core's loaders say of a LoRA of SD 1.5's layers."""
     import folder_paths
 
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     tensors = {f"{layer}.lora_down.weight": torch.rand(4, 320), f"{layer}.lora_up.weight": torch.rand(320, 4)}
-    save_file(tensors, os.path.join(folder, "of_another_network.safetensors"))
+    name, r = "of_another_network.safetensors", sampling.rig()
+    save_file(tensors, os.path.join(folder, name))
     folder_paths.add_model_folder_path("loras", folder)
-    r = sampling.rig()
+    alone = core.LoraLoaderModelOnly().load_lora_model_only
     loads = {
-        "LoraLoader": lambda: core.LoraLoader().load_lora(
-            r.model, r.clip, "of_another_network.safetensors", 1.0, 1.0
-        ),
-        "LoraLoaderModelOnly": lambda: core.LoraLoaderModelOnly().load_lora_model_only(
-            r.model, "of_another_network.safetensors", 1.0
-        ),
-        "of a clone": lambda: core.LoraLoaderModelOnly().load_lora_model_only(
-            r.model.clone().clone(), "of_another_network.safetensors", 1.0
-        ),
+        "LoraLoader": lambda: core.LoraLoader().load_lora(r.model, r.clip, name, 1.0, 1.0),
+        "LoraLoaderModelOnly": lambda: alone(r.model, name, 1.0),
+        "of a clone": lambda: alone(r.model.clone().clone(), name, 1.0),
         "hook": lambda: comfy.hooks.load_hook_lora_for_models(r.model, r.clip, tensors, 1.0, 1.0),
     }
     return sentence_of(loads[kind])

@@ -193,3 +193,30 @@ def foreign_export(folder):
         "exr": float(exr.read_depth(written, channel="B", units="relative").depth.max()),
         "text": text,
     }
+
+
+def listed(folder):
+    """What Load Depth offers of two folders: images by Pillow, names alone, and Save Depth's files."""
+    from PIL import Image
+
+    given, written = Path(folder, "input"), Path(folder, "output")
+    for place in (given, written / "Image"):
+        place.mkdir(parents=True)
+        Image.new("I;16", (4, 3), 500).save(place / "deep.png")
+        Image.new("RGB", (4, 3)).save(place / "picture.png")
+        Image.new("L", (4, 3)).save(place / "gray.png")
+        (place / "empty.png").write_bytes(b"")
+        for name in ("a.exr", "a.NPZ", "a.json", "a.jpg"):
+            (place / name).write_bytes(b"x")
+    (given / "below").mkdir()
+    Image.new("I;16", (4, 3), 500).save(given / "below/deep.png")
+    folder_paths.set_input_directory(str(given))
+    folder_paths.set_output_directory(str(written))
+    view = ours("models.core.geometry.view").View.from_depth(torch.rand(1, 3, 4) + 1, units="metric")
+    for kind in ("png", "exr", "npz"):
+        saver = node("SaveDepth").PREPARE_CLASS_CLONE(None)
+        saver.EXECUTE_NORMALIZED(view=view, **SAVED | {"filename_prefix": "depth/new/d", "format": kind})
+    names = node("LoadDepth").define_schema().inputs[0].options
+    saved = [name for name in names if name.startswith("depth/")]
+    loaded = [node("LoadDepth").EXECUTE_NORMALIZED(file=name, **WIDGETS).result[0] for name in saved]
+    return {"names": names, "loaded": [float((one.depth - view.depth).abs().max()) for one in loaded]}

@@ -173,7 +173,7 @@ def settings(patcher):
 def predicted(rows, **options):
     """One step, asked for as core's samplers ask."""
     hosted = ours("nodes.host.intrinsic_ldm.run")
-    hosted.Run(settings(small.coupled(small.model())), 1, []).predict(
+    hosted.Run(settings(small.coupled(small.model())), 1, [], None).predict(
         None, None, [], torch.zeros(rows, 4, 8, 8), torch.ones(rows), options
     )
 

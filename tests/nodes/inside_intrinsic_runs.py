@@ -25,6 +25,33 @@ def traces(network):
     return sum(len(part._forward_hooks) + ("forward" in vars(part)) for part in network.modules())
 
 
+def modes_in_the_network(kind="sd21", sampler="euler_ancestral"):
+    """What stands on torch's stack of function modes inside the network's calls and around a step."""
+    from torch.overrides import _get_current_function_mode
+
+    plain, inside, outside = small.model(kind), [], []
+    patched = small.coupled(plain)
+    network = plain.model.diffusion_model
+
+    def look(module, given, out):
+        inside.append(type(_get_current_function_mode()).__name__)
+
+    handle = network.register_forward_hook(look)
+    around = plain.model.apply_model
+
+    def apply(*given, **named):
+        outside.append(type(_get_current_function_mode()).__name__)
+        return around(*given, **named)
+
+    plain.model.apply_model = apply
+    try:
+        small.sample(patched, small.joined(patched, small.empty(1)), sampler=sampler, cfg=3.0, steps=3)
+    finally:
+        handle.remove()
+        del plain.model.apply_model
+    return {"inside": sorted(set(inside)), "outside": sorted(set(outside)), "calls": len(inside)}
+
+
 def every_sampler(batch=2, steps=2):
     """For each of core's samplers the image at weight 0 against the base model's;
     the sentence where it is refused.

@@ -229,3 +229,31 @@ def _other_model():
         model = type("SDXL", (), {})()
 
     return Other()
+
+
+def said_under_the_encoder(texts):
+    """What the page is sent while CLIPTextEncode runs as node 6, for one text after another."""
+    import execution
+    import server
+
+    class Page:
+        client_id = "page"
+
+        def send_progress_text(self, text, node_id, sid=None):
+            sent[-1].append([text, node_id, sid])
+
+    sent, before = [], getattr(server.PromptServer, "instance", None)
+    clip, server.PromptServer.instance = ours("nodes.host.modality_forcing.loading").load_tiny_clip_and_vae()[
+        0
+    ], Page()
+    try:
+        for text in texts:
+            sent.append([])
+            with execution.CurrentNodeContext("prompt", "6"):
+                core.CLIPTextEncode().encode(clip, text)
+    finally:
+        if before is None:
+            del server.PromptServer.instance
+        else:
+            server.PromptServer.instance = before
+    return sent

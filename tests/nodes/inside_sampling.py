@@ -58,7 +58,7 @@ def ksample(model, latent, *, steps=4, cfg=1.0, sampler="euler", scheduler="simp
     return out
 
 
-def plain_sample(mode, latent_shapes, *, steps, cfg, log2_alpha=None, seed=7, given=None):
+def plain_sample(mode, latent_shapes, *, steps, cfg, log2_alpha=None, seed=7, given=None, **more):
     """The same run with `models/modality_forcing/sampling.py` alone."""
     r, sampling = rig(), ours("models.modality_forcing.sampling")
     rgb, depth = sampling.draw_noise(seed, *latent_shapes)
@@ -68,7 +68,9 @@ def plain_sample(mode, latent_shapes, *, steps, cfg, log2_alpha=None, seed=7, gi
         depth = given
     schedule = sampling.make_schedule(mode, steps, log2_alpha=log2_alpha)
     context, empty = r.positive[0][0], r.negative[0][0]
-    return sampling.sample(r.network, rgb, depth, schedule, context=context, null_context=empty, guidance=cfg)
+    return sampling.sample(
+        r.network, rgb, depth, schedule, context=context, null_context=empty, guidance=cfg, **more
+    )
 
 
 def difference(got, want):

@@ -4,6 +4,7 @@ core's text encoder, what is missing.
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import comfy.model_management
@@ -269,3 +270,56 @@ def small_klein(folder, parts):
         "rebuilt": all(part.patcher.cached_patcher_init for part in (clip, vae)),
         "off": [socket.message for socket in off],
     }
+
+
+FOUR_BITS = {
+    "convrot_w4a4": ("TensorCoreConvRotW4A4Layout", {"scale": "weight_scale"}, {"convrot_groupsize": 64}),
+    "asym_w4a8_int8": (
+        "AsymW4A8Int8Layout",
+        {"scale": "weight_s_rel", "s_channel": "weight_s_channel", "codebook": "weight_codebook"},
+        {"convrot_groupsize": 64, "group_size": 16},
+    ),
+}
+
+
+def four_bits(source, path, form):
+    """The blocks' matrices in a format of core's with two values a byte, written by core's own layout, in a
+    file marked as core marks it; then hosted.
+    """
+    import comfy.quant_ops
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    layout, names, facts = FOUR_BITS[form]
+    with safe_open(source, "pt") as file:
+        state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    written = {}
+    for name, value in state.items():
+        if value.ndim != 2 or not re.search(r"_blocks\.\d+\.", name):
+            written[name] = value
+            continue
+        packed, params = getattr(comfy.quant_ops, layout).quantize(value, **facts)
+        layer, mark = name.removesuffix(".weight"), json.dumps({"format": form, **facts}).encode()
+        written |= {name: packed, f"{layer}.comfy_quant": torch.tensor(list(mark), dtype=torch.uint8)}
+        tensors = {stored: getattr(params, own, None) for own, stored in names.items()}
+        written |= {f"{layer}.{stored}": part for stored, part in tensors.items() if part is not None}
+    save_file({name: value.contiguous() for name, value in written.items()}, path, metadata=metadata)
+    hosted = load(path).model.diffusion_model
+    original, config = ours("models.modality_forcing.weights").load_network(source, dtype=torch.float32)
+    before, values = original.state_dict(), held(hosted)
+    layers = [name for name, module in hosted.named_modules() if getattr(module, "quant_format", None)]
+    inputs = make_inputs(config)
+    return {
+        "layers": len(layers),
+        "formats": sorted({hosted.get_submodule(name).quant_format for name in layers}),
+        "weights": max(relative(values[f"{n}.weight"], before[f"{n}.weight"].float()) for n in layers),
+        "result": max(map(relative, hosted_forward(hosted, inputs), original(*inputs))),
+        "bytes": Path(path).stat().st_size / Path(source).stat().st_size,
+    }
+
+
+def formats_of_core():
+    """The quantised formats that this core reads."""
+    import comfy.quant_ops
+
+    return sorted(comfy.quant_ops.QUANT_ALGOS)

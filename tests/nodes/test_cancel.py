@@ -52,3 +52,11 @@ def test_cancel_stops_between_two_pictures(cancel, inside, tmp_path):
     assert seen["SaveDepth exr"]["files"] == [0, 1, 2]
     assert seen["SaveDepth png"]["files"] == [0, 2, 4], "each PNG with its JSON"
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(("pairs", "checks"), [(50 * 20, 3), (50 * 49, 2), (1, 50), (50 * 50, 0)])
+def test_cancel_is_heard_within_the_attention_over_many_tokens(cancel, pairs, checks):
+    """Rows of queries are independent, so that parts give what the whole gives."""
+    seen = cancel("within_one_attention", pairs=pairs)
+    assert seen["checks"] == checks and seen["stopped"] == [True] * checks
+    assert seen["difference"] < 1e-6 and seen["run"] < 1e-4

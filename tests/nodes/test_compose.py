@@ -11,6 +11,7 @@ FILE = "inside_compose.py"
 WORKS = {
     "guidance": "guidance",
     "guidance per stream": "guidance_per_stream",
+    "guidance interval": "guidance_interval",
     "other guidance": "other_guiders",
     "prompts": "prompts",
     "batch": "batch",

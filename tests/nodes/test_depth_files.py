@@ -157,3 +157,12 @@ def test_a_preset_that_nobody_knows_is_refused_before_the_run(inside):
         in inside(FILE, "accepted", name="LoadDepth", inputs={"png_scale_preset": "NYU"})
     )
     assert "NYU" in inside(FILE, "accepted", name="SaveDepth", inputs={"png_scale_preset": "NYU"})
+
+
+def test_the_list_is_of_depth_files_and_has_what_save_depth_wrote(inside, tmp_path):
+    """Of PNGs only those of 16-bit gray, in the input folder and anywhere below the output folder."""
+    found = inside(FILE, "listed", folder=str(tmp_path))
+    saved = [f"depth/new/d_{name} [output]" for name in ("00001_.png", "00002_.exr", "00003_.npz")]
+    in_image = [f"Image/{name} [output]" for name in ("a.NPZ", "a.exr", "deep.png")]
+    assert found["names"] == ["a.NPZ", "a.exr", "deep.png", *in_image, *saved]
+    assert len(found["loaded"]) == 3 and max(found["loaded"]) < 1e-4

@@ -6,6 +6,11 @@ pytestmark = pytest.mark.comfyui
 FILE = "inside_intrinsic_runs.py"
 
 
+def test_shared_noise_watches_the_sampler_and_not_the_network(inside):
+    found = inside(FILE, "modes_in_the_network")
+    assert found["inside"] == ["NoneType"] and found["outside"] == ["SharedNoise"] and found["calls"] >= 3
+
+
 def test_weight_zero_is_the_base_model_in_every_sampler(inside):
     found = inside(FILE, "every_sampler")
     assert "dpm_adaptive" in found.pop("dpm_adaptive"), "by its name"

@@ -19,13 +19,14 @@ IDS += ["ViewFromImage", "ViewToMask", "ViewFromMoge", "ViewToMoge", "ViewFromDa
 IDS += ["PointCloud", "DepthMesh", "ViewCamera"]
 IDS += ["SaveDepth", "LoadDepth"]
 IDS += ["AlignDepth", "NormalsFromDepth", "CompareViews"]
-IDS += ["CheckEdit"]
+IDS += ["CheckEdit", "PickBest"]
 IDS += ["StereoPair", "UpscaleDepth"]
 IDS += ["ScaleViews", "FuseViews", "SaveColmap"]
 IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
 IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
 IDS += ["AskAboutViews"]
 IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyRestore"]
+IDS += ["LoadGeometryConnector", "GeometryTokens", "MoveObjectInstruction"]
 IDS += ["LoadVggt", "LoadExampleViews", "VggtReconstruct", "VggtGeometryTokens"]
 IDS += ["LoadDepthAdapter", "DepthAdapter"]
 
@@ -144,6 +145,17 @@ def test_unknown_words_are_named_in_the_log_with_the_nearest_known(nodes, worker
     assert nodes("unknown_words", text="a redd ball beside a zeppelin")[0] == 1
     (line,) = [line for line in worker.text().splitlines() if "redd" in line]
     assert "'redd' (nearest: 'red')" in line and "zeppelin" in line
+
+
+def test_words_that_are_not_read_stand_under_the_node_that_encodes(nodes):
+    """Also of other scripts, and Chinese as it is read; the next prompt clears the text."""
+    chinese = "\u7ea2\u7403\u5728\u84dd\u76d2\u5b50\u5de6\u8fb9"  # red ball, left of blue box
+    texts = ["a red ball", "a \u0448\u0430\u0440", chinese, "a blue box"]
+    sent = nodes("said_under_the_encoder", texts=texts)
+    nothing, ((russian, *at),), ((read, *_),), (cleared,) = sent
+    assert nothing == [] and at == ["6", "page"] and cleared == ["", "6", "page"]
+    assert russian.startswith("The tiny model does not know '\u0448\u0430\u0440'; it knows a, and, back")
+    assert read == "The tiny model reads 'a red ball to the left of a blue box'."
 
 
 def test_the_empty_prompt_is_a_prompt(nodes, worker):

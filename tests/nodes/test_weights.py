@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.weights.conversion import convert_file
 from spatialweave.models.core.weights.files import read_header
+from spatialweave.models.core.weights.quantized_header import LAYOUTS
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
 from spatialweave.models.modality_forcing.network import ModalityForcing
 from spatialweave.models.modality_forcing.quantize import CHOICES, convert_network
@@ -80,6 +81,21 @@ def test_quantised_files_are_sampled_and_rebuilt(inside, converted, source):
     run, before = call(inside, "sampled", path=str(path)), call(inside, "sampled", path=str(source))
     assert run["finite"] and run["size"] < before["size"]
     assert call(inside, "rebuilt", path=str(path)) == ["ModelPatcher", True]
+
+
+@pytest.mark.parametrize("form", ["convrot_w4a4", "asym_w4a8_int8"])
+def test_files_of_two_values_a_byte_are_hosted_in_cores_layers(inside, source, tmp_path, form):
+    """Written by core's own layouts: every matrix of the blocks, within 4 bits of the original."""
+    path = str(tmp_path / "four.safetensors")
+    result = call(inside, "four_bits", source=str(source), path=path, form=form)
+    assert result["layers"] == LAYERS and result["formats"] == [form]
+    assert 0.01 < result["weights"] < 0.25 and result["result"] < 0.25 * DEEPEST**0.5
+    assert result["bytes"] < 0.6
+    assert call(inside, "sampled", path=path)["finite"]
+
+
+def test_every_format_that_core_reads_is_in_our_table(inside):
+    assert set(call(inside, "formats_of_core")) <= set(LAYOUTS)
 
 
 def test_core_would_save_the_layers_as_they_came(inside, converted, source):

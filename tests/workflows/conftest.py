@@ -40,7 +40,8 @@ def installed(pack, root, tmp_path_factory):
         shutil.copyfile(weights / "tiny.safetensors", target / "models/modality_forcing/tiny.safetensors")
         for name in ("codec", "text"):
             shutil.copyfile(weights / f"{name}.safetensors", target / f"models/tiny/{name}.safetensors")
-    for name in ("inside_small_klein.py", "inside_small_bases.py", "inside_small_joy.py"):
+    for name in ("klein", "bases", "joy", "kontext"):
+        name = f"inside_small_{name}.py"
         shutil.copyfile(HERE / name, base / "custom_nodes" / name)
     write_small_network(base / "models" / "diffusion_models" / "flux_rgbd_9b_v2.safetensors")
     return base

@@ -21,9 +21,16 @@ SIDES = {TINY: 128, "intrinsic_sd21": 64, "intrinsic_sdxl": 64, "intrinsic_pixar
 
 
 def read(root, name, api=True):
-    return json.loads(
-        (root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8")
-    )
+    """A graph in API form, or the template of its base."""
+    folder = root / "workflows" / ("api" if api else "")
+    pattern = f"{name}.json" if api else f"*_{name}.json" if name == TINY else "intrinsic_your_lora.json"
+    (path,) = folder.glob(pattern)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+HEADINGS = {
+    "intrinsic_sd21": "SD2.1**", "intrinsic_sdxl": "**SDXL**", "intrinsic_pixart": "**PixArt-alpha**",
+}  # in the note of the template
 
 
 def of_kind(graph, kind):
@@ -78,6 +85,7 @@ def test_graph_makes_an_image_and_its_maps_and_off_is_the_base(server, root, nam
     side = SIDES[name]
     graph = shortened(read(root, name), side)
     files = server[0].collect(server[0].wait(server[0].queue(graph), 900), tmp_path)
+    assert any(path.suffix == ".exr" for path in files), "the depth is saved"
     latents = {
         path.name.split("_latent_")[0].removeprefix("save "): path
         for path in files
@@ -104,36 +112,61 @@ def test_graph_makes_an_image_and_its_maps_and_off_is_the_base(server, root, nam
         assert len(np.unique(pictures[title])) > 10, f"{title} of one color would prove nothing"
 
 
+def read_note(root, name):
+    (note,) = (
+        node["widgets_values"][0]
+        for node in read(root, name, api=False)["nodes"]
+        if node["type"] == "MarkdownNote"
+    )
+    return note
+
+
 @pytest.mark.parametrize("base", RECIPES)
-def test_graph_of_a_big_base_says_what_it_needs(root, base):
-    """Every file it names is in its note with the run that makes it;
-    the one download it offers is the base itself.
-    """
-    graph = read(root, base, api=False)
-    (note,) = (node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote")
-    files = {
-        value
-        for node in read(root, base).values()
-        for value in node["inputs"].values()
-        if str(value).endswith(".safetensors")
-    }
-    assert not [file for file in files if file not in note]
+def test_the_template_says_what_each_base_needs(root, base):
+    """Under its heading in the note: every file of its graph, the runs that make them, size and cfg."""
+    note, graph = read_note(root, base), read(root, base)
+    part = note[note.index(HEADINGS[base]) :].split("\n\n")[0]
+    values = [value for node in graph.values() for value in node["inputs"].values()]
+    assert not [value for value in values if str(value).endswith(".safetensors") and value not in part]
+    side = graph[of_kind(graph, "EmptyLatentImage")]["inputs"]["width"]
+    assert f"{side} x {side}, cfg {graph[of_kind(graph, 'KSampler')]['inputs']['cfg']}" in part
     assert "No weights of the two" in note and "docs/intrinsic_training.md" in note and "**off**" in note
     for recipe in RECIPES[base]:
         output = json.loads(
             (root / "models/intrinsic_ldm/recipes" / f"{recipe}.json").read_text(encoding="utf-8")
         )["output"]
-        assert f"`{output}`" in note
-    offered = {
-        model["name"]: node["widgets_values"][0]
-        for node in graph["nodes"]
-        for model in node["properties"].get("models", ())
+        assert f"`{output}`" in part
+
+
+def test_the_templates_choice_of_base_gives_the_graph_of_that_base(root):
+    """Changed as the note says: of SDXL by three files and the size, of PixArt by its muted loaders."""
+    graphs = {name: read(root, name) for name in ("intrinsic_sd21", "intrinsic_sdxl")}
+    for graph in graphs.values():
+        changed = {
+            "CheckpointLoaderSimple": ["ckpt_name"], "SpatialWeave_IntrinsicCoGeneration": ["lora_name"],
+            "SpatialWeave_LoadIntrinsicVae": ["vae_name"], "EmptyLatentImage": ["width", "height"],
+        }  # fmt: skip
+        for kind, names in changed.items():
+            inputs = graph[of_kind(graph, kind)]["inputs"]
+            assert len([inputs.pop(name) for name in names]) == len(names)
+        del graph[of_kind(graph, "SpatialWeave_SaveDepth")]
+    first, second = ({key: node["inputs"] for key, node in graph.items()} for graph in graphs.values())
+    assert first == second
+    muted = {
+        node["type"]: node["widgets_values"]
+        for node in read(root, "intrinsic_sd21", api=False)["nodes"]
+        if node["mode"] == 2
     }
-    assert len(offered) <= 1 and all(name == shown for name, shown in offered.items())
+    wanted = {
+        node["class_type"]: list(node["inputs"].values())
+        for node in read(root, "intrinsic_pixart").values()
+        if node["class_type"] in muted
+    }
+    assert muted == wanted and sorted(muted) == ["CLIPLoader", "UNETLoader", "VAELoader"]
 
 
 def test_every_graph_has_the_papers_gaussian_weight_and_one_note_on_off(root):
-    names = {path.stem for path in (root / "workflows").glob("intrinsic_*.json")}
+    names = {path.stem for path in (root / "workflows" / "api").glob("intrinsic_*.json")}
     assert names == {*SIDES}
     for name in names:
         graph = read(root, name)
@@ -145,9 +178,4 @@ def test_every_graph_has_the_papers_gaussian_weight_and_one_note_on_off(root):
         assert sampler["cfg"] == {TINY: GUIDANCE, "intrinsic_pixart": 4.5}.get(name, 7.5), (
             "the paper's, PixArt's own, the tiny commands'"
         )
-        (note,) = (
-            node["widgets_values"][0]
-            for node in read(root, name, api=False)["nodes"]
-            if node["type"] == "MarkdownNote"
-        )
-        assert "**off** (w = 0) gives the base model's image" in note
+        assert "**off** (w = 0) gives the base model's image" in read_note(root, name)

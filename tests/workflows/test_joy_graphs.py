@@ -46,33 +46,6 @@ def test_files_and_licence_are_named(root, name):
     assert "Apache-2.0" in note and "GB" in note and "rendered" in note
 
 
-def contrast(one, other):
-    """WCAG's, of two colors #rgb."""
-    light = []
-    for color in (one, other):
-        parts = [int(digit * 2, 16) / 255 for digit in color[1:]]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        light.append(sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear)))
-    return (max(light) + 0.05) / (min(light) + 0.05)
-
-
-def test_the_graph_fits_a_window_and_its_note_can_be_read(root, name):
-    graph = read(root, name)
-    first = graph["nodes"][0]
-    assert first["type"] == "MarkdownNote" and contrast("#999", first["bgcolor"]) >= 4.5, (
-        "newer frontends write notes in grey 160"
-    )
-    boxes = [group["bounding"] for group in graph["groups"]]
-    assert max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes) <= 1250
-    assert max(y + h for _, y, _, h in boxes) - min(y for _, y, *_ in boxes) <= 900
-    for node in graph["nodes"]:
-        (x, y), (width, height) = node["pos"], node["size"]
-        height = 0 if node["flags"].get("collapsed") else height
-        assert any(
-            a <= x and x + width <= a + w and b <= y - 30 and y + height <= b + h for a, b, w, h in boxes
-        ), node["type"]
-
-
 def test_sampling_is_as_in_cores_template(root, name):
     sampler = read(root, name, api=True)[of_kind(read(root, name, api=True), "KSampler")]["inputs"]
     assert (

@@ -126,7 +126,10 @@ def test_an_option_that_would_do_nothing_is_refused(runner, twin, capsys):
 
 def test_no_server_is_said_with_its_address(runner, twin, capsys):
     assert runner.main([twin, "--server", "127.0.0.1:9", "--start-timeout", "0.5"]) == 1
-    assert "Expected an answer of ComfyUI at http://127.0.0.1:9" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Expected an answer of ComfyUI at http://127.0.0.1:9" in said
+    waiting = "No answer from ComfyUI at http://127.0.0.1:9 yet; waiting up to 0 s for it to start"
+    assert said.startswith(waiting) and said.count("No answer") == 1
 
 
 @pytest.mark.parametrize(

@@ -5,44 +5,21 @@ import json
 import pytest
 
 GRAPHS = ["vggt_reconstruct", "vggt_to_splat"]
-SIZE = 1250, 900  # of the groups together, in the graph's units
 
 
 def read(root, name, api=False):
-    return json.loads(
-        (root / "workflows" / ("api" if api else "") / f"{name}.json").read_text(encoding="utf-8")
-    )
+    folder = root / "workflows" / ("api" if api else "")
+    (path,) = folder.glob(f"{name}.json" if api else f"*_{name}.json")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def of_kind(graph, kind):
     return next(key for key, node in graph.items() if node["class_type"] == kind)
 
 
-def luminance(color):
-    """WCAG's, of #rgb."""
-    parts = [int(digit * 2, 16) / 255 for digit in color[1:]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear))
-
-
 @pytest.fixture(params=GRAPHS)
 def name(request):
     return request.param
-
-
-def test_the_graph_fits_a_window_and_its_note_can_be_read(root, name):
-    graph = read(root, name)
-    first = graph["nodes"][0]
-    contrast = (luminance("#999") + 0.05) / (luminance(first["bgcolor"]) + 0.05)
-    assert first["type"] == "MarkdownNote" and contrast >= 4.5, "newer frontends write notes in grey 160"
-    boxes = [group["bounding"] for group in graph["groups"]]
-    spans = [max(b[i] + b[i + 2] for b in boxes) - min(b[i] for b in boxes) for i in (0, 1)]
-    assert spans[0] <= SIZE[0] and spans[1] <= SIZE[1]
-    for node in graph["nodes"]:
-        (x, y), (width, height) = node["pos"], node["size"]
-        assert any(
-            a <= x and x + width <= a + w and b <= y - 30 and y + height <= b + h for a, b, w, h in boxes
-        ), node["type"]
 
 
 def test_the_note_says_how_to_use_ones_own_images(root, name):

@@ -33,7 +33,10 @@ def velocity_to_x0(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
 
 
 def step_velocity(x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """One Euler step along a velocity, from the number t to t_next. t == t_next returns x itself."""
+    """One Euler step along a velocity, from the number t to t_next. t == t_next returns x itself.
+
+    Numbers on the CPU are compared without waiting for x's device.
+    """
     return x if t == t_next else x + (t_next - t) * velocity
 
 
@@ -45,7 +48,7 @@ def step_x0(x: Tensor, x0: Tensor, t: Tensor, t_next: Tensor, t_min: float = 0.0
     """
     if t == t_next:
         return x
-    return torch.lerp(x0, x, 1 + (t_next - t) / t.clamp(min=t_min))
+    return torch.lerp(x0, x, (1 + (t_next - t) / t.clamp(min=t_min)).to(x0.device, non_blocking=True))
 
 
 def match_dims(t: Tensor, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Camera motion between an image and its edit, by direct alignment of the colors of the static background.
 
 The depth of the image before gives each pixel a point; the motion is that under which the points meet their
-own colors in the image after. A grid of orbits finds the basin, robust Gauss-Newton over rotation,
-translation and focal length does the rest, from coarse to fine. No feature detector and no weights.
+own colors in the image after. A grid of orbits gives the initial hypotheses; robust Levenberg-Marquardt over
+rotation, translation and focal length refines them from coarse to fine. No feature detector, no weights.
 
 Letters: m hypotheses, n points, c channels. Camera frames are OpenCV.
 """
@@ -18,25 +18,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..geometry.camera import pixel_centers, scale_intrinsics, unproject
+from ..geometry.resize import resize_antialiased
 from ..geometry.view import percentile
 
 _YAWS = tuple(range(-60, 61, 6))  # of the grid of orbits, degrees; beyond, the images share too little
 _PITCHES = tuple(range(-30, 31, 6))
-_DISTANCES = (0.7, 1.0, 1.4)  # after the motion, of that before
+_DISTANCES = (0.7, 1.0, 1.4)  # ratio of the distance after to that before
 _FOCAL_RATIOS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)
 _MOVES, _ZOOMS_ONLY = (0, 1, 2, 3, 4, 5), (3, 4, 5, 6)  # parameters: translation, rotation, log focal ratio
-_PIVOTS = (0.6, 0.85, 1.1)  # distance of the orbit's center, of the median depth
+_PIVOTS = (0.6, 0.85, 1.1)  # distance of the orbit's center in median depths
 _SIZES = (20, 40, 80, 128)  # longer side of the images, pixels
 _KEPT = (32, 12, 3, 1)  # hypotheses refined at each size
 _STEPS = (8, 8, 8, 8)
-_AGREES = (0.15, 0.13, 0.11, 0.1)  # length of a difference that counts as agreement, at each size
-_BETTER, _LEAST_IN_VIEW = 20.0, 0.25  # percentile of the costs of a grid; fraction that has to be in view
+_INLIER = (0.15, 0.13, 0.11, 0.1)  # largest color difference of an inlier, at each size
+_BETTER, _LEAST_IN_VIEW = 20.0, 0.25  # percentile of the costs of a grid; least fraction in view
 _DETAIL = 0.08  # weight of the locally normalized brightness beside the colors
-_MOST_GAIN = 1.12  # between the colors before and after
-_SAME = 0.03  # largest difference between the entries of two poses that are one hypothesis
+_MOST_GAIN = 1.12  # largest ratio of the colors after and before
+_SAME = 0.03  # largest entry of the difference of two poses that count as one hypothesis
 _LEAST_POINTS = 64
-_SKY_DEPTH = 50.0  # median depths: as good as infinitely far
-_ZOOM_MARGIN = 0.85  # cost of a zoom, of that of a move, from which on it is believed
+_SKY_DEPTH = 50.0  # in median depths: without visible parallax
+_ZOOM_MARGIN = 0.85  # cost of a zoom relative to that of a move, below which the zoom is chosen
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class CameraMotion:
     focal_ratio: float  # above 1: a longer focal length after
     agreement: float  # fraction of the points in view whose colors agree
     in_view: float  # fraction of the points that the image after shows
-    improvement: float  # of the cost of a camera that stands still: 1 explains all, 0 nothing
+    improvement: float  # relative to the cost of a static camera: 1 explains all, 0 nothing
 
     @property
     def is_found(self) -> bool:
-        """Whether enough of the scene was found again to trust the motion."""
+        """Whether enough of the scene is in view and agrees for the motion to be reliable."""
         return self.agreement >= 0.35 and self.in_view >= 0.2
 
 
@@ -63,7 +64,7 @@ class _Pair:
     colors: Tensor  # (n, c): red, green, blue, and normalized brightness
     after: Tensor  # (3 c, h, w): colors and their derivatives by x and y
     intrinsics: Tensor  # (3, 3)
-    agrees: float  # length of a difference of colors that counts as agreement
+    inlier: float  # largest color difference of an inlier
     unseen: float = 0.3  # cost of a point out of view
 
 
@@ -79,8 +80,8 @@ def estimate_motion(
     """Motion of the camera from images (h, w, 3), the depth before (h, w), intrinsics (3, 3), the mask
     `static` (h, w) of pixels with a depth that belong to nothing edited, and the sky's mask (h, w).
 
-    The camera either moves with its lens as it is, or turns and zooms where it stands: whichever explains
-    the image after better. Both at once are not told apart by so little parallax.
+    The camera either moves at a constant focal length, or rotates and zooms without translation: whichever
+    explains the image after better. With so little parallax both at once are ambiguous.
     """
     if int(static.sum()) < _LEAST_POINTS:
         raise ValueError(
@@ -90,7 +91,7 @@ def estimate_motion(
     unit = depth[static].median()
     known = static if sky is None else static | sky
     scaled = torch.where(static, depth / unit, torch.full_like(depth, _SKY_DEPTH))
-    pairs = [_scale_pair(before, after, scaled, intrinsics, known, size) for size in _SIZES]
+    pairs = [_scale_pair(before, after, scaled, intrinsics, static=known, size=size) for size in _SIZES]
     orbits = _orbits(before.device)
     unseen = [_with_unseen(pair, *orbits).unseen for pair in (pairs[0], _thin_out(pairs[1]))]
     pairs = [replace(pair, unseen=unseen[min(index, 1)]) for index, pair in enumerate(pairs)]
@@ -109,15 +110,15 @@ def estimate_motion(
 
 def _fit(pairs: list[_Pair], poses: Tensor, focal: Tensor, free: tuple[int, ...]):
     """The best of some hypotheses with its cost, from coarse to fine; `free` are the parameters that vary."""
-    # small images have wide valleys, larger ones tell more of them apart: both choose from the grid
+    # small images have wider basins of convergence, larger ones separate more minima: start from both
     starts = []
     for pair in (pairs[0], _thin_out(pairs[1])):
         best = _choose(_costs(pair, poses, focal), poses, _KEPT[0])
-        starts.append(_refine(pair, poses[best], focal[best], _STEPS[0], free))
+        starts.append(_refine(pair, poses[best], focal[best], _STEPS[0], free=free))
     poses, focal = (torch.cat([start[index] for start in starts]) for index in (0, 1))
     for pair, kept, steps in zip(pairs[1:], _KEPT[1:], _STEPS[1:], strict=True):
         best = _choose(_costs(pair, poses, focal), poses, kept)
-        poses, focal, costs = _refine(pair, poses[best], focal[best], steps, free)
+        poses, focal, costs = _refine(pair, poses[best], focal[best], steps, free=free)
     return poses[:1], focal[:1], costs[0]
 
 
@@ -127,7 +128,7 @@ def _thin_out(pair: _Pair) -> _Pair:
 
 
 def _choose(costs: Tensor, poses: Tensor, kept: int) -> Tensor:
-    """Indices of the cheapest hypotheses that differ from each other; several run into one valley."""
+    """Indices of the cheapest hypotheses that differ from each other; several converge to one minimum."""
     chosen: list[int] = []
     for index in costs.argsort().tolist():
         if all(float((poses[index] - poses[other]).abs().max()) > _SAME for other in chosen):
@@ -156,6 +157,7 @@ def orbit_pose(
     pitch_degrees: Tensor,
     pivot: Tensor,
     distance_ratio: Tensor,
+    *,
     up: Tensor | None = None,
 ) -> Tensor:
     """Poses (..., 4, 4) from the camera before to the one after an orbit about the point `pivot` ahead.
@@ -188,12 +190,13 @@ def _cross_matrix(vector: Tensor) -> Tensor:
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
 
-def _scale_pair(before, after, depth, intrinsics, static, size: int) -> _Pair:
+def _scale_pair(before, after, depth, intrinsics, *, static, size: int) -> _Pair:
     """The pair with a longer side of `size` pixels, blurred accordingly."""
     height, width = depth.shape
     shrink = min(1.0, size / max(height, width))
     small = (max(8, round(height * shrink)), max(8, round(width * shrink)))
-    first, second = (_features(_resize(image, small)) for image in (before, after))
+    images = (rearrange(image, "h w c -> 1 c h w") for image in (before, after))
+    first, second = (_features(resize_antialiased(image, small)[0]) for image in images)
     nearest = {"size": small, "mode": "nearest-exact"}
     known = F.interpolate(static[None, None].float(), **nearest)[0, 0] > 0.5
     z = F.interpolate(depth[None, None], **nearest)[0, 0]
@@ -207,8 +210,8 @@ def _scale_pair(before, after, depth, intrinsics, static, size: int) -> _Pair:
             known.device
         )
     colors = rearrange(first, "c h w -> h w c")[known]
-    agrees = _AGREES[_SIZES.index(size)]
-    return _Pair(points[known], colors, torch.cat([second, slope_x, slope_y]), matrix, agrees)
+    inlier = _INLIER[_SIZES.index(size)]
+    return _Pair(points[known], colors, torch.cat([second, slope_x, slope_y]), matrix, inlier)
 
 
 def _features(image: Tensor) -> Tensor:
@@ -221,12 +224,6 @@ def _features(image: Tensor) -> Tensor:
 
 def _blur(image: Tensor) -> Tensor:
     return F.avg_pool2d(F.pad(image[None], (3, 3, 3, 3), mode="reflect"), 7, stride=1)[0]
-
-
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image (h, w, c) at another size, (c, h, w)."""
-    channels_first = rearrange(image, "h w c -> 1 c h w")
-    return F.interpolate(channels_first, size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _sample(
@@ -261,7 +258,7 @@ def _seen_costs(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[Tensor, Tens
     for some, lengths in zip(poses.split(64), focal.split(64), strict=True):
         values, _, inside = _sample(pair, some, lengths)
         values = values * _gains(pair, values, inside)
-        squared = (values - pair.colors).square().sum(-1) / pair.agrees**2
+        squared = (values - pair.colors).square().sum(-1) / pair.inlier**2
         costs.append((squared.clamp_max(1) * inside).mean(-1))
         shares.append(inside.float().mean(-1))
     return torch.cat(costs), torch.cat(shares)
@@ -278,14 +275,14 @@ def _with_unseen(pair: _Pair, poses: Tensor, focal: Tensor) -> _Pair:
 def _gains(pair: _Pair, values: Tensor, inside: Tensor) -> Tensor:
     """Factor of each channel (m, 1, c) by which an edit made the agreeing colors darker or brighter."""
     squared = (values - pair.colors).square().sum(-1)
-    weight = (inside / (1 + squared / pair.agrees**2).square())[..., None]
+    weight = (inside / (1 + squared / pair.inlier**2).square())[..., None]
     gains = (weight * values * pair.colors).sum(1, keepdim=True)
     gains = gains / (weight * values.square()).sum(1, keepdim=True).clamp_min(1e-6)
     gains[..., 3:] = 1  # normalized brightness has no gain
     return gains.clamp(1 / _MOST_GAIN, _MOST_GAIN)
 
 
-def _refine(pair: _Pair, poses: Tensor, focal: Tensor, steps: int, free: tuple[int, ...]):
+def _refine(pair: _Pair, poses: Tensor, focal: Tensor, steps: int, *, free: tuple[int, ...]):
     """Levenberg-Marquardt with robust weights for all hypotheses at once: poses, focal ratios and costs, the
     best first."""
     damping = torch.full((len(poses),), 1e-3, device=poses.device)
@@ -315,7 +312,7 @@ def _normal_equations(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[Tensor
     gains = _gains(pair, color, inside)
     color, slope_x, slope_y = color * gains, slope_x * gains, slope_y * gains
     residual = color - pair.colors
-    weight = inside / (1 + residual.square().sum(-1) / pair.agrees**2).square()
+    weight = inside / (1 + residual.square().sum(-1) / pair.inlier**2).square()
     x, y, z = moved.unbind(-1)
     z = z.clamp_min(0.05)
     ratio = focal.exp()[:, None]
@@ -349,6 +346,6 @@ def _apply_step(poses: Tensor, step: Tensor) -> Tensor:
 def _agreement(pair: _Pair, poses: Tensor, focal: Tensor) -> tuple[float, float]:
     values, _, inside = _sample(pair, poses[:1], focal[:1])
     values = values * _gains(pair, values, inside)
-    agrees = (values - pair.colors).norm(dim=-1) < pair.agrees
+    inliers = (values - pair.colors).norm(dim=-1) < pair.inlier
     in_view = float(inside.float().mean())
-    return float((agrees & inside).sum() / inside.sum().clamp_min(1)), in_view
+    return float((inliers & inside).sum() / inside.sum().clamp_min(1)), in_view

@@ -1,4 +1,4 @@
-"""Whether an edit did what was asked: measured from the images before and after and the depth before."""
+"""Whether an edit did what was requested: measured from the images before and after and the depth before."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..geometry.camera import scale_intrinsics, unproject
 from ..geometry.points import find_intrinsics
+from ..geometry.resize import resize_antialiased
 from ..geometry.view import View
 from .edit_camera import CameraMotion, estimate_motion
 from .edit_change import box_of_mask, changed_pixels, find_red_box, grow_mask, red_lines, warp_image
@@ -20,10 +21,10 @@ from .edit_turn import turn_of_object
 from .edit_verdict import EditRequest, EditVerdict, judge_edit
 from .edit_viewpoint import Viewpoint, angle_between, describe_motion, find_up, viewpoint_error
 
-_LONGEST = 512  # longer side in pixels at which is measured
-_STILL_DEGREES, _STILL_SHIFT, _STILL_ZOOM = 1.0, 0.02, 0.02  # of a camera that stands; shift in median depths
-_STILL_CHANGED = 0.003  # of the background: fewer changed pixels, and the camera stands
-_IMPROVEMENT = 0.35  # by which a motion has to explain the background better than none
+_LONGEST = 512  # longer side in pixels of the images that are measured
+_STILL_DEGREES, _STILL_SHIFT, _STILL_ZOOM = 1.0, 0.02, 0.02  # of a static camera; shift in median depths
+_STILL_CHANGED = 0.003  # of the background: with fewer changed pixels the camera is static
+_IMPROVEMENT = 0.35  # least `CameraMotion.improvement` of a moving camera
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,29 @@ def check_edit(
     """Check one edit: images (h, w, 3), the View of the image before (batch 1), masks (h, w) of the object
     before and after, the View of the image after."""
     scene = _scale_scene(
-        before, after, view, request.target, object_before, object_after, view_after, fov_degrees
+        before,
+        after,
+        view,
+        fov_degrees,
+        target=request.target,
+        object_before=object_before,
+        object_after=object_after,
+        view_after=view_after,
     )
     motion, still = _measure_camera(scene)
     up = find_up(scene.view, scene.intrinsics)
     viewpoint = describe_motion(motion, scene.view, up)
     expected, known, old = _expect(scene, motion, still)
     changed = changed_pixels(expected, scene.after, known)
-    place = None if scene.target is None or request.kind != "move object" else box_of_mask(scene.target)
-    boxed = find_red_box(scene.after, place) is not None
-    if boxed:  # its lines are no part of an object
+    target_box = None if scene.target is None or request.kind != "move object" else box_of_mask(scene.target)
+    boxed = find_red_box(scene.after, target_box) is not None
+    if boxed:  # its lines are not part of an object
         changed = changed & ~grow_mask(red_lines(scene.after)[0], 1)
     match, old = _measure_object(scene, expected, changed, old, seek=request.kind != "move camera" or still)
-    figures = _camera_figures(motion, viewpoint, up, still, request)
-    figures |= _object_figures(scene, request, old, match, changed, up, still)
+    figures = _camera_figures(motion, viewpoint, up, request, still=still)
+    figures |= _object_figures(scene, request, old, match, changed=changed, up=up, still=still)
     figures["red_box_remained"] = boxed
-    figures |= _rest_figures(scene, old, match, changed, known)
+    figures |= _rest_figures(old, match, changed, known)
     return EditReport(
         judge_edit(request, figures),
         figures,
@@ -98,8 +106,10 @@ def check_edit(
     )
 
 
-def _scale_scene(before, after, view, target, object_before, object_after, view_after, fov_degrees) -> _Scene:
-    """Everything at the measured size; the View may have another size of the images' shape."""
+def _scale_scene(
+    before, after, view, fov_degrees, *, target, object_before, object_after, view_after
+) -> _Scene:
+    """Images, masks and Views resized for the measurement; a View may have another size than the images."""
     height, width = before.shape[:2]
     shrink = min(1.0, _LONGEST / max(height, width))
     size = (max(8, round(height * shrink)), max(8, round(width * shrink)))
@@ -113,10 +123,7 @@ def _scale_scene(before, after, view, target, object_before, object_after, view_
 
 
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(image.shape[:2]) == size:
-        return image
-    channels_first = image.permute(2, 0, 1)[None]
-    return F.interpolate(channels_first, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    return resize_antialiased(image.permute(2, 0, 1)[None], size)[0].permute(1, 2, 0)
 
 
 def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -137,7 +144,7 @@ def fit_view(view: View, size: tuple[int, int], fov_degrees: float | None) -> Vi
 
 
 def _measure_camera(scene: _Scene) -> tuple[CameraMotion, bool]:
-    """The camera's motion, and whether it stands still: then the background is where it was."""
+    """The camera's motion, and whether the camera is static, so that the background does not move."""
     static = scene.view.mask[0]
     if scene.object_before is not None:
         static = static & ~grow_mask(scene.object_before, 2)
@@ -157,7 +164,7 @@ def _measure_camera(scene: _Scene) -> tuple[CameraMotion, bool]:
 
 
 def _expect(scene: _Scene, motion: CameraMotion, still: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The image before and the object's mask as the camera after sees them, and where they are known."""
+    """The image before and the object's mask warped to the camera after, and where they are known."""
     everywhere = torch.ones_like(scene.view.mask[0])
     if still:
         return scene.before, everywhere, scene.object_before
@@ -171,7 +178,7 @@ def _expect(scene: _Scene, motion: CameraMotion, still: bool) -> tuple[Tensor, T
 
 
 def _measure_object(scene, expected, changed, old, *, seek: bool) -> tuple[ObjectMatch, Tensor]:
-    """The object after and its mask before (as the camera after sees it); without masks it is sought."""
+    """The object after, and its mask before, warped to the camera after; without masks it is detected."""
     none = torch.zeros_like(changed)
     if old is None or not bool(old.any()):
         if not seek:
@@ -186,7 +193,7 @@ def _measure_object(scene, expected, changed, old, *, seek: bool) -> tuple[Objec
 
 
 def _camera_figures(
-    motion, viewpoint: Viewpoint, up: Tensor, still: bool, request: EditRequest
+    motion, viewpoint: Viewpoint, up: Tensor, request: EditRequest, *, still: bool
 ) -> dict[str, Any]:
     figures = {
         "camera_found": motion.is_found,
@@ -201,12 +208,12 @@ def _camera_figures(
         "camera_in_view": motion.in_view,
     }
     if request.kind == "move camera":
-        asked = (request.yaw_degrees, request.pitch_degrees)
-        figures["viewpoint_error"] = viewpoint_error(motion, viewpoint, up, *asked)
+        angles = {"yaw": request.yaw_degrees, "pitch": request.pitch_degrees}
+        figures["viewpoint_error"] = viewpoint_error(motion, viewpoint, up, **angles)
     return figures
 
 
-def _object_figures(scene, request, old, match, changed, up, still) -> dict[str, Any]:
+def _object_figures(scene, request, old, match, *, changed, up, still) -> dict[str, Any]:
     figures: dict[str, Any] = {"object_seen": bool(old.any()), "object_found": match.is_found}
     height, width = old.shape
     figures["original_remained"] = match.remained
@@ -221,11 +228,10 @@ def _object_figures(scene, request, old, match, changed, up, still) -> dict[str,
         figures["object_displacement_of_width"] = math.hypot(*shift) / width
         figures["object_scale"] = math.sqrt(float(match.mask.sum() / old.sum()))
         figures["object_consistency"] = match.consistency
-        figures |= _space_figures(scene, old, match, start, end) if still else {}
+        figures |= _space_figures(scene, old, match, (start, end)) if still else {}
         if scene.view_after is not None and still:
-            turn = turn_of_object(
-                scene.view, scene.view_after, scene.intrinsics, old, match.mask, changed, up
-            )
+            masks = {"old": old, "new": match.mask, "changed": changed}
+            turn = turn_of_object(scene.view, scene.view_after, scene.intrinsics, **masks, up=up)
             figures["object_turn_degrees"] = turn
     if request.kind == "move object" and scene.target is not None and match.is_found:
         boxes = box_of_mask(match.mask), box_of_mask(scene.target)
@@ -237,8 +243,11 @@ def _object_figures(scene, request, old, match, changed, up, still) -> dict[str,
     return figures
 
 
-def _space_figures(scene: _Scene, old: Tensor, match: ObjectMatch, start, end) -> dict[str, Any]:
-    """The object's motion in space: by the depth after where there is one, else by its size."""
+def _space_figures(scene: _Scene, old: Tensor, match: ObjectMatch, centers) -> dict[str, Any]:
+    """Displacement of the object in 3D: from the depth after if given, else from its change of size.
+
+    `centers`: of the masks before and after, (x, y) in pixels.
+    """
     depth = scene.view.depth[0]
     inside = old & scene.view.mask[0]
     if not bool(inside.any()):
@@ -248,15 +257,15 @@ def _space_figures(scene: _Scene, old: Tensor, match: ObjectMatch, start, end) -
     if scene.view_after is not None:
         seen = match.mask & scene.view_after.mask[0]
         last = scene.view_after.depth[0][seen].median() if bool(seen.any()) else last
-    pixels = torch.tensor([start, end], device=depth.device)
+    pixels = torch.tensor(centers, device=depth.device)
     points = unproject(pixels, torch.stack([first, last]), scene.intrinsics[0])
     shift = points[1] - points[0]
     name = "object_shift_metres" if scene.view.units == "metric" else "object_shift_relative"
     return {name: [float(shift[0]), float(-shift[1]), float(shift[2])], f"{name}_length": float(shift.norm())}
 
 
-def _rest_figures(scene, old, match, changed, known) -> dict[str, Any]:
-    """How much changed outside the object's old and new places."""
+def _rest_figures(old, match, changed, known) -> dict[str, Any]:
+    """Fraction of changed pixels outside the object's masks before and after."""
     rim = max(2, max(old.shape) // 64)
     rest = known & ~grow_mask(old | match.mask, rim)
     share = float((changed & rest).sum() / rest.sum().clamp_min(1))

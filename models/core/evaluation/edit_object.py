@@ -17,15 +17,15 @@ from .edit_change import grow_mask
 
 _SEARCH_SIZE = 96  # longer side of the maps in which a displacement is searched
 _SCALES = tuple(2 ** (step / 4) for step in range(-5, 6))
-_COLORS = 384  # samples of a palette
-_PIXELS = 1 << 14  # compared with a palette at once
+_COLORS = 384  # colors of a palette
+_PIXELS = 1 << 14  # pixels compared with a palette at once
 _BRIGHTNESS = 0.4  # weight of brightness beside the two color differences: light changes with the position
 _SHADOW = (0.35, 0.97)  # brightness of a shadow, of that of the lit surface
 _SHADOW_HUE = 0.05  # distance between the chromaticities of a surface in light and in shadow
 _RELIEF = 0.02  # by which an object's disparity exceeds that of its surroundings, relatively
-_LEAST_NEW = 0.12  # of the object's area: fewer changed pixels of its colors are no new place
+_LEAST_NEW = 0.12  # of the object's area: fewer changed pixels of its colors are no displaced object
 _UNCHANGED = 0.6  # of the pixels that the object left: from here on the original is still there
-_OVERLAP = 0.4  # of the object's area, shared by its old and new places: no copy beside an original
+_OVERLAP = 0.4  # of the object's area, shared by its masks before and after: no copy beside an original
 _VISIBLE_LEFT = 0.15  # of the object's area: less left behind cannot be judged
 
 
@@ -44,9 +44,9 @@ class ObjectMatch:
 
 def split_change(before: Tensor, after: Tensor, changed: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     """Changed pixels where the image before shows something that its surroundings do not, and those where
-    the image after does: the object's old and new places, (h, w) each.
+    the image after does: the object's masks before and after, (h, w) each.
 
-    The old place lies nearer than its surroundings in the depth before, 0 where there is none. Shadows that
+    The mask before lies nearer than its surroundings in the depth before, 0 where there is none. Shadows that
     come or go are left out: they keep the color of the surface.
     """
     rim = max(3, max(changed.shape) // 48)
@@ -93,7 +93,7 @@ def is_shadow(lit: Tensor, dark: Tensor) -> Tensor:
 
 def match_object(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) -> ObjectMatch:
     """Find the object of the mask `old` (h, w) again, from the images (h, w, 3) and the changed pixels."""
-    object_like = _looks_like(before, after, changed, old)
+    object_like = _classify_pixels(before, after, changed, old)
     fresh = changed & object_like & ~(old & ~changed)
     kept = old & object_like
     area = int(old.sum())
@@ -102,10 +102,10 @@ def match_object(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) ->
         if int(found.sum()) < 0.25 * area:
             found = torch.zeros_like(old)
         return ObjectMatch(found, False, _consistency(before, after, old, found))
-    place = _search(old, fresh & ~old, kept)
-    near = grow_mask(place, max(2, max(old.shape) // 64))
-    if int((place & old).sum()) > _OVERLAP * area:
-        # a turn or a short way: all of it that is still of the object's colors belongs to it
+    candidate = _search_displacement(old, fresh & ~old, kept)
+    near = grow_mask(candidate, max(2, max(old.shape) // 64))
+    if int((candidate & old).sum()) > _OVERLAP * area:
+        # rotated or moved little: all pixels of the object's colors belong to it
         found = largest_region(fresh | kept)
         return ObjectMatch(found, False, _consistency(before, after, old, found))
     found = largest_region((fresh | kept) & near)
@@ -125,21 +125,20 @@ def _opponent(image: Tensor) -> Tensor:
     )
 
 
-def _looks_like(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) -> Tensor:
-    """True (h, w) where the image after is nearer to a color of the object than to what was there and
-    around."""
+def _classify_pixels(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) -> Tensor:
+    """True (h, w) where the image after is nearer to the object's colors than to the background's."""
     colors, now = _opponent(before), _opponent(after)
     core = grow_mask(old, -1)
-    palette = _some(colors[core if bool(core.any()) else old])
-    others = _some(colors[~grow_mask(old, 2)])
-    # only there can the object be; a rim more for the vote of neighbors
+    palette = _sample_colors(colors[core if bool(core.any()) else old])
+    others = _sample_colors(colors[~grow_mask(old, 2)])
+    # the object can only be there; one pixel more for the majority filter
     region = grow_mask(changed | old, 1)
     pixels = now[region]
     to_object, to_others = (
-        torch.cat([torch.cdist(some, each).amin(-1) for some in pixels.split(_PIXELS)])
+        torch.cat([torch.cdist(chunk, each).amin(-1) for chunk in pixels.split(_PIXELS)])
         for each in (palette, others)
     )
-    # outside the old place, the pixel's own past is background, too
+    # outside the mask before, a pixel's own earlier color is background, too
     own = (pixels - colors[region]).norm(dim=-1)
     to_others = torch.where(old[region], to_others, torch.minimum(to_others, own))
     votes = torch.zeros(old.shape, device=old.device)
@@ -147,16 +146,16 @@ def _looks_like(before: Tensor, after: Tensor, changed: Tensor, old: Tensor) -> 
     return F.avg_pool2d(votes[None, None], 3, 1, 1)[0, 0] > 0.5
 
 
-def _some(colors: Tensor) -> Tensor:
+def _sample_colors(colors: Tensor) -> Tensor:
     """At most _COLORS of the colors (n, 3), evenly chosen in the order of their brightness."""
     colors = colors[colors[:, 0].argsort()]
     index = torch.linspace(0, len(colors) - 1, min(len(colors), _COLORS), device=colors.device)
     return colors[index.round().long()]
 
 
-def _search(old: Tensor, fresh: Tensor, kept: Tensor) -> Tensor:
-    """The old mask (h, w) moved and scaled to where it covers most of the fresh pixels and least else; the
-    kept pixels may be covered or not."""
+def _search_displacement(old: Tensor, fresh: Tensor, kept: Tensor) -> Tensor:
+    """The mask before (h, w), displaced and scaled to the largest intersection over union with the new pixels
+    `fresh`; pixels of `kept` count as neither."""
     height, width = old.shape
     shrink = min(1.0, _SEARCH_SIZE / max(height, width))
     small = (round(height * shrink), round(width * shrink))
@@ -180,11 +179,9 @@ def _search(old: Tensor, fresh: Tensor, kept: Tensor) -> Tensor:
             row = row - frame[0] if row > small[0] else row
             column = column - frame[1] if column > small[1] else column
             best = (value, scale, row, column)
-    placed = torch.roll(F.pad(_scale_mask(template, best[1]), (0, small[1], 0, small[0])), best[2:], (0, 1))
-    placed = placed[: small[0], : small[1]]
-    return (
-        F.interpolate(placed[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0] > 0.4
-    )
+    scaled = F.pad(_scale_mask(template, best[1]), (0, small[1], 0, small[0]))
+    displaced = torch.roll(scaled, best[2:], (0, 1))[None, None, : small[0], : small[1]]
+    return F.interpolate(displaced, (height, width), mode="bilinear", align_corners=False)[0, 0] > 0.4
 
 
 def _scale_mask(template: Tensor, scale: float) -> Tensor | None:

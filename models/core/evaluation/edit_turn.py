@@ -1,4 +1,4 @@
-"""By how many degrees an object turned about the world's up, from the depths before and after."""
+"""Rotation of an object about the world's up in degrees, from the depths before and after."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from .edit_change import grow_mask
 
 _POINTS = 256  # of each side
 _STEP = 5.0  # degrees of the first search
-_ROUNDS = 6  # of nearest neighbors and translation for each angle
-_TRIM = 0.8  # fraction of the points that have to fit: a turn hides some
+_ROUNDS = 6  # iterations of nearest neighbors and translation (ICP) for each angle
+_TRIM = 0.8  # fraction of the points that are matched: a rotation hides some
 _NORMAL_WEIGHT = 0.5  # of a unit normal, in radii of the object
 _LEAST_PIXELS = 30
-_TIE = 1.15  # within this ratio of the best cost the smaller turn is taken
+_TIE = 1.15  # within this ratio of the lowest cost the smallest rotation is taken
 
 
 def turn_of_object(
-    view: View, view_after: View, intrinsics: Tensor, old: Tensor, new: Tensor, changed: Tensor, up: Tensor
+    view: View, view_after: View, intrinsics: Tensor, *, old: Tensor, new: Tensor, changed: Tensor, up: Tensor
 ) -> float | None:
-    """Degrees about `up` (3,), counterclockwise seen from above, or None where too little is seen.
+    """Rotation in degrees about `up` (3,), counterclockwise seen from above; None if too little is visible.
 
-    Shapes look the same after a symmetric turn: of equally good turns the smallest is reported.
+    Of equally good rotations of a symmetric shape the smallest is returned. `old`, `new`: masks (h, w) of the
+    object before and after.
     """
     depth_after = view_after.depth[0] * _common_scale(view, view_after, changed)
     first = _surface(view.depth[0], intrinsics, view.mask[0] & old)
@@ -40,7 +41,7 @@ def turn_of_object(
     costs = torch.stack([_cost(first, second, up, float(angle)) for angle in angles])
     near = angles[costs <= _TIE * costs.min()]
     start = float(near[near.abs().argmin()])
-    # to the bottom of that valley, then finer steps around it
+    # to the local minimum, then finer steps around it
     for step in (_STEP, 1.0, 0.25):
         fine = start + step * torch.arange(-4.0, 5.0)
         costs = torch.stack([_cost(first, second, up, float(angle)) for angle in fine])
@@ -49,7 +50,7 @@ def turn_of_object(
 
 
 def _common_scale(view: View, view_after: View, changed: Tensor) -> float:
-    """The factor that brings relative depths to one scale, by what did not change; 1 for two metric ones."""
+    """The factor that aligns the scales of relative depths on unchanged pixels; 1 for two metric depths."""
     if view.units == view_after.units == "metric":
         return 1.0
     both = view.mask[0] & view_after.mask[0] & ~changed
@@ -59,7 +60,7 @@ def _common_scale(view: View, view_after: View, changed: Tensor) -> float:
 
 
 def _surface(depth: Tensor, intrinsics: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Some points (n, 3) of a masked surface with their normals, None of too few."""
+    """Some points (n, 3) of a masked surface with their normals, None for too few."""
     inner = grow_mask(mask, -1)
     normals = normals_from_depth(depth[None], intrinsics, mask[None])[0]
     inner = inner & (normals != 0).any(-1)
@@ -74,7 +75,7 @@ def _cost(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], up: Tenso
     """Trimmed mean distance of the two surfaces, in radii, after a turn and the best translation."""
     turn = rotation_about(up, torch.tensor(math.radians(degrees))).to(first[0])
     points, normals = first[0] @ turn.T, first[1] @ turn.T
-    # what the turn hides from the camera cannot be met again
+    # points that face away after the rotation are not visible
     seen = (normals * points).sum(-1) < 0
     if int(seen.sum()) < 0.2 * len(points):
         return torch.tensor(math.inf)

@@ -1,4 +1,4 @@
-"""A camera's motion in the words of an editor: yaw, pitch, distance, zoom, and the error to a requested view.
+"""A camera motion as yaw, pitch, distance ratio and zoom, and its error against a requested viewpoint.
 
 Yaw is positive to the viewer's right, pitch is positive up and looks down, as in JoyAI-Image's prompts.
 """
@@ -17,10 +17,10 @@ from ..geometry.normals import normals_from_depth
 from ..geometry.view import View, percentile
 from .edit_camera import CameraMotion, orbit_pose
 
-_FLOOR_SLANT = 60.0  # degrees between a floor's normal and the image's upright, at most
-_FLOOR_WINDOW = 8.0  # degrees around a floor's normal that count as the floor
-_LEAST_FLOOR = 0.02  # of the pixels
-_LEAST_TURN = 4.0  # degrees between the optical axes from which on they have a crossing
+_FLOOR_SLANT = 60.0  # largest angle in degrees between a floor's normal and the image's up
+_FLOOR_WINDOW = 8.0  # degrees; normals this close to the floor's are floor
+_LEAST_FLOOR = 0.02  # least fraction of the pixels
+_LEAST_TURN = 4.0  # degrees between the optical axes, below which their crossing is not defined
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def find_up(view: View, intrinsics: Tensor) -> Tensor:
     floor = normals[known & (slant > math.cos(math.radians(_FLOOR_SLANT)))]
     if len(floor) < _LEAST_FLOOR * len(normals):
         return upright
-    # the direction that most of the candidates share
+    # mode of the candidates' directions
     seeds = floor[torch.linspace(0, len(floor) - 1, min(64, len(floor))).long()]
     window = math.cos(math.radians(_FLOOR_WINDOW))
     best = seeds[((seeds @ floor.T) > window).sum(-1).argmax()]
@@ -62,7 +62,7 @@ def find_up(view: View, intrinsics: Tensor) -> Tensor:
 
 
 def describe_motion(motion: CameraMotion, view: View, up: Tensor) -> Viewpoint:
-    """The motion seen from the camera before."""
+    """Yaw, pitch, translation and distance ratio of a motion in the frame of the camera before."""
     device = up.device
     forward = torch.tensor([0.0, 0.0, 1.0], device=device)
     to_before = invert_pose(motion.pose)
@@ -97,20 +97,22 @@ def find_pivot(motion: CameraMotion, view: View) -> float:
 
 
 def viewpoint_error(
-    motion: CameraMotion, view: Viewpoint, up: Tensor, yaw: float, pitch: float
+    motion: CameraMotion, view: Viewpoint, up: Tensor, *, yaw: float, pitch: float
 ) -> float | None:
-    """SpatialEdit-Bench's viewpoint error against a requested orbit: half of the camera centers' distance,
-    of the requested way, and of the angle over 90 degrees. None if the request moves no camera.
+    """SpatialEdit-Bench's viewpoint error against a requested orbit: half of the sum of the
+    camera centers' distance over the requested one, and the rotation angle over 90 degrees. None if the
+    requested camera does not move.
 
-    The distance to the pivot is taken as it came out: prompts name no length.
+    The distance to the pivot is the measured one: prompts state no length.
     """
     numbers = (yaw, pitch, view.pivot, view.distance_ratio)
-    wanted = orbit_pose(*(torch.tensor(float(number)) for number in numbers), up).to(motion.pose)
-    centers = [invert_pose(pose)[:3, 3] for pose in (wanted, motion.pose)]
-    way = float(centers[0].norm())
-    if way < 1e-3 * view.pivot:
+    requested = orbit_pose(*(torch.tensor(float(number)) for number in numbers), up=up).to(motion.pose)
+    centers = [invert_pose(pose)[:3, 3] for pose in (requested, motion.pose)]
+    distance = float(centers[0].norm())
+    if distance < 1e-3 * view.pivot:
         return None
-    return 0.5 * (float((centers[1] - centers[0]).norm()) / way + angle_between(wanted, motion.pose) / 90)
+    shift_error = float((centers[1] - centers[0]).norm()) / distance
+    return 0.5 * (shift_error + angle_between(requested, motion.pose) / 90)
 
 
 def angle_between(pose: Tensor, other: Tensor) -> float:

@@ -80,6 +80,21 @@ def load_depth(
     return view if background is None else view.with_sky_from(background), notes
 
 
+def may_hold_depth(path: str | os.PathLike) -> bool:
+    """Whether a file could be one that :func:`read_depth` reads: of PNGs only those of 16-bit gray, by their
+    first bytes.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        return path.suffix.lower() in SUFFIXES
+    try:
+        with path.open("rb") as file:
+            start = file.read(26)
+    except OSError:
+        return False
+    return start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR" and start[24:26] == b"\x10\x00"
+
+
 def fingerprint_depth(path: str | os.PathLike) -> str:
     """A text that changes with every file that :func:`read_depth` reads, the JSON beside a PNG too."""
     path = Path(path)

@@ -217,8 +217,8 @@ class View:
             if count == pixels:
                 raise ValueError(
                     f"Expected a valid pixel (finite and above 0), got none among {pixels} in depth map "
-                    f"{index} of {len(self)}. Check the file or the mask, and that it is depth, not "
-                    "disparity or an inverted image."
+                    f"{index} of {len(self)}. Check its source: the file or the mask, that it is depth, not "
+                    "disparity or an inverted image, and that a latent was sampled by a KSampler."
                 )
         return self
 

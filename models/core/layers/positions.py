@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from einops import rearrange
@@ -39,6 +40,28 @@ def rotary_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> Ro
         angles.append(positions[:, axis, None] * (1.0 / theta**exponent))
     angle = torch.cat(angles, dim=-1)
     return angle.cos(), angle.sin()
+
+
+def joint_table(
+    axes_dim: tuple[int, ...], theta: float, text: int, grid: tuple[int, int], depth: bool,
+    device: torch.device,
+) -> RotaryTable:  # fmt: skip
+    """`rotary_table` of text tokens, an image's token grid and, with `depth`, the same grid of its depth."""
+    ids = [text_positions(text, device=device), grid_positions(*grid, device=device)]
+    if depth:
+        ids.append(grid_positions(*grid, modality=1, device=device))
+    return rotary_table(torch.cat(ids), axes_dim, theta)
+
+
+@lru_cache(maxsize=4)  # some megabytes each at 1024 pixels
+def _kept(*given) -> RotaryTable:
+    with torch.inference_mode(False), torch.no_grad():  # ordinary tensors, which training may use later
+        return joint_table(*given)
+
+
+def kept_joint_table(*given) -> RotaryTable:
+    """`joint_table`, computed once for the steps of a run; torch.compile follows the computation itself."""
+    return joint_table(*given) if torch.compiler.is_compiling() else _kept(*given)
 
 
 def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:

@@ -31,9 +31,9 @@ _INNER = _WIDTH - 2 * _MARGIN
 def contact_sheet(view: View, orbit: Orbit, *, caption: str, facts: Sequence[str] = ()) -> Tensor:
     """A sheet (h, w, 3) in [0, 1] of a View with batch 1 and an image.
 
-    ``caption`` is printed under the images, below it ``facts`` ("seed 7", "3.2 s", the model ...) on one
-    line. Normals are the View's own, else computed from its depth, which the label states, as it states an
-    assumed field of view.
+    ``caption`` is printed under the images, without the characters of `find_unprintable`; below it ``facts``
+    ("seed 7", "3.2 s", the model ...) on one line. Normals are the View's own, else computed from its depth,
+    which the label states, as it states an assumed field of view.
     """
     if len(view) != 1 or view.image is None:
         raise ValueError(
@@ -45,6 +45,8 @@ def contact_sheet(view: View, orbit: Orbit, *, caption: str, facts: Sequence[str
     depth = color_depth(view)
     normals, normals_label = _normals(view, orbit)
     strip = _strip(orbit)
+    missing = find_unprintable(caption)
+    caption = "".join(char for char in caption if char not in missing)
     lines = _wrap(caption, _font(_TITLE), _INNER, most=3)
     height, width = view.depth.shape[1:]
     panel = (_PANEL, round(_PANEL * min(height / width, _TALLEST)))
@@ -71,6 +73,15 @@ def contact_sheet(view: View, orbit: Orbit, *, caption: str, facts: Sequence[str
         pen.text((_MARGIN, text_top + 12 + index * 38), line, font=_font(_TITLE), fill=_TEXT)
     _last_line(pen, facts, total - _MARGIN - _BODY)
     return torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).reshape(total, _WIDTH, 3) / 255
+
+
+def find_unprintable(text: str) -> str:
+    """The characters, each once, for which the sheet's font has no glyph."""
+    font = _font(_TITLE)
+    box = bytes(font.getmask("\U0010ffff"))  # never assigned: what the font draws in a missing glyph's stead
+    return "".join(
+        char for char in dict.fromkeys(text) if not char.isspace() and bytes(font.getmask(char)) == box
+    )
 
 
 def _normals(view: View, orbit: Orbit) -> tuple[Tensor, str]:
@@ -139,9 +150,9 @@ def _legend(page: Image.Image, depth: DepthPicture, corner: tuple[int, int], wid
     _paste(page, bar, (left, top), (width, 10), lanczos=False)
     near, middle, far = (f"{depth.depth_at(share):.3g}" for share in (0, 0.5, 1))
     for place, anchor, text in (
-        (left, "lt", f"near {near}"),
+        (left, "lt", f"near: {near}"),
         (left + width // 2, "mt", middle),
-        (left + width, "rt", f"far {far}"),
+        (left + width, "rt", f"far: {far}"),
     ):
         pen.text((place, top + 18), text, font=_font(15), fill=_MUTED, anchor=anchor)
     if depth.has_holes:

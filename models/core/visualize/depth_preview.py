@@ -82,9 +82,9 @@ def _legend(
     sheet.paste(_enlarge(bar.expand(10, width, 3), 1, Image.Resampling.NEAREST), corner)
     near, middle, far = (f"{shown.depth_at(share):.3g}" for share in (0, 0.5, 1))
     for place, anchor, text in (
-        (left, "la", f"near {near}"),
+        (left, "la", f"near: {near}"),
         (left + width // 2, "ma", middle),
-        (left + width, "ra", f"{far} far"),
+        (left + width, "ra", f"far: {far}"),
     ):
         pen.text((place, top + 15), text, fill=INK, font=font, anchor=anchor)
     unit = "metres" if view.units == "metric" else "relative units"

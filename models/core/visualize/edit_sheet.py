@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..geometry.resize import resize_antialiased
+
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
@@ -52,7 +54,7 @@ def edit_sheet(
     pen = ImageDraw.Draw(page)
     page.paste(left, (_MARGIN, _MARGIN))
     page.paste(right, (_MARGIN + _PANEL + _GAP, _MARGIN))
-    _arrow(pen, object_before, object_after, panel, (_MARGIN + _PANEL + _GAP, _MARGIN))
+    _arrow(pen, object_before, object_after, panel, corner=(_MARGIN + _PANEL + _GAP, _MARGIN))
     _legend(pen, small, _MARGIN + panel[1] + 10, has_target=target is not None)
     for index, line in enumerate(lines):
         color = (_DONE if is_done else _FAILED) if index == 0 else _TEXT
@@ -70,27 +72,23 @@ def _panel(image: Tensor, size: tuple[int, int], outlines: dict, tint: Tensor | 
     """An image at the panel's size with outlines of masks and a tinted region."""
     from PIL import Image
 
-    pixels = _resize(image.permute(2, 0, 1), size, "bilinear").permute(1, 2, 0)
+    rows_columns = size[::-1]
+    pixels = resize_antialiased(image.permute(2, 0, 1)[None], rows_columns)[0].permute(1, 2, 0)
     if tint is not None:
-        region = _resize(tint[None].float(), size, "bilinear")[0] > 0.5
+        region = resize_antialiased(tint[None, None].float(), rows_columns)[0, 0] > 0.5
         pink = torch.tensor(_CHANGED, device=pixels.device) / 255
         pixels = torch.where(region[..., None], 0.55 * pixels + 0.45 * pink, pixels)
     for color, mask in outlines.items():
         if mask is None or not bool(mask.any()):
             continue
-        region = _resize(mask[None].float(), size, "bilinear")
+        region = resize_antialiased(mask[None, None].float(), rows_columns)[0]
         solid = (region > 0.5).float()
         rim = (F.max_pool2d(solid[None], 5, 1, 2)[0] - solid)[0] > 0
         pixels = torch.where(rim[..., None], torch.tensor(color, device=pixels.device) / 255, pixels)
     return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
-def _resize(layers: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Layers (c, h, w) at a size of width and height."""
-    return F.interpolate(layers[None], size[::-1], mode=mode, antialias=True, align_corners=False)[0]
-
-
-def _arrow(pen: ImageDraw.ImageDraw, old: Tensor, new: Tensor, panel, corner: tuple[int, int]) -> None:
+def _arrow(pen: ImageDraw.ImageDraw, old: Tensor, new: Tensor, panel, *, corner: tuple[int, int]) -> None:
     """An arrow between the centers of two masks, if they are some pixels apart."""
     if not (bool(old.any()) and bool(new.any())):
         return

@@ -35,6 +35,10 @@ LAYOUTS = {
         ("U8",), ("weight_scale", "weight_scale_2"), ("input_scale", "pre_quant_scale"), columns=2
     ),
     "int8_tensorwise": Layout(("I8",), ("weight_scale",)),
+    "convrot_w4a4": Layout(("I8",), ("weight_scale",), columns=2),
+    "asym_w4a8_int8": Layout(
+        ("I8",), ("weight_s_rel", "weight_s_channel"), ("weight_codebook",), columns=2
+    ),
 }
 
 

@@ -23,7 +23,7 @@ CHUNK = 2**22  # bytes read at once
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file of a repository on Hugging Face. An unknown value is None, and shown as unknown."""
+    """One file of a repository on Hugging Face. An unknown value is None, and not shown."""
 
     name: str  # its name in ComfyUI's folder, which may differ from `file`
     what: str
@@ -43,16 +43,17 @@ class PublishedFile:
 
     @property
     def line(self) -> str:
-        """All that is needed to download the file, on one line."""
-        size = (
-            f"{self.size:,} bytes"
-            if self.size
-            else f"about {self.about}, exact size unknown until downloaded"
-        )
-        return (
-            f"{self.name} ({self.what}): {size}; licence {self.licence}; SHA-256 "
-            f"{self.sha256 or 'unknown until downloaded'}; folder models/{self.folder}; {self.url}"
-        )
+        """All that is known and needed to download the file, on one line."""
+        published = self.file.rpartition("/")[2]
+        facts = [
+            f"{self.size:,} bytes" if self.size else f"about {self.about}",
+            f"licence {self.licence}",
+            self.sha256 and f"SHA-256 {self.sha256}",
+            f"folder models/{self.folder}",
+            published != self.name and f"rename the downloaded {published} to {self.name}",
+            self.url,
+        ]
+        return f"{self.name} ({self.what}): {'; '.join(filter(None, facts))}"
 
     @property
     def as_template_model(self) -> dict[str, str]:

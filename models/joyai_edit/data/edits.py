@@ -45,7 +45,7 @@ class EditSample:
     source: Tensor  # uint8 (h, w, 3), as it was
     target: Tensor  # uint8 (h, w, 3)
     kind: str
-    instruction: str  # in a person's words
+    instruction: str  # as written by a person
     prompt: str  # what the model reads; "" where JoyAI has no form for it
     lacks: str = ""  # why there is no prompt
     box: Rect | None = None  # where the object goes, to be drawn into what the model sees
@@ -135,7 +135,7 @@ def read_box(
     entry: Mapping[str, Any], masks: Sequence[Tensor] | None, shape: tuple[int, int],
     size: tuple[int, int] | None,
 ) -> Rect | None:  # fmt: skip
-    """Where the object goes, in pixels of the scaled image: as the line says, or around the mask after."""
+    """The target box in pixels of the scaled image: that of the manifest line, or of the mask after."""
     box = entry.get("box")
     if box is not None:
         if not isinstance(box, list) or len(box) != 4 or not all(is_finite_number(side) for side in box):
@@ -162,7 +162,7 @@ def is_finite_number(value: Any) -> bool:
 
 
 def find_name(entry: Mapping[str, Any]) -> str:
-    """The edited object as a person would say it, or ""."""
+    """The name of the edited object with its article, or ""."""
     if isinstance(entry.get("object_name"), str):
         return entry["object_name"]
     names, number = entry.get("objects"), entry.get("object")
@@ -171,12 +171,13 @@ def find_name(entry: Mapping[str, Any]) -> str:
 
 
 def write_prompt(entry: Mapping[str, Any], has_box: bool) -> tuple[str, str]:
-    """(what the model reads, why there is none)."""
+    """(the prompt, why there is none); one of both is "".
+    """
     if isinstance(entry.get("prompt"), str) and entry["prompt"].strip():
         return entry["prompt"], ""
     kind, name = entry.get("kind", "edit"), find_name(entry)
     if kind == "move" and name and has_box:
-        # the world's boxes would be taken for the drawn one
+        # a box of the world would be mistaken for the red box
         return move_prompt(name if "object_name" in entry else name.replace(" box", " block")), ""
     if kind == "rotate":
         is_shown = entry.get("view") in VIEWS and name

@@ -120,7 +120,9 @@ def encode_edits(
     def write(name: str, members: Sequence[Source], state) -> list[str]:
         if not made:
             made.append(EditEncoder(base, state.device, getattr(torch, precision)))
-        return write_encodings(Path(output) / f"{name}.safetensors", dataset, members, made[0], size, bucket)
+        return write_encodings(
+            Path(output) / f"{name}.safetensors", dataset, members, made[0], size=size, bucket=bucket
+        )
 
     return write_folder(
         output, facts, sources=list(list_edits(dataset)), shard_size=shard_size, write=write, what="encode",
@@ -129,7 +131,7 @@ def encode_edits(
 
 
 def write_encodings(
-    path: Path, dataset: FolderDataset, members: Sequence[Source], encoder: EditEncoder, size: int,
+    path: Path, dataset: FolderDataset, members: Sequence[Source], encoder: EditEncoder, *, size: int,
     bucket: Size,
 ) -> list[str]:  # fmt: skip
     """Write one shard; for each member "" or why it was left out."""

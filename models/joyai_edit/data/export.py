@@ -114,8 +114,8 @@ def export_edits(source: str | Path, output: str | Path, request: LayoutRequest)
         line for number in range(len(groups)) for _, line in read_json_lines(folder.marker_file(number))
     ]
     if request.layout == "object3dit":
-        words = {line["uid"]: {"description": line["object"]} for line in lines if "uid" in line}
-        write_file(folder.path / DESCRIPTIONS, json.dumps(words, sort_keys=True).encode())
+        descriptions = {line["uid"]: {"description": line["object"]} for line in lines if "uid" in line}
+        write_file(folder.path / DESCRIPTIONS, json.dumps(descriptions, sort_keys=True).encode())
     folder.finish(lines, facts)
     return count_stored(folder, lines, written)
 
@@ -158,10 +158,10 @@ def write_group(
             packed.append(spatialedit_files(f"{index:08d}", sample, request.quality))
             lines.append(line | {"tar": name, "key": f"{index:08d}", "prompt": sample.prompt})
             continue
-        place = f"{threedit_folder(sample.kind, request.split, request.unseen)}/{index:08d}"
+        relative = f"{threedit_folder(sample.kind, request.split, request.unseen)}/{index:08d}"
         for file, data in threedit_files(sample).items():
-            write_file(folder / place / file, data)
-        lines.append(line | {"folder": place, "uid": object_uid(sample.name), "object": sample.name})
+            write_file(folder / relative / file, data)
+        lines.append(line | {"folder": relative, "uid": object_uid(sample.name), "object": sample.name})
     if packed:
         write_file(folder / name, pack_tar(packed))
     return lines
@@ -184,7 +184,7 @@ def read_samples_of(
 
 
 def find_layout_fault(sample: EditSample, request: LayoutRequest) -> str:
-    """Why a sample has no place in the layout, or ""."""
+    """Why a sample cannot be stored in the layout, or ""."""
     if request.layout == "spatialedit":
         return "" if sample.prompt else sample.lacks
     return threedit_fault(sample)

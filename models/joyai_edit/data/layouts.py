@@ -2,7 +2,7 @@
 
 SpatialEdit-500K: TASK/worker0-{000000}.tar; of a sample KEY.json, KEY.0.jpg (source), KEY.1.jpg (target).
 OBject-3DIT: TASK/train/UID/ or TASK/{val|test}/{seen|unseen}/UID/ with 1.png, 2.png, 1_mask.png, 2_mask.png,
-metadata.json; a file at the root has the words for each object.
+metadata.json; a file at the root describes each object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .edits import EditSample
 # the release names object_moving; the other two are named after it
 SPATIALEDIT_TASKS = {"move": "object_moving", "rotate": "object_rotation", "camera": "camera"}
 THREEDIT_TASKS = {"move": "translate", "rotate": "rotate", "remove": "remove"}
-DESCRIPTIONS = "objaverse_cat_descriptions_64k.json"  # where OBject-3DIT's reader looks for an object's words
+DESCRIPTIONS = "objaverse_cat_descriptions_64k.json"  # where OBject-3DIT's reader finds descriptions
 # colors of its masks, matplotlib's Set1: the reader takes the second for the object
 BACKGROUND, OBJECT = (228, 26, 28, 255), (55, 126, 184, 255)
 
@@ -42,8 +42,8 @@ def spatialedit_files(key: str, sample: EditSample, quality: int) -> dict[str, b
     }
     return {
         f"{key}.json": json.dumps(record, ensure_ascii=False).encode(),
-        f"{key}.0.jpg": encode_picture(sample.with_box(), "JPEG", quality=quality, subsampling=0),
-        f"{key}.1.jpg": encode_picture(sample.target, "JPEG", quality=quality, subsampling=0),
+        f"{key}.0.jpg": encode_image(sample.with_box(), "JPEG", quality=quality, subsampling=0),
+        f"{key}.1.jpg": encode_image(sample.target, "JPEG", quality=quality, subsampling=0),
     }
 
 
@@ -59,7 +59,7 @@ def threedit_folder(kind: str, split: str, unseen: bool) -> str:
 
 
 def threedit_fault(sample: EditSample) -> str:
-    """Why a sample has no place in OBject-3DIT, or ""."""
+    """Why a sample cannot be stored in OBject-3DIT, or ""."""
     if sample.kind not in THREEDIT_TASKS:
         return f"a kind that is {sample.kind}: OBject-3DIT has move, rotate and remove"
     if sample.masks is None or not sample.masks[0].any():
@@ -83,8 +83,8 @@ def threedit_files(sample: EditSample) -> dict[str, bytes]:
     if sample.kind == "move":
         metadata |= {"end_location_2d": find_center(after), "translation_category": category}
     return {
-        "1.png": encode_picture(sample.source, "PNG"),
-        "2.png": encode_picture(sample.target, "PNG"),
+        "1.png": encode_image(sample.source, "PNG"),
+        "2.png": encode_image(sample.target, "PNG"),
         "1_mask.png": encode_mask(before),
         "2_mask.png": encode_mask(after),
         "metadata.json": json.dumps(metadata).encode(),
@@ -92,7 +92,7 @@ def threedit_files(sample: EditSample) -> dict[str, bytes]:
 
 
 def object_uid(name: str) -> str:
-    """An object's id: its words, without blanks."""
+    """An object's id: its description, without blanks."""
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
@@ -106,7 +106,7 @@ def find_center(mask: Tensor) -> list[float]:
     ]
 
 
-def encode_picture(values: Tensor, form: str, **options: Any) -> bytes:
+def encode_image(values: Tensor, form: str, **options: Any) -> bytes:
     """uint8 (h, w, 3) as a file."""
     from PIL import Image
 

@@ -45,7 +45,7 @@ class AdapterSettings:
     weights: str = ""  # a LoRA of an earlier run to go on from, of the same rank and layers
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the frozen network
     checkpointing: bool = True  # recompute each block in the backward pass
-    shard: bool = False  # of several processes each keeps its part of the frozen weights (FSDP2)
+    shard: bool = False  # shard the frozen weights over several processes (FSDP2)
     ship: Literal["float32", "float16", "bfloat16"] = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -70,12 +70,12 @@ class AdapterSettings:
 
 
 class AdapterLayer(nn.Module):
-    """x -> scale * up(down(x)); down is random, up starts at 0."""
+    """x -> scale * up(down(x)); down is uniform in +-inputs^-0.5, up is zero at initialization."""
 
-    def __init__(self, inputs: int, outputs: int, rank: int, scale: float, generator: Generator):
+    def __init__(self, inputs: int, outputs: int, rank: int, *, scale: float, generator: Generator):
         super().__init__()
-        reach = inputs**-0.5
-        self.down = nn.Parameter((torch.rand(rank, inputs, generator=generator) * 2 - 1) * reach)
+        bound = inputs**-0.5
+        self.down = nn.Parameter((torch.rand(rank, inputs, generator=generator) * 2 - 1) * bound)
         self.up = nn.Parameter(torch.zeros(outputs, rank))
         self.scale = scale
 
@@ -84,7 +84,7 @@ class AdapterLayer(nn.Module):
 
 
 class Adapters(nn.Module):
-    """All that trains, named layers.<path with _ for .>.down and .up."""
+    """The trained layers, named layers.<module path with _ for .>.down and .up."""
 
     def __init__(self, network: nn.Module, settings: AdapterSettings, generator: Generator):
         super().__init__()
@@ -94,7 +94,7 @@ class Adapters(nn.Module):
         for path in self.paths:
             linear = network.get_submodule(path)
             sizes = (linear.in_features, linear.out_features, settings.rank)
-            self.layers[as_name(path)] = AdapterLayer(*sizes, settings.scale, generator)
+            self.layers[as_name(path)] = AdapterLayer(*sizes, scale=settings.scale, generator=generator)
 
     def attach(self, network: nn.Module) -> None:
         """Add each layer's output to that of the network's own, by a forward hook."""

@@ -59,7 +59,7 @@ def edit_loss(
     errors = []
     for index in range(count):
         context = find_context(batch, index, empty=bool(dropped[index]))
-        velocity = predict(network, noisy[index], reference[index], t[index], context)
+        velocity = predict(network, noisy[index], reference[index], t=t[index], context=context)
         errors.append(F.mse_loss(velocity, noise[index] - latent[index]))
     loss = torch.stack(errors).mean()
     return loss, {"velocity": loss.detach()}
@@ -74,8 +74,8 @@ def find_context(batch: Mapping[str, Tensor], index: int, *, empty: bool) -> Ten
     return torch.cat([prefix, batch["empty_tail"][index]])[None]
 
 
-def predict(network: nn.Module, noisy: Tensor, reference: Tensor, t: Tensor, context: Tensor) -> Tensor:
-    """The velocity (c, h, w) at noise level t. The target is the last item, as diffusers' pipeline has it."""
+def predict(network: nn.Module, noisy: Tensor, reference: Tensor, *, t: Tensor, context: Tensor) -> Tensor:
+    """The velocity (c, h, w) at noise level t. The target is the last item, as in diffusers' pipeline."""
     dtype = network.proj_out.weight.dtype
     items = torch.stack([reference, noisy])[None, :, :, None].to(dtype)
     timestep = (STEPS * t).reshape(1)

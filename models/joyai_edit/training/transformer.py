@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...core.text_files import read_json_object, show_path
-from ...core.training.loop import find_device
+from ...core.training.sharding import make_mesh, shard_unit
 from ...core.weights.files import check_fit, describe
 from ...core.weights.header import Header, read_header
+from ...core.weights.mapped import map_tensors
 
 log = logging.getLogger("spatialweave.training")
 THETA = 10000  # of the released weights; the class's own default is another
 HEAD = 128  # width of an attention head, whose rotary axes are ROPE
-ROPE = (16, 56, 56)  # time, rows, columns
+ROPE = (16, 56, 56)  # rotary channels of time, rows, columns
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 WHOLE = "a JoyImage-Edit network in bfloat16 or float32, as diffusers and ComfyUI name its tensors"
 BLOCK = re.compile(r"double_blocks\.(\d+)\.")
@@ -31,21 +31,25 @@ DTYPES = ("BF16", "F16", "F32")
 
 @dataclass(frozen=True)
 class NetworkFiles:
-    """Where each tensor of a network is, and its shape."""
+    """The safetensors files of one network."""
 
     source: Path
-    files: Mapping[str, Path]  # by tensor name
-    shapes: Mapping[str, tuple[int, ...]]
+    headers: Mapping[Path, Header]
 
-    def read(self, names: list[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors."""
+        return {name: shape for header in self.headers.values() for name, shape in header.shapes.items()}
+
+    def read(self, names: Collection[str], dtype: torch.dtype) -> dict[str, Tensor]:
         """These tensors on the CPU; only they are read."""
-        found = {}
-        for path in sorted({self.files[name] for name in names}):
-            with safe_open(path, framework="pt") as opened:
-                for name in names:
-                    if self.files[name] == path:
-                        found[name] = opened.get_tensor(name).to(dtype)
-        return found
+        return {
+            name: value.to(dtype)
+            for path, header in self.headers.items()
+            if not header.shapes.keys().isdisjoint(names)
+            for name, value in map_tensors(path, header)
+            if name in names
+        }
 
 
 def find_network_class():
@@ -67,7 +71,8 @@ def find_network_class():
 
 def find_files(base: str | Path) -> NetworkFiles:
     """The network's files: of a pipeline folder of diffusers, of its `transformer` folder, or one file of
-    ComfyUI's."""
+    ComfyUI's.
+    """
     source = Path(base)
     if source.is_file():
         paths = [source]
@@ -79,14 +84,10 @@ def find_files(base: str | Path) -> NetworkFiles:
             f"Expected {WHOLE} at {show_path(source)}, got no safetensors file there. Name a diffusers "
             "folder or ComfyUI's file."
         )
-    headers = [(path, read_header(path)) for path in paths]
-    for path, header in headers:
+    headers = {path: read_header(path) for path in paths}
+    for path, header in headers.items():
         check_kind(path, header)
-    return NetworkFiles(
-        source,
-        {name: path for path, header in headers for name in header.shapes},
-        {name: shape for _, header in headers for name, shape in header.shapes.items()},
-    )
+    return NetworkFiles(source, headers)
 
 
 def list_network_files(folder: Path) -> list[Path]:
@@ -137,19 +138,20 @@ def read_network_sizes(files: NetworkFiles) -> dict[str, Any]:
 
 
 def load_transformer(base: str | Path, dtype: torch.dtype, *, shard: bool = False) -> nn.Module:
-    """The frozen network. `shard`: every process keeps its part of each block's weights, and blocks are
-    gathered one by one when they run (FSDP2)."""
+    """The frozen network. `shard`: every process keeps its shard of each block's weights, and blocks are
+    gathered one by one when they run (FSDP2).
+    """
     files = find_files(base)
     with torch.device("meta"):
         network = find_network_class()(**read_network_sizes(files))
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    check_fit(wanted, files.shapes, f"the network at {show_path(files.source)}")
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    check_fit(expected, files.shapes, f"the network at {show_path(files.source)}")
     mesh = make_mesh() if shard else None
-    units = [*network.double_blocks, network]  # the network last: what no block has
+    units = [*network.double_blocks, network]  # the network last: weights outside the blocks
     prefixes = [f"double_blocks.{index}." for index in range(len(network.double_blocks))]
     for prefix in (*prefixes, ""):
         unit = units.pop(0)
-        names = [name for name in wanted if (name.startswith(prefix) if prefix else not BLOCK.match(name))]
+        names = {name for name in expected if (name.startswith(prefix) if prefix else not BLOCK.match(name))}
         state = files.read(names, dtype)
         own = {name.removeprefix(prefix): value for name, value in state.items()}
         unit.load_state_dict(own, assign=True, strict=bool(prefix))
@@ -157,29 +159,6 @@ def load_transformer(base: str | Path, dtype: torch.dtype, *, shard: bool = Fals
         if mesh is not None:
             shard_unit(unit, mesh)
     return network.train(False)
-
-
-def make_mesh():
-    """All processes as one dimension, over which weights are sharded; accelerate's group is begun here."""
-    from accelerate import PartialState
-    from torch.distributed.device_mesh import init_device_mesh
-
-    device = find_device()
-    state = PartialState(cpu=device.type == "cpu")
-    if state.num_processes < 2:
-        raise ValueError(
-            "Expected several processes for the recipe's shard, got one. Start it with accelerate launch "
-            "--num_processes, or set shard to false."
-        )
-    return init_device_mesh(device.type, (state.num_processes,))
-
-
-def shard_unit(unit: nn.Module, mesh) -> None:
-    """Keep this process's part of the unit's weights on its device."""
-    from torch.distributed.fsdp import fully_shard
-
-    unit.to(find_device())
-    fully_shard(unit, mesh=mesh, reshard_after_forward=True)
 
 
 def report_size(network: nn.Module, trained: nn.Module, processes: int) -> None:

@@ -14,9 +14,9 @@
         image, line, normals (8 bits); segmentation (8 bits, 255 = sky);
         depth (16 bits, metres = value * depth_scale, 0 = sky)
 
-With `kind="edits"` a sample also has the scene after the edit, under the same names with the prefix
-`target_`. Its manifest line has "instruction", "kind", "object" (index in "objects", null for camera edits)
-and "parameters".
+With `kind="edits"` (of `world.edits`) and `kind="moves"` (of `world.moves`) a sample also has the scene after
+the edit, under the same names with the prefix `target_`. Its manifest line has "instruction", "kind",
+"object" (index in "objects", null for camera edits) and "parameters".
 
 Captions are `caption(scene, random.Random(f"{split}/{seed}/{index}/{k}"))` for k = 0 ... 3; "caption" is the
 first. `core.training.data.FolderDataset` reads both layouts.
@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,11 +43,12 @@ from ...core.training.settings import Size, as_size
 from ...core.training.shards import DATASET, FINISHED, ShardFolder
 from ..captions import caption
 from ..edits import Edit, sample_edits
+from ..moves import sample_moves
 from ..render import Frames, render
 from ..scene import SPLITS, Scene, Split, sample_scenes
 from .layout import write_pictures, write_shard_file
 
-Kind = Literal["scenes", "edits"]
+Kind = Literal["scenes", "edits", "moves"]
 Layout = Literal["shards", "files"]
 DepthType = Literal["float16", "float32"]
 FORMAT, VERSION, LICENCE = "spatialweave-world", 1, "CC0-1.0"
@@ -215,11 +216,14 @@ def write_shard(
     rows = request.rows(number)
     samples = _sample(request, rows)
     scenes = {"": [sample.source if isinstance(sample, Edit) else sample for sample in samples]}
-    if request.kind == "edits":
+    if request.kind != "scenes":
         scenes["target_"] = [sample.target for sample in samples]
-    frames = {
-        prefix: _render(part, request, tick if prefix == "" else None) for prefix, part in scenes.items()
-    }
+    if request.kind == "moves":
+        frames = _render_once(scenes, request, tick)
+    else:
+        frames = {
+            prefix: _render(part, request, tick if prefix == "" else None) for prefix, part in scenes.items()
+        }
     write = write_shard_file if request.layout == "shards" else write_pictures
     depth_type = getattr(torch, request.depth_type)
     locations = write(
@@ -232,7 +236,7 @@ def write_shard(
 
 
 def _sample(request: ExportRequest, rows: range) -> list[Scene] | list[Edit]:
-    draw = sample_scenes if request.kind == "scenes" else sample_edits
+    draw = {"scenes": sample_scenes, "edits": sample_edits, "moves": sample_moves}[request.kind]
     return draw(
         request.seed, len(rows), split=request.split, max_objects=request.max_objects, start=rows.start
     )
@@ -248,6 +252,22 @@ def _render(
         if tick:
             tick(len(frames))
         yield frames
+
+
+def _render_once(
+    scenes: Mapping[str, list[Scene]], request: ExportRequest, tick: Callable[[int], Any] | None
+) -> dict[str, list[Frames]]:
+    """The frames of each prefix; a scene that several samples share is rendered once."""
+    rows = {scene: row for row, scene in enumerate(dict.fromkeys(sum(scenes.values(), [])))}
+    once = list(_render(list(rows), request, None))
+    frames = Frames(*(torch.cat([getattr(part, f.name) for part in once]) for f in fields(Frames)))
+    picked = {prefix: [rows[scene] for scene in part] for prefix, part in scenes.items()}
+    if tick:
+        tick(len(scenes[""]))
+    return {
+        prefix: [Frames(*(getattr(frames, f.name)[index] for f in fields(Frames)))]
+        for prefix, index in picked.items()
+    }
 
 
 def _facts(sample: Scene | Edit, request: ExportRequest, index: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...core.geometry.resize import resize_antialiased
 from ...core.weights.files import check_fit, describe, fill_module, read_header, read_tensors
 from ..captions import OPPOSITE, RELATION_WORDS, Description, Phrase, parse_caption
 from ..scene import COLORS, SHAPES, SIZES
@@ -134,8 +135,7 @@ class Scorer:
         size = [round(height * scale), round(width * scale)]
         device = next(self.network.parameters()).device
         pixels = rearrange(image, "b h w c -> b c h w").to(device, torch.float32)
-        if size != [height, width]:
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+        pixels = resize_antialiased(pixels, size)
         padded = F.pad(pixels, (0, -size[1] % _ALIGN, 0, -size[0] % _ALIGN), mode="replicate")
         guess = {name: value.float().cpu() for name, value in self.network(padded.clamp(0, 1)).items()}
         return [

@@ -26,7 +26,7 @@ from ....models.intrinsic_ldm.schedules import (
 )
 from ....models.intrinsic_ldm.tiny import LORA_FILE as TINY_LORA
 from ..shared.nested_latents import MASKS, SIZE, JointLatent, nest_masks, read_samples, take_apart
-from ..shared.shipped import TINY
+from ..shared.shipped import TINY, explain_missing
 from .hooks import Change
 from .layers import PROJECTIONS, Base
 from .run import run_coupled
@@ -42,6 +42,16 @@ REFUSAL = (
 def list_loras() -> list[str]:
     """The tiny model's LoRA, then the files of core's loras folders."""
     return [TINY, *folder_paths.get_filename_list(FOLDER)]
+
+
+def find_missing_lora(name: str | None) -> str | None:
+    """What to do about a LoRA file that is not there; else None."""
+    remedy = (
+        f"Copy it there and refresh, or choose another: none is published, {TINY!r} is for Load Tiny "
+        "Diffusion, and `spatialweave train` (in an installed clone of the repository) makes those of "
+        "other base models."
+    )
+    return explain_missing(name, list_loras(), FOLDER, remedy)
 
 
 def with_intrinsics(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 
 def rewind(noise: torch.Tensor, seed: int | None) -> None:
@@ -24,7 +27,8 @@ class SharedNoise(TorchFunctionMode):
 
     The first half are the images, the second their maps. Random numbers are drawn as for the images alone, so
     that a seed gives the same noise with and without the maps. This holds for every sampler: all of them call
-    torch.randn, torch.randn_like or normal_ in the end, some through other libraries.
+    torch.randn, torch.randn_like or normal_ in the end, some through other libraries. A network draws none of
+    that shape, and is called inside `paused`: each of its operators would pass through here.
     """
 
     def __init__(self, shape: torch.Size):
@@ -45,3 +49,15 @@ class SharedNoise(TorchFunctionMode):
             args[0][self.half :].copy_(args[0][: self.half])
             return args[0]
         return func(*args, **kwargs)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Off inside the block, unless another mode was entered after this one and is still on."""
+        if _get_current_function_mode() is not self:
+            yield
+            return
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()

@@ -18,8 +18,17 @@ from .hooks import name_of
 OVERRIDE = "optimized_attention_override"
 
 
-def unet_attention(layer: int, coupling: Coupling, tried: list | None) -> Callable:
-    """Core's attn1 replacement for one layer; passes of one stream use core's own attention.
+def preferred_by(module) -> dict:
+    """The attention that a checkpoint's own settings ask of core for a module: cores from about 0.38 on take
+    it as a keyword, and hold it in the module.
+    """
+    chosen = getattr(module, "comfy_attention", None)
+    return {} if chosen is None else {"preferred_attention": chosen}
+
+
+def unet_attention(module, layer: int, coupling: Coupling, tried: list | None) -> Callable:
+    """Core's attn1 replacement for one layer, whose own module is `module`; passes of one stream use core's
+    own attention.
 
     `tried` lists the attention overrides of other packs that are known to apply an attention bias; None if
     the run needs no bias, as w is 0 or 1 and the same in all layers.
@@ -29,7 +38,8 @@ def unet_attention(layer: int, coupling: Coupling, tried: list | None) -> Callab
         heads, precision = extra["n_heads"], extra.get("attn_precision")
 
         def plain(q, k, v):
-            return optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=extra)
+            named = {"attn_precision": precision, "transformer_options": extra}
+            return optimized_attention(q, k, v, heads, **named, **preferred_by(module))
 
         inner = host_attention(q, heads, precision, extra, tried)
         return coupling.attend(layer, q, k, v, heads=heads, plain=plain, inner=inner)
@@ -117,7 +127,8 @@ def pixart_attention(
 
         def plain(q, k, v):  # as in core, which passes PixArt's attention no options and so no override
             q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=module.num_heads) for x in (q, k, v))
-            return optimized_attention(q, k, v, module.num_heads, mask=None, skip_reshape=True)
+            named = {"mask": None, "skip_reshape": True}
+            return optimized_attention(q, k, v, module.num_heads, **named, **preferred_by(module))
 
         inner = host_attention(q, module.num_heads, None, options(), tried)
         out = coupling.attend(

@@ -62,7 +62,9 @@ def run_coupled(settings: Settings):
         check_latents(shapes, settings.base)
         check_run(guider, sampler, settings)
         loras = [] if settings.share_image_loras else image_lora_changes(guider.model_patcher)
-        run = Run(settings, shapes[0][0], loras, tried=[] if settings.is_weighted else None)
+        started = comfy.utils.unpack_latents(noise, shapes)[0]  # the image's noise is used for both streams
+        shared = SharedNoise(torch.Size((2 * started.shape[0], *started.shape[1:])))
+        run = Run(settings, shapes[0][0], loras, shared, tried=[] if settings.is_weighted else None)
         for kind, wrapper in ((Kinds.CALC_COND_BATCH, run.predict), (Kinds.APPLY_MODEL, run.apply)):
             comfy.patcher_extension.add_wrapper_with_key(
                 kind, KEY, wrapper, guider.model_options, is_model_options=True
@@ -70,12 +72,11 @@ def run_coupled(settings: Settings):
         latent, mask = (
             None if packed is None else as_rows(packed, shapes) for packed in (latent_image, denoise_mask)
         )
-        started = comfy.utils.unpack_latents(noise, shapes)[0]  # the image's noise is used for both streams
         named["latent_shapes"] = [latent.shape]
         rewind(started, seed)
         pixels = [(shapes[0][0], *(8 * side for side in shapes[0][-2:]))]
         try:
-            with SharedNoise(latent.shape), explain_sampling(guider.model_patcher, pixels, SAVE_MEMORY):
+            with shared, explain_sampling(guider.model_patcher, pixels, SAVE_MEMORY):
                 rows = executor(
                     torch.cat([started] * 2),
                     latent,
@@ -117,9 +118,11 @@ class Run:
     settings: Settings
     batch: int
     image_loras: list[Change]
+    noise: SharedNoise
     coupling: Coupling = field(default_factory=Coupling)
     options: dict = field(default_factory=dict)  # transformer_options of the current forward pass
     undo: list = field(default_factory=list)
+    network: torch.nn.Module | None = None  # on which the hooks are installed
     last: list[Tensor] | None = None  # last x0 (b, c, h, w) of the maps per prompt list
     # (kind of prediction, start time in seconds, DDPM t)
     clock: list[tuple[str, float, float]] = field(default_factory=list)
@@ -201,7 +204,9 @@ class Run:
         if not self.settings.base.is_unet:
             return options
         ours = {
-            layer.key[1:]: unet_attention(layer.block, self.coupling, self.tried)
+            layer.key[1:]: unet_attention(
+                self.network.get_submodule(layer.key[0]).attn1, layer.block, self.coupling, self.tried
+            )
             for layer in self.settings.base.layers
         }
         return with_attention(options, ours)
@@ -226,6 +231,7 @@ class Run:
         try:
             with (
                 self.coupling.call(rows, step.weights, step.cache),
+                self.noise.paused(),
                 uncompiled() if self.undo else contextlib.nullcontext(),
             ):
                 return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
@@ -237,6 +243,7 @@ class Run:
 
         `remove_hooks` removes them at the end, so that other runs of the same model are unaffected.
         """
+        self.network = network
         if self.undo:
             return
         self.undo = [
@@ -257,6 +264,7 @@ class Run:
                 self.undo.append(lambda module=module: vars(module).pop("forward"))
 
     def remove_hooks(self) -> None:
+        self.network = None
         while self.undo:
             self.undo.pop()()
 

@@ -20,7 +20,7 @@ from ....models.intrinsic_ldm.tiny import VAE_FILE as TINY_VAE
 from ....models.intrinsic_ldm.weights import IntrinsicVae, fold_scale, load_intrinsic_vae
 from ..shared.memory import explain_full_memory
 from ..shared.nested_latents import SIZE, read_samples
-from ..shared.shipped import TINY
+from ..shared.shipped import TINY, explain_missing
 from .model import split_intrinsic
 
 FOLDER = "vae"
@@ -113,6 +113,16 @@ def scale_memory(vae: comfy.sd.VAE, config: VaeConfig) -> None:
 def list_vaes() -> list[str]:
     """The tiny model's VAE, then the files of core's vae folders."""
     return [TINY, *folder_paths.get_filename_list(FOLDER)]
+
+
+def find_missing_vae(name: str | None) -> str | None:
+    """What to do about a VAE file that is not there; else None."""
+    remedy = (
+        f"Copy it there and refresh, or choose another: none is published, {TINY!r} ships with Load Tiny "
+        "Diffusion, and `spatialweave train` (in an installed clone of the repository) makes those of "
+        "other base models."
+    )
+    return explain_missing(name, list_vaes(), FOLDER, remedy)
 
 
 def load_vae(name: str) -> IntrinsicVAE:

@@ -97,7 +97,7 @@ def check_images(socket: str, batch: Any):
 
 
 def find_encoder(clip):
-    """The text encoder inside a CLIP, if it is a Qwen3-VL with its vision tower; else ValueError."""
+    """The text encoder of a CLIP; ValueError if it is not a Qwen3-VL with its vision tower."""
     holder = getattr(clip, "cond_stage_model", None)
     encoder = getattr(holder, str(getattr(holder, "clip", "")), None)
     network = getattr(encoder, "transformer", None)
@@ -108,7 +108,7 @@ def find_encoder(clip):
 
 
 def check_head(clip, network) -> None:
-    """ValueError where the language model cannot write: the file was saved for encoding alone.
+    """ValueError where the language model cannot generate: the file was saved for encoding alone.
 
     Core loads such a file without an error and leaves the head's weights uninitialized or zero.
     """
@@ -131,7 +131,7 @@ def check_head(clip, network) -> None:
 
 
 def list_encoder_files(clip) -> list[str]:
-    """The safetensors files that core loaded a CLIP from, where it says so."""
+    """The safetensors files that core loaded a CLIP from, if core recorded them."""
     recipe = getattr(getattr(clip, "patcher", None), "cached_patcher_init", None)
     named = recipe[1][0] if recipe and recipe[1] else ()
     named = [named] if isinstance(named, str) else named
@@ -144,7 +144,7 @@ def has_head(path: str) -> bool:
 
 
 def tokenize_chat(clip, text: str, views: Sequence[Tensor]) -> list[int | dict]:
-    """Token ids, with an embedding that core encodes in place of every image's token."""
+    """Token ids, with the image itself, which core embeds, in place of every image token."""
     inner = getattr(clip.tokenizer, clip.tokenizer.clip).tokenizer
     waiting = iter(views)
     return [
@@ -154,7 +154,7 @@ def tokenize_chat(clip, text: str, views: Sequence[Tensor]) -> list[int | dict]:
 
 
 def check_length(network, prompt: int, max_tokens: int, images: int) -> None:
-    """ValueError where prompt and answer exceed the positions that the model was made for."""
+    """ValueError where prompt and answer exceed the model's position embeddings."""
     most = network.model.config.max_position_embeddings
     if prompt + max_tokens > most:
         raise ValueError(
@@ -165,7 +165,7 @@ def check_length(network, prompt: int, max_tokens: int, images: int) -> None:
 
 
 def generate(clip, encoder, tokens, *, prompt: int, max_tokens: int, options: Mapping) -> list[int]:
-    """Token ids of the answer, from core's own loop; its progress bar counts them."""
+    """Token ids of the answer, from core's generation loop and with its progress bar."""
     holder, device = clip.cond_stage_model, clip.patcher.load_device
     need = memory_needed(encoder.transformer, prompt, max_tokens, device)
     comfy.model_management.load_models_gpu([clip.patcher], memory_required=need)
@@ -188,7 +188,7 @@ def generate(clip, encoder, tokens, *, prompt: int, max_tokens: int, options: Ma
 
 
 def memory_needed(network, prompt: int, max_tokens: int, device) -> int:
-    """Bytes beside the weights: keys and values, the causal mask, and the activations of one layer."""
+    """Bytes beside the weights: KV cache, causal mask, and activations of one layer."""
     config, vision = network.model.config, network.visual
     size = 2 if comfy.model_management.should_use_bf16(device) else 4
     width = config.num_key_value_heads * config.head_dim
@@ -200,7 +200,7 @@ def memory_needed(network, prompt: int, max_tokens: int, device) -> int:
 
 @contextlib.contextmanager
 def stopping_at_cancel(network) -> Iterator[None]:
-    """Cancel ends the work before the next layer of the language model or the vision tower."""
+    """Forward hooks on each layer of the language model and vision tower that end the run after Cancel."""
 
     def check(*_) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -34,8 +34,8 @@ from ....models.modality_forcing.inputs import (
     scale_to_trained,
 )
 from ..shared.last_resort import describe
-from ..shared.nested_latents import JointLatent
-from .joint_latent import GUIDE, REFUSAL, SIZE, SKY, check_vae, explain_size, split_joint_latent
+from ..shared.nested_latents import GUIDE, SIZE, JointLatent
+from .joint_latent import REFUSAL, SKY, check_vae, explain_size, split_joint_latent
 from .joint_model import network_config
 
 KEEP_SIZE = (None, None)

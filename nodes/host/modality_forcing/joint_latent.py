@@ -13,12 +13,11 @@ from ....models.core.geometry.view import View
 from ....models.modality_forcing.depth_code import net_to_depth
 from ....models.modality_forcing.inputs import Notes, Size, explain_trained_size, pad_size
 from ..shared.last_resort import describe
-from ..shared.nested_latents import SIZE, JointLatent, read_samples
+from ..shared.nested_latents import GUIDE, SIZE, JointLatent, read_samples
 from ..shared.progress import each_picture
 from .joint_model import network_config
 
 SKY = "spatialweave_infinite_sky"  # whether the model predicts sky as infinite depth
-GUIDE = "spatialweave_guide"  # (b, h, w, 3), the given image at its own size, where it was scaled
 REFUSAL = (
     "Expected a plain latent, got a joint one of an image and its depth. Split it with Split Joint Latent "
     "first; Save Joint Latent saves it whole."

@@ -8,6 +8,7 @@ sampler of ours. A stream whose noise mask is 0 is fixed: it keeps its values an
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import comfy.conds
@@ -20,7 +21,6 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ....models.core.diffusion.carry import carried_velocity, from_carried, release, to_carried
@@ -29,6 +29,7 @@ from ....models.modality_forcing.config import ModalityForcingConfig
 from ....models.modality_forcing.network import ModalityForcing, make_depth_head
 from ..shared.last_resort import describe
 from ..shared.memory import explain_sampling
+from .attention import attend_in_parts
 from .previews import with_pair_preview
 from .refused_attachments import check_conditioning, check_options, check_patches, check_unconditional
 from .refused_loras import check_loras
@@ -87,12 +88,7 @@ class HostedNetwork(ModalityForcing):
         log2_alpha: float,
         **kwargs,
     ):
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return optimized_attention(
-                q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options
-            )
-
-        times = timestep
+        times, attend = timestep, partial(attend_in_parts, transformer_options=transformer_options)
         velocity, x0 = super().forward(
             x[0], times.seen_depth, context, times.image, times.depth, attend=attend
         )

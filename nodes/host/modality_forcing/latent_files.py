@@ -23,8 +23,9 @@ from ....models.core.weights.files import (
     read_tensors,
     write_tensors,
 )
-from ..shared.nested_latents import MASKS, JointLatent, nest_masks, read_samples, take_apart
-from .joint_latent import GUIDE, REFUSAL, SIZE, SKY, split_joint_latent
+from ..shared.folders import find_free_name
+from ..shared.nested_latents import GUIDE, MASKS, SIZE, JointLatent, nest_masks, read_samples, take_apart
+from .joint_latent import REFUSAL, SKY, split_joint_latent
 
 SUFFIX = ".joint.safetensors"
 FILE_KIND = "joint latent"
@@ -46,6 +47,11 @@ def join_latents(image: dict, depth: dict) -> dict:
                 "Latent and connect the part that is meant."
             )
     streams = [image["samples"], depth["samples"]]
+    if streams[0].shape[1] == 1:
+        raise ValueError(
+            f"Expected an image's latent at image_latent, got a depth's, {tuple(streams[0].shape)}. Connect "
+            "the image_latent of Split Joint Latent, or VAE Encode."
+        )
     batch = max(len(stream) for stream in streams)
     streams = [stream.expand(batch, *stream.shape[1:]) if len(stream) == 1 else stream for stream in streams]
     joined = {**image, **depth, "samples": comfy.nested_tensor.NestedTensor(streams)}
@@ -81,9 +87,7 @@ def save_joint_latent(latent: dict, filename_prefix: str, prompt=None, extra_png
         streams |= {f"{name}_mask": mask for name, mask in zip(STREAMS, masks.unbind(), strict=True)}
     if GUIDE in latent:
         streams[GUIDE_NAME] = latent[GUIDE]
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        filename_prefix, folder_paths.get_output_directory()
-    )
+    folder, name, counter, subfolder = find_free_name(filename_prefix)
     file = f"{name}_{counter:05}_{SUFFIX}"
     notes = {key: latent[key] for key in (SIZE, SKY) if key in latent}
     if not comfy.cli_args.args.disable_metadata:

@@ -11,7 +11,7 @@ import comfy.cli_args
 import folder_paths
 from torch import Tensor
 
-from ....models.core.export.depth_files import SUFFIXES, write_depth
+from ....models.core.export.depth_files import may_hold_depth, write_depth
 from ....models.core.export.files import export_error
 from ....models.core.export.scene_folder import Layout, SceneFolder, write_scene_folder
 from ....models.core.geometry.fusion import FusedCloud
@@ -21,11 +21,17 @@ from .progress import each_picture
 
 
 def list_depth_files() -> list[str]:
-    """Names in the input folder that could hold a depth."""
-    folder = Path(folder_paths.get_input_directory())
-    return sorted(
-        found.name for found in folder.iterdir() if found.suffix.lower() in SUFFIXES and found.is_file()
-    )
+    """Depth files in the input folder, then those in the output folder and its subfolders, where Save Depth
+    writes.
+    """
+    given, saved = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory())
+    loose = [found.name for found in given.iterdir() if found.is_file() and may_hold_depth(found)]
+    written = [
+        Path(name).as_posix()
+        for name in folder_paths.recursive_search(str(saved))[0]
+        if may_hold_depth(saved / name)
+    ]
+    return sorted(loose) + [f"{name} [output]" for name in sorted(written)]
 
 
 def input_file(name: str) -> Path:
@@ -56,7 +62,7 @@ def save_depth(
     A PNG or EXR holds one image, an NPZ the batch; all hold ``notes``. ValueError if the prefix is outside
     the folder.
     """
-    folder, stem, counter, subfolder = _free_name(prefix, *view.depth.shape[-2:])
+    folder, stem, counter, subfolder = find_free_name(prefix, *view.depth.shape[-2:])
     parts = [view] if kind == "npz" else [view[index] for index in range(len(view))]
     files = []
     for index, part in enumerate(each_picture(parts)):
@@ -73,7 +79,7 @@ def save_scene(
 
     Returns what was written, and its files as core's history lists them.
     """
-    folder, stem, counter, subfolder = _free_name(prefix, *fused.views.depth.shape[-2:])
+    folder, stem, counter, subfolder = find_free_name(prefix, *fused.views.depth.shape[-2:])
     name = f"{stem}_{counter:05}_"
     images = None if images is None else read_pictures(images).rgb
     written = write_scene_folder(Path(folder) / name, fused, layout=layout, images=images, each=each_picture)
@@ -81,10 +87,15 @@ def save_scene(
     return written, [{"filename": file, "subfolder": place, "type": "output"} for place, file in places]
 
 
-def _free_name(prefix: str, height: int, width: int) -> tuple[str, str, int, str]:
-    """Folder, stem, first free number and subfolder of a prefix; ValueError if it leads out of the output
-    folder.
+def find_free_name(prefix: str, height: int = 0, width: int = 0) -> tuple[str, str, int, str]:
+    """Folder, stem, first free number and subfolder of a prefix; ValueError if it has no file name, or leads
+    out of the output folder.
     """
+    if os.path.basename(os.path.normpath(prefix.strip())) == ".":
+        raise ValueError(
+            f"Expected a file name in filename_prefix, got {prefix!r}, which would give a hidden file. Give "
+            "a name, or a folder and a name."
+        )
     output = folder_paths.get_output_directory()
     folder = os.path.join(output, os.path.dirname(os.path.normpath(prefix)))
     if not folder_paths.is_within_directory(output, folder):

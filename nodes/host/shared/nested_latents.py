@@ -12,6 +12,7 @@ from .last_resort import describe
 
 SIZE = "spatialweave_size"  # (height, width) before padding to whole patches
 MASKS = "noise_mask"
+GUIDE = "spatialweave_guide"  # (b, h, w, 3), the given image at its own size, where it was scaled
 
 
 class JointSamples(comfy.nested_tensor.NestedTensor):
@@ -65,6 +66,21 @@ class JointLatent(dict):
         if key == "samples" and getattr(value, "is_nested", False):
             value = JointSamples(value.unbind(), self.refusal)
         super().__setitem__(key, value)
+
+
+def take_row(latent: dict, index: int) -> dict:
+    """One row of the batch of a LATENT, plain or joint, with its masks and every other entry."""
+    row, masks = slice(index, index + 1), latent.get(MASKS)
+    taken = latent | {"samples": latent["samples"][row]}
+    if getattr(masks, "is_nested", False):
+        parts = [mask[row] if len(mask) > 1 else mask for mask in masks.unbind()]
+        taken[MASKS] = comfy.nested_tensor.NestedTensor(parts)
+    elif masks is not None and len(masks) > 1:
+        taken[MASKS] = masks[row]
+    for key in ("batch_index", GUIDE):
+        if len(latent.get(key, ())) > 1:
+            taken[key] = latent[key][row]
+    return taken
 
 
 def read_samples(latent: dict, socket: str) -> Tensor | comfy.nested_tensor.NestedTensor:

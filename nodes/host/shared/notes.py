@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from comfy_execution.utils import get_executing_context
+
 logger = logging.getLogger("spatialweave.inputs")
 _shown: set[tuple[str, str]] = set()  # (client, node) with a text under the node: a later run clears it
 
@@ -16,6 +18,12 @@ def tell(notes: Sequence[str], hidden) -> str:
         logger.info(text)
     show(text, getattr(hidden, "unique_id", None))
     return text
+
+
+def running_node() -> str | None:
+    """The id of the node that runs, also one of core's that calls our code; None outside a run."""
+    context = get_executing_context()
+    return context and context.node_id
 
 
 def show(text: str, node_id: str | None) -> None:

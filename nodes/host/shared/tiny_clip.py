@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ....models.tiny.text import TinyTextEncoder, explain_prompt, read_layout, tokenize
+from .notes import running_node, show
 
 logger = logging.getLogger("spatialweave.text")
 
 
 class TinyTokenizer:
-    """Prompts to token ids. What the model cannot read is logged once per prompt."""
+    """Prompts to token ids. What the model cannot read is logged, and shown under the node that encodes."""
 
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         pass
@@ -27,6 +28,7 @@ class TinyTokenizer:
         notice = explain_prompt(text)
         if notice:
             logger.warning(notice)
+        show(notice or "", running_node())
         return {"spatialweave_tiny": list(tokenize([text]))}
 
     def state_dict(self) -> dict:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -14,12 +18,28 @@ from ....models.tiny.codec import STRIDE, TinyCodec
 BYTES_PER_PIXEL = 600  # measured: the widest activations of the codec, in float32
 
 
+@contextlib.contextmanager
+def _without_warning() -> Iterator[None]:
+    """Without core's warning of a VAE without weights: they follow."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "No VAE weights" not in record.getMessage()
+
+    logging.getLogger().addFilter(keep)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(keep)
+
+
 class TinyVAE(comfy.sd.VAE):
     """Core's encode, decode and tiling around our codec; core's constructor only supports its own
     architectures.
     """
 
     def __init__(self, state: dict[str, Tensor]):
+        with _without_warning():
+            super().__init__(sd={})  # sets core's own values, and returns before it makes a network
         self._describe()
         self.first_stage_model = TinyCodec(
             operations=comfy.ops.disable_weight_init, dtype=torch.float32
@@ -35,19 +55,11 @@ class TinyVAE(comfy.sd.VAE):
         self.model_size()
 
     def _describe(self) -> None:
-        """Every attribute that core's constructor sets; a test compares the two lists."""
+        """What differs from core's own values, and what its constructor sets with a network."""
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
         self.vae_dtype = torch.float32
         self.working_dtypes = [torch.float32]
         self.upscale_ratio = self.downscale_ratio = STRIDE
-        self.latent_dim, self.output_channels = 2, 3
         self.memory_used_encode = lambda shape, dtype: BYTES_PER_PIXEL * shape[2] * shape[3]
         self.memory_used_decode = lambda shape, dtype: BYTES_PER_PIXEL * shape[2] * shape[3] * STRIDE**2
-        self.process_input = lambda image: image * 2 - 1
-        self.process_output = lambda image: image.add_(1).mul_(0.5).clamp_(0, 1)
-        self.crop_input = True
-        self.disable_offload = self.not_video = self.handles_tiling = False
-        self.size = self.pad_channel_value = self.extra_1d_channel = self.format_encoded = None
-        self.downscale_index_formula = self.upscale_index_formula = None
-        self.audio_sample_rate = 44100

@@ -1,4 +1,4 @@
-"""VGGT files to a network under core's management: which file is asked for, and what it is."""
+"""VGGT files to a network in core's memory management."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FOLDER = "geometry_estimation"
 
 
 def list_vggt_files() -> list[str]:
-    """What the loader offers: the shipped network, then core's geometry_estimation folders."""
+    """The loader's options: the shipped network, then the files of core's geometry_estimation folders."""
     return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def find_vggt_fault(name: str) -> str | None:
-    """What is wrong with a choice of the loader, and the remedy, in one sentence; else None."""
+    """Why a choice of the loader cannot be loaded, and the remedy, in one sentence; else None."""
     if name in list_vggt_files():
         return None
     published = {file.name: file for file in released_files()}
@@ -43,7 +43,7 @@ def find_vggt_fault(name: str) -> str | None:
 
 
 def load_vggt(name: str) -> VggtModel:
-    """The shipped network, or a file of the folder; another kind of file is refused by what it is."""
+    """The shipped network, or a file of the folder; WeightsError names the kind of any other file."""
     if name == TINY:
         return load_vggt_file(str(TINY_NETWORK))
     fault = find_vggt_fault(name)
@@ -57,7 +57,7 @@ def load_vggt(name: str) -> VggtModel:
 
 
 def load_vggt_file(path: str) -> VggtModel:
-    """A network from a safetensors file, which is examined before its tensors are read."""
+    """A network from a safetensors file, whose header is validated before its tensors are read."""
     header = read_header(path)
     names = own_names(header, path, describe_file)
     check_precisions(header, names, path)

@@ -26,7 +26,7 @@ REMEDIES = "take fewer views, a smaller longer_side, or global_queries of about 
 
 
 class VggtModel:
-    """What Load VGGT gives: the network under core's patcher, as core's own MoGe holder has it."""
+    """The output of Load VGGT: the network in core's model patcher, as core's own MoGe model is."""
 
     def __init__(self, config: VggtConfig, state: dict[str, Tensor], what: str, notes: tuple[str, ...]):
         """`state` has our names and may be of any precision; it is used, not copied, where it fits."""
@@ -34,8 +34,8 @@ class VggtModel:
         device = comfy.model_management.get_torch_device()
         offload = comfy.model_management.unet_offload_device()
         self.dtype = choose_dtype(state, device)
-        made = {"operations": comfy.ops.manual_cast, "device": offload, "dtype": self.dtype}
-        network = Vggt(config, **made).train(False)
+        factory_kwargs = {"operations": comfy.ops.manual_cast, "device": offload, "dtype": self.dtype}
+        network = Vggt(config, **factory_kwargs).train(False)
         patcher = comfy.model_patcher.CoreModelPatcher
         self.patcher = patcher(network, load_device=device, offload_device=offload)
         own = {name: value.dtype for name, value in network.state_dict().items()}
@@ -47,7 +47,7 @@ class VggtModel:
         return self.patcher.load_device
 
     def predict(self, inputs: Inputs, heads: tuple[str, ...], queries: int) -> Prediction:
-        """The heads' maps and cameras of framed images."""
+        """Outputs of `heads` for framed images."""
         on_part = follow(self.patcher.model.count_parts(inputs.framed.shape[1], heads))
 
         def work(network: Vggt, framed: Tensor) -> Prediction:
@@ -66,7 +66,7 @@ class VggtModel:
         return to_tokens(self.run(work, inputs), inputs, self.config)
 
     def run(self, work: Callable, inputs: Inputs):
-        """Load the weights beside what the work needs, and do it without gradients."""
+        """Load the weights, with memory free for the activations, and call `work` without gradients."""
         views, (height, width) = inputs.framed.shape[1], inputs.size
         need = estimate_memory(self.config, views, inputs.size, self.dtype.itemsize)
         logger.info(self.describe_need(inputs))
@@ -79,7 +79,7 @@ class VggtModel:
             return work(self.patcher.model, inputs.framed.to(self.device))
 
     def describe_need(self, inputs: Inputs) -> str:
-        """Views, size and memory of a run, before it."""
+        """A sentence on views, size and memory of a run."""
         views, (height, width) = inputs.framed.shape[1], inputs.size
         need = estimate_memory(self.config, views, inputs.size, self.dtype.itemsize)
         free = comfy.model_management.get_free_memory(self.device)
@@ -101,12 +101,12 @@ def choose_dtype(state: dict[str, Tensor], device: torch.device) -> torch.dtype:
 
 
 def attend_by_core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Core's attention, whichever was chosen at its start."""
+    """Core's attention, in the backend that it was started with."""
     return optimized_attention(q, k, v, q.shape[1], skip_reshape=True)
 
 
 def follow(parts: int) -> Callable[[], None]:
-    """Called after each part of a run: moves the node's bar; Cancel ends the run there."""
+    """A callback for `on_part` that advances the node's progress bar and ends the run after Cancel."""
     bar = comfy.utils.ProgressBar(parts)
 
     def on_part() -> None:

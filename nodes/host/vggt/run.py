@@ -17,7 +17,7 @@ from .model import VggtModel
 
 
 class Reconstructed(NamedTuple):
-    """What the node gives."""
+    """The outputs of VGGT Reconstruct."""
 
     view: View  # a batch with one view for each image
     transparent: Tensor  # (v, h, w), 1 where the images are transparent

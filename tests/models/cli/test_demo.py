@@ -18,7 +18,7 @@ from spatialweave.models.cli import console as cli
 from spatialweave.models.cli import demo_sampling
 from spatialweave.models.core.export.exr import encode_exr
 
-FAST = ["--steps", "2"]
+FAST = ["--steps", "2", "--candidates", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,58 @@ def test_demo_names_unknown_words_with_the_nearest_known(tmp_path, capsys):
     assert "'elephant'" in said
 
 
+def test_demo_keeps_the_best_of_several_and_writes_all_on_request(tmp_path, capsys):
+    """What is kept is a candidate, the one of the best score; its notes are its own."""
+    asked = ["--output", str(tmp_path), "--candidates", "3", "--keep-candidates", "--size", "96x64"]
+    asked += ["--steps", "2"]
+    assert cli.main(["demo", "a red ball", *asked]) == 0
+    printed = capsys.readouterr().out
+    scores = json.loads((tmp_path / "candidates/scores.json").read_text(encoding="utf-8"))
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["candidates"] == scores
+    assert [score["number"] for score in scores] == [1, 2, 3] and scores[0]["facts_stated"] == 1
+    (kept,) = [score for score in scores if score["kept"]]
+    assert kept == max(scores, key=lambda s: (s["facts"], -s["flaws"], s["confidence"], -s["number"]))
+    assert f"note: Of 3 candidates number {kept['number']} was kept" in printed
+    assert "of 18432 depth pixels" not in printed  # of all three
+    number = f"{kept['number']:02}"
+    for name, suffix in (("image", "png"), ("depth", "exr")):
+        kept_file, candidate = tmp_path / f"{name}.{suffix}", tmp_path / f"candidates/{number}.{suffix}"
+        assert kept_file.read_bytes() == candidate.read_bytes()
+    assert len(list((tmp_path / "candidates").iterdir())) == 7
+
+
+def test_demo_samples_one_where_a_stream_is_given_or_one_is_asked_for(tmp_path, capsys):
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / "in.png")
+    for more in (["a red ball", "--candidates", "1"], ["--image", str(tmp_path / "in.png")]):
+        asked = ["--size", "32x32", "--output", str(tmp_path / "out"), "--steps", "2"]
+        assert cli.main(["demo", *more, *asked]) == 0
+        assert "candidates" not in capsys.readouterr().out
+        assert "candidates" not in json.loads((tmp_path / "out/run.json").read_text(encoding="utf-8"))
+
+
+def test_demo_says_that_it_replaces_an_earlier_run(tmp_path, capsys):
+    assert cli.main(["demo", "a red ball", "--output", str(tmp_path), *FAST]) == 0
+    assert "earlier run" not in capsys.readouterr().out
+    assert cli.main(["demo", "a blue box", "--seed", "3", "--output", str(tmp_path), *FAST]) == 0
+    first = f"note: {tmp_path} holds an earlier run ('a red ball', seed 0), which this one replaces;"
+    assert first in capsys.readouterr().out
+    (tmp_path / "run.json").write_text("[]")
+    assert cli.main(["demo", "a blue box", "--output", str(tmp_path), *FAST]) == 0
+    assert "an earlier run (its run.json cannot be read)" in capsys.readouterr().out
+
+
+def test_demo_reads_chinese_and_says_which_letters_the_sheet_lacks(tmp_path, capsys):
+    chinese = "\u84dd\u76d2\u5b50"  # blue box
+    assert cli.main(["demo", chinese, "--output", str(tmp_path / "1"), *FAST]) == 0
+    printed = capsys.readouterr().out
+    assert "note: The tiny model reads 'a blue box'." in printed and "font" not in printed
+    assert json.loads((tmp_path / "1/run.json").read_text(encoding="utf-8"))["prompt"] == chinese
+    assert cli.main(["demo", "a \u0448\u0430\u0440", "--output", str(tmp_path / "2"), *FAST]) == 0
+    printed = capsys.readouterr().out
+    assert "does not know '\u0448\u0430\u0440'" in printed
+    assert "note: The sheet's font has no '\u0448', '\u0430', '\u0440': its title leaves them out." in printed
+
+
 def test_demo_size_off_the_patch_comes_back_as_asked(tmp_path, capsys):
     assert cli.main(["demo", "--size", "70x41", "--output", str(tmp_path), *FAST]) == 0
     assert Image.open(tmp_path / "image.png").size == (70, 41)
@@ -226,6 +278,20 @@ def test_demo_brings_a_large_picture_down_to_what_the_tiny_model_takes(tmp_path,
     said = capsys.readouterr().out
     assert "note: The longer side was scaled from 700 to 128 pixels" in said and "--size" in said
     assert json.loads((tmp_path / "out/run.json").read_text())["notes"][0].startswith("The longer side")
+
+
+def test_demo_brings_the_depth_back_to_the_size_of_a_large_picture(tmp_path, capsys):
+    array = np.full((192, 320, 3), 60, np.uint8)
+    array[:, 160:] = 200
+    Image.fromarray(array).save(tmp_path / "in.png")
+    given = ["--image", str(tmp_path / "in.png"), "--output", str(tmp_path / "out"), "--full-size", *FAST]
+    assert cli.main(["demo", *given]) == 0
+    printed = capsys.readouterr().out
+    assert "note: The depth was brought to 320 x 192 pixels, guided by the image." in printed
+    assert np.load(tmp_path / "out/depth.npz")["depth"].shape[-2:] == (192, 320)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/image.png")), array)
+    assert cli.main(["demo", "a red ball", "--full-size", "--output", str(tmp_path / "no")]) == 1
+    assert "Expected --image for --full-size, got none." in capsys.readouterr().err
 
 
 def test_demo_passes_the_prompt_on_beside_a_given_picture(tmp_path, capsys):

@@ -351,7 +351,10 @@ def test_ctrl_c_says_that_what_was_written_stays(tmp_path):
         "stderr": subprocess.PIPE,
         "env": os.environ | {"OMP_NUM_THREADS": "1"},
     }
-    process = subprocess.Popen(call, cwd=tmp_path, **streams)
+    # as from a terminal: a shell that starts the tests in the background has its children ignore Ctrl-C
+    process = subprocess.Popen(
+        call, cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **streams
+    )
     said = process.stderr.read(60)  # the bar: it is at work
     process.send_signal(signal.SIGINT)
     said += process.communicate(timeout=60)[1]

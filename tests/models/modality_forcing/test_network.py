@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from spatialweave.kernels.testing import assert_close
+from spatialweave.models.core.layers import positions
 from spatialweave.models.core.layers.attention import attend
 from spatialweave.models.modality_forcing.config import PRESETS
 from spatialweave.models.modality_forcing.network import (
     FinalLayer,
     ModalityForcing,
+    RMSScale,
     depth_to_tokens,
     tokens_to_depth,
 )
@@ -193,3 +195,47 @@ def test_a_depth_head_with_a_kernel_is_a_convolution_over_the_token_grid():
     want = F.conv2d(rows, layer.linear.weight.reshape(4, 6, 3, 3), padding=1)
     got = layer(x, vec, grid).reshape(2, *grid, 4).permute(0, 3, 1, 2)
     assert_close(got, want)
+
+
+def test_without_gradients_the_last_single_block_leaves_out_the_text(make_network, make_inputs):
+    network, inputs = make_network(), make_inputs(grid=(3, 2), text=5, batch=2)
+    tokens = {}
+
+    def look(module, given, out):
+        tokens[torch.is_grad_enabled()] = (given[0].shape[1], out.shape[1])
+
+    network.single_blocks[-1].register_forward_hook(look)
+    with_gradients = network(*inputs)
+    with torch.no_grad():
+        without = network(*inputs)
+        image = network.forward_image(inputs[0], inputs[2], inputs[3])
+    assert tokens == {True: (17, 17), False: (11, 6)}, "five of text, then six of each stream"
+    assert torch.equal(image, network.forward_image(inputs[0], inputs[2], inputs[3]))
+    for one, other in zip(with_gradients, without, strict=True):
+        assert_close(one, other, atol=1e-6)
+
+
+def test_position_tables_are_kept_between_steps_and_serve_training_after_inference(
+    make_network, make_inputs, monkeypatch
+):
+    network, inputs = make_network(), make_inputs(grid=(2, 5), text=3, batch=1)
+    made, plain = [], positions.joint_table
+    monkeypatch.setattr(positions, "joint_table", lambda *given: (made.append(given), plain(*given))[1])
+    positions._kept.cache_clear()
+    with torch.inference_mode():
+        for _ in range(3):
+            network(*inputs)
+    assert len(made) == 1
+    sum(out.sum() for out in network(*inputs)).backward()
+    assert len(made) == 1
+    positions._kept.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_norm_of_queries_is_taken_in_float32_and_then_scaled(dtype):
+    norm = RMSScale(16)
+    generator = torch.Generator().manual_seed(2)
+    norm.scale.data = torch.randn(16, generator=generator)
+    x = torch.randn(2, 7, 3, 16, generator=generator).to(dtype)
+    want = (x.float() * (x.float().square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(dtype)
+    assert torch.equal(norm(x), want * norm.scale.to(dtype))

@@ -126,6 +126,32 @@ def test_guidance_of_the_depth_may_be_another_than_the_images():
     assert_close(depth, torch.full_like(DEPTH, 2.0))  # the prompted one itself
 
 
+@pytest.mark.parametrize("mode", ["joint", "image_to_depth", "depth_to_image"])
+@pytest.mark.parametrize(
+    "interval, guided", [((1.0, 0.0), 5), ((0.0, 0.0), 0), ((1.0, 0.8), 3), ((0.8, 0.5), 1), ((0.3, 0.0), 0)]
+)
+def test_guidance_acts_between_two_times_alone(mode, interval, guided):
+    """Times of five steps at mu 1.1: 1, .923, .818, .667, .429."""
+    calls = []
+
+    def count(rgb, depth, context, t_rgb, t_depth):
+        calls.append(float(context.mean()))
+        return echo_context(rgb, depth, context, t_rgb, t_depth)
+
+    given = {"context": CONTEXT + 2, "null_context": CONTEXT, "guidance": 4.0}
+    schedule = make_schedule(mode, 5)
+    sample(count, RGB, DEPTH, schedule, **given, guidance_interval=interval)
+    assert calls.count(2.0) == 5 and calls.count(0.0) == guided
+
+
+@pytest.mark.parametrize("interval", [(0.2, 0.5), (1.5, 0.0), (1.0, -0.1), (float("nan"), 0.0)])
+def test_an_interval_the_wrong_way_round_is_refused(interval):
+    with pytest.raises(ValueError, match="Expected a guidance interval of two times from 1"):
+        sample(
+            echo_context, RGB, DEPTH, make_schedule("joint", 1), context=CONTEXT, guidance_interval=interval
+        )
+
+
 @pytest.mark.parametrize("guidance", [1.0, 0.5])
 def test_guidance_up_to_1_calls_the_network_once_a_step(guidance):
     calls = []

@@ -377,3 +377,40 @@ def test_pairs_of_another_base_are_refused(pairs, tmp_path):
     save_file({"latent": latents, "intrinsic_latent": latents.clone()}, tmp_path / "0.safetensors")
     with pytest.raises(ValueError, match=r"Expected latents of 8 channels, .* got \(4, 4, 4\)"):
         BUILDERS["tiny_base"](Recipe.from_json(recipe))
+
+
+def test_the_tiny_editors_recipes_follow_one_another(tmp_path):
+    """Editor, editor, connector, and the four runs of the ladder: each goes on from those before."""
+    from spatialweave.models.spatial_diff.data.encode import encode_triples
+    from spatialweave.models.spatial_diff.data.encoders import TinyEncoders
+    from spatialweave.models.spatial_diff.data.geometry import encode_geometry
+    from spatialweave.models.spatial_diff.pipeline import Parts, SpatialDiffPipeline
+    from spatialweave.models.trainers.spatial_diff import label_targets
+
+    export_dataset(tmp_path / "moves", count=2, size=128, kind="moves")
+    for name in ("moves_latents", "moves_latents_2"):
+        encode_triples(tmp_path / "moves", tmp_path / name, TinyEncoders(), mirror=True, more=label_targets)
+    encode_geometry(
+        tmp_path / "moves", tmp_path / "moves_geometry", TinyEncoders(), mirror=True, pixels=True
+    )
+
+    def moved(value):
+        return value.replace("runs/", f"{tmp_path}/").replace("data/", f"{tmp_path}/")
+
+    stages = tiny_stages("spatial_diff")
+    assert len(stages) == 7
+    for stage in stages:
+        whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
+        for part in ("data", "model"):
+            whole[part] = {k: moved(v) if isinstance(v, str) else v for k, v in whole[part].items()}
+        short = {"steps": 1, "warmup": 0, "batch_size": 2, "output": moved(whole["output"])}
+        assert run_recipe(Recipe.from_json(whole | short), BUILDERS).ending == "finished"
+    editor, ladder = Parts.of_folder(tmp_path / "tiny_editor_2"), tmp_path / "tiny_ladder" / "lds"
+    parts = Parts(
+        editor.editor, editor.text, ladder / "tiny_lora.safetensors", ladder / "tiny_connector.safetensors"
+    )
+    image = torch.rand(1, 128, 128, 3)
+    pipeline = SpatialDiffPipeline.from_parts(parts)
+    assert pipeline("move the ball to the left", image=image, steps=1).image.shape == (1, 128, 128, 3)
+    sizes = [path.stat().st_size for path in (parts.editor, parts.text, parts.lora, parts.connector)]
+    assert sum(sizes) + (ROOT / "models" / "vggt" / "tiny.safetensors").stat().st_size <= 16_000_000

@@ -109,19 +109,21 @@ def test_the_orbit_of_a_request_is_that_of_its_angles():
     up = torch.tensor(np.array([0, -1, 0]) @ camera()[0])
     numbers = (torch.tensor(value) for value in (30.0, -10.0, PIVOT, 1.1))
     torch.testing.assert_close(
-        orbit_pose(*numbers, up), pose_between(camera(), camera(30, -10, 1.1)), atol=1e-5, rtol=0
+        orbit_pose(*numbers, up=up), pose_between(camera(), camera(30, -10, 1.1)), atol=1e-5, rtol=0
     )
 
 
 def test_the_viewpoint_error_is_that_of_the_benchmark():
-    """Half of the centers' distance, of the requested way, and of the angle over 90 degrees."""
+    """Half of the centers' distance, relative to the requested one, and of the angle over 90 degrees."""
     motion, view = measure(camera(20))
     up = find_up(view, matrix()[None])
     seen = describe_motion(motion, view, up)
-    assert viewpoint_error(motion, seen, up, 20, 0) < 0.02
+    assert viewpoint_error(motion, seen, up, yaw=20, pitch=0) < 0.02
     wrong = np.linalg.norm(camera(20)[1] - camera(-20)[1]) / np.linalg.norm(camera(-20)[1])
-    assert viewpoint_error(motion, seen, up, -20, 0) == pytest.approx(0.5 * (wrong + 40 / 90), rel=0.03)
-    assert viewpoint_error(motion, seen, up, 0, 0) is None
+    assert viewpoint_error(motion, seen, up, yaw=-20, pitch=0) == pytest.approx(
+        0.5 * (wrong + 40 / 90), rel=0.03
+    )
+    assert viewpoint_error(motion, seen, up, yaw=0, pitch=0) is None
 
 
 def test_too_few_background_pixels_are_refused():

@@ -98,7 +98,8 @@ def test_the_turn_of_a_box_is_measured(degrees, units):
         wall[1] = 2.5 * wall[1]
     views = [View.from_depth(depth, units=units, intrinsics=matrix) for depth in wall]
     up = torch.tensor([0.0, -1.0, 0.0])
-    turn = turn_of_object(*views, matrix, *masks, masks[0] | masks[1], up)
+    regions = {"old": masks[0], "new": masks[1], "changed": masks[0] | masks[1]}
+    turn = turn_of_object(*views, matrix, **regions, up=up)
     assert turn == pytest.approx(degrees, abs=2)
 
 
@@ -107,4 +108,5 @@ def test_the_turn_of_a_speck_is_not_measured():
     view = View.from_depth(torch.full((1, SIZE, SIZE), 3.0), units="metric", intrinsics=matrix)
     speck = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     speck[5:8, 5:8] = True
-    assert turn_of_object(view, view, matrix, speck, speck, speck, torch.tensor([0.0, -1.0, 0.0])) is None
+    regions, up = dict.fromkeys(("old", "new", "changed"), speck), torch.tensor([0.0, -1.0, 0.0])
+    assert turn_of_object(view, view, matrix, **regions, up=up) is None

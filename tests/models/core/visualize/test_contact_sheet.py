@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from spatialweave.models.core.geometry.view import View
-from spatialweave.models.core.visualize.contact_sheet import contact_sheet
+from spatialweave.models.core.visualize.contact_sheet import contact_sheet, find_unprintable
 from spatialweave.models.core.visualize.depth_colors import NO_DEPTH, color_depth
 from spatialweave.models.core.visualize.orbit import Orbit
 
@@ -102,3 +102,12 @@ def test_bad_input_is_worded():
             orbit,
             caption="",
         )
+
+
+def test_what_the_font_cannot_print_is_named_and_left_out():
+    """A title of Chinese alone leaves the page as an empty title does; Latin letters are all printed."""
+    chinese = "\u7ea2\u7403 \u7ea2"
+    assert find_unprintable(f"A ball, 3.5! {chinese}\U0001f534") == "\u7ea2\u7403\U0001f534"
+    view, orbit = parts()
+    sheets = [contact_sheet(view, orbit, caption=f"a ball{text}") for text in ("", chinese)]
+    assert torch.equal(*sheets)

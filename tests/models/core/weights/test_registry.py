@@ -65,16 +65,20 @@ def test_the_registry_is_complete_and_plausible():
         ), file.name
 
 
-def test_a_line_says_everything_and_what_is_unknown():
+def test_a_line_says_everything_that_is_known_and_nothing_else():
     line = FILE.line
     for part in (
         "part.safetensors",
         "a part",
-        "about 1 kB, exact size unknown until downloaded",
+        "about 1 kB",
         "licence Apache-2.0",
+        "folder models/vae",
     ):
         assert part in line
-    assert "SHA-256 unknown until downloaded" in line and "folder models/vae" in line
+    assert not any(part in line for part in ("SHA-256", "unknown", "exact", "rename"))
+    assert f"SHA-256 {'ab' * 32}; folder" in replace(FILE, sha256="ab" * 32).line
+    renamed = replace(FILE, file="split/model.safetensors").line
+    assert "; rename the downloaded model.safetensors to part.safetensors; https" in renamed
     assert (
         line.endswith("https://huggingface.co/someone/thing/resolve/main/split/part.safetensors")
         and "\n" not in line

@@ -2,6 +2,7 @@
 sharding over processes, and the shipped file.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -265,6 +266,27 @@ def test_a_pipeline_folder_and_a_file_of_comfyui_are_the_same_network(small, tmp
     one, two = (load_transformer(tmp_path / name, torch.float32) for name in ("joy.safetensors", "pipeline"))
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
     assert read_network_sizes(find_files(tmp_path / "pipeline"))["theta"] == 10000 == one.config.theta
+
+
+def test_a_block_is_read_from_its_files_and_reading_leaves_nothing_in_memory(tmp_path, write_network):
+    """With the safetensors library two integers a tensor stay, several thousand objects here."""
+    write_network(tmp_path / "pipeline")
+    files, expected = find_files(tmp_path / "pipeline"), {}
+    for path in (tmp_path / "pipeline/transformer").glob("*.safetensors"):
+        expected |= load_file(path)
+    names = [name for name in expected if name.startswith("double_blocks.1.")]
+    found = files.read(names, torch.float64)
+    assert found.keys() == set(names)
+    assert all(torch.equal(value, expected[name].double()) for name, value in found.items())
+
+    def count():
+        for _ in range(100):
+            files.read(names, torch.float32)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    warm = count()
+    assert count() - warm < 400
 
 
 def test_the_shipped_file_has_comfyuis_names_and_goes_on(small, tmp_path):

@@ -1,0 +1,1 @@
+"""SpatialDiff: geometry tokens of the reference image in the sequence of an image editor."""
