@@ -90,7 +90,6 @@ def test_core_still_hands_over_the_inputs_that_a_check_names(net):
     wanted = {
         "LoadModalityForcing": ["model_name"],
         "LoadVggt": ["model_name"],
-        "LoadDepthAdapter": ["adapter_name"],
         "LoadDepth": ["file", "png_scale_preset"],
         "LoadIntrinsicVae": ["vae_name"],
         "IntrinsicCoGeneration": ["lora_name", "schedule"],
