@@ -220,6 +220,7 @@ def is_data_of_the_nodes(name):
         "models/vggt/*.json",
         "models/tiny/*.json",
         "models/vggt/*.safetensors",
+        "models/spatial_fusion/*.safetensors",
         "models/vggt/example_views/*/*.jpg",
     )
     return any(

@@ -93,7 +93,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         add_joyai,
     ),
     (
-        "spatial-diff",
+        "spatial_diff",
         "Prepare datasets of edits for SpatialDiff: latents, text encodings.",
         add_spatial_diff,
     ),

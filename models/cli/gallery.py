@@ -77,6 +77,8 @@ def make_entry(folder: Path, number: int, prompt: str, seed: int, more: Sequence
         names = {name: f"{number}_{name}" for name in ("image.png", "orbit.webp", "sheet.webp")}
         for name in ("image.png", "orbit.webp"):
             shutil.copyfile(Path(made) / name, folder / names[name])
+        record = json.loads((Path(made) / "run.json").read_text(encoding="utf-8"))
         write_webp(folder / names["sheet.webp"], open_picture(Path(made) / "sheet.png").rgb)
     image, orbit, sheet = (f"{folder.name}/{name}" for name in names.values())
-    return Entry(prompt, seed, write_command(words), image=image, sheet=sheet, orbit=orbit)
+    candidates = len(record.get("candidates", [])) or 1
+    return Entry(prompt, seed, candidates, write_command(words), image=image, sheet=sheet, orbit=orbit)

@@ -12,10 +12,11 @@ REPOSITORY = "https://github.com/spatialweave/spatialweave"
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the demo: its prompt, seed and command, and its files relative to the page."""
+    """One run of the demo: its settings and command, and its files relative to the page."""
 
     prompt: str
     seed: int
+    candidates: int
     command: str
     image: str
     sheet: str
@@ -36,8 +37,10 @@ def build_page(entries: Sequence[Entry], built_by: str) -> str:
 
 
 def _card(entry: Entry) -> str:
+    several = f", the best of {entry.candidates} candidates by the world's judges"
+    chosen = several if entry.candidates > 1 else ""
     facts = {name: html.escape(str(value), quote=True) for name, value in vars(entry).items()}
-    return _CARD.format(**facts)
+    return _CARD.format(chosen=chosen, **facts)
 
 
 _CARD = """<article>
@@ -49,7 +52,7 @@ _CARD = """<article>
 </div>
 <a href="{sheet}"><img class="sheet" src="{sheet}" loading="lazy"
 alt="Image, depth, normals and views of: {prompt}"></a>
-<p>Seed {seed}. <code>{command}</code></p>
+<p>Seed {seed}{chosen}. <code>{command}</code></p>
 </article>"""
 
 _STYLE = """

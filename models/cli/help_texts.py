@@ -53,10 +53,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave joyai export data/moves data/3dit --layout object3dit --size 256",
         "spatialweave joyai encode data/moves data/joyai_encoded --base weights/joyimage-edit",
     ),
-    "spatial-diff": (
-        "spatialweave spatial-diff encode data/moves data/moves_latents --mirror --cells",
-        "spatialweave spatial-diff encode data/edits data/latents --editor weights/flux-kontext --size 512",
-        "spatialweave spatial-diff geometry data/moves data/moves_geometry --mirror",
+    "spatial_diff": (
+        "spatialweave spatial_diff encode data/moves data/moves_latents --mirror --cells",
+        "spatialweave spatial_diff encode data/edits data/latents --editor weights/flux-kontext --size 512",
+        "spatialweave spatial_diff geometry data/moves data/moves_geometry --mirror",
     ),
     "bench": ("spatialweave bench kernels --json times.json --plot times.png",),
     "convert": (

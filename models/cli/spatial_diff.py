@@ -1,4 +1,4 @@
-"""The command `spatialweave spatial-diff`: encodings of edits, and of their geometry, for training."""
+"""The command `spatialweave spatial_diff`: encodings of edits, and of their geometry, for training."""
 
 from __future__ import annotations
 

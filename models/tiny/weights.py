@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -37,10 +38,23 @@ def load_codec(
     )
 
 
+class UnfilledEmbedding(nn.Embedding):
+    """An embedding without initial values.
+
+    Torch's own are drawn by normal_, which on the meta device imports torch._dynamo and sympy: a second, and
+    150 MB.
+    """
+
+    def reset_parameters(self) -> None:
+        """The file has the values."""
+
+
 def load_text_encoder(
     path: str | os.PathLike = TEXT_FILE, *, operations=torch.nn, device="cpu", dtype=torch.float32
 ) -> TinyTextEncoder:
     """The tiny text encoder; a WeightsError says what any other file is."""
+    if operations is nn:
+        operations = SimpleNamespace(Linear=nn.Linear, LayerNorm=nn.LayerNorm, Embedding=UnfilledEmbedding)
     return _load(
         TinyTextEncoder(operations=operations, device="meta", dtype=dtype),
         path,

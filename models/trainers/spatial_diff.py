@@ -32,11 +32,11 @@ def label_targets(triples: Sequence[Triple]) -> dict[str, Tensor]:
 
 
 def build_tiny_editor(recipe: Recipe) -> Task:
-    """The Task of the system `tiny_editor`. `data.folder` is that of `spatialweave spatial-diff encode`."""
+    """The Task of the system `tiny_editor`. `data.folder` is that of `spatialweave spatial_diff encode`."""
     check_settings(recipe.data, {"folder": str}, "recipe's data")
     if not recipe.data.get("folder"):
         raise ValueError(
-            "Expected a folder in the recipe's data, got none. Write one with: spatialweave spatial-diff "
+            "Expected a folder in the recipe's data, got none. Write one with: spatialweave spatial_diff "
             "encode"
         )
     keys = (*NEEDS, CELLS)

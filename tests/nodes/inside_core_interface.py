@@ -56,9 +56,8 @@ def attention_of_the_checkpoint():
             return plain(q, k, v)
 
     class Module:
-        qkv, proj = torch.nn.Linear(8, 24), torch.nn.Identity()
-        q_norm = k_norm = torch.nn.Identity()
-        num_heads = 2
+        proj = q_norm = k_norm = staticmethod(lambda x: x)
+        qkv, num_heads = staticmethod(lambda x: x.repeat(1, 1, 3)), 2
 
     def recording(q, *args, **named):
         calls.append(sorted(named))

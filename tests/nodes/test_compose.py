@@ -101,7 +101,10 @@ def table(root, heading="What it composes with"):
     return [(what, answer, re.findall(r"`([^`]+)`", tests)) for what, answer, tests in cells[2:]]
 
 
-@pytest.mark.parametrize("heading", ["What it composes with", "What co-generation composes with"])
+HEADINGS = ["What it composes with", "What co-generation composes with", "What Geometry Tokens compose with"]
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
 def test_the_table_names_tests_that_are_there(root, heading):
     """`file::function` and `file::function[case]`, below tests/."""
     rows = table(root, heading)

@@ -8,7 +8,7 @@ WITH, BASE = 16, 17  # the nodes that save
 
 
 def read(root, api=False):
-    path = root / "workflows" / ("api/depth_adapter.json" if api else "10_depth_adapter.json")
+    (path,) = (root / "workflows" / ("api" if api else "")).glob("*depth_adapter.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -222,7 +222,7 @@ def test_a_picture_of_a_model_that_was_not_run_is_said_to_be_the_tiny_ones(root,
 
 
 # intermediate results without a depth of their own: an edit, and estimates whose files are the result
-WITHOUT_DEPTH = {"joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"}
+WITHOUT_DEPTH = {"joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views", "move_object_kontext"}
 
 
 def test_every_graph_that_makes_depth_saves_it(root, name):

@@ -17,6 +17,7 @@ from .files import write_file
 
 Axes = Literal["gltf", "opencv", "z_up"]
 
+CHUNK = 1 << 16  # points
 _AXES_COMMENT = {
     "gltf": "axes: x right, y up, looks down -z (glTF)",
     "opencv": "axes: x right, y down, z forward (OpenCV)",
@@ -45,17 +46,22 @@ def encode_ply(
             "Expected each PLY comment as one line of ASCII text, got another. Remove line breaks and "
             "other characters."
         )
-    columns = _columns(points, colors, normals, np.array(FLIP_Y_Z) if axes == "gltf" else np.ones(3))
-    records = np.empty(len(points), dtype=[(name, kind) for name, kind, _ in columns])
-    for name, _, values in columns:
-        records[name] = values
+    _check(points, colors, normals)
+    flip = FLIP_Y_Z if axes == "gltf" else (1, 1, 1)
+    columns = [(name, "<f4") for name in "xyz"]
+    columns += [(name, "<f4") for name in ("nx", "ny", "nz") if normals is not None]
+    columns += [(name, "u1") for name in ("red", "green", "blue") if colors is not None]
     words = {"<f4": "float", "u1": "uchar"}
     header = ["ply", "format binary_little_endian 1.0", f"comment {_AXES_COMMENT[axes]}"]
     header += [f"comment {line}" for line in comments]
     header += [f"element vertex {len(points)}"] + [
-        f"property {words[kind]} {name}" for name, kind, _ in columns
+        f"property {words[kind]} {name}" for name, kind in columns
     ]
-    return ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + records.tobytes()
+    parts = [("\n".join([*header, "end_header"]) + "\n").encode("ascii")]
+    for start in range(0, len(points), CHUNK):
+        rows = (None if each is None else each[start : start + CHUNK] for each in (points, colors, normals))
+        parts.append(_records(*rows, flip, np.dtype(columns)))
+    return b"".join(parts)
 
 
 def write_ply(
@@ -88,10 +94,7 @@ def encode_point_cloud(cloud: PointCloud, camera_to_viewer: Tensor, *, comments:
     )
 
 
-def _columns(
-    points: Tensor, colors: Tensor | None, normals: Tensor | None, flip: np.ndarray
-) -> list[tuple[str, str, np.ndarray]]:
-    """Name, kind and values of each vertex property, validated."""
+def _check(points: Tensor, colors: Tensor | None, normals: Tensor | None) -> None:
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
         raise ValueError(
             f"Expected points (n, 3), at least one, got {tuple(points.shape)}. Check that not every pixel is "
@@ -103,17 +106,26 @@ def _columns(
                 f"Expected {name} {tuple(points.shape)}, one row a point, got {tuple(values.shape)}. Pass "
                 "those of the points."
             )
-    broken = int((~torch.isfinite(points).all(dim=1)).sum())
+    broken = sum(int((~torch.isfinite(part).all(dim=1)).sum()) for part in points.split(CHUNK))
     if broken:
         raise ValueError(
             f"Expected finite points, got {broken} of {len(points)} NaN or infinite. Mask them first."
         )
-    positions = points.detach().cpu().double().numpy() * flip
-    columns = [(name, "<f4", positions[:, axis]) for axis, name in enumerate("xyz")]
-    if normals is not None:
-        directions = normals.detach().cpu().double().numpy() * flip
-        columns += [(name, "<f4", directions[:, axis]) for axis, name in enumerate(("nx", "ny", "nz"))]
+
+
+def _records(
+    points: Tensor, colors: Tensor | None, normals: Tensor | None, flip: Sequence[float], kind: np.dtype
+) -> bytes:
+    """The vertices of one chunk."""
+    records = np.empty(len(points), dtype=kind)
+    for names, values in (("xyz", points), (("nx", "ny", "nz"), normals)):
+        if values is not None:
+            numbers = values.detach().cpu()
+            numbers = (numbers if numbers.dtype == torch.float64 else numbers.float()).numpy()
+            for axis, name in enumerate(names):
+                np.multiply(numbers[:, axis], flip[axis], out=records[name], casting="same_kind")
     if colors is not None:
         levels = (colors.detach().cpu().double().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        columns += [(name, "u1", levels[:, axis]) for axis, name in enumerate(("red", "green", "blue"))]
-    return columns
+        for axis, name in enumerate(("red", "green", "blue")):
+            records[name] = levels[:, axis]
+    return records.tobytes()

@@ -19,6 +19,9 @@ ScaleMethod = Literal["median", "least_squares", "l1"]
 AffineMethod = Literal["least_squares", "l1"]
 Fit = Literal["scale", "scale, robust", "scale and shift", "scale and shift, robust"]
 Quantity = Literal["depth", "disparity"]
+SAMPLE = 1 << 18  # pixels of a robust fit before it sees all of a larger image
+LAST_STEPS = 6  # on all pixels, from the fit of the sample
+CHUNK = 1 << 15  # pixels
 # runs a loop over images: a host shows its progress, and can cancel it between two of them
 Each = Callable[[list], Iterable]
 
@@ -234,15 +237,18 @@ def _affine(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple
 
 
 def _l1_affine(pred: Tensor, target: Tensor, *, steps: int = 100) -> tuple[Tensor, Tensor]:
-    """Iteratively reweighted least squares.
+    """Iteratively reweighted least squares; of a large image on a sample, then a few steps on all pixels.
 
     The lower bound on the residual, 1e-6 of the target's size, bounds the weights.
     """
-    scale, shift = _affine(pred, target)
     floor = 1e-6 * target.abs().mean().clamp_min(torch.finfo(target.dtype).tiny)
+    start, affine = _affine(pred, target) if len(pred) <= SAMPLE else None, _affine_by_weight
+    if start is None:
+        pick = torch.randint(len(pred), (SAMPLE,), generator=torch.Generator().manual_seed(0)).to(pred.device)
+        start, affine, steps = _l1_affine(pred[pick], target[pick]), _affine_in_chunks, LAST_STEPS
+    scale, shift = start
     for _ in range(steps):
-        residual = (scale * pred + shift - target).abs()
-        new_scale, new_shift = _affine(pred, target, 1 / residual.clamp_min(floor))
+        new_scale, new_shift = affine(pred, target, scale, shift, floor)
         settled = (new_scale - scale).abs() <= 1e-9 * scale.abs() and (
             new_shift - shift
         ).abs() <= 1e-3 * floor
@@ -250,3 +256,27 @@ def _l1_affine(pred: Tensor, target: Tensor, *, steps: int = 100) -> tuple[Tenso
         if settled:
             break
     return scale, shift
+
+
+def _affine_by_weight(pred: Tensor, target: Tensor, scale: Tensor, shift: Tensor, floor: Tensor):
+    """One step: least squares with the weights 1 / residual of the fit before."""
+    residual = (scale * pred + shift - target).abs()
+    return _affine(pred, target, 1 / residual.clamp_min(floor))
+
+
+def _affine_in_chunks(pred: Tensor, target: Tensor, scale: Tensor, shift: Tensor, floor: Tensor):
+    """The same in sums over chunks that fit in a cache, centered at the means of the first chunk."""
+    center_p, center_t = pred[:CHUNK].mean(), target[:CHUNK].mean()
+    offset = scale * center_p + shift - center_t
+    sums = pred.new_zeros(5)
+    for p, t in zip(pred.split(CHUNK), target.split(CHUNK), strict=True):
+        p, t = p - center_p, t - center_t
+        w = torch.add(offset - t, p * scale).abs_().clamp_min_(floor).reciprocal_()
+        wp = w * p
+        sums += torch.stack([w.sum(), wp.sum(), w.dot(t), wp.dot(p), wp.dot(t)])
+    mean_p, mean_t, square, product = (sums[1:] / sums[0]).unbind()
+    variance = square - mean_p * mean_p
+    if float(variance) <= 1e-24 * float(center_p + mean_p) ** 2:
+        return (center_t + mean_t) / (center_p + mean_p), torch.zeros_like(mean_p)
+    new_scale = (product - mean_p * mean_t) / variance
+    return new_scale, center_t + mean_t - new_scale * (center_p + mean_p)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..geometry.camera import fov_from_intrinsics, intrinsics_from_fov
 from ..geometry.view import View, percentile
-from .relief import Relief, make_relief, sharpen_disparity
+from .relief import make_relief, sharpen_disparity
 
 ASSUMED_FOV = 55.0
 _SUPERSAMPLES = 2
@@ -84,14 +84,17 @@ def render_orbit(
         backdrop=backdrop,
         curtain_density=1.3 * travel * center,
     )
+    # coordinates in rows of their own: every pass over them reads memory in order
+    surface = relief.points.T.contiguous(), relief.colors
+    curtain = relief.curtain_points.T.contiguous(), relief.curtain_colors
     background = _backdrop(*canvas)
-    pictures = []
+    pictures = torch.empty(frames, canvas[0] // _SUPERSAMPLES, canvas[1] // _SUPERSAMPLES, 3)
     for index in range(frames):
         angle = 2 * math.pi * index / frames
         turn = _turn(center, yaw_degrees * math.sin(angle), pitch_degrees * (1 + math.cos(angle)) / 2)
-        picture = _draw(relief, turn, intrinsics, background, crack=0.06 / center)
-        pictures.append(F.avg_pool2d(picture.movedim(-1, 0), _SUPERSAMPLES).movedim(0, -1))
-    return Orbit(torch.stack(pictures), fov, assumed)
+        picture = _draw((surface, curtain), turn, intrinsics, background, crack=0.06 / center)
+        pictures[index] = F.avg_pool2d(picture.movedim(-1, 0), _SUPERSAMPLES).movedim(0, -1)
+    return Orbit(pictures, fov, assumed)
 
 
 def _field_of_view(view: View, fov_degrees: float | None) -> tuple[float, bool]:
@@ -140,16 +143,18 @@ def _turn(center: float, yaw_degrees: float, pitch_degrees: float) -> Tensor:
     return pose
 
 
-def _draw(relief: Relief, pose: Tensor, intrinsics: Tensor, background: Tensor, *, crack: float) -> Tensor:
-    """The relief over ``background`` (h, w, 3), curtains only where there is no point.
+Cloud = tuple[Tensor, Tensor]  # points (3, n), colors (n, 4)
+
+
+def _draw(
+    clouds: tuple[Cloud, Cloud], pose: Tensor, intrinsics: Tensor, background: Tensor, *, crack: float
+) -> Tensor:
+    """A relief's points and curtains over ``background`` (h, w, 3), curtains only where there is no point.
 
     Cracks up to disparity ``crack`` are closed.
     """
-    height, width = background.shape[:2]
-    picture, q = _splat(relief.points, relief.colors, pose, intrinsics, (height, width))
-    curtain, curtain_q = _splat(
-        relief.curtain_points, relief.curtain_colors, pose, intrinsics, (height, width)
-    )
+    size = tuple(background.shape[:2])
+    (picture, q), (curtain, curtain_q) = (_splat(*cloud, pose, intrinsics, size) for cloud in clouds)
     picture, q = torch.where((q > 0)[..., None], picture, curtain), torch.where(q > 0, q, curtain_q)
     picture = _close_cracks(picture, q, crack)
     return picture[..., :3] + (1 - picture[..., 3:]) * background
@@ -158,21 +163,22 @@ def _draw(relief: Relief, pose: Tensor, intrinsics: Tensor, background: Tensor, 
 def _splat(
     points: Tensor, colors: Tensor, pose: Tensor, intrinsics: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Z-buffer points (n, 3): the color (h, w, 4) and disparity (h, w) of the nearest one in each pixel, 0
+    """Z-buffer points (3, n): the color (h, w, 4) and disparity (h, w) of the nearest one in each pixel, 0
     where there is none.
     """
     height, width = size
-    x, y, z = (points @ pose[:3, :3].T + pose[:3, 3]).unbind(1)
-    q = 1 / z
-    x = torch.floor(x * q * intrinsics[0, 0] + intrinsics[0, 2])
-    y = torch.floor(y * q * intrinsics[1, 1] + intrinsics[1, 2])
-    seen = ((q > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)).nonzero()[:, 0]
-    pixel, q = (y[seen] * width + x[seen]).long(), q[seen]
-    nearest = torch.zeros(height * width).scatter_reduce_(0, pixel, q, "amax")
-    front = q == nearest[pixel]
+    x, y, q = (pose[:3, :3] @ points).add_(pose[:3, 3:]).unbind(0)
+    q.reciprocal_()
+    x.mul_(q).mul_(intrinsics[0, 0]).add_(intrinsics[0, 2]).floor_()
+    y.mul_(q).mul_(intrinsics[1, 1]).add_(intrinsics[1, 2]).floor_()
+    seen = (q > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    # all others go to one pixel beyond the last
+    pixel = torch.where(seen, y.mul_(width).add_(x), height * width).long()
+    nearest = torch.zeros(height * width + 1).scatter_reduce_(0, pixel, q, "amax")
+    front = (seen & (q == nearest[pixel])).nonzero()[:, 0]
     picture = torch.zeros(height * width, 4)
-    picture[pixel[front]] = colors[seen[front]]
-    return picture.reshape(height, width, 4), nearest.reshape(height, width)
+    picture[pixel[front]] = colors[front]
+    return picture.reshape(height, width, 4), nearest[:-1].reshape(height, width)
 
 
 def _close_cracks(picture: Tensor, q: Tensor, crack: float) -> Tensor:
@@ -181,36 +187,31 @@ def _close_cracks(picture: Tensor, q: Tensor, crack: float) -> Tensor:
     What an object disoccludes lies between two surfaces and is not filled.
     """
     for axis in (0, 1):
-        before, after = _nearest_filled(q, axis, 1), _nearest_filled(q, axis, -1)
-        between = (q == 0) & (before[0] > 0) & (after[0] > 0) & ((before[0] - after[0]).abs() < crack)
-        place = between.nonzero(as_tuple=True)
-        if len(place[0]):
-            mean = (
-                picture[_moved(place, axis, -before[1][place])]
-                + picture[_moved(place, axis, after[1][place])]
-            ) / 2
-            picture[place] = mean
-            q = torch.where(between, (before[0] + after[0]) / 2, q)
+        empty = (q == 0).nonzero()
+        (before, back), (after, ahead) = (_nearest_filled(q, empty, axis, way) for way in (-1, 1))
+        between = (before > 0) & (after > 0) & ((before - after).abs() < crack)
+        if not bool(between.any()):
+            continue
+        place = empty[between].unbind(1)
+        picture[place] = (
+            picture[_moved(place, axis, -back[between])] + picture[_moved(place, axis, ahead[between])]
+        ) / 2
+        q = q.index_put(place, (before[between] + after[between]) / 2)
     return picture
 
 
-def _nearest_filled(q: Tensor, axis: int, direction: int) -> tuple[Tensor, Tensor]:
-    """Disparity of the nearest filled pixel before (1) or after (-1) along an axis, 0 if none is within
-    reach, and its distance.
+def _nearest_filled(q: Tensor, pixels: Tensor, axis: int, direction: int) -> tuple[Tensor, Tensor]:
+    """Disparity of the nearest filled pixel before (-1) or after (1) these (n, 2) along an axis, 0 if none is
+    within reach, and its distance.
     """
-    found, distance = torch.zeros_like(q), torch.zeros_like(q, dtype=torch.long)
-    for step in range(1, _CRACK + 1):
-        neighbor = torch.zeros_like(q)
-        length = q.shape[axis] - step
-        if length <= 0:
-            break
-        ahead, behind = (step, 0) if direction == 1 else (0, step)
-        neighbor.narrow(axis, ahead, length).copy_(q.narrow(axis, behind, length))
-        new = (found == 0) & (neighbor > 0)
-        found, distance = (
-            torch.where(new, neighbor, found),
-            torch.where(new, torch.full_like(distance, step), distance),
-        )
+    found, distance = torch.zeros(len(pixels)), torch.zeros(len(pixels), dtype=torch.long)
+    lines, length = list(pixels.unbind(1)), q.shape[axis]
+    for step in range(_CRACK, 0, -1):  # the nearest is written last
+        at = pixels[:, axis] + direction * step
+        lines[axis] = at.clamp(0, length - 1)
+        neighbor = torch.where((at >= 0) & (at < length), q[tuple(lines)], 0.0)
+        new = neighbor > 0
+        found, distance = torch.where(new, neighbor, found), torch.where(new, step, distance)
     return found, distance
 
 

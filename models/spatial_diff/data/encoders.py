@@ -90,7 +90,7 @@ def find_kontext_class():
         from diffusers import FluxKontextPipeline
     except ImportError as error:
         raise ImportError(
-            "Expected a diffusers with FluxKontextPipeline, for encoding edits, got none. Install it: pip "
-            'install -U "spatialweave[train]".'
+            "Expected a diffusers with FluxKontextPipeline, for encoding edits, got none. Install "
+            "the extra: spatialweave[train]."
         ) from error
     return FluxKontextPipeline

@@ -171,7 +171,7 @@ def open_encoded(data: Mapping[str, Any], settings: StageSettings, loss: StageLo
     if folders:
         raise ValueError(
             f"Expected {' and '.join(folders)} in the recipe's data, got none. Write them with: spatialweave "
-            "spatial-diff encode, and spatialweave spatial-diff geometry"
+            "spatial_diff encode, and spatialweave spatial_diff geometry"
         )
     needs = ("latent", "reference", *(("tokens",) if settings.text else ("context", "pooled")))
     edits = FolderDataset(data["folder"], keys=needs, needs=needs)

@@ -132,7 +132,7 @@ def check_sample(sample: Mapping[str, Any], config: FluxConfig, settings: Editor
     if missing:
         raise ValueError(
             f"Expected samples with {', '.join(needs)}, got none of {', '.join(missing)}. Encode the edits "
-            "with: spatialweave spatial-diff encode"
+            "with: spatialweave spatial_diff encode"
         )
     if sample["latent"].shape != sample["reference"].shape or len(sample["latent"]) != config.in_channels:
         raise ValueError(

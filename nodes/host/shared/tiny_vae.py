@@ -25,11 +25,11 @@ def _without_warning() -> Iterator[None]:
     def keep(record: logging.LogRecord) -> bool:
         return "No VAE weights" not in record.getMessage()
 
-    logging.getLogger().addFilter(keep)
+    logging.root.addFilter(keep)
     try:
         yield
     finally:
-        logging.getLogger().removeFilter(keep)
+        logging.root.removeFilter(keep)
 
 
 class TinyVAE(comfy.sd.VAE):

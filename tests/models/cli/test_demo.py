@@ -145,6 +145,15 @@ def test_demo_keeps_the_best_of_several_and_writes_all_on_request(tmp_path, caps
     assert len(list((tmp_path / "candidates").iterdir())) == 7
 
 
+@pytest.mark.slow
+def test_the_demo_without_arguments_shows_what_it_says(tmp_path):
+    """Default prompt and seed with the shipped weights: all facts, and no solid broken, hanging or odd."""
+    assert cli.main(["demo", "--output", str(tmp_path)]) == 0
+    candidates = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["candidates"]
+    (kept,) = [score for score in candidates if score["kept"]]
+    assert len(candidates) == 8 and kept["facts"] == kept["facts_stated"] == 3 and kept["flaws"] == 0
+
+
 def test_demo_samples_one_where_a_stream_is_given_or_one_is_asked_for(tmp_path, capsys):
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / "in.png")
     for more in (["a red ball", "--candidates", "1"], ["--image", str(tmp_path / "in.png")]):

@@ -65,7 +65,7 @@ def test_prompts_and_seeds_are_shown_as_they_are_typed(site):
     """With what HTML and the shell would read otherwise."""
     text = " ".join(Page((site / "index.html").read_text(encoding="utf-8")).text.split())
     for prompt, seed in PROMPTS:
-        assert prompt in text and f"Seed {seed}." in text
+        assert prompt in text and f"Seed {seed}, the best of 8 candidates" in text
     assert "spatialweave demo 'a red ball' --seed 3 --refine --steps 2" in text
 
 
@@ -96,7 +96,7 @@ def test_the_repositorys_page_shows_the_gallerys_prompts(root):
 
 
 def test_a_page_can_be_built_without_an_entry():
-    entry = Entry("a", 1, "b", "c", "d", "e")
+    entry = Entry("a", 1, 1, "b", "c", "d", "e")
     assert build_page([], "x").count("<article>") == 0 and build_page([entry], "x").count("<article>") == 1
 
 

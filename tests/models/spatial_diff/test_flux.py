@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.spatial_diff import flux
 from spatialweave.models.spatial_diff.flux import ExtraTokens, Flux, FluxConfig
+from spatialweave.models.spatial_diff.lora import LowRankLayers, merge_lora, save_lora
 
 RELEASED = FluxConfig(
     context_in_dim=24, vec_in_dim=12, hidden_size=64, num_heads=2, depth=2, depth_single_blocks=2,
@@ -20,6 +21,8 @@ TINY = FluxConfig(
     in_channels=8, patch_size=1, context_in_dim=24, vec_in_dim=0, hidden_size=48, num_heads=2, depth=1,
     depth_single_blocks=3, axes_dim=(8, 8, 8), theta=100, guidance_embed=False,
 )  # fmt: skip
+# of the stock loader: one head of 128, the released text widths
+STOCK = FluxConfig(hidden_size=128, num_heads=1, depth=1, depth_single_blocks=2)
 SIZES = [(), ((6, 8),), ((4, 8), (6, 5)), ((5, 7), (8, 4))]
 
 
@@ -74,7 +77,15 @@ def core_outputs(comfyui, tmp_path_factory):
             save_file(make_network(config).state_dict(), case / "weights.safetensors")
             save_file(make_inputs(config, (7, 8), references), case / "inputs.safetensors")
             (case / "params.json").write_text(json.dumps(config.for_core()))
-    script = Path(__file__).with_name("flux_inside_core.py")
+    case = folder / "lora"
+    case.mkdir()
+    network = make_network(STOCK)
+    save_file(network.state_dict(), case / "weights.safetensors")
+    lora = LowRankLayers(network, 4, 6.0, torch.Generator().manual_seed(5))
+    for layer in lora.layers.values():
+        torch.nn.init.normal_(layer.up, std=0.3)
+    save_lora(case / "lora.safetensors", lora.state_dict(), rank=4, alpha=6.0, dtype=torch.float32)
+    script = Path(__file__).with_name("inside_flux.py")
     subprocess.run([sys.executable, str(script), str(comfyui), str(folder)], check=True, timeout=600)
     return folder
 
@@ -88,6 +99,19 @@ def test_flux_equals_comfyui(core_outputs, config, references):
     ours = run_ours(make_network(CONFIGS[config]), load_file(case / "inputs.safetensors")).velocity
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.1
+
+
+@pytest.mark.comfyui
+def test_a_lora_changes_the_same_weights_in_comfyui(core_outputs):
+    """Every layer that the LoRA trains, by the amount that we merge, and no other."""
+    merged, plain = make_network(STOCK), make_network(STOCK).state_dict()
+    merge_lora(merged, core_outputs / "lora" / "lora.safetensors")
+    theirs, changed = load_file(core_outputs / "lora" / "output.safetensors"), 0
+    for name, value in merged.state_dict().items():
+        own = theirs[name.replace("_norm.scale", "_norm.weight")]
+        torch.testing.assert_close(own, value, rtol=0, atol=1e-5)
+        changed += not torch.equal(value, plain[name])
+    assert changed == 4 + 2 * 2
 
 
 THIRDS = (("to_q", "add_q_proj"), ("to_k", "add_k_proj"), ("to_v", "add_v_proj"))

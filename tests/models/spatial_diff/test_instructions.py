@@ -1,6 +1,7 @@
 """Instructions in the grammar that the procedural world's edits are written in."""
 
 from spatialweave.models.spatial_diff import instructions
+from spatialweave.models.spatial_diff.grammar import VOCABULARY, WORDS, explain_instruction
 from spatialweave.models.world import captions, edits
 
 
@@ -29,3 +30,22 @@ def test_sentences_are_sentences_of_the_training_data():
         assert said == f"move {rest}"
         written += 1
     assert written == 60
+
+
+def test_the_tiny_editor_understands_every_sentence():
+    """No word of them is unknown to its text encoder, and both names are found."""
+    red, blue, green = "the red ball", "the blue box", "the green cone"
+    sentences = [
+        *(
+            instructions.move_along(red, direction, distance)
+            for direction in instructions.DIRECTIONS
+            for distance in instructions.DISTANCES.values()
+        ),
+        *(instructions.move_beside(red, relation, blue) for relation in instructions.RELATIONS),
+        instructions.move_between(red, blue, green),
+    ]
+    assert len(sentences) == 12 + 5 + 1
+    for sentence in sentences:
+        assert explain_instruction(sentence) is None, sentence
+        assert set(sentence.split()) <= set(VOCABULARY)
+        assert len(sentence.split()) <= WORDS

@@ -6,6 +6,7 @@ import pytest
 import torch
 import trimesh
 
+from spatialweave.models.core.export import ply
 from spatialweave.models.core.export.ply import encode_ply, encode_point_cloud, write_ply
 from spatialweave.models.core.geometry.camera import intrinsics_from_fov, look_at
 from spatialweave.models.core.geometry.points import view_to_point_cloud, viewer_pose
@@ -31,6 +32,16 @@ def test_plyfile_reads_what_was_written(tmp_path, axes, flip):
     assert levels.dtype == np.uint8 and levels.tolist() == [[255, 0, 128], [64, 255, 0], [0, 0, 0]]
     assert data.comments[0].startswith("axes: ") and ("glTF" in data.comments[0]) == (axes == "gltf")
     assert data.comments[1] == "units: metric"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_chunks_are_one_file(monkeypatch, dtype):
+    given = [tensor.to(dtype) for tensor in (POINTS, COLOURS, NORMALS)]
+    whole = encode_ply(*given)
+    monkeypatch.setattr(ply, "CHUNK", 2)
+    assert encode_ply(*given) == whole
+    with pytest.raises(ValueError, match="got 1 of 3 NaN or infinite"):
+        encode_ply(torch.cat([POINTS[:2], torch.full((1, 3), float("inf"))]))
 
 
 def test_trimesh_sees_a_coloured_cloud(tmp_path):

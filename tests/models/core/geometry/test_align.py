@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linprog, minimize_scalar
 
+from spatialweave.models.core.geometry import align
 from spatialweave.models.core.geometry.align import align_scale, align_scale_shift
 
 
@@ -77,6 +78,30 @@ def test_scale_shift_l1_reaches_the_linear_programs_minimum():
             1 + 1e-4
         )
     assert found.scale.tolist() == pytest.approx([2.5, 0.4], rel=0.02)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4], ids=["near", "far from zero"])
+def test_a_large_image_is_fitted_on_a_sample_first_and_as_well(monkeypatch, offset):
+    random = torch.Generator().manual_seed(5)
+    pred = torch.rand(1, 5000, generator=random, dtype=torch.float64) * 4 + 1 + offset
+    target = 1.7 * pred + 0.3 + 0.05 * torch.randn(1, 5000, generator=random, dtype=torch.float64)
+    target[0, torch.randperm(5000, generator=random)[:1000]] += 3
+    mask = torch.ones(1, 5000, dtype=torch.bool)
+    whole = align_scale_shift(pred, target, mask, method="l1")
+    monkeypatch.setattr(align, "SAMPLE", 600)
+    monkeypatch.setattr(align, "CHUNK", 64)
+    quick = align_scale_shift(pred, target, mask, method="l1")
+    loss = [float((found.apply(pred) - target).abs().mean()) for found in (whole, quick)]
+    assert loss[1] <= loss[0] * (1 + 1e-4), "as near the minimum as the iteration itself has to come"
+    assert float(quick.scale) == pytest.approx(1.7, abs=0.01) and bool(quick.scale != whole.scale)
+
+
+def test_a_large_constant_prediction_gets_a_scale_alone(monkeypatch):
+    monkeypatch.setattr(align, "SAMPLE", 8)
+    found = align_scale_shift(
+        torch.full((1, 40), 2.0), torch.full((1, 40), 3.0), torch.ones(1, 40, dtype=torch.bool), method="l1"
+    )
+    assert (float(found.scale), float(found.shift)) == pytest.approx((1.5, 0))
 
 
 @pytest.mark.parametrize("method", ["least_squares", "l1"])

@@ -222,7 +222,7 @@ def test_a_run_says_what_it_will_take(small, caplog):
 
 
 def test_the_estimate_grows_with_what_it_counts():
-    network, trained = Flux(SMALL, device="meta"), torch.nn.Linear(1000, 1000, device="meta")
+    network, trained = Flux(SMALL, device="meta"), torch.nn.ParameterList([torch.zeros(1000, 1001)])
     kwargs = {"batch": 4, "tokens": 100, "checkpointing": False, "device": torch.device("cpu")}
     one = estimate.estimate(network, SMALL, trained, **kwargs)
     assert one.frozen == pytest.approx(4 * sum(p.numel() for p in network.parameters()) / 1e9)

@@ -15,6 +15,7 @@ from spatialweave.models.core.training.data import FolderDataset
 from spatialweave.models.world.captions import caption
 from spatialweave.models.world.edits import edit_from_json, sample_edits
 from spatialweave.models.world.export.dataset import export_dataset
+from spatialweave.models.world.moves import sample_moves
 from spatialweave.models.world.render import render
 from spatialweave.models.world.scene import sample_scenes, scene_from_json
 
@@ -125,10 +126,11 @@ def test_files_hold_what_is_rendered(tmp_path):
         np.testing.assert_allclose(line["world_to_cam"], frames.world_to_cam[i], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["edits", "moves"])
 @pytest.mark.parametrize("layout", ["shards", "files"])
-def test_edits_hold_both_frames(tmp_path, layout):
-    export_dataset(tmp_path, 3, seed=2, kind="edits", layout=layout, **SMALL)
-    edits = sample_edits(2, 3)
+def test_edits_hold_both_frames(tmp_path, layout, kind):
+    export_dataset(tmp_path, 5, seed=2, kind=kind, layout=layout, **SMALL)
+    edits = {"edits": sample_edits, "moves": sample_moves}[kind](2, 5)
     target = render([edit.target for edit in edits], 16, 24, samples=1)
     for i, line in enumerate(manifest(tmp_path)):
         fields = {**line, "source": line["scene"], "target": line["target_scene"]}
@@ -139,6 +141,21 @@ def test_edits_hold_both_frames(tmp_path, layout):
             image = np.array(Image.open(tmp_path / line["target_image"]))
         assert np.abs(image / 255 - target.image[i].numpy()).max() <= 0.5 / 255 + 1e-6
         assert len(line["captions"]) == len(line["target_captions"]) == 4
+
+
+def test_moves_of_one_scene_are_rendered_once(tmp_path, monkeypatch):
+    from spatialweave.models.world.export import dataset
+
+    true_render, rendered = dataset.render, []
+
+    def count(scenes, *arguments, **options):
+        rendered.extend(scenes)
+        return true_render(scenes, *arguments, **options)
+
+    monkeypatch.setattr(dataset, "render", count)
+    export_dataset(tmp_path, 6, seed=2, kind="moves", size=(16, 24), samples=1)
+    edits = sample_moves(2, 6)
+    assert len(rendered) == len(set(rendered)) == len({s for e in edits for s in (e.source, e.target)}) <= 4
 
 
 def test_an_interrupted_export_resumes_and_keeps_whole_shards(tmp_path, monkeypatch):
