@@ -42,19 +42,23 @@ def test_four_views_become_four_images_that_follow_their_depth(run, root):
     torch = pytest.importorskip("torch")
     import spatialweave.models.vggt.examples as examples
     from spatialweave.models.world.judges.predictor import Predictor
+    from spatialweave.models.world.judges.scene_maps import compare_maps
 
     images = run()
     assert images[WITH].shape == images[BASE].shape == (4, 128, 128, 3)
     views = examples.load_example("cones").movedim(-1, 1)
     views = torch.nn.functional.interpolate(views, (128, 128), mode="bilinear", antialias=True).movedim(1, -1)
     judge = Predictor.from_pretrained()
-    wanted = judge.read(views).disparity
-    errors = {}
-    for number, made in images.items():
-        found = judge.read(torch.from_numpy(made)).disparity
-        scale = (wanted.flatten(1).median(1).values / found.flatten(1).median(1).values)[:, None, None]
-        errors[number] = float(((found * scale - wanted).abs() / wanted.clamp(min=0.02)).mean())
-    assert errors[WITH] < 0.8 * errors[BASE], errors
+    wanted = judge.read(views)
+    figures = {
+        number: {
+            name: float(values.nanmean())
+            for name, values in compare_maps(judge.read(torch.from_numpy(made)), wanted).items()
+        }
+        for number, made in images.items()
+    }
+    assert figures[WITH]["depth_absrel"] < 0.8 * figures[BASE]["depth_absrel"], figures
+    assert figures[WITH]["segmentation_miou"] > 1.2 * figures[BASE]["segmentation_miou"], figures
 
 
 @pytest.mark.comfyui

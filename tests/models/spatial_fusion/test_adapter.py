@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from spatialweave.models.core.weights.files import WeightsError
 from spatialweave.models.spatial_fusion.config import PRESETS, DepthAdapterConfig, find_preset
 from spatialweave.models.spatial_fusion.network import AdapterNetwork
-from spatialweave.models.spatial_fusion.weights import load_adapter, save_adapter
+from spatialweave.models.spatial_fusion.weights import TINY_ADAPTER, load_adapter, save_adapter
 
 
 def random_adapter(**changes):
@@ -113,3 +113,9 @@ def test_another_file_is_refused_by_what_it_is(tmp_path):
         save_file(tensors, tmp_path / f"{name}.safetensors", metadata=metadata)
         with pytest.raises(WeightsError, match=words):
             load_adapter(tmp_path / f"{name}.safetensors")
+
+
+def test_the_shipped_adapter_is_for_the_tiny_base_and_adds_something():
+    adapter = load_adapter(TINY_ADAPTER)
+    assert adapter.config == find_preset("tiny") and adapter.out.weight.abs().max() > 0
+    assert TINY_ADAPTER.stat().st_size < 300_000
