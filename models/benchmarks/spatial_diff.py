@@ -26,11 +26,12 @@ from ..world.edits import Edit
 from ..world.judges.scorer import Scorer
 from ..world.moves import STRATA, sample_moves
 from ..world.render import Frames, render
-from .intervals import CONFIDENCE, significant_sign
+from .intervals import CONFIDENCE, proportion_interval, significant_sign
 
 MOVES_SEED = 2026  # of the test split
 SIZE = 128  # pixels a side, at which the tiny editor was trained
 FIGURES = ("hit_rate", "position_error", "ghost", "identity", "psnr_outside")
+RATES = ("hit_rate", "ghost")
 RUNGS = ("base", "lora", "tokens", "eds", "lds")
 BASELINE = "lora"  # with which the rungs above it are compared
 CEILING = "codec"  # the exact target through the codec: what no editor of these latents can exceed
@@ -163,7 +164,7 @@ def judge_result(case: MoveCase, image: Tensor, scorer: Scorer) -> dict[str, flo
     """FIGURES of one edited image (h, w, 3) against the exact edit; NaN where there is nothing to measure.
 
     hit_rate: "Check Edit" finds the object within `reach` of its exact center, and the scorer sees an object
-    of its shape and color there. position_error: between the centers, of the image's width. ghost: see
+    of its color there. position_error: between the centers, of the image's width. ghost: see
     `is_ghost`. identity: intersection of the object's colors before and after. psnr_outside: against the
     exact target, of the pixels that the edit does not touch.
     """
@@ -207,13 +208,16 @@ def is_ghost(case: MoveCase, image: Tensor, left: Tensor) -> float:
 
 
 def sees_object(case: MoveCase, image: Tensor, new: Tensor, scorer: Scorer) -> bool:
-    """Whether the scorer sees an object of the moved one's name centered in the target's rectangle."""
+    """Whether the scorer sees an object of the moved one's color, centered in the target's rectangle.
+
+    Not its shape, which the scorer mistakes where an object is small or occluded.
+    """
     rows, columns = (new.any(dim=dim).nonzero().flatten() for dim in (1, 0))
     height, width = new.shape
     for item in scorer.read(image[None])[0]:
         x, y = (item.x + 1) * width / 2, (item.y + 1) * height / 2
         inside = columns[0] - 2 <= x <= columns[-1] + 3 and rows[0] - 2 <= y <= rows[-1] + 3
-        if inside and item.name == case.edit.target.objects[case.edit.object].name:
+        if inside and item.color == case.edit.target.objects[case.edit.object].color:
             return True
     return False
 
@@ -235,10 +239,11 @@ def summarize_rung(
     figures: dict[str, Any] = {}
     for figure in FIGURES:
         values = average_seeds(rows, figure)
-        figures |= describe_values(f"{name}.{figure}", values)
+        describe = describe_rate if figure in RATES else describe_values
+        figures |= describe(f"{name}.{figure}", values)
         for stratum in STRATA:
             some = [value for value, own in zip(values, strata, strict=True) if own == stratum]
-            figures |= describe_values(f"{name}.{stratum}.{figure}", some)
+            figures |= describe(f"{name}.{stratum}.{figure}", some)
     return figures
 
 
@@ -267,10 +272,19 @@ def describe_values(name: str, values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def describe_rate(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """The mean of rates of edits, and Wilson's interval as if each edit were one trial: seeds add none."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return {name: None, f"{name}.interval": None}
+    low, high = proportion_interval(sum(known), len(known))
+    return {name: round(statistics.fmean(known), 5), f"{name}.interval": [round(low, 5), round(high, 5)]}
+
+
 def compare_rungs(name: str, rows, baseline) -> dict[str, Any]:
     """Whether a rung's hit rate and ghosts differ from the LoRA alone: 1, -1, or 0 for neither."""
     figures = {}
-    for figure in ("hit_rate", "ghost"):
+    for figure in RATES:
         pairs = zip(average_seeds(rows, figure), average_seeds(baseline, figure), strict=True)
         differences = [a - b for a, b in pairs if not math.isnan(a - b)]
         figures[f"{name}.{figure}.against_lora"] = significant_sign(differences)

@@ -94,6 +94,17 @@ def test_intervals_are_over_edits_and_missing_values_are_left_out():
     }
 
 
+def test_a_rate_counts_each_edit_once_however_many_seeds():
+    """Wilson's interval of 3 of 10, by its formula."""
+    found = ladder.describe_rate("x", [1.0] * 2 + [0.5] * 2 + [0.0] * 6 + [math.nan])
+    z, share, n = 1.959964, 0.3, 10
+    middle = (share + z * z / 2 / n) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / 4 / n / n) / (1 + z * z / n)
+    assert found["x"] == 0.3
+    assert found["x.interval"] == [pytest.approx(middle - half, abs=1e-4), pytest.approx(middle + half,
+    abs=1e-4)]
+
+
 def test_a_rung_is_compared_edit_by_edit():
     lora = [[{"hit_rate": float(i % 2), "ghost": 0.5} for i in range(40)]]
     better = [[{"hit_rate": 1.0, "ghost": 0.5} for _ in range(40)]]
