@@ -20,7 +20,7 @@ AffineMethod = Literal["least_squares", "l1"]
 Fit = Literal["scale", "scale, robust", "scale and shift", "scale and shift, robust"]
 Quantity = Literal["depth", "disparity"]
 SAMPLE = 1 << 18  # pixels of a robust fit before it sees all of a larger image
-LAST_STEPS = 6  # on all pixels, from the fit of the sample
+LAST_STEPS = 4  # on all pixels, from the fit of the sample
 CHUNK = 1 << 15  # pixels
 # runs a loop over images: a host shows its progress, and can cancel it between two of them
 Each = Callable[[list], Iterable]
@@ -242,10 +242,16 @@ def _l1_affine(pred: Tensor, target: Tensor, *, steps: int = 100) -> tuple[Tenso
     The lower bound on the residual, 1e-6 of the target's size, bounds the weights.
     """
     floor = 1e-6 * target.abs().mean().clamp_min(torch.finfo(target.dtype).tiny)
-    start, affine = _affine(pred, target) if len(pred) <= SAMPLE else None, _affine_by_weight
-    if start is None:
-        pick = torch.randint(len(pred), (SAMPLE,), generator=torch.Generator().manual_seed(0)).to(pred.device)
-        start, affine, steps = _l1_affine(pred[pick], target[pick]), _affine_in_chunks, LAST_STEPS
+    if len(pred) <= SAMPLE:
+        return _reweight(_affine_by_weight, pred, target, _affine(pred, target), floor, steps)
+    pick = torch.randint(len(pred), (SAMPLE,), generator=torch.Generator().manual_seed(0)).to(pred.device)
+    few = pred[pick], target[pick]
+    start = _reweight(_affine_in_chunks, *few, _affine(*few), floor, steps)
+    return _reweight(_affine_in_chunks, pred, target, start, floor, LAST_STEPS)
+
+
+def _reweight(affine: Callable, pred: Tensor, target: Tensor, start: tuple, floor: Tensor, steps: int):
+    """At most `steps` steps from a fit, fewer where it settles."""
     scale, shift = start
     for _ in range(steps):
         new_scale, new_shift = affine(pred, target, scale, shift, floor)

@@ -10,6 +10,8 @@ from torch import Tensor
 from .points import depth_to_points, find_intrinsics
 from .view import View
 
+BAND = 128  # rows of cells
+
 
 @dataclass(frozen=True)
 class GridMesh:
@@ -61,7 +63,31 @@ def _every(count: int, stride: int, device: torch.device) -> Tensor:
 def _mesh(points: Tensor, mask: Tensor, pixels: Tensor, limit: float) -> GridMesh:
     row, column = pixels[..., 0], pixels[..., 1]
     depth, valid = points[row, column, 2], mask[row, column]
-    number = torch.arange(valid.numel(), device=points.device).reshape(valid.shape)
+    height, width = valid.shape
+    halves = []
+    for start in range(0, max(1, height - 1), BAND):  # whole tables of corners would take gigabytes
+        band = slice(start, start + BAND + 1)
+        halves.append([part.add_(start * width) for part in _faces(depth[band], valid[band], limit)])
+    faces = torch.cat([part for parts in zip(*halves, strict=True) for part in parts])
+    del halves
+    used = torch.zeros(valid.numel(), dtype=torch.bool, device=points.device)
+    used[faces.view(-1)] = True
+    vertices = pixels.reshape(-1, 2)[used]
+    size = points.new_tensor([points.shape[1], points.shape[0]])
+    number = used.cumsum(0) - 1
+    for part in faces.split(1 << 20):
+        part.copy_(number[part])
+    return GridMesh(
+        points[vertices[:, 0], vertices[:, 1]],
+        faces,
+        (vertices.flip(-1) + 0.5) / size,
+        vertices,
+    )
+
+
+def _faces(depth: Tensor, valid: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """Two triangles of each cell of a band of rows (h, w), in cells' order, those that are kept: (m, 3)."""
+    number = torch.arange(valid.numel(), device=depth.device).reshape(valid.shape)
     # clockwise from the upper left
     a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, 1:], number[1:, :-1]
     # the diagonal along which the depth changes less; between valid corners first
@@ -71,17 +97,11 @@ def _mesh(points: Tensor, mask: Tensor, pixels: Tensor, limit: float) -> GridMes
     ).unsqueeze(-1)
     first = torch.where(falling, torch.stack([a, d, c], -1), torch.stack([a, d, b], -1))
     second = torch.where(falling, torch.stack([a, c, b], -1), torch.stack([b, d, c], -1))
-    faces = torch.cat([first.reshape(-1, 3), second.reshape(-1, 3)])
+    return _keep(first.reshape(-1, 3), depth, valid, limit), _keep(second.reshape(-1, 3), depth, valid, limit)
+
+
+def _keep(faces: Tensor, depth: Tensor, valid: Tensor, limit: float) -> Tensor:
+    """The triangles with three valid corners and no depth edge."""
     corners = depth.flatten()[faces]
     near, far = corners.amin(dim=1), corners.amax(dim=1)
-    faces = faces[valid.flatten()[faces].all(dim=1) & (far - near <= limit * near)]
-    used = torch.zeros(valid.numel(), dtype=torch.bool, device=points.device)
-    used[faces.flatten()] = True
-    vertices = pixels.reshape(-1, 2)[used]
-    size = points.new_tensor([points.shape[1], points.shape[0]])
-    return GridMesh(
-        points[vertices[:, 0], vertices[:, 1]],
-        (used.cumsum(0) - 1)[faces],
-        (vertices.flip(-1) + 0.5) / size,
-        vertices,
-    )
+    return faces[valid.flatten()[faces].all(dim=1) & (far - near <= limit * near)]

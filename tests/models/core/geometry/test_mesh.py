@@ -6,6 +6,7 @@ import torch
 import trimesh
 
 from spatialweave.kernels.testing import assert_close
+from spatialweave.models.core.geometry import mesh
 from spatialweave.models.core.geometry.camera import intrinsics_from_fov
 from spatialweave.models.core.geometry.mesh import view_to_mesh
 from spatialweave.models.core.geometry.points import depth_to_points, view_camera, viewer_pose
@@ -19,6 +20,19 @@ def make(depth, **others):
 def slope(height=12, width=17):
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return (3 + 0.05 * x + 0.02 * y).float()[None]
+
+
+@pytest.mark.parametrize("band", [1, 5, 1000])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_bands_of_rows_are_one_mesh(monkeypatch, band, stride):
+    depth = slope() + (torch.rand(1, 12, 17, generator=torch.Generator().manual_seed(0)) > 0.8).float()
+    depth[0, 4:6, 3:9] = float("nan")
+    (whole,) = view_to_mesh(make(depth), fov_degrees=60.0, stride=stride)
+    monkeypatch.setattr(mesh, "BAND", band)
+    (banded,) = view_to_mesh(make(depth), fov_degrees=60.0, stride=stride)
+    for name in ("vertices", "faces", "uvs", "pixels"):
+        assert torch.equal(getattr(whole, name), getattr(banded, name))
+    assert len(whole.faces) and int(whole.faces.max()) == len(whole.vertices) - 1
 
 
 def test_a_smooth_surface_is_whole_and_has_every_pixel():
