@@ -127,13 +127,13 @@ class GuidancePerStream(io.ComfyNode):
                     "from the negative prompt. The sampler's cfg does the same for the image.",
                 ),
                 io.Float.Input(
-                    "guidance_from", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001, optional=True,
+                    "guidance_from", default=1.0, min=0.0, max=1.0, step=0.001, optional=True,
                     advanced=True,
                     tooltip="Noise level from which on guidance acts, on the image and the depth. 1: from "
                     "pure noise, the first step.",
                 ),
                 io.Float.Input(
-                    "guidance_to", default=0.0, min=0.0, max=1.0, step=0.01, round=0.001, optional=True,
+                    "guidance_to", default=0.0, min=0.0, max=1.0, step=0.001, optional=True,
                     advanced=True,
                     tooltip="Noise level down to which guidance acts. 0: to the last step. Steps outside the "
                     "two levels follow the prompt alone and take half the time.",

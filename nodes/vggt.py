@@ -170,7 +170,7 @@ class VggtReconstruct(io.ComfyNode):
                 ),
                 queries_input(),
                 io.Int.Input(
-                    "every", default=1, min=1, max=1000,
+                    "every", default=1, min=1, max=1000, optional=True,
                     tooltip="1: every image. 2: every second image, and so on, for the frames of a video.",
                 ),
             ],

@@ -18,11 +18,12 @@ sampling, small = (
     sys.modules["__main__"].load_file(f"inside_{name}.py") for name in ("sampling", "intrinsic")
 )
 asking = sys.modules["__main__"].load_file("inside_joyai_ask.py")  # worker.py's
+editors = sys.modules["__main__"].load_file("inside_spatial_diff.py")
 HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = (
     "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent",
-    "LoadVggt", "LoadExampleViews", "LoadDepthAdapter",
+    "LoadVggt", "LoadExampleViews", "LoadDepthAdapter", "LoadGeometryConnector",
 )  # take no sockets
 KEEP = {}
 BY_DEPTH = {"method": "metric depth", "metric_view": 0}
@@ -125,6 +126,15 @@ def sound():
                 "clip": asking.encoder(), "images": {"image0": values["IMAGE"]}, "question": "Where?",
                 "max_tokens": 1,
                 "decoding": {"decoding": "greedy"},
+            },
+            "GeometryTokens": {
+                "model": editors.make("flux"), "tokens": editors.geometry(), "connector": editors.connector()
+            },
+            "MoveObjectInstruction": {
+                "object": "the red ball",
+                "destination": {
+                    "destination": "direction", "direction": "to the left", "distance": "one metre"
+                },
             },
             "JoyMoveObject": {
                 "object": "the ball", "framing": None,

@@ -4,14 +4,14 @@ import nodes as core
 
 
 def numbers():
-    """FLOAT inputs by "Node.input", those of a dynamic combo's choices among them,
+    """FLOAT widgets by "Node.input", those of a dynamic combo's choices among them,
     as the frontend is told of them.
     """
     out = {}
     for name, node in core.NODE_CLASS_MAPPINGS.items():
         if name.startswith("SpatialWeave_"):
             for place, put in walk(node.GET_SCHEMA().inputs, name.removeprefix("SpatialWeave_")):
-                if put.io_type == "FLOAT":
+                if put.io_type == "FLOAT" and not getattr(put, "force_input", None):  # a socket alone
                     out[place] = put.as_dict()
     return out
 

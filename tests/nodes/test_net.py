@@ -93,6 +93,7 @@ def test_core_still_hands_over_the_inputs_that_a_check_names(net):
         "LoadDepth": ["file", "png_scale_preset"],
         "LoadIntrinsicVae": ["vae_name"],
         "IntrinsicCoGeneration": ["lora_name", "schedule"],
+        "LoadDepthAdapter": ["adapter_name"],
         "LoadGeometryConnector": ["connector_name"],
     }
     assert net("validated_names") == {name: ["cls", *inputs] for name, inputs in wanted.items()}

@@ -42,6 +42,8 @@ TYPED = {
     "start_percent": [0.0, 0.125, 0.333],
     "end_percent": [1.0, 0.875, 0.667],
     "height": [0.9, 1.75, 0.05],
+    "guidance_from": [1.0, 0.875, 0.9],
+    "guidance_to": [0.0, 0.125, 0.333],
 }
 COARSEST = 1e-6  # of the number: 5120 steps of 1/256 are 20 metres
 

@@ -263,13 +263,13 @@ def test_a_quantised_file_of_another_kind_is_named(inside, source, tmp_path):
         source,
         tmp_path / "x.safetensors",
         dict.fromkeys(read_header(source).shapes, torch.bfloat16),
-        {"_quantization_metadata": '{"layers": {"dit.single_blocks.0.linear1": {"format": "convrot_w4a4"}}}'},
+        {"_quantization_metadata": '{"layers": {"dit.single_blocks.0.linear1": {"format": "awq_w4a16"}}}'},
     )  # fmt: skip
     error = call(inside, "chosen", name=path.name, folder=str(tmp_path))["error"]
     assert (
         "Expected layer dit.single_blocks.0.linear1" in error and "one of the formats float8_e4m3fn" in error
     )
-    assert "got convrot_w4a4" in error
+    assert "got awq_w4a16" in error
 
 
 def test_cores_encoder_of_klein_9b_is_the_published_one(inside):

@@ -53,7 +53,8 @@ def test_other_depth_is_judged_against_the_depth_that_was_given(scenes, judges):
     moved = figures_of(scenes.frames.image.roll(-1, 0), "other_depth", scenes, judges)
     right = figures_of(scenes.frames.image, "rendered", scenes, judges)
     for name in ("depth_absrel", "segmentation_miou"):
-        assert moved[name]["mean"] == pytest.approx(right[name]["mean"], abs=1e-9)
+        # the same numbers in another order, averaged in float32
+        assert moved[name]["mean"] == pytest.approx(right[name]["mean"], rel=1e-6)
 
 
 def test_an_adapter_of_zeros_samples_the_base_to_the_last_bit(scenes):

@@ -403,7 +403,7 @@ def test_the_tiny_editors_recipes_follow_one_another(tmp_path):
         whole = json.loads(next(path for path in RECIPES if path.stem == stage).read_text())
         for part in ("data", "model"):
             whole[part] = {k: moved(v) if isinstance(v, str) else v for k, v in whole[part].items()}
-        short = {"steps": 1, "warmup": 0, "batch_size": 2, "output": moved(whole["output"])}
+        short = {"steps": 1, "stop": 0, "warmup": 0, "batch_size": 2, "output": moved(whole["output"])}
         assert run_recipe(Recipe.from_json(whole | short), BUILDERS).ending == "finished"
     editor, ladder = Parts.of_folder(tmp_path / "tiny_editor_2"), tmp_path / "tiny_ladder" / "lds"
     parts = Parts(

@@ -72,10 +72,13 @@ def test_the_parts_settings_are_read_or_refused_by_name(kind, name):
         assert fits(value, get_type_hints(kind)[name])
 
 
+NEED_BASE = ("intrinsic_lora", "joyai_lora", "spatial_diff")
+
+
 @pytest.mark.parametrize("system", BUILDERS)
 @pytest.mark.parametrize("data", [{"folder": 5}, {"folder": ["a"]}, {"folder": None}, {"foldr": "a"}])
 def test_every_trainer_refuses_data_of_the_wrong_type_by_its_key(system, data):
-    start = {"model": {"base": "nowhere"}} if system in ("intrinsic_lora", "joyai_lora") else {}
+    start = {"model": {"base": "nowhere"}} if system in NEED_BASE else {}
     start |= {"preset": "sd21"} if system == "intrinsic_lora" else {}
     with pytest.raises(
         ValueError,
