@@ -132,9 +132,10 @@ def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     assert re.findall(r'\bcheck (?:"[^"]*"|\w+) (\w+) "([^"]*)"', check) == [
         ("newcomer", "not slow"),
         ("comfyui", "comfyui"),
+        ("newcomer", "slow"),
         ("comfyui", "not comfyui and not slow"),
         ("comfyui", "slow and not comfyui"),  # of kernels, which each torch compiles for itself
-        ("newcomer", "slow"),
+        ("newcomer", "slow"),  # where there is no ComfyUI
     ]
 
 
