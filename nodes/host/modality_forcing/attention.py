@@ -1,4 +1,4 @@
-"""Core's attention over many tokens, in parts of the queries, between which Cancel is heard.
+"""Core's attention over many tokens, in chunks of queries, with a check for Cancel between them.
 
 Core checks for Cancel at every layer, but one attention over the tokens of a 4096 x 4096 image can take
 minutes on a CPU. A query's row does not depend on the others.
