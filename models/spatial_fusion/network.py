@@ -34,6 +34,13 @@ class SemanticState(NamedTuple):
     lengths: tuple[int, ...]  # tokens of each row, without padding
 
 
+class DepthPlan(NamedTuple):
+    """The grid of queries over an image, and the size of its depth map."""
+
+    grid: tuple[int, int]  # (rows, columns)
+    size: tuple[int, int]  # (height, width), of the image's aspect
+
+
 class InferredDepth(NamedTuple):
     """The depth of images that do not exist yet."""
 
@@ -158,6 +165,13 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def plan_depth(config: SpatialTransformerConfig, size: tuple[int, int]) -> DepthPlan:
+    """For an image of `size` (height, width): its longer side has as many queries as the learned grid."""
+    scale = config.queries_side * config.patch / max(size)
+    scaled = tuple(max(1, round(side * scale)) for side in size)
+    return DepthPlan(tuple(max(1, round(side / config.patch)) for side in scaled), scaled)
 
 
 def attend_one_way(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,23 +27,9 @@ from ..vggt.network import IMAGENET_MEAN, IMAGENET_STD
 from .config import SpatialTransformerConfig
 from .depth_code import code_depth, resize_code
 from .mllm import repeat_prompt
-from .network import AdapterNetwork, InferredDepth, SemanticState
+from .network import AdapterNetwork, InferredDepth, SemanticState, plan_depth
 
 Framing = Literal["refuse", "crop", "pad", "stretch"]
-
-
-class DepthPlan(NamedTuple):
-    """The grid of queries over an image, and the size of its depth map."""
-
-    grid: tuple[int, int]  # (rows, columns)
-    size: tuple[int, int]  # (height, width), of the image's aspect
-
-
-def plan_depth(config: SpatialTransformerConfig, size: tuple[int, int]) -> DepthPlan:
-    """For an image of `size` (height, width): its longer side has as many queries as the learned grid."""
-    scale = config.queries_side * config.patch / max(size)
-    scaled = tuple(max(1, round(side * scale)) for side in size)
-    return DepthPlan(tuple(max(1, round(side / config.patch)) for side in scaled), scaled)
 
 
 @torch.no_grad()

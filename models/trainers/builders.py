@@ -15,6 +15,7 @@ from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
 from .modality_forcing import build_tiny_modality_forcing
 from .spatial_diff import build_tiny_editor
 from .spatial_fusion import build_depth_adapter
+from .spatial_transformer import build_spatial_transformer
 from .tiny_codec import build_codec
 from .vggt import build_vggt
 
@@ -33,4 +34,5 @@ BUILDERS: Mapping[str, Builder] = {
     "tiny_editor": build_tiny_editor,
     "spatial_diff": build_stage,
     "depth_adapter": build_depth_adapter,
+    "spatial_transformer": build_spatial_transformer,
 }

@@ -14,8 +14,13 @@ from ....models.core.geometry.view import View
 from ....models.core.pictures import read_pictures
 from ....models.core.weights.files import WeightsError, check_finite, read_header
 from ....models.spatial_fusion.config import SpatialTransformerConfig
-from ....models.spatial_fusion.network import InferredDepth, SemanticState, SpatialTransformer
-from ....models.spatial_fusion.pipeline import infer_view, plan_depth
+from ....models.spatial_fusion.network import (
+    InferredDepth,
+    SemanticState,
+    SpatialTransformer,
+    plan_depth,
+)
+from ....models.spatial_fusion.pipeline import infer_view
 from ....models.spatial_fusion.weights import examine_spatial_transformer
 from ..shared.file_kinds import describe_file
 from ..shared.hosting import SMALL

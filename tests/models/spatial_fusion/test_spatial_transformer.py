@@ -13,8 +13,13 @@ from spatialweave.models.spatial_fusion.config import (
     SpatialTransformerConfig,
     find_transformer_preset,
 )
-from spatialweave.models.spatial_fusion.network import SpatialTransformer, attend_one_way, mrope_table
-from spatialweave.models.spatial_fusion.pipeline import infer_view, plan_depth
+from spatialweave.models.spatial_fusion.network import (
+    SpatialTransformer,
+    attend_one_way,
+    mrope_table,
+    plan_depth,
+)
+from spatialweave.models.spatial_fusion.pipeline import infer_view
 
 
 def plain_rotation(x, position, section, theta):
