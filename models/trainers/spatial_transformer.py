@@ -20,7 +20,9 @@ from ..spatial_fusion.mllm import check_mllm, find_text_model, read_semantic_sta
 from ..spatial_fusion.network import SpatialTransformer
 from ..spatial_fusion.training import SpatialDepthLoss, build_spatial_task, init_spatial_weights
 from ..spatial_fusion.weights import fill_from_vggt, load_spatial_transformer
+from .caption_lm import tokenize_words
 
+TINY_WORDS = "tiny"  # the tokenizer of the language model that `caption_lm` trains
 # what a prompt is put into before the MLLM reads it, as the preset's generator was trained
 TEMPLATES: Mapping[str, str] = {
     "omnigen2": "<|im_start|>system\nYou are a helpful assistant that generates high-quality images based on "
@@ -50,7 +52,7 @@ class SpatialTransformerSettings:
     """The `model` part of a recipe."""
 
     mllm: str  # folder of the language model, as transformers saves it
-    tokenizer: str = ""  # folder of its tokenizer; "": the same
+    tokenizer: str = ""  # folder of its tokenizer, or "tiny" for the tiny words; "": the same folder
     config: Mapping[str, Any] = field(default_factory=dict)  # changes to the preset
     vggt: str = ""  # a VGGT file that image encoder and depth head are taken from
     weights: str = ""  # a spatial transformer of this config to go on from
@@ -148,7 +150,9 @@ def load_mllm(settings: SpatialTransformerSettings) -> tuple[nn.Module, Any]:
     import transformers
 
     folder, names = Path(settings.mllm), Path(settings.tokenizer or settings.mllm)
-    for path, file in ((folder, "config.json"), (names, "tokenizer_config.json")):
+    files = [(folder, "config.json")]
+    files += [] if settings.tokenizer == TINY_WORDS else [(names, "tokenizer_config.json")]
+    for path, file in files:
         if not settings.mllm or not (path / file).is_file():
             raise ValueError(
                 f"Expected the folder of a language model and its tokenizer, as transformers saves them, in "
@@ -158,6 +162,8 @@ def load_mllm(settings: SpatialTransformerSettings) -> tuple[nn.Module, Any]:
     model = transformers.AutoModel.from_pretrained(
         folder, dtype=getattr(torch, settings.precision), local_files_only=True, use_safetensors=True
     )
+    if settings.tokenizer == TINY_WORDS:
+        return model.train(False), tokenize_words
     tokenizer = transformers.AutoTokenizer.from_pretrained(names, local_files_only=True)
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:

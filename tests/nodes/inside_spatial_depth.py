@@ -149,6 +149,37 @@ def two_hosts(pairing):
     }  # fmt: skip
 
 
+def positions():
+    """Rotary embeddings of a grid behind 35 tokens: core's M-RoPE, transformers' and ours."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
+
+    made, grid, start = ours("models.spatial_fusion.network"), (3, 4), 35
+    x = torch.randn(1, 2, 12, 128, generator=torch.Generator().manual_seed(0))
+    got = made.rotate_halves(x, made.mrope_table((start,), grid, network().config, x))
+    row, column = torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")
+    ids = torch.stack([torch.full((12,), start), start + row.flatten(), start + column.flatten()])
+    by_core = llama.precompute_freqs_cis(128, ids, 1e6, rope_dims=[16, 24, 24])
+    cos, sin = Qwen2_5_VLRotaryEmbedding(theirs(omnigen2_clip()).config)(x, ids[:, None])
+    if cos.ndim == 4:  # an axis each, as versions have it that apply the sections later
+        cos, sin = (
+            torch.cat([part[i % 3] for i, part in enumerate(table.split([16, 24, 24] * 2, -1))], -1)
+            for table in (cos, sin)
+        )
+    turned = torch.cat((-x[..., 64:], x[..., :64]), -1)
+    return {
+        "core": gap(got, llama.apply_rope(x, x, by_core)[0]),
+        "transformers": gap(got, x * cos[:, None] + turned * sin[:, None]), "moved": gap(got, x),
+    }  # fmt: skip
+
+
+def templates():
+    """What a prompt is put into by the trainer, and by core."""
+    return [
+        ours("models.trainers.spatial_transformer").TEMPLATES["omnigen2"],
+        omnigen2_clip().tokenizer.llama_template,
+    ]
+
+
 def pairings_differ():
     found = [infer(made=network(pairing)).depth for pairing in PAIRINGS]
     return [gap(found[a], found[b]) for a, b in ((0, 1), (0, 2), (1, 2))]

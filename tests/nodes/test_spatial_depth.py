@@ -15,6 +15,16 @@ def test_depth_over_core_is_that_over_transformers(inside, pairing):
     assert seen["prompts"] > 100 * limit and seen["source"] > 10 * limit and seen["spread"] > 0.01, seen
 
 
+def test_positions_are_those_of_an_image_behind_its_text(inside):
+    seen = inside(FILE, "positions")
+    assert seen["core"] < 1e-4 and seen["transformers"] < 1e-4 and seen["moved"] > 1, seen
+
+
+def test_training_puts_prompts_into_cores_template(inside):
+    trained, core = inside(FILE, "templates")
+    assert trained == core and "{}" in core
+
+
 def test_the_pairings_give_other_depth(inside):
     assert min(inside(FILE, "pairings_differ")) > 1e-3
 
