@@ -24,6 +24,7 @@ from .grammar import explain_instruction, tokenize_instructions
 from .lora import merge_lora
 from .network import GeometryConnector
 from .sampling import draw_latent_noise, guide_velocity, make_times, sample
+from .seen_colors import explain_absent
 from .tokens import spread_ids
 from .weights import TINY_CONNECTOR, load_connector
 
@@ -162,6 +163,8 @@ class SpatialDiffPipeline:
         latent = sample(predict, noise, make_times(steps, mu=self.defaults.mu), on_step=on_step)
         out = crop_to((self.codec.decode(latent).float() * 0.5 + 0.5).clamp(0, 1), size).movedim(1, -1).cpu()
         notes = pictures.notes + (() if size == padded else (describe_padding(size, padded),))
+        absent = (explain_absent(text, each) for text, each in zip(prompts, rgb, strict=True))
+        notes += tuple(dict.fromkeys(note for note in absent if note))
         return Result(out, latent, notes, seed, time.perf_counter() - started)
 
     def predictor(self, prompts: Sequence[str], reference: Tensor, extra: ExtraTokens | None):

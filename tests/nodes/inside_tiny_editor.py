@@ -1,6 +1,8 @@
 """Called by worker.py inside ComfyUI: the tiny editor with random weights, as core objects and as a graph."""
 
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.ldm.flux.model
@@ -11,6 +13,7 @@ from comfy_extras.nodes_edit_model import ReferenceLatent
 import nodes as core
 
 ours = ours  # noqa: F821, PLW0127 - set by worker.py
+editors = sys.modules["__main__"].load_file("inside_spatial_diff.py")  # worker.py's
 KEEP = {}
 TINY = "tiny (shipped with the pack)"
 SENTENCE = "move the red ball one metre to the left"
@@ -208,6 +211,13 @@ def refusals():
             text=SENTENCE,
         )),
         "no reference": said(lambda: sample_without_reference(image, connector)),
+        "Kontext's connector": said(lambda: with_tokens(editors.connector(width=96))),
+        "tiny connector on another editor": said(
+            lambda: editors.with_tokens(editors.make("flux"), using=connector)
+        ),
+        "tokens of another image": said(lambda: with_tokens(connector, make_image(64, 128), sampled=True)),
+        "start after end": said(lambda: with_tokens(connector, start=0.6, end=0.4)),
+        "2 for 3": said(lambda: with_tokens(connector, make_image(batch=2), sampled=True, count=3)),
     }  # fmt: skip
     kept = folder()
     try:
@@ -217,6 +227,36 @@ def refusals():
     finally:
         use(kept)
     return found
+
+
+def with_tokens(connector, image=None, *, start=0.0, end=1.0, sampled=False, count=1):
+    """The tiny editor with the tokens of `image`, or a step of it that edits `count` images of 128 x 128."""
+    model, clip, vae = loaded()
+    image = make_image() if image is None else image
+    # each image alone: several would be views of one scene
+    parts = [geometry_of(each[None]) for each in image]
+    tokens = replace(
+        parts[0], tokens=torch.cat([part.tokens for part in parts]),
+        frames=tuple(part.frames[0] for part in parts),
+    )  # fmt: skip
+    (model,) = run(
+        "GeometryTokens", model=model, tokens=tokens, connector=connector, strength=1.0, start_percent=start,
+        end_percent=end, mask=None,
+    )  # fmt: skip
+    if sampled:
+        (latent,) = stock("VAEEncode", pixels=make_image(batch=count), vae=vae)
+        (encoded,) = stock("CLIPTextEncode", clip=clip, text=SENTENCE)
+        (encoded,) = ReferenceLatent.execute(encoded, latent).result
+        stock(
+            "KSampler", model=model, seed=1, steps=1, cfg=1.0, sampler_name="euler", scheduler="simple",
+            positive=encoded, negative=encoded, latent_image=latent, denoise=1.0,
+        )  # fmt: skip
+
+
+def geometry_of(image):
+    (vggt,) = run("LoadVggt", model_name=TINY)
+    options = {"fit": "pad", "longer_side": 0, "global_queries": 0}
+    return run("VggtGeometryTokens", vggt=vggt, image=image, **options)[0]
 
 
 def sample_without_reference(image, connector):

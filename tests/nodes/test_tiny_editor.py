@@ -50,6 +50,11 @@ def test_bad_input_is_a_sentence_with_the_remedy(inside):
         "no object": ("names an object",),
         "layer": ("CLIP Set Last Layer",),
         "no reference": ("reference latent", "got none", "Reference Latent"),
+        "Kontext's connector": ("Flux-Kontext of width 160", "of width 96", "trained with this model"),
+        "tiny connector on another editor": ("Flux-Kontext of width 64", "of width 160"),
+        "tokens of another image": ("128 x 128 pixels", "128 x 64", "VAE Encode"),
+        "start after end": ("start_percent below end_percent", "0.6 and 0.4"),
+        "2 for 3": ("3 images of the batch", "got 2"),
         "no editor file": ("tiny_editor.safetensors",),
         "no connector file": ("tiny_connector.safetensors",),
     }
