@@ -46,7 +46,7 @@ GRAPHS += ["build_intrinsic_dataset", "intrinsic_cogeneration", "intrinsic_your_
 GRAPHS += ["joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"]
 GRAPHS += ["vggt_reconstruct", "vggt_to_splat"]
 GRAPHS += ["depth_adapter"]
-GRAPHS += ["move_object_kontext"]
+GRAPHS += ["move_object", "move_object_kontext"]
 # the template of three bases opens with the first; the others are what its note says of them
 TWINS = {"intrinsic_your_lora": "intrinsic_sd21"}
 OTHER_BASES = ["intrinsic_sdxl", "intrinsic_pixart"]
