@@ -85,6 +85,9 @@ def guidance_per_stream():
     )
     equal = guide(r.model, 3.0).result[0]
     twice = guide(guide(r.model, 9.0).result[0], 3.0).result[0]
+    ordered = ours("nodes.host.modality_forcing.joint_model").with_order(r.model, 5.0)
+    shapes = [part.shape for part in r.latent()["samples"].unbind()]
+    want = sampling.plain_sample("joint", shapes, steps=6, cfg=5.0, log2_alpha=5.0, depth_guidance=1.0)
     alone = matrix.Case(equal, r.latent(), [], None)
     try:
         matrix.advanced(alone, guider="BasicGuider", steps=1)
@@ -94,6 +97,9 @@ def guidance_per_stream():
     return {
         "the image by the sampler's cfg, the depth by its own": close(low, [strong[0], plain[1]])
         and close(high, [plain[0], strong[1]]),
+        "with an order, as in plain torch": close(
+            run(guide(ordered, 1.0).result[0], steps=6, cfg=5.0), want
+        ),
         "equal strengths are one cfg": close(run(equal, cfg=3.0), run(cfg=3.0)),
         "the last node wins": close(run(twice, cfg=3.0), run(cfg=3.0)),
         "serves CFG++ samplers": finite(run(equal, cfg=1.5, sampler="euler_cfg_pp")),
