@@ -255,6 +255,31 @@ def sizes():
     return seen
 
 
+def areas():
+    """Prompts for parts of the image: each call's ids of the tokens, seen from the part it runs on."""
+    model, found = make("flux"), []
+    patched = with_tokens(model)
+    watched = patched.clone()
+
+    def watch(args):
+        own = args["img_ids"][:, -ROWS * COLUMNS :]
+        for row in own:
+            found.append([sorted(set(row[:, axis].tolist())) for axis in (1, 2)])
+        return args
+
+    watched.set_model_post_input_patch(watch)
+    (whole,), (left,), (right,) = (conditioning("flux", seed=seed) for seed in (1, 5, 6))
+    left[1]["area"], right[1]["area"] = (4, 6, 4, 0), (4, 6, 0, 6)  # height, width, top, left
+    out = sample(watched, positive=[whole, left, right], steps=1, cfg=1.0)
+    (full,) = conditioning("flux")
+    full[1]["area"] = (8, 12, 0, 0)
+    return {
+        "ids": sorted(found), "finite": bool(out.isfinite().all()),
+        "full": gap(sample(patched, positive=[full], cfg=1.0), sample(patched, cfg=1.0)),
+        "change": gap(out, sample(model, positive=[whole, left, right], steps=1, cfg=1.0)),
+    }  # fmt: skip
+
+
 def batches():
     """Batches: one image's tokens for all, each its own, chunk after chunk, with CFG and without."""
     model, using = make("flux"), connector()

@@ -58,6 +58,16 @@ def test_ids_cover_the_target_at_any_size(diff):
         assert found["first"] == [2] and found["rest"] == 0, name
 
 
+def test_prompts_for_areas_see_the_tokens_of_the_whole_image(diff):
+    """Each area's rows and columns begin at 0; the image's begin where it lies to the area's left and top."""
+    seen = diff("areas")
+    rows, columns = [0, 1, 2, 3], [0, 1, 2, 3, 4, 5]
+    assert seen["ids"] == sorted(
+        [[rows, columns], [[-2, -1, 0, 1], columns], [rows, [-3, -2, -1, 0, 1, 2]]]
+    )
+    assert seen["full"] < 1e-4 < seen["change"] and seen["finite"], seen
+
+
 def test_a_batch_has_one_set_of_tokens_or_each_image_its_own(diff):
     seen = diff("batches")
     assert seen["shape"] == [3, 16, 8, 12] and seen["same noise"] < 1e-4

@@ -29,7 +29,7 @@ from torch import Tensor
 from ...core.pictures import open_rgb
 from ...core.text_files import read_json_object, show_path
 from ...core.training.data import FolderDataset, fit_map
-from ...core.training.data_files import MANIFEST, read_sample_depth
+from ...core.training.data_files import MANIFEST, read_depth_picture, read_sample_depth
 from ...core.training.shard_sources import Source
 
 FOLDERS = ("reference", "target", "instruction")
@@ -172,8 +172,9 @@ class FolderTriples:
         name = self.names[index]
         text = read_sentence(self.folder / "instruction" / f"{name}.txt")
         images = [open_rgb(self.find(part, name))[0] for part in FOLDERS[:2]]
-        depth = next(iter(sorted((self.folder / "depth").glob(f"{name}.*"))), None)
-        read = None if depth is None else read_sample_depth(depth, DEPTH_SCALE)
+        files = sorted((self.folder / "depth").glob(f"{name}.*"))
+        depth = next((path for path in files if path.suffix != ".json"), None)  # which is a PNG's scale
+        read = None if depth is None else read_target_depth(depth)
         return check_sizes(Triple(*images, text, read), f"{name} of {show_path(self.folder)}")
 
     def source(self, index: int) -> Source:
@@ -184,6 +185,12 @@ class FolderTriples:
             *sorted((self.folder / "depth").glob(f"{name}.*")),
         ]
         return Source(name, {path.relative_to(self.folder).as_posix(): path for path in paths})
+
+
+def read_target_depth(path: Path) -> Tensor:
+    """A depth file as it states its numbers; a PNG that does not state its scale holds millimetres."""
+    is_silent = path.suffix.lower() == ".png" and read_depth_picture(path, show_path(path))[2] is None
+    return read_sample_depth(path, DEPTH_SCALE if is_silent else None)
 
 
 class ThreeDitTriples:

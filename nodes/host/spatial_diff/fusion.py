@@ -2,16 +2,19 @@
 
 An APPLY_MODEL wrapper checks the call and plans it, outside of what torch.compile traces; the post_input
 patch appends the tokens and their ids; an attn1 patch weighs their keys. The plan of a call travels in its
-own transformer_options, so that nothing of a run stays behind.
+own transformer_options, so that nothing of a run stays behind. Where a prompt has an area, core runs the
+network on that part of the image: a CALC_COND_BATCH wrapper lets the call know which part it is.
 """
 
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import comfy.conds
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
@@ -36,6 +39,15 @@ class Setting:
     mask: Tensor | None = None  # (b, h, w), white where tokens act
 
 
+class Area(NamedTuple):
+    """A part of an image in latent pixels: its corner, and the size of the whole."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
 @dataclass
 class Plan:
     """One call of the network: rows of tokens, chunk after chunk, and where they came to lie."""
@@ -43,6 +55,8 @@ class Plan:
     tokens: Tensor  # (chunks * b, q, width)
     weights: Tensor | None  # (chunks * b, q); None if all are 1
     target: int  # tokens of the edited image
+    patch: int  # side in latent pixels of a token
+    areas: tuple[Area, ...] | None = None  # a row each; None: the whole image
     is_on: bool = True
     before: int = 0  # keys before the tokens
     biases: dict[tuple, Tensor] = field(default_factory=dict)  # by length, dtype and device
@@ -60,6 +74,7 @@ class TokenFusion:
     ):
         """`tokens` (v, q, width) of the connector; `sizes` (height, width) of the images they are of."""
         self.config, self.sizes, self.setting = config, sizes, setting
+        self.key = f"{KEY}_{uuid.uuid4().hex}"  # of the condition that says where an area lies
         weights = torch.full((1, config.queries), setting.strength)
         if setting.mask is not None:
             weights = weights * grid_weights(setting.mask, config.grid)
@@ -75,11 +90,23 @@ class TokenFusion:
         patched = model.clone()
         if not self.tokens.shape[1]:
             return patched
-        patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, self.apply)
+        wrappers = comfy.patcher_extension.WrappersMP
+        patched.add_wrapper_with_key(wrappers.CALC_COND_BATCH, KEY, self.locate)
+        patched.add_wrapper_with_key(wrappers.APPLY_MODEL, KEY, self.apply)
         patched.set_model_post_input_patch(TokenPatch(self, self.append))
         if self.is_weighed:
             patched.set_model_attn1_patch(TokenPatch(self, self.weigh))
         return patched
+
+    def locate(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options):
+        """Core's CALC_COND_BATCH wrapper: if a prompt has an area, a map that core crops with the image."""
+        if any("area" in each for prompts in conds for each in prompts or ()):
+            more = {self.key: comfy.conds.CONDNoiseShape(map_positions(x_in))}
+            conds = [
+                prompts and [{**each, "model_conds": {**each["model_conds"], **more}} for each in prompts]
+                for prompts in conds
+            ]
+        return executor(model, conds, x_in, timestep, model_options)
 
     def apply(
         self,
@@ -94,12 +121,14 @@ class TokenFusion:
     ):
         """Core's APPLY_MODEL wrapper: check the call and plan it; out of range it stays as it is."""
         options, model = transformer_options or {}, executor.class_obj
+        positions = kwargs.pop(self.key, None)
         self.check_call(options, model.latent_format.spacial_downscale_ratio, kwargs.get("ref_latents"))
         chunks = len(options.get("cond_or_uncond", (0,)))
         images = x.shape[0] // chunks
         check_batch(self.count, images, "geometry tokens (or a mask)")
         patch = model.diffusion_model.patch_size
-        plan = self.plan(chunks, images, count_patches(x, patch))
+        plan = self.plan(chunks, images, count_patches(x, patch), patch)
+        plan.areas = None if positions is None else read_areas(positions)
         plan.is_on = self.is_on(model.model_sampling, float(t.max()))
         # out of range, too: compiled code copies the options with the keys of the first call
         options = {**options, PLANS: {**options.get(PLANS, {}), self: plan}}
@@ -123,13 +152,13 @@ class TokenFusion:
         first = math.inf if self.setting.start <= 0 else float(sampling.percent_to_sigma(self.setting.start))
         return first >= sigma >= float(sampling.percent_to_sigma(self.setting.end))
 
-    def plan(self, chunks: int, images: int, target: int) -> Plan:
+    def plan(self, chunks: int, images: int, target: int, patch: int) -> Plan:
         """Rows for a call: each chunk (positive, negative) has all images of the batch."""
 
         def rows(values: Tensor) -> Tensor:
             return values.expand(images, *values.shape[1:]).repeat(chunks, *(1,) * (values.ndim - 1))
 
-        return Plan(rows(self.tokens), rows(self.weights) if self.is_weighed else None, target)
+        return Plan(rows(self.tokens), rows(self.weights) if self.is_weighed else None, target, patch)
 
     def append(self, args: dict[str, Any]) -> dict[str, Any]:
         """Core's post_input patch: tokens and ids at the end of the image stream."""
@@ -144,15 +173,24 @@ class TokenFusion:
                 "connector, or of a reference image under the reference method index. Use one connector "
                 "with each first id, and the method offset for several references."
             )
-        own = spread_ids(ids[0, : plan.target], self.config.grid, axis)
-        own = own if self.kept is None else own[self.kept.to(own.device)]
         plan.before = args["txt"].shape[1] + ids.shape[1]
-        out = {**args, "img_ids": torch.cat([ids, own.expand(len(ids), -1, -1)], dim=1)}
+        out = {**args, "img_ids": torch.cat([ids, self.own_ids(ids[:, : plan.target], plan)], dim=1)}
         if img.shape[1] < ids.shape[1]:  # core's Flux KV Cache has cut what it keeps, our tokens with it
             return out
         if options.get(REFERENCES):  # a cache keeps the last so many rows, which are ours and the references'
             options[REFERENCES] = [*options[REFERENCES], plan.tokens.shape[1]]
         return {**out, "img": torch.cat([img, plan.tokens.to(img)], dim=1)}
+
+    def own_ids(self, target: Tensor, plan: Plan) -> Tensor:
+        """Ids (b, q, axes) of the tokens over the whole image, seen from a target's ids (b, n, axes)."""
+        grid, axis = self.config.grid, self.config.first_axis
+        if plan.areas is None:
+            own = spread_ids(target[0], grid, axis).expand(len(target), -1, -1)
+        else:
+            pairs = zip(target, plan.areas, strict=True)
+            wholes = (whole_corners(ids, area, plan.patch) for ids, area in pairs)
+            own = torch.stack([spread_ids(corners, grid, axis) for corners in wholes])
+        return own if self.kept is None else own[:, self.kept.to(own.device)]
 
     def weigh(self, q, k, v, pe=None, attn_mask=None, extra_options=None, **kwargs) -> dict[str, Any]:
         """Core's attn1 patch: strength as a bias on the tokens' keys, added to a mask that is there."""
@@ -192,6 +230,28 @@ class TokenPatch:
         if self.untraced is None and "_dynamo" in vars(torch):
             self.untraced = torch.compiler.disable(self.work)
         return (self.untraced or self.work)(*args, **kwargs)
+
+
+def map_positions(x: Tensor) -> Tensor:
+    """For a latent (b, c, h, w), each pixel's row and column and the size of the whole, (1, 4, h, w)."""
+    height, width = x.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    sizes = (torch.full_like(rows, side) for side in (height, width))
+    return torch.stack((rows, columns, *sizes)).float()[None].to(x.device)
+
+
+def read_areas(positions: Tensor) -> tuple[Area, ...]:
+    """The area of each row of a cropped map of positions (b, 4, h, w)."""
+    return tuple(Area(*corner) for corner in positions[:, :, 0, 0].tolist())
+
+
+def whole_corners(ids: Tensor, area: Area, patch: int) -> Tensor:
+    """Ids (2, axes) of the first and the last token of a whole image, seen from an area's ids (n, axes)."""
+    corners = ids.new_zeros(2, ids.shape[-1])
+    for axis, start, size in ((1, area.top, area.height), (2, area.left, area.width)):
+        corners[0, axis] = ids[:, axis].min() - start / patch
+        corners[1, axis] = corners[0, axis] + math.ceil(size / patch) - 1
+    return corners
 
 
 def count_patches(latent: Tensor, patch: int) -> int:

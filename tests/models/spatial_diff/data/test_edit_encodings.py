@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from spatialweave.models.core.export.depth_files import write_depth
+from spatialweave.models.core.geometry.packets import from_da3
 from spatialweave.models.spatial_diff.data import encode, geometry
 from spatialweave.models.spatial_diff.data.encoders import TinyEncoders
 from spatialweave.models.spatial_diff.data.triples import open_triples
@@ -128,6 +130,25 @@ def test_vggt_is_a_teacher_where_no_depth_is_given(tmp_path):
         geometry.encode_geometry(source, tmp_path / "given", TinyEncoders())
     geometry.encode_geometry(source, tmp_path / "seen", TinyEncoders(), teacher="vggt")
     assert load_file(tmp_path / "seen" / "shard-00000.safetensors")["depth_latent"].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["npz", "png"])
+def test_depth_anything_is_a_teacher_by_the_files_of_save_depth(tmp_path, kind):
+    """What core's DA3 gives, as View from DA3 Geometry reads it and Save Depth writes it; sky is unknown."""
+    source = write_folders(tmp_path / "edits", count=1, depth=False)
+    depth = torch.linspace(1, 3, 32 * 48).reshape(1, 32, 48)
+    sky = torch.zeros(1, 32, 48)
+    sky[:, :8] = 1
+    (source / "depth").mkdir()
+    view = from_da3({"depth": depth, "sky": sky, "mode": "mono"}, "relative")
+    write_depth(source / "depth" / f"0.{kind}", view)
+    read = open_triples(source).read(0).depth
+    torch.testing.assert_close(read[8:], depth[0, 8:], rtol=1e-3, atol=0)
+    assert not ((read[:8] > 0) & read[:8].isfinite()).any()
+    out = tmp_path / "out"
+    geometry.encode_geometry(source, out, TinyEncoders(), pixels=True)
+    image = load_file(out / "shard-00000.safetensors")["depth_image"][0, 0].float()
+    assert (image[:8] == -1).all() and image[8, 0] == 1 and (image[8:].diff(dim=1) <= 0).all()
 
 
 @pytest.mark.parametrize(
