@@ -25,6 +25,7 @@ WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = (
     "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent",
     "LoadVggt", "LoadExampleViews", "LoadDepthAdapter", "LoadGeometryConnector", "LoadSpatialTransformer",
+    "LoadTinyEditor",
 )  # take no sockets
 KEEP = {}
 BY_DEPTH = {"method": "metric depth", "metric_view": 0}
@@ -84,6 +85,13 @@ def framed_picture():
     return ours("models.joyai_edit.restore").FramedImage(torch.rand(1, 512, 2048, 3), framing)
 
 
+def red_image():
+    """An image with a red square, which the sound instruction is about."""
+    image = torch.full((1, HEIGHT, WIDTH, 3), 0.6)
+    image[:, 10:20, 10:20] = torch.tensor([0.86, 0.13, 0.11])
+    return image
+
+
 def small_object():
     """The mask of an object that leaves background around it."""
     mask = torch.zeros(1, HEIGHT, WIDTH)
@@ -140,6 +148,7 @@ def sound():
                 "destination": {
                     "destination": "direction", "direction": "to the left", "distance": "one metre"
                 },
+                "image": red_image(),
             },
             "JoyMoveObject": {
                 "object": "the ball", "framing": None,

@@ -21,7 +21,7 @@ NODES = """
     ViewFromImage ViewToMask ViewFromMoge ViewToMoge ViewFromDa3 ViewToDa3 PointCloud DepthMesh ViewCamera
     SaveDepth AlignDepth NormalsFromDepth StereoPair CompareViews PreviewDepth AskAboutViews JoyFit
     JoyMoveObject JoyRestore VggtReconstruct VggtGeometryTokens ScaleViews FuseViews SaveColmap CheckEdit
-    UpscaleDepth SpatialDepth
+    UpscaleDepth MoveObjectInstruction SpatialDepth
 """.split()
 
 
