@@ -112,6 +112,7 @@ def find_preset(name: str) -> DepthAdapterConfig:
     return PRESETS[name]
 
 
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as DINOv2 was trained
 DEPTHS = ("mllm_layers", "layers", "encoder_depth", "queries_side", "encoder_table_side")
 SIZES = (
     "mllm_width", "kv_heads", "head_dim", "width", "heads", "ffn_width", "patch", "encoder_width",

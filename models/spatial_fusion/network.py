@@ -18,7 +18,7 @@ from ...kernels.segment_attention import Segments, Source, segment_attention
 from ..core.layers.dpt import DPTHead
 from ..core.layers.positions import RotaryTable
 from ..core.layers.vit import VisionTransformer
-from .config import DepthAdapterConfig, SpatialTransformerConfig
+from .config import IMAGE_MEAN, IMAGE_STD, DepthAdapterConfig, SpatialTransformerConfig
 
 DEPTH_OUTPUTS = 2  # of the depth head: log depth, log of (confidence - 1), as VGGT's
 
@@ -79,14 +79,15 @@ class SpatialTransformer(nn.Module):
 
     def forward(
         self, semantic: SemanticState, grid: tuple[int, int], size: tuple[int, int], *,
-        image: Tensor | None = None, on_layer: OnLayer | None = None,
+        image: Tensor | None = None, edits: Tensor | None = None, on_layer: OnLayer | None = None,
     ) -> InferredDepth:  # fmt: skip
         """Depth maps of `size` (height, width) from a grid (rows, columns) of queries.
 
-        image: the sources of edits (b, 3, rows patch, columns patch) in ImageNet's normalization.
+        image: the sources of edits (b, 3, rows patch, columns patch) in [0, 1]; edits: (b,), False in rows
+        whose image does not count, None for edits alone.
         """
         device = semantic.keys[self.config.pairs[0]].device
-        x = self.embed(grid, image, on_layer).to(device).expand(len(semantic.lengths), -1, -1)
+        x = self.embed(grid, image, edits, on_layer).to(device).expand(len(semantic.lengths), -1, -1)
         table = mrope_table(semantic.lengths, grid, self.config, x)
         taps = []
         for i, (layer, paired) in enumerate(zip(self.layers, self.config.pairs, strict=True)):
@@ -100,14 +101,19 @@ class SpatialTransformer(nn.Module):
         return InferredDepth(raw[:, 0].exp(), 1 + raw[:, 1].exp())
 
     def embed(
-        self, grid: tuple[int, int], image: Tensor | None = None, on_block: OnLayer | None = None
-    ) -> Tensor:
+        self, grid: tuple[int, int], image: Tensor | None = None, edits: Tensor | None = None,
+        on_block: OnLayer | None = None,
+    ) -> Tensor:  # fmt: skip
         """H_geo of layer 0, (1 or b, n, c): queries, plus the image's features projected to their width."""
         queries = resize_queries(self.queries, grid)
         if image is None:
             return queries
-        patches, _ = self.image_encoder(image.to(queries.dtype), on_block=on_block)
-        return queries.to(patches) + self.image_proj(patches)
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+        patches, _ = self.image_encoder(((image - mean) / std).to(queries.dtype), on_block=on_block)
+        features = self.image_proj(patches)
+        if edits is not None:
+            features = torch.where(edits.to(features.device)[:, None, None], features, 0.0)
+        return queries.to(features) + features
 
 
 class SpatialLayer(nn.Module):

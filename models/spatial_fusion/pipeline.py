@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from ..core.geometry.resize import resize_bicubic
 from ..core.geometry.view import View
-from ..vggt.network import IMAGENET_MEAN, IMAGENET_STD
 from .config import SpatialTransformerConfig
 from .depth_code import code_depth, resize_code
 from .mllm import repeat_prompt
@@ -45,8 +44,7 @@ def infer_view(
     plan, framed = plan_depth(config, size), None
     if image is not None:
         sides = tuple(side * config.patch for side in plan.grid)
-        mean, std = (image.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        framed = (resize_bicubic(rearrange(image, "b h w c -> b c h w"), sides) - mean) / std
+        framed = resize_bicubic(rearrange(image, "b h w c -> b c h w"), sides)
         if len(framed) > 1:
             semantic = repeat_prompt(semantic, len(framed))
     found = infer(semantic, plan.grid, plan.size, image=framed)

@@ -4,7 +4,8 @@ stage 1, L_depth: a spatial transformer beside a frozen MLLM.
 A batch of an adapter has latent (b, c, h, w) of unit standard deviation, depth and mask (b, h s, w s), and
 the base's prompt tensors, each (b, k, ...) with a row per caption, all encoded beforehand. A batch of a
 spatial transformer has depth and mask (b, h, w), and token ids (b, k, s), padded on the right, with their
-lengths (b, k). All random numbers come from the given generator, on the CPU.
+lengths (b, k); with edits among the samples also source (b, H, W, 3) uint8, of the size that the image
+encoder reads, and is_edit (b,). All random numbers come from the given generator, on the CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..core.losses import masked_mean, masked_mean_each, sum_terms
@@ -200,7 +202,10 @@ def spatial_loss(
     config = getattr(model, "module", model).config
     ids, mask = draw_tokens(batch, generator)
     plan = plan_depth(config, tuple(batch["depth"].shape[1:]))
-    found = model(read(ids, mask), plan.grid, plan.size)
+    image = None
+    if "source" in batch:
+        image = rearrange(batch["source"], "b h w c -> b c h w").float() / 255
+    found = model(read(ids, mask), plan.grid, plan.size, image=image, edits=batch.get("is_edit"))
     target, known = fit_target(batch["depth"], batch["mask"], plan.size)
     predicted = found.depth.float()
     if settings.space == "log":

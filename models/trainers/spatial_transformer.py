@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import torch
-from torch import Generator, nn
+from einops import rearrange
+from torch import Generator, Tensor, nn
 
+from ..core.geometry.resize import resize_bicubic
+from ..core.pictures import open_rgb
 from ..core.training.data import FolderDataset
+from ..core.training.data_files import check_name
 from ..core.training.loop import Task
 from ..core.training.recipe import Recipe
 from ..core.training.settings import Size, check_settings, read_settings
 from ..spatial_fusion.config import SpatialTransformerConfig, find_transformer_preset
 from ..spatial_fusion.mllm import check_mllm, find_text_model, read_semantic_state, read_sizes
-from ..spatial_fusion.network import SpatialTransformer
+from ..spatial_fusion.network import SpatialTransformer, plan_depth
 from ..spatial_fusion.training import SpatialDepthLoss, build_spatial_task, init_spatial_weights
 from ..spatial_fusion.weights import fill_from_vggt, load_spatial_transformer
 from .caption_lm import tokenize_words
@@ -61,16 +65,24 @@ class SpatialTransformerSettings:
 
 
 class CaptionedDepth(torch.utils.data.Dataset):
-    """depth and mask (h, w); ids (k, s) and lengths (k,) of k captions' tokens, padded on the right."""
+    """depth and mask (h, w); ids (k, s) and lengths (k,) of k captions' tokens, padded on the right.
 
-    def __init__(self, request: CaptionedDepthRequest, tokenize, template: str):
+    A line that names a `source_image` is an edit, whose captions are instructions. If there is one, every
+    sample has source (H, W, 3) uint8, black without an edit, and is_edit.
+    """
+
+    def __init__(
+        self, request: CaptionedDepthRequest, config: SpatialTransformerConfig, tokenize, template: str
+    ):
         """`tokenize`: texts to lists of token ids."""
+        self.config = config
         keys = {"keys": ("depth", "mask"), "needs": ("depth",)}
         self.source = FolderDataset(request.folder, size=request.size, **keys)
         entries = range(len(self.source))
         texts = [self.read_captions(i, request.captions) for i in entries]
         self.tokens = [tokenize([template.format(text) for text in row]) for row in texts]
         self.longest = max(len(ids) for row in self.tokens for ids in row)
+        self.has_edits = any("source_image" in self.source.entry(i) for i in entries)
         lost = next((i for i in entries if not all(self.tokens[i])), None)
         if lost is not None:
             raise ValueError(
@@ -102,7 +114,20 @@ class CaptionedDepth(torch.utils.data.Dataset):
                 f"{self.source.where(index)}: Expected a known depth pixel, got none. Leave the sample out."
             )
         lengths = torch.tensor([len(tokens) for tokens in rows])
-        return {"depth": sample["depth"], "mask": sample["mask"], "ids": ids, "lengths": lengths}
+        found = {"depth": sample["depth"], "mask": sample["mask"], "ids": ids, "lengths": lengths}
+        return found | (self.read_source(index, sample["depth"]) if self.has_edits else {})
+
+    def read_source(self, index: int, depth: Tensor) -> dict[str, Tensor]:
+        """The source image of an edit, scaled to the grid of queries, or black."""
+        sides = tuple(side * self.config.patch for side in plan_depth(self.config, tuple(depth.shape)).grid)
+        name = self.source.entry(index).get("source_image")
+        if name is None:
+            return {"source": torch.zeros(*sides, 3, dtype=torch.uint8), "is_edit": torch.tensor(False)}
+        check_name(name, "source_image", self.source.where(index))
+        image = open_rgb(self.source.folder / name)[0]
+        scaled = resize_bicubic(rearrange(image, "h w c -> 1 c h w").float() / 255, sides)
+        source = rearrange((scaled[0] * 255).round().to(torch.uint8), "c h w -> h w c")
+        return {"source": source, "is_edit": torch.tensor(True)}
 
 
 def build_spatial_transformer(recipe: Recipe) -> Task:
@@ -119,8 +144,8 @@ def build_spatial_transformer(recipe: Recipe) -> Task:
     check_mllm(network.config, read_sizes(decoder), settings.mllm)
     return build_spatial_task(
         network=network, mllm=decoder, read=partial(read_semantic_state, decoder, config=network.config),
-        dataset=CaptionedDepth(request, tokenize, TEMPLATES[recipe.preset]), settings=loss,
-        ship=getattr(torch, settings.ship),
+        dataset=CaptionedDepth(request, network.config, tokenize, TEMPLATES[recipe.preset]),
+        settings=loss, ship=getattr(torch, settings.ship),
     )  # fmt: skip
 
 

@@ -223,6 +223,8 @@ def test_the_image_counts_by_its_dinov2_features(build, draw):
     by_hand = network.queries + features @ network.image_proj.weight.T + network.image_proj.bias
     assert torch.allclose(embedded, by_hand, atol=1e-6)
     assert torch.equal(network.embed((3, 3)), network.queries)
+    mixed = network.embed((3, 3), torch.zeros(2, 3, 42, 42), torch.tensor([True, False]))
+    assert torch.equal(mixed[0], embedded[0]) and torch.equal(mixed[1], network.queries[0])
 
 
 def test_progress_counts_layers_and_blocks(build, draw):

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
+from spatialweave.models.spatial_fusion.config import find_transformer_preset
 from spatialweave.models.spatial_fusion.mllm import read_semantic_state
 from spatialweave.models.spatial_fusion.network import SpatialTransformer
 from spatialweave.models.spatial_fusion.pipeline import infer_view
@@ -109,8 +111,8 @@ def test_a_sample_has_its_captions_tokens_and_depth(world, mllm, tmp_path):
 def test_the_paper_template_is_around_the_caption(world, mllm, tmp_path):
     seen = []
     dataset = trainer.CaptionedDepth(
-        trainer.CaptionedDepthRequest(str(world)), lambda texts: seen.extend(texts) or [[1]],
-        trainer.TEMPLATES["omnigen2"],
+        trainer.CaptionedDepthRequest(str(world)), find_transformer_preset("tiny"),
+        lambda texts: seen.extend(texts) or [[1]], trainer.TEMPLATES["omnigen2"],
     )  # fmt: skip
     assert len(dataset) == 4 and seen[0].endswith("<|im_start|>user\na red ball on the left<|im_end|>\n")
 
@@ -257,7 +259,47 @@ def test_what_a_recipe_cannot_mean_is_a_sentence(world, mllm, tmp_path):
         task.dataset[0]
     request = trainer.CaptionedDepthRequest(str(world))
     with pytest.raises(ValueError, match="got none of one of .'a red ball on the left'.. Choose"):
-        trainer.CaptionedDepth(request, lambda texts: [[]] * len(texts), "{}")
+        trainer.CaptionedDepth(request, task.model.config, lambda texts: [[]] * len(texts), "{}")
+
+
+def test_edits_train_beside_prompts_on_their_source_images(world, mllm, tmp_path):
+    """Two lines of one caption and other source images; the other lines have none."""
+    lines = [json.loads(line) for line in (world / "manifest.jsonl").read_text().splitlines()]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 84, 84, 3), dtype=np.uint8)
+    for i in range(2):
+        Image.fromarray(pixels[i]).save(world / f"source{i}.png")
+        lines[i] |= {"source_image": f"source{i}.png", "caption": "a ball", "captions": ["a ball"]}
+    (world / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    plan = recipe(world, mllm, tmp_path / "run", data={"captions": 1}, freeze=["image_encoder"])
+    task = BUILDERS["spatial_transformer"](plan)
+    batch = task.collate([task.dataset[i] for i in range(4)])
+    assert batch["is_edit"].tolist() == [True, True, False, False] and batch["source"].shape == (4, 42, 42, 3)
+    halved = np.asarray(Image.fromarray(pixels[1]).resize((42, 42), Image.BICUBIC)).astype(int)
+    assert np.abs(batch["source"][1].numpy().astype(int) - halved).max() <= 2 and not batch["source"][2].any()
+    # the same scene without its image is the prompt's alone; a black image that counts is another
+    loss = lambda **changes: float(  # noqa: E731
+        task.loss(task.model, batch | changes, torch.Generator())[1]["depth"]
+    )
+    none = {"is_edit": torch.zeros(4, dtype=torch.bool)}
+    assert loss(**none) == loss(**none, source=torch.full_like(batch["source"], 90))
+    assert loss() != loss(**none) and loss() != loss(source=batch["source"].flip(0))
+    optimizer, errors = torch.optim.Adam(task.model.parameters(), lr=3e-3), []
+    for step in range(150):
+        total, logs = task.loss(task.model, batch, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        errors.append(float(logs["depth"]))
+    # one caption, two depths: .125 is the best without the images
+    assert errors[-1] < 0.08, errors[-1]
+    outcome = run_recipe(plan, BUILDERS)
+    assert outcome.ending == "finished"
+    for name, words in ((3, 'as "source_image" in Sample 0 .*, got 3'), ("no.png", "no.png")):
+        lines[0]["source_image"] = name
+        (world / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        dataset = BUILDERS["spatial_transformer"](plan).dataset
+        with pytest.raises((ValueError, OSError), match=words):
+            dataset[0]
 
 
 def test_saving_keeps_the_trained_precision(world, mllm, tmp_path):
