@@ -91,6 +91,7 @@ EXTRA_IMPORTS = {
     "models/joyai_edit/data/encode.py": {"diffusers"},
     "models/joyai_edit/training/": {"accelerate", "diffusers"},
     "models/spatial_diff/data/encoders.py": {"diffusers"},
+    "models/trainers/omnigen2_base.py": {"transformers"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},
