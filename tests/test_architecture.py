@@ -92,6 +92,7 @@ EXTRA_IMPORTS = {
     "models/joyai_edit/training/": {"accelerate", "diffusers"},
     "models/spatial_diff/data/encoders.py": {"diffusers"},
     "models/trainers/caption_lm.py": {"transformers"},
+    "models/trainers/omnigen2_base.py": {"transformers"},
     "models/trainers/spatial_transformer.py": {"transformers"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},

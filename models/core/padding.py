@@ -22,3 +22,9 @@ def pad_to(x: Tensor, size: Sequence[int]) -> Tensor:
 def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """The first rows and columns of (b, c, h, w): undoes :func:`pad_to`."""
     return x[..., : size[0], : size[1]]
+
+
+def pad_to_patch(latent: Tensor, patch: int) -> Tensor:
+    """A latent padded at the bottom and the right to whole patches, circularly as ComfyUI does."""
+    down, across = -latent.shape[-2] % patch, -latent.shape[-1] % patch
+    return F.pad(latent, (0, across, 0, down), mode="circular") if down or across else latent

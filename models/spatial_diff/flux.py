@@ -6,7 +6,7 @@ preset with its defaults. Letters: b batch, n tokens, h heads, d head width, c c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,8 +17,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..core.layers.attention import Attend, attend
+from ..core.layers.blocks import RunBlock, run_block
 from ..core.layers.modulation import modulate, timestep_embedding
 from ..core.layers.positions import RotaryTable, apply_rotary, rotary_table
+from ..core.padding import pad_to_patch
 
 TIME_CHANNELS = 256  # of the sinusoidal embeddings of time and guidance
 TARGET, REFERENCE = 0.0, 1.0  # first axis of the ids of target and references
@@ -97,14 +99,6 @@ class FluxOutput(NamedTuple):
 
     velocity: Tensor  # (b, c, h, w)
     rows: Tensor | None  # of the extra tokens after the last block, (b, n, hidden_size)
-
-
-RunBlock = Callable[..., Any]
-
-
-def run_block(block: nn.Module, *args: Any) -> Any:
-    """Run a block. Training with gradient checkpointing gives `forward` another function like this one."""
-    return block(*args)
 
 
 class Flux(nn.Module):
@@ -346,12 +340,6 @@ def grid_ids(first: float, grid: tuple[int, int], down: int = 0, across: int = 0
     )
     ids = torch.stack((torch.full_like(rows, int(first)), rows, columns), dim=-1)
     return rearrange(ids, "h w axes -> (h w) axes").float()
-
-
-def pad_to_patch(latent: Tensor, patch: int) -> Tensor:
-    """A latent padded at the bottom and the right to whole patches, circularly as ComfyUI does."""
-    down, across = -latent.shape[-2] % patch, -latent.shape[-1] % patch
-    return F.pad(latent, (0, across, 0, down), mode="circular") if down or across else latent
 
 
 def patchify(latent: Tensor, patch: int) -> Tensor:

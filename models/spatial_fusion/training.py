@@ -1,11 +1,12 @@
 """Training a depth adapter alone on a frozen base, the paper's L_diff with F added to z_t; and the paper's
 stage 1, L_depth: a spatial transformer beside a frozen MLLM.
 
-A batch of an adapter has latent (b, c, h, w) of unit standard deviation, depth and mask (b, h s, w s), and
-the base's prompt tensors, each (b, k, ...) with a row per caption, all encoded beforehand. A batch of a
-spatial transformer has depth and mask (b, h, w), and token ids (b, k, s), padded on the right, with their
-lengths (b, k); with edits among the samples also source (b, H, W, 3) uint8, of the size that the image
-encoder reads, and is_edit (b,). All random numbers come from the given generator, on the CPU.
+A batch of an adapter has latent (b, c, h, w) of unit standard deviation, depth and mask (b, h s, w s), the
+base's prompt tensors, each (b, k, ...) with a row per caption, and the latents of its references, all
+encoded beforehand. A batch of a spatial transformer has depth and mask (b, h, w), and token ids (b, k, s),
+padded on the right, with their lengths (b, k); with edits among the samples also source (b, H, W, 3) uint8,
+of the size that the image encoder reads, and is_edit (b,). All random numbers come from the given generator,
+on the CPU.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Denoiser(Protocol):
 
     network: nn.Module
     conditions: tuple[str, ...]  # names of the prompt tensors
+    references: tuple[str, ...]  # names of the latents of an edit's source images
     channels: int
 
     def add_noise(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ class Denoiser(Protocol):
         """What the network should predict from it."""
 
     def predict(self, x: Tensor, level: Tensor, prompt: Mapping[str, Tensor]) -> Tensor:
-        """What it predicts, (b, c, h, w) in float32."""
+        """What it predicts, (b, c, h, w) in float32; `prompt` has the references, too."""
 
 
 def build_adapter_task(
@@ -113,6 +115,7 @@ def adapter_loss(
     """Mean squared error of the base's prediction from z_t + F at a uniform random noise level."""
     x0 = batch["latent"].float()
     prompt = draw_prompt(batch, base.conditions, empty, generator, settings.caption_dropout)
+    prompt |= {name: batch[name] for name in base.references}
     level = settings.least_noise + (1 - settings.least_noise) * torch.rand(len(x0), generator=generator)
     level = level.to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)

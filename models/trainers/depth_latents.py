@@ -3,7 +3,7 @@
     FOLDER/shard-00000.safetensors       latent (n, c, h, w) float16, posterior means scaled to unit standard
                                          deviation; depth (n, H, W) float16 in units of its median, 0 where it
                                          is not known; the base's prompt tensors, each (n, k, ...), a row per
-                                         caption
+                                         caption; with `references`, reference_0 and so on, latents as latent
     FOLDER/empty_context.safetensors     the same prompt tensors of "", without the first two axes
     FOLDER/manifest.jsonl, dataset.json, sources.jsonl      as core/training/shard_writer.py has them
 
@@ -25,9 +25,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core.export.files import write_file
+from ..core.pictures import open_rgb
 from ..core.text_files import show_path
-from ..core.training.data import MANIFEST, FolderDataset
-from ..core.training.data_files import FILES
+from ..core.training.data import MANIFEST, FolderDataset, fit_map
+from ..core.training.data_files import FILES, check_name
 from ..core.training.settings import Size
 from ..core.training.shard_sources import Source, stamp_files
 from ..core.training.shard_writer import Summary, write_folder
@@ -37,6 +38,7 @@ log = logging.getLogger("spatialweave.dataset")
 FORMAT, VERSION = "spatialweave-depth-latents", 1
 EMPTY = "empty_context.safetensors"
 KEYS = ("image", "depth")
+REFERENCES = "references"  # of a line: names of image files that the edited image goes back to
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,15 @@ class DepthLatentsRequest:
     source: str = ""  # dataset folder with images, depth and captions; "": `folder` is encoded already
     size: Size | None = None  # pixels; None keeps the images' own
     captions: int = 1  # per image, of the manifest's "captions"
+    references: int = 0  # per image, of the manifest's "references"; OmniGen2 reads them
     shard_size: int = 256
     batch: int = 8  # images encoded at once
 
     def __post_init__(self) -> None:
-        if not self.folder or min(self.captions, self.shard_size, self.batch) < 1:
+        if not self.folder or min(self.captions, self.shard_size, self.batch) < 1 or self.references < 0:
             raise ValueError(
-                "Expected a folder, and captions, shard_size and batch of at least 1, in the recipe's data, "
-                f"got {self}. Correct the recipe."
+                "Expected a folder, captions, shard_size and batch of at least 1, and references of at "
+                f"least 0, in the recipe's data, got {self}. Correct the recipe."
             )
 
 
@@ -83,6 +86,7 @@ def encode_depth_latents(
         "size": list(samples.size) if samples.size else None,
         "files": stamp_files(ShardFolder(output), files),
         "about": {"source": show_path(source.resolve().name), "base": name},
+        **({REFERENCES: request.references} if request.references else {}),
     }  # fmt: skip
     encoders: list[FrozenEncoders] = []  # made for the first shard: a finished folder needs none
 
@@ -90,7 +94,8 @@ def encode_depth_latents(
         if not encoders:
             encoders.append(make_encoder(state.device))
         (encoder,) = encoders
-        readable, left_out = read_readable(samples, [member.entry["index"] for member in members])
+        indices = [member.entry["index"] for member in members]
+        readable, left_out = read_readable(samples, indices, request.references)
         if readable:
             starts = range(0, len(readable), request.batch)
             batches = [encode_batch(encoder, readable[i : i + request.batch], request) for i in starts]
@@ -120,7 +125,15 @@ def encode_batch(
     }
     depth = torch.stack([by_median(sample["depth"], sample["mask"]) for sample in samples])
     latent = encoder.encode_images(images.float() / 127.5 - 1)
+    for i in range(request.references):
+        images = torch.stack([rearrange(sample[REFERENCES][i], "h w c -> c h w") for sample in samples])
+        tensors[name_reference(i)] = to_half(encoder.encode_images(images.float() / 127.5 - 1))
     return {"latent": to_half(latent), "depth": depth.half(), **tensors}
+
+
+def name_reference(index: int) -> str:
+    """The tensor of a shard that holds the latents of one reference of each sample."""
+    return f"reference_{index}"
 
 
 def choose_captions(sample: Mapping[str, Any], count: int) -> list[str]:
@@ -155,6 +168,8 @@ def list_sources(samples: FolderDataset) -> list[Source]:
         entry = samples.entry(index)
         in_shard = "shard" in entry
         files = {entry["shard"]} if in_shard else {entry[k] for k in FILES if isinstance(entry.get(k), str)}
+        listed = entry.get(REFERENCES)
+        files |= {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
         name = f"{entry['shard']}:{entry['row']}" if in_shard else str(entry.get("image", index))
         while name in sources:  # a manifest may list a sample twice, with two captions
             name += "+"
@@ -168,7 +183,25 @@ def list_sources(samples: FolderDataset) -> list[Source]:
     return list(sources.values())
 
 
-def read_readable(samples: FolderDataset, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:
+def read_references(samples: FolderDataset, index: int, count: int) -> list[Tensor]:
+    """The first `count` references of a sample, uint8 (h, w, 3), scaled to cover the dataset's size."""
+    names, where = samples.entry(index).get(REFERENCES), samples.where(index)
+    if not isinstance(names, list) or len(names) < count:
+        raise ValueError(
+            f"{where}: Expected {count} image files as {REFERENCES}, got "
+            f"{len(names) if isinstance(names, list) else 'none'}. Name them in the line."
+        )
+    images = []
+    for name in names[:count]:
+        check_name(name, REFERENCES, where)
+        image, _ = open_rgb(samples.folder / name)
+        images.append(fit_map(image, samples.size, smooth=True) if samples.size else image)
+    return images
+
+
+def read_readable(
+    samples: FolderDataset, indices: Sequence[int], references: int = 0
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The readable samples, and per sample an error or ""; ValueError for images of several sizes."""
     readable: list[dict[str, Any]] = []
     left_out = []
@@ -182,16 +215,18 @@ def read_readable(samples: FolderDataset, indices: Sequence[int]) -> tuple[list[
                     f"{samples.where(index)}: Expected depth of the image's size, got "
                     f"{tuple(sample['depth'].shape)} and {tuple(sample['image'].shape[:2])}. Set data.size."
                 )
-        except ValueError as error:
+            images = read_references(samples, index, references) if references else []
+        except (ValueError, OSError) as error:
             log.warning("%s", error)
             left_out.append(str(error))
             continue
-        if readable and sample["image"].shape != readable[0]["image"].shape:
+        sizes = [tuple(image.shape[:2]) for image in (sample["image"], *images)]
+        if readable and sizes != readable[0]["sizes"]:
             raise ValueError(
-                f"Expected images of one size in {samples.folder}, got {tuple(sample['image'].shape[:2])} "
-                f"(h, w) in sample {index} and {tuple(readable[0]['image'].shape[:2])} before. Set data.size."
+                f"Expected images of one size in {samples.folder}, got {sizes} (h, w) in sample {index} and "
+                f"{readable[0]['sizes']} before. Set data.size."
             )
-        entry = samples.entry(index)
-        readable.append({**sample, "captions": entry.get("captions")})
+        captions = samples.entry(index).get("captions")
+        readable.append({**sample, "captions": captions, "sizes": sizes, REFERENCES: images})
         left_out.append("")
     return readable, left_out

@@ -25,7 +25,7 @@ PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 class FluxBase:
     """The network at noise levels t in [0, 1): z_t = (1 - t) z_0 + t noise, target noise - z_0."""
 
-    conditions = CONDITIONS
+    conditions, references = CONDITIONS, ()
 
     def __init__(self, network: nn.Module):
         self.network, self.channels = network, network.config.in_channels // 4

@@ -1,4 +1,4 @@
-"""Training of depth adapters on frozen bases: the tiny one, SD1.5, SD2.1, SDXL, PixArt, and FLUX.1."""
+"""Training of depth adapters on frozen bases: the tiny one, SD1.5, SD2.1, SDXL, PixArt, FLUX.1, OmniGen2."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from typing import Any, Literal, get_type_hints
 import torch
 from torch import Tensor
 
+from ..core.layers.blocks import checkpointed, run_block
 from ..core.training.data import FolderDataset
 from ..core.training.loop import Task
 from ..core.training.recipe import Recipe
 from ..core.training.settings import check_settings, read_settings
 from ..core.weights.files import read_tensors
 from ..intrinsic_ldm import tiny
-from ..intrinsic_ldm.backbones import PromptEncoder, find_family, load_backbone, load_parts, load_tiny
+from ..intrinsic_ldm.backbones import (
+    PromptEncoder,
+    find_family,
+    load_backbone,
+    load_image_vae,
+    load_parts,
+    load_tiny,
+)
 from ..intrinsic_ldm.config import CONDITIONS, Family
 from ..intrinsic_ldm.data.encode import list_base_files
 from ..intrinsic_ldm.network import Backbone
@@ -24,20 +32,31 @@ from ..spatial_fusion.config import DepthAdapterConfig, find_preset
 from ..spatial_fusion.training import AdapterLoss, Denoiser, build_adapter_task
 from .depth_latents import EMPTY, DepthLatentsRequest, encode_depth_latents
 from .flux_base import FluxPrompts, load_flux, load_flux_parts
+from .omnigen2_base import (
+    OmniGen2Base,
+    OmniGen2Prompts,
+    check_prompts,
+    list_omnigen2_encoder_files,
+    load_omnigen2_base,
+    load_omnigen2_prompts,
+)
 
 # the family of each preset that trains here, by its name in I-LDM
 FAMILIES: Mapping[str, Family] = {
     "tiny": tiny.FAMILY, "sd15": "sd21", "sd21": "sd21", "sdxl": "sdxl", "pixart": "pixart",
     "pixart_sigma": "pixart",
 }  # fmt: skip
-FLUX = "flux"
+FLUX, OMNIGEN2 = "flux", "omnigen2"
+TRAINED = (*FAMILIES, FLUX, OMNIGEN2)  # presets
 
 
 @dataclass(frozen=True)
 class DepthAdapterSettings:
     """The `model` part of a recipe."""
 
-    base: str = ""  # folder of a pipeline in diffusers' layout; "" for the preset "tiny", which ships
+    # folder of a pipeline in diffusers' layout, or ComfyUI's file of OmniGen2's network for data that is
+    # encoded; "" for the preset "tiny", which ships
+    base: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)  # changes to the preset
     weights: str = ""  # an adapter of this config to go on from
     precision: Literal["float32", "bfloat16"] = "float32"  # of the frozen base
@@ -47,6 +66,8 @@ class DepthAdapterSettings:
 
 class DdpmBase:
     """A base of the DDPM family: noise levels in [0, 1) are its timesteps."""
+
+    references = ()
 
     def __init__(self, backbone: Backbone):
         self.backbone, self.network = backbone, backbone.network
@@ -69,8 +90,9 @@ class BaseEncoder:
     """A base's image autoencoder and text encoders on one device."""
 
     def __init__(
-        self, image: torch.nn.Module, prompts: PromptEncoder | FluxPrompts, scale: float, shift: float, device
-    ):
+        self, image: torch.nn.Module, prompts: PromptEncoder | FluxPrompts | OmniGen2Prompts, scale: float,
+        shift: float, device,
+    ):  # fmt: skip
         self.image, self.prompts = image.requires_grad_(False).to(device), prompts.to(device)
         self.scale, self.shift, self.device = scale, shift, device
 
@@ -80,7 +102,7 @@ class BaseEncoder:
         return (latent - self.shift) * self.scale
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """The family's CONDITIONS, a row per prompt."""
+        """The prompt tensors of the base, a row per prompt."""
         return self.prompts.encode(prompts)
 
 
@@ -89,26 +111,33 @@ def build_depth_adapter(recipe: Recipe) -> Task:
     request = read_settings(DepthLatentsRequest, recipe.data, "recipe's data")
     settings = read_settings(DepthAdapterSettings, recipe.model, "recipe's model")
     loss = read_settings(AdapterLoss, recipe.loss, "recipe's loss")
-    if recipe.preset not in (*FAMILIES, FLUX):
+    if recipe.preset not in TRAINED:
         raise ValueError(
-            f"Expected preset of the recipe as one of {', '.join((*FAMILIES, FLUX))}, got {recipe.preset!r}. "
+            f"Expected preset of the recipe as one of {', '.join(TRAINED)}, got {recipe.preset!r}. "
             "Choose one of these."
+        )
+    if request.references and recipe.preset != OMNIGEN2:
+        raise ValueError(
+            f"Expected no references in the recipe's data for {recipe.preset}, which reads none, got "
+            f"{request.references}. Leave them out, or choose {OMNIGEN2}."
         )
     changes = check_settings(settings.config, get_type_hints(DepthAdapterConfig), "recipe's model.config")
     config = replace(find_preset(recipe.preset), **changes)
-    base = load_base_model(settings, recipe.preset)
+    base = load_base_model(settings, recipe.preset, request.references)
     if request.source:
         encode_for(request, settings, recipe.preset)
     conditions = base.conditions
-    keys = ("latent", "depth", *conditions)
+    keys = ("latent", "depth", *conditions, *base.references)
     dataset = FolderDataset(request.folder, keys=keys, needs=keys)
+    if isinstance(base, OmniGen2Base):
+        check_prompts(dataset[0], base)
     return build_adapter_task(
         config=config, base=base, dataset=dataset, empty=read_empty(request, conditions, loss), settings=loss,
         seed=recipe.seed, weights=settings.weights, ship=getattr(torch, settings.ship),
     )  # fmt: skip
 
 
-def load_base_model(settings: DepthAdapterSettings, preset: str) -> Denoiser:
+def load_base_model(settings: DepthAdapterSettings, preset: str, references: int = 0) -> Denoiser:
     """The frozen base of a recipe; ValueError if its folder holds another than the preset says."""
     dtype = getattr(torch, settings.precision)
     if (preset == "tiny") == bool(settings.base):
@@ -116,6 +145,9 @@ def load_base_model(settings: DepthAdapterSettings, preset: str) -> Denoiser:
             'Expected the folder of a diffusers pipeline as base of the recipe\'s model, and none for "tiny"'
             f", got {settings.base!r} for {preset!r}. Correct the recipe."
         )
+    if preset == OMNIGEN2:
+        run = checkpointed if settings.checkpointing else run_block
+        return load_omnigen2_base(settings.base, dtype, references, run)
     if preset == FLUX:
         base = load_flux(Path(settings.base), dtype)
         if settings.checkpointing:
@@ -147,13 +179,20 @@ def encode_for(request: DepthLatentsRequest, settings: DepthAdapterSettings, pre
                 whole.autoencoder.module, whole.prompts, whole.autoencoder.scale, whole.autoencoder.shift,
                 device,
             )  # fmt: skip
-        prompts, image = load_flux_parts(base, dtype) if preset == FLUX else load_parts(base, dtype)
+        if preset == OMNIGEN2:
+            prompts, image = load_omnigen2_prompts(base, dtype), load_image_vae(base)
+        else:
+            prompts, image = load_flux_parts(base, dtype) if preset == FLUX else load_parts(base, dtype)
         return BaseEncoder(
             image, prompts, image.config.scaling_factor, image.config.shift_factor or 0.0, device
         )
 
-    files = [*list_base_files(base)] if settings.base else [("tiny base", tiny.BASE_FILE)]
-    name = tiny.NAME if not settings.base else preset if preset == FLUX else find_family(base)
+    if not settings.base:
+        files, name = [("tiny base", tiny.BASE_FILE)], tiny.NAME
+    elif preset == OMNIGEN2:
+        files, name = [*list_omnigen2_encoder_files(base)], preset
+    else:
+        files, name = [*list_base_files(base)], preset if preset == FLUX else find_family(base)
     encode_depth_latents(request, make, files, name)
 
 

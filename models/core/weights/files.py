@@ -30,6 +30,7 @@ FIRST_BAD_CODES = {torch.float8_e4m3fn: (0x7F, 0xFF), torch.float8_e5m2: (0x7C, 
 # name; files of ours state what they are in their metadata, under KIND
 RELEASED_KEYS = (
     ("a LoRA, a patch for another model", ("lora_",)),
+    ("an OmniGen2 network", ("time_caption_embed.timestep_embedder.", "ref_image_patch_embedder.weight")),
     ("a Modality Forcing network", ("depth_in.weight", "double_stream_modulation_depth.lin.weight")),
     ("a FLUX.2 text-to-image network without a depth stream", ("double_stream_modulation_img.lin.weight",)),
     ("a FLUX network in diffusers' naming", ("single_transformer_blocks.0.",)),

@@ -20,8 +20,8 @@ from typing import Any, Literal, get_type_hints
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ...core.layers.blocks import checkpointed, run_block
 from ...core.losses import sum_terms
 from ...core.training.captions import put_empty
 from ...core.training.data import FolderDataset
@@ -33,7 +33,7 @@ from ...tiny.weights import load_codec
 from ..config import ConnectorConfig, find_preset
 from ..data.geometry import GuidedEdits
 from ..editor_files import load_editor, load_text
-from ..flux import ExtraTokens, Flux, run_block, sequence_ids
+from ..flux import ExtraTokens, Flux, sequence_ids
 from ..grammar import tokenize_instructions
 from ..lora import LowRankLayers, read_editor_lora, save_lora
 from ..network import GeometryConnector, LatentDepthHead
@@ -157,11 +157,6 @@ def build_stage(recipe: Recipe) -> Task:
             preset=recipe.preset,
         ),  # fmt: skip
     )
-
-
-def checkpointed(block: nn.Module, *args: Any) -> Any:
-    """Run a block, and again in the backward pass instead of keeping its activations."""
-    return checkpoint(block, *args, use_reentrant=False)
 
 
 def open_encoded(data: Mapping[str, Any], settings: StageSettings, loss: StageLoss) -> Any:

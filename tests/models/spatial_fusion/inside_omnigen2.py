@@ -1,0 +1,50 @@
+"""Run by test_omnigen2.py in a process of its own: core's OmniGen2 class on our weights.
+
+inside_omnigen2.py COMFYUI FOLDER. Each case is a folder in FOLDER with params.json, the class's arguments,
+weights and inputs; core's output is written beside them.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+comfyui, folder = sys.argv[1], Path(sys.argv[2])
+sys.path.insert(0, comfyui)
+sys.argv[1:] = ["--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.ldm.omnigen.omnigen2  # noqa: E402
+import comfy.ops  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+
+def run_rows(network, given):
+    """Core takes one length of text for all rows, so rows with a mask run one by one, without padding."""
+    references = [given[name] for name in sorted(given) if name.startswith("reference")]
+    lengths = given["mask"].sum(1).tolist() if "mask" in given else None
+    if lengths is None:
+        tokens = given["context"].shape[1]
+        return network(given["x"], given["t"], given["context"], tokens, ref_latents=references or None)
+    rows = [
+        network(
+            given["x"][i : i + 1], given["t"][i : i + 1], given["context"][i : i + 1, :length], length,
+            ref_latents=[each[i : i + 1] for each in references] or None,
+        )
+        for i, length in enumerate(lengths)
+    ]  # fmt: skip
+    return torch.cat(rows)
+
+
+for case in sorted(folder.iterdir()):
+    params = json.loads((case / "params.json").read_text())
+    network = comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel(
+        **params, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
+    )
+    network.load_state_dict(load_file(case / "weights.safetensors"))
+    with torch.no_grad():
+        velocity = run_rows(network, load_file(case / "inputs.safetensors"))
+    save_file({"velocity": velocity.contiguous()}, case / "output.safetensors")
