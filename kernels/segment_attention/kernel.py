@@ -3,8 +3,9 @@
 A program computes one tile of one query segment (backward: or of keys) of one row and head. A device table
 lists its sources. The log weight of a source is constant over a tile, so in base 2 it is folded into the
 subtraction of the running maximum, and tiles of a source of weight zero are skipped. Head widths are split in
-two parts, a power of two and a rest padded to at least 16: 40 is 32 + 16, 72 is 64 + 16, 160 is 128 + 32. No
-atomics: every output is written once, by one program, in a fixed order.
+two parts, a power of two and a rest padded to at least 16: 40 is 32 + 16, 72 is 64 + 16, 160 is 128 + 32; or
+the whole width is one padded part (D1 > D): 40 is 64. No atomics: every output is written once, by one
+program, in a fixed order.
 
 Names: i_ program, o_ offsets, p_ pointer, b_ block, s_ stride; a trailing 1 or 2 is the part of the head
 width.
@@ -37,7 +38,7 @@ def load_part(p, o_n, stop, s_n, o_d, D: tl.constexpr, ROWS: tl.constexpr, COLUM
 @triton.jit
 def load_rows(p, o_n, stop, s_n, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr):
     """Both parts of the head width; without a second part (D2 = 0) the first again, which is unused."""
-    b_1 = load_part(p, o_n, stop, s_n, tl.arange(0, D1), D, ROWS, False)
+    b_1 = load_part(p, o_n, stop, s_n, tl.arange(0, D1), D, ROWS, D1 > D)
     if D2 > 0:
         b_2 = load_part(p, o_n, stop, s_n, D1 + tl.arange(0, D2), D, ROWS, D1 + D2 > D)
     else:
@@ -48,7 +49,10 @@ def load_rows(p, o_n, stop, s_n, D: tl.constexpr, D1: tl.constexpr, D2: tl.const
 @triton.jit
 def store_rows(p, b_1, b_2, o_n, stop, s_n, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr):
     o_1 = tl.arange(0, D1)
-    tl.store(p + o_n[:, None] * s_n + o_1[None, :], b_1.to(p.dtype.element_ty), mask=o_n[:, None] < stop)
+    b_m = o_n[:, None] < stop
+    if D1 > D:
+        b_m = b_m & (o_1[None, :] < D)
+    tl.store(p + o_n[:, None] * s_n + o_1[None, :], b_1.to(p.dtype.element_ty), mask=b_m)
     if D2 > 0:
         o_2 = D1 + tl.arange(0, D2)
         tl.store(

@@ -26,7 +26,7 @@ LIMITS = f"float16 and bfloat16, head widths of 16 to {WIDEST} in steps of 8"
 
 @dataclass(frozen=True)
 class Config:
-    """Queries and keys of a tile, warps, pipeline stages.
+    """Queries and keys of a tile, warps, pipeline stages; whether the head width is one padded part.
 
     Static: no autotuning, and bit-equal results between runs.
     """
@@ -35,6 +35,7 @@ class Config:
     keys: int
     warps: int
     stages: int
+    whole: bool = False
 
 
 def config(kernel: str, capability: tuple[int, int] | None, width: int) -> Config:
@@ -79,8 +80,13 @@ def _backward_config(kernel: str, capability: tuple[int, int] | None, width: int
     return Config(32 if hopper else 16, 64, 8, 2)
 
 
-def split_width(width: int) -> tuple[int, int]:
-    """A power of two, and the rest padded to a power of two of at least 16: 72 -> (64, 16)."""
+def split_width(width: int, whole: bool = False) -> tuple[int, int]:
+    """A power of two, and the rest padded to a power of two of at least 16: 72 -> (64, 16).
+
+    whole: one part padded to a power of two, 40 -> (64, 0).
+    """
+    if whole:
+        return max(16, 1 << (width - 1).bit_length()), 0
     first = 1 << (width.bit_length() - 1)
     rest = width - first
     return (first, 0 if rest == 0 else max(16, 1 << (rest - 1).bit_length())) if first >= 16 else (16, 0)
@@ -227,8 +233,9 @@ def plan_forward(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, log_weight: Tensor, *,
     scale: float, need_lse: bool, tile: Config | None = None,
 ) -> ForwardPlan:  # fmt: skip
-    (b, h, n, d), (d1, d2) = q.shape, split_width(q.shape[3])
+    b, h, n, d = q.shape
     tile = tile or config("forward", capability_of(q), d)
+    d1, d2 = split_width(d, tile.whole)
     tiles = tile_table(segments.queries, tile.queries, q.device)
     rows, heads, *sections = log_weight.shape  # contiguous when it is passed
     of_weight = (heads * math.prod(sections) if rows > 1 else 0, math.prod(sections) if heads > 1 else 0)

@@ -47,10 +47,11 @@ def run_depth_benchmark(
     }
     file = WorkFile(work, settings)
     done = file.read()
+    numbers = {name: number for number, name in enumerate(folder.names)}
     for name in progress([name for name in names if name not in done]):
         sample = folder.read(name)
         began = time.perf_counter()
-        view = predictor(sample.image, folder.names.index(name))
+        view = predictor(sample.image, numbers[name])
         seconds = time.perf_counter() - began
         figures = {each: score_depth_sample(view, sample, each) for each in alignments}
         done[name] = {"figures": figures, "seconds": round(seconds, 3), "pixels": int(sample.mask.sum())}

@@ -1,11 +1,12 @@
-"""How cost grows: seconds of a step and MiB of its tensors against pixels, batch and views, with slopes.
+"""How cost grows: seconds and MiB of tensors against pixels, batch, views and scenes, with slopes.
 
     python tests/benchmarks/worker_growth.py [--most 2048] [--json FILE] [--plot FILE]
 
-The tiny joint network (pixels of a side, batch at 128) and a small VGGT of random weights (views of 112
-pixels), float32, one thread, processor time of one call after one that warms up; memory is that of tensors
-alive at once. A slope is that of the last two points in logarithms, against the number of pixels, images or
-views: 1 is linear, 2 quadratic, as attention over all tokens is in the end.
+The tiny joint network (pixels of a side, batch at 128), a small VGGT of random weights (views of 112 pixels),
+and dataset folders of the world that are built, encoded for the intrinsic LoRA and evaluated (scenes of 32
+pixels, shards of 16); float32, one thread, processor time of one call after one that warms up; memory is that
+of tensors alive at once. A slope is that of the last two points in logarithms, against the number of pixels,
+images, views or scenes: 1 is linear, 0 constant, 2 quadratic, as attention over all tokens is in the end.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import importlib.util
 import json
 import math
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from PIL import Image, ImageDraw
 from spatialweave.models.modality_forcing.pipeline import ModalityForcingPipeline
 
 BATCHES, VIEWS, VIEW_SIDE = (1, 2, 4, 8), (1, 2, 4, 8, 16), 112
-WIDE, HIGH, EDGE = 420, 320, 50
+WIDE, HIGH, EDGE, ACROSS = 420, 320, 50, 3
 INK, PALE = (40, 40, 48), (225, 225, 232)
 
 
@@ -47,7 +49,7 @@ def vggt_run(vggt, network, views):
     return lambda: vggt.run_ours(network, images)
 
 
-def curves(most):
+def curves(most, work):
     """Name to (unit, number of units to a call); made one after the other."""
     pipeline, vggt = ModalityForcingPipeline.from_preset("tiny"), load("worker_vggt")
     network = vggt.build(vggt.SMALL, torch.float32)
@@ -56,6 +58,7 @@ def curves(most):
         "pixels": {side * side: joint_step(pipeline, side, 1) for side in sides},
         "batch": {count: joint_step(pipeline, 128, count) for count in BATCHES},
         "views": {count: vggt_run(vggt, network, count) for count in VIEWS},
+        **load("growth_of_folders").folder_calls(work),
     }
 
 
@@ -66,10 +69,11 @@ def slope(points):
 
 def draw(found, path):
     """Seconds and MiB on logarithmic axes, each as a share of its largest."""
-    image = Image.new("RGB", (WIDE * len(found), HIGH), "white")
+    image = Image.new("RGB", (WIDE * ACROSS, HIGH * -(-len(found) // ACROSS)), "white")
     pen = ImageDraw.Draw(image)
     for number, (name, rows) in enumerate(found.items()):
-        left, right, top, bottom = number * WIDE + EDGE, (number + 1) * WIDE - 15, 40, HIGH - 40
+        x0, y0 = number % ACROSS * WIDE, number // ACROSS * HIGH
+        left, right, top, bottom = x0 + EDGE, x0 + WIDE - 15, y0 + 40, y0 + HIGH - 40
         pen.rectangle((left, top, right, bottom), outline=PALE)
         xs = [math.log(row["count"]) for row in rows["points"]]
         for key, color in (("seconds", (31, 92, 190)), ("mib", (214, 97, 30))):
@@ -85,7 +89,7 @@ def draw(found, path):
             pen.line(line, fill=color, width=2)
             ends = f"{rows['points'][0][key]:.3g} to {rows['points'][-1][key]:.3g}"
             text = f"{key} {ends}, slope {rows[key]:.2f}"
-            pen.text((left, 8 if key == "seconds" else 22), text, fill=color)
+            pen.text((left, top - (32 if key == "seconds" else 18)), text, fill=color)
         first, last = rows["points"][0]["count"], rows["points"][-1]["count"]
         pen.text((left, bottom + 8), f"{name}: {first} to {last}, logarithmic axes", fill=INK)
     image.save(path)
@@ -101,19 +105,19 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     meter, found = load("meters").Processor(), {}
-    with torch.inference_mode():
-        for name, calls in curves(options.most).items():
+    with tempfile.TemporaryDirectory() as work, torch.no_grad():
+        for name, calls in curves(options.most, Path(work)).items():
             points = []
             for count, call in calls.items():
                 mib = meter.peak(call)  # and the warm-up
                 points.append({"count": count, "seconds": meter.seconds(call), "mib": mib})
-                line = "{0:8s} {count:8d} {seconds:9.3f} s {mib:9.2f} MiB\n"
+                line = "{0:16s} {count:8d} {seconds:9.3f} s {mib:9.2f} MiB\n"
                 sys.stdout.write(line.format(name, **points[-1]))
                 sys.stdout.flush()
             found[name] = {"points": points} | {
                 key: slope([(row["count"], row[key]) for row in points]) for key in ("seconds", "mib")
             }
-            sys.stdout.write("{0:8s} slopes {seconds:.2f} and {mib:.2f}\n".format(name, **found[name]))
+            sys.stdout.write("{0:16s} slopes {seconds:.2f} and {mib:.2f}\n".format(name, **found[name]))
     if options.json:
         options.json.write_text(json.dumps(found) + "\n", encoding="utf-8")
     if options.plot:

@@ -26,6 +26,8 @@ VARIANTS += [f"{name}-{target}-64-bf16" for name in KERNELS for target in NVIDIA
 VARIANTS += [
     f"{name}-{target}-{width}-fp16-odd" for name in KERNELS for target in NVIDIA + AMD for width in (64, 128)
 ]
+# a head width of 40 as one part of 64: 7.3 instructions a score and two waits, 8.2 and three as 32 + 16
+VARIANTS += [f"forward-90-40-{dtype}-whole-64-128-4-3" for dtype in ("fp16", "bf16")]
 VARIANTS.remove("key_gradient-gfx1201-160-fp16")  # refused by name there: see test_dispatch.py
 # Instructions of the inner loop for each score, for the width that most models have:
 # what the compiler of a Triton version made, plus 5 %.

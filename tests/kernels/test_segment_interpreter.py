@@ -40,7 +40,12 @@ def forward():
     return results("forward")
 
 
-@pytest.mark.parametrize("name", [f"{case.name}-float32" for case in CASES] + HALF + ["one-tile-float32"])
+WHOLE = [name.replace("float16", "whole-float32") for name in HALF]  # the head width as one padded part
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"{case.name}-float32" for case in CASES), *HALF, *WHOLE, "one-tile-float32"]
+)
 def test_the_kernel_is_the_reference(forward, name):
     is_the_reference(forward[name], LIMIT[name.rsplit("-", 1)[1]])
 

@@ -2,7 +2,8 @@
 one JSON line a variant, for every name given.
 
 A process of its own: it must not run in the interpreter's. Names are kernel-target-width-dtype,
-and -odd for lengths that no tile divides.
+then -odd for lengths that no tile divides, and -whole-QUERIES-KEYS-WARPS-STAGES for another tile with the
+head width as one padded part.
 """
 
 import json
@@ -25,14 +26,14 @@ COUNTS = {*kernel.UNSPECIALISED, "key_rows", "n_keys"}
 KIND = {"fp16": "*fp16", "bf16": "*bf16"}
 
 
-def source(name, target, width, dtype, even):
+def source(name, target, width, dtype, even, tile=None):
     """(ASTSource, Config): the arguments as a launch on 16-byte aligned tensors specialises them.
-    even: all sources hold whole tiles.
+    even: all sources hold whole tiles. tile: a Config instead of the usual one.
     """
     function = getattr(kernel if name == "forward" else kernel_backward, f"{name}_kernel")
     capability = divmod(target, 10) if isinstance(target, int) else None
-    config = launch.config(name, capability, width)
-    d1, d2 = launch.split_width(width)
+    config = tile or launch.config(name, capability, width)
+    d1, d2 = launch.split_width(width, config.whole)
     constants = {
         "T": 2, "S": 1, "D": width, "D1": d1, "D2": d2, "BM": config.queries, "BN": config.keys, "EVEN": even,
     }
@@ -63,8 +64,8 @@ def kind(argument, dtype):
     return "i32" if argument.startswith("s_") or argument in COUNTS else KIND[dtype]
 
 
-def compiled(name, target, width, dtype, even):
-    made, config = source(name, target, width, dtype, even)
+def compiled(name, target, width, dtype, even, tile=None):
+    made, config = source(name, target, width, dtype, even, tile)
     where = (
         GPUTarget("cuda", target, 32)
         if isinstance(target, int)
@@ -143,9 +144,12 @@ def read_amdgcn(text):
 
 if __name__ == "__main__":
     for variant in sys.argv[1:]:
-        kernel_name, machine, head, precision, *odd = variant.split("-")
+        kernel_name, machine, head, precision, *others = variant.split("-")
+        odd, tile = "odd" in others, None
+        if "whole" in others:
+            tile = launch.Config(*map(int, others[others.index("whole") + 1 :]), whole=True)
         result = compiled(
-            kernel_name, int(machine) if machine.isdigit() else machine, int(head), precision, not odd
+            kernel_name, int(machine) if machine.isdigit() else machine, int(head), precision, not odd, tile
         )
         sys.stdout.write(json.dumps([variant, result]) + "\n")
         sys.stdout.flush()

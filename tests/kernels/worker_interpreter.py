@@ -111,6 +111,9 @@ def all_forward():
         yield f"{case.name}-float32", forward(case, torch.float32, SMALL)
         if case.name in HALF:
             yield f"{case.name}-float16", forward(case, torch.float16, SMALL)
+    whole = launch.Config(32, 32, 4, 1, whole=True)
+    for case in (case for case in CASES if case.name in HALF):  # of width 40: one part of 64
+        yield f"{case.name}-whole-float32", forward(case, torch.float32, whole)
     yield "one-tile-float32", forward(CASES[0], torch.float32, launch.Config(64, 64, 4, 1))
     for case in EXTREME:
         yield f"{case.name}-float32", forward(case, torch.float32, SMALL)
