@@ -73,10 +73,22 @@ def missing_requirements(file):
 
 
 COMFYUI, NO_COMFYUI = find_comfyui()
+# tests of code that is no part of the node pack (.comfyignore), which no ComfyUI's torch ever runs
+ONCE = (
+    "kernels/test_bench", "models/benchmarks/", "models/cli/", "models/core/training/",
+    "models/intrinsic_ldm/data/", "models/intrinsic_ldm/test_pipeline", "models/intrinsic_ldm/test_show",
+    "models/intrinsic_ldm/training/", "models/joyai_edit/data/", "models/joyai_edit/training/",
+    "models/modality_forcing/training/", "models/spatial_diff/data/", "models/spatial_diff/training/",
+    "models/trainers/", "models/vggt/test_training", "models/world/",
+)
 NO_BROWSER = "set NODE_PATH to a node_modules folder with playwright-core, and CHROMIUM to a Chromium"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(ONCE) and not item.get_closest_marker("comfyui"):
+            item.add_marker(pytest.mark.once)
     if COMFYUI is not None:
         return
     for item in items:
@@ -106,11 +118,12 @@ def pytest_terminal_summary(terminalreporter):
 
 class Pack:
     """The pack as text: its files, and which module imports which. Paths are relative to the root,
-    with forward slashes.
+    with forward slashes. Each file is read and parsed once.
     """
 
     def __init__(self, root):
         self.root = root
+        self._texts, self._trees, self._imports = {}, {}, {}
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root,
             capture_output=True, check=True, text=True
@@ -124,10 +137,14 @@ class Pack:
         self.code = [name for name in self.files if name.endswith(".py") and not name.startswith("tests/")]
 
     def text(self, name):
-        return (self.root / name).read_text(encoding="utf-8")
+        if name not in self._texts:
+            self._texts[name] = (self.root / name).read_text(encoding="utf-8")
+        return self._texts[name]
 
     def tree(self, name):
-        return ast.parse(self.text(name), filename=name)
+        if name not in self._trees:
+            self._trees[name] = ast.parse(self.text(name), filename=name)
+        return self._trees[name]
 
     def imports(self, name, *, late=True):
         """(node, module) of every import in a file: ours as a path ("models/core/view.py"),
@@ -135,6 +152,11 @@ class Pack:
 
         `late=False` leaves out what does not run when the file is imported.
         """
+        if (name, late) not in self._imports:
+            self._imports[name, late] = list(self._find_imports(name, late))
+        return self._imports[name, late]
+
+    def _find_imports(self, name, late):
         tree = self.tree(name)
         for node in ast.walk(tree) if late else tree.body:
             if isinstance(node, ast.Import):
@@ -200,6 +222,18 @@ def pack():
 def root():
     """The pack's folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The environment in which Node.js finds playwright-core and Chromium, or a skip with what is missing."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    node = shutil.which("node")
+    if node is None or chromium is None:
+        pytest.skip(f"no {'Node.js' if node is None else 'Chromium'} for the browser's tests; {NO_BROWSER}")
+    if subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True).returncode:
+        pytest.skip(f"no playwright-core for the browser's tests; {NO_BROWSER}")
+    return os.environ | {"CHROMIUM": chromium}
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The pack as users get it: imported under ComfyUI's path-like name, and as the registry's archive."""
 
+import ast
 import json
 import re
 import subprocess
@@ -126,15 +127,16 @@ def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     )
     check = pack.text(".ci/run")
     assert check.count('pip install --quiet -e ".[test]"\n') == 2
-    # plain pytest in both environments, in the second in two parts; the slow tests where they can run
+    # plain pytest in the first environment; in the second, in two parts, all of it but what is marked once;
+    # the slow tests where they can run
     call = '\n    pytest -m "$markers" ${folder:+"$folder"}\n'
     assert check.count(call) == check.count("\n    pytest") == 1
     assert re.findall(r'\bcheck (?:"[^"]*"|\w+) (\w+) "([^"]*)"', check) == [
         ("newcomer", "not slow"),
         ("comfyui", "comfyui"),
         ("newcomer", "slow"),
-        ("comfyui", "not comfyui and not slow"),
-        ("comfyui", "slow and not comfyui"),  # of kernels, which each torch compiles for itself
+        ("comfyui", "not comfyui and not slow and not once"),
+        ("comfyui", "slow and not comfyui and not once"),  # of kernels, which each torch compiles for itself
         ("newcomer", "slow"),  # where there is no ComfyUI
     ]
 
@@ -154,6 +156,16 @@ def test_what_the_readmes_command_leaves_out_is_run_by_the_check_and_listed(pack
     ]
     page = pack.text("docs/testing.md")
     assert marked and not [name for name in marked if f"`{name}`" not in page]
+
+
+def test_what_is_marked_once_tests_code_that_is_no_part_of_the_node_pack(pack, archive):
+    """One torch is enough for these folders and files: no ComfyUI has what they test."""
+    found = re.search(r"^ONCE = (\(.*?^\))", pack.text("tests/conftest.py"), re.MULTILINE | re.DOTALL)
+    for once in ast.literal_eval(found[1]):
+        assert [name for name in pack.files if name.startswith(f"tests/{once}")], f"{once}: no tests"
+        assert [name for name in pack.code if name.startswith(once.replace("test_", ""))], f"{once}: no code"
+        held = [name for name in archive if name.startswith(once.replace("test_", ""))]
+        assert not held, f"{once}: its code is in the archive"
 
 
 def test_the_tests_can_be_read_and_end_on_windows(pack):
