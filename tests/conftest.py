@@ -3,6 +3,7 @@ and says which tests could not run.
 """
 
 import ast
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -94,6 +95,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("comfyui"):
             item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: no garbage collection needs to look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure():

@@ -133,11 +133,10 @@ def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     assert check.count(call) == check.count("\n    pytest") == 1
     assert re.findall(r'\bcheck (?:"[^"]*"|\w+) (\w+) "([^"]*)"', check) == [
         ("newcomer", "not slow"),
-        ("comfyui", "comfyui"),
         ("newcomer", "slow"),
-        ("comfyui", "not comfyui and not slow and not once"),
         ("comfyui", "slow and not comfyui and not once"),  # of kernels, which each torch compiles for itself
-        ("newcomer", "slow"),  # where there is no ComfyUI
+        ("comfyui", "comfyui"),
+        ("comfyui", "not comfyui and not slow and not once"),
     ]
 
 
