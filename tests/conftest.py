@@ -3,6 +3,7 @@ and says which tests could not run.
 """
 
 import ast
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -76,12 +77,29 @@ COMFYUI, NO_COMFYUI = find_comfyui()
 NO_BROWSER = "set NODE_PATH to a node_modules folder with playwright-core, and CHROMIUM to a Chromium"
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Where one marker is asked for, a file that does not name it need not be imported."""
+    asked = config.option.markexpr
+    if asked in ("comfyui", "slow") and collection_path.match("test_*.py"):
+        return asked not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 def pytest_collection_modifyitems(items):
     if COMFYUI is not None:
         return
     for item in items:
         if item.get_closest_marker("comfyui"):
             item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: no garbage collection needs to look through it again,
+    and what tests and their libraries make is looked through less often.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_unconfigure():
@@ -106,11 +124,12 @@ def pytest_terminal_summary(terminalreporter):
 
 class Pack:
     """The pack as text: its files, and which module imports which. Paths are relative to the root,
-    with forward slashes.
+    with forward slashes. Each file is read and parsed once.
     """
 
     def __init__(self, root):
         self.root = root
+        self._texts, self._trees, self._imports = {}, {}, {}
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root,
             capture_output=True, check=True, text=True
@@ -124,10 +143,14 @@ class Pack:
         self.code = [name for name in self.files if name.endswith(".py") and not name.startswith("tests/")]
 
     def text(self, name):
-        return (self.root / name).read_text(encoding="utf-8")
+        if name not in self._texts:
+            self._texts[name] = (self.root / name).read_text(encoding="utf-8")
+        return self._texts[name]
 
     def tree(self, name):
-        return ast.parse(self.text(name), filename=name)
+        if name not in self._trees:
+            self._trees[name] = ast.parse(self.text(name), filename=name)
+        return self._trees[name]
 
     def imports(self, name, *, late=True):
         """(node, module) of every import in a file: ours as a path ("models/core/view.py"),
@@ -135,6 +158,11 @@ class Pack:
 
         `late=False` leaves out what does not run when the file is imported.
         """
+        if (name, late) not in self._imports:
+            self._imports[name, late] = list(self._find_imports(name, late))
+        return self._imports[name, late]
+
+    def _find_imports(self, name, late):
         tree = self.tree(name)
         for node in ast.walk(tree) if late else tree.body:
             if isinstance(node, ast.Import):
@@ -200,6 +228,18 @@ def pack():
 def root():
     """The pack's folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The environment in which Node.js finds playwright-core and Chromium, or a skip with what is missing."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    node = shutil.which("node")
+    if node is None or chromium is None:
+        pytest.skip(f"no {'Node.js' if node is None else 'Chromium'} for the browser's tests; {NO_BROWSER}")
+    if subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True).returncode:
+        pytest.skip(f"no playwright-core for the browser's tests; {NO_BROWSER}")
+    return os.environ | {"CHROMIUM": chromium}
 
 
 @pytest.fixture(scope="session")

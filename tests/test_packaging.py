@@ -126,16 +126,15 @@ def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     )
     check = pack.text(".ci/run")
     assert check.count('pip install --quiet -e ".[test]"\n') == 2
-    # plain pytest in both environments, in the second in two parts; the slow tests where they can run
+    # plain pytest in each environment, in the second in two parts; the slow tests where they can run
     call = '\n    pytest -m "$markers" ${folder:+"$folder"}\n'
     assert check.count(call) == check.count("\n    pytest") == 1
     assert re.findall(r'\bcheck (?:"[^"]*"|\w+) (\w+) "([^"]*)"', check) == [
         ("newcomer", "not slow"),
-        ("comfyui", "comfyui"),
         ("newcomer", "slow"),
+        ("comfyui", "comfyui"),
         ("comfyui", "not comfyui and not slow"),
-        ("comfyui", "slow and not comfyui"),  # of kernels, which each torch compiles for itself
-        ("newcomer", "slow"),  # where there is no ComfyUI
+        ("comfyui", "slow and not comfyui and not once"),  # of kernels, which each torch compiles for itself
     ]
 
 
@@ -154,6 +153,19 @@ def test_what_the_readmes_command_leaves_out_is_run_by_the_check_and_listed(pack
     ]
     page = pack.text("docs/testing.md")
     assert marked and not [name for name in marked if f"`{name}`" not in page]
+
+
+def test_what_is_marked_once_is_slow(pack):
+    """Plain pytest runs in full under both torches; only slow tests are left to one."""
+    files = [name for name in pack.files if name.startswith("tests/") and "/test_" in name]
+    marker = "pytest.mark" + ".once"
+    named = [name for name in files if marker in pack.text(name)]
+    assert named == ["tests/kernels/test_segment_compile.py", "tests/kernels/test_segment_interpreter.py"]
+    for name in named:
+        text = pack.text(name)
+        assert "pytestmark = pytest.mark.slow" in text or text.count(marker) == text.count(
+            f"@pytest.mark.slow\n@{marker}"
+        )
 
 
 def test_the_tests_can_be_read_and_end_on_windows(pack):

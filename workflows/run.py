@@ -142,7 +142,7 @@ class Server:
 
     def wait(self, run: str, seconds: float) -> dict:
         """The outputs by node id of a finished run; RunError with the failing node's message."""
-        deadline = time.monotonic() + seconds
+        deadline, pause = time.monotonic() + seconds, 0.01
         while time.monotonic() < deadline:
             entry = self.get_json(f"/history/{run}").get(run)
             status = entry.get("status") if isinstance(entry, dict) else None
@@ -150,7 +150,8 @@ class Server:
                 return entry.get("outputs") or {}
             if isinstance(status, dict) and status.get("status_str") == "error":
                 raise RunError(explain_failure(status.get("messages") or []))
-            time.sleep(0.2)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.2)
         raise RunError(f"Expected the run to end within {seconds:.0f} s, got no end. Raise --timeout.")
 
     def collect(self, outputs: dict, folder: Path) -> list[Path]:

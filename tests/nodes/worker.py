@@ -57,6 +57,7 @@ def start(comfyui, pack):
     loaded = asyncio.run(nodes.load_custom_node(str(pack), module_parent="custom_nodes"))
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
     gc.enable()
+    gc.freeze()  # it stays
     return {
         "loaded": loaded,
         "seconds": round(seconds, 3),

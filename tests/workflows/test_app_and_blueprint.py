@@ -1,8 +1,6 @@
 """The app form of the first template, and the subgraph blueprint: as files, and run in the real frontend."""
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 HERE = Path(__file__).resolve().parent
 TEMPLATE, APP, BLUEPRINT = "01_joint_image_depth", "01_joint_image_depth.app", "Image and Depth"
 ASKED = [("text", "STRING"), ("width", "INT"), ("height", "INT"), ("seed", "INT")]
-WANTED = "set NODE_PATH to a node_modules folder with playwright-core, and CHROMIUM to a Chromium"
 
 
 @pytest.fixture
@@ -83,16 +80,9 @@ def test_the_blueprint_is_whole(blueprint):
 
 @pytest.mark.comfyui
 @pytest.mark.slow
-def test_both_open_and_run_in_the_frontend(server):
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    node = shutil.which("node")
-    if node is None or chromium is None:
-        pytest.skip(f"no {'Node.js' if node is None else 'Chromium'} for the browser's tests; {WANTED}")
-    if subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True).returncode:
-        pytest.skip(f"no playwright-core for the browser's tests; {WANTED}")
+def test_both_open_and_run_in_the_frontend(browser, server):
     call = ["node", str(HERE / "browser_app.cjs"), server[0].url, APP, BLUEPRINT]
-    environment = os.environ | {"CHROMIUM": chromium}
-    ended = subprocess.run(call, env=environment, capture_output=True, encoding="utf-8", timeout=900)
+    ended = subprocess.run(call, env=browser, capture_output=True, encoding="utf-8", timeout=900)
     assert ended.returncode == 0, ended.stderr
     seen = json.loads(ended.stdout)
     assert seen["subgraph"]["outcome"] == "success" and not seen["errors"], seen

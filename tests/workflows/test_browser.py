@@ -1,8 +1,6 @@
 """Numbers typed into the real frontend, in Chromium: classic nodes and Nodes 2.0."""
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import pytest
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 HERE = Path(__file__).resolve().parent
-WANTED = "set NODE_PATH to a node_modules folder with playwright-core, and CHROMIUM to a Chromium"
 TYPED = [
     ("SpatialWeave_LoadDepth", "png_scale", "1/256", 1 / 256),
     ("SpatialWeave_LoadDepth", "png_scale", "0.00390625", 1 / 256),
@@ -20,20 +17,6 @@ TYPED = [
     ("SpatialWeave_ViewFromImage", "near", "0.1234", 0.1234),
     ("SpatialWeave_StereoPair", "screen", "0.007", 0.007),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """The environment in which the script finds playwright-core and Chromium,
-    or a skip that says what is missing.
-    """
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    node = shutil.which("node")
-    if node is None or chromium is None:
-        pytest.skip(f"no {'Node.js' if node is None else 'Chromium'} for the browser's tests; {WANTED}")
-    if subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True).returncode:
-        pytest.skip(f"no playwright-core for the browser's tests; {WANTED}")
-    return os.environ | {"CHROMIUM": chromium}
 
 
 # Load Depth as it was saved before it had png_scale_preset: the upload button's value stands last
@@ -62,7 +45,7 @@ SAVED = {
 
 
 @pytest.fixture(scope="module")
-def typed(server, installed, browser):
+def typed(browser, server, installed):
     """What became of TYPED and SAVED in the frontend, by its look."""
     image = pytest.importorskip("PIL.Image")
     (installed / "input").mkdir(exist_ok=True)

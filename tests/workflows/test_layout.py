@@ -1,9 +1,7 @@
 """How the templates look: as files, and drawn by the real frontend in Chromium, classic and Nodes 2.0."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,7 +16,6 @@ TEMPLATES = sorted(
 SIZE = 1250, 900  # in the graph's units
 TITLE = 30
 READABLE = 0.6  # the zoom below which the classic view draws no text
-WANTED = "set NODE_PATH to a node_modules folder with playwright-core, and CHROMIUM to a Chromium"
 
 
 def find(root, name):
@@ -86,20 +83,6 @@ def test_links_run_from_left_to_right(root, name):
     assert not [link for link in graph["links"] if column[link[1]] > column[link[3]]]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """The environment in which the script finds playwright-core and Chromium,
-    or a skip that says what is missing.
-    """
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    node = shutil.which("node")
-    if node is None or chromium is None:
-        pytest.skip(f"no {'Node.js' if node is None else 'Chromium'} for the browser's tests; {WANTED}")
-    if subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True).returncode:
-        pytest.skip(f"no playwright-core for the browser's tests; {WANTED}")
-    return os.environ | {"CHROMIUM": chromium}
-
-
 def overlap(a, b):
     """Of two boxes (x, y, width, height), the smaller side of what they share."""
     return min(min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
@@ -112,7 +95,7 @@ def is_within(box, group):
 
 
 @pytest.fixture(scope="module")
-def drawn(server, browser, root, tmp_path_factory):
+def drawn(browser, server, root, tmp_path_factory):
     """What browser_layout.cjs says of every template; of those that run as they are, after a few steps."""
     folder = tmp_path_factory.mktemp("asked")
 

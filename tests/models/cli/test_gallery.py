@@ -1,9 +1,7 @@
 """The gallery: the demo's files and a page that shows them, read by Pillow and by Chromium."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +16,6 @@ from spatialweave.models.cli.gallery_page import Entry, build_page
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = [["a red ball", 3], ['a "blue" box <b>&', 5]]
-WANTED = "set NODE_PATH to a node_modules folder with playwright-core, and CHROMIUM to a Chromium"
 
 
 class Page(HTMLParser):
@@ -102,17 +99,10 @@ def test_a_page_can_be_built_without_an_entry():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["390x844", "1366x768", "1920x1080"])
-def test_chromium_shows_the_whole_page(site, size):
+def test_chromium_shows_the_whole_page(site, browser, size):
     """No image is broken, none is blown up over its column, nothing is wider than the window."""
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    node = shutil.which("node")
-    if node is None or chromium is None:
-        pytest.skip(f"no {'Node.js' if node is None else 'Chromium'} for the browser's tests; {WANTED}")
-    if subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True).returncode:
-        pytest.skip(f"no playwright-core for the browser's tests; {WANTED}")
-    call = [node, str(HERE / "browser_page.cjs"), str(site / "index.html"), size]
-    environment = os.environ | {"CHROMIUM": chromium}
-    ended = subprocess.run(call, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    call = ["node", str(HERE / "browser_page.cjs"), str(site / "index.html"), size]
+    ended = subprocess.run(call, env=browser, capture_output=True, encoding="utf-8", timeout=120)
     assert ended.returncode == 0, ended.stderr
     seen = json.loads(ended.stdout)
     assert not seen["broken"] and not seen["errors"] and not seen["failed"] and seen["wider"] <= 0

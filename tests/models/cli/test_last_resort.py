@@ -227,9 +227,12 @@ IN_ANOTHER_PROCESS = (
     "nested too deeply",
     "a header that lies",
 )  # the others only cost time there
+FAMILIES = [
+    pytest.param(family, marks=pytest.mark.slow if family in IN_ANOTHER_PROCESS else ()) for family in FILES
+]
 
 
-@pytest.mark.parametrize("family", FILES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_broken_file_of_each_family_is_refused_by_name(family, tmp_path, monkeypatch, capsys):
     name, data, command = FILES[family]
     (tmp_path / "pictures").mkdir()
@@ -250,6 +253,7 @@ def test_a_broken_file_of_each_family_is_refused_by_name(family, tmp_path, monke
     )
 
 
+@pytest.mark.slow
 def test_any_terminal_can_show_what_a_command_says(tmp_path):
     """An ASCII terminal: what it lacks is written as an escape."""
     place = tmp_path / "mod\u00e8les" / "vae"
@@ -260,12 +264,14 @@ def test_any_terminal_can_show_what_a_command_says(tmp_path):
     assert done.returncode == 0 and b"there: mod\\xe8les" in done.stdout and not done.stderr
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_name_that_is_no_text_is_shown_with_escapes(tmp_path):
     done = run("train", b"odd\xff.json", cwd=tmp_path)
     assert done.returncode == cli_net.REFUSED and "odd\\xff.json" in last_line(done)
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("command", [("weights", "list"), ("demo", "--help")], ids=" ".join)
 def test_a_reader_that_leaves_early_ends_a_command_quietly(command, tmp_path):
@@ -276,6 +282,7 @@ def test_a_reader_that_leaves_early_ends_a_command_quietly(command, tmp_path):
     assert done.returncode in (0, cli_net.PIPE_CLOSED) and done.stderr == b""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_a_full_disk_behind_standard_output_is_said(tmp_path):
     with open("/dev/full", "wb") as full:
@@ -285,6 +292,7 @@ def test_a_full_disk_behind_standard_output_is_said(tmp_path):
     )
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("closed", [1, 2])
 def test_closed_streams_are_no_fault(closed, tmp_path):
@@ -305,6 +313,7 @@ WRITERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WRITERS, ids=lambda words: words[0])
 def test_an_output_folder_that_is_a_file_is_refused_by_name(command, tmp_path):
     (tmp_path / "taken").write_text("")
@@ -312,6 +321,7 @@ def test_an_output_folder_that_is_a_file_is_refused_by_name(command, tmp_path):
     assert done.returncode == cli_net.REFUSED and "taken" in last_line(done)
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
     if os.geteuid() == 0:
@@ -321,6 +331,7 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
     assert done.returncode == cli_net.REFUSED and "closed" in last_line(done)
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_disk_that_takes_no_more_is_said_with_the_file(tmp_path):
     import resource
