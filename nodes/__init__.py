@@ -30,7 +30,7 @@ from .modality_forcing_latents import (
 )
 from .pick_best import PickBest
 from .spatial_diff import AddGeometryTokens, LoadGeometryConnector, LoadTinyEditor, MoveObjectInstruction
-from .spatial_fusion import DepthAdapter, LoadDepthAdapter
+from .spatial_fusion import DepthAdapter, LoadDepthAdapter, LoadSpatialTransformer, SpatialDepth
 from .vggt import LoadExampleViews, LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
@@ -51,7 +51,7 @@ class Extension(ComfyExtension):
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
         several += [LoadExampleViews]
         moves = [LoadTinyEditor, LoadGeometryConnector, AddGeometryTokens, MoveObjectInstruction]
-        fusion = [LoadDepthAdapter, DepthAdapter]
+        fusion = [LoadDepthAdapter, DepthAdapter, LoadSpatialTransformer, SpatialDepth]
         nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
         nodes += [*fusion, *moves]
         return [with_net(node) for node in nodes]

@@ -19,11 +19,13 @@ sampling, small = (
 )
 asking = sys.modules["__main__"].load_file("inside_joyai_ask.py")  # worker.py's
 editors = sys.modules["__main__"].load_file("inside_spatial_diff.py")
+inferring = sys.modules["__main__"].load_file("inside_spatial_depth.py")
 HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = (
     "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent",
-    "LoadVggt", "LoadExampleViews", "LoadDepthAdapter", "LoadGeometryConnector", "LoadTinyEditor",
+    "LoadVggt", "LoadExampleViews", "LoadDepthAdapter", "LoadGeometryConnector", "LoadSpatialTransformer",
+    "LoadTinyEditor",
 )  # take no sockets
 KEEP = {}
 BY_DEPTH = {"method": "metric depth", "metric_view": 0}
@@ -136,6 +138,10 @@ def sound():
             },
             "GeometryTokens": {
                 "model": editors.make("flux"), "tokens": editors.geometry(), "connector": editors.connector()
+            },
+            "SpatialDepth": {
+                "clip": inferring.omnigen2_clip(), "transformer": inferring.held(inferring.network()),
+                "prompt": "a red ball",
             },
             "MoveObjectInstruction": {
                 "object": "the red ball",

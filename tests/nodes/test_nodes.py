@@ -29,6 +29,7 @@ IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyResto
 IDS += ["LoadTinyEditor", "LoadGeometryConnector", "GeometryTokens", "MoveObjectInstruction"]
 IDS += ["LoadVggt", "LoadExampleViews", "VggtReconstruct", "VggtGeometryTokens"]
 IDS += ["LoadDepthAdapter", "DepthAdapter"]
+IDS += ["LoadSpatialTransformer", "SpatialDepth"]
 
 
 @pytest.fixture(scope="module")
