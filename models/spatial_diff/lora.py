@@ -40,12 +40,15 @@ class EditorLowRank(nn.Module):
 
 
 class LowRankLayers(nn.Module):
-    """A low-rank layer for each attention layer of a network."""
+    """A low-rank layer for each attention layer of a network, those whose paths match `paths`."""
 
-    def __init__(self, network: nn.Module, rank: int, alpha: float, generator: Generator):
+    def __init__(
+        self, network: nn.Module, rank: int, alpha: float, generator: Generator, paths: re.Pattern = PATH
+    ):
         super().__init__()
-        self.rank, self.alpha = rank, alpha
-        sizes = {name: (m.in_features, m.out_features) for name, m in find_attention_linears(network).items()}
+        self.rank, self.alpha, self.paths = rank, alpha, paths
+        linears = find_attention_linears(network, paths)
+        sizes = {name: (m.in_features, m.out_features) for name, m in linears.items()}
         self.layers = nn.ModuleDict(
             {
                 as_key(path): EditorLowRank(inputs, outputs, rank, alpha / rank, generator)
@@ -55,16 +58,16 @@ class LowRankLayers(nn.Module):
 
     def attach(self, network: nn.Module) -> None:
         """Add each layer's output to that of its linear layer, from now on."""
-        for path, linear in find_attention_linears(network).items():
+        for path, linear in find_attention_linears(network, self.paths).items():
             layer = self.layers[as_key(path)]
             linear.register_forward_hook(
                 lambda module, inputs, out, layer=layer: out + layer(inputs[0]).to(out)
             )
 
 
-def find_attention_linears(network: nn.Module) -> dict[str, nn.Module]:
+def find_attention_linears(network: nn.Module, paths: re.Pattern = PATH) -> dict[str, nn.Module]:
     """The linear layers of every block's attention, by path."""
-    return {name: module for name, module in network.named_modules() if PATH.fullmatch(name)}
+    return {name: module for name, module in network.named_modules() if paths.fullmatch(name)}
 
 
 def as_key(path: str) -> str:
@@ -73,8 +76,9 @@ def as_key(path: str) -> str:
 
 
 def save_lora(
-    path: str | os.PathLike, state: Mapping[str, Tensor], *, rank: int, alpha: float, dtype: torch.dtype
-) -> Path:
+    path: str | os.PathLike, state: Mapping[str, Tensor], *, rank: int, alpha: float, dtype: torch.dtype,
+    kind: str = KIND,
+) -> Path:  # fmt: skip
     """Write the state of LowRankLayers, `layers.PATH.down` and `.up`, as one file."""
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -86,7 +90,7 @@ def save_lora(
         "lora_adapter_metadata": json.dumps({"r": rank, "lora_alpha": alpha}),
         "licence": "Apache-2.0",
     }
-    return write_tensors(path, tensors, metadata, kind=KIND)
+    return write_tensors(path, tensors, metadata, kind=kind)
 
 
 def read_editor_lora(path: str | os.PathLike) -> dict[str, tuple[Tensor, Tensor, float]]:

@@ -9,6 +9,7 @@ beside c.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -28,6 +29,10 @@ TIME_FREQUENCIES = 128  # of the sinusoidal embedding, whose angles are TIME_SCA
 TIME_SCALE, TIME_PERIOD = 1000.0, 10000.0
 MOST_TIME_CHANNELS = 1024
 EPS, OUT_EPS = 1e-5, 1e-6
+# paths of the layers that a LoRA trains: every block's attention
+LORA_PATHS = re.compile(
+    r"(layers|noise_refiner|ref_image_refiner|context_refiner)\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)"
+)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ from ..intrinsic_ldm.config import CONDITIONS, Family
 from ..intrinsic_ldm.data.encode import list_base_files
 from ..intrinsic_ldm.network import Backbone
 from ..spatial_fusion.config import DepthAdapterConfig, find_preset
+from ..spatial_fusion.omnigen2 import LORA_PATHS
 from ..spatial_fusion.training import AdapterLoss, Denoiser, build_adapter_task
+from .adapter_lora import add_lora
 from .depth_latents import EMPTY, DepthLatentsRequest, encode_depth_latents
 from .flux_base import FluxPrompts, load_flux, load_flux_parts
 from .omnigen2_base import (
@@ -61,7 +63,14 @@ class DepthAdapterSettings:
     weights: str = ""  # an adapter of this config to go on from
     precision: Literal["float32", "bfloat16"] = "float32"  # of the frozen base
     checkpointing: bool = False  # gradient checkpointing of the base's blocks
-    ship: Literal["float32", "float16", "bfloat16"] = "float16"  # precision of the file that a run writes
+    lora_rank: int = 0  # of a LoRA that OmniGen2's attention trains beside the adapter; 0: it is frozen
+    ship: Literal["float32", "float16", "bfloat16"] = "float16"  # precision of the files that a run writes
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise ValueError(
+                f"Expected a lora_rank of at least 0 in the recipe's model, got {self.lora_rank}. Correct it."
+            )
 
 
 class DdpmBase:
@@ -111,16 +120,7 @@ def build_depth_adapter(recipe: Recipe) -> Task:
     request = read_settings(DepthLatentsRequest, recipe.data, "recipe's data")
     settings = read_settings(DepthAdapterSettings, recipe.model, "recipe's model")
     loss = read_settings(AdapterLoss, recipe.loss, "recipe's loss")
-    if recipe.preset not in TRAINED:
-        raise ValueError(
-            f"Expected preset of the recipe as one of {', '.join(TRAINED)}, got {recipe.preset!r}. "
-            "Choose one of these."
-        )
-    if request.references and recipe.preset != OMNIGEN2:
-        raise ValueError(
-            f"Expected no references in the recipe's data for {recipe.preset}, which reads none, got "
-            f"{request.references}. Leave them out, or choose {OMNIGEN2}."
-        )
+    check_recipe(recipe, request, settings)
     changes = check_settings(settings.config, get_type_hints(DepthAdapterConfig), "recipe's model.config")
     config = replace(find_preset(recipe.preset), **changes)
     base = load_base_model(settings, recipe.preset, request.references)
@@ -131,10 +131,34 @@ def build_depth_adapter(recipe: Recipe) -> Task:
     dataset = FolderDataset(request.folder, keys=keys, needs=keys)
     if isinstance(base, OmniGen2Base):
         check_prompts(dataset[0], base)
-    return build_adapter_task(
+    ship = getattr(torch, settings.ship)
+    task = build_adapter_task(
         config=config, base=base, dataset=dataset, empty=read_empty(request, conditions, loss), settings=loss,
-        seed=recipe.seed, weights=settings.weights, ship=getattr(torch, settings.ship),
+        seed=recipe.seed, weights=settings.weights, ship=ship,
     )  # fmt: skip
+    if settings.lora_rank:
+        rank, seed = settings.lora_rank, recipe.seed
+        return add_lora(task, base.network, LORA_PATHS, rank=rank, seed=seed, dtype=ship)
+    return task
+
+
+def check_recipe(recipe: Recipe, request: DepthLatentsRequest, settings: DepthAdapterSettings) -> None:
+    """ValueError for a preset that does not train here, or settings that it has no use for."""
+    if recipe.preset not in TRAINED:
+        raise ValueError(
+            f"Expected preset of the recipe as one of {', '.join(TRAINED)}, got {recipe.preset!r}. "
+            "Choose one of these."
+        )
+    if (request.references or settings.lora_rank) and recipe.preset != OMNIGEN2:
+        raise ValueError(
+            f"Expected no references in the recipe's data and no lora_rank in its model for {recipe.preset}, "
+            f"got {request.references} and {settings.lora_rank}. Leave them out, or choose {OMNIGEN2}."
+        )
+    if settings.lora_rank and settings.precision == "bfloat16" and recipe.mixed_precision != "bf16":
+        raise ValueError(
+            "Expected mixed_precision bf16 of the recipe for a LoRA of a base in bfloat16, got "
+            f"{recipe.mixed_precision!r}. Change it, or set precision of the recipe's model to float32."
+        )
 
 
 def load_base_model(settings: DepthAdapterSettings, preset: str, references: int = 0) -> Denoiser:

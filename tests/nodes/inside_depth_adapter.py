@@ -12,6 +12,7 @@ from pathlib import Path
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.sample
+import comfy.samplers
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -129,6 +130,41 @@ def family(kind):
         "strength 0": bool(torch.equal(go(patch(model, adapter, view, strength=0.0)), base)),
         "base again": bool(torch.equal(go(model), base)), "shape": list(on.shape) == [2, *shape],
     }  # fmt: skip
+
+
+def write_small_omnigen2(folder):
+    """The weights of core's small OmniGen2, as its release lays them out."""
+    path = Path(folder) / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.parent.mkdir(parents=True)
+    state = small.make("omnigen2")[0].model.diffusion_model.state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+
+
+def sample_trained(name, folder, given, lora=""):
+    """Three Euler steps of the same model with a trained adapter, loaded by its node; and without it.
+
+    `lora` is the file of one that was trained with the adapter, for both.
+    """
+    folder_paths.add_model_folder_path("model_patches", folder)
+    model, _ = small.make("omnigen2")
+    if lora:
+        model, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(lora), 1.0, 0)
+    adapter = run("LoadDepthAdapter", adapter_name=name)[0]
+    tensors = comfy.utils.load_torch_file(given)
+    view = ours("models.core.geometry.view").View.from_depth(tensors["depth"], units="relative")
+    entry = {
+        "attention_mask": torch.ones(1, tensors["context"].shape[1], dtype=torch.long),
+        "reference_latents": [tensors["reference"]],
+    }
+    positive = [[tensors["context"], entry]]
+    shape = tuple(tensors["noise"].shape[1:])
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 3)
+    outputs = {}
+    for key, patched in (("with", patch(model, adapter, view)), ("without", model)):
+        out = sample(patched, positive, positive, shape, batch=len(tensors["noise"]), cfg=1.0)
+        outputs[key] = model.model.process_latent_in(out).contiguous()
+    save_file(outputs, str(Path(given).with_name("sampled.safetensors")))
+    return {"sigmas": sigmas.tolist()}
 
 
 def samplers(kind, names):

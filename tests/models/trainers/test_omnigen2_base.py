@@ -14,6 +14,7 @@ from spatialweave.models.spatial_fusion.omnigen2_files import load_omnigen2
 from spatialweave.models.spatial_fusion.training import ADAPTER_FILE
 from spatialweave.models.spatial_fusion.weights import load_adapter
 from spatialweave.models.trainers import omnigen2_base
+from spatialweave.models.trainers.adapter_lora import LORA_FILE
 from spatialweave.models.trainers.builders import BUILDERS
 
 TINY, TOKENS = PRESETS["tiny"], 9
@@ -159,12 +160,42 @@ def test_a_run_on_omnigen2_resumes_bit_for_bit_and_ships_a_file_that_loads(base,
     assert adapter.out.weight.any()
 
 
+def test_a_lora_trains_beside_the_adapter_from_where_the_base_stands(base, encoded, tmp_path):
+    """Both learn; the base's own weights stay; a run of two halves is the whole one bit for bit."""
+    with_lora = {"model": {"base": str(base), "lora_rank": 2}}
+    plain, task = (
+        BUILDERS["depth_adapter"](recipe(base, encoded, tmp_path, **more)) for more in ({}, with_lora)
+    )
+    batch = task.collate([task.dataset[i] for i in range(2)])
+    draw = lambda each: each.loss(each.model, batch, torch.Generator().manual_seed(0))[0]  # noqa: E731
+    assert float(draw(plain)) == float(draw(task))
+    before = {name: value.clone() for name, value in task.companions[0].state_dict().items()}
+    whole = run_recipe(recipe(base, encoded, tmp_path, output=str(tmp_path / "whole"), **with_lora), BUILDERS)
+    parts = {"output": str(tmp_path / "parts"), **with_lora}
+    run_recipe(recipe(base, encoded, tmp_path, stop=2, **parts), BUILDERS)
+    second = run_recipe(recipe(base, encoded, tmp_path, **parts), BUILDERS, resume=True)
+    states = [load_file(each.checkpoint / "model.safetensors") for each in (whole, second)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    lora = load_file(tmp_path / "whole" / LORA_FILE)
+    # four layers of each of two blocks and three refiners of one
+    assert len(lora) == 3 * 4 * 5
+    assert lora["diffusion_model.layers.1.attn.to_out.0.lora_B.weight"].any()
+    assert load_adapter(tmp_path / "whole" / ADAPTER_FILE).out.weight.any()
+    after = task.companions[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_what_a_recipe_for_omnigen2_cannot_mean_is_a_sentence(base, encoded, tmp_path):
     for changes, words in (
         ({"data": {"folder": str(encoded), "references": 6}}, "at most 5 references"),
         ({"data": {"folder": str(encoded), "references": -1}}, "references of at least 0"),
         ({"data": {"folder": str(encoded), "references": 3}}, "reference_2"),
-        ({"preset": "flux", "model": {"base": str(base)}}, "no references in the recipe's data for flux"),
+        ({"preset": "flux", "model": {"base": str(base)}}, "no references in the recipe's data .* for flux"),
+        ({"model": {"base": str(base), "lora_rank": -1}}, "lora_rank of at least 0"),
+        (
+            {"model": {"base": str(base), "lora_rank": 2, "precision": "bfloat16"}},
+            "mixed_precision bf16 .* got 'no'",
+        ),
         ({"model": {}}, "Expected the folder of a diffusers pipeline"),
         ({"data": {"folder": str(encoded), "source": str(encoded)}}, "without mllm, processor, vae"),
     ):
