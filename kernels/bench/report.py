@@ -8,10 +8,11 @@ from pathlib import Path
 
 from .goals import judge
 from .results import Run
+from .tiles import list_conclusions
 
 
 def as_lines(run: Run) -> list[str]:
-    """The machine; a table of times; the rivals without a time, with the reason; the goals.
+    """The machine; a table of times; the rivals without a time, with the reason; the goals; the conclusions.
 
     "over ours": ratio to our time in the same mode, or to our eager time where ours has no graph replay.
     "of floor": the roofline time divided by the measured one.
@@ -31,7 +32,8 @@ def as_lines(run: Run) -> list[str]:
         ratio = t.median / ours.get((t.shape, t.weight, t.mode), ours[t.shape, t.weight, "eager"])
         numbers = (f"{t.median:.3f}", halves, f"{ratio:.2f}", f"{t.floor / t.median:.2f}")
         lines.append(row(t.shape, size, t.weight, t.mode, t.rival, *numbers, t.kernel[:60]))
-    return [*lines, *run.absent, *(str(verdict) for verdict in judge(run.times))]
+    verdicts = map(str, judge(run.times))
+    return [*lines, *run.absent, *verdicts, *list_conclusions(run.times)]
 
 
 def write_record(path: Path, run: Run) -> None:
@@ -40,6 +42,7 @@ def write_record(path: Path, run: Run) -> None:
     Replaces the file atomically.
     """
     found = asdict(run) | {"goals": [asdict(verdict) for verdict in judge(run.times)]}
+    found["conclusions"] = list_conclusions(run.times)
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     part.replace(path)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..segment_attention.segments import Segments, full_weight
 from .machine import describe_machine, measure_rates
 from .results import Run, Timing
 from .rivals import FLEX, ONE_STREAM, Call, flex, rivals
+from .tiles import tile_calls
 from .timing import busiest, in_turn, interleaved, sentence
 from .verify import check, verify
 
@@ -43,8 +45,28 @@ FEW_ROUNDS = 12  # elsewhere
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A run that ends: the weights in `passes` over the shapes, FlexAttention in the first alone.
+
+    Other tiles of the kernel are among the rivals of weight "mixed". No shape begins after `minutes`.
+    """
+
+    passes: tuple[tuple[str, ...], ...]
+    rounds: int
+    seconds: float
+    flex: str
+    minutes: float
+
+
+# an H200's session of ten minutes: what decides first
+PLANS = {"h200": Plan((("mixed",), ("zero", "half zero"), ("one",)), 25, 1.0, "default", 8.0)}
+
+
+@dataclass(frozen=True)
 class Work:
-    """Settings of a run: at most `rounds` per rival and half, fewer where they take more than `seconds`."""
+    """Settings of a run: at most `rounds` per rival and half, fewer where they take more than `seconds`; with
+    `tiles` the kernel's other tiles, too; no shape begins when time.monotonic() is beyond `ends`.
+    """
 
     place: torch.device
     dtype: torch.dtype
@@ -53,6 +75,8 @@ class Work:
     weights: tuple[str, ...]
     flex: str
     after: Callable[[Run], None]
+    tiles: bool = False
+    ends: float = math.inf
 
 
 def bench(
@@ -64,6 +88,7 @@ def bench(
     weights: Iterable[str] = WEIGHTS,
     flex: str = "max-autotune",
     after: Callable[[Run], None] = lambda run: None,
+    plan: str | None = None,
 ) -> Run:
     """Time all rivals on all shapes and weights.
 
@@ -71,8 +96,13 @@ def bench(
     of one weight, mode and half; at least 3 rounds run. flex: "no" skips FlexAttention, "default" compiles it
     once per shape, "max-autotune" a second time in that mode. after: called with the partial run after every
     weight. A shape on which ours fails gets a line in `absent`, and its exception is raised after the other
-    shapes ran.
+    shapes ran. plan: one of PLANS, which sets rounds, seconds, weights and flex.
     """
+    began, passes, chosen = time.monotonic(), [(tuple(weights), flex)], None
+    if plan is not None:
+        chosen = PLANS[plan]
+        rounds, seconds = chosen.rounds, chosen.seconds
+        passes = [(group, "no" if number else chosen.flex) for number, group in enumerate(chosen.passes)]
     for kind, names, known in (
         ("a shape", shapes, SHAPES),
         ("a weight", weights, WEIGHTS),
@@ -96,14 +126,20 @@ def bench(
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     verify(place, dtype)
     run = Run(describe_machine(place), measure_rates(place, dtype), [], [])
-    work = Work(place, dtype, rounds, seconds, tuple(weights), flex, after)
-    failed = [error for name in shapes if (error := _try_shape(name, run, work)) is not None]
+    work = Work(place, dtype, rounds, seconds, (), "no", after)
+    if chosen is not None:
+        work = replace(work, tiles=place.type == "cuda", ends=began + 60 * chosen.minutes)
+    works = [replace(work, weights=group, flex=how) for group, how in passes]
+    failed = [error for each in works for name in shapes if (error := _try_shape(name, run, each))]
     if failed:
         raise failed[0]
     return run
 
 
 def _try_shape(name: str, run: Run, work: Work) -> Exception | None:
+    if time.monotonic() > work.ends:
+        run.absent.append(f"{name}, weight {', '.join(work.weights)}: not begun, the plan's time was over")
+        return None
     try:
         with torch.no_grad():
             _bench_shape(name, run, work)
@@ -136,9 +172,10 @@ def _bench_shape(name: str, run: Run, work: Work) -> None:
             fused = compiled(segments, table, work.flex) if fused is None else fused
         kernels: dict[str, str] = {}
         for mode in ("eager", "graph") if cuda else ("eager",):
-            calls, wrong = right_ones(
-                rivals(segments, log_weight, place, mode) | (fused or {}), inputs[0], expected
-            )
+            given = rivals(segments, log_weight, place, mode) | (fused or {})
+            if work.tiles and weight == "mixed" and mode == "graph":
+                given |= tile_calls(segments, log_weight, inputs[0][0])
+            calls, wrong = right_ones(given, inputs[0], expected)
             # a failed compilation is not tried again
             fused = {rival: call for rival, call in (fused or {}).items() if rival in calls}
             kernels = kernels or busiest(calls, inputs[0])

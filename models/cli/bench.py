@@ -21,10 +21,15 @@ def add_bench(command: argparse.ArgumentParser) -> None:
     option("--shape", action="append", help="only this shape, by its name in the table; may be repeated")
     weight = option("--weight", action="append")
     weight.help = "only this weight: zero, mixed, one or 'half zero'; may be repeated"
-    flex = option("--flex", choices=["no", "default", "max-autotune"], default="max-autotune")
+    flex = option("--flex", choices=["no", "default", "max-autotune"])
     flex.help = (
         "FlexAttention on a GPU: not at all, compiled once for a shape, or a second time with max-autotune, "
-        "which takes minutes"
+        "which takes minutes; by default the last"
+    )
+    plan = option("--plan", choices=["h200"])
+    plan.help = (
+        "instead of --rounds, --seconds, --weight and --flex a run for that card that begins no shape after "
+        "eight minutes: the op's cases, other tiles of the kernel, the alternatives, and conclusions"
     )
     command.set_defaults(run=_run_bench)
 
@@ -33,6 +38,13 @@ def _run_bench(options: argparse.Namespace) -> None:
     from ...kernels.bench.report import as_lines, write_record
     from ...kernels.bench.results import Run
     from ...kernels.bench.run import SHAPES, WEIGHTS, bench
+
+    given = (options.rounds, options.seconds, options.weight, options.flex)
+    if options.plan and any(value is not None for value in given):
+        raise ValueError(
+            "Expected --plan without --rounds, --seconds, --weight and --flex, which it sets, got both. "
+            "Remove one."
+        )
 
     def keep(run: Run) -> None:
         if options.json:  # after every weight, so that an interrupted run keeps what it has measured
@@ -44,8 +56,9 @@ def _run_bench(options: argparse.Namespace) -> None:
         seconds=options.seconds,
         shapes=tuple(options.shape or SHAPES),
         weights=tuple(options.weight or WEIGHTS),
-        flex=options.flex,
+        flex=options.flex or "max-autotune",
         after=keep,
+        plan=options.plan,
     )
     for line in as_lines(measured):
         write_line(line)

@@ -3,6 +3,7 @@ with a reason.
 """
 
 import json
+from dataclasses import replace
 from graphlib import TopologicalSorter
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from spatialweave.kernels import doctor, segment_attention
-from spatialweave.kernels.bench import goals, machine, report, results, rivals, timing, verify
+from spatialweave.kernels.bench import goals, machine, report, results, rivals, tiles, timing, verify
 from spatialweave.kernels.bench import run as bench
 from spatialweave.kernels.segment_attention.cases import CASES
 from spatialweave.models.cli import console as cli
@@ -284,3 +285,41 @@ def test_no_file_of_the_kernels_imports_in_a_circle(pack):
     assert set(order) == set(files) and order.index("kernels/bench/goals.py") < order.index(
         "kernels/bench/report.py"
     )
+
+
+def test_a_plan_passes_over_the_shapes_and_ends(small, monkeypatch):
+    shapes = ("SDXL 1024 L2", "klein-4B")
+    plan = replace(bench.PLANS["h200"], rounds=1, seconds=0.001)
+    monkeypatch.setitem(bench.PLANS, "h200", plan)
+    times = bench.bench("cpu", shapes=shapes, plan="h200").times
+    order = list(dict.fromkeys((time.shape, time.weight) for time in times))
+    # a joint sequence of one row has no second one at another weight
+    several = [(shape, weight) for group in plan.passes for shape in shapes for weight in group]
+    assert order == [pair for pair in several if pair != ("klein-4B", "half zero")]
+    monkeypatch.setitem(bench.PLANS, "h200", replace(plan, minutes=0.0))
+    late = bench.bench("cpu", shapes=shapes, plan="h200")
+    assert not late.times and len(late.absent) == len(shapes) * len(plan.passes)
+    assert late.absent[0] == "SDXL 1024 L2, weight mixed: not begun, the plan's time was over"
+
+
+def test_a_plan_sets_what_the_options_would(capsys):
+    assert cli.main(["bench", "kernels", "--plan", "h200", "--rounds", "2"]) != 0
+    assert "Expected --plan without --rounds" in capsys.readouterr().err
+
+
+def test_a_run_concludes_which_backend_a_shape_is_left_to():
+    def timed(rival, median, mode="graph"):
+        return results.Timing("s", (4, 8, 4096, 40), "mixed", rival, median, (median,) * 2, 0.1, mode, "")
+
+    whole = next(tile for tile in tiles.CANDIDATES[40] if tile.whole)
+    made = [timed("ours, triton", 1.2), timed("ours, composition", 0.7), timed("two calls", 0.1)]
+    where = "width 40, 4096 queries, weights on the GPU (s)"
+    assert tiles.list_conclusions(made) == [
+        f"{where}: left to torch, 1.200 ms by ours, triton against 0.700 by torch"
+    ]
+    name = "tile 64 x 128, 4 warps, 3 stages, one part"
+    assert tiles.describe(whole) == name
+    assert tiles.list_conclusions([*made, timed(name, 0.6)]) == [
+        f"{where}: the kernel's, 0.600 ms by {name} against 0.700 by torch"
+    ]
+    assert not tiles.list_conclusions([timed("ours", 1.0, "eager")])

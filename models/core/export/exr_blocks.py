@@ -13,7 +13,8 @@ import numpy as np
 METHODS = ("none", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24", "B44", "B44A", "DWAA", "DWAB", "HTJ2K256", "HTJ2K32")
 ROWS = {"none": 1, "RLE": 1, "ZIPS": 1, "ZIP": 16, "PXR24": 16}
 LEVEL = 4  # of deflate
-PROBE, NOISE = 16, 0.7  # of a block's bytes one in 16 is tried; what shrinks to no less than this is noise
+# of a block's bytes one in 64 is tried, at least so many; what shrinks to no less than NOISE is noise
+PROBE, LEAST_PROBE, NOISE = 64, 4096, 0.7
 DENSEST = 1100  # most raw bytes per packed byte: deflate's limit is 1032
 
 
@@ -34,7 +35,7 @@ def compress_zip(raw: np.ndarray) -> bytes:
     differences[:1] = data[:1]
     np.subtract(data[1:], data[:-1], out=differences[1:])
     differences[1:] += np.uint8(128)
-    start = differences[: len(differences) // PROBE]
+    start = differences[: max(LEAST_PROBE, len(differences) // PROBE)]
     level = LEVEL if len(zlib.compress(start, 1)) < NOISE * len(start) else 1
     deflate = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL + 1)
     packed = deflate.compress(differences) + deflate.flush()
