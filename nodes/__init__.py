@@ -29,8 +29,8 @@ from .modality_forcing_latents import (
     SplitJointLatent,
 )
 from .pick_best import PickBest
-from .spatial_diff import AddGeometryTokens, LoadGeometryConnector, MoveObjectInstruction
-from .spatial_fusion import DepthAdapter, LoadDepthAdapter
+from .spatial_diff import AddGeometryTokens, LoadGeometryConnector, LoadTinyEditor, MoveObjectInstruction
+from .spatial_fusion import DepthAdapter, LoadDepthAdapter, LoadSpatialTransformer, SpatialDepth
 from .vggt import LoadExampleViews, LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
@@ -50,8 +50,8 @@ class Extension(ComfyExtension):
         joy = [JoyFit, JoyMoveObject, JoyRotateObject, JoyMoveCamera, JoyRestore, AskAboutViews]
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
         several += [LoadExampleViews]
-        moves = [LoadGeometryConnector, AddGeometryTokens, MoveObjectInstruction]
-        fusion = [LoadDepthAdapter, DepthAdapter]
+        moves = [LoadTinyEditor, LoadGeometryConnector, AddGeometryTokens, MoveObjectInstruction]
+        fusion = [LoadDepthAdapter, DepthAdapter, LoadSpatialTransformer, SpatialDepth]
         nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
         nodes += [*fusion, *moves]
         return [with_net(node) for node in nodes]

@@ -18,6 +18,7 @@ VggtNetwork = io.Custom("SPATIALWEAVE_VGGT")  # nodes/host/vggt/model.py: the ne
 GeometryTokens = io.Custom("SPATIALWEAVE_GEOMETRY_TOKENS")  # models/vggt/pipeline.py: tokens on a patch grid
 GeometryConnector = io.Custom("SPATIALWEAVE_GEOMETRY_CONNECTOR")  # nodes/host/spatial_diff/connector.py
 DepthAdapterFile = io.Custom("SPATIALWEAVE_DEPTH_ADAPTER")  # models/spatial_fusion/network.py
+SpatialTransformer = io.Custom("SPATIALWEAVE_SPATIAL_TRANSFORMER")  # nodes/host/spatial_fusion/transformer.py
 
 
 def index_input() -> io.Int.Input:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..models.core.pictures import read_pictures
+from ..models.spatial_diff.grammar import explain_instruction
 from ..models.spatial_diff.instructions import (
     DIRECTIONS,
     DISTANCES,
@@ -16,7 +19,9 @@ from ..models.spatial_diff.instructions import (
     move_between,
     move_to_point,
 )
+from ..models.spatial_diff.seen_colors import explain_absent
 from .host.shared.notes import tell
+from .host.shared.shipped import TINY
 from .host.spatial_diff.connector import (
     describe_connector,
     find_connector_fault,
@@ -25,6 +30,7 @@ from .host.spatial_diff.connector import (
 )
 from .host.spatial_diff.fusion import Setting
 from .host.spatial_diff.run import add_tokens
+from .host.spatial_diff.tiny_editor import load_tiny_editor
 from .sockets import GeometryConnector, GeometryTokens
 
 CATEGORY = "SpatialWeave/SpatialDiff"
@@ -87,6 +93,55 @@ def write_instruction(name: str, destination: dict) -> Instruction:
     return move_to_point(name, box, point, destination["height"])
 
 
+def check_tiny_edit(text: str, image: Tensor) -> None:
+    """ValueError for what the tiny editor cannot read, or names no object of these images (b, h, w, c)."""
+    fault = explain_instruction(text)
+    for each in read_pictures(image).rgb:
+        fault = fault or explain_absent(text, each)
+    if fault:
+        raise ValueError(fault)
+
+
+class LoadTinyEditor(io.ComfyNode):
+    """An editor for trying geometry tokens without a download."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_LoadTinyEditor",
+            display_name="Load Tiny Editor",
+            category="SpatialWeave/Loaders",
+            description="Loads the tiny image editor that ships with the pack: Flux-Kontext's network in a "
+            "small configuration, for images of 128 x 128 pixels with colored solids, one of which an "
+            "instruction moves. It takes the place of the three loaders in a Flux-Kontext workflow.",
+            search_aliases=["spatialdiff", "tiny kontext", "move object", "edit model", "no download"],
+            inputs=[
+                io.Float.Input(
+                    "lora_strength", default=1.0, min=0.0, max=2.0, step=0.01,
+                    tooltip="Of the LoRA that was trained with the tiny geometry connector. 1: for Geometry "
+                    "Tokens. 0: the editor without it.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "model", display_name="MODEL", tooltip="For Geometry Tokens, or a KSampler alone.",
+                ),
+                io.Clip.Output(
+                    "clip", display_name="CLIP",
+                    tooltip="It reads the sentences of Move Object Instruction; any other word is an error "
+                    "under the node that encodes it.",
+                ),
+                io.Vae.Output(
+                    "vae", display_name="VAE", tooltip="For the image that is edited, and the edited one.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, lora_strength) -> io.NodeOutput:
+        return io.NodeOutput(*load_tiny_editor(lora_strength))
+
+
 class LoadGeometryConnector(io.ComfyNode):
     """A connector from a file."""
 
@@ -96,14 +151,15 @@ class LoadGeometryConnector(io.ComfyNode):
             node_id="SpatialWeave_LoadGeometryConnector",
             display_name="Load Geometry Connector",
             category="SpatialWeave/Loaders",
-            description="Loads a geometry connector of SpatialDiff from models/model_patches: the network "
-            "that turns geometry tokens of VGGT into tokens of an image editor's sequence.",
+            description="Loads a geometry connector of SpatialDiff, the network that turns geometry tokens "
+            "of VGGT into tokens of an image editor's sequence: the tiny editor's, which ships with the "
+            "pack, or a file from models/model_patches.",
             search_aliases=["spatialdiff", "connector", "geometry", "move object", "spatial tokens"],
             inputs=[
                 io.Combo.Input(
-                    "connector_name", options=list_connector_files(),
-                    tooltip="A connector as SpatialDiff's training writes it. It belongs to one editor and "
-                    "one VGGT network, which its file names.",
+                    "connector_name", options=list_connector_files(), default=TINY,
+                    tooltip="The tiny one is for Load Tiny Editor and the tiny VGGT. A file is a connector "
+                    "as SpatialDiff's training writes it, for one editor and one VGGT network.",
                 ),
             ],
             outputs=[
@@ -202,6 +258,11 @@ class MoveObjectInstruction(io.ComfyNode):
                     tooltip="direction: by a distance. relation: beside another object. between: "
                     "to the middle of two. point: to a pixel of the image, from the object's box or mask.",
                 ),
+                io.Image.Input(
+                    "image", optional=True,
+                    tooltip="Only for the tiny editor: the image that is edited. The instruction has to be "
+                    "in the tiny editor's words, about colors that the image shows.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -212,7 +273,9 @@ class MoveObjectInstruction(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, object, destination) -> io.NodeOutput:
+    def execute(cls, object, destination, image=None) -> io.NodeOutput:
         instruction = write_instruction(object, destination)
+        if image is not None:
+            check_tiny_edit(instruction.text, image)
         tell([*instruction.notes, f'"{instruction.text}"'], cls.hidden)
         return io.NodeOutput(instruction.text)

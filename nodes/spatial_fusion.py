@@ -1,4 +1,4 @@
-"""SpatialFusion: a depth that steers the image while it is generated, by an adapter."""
+"""SpatialFusion: depth inferred before the image exists, and an adapter by which the image follows it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from .host.shared.notes import tell
 from .host.shared.shipped import TINY
 from .host.spatial_fusion.loading import find_adapter_fault, list_adapters, load_adapter_file
 from .host.spatial_fusion.patch import with_depth
-from .sockets import DepthAdapterFile, View
+from .host.spatial_fusion.transformer import (
+    describe_transformer,
+    find_transformer_fault,
+    infer_from_prompts,
+    list_transformer_files,
+    load_transformer_file,
+)
+from .sockets import DepthAdapterFile, SpatialTransformer, View
 
 CATEGORY = "SpatialWeave/SpatialFusion"
 
@@ -117,3 +124,115 @@ class DepthAdapter(io.ComfyNode):
             mask=mask, say=lambda notes: tell(notes, hidden),
         )  # fmt: skip
         return io.NodeOutput(patched)
+
+
+class LoadSpatialTransformer(io.ComfyNode):
+    """A spatial transformer file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_LoadSpatialTransformer",
+            display_name="Load Spatial Transformer",
+            category="SpatialWeave/Loaders",
+            description="Loads a spatial transformer, which infers depth from a prompt beside one language "
+            "model, from models/model_patches. Shows which language model it is for.",
+            search_aliases=["spatialfusion", "depth from text", "depth from prompt", "text to depth"],
+            inputs=[
+                io.Combo.Input(
+                    "transformer_name", options=list_transformer_files(),
+                    tooltip="A file of models/model_patches. It is recognized by its metadata; any other "
+                    "file is refused by name.",
+                ),
+            ],
+            outputs=[
+                SpatialTransformer.Output(
+                    "transformer", display_name="SPATIAL_TRANSFORMER",
+                    tooltip="The spatial transformer, for Spatial Depth.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, transformer_name) -> bool | str:
+        return True if transformer_name is None else find_transformer_fault(transformer_name) or True
+
+    @classmethod
+    def execute(cls, transformer_name) -> io.NodeOutput:
+        transformer = load_transformer_file(transformer_name)
+        tell([describe_transformer(transformer)], cls.hidden)
+        return io.NodeOutput(transformer)
+
+
+class SpatialDepth(io.ComfyNode):
+    """A prompt to the depth of its image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_SpatialDepth",
+            display_name="Spatial Depth",
+            category=CATEGORY,
+            description="The depth of an image that does not exist yet, inferred from its prompt by a "
+            "spatial transformer beside the text encoder's language model; for an edit, from the source "
+            "image, too. Depth Adapter makes a model follow it.",
+            search_aliases=["spatialfusion", "depth from text", "depth from prompt", "infer depth", "layout"],
+            is_input_list=True,
+            inputs=[
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that the spatial transformer was trained beside, such as "
+                    "OmniGen2's Qwen2.5-VL. What it encodes is not changed.",
+                ),
+                SpatialTransformer.Input(
+                    "transformer", tooltip="The spatial transformer, from Load Spatial Transformer.",
+                ),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True,
+                    tooltip="The image to be made, or the edit, in the words that CLIP Text Encode gets. A "
+                    "list of prompts gives one depth map for each.",
+                ),
+                io.Int.Input(
+                    "width", default=1024, min=16, max=16384, step=8,
+                    tooltip="Width of the image to be made in pixels. Only the aspect counts; an edit has "
+                    "that of its source image.",
+                ),
+                io.Int.Input(
+                    "height", default=1024, min=16, max=16384, step=8,
+                    tooltip="Height of the image to be made in pixels. Only the aspect counts; an edit has "
+                    "that of its source image.",
+                ),
+                io.Image.Input(
+                    "image", optional=True,
+                    tooltip="The source image of an edit: one for all prompts, or one for each.",
+                ),
+            ],
+            outputs=[
+                View.Output(
+                    "view", display_name="VIEW",
+                    tooltip="The inferred depth with its confidence: relative, of the aspect of the image to "
+                    "be made, without a camera.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, clip, transformer, prompt, width, height, image=None) -> io.NodeOutput:
+        given = {"clip": clip, "transformer": transformer, "width": width, "height": height}
+        only = {name: take_only(values, name) for name, values in given.items()}
+        view, notes = infer_from_prompts(
+            only["clip"], only["transformer"], prompt or [None], (only["height"], only["width"]), image
+        )
+        tell(notes, cls.hidden)
+        return io.NodeOutput(view)
+
+
+def take_only(values: list | None, name: str):
+    """The one value of an input, which core hands over as a list."""
+    if values and len(values) > 1:
+        raise ValueError(
+            f"Expected one {name} for all prompts, got a list of {len(values)}. Use the node once for each."
+        )
+    return values[0] if values else None

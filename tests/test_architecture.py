@@ -91,6 +91,8 @@ EXTRA_IMPORTS = {
     "models/joyai_edit/data/encode.py": {"diffusers"},
     "models/joyai_edit/training/": {"accelerate", "diffusers"},
     "models/spatial_diff/data/encoders.py": {"diffusers"},
+    "models/trainers/caption_lm.py": {"transformers"},
+    "models/trainers/spatial_transformer.py": {"transformers"},
     "nodes/": {"comfy_api"},
     "kernels/": {"triton"},
     "kernels/dispatch.py": {"comfy_kitchen"},

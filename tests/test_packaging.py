@@ -235,6 +235,7 @@ def is_data_of_the_nodes(name):
         "models/tiny/*.json",
         "models/vggt/*.safetensors",
         "models/spatial_fusion/*.safetensors",
+        "models/spatial_diff/*.safetensors",
         "models/vggt/example_views/*/*.jpg",
     )
     return any(

@@ -20,8 +20,10 @@ from ..core.evaluation.edit_check import check_edit
 from ..core.evaluation.edit_object import mask_center
 from ..core.evaluation.edit_verdict import EditRequest
 from ..core.geometry.view import View
-from ..spatial_diff.editor_files import EDITOR_FILE
-from ..spatial_diff.pipeline import CONNECTOR_FILE, LORA_FILE, EditDefaults, Parts, SpatialDiffPipeline
+from ..spatial_diff.config import DEFAULTS
+from ..spatial_diff.editor_files import EDITOR_FILE, LORA_FILE
+from ..spatial_diff.pipeline import Parts, SpatialDiffPipeline
+from ..spatial_diff.weights import TINY_CONNECTOR
 from ..world.edits import Edit
 from ..world.judges.scorer import Scorer
 from ..world.moves import STRATA, sample_moves
@@ -79,9 +81,8 @@ def evaluate_spatial_diff(
             measure_seed(pipeline, cases, plan, seed, scorer, name) for seed in range(plan.seeds)
         ]
     figures: dict[str, Any] = {"edits": plan.count, "seeds": plan.seeds, "moves_seed": plan.seed}
-    defaults = EditDefaults()
-    figures["steps"] = plan.steps or defaults.steps
-    figures["guidance"] = defaults.guidance if plan.guidance is None else plan.guidance
+    figures["steps"] = plan.steps or DEFAULTS.steps
+    figures["guidance"] = DEFAULTS.guidance if plan.guidance is None else plan.guidance
     strata = [case.edit.parameters["stratum"] for case in cases]
     for name, rows in measured.items():
         figures |= summarize_rung(f"ladder.{name}", rows, strata)
@@ -100,7 +101,7 @@ def find_rungs(weights: Path | None, runs: Path | None) -> dict[str, Parts]:
     for name in RUNGS[1:]:
         folder = runs / name if runs else None
         if folder is not None and (folder / LORA_FILE.name).is_file():
-            connector = folder / CONNECTOR_FILE.name
+            connector = folder / TINY_CONNECTOR.name
             found[name] = Parts(
                 shipped.editor,
                 shipped.text,

@@ -9,7 +9,7 @@ from .option_types import LARGEST_SEED, MOST_STEPS, number, parse_size, path, wh
 from .output_lines import write_line
 
 CANDIDATES = 8
-DEMO_PROMPT = "a red ball to the left of a blue box"
+DEMO_PROMPT = "a purple cone to the left of an orange ball on grass"
 
 
 def add_demo(command: argparse.ArgumentParser) -> None:

@@ -18,6 +18,9 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     option("--steps", type=whole(1, MOST_STEPS), help="sampling steps; by default the tiny editor's")
     guidance = option("--guidance", type=number(-1000, 1000))
     guidance.help = "scale of classifier-free guidance, 1 is off; by default the tiny editor's"
+    size = option("--size", type=whole(16, 4096))
+    size.help = "longer side in pixels to which the image is scaled first, 128 in training; default: as is"
+    option("--page", choices=("png", "jpg"), default="png", help="kind of the page's file")
     option("--weights", type=path, help="another folder of the tiny system's files than the shipped one")
     option("--device", default="cpu", help="where to sample: cpu, cuda")
     command.set_defaults(run=_run_edit)
@@ -26,7 +29,7 @@ def add_edit(command: argparse.ArgumentParser) -> None:
 def _run_edit(options: argparse.Namespace) -> None:
     from .edit_image import EditImage, run_edit
 
-    names = ("image", "instruction", "out", "seed", "steps", "guidance", "weights")
+    names = ("image", "instruction", "out", "seed", "steps", "guidance", "size", "page", "weights")
     request = EditImage(
         **{name: getattr(options, name) for name in names}, device=check_device(options.device)
     )

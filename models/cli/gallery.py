@@ -16,10 +16,10 @@ from .output_lines import write_line
 
 # looked at with the shipped weights
 SHOWN: tuple[tuple[str, int], ...] = (
-    ("a red ball to the left of a blue box", 9),
-    ("a shiny orange ball in front of a purple cone on a checkered floor", 2),
-    ("a small green cone behind a large yellow ball on grass", 3),
-    ("a purple cylinder to the right of a red cone", 4),
+    ("a purple cone to the left of an orange ball on grass", 0),
+    ("a green cone, a red ball and a blue cylinder from left to right on grass", 26),
+    ("a yellow cone to the right of a blue ball on sand", 3),
+    ("a red ball to the left of a blue box", 0),
 )
 
 

@@ -175,7 +175,8 @@ PRESETS: Mapping[str, ModalityForcingConfig] = MappingProxyType(
         ),
         "tiny": replace(
             KLEIN_9B, in_channels=32, context_in_dim=128, hidden_size=192, num_heads=6, axes_dim=(8, 8, 8, 8),
-            num_double_blocks=1, num_single_blocks=5, num_depth_decoder_blocks=1, infinite_sky=True,
+            num_double_blocks=1, num_single_blocks=5, num_depth_decoder_blocks=1, depth_head_kernel=3,
+            infinite_sky=True,
         ),
     }
 )  # fmt: skip
@@ -214,9 +215,11 @@ DEFAULTS: Mapping[str, PipelineDefaults] = MappingProxyType(
     {
         "klein_9b": RELEASED_DEFAULTS,
         "klein_4b": RELEASED_DEFAULTS,
-        # a small network needs strong CFG to follow its prompt: see docs/log.md for its agreement at 4, 6, 8
-        # and 10
-        "tiny": replace(RELEASED_DEFAULTS, size=128, joint=SamplingDefaults(50, 8.0, 5.0)),
+        # a small network needs strong CFG to follow its prompt, and guided depth has steps at token borders:
+        # docs/log.md
+        "tiny": replace(
+            RELEASED_DEFAULTS, size=128, joint=SamplingDefaults(50, 5.0, 5.0, depth_guidance=1.0)
+        ),
     }
 )
 

@@ -1,4 +1,4 @@
-"""Sizes and constants of geometry connectors, checked when built. No torch."""
+"""Sizes and constants of geometry connectors, and the tiny editor's settings. No torch."""
 
 from __future__ import annotations
 
@@ -104,6 +104,16 @@ def check_whole_number(name: str, value: Any) -> None:
         )
 
 
+@dataclass(frozen=True)
+class EditDefaults:
+    """Default sampling settings of the tiny editor."""
+
+    steps: int = 20
+    guidance: float = 2.0
+    mu: float = 0.7  # of the schedule, as the noise levels that it was trained on
+
+
+DEFAULTS = EditDefaults()
 KONTEXT = ConnectorConfig()
 
 PRESETS: Mapping[str, ConnectorConfig] = MappingProxyType(

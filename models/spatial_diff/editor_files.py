@@ -28,6 +28,7 @@ from .grammar import VOCABULARY, WORDS
 
 EDITOR_FILE = Path(__file__).with_name("tiny_editor.safetensors")
 TEXT_FILE = Path(__file__).with_name("tiny_text.safetensors")
+LORA_FILE = Path(__file__).with_name("tiny_lora.safetensors")  # trained with the tiny connector
 KIND, TEXT_KIND = "FLUX.1 editor", "text encoder of the tiny editor"
 CONFIG = "config"  # metadata entry: the configuration as JSON
 MARKER = "double_blocks.0.img_mod.lin.weight"

@@ -17,28 +17,18 @@ from ..core.pictures import read_pictures
 from ..core.protocols import ImageCodec, OnStep
 from ..tiny.text import TinyTextEncoder
 from ..vggt.pipeline import VggtPipeline
-from .editor_files import EDITOR_FILE, TEXT_FILE, load_editor, load_text
+from .config import DEFAULTS, EditDefaults
+from .editor_files import EDITOR_FILE, LORA_FILE, TEXT_FILE, load_editor, load_text
 from .flux import PRESETS, ExtraTokens, Flux, sequence_ids
 from .grammar import explain_instruction, tokenize_instructions
 from .lora import merge_lora
 from .network import GeometryConnector
 from .sampling import draw_latent_noise, guide_velocity, make_times, sample
+from .seen_colors import explain_absent
 from .tokens import spread_ids
-from .weights import load_connector
+from .weights import TINY_CONNECTOR, load_connector
 
 STRIDE = 16  # pixels a latent pixel of the tiny codec
-CONNECTOR_FILE, LORA_FILE = (
-    Path(__file__).with_name(name) for name in ("tiny_connector.safetensors", "tiny_lora.safetensors")
-)
-
-
-@dataclass(frozen=True)
-class EditDefaults:
-    """Default sampling settings of the tiny editor."""
-
-    steps: int = 20
-    guidance: float = 2.0
-    mu: float = 0.7  # of the schedule, as the noise levels that it was trained on
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,7 @@ class Parts:
     @classmethod
     def of_folder(cls, folder: str | os.PathLike) -> Parts:
         """The files of a folder under their shipped names. ValueError if the editor is not there."""
-        paths = [Path(folder) / file.name for file in (EDITOR_FILE, TEXT_FILE, LORA_FILE, CONNECTOR_FILE)]
+        paths = [Path(folder) / file.name for file in (EDITOR_FILE, TEXT_FILE, LORA_FILE, TINY_CONNECTOR)]
         for path in paths[:2]:
             if not path.is_file():
                 raise ValueError(
@@ -85,7 +75,7 @@ class SpatialDiffPipeline:
         connector: GeometryConnector | None = None,
         geometry: VggtPipeline | None = None,
         explain: Callable[[str], str | None] = explain_instruction,
-        defaults: EditDefaults = EditDefaults(),
+        defaults: EditDefaults = DEFAULTS,
     ):
         if (connector is None) != (geometry is None):
             raise ValueError(
@@ -173,6 +163,8 @@ class SpatialDiffPipeline:
         latent = sample(predict, noise, make_times(steps, mu=self.defaults.mu), on_step=on_step)
         out = crop_to((self.codec.decode(latent).float() * 0.5 + 0.5).clamp(0, 1), size).movedim(1, -1).cpu()
         notes = pictures.notes + (() if size == padded else (describe_padding(size, padded),))
+        absent = (explain_absent(text, each) for text, each in zip(prompts, rgb, strict=True))
+        notes += tuple(dict.fromkeys(note for note in absent if note))
         return Result(out, latent, notes, seed, time.perf_counter() - started)
 
     def predictor(self, prompts: Sequence[str], reference: Tensor, extra: ExtraTokens | None):

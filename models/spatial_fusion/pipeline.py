@@ -1,5 +1,8 @@
-"""A VIEW to the addend of a latent: framed to the latent's aspect, coded, resized, and through the adapter.
+"""A prompt's keys and values to a VIEW; a VIEW to the addend of a latent, by the depth adapter.
 
+    transformer = load_spatial_transformer("spatial_transformer.safetensors")
+    semantic = read_semantic_state(mllm, input_ids, attention_mask, transformer.config)
+    view = infer_view(transformer, transformer.config, semantic, (512, 512))
     adapter = load_adapter("depth_adapter.safetensors")
     addend = view_to_addend(adapter, view, (64, 64))  # F, for latents (b, c, 64, 64)
     with adding(pipe.unet, addend.values):  # a network of diffusers then reads z_t + F
@@ -8,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,11 +21,37 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..core.geometry.resize import resize_bicubic
 from ..core.geometry.view import View
+from ..vggt.network import IMAGENET_MEAN, IMAGENET_STD
+from .config import SpatialTransformerConfig
 from .depth_code import code_depth, resize_code
-from .network import AdapterNetwork
+from .mllm import repeat_prompt
+from .network import AdapterNetwork, InferredDepth, SemanticState, plan_depth
 
 Framing = Literal["refuse", "crop", "pad", "stretch"]
+
+
+@torch.no_grad()
+def infer_view(
+    infer: Callable[..., InferredDepth], config: SpatialTransformerConfig, semantic: SemanticState,
+    size: tuple[int, int], image: Tensor | None = None,
+) -> View:  # fmt: skip
+    """The VIEW of images of `size` (height, width) that do not exist yet, one for each prompt.
+
+    infer: a `SpatialTransformer`, or a host's call of it. image: the sources of edits (b, h, w, 3) in
+    [0, 1], which are scaled to the grid of queries; one prompt serves all of them, one image all prompts.
+    """
+    plan, framed = plan_depth(config, size), None
+    if image is not None:
+        sides = tuple(side * config.patch for side in plan.grid)
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        framed = (resize_bicubic(rearrange(image, "b h w c -> b c h w"), sides) - mean) / std
+        if len(framed) > 1:
+            semantic = repeat_prompt(semantic, len(framed))
+    found = infer(semantic, plan.grid, plan.size, image=framed)
+    depth, confidence = (values.float().cpu() for values in found)
+    return View.from_depth(depth, units="relative", confidence=confidence)
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,36 @@
-"""Training a depth adapter alone, on a frozen base model: the paper's L_diff with F added to z_t.
+"""Training a depth adapter alone on a frozen base, the paper's L_diff with F added to z_t; and the paper's
+stage 1, L_depth: a spatial transformer beside a frozen MLLM.
 
-A batch has latent (b, c, h, w) of unit standard deviation, depth and mask (b, h s, w s), and the base's
-prompt tensors, each (b, k, ...) with a row per caption, all encoded beforehand. All random numbers come from
-the given generator, on the CPU.
+A batch of an adapter has latent (b, c, h, w) of unit standard deviation, depth and mask (b, h s, w s), and
+the base's prompt tensors, each (b, k, ...) with a row per caption, all encoded beforehand. A batch of a
+spatial transformer has depth and mask (b, h, w), and token ids (b, k, s), padded on the right, with their
+lengths (b, k). All random numbers come from the given generator, on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..core.losses import sum_terms
+from ..core.losses import masked_mean, masked_mean_each, sum_terms
 from ..core.training.captions import put_empty
 from ..core.training.loop import Batch, Task
-from .config import DepthAdapterConfig
+from .config import DepthAdapterConfig, SpatialTransformerConfig
 from .depth_code import code_depth
-from .network import AdapterNetwork
-from .weights import load_adapter, save_adapter
+from .network import AdapterNetwork, SemanticState, SpatialTransformer, plan_depth
+from .weights import load_adapter, save_adapter, save_spatial_transformer
 
-ADAPTER_FILE = "depth_adapter.safetensors"  # what a run ships, in its output folder
+# what a run ships, in its output folder
+ADAPTER_FILE, TRANSFORMER_FILE = "depth_adapter.safetensors", "spatial_transformer.safetensors"
+INIT_STD = 0.02  # of a spatial transformer's matrices, as of language models
+ReadPrompts = Callable[[Tensor, Tensor], SemanticState]  # token ids and attention mask (b, s) -> state
 
 
 @dataclass(frozen=True)
@@ -140,3 +145,102 @@ def export_adapter(
     adapter = AdapterNetwork(config, device="meta")
     adapter.load_state_dict(dict(state), assign=True)
     save_adapter(folder / ADAPTER_FILE, adapter, {"licence": "Apache-2.0"}, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class SpatialDepthLoss:
+    """The `loss` settings of a recipe of a spatial transformer."""
+
+    # of the error: of depth in units of its image's mean, as the paper has it, or of its logarithm
+    space: Literal["linear", "log"] = "linear"
+    # how fast confidence c falls with the error e: c e - confidence log c, without a gradient to the depth's
+    # own output; 0 leaves the confidence untrained
+    confidence: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.space not in ("linear", "log") or not 0 <= self.confidence < float("inf"):
+            raise ValueError(
+                "Expected space linear or log and confidence of at least 0 in the recipe's loss, got "
+                f"{self.space!r} and {self.confidence}. Correct the recipe."
+            )
+
+
+def init_spatial_weights(network: SpatialTransformer, generator: Generator) -> None:
+    """Normal initialization; norms at 1, queries of standard deviation 1, so that they differ by position."""
+    for name, parameter in network.named_parameters():
+        with torch.no_grad():
+            if name == "queries":
+                parameter.normal_(0, 1, generator=generator)
+            elif name.startswith("depth_head.") and parameter.ndim == 4:
+                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+            elif parameter.ndim >= 2:
+                parameter.normal_(0, INIT_STD, generator=generator)
+            else:
+                parameter.fill_(1.0 if name.endswith(("weight", "gamma")) else 0.0)
+
+
+def build_spatial_task(
+    *, network: SpatialTransformer, mllm: nn.Module, read: ReadPrompts, dataset: Any,
+    settings: SpatialDepthLoss, ship: torch.dtype = torch.float16,
+) -> Task:  # fmt: skip
+    """The Task of stage 1: the MLLM is frozen, and `read` gives its keys and values."""
+    return Task(
+        model=network,
+        loss=partial(spatial_loss, read=read, settings=settings),
+        dataset=dataset,
+        companions=(mllm.requires_grad_(False),),
+        export=partial(export_spatial_transformer, config=network.config, dtype=ship),
+    )
+
+
+def spatial_loss(
+    model: nn.Module, batch: Batch, generator: Generator, *, read: ReadPrompts, settings: SpatialDepthLoss
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_depth: mean absolute error over the valid pixels of each image, whose depth has a mean of 1."""
+    config = getattr(model, "module", model).config
+    ids, mask = draw_tokens(batch, generator)
+    plan = plan_depth(config, tuple(batch["depth"].shape[1:]))
+    found = model(read(ids, mask), plan.grid, plan.size)
+    target, known = fit_target(batch["depth"], batch["mask"], plan.size)
+    predicted = found.depth.float()
+    if settings.space == "log":
+        predicted, target = predicted.log(), torch.where(known, target, 1.0).log()
+    error = (predicted - target).abs()
+    terms = {"depth": masked_mean_each(error, known)[0].mean()}
+    if settings.confidence:
+        confidence = found.confidence.float()
+        doubt = confidence * error.detach() - settings.confidence * confidence.log()
+        terms["confidence"] = masked_mean(doubt, known)
+    return sum_terms(terms)
+
+
+def draw_tokens(batch: Batch, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask (b, s) of one caption of each image's k, cut to the longest of them."""
+    count, captions = batch["lengths"].shape
+    choice = torch.randint(captions, (count,), generator=generator).to(batch["ids"].device)
+    rows = torch.arange(count, device=choice.device)
+    ids, lengths = batch["ids"][rows, choice], batch["lengths"][rows, choice]
+    ids = ids[:, : int(lengths.max())]
+    mask = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
+    return ids, mask.long()
+
+
+def fit_target(depth: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Depth (b, h, w) of mean 1 over each image's valid pixels, 0 elsewhere, and the mask, at `size`.
+
+    The nearest pixel counts: a mean over an edge would be a depth that is nowhere.
+    """
+    planes = torch.stack((torch.where(mask, depth, 0.0).float(), mask.float()), dim=1)
+    values, known = F.interpolate(planes, tuple(size), mode="nearest-exact").unbind(1)
+    known = known > 0.5
+    mean = masked_mean_each(values, known)[0]
+    return values / mean.clamp(min=1e-12)[:, None, None], known
+
+
+def export_spatial_transformer(
+    folder: Path, state: Mapping[str, Tensor], *, config: SpatialTransformerConfig, dtype: torch.dtype
+) -> None:
+    """Write the averaged spatial transformer as the node loads it."""
+    network = SpatialTransformer(config, device="meta")
+    network.load_state_dict(dict(state), assign=True)
+    save_spatial_transformer(folder / TRANSFORMER_FILE, network, {"licence": "Apache-2.0"}, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Depth adapter files: safetensors with the config in the metadata, and what another file is."""
+"""Files of the two networks: safetensors with the config in the metadata, and what another file is."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from ..core.weights.files import (
     read_tensors,
     write_tensors,
 )
-from .config import DepthAdapterConfig
-from .network import AdapterNetwork
+from ..core.weights.network_files import check_dtypes, module_shapes
+from .config import DepthAdapterConfig, SpatialTransformerConfig
+from .network import AdapterNetwork, SpatialTransformer
 
 KIND = "depth adapter"
+TRANSFORMER_KIND = "spatial transformer"
 CONFIG = "config"  # metadata key
 TINY_ADAPTER = Path(__file__).with_name("tiny.safetensors")  # for the tiny latent diffusion model
+VGGT_ENCODER, VGGT_HEAD = "aggregator.patch_embed.", "depth_head."  # in VGGT's files
 DTYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -76,3 +79,63 @@ def read_adapter_config(
             f"Expected the config of a {KIND} in the metadata of {what}, got another "
             f"({str(error).rstrip('.')}). Fetch the file again."
         ) from error
+
+
+def save_spatial_transformer(
+    path: str | os.PathLike, transformer: SpatialTransformer, metadata: Mapping[str, str] | None = None, *,
+    dtype: torch.dtype | None = None,
+) -> Path:  # fmt: skip
+    """Write a spatial transformer, with its config as metadata, cast to `dtype` if given."""
+    state = {name: value.to(dtype or value.dtype) for name, value in transformer.state_dict().items()}
+    config = json.dumps(transformer.config.to_json())
+    return write_tensors(path, state, {CONFIG: config, **(metadata or {})}, kind=TRANSFORMER_KIND)
+
+
+def load_spatial_transformer(
+    path: str | os.PathLike, *, operations=torch.nn, dtype: torch.dtype = torch.float32
+) -> SpatialTransformer:
+    """The spatial transformer of a file, for inference. WeightsError says what another file is."""
+    config = examine_spatial_transformer(read_header(path), str(path))
+    network = SpatialTransformer(config, operations=operations, device="meta", dtype=dtype)
+    return fill_module(network, read_tensors(path), what=str(path)).train(False).requires_grad_(False)
+
+
+def examine_spatial_transformer(
+    header: Header, what: str, describe: Callable[[Header], str] = describe
+) -> SpatialTransformerConfig:
+    """The config of a file that holds a whole spatial transformer; WeightsError says what another is."""
+    if header.metadata.get(KIND_KEY) != TRANSFORMER_KIND:
+        raise WeightsError(
+            f"Expected a {TRANSFORMER_KIND} of SpatialWeave in {what}, got {describe(header)}. Choose a file "
+            "that was trained as one."
+        )
+    try:
+        config = SpatialTransformerConfig.from_json(json.loads(header.metadata.get(CONFIG, "null")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(
+            f"Expected the config of a {TRANSFORMER_KIND} in the metadata of {what}, got another "
+            f"({str(error).rstrip('.')}). Fetch the file again."
+        ) from error
+    shapes = module_shapes(SpatialTransformer(config, device="meta"))
+    check_fit(shapes, header.shapes, f"{what}, a {TRANSFORMER_KIND},")
+    check_dtypes(header.dtypes, DTYPES, what)
+    return config
+
+
+def fill_from_vggt(transformer: SpatialTransformer, path: str | os.PathLike, *, head: bool = True) -> None:
+    """Image encoder and, with `head`, depth head of a VGGT file, or the encoder of a DINOv2 file.
+
+    The paper takes its depth head from VGGT, whose image encoder is a DINOv2 with registers, too. A DINOv2
+    file has the names of the published repository, without a prefix.
+    """
+    state = read_tensors(path)
+    prefix = VGGT_ENCODER if any(name.startswith(VGGT_ENCODER) for name in state) else ""
+    parts = {prefix: transformer.image_encoder}
+    if head:
+        parts[VGGT_HEAD] = transformer.depth_head
+    for start, module in parts.items():
+        own = module_shapes(module)
+        found = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        check_fit(own, shapes, f"{start or 'the image encoder'} of {path}")
+        module.load_state_dict(found, strict=True)

@@ -11,10 +11,12 @@ from ..joyai_edit.training import lora as joyai_lora
 from ..modality_forcing.training import task as training_task
 from ..spatial_diff.training.connector import build_stage
 from ..world.judges import predictor_task, scorer_task
+from .caption_lm import build_caption_lm
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
 from .modality_forcing import build_tiny_modality_forcing
 from .spatial_diff import build_tiny_editor
 from .spatial_fusion import build_depth_adapter
+from .spatial_transformer import build_spatial_transformer
 from .tiny_codec import build_codec
 from .vggt import build_vggt
 
@@ -33,4 +35,6 @@ BUILDERS: Mapping[str, Builder] = {
     "tiny_editor": build_tiny_editor,
     "spatial_diff": build_stage,
     "depth_adapter": build_depth_adapter,
+    "caption_lm": build_caption_lm,
+    "spatial_transformer": build_spatial_transformer,
 }

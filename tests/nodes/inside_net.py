@@ -19,11 +19,13 @@ sampling, small = (
 )
 asking = sys.modules["__main__"].load_file("inside_joyai_ask.py")  # worker.py's
 editors = sys.modules["__main__"].load_file("inside_spatial_diff.py")
+inferring = sys.modules["__main__"].load_file("inside_spatial_depth.py")
 HEIGHT, WIDTH, NAN = 32, 48, float("nan")
 WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = (
     "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent",
-    "LoadVggt", "LoadExampleViews", "LoadDepthAdapter", "LoadGeometryConnector",
+    "LoadVggt", "LoadExampleViews", "LoadDepthAdapter", "LoadGeometryConnector", "LoadSpatialTransformer",
+    "LoadTinyEditor",
 )  # take no sockets
 KEEP = {}
 BY_DEPTH = {"method": "metric depth", "metric_view": 0}
@@ -83,6 +85,13 @@ def framed_picture():
     return ours("models.joyai_edit.restore").FramedImage(torch.rand(1, 512, 2048, 3), framing)
 
 
+def red_image():
+    """An image with a red square, which the sound instruction is about."""
+    image = torch.full((1, HEIGHT, WIDTH, 3), 0.6)
+    image[:, 10:20, 10:20] = torch.tensor([0.86, 0.13, 0.11])
+    return image
+
+
 def small_object():
     """The mask of an object that leaves background around it."""
     mask = torch.zeros(1, HEIGHT, WIDTH)
@@ -130,11 +139,16 @@ def sound():
             "GeometryTokens": {
                 "model": editors.make("flux"), "tokens": editors.geometry(), "connector": editors.connector()
             },
+            "SpatialDepth": {
+                "clip": inferring.omnigen2_clip(), "transformer": inferring.held(inferring.network()),
+                "prompt": "a red ball",
+            },
             "MoveObjectInstruction": {
                 "object": "the red ball",
                 "destination": {
                     "destination": "direction", "direction": "to the left", "distance": "one metre"
                 },
+                "image": red_image(),
             },
             "JoyMoveObject": {
                 "object": "the ball", "framing": None,

@@ -21,7 +21,7 @@ NODES = """
     ViewFromImage ViewToMask ViewFromMoge ViewToMoge ViewFromDa3 ViewToDa3 PointCloud DepthMesh ViewCamera
     SaveDepth AlignDepth NormalsFromDepth StereoPair CompareViews PreviewDepth AskAboutViews JoyFit
     JoyMoveObject JoyRestore VggtReconstruct VggtGeometryTokens ScaleViews FuseViews SaveColmap CheckEdit
-    UpscaleDepth
+    UpscaleDepth MoveObjectInstruction SpatialDepth
 """.split()
 
 
@@ -94,6 +94,7 @@ def test_core_still_hands_over_the_inputs_that_a_check_names(net):
         "LoadIntrinsicVae": ["vae_name"],
         "IntrinsicCoGeneration": ["lora_name", "schedule"],
         "LoadDepthAdapter": ["adapter_name"],
+        "LoadSpatialTransformer": ["transformer_name"],
         "LoadGeometryConnector": ["connector_name"],
     }
     assert net("validated_names") == {name: ["cls", *inputs] for name, inputs in wanted.items()}

@@ -26,9 +26,10 @@ IDS += ["IntrinsicCoGeneration", "JoinIntrinsicLatent", "SplitIntrinsicLatent"]
 IDS += ["LoadTinyDiffusion", "LoadIntrinsicVae", "EncodeIntrinsics", "DecodeIntrinsics"]
 IDS += ["AskAboutViews"]
 IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyRestore"]
-IDS += ["LoadGeometryConnector", "GeometryTokens", "MoveObjectInstruction"]
+IDS += ["LoadTinyEditor", "LoadGeometryConnector", "GeometryTokens", "MoveObjectInstruction"]
 IDS += ["LoadVggt", "LoadExampleViews", "VggtReconstruct", "VggtGeometryTokens"]
 IDS += ["LoadDepthAdapter", "DepthAdapter"]
+IDS += ["LoadSpatialTransformer", "SpatialDepth"]
 
 
 @pytest.fixture(scope="module")

@@ -40,11 +40,42 @@ def installed(pack, root, tmp_path_factory):
         shutil.copyfile(weights / "tiny.safetensors", target / "models/modality_forcing/tiny.safetensors")
         for name in ("codec", "text"):
             shutil.copyfile(weights / f"{name}.safetensors", target / f"models/tiny/{name}.safetensors")
+    write_small_editor(target / "models" / "spatial_diff")
     for name in ("klein", "bases", "joy", "kontext"):
         name = f"inside_small_{name}.py"
         shutil.copyfile(HERE / name, base / "custom_nodes" / name)
     write_small_network(base / "models" / "diffusion_models" / "flux_rgbd_9b_v2.safetensors")
     return base
+
+
+def write_small_editor(folder):
+    """The tiny editor's four files with random weights, those of them that do not ship yet."""
+    import torch
+
+    from spatialweave.models.spatial_diff.config import find_preset
+    from spatialweave.models.spatial_diff.editor_files import new_text_encoder, save_editor, save_text
+    from spatialweave.models.spatial_diff.flux import PRESETS, Flux
+    from spatialweave.models.spatial_diff.lora import LowRankLayers, save_lora
+    from spatialweave.models.spatial_diff.network import GeometryConnector
+    from spatialweave.models.spatial_diff.weights import save_connector
+
+    torch.manual_seed(0)
+    config, network = PRESETS["tiny"], Flux(PRESETS["tiny"])
+    lora = LowRankLayers(network, 4, 8.0, torch.Generator().manual_seed(1))
+    for layer in lora.layers.values():
+        torch.nn.init.normal_(layer.up, std=0.2)
+    text = new_text_encoder(config.context_in_dim).state_dict()
+    half = {"dtype": torch.float16}
+    writers = {
+        "tiny_editor": lambda path: save_editor(path, network.state_dict(), config, **half),
+        "tiny_text": lambda path: save_text(path, text, **half),
+        "tiny_lora": lambda path: save_lora(path, lora.state_dict(), rank=4, alpha=8.0, **half),
+        "tiny_connector": lambda path: save_connector(path, GeometryConnector(find_preset("tiny")), **half),
+    }
+    for name, write in writers.items():
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            write(path)
 
 
 def write_small_network(path):

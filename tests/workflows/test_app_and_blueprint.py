@@ -55,7 +55,7 @@ def test_the_blueprint_holds_the_templates_run(blueprint, template):
         if link["origin_id"] > 0 and link["target_id"] > 0
     }
     kept = {tuple(link[1:]) for link in template["links"] if link[1] in inside and link[3] in inside}
-    assert links == kept and len(kept) == 10
+    assert links == kept and len(kept) == 11
 
 
 def test_the_blueprint_is_whole(blueprint):
@@ -87,6 +87,7 @@ def test_both_open_and_run_in_the_frontend(browser, server):
     seen = json.loads(ended.stdout)
     assert seen["subgraph"]["outcome"] == "success" and not seen["errors"], seen
     values = dict(seen["subgraph"]["widgets"])
-    assert values["text"] == "a red ball to the left of a blue box" and values["width"] == 128
+    prompt = "a purple cone to the left of an orange ball on grass"
+    assert values["text"] == prompt and values["width"] == 128
     assert seen["app"]["outcome"] == "success" and not seen["app"]["canvas"], seen
-    assert "a red ball to the left of a blue box" in seen["app"]["values"] and seen["app"]["images"] >= 1
+    assert prompt in seen["app"]["values"] and seen["app"]["images"] >= 1

@@ -1,5 +1,5 @@
-"""The graph that moves an object with Flux-Kontext: as a file, and run in a real ComfyUI on small random
-files of core's own classes.
+"""The graphs that move an object, with the tiny editor and with Flux-Kontext: as files, and run in a real
+ComfyUI, the latter on small random files of core's own classes.
 """
 
 import json
@@ -8,6 +8,7 @@ import re
 import pytest
 
 NAME = "move_object_kontext"
+TINY_NAME = "move_object"
 
 
 @pytest.fixture
@@ -120,3 +121,82 @@ def test_tokens_of_another_image_are_refused_in_a_sentence(server, runner, twin,
     said = r"KSampler.*128 x 96 pixels .*got tokens of an image of 96 x 160"
     with pytest.raises(runner.RunError, match=said):
         server[0].wait(server[0].queue(graph), 300)
+
+
+@pytest.fixture
+def tiny_twin(root):
+    return json.loads((root / "workflows/api" / f"{TINY_NAME}.json").read_text(encoding="utf-8"))
+
+
+def test_the_tiny_graph_has_the_pipelines_settings_and_one_image_everywhere(tiny_twin):
+    from spatialweave.models.spatial_diff.config import DEFAULTS
+
+    sampler = tiny_twin[of_kind(tiny_twin, "KSampler")]["inputs"]
+    assert (sampler["steps"], sampler["cfg"]) == (DEFAULTS.steps, DEFAULTS.guidance)
+    assert (sampler["sampler_name"], sampler["scheduler"], sampler["denoise"]) == ("euler", "simple", 1.0)
+    scaled = [of_kind(tiny_twin, "ImageScaleToMaxDimension"), 0]
+    for kind, name in (
+        ("VAEEncode", "pixels"), ("SpatialWeave_VggtGeometryTokens", "image"),
+        ("SpatialWeave_MoveObjectInstruction", "image"), ("SaveImage", "images"),
+    ):  # fmt: skip
+        assert tiny_twin[of_kind(tiny_twin, kind)]["inputs"][name] == scaled, kind
+    references = [node for node in tiny_twin.values() if node["class_type"] == "ReferenceLatent"]
+    assert len(references) == 2 and references[0]["inputs"]["latent"] == references[1]["inputs"]["latent"]
+
+
+def test_the_tiny_note_says_how_many_words_it_knows(root):
+    from spatialweave.models.spatial_diff.grammar import VOCABULARY
+
+    graph = json.loads((root / "workflows" / f"11_{TINY_NAME}.json").read_text(encoding="utf-8"))
+    note = graph["nodes"][0]["widgets_values"][0]
+    assert f"knows {len(VOCABULARY)} words" in note and "photographs" in note
+
+
+@pytest.mark.comfyui
+def test_the_tiny_graph_saves_the_edit_of_the_pipeline_and_both_depths(
+    server, runner, tiny_twin, installed, tmp_path
+):
+    """The saved picture equals the plain pipeline's of the same files and settings, to a rounding step."""
+    np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
+    import torch
+
+    from spatialweave.models.spatial_diff.pipeline import SpatialDiffPipeline
+
+    graph = runner.change_inputs(tiny_twin, [f"{of_kind(tiny_twin, 'KSampler')}.steps=4"])
+    files = server[0].collect(server[0].wait(server[0].queue(graph), 300), tmp_path)
+    saved = {
+        what: np.asarray(image.open(path).convert("RGB"), dtype=float)
+        for what in ("before", "after")
+        for path in files
+        if path.suffix == ".png" and f"_{what}_0" in path.name
+    }
+    pack = installed / "custom_nodes/spatialweave/models"
+    shipped = np.asarray(image.open(pack / "vggt/example_views/boxes/1.jpg"), dtype=np.float32) / 255
+    scaled = torch.nn.functional.interpolate(
+        torch.from_numpy(shipped).movedim(-1, 0)[None], (128, 128), mode="area"
+    )[0].movedim(0, -1)  # fmt: skip
+    assert np.abs(saved["before"] - scaled.numpy() * 255).max() <= 1.01
+    sampler = graph[of_kind(graph, "KSampler")]["inputs"]
+    result = SpatialDiffPipeline.from_preset("tiny", weights=pack / "spatial_diff")(
+        "move the pink box one metre to the left", image=scaled, steps=4, guidance=sampler["cfg"],
+        seed=sampler["seed"],
+    )  # fmt: skip
+    assert np.abs(saved["after"] - result.image[0].numpy() * 255).max() <= 1.01
+    assert np.abs(saved["after"] - saved["before"]).max() > 8
+    depths = [path.name for path in files if path.suffix == ".exr"]
+    assert len(depths) == 2 and all(any(f"{what}_0" in name for name in depths) for what in saved)
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("the purple box", "Expected the purple box in the image, .* blue, pink"),
+        ("the pink teapot", "the tiny editor's words, .* got 'teapot'"),
+        ("the pink thing", "the tiny editor's words, .* got 'thing'"),
+    ],
+)
+def test_an_object_that_is_not_there_is_a_sentence_of_its_node(server, runner, tiny_twin, name, said):
+    tiny_twin[of_kind(tiny_twin, "SpatialWeave_MoveObjectInstruction")]["inputs"]["object"] = name
+    with pytest.raises(runner.RunError, match=rf"SpatialWeave_MoveObjectInstruction.*{said}"):
+        server[0].wait(server[0].queue(tiny_twin), 300)

@@ -46,7 +46,7 @@ GRAPHS += ["build_intrinsic_dataset", "intrinsic_cogeneration", "intrinsic_your_
 GRAPHS += ["joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"]
 GRAPHS += ["vggt_reconstruct", "vggt_to_splat"]
 GRAPHS += ["depth_adapter"]
-GRAPHS += ["move_object_kontext"]
+GRAPHS += ["move_object", "move_object_kontext"]
 # the template of three bases opens with the first; the others are what its note says of them
 TWINS = {"intrinsic_your_lora": "intrinsic_sd21"}
 OTHER_BASES = ["intrinsic_sdxl", "intrinsic_pixart"]
@@ -166,6 +166,7 @@ def test_settings_are_those_of_the_demo(root):
     assert (sampler["steps"], sampler["cfg"]) == (defaults.joint.steps, defaults.joint.guidance)
     assert (sampler["sampler_name"], sampler["scheduler"], sampler["denoise"]) == ("euler", "simple", 1.0)
     assert inputs["SpatialWeave_ModalityOrder"]["log2_alpha"] == (defaults.joint.log2_alpha or 0.0)
+    assert inputs["SpatialWeave_GuidancePerStream"]["depth_cfg"] == defaults.joint.depth_guidance
     assert latent["width"] == latent["height"] == defaults.size
 
 
@@ -182,10 +183,13 @@ def test_settings_of_a_mode_are_those_of_the_pipeline(root, mode):
 
 def test_settings_of_the_refining_run_are_those_of_the_pipeline(root):
     """As `refine`: the same prompt, seed and steps, without guidance and without an order."""
-    first, second = (read(root, "refine_depth", api=True)[node]["inputs"] for node in ("6", "12"))
+    twin, joint = (read(root, graph, api=True) for graph in ("refine_depth", JOINT))
+    first, second = (twin[node]["inputs"] for node in ("6", "12"))
     changed = {name: second[name] for name in first if first[name] != second[name]}
     assert changed == {"model": ["1", 0], "cfg": 1.0, "latent_image": ["11", 0]}
-    assert {**first, **read(root, JOINT, api=True)["6"]["inputs"]} == first
+    assert joint["6"]["inputs"] | {"model": None} == first | {"model": None}
+    guided, alone = (graph[graph["6"]["inputs"]["model"][0]] for graph in (twin, joint))
+    assert guided["inputs"] == alone["inputs"] and guided["class_type"] == alone["class_type"]
 
 
 def test_the_plotted_steps_are_the_samplers(root):

@@ -86,13 +86,15 @@ def encode_exr(
             "ones. Shorten them."
         )
     head = struct.pack("<2I", MAGIC, 2) + b"".join(_attribute(*entry) for entry in header) + b"\0"
-    stack = np.stack(list(planes.values()), axis=1)  # (h, c, w): a scanline holds one channel after the other
-    blocks = []
+    parts, sizes = [], []
     for row in range(0, height, ROWS["ZIP"]):
-        packed = compress_zip(stack[row : row + ROWS["ZIP"]].tobytes())
-        blocks.append(struct.pack("<2i", row, len(packed)) + packed)
-    offsets = np.cumsum([len(head) + 8 * len(blocks)] + [len(block) for block in blocks[:-1]])
-    return head + offsets.astype("<u8").tobytes() + b"".join(blocks)
+        # (rows, c, w): a scanline holds one channel after the other
+        block = np.stack([plane[row : row + ROWS["ZIP"]] for plane in planes.values()], axis=1)
+        packed = compress_zip(block.reshape(-1).view(np.uint8))
+        parts += [struct.pack("<2i", row, len(packed)), packed]
+        sizes.append(len(parts[-2]) + len(packed))
+    offsets = np.cumsum([len(head) + 8 * len(sizes), *sizes[:-1]])
+    return b"".join([head, offsets.astype("<u8").tobytes(), *parts])
 
 
 def decode_exr(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 METHODS = ("none", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24", "B44", "B44A", "DWAA", "DWAB", "HTJ2K256", "HTJ2K32")
 ROWS = {"none": 1, "RLE": 1, "ZIPS": 1, "ZIP": 16, "PXR24": 16}
+LEVEL = 4  # of deflate
 DENSEST = 1100  # most raw bytes per packed byte: deflate's limit is 1032
 
 
@@ -19,16 +20,21 @@ class DamagedError(ValueError):
     """The bytes are not a valid EXR."""
 
 
-def compress_zip(raw: bytes) -> bytes:
-    """EXR's ZIP: even bytes before odd ones, each as its difference to the one before plus 128, deflated.
+def compress_zip(raw: np.ndarray) -> bytes:
+    """EXR's ZIP of a block's bytes (uint8): even bytes before odd ones, each as its difference to the one
+    before plus 128, deflated.
 
-    Raw if that is not smaller.
+    Raw if that is not smaller. The level is OpenEXR's own, 4: level 6 takes up to half as long again for
+    files 0 to 7 % smaller.
     """
-    data = np.frombuffer(raw, np.uint8)
-    data = np.concatenate([data[::2], data[1::2]])
-    data[1:] = data[1:] - data[:-1] + np.uint8(128)
-    packed = zlib.compress(data.tobytes(), 6)
-    return packed if len(packed) < len(raw) else raw
+    data = np.concatenate([raw[::2], raw[1::2]])
+    differences = np.empty_like(data)
+    differences[:1] = data[:1]
+    np.subtract(data[1:], data[:-1], out=differences[1:])
+    differences[1:] += np.uint8(128)
+    deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL + 1)
+    packed = deflate.compress(differences) + deflate.flush()
+    return packed if len(packed) < len(raw) else raw.tobytes()
 
 
 def uncompress(packed: bytes, method: str, width: int, rows: int, kinds: list[np.dtype]) -> bytes:

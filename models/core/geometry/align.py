@@ -174,19 +174,29 @@ def select_valid(
         raise ValueError(
             f"Expected prediction, target and mask of one shape, got {shapes}. Resize them to one size."
         )
-    pairs = [(p[m].double(), t[m].double()) for p, t, m in zip(pred, target, mask, strict=True)]
+    pairs = [_inside(*image) for image in zip(pred, target, mask, strict=True)]
     for index, (p, t) in enumerate(pairs):
         if p.numel() == 0:
             raise ValueError(
                 f"Expected a valid pixel to {purpose}, got none in image {index} of {len(pairs)}. Leave it "
                 "out or correct its mask."
             )
-        if not bool(torch.isfinite(p).all() and torch.isfinite(t).all()):
+        # the extremes are NaN where any value is: one pass each instead of a map of what is finite
+        if not bool(torch.isfinite(torch.stack([*p.aminmax(), *t.aminmax()])).all()):
             raise ValueError(
                 f"Expected finite numbers inside the mask, got NaN or infinity in image {index} of "
                 f"{len(pairs)}. Mask these pixels."
             )
     return pairs
+
+
+def _inside(pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both flat and float64 where `mask` is True; its indices are found once, for both."""
+    flat = (values.reshape(-1) for values in (pred, target))
+    if bool(mask.all()):
+        return tuple(values.double() for values in flat)
+    kept = mask.reshape(-1).nonzero().squeeze(-1)
+    return tuple(values.index_select(0, kept).double() for values in flat)
 
 
 def _pixels_to_fit(pred: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .view import View, percentile
 
+BAND = 32  # rows: the candidates of a band stay in the processor's cache, those of an image take gigabytes
+
 
 @dataclass(frozen=True)
 class Shifted:
@@ -44,12 +46,20 @@ def stereo_pair(
         raise ValueError(
             f"Expected a parallax of at least 0 %, got {parallax:g}. To swap the eyes, swap the images."
         )
-    half = (nearness(view.require_valid()) - screen) * (parallax / 200 * view.depth.shape[-1])
+    nearest = _nearest(view.require_valid())
     known = view.mask if view.sky is None else view.mask | view.sky
-    return tuple(
-        shift_picture(view.image.float(), shift, half, known, _joined(view, edge_rtol))
-        for shift in (half, -half)
+    left, right = (
+        Shifted(torch.empty_like(view.image), torch.empty_like(view.mask)) for _ in range(2)
     )
+    pixels = parallax / 200 * view.depth.shape[-1]
+    for top in range(0, view.depth.shape[1], BAND):
+        rows = (slice(None), slice(top, top + BAND))
+        half = (_nearness(view.depth[rows], view.mask[rows], nearest) - screen) * pixels
+        joined = _joined(view, rows, edge_rtol)
+        for eye, shift in ((left, half), (right, -half)):
+            band = shift_picture(view.image[rows], shift, half, known[rows], joined)
+            eye.image[rows], eye.holes[rows] = band.image, band.holes
+    return left, right
 
 
 def nearness(view: View) -> Tensor:
@@ -57,14 +67,19 @@ def nearness(view: View) -> Tensor:
 
     The nearest is the 0.1st percentile, so 1 can be passed.
     """
-    nearest = torch.stack(
-        [percentile(d[m], 0.1) for d, m in zip(view.depth, view.mask, strict=True)]
+    return _nearness(view.depth, view.mask, _nearest(view))
+
+
+def _nearest(view: View) -> Tensor:
+    """(b, 1, 1)."""
+    return torch.stack(
+        [percentile(d.masked_select(m), 0.1) for d, m in zip(view.depth, view.mask, strict=True)]
     ).reshape(-1, 1, 1)
-    return torch.where(
-        view.mask,
-        nearest / view.depth.clamp_min(torch.finfo(torch.float32).tiny),
-        torch.zeros_like(view.depth),
-    )
+
+
+def _nearness(depth: Tensor, mask: Tensor, nearest: Tensor) -> Tensor:
+    near = nearest / depth.clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where(mask, near, torch.zeros_like(depth))
 
 
 def shift_picture(image: Tensor, shift: Tensor, front: Tensor, known: Tensor, joined: Tensor) -> Shifted:
@@ -74,29 +89,27 @@ def shift_picture(image: Tensor, shift: Tensor, front: Tensor, known: Tensor, jo
     Neighbors that are ``joined`` (b, h, w - 1) are one surface, stretched or squeezed without gaps; others
     are separated. Only ``known`` pixels are moved.
     """
-    batch, height, width = shift.shape
-    column = torch.arange(width, device=shift.device)
-    place = column + shift
-    none = torch.zeros_like(joined[..., :1])
-    loose = known & ~(torch.cat([joined, none], -1) & torch.cat([none, joined], -1))
-    candidates = [_single_pixels(place, loose)]
-    span = place.diff(dim=-1)
-    longest = int(span[joined].max().ceil()) if bool(joined.any()) else 0
-    first = place[..., :-1].ceil()
+    width = shift.shape[-1]
+    place = torch.arange(width, device=shift.device) + shift
+    none = torch.zeros_like(known[..., :1])
+    # the last column has no right neighbor
+    to_right, to_left = torch.cat([joined, none], -1), torch.cat([none, joined], -1)
+    loose = known & ~(to_right & to_left)
+    after = torch.cat([place[..., 1:], place[..., -1:]], -1)
+    seen = torch.full_like(shift, -torch.inf)
+    picture = torch.zeros_like(image)
+    # a pixel without a neighbor on one side still covers its own width
+    candidates = [((place + 0.5).floor(), torch.zeros_like(place), loose)]
+    span = after - place
+    longest = int(span.masked_fill(~to_right, 0).max().ceil())
+    first = place.ceil()
     for step in range(longest + 1):
         target = first + step
-        share = (target - place[..., :-1]) / span.clamp_min(1e-6)
-        candidates.append((target, share.clamp(0, 1), joined & (target <= place[..., 1:])))
-    seen = torch.full((batch, height, width), -torch.inf, device=shift.device)
-    picture = torch.zeros_like(image)
+        share = (target - place) / span.clamp_min(1e-6)
+        candidates.append((target, share.clamp(0, 1), to_right & (target <= after)))
     for target, share, drawn in candidates:
         _draw(picture, seen, target, share, drawn & (target >= 0) & (target < width), image, front)
     return Shifted(picture, seen.isinf())
-
-
-def _single_pixels(place: Tensor, loose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A pixel without a neighbor on one side still covers its own width."""
-    return (place + 0.5).floor(), torch.zeros_like(place), loose
 
 
 def _draw(
@@ -105,23 +118,31 @@ def _draw(
     """Draw colors between each pixel and its right neighbor into ``picture`` where they are in front of what
     is ``seen`` there.
     """
-    b, y, x = drawn.nonzero(as_tuple=True)
-    after = (x + 1).clamp(max=front.shape[-1] - 1)
-    share, target = share[b, y, x], target[b, y, x].long()
-    height = torch.lerp(front[b, y, x], front[b, y, after], share)
-    flat = (b * front.shape[1] + y) * front.shape[2] + target
-    nearest = seen.view(-1).scatter_reduce(0, flat, height, "amax")
-    winner = (height >= nearest[flat]) & (height > seen.view(-1)[flat])
-    color = torch.lerp(image[b, y, x], image[b, y, after], share.unsqueeze(-1))
-    picture.view(-1, 3)[flat[winner]] = color[winner]
-    seen.copy_(nearest.view_as(seen))
+    source = drawn.reshape(-1).nonzero().squeeze(-1)
+    if not len(source):
+        return
+    share, target = (values.reshape(-1).index_select(0, source) for values in (share, target))
+    front, image, seen = front.reshape(-1), image.reshape(-1, 3), seen.view(-1)
+    after = (source + 1).clamp_(max=drawn.numel() - 1)
+    height = torch.lerp(front.index_select(0, source), front.index_select(0, after), share)
+    goal = source - source % drawn.shape[-1] + target.long()
+    nearest = seen.scatter_reduce(0, goal, height, "amax")
+    winner = (height >= nearest.index_select(0, goal)) & (height > seen.index_select(0, goal))
+    if not bool(winner.all()):
+        kept = winner.nonzero().squeeze(-1)
+        source, after, share, goal = (each.index_select(0, kept) for each in (source, after, share, goal))
+    color = torch.lerp(image.index_select(0, source), image.index_select(0, after), share.unsqueeze(-1))
+    picture.view(-1, 3)[goal] = color
+    seen.copy_(nearest)
 
 
-def _joined(view: View, edge_rtol: float) -> Tensor:
+def _joined(view: View, rows: tuple, edge_rtol: float) -> Tensor:
     """True (b, h, w - 1) where a pixel and its right neighbor belong to one surface; sky joins sky."""
-    left, right = view.depth[..., :-1], view.depth[..., 1:]
+    depth, mask = view.depth[rows], view.mask[rows]
+    left, right = depth[..., :-1], depth[..., 1:]
     near = torch.minimum(left, right)
-    joined = (
-        view.mask[..., :-1] & view.mask[..., 1:] & ((left - right).abs() <= (edge_rtol or torch.inf) * near)
-    )
-    return joined if view.sky is None else joined | (view.sky[..., :-1] & view.sky[..., 1:])
+    joined = mask[..., :-1] & mask[..., 1:] & ((left - right).abs() <= (edge_rtol or torch.inf) * near)
+    if view.sky is None:
+        return joined
+    sky = view.sky[rows]
+    return joined | (sky[..., :-1] & sky[..., 1:])

@@ -302,7 +302,10 @@ def percentile(values: Tensor, percent: float) -> Tensor:
     place = (values.numel() - 1) * percent / 100
     below = int(place)
     low = values.kthvalue(below + 1).values
-    high = values.kthvalue(min(below + 2, values.numel())).values
+    # the next in order is the same again, or the least above
+    if below + 2 > values.numel() or int((values <= low).sum()) >= below + 2:
+        return low
+    high = values.masked_fill(values <= low, torch.inf).min()
     return low + (high - low) * (place - below)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import comfy.ops
 import comfy.sd
@@ -10,26 +13,40 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor
 
-from ....models.tiny.text import TinyTextEncoder, explain_prompt, read_layout, tokenize
+from ....models.tiny.text import TOKENS, TinyTextEncoder, explain_prompt, read_layout, tokenize
+from ....models.tiny.vocabulary import VOCABULARY
 from .notes import running_node, show
 
 logger = logging.getLogger("spatialweave.text")
 
 
+@dataclass(frozen=True)
+class Wording:
+    """What a tiny text encoder reads: its words, how many of them, and how texts become ids."""
+
+    vocabulary: Sequence[str]
+    tokens: int
+    tokenize: Callable[[list[str]], Tensor]  # ids (b, n); may refuse a text by a ValueError
+    explain: Callable[[str], str | None]  # what it does not read of a text, else None
+
+
+CAPTIONS = Wording(VOCABULARY, TOKENS, tokenize, explain_prompt)
+
+
 class TinyTokenizer:
     """Prompts to token ids. What the model cannot read is logged, and shown under the node that encodes."""
 
-    def __init__(self, embedding_directory=None, tokenizer_data=None):
-        pass
+    def __init__(self, wording: Wording = CAPTIONS, embedding_directory=None, tokenizer_data=None):
+        self.wording = wording
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **kwargs
     ) -> dict[str, list[Tensor]]:
-        notice = explain_prompt(text)
+        notice = self.wording.explain(text)
         if notice:
             logger.warning(notice)
         show(notice or "", running_node())
-        return {"spatialweave_tiny": list(tokenize([text]))}
+        return {"spatialweave_tiny": list(self.wording.tokenize([text]))}
 
     def state_dict(self) -> dict:
         return {}
@@ -40,8 +57,9 @@ class TinyCondModel(TinyTextEncoder):
 
     def __init__(self, *, dtype=None, device=None, model_options=None):
         super().__init__(
-            *model_options["spatialweave_tiny"], operations=comfy.ops.manual_cast, device=device, dtype=dtype
-        )
+            **model_options["spatialweave_tiny"], operations=comfy.ops.manual_cast, device=device,
+            dtype=dtype,
+        )  # fmt: skip
         self.dtypes = {dtype}
         self.device = device
 
@@ -65,9 +83,12 @@ class TinyCondModel(TinyTextEncoder):
         return self.load_state_dict(state, strict=True, assign=getattr(self, "can_assign_sd", False))
 
 
-def tiny_clip(state: dict[str, Tensor]) -> comfy.sd.CLIP:
-    """A core CLIP around the tiny encoder's weights."""
-    target = comfy.supported_models_base.ClipTarget(tokenizer=TinyTokenizer, clip=TinyCondModel)
+def tiny_clip(state: dict[str, Tensor], wording: Wording = CAPTIONS) -> comfy.sd.CLIP:
+    """A core CLIP around a tiny encoder's weights."""
+    tokenizer = partial(TinyTokenizer, wording)
+    target = comfy.supported_models_base.ClipTarget(tokenizer=tokenizer, clip=TinyCondModel)
     values = sum(tensor.numel() for tensor in state.values())
-    options = {"dtype": torch.float32, "spatialweave_tiny": read_layout(state)}
+    width, layers = read_layout(state)
+    sizes = {"width": width, "layers": layers, "vocabulary": wording.vocabulary, "tokens": wording.tokens}
+    options = {"dtype": torch.float32, "spatialweave_tiny": sizes}
     return comfy.sd.CLIP(target, parameters=values, state_dict=[state], model_options=options)

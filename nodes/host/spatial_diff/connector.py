@@ -79,8 +79,8 @@ def connector_dtype(state: dict[str, Tensor], device: torch.device) -> torch.dty
 
 
 def list_connector_files() -> list[str]:
-    """What the loader offers: the tiny editor's connector where it ships, then core's model_patches."""
-    return [*([TINY] if TINY_CONNECTOR.is_file() else ()), *folder_paths.get_filename_list(FOLDER)]
+    """What the loader offers: the tiny editor's connector, then the files of core's model_patches."""
+    return [TINY, *folder_paths.get_filename_list(FOLDER)]
 
 
 def find_connector_fault(name: str) -> str | None:

@@ -1,1 +1,1 @@
-"""Depth adapters under ComfyUI: files, and the wrappers that add F to what a network reads."""
+"""SpatialFusion under ComfyUI: files, an MLLM's keys and values, and the wrappers that add F to z_t."""

@@ -60,6 +60,18 @@ def test_an_edit_writes_its_image_its_page_and_its_facts(scene, weights, tmp_pat
     assert str(out / "edited.png") in capsys.readouterr().out
 
 
+def test_an_image_is_scaled_first_and_the_page_can_be_a_jpeg(scene, weights, tmp_path, capsys):
+    path, item = scene
+    words, out = f"move the {item.name} to the left", tmp_path / "out"
+    Image.open(path).resize((256, 192)).save(tmp_path / "large.png")
+    options = ["--out", str(out), "--steps", "1", "--weights", str(weights), "--size", "128", "--page", "jpg"]
+    assert main(["edit", str(tmp_path / "large.png"), words, *options]) == 0, capsys.readouterr().err
+    assert Image.open(out / "edited.png").size == (128, 96)
+    page = Image.open(out / "page.jpg")
+    assert page.format == "JPEG" and page.width > 4 * 320 and np.asarray(page).std() > 10
+    assert not (out / "page.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

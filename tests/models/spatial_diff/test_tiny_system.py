@@ -91,6 +91,19 @@ def test_the_pipeline_keeps_size_and_seed(folder):
     assert "padded to 48 x 48" in first.notes[0]
 
 
+def test_an_object_of_a_color_that_the_image_lacks_is_a_note(folder):
+    """Only a note: a script may know better."""
+    image = np.full((32, 32, 3), 0.6, dtype=np.float32)
+    image[8:20, 8:20] = (0.14, 0.31, 0.88)
+    pipeline = SpatialDiffPipeline.from_preset("tiny", weights=folder)
+    said = edit(pipeline, image=image, text="move the red ball behind the blue box", steps=1).notes
+    assert said == (
+        "Expected the red ball in the image, got an image whose solids are blue. Name an object that is "
+        "there.",
+    )
+    assert edit(pipeline, image=image, text="move the blue box to the left", steps=1).notes == ()
+
+
 def test_a_batch_is_what_its_images_are_alone(folder):
     pipeline = SpatialDiffPipeline.from_preset("tiny", weights=folder)
     texts, images = (

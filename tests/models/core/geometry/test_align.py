@@ -96,6 +96,17 @@ def test_a_large_image_is_fitted_on_a_sample_first_and_as_well(monkeypatch, offs
     assert float(quick.scale) == pytest.approx(1.7, abs=0.01) and bool(quick.scale != whole.scale)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_counts_inside_the_mask_alone(bad):
+    pred = torch.arange(1.0, 13.0).reshape(1, 3, 4)
+    spoiled = (2 * pred + 1).index_fill(2, torch.tensor([1]), bad)
+    inside = torch.ones(1, 3, 4, dtype=torch.bool).index_fill(2, torch.tensor([1]), False)
+    found = align_scale_shift(pred, spoiled, inside)
+    assert (float(found.scale), float(found.shift)) == pytest.approx((2, 1))
+    with pytest.raises(ValueError, match="Expected finite numbers inside the mask, got NaN or infinity"):
+        align_scale_shift(pred, spoiled, torch.ones_like(inside))
+
+
 def test_a_large_constant_prediction_gets_a_scale_alone(monkeypatch):
     monkeypatch.setattr(align, "SAMPLE", 8)
     found = align_scale_shift(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spatialweave.kernels.testing import assert_close
+from spatialweave.models.core.geometry import stereo
 from spatialweave.models.core.geometry.stereo import nearness, shift_picture, stereo_pair
 from spatialweave.models.core.geometry.view import View
 
@@ -101,6 +102,25 @@ def test_each_picture_of_a_batch_has_its_own_scale():
     view = View.from_depth(depth, units="metric", image=torch.rand(1, 3, WIDTH, 3))
     left, _ = stereo_pair(view, parallax=4.0, screen=0.0)
     assert torch.equal(left.image[0], left.image[1])
+
+
+def test_bands_of_rows_are_one_picture(monkeypatch):
+    random = torch.Generator().manual_seed(1)
+    depth, steps = torch.rand(2, 2, 11, 40, generator=random)
+    depth = 3 + 0.1 * depth + (steps > 0.8)
+    depth[:, 4:6, 5:20], depth[:, 2, :9] = float("nan"), float("inf")
+    view = View.from_depth(depth, units="metric", image=torch.rand(2, 11, 40, 3, generator=random))
+    whole = stereo_pair(view, parallax=20.0)
+    monkeypatch.setattr(stereo, "BAND", 3)
+    for one, other in zip(whole, stereo_pair(view, parallax=20.0), strict=True):
+        assert torch.equal(one.image, other.image) and torch.equal(one.holes, other.holes)
+        assert bool(one.holes.any()) and not bool(one.holes.all())
+
+
+def test_an_image_of_one_column_stays():
+    image = torch.rand(1, 5, 1, 3)
+    for eye in stereo_pair(View.from_depth(torch.ones(1, 5, 1), units="metric", image=image)):
+        assert torch.equal(eye.image, image) and not eye.holes.any()
 
 
 @pytest.mark.parametrize(
