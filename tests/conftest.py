@@ -77,10 +77,12 @@ COMFYUI, NO_COMFYUI = find_comfyui()
 # tests of code that is no part of the node pack (.comfyignore), which no ComfyUI's torch ever runs
 ONCE = (
     "kernels/test_bench", "models/benchmarks/", "models/cli/", "models/core/training/",
-    "models/intrinsic_ldm/data/", "models/intrinsic_ldm/test_pipeline", "models/intrinsic_ldm/test_show",
-    "models/intrinsic_ldm/training/", "models/joyai_edit/data/", "models/joyai_edit/training/",
-    "models/modality_forcing/training/", "models/spatial_diff/data/", "models/spatial_diff/training/",
-    "models/trainers/", "models/vggt/test_training", "models/world/",
+    "models/core/visualize/test_orbit", "models/core/weights/test_conversion",
+    "models/core/weights/test_quantization", "models/intrinsic_ldm/data/",
+    "models/intrinsic_ldm/test_pipeline", "models/intrinsic_ldm/test_show", "models/intrinsic_ldm/training/",
+    "models/joyai_edit/data/", "models/joyai_edit/training/", "models/modality_forcing/training/",
+    "models/spatial_diff/data/", "models/spatial_diff/training/", "models/trainers/",
+    "models/vggt/test_training", "models/world/",
 )
 NO_BROWSER = "set NODE_PATH to a node_modules folder with playwright-core, and CHROMIUM to a Chromium"
 
