@@ -94,12 +94,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported and collected stays: no garbage collection needs to look through it again,
-    and what tests and their libraries make is looked through less often.
-    """
+    """What was imported and collected stays: no garbage collection needs to look through it again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_unconfigure():

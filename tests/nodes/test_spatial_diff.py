@@ -118,7 +118,7 @@ def test_a_lora_before_or_after_the_node_is_the_same(diff):
 
 def test_torch_compile_gives_each_steps_own_result(diff):
     seen = diff("compiled")
-    assert seen["graphs"] > 10, "nothing was compiled"
+    assert min(seen["graphs"]) > 0, "nothing was compiled"
     assert seen["all"] < 1e-5 and seen["half"] < 1e-5 and seen["weighed"] < 1e-5, seen
 
 
