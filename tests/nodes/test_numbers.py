@@ -39,6 +39,7 @@ TYPED = {
     "tolerance": [0.03, 0.0125, 0.001],
     "voxel_size": [0.01, 0.0025, 0.5],
     "strength": [1.0, 0.55, 1.25],
+    "lora_strength": [1.0, 0.55, 1.25],
     "start_percent": [0.0, 0.125, 0.333],
     "end_percent": [1.0, 0.875, 0.667],
     "height": [0.9, 1.75, 0.05],

@@ -417,8 +417,8 @@ def test_demo_keeps_what_it_made_when_the_disk_is_full(tmp_path):
         f"sys.exit(cli.main(['demo', '--steps', '1', '--output', {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+        [sys.executable, "-IB", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )  # B: Python does not notice that it cuts the bytecode of what it imports
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("spatialweave demo: ") and str(tmp_path / "out") in last

@@ -56,7 +56,11 @@ def run(*arguments, cwd, **more):
     settings = {"capture_output": True, "timeout": 120} | more
     settings["env"] = {**os.environ, "OMP_NUM_THREADS": "1", **more.get("env", {})}
     return subprocess.run(
-        [sys.executable, "-P", "-m", "spatialweave.models.cli", *arguments], cwd=cwd, check=False, **settings
+        # B: where a file may not grow, Python would cut the bytecode of what it imports
+        [sys.executable, "-PB", "-m", "spatialweave.models.cli", *arguments],
+        cwd=cwd,
+        check=False,
+        **settings,
     )
 
 
@@ -398,6 +402,8 @@ def test_a_demo_without_a_depth_is_refused_before_a_file_is_written(tmp_path, ca
             [
                 "demo",
                 "--guidance",
+                "1000",
+                "--depth-guidance",
                 "1000",
                 "--steps",
                 "1",

@@ -77,9 +77,8 @@ def test_a_write_that_stops_in_the_middle_leaves_nothing(tmp_path):
         "try:\n    write_file(sys.argv[1], b'x' * 5000)\n"
         "except ExportError as error:\n    sys.exit(str(error))\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "x.bin")], capture_output=True, text=True, cwd=tmp_path
-    )
+    call = [sys.executable, "-B", "-c", script, str(tmp_path / "x.bin")]  # B: or it cuts bytecode, too
+    ran = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 1
     assert "the file would be larger than this system allows" in ran.stderr
     assert os.listdir(tmp_path) == []
