@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...kernels.segment_attention import Segments, Source, segment_attention
 from ..core.layers.dpt import DPTHead
 from ..core.layers.positions import RotaryTable
 from ..core.layers.vit import VisionTransformer
@@ -188,6 +187,9 @@ def attend_one_way(
     The queries that share a head of keys are one longer sequence of queries: without a mask that is the same.
     Rows with texts of one length run together.
     """
+    # imported here: registering the op takes a quarter of the pack's import time
+    from ...kernels.segment_attention import Segments, Source, segment_attention
+
     groups, count = k.shape[1], k.shape[2]
     q = rearrange(q, "b (g r) n d -> b g (r n) d", g=groups)
     rows_of: dict[int, list[int]] = {}
