@@ -310,10 +310,11 @@ def lowvram(folder):
 
 
 def licenses(folder):
-    """What the loader says of a published name, and of ours; tracking tensors are left out by name."""
+    """What the loader says of a published name, of another, and of the shipped network; tracking tensors are left out by name."""
     start(folder)
     said = {}
-    for name in ("vggt_1b_commercial.safetensors", "ours.safetensors"):
+    shipped = ours("nodes.host.shared.shipped").TINY
+    for name in ("vggt_1b_commercial.safetensors", "ours.safetensors", shipped):
         said[name] = list(run("LoadVggt", model_name=name)[0].notes)
     return said
 

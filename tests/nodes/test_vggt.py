@@ -133,6 +133,7 @@ def test_vggt_loader_shows_the_license_and_leaves_tracking_out(vggt):
     assert "VGGT licence: commercial use allowed, military use excluded" in commercial
     assert "1 tensors of track_head.* are left out" in commercial
     assert "license unknown" in said["ours.safetensors"][0]
+    assert said["tiny (shipped with the pack)"] == []
 
 
 def test_vggt_body_in_bfloat16_keeps_heads_in_float32(vggt):

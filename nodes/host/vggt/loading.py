@@ -69,7 +69,8 @@ def load_vggt_file(path: str) -> VggtModel:
     state = {ours: state[name] for name, ours in names.items()}
     check_finite(state, path)
     left_out = len(header.shapes) - len(names)
-    notes = [describe_license(path, header.metadata.get("license"))]
+    shipped = path == str(TINY_NETWORK)  # under the pack's own license, which asks nothing of a user
+    notes = [] if shipped else [describe_license(path, header.metadata.get("license"))]
     if left_out:
         notes.append(f"{left_out} tensors of {TRACKING}* are left out: nothing here tracks points.")
     return VggtModel(config, state, path, tuple(notes))
