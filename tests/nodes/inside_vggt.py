@@ -310,7 +310,9 @@ def lowvram(folder):
 
 
 def licenses(folder):
-    """What the loader says of a published name, of another, and of the shipped network; tracking tensors are left out by name."""
+    """What the loader says of a published name, of another, and of the shipped network;
+    tracking tensors are left out by name.
+    """
     start(folder)
     said = {}
     shipped = ours("nodes.host.shared.shipped").TINY
