@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +25,7 @@ from ..core.weights.network_files import check_dtypes, module_shapes
 from .config import DepthAdapterConfig, SpatialTransformerConfig
 from .network import AdapterNetwork, SpatialTransformer
 
+Config = TypeVar("Config")
 KIND = "depth adapter"
 TRANSFORMER_KIND = "spatial transformer"
 CONFIG = "config"  # metadata key
@@ -67,16 +69,27 @@ def read_adapter_config(
     header: Header, what: str, describe: Callable[[Header], str] = describe
 ) -> DepthAdapterConfig:
     """The config that a file states in its metadata."""
-    if header.metadata.get(KIND_KEY) != KIND:
+    return read_stated_config(header, what, KIND, DepthAdapterConfig.from_json, describe)
+
+
+def read_stated_config(
+    header: Header,
+    what: str,
+    kind: str,
+    from_json: Callable[[Any], Config],
+    describe: Callable[[Header], str],
+) -> Config:
+    """The config in the metadata of a file of this kind; WeightsError says what another file is."""
+    if header.metadata.get(KIND_KEY) != kind:
         raise WeightsError(
-            f"Expected a {KIND} of SpatialWeave in {what}, got {describe(header)}. Choose a file "
+            f"Expected a {kind} of SpatialWeave in {what}, got {describe(header)}. Choose a file "
             "that was trained as one."
         )
     try:
-        return DepthAdapterConfig.from_json(json.loads(header.metadata.get(CONFIG, "null")))
+        return from_json(json.loads(header.metadata.get(CONFIG, "null")))
     except (ValueError, TypeError) as error:
         raise WeightsError(
-            f"Expected the config of a {KIND} in the metadata of {what}, got another "
+            f"Expected the config of a {kind} in the metadata of {what}, got another "
             f"({str(error).rstrip('.')}). Fetch the file again."
         ) from error
 
@@ -104,18 +117,7 @@ def examine_spatial_transformer(
     header: Header, what: str, describe: Callable[[Header], str] = describe
 ) -> SpatialTransformerConfig:
     """The config of a file that holds a whole spatial transformer; WeightsError says what another is."""
-    if header.metadata.get(KIND_KEY) != TRANSFORMER_KIND:
-        raise WeightsError(
-            f"Expected a {TRANSFORMER_KIND} of SpatialWeave in {what}, got {describe(header)}. Choose a file "
-            "that was trained as one."
-        )
-    try:
-        config = SpatialTransformerConfig.from_json(json.loads(header.metadata.get(CONFIG, "null")))
-    except (ValueError, TypeError) as error:
-        raise WeightsError(
-            f"Expected the config of a {TRANSFORMER_KIND} in the metadata of {what}, got another "
-            f"({str(error).rstrip('.')}). Fetch the file again."
-        ) from error
+    config = read_stated_config(header, what, TRANSFORMER_KIND, SpatialTransformerConfig.from_json, describe)
     shapes = module_shapes(SpatialTransformer(config, device="meta"))
     check_fit(shapes, header.shapes, f"{what}, a {TRANSFORMER_KIND},")
     check_dtypes(header.dtypes, DTYPES, what)
