@@ -19,10 +19,14 @@ import pytest
 # for tensors this small, threads on a busy machine only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# temporary files of tests and of the processes they start are gone when the run ends, however those end;
+# what pytest keeps of failed tests lies where it always does
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+TEMPORARY = tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="spatialweave-tests-")
+
 # inductor keeps what it compiled from run to run and tells our operators by name alone:
 # tests compile what is here, not what once was
-COMPILED = tempfile.mkdtemp(prefix="spatialweave-compiled-")
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = COMPILED
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(TEMPORARY, "compiled"))
 
 NAME, ROOT = "spatialweave", Path(__file__).resolve().parents[1]
 
@@ -100,7 +104,7 @@ def pytest_collection_finish():
 
 
 def pytest_unconfigure():
-    shutil.rmtree(COMPILED, ignore_errors=True)
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,7 +1,7 @@
 """Run by test_omnigen2.py in a process of its own: core's OmniGen2 class on our weights.
 
-inside_omnigen2.py COMFYUI FOLDER. Each case is a folder in FOLDER with params.json, the class's arguments,
-weights and inputs; core's output is written beside them.
+inside_omnigen2.py COMFYUI FOLDER. Each config is a folder in FOLDER with params.json, the class's arguments,
+weights and the inputs of cases; core's outputs are written beside them.
 """
 
 import json
@@ -39,12 +39,15 @@ def run_rows(network, given):
     return torch.cat(rows)
 
 
-for case in sorted(folder.iterdir()):
-    params = json.loads((case / "params.json").read_text())
+for config in sorted(folder.iterdir()):
+    params = json.loads((config / "params.json").read_text())
     network = comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel(
         **params, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
     )
-    network.load_state_dict(load_file(case / "weights.safetensors"))
-    with torch.no_grad():
-        velocity = run_rows(network, load_file(case / "inputs.safetensors"))
-    save_file({"velocity": velocity.contiguous()}, case / "output.safetensors")
+    network.load_state_dict(load_file(config / "weights.safetensors"))
+    for case in sorted(config.glob("*.inputs.safetensors")):
+        with torch.no_grad():
+            velocity = run_rows(network, load_file(case))
+        save_file(
+            {"velocity": velocity.contiguous()}, case.with_name(case.name.replace("inputs", "output"))
+        )

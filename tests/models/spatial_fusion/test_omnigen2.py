@@ -1,9 +1,11 @@
 """Our OmniGen2 network against ComfyUI's class, on random weights."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,7 +39,9 @@ CASES = {
 }
 
 
+@cache
 def make_network(config):
+    """The same network for the same config; nothing trains it."""
     generator = torch.Generator().manual_seed(1)
     network = OmniGen2(config).train(False).requires_grad_(False)
     for name, value in network.named_parameters():
@@ -69,25 +73,27 @@ def run_ours(network, given, **options):
 
 @pytest.fixture(scope="module")
 def core_outputs(comfyui, tmp_path_factory):
-    """The folder with each case and core's output."""
+    """The folder with a folder for each config: its weights, each case's inputs and core's output."""
     folder = tmp_path_factory.mktemp("core")
     for name, config in CONFIGS.items():
+        place = folder / name
+        place.mkdir()
+        save_file(make_network(config).state_dict(), place / "weights.safetensors")
+        (place / "params.json").write_text(json.dumps(config.for_core()))
         for case in CASES:
-            place = folder / f"{name} {case}"
-            place.mkdir()
-            save_file(make_network(config).state_dict(), place / "weights.safetensors")
-            save_file(make_inputs(config, case), place / "inputs.safetensors")
-            (place / "params.json").write_text(json.dumps(config.for_core()))
+            save_file(make_inputs(config, case), place / f"{case}.inputs.safetensors")
     script = Path(__file__).with_name("inside_omnigen2.py")
     subprocess.run([sys.executable, str(script), str(comfyui), str(folder)], check=True, timeout=600)
-    return folder
+    yield folder
+    make_network.cache_clear()  # the wide network is 580 MB
+    shutil.rmtree(folder)
 
 
 @pytest.mark.comfyui
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_omnigen2_equals_comfyui(core_outputs, name, case):
-    expected = load_file(core_outputs / f"{name} {case}" / "output.safetensors")["velocity"]
+    expected = load_file(core_outputs / name / f"{case}.output.safetensors")["velocity"]
     ours = run_ours(make_network(CONFIGS[name]), make_inputs(CONFIGS[name], case))
     assert expected.std() > 0.1
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
