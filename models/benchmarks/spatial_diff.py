@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..core.evaluation.edit_check import check_edit
 from ..core.evaluation.edit_object import mask_center
 from ..core.evaluation.edit_verdict import EditRequest
 from ..core.geometry.view import View
+from ..core.weights.registry import hash_file
 from ..spatial_diff.config import DEFAULTS
 from ..spatial_diff.editor_files import EDITOR_FILE, LORA_FILE
 from ..spatial_diff.pipeline import Parts, SpatialDiffPipeline
@@ -29,6 +30,7 @@ from ..world.judges.scorer import Scorer
 from ..world.moves import STRATA, sample_moves
 from ..world.render import Frames, render
 from .intervals import CONFIDENCE, proportion_interval, significant_sign
+from .work_file import WorkFile
 
 MOVES_SEED = 2026  # of the test split
 SIZE = 128  # pixels a side, at which the tiny editor was trained
@@ -65,21 +67,29 @@ class MoveCase:
 
 
 def evaluate_spatial_diff(
-    plan: LadderPlan, *, weights: Path | None = None, runs: Path | None = None, device: str = "cpu"
+    plan: LadderPlan,
+    *,
+    work: Path,
+    weights: Path | None = None,
+    runs: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Figures by name. `weights`: another folder of the tiny system's files than the shipped ones."""
+    """Figures by name. `weights`: another folder of the tiny system's files than the shipped ones. `work`: a
+    folder that gets the rows of each batch as they are measured; a rerun continues from them."""
     if plan.count < len(STRATA):
         raise ValueError(
             f"Expected at least {len(STRATA)} edits, one of each stratum, got {plan.count}. Set --n."
         )
     rungs = find_rungs(weights, runs)
     cases, scorer = list_cases(plan), Scorer.from_pretrained()
-    measured = {CEILING: measure_ceiling(cases, scorer, device)}
-    for name, parts in rungs.items():
-        pipeline = SpatialDiffPipeline.from_parts(parts, device=device)
-        measured[name] = [
-            measure_seed(pipeline, cases, plan, seed, scorer, name) for seed in range(plan.seeds)
-        ]
+    measured = {CEILING: [measure_ceiling(cases, scorer, device)]} | {name: [] for name in rungs}
+    files = {name: WorkFile(work / f"{name}.jsonl", state_rung(plan, parts)) for name, parts in rungs.items()}
+    done = {name: file.read() for name, file in files.items()}
+    pipelines = {name: SpatialDiffPipeline.from_parts(parts, device=device) for name, parts in rungs.items()}
+    for seed in range(plan.seeds):  # the outer loop, so that what is interrupted compares all rungs
+        for name, pipeline in pipelines.items():
+            rows = measure_seed(pipeline, cases, plan, seed, scorer, files[name], done[name])
+            measured[name].append(rows)
     figures: dict[str, Any] = {"edits": plan.count, "seeds": plan.seeds, "moves_seed": plan.seed}
     figures["steps"] = plan.steps or DEFAULTS.steps
     figures["guidance"] = DEFAULTS.guidance if plan.guidance is None else plan.guidance
@@ -128,8 +138,16 @@ def list_cases(plan: LadderPlan) -> list[MoveCase]:
     return cases
 
 
-def measure_ceiling(cases: Sequence[MoveCase], scorer: Scorer, device: str) -> list[list[dict[str, float]]]:
-    """The figures of the exact targets through the codec, as if of one seed."""
+def state_rung(plan: LadderPlan, parts: Parts) -> dict[str, Any]:
+    """What determines the rows of a rung. Seeds do not: more of them continue."""
+    paths = {part.name: getattr(parts, part.name) for part in fields(parts)}
+    hashes = {name: hash_file(path) for name, path in paths.items() if path is not None}
+    settings = {name: value for name, value in asdict(plan).items() if name != "seeds"}
+    return {"benchmark": "spatial_diff", **settings, "files": hashes}
+
+
+def measure_ceiling(cases: Sequence[MoveCase], scorer: Scorer, device: str) -> list[dict[str, float]]:
+    """The figures of the exact targets through the codec."""
     from ..tiny.weights import load_codec
 
     codec, rows = load_codec(device=device).train(False), []
@@ -138,7 +156,7 @@ def measure_ceiling(cases: Sequence[MoveCase], scorer: Scorer, device: str) -> l
         with torch.no_grad():
             decoded = (codec.decode(codec.encode(image)) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
         rows.append(judge_result(case, decoded[0], scorer))
-    return [rows]
+    return rows
 
 
 def measure_seed(
@@ -147,17 +165,24 @@ def measure_seed(
     plan: LadderPlan,
     seed: int,
     scorer: Scorer,
-    name: str,
+    file: WorkFile,
+    done: Mapping[str, Any],
 ) -> list[dict[str, float]]:
-    """The figures of every edit, sampled with one seed."""
+    """The figures of every edit, sampled with one seed; `done` are batches of `file` by name."""
     rows = []
-    for start in tqdm(range(0, len(cases), plan.batch), desc=f"{name}, seed {seed}", disable=None):
-        some = cases[start : start + plan.batch]
+    title = f"{file.path.stem}, seed {seed}"
+    for start in tqdm(range(0, len(cases), plan.batch), desc=title, disable=None):
+        name, some = f"seed {seed}, edit {start}", cases[start : start + plan.batch]
+        if name in done:
+            rows += done[name]["rows"]
+            continue
         result = pipeline(
             [case.edit.instruction for case in some], image=torch.cat([case.before.image for case in some]),
             steps=plan.steps, guidance=plan.guidance, seed=1_000_003 * seed + start,
         )  # fmt: skip
-        rows += [judge_result(case, image, scorer) for case, image in zip(some, result.image, strict=True)]
+        found = [judge_result(case, image, scorer) for case, image in zip(some, result.image, strict=True)]
+        file.add(name, {"rows": found})
+        rows += found
     return rows
 
 

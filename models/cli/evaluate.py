@@ -100,6 +100,8 @@ def _add_spatial_diff(systems, looks: Mapping[str, Any]) -> None:
     option("--weights", type=path, help="another folder of the tiny system's files than the shipped one")
     runs = option("--runs", type=path)
     runs.help = "folder with the output folders lora, tokens, eds and lds of the rungs' training runs"
+    work = option("--work", type=path, default=Path("runs/evaluate_spatial_diff"))
+    work.help = "folder for partial results; a rerun continues from them"
     option("--device", default="cpu", help="where to sample: cpu, cuda")
     moves.set_defaults(run=_run_spatial_diff)
 
@@ -110,7 +112,8 @@ def _run_spatial_diff(options: argparse.Namespace) -> None:
 
     plan = LadderPlan(options.n, options.seeds, options.steps, options.guidance, options.batch)
     device = check_device(options.device)
-    figures = evaluate_spatial_diff(plan, weights=options.weights, runs=options.runs, device=device)
+    folders = {"weights": options.weights, "runs": options.runs, "work": options.work}
+    figures = evaluate_spatial_diff(plan, **folders, device=device)
     for name, value in figures.items():
         write_line(f"{name:44s} {value}")
     if options.json:

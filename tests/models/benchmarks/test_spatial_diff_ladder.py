@@ -112,3 +112,35 @@ def test_a_rung_is_compared_edit_by_edit():
         "r.hit_rate.against_lora": 1,
         "r.ghost.against_lora": 0,
     }
+
+
+@pytest.fixture
+def cheap_judge(monkeypatch):
+    monkeypatch.setattr(
+        ladder, "judge_result", lambda case, image, scorer: dict.fromkeys(ladder.FIGURES, float(image.mean()))
+    )
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(tmp_path, monkeypatch, cheap_judge):
+    plan, sample = ladder.LadderPlan(count=3, seeds=2, steps=1), ladder.SpatialDiffPipeline.__call__
+    whole = ladder.evaluate_spatial_diff(plan, work=tmp_path / "whole")
+    sampled = []
+
+    def count(self, *args, **options):
+        sampled.append(options["seed"])
+        if len(sampled) == 3:
+            raise KeyboardInterrupt
+        return sample(self, *args, **options)
+
+    monkeypatch.setattr(ladder.SpatialDiffPipeline, "__call__", count)
+    with pytest.raises(KeyboardInterrupt):
+        ladder.evaluate_spatial_diff(plan, work=tmp_path / "cut")
+    assert ladder.evaluate_spatial_diff(plan, work=tmp_path / "cut") == whole
+    assert len(sampled) == 5  # two rungs with two seeds, and the one that was interrupted
+    assert (tmp_path / "cut" / "base.jsonl").read_text() == (tmp_path / "whole" / "base.jsonl").read_text()
+
+
+def test_rows_of_other_settings_are_not_taken(tmp_path, cheap_judge):
+    ladder.evaluate_spatial_diff(ladder.LadderPlan(count=3, seeds=1, steps=1), work=tmp_path)
+    with pytest.raises(ValueError, match=r'base.jsonl, got those of \{"steps": 1\}'):
+        ladder.evaluate_spatial_diff(ladder.LadderPlan(count=3, seeds=1, steps=2), work=tmp_path)
