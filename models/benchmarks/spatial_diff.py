@@ -197,8 +197,9 @@ def judge_result(case: MoveCase, image: Tensor, scorer: Scorer) -> dict[str, flo
     index = case.edit.object
     old, new = (frames.segmentation[0] == index + 1 for frames in (case.before, case.target))
     view = View.from_depth(case.before.depth, units="metric", intrinsics=case.before.intrinsics)
+    request = EditRequest("move object", new)
     report = check_edit(
-        case.before.image[0], image, view, EditRequest("move object", new), object_before=old
+        case.before.image[0], image, view, request, object_before=old, static_camera=True
     )
     error = report.figures.get("target_distance_of_width", math.nan)
     return {

@@ -66,9 +66,11 @@ def check_edit(
     object_after: Tensor | None = None,
     view_after: View | None = None,
     fov_degrees: float | None = None,
+    static_camera: bool = False,
 ) -> EditReport:
     """Check one edit: images (h, w, 3), the View of the image before (batch 1), masks (h, w) of the object
-    before and after, the View of the image after."""
+    before and after, the View of the image after. `static_camera`: the camera is known not to move, and its
+    motion is not estimated, which takes most of the time."""
     scene = _scale_scene(
         before,
         after,
@@ -79,7 +81,7 @@ def check_edit(
         object_after=object_after,
         view_after=view_after,
     )
-    motion, still = _measure_camera(scene)
+    motion, still = (_no_motion(scene), True) if static_camera else _measure_camera(scene)
     up = find_up(scene.view, scene.intrinsics)
     viewpoint = describe_motion(motion, scene.view, up)
     expected, known, old = _expect(scene, motion, still)
@@ -143,12 +145,16 @@ def fit_view(view: View, size: tuple[int, int], fov_degrees: float | None) -> Vi
     )
 
 
+def _no_motion(scene: _Scene) -> CameraMotion:
+    return CameraMotion(torch.eye(4, device=scene.view.depth.device), 1.0, 1.0, 1.0, 0.0)
+
+
 def _measure_camera(scene: _Scene) -> tuple[CameraMotion, bool]:
     """The camera's motion, and whether the camera is static, so that the background does not move."""
     static = scene.view.mask[0]
     if scene.object_before is not None:
         static = static & ~grow_mask(scene.object_before, 2)
-    no_motion = CameraMotion(torch.eye(4, device=static.device), 1.0, 1.0, 1.0, 0.0)
+    no_motion = _no_motion(scene)
     changed = changed_pixels(scene.before, scene.after, torch.ones_like(static))
     if bool(changed[static].float().mean() < _STILL_CHANGED):
         return no_motion, True

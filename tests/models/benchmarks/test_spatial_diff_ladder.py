@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from spatialweave.models.benchmarks import spatial_diff as ladder
+from spatialweave.models.core.evaluation.edit_check import check_edit
+from spatialweave.models.core.evaluation.edit_verdict import EditRequest
+from spatialweave.models.core.geometry.view import View
 from spatialweave.models.world.judges.scorer import Scorer
 from spatialweave.models.world.moves import move_object, sample_moves
 from spatialweave.models.world.render import render
@@ -111,6 +114,18 @@ def test_a_rung_is_compared_edit_by_edit():
     assert ladder.compare_rungs("r", better, lora) == {
         "r.hit_rate.against_lora": 1,
         "r.ghost.against_lora": 0,
+    }
+
+
+def test_a_camera_known_to_be_static_gives_the_figures_of_one_found_static(cases):
+    case = cases[0]
+    old, new = (f.segmentation[0] == case.edit.object + 1 for f in (case.before, case.target))
+    view = View.from_depth(case.before.depth, units="metric", intrinsics=case.before.intrinsics)
+    given = case.before.image[0], case.target.image[0], view, EditRequest("move object", new)
+    known, found = (check_edit(*given, object_before=old, static_camera=static) for static in (True, False))
+    assert not found.figures["camera_moved"] and found.figures["target_distance_of_width"] < 0.02
+    assert {name: found.figures[name] for name in ("target_distance_of_width", "object_consistency")} == {
+        name: known.figures[name] for name in ("target_distance_of_width", "object_consistency")
     }
 
 
