@@ -276,14 +276,16 @@ def report_run(
     recipe: Recipe, settings: StageSettings, dataset: Any, network: Flux, parts: TrainedParts
 ) -> None:
     """Log what the run will take."""
-    queries = parts.connector.config.queries if parts.connector is not None else 0
+    connector = parts.connector.config if parts.connector is not None else None
+    queries, geometry = (connector.queries, len(dataset[0]["geometry"])) if connector else (0, 0)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     estimate.log_estimate(
         estimate.estimate(
             network, network.config, parts, batch=recipe.batch_size // recipe.accumulate,
             tokens=estimate.count_tokens(network.config, dataset[0], queries),
             checkpointing=settings.checkpointing, processes=processes,
-            shards=processes if settings.shard else 1, device=find_device(),
+            shards=processes if settings.shard else 1, device=find_device(), connector=connector,
+            geometry_tokens=geometry,
         )
     )  # fmt: skip
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..config import ConnectorConfig
 from ..flux import FluxConfig
 
 log = logging.getLogger("spatialweave.training")
 PROBE = 1024  # side of the matrices whose product measures a device
 TOKEN_VALUES = 34  # of a block's activations that a backward pass keeps, in units of tokens x width
+FLOAT = 4  # bytes
 ADAM = 4  # numbers a trained parameter takes in float32: weight, gradient, two moments
 
 
@@ -46,15 +48,19 @@ def count_tokens(config: FluxConfig, sample: Mapping[str, Tensor], queries: int)
 
 def estimate(
     network: nn.Module, config: FluxConfig, trained: nn.Module, *, batch: int, tokens: int, checkpointing:
-    bool, processes: int = 1, shards: int = 1, device: torch.device,
+    bool, processes: int = 1, shards: int = 1, device: torch.device, connector: ConnectorConfig | None = None,
+    geometry_tokens: int = 0,
 ) -> Estimate:  # fmt: skip
-    """`batch`: samples of a step over all processes; `tokens` of a sample; `shards` of the frozen weights."""
+    """`batch`: samples of a step over all processes; `tokens` of a sample; `shards` of the frozen weights;
+    `connector`: the one that is trained, on that many geometry tokens of a sample."""
     weights = sum(value.numel() * value.element_size() for value in network.parameters())
     numbers = sum(value.numel() for value in trained.parameters())
     dtype = next(network.parameters()).dtype
     blocks = config.depth + config.depth_single_blocks
     rows = batch / processes * tokens * config.hidden_size * dtype.itemsize
     kept = rows * (blocks + TOKEN_VALUES if checkpointing else blocks * TOKEN_VALUES)
+    if connector is not None:
+        kept += batch / processes * FLOAT * connector_values(connector, geometry_tokens)
     parameters = sum(value.numel() for value in network.parameters())
     # forward, and a backward pass through the frozen weights to their inputs: 2 + 2 operations a weight and
     # token; checkpointing runs the forward pass twice; attention counts beside them
@@ -62,7 +68,23 @@ def estimate(
     scores = 2 * tokens * config.hidden_size * blocks
     operations = batch / processes * tokens * passes * (parameters + scores)
     return Estimate(
-        weights / shards / 1e9, 4 * ADAM * numbers / 1e9, kept / 1e9, operations / measure_rate(device, dtype)
+        weights / shards / 1e9,
+        FLOAT * ADAM * numbers / 1e9,
+        kept / 1e9,
+        operations / measure_rate(device, dtype),
+    )
+
+
+def connector_values(config: ConnectorConfig, tokens: int) -> int:
+    """Numbers of one sample that a backward pass through the connector keeps.
+
+    Of a layer's queries: four of their width, the attention's queries and result, and the hidden values
+    before and after their activation. Of its geometry tokens: their norm's result, keys and values.
+    """
+    inner, hidden = config.inner_width, int(config.width * config.mlp_ratio)
+    queries = config.queries * (4 * config.width + 2 * inner + 2 * hidden)
+    return config.layers * (queries + tokens * (config.geometry_width + 2 * inner)) + (
+        tokens * config.geometry_width
     )
 
 

@@ -8,9 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
+from spatialweave.models.spatial_diff.config import ConnectorConfig
 from spatialweave.models.spatial_diff.editor_files import load_editor, save_editor
 from spatialweave.models.spatial_diff.flux import Flux, FluxConfig
 from spatialweave.models.spatial_diff.lora import find_attention_linears, merge_lora, read_editor_lora
+from spatialweave.models.spatial_diff.network import GeometryConnector
 from spatialweave.models.spatial_diff.training import connector as stages
 from spatialweave.models.spatial_diff.training import estimate
 from spatialweave.models.spatial_diff.weights import load_connector, load_depth_head
@@ -234,3 +236,21 @@ def test_the_estimate_grows_with_what_it_counts():
     assert kept.activations < one.activations
     sharded = estimate.estimate(network, SMALL, trained, **kwargs, shards=4)
     assert sharded.frozen == pytest.approx(one.frozen / 4)
+
+
+@pytest.mark.parametrize(("layers", "grid", "width", "tokens"), [(2, (8, 8), 96, 70), (1, (3, 5), 32, 300)])
+def test_the_connectors_part_of_the_estimate_is_what_autograd_keeps(layers, grid, width, tokens):
+    config = ConnectorConfig(
+        geometry_width=48, width=width, grid=grid, layers=layers, heads=2, head_width=24, depth_patch=1
+    )
+    network, kept = GeometryConnector(config), {}
+    weights = {value.untyped_storage().data_ptr() for value in network.parameters()}
+
+    def keep(tensor):
+        if (place := tensor.untyped_storage().data_ptr()) not in weights:
+            kept[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.randn(3, tokens, 48)).sum().backward()
+    assert 3 * 4 * estimate.connector_values(config, tokens) == pytest.approx(sum(kept.values()), rel=0.02)
