@@ -114,7 +114,7 @@ def make_step(name, stage, checkpointing, side):
     length = estimate.count_tokens(config, sample, tokens.queries)
     told = estimate.estimate(
         network, config, parts, batch=BATCH[name], tokens=length, checkpointing=checkpointing,
-        device=torch.device("cpu"),
+        device=torch.device("cpu"), connector=tokens, geometry_tokens=len(sample["geometry"]),
     )  # fmt: skip
     return step, parts, told, length
 
