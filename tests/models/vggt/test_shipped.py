@@ -1,4 +1,4 @@
-"""The tiny network that ships: its figures on held-out scenes, its size, and its precision: eight bits, and float16."""
+"""The tiny network that ships: its figures on held-out scenes, its size and its precision."""
 
 import pytest
 import torch
