@@ -16,13 +16,14 @@ COVERED = 0.5  # least share of valid pixels under a resized one
 
 
 def code_depth(depth: Tensor, mask: Tensor, *, code: str, bound: float, least_iqr: float) -> Tensor:
-    """The code (b, h, w) of depth maps; see `DepthAdapterConfig` for the two codes.
+    """The code (b, h, w) of depth maps, differentiable; see `DepthAdapterConfig` for the two codes.
 
     A map without a valid pixel is 0 everywhere.
     """
-    coded = torch.zeros_like(depth)
-    for row, found, known in zip(coded, depth, mask, strict=True):
-        valid = found[known]
+    rows = []
+    for found, known in zip(depth, mask, strict=True):
+        valid, row = found[known], torch.zeros_like(found)
+        rows.append(row)
         if not valid.numel():
             continue
         if code == "unit_mean":
@@ -32,7 +33,7 @@ def code_depth(depth: Tensor, mask: Tensor, *, code: str, bound: float, least_iq
             log = valid.log()
             low, median, high = (percentile(log, percent) for percent in (25, 50, 75))
             row[known] = ((log - median) / (high - low).clamp(min=least_iqr)).clamp(-bound, bound)
-    return coded
+    return torch.stack(rows) if rows else torch.zeros_like(depth)
 
 
 def resize_code(coded: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from ..core.training.captions import put_empty
 from ..core.training.loop import Batch, Task
 from .config import DepthAdapterConfig, SpatialTransformerConfig
 from .depth_code import code_depth
-from .network import AdapterNetwork, SemanticState, SpatialTransformer, plan_depth
+from .network import AdapterNetwork, InferredDepth, SemanticState, SpatialTransformer, plan_depth
 from .weights import load_adapter, save_adapter, save_spatial_transformer
 
 # what a run ships, in its output folder
@@ -116,9 +116,7 @@ def adapter_loss(
     x0 = batch["latent"].float()
     prompt = draw_prompt(batch, base.conditions, empty, generator, settings.caption_dropout)
     prompt |= {name: batch[name] for name in base.references}
-    level = settings.least_noise + (1 - settings.least_noise) * torch.rand(len(x0), generator=generator)
-    level = level.to(x0.device)
-    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    level, noise = draw_noise(x0, generator, settings.least_noise)
     config = getattr(model, "module", model).config
     coded = code_depth(
         batch["depth"], batch["mask"], code=config.code, bound=config.bound, least_iqr=config.least_iqr
@@ -129,6 +127,12 @@ def adapter_loss(
     return loss, {**logs, "addend": addend.detach().square().mean().sqrt()}
 
 
+def draw_noise(x0: Tensor, generator: Generator, least: float) -> tuple[Tensor, Tensor]:
+    """Uniform noise levels (b,) from `least`, and the noise."""
+    level = least + (1 - least) * torch.rand(len(x0), generator=generator)
+    return level.to(x0.device), torch.randn(x0.shape, generator=generator).to(x0.device)
+
+
 def draw_prompt(
     batch: Batch, names: tuple[str, ...], empty: Mapping[str, Tensor], generator: Generator, dropout: float
 ) -> dict[str, Tensor]:
@@ -136,10 +140,17 @@ def draw_prompt(
     count, captions = batch[names[0]].shape[:2]
     choice = torch.randint(captions, (count,), generator=generator)
     dropped = torch.rand(count, generator=generator) < dropout
+    return take_prompt(batch, names, empty, choice, dropped if dropout else None)
+
+
+def take_prompt(
+    batch: Batch, names: tuple[str, ...], empty: Mapping[str, Tensor], choice: Tensor, dropped: Tensor | None
+) -> dict[str, Tensor]:
+    """The tensors of caption `choice` (b,) of each image, of the empty one where it is `dropped` (b,)."""
     prompt = {}
     for name in names:
-        rows = batch[name][torch.arange(count), choice.to(batch[name].device)]
-        prompt[name] = put_empty(rows, empty[name], dropped) if dropout else rows
+        rows = batch[name][torch.arange(len(choice)), choice.to(batch[name].device)]
+        prompt[name] = rows if dropped is None else put_empty(rows, empty[name], dropped)
     return prompt
 
 
@@ -209,8 +220,15 @@ def spatial_loss(
     if "source" in batch:
         image = rearrange(batch["source"], "b h w c -> b c h w").float() / 255
     found = model(read(ids, mask), plan.grid, plan.size, image=image, edits=batch.get("is_edit"))
-    target, known = fit_target(batch["depth"], batch["mask"], plan.size)
+    return sum_terms(depth_terms(found, batch["depth"], batch["mask"], settings))
+
+
+def depth_terms(
+    found: InferredDepth, depth: Tensor, mask: Tensor, settings: SpatialDepthLoss
+) -> dict[str, Tensor]:
+    """The terms of L_depth by name."""
     predicted = found.depth.float()
+    target, known = fit_target(depth, mask, tuple(predicted.shape[1:]))
     if settings.space == "log":
         predicted, target = predicted.log(), torch.where(known, target, 1.0).log()
     error = (predicted - target).abs()
@@ -219,14 +237,19 @@ def spatial_loss(
         confidence = found.confidence.float()
         doubt = confidence * error.detach() - settings.confidence * confidence.log()
         terms["confidence"] = masked_mean(doubt, known)
-    return sum_terms(terms)
+    return terms
 
 
 def draw_tokens(batch: Batch, generator: Generator) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask (b, s) of one caption of each image's k, cut to the longest of them."""
     count, captions = batch["lengths"].shape
-    choice = torch.randint(captions, (count,), generator=generator).to(batch["ids"].device)
-    rows = torch.arange(count, device=choice.device)
+    return take_tokens(batch, torch.randint(captions, (count,), generator=generator))
+
+
+def take_tokens(batch: Batch, choice: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask (b, s) of caption `choice` (b,) of each image, cut to the longest."""
+    choice = choice.to(batch["ids"].device)
+    rows = torch.arange(len(choice), device=choice.device)
     ids, lengths = batch["ids"][rows, choice], batch["lengths"][rows, choice]
     ids = ids[:, : int(lengths.max())]
     mask = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]

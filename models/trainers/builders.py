@@ -13,6 +13,7 @@ from ..spatial_diff.training.connector import build_stage
 from ..world.judges import predictor_task, scorer_task
 from .caption_lm import build_caption_lm
 from .intrinsic_ldm import build_tiny_base, build_tiny_image_vae
+from .joint_fusion import build_spatial_fusion
 from .modality_forcing import build_tiny_modality_forcing
 from .spatial_diff import build_tiny_editor
 from .spatial_fusion import build_depth_adapter
@@ -37,4 +38,5 @@ BUILDERS: Mapping[str, Builder] = {
     "depth_adapter": build_depth_adapter,
     "caption_lm": build_caption_lm,
     "spatial_transformer": build_spatial_transformer,
+    "spatial_fusion": build_spatial_fusion,
 }

@@ -177,7 +177,11 @@ def list_sources(samples: FolderDataset) -> list[Source]:
             name,
             {file: samples.folder / file for file in sorted(files)},
             text=json.dumps(entry, sort_keys=True),
-            entry={"index": index, "caption": str(entry.get("caption", ""))},
+            entry={
+                "index": index,
+                "caption": str(entry.get("caption", "")),
+                "captions": list(entry.get("captions") or [str(entry.get("caption", ""))]),
+            },
             words=f"line {samples.lines[index]} of {MANIFEST}",
         )
     return list(sources.values())
