@@ -37,7 +37,7 @@ SIZE = 128  # pixels a side, at which the tiny editor was trained
 FIGURES = ("hit_rate", "position_error", "ghost", "identity", "psnr_outside")
 RATES = ("hit_rate", "ghost")
 RUNGS = ("base", "lora", "tokens", "eds", "lds")
-BASELINE = "lora"  # with which the rungs above it are compared
+BASELINES = ("base", "lora")  # with which the rungs above them are compared
 CEILING = "codec"  # the exact target through the codec: what no editor of these latents can exceed
 _UNTOUCHED = 0.02  # of the colors' range: a pixel that differs less between both renders is outside the edit
 _NEAR, _SHARE = 0.03, 0.3  # of the width, and of the move: the distance to the exact place that still counts
@@ -96,9 +96,11 @@ def evaluate_spatial_diff(
     strata = [case.edit.parameters["stratum"] for case in cases]
     for name, rows in measured.items():
         figures |= summarize_rung(f"ladder.{name}", rows, strata)
-    for name in measured:
-        if BASELINE in measured and name not in (CEILING, "base", BASELINE):
-            figures |= compare_rungs(f"ladder.{name}", measured[name], measured[BASELINE])
+    for baseline in BASELINES:
+        for name in RUNGS[RUNGS.index(baseline) + 1 :]:
+            if name in measured and baseline in measured:
+                others = measured[baseline]
+                figures |= compare_rungs(f"ladder.{name}", measured[name], baseline, others)
     figures["not evaluated"] = [name for name in RUNGS if name not in rungs]
     return figures
 
@@ -308,11 +310,12 @@ def describe_rate(name: str, values: Sequence[float]) -> dict[str, Any]:
     return {name: round(statistics.fmean(known), 5), f"{name}.interval": [round(low, 5), round(high, 5)]}
 
 
-def compare_rungs(name: str, rows, baseline) -> dict[str, Any]:
-    """Whether a rung's hit rate and ghosts differ from the LoRA alone: 1, -1, or 0 for neither."""
+def compare_rungs(name: str, rows, baseline: str, others) -> dict[str, Any]:
+    """Whether the hit rate and the ghosts of a rung differ from those of `baseline`, whose rows are `others`,
+    edit by edit: 1, -1, or 0 for neither."""
     figures = {}
     for figure in RATES:
-        pairs = zip(average_seeds(rows, figure), average_seeds(baseline, figure), strict=True)
+        pairs = zip(average_seeds(rows, figure), average_seeds(others, figure), strict=True)
         differences = [a - b for a, b in pairs if not math.isnan(a - b)]
-        figures[f"{name}.{figure}.against_lora"] = significant_sign(differences)
+        figures[f"{name}.{figure}.against_{baseline}"] = significant_sign(differences)
     return figures

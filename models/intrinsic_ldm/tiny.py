@@ -85,15 +85,14 @@ class TinyBase:
 
 
 def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
-    """Write one file, in float16."""
+    """Write one file, in float16 and, its large matrices, in eight bits."""
     tensors = {
         f"{component}.{name}": value.half()
         for component in COMPONENTS
         for name, value in getattr(base, component).items()
     }
-    return write_tensors(
-        path, tensors, {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}, kind=KIND
-    )
+    metadata = {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}
+    return write_tensors(path, tensors, metadata, kind=KIND, int8=True)
 
 
 def read_base_folder(folder: Path) -> TinyBase:

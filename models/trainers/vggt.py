@@ -29,7 +29,8 @@ class ModelSettings:
 
     config: Mapping[str, Any] = field(default_factory=dict)  # changes to the preset
     weights: str = ""  # a network of this configuration to go on from
-    ship: Literal["float32", "float16"] = "float16"  # precision of the file that a run writes
+    # precision of the file that a run writes; int8: large matrices in eight bits, the rest in float16
+    ship: Literal["float32", "float16", "int8"] = "float16"
 
 
 def build_vggt(recipe: Recipe) -> Task:
@@ -52,15 +53,17 @@ def build_vggt(recipe: Recipe) -> Task:
         model=model,
         loss=partial(loss, settings=settings),
         dataset=WorldViews(request),
-        export=partial(export_network, config=config, dtype=getattr(torch, start.ship)),
+        export=partial(export_network, config=config, ship=start.ship),
     )
 
 
 def export_network(
-    folder: Path, state: Mapping[str, Tensor], *, config: VggtConfig, dtype: torch.dtype
+    folder: Path, state: Mapping[str, Tensor], *, config: VggtConfig, ship: str
 ) -> None:
     """Write the network's averaged weights as they ship, without the probes."""
     network, prefix = Vggt(config, device="meta"), "network."
     kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     network.load_state_dict(kept, assign=True)
-    save_network(folder / NETWORK_FILE, network, config, dtype=dtype)
+    int8 = ship == "int8"
+    dtype = torch.float16 if int8 else getattr(torch, ship)
+    save_network(folder / NETWORK_FILE, network, config, dtype=dtype, int8=int8)

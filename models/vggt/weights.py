@@ -72,9 +72,11 @@ def save_network(
     extra_metadata: Mapping[str, str] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    int8: bool = False,
 ) -> Path:
-    """Write a network under the released names, with its config as metadata, cast to `dtype` if given."""
-    return write_network(path, network, config.to_json(), extra_metadata, kind=KIND, dtype=dtype)
+    """Write a network under the released names, with its config as metadata, cast to `dtype` if given; with
+    `int8` its large matrices in eight bits, read as float16."""
+    return write_network(path, network, config.to_json(), extra_metadata, kind=KIND, dtype=dtype, int8=int8)
 
 
 def network_shapes(config: VggtConfig) -> dict[str, tuple[int, ...]]:

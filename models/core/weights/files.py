@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..text_files import show_path
-from .header import Header, WeightsError, read_header
+from .header import INT8, Header, WeightsError, read_header
+from .int8_rows import pack_rows
 from .mapped import map_tensors
 
 KIND = "spatialweave"  # metadata entry that says what a file of ours holds
@@ -134,12 +135,20 @@ def _count_bad(value: Tensor) -> str:
 
 
 def write_tensors(
-    path: str | os.PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str], *, kind: str
+    path: str | os.PathLike,
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    kind: str,
+    int8: bool = False,
 ) -> Path:
-    """Write a safetensors file whole or not at all; `kind` is what `describe` will call it.
+    """Write a safetensors file whole or not at all; `kind` is what `describe` will call it. With `int8`
+    large matrices are stored in eight bits (int8_rows.py).
 
     An OSError is one message.
     """
+    if int8:
+        state, metadata = pack_rows(state), {INT8: "1", **metadata}
     path = Path(path)
     part = path.with_name(path.name + ".part")
     tensors = {name: value.detach().to("cpu").contiguous() for name, value in state.items()}

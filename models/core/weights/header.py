@@ -19,6 +19,8 @@ from ..text_files import read_json, show_path
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the format
 LARGEST_SIDE = 2**63  # what torch can count
 METADATA = "__metadata__"
+INT8 = "int8_rows"  # metadata of a file of ours whose matrices are stored in eight bits (int8_rows.py)
+INT8_SCALES = ".int8_scale"  # behind a matrix's name: its scales
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
@@ -63,6 +65,8 @@ class Header:
     byte_ranges: Mapping[str, tuple[int, int]] = field(
         default_factory=dict
     )  # first byte in the file, and the one after the last
+    # of matrices that are stored in eight bits, and stated here in float16: the bytes of their scales
+    scales: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read_header(path: str | os.PathLike) -> Header:
@@ -102,7 +106,8 @@ def read_header(path: str | os.PathLike) -> Header:
         )
     _check_order(spans, shown)
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    return Header(shapes, metadata, {name: entry["dtype"] for name, entry in entries.items()}, byte_ranges)
+    dtypes = {name: entry["dtype"] for name, entry in entries.items()}
+    return _hide_scales(Header(shapes, metadata, dtypes, byte_ranges), shown)
 
 
 def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
@@ -245,3 +250,38 @@ def _check_order(spans: Mapping[str, tuple[int, int]], shown: str) -> None:
 def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _hide_scales(header: Header, shown: str) -> Header:
+    """The header as if every matrix were stored in float16; its `scales` has the bytes of their scales.
+
+    Unchanged for a file that does not state the entry. WeightsError for a matrix whose scales do not fit.
+    """
+    if INT8 not in header.metadata:
+        return header
+    matrices = {name.removesuffix(INT8_SCALES) for name in header.shapes if name.endswith(INT8_SCALES)}
+    for name in sorted(matrices):
+        _check_matrix(header, name, shown)
+    without = next((n for n, d in header.dtypes.items() if d == "I8" and n not in matrices), None)
+    if without:
+        raise WeightsError(
+            f"Expected {without}{INT8_SCALES} beside {without} in {shown}, got none. Fetch the file again."
+        )
+    names = [name for name in header.shapes if not name.endswith(INT8_SCALES)]
+    return Header(
+        {name: header.shapes[name] for name in names},
+        header.metadata,
+        {name: "F16" if name in matrices else header.dtypes[name] for name in names},
+        {name: header.byte_ranges[name] for name in names},
+        {name: header.byte_ranges[name + INT8_SCALES] for name in names if name in matrices},
+    )
+
+
+def _check_matrix(header: Header, name: str, shown: str) -> None:
+    shape, scales = header.shapes.get(name, ()), header.shapes[name + INT8_SCALES]
+    stored = (header.dtypes.get(name), header.dtypes[name + INT8_SCALES])
+    if stored != ("I8", "F32") or len(shape) < 2 or scales != shape[:1] or not math.prod(shape):
+        raise WeightsError(
+            f"Expected {name} of {shown} as an I8 matrix with one F32 scale a row, got {stored[0]} {shape} "
+            f"and {stored[1]} {scales}. Fetch the file again."
+        )

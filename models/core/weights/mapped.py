@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..text_files import show_path
 from .header import Header, WeightsError
+from .int8_rows import unpack_rows
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -35,13 +36,20 @@ def map_tensors(path: str | os.PathLike, header: Header) -> Iterator[tuple[str, 
         raise WeightsError(f"Expected a file name in UTF-8, got {show_path(path)}. Rename it.") from error
     except RuntimeError as error:  # torch's type for what the system refuses
         raise OSError(str(error).splitlines()[0]) from error
+
+    def view(span: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        return torch.asarray(storage[span[0] : span[1]], dtype=torch.uint8).view(dtype)
+
     for name, shape in header.shapes.items():
         dtype = DTYPES.get(header.dtypes[name])
         first, last = header.byte_ranges[name]
-        if dtype is None:
+        if name in header.scales:
+            integers, scales = view((first, last), torch.int8), view(header.scales[name], torch.float32)
+            yield name, unpack_rows(integers.view(shape), scales)
+        elif dtype is None:
             with safe_open(path, framework="pt") as file:
                 yield name, file.get_tensor(name)
         elif first == last:
             yield name, torch.empty(shape, dtype=dtype)
         else:
-            yield name, torch.asarray(storage[first:last], dtype=torch.uint8).view(dtype).view(shape)
+            yield name, view((first, last), dtype).view(shape)

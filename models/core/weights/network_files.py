@@ -62,7 +62,10 @@ def write_network(
     kind: str,
     prefix: str = "",
     dtype: torch.dtype | None = None,
+    int8: bool = False,
 ) -> Path:
-    """Write a network with its config as metadata, `prefix` before every name, cast to `dtype` if given."""
+    """Write a network with its config as metadata, `prefix` before every name, cast to `dtype` if given; with
+    `int8` its large matrices in eight bits (int8_rows.py)."""
     state = {prefix + name: value.to(dtype or value.dtype) for name, value in network.state_dict().items()}
-    return write_tensors(path, state, {"config": json.dumps(config), **(extra_metadata or {})}, kind=kind)
+    metadata = {"config": json.dumps(config), **(extra_metadata or {})}
+    return write_tensors(path, state, metadata, kind=kind, int8=int8)

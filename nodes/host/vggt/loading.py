@@ -5,7 +5,13 @@ from __future__ import annotations
 import comfy.utils
 import folder_paths
 
-from ....models.core.weights.files import WeightsError, check_finite, check_fit, read_header
+from ....models.core.weights.files import (
+    WeightsError,
+    check_finite,
+    check_fit,
+    read_header,
+    read_tensors,
+)
 from ....models.core.weights.registry import find_published
 from ....models.vggt.pipeline import TINY_NETWORK
 from ....models.vggt.released import NETWORK, describe_license, released_files
@@ -65,7 +71,8 @@ def load_vggt_file(path: str) -> VggtModel:
     config = find_config(header, shapes, path)
     check_fit(network_shapes(config), shapes, path)
     report_need(path, "take fewer views, or a machine with more memory")
-    state = comfy.utils.load_torch_file(path, safe_load=True)
+    # core's reader does not know matrices in eight bits of our own
+    state = read_tensors(path) if header.scales else comfy.utils.load_torch_file(path, safe_load=True)
     state = {ours: state[name] for name, ours in names.items()}
     check_finite(state, path)
     left_out = len(header.shapes) - len(names)

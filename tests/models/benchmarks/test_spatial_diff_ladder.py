@@ -111,7 +111,7 @@ def test_a_rate_counts_each_edit_once_however_many_seeds():
 def test_a_rung_is_compared_edit_by_edit():
     lora = [[{"hit_rate": float(i % 2), "ghost": 0.5} for i in range(40)]]
     better = [[{"hit_rate": 1.0, "ghost": 0.5} for _ in range(40)]]
-    assert ladder.compare_rungs("r", better, lora) == {
+    assert ladder.compare_rungs("r", better, "lora", lora) == {
         "r.hit_rate.against_lora": 1,
         "r.ghost.against_lora": 0,
     }

@@ -1,4 +1,4 @@
-"""The tiny network that ships: its figures on held-out scenes, its size, and its precision in float16."""
+"""The tiny network that ships: its figures on held-out scenes, its size and its precision."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ from spatialweave.models.world.multiview import sample_views
 
 
 def test_shipped_file_is_the_preset_in_a_few_megabytes():
-    assert TINY_NETWORK.stat().st_size < 9e6
+    assert TINY_NETWORK.stat().st_size < 4.5e6
     network, config = load_network(TINY_NETWORK)
     assert config == PRESETS["tiny"] and network.aggregator.camera_token.dtype == torch.float32
     assert {safe_open(TINY_NETWORK, "pt").get_tensor(name).dtype for name in network.state_dict()} == {
-        torch.float16
-    }
+        torch.int8, torch.float16,
+    }  # fmt: skip
 
 
 def test_shipped_network_meets_its_figures_on_held_out_scenes():
