@@ -98,10 +98,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
 
 
-def pytest_collection_finish():
+def freeze():
     """What was imported and collected stays: no garbage collection needs to look through it again."""
     gc.collect()
     gc.freeze()
+    return len(sys.modules)
+
+
+def pytest_collection_finish(session):
+    session.config.frozen_modules = freeze()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """The same after each file whose tests imported more: diffusers and transformers come late."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        if len(sys.modules) > item.config.frozen_modules + 100:
+            item.config.frozen_modules = freeze()
 
 
 def pytest_unconfigure():
