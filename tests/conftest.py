@@ -235,6 +235,17 @@ class Pack:
         return seen
 
 
+@pytest.fixture(scope="session", autouse=True)
+def remove_temporary_folders(request, tmp_path_factory):
+    """When all tests have passed, and not before: a ComfyUI that tests share has folders of earlier ones as
+    its own. pytest's retention policy "failed" removes each with its test; a retention count of 0 removes
+    those of other runs, which have no lock then.
+    """
+    yield
+    if not request.session.testsfailed and not request.config.option.basetemp:
+        shutil.rmtree(tmp_path_factory.getbasetemp(), ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def pack():
     return Pack(ROOT)
