@@ -6,6 +6,7 @@ import ast
 import gc
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -97,10 +98,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
 
 
-def pytest_collection_finish():
+def freeze():
     """What was imported and collected stays: no garbage collection needs to look through it again."""
     gc.collect()
     gc.freeze()
+    return len(sys.modules)
+
+
+def pytest_collection_finish(session):
+    session.config.frozen_modules = freeze()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """The same after each file whose tests imported more: diffusers and transformers come late."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        if len(sys.modules) > item.config.frozen_modules + 100:
+            item.config.frozen_modules = freeze()
 
 
 def pytest_unconfigure():
@@ -220,6 +235,17 @@ class Pack:
         return seen
 
 
+@pytest.fixture(scope="session", autouse=True)
+def remove_temporary_folders(request, tmp_path_factory):
+    """When all tests have passed, and not before: a ComfyUI that tests share has folders of earlier ones as
+    its own. pytest's retention policy "failed" removes each with its test; a retention count of 0 removes
+    those of other runs, which have no lock then.
+    """
+    yield
+    if not request.session.testsfailed and not request.config.option.basetemp:
+        shutil.rmtree(tmp_path_factory.getbasetemp(), ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def pack():
     return Pack(ROOT)
@@ -249,3 +275,53 @@ def comfyui():
     if COMFYUI is None:
         pytest.skip(NO_COMFYUI)
     return COMFYUI
+
+
+class Worker:
+    """tests/nodes/worker.py, spoken to in JSON lines: a ComfyUI process."""
+
+    def __init__(self, comfyui, root, log, **environment):
+        self.log = log
+        call = [sys.executable, str(ROOT / "tests/nodes/worker.py"), str(comfyui), str(root)]
+        pipes = {
+            "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log.open("wb"),
+            "encoding": "utf-8",
+        }
+        pipes["env"] = os.environ | environment
+        self.process = subprocess.Popen(call, **pipes)
+        self.started = self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        assert line, f"ComfyUI's process ended:\n{self.log.read_text(errors='replace')[-3000:]}"
+        return json.loads(line)
+
+    def call(self, file, function, **kwargs):
+        """The function's value; its traceback as an AssertionError. A bare name is of tests/nodes."""
+        call = {"file": str(file), "function": function, "kwargs": kwargs}
+        self.process.stdin.write(json.dumps(call) + "\n")
+        self.process.stdin.flush()
+        reply = self.answer()
+        assert "error" not in reply, reply["error"]
+        return reply["value"]
+
+    def text(self):
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def close(self):
+        self.process.kill()  # nothing to save, and leaving politely takes ComfyUI ten seconds
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def worker(comfyui, root, tmp_path_factory):
+    """One ComfyUI process for all tests that call functions in one: starting it takes seconds."""
+    worker = Worker(comfyui, root, tmp_path_factory.mktemp("comfyui") / "log.txt")
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(scope="session")
+def inside(worker):
+    """Call a function of a file inside_*.py in a real ComfyUI."""
+    return worker.call

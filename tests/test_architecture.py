@@ -12,6 +12,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pytest brings it
 
+pytestmark = pytest.mark.once  # reads text, with the standard library alone
+
 SYSTEMS = ("modality_forcing", "intrinsic_ldm", "spatial_diff", "spatial_fusion", "joyai_edit")
 CORE = "models/core/"
 # inside a folder everything may import its neighbours; this is what it may import besides

@@ -131,12 +131,14 @@ def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     assert check.count(call) == check.count("\n    pytest") == 1
     assert re.findall(r'\bcheck (?:"[^"]*"|\w+) (\w+) "([^"]*)"', check) == [
         ("comfyui", "comfyui"),
-        ("newcomer", "slow"),
+        ("newcomer", "slow"),  # of kernels
         ("newcomer", "not slow"),
-        ("comfyui", "not comfyui and not slow"),
+        ("comfyui", "not comfyui and not slow and not once"),
+        ("newcomer", "slow"),  # all but of kernels
         ("comfyui", "slow and not comfyui and not once"),  # of kernels, which each torch compiles for itself
         ("newcomer", "slow"),  # where there is no ComfyUI
     ]
+    assert '"slow" tests/kernels ||' in check and '"slow" --ignore=tests/kernels ||' in check
 
 
 def test_what_the_readmes_command_leaves_out_is_run_by_the_check_and_listed(pack):
@@ -156,13 +158,20 @@ def test_what_the_readmes_command_leaves_out_is_run_by_the_check_and_listed(pack
     assert marked and not [name for name in marked if f"`{name}`" not in page]
 
 
-def test_what_is_marked_once_is_slow(pack):
-    """Plain pytest runs in full under both torches; only slow tests are left to one."""
+def test_what_is_marked_once_is_slow_or_needs_the_standard_library_alone(pack):
+    """Plain pytest runs under both torches, but for files that neither torch nor ComfyUI's requirements could
+    change: they import the standard library and pytest, and read text.
+    """
     files = [name for name in pack.files if name.startswith("tests/") and "/test_" in name]
     marker = "pytest.mark" + ".once"
     named = [name for name in files if marker in pack.text(name)]
-    assert named == ["tests/kernels/test_segment_compile.py", "tests/kernels/test_segment_interpreter.py"]
-    for name in named:
+    slow = ["tests/kernels/test_segment_compile.py", "tests/kernels/test_segment_interpreter.py"]
+    texts = ["tests/test_architecture.py", "tests/workflows/test_layout.py", "tests/workflows/test_run.py"]
+    assert named == [*slow, *texts]
+    for name in texts:
+        modules = {module.partition(".")[0] for _, module in pack.imports(name)}
+        assert modules <= sys.stdlib_module_names | {"pytest", "tomli"}, name
+    for name in slow:
         text = pack.text(name)
         assert "pytestmark = pytest.mark.slow" in text or text.count(marker) == text.count(
             f"@pytest.mark.slow\n@{marker}"

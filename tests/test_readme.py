@@ -51,12 +51,14 @@ def test_the_readme_is_short_and_begins_with_images(pack):
     assert first < next(index for index, line in enumerate(lines) if line.startswith("## "))
 
 
+@pytest.mark.slow
 def test_the_python_example_does_the_three_jobs_without_comfyui(pack, tmp_path):
     if "models/modality_forcing/tiny.safetensors" not in pack.files:
         pytest.skip("this checkout has no tiny weights, so the README's example did not run")
     run(read_example(pack, "README.md", "In Python") + THREE_JOBS, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_intrinsics_example_gives_an_image_and_its_four_maps(pack, tmp_path):
     pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
     code = read_example(pack, "docs/python.md", "I-LDM").replace(

@@ -38,18 +38,38 @@ def test_memory_is_that_of_the_tensors_alive_at_once():
 
 
 @pytest.fixture
-def cost(comfyui, root, tmp_path):
-    """Runs the program; (the figures it wrote, what it printed)."""
+def arguments(comfyui, root, tmp_path):
+    """Of the program, but for what a test asks of it."""
+    return [str(comfyui), str(root), "--steps", "2", "--side", "8", "--json", str(tmp_path / "cost.json")]
+
+
+def read(printed, file):
+    """(the figures it wrote, what it printed)."""
+    figures = json.loads(file.read_text())
+    assert json.loads(printed.splitlines()[-1]) == figures
+    return figures, printed
+
+
+@pytest.fixture
+def cost(arguments, tmp_path):
+    """Runs the program in a process of its own."""
 
     def run(*options):
-        call = [sys.executable, str(WORKER), str(comfyui), str(root), "--steps", "2", "--side", "8", *options]
-        done = subprocess.run(
-            [*call, "--json", str(tmp_path / "cost.json")], capture_output=True, text=True, timeout=1800
-        )
+        call = [sys.executable, str(WORKER), *arguments, *options]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr[-3000:]
-        figures = json.loads((tmp_path / "cost.json").read_text())
-        assert json.loads(done.stdout.splitlines()[-1]) == figures
-        return figures, done.stdout
+        return read(done.stdout, tmp_path / "cost.json")
+
+    return run
+
+
+@pytest.fixture
+def cost_inside(arguments, inside, tmp_path):
+    """Runs the program in the ComfyUI that runs already."""
+
+    def run(*options):
+        printed = inside(WORKER, "run_inside", arguments=[*arguments, *options])
+        return read(printed, tmp_path / "cost.json")
 
     return run
 
@@ -82,8 +102,8 @@ def test_every_kind_of_run_is_checked_timed_and_weighed(cost):
 
 
 @pytest.mark.comfyui
-def test_sdxl_is_measured_as_the_others(cost):
-    figures, _ = cost(
+def test_sdxl_is_measured_as_the_others(cost_inside):
+    figures, _ = cost_inside(
         "--rounds", "1", "--check-steps", "1", "--models", "sdxl", "--sizes", json.dumps(SHRUNKEN)
     )
     assert list(figures) == ["sdxl"]

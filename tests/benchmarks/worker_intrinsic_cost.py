@@ -19,7 +19,9 @@ base's bit for bit, and stopping the maps does not change it.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import statistics
@@ -270,7 +272,7 @@ def table(name, figure):
     return "\n".join([*lines, "", ""])
 
 
-def main():
+def parse(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -297,8 +299,11 @@ def main():
     parser.add_argument(
         "--json", type=lambda place: Path(place).resolve(), help="write the figures here, too"
     )
-    options = parser.parse_args()
-    ours = start(options.comfyui, options.pack, options.device)
+    return parser.parse_args(arguments)
+
+
+def run(options, ours):
+    """The figures of every model asked for, on standard output and in the file."""
     import torch
 
     meter, figures = DEVICES[options.device](), {}
@@ -317,6 +322,18 @@ def main():
     sys.stdout.write(text + "\n")
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
+
+
+def run_inside(arguments):
+    """The same in a ComfyUI that runs already, whose worker gives this file `ours`; what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run(parse(arguments), ours)  # noqa: F821
+    return printed.getvalue()
+
+
+def main():
+    options = parse(sys.argv[1:])
+    run(options, start(options.comfyui, options.pack, options.device))
 
 
 if __name__ == "__main__":

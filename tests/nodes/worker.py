@@ -92,17 +92,6 @@ def load_file(name):
     return sys.modules[key]
 
 
-def forget_removed_folders():
-    """Of files' lists that core keeps: it asks each folder for its time, and pytest removes those of tests
-    that passed.
-    """
-    import folder_paths
-
-    kept = folder_paths.filename_list_cache
-    for name in [name for name, entry in kept.items() if not all(map(os.path.isdir, entry[1]))]:
-        del kept[name]
-
-
 def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to the log
@@ -119,7 +108,6 @@ def main():
         try:
             import torch
 
-            forget_removed_folders()
             with torch.inference_mode():  # as ComfyUI's executor runs nodes
                 reply = {"value": getattr(load_file(call["file"]), call["function"])(**call["kwargs"])}
         except Exception:  # noqa: BLE001 - the caller gets it, whatever it is

@@ -105,17 +105,23 @@ def server(comfyui, runner, installed):
         yield server, log
 
 
-@pytest.fixture(scope="module")
-def lasting(comfyui, runner, installed):
-    """(a ComfyUI of its own, its process)."""
-    with running(comfyui, runner, installed, installed / "lasting.txt") as started:
-        yield started
+@pytest.fixture(scope="session")
+def second(comfyui, runner, installed, tmp_path_factory):
+    """(another ComfyUI, which has the estimators, small, its process, its base directory)."""
+    base = tmp_path_factory.mktemp("second")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "spatialweave").symlink_to(
+        installed / "custom_nodes" / "spatialweave", target_is_directory=True
+    )
+    shutil.copy(HERE / "inside_small_estimators.py", base / "custom_nodes")
+    with running(comfyui, runner, base, base / "log.txt") as (server, process):
+        yield server, process, base
 
 
 @contextmanager
-def running(comfyui, runner, installed, log):
-    """(a ComfyUI with the installed pack, its process), stopped at the end."""
-    options = ["--cpu", "--base-directory", str(installed), "--disable-api-nodes"]
+def running(comfyui, runner, base, log):
+    """(a ComfyUI with the pack of this base directory, its process), stopped at the end."""
+    options = ["--cpu", "--base-directory", str(base), "--disable-api-nodes"]
     server, process = runner.start_comfyui(comfyui, *options, log=log.open("wb"))
     try:
         server.wait_until_up(process, 900)

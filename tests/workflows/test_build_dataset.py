@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,28 +17,6 @@ from safetensors.torch import load_file
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
 SIZE = (48, 64)
 WORDS = "6.text=person:2, sky:1"  # two of the ten prompts: each takes a second on one core
-
-
-@pytest.fixture(scope="module")
-def second(comfyui, runner, installed, tmp_path_factory):
-    """Another ComfyUI, which has the estimators, small."""
-    base = tmp_path_factory.mktemp("second")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "spatialweave").symlink_to(
-        installed / "custom_nodes" / "spatialweave", target_is_directory=True
-    )
-    shutil.copy(Path(__file__).with_name("inside_small_estimators.py"), base / "custom_nodes")
-    log = (base / "log.txt").open("wb")
-    server, process = runner.start_comfyui(
-        comfyui, "--cpu", "--base-directory", str(base), "--disable-api-nodes", log=log
-    )
-    try:
-        server.wait_until_up(process, 900)
-        yield server, base
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
 
 
 def shipped(root):
@@ -181,8 +158,8 @@ def test_the_shipped_graph_estimates_with_moge_and_sam(second, runner, root, pic
     }
     assert sorted(row) == ["depth", "image", "line", "normals", "segmentation"]
 
-    (second[1] / "input").mkdir(exist_ok=True)
-    shutil.copy(source, second[1] / "input" / "again.png")
+    (second[2] / "input").mkdir(exist_ok=True)
+    shutil.copy(source, second[2] / "input" / "again.png")
     graph = runner.change_inputs(
         json.loads(shipped(root).read_text(encoding="utf-8")), [*changes, "1.image=again.png"]
     )

@@ -51,8 +51,8 @@ def press_cancel(server):
     urllib.request.urlopen(request, timeout=60).read()
 
 
-def test_cancel_through_the_queue_leaves_the_next_run_as_it_was(lasting, graph, tmp_path):
-    server, _ = lasting
+def test_cancel_through_the_queue_leaves_the_next_run_as_it_was(second, graph, tmp_path):
+    server, *_ = second
     want = picture(server, server.wait(server.queue(graph(1)), 600), tmp_path / "before")
     for index, delay in enumerate((0.0, 0.3, 1.0)):
         run = server.queue(graph(100 + index, "6.steps=5000"))
@@ -70,11 +70,11 @@ def test_cancel_through_the_queue_leaves_the_next_run_as_it_was(lasting, graph, 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
-def test_two_hundred_runs_leave_memory_flat(lasting, graph, record_property):
+def test_two_hundred_runs_leave_memory_flat(second, graph, record_property):
     """Queued one after another, each with its own seed;
     grown between the fortieth run and the two hundredth.
     """
-    server, process = lasting
+    server, process, _ = second
     sizes = []
     for seed in range(RUNS):
         outputs = server.wait(server.queue(graph(seed)), 600)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once  # reads text, with the standard library alone
+
 HERE = Path(__file__).resolve().parent
 TEMPLATES = sorted(
     re.sub(r"^\d\d_", "", path.stem)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once  # run.py is a program of the standard library alone
+
 
 @pytest.fixture
 def twin(root):

@@ -1,8 +1,6 @@
 """Core's FLUX.2, core's model detection and core's noise as the truth, all from one process of its own."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,7 @@ SEED, SHAPES = 1234567, [(2, 32, 3, 5), (2, 1, 48, 80)]
 
 
 @pytest.fixture(scope="module")
-def core(comfyui, tmp_path_factory, make_network, make_inputs):
+def core(inside, tmp_path_factory, make_network, make_inputs):
     """(JSON answer, velocity) of inside_core.py for a network of CONFIG."""
     folder = tmp_path_factory.mktemp("core")
     img, _, context, t_rgb, _ = make_inputs(CONFIG, grid=(3, 5), text=7)
@@ -36,10 +34,8 @@ def core(comfyui, tmp_path_factory, make_network, make_inputs):
         name: {key: shape for key, shape in network_shapes(PRESETS[name]).items() if is_image_text(key)}
         for name in BASES
     }
-    request = json.dumps({"presets": presets, "noise": {"seed": SEED, "shapes": SHAPES}})
-    command = [sys.executable, str(Path(__file__).with_name("inside_core.py")), str(comfyui), str(folder)]
-    done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    request = {"presets": presets, "noise": {"seed": SEED, "shapes": SHAPES}}
+    inside(Path(__file__).with_name("inside_core.py"), "run", folder=str(folder), **request)
     return json.loads((folder / "answer.json").read_text()), load_file(folder / "output.safetensors")
 
 

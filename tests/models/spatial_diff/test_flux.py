@@ -1,8 +1,6 @@
 """Our Flux network against ComfyUI's class and diffusers' class, on random weights."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,7 +65,7 @@ def name_case(config, references):
 
 
 @pytest.fixture(scope="module")
-def core_outputs(comfyui, tmp_path_factory):
+def core_outputs(inside, tmp_path_factory):
     """The folder with a case, and core's output, for each configuration and set of references."""
     folder = tmp_path_factory.mktemp("core")
     for name, config in CONFIGS.items():
@@ -85,8 +83,7 @@ def core_outputs(comfyui, tmp_path_factory):
     for layer in lora.layers.values():
         torch.nn.init.normal_(layer.up, std=0.3)
     save_lora(case / "lora.safetensors", lora.state_dict(), rank=4, alpha=6.0, dtype=torch.float32)
-    script = Path(__file__).with_name("inside_flux.py")
-    subprocess.run([sys.executable, str(script), str(comfyui), str(folder)], check=True, timeout=600)
+    inside(Path(__file__).with_name("inside_flux.py"), "run", folder=str(folder))
     return folder
 
 

@@ -1,25 +1,12 @@
-"""Run by test_omnigen2.py in a process of its own: core's OmniGen2 class on our weights.
-
-inside_omnigen2.py COMFYUI FOLDER. Each config is a folder in FOLDER with params.json, the class's arguments,
-weights and the inputs of cases; core's outputs are written beside them.
-"""
+"""Called by test_omnigen2.py in ComfyUI: core's OmniGen2 class on our weights."""
 
 import json
-import sys
 from pathlib import Path
 
-comfyui, folder = sys.argv[1], Path(sys.argv[2])
-sys.path.insert(0, comfyui)
-sys.argv[1:] = ["--cpu"]
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.ldm.omnigen.omnigen2  # noqa: E402
-import comfy.ops  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import comfy.ldm.omnigen.omnigen2
+import comfy.ops
+import torch
+from safetensors.torch import load_file, save_file
 
 
 def run_rows(network, given):
@@ -39,15 +26,19 @@ def run_rows(network, given):
     return torch.cat(rows)
 
 
-for config in sorted(folder.iterdir()):
-    params = json.loads((config / "params.json").read_text())
-    network = comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel(
-        **params, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
-    )
-    network.load_state_dict(load_file(config / "weights.safetensors"))
-    for case in sorted(config.glob("*.inputs.safetensors")):
-        with torch.no_grad():
-            velocity = run_rows(network, load_file(case))
-        save_file(
-            {"velocity": velocity.contiguous()}, case.with_name(case.name.replace("inputs", "output"))
+def run(folder):
+    """Each config is a folder in `folder` with params.json, the class's arguments, weights and the inputs of
+    cases; core's outputs are written beside them.
+    """
+    for config in sorted(Path(folder).iterdir()):
+        params = json.loads((config / "params.json").read_text())
+        network = comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel(
+            **params, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
         )
+        network.load_state_dict(load_file(config / "weights.safetensors"))
+        for case in sorted(config.glob("*.inputs.safetensors")):
+            with torch.no_grad():
+                velocity = run_rows(network, load_file(case))
+            save_file(
+                {"velocity": velocity.contiguous()}, case.with_name(case.name.replace("inputs", "output"))
+            )

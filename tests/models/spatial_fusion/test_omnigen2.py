@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -72,7 +70,7 @@ def run_ours(network, given, **options):
 
 
 @pytest.fixture(scope="module")
-def core_outputs(comfyui, tmp_path_factory):
+def core_outputs(inside, tmp_path_factory):
     """The folder with a folder for each config: its weights, each case's inputs and core's output."""
     folder = tmp_path_factory.mktemp("core")
     for name, config in CONFIGS.items():
@@ -82,8 +80,7 @@ def core_outputs(comfyui, tmp_path_factory):
         (place / "params.json").write_text(json.dumps(config.for_core()))
         for case in CASES:
             save_file(make_inputs(config, case), place / f"{case}.inputs.safetensors")
-    script = Path(__file__).with_name("inside_omnigen2.py")
-    subprocess.run([sys.executable, str(script), str(comfyui), str(folder)], check=True, timeout=600)
+    inside(Path(__file__).with_name("inside_omnigen2.py"), "run", folder=str(folder))
     yield folder
     make_network.cache_clear()  # the wide network is 580 MB
     shutil.rmtree(folder)

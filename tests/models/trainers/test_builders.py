@@ -61,6 +61,7 @@ def tiny_stages(system):
     return sorted(stages, key=lambda stage: int(stage.split("_")[1]))
 
 
+@pytest.mark.slow
 def test_tiny_recipes_follow_one_another(folder):
     """Each of the five stages goes on from the weights of the one before, as its recipe says."""
     stages = tiny_stages("modality_forcing")
@@ -379,6 +380,7 @@ def test_pairs_of_another_base_are_refused(pairs, tmp_path):
         BUILDERS["tiny_base"](Recipe.from_json(recipe))
 
 
+@pytest.mark.slow
 def test_the_tiny_editors_recipes_follow_one_another(tmp_path):
     """Editor, editor, connector, and the four runs of the ladder: each goes on from those before."""
     from spatialweave.models.spatial_diff.data.encode import encode_triples

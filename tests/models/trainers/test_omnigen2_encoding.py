@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +60,7 @@ def write_source(folder):
 
 
 @pytest.mark.comfyui
-def test_omnigen2_encodes_prompts_as_comfyui_and_references_as_images(comfyui, tmp_path, caplog):
+def test_omnigen2_encodes_prompts_as_comfyui_and_references_as_images(inside, comfyui, tmp_path, caplog):
     base = tmp_path / "base"
     text, vae = write_encoders(base, comfyui)
     write_source(tmp_path / "source")
@@ -80,8 +78,7 @@ def test_omnigen2_encodes_prompts_as_comfyui_and_references_as_images(comfyui, t
     # core's encoder on the same weights
     weights = {f"model.{name}": value.contiguous() for name, value in text.state_dict().items()}
     save_file(weights, tmp_path / "text.safetensors")
-    script = Path(__file__).with_name("inside_omnigen2_text.py")
-    subprocess.run([sys.executable, str(script), str(comfyui), str(tmp_path)], check=True, timeout=600)
+    inside(Path(__file__).with_name("inside_omnigen2_text.py"), "run", folder=str(tmp_path))
     expected = load_file(tmp_path / "context.safetensors")
     empty = load_file(tmp_path / "made" / "empty_context.safetensors")
     for name, row, mask in (

@@ -167,6 +167,7 @@ def test_one_caption_of_each_image_is_drawn_and_padding_is_cut():
     assert len(seen) == 9
 
 
+@pytest.mark.slow
 def test_a_run_overfits_four_captions_to_their_depth(world, mllm, tmp_path):
     """Captions alone tell the four planes apart: depth follows from the prompt."""
     plan = recipe(world, mllm, tmp_path / "run", data={"captions": 1}, loss={"confidence": 0.05})
@@ -262,6 +263,7 @@ def test_what_a_recipe_cannot_mean_is_a_sentence(world, mllm, tmp_path):
         trainer.CaptionedDepth(request, task.model.config, lambda texts: [[]] * len(texts), "{}")
 
 
+@pytest.mark.slow
 def test_edits_train_beside_prompts_on_their_source_images(world, mllm, tmp_path):
     """Two lines of one caption and other source images; the other lines have none."""
     lines = [json.loads(line) for line in (world / "manifest.jsonl").read_text().splitlines()]
