@@ -55,14 +55,14 @@ def build_spatial_fusion(recipe: Recipe) -> Task:
     spatial = build_spatial_transformer(
         replace(recipe, model=parts.transformer, loss=losses.depth, data=data)
     )
-    check_captions(spatial.dataset.source, request)
+    check_caption_texts(spatial.dataset.source, request)
     return build_joint_task(
         adapter=adapter, spatial=spatial, base=adapter.loss.keywords["base"],
         empty=adapter.loss.keywords["empty"], read=spatial.loss.keywords["read"], settings=settings,
     )  # fmt: skip
 
 
-def check_captions(samples: Any, request: DepthLatentsRequest) -> None:
+def check_caption_texts(samples: Any, request: DepthLatentsRequest) -> None:
     """ValueError for a folder that was encoded without the texts of all captions of its prompt tensors."""
     lost = next((i for i in range(len(samples)) if "captions" not in samples.entry(i)), None)
     if lost is not None and request.captions > 1:
