@@ -9,13 +9,21 @@ from safetensors.torch import load_file, save_file
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.core.weights.files import WeightsError
+from spatialweave.models.spatial_fusion.config import find_transformer_preset
+from spatialweave.models.spatial_fusion.joint_training import JointLoss, build_joint_task
 from spatialweave.models.spatial_fusion.omnigen2 import PRESETS, OmniGen2
 from spatialweave.models.spatial_fusion.omnigen2_files import load_omnigen2
-from spatialweave.models.spatial_fusion.training import ADAPTER_FILE
+from spatialweave.models.spatial_fusion.training import (
+    ADAPTER_FILE,
+    TRANSFORMER_FILE,
+    AdapterLoss,
+    SpatialDepthLoss,
+)
 from spatialweave.models.spatial_fusion.weights import load_adapter
 from spatialweave.models.trainers import omnigen2_base
 from spatialweave.models.trainers.adapter_lora import LORA_FILE
 from spatialweave.models.trainers.builders import BUILDERS
+from spatialweave.models.trainers.caption_lm import init_decoder, make_decoder
 
 TINY, TOKENS = PRESETS["tiny"], 9
 
@@ -206,3 +214,32 @@ def test_what_a_recipe_for_omnigen2_cannot_mean_is_a_sentence(base, encoded, tmp
     save_file({**shard, "context": narrow}, encoded / "shard-00000.safetensors")
     with pytest.raises(ValueError, match="contexts of width 48 .* got 40"):
         BUILDERS["depth_adapter"](recipe(base, encoded, tmp_path))
+
+
+def test_adapter_lora_and_spatial_transformer_learn_together(base, encoded, tmp_path):
+    """Stage 2 on OmniGen2's shape: every part gets a gradient, and writes its file."""
+    manifest, texts = encoded / "manifest.jsonl", ["a red ball", "a blue box"]
+    lines = [json.loads(line) | {"captions": texts} for line in manifest.read_text().splitlines()]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    decoder = make_decoder(find_transformer_preset("tiny"))
+    init_decoder(decoder, torch.Generator().manual_seed(2))
+    decoder.save_pretrained(tmp_path / "mllm")
+    data = {"folder": str(encoded), "captions": 2}
+    words = {"mllm": str(tmp_path / "mllm"), "tokenizer": "tiny"}
+    model = {"base": str(base), "lora_rank": 2}
+    adapter = BUILDERS["depth_adapter"](recipe(base, encoded, tmp_path, data=data, model=model))
+    beside = recipe(
+        base, encoded, tmp_path, system="spatial_transformer", preset="tiny", data=data, model=words
+    )
+    spatial, parts = BUILDERS["spatial_transformer"](beside), adapter.loss.keywords
+    task = build_joint_task(
+        adapter=adapter, spatial=spatial, base=parts["base"], empty=parts["empty"],
+        read=spatial.loss.keywords["read"], settings=JointLoss(AdapterLoss(), SpatialDepthLoss()),
+    )  # fmt: skip
+    batch = task.collate([task.dataset[i] for i in range(2)])
+    torch.nn.init.normal_(task.model.adapter.adapter.out.weight, std=0.1)
+    task.loss(task.model, batch, torch.Generator().manual_seed(0))[0].backward()
+    for part in (task.model.transformer.layers, task.model.adapter.adapter, task.model.adapter.lora):
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
+    task.export(tmp_path, task.model.state_dict())
+    assert all((tmp_path / name).is_file() for name in (ADAPTER_FILE, LORA_FILE, TRANSFORMER_FILE))
