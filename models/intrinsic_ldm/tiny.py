@@ -85,14 +85,15 @@ class TinyBase:
 
 
 def save_base(path: str | os.PathLike, base: TinyBase) -> Path:
-    """Write one file, in float16 and, its large matrices, in eight bits."""
+    """Write one file, in float16."""
     tensors = {
         f"{component}.{name}": value.half()
         for component in COMPONENTS
         for name, value in getattr(base, component).items()
     }
-    metadata = {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}
-    return write_tensors(path, tensors, metadata, kind=KIND, int8=True)
+    return write_tensors(
+        path, tensors, {VAE_SCALE: repr(float(base.vae_scale)), "licence": "Apache-2.0"}, kind=KIND
+    )
 
 
 def read_base_folder(folder: Path) -> TinyBase:

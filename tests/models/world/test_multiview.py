@@ -105,7 +105,8 @@ def test_the_first_view_is_the_scene_itself():
     scene = sample_scenes(3, 1, split="test", start=5)
     frames = render(scene, 40, 56)
     (item,) = sample_views(3, 1, 3, (40, 56), split="test", start=5)
-    assert torch.equal(item.image[0], frames.image[0])
+    # on some processors a batch of another size rounds a unit in the last place otherwise
+    assert (item.image[0] - frames.image[0]).abs().max() <= torch.finfo(torch.float32).eps
     assert torch.equal(item.world_to_cam[0], frames.world_to_cam[0, :3])
     assert torch.equal(item.depth_metric[0][item.mask[0]], frames.depth[0][frames.depth[0].isfinite()])
     assert bool((item.depth_metric[~item.mask] == 0).all())
