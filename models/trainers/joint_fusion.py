@@ -64,8 +64,10 @@ def build_spatial_fusion(recipe: Recipe) -> Task:
 
 def check_caption_texts(samples: Any, request: DepthLatentsRequest) -> None:
     """ValueError for a folder that was encoded without the texts of all captions of its prompt tensors."""
+    if request.captions == 1:
+        return
     lost = next((i for i in range(len(samples)) if "captions" not in samples.entry(i)), None)
-    if lost is not None and request.captions > 1:
+    if lost is not None:
         raise ValueError(
             f"{samples.where(lost)}: Expected the texts of its {request.captions} captions, got one. Encode "
             "the data into a new folder."
