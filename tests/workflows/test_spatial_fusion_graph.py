@@ -1,5 +1,5 @@
-"""The graph that infers the depth of a prompt beside OmniGen2 and makes OmniGen2 follow it: as a file, and run
-in a real ComfyUI on small random files of core's own classes.
+"""The graph that infers the depth of a prompt beside OmniGen2, which then follows it: as a file, and run in a
+real ComfyUI on small random files of core's own classes.
 """
 
 import json
@@ -121,5 +121,6 @@ def test_another_encoder_is_refused_with_both_widths(server, runner, twin, files
     graph = small(twin, runner)
     graph["tiny"] = {"class_type": "SpatialWeave_LoadTinyDiffusion", "inputs": {}}
     graph[of_kind(graph, "SpatialWeave_SpatialDepth")]["inputs"]["clip"] = ["tiny", 1]
-    with pytest.raises(runner.RunError, match="Expected a CLIP with one language model of ComfyUI's Llama class"):
+    said = "Expected a CLIP with one language model of ComfyUI's Llama class"
+    with pytest.raises(runner.RunError, match=said):
         server[0].wait(server[0].queue(graph), 300)
