@@ -29,7 +29,7 @@ def host_model(
     return patcher
 
 
-def read_state(path: str, header: Header) -> dict[str, torch.Tensor]:
+def read_tensor_file(path: str, header: Header) -> dict[str, torch.Tensor]:
     """The tensors of a file by core's reader, which maps them into memory; by ours where matrices are in the
     eight bits that core's does not know."""
     return read_tensors(path) if header.scales else comfy.utils.load_torch_file(path, safe_load=True)

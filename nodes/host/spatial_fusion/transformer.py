@@ -23,7 +23,7 @@ from ....models.spatial_fusion.network import (
 from ....models.spatial_fusion.pipeline import infer_view
 from ....models.spatial_fusion.weights import examine_spatial_transformer
 from ..shared.file_kinds import describe_file
-from ..shared.hosting import SMALL, read_state
+from ..shared.hosting import SMALL, read_tensor_file
 from ..shared.last_resort import describe
 from ..shared.memory import explain_full_memory, report_need
 from .semantic import encode_prompts, to_device
@@ -116,7 +116,7 @@ def load_transformer_file(name: str) -> SpatialTransformerModel:
     header = read_header(path)
     config = examine_spatial_transformer(header, path, describe_file)
     report_need(path, REMEDIES)
-    state = read_state(path, header)
+    state = read_tensor_file(path, header)
     check_finite(state, path)
     return SpatialTransformerModel(config, state, path)
 

@@ -21,7 +21,7 @@ from ....models.vggt.weights import (
     own_names,
 )
 from ..shared.file_kinds import describe_file
-from ..shared.hosting import read_state
+from ..shared.hosting import read_tensor_file
 from ..shared.memory import report_need
 from ..shared.shipped import TINY
 from .model import VggtModel
@@ -70,7 +70,7 @@ def load_vggt_file(path: str) -> VggtModel:
     config = find_config(header, shapes, path)
     check_fit(network_shapes(config), shapes, path)
     report_need(path, "take fewer views, or a machine with more memory")
-    state = read_state(path, header)
+    state = read_tensor_file(path, header)
     state = {ours: state[name] for name, ours in names.items()}
     check_finite(state, path)
     left_out = len(header.shapes) - len(names)
