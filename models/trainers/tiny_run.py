@@ -59,7 +59,7 @@ def prepare_chain(request: ChainRequest, run_command: RunCommand, say: Say) -> N
 
 
 def prepare_data(step: DataStep, request: ChainRequest, run_command: RunCommand, say: Say) -> None:
-    words = read_words(step, request)
+    words = command_words(step, request)
     wanted = int(words[words.index("--scenes") + 1]) if "--scenes" in words else 1
     manifest = find_made(step, request)
     if manifest.is_file() and manifest.read_bytes().count(b"\n") >= wanted:
@@ -83,7 +83,7 @@ def train_chain(request: ChainRequest, run_command: RunCommand, say: Say) -> boo
         shares = [each.share for each in steps[number:]]
         part = shares[0] / sum(shares)
         if isinstance(step, DataStep):
-            words = read_words(step, request)
+            words = command_words(step, request)
             say(f"spatialweave {shlex.join(words)}")
             run_command(words)
         elif not train_step(step, request, deadline, part, say):
@@ -130,7 +130,7 @@ def read_chain_recipe(step: TrainStep, request: ChainRequest) -> Recipe:
     return Recipe.from_json(values)
 
 
-def read_words(step: DataStep, request: ChainRequest) -> list[str]:
+def command_words(step: DataStep, request: ChainRequest) -> list[str]:
     """The words of a step's command, its paths in the request's folders."""
     words = [move_paths(word, request.folders) for word in shlex.split(step.command)]
     if request.scene_limit and "--scenes" in words:
