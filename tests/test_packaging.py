@@ -193,10 +193,10 @@ def test_the_check_gives_comfy_cli_an_environment_of_its_own(pack):
     closing lines count them.
     """
     check = pack.text(".ci/run")
-    assert (
-        '"$bin/python" -m pip install --quiet comfy-cli; then' in check
-        and "export COMFY_CLI=$bin/comfy" in check
-    )
+    assert '"$bin/python" -m pip install --quiet comfy-cli; then\n      COMFY_CLI=$bin/comfy\n' in check
+    assert re.findall(r"\n *find_comfy_cli\n +check|\nfind_comfy_cli\ncheck", check) == [
+        "\n  find_comfy_cli\n  check", "\nfind_comfy_cli\ncheck"
+    ]  # fmt: skip
     assert "COMFY_CLI" in pack.text("tests/workflows/test_workflows.py") and "comfy-cli" not in pack.text(
         "pyproject.toml"
     )

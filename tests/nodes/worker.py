@@ -58,6 +58,7 @@ def start(comfyui, pack):
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
     gc.enable()
     gc.freeze()  # it stays
+    sys.pycache_prefix = None  # what other packages import late has its bytecode beside it
     return {
         "loaded": loaded,
         "seconds": round(seconds, 3),
@@ -67,8 +68,8 @@ def start(comfyui, pack):
 
 
 def compile_all(pack):
-    """Bytecode of the pack, as ComfyUI finds it at every start but the first;
-    beside the pack nothing is written.
+    """Bytecode of the pack, as ComfyUI finds it at every start but the first, in a folder of its own: the
+    pack's may be another Python's.
     """
     sys.pycache_prefix = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)

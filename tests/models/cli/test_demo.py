@@ -30,10 +30,10 @@ def made(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_orbit(monkeypatch):
-    """Most of a demo's time is its orbit of 30 frames: runs of single tests draw 4; `made`, of module scope,
+    """Most of a demo's time is its orbit of 30 frames: runs of single tests draw 2; `made`, of module scope,
     has all.
     """
-    monkeypatch.setattr(demo_sampling, "render_orbit", partial(demo_sampling.render_orbit, frames=4))
+    monkeypatch.setattr(demo_sampling, "render_orbit", partial(demo_sampling.render_orbit, frames=2))
 
 
 def test_demo_writes_every_format(made):
