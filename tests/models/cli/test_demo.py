@@ -415,7 +415,7 @@ def test_demo_keeps_what_it_made_when_the_disk_is_full(tmp_path):
     script = (
         "import resource, signal, sys; from spatialweave.models import cli; signal.signal(signal.SIGXFSZ, "
         "signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
-        f"sys.exit(cli.main(['demo', '--steps', '1', '--output', {str(tmp_path / 'out')!r}]))"
+        f"sys.exit(cli.main(['demo', *{FAST}, '--output', {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run(
         [sys.executable, "-IB", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
