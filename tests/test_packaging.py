@@ -131,11 +131,11 @@ def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     assert check.count(call) == check.count("\n    pytest") == 1
     assert re.findall(r'\bcheck (?:"[^"]*"|\w+) (\w+) "([^"]*)"', check) == [
         ("comfyui", "comfyui"),
+        ("comfyui", "slow and not comfyui and not once"),  # of kernels, which each torch compiles for itself
         ("newcomer", "slow"),  # of kernels
         ("newcomer", "not slow"),
         ("comfyui", "not comfyui and not slow and not once"),
         ("newcomer", "slow"),  # all but of kernels
-        ("comfyui", "slow and not comfyui and not once"),  # of kernels, which each torch compiles for itself
         ("newcomer", "slow"),  # where there is no ComfyUI
     ]
     assert '"slow" tests/kernels ||' in check and '"slow" --ignore=tests/kernels ||' in check
