@@ -122,11 +122,13 @@ def save_editor(
     config: FluxConfig,
     *,
     dtype: torch.dtype | None = None,
+    int8: bool = False,
 ) -> Path:
-    """Write an editor with its configuration as metadata."""
+    """Write an editor with its configuration as metadata, cast to `dtype` if given; with `int8` its large
+    matrices in eight bits, read as float16."""
     tensors = {name: value.to(dtype or value.dtype) for name, value in state.items()}
     metadata = {CONFIG: json.dumps(asdict(config)), "licence": "Apache-2.0"}
-    return write_tensors(path, tensors, metadata, kind=KIND)
+    return write_tensors(path, tensors, metadata, kind=KIND, int8=int8)
 
 
 def new_text_encoder(width: int, *, operations=torch.nn, device=None, dtype=None) -> TinyTextEncoder:

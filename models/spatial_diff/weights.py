@@ -69,14 +69,16 @@ def save_connector(
     extra_metadata: Mapping[str, str] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    int8: bool = False,
 ) -> Path:
-    """Write a connector with its configuration as metadata, cast to `dtype` if given, and the depth head."""
+    """Write a connector with its configuration as metadata, cast to `dtype` if given, and the depth head;
+    with `int8` large matrices in eight bits, read as float16."""
     state: dict[str, Tensor] = dict(connector.state_dict())
     if head is not None:
         state |= {HEAD + name: value for name, value in head.state_dict().items()}
     state = {name: value.to(dtype or value.dtype) for name, value in state.items()}
     metadata = {CONFIG: json.dumps(connector.config.to_json()), **(extra_metadata or {})}
-    return write_tensors(path, state, metadata, kind=KIND)
+    return write_tensors(path, state, metadata, kind=KIND, int8=int8)
 
 
 def check_header(

@@ -41,7 +41,7 @@ def installed(pack, root, tmp_path_factory):
         for name in ("codec", "text"):
             shutil.copyfile(weights / f"{name}.safetensors", target / f"models/tiny/{name}.safetensors")
     write_small_editor(target / "models" / "spatial_diff")
-    for name in ("klein", "bases", "joy", "kontext"):
+    for name in ("klein", "bases", "joy", "kontext", "omnigen2"):
         name = f"inside_small_{name}.py"
         shutil.copyfile(HERE / name, base / "custom_nodes" / name)
     write_small_network(base / "models" / "diffusion_models" / "flux_rgbd_9b_v2.safetensors")

@@ -45,7 +45,7 @@ GRAPHS = [
 GRAPHS += ["build_intrinsic_dataset", "intrinsic_cogeneration", "intrinsic_your_lora"]
 GRAPHS += ["joyai_move", "joyai_rotate", "joyai_camera", "joyai_novel_views"]
 GRAPHS += ["vggt_reconstruct", "vggt_to_splat"]
-GRAPHS += ["depth_adapter"]
+GRAPHS += ["depth_adapter", "spatial_fusion_omnigen2"]
 GRAPHS += ["move_object", "move_object_kontext"]
 # the template of three bases opens with the first; the others are what its note says of them
 TWINS = {"intrinsic_your_lora": "intrinsic_sd21"}

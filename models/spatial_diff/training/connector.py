@@ -71,7 +71,8 @@ class StageSettings:
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the frozen editor
     checkpointing: bool = True  # recompute each block in the backward pass
     shard: bool = False  # of several processes each keeps its part of the frozen weights (FSDP2)
-    ship: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    # of the files written; int8: the connector's matrices in eight bits, all else in float16
+    ship: Literal["float32", "float16", "bfloat16", "int8"] = "bfloat16"
 
     def __post_init__(self) -> None:
         if not self.base:
@@ -358,14 +359,16 @@ def export_stage(
         }
         for name in ("connector", "head", "lora")
     }
-    dtype = getattr(torch, settings.ship)
+    int8 = settings.ship == "int8"
+    dtype = torch.float16 if int8 else getattr(torch, settings.ship)
     if config is not None:
         connector, head = GeometryConnector(config, device="meta"), None
         connector.load_state_dict(parts["connector"], assign=True)
         if parts["head"]:
             head = LatentDepthHead(config, device="meta")
             head.load_state_dict(parts["head"], assign=True)
-        save_connector(folder / f"{preset}_connector.safetensors", connector, head, dtype=dtype)
+        path = folder / f"{preset}_connector.safetensors"
+        save_connector(path, connector, head, dtype=dtype, int8=int8)
     if parts["lora"]:
         facts = {"rank": settings.rank, "alpha": settings.alpha, "dtype": dtype}
         save_lora(folder / f"{preset}_lora.safetensors", parts["lora"], **facts)

@@ -54,7 +54,8 @@ class EditorSettings:
     config: Mapping[str, Any] = field(default_factory=dict)  # changes to the preset
     weights: str = ""  # an editor's file to go on from
     text: str = ""  # and its text encoder's
-    ship: Literal["float32", "float16"] = "float16"
+    # of the files written; int8: the network's matrices in eight bits, all else in float16
+    ship: Literal["float32", "float16", "int8"] = "float16"
 
     def __post_init__(self) -> None:
         if bool(self.weights) != bool(self.text):
@@ -113,7 +114,7 @@ def build_editor(recipe: Recipe, *, dataset: Any, classes: Sequence[int] = ()) -
         model=TrainedEditor(network, text_encoder, aligner),
         loss=partial(editor_loss, settings=settings, empty=tokenize_instructions([""])[0]),
         dataset=dataset,
-        export=partial(export_editor, config=config, dtype=getattr(torch, start.ship)),
+        export=partial(export_editor, config=config, ship=start.ship),
     )
 
 
@@ -183,12 +184,14 @@ def editor_loss(
 
 
 def export_editor(
-    folder: Path, state: Mapping[str, Tensor], *, config: FluxConfig, dtype: torch.dtype
+    folder: Path, state: Mapping[str, Tensor], *, config: FluxConfig, ship: str
 ) -> None:
     """Write the averaged weights as they ship: the network, and its text encoder."""
     parts = {
         part: {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
         for part in ("network.", "text_encoder.")
     }
-    save_editor(folder / EDITOR_FILE.name, parts["network."], config, dtype=dtype)
+    int8 = ship == "int8"
+    dtype = torch.float16 if int8 else getattr(torch, ship)
+    save_editor(folder / EDITOR_FILE.name, parts["network."], config, dtype=dtype, int8=int8)
     save_text(folder / TEXT_FILE.name, parts["text_encoder."], dtype=dtype)

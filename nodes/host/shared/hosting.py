@@ -7,6 +7,9 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
+from ....models.core.weights.files import read_tensors
+from ....models.core.weights.header import Header
+
 SMALL = 100_000_000  # parameters below which half precision saves too little memory for its error
 
 
@@ -24,6 +27,12 @@ def host_model(
         model.to(offload_device)
     model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
     return patcher
+
+
+def read_tensor_file(path: str, header: Header) -> dict[str, torch.Tensor]:
+    """The tensors of a file by core's reader, which maps them into memory; by ours where matrices are in the
+    eight bits that core's does not know."""
+    return read_tensors(path) if header.scales else comfy.utils.load_torch_file(path, safe_load=True)
 
 
 def set_precision(config, state: dict, device: torch.device) -> None:

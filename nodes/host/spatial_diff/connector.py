@@ -16,7 +16,7 @@ from ....models.spatial_diff.config import ConnectorConfig
 from ....models.spatial_diff.network import GeometryConnector
 from ....models.spatial_diff.weights import HEAD, TINY_CONNECTOR, check_header
 from ..shared.file_kinds import describe_file
-from ..shared.hosting import SMALL
+from ..shared.hosting import SMALL, read_tensor_file
 from ..shared.memory import explain_full_memory, report_need
 from ..shared.shipped import TINY
 
@@ -102,7 +102,7 @@ def load_connector_file(name: str) -> ConnectorModel:
     header = read_header(path)
     config = check_header(header, path, describe_file)
     report_need(path, REMEDIES)
-    state = comfy.utils.load_torch_file(path, safe_load=True)
+    state = read_tensor_file(path, header)
     state = {name: value for name, value in state.items() if not name.startswith(HEAD)}
     check_finite(state, path)
     return ConnectorModel(config, state, path)

@@ -23,7 +23,7 @@ from ....models.spatial_fusion.network import (
 from ....models.spatial_fusion.pipeline import infer_view
 from ....models.spatial_fusion.weights import examine_spatial_transformer
 from ..shared.file_kinds import describe_file
-from ..shared.hosting import SMALL
+from ..shared.hosting import SMALL, read_tensor_file
 from ..shared.last_resort import describe
 from ..shared.memory import explain_full_memory, report_need
 from .semantic import encode_prompts, to_device
@@ -113,9 +113,10 @@ def load_transformer_file(name: str) -> SpatialTransformerModel:
     if fault:
         raise WeightsError(fault)
     path = folder_paths.get_full_path_or_raise(FOLDER, name)
-    config = examine_spatial_transformer(read_header(path), path, describe_file)
+    header = read_header(path)
+    config = examine_spatial_transformer(header, path, describe_file)
     report_need(path, REMEDIES)
-    state = comfy.utils.load_torch_file(path, safe_load=True)
+    state = read_tensor_file(path, header)
     check_finite(state, path)
     return SpatialTransformerModel(config, state, path)
 

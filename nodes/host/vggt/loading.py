@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.utils
 import folder_paths
 
 from ....models.core.weights.files import (
@@ -10,7 +9,6 @@ from ....models.core.weights.files import (
     check_finite,
     check_fit,
     read_header,
-    read_tensors,
 )
 from ....models.core.weights.registry import find_published
 from ....models.vggt.pipeline import TINY_NETWORK
@@ -23,6 +21,7 @@ from ....models.vggt.weights import (
     own_names,
 )
 from ..shared.file_kinds import describe_file
+from ..shared.hosting import read_tensor_file
 from ..shared.memory import report_need
 from ..shared.shipped import TINY
 from .model import VggtModel
@@ -71,8 +70,7 @@ def load_vggt_file(path: str) -> VggtModel:
     config = find_config(header, shapes, path)
     check_fit(network_shapes(config), shapes, path)
     report_need(path, "take fewer views, or a machine with more memory")
-    # core's reader does not know matrices in eight bits of our own
-    state = read_tensors(path) if header.scales else comfy.utils.load_torch_file(path, safe_load=True)
+    state = read_tensor_file(path, header)
     state = {ours: state[name] for name, ours in names.items()}
     check_finite(state, path)
     left_out = len(header.shapes) - len(names)

@@ -79,7 +79,7 @@ def test_names_like_scales_mean_nothing_in_other_files(tmp_path):
     assert "__metadata__" not in json.loads(path.read_bytes()[8 : 8 + length])
 
 
-def test_all_weights_that_ship_are_at_most_41_megabytes(pack):
+def test_all_weights_that_ship_are_at_most_40_megabytes(pack):
     files = [name for name in pack.archive() if name.endswith(".safetensors")]
     sizes = {name: (pack.root / name).stat().st_size for name in files}
-    assert sizes and sum(sizes.values()) <= 41e6, sizes
+    assert sizes and sum(sizes.values()) <= 40e6, sizes

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.models.core.training.loop import run_recipe
 from spatialweave.models.core.training.recipe import Recipe
+from spatialweave.models.core.weights.files import read_tensors
 from spatialweave.models.spatial_diff.config import ConnectorConfig
 from spatialweave.models.spatial_diff.editor_files import load_editor, save_editor
 from spatialweave.models.spatial_diff.flux import Flux, FluxConfig
@@ -199,6 +200,26 @@ def test_a_lora_is_stored_under_the_names_that_comfyui_reads(small, tmp_path):
     assert stored["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"].shape == (4, 96)
     assert stored["diffusion_model.single_blocks.1.linear1.lora_B.weight"].shape == (3 * 96 + 384, 4)
     assert float(stored["diffusion_model.single_blocks.1.linear2.alpha"]) == 8.0
+
+
+def test_eight_bits_are_the_connectors_alone(small, tmp_path):
+    """Within half a step of each row's scale of the file in float32; a LoRA is read by core, too."""
+    files = {}
+    for ship in ("float32", "int8"):
+        run_recipe(small(model={"ship": ship}, output=str(tmp_path / ship)), BUILDERS)
+        files[ship] = {name: tmp_path / ship / name for name in (CONNECTOR_FILE, LORA_FILE)}
+    sizes = {ship: files[ship][CONNECTOR_FILE].stat().st_size for ship in files}
+    assert sizes["int8"] < 0.4 * sizes["float32"]
+    exact, read = (read_tensors(files[ship][CONNECTOR_FILE]) for ship in ("float32", "int8"))
+    assert exact.keys() == read.keys()
+    for name, value in exact.items():
+        rows = value.flatten(1) if value.ndim > 1 else value[:, None]
+        error = (read[name].float() - value).abs().view(rows.shape)
+        step = rows.abs().amax(1, keepdim=True) / 127 if value.numel() >= 4096 else torch.zeros(len(rows), 1)
+        assert bool((error <= 0.51 * step + 1e-3 * rows.abs() + 1e-6).all()), name
+    lora = load_file(files["int8"][LORA_FILE])
+    assert lora.keys() == load_file(files["float32"][LORA_FILE]).keys()
+    assert {value.dtype for value in lora.values() if value.ndim} == {torch.float16}
 
 
 @pytest.mark.parametrize(
