@@ -142,7 +142,7 @@ class Flux(nn.Module):
         count = grids[0][0] * grids[0][1]
 
         img = self.img_in(torch.cat([patchify(each, patch) for each in latents], dim=1))
-        ids = sequence_ids([each.shape[-2:] for each in (x, *references)], patch).to(x.device)
+        ids = sequence_ids([each.shape[-2:] for each in (x, *references)], patch, device=x.device)
         if extra is not None:
             img, ids = torch.cat((img, extra.tokens.to(img)), dim=1), torch.cat((ids, extra.ids.to(ids)))
         txt, vec = self.txt_in(context), self.embed_vector(t, pooled, guidance, x)
@@ -317,27 +317,33 @@ def embed_number(values: Tensor, like: Tensor) -> Tensor:
     return timestep_embedding(values, TIME_CHANNELS, dtype=torch.float32).to(like)
 
 
-def sequence_ids(sizes: Sequence[Sequence[int]], patch: int) -> Tensor:
+def sequence_ids(
+    sizes: Sequence[Sequence[int]], patch: int, *, device: torch.device | None = None
+) -> Tensor:
     """Ids (n, 3) of target and references of these sizes (h, w) in latent pixels, each (set, row, column).
 
     The target's grid comes first; references lie beside each other, down or across, whichever is shorter, as
     ComfyUI's method "offset" has it.
     """
     grids = [tuple(-(-side // patch) for side in size) for size in sizes]
-    ids, height, width = [grid_ids(TARGET, grids[0])], 0, 0
+    ids, height, width = [grid_ids(TARGET, grids[0], device=device)], 0, 0
     for (rows, columns), grid in zip(sizes[1:], grids[1:], strict=True):
         down, across = (0, width) if rows + height > columns + width else (height, 0)
         starts = [(side + patch // 2) // patch for side in (down, across)]
-        ids.append(grid_ids(REFERENCE, grid, *starts))
+        ids.append(grid_ids(REFERENCE, grid, *starts, device=device))
         height, width = max(height, rows + down), max(width, columns + across)
     return torch.cat(ids)
 
 
-def grid_ids(first: float, grid: tuple[int, int], down: int = 0, across: int = 0) -> Tensor:
+def grid_ids(
+    first: float, grid: tuple[int, int], down: int = 0, across: int = 0, device: torch.device | None = None
+) -> Tensor:
     """Ids (h w, 3) float32 of a row-major grid whose first token is at (down, across)."""
+    down_to, across_to = down + grid[0], across + grid[1]
     rows, columns = torch.meshgrid(
-        torch.arange(grid[0]) + down, torch.arange(grid[1]) + across, indexing="ij"
-    )
+        torch.arange(down, down_to, device=device), torch.arange(across, across_to, device=device),
+        indexing="ij",
+    )  # fmt: skip
     ids = torch.stack((torch.full_like(rows, int(first)), rows, columns), dim=-1)
     return rearrange(ids, "h w axes -> (h w) axes").float()
 

@@ -113,8 +113,8 @@ CHAINS: Mapping[str, tuple[Step, ...]] = {
         DataStep(
             "spatial_diff geometry data/moves data/moves_geometry --mirror --pixels", "data/moves_geometry"
         ),
-        TrainStep(f"{_EDITS}1_editor.json", 0.11, {"batch_size": 512, "lr": 0.0035}),
-        TrainStep(f"{_EDITS}2_editor.json", 0.65, {"batch_size": 512, "lr": 0.0035}),
+        TrainStep(f"{_EDITS}1_editor.json", 0.11, {"batch_size": 512, "lr": 0.0035, **CAPTURED}),
+        TrainStep(f"{_EDITS}2_editor.json", 0.65, {"batch_size": 512, "lr": 0.0035, **CAPTURED}),
         TrainStep(f"{_EDITS}3_connector.json", 0.11, {"batch_size": 256, "lr": 0.0015}),
         TrainStep(f"{_EDITS}7_lds.json", 0.13, {"batch_size": 256, "lr": 0.0015}),
     ),

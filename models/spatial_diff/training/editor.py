@@ -20,6 +20,7 @@ from ...core.training.alignment import Aligner, collect_activations
 from ...core.training.captions import draw_captions
 from ...core.training.loop import Task
 from ...core.training.recipe import Recipe
+from ...core.training.resident import Constants
 from ...core.training.settings import check_settings, read_settings
 from ...tiny.text import TinyTextEncoder
 from ..editor_files import (
@@ -110,11 +111,15 @@ def build_editor(recipe: Recipe, *, dataset: Any, classes: Sequence[int] = ()) -
             aligner = Aligner(
                 config.hidden_size, classes, sample["cells"].shape[-1] // sample["latent"].shape[-1]
             )
+    constants = Constants({"empty": tokenize_instructions([""])[0]})
     return Task(
         model=TrainedEditor(network, text_encoder, aligner),
-        loss=partial(editor_loss, settings=settings, empty=tokenize_instructions([""])[0]),
+        loss=constants.bind(partial(editor_loss, settings=settings)),
         dataset=dataset,
+        companions=(constants,),
         export=partial(export_editor, config=config, ship=start.ship),
+        draws_there=True,
+        captures=True,
     )
 
 

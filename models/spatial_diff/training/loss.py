@@ -1,7 +1,7 @@
 """The losses of SpatialDiff's training: the error of the velocity, and how a batch is noised and weighted.
 
 Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. Every draw comes from
-the generator given, on the CPU.
+the generator given, on its device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class NoiseLevels:
     sigma: float = 1.0
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        return torch.sigmoid(self.mu + self.sigma * torch.randn(count, generator=generator))
+        drawn = torch.randn(count, generator=generator, device=generator.device)
+        return torch.sigmoid(self.mu + self.sigma * drawn)
 
 
 def check_probability(name: str, value: float) -> None:
@@ -49,7 +50,7 @@ def draw_noisy(batch: Batch, levels: NoiseLevels, generator: Generator) -> tuple
     """x_t (b, c, h, w), t (b,) and the velocity (b, c, h, w) of a batch's `latent`."""
     latent = batch["latent"].float()
     t = levels.draw(len(latent), generator).to(latent.device)
-    noise = torch.randn(latent.shape, generator=generator).to(latent.device)
+    noise = torch.randn(latent.shape, generator=generator, device=generator.device).to(latent.device)
     return add_noise(latent, noise, t), t, noise - latent
 
 

@@ -12,6 +12,8 @@ from spatialweave.models.core.training.data import collate
 from spatialweave.models.core.training.loop import Task
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.modality_forcing.training import task as joint_task
+from spatialweave.models.spatial_diff.grammar import tokenize_instructions
+from spatialweave.models.spatial_diff.training.editor import build_editor
 from spatialweave.models.tiny.text import TOKENS, TinyTextEncoder, tokenize
 from spatialweave.models.trainers.world_samples import CELL_CLASSES
 
@@ -20,6 +22,8 @@ _spec = importlib.util.spec_from_file_location("inside_card", SCRIPT)
 inside_card = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(inside_card)
 EMPTY = tokenize([""])[0]
+INSTRUCTION = len(tokenize_instructions([""])[0])
+KEPT = (positions._kept,)
 
 
 class Samples(torch.utils.data.Dataset):
@@ -38,9 +42,11 @@ class Samples(torch.utils.data.Dataset):
 @pytest.fixture(autouse=True)
 def tables():
     """Tables that networks keep between calls must not be fake in other tests, nor real in these."""
-    positions._kept.cache_clear()
+    for kept in KEPT:
+        kept.cache_clear()
     yield
-    positions._kept.cache_clear()
+    for kept in KEPT:
+        kept.cache_clear()
 
 
 def check(task):
@@ -58,6 +64,14 @@ def test_modality_forcing(kind):
     recipe = Recipe(system="tiny_modality_forcing", steps=1, loss=loss)
     text = {"text_encoder": TinyTextEncoder(), "empty_tokens": EMPTY}
     check(joint_task.build(recipe, dataset=samples, classes=CELL_CLASSES, **text))
+
+
+def test_editor():
+    latent = ((32, 8, 8), torch.float16)
+    samples = Samples(
+        latent=latent, reference=latent, tokens=((INSTRUCTION,), torch.int64), cells=((2, 32, 32), torch.int8)
+    )
+    check(build_editor(Recipe(system="tiny_editor", steps=1), dataset=samples, classes=CELL_CLASSES))
 
 
 def test_a_loss_that_asks_the_card_for_a_number_is_found():
