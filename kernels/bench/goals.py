@@ -48,7 +48,7 @@ def at(*widths: int, least: int = 0, most: int = 1 << 30) -> Callable[[Size], bo
 
 
 SAVED = (  # with either kind of device
-    Goal(ONE_STREAM, "zero", 1 / 1.02, 1.0, lambda size: size[0] > 1),
+    Goal(ONE_STREAM, "zero", 1 / 1.02, 1.0),
     Goal("ours, no row at zero", "half zero", 1 / 0.78, 1 / 0.76, over="mixed"),
 )
 ON_A_GPU = (
@@ -67,8 +67,6 @@ ON_A_GPU = (
 ON_A_CPU = (
     *SAVED,
     *(Goal(TWO_CALLS, weight, 1 / 0.95, 1 / 0.85) for weight in ("mixed", "one")),
-    # what one writes for a joint sequence
-    Goal(MASKED, "mixed", 1 / 0.95, 1 / 0.85, lambda size: size[0] == 1),
 )
 
 

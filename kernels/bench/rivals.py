@@ -39,19 +39,17 @@ def rivals(segments: Segments, log_weight: list, place: torch.device, mode: str 
     In mode "graph" our weights are on the device: a graph reads no host memory.
     """
     ours_weight = torch.tensor(log_weight, device=place) if mode == "graph" else log_weight
-    pairs, cuda, mask = len(segments.queries) == 1, place.type == "cuda", masked(segments, log_weight)
+    cuda, mask = place.type == "cuda", masked(segments, log_weight)
     found: dict[str, Call] = {
         "ours": ours(segments, ours_weight),
         MASKED: mask,
         ONE_STREAM: F.scaled_dot_product_attention,
+        TWO_CALLS: two_calls(segments, log_weight, place, attend_with_lse),
     }
-    if pairs:
-        found[TWO_CALLS] = two_calls(segments, log_weight, place, attend_with_lse)
     if cuda:
         forced = (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)  # flash takes no mask
         found |= {f"{MASKED}, {backend.name.lower()}": by(backend, mask) for backend in forced}
         found |= {f"ours, {name}": ours(segments, ours_weight, name) for name in ("triton", "composition")}
-    if cuda and pairs:
         attend = {"cudnn": attend_by_cudnn, "flash": attend_by_flash, "efficient": attend_by_efficient}
         found |= {
             f"{TWO_CALLS}, {name}": two_calls(segments, log_weight, place, call)
@@ -127,10 +125,10 @@ def two_calls(segments: Segments, log_weight: list, place: torch.device, attend:
 def flex(segments: Segments, table: Tensor, *, tuning: str | None = None) -> Call:
     """FlexAttention over concatenated keys, compiled once per shape.
 
-    `table`: log weights (S, T) or (B, S, T) on the device; may be overwritten between calls. `tuning`: the
+    `table`: log weights (B, 1, T) on the device; may be overwritten between calls. `tuning`: the
     `mode` of torch.compile. With fullgraph=True a fallback to eager after several recompilations is an error.
     """
-    modified = by_border(segments, table) if len(segments.queries) == 1 else by_table(segments, table)
+    modified = by_border(segments, table)
 
     @cache
     def compiled() -> Callable[..., Tensor]:
@@ -154,12 +152,3 @@ def by_border(segments: Segments, table: Tensor) -> Callable[..., Tensor]:
         return score + weight
 
     return modified
-
-
-def by_table(segments: Segments, table: Tensor) -> Callable[..., Tensor]:
-    """score_mod for a joint sequence: looks up the segments of the query and of the key."""
-    lengths = (segments.queries, [source.length for source in segments.sources])
-    segment, slot = (
-        torch.repeat_interleave(torch.arange(len(of)), torch.tensor(of)).to(table.device) for of in lengths
-    )
-    return lambda score, b, h, m, n: score + table[segment[m], slot[n]]

@@ -1,7 +1,7 @@
 """`spatialweave bench kernels`: verifies the attention op, then times it interleaved with its rivals.
 
-Times are medians; a rival whose output is wrong gets none. Shapes are those of I-LDM's backbones and of a
-joint sequence. On a GPU every rival is timed twice: eager, launch overhead included, and as a replay of a
+Times are medians; a rival whose output is wrong gets none. Shapes are those of I-LDM's backbones.
+On a GPU every rival is timed twice: eager, launch overhead included, and as a replay of a
 CUDA graph, which leaves that out.
 """
 
@@ -30,7 +30,7 @@ SHAPES = {
     "SDXL 1024 L1": (4, 10, 4096, 64), "SDXL 1024 L2": (4, 20, 1024, 64),
     "SD2.1 768": (4, 5, 9216, 64), "SD2.1 768 L2": (4, 10, 2304, 64),
     "PixArt 1024": (4, 16, 4096, 72), "DiT hd128": (4, 24, 4096, 128),
-    "16k tokens": (2, 10, 16384, 64), "klein-4B": (1, 24, 8704, 128), "klein-9B": (1, 32, 8704, 128),
+    "16k tokens": (2, 10, 16384, 64),
 }  # fmt: skip
 WEIGHTS = {"zero": 0.0, "mixed": 0.4, "one": 1.0, "half zero": None}
 TUNINGS = {
@@ -159,7 +159,7 @@ def _bench_shape(name: str, run: Run, work: Work) -> None:
         for _ in range(SETS)
     ]
     table, fused = None, None
-    for weight in (weight for weight in work.weights if b > 1 or weight != "half zero"):
+    for weight in work.weights:
         segments, log_weight = problem(b, n, weight)
         floor = run.rates.floor((b, h, n, d), seen_keys(segments, log_weight), work.dtype.itemsize)
         expected = expected_outputs(inputs[0], segments, log_weight)
@@ -233,16 +233,7 @@ def right_ones(
 
 
 def problem(rows: int, tokens: int, weight: str) -> tuple[Segments, list]:
-    """Coupled pairs; with one row a joint sequence of text, image and depth, the last two coupled."""
-    if rows == 1:
-        text = min(512, tokens // 16)
-        image = (tokens - text) // 2
-        other = math.log(WEIGHTS[weight]) if WEIGHTS[weight] else -math.inf
-        return Segments.joint((text, image, tokens - text - image)), [
-            [0.0, 0.0, 0.0],
-            [0.0, 0.0, other],
-            [0.0, other, 0.0],
-        ]
+    """Coupled pairs of rows."""
     values = [WEIGHTS[weight]] * rows if WEIGHTS[weight] is not None else [0.0, 0.4] * (rows // 2)
     logs = [[[0.0, math.log(value) if value else -math.inf]] for value in values]
     return Segments.coupled(tokens, tuple(row ^ 1 for row in range(rows))), logs

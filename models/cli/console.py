@@ -24,6 +24,7 @@ from .joyai import add_joyai
 from .last_resort import DEBUG, run_command
 from .reconstruct import add_reconstruct
 from .spatial_diff import add_spatial_diff
+from .tiny import add_tiny
 from .train import add_train
 from .weights import add_weights
 from .world import add_world
@@ -76,6 +77,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
         add_reconstruct,
     ),
     ("train", "Train a network by a recipe.", add_train),
+    ("tiny", "Train a tiny system's weights from nothing, all its recipes in a given time.", add_tiny),
     ("evaluate", "Measure a model on the held-out scenes of the procedural world.", add_evaluate),
     (
         "world",

@@ -27,6 +27,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spatialweave train models/demo/recipes/codec.json",
         "spatialweave train models/modality_forcing/recipes/tiny_1_text_to_image.json --resume",
     ),
+    "tiny": (
+        "spatialweave tiny modality_forcing --prepare --workers 8",
+        "spatialweave tiny modality_forcing --minutes 9",
+        "spatialweave tiny modality_forcing --device cpu --minutes 5 --scenes 64 --data trial/data "
+        "--runs trial/runs",
+    ),
     "evaluate": (
         "spatialweave evaluate modality_forcing --preset tiny --n 64 --json figures.json",
         "spatialweave evaluate vggt --n 64",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ from .checkpoint import (
     write_json,
 )
 from .data import OrderedBatches, collate
+from .fit import ENDED, fit_schedule, take_schedule
 from .interrupt import graceful_stop, leave_interrupt_to_parent
 from .optimizer import (
     AveragedWeights,
@@ -93,7 +95,7 @@ def run_recipe(
     `on_log` receives every log line; it may raise KeyboardInterrupt, which stops the run as Ctrl-C does:
     saved, and resumable.
     """
-    source = recipe
+    source, started = recipe, time.monotonic()
     if not isinstance(recipe, Recipe):
         recipe = Recipe.read(recipe)
     if output:
@@ -107,21 +109,32 @@ def run_recipe(
             f"Expected a recipe for one of the systems {', '.join(builders)}, got {recipe.system!r}. "
             "Correct system in the recipe."
         )
+    if recipe.fit_minutes and resume:
+        recipe = take_schedule(recipe)
     latest = find_resume_checkpoint(Path(recipe.output), recipe, resume)  # before anything slow
     with naming(source):
         task = builders[recipe.system](recipe)
-    return train(recipe, task, latest=latest, on_log=on_log)
+    return train(recipe, task, latest=latest, on_log=on_log, started=started)
 
 
-def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnLog | None = None) -> Outcome:
-    """Train `task` into the recipe's output folder, from the checkpoint `latest` if there is one."""
-    accelerator = make_accelerator(recipe)
+def train(
+    recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnLog | None = None, started: float
+) -> Outcome:
+    """Train `task` into the recipe's output folder, from the checkpoint `latest` if there is one.
+
+    `started`, on time.monotonic's clock, is when the recipe's fit_minutes began.
+    """
+    accelerator, deadline = make_accelerator(recipe), math.inf
     try:
-        run = Run(recipe, task, accelerator)
+        if recipe.fit_minutes:
+            deadline = started + ENDED * 60 * recipe.fit_minutes
+            if not latest:
+                recipe = fit_schedule(recipe, lambda fitted: Run(fitted, task, accelerator), started)
+        run = Run(replace(recipe, fit_minutes=0.0), task, accelerator, deadline)
         if latest:
             run.load(latest)
         elif accelerator.is_main_process:
-            write_sources(run.output, recipe)
+            write_sources(run.output, run.recipe)
         with graceful_stop() as stop_requested:
             return run.go(stop_requested, on_log)
     finally:
@@ -133,7 +146,8 @@ def train(recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnL
 class Run:
     """One process's part of a training run."""
 
-    def __init__(self, recipe: Recipe, task: Task, accelerator):
+    def __init__(self, recipe: Recipe, task: Task, accelerator, deadline: float = math.inf):
+        self.deadline = deadline  # on time.monotonic's clock
         self.recipe, self.task, self.accelerator, self.output = recipe, task, accelerator, Path(recipe.output)
         self.slices = recipe.accumulate * accelerator.num_processes
         if recipe.batch_size % self.slices:
@@ -216,7 +230,8 @@ class Run:
 
     def find_ending(self, stopped: bool, seconds: float) -> Ending:
         """The same on every process: if one was stop_requested to stop, or is out of time, all stop."""
-        late = bool(self.recipe.max_minutes) and seconds > 60 * self.recipe.max_minutes
+        limit = 60 * self.recipe.max_minutes or math.inf
+        late = seconds > limit or time.monotonic() > self.deadline
         if self.accelerator.num_processes > 1:
             flags = torch.tensor([float(stopped), float(late)], device=self.accelerator.device)
             stopped, late = (bool(flag) for flag in self.accelerator.reduce(flags, reduction="sum"))

@@ -17,7 +17,9 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["no", "bf16"]
 
 # What a resumed run may change: when it stops and what it writes, never what it computes before that.
-CHANGEABLE = ("steps", "stop", "max_minutes", "save_every", "keep", "log_every", "workers", "output")
+CHANGEABLE = (
+    "steps", "stop", "max_minutes", "fit_minutes", "save_every", "keep", "log_every", "workers", "output",
+)  # fmt: skip
 
 _LEAST = {
     "seed": 0, "steps": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "stop": 0,
@@ -59,6 +61,9 @@ class Recipe:
     # all
     stop: int = 0
     max_minutes: float = 0.0  # stop and save after this long; 0 has no limit
+    # time the steps first, then stretch everything counted in steps so that the whole run takes this long;
+    # 0 takes the steps as they are. See fit.py
+    fit_minutes: float = 0.0
     save_every: int = 1000
     keep: int = 2  # number of checkpoints to keep
     log_every: int = 20
@@ -81,7 +86,7 @@ class Recipe:
                 f"a whole number of at least {least}",
             )
         self._check("lr", is_number(self.lr) and self.lr > 0, "a number above 0")
-        for name in ("weight_decay", "clip", "max_minutes"):
+        for name in ("weight_decay", "clip", "max_minutes", "fit_minutes"):
             self._check(
                 name, is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number of at least 0"
             )
@@ -127,6 +132,11 @@ class Recipe:
             "decay",
             self.schedule == "constant" or self.decay == 0,
             'left out when schedule is "cosine", which falls by itself',
+        )
+        self._check(
+            "max_minutes",
+            not (self.fit_minutes and self.max_minutes),
+            "0 beside fit_minutes, which ends a run by itself",
         )
 
     def _check(self, name: str, fine: bool, expected: str) -> None:

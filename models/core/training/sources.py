@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ NAMED = 3  # files in one message
 
 
 def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], latest: Path) -> None:
+    # a checkpoint from before a key was known has its default
+    before = {each.name: each.default for each in fields(Recipe)} | dict(before)
     changed = [key for key in now if key not in CHANGEABLE and before.get(key) != now[key]]
     if changed:
         named = ", ".join(f"{key} (was {before.get(key)!r}, is {now[key]!r})" for key in changed)

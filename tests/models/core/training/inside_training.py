@@ -4,7 +4,9 @@ python inside_training.py ROOT RECIPE.json
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 
 def name_checkout(root):
@@ -53,6 +55,40 @@ def build_toy(recipe):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return Task(Toy(), loss, Numbers())
+
+
+class Clock:
+    """Time that passes with each call of the loss and each checkpoint alone, so that no test depends on the
+    machine."""
+
+    def __init__(self, monkeypatch, *modules, step=0.2, save=1.5):
+        from spatialweave.models.core.training import fit, loop
+
+        self.now, self.calls, self.step, self.slow = 100.0, 0, step, {}
+        for module in (fit, loop, *modules):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        written = loop.save_checkpoint
+
+        def save_checkpoint(*given, **options):
+            self.now += save
+            return written(*given, **options)
+
+        monkeypatch.setattr(loop, "save_checkpoint", save_checkpoint)
+
+    def build(self, recipe):
+        task = build_toy(recipe)
+
+        def loss(*given):
+            self.calls += 1
+            self.now += self.step * (10 if self.slow and self.calls > self.slow["after"] else 1)
+            return task.loss(*given)
+
+        return replace(task, loss=loss)
+
+    def run(self, recipe, output, **options):
+        from spatialweave.models.core.training.loop import run_recipe
+
+        return run_recipe(recipe, {"toy": self.build}, output=output, **options)
 
 
 if __name__ == "__main__":
