@@ -12,7 +12,7 @@ def test_cores_class_gives_the_keys_and_values_of_transformers(inside):
     seen = inside(FILE, "two_hosts")
     assert seen["gap"] < 1e-4 and seen["hidden"] < 1e-4 and seen["spread"] > 0.05, seen
     assert seen["layers"] == [0, 1, 3, 4]
-    assert seen["lengths"] == [12, 2] and seen["shape"] == [1, 12, 128] and not seen["notes"]
+    assert seen["lengths"] == [13, 2] and seen["shape"] == [1, 13, 128] and not seen["notes"]
 
 
 def test_spatial_depth_runs_over_it(inside):
