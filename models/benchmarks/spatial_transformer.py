@@ -116,7 +116,7 @@ def compare_depths(infer: Infer, size: DepthPlan, plan: InferencePlan) -> dict[s
             count = min(plan.batch, plan.count - start)
             scenes = sample_scenes(HELD_OUT_SEED, count, split="test", start=start)
             frames = render_geometry(scenes, *size.size)
-            texts = [draw_captions(scene, start + i, plan.seeds) for i, scene in enumerate(scenes)]
+            texts = [draw_scene_captions(scene, start + i, plan.seeds) for i, scene in enumerate(scenes)]
             for seed in range(plan.seeds):
                 own = [row[seed] for row in texts]
                 inferred = infer(own)
@@ -137,7 +137,7 @@ def compare_depths(infer: Infer, size: DepthPlan, plan: InferencePlan) -> dict[s
     return {name: describe_depths(kept, rows["median"], plan) for name, kept in rows.items()}
 
 
-def draw_captions(scene: Scene, index: int, count: int) -> list[str]:
+def draw_scene_captions(scene: Scene, index: int, count: int) -> list[str]:
     """`count` captions of a held-out scene, the same ones at every call."""
     rng = random.Random(f"spatial transformer/{index}")
     return [caption(scene, rng) for _ in range(count)]

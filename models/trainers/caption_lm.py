@@ -88,12 +88,12 @@ def build_caption_lm(recipe: Recipe) -> Task:
     decoder = make_decoder(config)
     init_decoder(decoder, Generator().manual_seed(recipe.seed))
     return Task(
-        model=CaptionModel(decoder), loss=caption_loss, dataset=Captions(find_captions(request)),
+        model=CaptionModel(decoder), loss=caption_loss, dataset=Captions(collect_captions(request)),
         export=partial(export_caption_lm, config=config),
     )  # fmt: skip
 
 
-def find_captions(request: CaptionRequest) -> list[str]:
+def collect_captions(request: CaptionRequest) -> list[str]:
     """The captions of a recipe's data; ValueError if its folder has none."""
     if not request.folder:
         scenes = sample_scenes(request.seed, request.scenes, split="train")

@@ -71,7 +71,7 @@ def test_the_order_that_a_caption_states_is_between_the_scenes_own_objects():
     for index, scene in enumerate(held_out(40)):
         pairs = {frozenset(pair): sign for pair, sign in benchmark.clear_pairs(scene)}
         names = [item.name for item in scene.objects]
-        for text in benchmark.draw_captions(scene, index, 2):
+        for text in benchmark.draw_scene_captions(scene, index, 2):
             described = parse_caption(text)
             for relation in described.relations:
                 ends = [described.phrases[i] for i in (relation.first, relation.second)]

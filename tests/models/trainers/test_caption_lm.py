@@ -31,7 +31,7 @@ from spatialweave.models.trainers.caption_lm import (
     CaptionRequest,
     Captions,
     caption_loss,
-    find_captions,
+    collect_captions,
     init_decoder,
     make_decoder,
 )
@@ -63,15 +63,15 @@ def read_recipe(name, output, **changes):
 def test_every_caption_of_the_folder_is_read(world):
     lines = [json.loads(line) for line in (world / "manifest.jsonl").read_text().splitlines()]
     texts = [text for line in lines for text in line.get("captions", [line["caption"]])]
-    captions = Captions(find_captions(CaptionRequest(folder=str(world))))
+    captions = Captions(collect_captions(CaptionRequest(folder=str(world))))
     assert len(captions) == len(texts) >= 6
     assert all(torch.equal(captions[i]["ids"], row) for i, row in enumerate(tokenize(texts)))
     assert tokenize_words(texts[:1]) == [[int(i) for i in tokenize(texts[:1])[0] if i != PAD]]
 
 
 def test_scenes_give_their_captions_and_those_of_their_mirror_images_without_a_rendering():
-    texts = find_captions(CaptionRequest(scenes=5, captions=3, seed=1))
-    assert len(texts) == 30 and texts == find_captions(CaptionRequest(scenes=5, captions=3, seed=1))
+    texts = collect_captions(CaptionRequest(scenes=5, captions=3, seed=1))
+    assert len(texts) == 30 and texts == collect_captions(CaptionRequest(scenes=5, captions=3, seed=1))
     assert texts[15:] == [mirror_caption(text) for text in texts[:15]]
     for i, scene in enumerate(sample_scenes(1, 5, split="train")):
         names = sorted(item.name for item in scene.objects)
@@ -83,7 +83,7 @@ def test_scenes_give_their_depth_and_its_mirror_image_beside_their_captions():
     settings = {"scenes": 70, "captions": 2, "seed": 3, "size": (16, 24)}
     data = WorldCaptionDepth(**settings, tokenize=tokenize_words)
     scenes = sample_scenes(3, 70, split="train")
-    texts = find_captions(CaptionRequest(scenes=70, captions=2, seed=3))
+    texts = collect_captions(CaptionRequest(scenes=70, captions=2, seed=3))
     depth = render(scenes[65:66], 16, 24, samples=1).depth[0]
     for index, flipped, first in ((130, depth, 130), (131, depth.flip(-1), 270)):
         sample = data[index]
