@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+# what is imported and collected stays (`freeze` below): nothing to look for in it meanwhile
+gc.disable()
+
 # for tensors this small, threads on a busy machine only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,6 +31,9 @@ TEMPORARY = tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="s
 # inductor keeps what it compiled from run to run and tells our operators by name alone:
 # tests compile what is here, not what once was
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(TEMPORARY, "compiled"))
+# it asks which vector instructions the compiler knows by importing torch in several processes, four seconds
+# each, and starts two more to compile in; what it makes of our graphs shows without vectors, too
+os.environ |= {"TORCHINDUCTOR_VEC_ISA_OK": "0", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 NAME, ROOT = "spatialweave", Path(__file__).resolve().parents[1]
 
@@ -107,6 +113,7 @@ def freeze():
 
 def pytest_collection_finish(session):
     session.config.frozen_modules = freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -131,11 +131,11 @@ def test_the_readmes_commands_are_the_ones_that_are_checked(pack):
     assert check.count(call) == check.count("\n    pytest") == 1
     assert re.findall(r'\bcheck (?:"[^"]*"|\w+) (\w+) "([^"]*)"', check) == [
         ("comfyui", "comfyui"),
+        ("comfyui", "slow and not comfyui and not once"),  # of kernels, which each torch compiles for itself
         ("newcomer", "slow"),  # of kernels
         ("newcomer", "not slow"),
         ("comfyui", "not comfyui and not slow and not once"),
         ("newcomer", "slow"),  # all but of kernels
-        ("comfyui", "slow and not comfyui and not once"),  # of kernels, which each torch compiles for itself
         ("newcomer", "slow"),  # where there is no ComfyUI
     ]
     assert '"slow" tests/kernels ||' in check and '"slow" --ignore=tests/kernels ||' in check
@@ -193,10 +193,10 @@ def test_the_check_gives_comfy_cli_an_environment_of_its_own(pack):
     closing lines count them.
     """
     check = pack.text(".ci/run")
-    assert (
-        '"$bin/python" -m pip install --quiet comfy-cli; then' in check
-        and "export COMFY_CLI=$bin/comfy" in check
-    )
+    assert '"$bin/python" -m pip install --quiet comfy-cli; then\n      COMFY_CLI=$bin/comfy\n' in check
+    assert re.findall(r"\n *find_comfy_cli\n +check|\nfind_comfy_cli\ncheck", check) == [
+        "\n  find_comfy_cli\n  check", "\nfind_comfy_cli\ncheck"
+    ]  # fmt: skip
     assert "COMFY_CLI" in pack.text("tests/workflows/test_workflows.py") and "comfy-cli" not in pack.text(
         "pyproject.toml"
     )

@@ -88,7 +88,7 @@ def check_kinds(kinds):
 
 @pytest.mark.comfyui
 def test_every_kind_of_run_is_checked_timed_and_weighed(cost):
-    figures, printed = cost("--rounds", "2")
+    figures, printed = cost("--rounds", "2", "--check-steps", "1")
     assert sorted(figures) == ["sd21", "tiny"]
     for name, figure in figures.items():
         assert (

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,13 +39,13 @@ def test_computed_ratio_is_that_of_torchs_own_count(program):
 
 
 @pytest.mark.comfyui
-def test_the_program_writes_its_figures(comfyui, root, tmp_path):
-    call = [sys.executable, str(WORKER), str(comfyui), str(root), "--sides", "64", "--grid", "4"]
-    call += ["--width", "128", "--rounds", "2", "--json", str(tmp_path / "cost.json")]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_the_program_writes_its_figures(comfyui, inside, root, tmp_path):
+    """In the ComfyUI that runs already; how it starts one of its own is as in worker_intrinsic_cost.py."""
+    arguments = [str(comfyui), str(root), "--sides", "64", "--grid", "4"]
+    arguments += ["--width", "128", "--rounds", "2", "--json", str(tmp_path / "cost.json")]
+    printed = inside(WORKER, "run_inside", arguments=arguments)
     figures = json.loads((tmp_path / "cost.json").read_text())
-    assert json.loads(done.stdout.splitlines()[-1]) == figures
+    assert json.loads(printed.splitlines()[-1]) == figures
     (row,) = figures["rows"]
     assert (row["length"], row["tokens"], figures["blocks"]) == (512 + 32, 16, 3)
     assert row["least"] <= row["ratio"] <= row["greatest"] and row["base_seconds"] > 0

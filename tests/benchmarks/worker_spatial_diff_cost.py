@@ -12,7 +12,9 @@ bit.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
 import statistics
 import sys
@@ -106,7 +108,7 @@ def measure(inside, side, options):
     }  # fmt: skip
 
 
-def main():
+def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("comfyui")
     parser.add_argument("pack")
@@ -116,8 +118,11 @@ def main():
     parser.add_argument("--depth", type=int, default=1, help="double blocks, and half as many as single ones")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    inside = start(options.comfyui, options.pack)
+    return parser.parse_args(arguments)
+
+
+def run(options, inside):
+    """The figures of every side asked for, on standard output and in the file."""
     import torch
 
     figures = {
@@ -130,6 +135,18 @@ def main():
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1) + "\n")
     sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def run_inside(arguments):
+    """The same in a ComfyUI that runs already, whose worker calls this; what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run(parse(arguments), sys.modules["__main__"].load_file("inside_spatial_diff.py"))
+    return printed.getvalue()
+
+
+def main():
+    options = parse(sys.argv[1:])
+    run(options, start(options.comfyui, options.pack))
 
 
 if __name__ == "__main__":

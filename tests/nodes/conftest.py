@@ -9,18 +9,16 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.fixture
-def worker_with(worker, comfyui, root, tmp_path):
-    """Start another ComfyUI, with these environment variables, for one test."""
-    started = []
-
-    def start(**environment):
-        started.append(type(worker)(comfyui, root, tmp_path / "log.txt", **environment))
-        return started[-1]
-
-    yield start
-    for other in started:
-        other.close()
+@pytest.fixture(scope="session")
+def other_worker(worker, comfyui, root, tmp_path_factory):
+    """A second ComfyUI, with a Triton that cannot be imported, and for what a test leaves in core's folders
+    and our tables.
+    """
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "triton.py").write_text('raise ImportError("no Triton in this test")\n')
+    other = type(worker)(comfyui, root, folder / "log.txt", PYTHONPATH=str(folder))
+    yield other
+    other.close()
 
 
 @pytest.fixture(scope="session")

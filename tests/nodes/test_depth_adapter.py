@@ -1,5 +1,7 @@
 """Depth Adapter in a real ComfyUI, on small random models of core's classes."""
 
+import functools
+
 import pytest
 
 pytestmark = pytest.mark.comfyui
@@ -13,17 +15,23 @@ def limit(kind, size):
     return CLOSE.get(kind, 1e-5) * max(1.0, size)
 
 
+@pytest.fixture(scope="module")
+def family(inside):
+    """What is seen of each kind, once for both tests."""
+    return functools.cache(lambda kind: inside(FILE, "family", kind=kind))
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_depth_adapter_adds_f_where_the_network_reads_the_latent(inside, kind):
-    seen = inside(FILE, "family", kind=kind)
+def test_depth_adapter_adds_f_where_the_network_reads_the_latent(family, kind):
+    seen = family(kind)
     assert seen["gap"] < limit(kind, seen["size"]) and seen["without CFG"] < limit(kind, seen["size"])
     assert seen["change"] > 100 * seen["gap"] and seen["change"] > 0.05, "F changes nothing"
     assert seen["shape"]
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_depth_adapter_of_zeros_and_strength_zero_are_bit_equal_to_the_base(inside, kind):
-    seen = inside(FILE, "family", kind=kind)
+def test_depth_adapter_of_zeros_and_strength_zero_are_bit_equal_to_the_base(family, kind):
+    seen = family(kind)
     assert seen["an adapter of zeros"] and seen["strength 0"] and seen["base again"]
 
 

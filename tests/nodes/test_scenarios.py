@@ -327,20 +327,16 @@ def test_scenario_06_batches_of_maps_are_refused_with_both_counts_and_one_serves
     assert "or one of either, got 2 and 3" in said
 
 
-def test_scenario_07_without_triton_the_pack_loads_and_runs(worker_with, tiny_weights, tmp_path):
+def test_scenario_07_without_triton_the_pack_loads_and_runs(other_worker, tiny_weights):
     """On a CPU, with a Triton that cannot be imported.
 
     Macs and AMD cards are not covered: no machine here has one.
     """
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "triton.py").write_text('raise ImportError("no Triton in this test")\n')
-    worker = worker_with(PYTHONPATH=str(broken))
-    assert worker.started["value"]["loaded"]
-    worker.call("inside_sampling.py", "start", weights=tiny_weights)
+    assert other_worker.started["value"]["loaded"]
+    other_worker.call("inside_sampling.py", "start", weights=tiny_weights)
     for file in ("inside_modes.py", "inside_geometry.py"):
-        worker.call(file, "batches")
-    result = worker.call("inside_scenarios.py", "on_this_machine")
+        other_worker.call(file, "batches")
+    result = other_worker.call("inside_scenarios.py", "on_this_machine")
     assert result == {"finite": True, "valid": True, "cloud": "ply", "triton": False, "device": "cpu"}
 
 

@@ -1,5 +1,7 @@
 """Spatial Depth in a real ComfyUI, over small random text encoders of core's classes."""
 
+import functools
+
 import pytest
 
 pytestmark = pytest.mark.comfyui
@@ -29,16 +31,22 @@ def test_the_pairings_give_other_depth(inside):
     assert min(inside(FILE, "pairings_differ")) > 1e-3
 
 
+@pytest.fixture(scope="module")
+def recording(inside):
+    """What is seen of each kind, once for both tests."""
+    return functools.cache(lambda kind: inside(FILE, "recording", kind=kind))
+
+
 @pytest.mark.parametrize("kind", ["omnigen2", "z_image"])
-def test_the_encoding_is_bit_equal_while_recorded(inside, kind):
-    seen = inside(FILE, "recording", kind=kind)
+def test_the_encoding_is_bit_equal_while_recorded(recording, kind):
+    seen = recording(kind)
     assert seen["during"] and seen["after"] and seen["hooks"] == [12, 0], seen
     assert seen["shape"] == [1, 1, seen["tokens"], 128]
 
 
 @pytest.mark.parametrize("kind", ["omnigen2", "z_image"])
-def test_keys_are_computed_again_where_the_attention_returns_none(inside, kind):
-    seen = inside(FILE, "recording", kind=kind)
+def test_keys_are_computed_again_where_the_attention_returns_none(recording, kind):
+    seen = recording(kind)
     assert seen["projected"] < 1e-5 * seen["size"] and seen["size"] > 0.5
 
 

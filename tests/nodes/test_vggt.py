@@ -1,14 +1,19 @@
 """VGGT's nodes in a real ComfyUI, with small random files."""
 
+import functools
+
 import pytest
 
 pytestmark = pytest.mark.comfyui
 FILE = "inside_vggt.py"
 
 
-@pytest.fixture
-def vggt(inside, tmp_path):
-    return lambda function: inside(FILE, function, folder=str(tmp_path / "geometry"))
+@pytest.fixture(scope="module")
+def vggt(inside, tmp_path_factory):
+    """Call a function inside ComfyUI, each only once and with a folder of its own."""
+    return functools.cache(
+        lambda function: inside(FILE, function, folder=str(tmp_path_factory.mktemp(function) / "geometry"))
+    )
 
 
 def test_vggt_reconstruct_gives_one_view_for_each_image_as_the_pipeline_does(vggt):

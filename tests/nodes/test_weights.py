@@ -183,12 +183,14 @@ def test_a_file_of_the_user_says_where_its_encoder_and_vae_are(inside, source):
     assert "Load VAE" in vae and lines["flux2-vae.safetensors"] in vae
 
 
-def test_a_file_brings_its_encoder_and_vae_through_cores_loaders_where_they_are(worker_with, root, tmp_path):
+def test_a_file_brings_its_encoder_and_vae_through_cores_loaders_where_they_are(
+    other_worker, root, tmp_path
+):
     """One widget away from the tiny model, whose CLIP and VAE sockets are wired: small files under the names
     of the big ones.
     """
     parts = root / "tests" / "workflows" / "inside_small_klein.py"
-    result = worker_with().call(FILE, "small_klein", folder=str(tmp_path), parts=str(parts))
+    result = other_worker.call(FILE, "small_klein", folder=str(tmp_path), parts=str(parts))
     clip, vae = result["before"]
     assert (
         "qwen_3_8b_fp8mixed.safetensors" in clip

@@ -58,6 +58,7 @@ def start(comfyui, pack):
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
     gc.enable()
     gc.freeze()  # it stays
+    sys.pycache_prefix = None  # what other packages import late has its bytecode beside it
     return {
         "loaded": loaded,
         "seconds": round(seconds, 3),
@@ -67,8 +68,8 @@ def start(comfyui, pack):
 
 
 def compile_all(pack):
-    """Bytecode of the pack, as ComfyUI finds it at every start but the first;
-    beside the pack nothing is written.
+    """Bytecode of the pack, as ComfyUI finds it at every start but the first, in a folder of its own: the
+    pack's may be another Python's.
     """
     sys.pycache_prefix = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)
@@ -92,12 +93,19 @@ def load_file(name):
     return sys.modules[key]
 
 
+def freeze():
+    """What was imported stays: no garbage collection needs to look through it again."""
+    gc.collect()
+    gc.freeze()
+    return len(sys.modules)
+
+
 def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to the log
     sys.stdin.reconfigure(encoding="utf-8")
     comfyui, sys.argv[2] = (os.path.abspath(place) for place in sys.argv[1:3])
-    reply = {"value": start(comfyui, sys.argv[2])}
+    reply, frozen = {"value": start(comfyui, sys.argv[2])}, len(sys.modules)
     while True:
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
@@ -112,6 +120,8 @@ def main():
                 reply = {"value": getattr(load_file(call["file"]), call["function"])(**call["kwargs"])}
         except Exception:  # noqa: BLE001 - the caller gets it, whatever it is
             reply = {"error": traceback.format_exc()}
+        if len(sys.modules) > frozen + 100:  # diffusers and core's further nodes come late
+            frozen = freeze()
 
 
 if __name__ == "__main__":

@@ -70,10 +70,13 @@ def test_two_processes_with_a_server_each_build_a_folder_that_trains(
     graph, output, script = tmp_path / "graph.json", tmp_path / "dataset", tmp_path / "build.py"
     graph.write_text(json.dumps(without_weights(root)))
     script.write_text(
+        "import sys\n"
         "from spatialweave.models.intrinsic_ldm.data.build import build_dataset\n"
-        f"print(build_dataset({str(pictures)!r}, {str(output)!r}, "
+        "for turn in (1, 2):\n"
+        f"    print(f'{{turn}}:', build_dataset({str(pictures)!r}, {str(output)!r}, "
         f"servers={[server[0].url, second[0].url]}, size={SIZE}, "
         f"workflow={str(graph)!r}, shard_size=2))\n"
+        "    print('turn over', file=sys.stderr)\n"
     )
     call = [
         sys.executable,
@@ -86,21 +89,18 @@ def test_two_processes_with_a_server_each_build_a_folder_that_trains(
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     before = [set(one.get_json("/history")) for one in (server[0], second[0])]
-    for wanted in (["2", "3"], ["0", "0"]):  # the second time all is there
-        done = subprocess.run(
-            call, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path, check=False
-        )
-        assert done.returncode == 0, done.stderr[:3000]
-        assert (
-            sorted(
-                re.findall(
-                    r"5 samples, (\d) of them written in this process, 2 processes at work", done.stdout
-                )
-            )
-            == wanted
-        )
-        assert ("2b.png is left out: Expected an image in " in done.stderr) == (wanted[0] != "0")
-        assert done.stdout.count("1 left out: 2b.png (Expected an image in ") == 2, (
+    done = subprocess.run(
+        call, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr[:3000]
+    # neither process ends a turn before the other has said all of it
+    first, _, again = done.stderr.partition("turn over")
+    assert "2b.png is left out: Expected an image in " in first and "is left out" not in again
+    for turn, wanted in ((1, ["2", "3"]), (2, ["0", "0"])):  # the second time all is there
+        said = [line for line in done.stdout.splitlines() if line.startswith(f"{turn}: ")]
+        counts = r"5 samples, (\d) of them written in this process, 2 processes at work"
+        assert sorted(re.findall(counts, "\n".join(said))) == wanted
+        assert sum("1 left out: 2b.png (Expected an image in " in line for line in said) == 2, (
             "said by both, the second time too"
         )
     asked = [

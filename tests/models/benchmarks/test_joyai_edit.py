@@ -19,6 +19,7 @@ from spatialweave.models.world.render import render
 
 def test_a_few_edits_give_all_figures(monkeypatch):
     monkeypatch.setattr(joyai_edit, "_FRAMED", 2)
+    monkeypatch.setattr(joyai_edit, "_SIZE", 128)
     figures = evaluate_edit_check(6, seed=7, split="train")
     keys = {
         "move.displacement_error", "camera.yaw_error", "camera.pitch_error", "check.accuracy",

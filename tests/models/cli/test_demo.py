@@ -19,6 +19,7 @@ from spatialweave.models.cli import demo_sampling
 from spatialweave.models.core.export.exr import encode_exr
 
 FAST = ["--steps", "2", "--candidates", "1"]
+SMALL = [*FAST, "--size", "64x64"]
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,10 @@ def made(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_orbit(monkeypatch):
-    """Most of a demo's time is its orbit of 30 frames: runs of single tests draw 4; `made`, of module scope,
+    """Most of a demo's time is its orbit of 30 frames: runs of single tests draw 2; `made`, of module scope,
     has all.
     """
-    monkeypatch.setattr(demo_sampling, "render_orbit", partial(demo_sampling.render_orbit, frames=4))
+    monkeypatch.setattr(demo_sampling, "render_orbit", partial(demo_sampling.render_orbit, frames=2))
 
 
 def test_demo_writes_every_format(made):
@@ -114,12 +115,12 @@ def test_demo_refines_the_depth_and_keeps_the_picture(made, tmp_path):
 
 
 def test_demo_empty_prompt_works(tmp_path):
-    assert cli.main(["demo", "", "--output", str(tmp_path), *FAST]) == 0
+    assert cli.main(["demo", "", "--output", str(tmp_path), *SMALL]) == 0
     assert (tmp_path / "sheet.png").is_file()
 
 
 def test_demo_names_unknown_words_with_the_nearest_known(tmp_path, capsys):
-    assert cli.main(["demo", "a gren elephant", "--output", str(tmp_path), *FAST]) == 0
+    assert cli.main(["demo", "a gren elephant", "--output", str(tmp_path), *SMALL]) == 0
     said = capsys.readouterr().out
     assert "'gren' (nearest: 'green')" in said
     assert "'elephant'" in said
@@ -164,23 +165,23 @@ def test_demo_samples_one_where_a_stream_is_given_or_one_is_asked_for(tmp_path, 
 
 
 def test_demo_says_that_it_replaces_an_earlier_run(tmp_path, capsys):
-    assert cli.main(["demo", "a red ball", "--output", str(tmp_path), *FAST]) == 0
+    assert cli.main(["demo", "a red ball", "--output", str(tmp_path), *SMALL]) == 0
     assert "earlier run" not in capsys.readouterr().out
-    assert cli.main(["demo", "a blue box", "--seed", "3", "--output", str(tmp_path), *FAST]) == 0
+    assert cli.main(["demo", "a blue box", "--seed", "3", "--output", str(tmp_path), *SMALL]) == 0
     first = f"note: {tmp_path} holds an earlier run ('a red ball', seed 0), which this one replaces;"
     assert first in capsys.readouterr().out
     (tmp_path / "run.json").write_text("[]")
-    assert cli.main(["demo", "a blue box", "--output", str(tmp_path), *FAST]) == 0
+    assert cli.main(["demo", "a blue box", "--output", str(tmp_path), *SMALL]) == 0
     assert "an earlier run (its run.json cannot be read)" in capsys.readouterr().out
 
 
 def test_demo_reads_chinese_and_says_which_letters_the_sheet_lacks(tmp_path, capsys):
     chinese = "\u84dd\u76d2\u5b50"  # blue box
-    assert cli.main(["demo", chinese, "--output", str(tmp_path / "1"), *FAST]) == 0
+    assert cli.main(["demo", chinese, "--output", str(tmp_path / "1"), *SMALL]) == 0
     printed = capsys.readouterr().out
     assert "note: The tiny model reads 'a blue box'." in printed and "font" not in printed
     assert json.loads((tmp_path / "1/run.json").read_text(encoding="utf-8"))["prompt"] == chinese
-    assert cli.main(["demo", "a \u0448\u0430\u0440", "--output", str(tmp_path / "2"), *FAST]) == 0
+    assert cli.main(["demo", "a \u0448\u0430\u0440", "--output", str(tmp_path / "2"), *SMALL]) == 0
     printed = capsys.readouterr().out
     assert "does not know '\u0448\u0430\u0440'" in printed
     assert "note: The sheet's font has no '\u0448', '\u0430', '\u0440': its title leaves them out." in printed
@@ -414,7 +415,7 @@ def test_demo_keeps_what_it_made_when_the_disk_is_full(tmp_path):
     script = (
         "import resource, signal, sys; from spatialweave.models import cli; signal.signal(signal.SIGXFSZ, "
         "signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
-        f"sys.exit(cli.main(['demo', '--steps', '1', '--output', {str(tmp_path / 'out')!r}]))"
+        f"sys.exit(cli.main(['demo', *{FAST}, '--output', {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run(
         [sys.executable, "-IB", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False

@@ -66,7 +66,10 @@ def test_prompts_and_seeds_are_shown_as_they_are_typed(site):
     assert "spatialweave demo 'a red ball' --seed 3 --refine --steps 2" in text
 
 
-def test_a_command_of_the_page_makes_its_image(site, tmp_path):
+def test_a_command_of_the_page_makes_its_image(site, tmp_path, monkeypatch):
+    """With an orbit of one frame, which it does not ask about."""
+    orbit = demo_sampling.render_orbit
+    monkeypatch.setattr(demo_sampling, "render_orbit", lambda view: orbit(view, frames=1))
     words = ["demo", "a red ball", "--seed", "3", "--refine", "--steps", "2"]
     assert cli.main([*words, "--output", str(tmp_path)]) == 0
     assert (tmp_path / "image.png").read_bytes() == (site / "gallery" / "1_image.png").read_bytes()

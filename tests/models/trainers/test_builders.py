@@ -73,7 +73,9 @@ def test_tiny_recipes_follow_one_another(folder):
             for key, value in whole["model"].items()
         }
         outcome = run_recipe(
-            shorten(stage, folder, model=model, output=whole["output"].replace("runs/", f"{folder}/")),
+            shorten(
+                stage, folder, steps=1, model=model, output=whole["output"].replace("runs/", f"{folder}/")
+            ),
             BUILDERS,
         )
         assert outcome.ending == "finished"

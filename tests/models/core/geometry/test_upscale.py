@@ -22,6 +22,12 @@ def small_view(frames):
     return View.from_depth(low.depth, units="metric", image=low.image, intrinsics=low.intrinsics)
 
 
+@pytest.fixture(scope="module")
+def guided(frames):
+    """The small views at the larger size, each test's to read."""
+    return upscale_view(small_view(frames), frames[1].image)
+
+
 def edge_error(depth, exact):
     """Mean |log ratio| within four pixels of an outline, where both are finite."""
     log = torch.where(torch.isfinite(exact), exact, exact[torch.isfinite(exact)].max()).log()[:, None]
@@ -30,9 +36,8 @@ def edge_error(depth, exact):
     return float((depth[both] / exact[both]).log().abs().mean())
 
 
-def test_outlines_follow_the_image_better_than_bilinear_ones(frames):
-    view, exact = small_view(frames), frames[1]
-    guided = upscale_view(view, exact.image)
+def test_outlines_follow_the_image_better_than_bilinear_ones(frames, guided):
+    exact = frames[1]
     plain = F.interpolate(
         frames[0].depth.nan_to_num(posinf=1e3)[:, None].log(), size=(512, 512), mode="bilinear"
     )
@@ -40,15 +45,13 @@ def test_outlines_follow_the_image_better_than_bilinear_ones(frames):
     assert edge_error(guided.depth, exact.depth) < 0.65 * edge_error(plain.exp()[:, 0], exact.depth)
 
 
-def test_sky_and_valid_pixels_are_the_exact_ones_but_for_outlines(frames):
-    guided, exact = upscale_view(small_view(frames), frames[1].image), frames[1]
-    sky = torch.isinf(exact.depth)
+def test_sky_and_valid_pixels_are_the_exact_ones_but_for_outlines(frames, guided):
+    sky = torch.isinf(frames[1].depth)
     assert guided.sky is not None and float((guided.sky != sky).float().mean()) < 0.01
     assert torch.equal(guided.sky, ~guided.mask)
 
 
-def test_the_camera_is_that_of_the_larger_image(frames):
-    guided = upscale_view(small_view(frames), frames[1].image)
+def test_the_camera_is_that_of_the_larger_image(frames, guided):
     assert torch.allclose(guided.intrinsics, frames[1].intrinsics, rtol=1e-5)
 
 
@@ -69,11 +72,10 @@ def test_holes_stay_holes(frames):
     assert torch.allclose(guided.depth[guided.mask], torch.tensor(2.0))
 
 
-def test_strips_change_nothing(frames, monkeypatch):
-    view = small_view(frames)
-    whole = upscale_view(view, frames[1].image)
+def test_strips_change_nothing(frames, guided, monkeypatch):
     monkeypatch.setattr(upscale, "_STRIP", 512 * 2 * 7)
-    assert torch.allclose(upscale_view(view, frames[1].image).depth, whole.depth, rtol=1e-5)
+    again = upscale_view(small_view(frames), frames[1].image)
+    assert torch.allclose(again.depth, guided.depth, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
