@@ -38,6 +38,7 @@ class TrainStep:
 
 Step = DataStep | TrainStep
 
+CAPTURED = {"device_noise": True, "capture": True}  # of the losses that are written for it
 WORLD = DataStep("world data/world --scenes 24000 --size 128", "data/world")
 WORLD_CACHE = "data/world/latents-*.safetensors"
 _JOINT = "models/modality_forcing/recipes/tiny_"
@@ -55,12 +56,14 @@ CHAINS: Mapping[str, tuple[Step, ...]] = {
     "modality_forcing": (
         WORLD,
         DataStep("world data/world_6000 --scenes 6000 --size 128", "data/world_6000"),
-        TrainStep(f"{_JOINT}1_text_to_image.json", 0.27, {"batch_size": 512, "lr": 0.004}, WORLD_CACHE),
-        TrainStep(f"{_JOINT}2_both_streams.json", 0.18, {"batch_size": 512, "lr": 0.0024}),
-        TrainStep(f"{_JOINT}3_text_to_image.json", 0.24, {"batch_size": 512, "lr": 0.003}),
-        TrainStep(f"{_JOINT}4_both_streams.json", 0.26, {"batch_size": 512, "lr": 0.0024}),
         TrainStep(
-            f"{_JOINT}5_depth_head.json", 0.05, {"batch_size": 256, "lr": 0.0004},
+            f"{_JOINT}1_text_to_image.json", 0.27, {"batch_size": 512, "lr": 0.004, **CAPTURED}, WORLD_CACHE
+        ),
+        TrainStep(f"{_JOINT}2_both_streams.json", 0.18, {"batch_size": 512, "lr": 0.0024, **CAPTURED}),
+        TrainStep(f"{_JOINT}3_text_to_image.json", 0.24, {"batch_size": 512, "lr": 0.003, **CAPTURED}),
+        TrainStep(f"{_JOINT}4_both_streams.json", 0.26, {"batch_size": 512, "lr": 0.0024, **CAPTURED}),
+        TrainStep(
+            f"{_JOINT}5_depth_head.json", 0.05, {"batch_size": 256, "lr": 0.0004, **CAPTURED},
             "data/world_6000/latents-*.safetensors",
         ),
     ),

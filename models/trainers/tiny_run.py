@@ -95,13 +95,20 @@ def train_step(step: TrainStep, request: ChainRequest, deadline: float, part: fl
     """One recipe, for `part` of the time until `deadline`; True if it is finished."""
     recipe = read_chain_recipe(step, request)
     while not is_finished(recipe):
+        begun = find_latest(Path(recipe.output)) is not None
         minutes = part * (deadline - time.monotonic()) / 60
         if minutes < LEAST_MINUTES:
             say(f"{step.recipe}: the time is over; the same command goes on here")
             return False
-        resume = find_latest(Path(recipe.output)) is not None
-        say(f"{step.recipe}: {minutes:.2f} minutes{', resumed' if resume else ''}")
-        outcome = run_recipe(replace(recipe, fit_minutes=minutes), BUILDERS, resume=resume)
+        say(f"{step.recipe}: {minutes:.2f} minutes{', resumed' if begun else ''}")
+        try:
+            outcome = run_recipe(replace(recipe, fit_minutes=minutes), BUILDERS, resume=begun)
+        except RuntimeError as error:
+            if begun or not recipe.capture:
+                raise
+            say(f"{step.recipe}: not captured, its steps are launched one by one ({error})")
+            recipe = replace(recipe, capture=False)
+            continue
         say(f"{outcome.ending} at step {outcome.step}, loss {outcome.loss:.4f}: {outcome.checkpoint}")
         if outcome.ending == "interrupted":
             return False
@@ -119,12 +126,15 @@ def is_finished(recipe: Recipe) -> bool:
 
 
 def read_chain_recipe(step: TrainStep, request: ChainRequest) -> Recipe:
-    """The recipe with its paths in the request's folders, and on a card with what the chain changes there."""
+    """The recipe with its paths in the request's folders and its data on the device; on a card also with
+    what the chain changes there.
+    """
     values: dict[str, Any] = Recipe.read(PACK / step.recipe).to_json()
     for key in ("model", "data", "loss", "output"):
         values[key] = move_paths(values[key], request.folders)
     if request.scene_limit and "scenes" in values["data"]:
         values["data"]["scenes"] = min(values["data"]["scenes"], request.scene_limit)
+    values["resident"] = True
     if find_device().type == "cuda":
         values |= step.card
     return Recipe.from_json(values)

@@ -12,13 +12,12 @@ def draw_captions(batch: Batch, generator: Generator, dropout: float) -> Tensor:
     """Each image's token ids or context: one caption of several, some replaced by the empty prompt's."""
     key = "tokens" if "tokens" in batch else "context"
     captions = batch[key]
+    draw = {"generator": generator, "device": generator.device, "dtype": torch.float64}
     if captions.ndim == (3 if key == "tokens" else 4):
-        choice = (
-            torch.rand(len(captions), generator=generator, dtype=torch.float64) * captions.shape[1]
-        ).long()
-        captions = captions[torch.arange(len(captions)), choice.to(captions.device)]
+        choice = (torch.rand(len(captions), **draw) * captions.shape[1]).long().to(captions.device)
+        captions = captions[torch.arange(len(captions), device=captions.device), choice]
     empty = batch.get(f"empty_{key}")
-    dropped = torch.rand(len(captions), generator=generator, dtype=torch.float64) < dropout
+    dropped = torch.rand(len(captions), **draw) < dropout
     if not dropout:
         return captions
     if empty is None:

@@ -8,7 +8,6 @@ micro-batches.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from .capture import CapturedPass, check_abilities, record_graph
 from .checkpoint import (
     STATE,
     find_latest,
@@ -33,6 +33,7 @@ from .checkpoint import (
     write_json,
 )
 from .data import OrderedBatches, collate
+from .draws import number_slice, seed_draws
 from .fit import ENDED, fit_schedule, take_schedule
 from .interrupt import graceful_stop, leave_interrupt_to_parent
 from .optimizer import (
@@ -45,6 +46,7 @@ from .optimizer import (
 )
 from .progress import Log, Meter
 from .recipe import Recipe, learning_rate, naming
+from .resident import ResidentDataset
 from .sources import check_same_recipe, check_sources, write_sources
 
 log = logging.getLogger("spatialweave.training")
@@ -60,13 +62,17 @@ class Task:
     """A system's model, loss and data."""
 
     model: nn.Module  # everything that is trained, and saved
-    loss: Loss  # loss(model, batch, generator) -> (scalar, named scalars); generator is on the CPU
+    loss: Loss  # loss(model, batch, generator) -> (scalar, named scalars)
     dataset: Any  # len() and [index] -> dict of tensors and strings
     collate: Callable[[list], Batch] = collate
     # frozen networks that the loss uses: moved to the device, not saved
     companions: tuple[nn.Module, ...] = ()
     # (output folder, averaged state): writes the weights to ship
     export: Callable[[Path, Mapping[str, Tensor]], None] | None = None
+    # what the loss can do, for the recipe's device_noise and capture: draw on its generator's device, else it
+    # is given one on the CPU; and be captured: fixed shapes, and no wait for the device
+    draws_there: bool = False
+    captures: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,9 @@ def train(
     """
     accelerator, deadline = make_accelerator(recipe), math.inf
     try:
+        check_abilities(recipe, task, accelerator)
+        if recipe.resident:
+            task = replace(task, dataset=ResidentDataset(task.dataset, accelerator.device, task.collate))
         if recipe.fit_minutes:
             deadline = started + ENDED * 60 * recipe.fit_minutes
             if not latest:
@@ -160,6 +169,12 @@ class Run:
         self.model, self.optimizer = accelerator.prepare(LossModule(task.model, task.loss), optimizer)
         for companion in task.companions:
             companion.to(accelerator.device)
+        self.generator = Generator(accelerator.device if recipe.device_noise else "cpu")
+        self.captured = (
+            CapturedPass(self.run_pass, self.parameters.values(), self.generator, record_graph)
+            if recipe.capture
+            else None
+        )
         self.average = AveragedWeights(self.parameters, recipe.ema if accelerator.is_main_process else 0.0)
         self.step, self.meter, self.log = 0, Meter(accelerator), Log(self.output)
         if accelerator.is_main_process:
@@ -201,19 +216,28 @@ class Run:
         set_learning_rate(self.optimizer.optimizer, learning_rate(recipe, self.step))
         for micro in range(recipe.accumulate):
             batch = move(next(batches), accelerator.device)
-            generator = seed_slice(
-                recipe.seed, self.step, micro * accelerator.num_processes + accelerator.process_index
-            )
-            waits = micro + 1 < recipe.accumulate
-            with accelerator.no_sync(self.model) if waits else nullcontext():
-                loss, logs = self.model(batch, generator)
-                accelerator.backward(loss / recipe.accumulate)
+            part = micro * accelerator.num_processes + accelerator.process_index
+            number = number_slice(recipe.seed, self.step, part)
+            if self.captured:
+                loss, logs = self.captured(batch, number)
+            else:
+                seed_draws(number, self.generator)
+                waits = micro + 1 < recipe.accumulate
+                with accelerator.no_sync(self.model) if waits else nullcontext():
+                    loss, logs = self.run_pass(batch)
             self.meter.add({"loss": loss, **logs})
         if recipe.clip:
             self.meter.add({"grad_norm": accelerator.clip_grad_norm_(self.parameters.values(), recipe.clip)})
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if not self.captured:  # whose gradients are kept and overwritten
+            self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.step)
+
+    def run_pass(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Forward and backward pass of one slice; gradients are added to."""
+        loss, logs = self.model(batch, self.generator)
+        self.accelerator.backward(loss / self.recipe.accumulate)
+        return loss, logs
 
     def loader(self) -> torch.utils.data.DataLoader:
         accelerator, workers = self.accelerator, self.recipe.workers
@@ -225,7 +249,7 @@ class Run:
         return torch.utils.data.DataLoader(
             self.task.dataset, batch_sampler=order, collate_fn=self.task.collate, num_workers=workers,
             multiprocessing_context="spawn" if workers else None, worker_init_fn=leave_interrupt_to_parent,
-            pin_memory=accelerator.device.type == "cuda",
+            pin_memory=accelerator.device.type == "cuda" and not self.recipe.resident,
         )  # fmt: skip
 
     def find_ending(self, stopped: bool, seconds: float) -> Ending:
@@ -359,17 +383,6 @@ def find_resume_checkpoint(output: Path, recipe: Recipe, resume: bool) -> Path |
             "Choose another."
         ) from error
     return latest
-
-
-def seed_slice(seed: int, step: int, part: int) -> Generator:
-    """The generator of one slice of one step.
-
-    Torch's own generators get the same seed, for dropout and the like.
-    """
-    digest = hashlib.blake2b(f"slice/{seed}/{step}/{part}".encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "big") >> 1
-    torch.manual_seed(number)
-    return Generator().manual_seed(number)
 
 
 def move(batch: Any, device: torch.device) -> Any:

@@ -18,7 +18,8 @@ Precision = Literal["no", "bf16"]
 
 # What a resumed run may change: when it stops and what it writes, never what it computes before that.
 CHANGEABLE = (
-    "steps", "stop", "max_minutes", "fit_minutes", "save_every", "keep", "log_every", "workers", "output",
+    "steps", "stop", "max_minutes", "fit_minutes", "save_every", "keep", "log_every", "workers", "resident",
+    "output",
 )  # fmt: skip
 
 _LEAST = {
@@ -57,6 +58,9 @@ class Recipe:
     ema: float = 0.999  # decay of the averaged weights; 0 ships the last weights instead
     mixed_precision: Precision = "no"
     workers: int = 0  # data processes
+    resident: bool = False  # the whole dataset lies on the device, and batches are gathered there
+    device_noise: bool = False  # the loss draws its random numbers on the device: others than on the CPU
+    capture: bool = False  # forward and backward pass as one CUDA graph, on one card
     # end after this step, with the lr schedule of all `steps`: the first part of a staged run; 0 runs
     # all
     stop: int = 0
@@ -121,6 +125,14 @@ class Recipe:
             self._check(name, listed, "a list of name prefixes")
 
     def _check_sums(self) -> None:
+        for name in ("resident", "device_noise", "capture"):
+            self._check(name, isinstance(getattr(self, name), bool), "true or false")
+        whole = self.resident and self.device_noise and self.accumulate == 1 and not self.workers
+        self._check(
+            "capture",
+            whole or not self.capture,
+            "false without resident and device_noise, with workers, or with an accumulate above 1",
+        )
         self._check(
             "batch_size",
             self.batch_size % self.accumulate == 0,

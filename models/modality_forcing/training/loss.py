@@ -1,7 +1,7 @@
 """The paper's loss: a noise level per stream, image velocity, velocity-weighted depth x0, distillation.
 
 Conventions: t = 1 noise, t = 0 clean, x_t = (1 - t) x0 + t eps, velocity = eps - x0. All random numbers come
-from `generator`, on the CPU, so a loss is a function of (model, batch, generator state) on any machine.
+from `generator`: on the CPU, as a rule, so that a loss is the same function of its state on any machine.
 
 A batch has
     latent (b, c, h, w)
@@ -261,13 +261,12 @@ def drop_depth(
 ) -> tuple[Tensor, Tensor]:
     """(known, target): some samples keep few depth pixels, renormalized to unit mean, as in sparse depth."""
     chosen, share = uniform(len(net), generator) < settings.sparse, uniform(len(net), generator)
-    if not chosen.any():
+    if generator.device.type == "cpu" and not chosen.any():  # a card is not waited for
         return mask, net
     low, high = (math.log(s) for s in settings.sparse_keep)
     keep = torch.exp(low + (high - low) * share).where(chosen, torch.ones_like(share))
-    known = mask & (torch.rand(net.shape, generator=generator) < keep[:, None, None, None].float()).to(
-        mask.device
-    )
+    drawn = torch.rand(net.shape, generator=generator, device=generator.device)
+    known = mask & (drawn < keep[:, None, None, None].float()).to(mask.device)
     finite = known & (net < 2)  # 2 is infinite depth, at any scale
     scaled = contract(unit_mean(uncontract(net, z_max=None), finite)[0])
     changed = chosen.to(net.device)[:, None, None, None] & finite
@@ -275,4 +274,4 @@ def drop_depth(
 
 
 def draw_like(x: Tensor, generator: Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator).to(x.device)
+    return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)

@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 
 def uniform(count: int, generator: Generator) -> Tensor:
     """Numbers in (0, 1), float64: never 0, where an inverse distribution function is infinite."""
-    return torch.rand(count, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+    drawn = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+    return drawn.clamp(1e-9, 1 - 1e-9)
 
 
 def draw_logit_normal(u: Tensor, mu: float, sigma: float) -> Tensor:

@@ -18,6 +18,7 @@ from ...core.training.alignment import Aligner
 from ...core.training.data import FolderDataset
 from ...core.training.loop import Task
 from ...core.training.recipe import Recipe
+from ...core.training.resident import Constants
 from ...core.training.settings import check_settings, read_settings
 from ...core.weights.files import fill_module, read_tensors, write_tensors
 from ..config import ModalityForcingConfig, find_preset
@@ -92,11 +93,12 @@ def build(
     aligner = make_aligner(config, classes, sample, settings, recipe.seed) if settings.align else None
     model = TrainedModel(start_network(config, start, generator), text_encoder, aligner)
     teacher = make_teacher(model) if start.distill else None
+    constants = Constants(extra)
     return Task(
         model=model,
-        loss=partial(training_loss, settings=settings, teacher=teacher, extra=extra),
+        loss=constants.bind(partial(training_loss, settings=settings, teacher=teacher), "extra"),
         dataset=dataset,
-        companions=(teacher,) if teacher else (),
+        companions=(constants, teacher) if teacher else (constants,),
         export=partial(
             export,
             config=config,
@@ -104,6 +106,8 @@ def build(
             size=max(sample["latent"].shape[-2:]) * config.depth_patch,
             dtype=getattr(torch, start.ship),
         ),
+        draws_there=True,
+        captures=True,
     )
 
 
@@ -198,11 +202,8 @@ def training_loss(
         mask = batch["mask"][:, None]
         batch = {**batch, "depth_net": depth_to_net(batch["depth"][:, None], mask), "mask": mask}
     device = batch["latent"].device
-    batch = {
-        **batch,
-        "latent": batch["latent"].float(),
-        **{name: value.to(device) for name, value in extra.items()},
-    }
+    moved = {name: value.to(device) for name, value in extra.items()}  # as they are, if they lie there
+    batch = {**batch, "latent": batch["latent"].float(), **moved}
     return loss(model, batch, generator, settings=settings, teacher=teacher)
 
 

@@ -4,6 +4,7 @@ their steps."""
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from spatialweave.models.cli.console import build_parser
 from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.trainers import tiny_run
 from spatialweave.models.trainers.builders import BUILDERS
-from spatialweave.models.trainers.tiny_chains import CHAINS, PACK, DataStep, TrainStep, move_paths
+from spatialweave.models.trainers.tiny_chains import CAPTURED, CHAINS, PACK, DataStep, TrainStep, move_paths
 from spatialweave.models.trainers.tiny_run import ChainRequest, prepare_chain, train_chain
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")
@@ -27,7 +28,7 @@ TRAINED = [(system, step) for system, step in STEPS if isinstance(step, TrainSte
 @pytest.mark.parametrize("system, step", TRAINED, ids=lambda value: getattr(value, "recipe", value))
 def test_recipes_of_a_chain_are_there_and_take_what_a_card_changes(system, step):
     recipe = Recipe.read(PACK / step.recipe)
-    on_card = Recipe.from_json(recipe.to_json() | step.card)
+    on_card = Recipe.from_json(recipe.to_json() | {"resident": True} | step.card)
     assert on_card.system in BUILDERS and on_card.batch_size >= recipe.batch_size and on_card.lr >= recipe.lr
 
 
@@ -188,3 +189,26 @@ def test_preparing_needs_no_weights_of_the_chain(toy, tmp_path):
     (tmp_path / "1.json").write_text(json.dumps(recipe | {"model": model}))
     prepare_chain(request, run_command, said.append)
     assert built[0].model == {"ship": "float16"}
+
+
+def test_a_card_takes_other_batches_and_goes_on_where_it_cannot_capture(toy, tmp_path, monkeypatch):
+    request, run_command, built, ran, said = toy
+    prepare_chain(request, run_command, said.append)
+    step = TrainStep(str(tmp_path / "1.json"), 1.0, {"batch_size": 64, "lr": 0.5, **CAPTURED})
+    assert not tiny_run.read_chain_recipe(step, request).capture
+    monkeypatch.setattr(tiny_run, "find_device", lambda: SimpleNamespace(type="cuda"))
+    recipe = tiny_run.read_chain_recipe(step, request)
+    assert (recipe.batch_size, recipe.lr, recipe.device_noise, recipe.capture) == (64, 0.5, True, True)
+    tried = []
+
+    def run_recipe(recipe, builders, **options):
+        tried.append(recipe.capture)
+        if recipe.capture:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return real(tiny_run.replace(recipe, device_noise=False), builders, **options)
+
+    real = tiny_run.run_recipe
+    monkeypatch.setattr(tiny_run, "run_recipe", run_recipe)
+    monkeypatch.setattr(tiny_run, "is_finished", lambda recipe: len(tried) > 1)
+    assert tiny_run.train_step(step, request, 160.0, 0.5, said.append) and tried == [True, False]
+    assert any("not captured, its steps are launched one by one (operation not" in line for line in said)

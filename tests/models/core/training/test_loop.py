@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from spatialweave.kernels.testing import assert_close
 from spatialweave.models.core.training.data import FolderDataset, OrderedBatches, collate
-from spatialweave.models.core.training.loop import Outcome, run_recipe, seed_slice
+from spatialweave.models.core.training.draws import seed_slice
+from spatialweave.models.core.training.loop import Outcome, run_recipe
 from spatialweave.models.core.training.recipe import Recipe, learning_rate
 
 pytest.importorskip("accelerate", reason="the trainer's extra is not installed")

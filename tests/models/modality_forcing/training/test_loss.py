@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spatialweave.kernels.testing import assert_close
-from spatialweave.models.core.training.loop import seed_slice
+from spatialweave.models.core.training.draws import seed_slice
 from spatialweave.models.modality_forcing.config import ModalityForcingConfig
 from spatialweave.models.modality_forcing.depth_code import depth_to_net, net_to_depth
 from spatialweave.models.modality_forcing.network import ModalityForcing

@@ -166,7 +166,7 @@ def test_stages_hand_network_and_text_encoder_on(tmp_path):
     assert torch.equal(task.model.text_encoder.words.weight, words["words.weight"])
     base = load_network(tmp_path / "first" / "network.safetensors")[0]
     assert torch.equal(task.model.network.img_in.weight, base.img_in.weight)
-    (teacher,) = task.companions
+    *_, teacher = task.companions
     assert not any(p.requires_grad for p in teacher.parameters()) and torch.equal(
         teacher.network.img_in.weight, base.img_in.weight
     )
