@@ -30,7 +30,13 @@ from .modality_forcing_latents import (
 )
 from .pick_best import PickBest
 from .spatial_diff import AddGeometryTokens, LoadGeometryConnector, LoadTinyEditor, MoveObjectInstruction
-from .spatial_fusion import DepthAdapter, LoadDepthAdapter, LoadSpatialTransformer, SpatialDepth
+from .spatial_fusion import (
+    DepthAdapter,
+    LoadDepthAdapter,
+    LoadSpatialTransformer,
+    LoadTinyLanguageModel,
+    SpatialDepth,
+)
 from .vggt import LoadExampleViews, LoadVggt, VggtGeometryTokens, VggtReconstruct
 
 
@@ -51,7 +57,8 @@ class Extension(ComfyExtension):
         several = [LoadVggt, VggtReconstruct, VggtGeometryTokens, ScaleViews, FuseViews, SaveColmap]
         several += [LoadExampleViews]
         moves = [LoadTinyEditor, LoadGeometryConnector, AddGeometryTokens, MoveObjectInstruction]
-        fusion = [LoadDepthAdapter, DepthAdapter, LoadSpatialTransformer, SpatialDepth]
+        fusion = [LoadDepthAdapter, DepthAdapter, LoadSpatialTransformer, LoadTinyLanguageModel]
+        fusion += [SpatialDepth]
         nodes = [*generate, *intrinsics, *joy, PreviewDepth, *convert, *export, *measure, *several]
         nodes += [*fusion, *moves]
         return [with_net(node) for node in nodes]

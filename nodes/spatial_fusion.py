@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from .host.shared.notes import tell
 from .host.shared.shipped import TINY
+from .host.spatial_fusion.language import find_language_fault, list_language_files, load_language_clip
 from .host.spatial_fusion.loading import find_adapter_fault, list_adapters, load_adapter_file
 from .host.spatial_fusion.patch import with_depth
 from .host.spatial_fusion.transformer import (
@@ -163,6 +164,46 @@ class LoadSpatialTransformer(io.ComfyNode):
         transformer = load_transformer_file(transformer_name)
         tell([describe_transformer(transformer)], cls.hidden)
         return io.NodeOutput(transformer)
+
+
+class LoadTinyLanguageModel(io.ComfyNode):
+    """The language model of the tiny spatial transformer, as a CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpatialWeave_LoadTinyLanguageModel",
+            display_name="Load Tiny Language Model",
+            category="SpatialWeave/Loaders",
+            description="Loads a tiny language model, which the tiny spatial transformer was trained beside, "
+            "as a CLIP: it reads the captions of the procedural world. For trials and tests of Spatial Depth "
+            "on any computer.",
+            search_aliases=["spatialfusion", "depth from text", "depth from prompt", "tiny clip"],
+            inputs=[
+                io.Combo.Input(
+                    "language_name", options=list_language_files(),
+                    tooltip="A file of models/text_encoders. It is recognized by its metadata; any other "
+                    "file is refused by name.",
+                ),
+            ],
+            outputs=[
+                io.Clip.Output(
+                    "clip", display_name="CLIP",
+                    tooltip="The language model, for Spatial Depth. No diffusion model was trained with it.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, language_name) -> bool | str:
+        return True if language_name is None else find_language_fault(language_name) or True
+
+    @classmethod
+    def execute(cls, language_name) -> io.NodeOutput:
+        clip, what = load_language_clip(language_name)
+        tell([what], cls.hidden)
+        return io.NodeOutput(clip)
 
 
 class SpatialDepth(io.ComfyNode):

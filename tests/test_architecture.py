@@ -93,7 +93,7 @@ EXTRA_IMPORTS = {
     "models/joyai_edit/data/encode.py": {"diffusers"},
     "models/joyai_edit/training/": {"accelerate", "diffusers"},
     "models/spatial_diff/data/encoders.py": {"diffusers"},
-    "models/trainers/caption_lm.py": {"transformers"},
+    "models/spatial_fusion/language.py": {"transformers"},
     "models/trainers/omnigen2_base.py": {"transformers"},
     "models/trainers/spatial_transformer.py": {"transformers"},
     "nodes/": {"comfy_api"},

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from scipy.stats import norm, t
 
 CONFIDENCE = 0.95  # two-sided, by Student's t: with three values 4.3 standard errors
@@ -32,6 +33,17 @@ def significant_sign(differences: Sequence[float]) -> int:
     half_width = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
     mean = statistics.fmean(differences)
     return 1 if mean > half_width else -1 if mean < -half_width else 0
+
+
+def bootstrap_interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Interval of the mean of independent values at CONFIDENCE: percentiles of the means of `draws` samples
+    with replacement. At least two values are needed."""
+    if len(values) < 2:
+        raise ValueError(f"Expected at least two values, got {len(values)}. Measure more.")
+    found, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    means = [found[generator.integers(len(found), size=len(found))].mean() for _ in range(draws)]
+    low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return float(low), float(high)
 
 
 def proportion_interval(hits: int, count: int) -> tuple[float, float]:

@@ -20,6 +20,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_vggt(systems, looks)
     _add_joyai_edit(systems, looks)
     _add_spatial_fusion(systems, looks)
+    _add_spatial_transformer(systems, looks)
     _add_spatial_diff(systems, looks)
 
 
@@ -146,6 +147,33 @@ def _run_spatial_fusion(options: argparse.Namespace) -> None:
         for key, value in variant.items():
             write_line(f"{name + '.' + key:32s} {value}")
     write_line(f"{'overhead':32s} {figures['overhead']:.4f}")
+    if options.json:
+        write_figures(options.json, figures)
+
+
+def _add_spatial_transformer(systems, looks: Mapping[str, Any]) -> None:
+    summary = "depth that the tiny spatial transformer infers from captions of held-out scenes"
+    inferring = systems.add_parser("spatial_transformer", help=summary, **looks)
+    option = inferring.add_argument
+    weights = option("--weights", type=path, required=True)
+    weights.help = "the file that recipe spatial_transformer_tiny writes"
+    language = option("--language", type=path, required=True)
+    language.help = "the file of the language model that it was trained beside, which caption_lm_tiny writes"
+    option("--json", type=path, help="also write the figures to this file")
+    option("--n", type=whole(2, 10**6), default=500, help="held-out scenes")
+    option("--seeds", type=whole(1, 1000), default=3, help="captions of each scene")
+    inferring.set_defaults(run=_run_spatial_transformer)
+
+
+def _run_spatial_transformer(options: argparse.Namespace) -> None:
+    from ..benchmarks.report import write_figures
+    from ..benchmarks.spatial_transformer import InferencePlan, evaluate_spatial_transformer
+
+    plan = InferencePlan(options.n, options.seeds)
+    figures = evaluate_spatial_transformer(options.weights, options.language, plan=plan)
+    for name, variant in figures["variants"].items():
+        for key, value in variant.items():
+            write_line(f"{name + '.' + key:40s} {value}")
     if options.json:
         write_figures(options.json, figures)
 

@@ -246,6 +246,48 @@ class SpatialTransformerConfig:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class LanguageSizes:
+    """The tiny system's language model, a Qwen2. Names are those of transformers and of ComfyUI."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[:7]:
+            most = DEEPEST if field.name == "num_hidden_layers" else WIDEST
+            _check_whole(field.name, getattr(self, field.name), 1, most)
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"Expected {name} as a finite number above 0, got {value!r}. Correct it.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"Expected num_attention_heads as a multiple of num_key_value_heads, "
+                f"{self.num_key_value_heads}, got {self.num_attention_heads}. Change one of them."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict of JSON values; `from_json` restores equal sizes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LanguageSizes:
+        """From a plain dict with every key; a missing or unknown one is refused by name."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != names:
+            found = sorted(values) if isinstance(values, Mapping) else str(values)[:60]
+            raise ValueError(f"Expected sizes with {sorted(names)}, got {found}. Correct them.")
+        return cls(**values)
+
+
 def _check_whole(name: str, value: Any, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(

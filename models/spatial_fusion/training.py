@@ -197,15 +197,16 @@ def init_spatial_weights(network: SpatialTransformer, generator: Generator) -> N
 
 def build_spatial_task(
     *, network: SpatialTransformer, mllm: nn.Module, read: ReadPrompts, dataset: Any,
-    settings: SpatialDepthLoss, ship: torch.dtype = torch.float16,
+    settings: SpatialDepthLoss, ship: str = "float16",
 ) -> Task:  # fmt: skip
-    """The Task of stage 1: the MLLM is frozen, and `read` gives its keys and values."""
+    """The Task of stage 1: the MLLM is frozen, and `read` gives its keys and values. `ship` names the
+    precision of the file: a dtype, or int8, of large matrices alone."""
     return Task(
         model=network,
         loss=partial(spatial_loss, read=read, settings=settings),
         dataset=dataset,
         companions=(mllm.requires_grad_(False),),
-        export=partial(export_spatial_transformer, config=network.config, dtype=ship),
+        export=partial(export_spatial_transformer, config=network.config, ship=ship),
     )
 
 
@@ -269,9 +270,13 @@ def fit_target(depth: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tens
 
 
 def export_spatial_transformer(
-    folder: Path, state: Mapping[str, Tensor], *, config: SpatialTransformerConfig, dtype: torch.dtype
+    folder: Path, state: Mapping[str, Tensor], *, config: SpatialTransformerConfig, ship: str
 ) -> None:
     """Write the averaged spatial transformer as the node loads it."""
     network = SpatialTransformer(config, device="meta")
     network.load_state_dict(dict(state), assign=True)
-    save_spatial_transformer(folder / TRANSFORMER_FILE, network, {"licence": "Apache-2.0"}, dtype=dtype)
+    int8 = ship == "int8"
+    dtype = torch.float16 if int8 else getattr(torch, ship)
+    save_spatial_transformer(
+        folder / TRANSFORMER_FILE, network, {"licence": "Apache-2.0"}, dtype=dtype, int8=int8
+    )

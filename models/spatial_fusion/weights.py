@@ -96,12 +96,13 @@ def read_stated_config(
 
 def save_spatial_transformer(
     path: str | os.PathLike, transformer: SpatialTransformer, metadata: Mapping[str, str] | None = None, *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None, int8: bool = False,
 ) -> Path:  # fmt: skip
-    """Write a spatial transformer, with its config as metadata, cast to `dtype` if given."""
+    """Write a spatial transformer, with its config as metadata, cast to `dtype` if given, with `int8` its
+    large matrices in eight bits."""
     state = {name: value.to(dtype or value.dtype) for name, value in transformer.state_dict().items()}
     config = json.dumps(transformer.config.to_json())
-    return write_tensors(path, state, {CONFIG: config, **(metadata or {})}, kind=TRANSFORMER_KIND)
+    return write_tensors(path, state, {CONFIG: config, **(metadata or {})}, kind=TRANSFORMER_KIND, int8=int8)
 
 
 def load_spatial_transformer(

@@ -1,4 +1,4 @@
-"""A small language model over the captions of a dataset folder: the MLLM of the tiny SpatialFusion.
+"""A small language model over captions of the world or of a folder: the MLLM of the tiny SpatialFusion.
 
 It is a Qwen2 of transformers on the tiny text encoder's words, trained to predict the next word of captions.
 Its attention and its tensor names are those of ComfyUI's language models.
@@ -6,11 +6,11 @@ Its attention and its tensor names are those of ComfyUI's language models.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,15 @@ from ..core.training.loop import Batch, Task
 from ..core.training.recipe import Recipe
 from ..core.training.settings import check_settings, read_settings
 from ..spatial_fusion.config import SpatialTransformerConfig, find_transformer_preset
-from ..tiny.text import PAD, TOKENS, tokenize
-from ..tiny.vocabulary import VOCABULARY
+from ..spatial_fusion.language import (
+    LANGUAGE_FILE,
+    make_language,
+    save_language,
+    size_language,
+)
+from ..tiny.text import PAD, tokenize
+from ..world.captions import caption, mirror_caption
+from ..world.scene import Scene, sample_scenes
 
 FOLDER = "mllm"  # in the output folder: the language model as transformers saves it
 INIT_STD = 0.02
@@ -31,9 +38,19 @@ INIT_STD = 0.02
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """The `data` part of a recipe."""
+    """The `data` part of a recipe: a dataset folder, or scenes of the world, which need no rendering."""
 
-    folder: str  # a dataset folder, of which the captions alone are read
+    folder: str = ""  # of which the captions alone are read
+    scenes: int = 0
+    captions: int = 4  # of each scene, and as many of its mirror image
+    seed: int = 0  # of the scenes
+
+    def __post_init__(self) -> None:
+        if bool(self.folder) == bool(self.scenes) or self.scenes < 0 or self.captions < 1:
+            raise ValueError(
+                f"Expected either a folder or scenes, with captions of at least 1, in the recipe's data, got "
+                f"{self}. Correct the recipe."
+            )
 
 
 class CaptionModel(nn.Module):
@@ -50,17 +67,10 @@ class CaptionModel(nn.Module):
 
 
 class Captions(torch.utils.data.Dataset):
-    """ids (s,) of each caption of a folder, padded on the right."""
+    """ids (s,) of each text, padded on the right."""
 
-    def __init__(self, folder: str):
-        texts: list[str] = []
-        for entry in read_manifest(Path(folder))[0]:
-            texts += [text for text in entry.get("captions") or [entry["caption"]] if text.strip()]
-        if not texts:
-            raise ValueError(
-                f"Expected captions in {folder}, got none. Export the dataset with its captions."
-            )
-        self.ids = tokenize(texts)
+    def __init__(self, texts: Sequence[str]):
+        self.ids = tokenize(list(texts))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,32 +81,43 @@ class Captions(torch.utils.data.Dataset):
 
 def build_caption_lm(recipe: Recipe) -> Task:
     """The Task of the system `caption_lm`, of the sizes that the preset's spatial transformer expects."""
-    request = read_settings(CaptionRequest, {"folder": ""} | recipe.data, "recipe's data")
+    request = read_settings(CaptionRequest, recipe.data, "recipe's data")
     check_settings(recipe.model, {}, "recipe's model")
     check_settings(recipe.loss, {}, "recipe's loss")
     config = find_transformer_preset(recipe.preset)
     decoder = make_decoder(config)
     init_decoder(decoder, Generator().manual_seed(recipe.seed))
     return Task(
-        model=CaptionModel(decoder), loss=caption_loss, dataset=Captions(request.folder),
+        model=CaptionModel(decoder), loss=caption_loss, dataset=Captions(collect_captions(request)),
         export=partial(export_caption_lm, config=config),
     )  # fmt: skip
 
 
+def collect_captions(request: CaptionRequest) -> list[str]:
+    """The captions of a recipe's data; ValueError if its folder has none."""
+    if not request.folder:
+        scenes = sample_scenes(request.seed, request.scenes, split="train")
+        rows = [scene_captions(scene, request.captions) for scene in scenes]
+        return [text for row in rows for text in row] + [mirror_caption(text) for row in rows for text in row]
+    texts: list[str] = []
+    for entry in read_manifest(Path(request.folder))[0]:
+        texts += [text for text in entry.get("captions") or [entry["caption"]] if text.strip()]
+    if not texts:
+        raise ValueError(
+            f"Expected captions in {request.folder}, got none. Export the dataset with its captions."
+        )
+    return texts
+
+
+def scene_captions(scene: Scene, count: int) -> list[str]:
+    """`count` captions of a scene, the same ones at every call."""
+    rng = random.Random(f"captions/{scene.seed}")
+    return [caption(scene, rng) for _ in range(count)]
+
+
 def make_decoder(config: SpatialTransformerConfig) -> nn.Module:
     """A Qwen2 over the tiny words, as wide and deep as a spatial transformer's MLLM."""
-    import transformers
-
-    return transformers.Qwen2Model(
-        transformers.Qwen2Config(
-            vocab_size=len(VOCABULARY) + 2, hidden_size=config.mllm_width,
-            intermediate_size=2 * config.mllm_width, num_hidden_layers=config.mllm_layers,
-            num_attention_heads=max(1, config.mllm_width // config.head_dim), head_dim=config.head_dim,
-            num_key_value_heads=config.kv_heads, max_position_embeddings=TOKENS,
-            rms_norm_eps=config.norm_eps, pad_token_id=PAD, bos_token_id=None, eos_token_id=None,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        )
-    )  # fmt: skip
+    return make_language(size_language(config))
 
 
 def init_decoder(decoder: nn.Module, generator: Generator) -> None:
@@ -112,6 +133,7 @@ def init_decoder(decoder: nn.Module, generator: Generator) -> None:
 def caption_loss(model: nn.Module, batch: Batch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each word after the first, and of the end, which is the first padding."""
     ids = batch["ids"]
+    ids = ids[:, : int((ids != PAD).sum(dim=1).max()) + 1]  # no further than the end of the longest
     mask = ids != PAD
     logits = model(ids, mask.long())
     after = mask[:, :-1]  # the words that another one, or the end, follows
@@ -121,14 +143,8 @@ def caption_loss(model: nn.Module, batch: Batch, generator: Generator) -> tuple[
 def export_caption_lm(
     folder: Path, state: Mapping[str, Tensor], *, config: SpatialTransformerConfig
 ) -> None:
-    """Write the averaged language model as transformers reads it."""
-    decoder = make_decoder(config)
-    prefix = "decoder."
+    """Write the averaged language model as transformers reads it, and as the node does."""
+    decoder, prefix = make_decoder(config), "decoder."
     decoder.load_state_dict({name.removeprefix(prefix): value for name, value in state.items()})
     decoder.save_pretrained(folder / FOLDER)
-
-
-def tokenize_words(texts: Sequence[str]) -> list[list[int]]:
-    """The tiny words' token ids of each text, without padding."""
-    rows: list[Any] = tokenize(list(texts)).tolist()
-    return [[token for token in row if token != PAD] for row in rows]
+    save_language(folder / LANGUAGE_FILE, size_language(config), decoder.state_dict())

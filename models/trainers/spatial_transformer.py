@@ -20,11 +20,12 @@ from ..core.training.loop import Task
 from ..core.training.recipe import Recipe
 from ..core.training.settings import Size, check_settings, read_settings
 from ..spatial_fusion.config import SpatialTransformerConfig, find_transformer_preset
+from ..spatial_fusion.language import fill_language, read_language, tokenize_words
 from ..spatial_fusion.mllm import check_mllm, find_text_model, read_semantic_state, read_sizes
 from ..spatial_fusion.network import SpatialTransformer, plan_depth
 from ..spatial_fusion.training import SpatialDepthLoss, build_spatial_task, init_spatial_weights
 from ..spatial_fusion.weights import fill_from_vggt, load_spatial_transformer
-from .caption_lm import tokenize_words
+from .caption_depth import WorldCaptionDepth
 
 TINY_WORDS = "tiny"  # the tokenizer of the language model that `caption_lm` trains
 # what a prompt is put into before the MLLM reads it, as the preset's generator was trained
@@ -37,17 +38,19 @@ TEMPLATES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class CaptionedDepthRequest:
-    """The `data` part of a recipe: a dataset folder with depth and captions."""
+    """The `data` part of a recipe: a dataset folder with depth and captions, or scenes of the world."""
 
-    folder: str
-    size: Size | None = None  # pixels; None keeps the depth's own
+    folder: str = ""
+    size: Size | None = None  # pixels; None keeps the depth's own, of scenes the transformer's
     captions: int = 1  # per image, of the manifest's "captions"
+    scenes: int = 0  # of the world, rendered when training starts, each also mirrored
+    seed: int = 0  # of the scenes
 
     def __post_init__(self) -> None:
-        if not self.folder or self.captions < 1:
+        if bool(self.folder) == bool(self.scenes) or self.scenes < 0 or self.captions < 1:
             raise ValueError(
-                f"Expected a folder, and captions of at least 1, in the recipe's data, got {self}. Correct "
-                "the recipe."
+                "Expected either a folder or scenes, and captions of at least 1, in the recipe's data, got "
+                f"{self}. Correct the recipe."
             )
 
 
@@ -55,13 +58,14 @@ class CaptionedDepthRequest:
 class SpatialTransformerSettings:
     """The `model` part of a recipe."""
 
-    mllm: str  # folder of the language model, as transformers saves it
+    mllm: str  # folder of the language model, as transformers saves it, or the file that `caption_lm` writes
     tokenizer: str = ""  # folder of its tokenizer, or "tiny" for the tiny words; "": the same folder
     config: Mapping[str, Any] = field(default_factory=dict)  # changes to the preset
     vggt: str = ""  # a VGGT file that image encoder and depth head are taken from
     weights: str = ""  # a spatial transformer of this config to go on from
     precision: Literal["float32", "bfloat16"] = "float32"  # of the frozen language model
-    ship: Literal["float32", "float16", "bfloat16"] = "float16"  # precision of the file that a run writes
+    # precision of the file that a run writes; int8: large matrices in eight bits, the rest in float16
+    ship: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
 
 
 class CaptionedDepth(torch.utils.data.Dataset):
@@ -144,8 +148,22 @@ def build_spatial_transformer(recipe: Recipe) -> Task:
     check_mllm(network.config, read_sizes(decoder), settings.mllm)
     return build_spatial_task(
         network=network, mllm=decoder, read=partial(read_semantic_state, decoder, config=network.config),
-        dataset=CaptionedDepth(request, network.config, tokenize, TEMPLATES[recipe.preset]),
-        settings=loss, ship=getattr(torch, settings.ship),
+        dataset=find_samples(request, network.config, tokenize, TEMPLATES[recipe.preset]),
+        settings=loss, ship=settings.ship,
+    )  # fmt: skip
+
+
+def find_samples(
+    request: CaptionedDepthRequest, config: SpatialTransformerConfig, tokenize, template: str
+) -> torch.utils.data.Dataset:
+    """The samples of a recipe's data, of a folder or of the world."""
+    if request.folder:
+        return CaptionedDepth(request, config, tokenize, template)
+    side = config.queries_side * config.patch
+    size = (side, side) if request.size is None else request.size
+    return WorldCaptionDepth(
+        scenes=request.scenes, captions=request.captions, seed=request.seed, tokenize=tokenize,
+        size=(size, size) if isinstance(size, int) else tuple(size), template=template,
     )  # fmt: skip
 
 
@@ -172,9 +190,11 @@ def start_transformer(
 
 def load_mllm(settings: SpatialTransformerSettings) -> tuple[nn.Module, Any]:
     """A language model of a folder, and its tokenizer as a function of texts; nothing is downloaded."""
+    folder, names = Path(settings.mllm), Path(settings.tokenizer or settings.mllm)
+    if settings.tokenizer == TINY_WORDS and folder.is_file():
+        return fill_language(*read_language(folder)), tokenize_words
     import transformers
 
-    folder, names = Path(settings.mllm), Path(settings.tokenizer or settings.mllm)
     files = [(folder, "config.json")]
     files += [] if settings.tokenizer == TINY_WORDS else [(names, "tokenizer_config.json")]
     for path, file in files:

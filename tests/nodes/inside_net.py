@@ -25,7 +25,7 @@ WRITERS = ("SaveDepth", "SaveJointLatent", "PreviewDepth")
 LOADERS = (
     "LoadModalityForcing", "LoadTinyDiffusion", "LoadIntrinsicVae", "LoadDepth", "LoadJointLatent",
     "LoadVggt", "LoadExampleViews", "LoadDepthAdapter", "LoadGeometryConnector", "LoadSpatialTransformer",
-    "LoadTinyEditor",
+    "LoadTinyEditor", "LoadTinyLanguageModel",
 )  # take no sockets
 KEEP = {}
 BY_DEPTH = {"method": "metric depth", "metric_view": 0}

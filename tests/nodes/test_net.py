@@ -95,6 +95,7 @@ def test_core_still_hands_over_the_inputs_that_a_check_names(net):
         "IntrinsicCoGeneration": ["lora_name", "schedule"],
         "LoadDepthAdapter": ["adapter_name"],
         "LoadSpatialTransformer": ["transformer_name"],
+        "LoadTinyLanguageModel": ["language_name"],
         "LoadGeometryConnector": ["connector_name"],
     }
     assert net("validated_names") == {name: ["cls", *inputs] for name, inputs in wanted.items()}

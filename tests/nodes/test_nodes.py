@@ -29,7 +29,7 @@ IDS += ["JoyFit", "JoyMoveObject", "JoyRotateObject", "JoyMoveCamera", "JoyResto
 IDS += ["LoadTinyEditor", "LoadGeometryConnector", "GeometryTokens", "MoveObjectInstruction"]
 IDS += ["LoadVggt", "LoadExampleViews", "VggtReconstruct", "VggtGeometryTokens"]
 IDS += ["LoadDepthAdapter", "DepthAdapter"]
-IDS += ["LoadSpatialTransformer", "SpatialDepth"]
+IDS += ["LoadSpatialTransformer", "LoadTinyLanguageModel", "SpatialDepth"]
 
 
 @pytest.fixture(scope="module")

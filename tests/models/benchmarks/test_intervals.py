@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, sem, ttest_1samp
+from scipy.stats import binomtest, bootstrap, sem, ttest_1samp
 
 from spatialweave.models.benchmarks.intervals import (
     CONFIDENCE,
+    bootstrap_interval,
     proportion_interval,
     significant_sign,
     summarize_seeds,
@@ -44,3 +45,15 @@ def test_both_signs_are_among_the_cases():
 def test_the_interval_of_a_proportion_is_wilsons(hits, count):
     expected = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
     assert proportion_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_a_bootstrap_interval_is_scipys():
+    values = np.random.default_rng(3).exponential(size=60)
+    found = bootstrap_interval(values.tolist())
+    exact = bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert found == pytest.approx((exact.low, exact.high), abs=0.02) and found[1] - found[0] > 0.3
+    assert found == bootstrap_interval(values.tolist())
+    with pytest.raises(ValueError, match="Expected at least two values, got 1"):
+        bootstrap_interval([1.0])

@@ -13,11 +13,12 @@ from spatialweave.models.core.training.recipe import Recipe
 from spatialweave.models.spatial_fusion import joint_training as joint
 from spatialweave.models.spatial_fusion.config import find_transformer_preset
 from spatialweave.models.spatial_fusion.depth_code import code_depth
+from spatialweave.models.spatial_fusion.language import tokenize_words
 from spatialweave.models.spatial_fusion.training import ADAPTER_FILE, TRANSFORMER_FILE
 from spatialweave.models.spatial_fusion.weights import load_adapter, load_spatial_transformer
 from spatialweave.models.trainers import spatial_fusion
 from spatialweave.models.trainers.builders import BUILDERS
-from spatialweave.models.trainers.caption_lm import init_decoder, make_decoder, tokenize_words
+from spatialweave.models.trainers.caption_lm import init_decoder, make_decoder
 
 diffusers = pytest.importorskip("diffusers", reason="the trainer's extra is not installed")
 CAPTIONS = ["a red ball", "a blue box to the left of a red ball"]

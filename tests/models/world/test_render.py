@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from spatialweave.models.world.render import render
+from spatialweave.models.world.render import render, render_geometry
 from spatialweave.models.world.scene import COLORS, sample_scenes, with_objects
 
 
@@ -19,6 +19,13 @@ def test_same_scenes_same_bits_in_any_batch():
         one, two = getattr(together, field.name), getattr(again, field.name)
         assert torch.equal(one, two)
         assert torch.equal(one[2:3], getattr(alone, field.name))
+
+
+def test_geometry_alone_is_the_geometry_of_the_image():
+    scenes = sample_scenes(4, 3)
+    frames = render(scenes, 24, 32, samples=1)
+    depth, segmentation = render_geometry(scenes, 24, 32)
+    assert torch.equal(depth, frames.depth) and torch.equal(segmentation, frames.segmentation)
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (24, 56), (57, 33)])
