@@ -125,7 +125,7 @@ CHAINS: Mapping[str, tuple[Step, ...]] = {
             "data/world_depth_latents/manifest.jsonl",
         ),
         TrainStep(f"{_FUSION}caption_lm_tiny.json", 0.15, {"batch_size": 512, "lr": 0.003}),
-        TrainStep(f"{_FUSION}spatial_transformer_tiny.json", 0.35, {"batch_size": 128, "lr": 0.0017}),
+        TrainStep(f"{_FUSION}spatial_transformer_tiny.json", 0.35, {"batch_size": 128, "lr": 0.004}),
         TrainStep(f"{_FUSION}spatial_fusion_tiny.json", 0.25, {"batch_size": 128, "lr": 0.001}),
     ),
 }  # fmt: skip
