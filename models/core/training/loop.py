@@ -124,11 +124,12 @@ def run_recipe(
 
 
 def train(
-    recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnLog | None = None, started: float
-) -> Outcome:
+    recipe: Recipe, task: Task, *, latest: Path | None = None, on_log: OnLog | None = None,
+    started: float | None = None,
+) -> Outcome:  # fmt: skip
     """Train `task` into the recipe's output folder, from the checkpoint `latest` if there is one.
 
-    `started`, on time.monotonic's clock, is when the recipe's fit_minutes began.
+    `started`, on time.monotonic's clock, is when the recipe's fit_minutes began; None: now.
     """
     accelerator, deadline = make_accelerator(recipe), math.inf
     try:
@@ -136,6 +137,7 @@ def train(
         if recipe.resident:
             task = replace(task, dataset=ResidentDataset(task.dataset, accelerator.device, task.collate))
         if recipe.fit_minutes:
+            started = time.monotonic() if started is None else started
             deadline = started + ENDED * 60 * recipe.fit_minutes
             if not latest:
                 recipe = fit_schedule(recipe, lambda fitted: Run(fitted, task, accelerator), started)
