@@ -36,7 +36,7 @@ CONTROL = ("core_sd21", "core_sdxl", "core_pixart", "core_klein")
 
 
 # joyai_*: they edit at one megapixel, which no setting makes small: a run takes as long as thirty others.
-# move_object_*, spatial_fusion_*: no connector and no adapter is published, and each has another small network.
+# move_object_*, spatial_fusion_*: no connector or adapter is published, and each has another small network.
 # vggt_*: they have no seed, so that ComfyUI's cache answers from the second run on.
 LEFT_OUT = ("joyai_", "move_object_", "spatial_fusion_", "vggt_")
 
