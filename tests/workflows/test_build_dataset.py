@@ -70,12 +70,14 @@ def test_two_processes_with_a_server_each_build_a_folder_that_trains(
     graph, output, script = tmp_path / "graph.json", tmp_path / "dataset", tmp_path / "build.py"
     graph.write_text(json.dumps(without_weights(root)))
     script.write_text(
-        "import sys\n"
+        "import os, pathlib, sys\n"
         "from spatialweave.models.intrinsic_ldm.data.build import build_dataset\n"
         "for turn in (1, 2):\n"
-        f"    print(f'{{turn}}:', build_dataset({str(pictures)!r}, {str(output)!r}, "
+        f"    said = build_dataset({str(pictures)!r}, {str(output)!r}, "
         f"servers={[server[0].url, second[0].url]}, size={SIZE}, "
-        f"workflow={str(graph)!r}, shard_size=2))\n"
+        f"workflow={str(graph)!r}, shard_size=2)\n"
+        "    # a file each: in one stream, lines of two processes run into each other\n"
+        "    pathlib.Path(f'said_{turn}_{os.environ[\"RANK\"]}').write_text(str(said))\n"
         "    print('turn over', file=sys.stderr)\n"
     )
     call = [
@@ -97,10 +99,10 @@ def test_two_processes_with_a_server_each_build_a_folder_that_trains(
     first, _, again = done.stderr.partition("turn over")
     assert "2b.png is left out: Expected an image in " in first and "is left out" not in again
     for turn, wanted in ((1, ["2", "3"]), (2, ["0", "0"])):  # the second time all is there
-        said = [line for line in done.stdout.splitlines() if line.startswith(f"{turn}: ")]
+        said = [(tmp_path / f"said_{turn}_{rank}").read_text() for rank in range(2)]
         counts = r"5 samples, (\d) of them written in this process, 2 processes at work"
         assert sorted(re.findall(counts, "\n".join(said))) == wanted
-        assert sum("1 left out: 2b.png (Expected an image in " in line for line in said) == 2, (
+        assert sum("1 left out: 2b.png (Expected an image in " in each for each in said) == 2, (
             "said by both, the second time too"
         )
     asked = [
